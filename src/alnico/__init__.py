@@ -1,0 +1,75 @@
+"""alnico merges neural networks in weight space.
+
+>>> import alnico
+>>> sorted(alnico.methods())
+['dare_linear', 'dare_ties', 'linear', 'passthrough', 'slerp', 'task_arithmetic', 'ties']
+
+The names below are the public interface; see docs/python.md for what is stable. Importing this package loads neither
+numba nor torch nor numpy.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from alnico import errors
+    from alnico.api import load_recipe, merge, methods, open, plan
+    from alnico.checkpoint.model import SafetensorsModel
+    from alnico.engine.run import Result
+    from alnico.methods.base import Merge, Method, method
+    from alnico.plan.job import Plan
+    from alnico.recipe.schema import Recipe
+
+_PLACES = {
+    "merge": "alnico.api",
+    "plan": "alnico.api",
+    "load_recipe": "alnico.api",
+    "open": "alnico.api",
+    "methods": "alnico.api",
+    "Recipe": "alnico.recipe.schema",
+    "Plan": "alnico.plan.job",
+    "Result": "alnico.engine.run",
+    "SafetensorsModel": "alnico.checkpoint.model",
+    "Method": "alnico.methods.base",
+    "Merge": "alnico.methods.base",
+    "method": "alnico.methods.base",
+}
+
+__all__ = [
+    "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "__version__", "errors", "load_recipe", "merge",
+    "method", "methods", "open", "plan",
+]  # fmt: skip
+
+
+class _Package(ModuleType):
+    """Keeps ``alnico.plan`` and ``alnico.methods`` the functions they are to users.
+
+    Importing a room binds its module on the package; two rooms are called like public functions, and those win. Inside
+    alnico rooms are imported with ``from alnico.plan.build import ...``, which does not look at the package's attributes.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _PLACES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name == "errors":
+        return importlib.import_module("alnico.errors")
+    if name not in _PLACES:
+        raise AttributeError(f"module 'alnico' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

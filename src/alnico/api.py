@@ -1,0 +1,112 @@
+"""The public functions: each a few lines over the rooms below."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.model import SafetensorsModel, open_model
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, parse_size
+from alnico.engine.run import Result, Watcher, run_plan
+from alnico.errors import AlnicoError
+from alnico.methods import registry
+from alnico.methods.base import Method
+from alnico.plan.build import build_plan
+from alnico.plan.job import Plan
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.recipe import load
+from alnico.recipe.schema import Recipe
+
+RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+Size = int | str
+
+
+def load_recipe(source: RecipeLike, *, seed: int | None = None) -> Recipe:
+    """Read and check a recipe: a YAML file, YAML text, or a mapping. ``seed`` replaces the recipe's.
+
+    Errors: RecipeError, with a line for every mistake.
+
+    >>> load_recipe({"merge_method": "linear", "models": ["a", "b"]}).merge_method
+    'linear'
+    """
+    return load.load_recipe(source, seed=seed)
+
+
+def plan(
+    recipe: RecipeLike,
+    *,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+    single_file: str | None = None,
+    seed: int | None = None,
+) -> Plan:
+    """Say what a merge would do, from headers alone: a frozen :class:`Plan`.
+
+    ``memory`` is the budget of the whole process, ``max_shard_size`` the data in one output file; both in bytes or as text
+    such as "2GiB". ``threads`` defaults to the number of processors. ``single_file`` names the one output file.
+    Errors: RecipeError, ModelError, MismatchError, ResourceError.
+    """
+    return build_plan(
+        load_recipe(recipe, seed=seed),
+        memory_bytes=_bytes(memory),
+        threads=threads,
+        max_shard_bytes=_bytes(max_shard_size),
+        single_file=single_file,
+    )
+
+
+def merge(
+    recipe: RecipeLike,
+    out: str | os.PathLike[str],
+    *,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+    seed: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    watch: Watcher | None = None,
+) -> Result:
+    """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
+
+    An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces what
+    stands under ``out``, when the merge is complete. ``watch`` receives events (``alnico.engine.events``), from any thread
+    but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
+    """
+    from alnico import __version__
+
+    target = Path(out)
+    single = target.name if target.suffix == ".safetensors" else None
+    made = plan(recipe, memory=memory, threads=threads, max_shard_size=max_shard_size, single_file=single, seed=seed)
+    try:
+        return run_plan(made, target, __version__, overwrite=overwrite, restart=restart, watch=watch)
+    finally:
+        for source in made.sources:
+            source.close()
+
+
+def open(model: str | os.PathLike[str]) -> SafetensorsModel:
+    """Open a model directory or a ``.safetensors`` file; reads headers only.
+
+    ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` gives a numpy array, ``model.config`` the config.
+    Close it, or use it in ``with``. Errors: ModelError.
+    """
+    return open_model(model)
+
+
+def methods() -> dict[str, Method]:
+    """Return all merge methods by name, with their options and documentation."""
+    return dict(registry())
+
+
+def _bytes(size: Size) -> int:
+    try:
+        value = size if isinstance(size, int) else parse_size(size)
+    except ValueError as error:
+        raise AlnicoError(f"{error}.") from None
+    if value <= 0:
+        raise AlnicoError(f"{size!r} is no size; expected a number of bytes above 0.")
+    return value

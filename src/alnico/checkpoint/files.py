@@ -1,0 +1,96 @@
+"""Positioned reads and writes that finish or say why, and a bounded set of open files.
+
+Reads go with ``preadv`` into the caller's buffer: no page faults on a fresh mapping, no copy.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alnico.errors import ModelError, RunError
+
+MAX_OPEN_FILES = 128
+"""Input files open at once; the least recently used is closed first."""
+
+
+class OpenFiles:
+    """Descriptors of input files, opened when first read and closed when too many are open. Safe for threads."""
+
+    def __init__(self, limit: int = MAX_OPEN_FILES) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, readers now]
+
+    @contextmanager
+    def descriptor(self, path: Path) -> Iterator[int]:
+        """Lend the file's descriptor; it stays open at least until the block ends."""
+        with self._lock:
+            entry = self._open.get(path)
+            if entry is None:
+                entry = self._open[path] = [open_to_read(path), 0]
+            self._open.move_to_end(path)
+            entry[1] += 1
+            self._close_surplus()
+        try:
+            yield entry[0]
+        finally:
+            with self._lock:
+                entry[1] -= 1
+
+    def _close_surplus(self) -> None:
+        for path in [p for p, (_, readers) in self._open.items() if readers == 0]:
+            if len(self._open) <= self._limit:
+                return
+            os.close(self._open.pop(path)[0])
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for descriptor, _ in self._open.values():
+                os.close(descriptor)
+            self._open.clear()
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file; returns its descriptor. Errors: ModelError with the system's reason."""
+    try:
+        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions.") from None
+
+
+def read_fully(descriptor: int, buffer: memoryview, offset: int, where: str) -> None:
+    """Fill ``buffer`` from byte ``offset`` on. Errors: RunError if the system fails or the file ends early."""
+    done = 0
+    while done < len(buffer):
+        try:
+            count = os.preadv(descriptor, [buffer[done:]], offset + done)
+        except OSError as error:
+            raise RunError(
+                f"{where}: reading {len(buffer)} bytes at {offset} failed ({error.strerror}). "
+                "Check the disk; the same command takes the merge up again."
+            ) from None
+        if count == 0:
+            raise RunError(
+                f"{where}: the file ended at byte {offset + done}, expected {len(buffer)} bytes at {offset}. "
+                "It was changed while it was read; merge again from a complete file."
+            )
+        done += count
+
+
+def write_fully(descriptor: int, data: memoryview, offset: int, where: str) -> None:
+    """Write all of ``data`` at byte ``offset``. Errors: RunError with the system's reason."""
+    done = 0
+    while done < len(data):
+        try:
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        except OSError as error:
+            raise RunError(
+                f"{where}: writing {len(data)} bytes at {offset} failed ({error.strerror}). "
+                "Make room or check the disk; the same command takes the merge up again."
+            ) from None

@@ -1,0 +1,88 @@
+"""How the output is cut into files: decided before a byte is written."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from alnico.checkpoint.header import Header, build
+from alnico.checkpoint.model import INDEX
+from alnico.numerics.dtypes import DTYPES
+
+DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
+UNITS = {"": 1, "b": 1, "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12, "tb": 10**12,
+         "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OutputShard:
+    """One output file: its name, its first bytes, and where each tensor goes."""
+
+    name: str
+    start: bytes
+    header: Header
+
+    @property
+    def byte_size(self) -> int:
+        return self.header.tensors[-1].end if self.header.tensors else len(self.start)
+
+
+def parse_size(text: str) -> int:
+    """Read a size in bytes: ``5GB`` is 5e9, ``2GiB`` is 2 * 2**30, letters of any case. ValueError if it is none.
+
+    >>> parse_size("5GB"), parse_size("1.5 GiB"), parse_size("4096")
+    (5000000000, 1610612736, 4096)
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    unit = UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or (size := int(float(match[1]) * unit)) <= 0:
+        raise ValueError(f"{text!r} is no size; expected a number with a unit, such as 5GB or 2GiB")
+    return size
+
+
+def format_size(size: float) -> str:
+    """Write a number of bytes for people: ``1.2 GB``; powers of 1,000, as ``--max-shard-size`` reads them.
+
+    >>> format_size(90868376), format_size(512)
+    ('90.9 MB', '512 B')
+    """
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size) < 1000:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def cut(tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int, single_name: str | None) -> tuple[OutputShard, ...]:
+    """Cut tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
+
+    A larger tensor has a shard of its own. One shard is ``model.safetensors``; ``single_name`` puts all into one file of
+    that name. Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
+    """
+    groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = math.prod(tensor[2]) * DTYPES[tensor[1]].bits // 8
+        if groups[-1] and filled + size > max_shard_bytes and single_name is None:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += size
+    count = len(groups)
+    names = [single_name or "model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    shards = []
+    for name, group in zip(names, groups, strict=True):
+        start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})
+        shards.append(OutputShard(name, start, header))
+    return tuple(shards)
+
+
+def index_of(shards: Iterable[OutputShard]) -> tuple[str, str]:
+    """Return the name and text of the index of several shards."""
+    weight_map = {t.name: shard.name for shard in shards for t in shard.header.tensors}
+    total = sum(t.byte_size for shard in shards for t in shard.header.tensors)
+    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+    return INDEX, text + "\n"

@@ -1,0 +1,72 @@
+"""The files beside the weights: which are carried over, and ``config.json`` with the new dtype."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.model import PICKLES
+from alnico.numerics.dtypes import CONFIG_NAMES
+
+WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", *PICKLES)
+OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json")
+"""Written new for every merge."""
+
+
+def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
+    """Return (carried, left): paths relative to ``directory`` of files that go with the model, and of those that do not.
+
+    Carried are the files beside the weights and whole folders that sentence-transformers' ``modules.json`` names (their
+    own small weights too). Left are other weights, indices, hidden files and other folders.
+    """
+    carried: list[Path] = []
+    left: list[Path] = []
+    modules = _module_folders(directory)
+    for path in sorted(directory.iterdir()):
+        name = Path(path.name)
+        if path.name.startswith(".") or path.name in OURS or path.name == "__pycache__":
+            continue
+        if path.is_dir():
+            inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if p.is_file()]
+            (carried if path.name in modules else left).extend(inside if path.name in modules else [name])
+        elif path.suffix in WEIGHTS or path.name.endswith(".index.json"):
+            if not path.name.startswith("model"):
+                left.append(name)
+        else:
+            carried.append(name)
+    return carried, left
+
+
+def copy_side_files(source: Path, target: Path) -> None:
+    """Copy what :func:`side_files` carries, contents only."""
+    for relative in side_files(source)[0]:
+        (target / relative).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / relative, target / relative)
+
+
+def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path) -> None:
+    """Carry ``config.json`` over, byte for byte unless it has to name another dtype."""
+    if not (source / "config.json").exists():
+        return
+    changed = dict(config)
+    if dtype in CONFIG_NAMES:
+        keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if dtype != "F32" else [])
+        changed.update({k: CONFIG_NAMES[dtype] for k in keys})
+    if changed == config:
+        shutil.copyfile(source / "config.json", target / "config.json")
+    else:
+        (target / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def _module_folders(directory: Path) -> set[str]:
+    path = directory / "modules.json"
+    if not path.exists():
+        return set()
+    try:
+        modules = json.loads(path.read_bytes())
+        return {str(m["path"]) for m in modules if m.get("path") and "/" not in str(m["path"]) and str(m["path"]) != ".."}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return set()

@@ -1,0 +1,95 @@
+"""Output files: made at full size, header first, blocks written at their place by any thread.
+
+Until the output is complete its files are called ``NAME.unfinished``, so that nothing can load them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from alnico.checkpoint.files import read_fully, write_fully
+from alnico.checkpoint.header import TensorInfo
+from alnico.checkpoint.shards import OutputShard
+from alnico.errors import RunError
+
+UNFINISHED = ".unfinished"
+
+
+class OutputFiles:
+    """The open output files of one merge. ``write`` is safe for threads."""
+
+    def __init__(self, directory: Path, shards: Sequence[OutputShard]) -> None:
+        self.directory = directory
+        self._shards = shards
+        self._descriptors: dict[str, int] = {}
+        self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
+        for shard in shards:
+            path = self.path(shard.name)
+            if not path.exists() and (directory / shard.name).exists():
+                path = directory / shard.name  # finished before an interrupt between the last tensor and the end
+            self._descriptors[shard.name] = _open_sized(path, shard)
+
+    def path(self, shard: str) -> Path:
+        """Where a shard is while it is written."""
+        return self.directory / (shard + UNFINISHED)
+
+    def write(self, tensor: str, offset: int, data: memoryview) -> None:
+        """Write ``data`` at byte ``offset`` of a tensor. Errors: RunError."""
+        shard, info = self._place[tensor]
+        write_fully(self._descriptors[shard], data, info.begin + offset, f"{self.path(shard)}: {tensor}")
+
+    def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
+        """Read back what was written. Errors: RunError."""
+        shard, info = self._place[tensor]
+        read_fully(self._descriptors[shard], buffer, info.begin + offset, f"{self.path(shard)}: {tensor}")
+
+    def sync(self) -> None:
+        """Return when all that was written is on the disk. Errors: RunError."""
+        for shard, descriptor in self._descriptors.items():
+            try:
+                getattr(os, "fdatasync", os.fsync)(descriptor)
+            except OSError as error:
+                raise RunError(
+                    f"{self.path(shard)}: could not be brought to the disk ({error.strerror}). "
+                    "Check the disk; the same command takes the merge up again."
+                ) from None
+
+    def finish(self) -> None:
+        """Give the files their final names."""
+        for shard in self._shards:
+            if self.path(shard.name).exists():
+                os.replace(self.path(shard.name), self.directory / shard.name)
+
+    def close(self) -> None:
+        for descriptor in self._descriptors.values():
+            os.close(descriptor)
+        self._descriptors.clear()
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to the disk."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _open_sized(path: Path, shard: OutputShard) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be created ({error.strerror}). Choose another output directory.") from None
+    try:
+        if os.fstat(descriptor).st_size != shard.byte_size:
+            os.ftruncate(descriptor, shard.byte_size)  # free space is the plan's to check
+        write_fully(descriptor, memoryview(shard.start), 0, str(path))
+    except OSError as error:
+        os.close(descriptor)
+        raise RunError(
+            f"{path}: {shard.byte_size} bytes could not be written ({error.strerror}). "
+            "Make room; the same command takes the merge up again."
+        ) from None
+    return descriptor

@@ -1,0 +1,220 @@
+"""The command line: ``alnico merge | plan | inspect | methods | demo``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from alnico.errors import INTERRUPTED, AlnicoError
+
+app = typer.Typer(
+    name="alnico",
+    help="Merges neural networks in weight space: exactly, inside a memory budget, at nearly the speed of a file copy.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+RecipeArgument = Annotated[str, typer.Argument(help="YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")]
+Threads = Annotated[int | None, typer.Option("--threads", "-j", "--num-threads", min=1, help="Threads; default: the processors.")]
+Memory = Annotated[str, typer.Option("--memory", help="Budget of the whole process, such as 2GiB.")]
+Seed = Annotated[int | None, typer.Option("--seed", "--random-seed", help="Seed of random methods; default: the recipe's, or 0.")]
+ShardSize = Annotated[
+    str, typer.Option("--max-shard-size", "--out-shard-size", help="Most bytes in one output file, such as 5GB.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
+Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every tensor.", show_default=False)]
+
+IGNORED = {
+    "copy_tokenizer": "the tokenizer is always carried over",
+    "write_model_card": "the model card is always written",
+    "lazy_unpickle": "only safetensors files are read, always in part",
+    "low_cpu_memory": "--memory is the limit that holds",
+    "allow_crimes": "what does not fit together is an error here",
+}
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        from alnico import __version__
+
+        print(f"alnico {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def merge(
+    recipe: RecipeArgument,
+    out: Annotated[str, typer.Argument(help="Directory to be made; or one file, if it ends in .safetensors.", metavar="OUT")],
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    seed: Seed = None,
+    max_shard_size: ShardSize = "5GB",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the merge is complete.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+    copy_tokenizer: Annotated[bool | None, typer.Option("--copy-tokenizer/--no-copy-tokenizer", hidden=True)] = None,
+    write_model_card: Annotated[bool | None, typer.Option("--write-model-card/--no-write-model-card", hidden=True)] = None,
+    lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", hidden=True)] = False,
+    low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", hidden=True)] = False,
+    allow_crimes: Annotated[bool, typer.Option("--allow-crimes", hidden=True)] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", hidden=True)] = False,
+    cuda: Annotated[bool, typer.Option("--cuda", hidden=True)] = False,
+    device: Annotated[str | None, typer.Option("--device", hidden=True)] = None,
+) -> None:
+    """Merge the models of a recipe into OUT. The same command takes up an interrupted merge."""
+    given = dict(locals())
+    if trust_remote_code:
+        raise typer.BadParameter("alnico runs no code of a model, so there is nothing to trust. Leave the option out.")
+    if cuda or (device is not None and device != "cpu"):
+        option = "--cuda" if cuda else "--device"
+        raise typer.BadParameter(f"{option}: this version merges on the processor only, at the speed of the disk. Leave the option out.")
+    for name, why in IGNORED.items():
+        if given[name] not in (None, False) or (name in ("copy_tokenizer", "write_model_card") and given[name] is False):
+            _say(f"note: --{name.replace('_', '-')} has no effect: {why}.", quiet)
+    if dry_run:
+        return plan(recipe, threads, memory, seed, max_shard_size, as_json, verbose, out=out)
+    from alnico import api
+    from alnico.cli import progress, show
+
+    with progress.bar(quiet or as_json, verbose) as watch:
+        result = api.merge(
+            _recipe(recipe),
+            out,
+            memory=_size(memory, "--memory"),
+            threads=threads,
+            max_shard_size=_size(max_shard_size, "--max-shard-size"),
+            seed=seed,
+            overwrite=overwrite,
+            restart=restart,
+            watch=watch,
+        )
+    if as_json:
+        print(json.dumps(show.result_data(result), indent=1))
+    elif not quiet:
+        for note in result.plan.notes:
+            _say(f"note: {note}", quiet)
+        print(show.result_line(result))
+    return None
+
+
+@app.command()
+def plan(
+    recipe: RecipeArgument,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    seed: Seed = None,
+    max_shard_size: ShardSize = "5GB",
+    as_json: Json = False,
+    verbose: Verbose = 0,
+    out: Annotated[str, typer.Option("--out", help="Where the output would go: its disk is checked.", show_default=False)] = "",
+) -> None:
+    """Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk."""
+    from alnico import api
+    from alnico.cli import show
+
+    made = api.plan(
+        _recipe(recipe),
+        memory=_size(memory, "--memory"),
+        threads=threads,
+        max_shard_size=_size(max_shard_size, "--max-shard-size"),
+        single_file=Path(out).name if out.endswith(".safetensors") else None,
+        seed=seed,
+    )
+    print(json.dumps(made.summary(), indent=1) if as_json else show.plan_text(made, verbose, Path(out) if out else None))
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model directory or a .safetensors file.", metavar="MODEL")],
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Print a model's tensors, dtypes, sizes, architecture and vocabulary."""
+    from alnico import api
+    from alnico.cli import show
+
+    with api.open(model) as opened:
+        data = show.model_data(opened)
+        print(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Show one method in full.", metavar="[NAME]")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the merge methods, or show one in full."""
+    from alnico.cli import show
+    from alnico.methods import find, registry
+
+    if name is not None:
+        method = find(name)
+        print(json.dumps(show.method_data(method), indent=1) if as_json else show.method_text(method))
+    else:
+        every = registry().values()
+        print(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Argument(help="Folder for the merged models.", metavar="[FOLDER]")] = "alnico-demo",
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Merge two real models (all-MiniLM-L6-v2 and a fine-tune of it) by several methods, and show what came out."""
+    from alnico.cli import demo as run
+
+    outcome = run.demo(Path(out), threads)
+    print(json.dumps(outcome.data(), indent=1) if as_json else outcome.text())
+
+
+def _recipe(reference: str) -> Any:
+    """A path, or the text of standard input with a name for messages."""
+    if reference != "-":
+        return reference
+    from alnico.recipe.load import parse_recipe
+
+    return parse_recipe(sys.stdin.read(), "standard input")
+
+
+def _size(text: str, option: str) -> int:
+    from alnico.checkpoint.shards import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{option}: {error}.") from None
+
+
+def _say(text: str, quiet: bool) -> None:
+    if not quiet:
+        print(text, file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point: exits with the code of the error's class; a traceback is only for our own mistakes."""
+    try:
+        app()
+    except AlnicoError as error:
+        print(f"alnico: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        print("alnico: interrupted; the same command takes the merge up again.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:
+        raise SystemExit(0) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The progress bar on stderr: tensor, GB/s and time left; nothing where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from alnico.engine.events import Advanced, Compiling, Event, Started, TensorDone
+
+Watch = Callable[[Event], None]
+
+
+@contextmanager
+def bar(quiet: bool, verbose: int) -> Iterator[Watch | None]:
+    """Lend a watcher that draws a bar, or prints a line a tensor if ``verbose``."""
+    if quiet:
+        yield None
+    elif verbose or not sys.stderr.isatty():
+        yield _lines(verbose)
+    else:
+        with _drawn() as watch:
+            yield watch
+
+
+def _lines(verbose: int) -> Watch:
+    def watch(event: Event) -> None:
+        if isinstance(event, Started) and event.resumed:
+            print(f"taking up an unfinished merge: {event.resumed} tensors are done", file=sys.stderr)
+        elif verbose and isinstance(event, TensorDone):
+            print(f"{event.digest}  {event.tensor}", file=sys.stderr)
+
+    return watch
+
+
+@contextmanager
+def _drawn() -> Iterator[Watch]:
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f} %"),
+        TextColumn("{task.fields[rate]:>9}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("reading headers", total=None, rate="")
+        state = {"done": 0, "begin": time.perf_counter(), "traffic": 1.0}
+
+        def watch(event: Event) -> None:
+            if isinstance(event, Started):
+                total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
+                # Rates count bytes read and written, as the demo and the benchmarks do.
+                state["traffic"] = 1 + event.plan.bytes_to_read / max(total, 1)
+                state["done"] = sum(0 for _ in range(event.resumed))
+                progress.update(task, total=total)
+            elif isinstance(event, Compiling):
+                progress.update(task, description=f"compiling {event.kernels} kernels")
+                state["begin"] = time.perf_counter()
+            elif isinstance(event, Advanced):
+                state["done"] += event.bytes_done
+                seconds = max(time.perf_counter() - state["begin"], 1e-6)
+                rate = f"{state['done'] * state['traffic'] / seconds / 1e9:.2f} GB/s"
+                progress.update(task, completed=state["done"], description=event.tensor, rate=rate)
+
+        yield watch

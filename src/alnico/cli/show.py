@@ -1,0 +1,145 @@
+"""Values as text for people, and as plain data for ``--json``."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.shards import format_size
+from alnico.engine.run import Result
+from alnico.methods.base import Method
+from alnico.plan.job import Plan, count_by_reason
+from alnico.vocabulary.compare import read_vocabulary
+
+WORDS = {"mix": "merged", "copy": "copied", "equal": "copied"}
+
+
+def result_line(result: Result) -> str:
+    """One line about a finished merge."""
+    plan = result.plan
+    resumed = f", {result.resumed} of them kept from before" if result.resumed else ""
+    return (
+        f"{result.path}: {len(plan.jobs)} tensors{resumed}, {plan.elements:,} parameters, "
+        f"{format_size(plan.bytes_to_write)}, {result.seconds:.2f} s, {result.bytes_per_second / 1e9:.2f} GB/s"
+    )
+
+
+def result_data(result: Result) -> dict[str, Any]:
+    return {
+        "path": str(result.path),
+        "seconds": round(result.seconds, 4),
+        "bytes_read": result.plan.bytes_to_read,
+        "bytes_written": result.plan.bytes_to_write,
+        "parameters": result.plan.elements,
+        "resumed_tensors": result.resumed,
+        "notes": list(result.plan.notes),
+        "digests": result.digests,
+    }
+
+
+def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
+    """The plan for people: groups of tensors with what is done to them, then bytes, memory and disk."""
+    recipe = plan.recipe
+    lines = [f"method    {recipe.merge_method}, seed {recipe.seed}"]
+    for i, source in enumerate(plan.sources):
+        part = ["base"] if source.label == recipe.base_model else []
+        part += ["gives config and tokenizer"] if i == plan.donor else []
+        lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
+    lines.append(f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}")
+    for (kind, why), jobs in count_by_reason(plan.jobs).items():
+        names = ", ".join(j.name for j in jobs) if len(jobs) <= 3 or verbose else f"{jobs[0].name} to {jobs[-1].name}"
+        lines.append(f"  {WORDS[kind]:8}{len(jobs)}: {names}{' (' + why + ')' if why else ''}")
+    for dropped in plan.dropped:
+        lines.append(f"  dropped {plan.sources[dropped.model].label}: {dropped.name} ({dropped.why})")
+    shards = f"{len(plan.shards)} files" if len(plan.shards) > 1 else plan.shards[0].name
+    lines.append(f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}")
+    memory = plan.memory
+    lines.append(
+        f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
+    )
+    if out is not None:
+        folder = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
+        lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
+    return "\n".join(lines + [f"note      {note}" for note in plan.notes])
+
+
+def model_data(model: SafetensorsModel) -> dict[str, Any]:
+    """A model as plain data."""
+    dtypes: dict[str, dict[str, int]] = {}
+    for tensor in model.tensors.values():
+        entry = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["parameters"] += tensor.elements
+        entry["bytes"] += tensor.byte_size
+    vocabulary = read_vocabulary(model.directory)
+    return {
+        "model": model.label,
+        "architectures": model.config.get("architectures"),
+        "model_type": model.config.get("model_type"),
+        "layers": model.config.get("num_hidden_layers"),
+        "hidden_size": model.config.get("hidden_size"),
+        "tied_embeddings": model.config.get("tie_word_embeddings"),
+        "vocabulary": {
+            "config": model.config.get("vocab_size"),
+            "tokens": vocabulary and len(set(vocabulary.tokens.values()) | set(vocabulary.added.values())),
+        },
+        "files": [{"name": s.path.name, "bytes": s.size, "tensors": len(s.header.tensors)} for s in model.shards],
+        "dtypes": dtypes,
+        "parameters": sum(t.elements for t in model.tensors.values()),
+        "bytes": sum(t.byte_size for t in model.tensors.values()),
+        "tensors": [
+            {"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size} for n, t in model.tensors.items()
+        ],
+    }
+
+
+def model_text(data: Mapping[str, Any], verbose: int) -> str:
+    """A model for people; groups of tensors that differ in a layer's number only are one line unless ``verbose``."""
+    vocabulary = data["vocabulary"]
+    lines = [
+        f"model         {data['model']}",
+        f"architecture  {', '.join(data['architectures'] or ['unknown'])}"
+        + "".join(f", {data[k]} {w}" for k, w in (("layers", "layers"), ("hidden_size", "wide")) if data[k] is not None),
+        f"vocabulary    {vocabulary['config'] or 'unknown'} rows in the config, {vocabulary['tokens'] or 'unknown'} tokens in the tokenizer",
+        f"parameters    {data['parameters']:,} in {len(data['tensors'])} tensors, {format_size(data['bytes'])}",
+    ]
+    for dtype, entry in data["dtypes"].items():
+        lines.append(f"dtype         {dtype}: {entry['tensors']} tensors, {entry['parameters']:,} numbers, {format_size(entry['bytes'])}")
+    for file in data["files"]:
+        lines.append(f"file          {file['name']}: {file['tensors']} tensors, {format_size(file['bytes'])}")
+    groups: dict[tuple[str, str, str], int] = {}
+    for tensor in data["tensors"]:
+        name = tensor["name"] if verbose else ".".join("*" if part.isdigit() else part for part in tensor["name"].split("."))
+        key = (name, tensor["dtype"], str(tuple(tensor["shape"])))
+        groups[key] = groups.get(key, 0) + 1
+    lines += [f"{count:5} x  {dtype:5} {shape:20} {name}" for (name, dtype, shape), count in groups.items()]
+    return "\n".join(lines)
+
+
+def method_data(method: Method) -> dict[str, Any]:
+    return {
+        "name": method.name,
+        "summary": method.summary,
+        "space": method.space,
+        "base": method.base,
+        "models": list(method.models),
+        "source": method.source,
+        "options": {o.name: o.describe() for o in method.options.values()},
+        "documentation": method.documentation,
+    }
+
+
+def methods_text(methods: Iterable[Method]) -> str:
+    rows = [(m.name, "base" if m.base in ("required", "first") else "", m.summary) for m in methods]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{name:{width}}  {base:4}  {summary}" for name, base, summary in rows]
+    return "\n".join([*lines, "", "base: needs base_model. `alnico methods NAME` shows one in full."])
+
+
+def method_text(method: Method) -> str:
+    lines = [method.name, "=" * len(method.name), "", method.documentation, "", "In a recipe:"]
+    lines += [f"  {option.name}: {option.describe()}" for option in method.options.values()]
+    return "\n".join(lines)

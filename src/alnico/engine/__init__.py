@@ -1,0 +1,1 @@
+"""Doing it: read, measure, mix, write. Sees plans and sources; no YAML, no printing."""

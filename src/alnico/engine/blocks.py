@@ -1,0 +1,90 @@
+"""Cutting a tensor: the only place that may. Chunks are whole pieces and whole leaves, so cuts change no bit or digest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from alnico.kernels.shape import LEAF
+from alnico.numerics.digest import PIECE, piece_digest, pieces_of, tensor_digest
+from alnico.numerics.dtypes import DTYPES
+from alnico.plan.job import Job
+
+Span = tuple[int, int]
+"""Elements [start, stop) of a job's tensors; bytes for jobs that copy."""
+
+
+def units(job: Job) -> int:
+    """What a job is cut in: its elements if they are computed, its bytes if they are copied."""
+    return job.elements if job.kind == "mix" else job.byte_size
+
+
+def chunks(job: Job) -> list[Span]:
+    """Cut a job into spans that different threads may work on.
+
+    A span of a mix is a multiple of 4 MiB of bytes in the narrowest dtype of the job, so pieces (and leaves) stay whole
+    for every tensor of it. An empty tensor has one empty span.
+    """
+    if job.kind == "mix":
+        narrowest = min([DTYPES[i.dtype].bytes for i in job.read] + [DTYPES[job.dtype].bytes])
+        size = PIECE // narrowest
+        assert size % LEAF == 0
+    else:
+        size = 4 * PIECE
+    return _cut((0, units(job)), size)
+
+
+def blocks(span: Span, size: int) -> Iterator[Span]:
+    """Cut a span into blocks of ``size`` (a multiple of LEAF), the last one shorter."""
+    return iter(_cut(span, size))
+
+
+def _cut(span: Span, size: int) -> list[Span]:
+    start, stop = span
+    return [(s, min(s + size, stop)) for s in range(start, stop, size)] or [span]
+
+
+class TensorDigest:
+    """Collects the digests of a tensor's pieces, from any thread and in any order."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], byte_size: int) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.pieces: list[bytes] = [b""] * pieces_of(byte_size)
+
+    def result(self) -> str:
+        """The tensor's digest, when all pieces are in."""
+        return tensor_digest(self.dtype, self.shape, self.pieces)
+
+
+class PieceHasher:
+    """Hashes consecutive bytes of one chunk, piece by piece, in passing."""
+
+    def __init__(self, digest: TensorDigest, offset: int) -> None:
+        import xxhash
+
+        self._new = xxhash.xxh3_128
+        self._digest = digest
+        self._position = offset
+        self._state = self._new()
+
+    def update(self, data: memoryview) -> None:
+        while len(data):
+            rest = PIECE - self._position % PIECE
+            part = data[:rest]
+            if len(part) == PIECE:
+                self._digest.pieces[self._position // PIECE] = piece_digest(part)
+            else:
+                self._state.update(part)
+            self._position += len(part)
+            if self._position % PIECE == 0 and len(part) != PIECE:
+                self._close(self._position // PIECE - 1)
+            data = data[rest:]
+
+    def finish(self) -> None:
+        """Close the last, shorter piece."""
+        if self._position % PIECE:
+            self._close(self._position // PIECE)
+
+    def _close(self, piece: int) -> None:
+        self._digest.pieces[piece] = self._state.digest()
+        self._state = self._new()

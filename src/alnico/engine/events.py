@@ -1,0 +1,50 @@
+"""What a running merge tells whoever watches it. Events come from any thread, one at a time for a tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Union
+
+from alnico.plan.job import Plan
+
+
+@dataclass(frozen=True)
+class Started:
+    """The plan begins; ``resumed`` tensors of it were finished before and are kept."""
+
+    plan: Plan
+    resumed: int
+
+
+@dataclass(frozen=True)
+class Compiling:
+    """Kernels are compiled or loaded; this can take seconds the first time."""
+
+    kernels: int
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """``bytes_done`` more bytes of output stand at their place; ``tensor`` is being worked on."""
+
+    tensor: str
+    bytes_done: int
+
+
+@dataclass(frozen=True)
+class TensorDone:
+    """One output tensor is finished."""
+
+    tensor: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The output stands under its name."""
+
+    path: str
+    seconds: float
+
+
+Event = Union[Started, Compiling, Advanced, TensorDone, Finished]

@@ -1,0 +1,126 @@
+"""What is done of an unfinished merge: a line a finished tensor, written after its bytes are on the disk.
+
+The first line is the fingerprint: what decides the output's bits. A background thread writes lines in batches, so that
+bringing data to the disk overlaps with merging.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alnico.errors import OutputError, RunError
+
+NAME = "journal.jsonl"
+BATCH_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Record:
+    """One finished tensor: its digest, and the digests of the inputs read for it ([model, name, digest])."""
+
+    tensor: str
+    digest: str
+    inputs: tuple[tuple[int, str, str], ...]
+
+
+class Journal:
+    """The open journal of a running merge. ``sync`` brings all written tensor bytes to the disk."""
+
+    def __init__(self, directory: Path, fingerprint: Mapping[str, Any], sync: Callable[[], None], finished: list[Record]) -> None:
+        self._sync = sync
+        self._pending: list[Record] = []
+        self._lock = threading.Lock()
+        self._wake = threading.Event()
+        self._closing = False
+        self.failure: BaseException | None = None
+        self.path = directory / NAME
+        lines = [json.dumps({"fingerprint": fingerprint})] + [_line(r) for r in finished]
+        temporary = directory / (NAME + ".tmp")
+        try:
+            temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
+            os.replace(temporary, self.path)  # a line cut off by a crash goes with the old file
+            self._file = open(self.path, "a", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}). Make room or check the disk.") from None
+        self._thread = threading.Thread(target=self._write, name="alnico-journal", daemon=True)
+        self._thread.start()
+
+    def finished(self, record: Record) -> None:
+        """Note a tensor whose bytes are all written. Safe for threads."""
+        with self._lock:
+            self._pending.append(record)
+
+    def close(self) -> None:
+        """Write what is pending and stop. Errors: whatever failed while writing."""
+        self._closing = True
+        self._wake.set()
+        self._thread.join()
+        self._file.close()
+        if self.failure is not None:
+            raise self.failure
+
+    def _write(self) -> None:
+        while True:
+            closing = self._closing
+            with self._lock:
+                batch, self._pending = self._pending, []
+            if batch and self.failure is None:
+                try:
+                    self._sync()
+                    self._file.write("".join(_line(r) + "\n" for r in batch))
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+                except OSError as error:
+                    self.failure = RunError(f"{self.path}: cannot be written ({error.strerror}). Make room or check the disk.")
+                except RunError as error:
+                    self.failure = error
+            if closing:
+                return
+            self._wake.wait(BATCH_SECONDS)
+
+
+def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> list[Record]:
+    """Return what an interrupted merge finished; [] if there is no journal.
+
+    Errors: OutputError, naming what changed, if the journal belongs to another merge.
+    """
+    path = directory / NAME
+    if not path.exists():
+        return []
+    lines = path.read_text("utf-8", "replace").split("\n")
+    try:
+        before = json.loads(lines[0])["fingerprint"]
+        records = [_record(line) for line in lines[1:-1]]
+    except (ValueError, KeyError, TypeError, IndexError):
+        raise OutputError(f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew.") from None
+    changed = [_words(key) for key in fingerprint if before.get(key) != json.loads(json.dumps(fingerprint[key]))]
+    if changed:
+        raise OutputError(
+            f"{directory}: an unfinished merge stands here, and since then changed: {', '.join(changed)}. "
+            "Undo the change to take it up, or say --restart to begin anew."
+        )
+    return records
+
+
+def _words(key: str) -> str:
+    return {
+        "recipe": "the recipe",
+        "arithmetic": "the version of alnico's arithmetic",
+        "plan": "the plan (tensors or shard sizes)",
+        "inputs": "an input file (size, time or header)",
+    }.get(key, key)
+
+
+def _line(record: Record) -> str:
+    return json.dumps({"tensor": record.tensor, "digest": record.digest, "inputs": record.inputs})
+
+
+def _record(line: str) -> Record:
+    loaded = json.loads(line)
+    return Record(loaded["tensor"], loaded["digest"], tuple((int(m), str(n), str(d)) for m, n, d in loaded["inputs"]))

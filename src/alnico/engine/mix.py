@@ -1,0 +1,76 @@
+"""Computes blocks of one output tensor, and says where a NaN or an infinity is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.model import Source
+from alnico.engine.arguments import kind_of, mix_arguments, working_precision
+from alnico.errors import NonFiniteError
+from alnico.kernels.build import MixKernel, compiled
+from alnico.kernels.facts import Measured
+from alnico.kernels.shape import CODES
+from alnico.numerics.dtypes import decode
+from alnico.plan.job import Input, Job
+
+NOTHING = np.empty(0, np.uint8)
+
+
+def mix_kernel(job: Job) -> MixKernel:
+    """Describe the kernel a job needs."""
+    assert job.merge is not None
+    kinds = tuple(kind_of(a) for a in job.merge.arguments)
+    return MixKernel(job.merge.mix, len(job.inputs), job.base is not None, kinds, working_precision(job))
+
+
+class Mixer:
+    """One job with its facts: call it for each block, from any thread."""
+
+    def __init__(self, job: Job, seed: int, known: Mapping[Measured, Any], sources: Sequence[Source]) -> None:
+        self.job = job
+        self.sources = sources
+        self.run = compiled(mix_kernel(job))
+        self.codes = np.array([CODES[i.dtype] for i in job.inputs], np.int64)
+        self.base_code = CODES[job.base.dtype] if job.base else 0
+        self.arguments, self.keeps_equal = mix_arguments(job, seed, known)
+
+    def __call__(self, start: int, raws: Sequence[np.ndarray], base: np.ndarray, out: np.ndarray) -> None:
+        """Fill ``out`` from the raw bytes of elements ``start`` on. Errors: NonFiniteError, naming tensor and index."""
+        bad = self.run(
+            tuple(raws), self.codes, base, self.base_code, out, CODES[self.job.dtype], start, self.keeps_equal, *self.arguments
+        )
+        if bad >= 0:
+            self._refuse(start, raws, base, out)
+
+    def _refuse(self, start: int, raws: Sequence[np.ndarray], base: np.ndarray, out: np.ndarray) -> None:
+        inputs: list[tuple[Input, np.ndarray]] = list(zip(self.job.inputs, raws, strict=True))
+        if self.job.base is not None:
+            inputs.append((self.job.base, base))
+        for tensor, raw in inputs:
+            found = _first_bad(raw, tensor.dtype)
+            if found is not None:
+                raise NonFiniteError(
+                    f"{tensor.name}{_index(start + found[0], self.job.shape)}: {self.sources[tensor.model].label} has {found[1]}; "
+                    "expected finite numbers. Mend or leave out this model."
+                )
+        found = _first_bad(out, self.job.dtype)
+        place, value = found if found is not None else (0, "a value that is not finite")
+        raise NonFiniteError(
+            f"{self.job.name}{_index(start + place, self.job.shape)}: the merge gives {value} in {self.job.dtype}; expected a finite "
+            "number. Choose an output dtype with a larger range, or smaller weights."
+        )
+
+
+def _first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:
+    values = decode(raw, dtype)
+    bad = np.flatnonzero(~np.isfinite(values))
+    if not bad.size:
+        return None
+    return int(bad[0]), "NaN" if np.isnan(values[bad[0]]) else "an infinity"
+
+
+def _index(flat: int, shape: tuple[int, ...]) -> str:
+    return str([int(i) for i in np.unravel_index(flat, shape)]) if shape else ""

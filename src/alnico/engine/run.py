@@ -1,0 +1,382 @@
+"""Runs a plan: threads that each read, measure, mix and write; kept up to date in the journal; published at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.model import open_shard
+from alnico.checkpoint.shards import index_of
+from alnico.checkpoint.sidecars import copy_side_files, write_config
+from alnico.checkpoint.writer import OutputFiles, sync_directory
+from alnico.engine import measure
+from alnico.engine.arguments import MeasureArguments
+from alnico.engine.blocks import PieceHasher, Span, TensorDigest, blocks, chunks
+from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
+from alnico.engine.events import Advanced, Compiling, Event, Finished, Started, TensorDone
+from alnico.engine.journal import Journal, Record, read_journal
+from alnico.engine.mix import NOTHING, Mixer, mix_kernel
+from alnico.engine.output import PartDirectory, check_disk, check_target
+from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
+from alnico.kernels.build import compiled
+from alnico.kernels.facts import Measured
+from alnico.kernels.shape import LEAF
+from alnico.numerics.digest import PIECE
+from alnico.plan.job import Input, Job, Plan
+
+Watcher = Callable[[Event], None]
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished merge. ``resumed`` tensors were kept from an interrupted run; ``digests`` maps tensors to their hash."""
+
+    path: Path
+    plan: Plan
+    seconds: float
+    resumed: int
+    digests: dict[str, str]
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Bytes read and written a second."""
+        return (self.plan.bytes_to_read + self.plan.bytes_to_write) / max(self.seconds, 1e-9)
+
+
+def run_plan(
+    plan: Plan, out: Path, version: str, *, overwrite: bool = False, restart: bool = False, watch: Watcher | None = None
+) -> Result:
+    """Carry out a plan; the output stands under ``out`` when this returns, complete and checked.
+
+    An interrupted merge of the same plan is taken up; ``restart`` forgets it. ``watch`` gets events, from any thread but
+    one at a time. Errors: see ``errors``; a wrong input removes what was begun, all else keeps it.
+    """
+    begin = time.perf_counter()
+    out = Path(out)
+    single = plan.shards[0].name if out.suffix == ".safetensors" else None
+    check_target(out, plan, overwrite)
+    with PartDirectory(out) as part:
+        fingerprint = plan.fingerprint()
+        found = [] if restart else read_journal(part.path, fingerprint)
+        if not found:
+            part.clear()
+        check_disk(plan, out.parent, part.used_bytes())
+        try:
+            part.model.mkdir(exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
+        try:
+            records = _merge(plan, part, fingerprint, found, watch)
+            _complete(plan, part, records, version, single)
+        except RunError:
+            raise
+        except AlnicoError:
+            part.remove()
+            raise
+        part.publish(single, overwrite)
+    seconds = time.perf_counter() - begin
+    if watch:
+        watch(Finished(str(out), seconds))
+    return Result(out, plan, seconds, len(found), {name: r.digest for name, r in records.items()})
+
+
+def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None) -> dict[str, Record]:
+    files = OutputFiles(part.model, plan.shards)
+    try:
+        kept = [r for r in found if _still_there(r, plan, files)]
+        journal = Journal(part.path, fingerprint, files.sync, kept)
+        run = _Run(plan, files, journal, kept, watch)
+        try:
+            run.all()
+        finally:
+            journal.close()
+        files.sync()
+        files.finish()
+        return run.records
+    finally:
+        files.close()
+
+
+def _still_there(record: Record, plan: Plan, files: OutputFiles) -> bool:
+    """Are the bytes of a finished tensor what the journal says?"""
+    job = next((j for j in plan.jobs if j.name == record.tensor), None)
+    if job is None:
+        return False
+    digest = TensorDigest(job.dtype, job.shape, job.byte_size)
+    buffer = memoryview(bytearray(min(PIECE, job.byte_size)))
+    hasher = PieceHasher(digest, 0)
+    for offset in range(0, job.byte_size, PIECE):
+        part = buffer[: min(PIECE, job.byte_size - offset)]
+        files.read_into(job.name, offset, part)
+        hasher.update(part)
+    hasher.finish()
+    return digest.result() == record.digest
+
+
+class _Unfinished:
+    """One job being worked on: what its chunks have in common."""
+
+    def __init__(self, job: Job, spans: int) -> None:
+        self.job = job
+        self.output = TensorDigest(job.dtype, job.shape, job.byte_size)
+        self.inputs = [TensorDigest(i.dtype, job.shape, i.byte_size) for i in job.read]
+        self.remaining = spans
+        self.known: dict[Measured, Any] = {}
+        self.mixer: Mixer | None = None
+
+
+class _Run:
+    def __init__(self, plan: Plan, files: OutputFiles, journal: Journal, kept: Iterable[Record], watch: Watcher | None) -> None:
+        self.plan = plan
+        self.files = files
+        self.journal = journal
+        self.records = {r.tensor: r for r in kept}
+        self.jobs = [j for j in plan.jobs if j.name not in self.records]
+        self._watch = watch
+        self._stop = threading.Event()
+        self._lock = threading.Lock()
+        self._arena = threading.local()
+
+    def all(self) -> None:
+        self._tell(Started(self.plan, len(self.records)))
+        self._compile()
+        memory = self.plan.memory
+        measured = [j for j in self.jobs if j.kind == "mix" and j.merge is not None and any(j.merge.levels())]
+        large = {j.name for j in measured if sum(i.byte_size for i in j.read) > memory.resident_bytes}
+        whole = {j.name for j in measured} - large
+        with ThreadPoolExecutor(memory.threads, thread_name_prefix="alnico") as pool:
+            try:
+                for job in self.jobs:
+                    if job.name in large:
+                        self._large(pool, job)
+                calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+                for job in self.jobs:
+                    if job.name in whole:
+                        calls.append((self._whole, (_Unfinished(job, 1),)))
+                    elif job.name not in large:
+                        calls += self._by_chunk(job)
+                self._parallel(pool, calls)
+            except BaseException:
+                self._stop.set()
+                raise
+
+    def _compile(self) -> None:
+        needed: dict[Any, None] = {}
+        for job in self.jobs:
+            if job.kind == "mix":
+                needed |= dict.fromkeys(measure.kernels(job, MeasureArguments(job, self.plan.recipe.seed, {})))
+                needed[mix_kernel(job)] = None
+        if needed:
+            self._tell(Compiling(len(needed)))
+        for kernel in needed:
+            compiled(kernel)
+
+    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+        futures: list[Future[None]] = [pool.submit(self._guarded, call, *arguments) for call, arguments in calls]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in done:
+                future.result()
+        except BaseException:
+            self._stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+
+    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        if self.journal.failure is not None:
+            raise self.journal.failure
+        call(*arguments)
+
+    def _by_chunk(self, job: Job) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
+        spans = chunks(job)
+        state = _Unfinished(job, len(spans))
+        if job.kind != "mix":
+            return [(self._copy_chunk, (state, span)) for span in spans]
+        state.mixer = Mixer(job, self.plan.recipe.seed, {}, self.plan.sources)
+        return [(self._mix_chunk, (state, span)) for span in spans]
+
+    def _large(self, pool: ThreadPoolExecutor, job: Job) -> None:
+        """A tensor that no worker can hold: all threads measure it, then all mix it; its inputs are read for each pass."""
+        assert job.merge is not None
+        spans = chunks(job)
+        state = _Unfinished(job, len(spans))
+        for level in job.merge.levels():
+            facts = measure.LevelMeasurement(level, job, MeasureArguments(job, self.plan.recipe.seed, dict(state.known)))
+            while not facts.done:
+                self._parallel(pool, [(self._measure_chunk, (state, facts, span)) for span in spans])
+                facts.turn()
+            state.known |= facts.results()
+        state.mixer = Mixer(job, self.plan.recipe.seed, state.known, self.plan.sources)
+        self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
+
+    def _whole(self, state: _Unfinished) -> None:
+        """A tensor that fits a worker: read once for all its passes."""
+        job = state.job
+        assert job.merge is not None
+        raws, base, _ = self._buffers(job, job.elements, LEAF)
+        self._read(job, (0, job.elements), raws, base)
+        for level in job.merge.levels():
+            facts = measure.LevelMeasurement(level, job, MeasureArguments(job, self.plan.recipe.seed, dict(state.known)))
+            while not facts.done:
+                self._check_stop()
+                facts.fold(0, job.elements, raws, base)
+                facts.turn()
+            state.known |= facts.results()
+        state.mixer = Mixer(job, self.plan.recipe.seed, state.known, self.plan.sources)
+        self._mix_chunk(state, (0, job.elements), (raws, base))
+
+    def _measure_chunk(self, state: _Unfinished, facts: measure.LevelMeasurement, span: Span) -> None:
+        job = state.job
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._check_stop()
+            raws, base, _ = self._buffers(job, stop - start, 0)
+            self._read(job, (start, stop), raws, base)
+            facts.fold(start, stop, raws, base)
+
+    def _mix_chunk(self, state: _Unfinished, span: Span, held: tuple[list[np.ndarray], np.ndarray] | None = None) -> None:
+        job, mixer = state.job, state.mixer
+        assert mixer is not None
+        width = job.byte_size // max(job.elements, 1)
+        widths = [i.byte_size // max(job.elements, 1) for i in job.read]
+        hashers = [PieceHasher(d, span[0] * w) for d, w in zip(state.inputs, widths, strict=True)]
+        output = PieceHasher(state.output, span[0] * width)
+        for start, stop in blocks(span, self.plan.memory.block_elements if held is None else LEAF):
+            self._check_stop()
+            if held is None:
+                raws, base, out = self._buffers(job, stop - start, stop - start)
+                self._read(job, (start, stop), raws, base)
+            else:
+                _, _, out = self._buffers(job, job.elements, stop - start)
+                raws = [raw[start * w : stop * w] for raw, w in zip(held[0], widths, strict=False)]
+                base = held[1][start * widths[-1] : stop * widths[-1]] if job.base is not None else held[1]
+            for hasher, raw in zip(hashers, [*raws, base] if job.base is not None else raws, strict=True):
+                hasher.update(memoryview(raw))
+            mixer(start, raws, base, out)
+            output.update(memoryview(out))
+            self.files.write(job.name, start * width, memoryview(out))
+            self._tell(Advanced(job.name, out.nbytes))
+        for hasher in (*hashers, output):
+            hasher.finish()
+        self._chunk_done(state)
+
+    def _copy_chunk(self, state: _Unfinished, span: Span) -> None:
+        job = state.job
+        hashers = [PieceHasher(d, span[0]) for d in state.inputs]
+        output = PieceHasher(state.output, span[0])
+        size = self.plan.memory.block_elements
+        for start, stop in blocks(span, size):
+            self._check_stop()
+            first, other = self._arena_views([stop - start, stop - start])
+            for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
+                view = other if i else first
+                self.plan.sources[tensor.model].read_into(tensor.name, start, memoryview(view))
+                hasher.update(memoryview(view))
+                if i and not np.array_equal(first, view):
+                    self._refuse_unequal(job, tensor, start, first, view)
+            output.update(memoryview(first))
+            self.files.write(job.name, start, memoryview(first))
+            self._tell(Advanced(job.name, first.nbytes))
+        for hasher in (*hashers, output):
+            hasher.finish()
+        self._chunk_done(state)
+
+    def _refuse_unequal(self, job: Job, tensor: Input, start: int, first: np.ndarray, view: np.ndarray) -> None:
+        width = max(job.byte_size // max(job.elements, 1), 1)
+        index = (start + int(np.flatnonzero(first != view)[0])) // width
+        place = [int(i) for i in np.unravel_index(index, job.shape)] if job.shape else []
+        one, other = self.plan.sources[job.inputs[0].model].label, self.plan.sources[tensor.model].label
+        raise MismatchError(
+            f"{job.name}{place or ''}: {one} and {other} differ; tensors of {job.dtype} are copied and must be equal. "
+            "Use models that agree on it."
+        )
+
+    def _chunk_done(self, state: _Unfinished) -> None:
+        with self._lock:
+            state.remaining -= 1
+            if state.remaining:
+                return
+        job = state.job
+        inputs = tuple((i.model, i.name, d.result()) for i, d in zip(job.read, state.inputs, strict=True))
+        record = Record(job.name, state.output.result(), inputs)
+        with self._lock:
+            self.records[job.name] = record
+        self.journal.finished(record)
+        self._tell(TensorDone(job.name, record.digest))
+
+    def _read(self, job: Job, span: Span, raws: list[np.ndarray], base: np.ndarray) -> None:
+        views = [*raws, base] if job.base is not None else raws
+        for tensor, view in zip(job.read, views, strict=True):
+            width = tensor.byte_size // max(job.elements, 1)
+            self.plan.sources[tensor.model].read_into(tensor.name, span[0] * width, memoryview(view))
+
+    def _buffers(self, job: Job, elements: int, out_elements: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+        """Views of this thread's arena: one an input, the base, the output."""
+        count = max(job.elements, 1)
+        sizes = [elements * (i.byte_size // count) for i in job.read]
+        views = self._arena_views([*sizes, out_elements * (job.byte_size // count)])
+        inputs, out = views[:-1], views[-1]
+        return (inputs[:-1], inputs[-1], out) if job.base is not None else (inputs, NOTHING, out)
+
+    def _arena_views(self, sizes: list[int]) -> list[np.ndarray]:
+        starts, position = [], 0
+        for size in sizes:
+            starts.append(position)
+            position += -(-size // ALIGNMENT) * ALIGNMENT
+        arena = getattr(self._arena, "bytes", None)
+        if arena is None or arena.nbytes < position:
+            # Touched once and used again for every tensor: first touch of fresh pages is slow on virtual machines.
+            arena = self._arena.bytes = np.empty(max(position, self.plan.memory.worker_bytes), np.uint8)
+        return [arena[s : s + size] for s, size in zip(starts, sizes, strict=True)]
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+
+    def _tell(self, event: Event) -> None:
+        if self._watch is not None:
+            with self._lock:
+                self._watch(event)
+
+
+class _Stopped(Exception):
+    """Another thread has failed, or the user interrupts; its cause is what is reported."""
+
+
+def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], version: str, single: str | None) -> None:
+    """Check what was written against the plan, and put the other files beside it."""
+    for shard in plan.shards:
+        written = open_shard(part.model / shard.name)
+        if written.header.tensors != shard.header.tensors or written.size != shard.byte_size:
+            raise VerificationError(f"{part.model / shard.name}: is not what the plan says; the disk or alnico is at fault. Merge again.")
+    absent = [job.name for job in plan.jobs if job.name not in records]
+    if absent:
+        raise VerificationError(f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again.")
+    if single is not None:
+        return
+    donor = plan.sources[plan.donor]
+    try:
+        if donor.directory is not None:
+            copy_side_files(donor.directory, part.model)
+            write_config(donor.directory, donor.config, plan.dtype, part.model)
+        texts = {RECIPE: recipe_text(plan.recipe), LOCK: lock_of(plan, records, version), CARD: card_of(plan, version)}
+        if len(plan.shards) > 1:
+            texts.update([index_of(plan.shards)])
+        for name, text in texts.items():
+            (part.model / name).write_text(text, "utf-8")
+        sync_directory(part.model)
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or part.model}: the files beside the weights cannot be written ({error.strerror}). "
+            "Make room or check the disk; the same command takes the merge up again."
+        ) from None

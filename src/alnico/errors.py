@@ -1,0 +1,78 @@
+"""Every error alnico raises on purpose, as one tree; each class carries its exit code.
+
+    AlnicoError
+    ├── RecipeError        3   the recipe is wrong
+    │   └── MethodError    3   an option of a merge method is wrong
+    ├── ModelError         4   a model cannot be read, or its files lie
+    ├── MismatchError      5   models that do not fit together
+    ├── NonFiniteError     6   a NaN or an infinity in an input or in the output
+    ├── ResourceError      7   the memory budget or the disk is too small; refused before running
+    ├── OutputError        8   the output exists or is busy
+    ├── RunError           9   reading or writing failed while running; can be resumed
+    └── VerificationError 10   what was written is not what was planned
+
+0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed).
+A message says where, what was found, what was expected and what to do.
+"""
+
+
+class AlnicoError(Exception):
+    """Base of all errors meant for the user. ``exit_code`` is what the command line returns."""
+
+    exit_code = 1
+
+
+class RecipeError(AlnicoError):
+    """The recipe is wrong. The message has one line for each mistake in the file."""
+
+    exit_code = 3
+
+
+class MethodError(RecipeError):
+    """An option given to a merge method is outside its range or does not fit the others."""
+
+
+class ModelError(AlnicoError):
+    """A model cannot be read, or its headers do not describe its files."""
+
+    exit_code = 4
+
+
+class MismatchError(AlnicoError):
+    """Models that cannot be merged with one another: names, shapes, values or vocabularies differ."""
+
+    exit_code = 5
+
+
+class NonFiniteError(AlnicoError):
+    """A NaN or an infinity in a merged input or in the output."""
+
+    exit_code = 6
+
+
+class ResourceError(AlnicoError):
+    """The memory budget or the disk is too small for the plan. Raised before a tensor is read."""
+
+    exit_code = 7
+
+
+class OutputError(AlnicoError):
+    """The output exists already, or another process is writing it."""
+
+    exit_code = 8
+
+
+class RunError(AlnicoError):
+    """Reading or writing failed while running. The unfinished output is kept; the same command takes it up."""
+
+    exit_code = 9
+
+
+class VerificationError(AlnicoError):
+    """The finished output does not match the plan."""
+
+    exit_code = 10
+
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C; the unfinished output is kept."""

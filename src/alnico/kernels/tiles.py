@@ -1,0 +1,185 @@
+"""The compiled pieces every kernel is made of: select, decode and encode a tile, fill a tile with noise.
+
+A tile is :data:`TILE` elements in float32 (float64 when an input is F64) and stays in the first-level cache.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.core import types
+from numba.extending import intrinsic
+
+from alnico.kernels.shape import BF16, F16, F32, F64
+from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
+
+_GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
+_U1, _U30, _U27, _U31, _U40 = (np.uint64(n) for n in (1, 30, 27, 31, 40))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def select(typing_context: Any, condition: Any, chosen: Any, other: Any) -> Any:
+    """``chosen if condition else other``, both computed: one instruction, no branch."""
+    result = chosen
+    if chosen != other:
+        if not (isinstance(chosen, types.Float) and isinstance(other, types.Float)):
+            return None
+        result = chosen if chosen.bitwidth >= other.bitwidth else other
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        test, a, b = (
+            context.cast(builder, value, given, wanted)
+            for value, given, wanted in zip(arguments, signature.args, (types.boolean, result, result), strict=True)
+        )
+        return builder.select(test, a, b)
+
+    return result(condition, chosen, other), generate
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _decode_bf16(raw, tile):  # type: ignore[no-untyped-def]
+    source, bits = raw.view(np.uint16), tile.view(np.uint32)
+    bad = np.uint32(0)
+    for j in range(source.size):
+        value = np.uint32(source[j])
+        bits[j] = value << np.uint32(16)
+        bad |= np.uint32((value & np.uint32(0x7F80)) == np.uint32(0x7F80))
+    return bad != 0
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _decode_f16(raw, tile):  # type: ignore[no-untyped-def]
+    # The exponent is moved by a multiplication with 2**112, which is exact and makes subnormals right too.
+    source, bits = raw.view(np.uint16), tile.view(np.uint32)
+    bad = np.uint32(0)
+    for j in range(source.size):
+        half = np.uint32(source[j])
+        bits[j] = (half & np.uint32(0x7FFF)) << np.uint32(13)
+        bad |= np.uint32((half & np.uint32(0x7C00)) == np.uint32(0x7C00))
+    for j in range(source.size):
+        tile[j] *= np.float32(2.0**112)
+    for j in range(source.size):
+        bits[j] |= (np.uint32(source[j]) & np.uint32(0x8000)) << np.uint32(16)
+    return bad != 0
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def _decode_f32(raw, tile):  # type: ignore[no-untyped-def]
+    source, bits = raw.view(np.uint32), tile.view(np.uint32)
+    bad = np.uint32(0)
+    for j in range(source.size):
+        value = source[j]
+        bits[j] = value
+        bad |= np.uint32((value & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+    return bad != 0
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def decode32(raw, code, tile):  # type: ignore[no-untyped-def]
+    """Fill a float32 tile from raw bytes; returns whether a value is NaN or infinite."""
+    if code == BF16:
+        return _decode_bf16(raw, tile)
+    if code == F32:
+        return _decode_f32(raw, tile)
+    return _decode_f16(raw, tile)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def decode64(raw, code, tile):  # type: ignore[no-untyped-def]
+    """Fill a float64 tile from raw bytes; returns whether a value is NaN or infinite."""
+    if code == F64:
+        source, bits = raw.view(np.uint64), tile.view(np.uint64)
+        bad = np.uint64(0)
+        for j in range(source.size):
+            value = source[j]
+            bits[j] = value
+            bad |= np.uint64((value & np.uint64(0x7FF << 52)) == np.uint64(0x7FF << 52))
+        return bad != 0
+    narrow = np.empty(tile.size, np.float32)
+    found = decode32(raw, code, narrow)
+    for j in range(tile.size):
+        tile[j] = narrow[j]
+    return found
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def encode32(tile, code, raw):  # type: ignore[no-untyped-def]
+    """Round a float32 tile once, to nearest even, into raw bytes; returns whether a result is NaN or infinite."""
+    bits = tile.view(np.uint32)
+    bad = np.uint32(0)
+    if code == BF16:
+        short = raw.view(np.uint16)
+        for j in range(bits.size):
+            b = bits[j]
+            rounded = (b + np.uint32(0x7FFF) + ((b >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+            bad |= np.uint32((rounded & np.uint32(0x7F80)) == np.uint32(0x7F80)) | np.uint32(
+                (b & np.uint32(0x7F800000)) == np.uint32(0x7F800000)
+            )
+            short[j] = np.uint16(rounded)
+    elif code == F32:
+        whole = raw.view(np.uint32)
+        for j in range(bits.size):
+            b = bits[j]
+            bad |= np.uint32((b & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+            whole[j] = b
+    elif code == F16:
+        # Below 2**-14 halves are multiples of 2**-24: adding 0.5, whose float32 spacing is 2**-24, rounds to them.
+        short = raw.view(np.uint16)
+        shifted = np.empty(tile.size, np.float32)
+        for j in range(tile.size):
+            shifted[j] = abs(tile[j]) + np.float32(0.5)
+        small = shifted.view(np.uint32)
+        for j in range(bits.size):
+            magnitude = bits[j] & np.uint32(0x7FFFFFFF)
+            normal = magnitude - np.uint32(112 << 23) + np.uint32(0xFFF) + ((magnitude >> np.uint32(13)) & np.uint32(1))
+            half = select(
+                magnitude < np.uint32(113 << 23), small[j] - np.uint32(126 << 23), normal >> np.uint32(13)
+            )
+            bad |= np.uint32(magnitude >= np.uint32(0x477FF000))
+            short[j] = np.uint16(half | ((bits[j] >> np.uint32(16)) & np.uint32(0x8000)))
+    else:
+        double = raw.view(np.float64)
+        for j in range(bits.size):
+            bad |= np.uint32((bits[j] & np.uint32(0x7F800000)) == np.uint32(0x7F800000))
+            double[j] = tile[j]
+    return bad != 0
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def encode64(tile, code, raw):  # type: ignore[no-untyped-def]
+    """Round a float64 tile once into raw bytes; returns whether a result is NaN or infinite."""
+    if code == F64:
+        bits, whole = tile.view(np.uint64), raw.view(np.uint64)
+        bad = np.uint64(0)
+        for j in range(bits.size):
+            b = bits[j]
+            bad |= np.uint64((b & np.uint64(0x7FF << 52)) == np.uint64(0x7FF << 52))
+            whole[j] = b
+        return bad != 0
+    narrow = np.empty(tile.size, np.float32)
+    for j in range(tile.size):
+        narrow[j] = np.float32(tile[j])
+    if code != F32:
+        # Rounded to odd first, so that rounding float32 to 16 bits gives what one rounding of the float64 gives.
+        bits32 = narrow.view(np.uint32)
+        for j in range(tile.size):
+            wide = np.float64(narrow[j])
+            if wide != tile[j] and not np.isinf(wide):
+                if abs(wide) > abs(tile[j]):
+                    bits32[j] -= np.uint32(1)
+                bits32[j] |= np.uint32(1)
+    return encode32(narrow, code, raw)
+
+
+@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
+def fill_noise(key, start, tile):  # type: ignore[no-untyped-def]
+    """Fill a tile with the uniform numbers in [0, 1) of elements ``start`` on (see numerics.noise)."""
+    first = key + (np.uint64(start) + _U1) * _GAMMA
+    for j in range(tile.size):
+        z = first + np.uint64(j) * _GAMMA
+        z = (z ^ (z >> _U30)) * _MIX_1
+        z = (z ^ (z >> _U27)) * _MIX_2
+        z ^= z >> _U31
+        tile[j] = np.float32(np.int64(z >> _U40)) * np.float32(2.0**-24)

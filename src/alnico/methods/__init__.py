@@ -1,0 +1,42 @@
+"""Merge methods: one file a method, found here and not listed. Third parties add theirs by an entry point.
+
+A file is named like its method; files that begin with ``_`` hold what several methods share. To add a method to another
+package, point the entry-point group ``alnico.methods`` at an object made by :func:`alnico.methods.base.method`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Mapping
+
+from alnico.errors import MethodError
+from alnico.methods.base import Method
+
+
+@functools.cache
+def registry() -> Mapping[str, Method]:
+    """Return all methods by name, ours first. Errors: MethodError for two methods of one name."""
+    found: dict[str, Method] = {}
+    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
+        if module != "base" and not module.startswith("_"):
+            found[module] = getattr(importlib.import_module(f"{__name__}.{module}"), module)
+    for entry in importlib.metadata.entry_points(group="alnico.methods"):
+        loaded = entry.load()
+        if not isinstance(loaded, Method) or loaded.name in found:
+            raise MethodError(f"entry point {entry.name} ({entry.value}) is no method, or its name is taken; remove that package.")
+        found[loaded.name] = loaded
+    return found
+
+
+def find(name: str) -> Method:
+    """Return one method. Errors: MethodError with the nearest names."""
+    methods = registry()
+    if name not in methods:
+        near = difflib.get_close_matches(name, methods, 1)
+        hint = f"Did you mean {near[0]}?" if near else "`alnico methods` lists them."
+        raise MethodError(f"unknown merge method {name!r}; known are {', '.join(methods)}. {hint}")
+    return methods[name]

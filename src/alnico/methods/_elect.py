@@ -1,0 +1,93 @@
+"""How kept task-vector entries become one: their weighted sum, or the part of it that agrees with an elected sign."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from alnico.errors import MethodError
+from alnico.methods._sparsify import Sparse
+from alnico.methods.base import Merge
+
+Elect = Literal["weighted", "mass", "count"]
+"""Who decides the sign: the weighted entries, the entries as they are, or one vote a model."""
+
+Divide = Literal["weight", "count", "none"]
+"""What the sum of the agreeing entries is divided by: their weights, their number, or nothing."""
+
+
+def vote_weighted(kept, weight):  # type: ignore[no-untyped-def]
+    return weight * kept
+
+
+def vote_mass(kept, weight):  # type: ignore[no-untyped-def]
+    return kept
+
+
+def vote_count(kept, weight):  # type: ignore[no-untyped-def]
+    return 1.0 if kept > 0 else (-1.0 if kept < 0 else 0.0)
+
+
+def share_weight(weight):  # type: ignore[no-untyped-def]
+    return weight
+
+
+def share_count(weight):  # type: ignore[no-untyped-def]
+    return 1.0
+
+
+def share_none(weight):  # type: ignore[no-untyped-def]
+    return 0.0
+
+
+VOTES = {"weighted": vote_weighted, "mass": vote_mass, "count": vote_count}
+SHARES = {"weight": share_weight, "count": share_count, "none": share_none}
+
+
+def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, divide: Divide, trims: bool) -> Merge:
+    """Sum the entries whose sign was elected, and divide by what agreed; a balance of exactly 0 elects plus."""
+    keep, vote, share_of = sparse.keep, VOTES[elect], SHARES[divide]
+
+    def mix(delta, limit, factor, weight, scale):  # type: ignore[no-untyped-def]
+        balance = 0.0
+        for i in range(len(delta)):
+            balance += vote(factor[i] * keep(delta[i], limit[i]), weight[i])
+        total = 0.0
+        share = 0.0
+        for i in range(len(delta)):
+            kept = factor[i] * keep(delta[i], limit[i])
+            ballot = vote(kept, weight[i])
+            if (ballot > 0) if balance >= 0 else (ballot < 0):
+                total += weight[i] * kept
+                share += share_of(weight[i])
+        return scale * (total / share if share != 0 else total)
+
+    alone = len(weight) == 1 and not trims and scale * (weight[0] if divide == "none" else 1.0) == 1
+    alone = alone and weight[0] > 0 and (divide != "count" or weight[0] == 1)
+    return Merge(mix, (sparse.limit, sparse.factor, weight, scale), copies=_copies(alone, weight, scale))
+
+
+def summed(sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Literal["weight", "none"], trims: bool) -> Merge:
+    """Sum all kept entries with their weights; ``divide`` "weight" divides by the sum of the weights."""
+    keep = sparse.keep
+    total = sum(weight) if divide == "weight" else 1.0
+    if abs(total) <= 1e-12 * sum(map(abs, weight)):
+        raise MethodError(
+            f"the weights sum to 0 ({', '.join(f'{w:g}' for w in weight)}), so they cannot be normalised; "
+            "expected a sum other than 0. Change a weight, or set normalize: false."
+        )
+
+    def mix(delta, limit, factor, weight, scale):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for i in range(len(delta)):
+            total += weight[i] * (factor[i] * keep(delta[i], limit[i]))
+        return scale * total
+
+    alone = len(weight) == 1 and not trims and scale * weight[0] / total == 1
+    return Merge(mix, (sparse.limit, sparse.factor, weight, scale / total), copies=_copies(alone, weight, scale))
+
+
+def _copies(alone: bool, weight: tuple[float, ...], scale: float) -> Any:
+    """The plan's copy: the one model as it is, or the base where nothing is added."""
+    if scale == 0 or not any(weight):
+        return "base"
+    return 0 if alone else None

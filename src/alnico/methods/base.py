@@ -1,0 +1,275 @@
+"""What a merge method is, how it is registered, and how its signature becomes its schema.
+
+A method is a factory: options in, a :class:`Merge` out. A ``Merge`` is the equation of one parameter (``mix``) and what
+``mix`` receives after the values. The engine does everything else: a method knows no file, dtype, device or name.
+
+>>> @method(space="weight", models=(2, 2), source="an example")
+... def midpoint() -> Merge:
+...     '''Take the middle of two models.'''
+...     def mix(value):
+...         return (value[0] + value[1]) / 2
+...     return Merge(mix, fixes_equal_inputs=True)
+>>> midpoint.name, midpoint.bind({}, 2).fixes_equal_inputs
+('midpoint', True)
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from alnico.errors import MethodError
+from alnico.kernels.facts import Argument, Derived, KthLargest, Measured, levels
+from alnico.kernels.source import check_pure
+
+T = TypeVar("T")
+
+
+class PerModel(tuple[T, ...]):
+    """An option with one value for each model that is merged; see :func:`each` for its default."""
+
+
+def each(value: T) -> PerModel[T]:
+    """The default of a per-model option: ``value`` for every model."""
+    return PerModel((value,))
+
+
+@dataclass(frozen=True)
+class Between:
+    """The range of a number: ``low`` and ``high`` belong to it unless said otherwise."""
+
+    low: float = -float("inf")
+    high: float = float("inf")
+    without_low: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (value > self.low if self.without_low else value >= self.low) and value <= self.high
+
+    def __str__(self) -> str:
+        if self.low == -float("inf") and self.high == float("inf"):
+            return "any number"
+        return f"{'(' if self.without_low else '['}{self.low:g}, {self.high:g}]"
+
+
+Share = Annotated[float, Between(0, 1, without_low=True)]
+"""A share of a whole, in (0, 1]."""
+
+Space = Literal["weight", "delta"]
+Base = Literal["required", "unused", "first"]
+REQUIRED = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option of a method, read off its signature."""
+
+    name: str
+    kind: Literal["number", "bool", "choice"]
+    per_model: bool
+    default: Any
+    range: Between = Between()
+    choices: tuple[str, ...] = ()
+    meaning: str = ""
+    """The first clause of what the docstring says of it."""
+
+    @property
+    def required(self) -> bool:
+        return self.default is REQUIRED
+
+    def problem(self, value: object) -> str | None:
+        """Say what is wrong with one value, as ``is X; expected Y``; None if nothing is."""
+        if self.kind == "bool":
+            return None if isinstance(value, bool) else f"is {value!r}; expected true or false"
+        if self.kind == "choice":
+            return None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return f"is {value!r}; expected a number"
+        if math.isfinite(value) and value in self.range:
+            return None
+        if self.meaning:
+            return f"is {value:g}; {self.name} is {self.meaning}"
+        return f"is {value:g}; expected {self.range}"
+
+    def describe(self) -> str:
+        """The option's values and default, for listings."""
+        values = {"bool": "true or false", "choice": " | ".join(self.choices), "number": str(self.range)}[self.kind]
+        default = "required" if self.required else f"default {_yaml(self.default[0] if self.per_model else self.default)}"
+        return f"{values}; {'one a model; ' if self.per_model else ''}{default}"
+
+
+def _yaml(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """How to make one output tensor, options bound.
+
+    ``mix(values, *arguments)`` is the equation of ONE parameter. ``values`` holds one number a model (the task-vector
+    entries in delta space); ``arguments`` are numbers, numbers a model, facts, or noise. In delta space ``mix`` returns
+    what is added to the base, and where that is exactly 0 the base's bits are written.
+
+    ``copies`` is the position of the model whose bytes are the result, "base" for the base's, or None.
+    ``fixes_equal_inputs`` declares that an element on which all models agree keeps that value (weight space).
+    ``sums_to_one`` says, from the resolved arguments, whether the coefficients of this tensor sum to 1: then equal
+    inputs are kept too, though the method does not promise it for every tensor.
+    """
+
+    mix: Callable[..., float]
+    arguments: tuple[Argument, ...] = ()
+    copies: int | Literal["base"] | None = None
+    fixes_equal_inputs: bool = False
+    sums_to_one: Callable[..., bool] | None = None
+
+    def __post_init__(self) -> None:
+        check_pure(self.mix)
+        parameters = len(inspect.signature(self.mix).parameters)
+        if parameters != 1 + len(self.arguments):
+            raise MethodError(
+                f"{self.mix.__module__}: mix takes {parameters - 1} arguments after the values, "
+                f"the Merge gives {len(self.arguments)}; they must match one to one."
+            )
+
+    def levels(self) -> list[list[Measured]]:
+        """The facts to measure, in order; each list takes one pass over the inputs."""
+        return [
+            [f for f in level if not (isinstance(f, KthLargest) and set(f.share) == {1.0})]
+            for level in levels(self.arguments)
+        ]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A registered merge method."""
+
+    name: str
+    factory: Callable[..., Merge]
+    space: Space
+    base: Base
+    models: tuple[int, int | None]
+    source: str
+    options: Mapping[str, Option] = field(hash=False)
+
+    @property
+    def summary(self) -> str:
+        return self.documentation.partition("\n")[0]
+
+    @property
+    def documentation(self) -> str:
+        return inspect.getdoc(self.factory) or ""
+
+    def bind(self, options: Mapping[str, Any], models: int) -> Merge:
+        """Build the ``Merge`` for ``models`` values (non-base models in delta space).
+
+        A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the option, for
+        unknown and missing options, values outside their range, or a wrong number of them.
+        """
+        self.check_models(models)
+        for name in options:
+            if name not in self.options:
+                raise MethodError(f"{self.name} has no option {name!r}; it has {', '.join(self.options) or 'none'}.")
+        bound: dict[str, Any] = {}
+        for name, option in self.options.items():
+            value = options.get(name, option.default)
+            if value is REQUIRED:
+                raise MethodError(f"{self.name} needs the option {name} ({option.describe()}).")
+            if not option.per_model:
+                values: tuple[Any, ...] = (value,)
+            else:
+                values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+                values *= models if len(values) == 1 else 1
+                if len(values) != models:
+                    raise MethodError(f"{self.name}.{name} has {len(values)} values for {models} models; expected one for each.")
+            for one in values:
+                if (problem := option.problem(one)) is not None:
+                    raise MethodError(f"{self.name}.{name} {problem}.")
+            if option.kind == "number":
+                values = tuple(float(one) for one in values)
+            bound[name] = PerModel(values) if option.per_model else values[0]
+        return self.factory(**bound)
+
+    def check_models(self, models: int) -> None:
+        """Refuse a number of models the method is not made for. Errors: MethodError."""
+        low, high = self.models
+        if models < low or (high is not None and models > high):
+            wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+            besides = " besides the base" if self.space == "delta" else ""
+            raise MethodError(f"{self.name} merges {wanted} model{'' if wanted == '1' else 's'}{besides}; found {models}.")
+
+
+def method(
+    *, space: Space, source: str, base: Base | None = None, models: tuple[int, int | None] = (1, None)
+) -> Callable[[Callable[..., Merge]], Method]:
+    """Register a factory as a merge method under its function's name.
+
+    ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
+    ``base``: "required", "unused", or "first" (the base is the first of the values; weight space). ``models`` is the
+    least and the greatest number of values (None: no limit). Errors: MethodError for a signature that is no schema.
+    """
+
+    def register(factory: Callable[..., Merge]) -> Method:
+        return Method(
+            factory.__name__,
+            factory,
+            space,
+            base or ("required" if space == "delta" else "unused"),
+            models,
+            source,
+            {p.name: _option(p, factory) for p in inspect.signature(factory).parameters.values()},
+        )
+
+    return register
+
+
+def _option(parameter: inspect.Parameter, factory: Callable[..., Merge]) -> Option:
+    if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+        raise MethodError(f"{factory.__name__}: option {parameter.name} must be keyword-only.")
+    annotation = get_type_hints(factory, include_extras=True)[parameter.name]
+    default = parameter.default
+    per_model = get_origin(annotation) is PerModel
+    if per_model:
+        annotation = get_args(annotation)[0]
+        if default is not REQUIRED and not isinstance(default, tuple):
+            default = each(default)
+    limits = Between()
+    if get_origin(annotation) is Annotated:
+        annotation, *extras = get_args(annotation)
+        limits = next((e for e in extras if isinstance(e, Between)), limits)
+    meaning = _meaning(parameter.name, inspect.getdoc(factory) or "")
+    if annotation is bool:
+        return Option(parameter.name, "bool", per_model, default, meaning=meaning)
+    if get_origin(annotation) is Literal:
+        return Option(parameter.name, "choice", per_model, default, choices=get_args(annotation), meaning=meaning)
+    if annotation in (float, int):
+        return Option(parameter.name, "number", per_model, default, limits, meaning=meaning)
+    raise MethodError(f"{factory.__name__}: option {parameter.name} has the type {annotation}; expected float, bool or Literal.")
+
+
+def _meaning(name: str, documentation: str) -> str:
+    found = re.search(rf"^    {name}: (.+?)(?:[;.:]\s|[;.]?$)", documentation, re.MULTILINE)
+    return found[1] if found else ""
+
+
+def combine(coefficients: Argument, **declarations: Any) -> Merge:
+    """Sum ``coefficient[i] * value[i]`` in the order of the models: the ``Merge`` of the linear class."""
+
+    def mix(value, coefficient):  # type: ignore[no-untyped-def]
+        total = 0.0
+        for i in range(len(value)):
+            total += coefficient[i] * value[i]
+        return total
+
+    return Merge(mix, (coefficients,), sums_to_one=_sums_to_one, **declarations)
+
+
+def _sums_to_one(coefficients: tuple[float, ...]) -> bool:
+    return abs(sum(coefficients) - 1.0) < 1e-9
+
+
+__all__ = [
+    "Argument", "Between", "Derived", "Merge", "Method", "Option", "PerModel", "Share", "combine", "each", "method",
+]  # fmt: skip

@@ -1,0 +1,41 @@
+"""DARE with a plain sum."""
+
+from typing import Literal
+
+from alnico.methods._elect import summed
+from alnico.methods._sparsify import Rescale, keep_random
+from alnico.methods.base import Merge, PerModel, Share, each, method
+
+
+@method(space="delta", source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099")
+def dare_linear(
+    *,
+    density: PerModel[Share] = each(1.0),
+    weight: PerModel[float] = each(1.0),
+    scale: float = 1.0,
+    divide: Literal["weight", "none"] = "none",
+    rescale: Rescale = "l1",
+) -> Merge:
+    """Drop random task-vector entries, make up for them, and add what is left to the base.
+
+    ``kept_i`` keeps each entry of ``model_i - base`` with probability ``density_i``; ``out = base + scale * sum_i weight_i *
+    factor_i * kept_i``, with ``factor_i = sum |delta_i| / sum |kept_i|`` for ``rescale: l1``.
+
+    Options:
+        density: the probability of an entry to be kept, in (0, 1]; 1 keeps all. The paper's drop rate p is 1 - density.
+        weight: a model's coefficient, any number.
+        scale: the factor on the whole sum (``lambda`` in YAML), any number.
+        divide: ``weight`` divides by the sum of the weights (mergekit: ``normalize: true``).
+        rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density (the paper), ``none``.
+    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Measures: with ``l1`` two sums, one pass. Grain: element. Noise: yes, by (seed, tensor, model, element).
+    Edge cases: a task vector of zeros stays zero; if nothing of a tensor is kept, nothing is added.
+    Errors: MethodError if a density is outside (0, 1], or ``divide`` is ``weight`` and the weights sum to 0.
+    Differs from the source: rescales by L1 norms, as mergekit does; the paper divides by the density (``inverse``). The
+        mask depends on the seed and the element's place alone, never on order, threads or device.
+    Source: Yu et al. 2024, https://arxiv.org/abs/2311.03099, section 3.1.
+
+    >>> dare_linear.bind({"density": 0.5, "rescale": "inverse"}, 2).levels()
+    []
+    """
+    return summed(keep_random(density, rescale), weight, scale, divide, trims=min(density) < 1)

@@ -1,0 +1,43 @@
+"""DARE with the sign election of TIES."""
+
+from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._sparsify import Rescale, keep_random
+from alnico.methods.base import Merge, PerModel, Share, each, method
+
+
+@method(space="delta", source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099")
+def dare_ties(
+    *,
+    density: PerModel[Share] = each(1.0),
+    weight: PerModel[float] = each(1.0),
+    scale: float = 1.0,
+    elect: Elect = "weighted",
+    divide: Divide = "none",
+    rescale: Rescale = "l1",
+) -> Merge:
+    """Drop random task-vector entries, make up for them, then elect signs and keep what agrees.
+
+    ``kept_i`` keeps each entry of ``model_i - base`` with probability ``density_i``, times ``factor_i`` (see ``rescale``);
+    ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A weight_i * kept_i`` over the models A that agree.
+
+    Options:
+        density: the probability of an entry to be kept, in (0, 1]; 1 keeps all. The paper's drop rate p is 1 - density.
+        weight: a model's coefficient, any number.
+        scale: the factor on the merged task vector (``lambda`` in YAML), any number.
+        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
+        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` of mergekit is
+            ``weight``.
+        rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density (the paper), ``none``.
+    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Measures: with ``l1`` two sums, one pass. Grain: element. Noise: yes, by (seed, tensor, model, element).
+    Edge cases: as in ``ties`` and ``dare_linear``.
+    Errors: MethodError if a density is outside (0, 1].
+    Differs from the source: no trim by magnitude after the random drop and an L1 rescale, as mergekit does; the paper runs
+        the whole of TIES on task vectors divided by the density.
+    Source: Yu et al. 2024, https://arxiv.org/abs/2311.03099, section 3.1.
+
+    >>> len(dare_ties.bind({"density": 0.5}, 2).levels())
+    1
+    """
+    sparse = keep_random(density, rescale)
+    return elected(sparse, weight, scale, elect, divide, trims=min(density) < 1)

@@ -1,0 +1,39 @@
+"""The arc between two models."""
+
+from functools import partial
+
+from alnico.kernels.facts import Derived, Gram
+from alnico.methods.base import Merge, combine, method
+from alnico.numerics.sphere import arc_coefficients
+
+
+@method(
+    space="weight",
+    base="first",
+    models=(2, 2),
+    source="Shoemake 1985, Animating rotation with quaternion curves, https://doi.org/10.1145/325165.325242",
+)
+def slerp(*, t: float) -> Merge:
+    """Go from the base to the other model along the arc between them.
+
+    ``out = sin((1-t) theta)/sin(theta) * base + sin(t theta)/sin(theta) * model``, theta the angle between the two
+    tensors as flat vectors. Where |cos theta| > 0.9995 the straight line ``(1-t) * base + t * model`` is taken; tensors
+    of fine-tunes of one base are nearly always that close.
+
+    Options:
+        t: the place on the arc, any number; 0 is the base, 1 the other model, outside [0, 1] extrapolates.
+    Shapes: two values in, one number out.
+    Measures: Gram, one pass; then one to mix. Grain: element.
+    Edge cases: t = 0 and t = 1 copy bytes; a tensor of zeros, opposite tensors: the straight line.
+    Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in mergekit), so the
+        length is not exactly interpolated; the angle is measured in float64 (mergekit: float32).
+    Source: Shoemake 1985, https://doi.org/10.1145/325165.325242.
+
+    >>> slerp.bind({"t": 0}, 2).copies
+    0
+    """
+    return combine(Derived(partial(_coefficients, t), (Gram(),)), copies={0.0: 0, 1.0: 1}.get(t))
+
+
+def _coefficients(t: float, gram: tuple[tuple[float, ...], ...]) -> tuple[float, float]:
+    return arc_coefficients(gram, t)

@@ -1,0 +1,33 @@
+"""Sums of task vectors."""
+
+from typing import Literal
+
+from alnico.methods._elect import summed
+from alnico.methods._sparsify import keep_largest
+from alnico.methods.base import Merge, PerModel, each, method
+
+
+@method(space="delta", source="Ilharco et al. 2023, Editing models with task arithmetic, https://arxiv.org/abs/2212.04089")
+def task_arithmetic(
+    *, weight: PerModel[float] = each(1.0), scale: float = 1.0, divide: Literal["weight", "none"] = "none"
+) -> Merge:
+    """Add weighted task vectors to the base; a negative weight takes one away.
+
+    ``out = base + scale * sum_i weight_i * (model_i - base)``.
+
+    Options:
+        weight: a model's coefficient, any number; negative to forget what it learned.
+        scale: the factor on the whole sum (``lambda`` in YAML), any number; the papers' values are 0.2 to 0.4 for 8 tasks.
+        divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
+    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Measures: nothing; one pass. Grain: element.
+    Edge cases: where the sum is exactly 0 the base's bits are written; one model at weight 1 is copied; all weights 0, or
+        scale 0, copies the base.
+    Errors: MethodError if ``divide`` is ``weight`` and the weights sum to 0.
+    Differs from the source: nothing.
+    Source: Ilharco et al. 2023, https://arxiv.org/abs/2212.04089, section 2.
+
+    >>> task_arithmetic.bind({"weight": 0.0}, 2).copies
+    'base'
+    """
+    return summed(keep_largest((1.0,) * len(weight), "none"), weight, scale, divide, trims=False)

@@ -1,0 +1,105 @@
+"""The dtypes of the safetensors format, their sizes, and how their values become float32.
+
+A tensor is merged only if its dtype is one of :data:`MERGEABLE`. Integers and booleans are copied.
+float8 and narrower formats have a size here, so that files which hold them can be listed and copied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Kind = Literal["float", "integer", "bool", "complex", "packed"]
+
+
+@dataclass(frozen=True, slots=True)
+class DType:
+    """One dtype: ``bits`` an element, and the numpy dtype that holds its bytes where there is one."""
+
+    name: str
+    bits: int
+    kind: Kind
+    storage: str | None
+
+    @property
+    def bytes(self) -> int:
+        """Bytes an element; only for dtypes of at least 8 bits."""
+        return self.bits // 8
+
+
+DTYPES: dict[str, DType] = {
+    d.name: d
+    for d in (
+        DType("F64", 64, "float", "<f8"),
+        DType("F32", 32, "float", "<f4"),
+        DType("F16", 16, "float", "<f2"),
+        DType("BF16", 16, "float", "<u2"),
+        DType("I64", 64, "integer", "<i8"),
+        DType("U64", 64, "integer", "<u8"),
+        DType("I32", 32, "integer", "<i4"),
+        DType("U32", 32, "integer", "<u4"),
+        DType("I16", 16, "integer", "<i2"),
+        DType("U16", 16, "integer", "<u2"),
+        DType("I8", 8, "integer", "i1"),
+        DType("U8", 8, "integer", "u1"),
+        DType("BOOL", 8, "bool", "u1"),
+        DType("C64", 64, "complex", "<c8"),
+        DType("F8_E5M2", 8, "packed", "u1"),
+        DType("F8_E4M3", 8, "packed", "u1"),
+        DType("F8_E8M0", 8, "packed", "u1"),
+        DType("F6_E2M3", 6, "packed", None),
+        DType("F6_E3M2", 6, "packed", None),
+        DType("F4", 4, "packed", None),
+    )
+}
+
+MERGEABLE = ("F64", "F32", "F16", "BF16")
+"""Dtypes whose values can be merged."""
+
+COPYABLE_KINDS = ("integer", "bool")
+"""Kinds of dtype that are copied when all models agree."""
+
+TORCH_NAMES = {
+    "bfloat16": "BF16",
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "bf16": "BF16",
+    "fp16": "F16",
+    "fp32": "F32",
+    "half": "F16",
+    "float": "F32",
+    "double": "F64",
+}
+"""Names a recipe may use for an output dtype (``torch.`` before them is allowed too)."""
+
+CONFIG_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+"""What ``config.json`` calls an output dtype."""
+
+
+def promote(names: list[str]) -> str:
+    """Return the narrowest mergeable dtype that holds all values of ``names`` exactly.
+
+    >>> promote(["BF16", "BF16"]), promote(["BF16", "F16"]), promote(["F32", "F64"])
+    ('BF16', 'F32', 'F64')
+    """
+    distinct = set(names)
+    if len(distinct) == 1:
+        return distinct.pop()
+    return "F64" if "F64" in distinct else "F32"
+
+
+def decode(raw: np.ndarray, name: str) -> np.ndarray:
+    """Decode raw bytes (uint8, contiguous) of a mergeable dtype to float32, or float64 for F64.
+
+    Exact for every finite value.
+
+    >>> decode(np.array([0x80, 0x3F], np.uint8), "BF16")
+    array([1.], dtype=float32)
+    """
+    values = raw.view(DTYPES[name].storage)
+    if name == "BF16":
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values if name == "F64" else values.astype(np.float32)

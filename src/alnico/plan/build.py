@@ -1,0 +1,149 @@
+"""Recipe and headers to a plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from alnico.checkpoint.model import Source, Tensor, open_model
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
+from alnico.errors import ModelError
+from alnico.methods import find
+from alnico.methods.base import Merge, Method, combine
+from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
+from alnico.plan.align import Alignment, align
+from alnico.plan.job import Dropped, Input, Job, Plan
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
+from alnico.recipe.load import option_values, values_of
+from alnico.recipe.schema import Recipe
+
+
+def build_plan(
+    recipe: Recipe,
+    *,
+    memory_bytes: int = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
+    single_file: str | None = None,
+    open_source: Callable[[str], Source] | None = None,
+) -> Plan:
+    """Open the models of a recipe (headers only), align them and lay out the output.
+
+    ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Errors: ModelError, MismatchError,
+    MethodError, ResourceError; see ``errors``. Nothing is written and no tensor is read.
+    """
+    method = find(recipe.merge_method)
+    entries = values_of(recipe, method)
+    references = list(dict.fromkeys([*(m.reference for m in recipe.models), *([recipe.base_model] if recipe.base_model else [])]))
+    opener = open_source or (lambda reference: open_model(located(reference, recipe.folder)))
+    sources: list[Source] = []
+    try:
+        for reference in references:
+            sources.append(opener(reference))
+        return _plan(recipe, method, entries, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise
+
+
+def located(reference: str, folder: str) -> str:
+    """Return the path a reference means: from the working directory, else from the recipe's folder."""
+    beside = Path(folder) / reference
+    if not Path(reference).expanduser().exists() and beside.exists():
+        return os.fspath(beside)
+    if not Path(reference).expanduser().exists() and ("+" in reference or "@" in reference):
+        raise ModelError(
+            f"model {reference!r}: no such directory or file. Revisions (@) are planned for 0.2 and adapters (+) for 0.3; "
+            "give the path of a whole model."
+        )
+    return reference
+
+
+def _plan(
+    recipe: Recipe,
+    method: Method,
+    entries: Sequence[object],
+    references: list[str],
+    sources: list[Source],
+    memory_bytes: int,
+    threads: int | None,
+    max_shard_bytes: int,
+    single_file: str | None,
+) -> Plan:
+    values = values_of(recipe, method)
+    donor = references.index(recipe.base_model) if recipe.base_model else 0
+    models = [references.index(e.reference) for e in values]
+    base = references.index(recipe.base_model) if method.space == "delta" and recipe.base_model else None
+    needed = list(dict.fromkeys([*([base] if base is not None else []), *models]))
+    merge = method.bind(option_values(recipe, method, values), len(values))
+    aligned = align(sources, needed, donor, recipe.missing)
+    jobs = _jobs(recipe, sources, models, base, merge, aligned)
+    dropped = tuple(Dropped(m, n, sources[m].tensors[n].byte_size, why) for m, n, why in aligned.dropped)
+    unused = [r for i, r in enumerate(references) if i not in needed]
+    notes = [*recipe.notes, *aligned.notes]
+    notes += [f"{r} is not merged by {method.name}; the output has its config, tokenizer and side files." for r in unused]
+    dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
+    tensors = sum(len(s.tensors) for s in sources)
+    return Plan(
+        recipe,
+        tuple(sources),
+        donor,
+        tuple(jobs),
+        dropped,
+        tuple(notes),
+        cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file),
+        dtypes.pop() if len(dtypes) == 1 else None,
+        fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors),
+    )
+
+
+def _jobs(
+    recipe: Recipe, sources: list[Source], models: list[int], base: int | None, merge: Merge, aligned: Alignment
+) -> list[Job]:
+    jobs: dict[str, Job] = {}
+    for name in aligned.merged:
+        jobs[name] = _merged(recipe, sources, models, base, merge, name)
+    for name in aligned.buffers:
+        needed = list(dict.fromkeys([*([base] if base is not None else []), *models]))
+        inputs = tuple(_input(sources, m, name) for m in needed)
+        kind = "equal" if len(inputs) > 1 else "copy"
+        jobs[name] = _job(kind, name, inputs[0].dtype, sources[needed[0]].tensors[name], inputs, why=f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else "")
+    for name, origin, why in aligned.from_one:
+        jobs[name] = _copied(recipe, sources, origin, name, why)
+    order = dict.fromkeys([*(n for s in sources for n in s.tensors if n in jobs)])
+    return [jobs[name] for name in order]
+
+
+def _merged(recipe: Recipe, sources: list[Source], models: list[int], base: int | None, merge: Merge, name: str) -> Job:
+    if merge.copies is not None:
+        origin = base if merge.copies == "base" else models[merge.copies]
+        assert origin is not None
+        return _copied(recipe, sources, origin, name, f"the recipe leaves {sources[origin].label} as it is")
+    inputs = tuple(_input(sources, m, name) for m in models)
+    of_base = _input(sources, base, name) if base is not None else None
+    dtype = recipe.dtype or promote([i.dtype for i in inputs] + ([of_base.dtype] if of_base else []))
+    return _job("mix", name, dtype, sources[models[0]].tensors[name], inputs, of_base, merge)
+
+
+def _copied(recipe: Recipe, sources: list[Source], origin: int, name: str, why: str) -> Job:
+    tensor = sources[origin].tensors[name]
+    source = _input(sources, origin, name)
+    if recipe.dtype and tensor.dtype in MERGEABLE and tensor.dtype != recipe.dtype:
+        identity = combine((1.0,), fixes_equal_inputs=True)
+        return _job("mix", name, recipe.dtype, tensor, (source,), None, identity, f"{why}, as {recipe.dtype}")
+    return _job("copy", name, tensor.dtype, tensor, (source,), why=why)
+
+
+def _job(kind, name: str, dtype: str, tensor: Tensor, inputs: tuple[Input, ...], base: Input | None = None, merge: Merge | None = None, why: str = "") -> Job:  # type: ignore[no-untyped-def]
+    size = tensor.byte_size if kind != "mix" else tensor.elements * DTYPES[dtype].bytes
+    return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why)
+
+
+def _input(sources: list[Source], model: int, name: str) -> Input:
+    tensor = sources[model].tensors[name]
+    return Input(model, name, tensor.dtype, tensor.byte_size)
+
+
+

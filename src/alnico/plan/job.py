@@ -1,0 +1,148 @@
+"""The plan as a value: one job an output tensor, what is dropped, what it costs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from alnico.checkpoint.model import Source
+from alnico.checkpoint.shards import OutputShard
+from alnico.kernels.shape import ARITHMETIC
+from alnico.methods.base import Merge
+from alnico.recipe.schema import Recipe
+
+Kind = Literal["mix", "copy", "equal"]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One tensor of one model: ``model`` is the position in ``Plan.sources``."""
+
+    model: int
+    name: str
+    dtype: str
+    byte_size: int
+
+
+@dataclass(frozen=True)
+class Job:
+    """How one output tensor comes about.
+
+    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``; ``copy`` takes the bytes of
+    ``inputs[0]``; ``equal`` does too, after checking that all inputs hold the same bytes. ``why`` is for people.
+    """
+
+    kind: Kind
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    elements: int
+    byte_size: int
+    inputs: tuple[Input, ...]
+    base: Input | None = None
+    merge: Merge | None = field(default=None, compare=False)
+    why: str = ""
+
+    @property
+    def read(self) -> tuple[Input, ...]:
+        """All tensors the job reads, each once."""
+        return self.inputs if self.base is None else (*self.inputs, self.base)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A tensor of an input that is not in the output, and why."""
+
+    model: int
+    name: str
+    byte_size: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """How the run fits the budget: ``peak_bytes`` resident, with ``threads`` workers of ``worker_bytes`` each."""
+
+    budget_bytes: int
+    peak_bytes: int
+    threads: int
+    worker_bytes: int
+    resident_bytes: int
+    """Largest tensor group that a worker holds whole, so that it is read once for all its passes."""
+    block_elements: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done, frozen. Made by :func:`alnico.plan.build.build_plan`."""
+
+    recipe: Recipe
+    sources: tuple[Source, ...] = field(compare=False)
+    donor: int
+    jobs: tuple[Job, ...]
+    dropped: tuple[Dropped, ...]
+    notes: tuple[str, ...]
+    shards: tuple[OutputShard, ...]
+    dtype: str | None
+    memory: Memory
+
+    @property
+    def bytes_to_read(self) -> int:
+        return sum(i.byte_size for job in self.jobs for i in job.read)
+
+    @property
+    def bytes_to_write(self) -> int:
+        return sum(shard.byte_size for shard in self.shards)
+
+    @property
+    def elements(self) -> int:
+        return sum(job.elements for job in self.jobs)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the output's bits and its layout, without reading a tensor: see the journal."""
+        jobs = [
+            [j.kind, j.name, j.dtype, list(j.shape), [[i.model, i.name] for i in j.inputs], j.base and [j.base.model, j.base.name]]
+            for j in self.jobs
+        ]
+        shards = [[s.name, hashlib.sha256(s.start).hexdigest()] for s in self.shards]
+        return {
+            "recipe": self.recipe.canonical(),
+            "arithmetic": ARITHMETIC,
+            "plan": hashlib.sha256(json.dumps([jobs, shards]).encode()).hexdigest(),
+            "inputs": [{"model": s.label, "files": s.identity()} for s in self.sources],
+        }
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain data, for ``--json``."""
+        return {
+            "merge_method": self.recipe.merge_method,
+            "models": [s.label for s in self.sources],
+            "donor": self.sources[self.donor].label,
+            "dtype": self.dtype,
+            "tensors": {kind: sum(1 for j in self.jobs if j.kind == kind) for kind in ("mix", "copy", "equal")},
+            "parameters": self.elements,
+            "bytes_to_read": self.bytes_to_read,
+            "bytes_to_write": self.bytes_to_write,
+            "peak_memory_bytes": self.memory.peak_bytes,
+            "threads": self.memory.threads,
+            "shards": [{"name": s.name, "bytes": s.byte_size} for s in self.shards],
+            "dropped": [
+                {"model": self.sources[d.model].label, "tensor": d.name, "bytes": d.byte_size, "why": d.why} for d in self.dropped
+            ],
+            "notes": list(self.notes),
+            "jobs": [
+                {"tensor": j.name, "do": j.kind, "dtype": j.dtype, "shape": list(j.shape), **({"why": j.why} if j.why else {})}
+                for j in self.jobs
+            ],
+        }
+
+
+def count_by_reason(jobs: tuple[Job, ...]) -> Mapping[tuple[Kind, str], list[Job]]:
+    """Group jobs that do the same for the same reason, in order."""
+    groups: dict[tuple[Kind, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.kind, job.why), []).append(job)
+    return groups

@@ -1,0 +1,59 @@
+"""How a run fits its memory budget, and its refusal. The peak is known before the run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from alnico.checkpoint.shards import format_size
+from alnico.errors import ResourceError
+from alnico.kernels.shape import LEAF
+from alnico.numerics.dtypes import DTYPES
+from alnico.plan.job import Job, Memory
+
+DEFAULT_BUDGET_BYTES = 2 << 30
+
+BASELINE_BYTES = 330 << 20
+"""Resident size of the interpreter, numpy, numba and LLVM after compiling; measured 240 to 300 MiB."""
+
+BYTES_A_TENSOR = 2_000
+"""Python objects for one input tensor and its job; measured."""
+
+RESIDENT_CAP_BYTES = 256 << 20
+"""A worker holds no more than this of a tensor's inputs at once; larger ones are read again for each pass."""
+
+BLOCK_ELEMENTS = 4 * LEAF
+"""Elements read, mixed and written at a time: inputs and output of a block stay in the second-level cache."""
+
+HISTOGRAM_BYTES = 65_536 * 8
+"""One model's counters while a kth largest magnitude is looked for."""
+
+
+def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> Memory:
+    """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
+
+    Fewer threads, smaller blocks and tensors read again for each pass make a run smaller, in that order from the last.
+    Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
+    """
+    fixed = BASELINE_BYTES + BYTES_A_TENSOR * tensors
+    widest = max((sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"), default=16)
+    models = max((len(j.inputs) for j in jobs if j.kind == "mix"), default=1)
+    counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
+    wanted = [sum(i.byte_size for i in j.read) for j in jobs if _levels(j)]
+    for workers in range(threads, 0, -1):
+        for block in (BLOCK_ELEMENTS, LEAF):
+            floor = widest * block + counters
+            if fixed + workers * floor > budget_bytes:
+                continue
+            room = min((budget_bytes - fixed) // workers - floor, RESIDENT_CAP_BYTES)
+            resident = max((w for w in wanted if w <= room), default=0)
+            worker = floor + resident
+            return Memory(budget_bytes, fixed + workers * worker, workers, worker, resident, block)
+    least = fixed + widest * LEAF + counters
+    raise ResourceError(
+        f"plan: the merge needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
+        f"Raise --memory to {-(-least // (1 << 20))}MiB."
+    )
+
+
+def _levels(job: Job) -> bool:
+    return job.merge is not None and job.merge.copies is None and any(job.merge.levels())
