@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import serialize_file
+from safetensors import TensorSpec, serialize_file
 
 STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
 NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
@@ -32,11 +32,14 @@ def decoded(dtype: str, data: bytes) -> np.ndarray:
 
 def save_file(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    entries = {
-        name: {"dtype": NAMES[dtype], "shape": list(values.shape), "data": encoded(dtype, values)}
+    buffers = {name: np.frombuffer(encoded(dtype, values) or b"\0", np.uint8) for name, (dtype, values) in tensors.items()}
+    specs = {
+        name: TensorSpec(
+            dtype=NAMES[dtype], shape=values.shape, data_ptr=buffers[name].ctypes.data, data_len=buffers[name].size if values.size else 0
+        )
         for name, (dtype, values) in tensors.items()
     }
-    serialize_file(entries, str(path), metadata if metadata is not None else {"format": "pt"})
+    serialize_file(specs, str(path), metadata if metadata is not None else {"format": "pt"})
     return path
 
 

@@ -48,6 +48,8 @@ DTYPES: dict[str, DType] = {
         DType("C64", 64, "complex", "<c8"),
         DType("F8_E5M2", 8, "packed", "u1"),
         DType("F8_E4M3", 8, "packed", "u1"),
+        DType("F8_E5M2FNUZ", 8, "packed", "u1"),
+        DType("F8_E4M3FNUZ", 8, "packed", "u1"),
         DType("F8_E8M0", 8, "packed", "u1"),
         DType("F6_E2M3", 6, "packed", None),
         DType("F6_E3M2", 6, "packed", None),

@@ -1,0 +1,46 @@
+"""Runs one method on made arrays through the whole engine, from files to files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from made import read_model, save_model
+
+import alnico
+from alnico.methods import registry
+
+
+def recipe_for(method: str, models: Sequence[Path], base: Path, options: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
+    """Write a recipe; per-model options are lists in the order of ``models``."""
+    per_model = {n: v for n, v in options.items() if registry()[method].options[n].per_model}
+    entries = []
+    for i, path in enumerate(models):
+        own = {n: v[i] for n, v in per_model.items()}
+        entries.append({"model": str(path), **({"parameters": own} if own else {})})
+    recipe: dict[str, Any] = {"merge_method": method, "models": entries, **keys}
+    if registry()[method].base != "unused":
+        recipe["base_model"] = str(base)
+    shared = {n: v for n, v in options.items() if n not in per_model}
+    if shared:
+        recipe["parameters"] = shared
+    return recipe
+
+
+def write_inputs(root: Path, base: Mapping[str, np.ndarray], models: Sequence[Mapping[str, np.ndarray]], dtype: str = "F32") -> tuple[Path, list[Path]]:
+    paths = [save_model(root / f"m{i}", {n: (dtype, v) for n, v in m.items()}) for i, m in enumerate(models)]
+    return save_model(root / "base", {n: (dtype, v) for n, v in base.items()}), paths
+
+
+def merge_arrays(
+    root: Path, method: str, base: Mapping[str, np.ndarray], models: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any],
+    dtype: str = "F32", keys: Mapping[str, Any] | None = None, **arguments: Any,
+) -> dict[str, np.ndarray]:  # fmt: skip
+    """Merge dicts of arrays; for slerp the first of ``models`` is the base."""
+    base_path, paths = write_inputs(root, base, models, dtype)
+    if registry()[method].base == "first":
+        base_path = paths[0]
+    alnico.merge(recipe_for(method, paths, base_path, options, **(keys or {})), root / "out", overwrite=True, **arguments)
+    return read_model(root / "out")
