@@ -33,17 +33,20 @@ WITHOUT_EFFECT_FOR = {
 }
 """Keys that mergekit accepts for a method and does not use."""
 
+WHOLE_MODELS = "This version merges whole models, listed under models."
+DONOR = "This version gives the output the tokenizer files of base_model, or of the first model. Remove the key for that."
+
 LATER = {
-    "slices": "0.3",
-    "modules": "0.3",
-    "methods": "0.3",
-    "preset": "0.3",
-    "tokenizer": "0.3",
-    "tokenizer_source": "0.3",
-    "chat_template": "0.3",
-    "name": "0.3",
+    "slices": ("0.3", WHOLE_MODELS),
+    "modules": ("0.3", WHOLE_MODELS),
+    "methods": ("0.3", "Give one merge_method for all tensors."),
+    "preset": ("0.3", "Write the options under parameters."),
+    "tokenizer": ("0.3", DONOR),
+    "tokenizer_source": ("0.3", DONOR),
+    "chat_template": ("0.3", DONOR),
+    "name": ("0.3", "This version reads one merge from a file. Remove the key."),
 }
-"""Keys of the language that are refused by name until they are built, with the version that brings them."""
+"""Keys of the language that are refused by name until they are built: the version that brings them, and what to do."""
 
 
 def own_name(method: Method, key: str) -> str | None:
@@ -69,4 +72,4 @@ def own_value(method: Method, key: str, value: Any) -> Any:
 
 def known_names(method: Method) -> list[str]:
     """All names a recipe may use for the options of ``method``."""
-    return [*method.options, *(a for a, alias in ALIASES.items() if alias.option in method.options)]
+    return list(dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.option in method.options)]))

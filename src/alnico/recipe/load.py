@@ -6,8 +6,7 @@ import dataclasses
 import difflib
 import math
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +17,14 @@ from alnico.methods import find
 from alnico.methods.base import Method, Option
 from alnico.numerics.dtypes import TORCH_NAMES
 from alnico.recipe import dialect
+from alnico.recipe.nodes import MAX_SHOWN, Node, Reading, compose, cut, plain, shown
 from alnico.recipe.schema import Missing, ModelEntry, Recipe, Value
 
 KEYS = ("merge_method", "models", "base_model", "parameters", "dtype", "out_dtype", "seed", "missing")
 MAX_BYTES = 1_000_000
-MAX_NODES = 100_000
-MAX_DEPTH = 32
 MAX_MODELS = 1_000
-
-
-@dataclass
-class _Reading:
-    """One recipe being read: its name in messages and the mistakes found so far."""
-
-    name: str
-    mistakes: list[tuple[int, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    nodes: int = 0
-
-    def wrong(self, line: int, message: str) -> None:
-        self.mistakes.append((line, message))
-
-    def error(self) -> RecipeError:
-        lines = [f"{self.name}:{line}: {text}" if line else f"{self.name}: {text}" for line, text in sorted(self.mistakes)]
-        return RecipeError("\n".join(lines))
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A value with the line it stands on: a scalar, a list of nodes, or a mapping of names to nodes."""
-
-    value: Any
-    line: int
-
-    @property
-    def kind(self) -> str:
-        if isinstance(self.value, dict):
-            return "a mapping"
-        if isinstance(self.value, list):
-            return "a list"
-        return f"{self.value!r}" if self.value is not None else "empty"
+MAX_TEXT = 4_096
+SEEDS = range(-(1 << 63), 1 << 63)
 
 
 def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, seed: int | None = None) -> Recipe:
@@ -66,32 +33,46 @@ def load_recipe(source: str | os.PathLike[str] | Mapping[str, Any] | Recipe, see
     Errors: RecipeError with one line for every mistake, each with the line of the file.
     """
     recipe = source if isinstance(source, Recipe) else _load(source)
-    return recipe if seed is None else dataclasses.replace(recipe, seed=seed)
+    if seed is None:
+        return recipe
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed not in SEEDS:
+        raise RecipeError(f"seed is {shown(seed)}; expected a whole number of at most 64 bits.")
+    return dataclasses.replace(recipe, seed=seed)
 
 
 def _load(source: str | os.PathLike[str] | Mapping[str, Any]) -> Recipe:
     if isinstance(source, Mapping):
-        text = yaml.safe_dump(dict(source), sort_keys=False)
-        return parse_recipe(text, "recipe")
-    path = os.fspath(source)
+        text = yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False)
+        return parse_recipe(text, "recipe", has_lines=False)
+    path = os.fsdecode(source)
     if "\n" in path:
         return parse_recipe(path, "recipe")
     try:
-        if Path(path).stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the merge.")
-        text = Path(path).read_text("utf-8")
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}). Check the path of the recipe.") from None
+    except ValueError:
+        raise RecipeError(f"{path!r}: is no path. Check the path of the recipe.") from None
+    return decode_recipe(data, path, str(Path(path).parent))
+
+
+def decode_recipe(data: bytes, name: str, folder: str = ".") -> Recipe:
+    """Read a recipe from the bytes of a YAML file. Errors: RecipeError."""
+    if len(data) > MAX_BYTES:
+        raise RecipeError(f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the merge.")
+    try:
+        text = data.decode("utf-8")
     except UnicodeDecodeError:
-        raise RecipeError(f"{path}: is not UTF-8 text; expected YAML. Give the YAML file of the merge.") from None
-    return parse_recipe(text, path, str(Path(path).parent))
+        raise RecipeError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the merge.") from None
+    return parse_recipe(text, name, folder)
 
 
-def parse_recipe(text: str, name: str, folder: str = ".") -> Recipe:
+def parse_recipe(text: str, name: str, folder: str = ".", *, has_lines: bool = True) -> Recipe:
     """Read a recipe from YAML text; ``name`` stands before the line numbers of messages."""
-    reading = _Reading(name)
-    root = _compose(text, reading)
-    recipe = _recipe(root, reading, folder) if root is not None else None
+    reading = Reading(name, has_lines)
+    root = compose(text, reading)
+    recipe = _recipe(root, reading, folder) if root is not None and not reading.is_broken else None
     if reading.mistakes or recipe is None:
         raise reading.error()
     return dataclasses.replace(recipe, text=text, written_seed=recipe.seed)
@@ -113,92 +94,34 @@ def option_values(recipe: Recipe, method: Method, entries: tuple[ModelEntry, ...
     return values
 
 
-def _compose(text: str, reading: _Reading) -> _Node | None:
-    try:
-        documents = [d for d in yaml.compose_all(text, Loader=yaml.SafeLoader) if d is not None]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        reading.wrong(mark.line + 1 if mark else 0, f"is not YAML: {error.problem or error.context}. Mend the line, or the one before it.")
-        return None
-    except (yaml.YAMLError, RecursionError) as error:
-        reading.wrong(0, f"is not YAML: {str(error)[:200]}.")
-        return None
-    if not documents:
-        reading.wrong(1, "is empty; expected at least merge_method and models.")
-        return None
-    if len(documents) > 1:
-        reading.wrong(
-            documents[1].start_mark.line + 1,
-            "a second document begins; several documents in one file are planned for 0.3. Put each in a file of its own.",
-        )
-        return None
-    return _node(documents[0], reading, 0)
-
-
-def _node(node: yaml.Node, reading: _Reading, depth: int) -> _Node | None:
-    line = node.start_mark.line + 1
-    reading.nodes += 1
-    if depth > MAX_DEPTH or reading.nodes > MAX_NODES:
-        if reading.nodes <= MAX_NODES + 1:
-            reading.wrong(line, f"the file is nested deeper than {MAX_DEPTH} or has more than {MAX_NODES} values; expected a recipe.")
-            reading.nodes = MAX_NODES + 2
-        return None
-    if isinstance(node, yaml.SequenceNode):
-        items = [_node(n, reading, depth + 1) for n in node.value]
-        return _Node([i for i in items if i is not None], line)
-    if isinstance(node, yaml.MappingNode):
-        return _Node(_mapping(node, reading, depth), line)
-    try:
-        return _Node(yaml.SafeLoader("").construct_object(node), line)
-    except (yaml.YAMLError, ValueError):
-        reading.wrong(line, f"{node.value!r} has the tag {node.tag}, which a recipe cannot hold. Write a number, text, true or false.")
-        return None
-
-
-def _mapping(node: yaml.MappingNode, reading: _Reading, depth: int) -> dict[str, _Node]:
-    found: dict[str, _Node] = {}
-    merged: dict[str, _Node] = {}
-    for key, value in node.value:
-        inner = _node(value, reading, depth + 1)
-        if inner is None:
-            continue
-        if key.tag == "tag:yaml.org,2002:merge" and isinstance(inner.value, dict):
-            merged |= inner.value
-        elif not isinstance(key, yaml.ScalarNode):
-            reading.wrong(key.start_mark.line + 1, "a key is a list or a mapping; expected a name.")
-        elif key.value in found:
-            first = found[key.value].line
-            reading.wrong(key.start_mark.line + 1, f"{key.value} is given twice, first in line {first}. Remove one.")
-        else:
-            found[key.value] = _Node(inner.value, key.start_mark.line + 1)
-    return {**merged, **found}
-
-
-def _recipe(root: _Node, reading: _Reading, folder: str) -> Recipe | None:
+def _recipe(root: Node, reading: Reading, folder: str) -> Recipe | None:
     if not isinstance(root.value, dict):
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         return None
-    keys: dict[str, _Node] = root.value
+    keys: dict[str, Node] = root.value
+    method = _method(keys, root, reading)
     for key, node in keys.items():
         if key in dialect.LATER:
-            reading.wrong(node.line, f"{key} is planned for {dialect.LATER[key]}; this version merges whole models under `models`.")
+            version, instead = dialect.LATER[key]
+            reading.wrong(node.line, f"{key} is planned for {version}. {instead}")
         elif key not in KEYS:
-            reading.wrong(node.line, f"unknown key {key!r}. {_nearest(key, KEYS)}")
-    method = _method(keys, root, reading)
+            reading.wrong(node.line, f"unknown key {cut(key)!r}. {_belongs(key, method, 'parameters') or _nearest(key, KEYS)}")
     models = _models(keys, root, method, reading)
-    base = _text(keys.get("base_model"), "base_model", reading)
+    base = _reference(keys["base_model"], "base_model", 0, reading) if "base_model" in keys else None
     parameters = _parameters(keys.get("parameters"), "parameters", method, reading)
-    dtype = _dtype(keys.get("out_dtype"), "out_dtype", reading) or _dtype(keys.get("dtype"), "dtype", reading)
+    dtype, out_dtype = (_dtype(keys.get(name), name, reading) for name in ("dtype", "out_dtype"))
+    if dtype and out_dtype and dtype != out_dtype:
+        reading.note(keys["dtype"].line, "dtype has no effect: the output has out_dtype, and inputs are not rounded before.")
     seed = _seed(keys.get("seed"), reading)
     missing = _missing(keys.get("missing"), reading)
-    if method is None or reading.mistakes:
+    if method is None:
         return None
-    recipe = Recipe(method.name, tuple(models), base, parameters, dtype, seed, missing, (), reading.name, folder)
+    recipe = Recipe(method.name, tuple(models), base, parameters, out_dtype or dtype, seed, missing, (), reading.name, folder)
     _check(recipe, method, keys, reading)
     return None if reading.mistakes else dataclasses.replace(recipe, notes=tuple(reading.notes))
 
 
-def _method(keys: dict[str, _Node], root: _Node, reading: _Reading) -> Method | None:
+def _method(keys: dict[str, Node], root: Node, reading: Reading) -> Method | None:
     node = keys.get("merge_method")
     if node is None:
         reading.wrong(root.line, "merge_method is missing. `alnico methods` lists what there is.")
@@ -209,38 +132,40 @@ def _method(keys: dict[str, _Node], root: _Node, reading: _Reading) -> Method | 
     try:
         return find(name)
     except MethodError as error:
-        reading.wrong(node.line, str(error))
+        reading.wrong(node.line, str(error).replace(repr(name), shown(name)))
         return None
 
 
-def _models(keys: dict[str, _Node], root: _Node, method: Method | None, reading: _Reading) -> list[ModelEntry]:
+def _models(keys: dict[str, Node], root: Node, method: Method | None, reading: Reading) -> list[ModelEntry]:
     node = keys.get("models")
     if node is None:
         if "slices" not in keys and "modules" not in keys:
             reading.wrong(root.line, "models is missing; expected a list of models.")
         return []
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
-        reading.wrong(node.line, f"models is {node.kind}; expected a list of 1 to {MAX_MODELS} models.")
+        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        reading.wrong(node.line, f"models is {found}; expected a list of 1 to {MAX_MODELS} models.")
         return []
     entries = []
     for i, item in enumerate(node.value):
         where = f"models[{i}]"
         if isinstance(item.value, str):
-            item = _Node({"model": item}, item.line)
+            item = Node({"model": item}, item.line)
         if not isinstance(item.value, dict):
             reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `model` and perhaps `parameters`.")
             continue
         for key, value in item.value.items():
             if key not in ("model", "parameters"):
-                reading.wrong(value.line, f"{where} has the unknown key {key!r}. {_nearest(key, ('model', 'parameters'))}")
+                hint = _belongs(key, method, f"{where}.parameters") or _nearest(key, ("model", "parameters"))
+                reading.wrong(value.line, f"{where} has the unknown key {cut(key)!r}. {hint}")
         reference = _reference(item.value.get("model"), f"{where}.model", item.line, reading)
-        parameters = _parameters(item.value.get("parameters"), where, method, reading)
+        parameters = _parameters(item.value.get("parameters"), f"{where}.parameters", method, reading)
         if reference is not None:
             entries.append(ModelEntry(reference, parameters))
     return entries
 
 
-def _reference(node: _Node | None, where: str, line: int, reading: _Reading) -> str | None:
+def _reference(node: Node | None, where: str, line: int, reading: Reading) -> str | None:
     if node is None:
         reading.wrong(line, f"{where} is missing; expected the path of a model.")
         return None
@@ -250,49 +175,58 @@ def _reference(node: _Node | None, where: str, line: int, reading: _Reading) -> 
     return _text(node, where, reading)
 
 
-def _text(node: _Node | None, where: str, reading: _Reading) -> str | None:
+def _text(node: Node | None, where: str, reading: Reading) -> str | None:
     if node is None:
         return None
-    if not isinstance(node.value, str) or not node.value.strip():
-        reading.wrong(node.line, f"{where} is {node.kind}; expected text.")
+    value = node.value
+    if not isinstance(value, str):
+        hint = " Put it in quotes." if isinstance(value, (bool, int, float)) else ""
+        reading.wrong(node.line, f"{where} is {node.kind}; expected text.{hint}")
         return None
-    return node.value
+    if not value.strip() or len(value) > MAX_TEXT or not value.isprintable():
+        found = "longer than any path" if len(value) > MAX_TEXT else node.kind
+        reading.wrong(node.line, f"{where} is {found}; expected text of one line, of at most {MAX_TEXT} characters.")
+        return None
+    return value
 
 
-def _dtype(node: _Node | None, where: str, reading: _Reading) -> str | None:
+def _dtype(node: Node | None, where: str, reading: Reading) -> str | None:
     name = _text(node, where, reading)
     if node is None or name is None:
         return None
     known = TORCH_NAMES.get(name.removeprefix("torch.").lower())
     if known is None:
-        reading.wrong(node.line, f"{where} is {name!r}; expected bfloat16, float16, float32 or float64. {_nearest(name, TORCH_NAMES)}")
+        near = difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        reading.wrong(node.line, f"{where} is {shown(name)}; expected bfloat16, float16, float32 or float64.{hint}")
     return known
 
 
-def _seed(node: _Node | None, reading: _Reading) -> int:
+def _seed(node: Node | None, reading: Reading) -> int:
     if node is None:
         return 0
-    if isinstance(node.value, bool) or not isinstance(node.value, int) or not -(1 << 63) <= node.value < 1 << 63:
-        reading.wrong(node.line, f"seed is {node.kind}; expected a whole number.")
+    if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value not in SEEDS:
+        reading.wrong(node.line, f"seed is {node.kind}; expected a whole number of at most 64 bits.")
         return 0
     return node.value
 
 
-def _missing(node: _Node | None, reading: _Reading) -> Missing:
+def _missing(node: Node | None, reading: Reading) -> Missing:
     if node is None:
         return "error"
-    if node.value not in ("error", "copy", "drop"):
-        reading.wrong(node.line, f"missing is {node.kind}; expected error, copy or drop.")
-        return "error"
-    chosen: Missing = node.value
-    return chosen
+    choices: tuple[Missing, ...] = ("error", "copy", "drop")
+    for choice in choices:
+        if node.value == choice:
+            return choice
+    reading.wrong(node.line, f"missing is {node.kind}; expected error, copy or drop.")
+    return "error"
 
 
-def _parameters(node: _Node | None, where: str, method: Method | None, reading: _Reading) -> dict[str, Value]:
+def _parameters(node: Node | None, where: str, method: Method | None, reading: Reading) -> dict[str, Value]:
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
-        reading.wrong(node.line, f"{where} has {node.kind} as its parameters; expected a mapping of option names to values.")
+        reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping of option names to values.")
         return {}
     if method is None:
         return {}
@@ -300,41 +234,57 @@ def _parameters(node: _Node | None, where: str, method: Method | None, reading: 
     keys: dict[str, str] = {}
     for key, value in node.value.items():
         if key in dialect.WITHOUT_EFFECT:
-            reading.notes.append(f"{reading.name}:{value.line}: {key} has no effect: it {dialect.WITHOUT_EFFECT[key]}.")
+            reading.note(value.line, f"{key} has no effect: it {dialect.WITHOUT_EFFECT[key]}.")
             continue
         name = dialect.own_name(method, key)
         if name is None and key in dialect.WITHOUT_EFFECT_FOR.get(method.name, ()):
-            reading.notes.append(f"{reading.name}:{value.line}: {key} has no effect on {method.name}, here as in mergekit.")
+            reading.note(value.line, f"{key} has no effect on {method.name}, here as in mergekit.")
             continue
         if name is None:
-            reading.wrong(value.line, f"{method.name} has no parameter {key!r}. {_nearest(key, dialect.known_names(method))}")
+            known = dialect.known_names(method)
+            hint = _nearest(key, known) if known else f"{method.name} has none."
+            reading.wrong(value.line, f"{where}.{cut(key)} is no option of {method.name}. {hint}")
             continue
         read = _value(value, f"{where}.{key}", method, key, reading)
         if read is None:
             continue
         if name in found and found[name] != read:
-            reading.wrong(value.line, f"{where}: {keys[name]} and {key} say different things ({found[name]} and {read}). Remove one.")
+            said = f"{keys[name]} is {shown(found[name])}, {key} means {name}: {shown(read)}"
+            if keys[name] != name:
+                said = f"{keys[name]} means {name}: {shown(found[name])}, {key} is {shown(read)}"
+            reading.wrong(value.line, f"{where}: {keys[name]} and {key} are one option and disagree ({said}). Remove one.")
         found[name], keys[name] = read, key
     return found
 
 
-def _value(node: _Node, where: str, method: Method, key: str, reading: _Reading) -> Value | None:
+def _value(node: Node, where: str, method: Method, key: str, reading: Reading) -> Value | None:
     later = _later(node)
     if later is not None:
         reading.wrong(node.line, f"{where} is {later}; this version takes one value for all tensors.")
         return None
-    name = dialect.own_name(method, key)
-    option = method.options[name or key]
-    value = dialect.own_value(method, key, _number(node.value, option))
-    problem = option.problem(value)
+    name = dialect.own_name(method, key) or key
+    option = method.options[name]
+    value = dialect.own_value(method, key, node.value)
+    number = _number(value) if option.kind == "number" else None
+    if name != key and option.kind != "number" and not isinstance(node.value, bool):
+        problem: str | None = f"is {node.kind}; expected true or false"
+    elif option.kind == "number" and number is None:
+        problem = f"is {node.kind}; expected a number"
+    elif number is not None and not math.isfinite(number):
+        problem = f"is {node.kind}; expected a finite number"
+    elif option.kind != "number" and option.problem(value) is not None:
+        problem = f"is {node.kind}; expected {'one of ' + ', '.join(option.choices) if option.choices else 'true or false'}"
+    else:
+        value = value if number is None else number
+        problem = option.problem(value)
     if problem is not None:
-        reading.wrong(node.line, f"{where} {problem}.{_slipped_point(value, option)}")
+        reading.wrong(node.line, f"{where} {problem}.{_slipped_point(number, option)}")
         return None
     result: Value = value
     return result
 
 
-def _later(node: _Node) -> str | None:
+def _later(node: Node) -> str | None:
     """Name a kind of value that the language has and this version refuses."""
     if isinstance(node.value, list):
         filtered = any(isinstance(item.value, dict) for item in node.value)
@@ -353,49 +303,97 @@ def _later(node: _Node) -> str | None:
     return None
 
 
-def _number(value: Any, option: Option) -> Any:
-    """YAML 1.1 reads 1e-5 as text; where a number is expected it is one."""
-    if option.kind == "number" and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+def _number(value: Any) -> float | None:
+    """A number as float, also where YAML 1.1 reads text (1e-5); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+    except OverflowError:
+        return math.inf
 
 
-def _slipped_point(value: Any, option: Option) -> str:
-    if option.kind == "number" and isinstance(value, (int, float)) and math.isfinite(value):
-        for slipped in (value / 10, value / 100):
+def _slipped_point(number: float | None, option: Option) -> str:
+    if number is not None and math.isfinite(number):
+        for slipped in (number / 10, number / 100):
             if slipped in option.range:
                 return f" Did you mean {slipped:g}?"
     return ""
 
 
-def _check(recipe: Recipe, method: Method, keys: dict[str, _Node], reading: _Reading) -> None:
-    """What only the whole recipe can show: the base, shared options under models, the number of models."""
-    line = keys["models"].line
-    if method.base in ("required", "first") and recipe.base_model is None:
-        reading.wrong(keys["merge_method"].line, f"{method.name} needs base_model, the model the others were tuned from.")
-        return
-    for name, option in method.options.items():
-        if option.per_model:
-            continue
-        given = {i: m.parameters[name] for i, m in enumerate(recipe.models) if name in m.parameters}
-        values = set(given.values()) | ({recipe.parameters[name]} if name in recipe.parameters else set())
-        if given and len(values) > 1:
-            places = ", ".join(f"models[{i}]: {v}" for i, v in given.items())
-            reading.wrong(line, f"{name} is one value for the whole merge, and differs ({places}). Give it once, under parameters.")
-    base = [m for m in recipe.models if m.reference == recipe.base_model]
-    if method.space == "delta" and any(m.parameters for m in base):
-        reading.notes.append(f"{reading.name}: the parameters of {recipe.base_model} have no effect: it is the base.")
+def _check(recipe: Recipe, method: Method, keys: dict[str, Node], reading: Reading) -> None:
+    """What only the whole recipe can show: the base, the number of models, options that are one value or required."""
+    asked = keys["merge_method"].line
+    line = keys["models"].line if "models" in keys else asked
+    if method.base in ("required", "first") and "base_model" not in keys:
+        what = "the model where the arc begins" if method.base == "first" else "the model the others were tuned from"
+        reading.wrong(asked, f"{method.name} needs base_model, {what}. Add base_model: PATH.")
+    for option in method.options.values():
+        if option.required:
+            _check_required(option, recipe, method, keys, reading)
+        if not option.per_model:
+            _check_shared(option.name, recipe, line, reading)
     if reading.mistakes:
         return
     entries = values_of(recipe, method)
+    if (problem := _count_problem(recipe, method, len(entries))) is not None:
+        reading.wrong(line, problem)
+        return
     try:
-        method.check_models(len(entries))
         method.bind(option_values(recipe, method, entries), len(entries))
     except AlnicoError as error:
         reading.wrong(line, str(error))
+    for i, entry in enumerate(recipe.models):
+        names = [n for n in entry.parameters if method.options[n].per_model]
+        if method.space == "delta" and entry.reference == recipe.base_model and names:
+            reading.note(line, f"models[{i}] is the base; without effect under it: {', '.join(names)}.")
+
+
+def _check_required(option: Option, recipe: Recipe, method: Method, keys: dict[str, Node], reading: Reading) -> None:
+    """An option without a default: given under parameters, or under a model (under every one, if it is one a model)."""
+
+    def is_given(holder: Any) -> bool:
+        inner = holder.get("parameters") if isinstance(holder, dict) else None
+        names = inner.value if inner is not None and isinstance(inner.value, dict) else ()
+        return any(dialect.own_name(method, name) == option.name for name in names)
+
+    listed = keys["models"].value if "models" in keys else []
+    given = [is_given(item.value) for item in listed] if isinstance(listed, list) else []
+    if is_given(keys) or (any(given) and not option.per_model):
+        return
+    meaning = f": {option.meaning}" if option.meaning else f" ({option.describe()})"
+    if not option.per_model or not any(given):
+        place = "under parameters, or under each model" if option.per_model else "under parameters"
+        reading.wrong(keys["merge_method"].line, f"{method.name} needs the option {option.name}{meaning}. Give it {place}.")
+        return
+    for i, item in enumerate(listed):
+        reference = item.value.get("model") if isinstance(item.value, dict) else item
+        is_base = reference is not None and reference.value == recipe.base_model and method.space == "delta"
+        if not given[i] and not is_base:
+            reading.wrong(item.line, f"models[{i}] lacks {option.name}{meaning}. Give it there, or under parameters for all.")
+
+
+def _check_shared(name: str, recipe: Recipe, line: int, reading: Reading) -> None:
+    given = {f"models[{i}]": m.parameters[name] for i, m in enumerate(recipe.models) if name in m.parameters}
+    if given and name in recipe.parameters:
+        given["parameters"] = recipe.parameters[name]
+    if len(set(given.values())) > 1:
+        places = ", ".join(f"{place}: {shown(v)}" for place, v in given.items())
+        reading.wrong(line, f"{name} is one value for the whole merge, and differs ({places}). Give it once, under parameters.")
+
+
+def _count_problem(recipe: Recipe, method: Method, count: int) -> str | None:
+    low, high = method.models
+    if method.base == "first" and sum(m.reference == recipe.base_model for m in recipe.models) > 1:
+        return "base_model is listed more than once under models; expected once. Remove the others."
+    if count >= low and (high is None or count <= high):
+        return None
+    wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
+    noun = "model" if wanted.endswith("1") and not wanted.endswith("to 1") else "models"
+    base = {True: " besides base_model"}.get(method.space == "delta", ", base_model one of them" if method.base == "first" else "")
+    return f"{method.name} merges {wanted} {noun}{base}; found {count}. {'Add' if count < low else 'Remove'} models."
 
 
 def values_of(recipe: Recipe, method: Method) -> tuple[ModelEntry, ...]:
@@ -408,6 +406,11 @@ def values_of(recipe: Recipe, method: Method) -> tuple[ModelEntry, ...]:
     return recipe.models
 
 
-def _nearest(name: str, known: Any) -> str:
-    near = difflib.get_close_matches(name, list(known), 1)
-    return f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}." if known else "There are none."
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name[:MAX_SHOWN], known, 1)
+    return f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
+
+
+def _belongs(key: str, method: Method | None, place: str) -> str:
+    """A hint for an option that stands one level too high."""
+    return f"It is an option of {method.name}: write it under {place}." if method and dialect.own_name(method, key) else ""

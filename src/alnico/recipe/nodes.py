@@ -1,0 +1,226 @@
+"""YAML to nodes that know their line: bounded in size, depth and time; builds no objects but plain scalars."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+from yaml.reader import ReaderError
+
+from alnico.errors import RecipeError
+
+MAX_NODES = 50_000
+MAX_DEPTH = 32
+MAX_SHOWN = 60
+"""Characters of a value that a message quotes."""
+
+
+@dataclass
+class Reading:
+    """One recipe being read: its name in messages and the mistakes found so far."""
+
+    name: str
+    has_lines: bool = True
+    mistakes: list[tuple[int, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    nodes: int = 0
+    is_broken: bool = False
+    """The YAML holds things that no recipe can; what the rest says is not looked at."""
+
+    def wrong(self, line: int, message: str) -> None:
+        self.mistakes.append((line, message))
+
+    def broken(self, line: int, message: str) -> None:
+        self.is_broken = True
+        self.wrong(line, message)
+
+    def note(self, line: int, message: str) -> None:
+        self.notes.append(self._at(line, message))
+
+    def error(self) -> RecipeError:
+        return RecipeError("\n".join(self._at(line, text) for line, text in sorted(self.mistakes)))
+
+    def _at(self, line: int, message: str) -> str:
+        return f"{self.name}:{line}: {message}" if line and self.has_lines else f"{self.name}: {message}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with the line it stands on: a scalar, a list of nodes, or a mapping of names to nodes."""
+
+    value: Any
+    line: int
+
+    @property
+    def kind(self) -> str:
+        return shown(self.value)
+
+
+class _TooLarge(yaml.MarkedYAMLError):
+    """YAML that no recipe is: refused while it is read, so that reading takes a bounded time."""
+
+
+class _Loader(yaml.SafeLoader):
+    """Counts values and depth as it composes nodes; constructs plain scalars only."""
+
+    nodes = 0
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        self.nodes += 1
+        self.depth += 1
+        if self.nodes > MAX_NODES or self.depth > MAX_DEPTH + 1:
+            mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+            raise _TooLarge(problem=_too_large(), problem_mark=mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+
+def compose(text: str, reading: Reading) -> Node | None:
+    try:
+        documents = [d for d in yaml.compose_all(text, Loader=_Loader) if not _is_empty(d)]
+    except _TooLarge as error:
+        reading.broken(error.problem_mark.line + 1 if error.problem_mark else 0, f"{error.problem}.")
+        return None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        what = ", ".join(part for part in (error.context, error.problem) if part)
+        reading.broken(mark.line + 1 if mark else 0, f"is not YAML ({what}). Mend the line, or the one before it.")
+        return None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        code = ord(error.character) if isinstance(error.character, str) else error.character
+        reading.broken(line, f"is not YAML (it has the character U+{code:04X}). Remove the character.")
+        return None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML reads "%YAML 1.<5,000 digits>" and such as numbers
+        reading.broken(0, f"is not YAML ({str(error)[:MAX_SHOWN]}). Write it anew.")
+        return None
+    if not documents:
+        reading.wrong(1, "is empty; expected at least merge_method and models.")
+        return None
+    if len(documents) > 1:
+        reading.broken(
+            documents[1].start_mark.line + 1,
+            "a second document begins; several documents in one file are planned for 0.3. Put each in a file of its own.",
+        )
+        return None
+    return _node(documents[0], reading, 0)
+
+
+def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
+    line = node.start_mark.line + 1
+    reading.nodes += 1
+    if depth > MAX_DEPTH or reading.nodes > MAX_NODES:  # only aliases lead here: they are read again at each place
+        if reading.nodes <= MAX_NODES + 1:
+            reading.broken(line, f"{_too_large()}, aliases written out.")
+            reading.nodes = MAX_NODES + 2
+        return None
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+        _refuse_tag(node, reading)
+        return None
+    if isinstance(node, yaml.SequenceNode):
+        items = [_node(n, reading, depth + 1) for n in node.value]
+        return Node([i for i in items if i is not None], line)
+    if isinstance(node, yaml.MappingNode):
+        return Node(_mapping(node, reading, depth), line)
+    try:
+        value = _Loader("").construct_object(node)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError):  # what PyYAML's scalars raise
+        _refuse_tag(node, reading)
+        return None
+    if not isinstance(value, (str, int, float, type(None))):
+        _refuse_tag(node, reading)
+        return None
+    return Node(value, line)
+
+
+def _is_empty(document: yaml.Node | None) -> bool:
+    """A document of nothing, as ``---`` at the end of a file makes."""
+    return document is None or (isinstance(document, yaml.ScalarNode) and document.value == "" and document.style is None)
+
+
+def _refuse_tag(node: yaml.Node, reading: Reading) -> None:
+    tag = node.tag.replace("tag:yaml.org,2002:", "!!")
+    what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
+    reading.broken(
+        node.start_mark.line + 1,
+        f"{what} is YAML of the type {cut(tag)}, which a recipe cannot hold; expected a number, text, true or false. "
+        "Put text in quotes, and leave types out.",
+    )
+
+
+def _mapping(node: yaml.MappingNode, reading: Reading, depth: int) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+    merged: dict[str, Node] = {}
+    for key, value in node.value:
+        inner = _node(value, reading, depth + 1)
+        if inner is None:
+            continue
+        line = key.start_mark.line + 1
+        if key.tag == "tag:yaml.org,2002:merge":
+            parts = inner.value if isinstance(inner.value, list) else [inner]
+            if not all(isinstance(part.value, dict) for part in parts):
+                reading.broken(line, f"<< is {inner.kind}; expected mappings. Name an anchor such as *common.")
+                continue
+            for part in reversed(parts):  # of several, YAML takes the first that has a key
+                merged |= part.value
+        elif not isinstance(key, yaml.ScalarNode):
+            reading.broken(line, "a key is a list or a mapping; expected a name.")
+        elif key.value in found:
+            first = found[key.value].line
+            reading.wrong(line, f"{cut(key.value)} is given twice, first in line {first}. Remove one.")
+        else:
+            found[key.value] = Node(inner.value, line)
+    return {**merged, **found}
+
+
+def plain(value: Any, where: str, depth: int) -> Any:
+    """A mapping of Python's as what YAML can write: paths become text, numbers of numpy plain ones."""
+    if depth > MAX_DEPTH:
+        raise RecipeError(f"recipe: {_too_large()}.")
+    if value is None or isinstance(value, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind.__str__(value) if kind is str else kind(value)
+    if isinstance(value, os.PathLike):
+        return os.fsdecode(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, str(k), depth + 1) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v, where, depth + 1) for v in value]
+    if getattr(value, "shape", None) == ():  # a scalar of numpy or torch
+        return plain(value.item(), where, depth + 1)
+    raise RecipeError(
+        f"recipe: {where} holds a value of type {type(value).__name__}; "
+        "expected numbers, text, true or false, lists and mappings."
+    )
+
+
+def shown(value: Any) -> str:
+    """A value as a message quotes it, in YAML's words."""
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    if value is None:
+        return "empty"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:
+        return "a number of more than 60 digits"
+    return repr(cut(value) if isinstance(value, str) else value)
+
+
+def cut(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def _too_large() -> str:
+    return f"is nested deeper than {MAX_DEPTH} or has more than {MAX_NODES} values; expected a recipe"
