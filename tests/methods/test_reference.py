@@ -25,8 +25,11 @@ def made(count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[st
     return base, [{n: v + (0.1 + 0.05 * i) * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()} for i in range(count)]
 
 
+QUICKLY_LEFT = (1, 5)
+"""Numbers of models left to ./check --all: each is a compilation of its own."""
+
 CASES = [
-    pytest.param(name, setting, count, id=f"{name}-{i}-k{count}")
+    pytest.param(name, setting, count, id=f"{name}-{i}-k{count}", marks=[pytest.mark.slow] if count in QUICKLY_LEFT else [])
     for name in registry()
     for i, setting in enumerate(SETTINGS.get(name, [None]))
     for count in counts(name)
