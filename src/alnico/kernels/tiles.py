@@ -137,6 +137,7 @@ def encode32(tile, code, raw):  # type: ignore[no-untyped-def]
             half = select(
                 magnitude < np.uint32(113 << 23), small[j] - np.uint32(126 << 23), normal >> np.uint32(13)
             )
+            half = select(magnitude >= np.uint32(0x477FF000), np.uint64(0x7C00), np.uint64(half))
             bad |= np.uint32(magnitude >= np.uint32(0x477FF000))
             short[j] = np.uint16(half | ((bits[j] >> np.uint32(16)) & np.uint32(0x8000)))
     else:
