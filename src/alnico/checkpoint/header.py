@@ -131,6 +131,10 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
     metadata = loaded.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ModelError(f"{where}: __metadata__ must map strings to strings. Get the file from its source.")
+    if b"\\u" in text:
+        for key in (*loaded, *metadata, *metadata.values()):
+            if any("\ud800" <= c <= "\udfff" for c in key):
+                raise ModelError(f"{where}: {key!r} is half of a character; expected Unicode text. Get the file from its source.")
     return list(loaded.items()), metadata
 
 
@@ -163,7 +167,8 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
         )
     bits = math.prod(shape) * DTYPES[dtype].bits
     if bits % 8 or bits // 8 != end - begin:
-        raise refuse(f"{end - begin} bytes", f"{bits / 8:g} bytes for shape {tuple(shape)} of {dtype}")
+        expected = f"{bits // 8} bytes" if bits % 8 == 0 else f"{bits} bits, which are not whole bytes,"
+        raise refuse(f"{end - begin} bytes", f"{expected[:80]} for shape {str(tuple(shape))[:80]} of {dtype}")
     return TensorInfo(name, dtype, tuple(shape), data_begin + begin, data_begin + end)
 
 

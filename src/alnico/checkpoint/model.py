@@ -167,7 +167,15 @@ def open_model(reference: str | os.PathLike[str]) -> SafetensorsModel:
     its files or points outside the directory, a header that lies, and quantised weights.
     """
     label = os.fspath(reference)
-    location = Path(label).expanduser()
+    try:
+        model = _open(label, Path(os.path.expanduser(label)))
+    except OSError as error:
+        raise ModelError(f"{label}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    _refuse_quantised(model)
+    return model
+
+
+def _open(label: str, location: Path) -> SafetensorsModel:
     if location.is_dir():
         model = SafetensorsModel(label, location, [open_shard(p) for p in _shard_paths(location)])
         _check_index(model)
@@ -180,7 +188,6 @@ def open_model(reference: str | os.PathLike[str]) -> SafetensorsModel:
             f"model {label!r}: no such directory or file; expected a directory with safetensors files, or one such file. "
             "Hub ids are not fetched by this version (planned for 0.2): download the model and give its path."
         )
-    _refuse_quantised(model)
     return model
 
 
@@ -218,7 +225,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def _shard_paths(directory: Path) -> list[Path]:
     if (directory / INDEX).exists():
         return _indexed_paths(directory)
-    names = sorted(p.name for p in directory.iterdir() if p.suffix == ".safetensors")
+    names = sorted(p.name for p in directory.iterdir() if p.suffix == ".safetensors" and not p.is_dir())
     if "model.safetensors" in names:
         return [directory / "model.safetensors"]
     numbered = {name: match for name in names if (match := SHARD_NAME.fullmatch(name))}
@@ -240,7 +247,7 @@ def _shard_paths(directory: Path) -> list[Path]:
 
 def _complete_set(directory: Path, numbered: dict[str, re.Match[str]]) -> list[str]:
     first = next(iter(numbered.values()))
-    stem, count = first["stem"], int(first["count"])
+    stem, count = first["stem"], max(1, int(first["count"]))
     expected = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
     missing = [name for name in expected if name not in numbered]
     surplus = [name for name in numbered if name not in expected]
@@ -256,7 +263,7 @@ def _complete_set(directory: Path, numbered: dict[str, re.Match[str]]) -> list[s
 def _indexed_paths(directory: Path) -> list[Path]:
     index = directory / INDEX
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise ModelError(f"{index}: has no weight_map from tensor names to files. Get the index from the model's source.")
     for tensor, name in weight_map.items():
         path = PurePosixPath(name)
@@ -299,7 +306,9 @@ def _refuse_quantised(model: SafetensorsModel) -> None:
     scales = [n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))]
     if quantisation is None and not scales:
         return
-    found = f"config.json says {quantisation.get('quant_method')!r}" if isinstance(quantisation, dict) else f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"
+    found = f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"
+    if isinstance(quantisation, dict):
+        found = f"config.json says {quantisation.get('quant_method')!r}"
     raise ModelError(
         f"{model.label}: its weights are quantised ({found}); merging needs values in floating point. "
         "Quantised models are planned for 0.6; use the full-precision model."
