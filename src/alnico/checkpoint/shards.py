@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 from alnico.checkpoint.header import Header, build
 from alnico.checkpoint.model import INDEX
@@ -38,7 +39,7 @@ def parse_size(text: str) -> int:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
     unit = UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or (size := int(float(match[1]) * unit)) <= 0:
+    if match is None or unit is None or (size := int(Fraction(match[1]) * unit)) <= 0:
         raise ValueError(f"{text!r} is no size; expected a number with a unit, such as 5GB or 2GiB")
     return size
 
@@ -50,13 +51,15 @@ def format_size(size: float) -> str:
     ('90.9 MB', '512 B')
     """
     for unit in ("B", "kB", "MB", "GB"):
-        if abs(size) < 1000:
+        if abs(size) < (1000 if unit == "B" else 999.95):
             return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
 
 
-def cut(tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int, single_name: str | None) -> tuple[OutputShard, ...]:
+def cut(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int, single_name: str | None
+) -> tuple[OutputShard, ...]:
     """Cut tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
     A larger tensor has a shard of its own. One shard is ``model.safetensors``; ``single_name`` puts all into one file of
@@ -72,7 +75,9 @@ def cut(tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: in
         groups[-1].append(tensor)
         filled += size
     count = len(groups)
-    names = [single_name or "model.safetensors"] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if count == 1:
+        names = [single_name or "model.safetensors"]
     shards = []
     for name, group in zip(names, groups, strict=True):
         start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.model import PICKLES
+from alnico.errors import RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
 WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", *PICKLES)
@@ -33,7 +34,7 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
             inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if p.is_file()]
             (carried if path.name in modules else left).extend(inside if path.name in modules else [name])
         elif path.suffix in WEIGHTS or path.name.endswith(".index.json"):
-            if not path.name.startswith("model"):
+            if not (path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))):
                 left.append(name)
         else:
             carried.append(name)
@@ -41,24 +42,37 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
 
 
 def copy_side_files(source: Path, target: Path) -> None:
-    """Copy what :func:`side_files` carries, contents only."""
+    """Copy what :func:`side_files` carries, contents only. Errors: RunError with the system's reason."""
     for relative in side_files(source)[0]:
-        (target / relative).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / relative, target / relative)
+        try:
+            (target / relative).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source / relative, target / relative)
+        except OSError as error:
+            raise _not_carried(source / relative, error) from None
 
 
 def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path) -> None:
-    """Carry ``config.json`` over, byte for byte unless it has to name another dtype."""
+    """Carry ``config.json`` over, byte for byte unless it has to name another dtype. Errors: RunError."""
     if not (source / "config.json").exists():
         return
     changed = dict(config)
     if dtype in CONFIG_NAMES:
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if dtype != "F32" else [])
-        changed.update({k: CONFIG_NAMES[dtype] for k in keys})
-    if changed == config:
-        shutil.copyfile(source / "config.json", target / "config.json")
-    else:
-        (target / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
+    try:
+        if changed == config:
+            shutil.copyfile(source / "config.json", target / "config.json")
+        else:
+            (target / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", "utf-8")
+    except OSError as error:
+        raise _not_carried(source / "config.json", error) from None
+
+
+def _not_carried(path: Path, error: OSError) -> RunError:
+    return RunError(
+        f"{path}: could not be carried to the output ({error.strerror}). "
+        "Make room or mend the file; the same command takes the merge up again."
+    )
 
 
 def _module_folders(directory: Path) -> set[str]:
@@ -68,5 +82,5 @@ def _module_folders(directory: Path) -> set[str]:
     try:
         modules = json.loads(path.read_bytes())
         return {str(m["path"]) for m in modules if m.get("path") and "/" not in str(m["path"]) and str(m["path"]) != ".."}
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return set()
