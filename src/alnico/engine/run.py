@@ -74,7 +74,7 @@ def run_plan(
         except OSError as error:
             raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
         try:
-            records = _merge(plan, part, fingerprint, found, watch)
+            records, resumed = _merge(plan, part, fingerprint, found, watch)
             _complete(plan, part, records, version, single)
         except RunError:
             raise
@@ -85,10 +85,13 @@ def run_plan(
     seconds = time.perf_counter() - begin
     if watch:
         watch(Finished(str(out), seconds))
-    return Result(out, plan, seconds, len(found), {name: r.digest for name, r in records.items()})
+    return Result(out, plan, seconds, resumed, {name: r.digest for name, r in records.items()})
 
 
-def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None) -> dict[str, Record]:
+def _merge(
+    plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None
+) -> tuple[dict[str, Record], int]:
+    """Make all tensors that are not there yet; returns the records of all, and how many were there."""
     files = OutputFiles(part.model, plan.shards)
     try:
         kept = [r for r in found if _still_there(r, plan, files)]
@@ -100,7 +103,7 @@ def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: 
             journal.close()
         files.sync()
         files.finish()
-        return run.records
+        return run.records, len(kept)
     finally:
         files.close()
 

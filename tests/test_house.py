@@ -1,0 +1,125 @@
+"""The house as a whole: imports go one way, methods are found, importing costs little, documents are true."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import alnico
+from alnico.methods import registry
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "alnico"
+
+ROOMS = [
+    "errors", "numerics", "checkpoint", "kernels", "methods", "recipe", "vocabulary", "plan", "engine", "lora", "analysis", "tune",
+    "store", "api", "cli", "app",
+]  # fmt: skip
+"""As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(SOURCE).parts[0].removesuffix(".py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms a file imports, imports inside functions included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "alnico" else [str(node.module)]
+        else:
+            continue
+        found |= {name.split(".")[1] for name in names if name.startswith("alnico.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem in ROOMS], ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
+    room = room_of(path)
+    above = ROOMS[: ROOMS.index(room) + 1]
+    assert imported_rooms(path) <= set(above), f"{path} imports from below"
+
+
+def test_the_rooms_are_the_designs() -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    rooms = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if not p.name.startswith("_") and p.name != "py.typed"}
+    assert rooms <= set(ROOMS)
+    listed = [r for r in ROOMS if r not in ("errors", "api", "cli", "app")]
+    places = [design.index(f"      {room}/") for room in listed]
+    assert places == sorted(places), "the list of rooms in docs/design.md has another order"
+
+
+def test_a_method_is_called_like_its_file() -> None:
+    files = {p.stem for p in (SOURCE / "methods").glob("*.py") if not p.name.startswith("_") and p.stem != "base"}
+    assert files == set(registry())
+
+
+@pytest.mark.parametrize("name", list(registry()))
+def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
+    method = registry()[name]
+    text = method.documentation
+    for part in ("Options:", "Shapes:", "Measures:", "Edge cases:", "Differs from the source:", "Source:", ">>>"):
+        assert part in text, f"{name} does not say {part}"
+    for option in method.options.values():
+        assert f"    {option.name}:" in text
+        assert option.meaning or option.kind == "choice"
+
+
+def test_importing_alnico_loads_neither_numba_nor_torch_nor_numpy() -> None:
+    code = "import alnico, sys; print(sorted({'numba', 'torch', 'numpy', 'yaml', 'typer', 'rich', 'transformers'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_planning_loads_no_numba(tmp_path: Path) -> None:
+    from made import family
+
+    base, tuned = family(tmp_path, 2)
+    code = (
+        "import alnico, sys; "
+        f"alnico.plan({{'merge_method': 'ties', 'base_model': {str(base)!r}, 'models': {[str(t) for t in tuned]!r}}}); "
+        "print('numba' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_the_help_is_there_at_once() -> None:
+    begin = time.perf_counter()
+    shown = subprocess.run([sys.executable, "-m", "alnico.cli.main", "--help"], capture_output=True, text=True, check=True).stdout
+    print(f"{time.perf_counter() - begin:.2f} s")  # shown with -s; no test asserts a time
+    assert all(verb in shown for verb in ("merge", "plan", "inspect", "methods", "demo"))
+
+
+def test_every_public_name_is_there_and_documented() -> None:
+    for name in alnico.__all__:
+        assert getattr(alnico, name).__doc__ if name != "__version__" else alnico.__version__
+    with pytest.raises(AttributeError, match="module 'alnico' has no attribute 'mege'"):
+        alnico.mege  # noqa: B018
+
+
+def test_functions_that_share_a_rooms_name_stay_functions() -> None:
+    import alnico.methods.base
+    import alnico.plan.build
+
+    assert callable(alnico.plan)
+    assert callable(alnico.methods)
+    assert "ties" in alnico.methods()
+
+
+def test_every_error_has_an_exit_code_of_its_own_and_is_in_the_tree() -> None:
+    from alnico import errors
+
+    classes = [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, errors.AlnicoError)]
+    assert errors.__doc__ is not None
+    for one in classes:
+        assert one.__name__ in errors.__doc__
+    codes = [c.exit_code for c in classes if c is not errors.MethodError]
+    assert len(codes) == len(set(codes))
