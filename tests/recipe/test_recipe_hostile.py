@@ -82,30 +82,63 @@ def test_odd_corners_of_yaml_are_told_as_mistakes_of_the_recipe(text: str) -> No
 
 
 WORDS = [
-    *("merge_method models model base_model parameters weight density t ties slerp linear lambda dtype seed missing".split()),
-    *("filter value << &a *a !!int !!python/name:x !!set !!timestamp 1e-5 .nan 0x 1:30 2001-01-01 ~ true [ ] { } : | >".split()),
-    *(
-        ": ",
-        "- ",
-        ", ",
-        "\n",
-        "\n  ",
-        "\n- ",
-        "? ",
-        "'",
-        '"',
-        "#",
-        "%YAML 1.1",
-        "---",
-        "...",
-        "\t",
-        "\0",
-        "é",
-        "\U0001f600",
-        "1",
-        "-",
-        ".",
-    ),
+    "merge_method",
+    "models",
+    "model",
+    "base_model",
+    "parameters",
+    "weight",
+    "density",
+    "t",
+    "ties",
+    "slerp",
+    "linear",
+    "lambda",
+    "dtype",
+    "seed",
+    "missing",
+    "filter",
+    "value",
+    "<<",
+    "&a",
+    "*a",
+    "!!int",
+    "!!python/name:x",
+    "!!set",
+    "!!timestamp",
+    "1e-5",
+    ".nan",
+    "0x",
+    "1:30",
+    "2001-01-01",
+    "~",
+    "true",
+    "[",
+    "]",
+    "{",
+    "}",
+    ":",
+    ">",
+    ": ",
+    "- ",
+    ", ",
+    "\n",
+    "\n  ",
+    "\n- ",
+    "? ",
+    "'",
+    '"',
+    "#",
+    "%YAML 1.1",
+    "---",
+    "...",
+    "\t",
+    "\x00",
+    "é",
+    "😀",
+    "1",
+    "-",
+    ".",
 ]
 
 
@@ -116,7 +149,7 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
         recipe = parse_recipe(text, "r")
     except RecipeError as error:
         lines = str(error).split("\n")
-        assert all(line.startswith("r:") for line in lines)  # noqa: PT017
+        assert all(line.startswith("r:") for line in lines)
     else:
         assert recipe.models
 
@@ -150,6 +183,6 @@ def test_any_mapping_is_a_recipe_or_a_recipe_error(mapping: dict[str, object]) -
         recipe = load_recipe(mapping)
     except RecipeError as error:
         lines = str(error).split("\n")
-        assert all(line.startswith("recipe: ") for line in lines)  # noqa: PT017
+        assert all(line.startswith("recipe: ") for line in lines)
     else:
         assert recipe.models

@@ -10,7 +10,7 @@ from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.recipe.schema import Missing
-from alnico.vocabulary.compare import difference, read_vocabulary, renamed, same_files
+from alnico.vocabulary.compare import difference, read_vocabulary, renamed, same_files, unread_file
 
 TIED = {"lm_head.weight": "model.embed_tokens.weight", "decoder.weight": "embeddings.word_embeddings.weight"}
 """Heads that a config with ``tie_word_embeddings`` takes from the embedding. Matched at the end of a name."""
@@ -63,19 +63,21 @@ def align(sources: Sequence[Source], needed: Sequence[int], donor: int, missing:
             found.dropped += [(m, name, why) for m in {*holders, *([donor] if name in sources[donor].tensors else [])}]
         elif missing == "drop":
             why = f"{_labels(sources, lacking)} lacks it, and the recipe says missing: drop"
-            found.dropped += [(m, name, why) for m in holders]
+            found.dropped += [(m, name, why) for m in holders or [donor]]
         elif missing == "copy":
             origin = donor if name in sources[donor].tensors else holders[0]
             why = f"{_labels(sources, lacking)} lacks it, and the recipe says missing: copy"
             found.from_one.append((name, origin, why))
             found.dropped += [(m, name, f"taken from {sources[origin].label}: {why}") for m in holders if m != origin]
         else:
-            found.problems.append(_lacks(name, sources, lacking, reference))
+            # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
+            found.problems.append(_lacks(name, sources, lacking, reference) if len(found.problems) < MAX_SHOWN else "")
     if not found.problems:
         _vocabularies(sources, needed, donor, found)
     if found.problems:
         more = len(found.problems) - MAX_SHOWN
-        raise MismatchError("\n".join(found.problems[:MAX_SHOWN] + ([f"... and {more} more tensors that do not fit."] if more > 0 else [])))
+        rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
+        raise MismatchError("\n".join(found.problems[:MAX_SHOWN] + rest))
     return Alignment(*(tuple(getattr(found, n)) for n in ("merged", "buffers", "from_one", "dropped", "notes")))
 
 
@@ -122,7 +124,9 @@ def _shapes(name: str, sources: Sequence[Source], one: int, other: int) -> str:
 
 
 def _lacks(name: str, sources: Sequence[Source], lacking: list[int], reference: Source) -> str:
-    near = difflib.get_close_matches(name, [n for n in sources[lacking[0]].tensors if n not in reference.tensors], 1, 0.8)
+    shape = reference.tensors[name].shape
+    others = [n for n, t in sources[lacking[0]].tensors.items() if n not in reference.tensors and t.shape == shape]
+    near = difflib.get_close_matches(name, others, 1, 0.8)
     hint = f" It has {near[0]!r}." if near else ""
     return (
         f"{name}: {reference.label} has it, {_labels(sources, lacking)} lacks it; expected it in all models.{hint} "
@@ -153,10 +157,15 @@ def _vocabularies(sources: Sequence[Source], needed: Sequence[int], donor: int, 
     for model in needed:
         if model == donor or same_files(sources[donor].directory, sources[model].directory):
             continue
-        if reference is None and (reference := read_vocabulary(sources[donor].directory)) is None:
-            return
+        reference = reference or read_vocabulary(sources[donor].directory)
         other = read_vocabulary(sources[model].directory)
-        if other is None:
+        if reference is None or other is None:
+            unread = unread_file(sources[donor].directory) or unread_file(sources[model].directory)
+            if unread is not None:
+                found.notes.append(
+                    f"the vocabularies of {sources[donor].label} and {sources[model].label} were not compared: "
+                    f"{unread} cannot be read by this version. Make sure that they are the same."
+                )
             continue
         differs = difference(reference, other)
         if differs is not None:

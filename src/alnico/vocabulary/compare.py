@@ -9,7 +9,8 @@ from pathlib import Path
 from alnico.checkpoint.model import read_json
 from alnico.errors import ModelError
 
-FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "tokenizer.model")
+READABLE = ("tokenizer.json", "vocab.json", "vocab.txt")
+FILES = (*READABLE, "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 MAX_TEXT_BYTES = 200_000_000
 
 
@@ -38,11 +39,8 @@ def read_vocabulary(directory: Path | None) -> Vocabulary | None:
     if (directory / "vocab.json").exists():
         return Vocabulary(_rows(read_json(directory / "vocab.json"), directory / "vocab.json"), {})
     if (directory / "vocab.txt").exists():
-        path = directory / "vocab.txt"
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise ModelError(f"{path}: is larger than {MAX_TEXT_BYTES} bytes; expected a vocabulary. Check the model.")
-        lines = path.read_text("utf-8", "replace").split("\n")
-        return Vocabulary({token: row for row, token in enumerate(lines) if token}, {})
+        lines = _bytes(directory / "vocab.txt").decode("utf-8", "replace").split("\n")
+        return Vocabulary({token: row for row, line in enumerate(lines) if (token := line.rstrip("\r"))}, {})
     return None
 
 
@@ -53,8 +51,14 @@ def same_files(a: Path | None, b: Path | None) -> bool:
     for name in FILES:
         first, second = a / name, b / name
         if first.exists() and second.exists():
-            return first.stat().st_size == second.stat().st_size and first.read_bytes() == second.read_bytes()
+            return _bytes(first) == _bytes(second)
     return False
+
+
+def unread_file(directory: Path | None) -> str | None:
+    """Name a tokenizer file that :func:`read_vocabulary` cannot read, in a directory without one that it can."""
+    names = [n for n in FILES if directory is not None and (directory / n).exists()]
+    return names[0] if names and names[0] not in READABLE else None
 
 
 def difference(a: Vocabulary, b: Vocabulary) -> str | None:
@@ -76,6 +80,16 @@ def renamed(a: Vocabulary, b: Vocabulary) -> int:
     return sum(1 for token, row in a.added.items() if b.added.get(token, b.tokens.get(token)) != row)
 
 
+def _bytes(path: Path) -> bytes:
+    """Read a tokenizer file. Errors: ModelError naming it."""
+    try:
+        if path.stat().st_size > MAX_TEXT_BYTES:
+            raise ModelError(f"{path}: is larger than {MAX_TEXT_BYTES} bytes; expected a tokenizer. Check the model.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+
+
 def _from_tokenizer_json(path: Path) -> Vocabulary | None:
     loaded = read_json(path)
     model = loaded.get("model")
@@ -83,7 +97,7 @@ def _from_tokenizer_json(path: Path) -> Vocabulary | None:
     if isinstance(vocabulary, list):  # Unigram: [[token, score], ...] in row order
         try:
             tokens = {str(entry[0]): row for row, entry in enumerate(vocabulary)}
-        except (TypeError, IndexError):
+        except (TypeError, LookupError):
             raise ModelError(f"{path}: model.vocab holds entries that are no [token, score]. Get the file again.") from None
     elif isinstance(vocabulary, dict):
         tokens = _rows(vocabulary, path)
@@ -92,13 +106,13 @@ def _from_tokenizer_json(path: Path) -> Vocabulary | None:
     added = loaded.get("added_tokens") or []
     try:
         special = {str(t["content"]): int(t["id"]) for t in added}
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         raise ModelError(f"{path}: added_tokens holds entries without content and id. Get the file again.") from None
     return Vocabulary({t: r for t, r in tokens.items() if t not in special}, special)
 
 
 def _rows(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
-    rows = {token: row for token, row in vocabulary.items() if isinstance(row, int)}
+    rows = {token: row for token, row in vocabulary.items() if isinstance(row, int) and row is not True and row is not False}
     if len(rows) != len(vocabulary):
         raise ModelError(f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again.")
     return rows
