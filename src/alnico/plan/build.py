@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from alnico.checkpoint.model import Source, Tensor, open_model
@@ -13,7 +13,7 @@ from alnico.methods import find
 from alnico.methods.base import Merge, Method, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan.align import Alignment, align
-from alnico.plan.job import Dropped, Input, Job, Plan
+from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
 from alnico.recipe.load import option_values, values_of
 from alnico.recipe.schema import Recipe
@@ -34,14 +34,13 @@ def build_plan(
     MethodError, ResourceError; see ``errors``. Nothing is written and no tensor is read.
     """
     method = find(recipe.merge_method)
-    entries = values_of(recipe, method)
     references = list(dict.fromkeys([*(m.reference for m in recipe.models), *([recipe.base_model] if recipe.base_model else [])]))
     opener = open_source or (lambda reference: open_model(located(reference, recipe.folder)))
     sources: list[Source] = []
     try:
         for reference in references:
             sources.append(opener(reference))
-        return _plan(recipe, method, entries, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
+        return _plan(recipe, method, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
     except BaseException:
         for source in sources:
             source.close()
@@ -51,9 +50,14 @@ def build_plan(
 def located(reference: str, folder: str) -> str:
     """Return the path a reference means: from the working directory, else from the recipe's folder."""
     beside = Path(folder) / reference
-    if not Path(reference).expanduser().exists() and beside.exists():
+    try:
+        is_there, is_beside = Path(reference).expanduser().exists(), beside.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user that is not known
+        why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
+    if not is_there and is_beside:
         return os.fspath(beside)
-    if not Path(reference).expanduser().exists() and ("+" in reference or "@" in reference):
+    if not is_there and ("+" in reference or "@" in reference):
         raise ModelError(
             f"model {reference!r}: no such directory or file. Revisions (@) are planned for 0.2 and adapters (+) for 0.3; "
             "give the path of a whole model."
@@ -64,7 +68,6 @@ def located(reference: str, folder: str) -> str:
 def _plan(
     recipe: Recipe,
     method: Method,
-    entries: Sequence[object],
     references: list[str],
     sources: list[Source],
     memory_bytes: int,
@@ -79,11 +82,12 @@ def _plan(
     needed = list(dict.fromkeys([*([base] if base is not None else []), *models]))
     merge = method.bind(option_values(recipe, method, values), len(values))
     aligned = align(sources, needed, donor, recipe.missing)
-    jobs = _jobs(recipe, sources, models, base, merge, aligned)
+    jobs = _jobs(recipe, sources, donor, models, base, merge, aligned)
     dropped = tuple(Dropped(m, n, sources[m].tensors[n].byte_size, why) for m, n, why in aligned.dropped)
     unused = [r for i, r in enumerate(references) if i not in needed]
     notes = [*recipe.notes, *aligned.notes]
     notes += [f"{r} is not merged by {method.name}; the output has its config, tokenizer and side files." for r in unused]
+    notes += _same_places(sources)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
     return Plan(
@@ -99,20 +103,36 @@ def _plan(
     )
 
 
+def _same_places(sources: list[Source]) -> list[str]:
+    """Notes on models that are one under two names: a recipe tells its base by its name."""
+    seen: dict[str, str] = {}
+    notes = []
+    for source in sources:
+        location = getattr(source, "location", None)
+        if location is None:
+            continue
+        first = seen.setdefault(os.path.realpath(location), source.label)
+        if first != source.label:
+            notes.append(f"{first} and {source.label} are one model, taken as two. Write its path in one way if that is not meant.")
+    return notes
+
+
 def _jobs(
-    recipe: Recipe, sources: list[Source], models: list[int], base: int | None, merge: Merge, aligned: Alignment
+    recipe: Recipe, sources: list[Source], donor: int, models: list[int], base: int | None, merge: Merge, aligned: Alignment
 ) -> list[Job]:
+    """The jobs in the order of the donor's tensors, then of the others'."""
     jobs: dict[str, Job] = {}
     for name in aligned.merged:
         jobs[name] = _merged(recipe, sources, models, base, merge, name)
     for name in aligned.buffers:
         needed = list(dict.fromkeys([*([base] if base is not None else []), *models]))
         inputs = tuple(_input(sources, m, name) for m in needed)
-        kind = "equal" if len(inputs) > 1 else "copy"
-        jobs[name] = _job(kind, name, inputs[0].dtype, sources[needed[0]].tensors[name], inputs, why=f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else "")
+        kind: Kind = "equal" if len(inputs) > 1 else "copy"
+        why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
+        jobs[name] = _job(kind, name, inputs[0].dtype, sources[needed[0]].tensors[name], inputs, why=why)
     for name, origin, why in aligned.from_one:
         jobs[name] = _copied(recipe, sources, origin, name, why)
-    order = dict.fromkeys([*(n for s in sources for n in s.tensors if n in jobs)])
+    order = dict.fromkeys(n for s in (sources[donor], *sources) for n in s.tensors if n in jobs)
     return [jobs[name] for name in order]
 
 
@@ -136,7 +156,16 @@ def _copied(recipe: Recipe, sources: list[Source], origin: int, name: str, why: 
     return _job("copy", name, tensor.dtype, tensor, (source,), why=why)
 
 
-def _job(kind, name: str, dtype: str, tensor: Tensor, inputs: tuple[Input, ...], base: Input | None = None, merge: Merge | None = None, why: str = "") -> Job:  # type: ignore[no-untyped-def]
+def _job(
+    kind: Kind,
+    name: str,
+    dtype: str,
+    tensor: Tensor,
+    inputs: tuple[Input, ...],
+    base: Input | None = None,
+    merge: Merge | None = None,
+    why: str = "",
+) -> Job:
     size = tensor.byte_size if kind != "mix" else tensor.elements * DTYPES[dtype].bytes
     return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why)
 

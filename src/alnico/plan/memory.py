@@ -35,11 +35,12 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> M
     Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
     """
     fixed = BASELINE_BYTES + BYTES_A_TENSOR * tensors
-    widest = max((sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"), default=16)
+    widths = [sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"]
+    widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
     models = max((len(j.inputs) for j in jobs if j.kind == "mix"), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
     wanted = [sum(i.byte_size for i in j.read) for j in jobs if _levels(j)]
-    for workers in range(threads, 0, -1):
+    for workers in range(max(threads, 1), 0, -1):
         for block in (BLOCK_ELEMENTS, LEAF):
             floor = widest * block + counters
             if fixed + workers * floor > budget_bytes:
