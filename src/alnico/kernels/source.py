@@ -40,9 +40,15 @@ def check_pure(function: Callable[..., Any]) -> None:
 
     Errors: MethodError naming the captured value: pass it as an argument instead.
     """
+    _check_pure(function, ())
+
+
+def _check_pure(function: Callable[..., Any], callers: tuple[Callable[..., Any], ...]) -> None:
+    if function in callers:
+        raise MethodError(f"{function.__name__} calls itself; expected a function that ends. Write a loop over range.")
     for name, value in free_variables(function).items():
         if isinstance(value, FunctionType):
-            check_pure(value)
+            _check_pure(value, (*callers, function))
         elif value is not math:
             raise MethodError(
                 f"{function.__name__} uses {name}, a {type(value).__name__} from outside; "
@@ -51,19 +57,24 @@ def check_pure(function: Callable[..., Any]) -> None:
 
 
 def straighten(function: Callable[..., Any], name: str) -> list[str]:
-    """Return the source of ``function`` as ``name``, after that of all functions it calls (as ``name_callee``).
+    """Return the source of ``function`` as ``name``, after that of all functions it calls (as ``name_0_callee``, ...).
 
     Errors: MethodError for statements that have no straight-line form, with the line they stand on.
     """
     check_pure(function)
     callees = {n: f for n, f in free_variables(function).items() if isinstance(f, FunctionType)}
+    # Numbered: mix calling a_b, and mix calling a that calls b, must not become one name.
+    renamed = {callee: f"{name}_{i}_{callee}" for i, callee in enumerate(callees)}
     sources: list[str] = []
     for callee, body in callees.items():
-        sources += straighten(body, f"{name}_{callee}")
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    if not isinstance(tree, ast.FunctionDef):
-        raise MethodError(f"{function.__name__}: expected a function written with def.")
-    rewritten = _Straightener(function, {c: f"{name}_{c}" for c in callees}).function(tree, name)
+        sources += straighten(body, renamed[callee])
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, SyntaxError):
+        tree = None
+    if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
+        raise MethodError(f"{function.__name__}: expected a function written with def, without decorators, in a file.")
+    rewritten = _Straightener(function, renamed).function(tree, name)
     return [*sources, ast.unparse(ast.fix_missing_locations(rewritten))]
 
 
@@ -80,10 +91,13 @@ class _Straightener(ast.NodeTransformer):
         body = tree.body[1:] if ast.get_docstring(tree) is not None else tree.body
         if not body or not isinstance(body[-1], ast.Return):
             raise self.refuse(tree, "a scalar function ends with its one return.")
+        given = tree.args
+        if given.posonlyargs or given.kwonlyargs or given.vararg or given.kwarg or given.defaults:
+            raise self.refuse(tree, "expected plain parameters, without defaults and stars; all values are passed in order.")
         bound = {a.arg for a in tree.args.args}
         statements = self.block(body, None, bound)
         arguments = ast.arguments([], [ast.arg(a.arg) for a in tree.args.args], None, [], [], None, [])
-        return ast.FunctionDef(name, arguments, statements, [], type_params=[])
+        return ast.FunctionDef(name, arguments, statements, [], type_params=[])  # type: ignore[call-arg, unused-ignore]
 
     def block(self, statements: list[ast.stmt], condition: str | None, bound: set[str]) -> list[ast.stmt]:
         straight: list[ast.stmt] = []
@@ -130,19 +144,13 @@ class _Straightener(ast.NodeTransformer):
             both = ast.BinOp(ast.Name(condition, ast.Load()), ast.BitAnd(), both)
             neither = ast.BinOp(ast.Name(condition, ast.Load()), ast.BitAnd(), neither)
         straight: list[ast.stmt] = [ast.Assign([ast.Name(chosen, ast.Store())], both)]
-        before = set(bound)
+        for missing in sorted((_assigned(body) ^ _assigned(orelse)) - bound):
+            raise self.refuse(test, f"{missing} is set in one branch only; set it before the if.")
         straight += self.block(body, chosen, bound)
         if orelse:
             straight.append(ast.Assign([ast.Name(other, ast.Store())], neither))
             straight += self.block(orelse, other, bound)
-        else:
-            self.defined_in_one_branch(body, before)
         return straight
-
-    def defined_in_one_branch(self, body: list[ast.stmt], before: set[str]) -> None:
-        for node in body:
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id not in before:
-                raise self.refuse(node, f"{node.targets[0].id} has no value where the condition is false; set it before the if.")
 
     def visit_Constant(self, node: ast.Constant) -> ast.expr:
         if isinstance(node.value, bool):
@@ -154,11 +162,32 @@ class _Straightener(ast.NodeTransformer):
     def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
         return node
 
+    def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
+        if ast.unparse(node) in ("math.inf", "math.pi", "math.e", "math.tau"):
+            return _call("REAL", node)
+        raise self.refuse(node, f"uses {ast.unparse(node)}, which is no number.")
+
+    def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
+        if isinstance(node.op, ast.Pow):
+            raise self.refuse(node, "a power rounds differently from machine to machine; write x * x, or math.sqrt(x).")
+        return ast.BinOp(self.visit(node.left), node.op, self.visit(node.right))
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, ast.expr) and not isinstance(node, (ast.Name, ast.UnaryOp)):
+            raise self.refuse(node, f"{type(node).__name__} has no straight-line form; use numbers, comparisons and calls.")
+        return super().generic_visit(node)
+
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         return _call("select", self.visit(node.test), self.visit(node.body), self.visit(node.orelse))
 
     def visit_BoolOp(self, node: ast.BoolOp) -> ast.expr:
+        # `i and x > 0` would become a bitwise `i & (x > 0)`, which is false for i = 2.
+        for value in node.values:
+            negated = isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
+            if not negated and not isinstance(value, (ast.Compare, ast.BoolOp)):
+                raise self.refuse(node, f"{ast.unparse(value)} is joined by and/or; they join comparisons: write x != 0.")
         operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
+        joined: ast.expr
         joined, *rest = [self.visit(value) for value in node.values]
         for value in rest:
             joined = ast.BinOp(joined, operator, value)
@@ -173,6 +202,8 @@ class _Straightener(ast.NodeTransformer):
         return joined
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
+        if node.keywords:
+            raise self.refuse(node, f"calls {ast.unparse(node.func)} with keywords; pass all values in order.")
         match node.func:
             case ast.Name(id=("len" | "range")):
                 return node
@@ -184,6 +215,17 @@ class _Straightener(ast.NodeTransformer):
                 allowed = f"{', '.join(BUILTINS)}, math.{', math.'.join(sorted(MATH))} and pure functions"
                 raise self.refuse(node, f"calls {ast.unparse(node.func)}; it may call {allowed}.")
         return ast.Call(function, [self.visit(a) for a in node.args], [])
+
+
+def _assigned(statements: list[ast.stmt]) -> set[str]:
+    """Names that hold a value after ``statements``, whatever their conditions say."""
+    found: set[str] = set()
+    for node in statements:
+        if isinstance(node, ast.Assign):
+            found |= {target.id for target in node.targets if isinstance(target, ast.Name)}
+        elif isinstance(node, ast.If):
+            found |= _assigned(node.body) & _assigned(node.orelse)
+    return found
 
 
 def _call(name: str, *arguments: ast.expr) -> ast.Call:
