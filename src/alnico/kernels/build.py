@@ -9,6 +9,7 @@ others, since numba's cache is pickle; where it cannot be used, kernels are comp
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
@@ -200,7 +201,8 @@ class MeasureKernel:
         if self.reduction == "histogram":
             bits = "uint32" if self.real == "float32" else "uint64"
             text += f"\n\n{plain}\ndef tile(v, base, {''.join(n + ', ' for n in noise)}measured, {', '.join(names)}):\n"
-            text += f"    for j in range(v.size):\n        measured[j] = {value}\n"
+            # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
+            text += f"    for j in range(v.size):\n        measured[j] = {value} + ZERO\n"
             passed = ["values[:e - s]", "base_tile[:e - s]", *[f"noise{i}[:e - s]" for i in noisy], "measured[:e - s]", *names]
             lines += [
                 f"    measured = np.empty({TILE}, REAL)",
@@ -337,6 +339,10 @@ def _compiled(text: str, signature: _Signature) -> Callable[..., Any]:
             return _load(text, directory, signature)
         except OSError:
             pass  # a full or vanished cache costs time, not the merge
+        except Exception:  # so does a damaged one, whose readers raise anything; what is wrong with the text is raised below
+            with contextlib.suppress(OSError):
+                for path in directory.rglob(f"alnico_kernel_{_key(text)}*"):
+                    path.unlink(missing_ok=True)
     module = ModuleType("alnico_kernel")
     module.CACHE = False  # type: ignore[attr-defined]
     exec(compile(text, "<alnico kernel>", "exec"), module.__dict__)
@@ -359,7 +365,7 @@ class _Signature:
 def _load(text: str, directory: Path, signature: _Signature) -> Callable[..., Any]:
     name = f"alnico_kernel_{_key(text)}"
     path = directory / f"{name}.py"
-    if not path.exists():
+    if not path.exists() or path.read_bytes() != text.encode():
         descriptor, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
         try:
             with os.fdopen(descriptor, "w") as file:
@@ -409,12 +415,12 @@ def cache_directory() -> Path | None:
     ``$ALNICO_CACHE_DIR/kernels``, else ``$XDG_CACHE_HOME/alnico/kernels``, else ``~/.cache/alnico/kernels``.
     """
     chosen = os.environ.get("ALNICO_CACHE_DIR")
-    parent = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alnico"
-    directory = parent / "kernels"
     try:
+        parent = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alnico"
+        directory = parent / "kernels"
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         status = directory.stat()
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: there is no home
         return None
     if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
         return None

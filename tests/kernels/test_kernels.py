@@ -1,0 +1,353 @@
+"""Compiled kernels against plain numpy in float64 (or in float32 where the arithmetic is stated to be float32)."""
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from alnico.errors import MethodError
+from alnico.kernels.build import GramKernel, MeasureKernel, MixKernel, compiled
+from alnico.kernels.facts import Bernoulli, Count, Derived, Gram, KthLargest, Noise, Sum, levels, magnitude, resolve
+from alnico.kernels.shape import CODES, LANES, LEAF, TILE
+from alnico.numerics.noise import uniform
+
+TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+NOTHING = np.empty(0, np.uint8)
+SIZES = [1, TILE - 1, TILE + 3, LEAF, LEAF + TILE + 7]
+
+
+def raw(values: np.ndarray, dtype: str) -> np.ndarray:
+    """The bytes of ``values`` in a dtype, by torch."""
+    return torch.from_numpy(values.copy()).to(TORCH[dtype]).view(torch.uint8).numpy()
+
+
+def values_of(data: np.ndarray, dtype: str) -> np.ndarray:
+    """What bytes stand for, in float64, by torch."""
+    return torch.from_numpy(data.copy()).view(TORCH[dtype]).to(torch.float64).numpy()
+
+
+def made(count: int, models: int, dtypes: tuple[str, ...], seed: int = 0):
+    """Bytes of ``models`` inputs and their values in float64."""
+    random = np.random.default_rng(seed)
+    chosen = [dtypes[i % len(dtypes)] for i in range(models)]
+    raws = [raw(random.standard_normal(count), d) for d in chosen]
+    return (
+        raws,
+        np.array([CODES[d] for d in chosen], np.int64),
+        np.array([values_of(r, d) for r, d in zip(raws, chosen, strict=True)]),
+    )
+
+
+# Equations.
+
+
+def weighted(x, weight, scale):
+    total = 0.0
+    for i in range(len(x)):
+        if x[i] > -1.5:
+            total += weight[i] * x[i]
+    return scale * total
+
+
+def noisy(x, draw, kept):
+    total = 0.0
+    for i in range(len(x)):
+        total += draw[i] * x[i] + kept[i]
+    return total
+
+
+def first(x, weight):
+    return x[0] * weight[0]
+
+
+def numbers(values, real: str):
+    """Arguments of kind numbers: a tuple is made of an array by the kernel."""
+    return np.array(values, real)
+
+
+def expected_weighted(x: np.ndarray, weight, scale: float, real: str) -> np.ndarray:
+    """``weighted`` in arrays, one operation after another in ``real``."""
+    total = np.zeros(x.shape[1], real)
+    for values, w in zip(x.astype(real), np.array(weight, real), strict=True):
+        total = np.where(values > -1.5, total + w * values, total)
+    return np.array(scale, real) * total
+
+
+def run_mix(kernel: MixKernel, raws, codes, base, base_dtype, out_dtype, count, *arguments, start=0, keep_equal=False):
+    out = np.zeros(count * TORCH[out_dtype].itemsize, np.uint8)
+    found = compiled(kernel)(tuple(raws), codes, base, CODES[base_dtype], out, CODES[out_dtype], start, keep_equal, *arguments)
+    return out, found
+
+
+MIXES = [(1, True, "float32"), (3, True, "float32"), (3, False, "float64"), (10, True, "float64"), (10, False, "float32")]
+
+
+@pytest.mark.parametrize(("models", "of_deltas", "real"), MIXES)
+def test_a_mix_is_the_equation_in_the_stated_precision(models, of_deltas, real):
+    inputs = ("BF16", "F16", "F32") if real == "float32" else ("F64", "BF16", "F32")
+    weight = [0.5 - 0.07 * i for i in range(models)]
+    kernel = MixKernel(weighted, models, of_deltas, ("numbers", "number"), real)
+    for count in SIZES:
+        raws, codes, x = made(count, models, inputs, seed=count)
+        base_raw = raw(np.random.default_rng(1).standard_normal(count), "BF16")
+        base = values_of(base_raw, "BF16").astype(real)
+        values = x.astype(real) - base if of_deltas else x.astype(real)
+        mixed = expected_weighted(values, weight, 1.25, real)
+        expected = base + mixed if of_deltas else mixed
+        rounded = {"F16": expected.astype(np.float16), "F32": expected.astype(np.float32), "F64": expected.astype(np.float64)}
+        for out_dtype, by_numpy in rounded.items():
+            out, bad = run_mix(kernel, raws, codes, base_raw, "BF16", out_dtype, count, numbers(weight, real), 1.25)
+            assert bad == -1
+            assert out.tobytes() == by_numpy.tobytes()
+
+
+@pytest.mark.parametrize("models", [2, 9])
+def test_noise_is_that_of_the_place_of_each_element(models):
+    kernel = MixKernel(noisy, models, False, ("noise", "bernoulli"), "float32")
+    keys, other = (np.arange(a, a + models, dtype=np.uint64) for a in (3, 90))
+    chance = np.linspace(0.2, 0.8, models).astype(np.float32)
+    for start, count in ((0, TILE + 5), (LEAF * 3, 11), (2**40, 77)):
+        raws, codes, x = made(count, models, ("F32",))
+        total = np.zeros(count, np.float32)
+        for i in range(models):
+            draws = uniform(int(keys[i]), start, count)
+            kept = (uniform(int(other[i]), start, count) < chance[i]).astype(np.float32)
+            total = total + (draws * x[i].astype(np.float32) + kept)
+        out, bad = run_mix(
+            kernel, raws, codes, NOTHING, "F32", "F32", count, numbers([0] * models, "float32"), keys, chance, other, start=start
+        )
+        assert bad == -1
+        np.testing.assert_array_equal(out.view(np.float32), total)
+
+
+@pytest.mark.parametrize("models", [1, 3, 10])
+def test_where_the_mix_is_zero_the_bits_of_the_base_stay(models):
+    kernel = MixKernel(weighted, models, True, ("numbers", "number"), "float64" if models == 10 else "float32")
+    base = np.array([-0.0, 0.0, 1e-42, 3.0], np.float32)
+    data = base.view(np.uint8)
+    weight = numbers([0.3] * models, kernel.real)
+    out, bad = run_mix(kernel, [data] * models, np.full(models, CODES["F32"]), data, "F32", "F32", 4, weight, 1.0)
+    assert bad == -1
+    assert out.tobytes() == base.tobytes()
+
+
+@pytest.mark.parametrize("models", [3, 10])
+def test_where_all_inputs_are_equal_that_value_is_kept_if_asked(models):
+    kernel = MixKernel(weighted, models, False, ("numbers", "number"), "float64" if models == 3 else "float32")
+    random = np.random.default_rng(0)
+    values = random.standard_normal(TILE + 1).astype(np.float32)
+    values[7] = -0.0
+    other = values.copy()
+    other[5] += 1
+    raws = [values.view(np.uint8)] * (models - 1) + [other.view(np.uint8)]
+    weight = numbers([1 / models] * models, kernel.real)  # 1/3 and 1/10 do not sum to 1 in every rounding
+    found = {}
+    for keep in (True, False):
+        out, _ = run_mix(
+            kernel, raws, np.full(models, CODES["F32"]), NOTHING, "F32", "F32", values.size, weight, 1.0, keep_equal=keep
+        )
+        found[keep] = out.view(np.float32)
+    equal = np.arange(values.size) != 5
+    assert found[True][equal].tobytes() == values[equal].tobytes()
+    assert found[False][equal].tobytes() != values[equal].tobytes()
+    assert found[True][5] == found[False][5]
+
+
+@pytest.mark.parametrize("models", [3, 10])
+@pytest.mark.parametrize("what", ["input", "base"])
+def test_a_value_that_is_not_finite_is_reported_with_its_tile(models, what):
+    kernel = MixKernel(weighted, models, True, ("numbers", "number"), "float32" if models == 3 else "float64")
+    count = 2 * TILE + 9
+    weight = numbers([0.0] * models, kernel.real)
+    for place in (0, TILE, 2 * TILE + 8):
+        for bad in (math.nan, math.inf):
+            values = np.ones((models + 1, count), np.float32)
+            values[models - 1 if what == "input" else models, place] = bad
+            raws = [v.view(np.uint8) for v in values]
+            _, found = run_mix(kernel, raws[:-1], np.full(models, CODES["F32"]), raws[-1], "F32", "F32", count, weight, 1.0)
+            assert found == place // TILE * TILE
+
+
+def test_an_output_beyond_its_dtype_is_reported():
+    kernel = MixKernel(weighted, 3, True, ("numbers", "number"), "float32")
+    ones = np.ones(5, np.float32).view(np.uint8)
+    big = np.full(5, 60_000, np.float32).view(np.uint8)
+    weight = numbers([1, 1, 1], "float32")
+    assert run_mix(kernel, [big, big, big], np.full(3, CODES["F32"]), ones, "F32", "F16", 5, weight, 1.0)[1] == 0
+    assert run_mix(kernel, [big, big, big], np.full(3, CODES["F32"]), ones, "F32", "BF16", 5, weight, 1.0)[1] == -1
+
+
+# Measures.
+
+
+def above(x, limit):
+    return x if x > limit else 0.0
+
+
+def plus_drawn(x, drawn, draw):
+    return drawn * x + draw
+
+
+def leaves_of(count: int) -> int:
+    return -(-count // LEAF)
+
+
+def in_lanes(values: np.ndarray) -> np.ndarray:
+    """The stated sum: element i of a leaf goes to lane i modulo LANES; lanes are added in order."""
+    sums = []
+    for a in range(0, values.size, LEAF):
+        lanes = np.zeros(LANES)
+        for g in range(a, min(a + LEAF, values.size), LANES):
+            part = values[g : min(g + LANES, a + LEAF)]
+            lanes[: part.size] += part
+        sums.append(functools.reduce(lambda a, b: a + b, lanes.tolist(), 0.0))
+    return np.array(sums)
+
+
+@pytest.mark.parametrize(("of_deltas", "real", "dtype"), [(True, "float32", "BF16"), (False, "float64", "F64")])
+def test_a_sum_is_that_of_fixed_lanes_in_float64(of_deltas, real, dtype):
+    run = compiled(MeasureKernel("sum", magnitude, of_deltas, (), real))
+    for count in SIZES:
+        (data,), _, x = made(count, 1, (dtype,), seed=count)
+        base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
+        values = x[0].astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x[0].astype(real)
+        leaves = np.empty(leaves_of(count))
+        run(data, CODES[dtype], base_raw, CODES["F16"], 0, leaves)
+        np.testing.assert_array_equal(leaves, in_lanes(np.abs(values).astype(np.float64)))
+        assert math.fsum(leaves) == pytest.approx(math.fsum(np.abs(values)), rel=1e-13)
+
+
+def test_a_sum_does_not_depend_on_how_blocks_are_cut_at_leaves():
+    run = compiled(MeasureKernel("sum", magnitude, True, (), "float32"))
+    count = 3 * LEAF + 5001
+    (data, base), _, _ = made(count, 2, ("F32",))
+    whole = np.empty(4)
+    run(data, CODES["F32"], base, CODES["F32"], 0, whole)
+    parts = np.empty(4)
+    for a, b in ((3, 4), (0, 1), (1, 3)):
+        part = slice(4 * a * LEAF, 4 * min(b * LEAF, count))
+        run(data[part], CODES["F32"], base[part], CODES["F32"], a * LEAF, parts[a:b])
+    assert parts.tobytes() == whole.tobytes()
+
+
+def test_a_count_is_of_what_is_not_zero():
+    run = compiled(MeasureKernel("count", above, False, ("number",), "float32"))
+    for count in SIZES:
+        (data,), _, x = made(count, 1, ("F16",), seed=count)
+        leaves = np.empty(leaves_of(count), np.int64)
+        run(data, CODES["F16"], NOTHING, 0, 0, leaves, 0.75)
+        expected = [np.count_nonzero(x[0, a : a + LEAF] > 0.75) for a in range(0, count, LEAF)]
+        assert leaves.tolist() == expected
+
+
+def test_values_are_those_of_the_function_with_noise_of_their_place():
+    run = compiled(MeasureKernel("values", plus_drawn, True, ("bernoulli", "noise"), "float32"))
+    start, count = 5 * LEAF, TILE + 9
+    (data, base), _, x = made(count, 2, ("F32",))
+    found = np.empty(count, np.float32)
+    run(data, CODES["F32"], base, CODES["F32"], start, found, 0.3, 11, 0.0, 12)
+    drawn = (uniform(11, start, count) < np.float32(0.3)).astype(np.float32)
+    delta = x[0].astype(np.float32) - x[1].astype(np.float32)
+    np.testing.assert_array_equal(found, drawn * delta + uniform(12, start, count))
+
+
+def non_negative(x):
+    return max(-0.0, x) if x > 0 else -0.0
+
+
+@pytest.mark.parametrize(("real", "dtype"), [("float32", "BF16"), ("float64", "F64")])
+def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
+    run = compiled(MeasureKernel("histogram", magnitude, False, (), real))
+    bits_type, width = (np.uint32, 32) if real == "float32" else (np.uint64, 64)
+    count = TILE * 2 + 5
+    (data,), _, x = made(count, 1, (dtype,))
+    bits = np.abs(x[0]).astype(real).view(bits_type).astype(object)
+    prefix = 0
+    for shift in range(width - 16, -1, -16):
+        bins = np.zeros(65_536, np.int64)
+        bins[3] = 5
+        run(data, CODES[dtype], NOTHING, 0, 0, shift, prefix, bins)
+        bins[3] -= 5
+        inside = [b >> shift & 0xFFFF for b in bits if b >> (shift + 16) == prefix]
+        np.testing.assert_array_equal(bins, np.bincount(inside, minlength=65_536))
+        prefix = prefix << 16 | inside[len(inside) // 2]
+    assert prefix in bits
+
+
+def test_a_zero_with_a_sign_counts_as_zero():
+    run = compiled(MeasureKernel("histogram", non_negative, False, (), "float32"))
+    bins = np.zeros(65_536, np.int64)
+    run(np.array([-0.0, 0.0, -3.0, 2.0], np.float32).view(np.uint8), CODES["F32"], NOTHING, 0, 0, 16, 0, bins)
+    assert {int(i): int(bins[i]) for i in np.flatnonzero(bins)} == {0: 3, 0x4000: 1}
+
+
+# Inner products.
+
+
+@pytest.mark.parametrize(
+    ("models", "of_deltas", "real"),
+    [(1, False, "float32"), (2, True, "float32"), (3, False, "float64"), (5, True, "float64"), (10, True, "float32")],
+)
+def test_a_gram_matrix_is_numpys(models, of_deltas, real):
+    run = compiled(GramKernel(models, of_deltas, real))
+    inputs = ("BF16", "F16", "F32") if real == "float32" else ("F64", "BF16", "F32")
+    for count in (1, TILE + 3, LEAF + 77):
+        raws, codes, x = made(count, models, inputs, seed=count)
+        base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
+        values = x.astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x
+        leaves = np.zeros((leaves_of(count), models, models))
+        run(tuple(raws), codes, base_raw, CODES["F16"], count, leaves)
+        exact = values.astype(np.float64)
+        scale = np.sqrt(np.outer((exact**2).sum(1), (exact**2).sum(1)))
+        assert (np.abs(leaves.sum(0) - np.triu(exact @ exact.T)) <= 1e-13 * scale).all()
+
+
+def test_inner_products_tell_models_apart_that_float32_cannot():
+    run = compiled(GramKernel(2, True, "float32"))
+    random = np.random.default_rng(0)
+    a = random.standard_normal(LEAF).astype(np.float32)
+    b = a.copy()
+    b[0] = np.nextafter(b[0], np.float32(9))
+    leaves = np.zeros((1, 2, 2))
+    codes = np.full(2, CODES["F32"])
+    zeros = np.zeros(LEAF, np.float32).view(np.uint8)
+    run((a.view(np.uint8), b.view(np.uint8)), codes, zeros, CODES["F32"], LEAF, leaves)
+    difference = float(a[0]) * (float(b[0]) - float(a[0]))
+    assert leaves[0, 0, 1] - leaves[0, 0, 0] == pytest.approx(difference, rel=0.05)
+    assert np.float32(leaves[0, 0, 1]) == np.float32(leaves[0, 0, 0])
+
+
+def test_a_gram_matrix_does_not_depend_on_how_blocks_are_cut_at_leaves():
+    run = compiled(GramKernel(2, True, "float32"))
+    count = 2 * LEAF + 999
+    raws, codes, _ = made(count, 3, ("BF16",))
+    whole, parts = np.zeros((3, 2, 2)), np.zeros((3, 2, 2))
+    run(tuple(raws[:2]), codes[:2], raws[2], CODES["BF16"], count, whole)
+    for a, b in ((2, 3), (0, 2)):
+        part = slice(2 * a * LEAF, 2 * min(b * LEAF, count))
+        run(tuple(r[part] for r in raws[:2]), codes[:2], raws[2][part], CODES["BF16"], min(b * LEAF, count) - a * LEAF, parts[a:b])
+    assert parts.tobytes() == whole.tobytes()
+
+
+# Facts.
+
+
+def test_facts_are_measured_before_what_uses_them():
+    limit = KthLargest((0.5, 0.5))
+    kept = Sum(above, (limit,))
+    ratio = Derived(lambda a, b: a + b, (kept, Sum(magnitude)))
+    last = Count(above, (ratio, Bernoulli((0.5, 0.5)), Noise()))
+    found = levels((last, 1.0, Gram()))
+    assert [set(level) for level in found] == [{limit, Sum(magnitude), Gram()}, {kept}, {last}]
+    assert sum(map(len, found)) == 5
+    assert levels((0.5, (1.0, 2.0), Noise())) == []
+
+
+def test_a_derived_fact_is_a_function_of_numbers():
+    total = Sum(magnitude)
+    assert resolve(Derived(lambda s, f: tuple(f * x for x in s), (total, 2.0)), {total: (1.0, 3.0)}) == (2.0, 6.0)
+    with pytest.raises(MethodError) as caught:
+        resolve(Derived(lambda n: n, (Noise(),)), {})
+    assert str(caught.value) == "Noise() has a value for each element; it cannot be an argument of a derived fact."
