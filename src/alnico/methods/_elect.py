@@ -15,27 +15,27 @@ Divide = Literal["weight", "count", "none"]
 """What the sum of the agreeing entries is divided by: their weights, their number, or nothing."""
 
 
-def vote_weighted(kept, weight):  # type: ignore[no-untyped-def]
+def vote_weighted(kept, weight):
     return weight * kept
 
 
-def vote_mass(kept, weight):  # type: ignore[no-untyped-def]
+def vote_mass(kept, weight):
     return kept
 
 
-def vote_count(kept, weight):  # type: ignore[no-untyped-def]
+def vote_count(kept, weight):
     return 1.0 if kept > 0 else (-1.0 if kept < 0 else 0.0)
 
 
-def share_weight(weight):  # type: ignore[no-untyped-def]
+def share_weight(weight):
     return weight
 
 
-def share_count(weight):  # type: ignore[no-untyped-def]
+def share_count(weight):
     return 1.0
 
 
-def share_none(weight):  # type: ignore[no-untyped-def]
+def share_none(weight):
     return 0.0
 
 
@@ -47,7 +47,7 @@ def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elec
     """Sum the entries whose sign was elected, and divide by what agreed; a balance of exactly 0 elects plus."""
     keep, vote, share_of = sparse.keep, VOTES[elect], SHARES[divide]
 
-    def mix(delta, limit, factor, weight, scale):  # type: ignore[no-untyped-def]
+    def mix(delta, limit, factor, weight, scale):
         balance = 0.0
         for i in range(len(delta)):
             balance += vote(factor[i] * keep(delta[i], limit[i]), weight[i])
@@ -70,13 +70,13 @@ def summed(sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Lite
     """Sum all kept entries with their weights; ``divide`` "weight" divides by the sum of the weights."""
     keep = sparse.keep
     total = sum(weight) if divide == "weight" else 1.0
-    if abs(total) <= 1e-12 * sum(map(abs, weight)):
+    if divide == "weight" and abs(total) <= 1e-12 * sum(map(abs, weight)):
         raise MethodError(
             f"the weights sum to 0 ({', '.join(f'{w:g}' for w in weight)}), so they cannot be normalised; "
             "expected a sum other than 0. Change a weight, or set normalize: false."
         )
 
-    def mix(delta, limit, factor, weight, scale):  # type: ignore[no-untyped-def]
+    def mix(delta, limit, factor, weight, scale):
         total = 0.0
         for i in range(len(delta)):
             total += weight[i] * (factor[i] * keep(delta[i], limit[i]))

