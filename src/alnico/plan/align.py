@@ -59,14 +59,14 @@ def align(sources: Sequence[Source], needed: Sequence[int], donor: int, missing:
         elif DTYPES[dtype].kind in COPYABLE_KINDS:
             _buffer_missing(name, sources, holders, lacking, donor, found)
         elif name in heads:
-            why = f"tied to {heads[name]} in the config, and {_labels(sources, lacking)} does not store it"
+            why = f"tied to {heads[name]} in the config, and {_lack(sources, lacking)} it"
             found.dropped += [(m, name, why) for m in {*holders, *([donor] if name in sources[donor].tensors else [])}]
         elif missing == "drop":
-            why = f"{_labels(sources, lacking)} lacks it, and the recipe says missing: drop"
+            why = f"{_lack(sources, lacking)} it, and the recipe says missing: drop"
             found.dropped += [(m, name, why) for m in holders or [donor]]
         elif missing == "copy":
             origin = donor if name in sources[donor].tensors else holders[0]
-            why = f"{_labels(sources, lacking)} lacks it, and the recipe says missing: copy"
+            why = f"{_lack(sources, lacking)} it, and the recipe says missing: copy"
             found.from_one.append((name, origin, why))
             found.dropped += [(m, name, f"taken from {sources[origin].label}: {why}") for m in holders if m != origin]
         else:
@@ -105,11 +105,11 @@ def _buffer_missing(
     name: str, sources: Sequence[Source], holders: list[int], lacking: list[int], donor: int, found: _Findings
 ) -> None:
     if name in sources[donor].tensors:
-        found.from_one.append((name, donor, f"a buffer that {_labels(sources, lacking)} lacks; taken from {sources[donor].label}"))
+        found.from_one.append((name, donor, f"a buffer that {_lack(sources, lacking)}; taken from {sources[donor].label}"))
         others = [m for m in holders if m != donor]
     else:
         others = holders
-    found.dropped += [(m, name, f"a buffer that {_labels(sources, lacking)} lacks") for m in others]
+    found.dropped += [(m, name, f"a buffer that {_lack(sources, lacking)}") for m in others]
 
 
 def _shapes(name: str, sources: Sequence[Source], one: int, other: int) -> str:
@@ -129,13 +129,19 @@ def _lacks(name: str, sources: Sequence[Source], lacking: list[int], reference: 
     near = difflib.get_close_matches(name, others, 1, 0.8)
     hint = f" It has {near[0]!r}." if near else ""
     return (
-        f"{name}: {reference.label} has it, {_labels(sources, lacking)} lacks it; expected it in all models.{hint} "
+        f"{name}: {reference.label} has it, {_lack(sources, lacking)} it; expected it in all models.{hint} "
         "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
     )
 
 
 def _labels(sources: Sequence[Source], models: Sequence[int]) -> str:
     return " and ".join(dict.fromkeys(sources[m].label for m in models))
+
+
+def _lack(sources: Sequence[Source], models: Sequence[int]) -> str:
+    """The labels with the verb: "b lacks", "b and c lack"."""
+    labels = _labels(sources, models)
+    return f"{labels} lack{'' if len({sources[m].label for m in models}) > 1 else 's'}"
 
 
 def _tied_heads(sources: Sequence[Source], donor: int) -> dict[str, str]:

@@ -1,0 +1,112 @@
+"""The budget: what fits is planned within it, what does not is refused with the figure that would do."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from alnico.checkpoint.shards import parse_size
+from alnico.errors import ResourceError
+from alnico.kernels.shape import LEAF
+from alnico.methods import find
+from alnico.numerics.dtypes import DTYPES
+from alnico.plan.job import Input, Job
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, RESIDENT_CAP_BYTES, fit
+
+MIB = 1 << 20
+
+
+def mix(elements: int, models: int = 3, dtype: str = "BF16", method: str = "ties", **options: object) -> Job:
+    """A job of ties that has to find thresholds, or of another method."""
+    merge = find(method).bind({"density": 0.5} if method == "ties" else options, models)
+    size = elements * DTYPES[dtype].bytes
+    inputs = tuple(Input(i, "w", dtype, size) for i in range(models))
+    base = Input(models, "w", dtype, size) if find(method).space == "delta" else None
+    return Job("mix", "w", dtype, (elements,), elements, size, inputs, base, merge)
+
+
+def copy(size: int) -> Job:
+    return Job("copy", "w", "F32", (size // 4,), size // 4, size, (Input(0, "w", "F32", size),))
+
+
+def test_a_small_merge_has_all_threads_and_holds_its_tensors_whole() -> None:
+    memory = fit([mix(100_000)], 2 << 30, 8, 4)
+    assert (memory.threads, memory.resident_bytes) == (8, 4 * 200_000)
+    assert memory.block_elements > LEAF
+
+
+@pytest.mark.parametrize("budget", [400 * MIB, 512 * MIB, 1 << 30, 2 << 30, 64 << 30])
+@pytest.mark.parametrize("threads", [1, 2, 16, 64])
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        [mix(1_000_000_000, 8, "F32")],
+        [mix(30_000_000), mix(100)],
+        [mix(10**8, 2, method="linear")],
+        [copy(10**10)],
+        [],
+    ],
+    ids=["large", "middle", "linear", "copy", "nothing"],
+)
+def test_the_planned_peak_is_never_above_the_budget(jobs: list[Job], budget: int, threads: int) -> None:
+    memory = fit(jobs, budget, threads, 4 * len(jobs))
+    assert memory.peak_bytes <= memory.budget_bytes == budget
+    assert 1 <= memory.threads <= threads
+    assert memory.peak_bytes >= BASELINE_BYTES + memory.threads * memory.worker_bytes
+    assert memory.block_elements % LEAF == 0
+
+
+@pytest.mark.parametrize("job", [mix(10**7), mix(10**9, 8, "F64"), mix(100), mix(10**7, 2, method="linear"), copy(10**9)])
+@pytest.mark.parametrize("tensors", [4, 40_000])
+def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
+    with pytest.raises(ResourceError) as caught:
+        fit([job], 100 * MIB, 8, tensors)
+    assert caught.value.exit_code == 7
+    found = re.fullmatch(
+        r"plan: the merge needs at least [\d.]+ MB of memory, the budget is 104\.9 MB\. Raise --memory to (\d+MiB)\.",
+        str(caught.value),
+    )
+    assert found is not None
+    enough = parse_size(found[1])
+    memory = fit([job], enough, 8, tensors)
+    assert memory.block_elements == LEAF
+    assert memory.peak_bytes <= enough
+    with pytest.raises(ResourceError):
+        fit([job], enough - MIB, 8, tensors)
+
+
+def test_less_memory_means_fewer_threads_and_smaller_blocks_and_none_held_whole() -> None:
+    job = mix(50_000_000, 8, "F32")
+    wide, middle, tight = (fit([job], BASELINE_BYTES + size * MIB, 16, 9) for size in (20_000, 200, 15))
+    assert wide.threads == 16
+    assert middle.threads == 16
+    assert (tight.threads, tight.block_elements) == (1, LEAF)
+    assert wide.block_elements > LEAF
+    assert tight.resident_bytes == middle.resident_bytes == 0
+
+
+def test_a_tensor_is_held_whole_only_below_the_cap() -> None:
+    below, above = RESIDENT_CAP_BYTES // 8, RESIDENT_CAP_BYTES // 8 + 1
+    assert fit([mix(below)], 64 << 30, 1, 4).resident_bytes == RESIDENT_CAP_BYTES
+    assert fit([mix(above)], 64 << 30, 1, 4).resident_bytes == 0
+    assert fit([mix(above), mix(1000)], 64 << 30, 1, 4).resident_bytes == 8000
+
+
+def test_a_method_of_one_pass_holds_nothing_whole() -> None:
+    assert fit([mix(1000, 2, method="linear")], 2 << 30, 4, 4).resident_bytes == 0
+
+
+def test_ten_thousand_tensors_cost_memory_too() -> None:
+    few, many = fit([mix(1000)], 2 << 30, 1, 4), fit([mix(1000)], 2 << 30, 1, 10_004)
+    assert many.peak_bytes - few.peak_bytes == 10_000 * BYTES_A_TENSOR
+
+
+def test_more_models_need_more_memory() -> None:
+    peaks = [fit([mix(1000, k)], 2 << 30, 1, 0).peak_bytes for k in range(1, 9)]
+    assert peaks == sorted(set(peaks))
+
+
+@pytest.mark.parametrize("threads", [0, -3])
+def test_no_threads_are_one(threads: int) -> None:
+    assert fit([mix(1000)], 2 << 30, threads, 4).threads == 1
