@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +22,22 @@ app = typer.Typer(
 )
 
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")]
+
+
+def _checked_seed(seed: int | None) -> int | None:
+    if seed is not None and not -(1 << 63) <= seed < 1 << 63:
+        raise typer.BadParameter(f"{seed} has more than 64 bits. Choose a smaller seed.")
+    return seed
+
+
 Threads = Annotated[int | None, typer.Option("--threads", "-j", "--num-threads", min=1, help="Threads; default: the processors.")]
 Memory = Annotated[str, typer.Option("--memory", help="Budget of the whole process, such as 2GiB.")]
-Seed = Annotated[int | None, typer.Option("--seed", "--random-seed", help="Seed of random methods; default: the recipe's, or 0.")]
-ShardSize = Annotated[
-    str, typer.Option("--max-shard-size", "--out-shard-size", help="Most bytes in one output file, such as 5GB.")
+ShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Most bytes in one output file; default: 5GB.")]
+Seed = Annotated[
+    int | None,
+    typer.Option("--seed", "--random-seed", callback=_checked_seed, help="Seed of random methods; default: the recipe's, or 0."),
 ]
+MergekitShardSize = Annotated[str | None, typer.Option("--out-shard-size", hidden=True)]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every tensor.", show_default=False)]
@@ -56,7 +67,8 @@ def merge(
     threads: Threads = None,
     memory: Memory = "2GiB",
     seed: Seed = None,
-    max_shard_size: ShardSize = "5GB",
+    max_shard_size: ShardSize = None,
+    out_shard_size: MergekitShardSize = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the merge is complete.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
@@ -65,46 +77,51 @@ def merge(
     verbose: Verbose = 0,
     copy_tokenizer: Annotated[bool | None, typer.Option("--copy-tokenizer/--no-copy-tokenizer", hidden=True)] = None,
     write_model_card: Annotated[bool | None, typer.Option("--write-model-card/--no-write-model-card", hidden=True)] = None,
-    lazy_unpickle: Annotated[bool, typer.Option("--lazy-unpickle", hidden=True)] = False,
-    low_cpu_memory: Annotated[bool, typer.Option("--low-cpu-memory", hidden=True)] = False,
-    allow_crimes: Annotated[bool, typer.Option("--allow-crimes", hidden=True)] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", hidden=True)] = False,
-    cuda: Annotated[bool, typer.Option("--cuda", hidden=True)] = False,
+    lazy_unpickle: Annotated[bool | None, typer.Option("--lazy-unpickle/--no-lazy-unpickle", hidden=True)] = None,
+    low_cpu_memory: Annotated[bool | None, typer.Option("--low-cpu-memory/--no-low-cpu-memory", hidden=True)] = None,
+    allow_crimes: Annotated[bool | None, typer.Option("--allow-crimes/--no-allow-crimes", hidden=True)] = None,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code/--no-trust-remote-code", hidden=True)] = False,
+    cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", hidden=True)] = False,
     device: Annotated[str | None, typer.Option("--device", hidden=True)] = None,
 ) -> None:
     """Merge the models of a recipe into OUT. The same command takes up an interrupted merge."""
     given = dict(locals())
     if trust_remote_code:
-        raise typer.BadParameter("alnico runs no code of a model, so there is nothing to trust. Leave the option out.")
+        raise typer.BadParameter("--trust-remote-code: alnico runs no code of a model. Leave the option out.")
     if cuda or (device is not None and device != "cpu"):
         option = "--cuda" if cuda else "--device"
-        raise typer.BadParameter(f"{option}: this version merges on the processor only, at the speed of the disk. Leave the option out.")
+        raise typer.BadParameter(f"{option}: this version merges on the processor only, at a disk's speed. Leave the option out.")
     for name, why in IGNORED.items():
-        if given[name] not in (None, False) or (name in ("copy_tokenizer", "write_model_card") and given[name] is False):
-            _say(f"note: --{name.replace('_', '-')} has no effect: {why}.", quiet)
+        if given[name] is not None:
+            _say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
     if dry_run:
-        return plan(recipe, threads, memory, seed, max_shard_size, as_json, verbose, out=out)
+        return plan(recipe, threads, memory, seed, max_shard_size, out_shard_size, as_json, verbose, out=out)
     from alnico import api
     from alnico.cli import progress, show
 
-    with progress.bar(quiet or as_json, verbose) as watch:
-        result = api.merge(
-            _recipe(recipe),
-            out,
-            memory=_size(memory, "--memory"),
-            threads=threads,
-            max_shard_size=_size(max_shard_size, "--max-shard-size"),
-            seed=seed,
-            overwrite=overwrite,
-            restart=restart,
-            watch=watch,
-        )
+    memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
+    try:
+        with progress.bar(quiet or as_json, verbose) as watch:
+            result = api.merge(
+                _recipe(recipe),
+                out,
+                memory=memory_bytes,
+                threads=threads,
+                max_shard_size=shard_bytes,
+                seed=seed,
+                overwrite=overwrite,
+                restart=restart,
+                watch=watch,
+            )
+    except KeyboardInterrupt:  # typer would leave without a word
+        print("alnico: interrupted. The same command takes the merge up again.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        print(json.dumps(show.result_data(result), indent=1))
+        _print(json.dumps(show.result_data(result), indent=1))
     elif not quiet:
         for note in result.plan.notes:
             _say(f"note: {note}", quiet)
-        print(show.result_line(result))
+        _print(show.result_line(result))
     return None
 
 
@@ -114,7 +131,8 @@ def plan(
     threads: Threads = None,
     memory: Memory = "2GiB",
     seed: Seed = None,
-    max_shard_size: ShardSize = "5GB",
+    max_shard_size: ShardSize = None,
+    out_shard_size: MergekitShardSize = None,
     as_json: Json = False,
     verbose: Verbose = 0,
     out: Annotated[str, typer.Option("--out", help="Where the output would go: its disk is checked.", show_default=False)] = "",
@@ -122,16 +140,20 @@ def plan(
     """Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk."""
     from alnico import api
     from alnico.cli import show
+    from alnico.engine.output import PartDirectory, check_disk
 
+    memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     made = api.plan(
         _recipe(recipe),
-        memory=_size(memory, "--memory"),
+        memory=memory_bytes,
         threads=threads,
-        max_shard_size=_size(max_shard_size, "--max-shard-size"),
+        max_shard_size=shard_bytes,
         single_file=Path(out).name if out.endswith(".safetensors") else None,
         seed=seed,
     )
-    print(json.dumps(made.summary(), indent=1) if as_json else show.plan_text(made, verbose, Path(out) if out else None))
+    if out:
+        check_disk(made, show.existing_folder(Path(out)), PartDirectory(Path(out)).used_bytes())
+    _print(json.dumps(made.summary(), indent=1) if as_json else show.plan_text(made, verbose, Path(out) if out else None))
 
 
 @app.command()
@@ -146,7 +168,7 @@ def inspect(
 
     with api.open(model) as opened:
         data = show.model_data(opened)
-        print(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
+        _print(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
 
 
 @app.command()
@@ -160,10 +182,10 @@ def methods(
 
     if name is not None:
         method = find(name)
-        print(json.dumps(show.method_data(method), indent=1) if as_json else show.method_text(method))
+        _print(json.dumps(show.method_data(method), indent=1) if as_json else show.method_text(method))
     else:
         every = registry().values()
-        print(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
+        _print(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
 
 
 @app.command()
@@ -176,16 +198,16 @@ def demo(
     from alnico.cli import demo as run
 
     outcome = run.demo(Path(out), threads)
-    print(json.dumps(outcome.data(), indent=1) if as_json else outcome.text())
+    _print(json.dumps(outcome.data(), indent=1) if as_json else outcome.text())
 
 
 def _recipe(reference: str) -> Any:
     """A path, or the text of standard input with a name for messages."""
     if reference != "-":
         return reference
-    from alnico.recipe.load import parse_recipe
+    from alnico.recipe.load import MAX_BYTES, decode_recipe
 
-    return parse_recipe(sys.stdin.read(), "standard input")
+    return decode_recipe(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
 
 
 def _size(text: str, option: str) -> int:
@@ -195,6 +217,25 @@ def _size(text: str, option: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}.") from None
+
+
+def _shard_size(ours: str | None, mergekits: str | None) -> int:
+    """Bytes of ``--max-shard-size``, or of mergekit's ``--out-shard-size``, where 5B means 5 billion."""
+    if mergekits is None:
+        return _size(ours or "5GB", "--max-shard-size")
+    if ours is not None:
+        raise typer.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
+    text = mergekits.strip()
+    return _size(text[:-1] + "GB" if text[-1:] in "bB" and text[-2:-1].isdigit() else text, "--out-shard-size")
+
+
+def _print(text: str) -> None:
+    """Write a result to stdout; a reader that has left (``| head``) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit from None
 
 
 def _say(text: str, quiet: bool) -> None:
@@ -210,10 +251,7 @@ def main() -> None:
         print(f"alnico: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
-        print("alnico: interrupted; the same command takes the merge up again.", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:
-        raise SystemExit(0) from None
 
 
 if __name__ == "__main__":

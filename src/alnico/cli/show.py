@@ -61,9 +61,14 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
     )
     if out is not None:
-        folder = next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
+        folder = existing_folder(out)
         lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
+
+
+def existing_folder(out: Path) -> Path:
+    """The folder on whose disk ``out`` would be."""
+    return next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
 
 
 def model_data(model: SafetensorsModel) -> dict[str, Any]:
@@ -101,13 +106,15 @@ def model_text(data: Mapping[str, Any], verbose: int) -> str:
     vocabulary = data["vocabulary"]
     lines = [
         f"model         {data['model']}",
-        f"architecture  {', '.join(data['architectures'] or ['unknown'])}"
+        f"architecture  {_names(data['architectures'])}"
         + "".join(f", {data[k]} {w}" for k, w in (("layers", "layers"), ("hidden_size", "wide")) if data[k] is not None),
-        f"vocabulary    {vocabulary['config'] or 'unknown'} rows in the config, {vocabulary['tokens'] or 'unknown'} tokens in the tokenizer",
+        f"vocabulary    {vocabulary['config'] or 'unknown'} rows in the config, "
+        f"{vocabulary['tokens'] or 'unknown'} tokens in the tokenizer",
         f"parameters    {data['parameters']:,} in {len(data['tensors'])} tensors, {format_size(data['bytes'])}",
     ]
     for dtype, entry in data["dtypes"].items():
-        lines.append(f"dtype         {dtype}: {entry['tensors']} tensors, {entry['parameters']:,} numbers, {format_size(entry['bytes'])}")
+        held = f"{entry['tensors']} tensors, {entry['parameters']:,} numbers, {format_size(entry['bytes'])}"
+        lines.append(f"dtype         {dtype}: {held}")
     for file in data["files"]:
         lines.append(f"file          {file['name']}: {file['tensors']} tensors, {format_size(file['bytes'])}")
     groups: dict[tuple[str, str, str], int] = {}
@@ -117,6 +124,12 @@ def model_text(data: Mapping[str, Any], verbose: int) -> str:
         groups[key] = groups.get(key, 0) + 1
     lines += [f"{count:5} x  {dtype:5} {shape:20} {name}" for (name, dtype, shape), count in groups.items()]
     return "\n".join(lines)
+
+
+def _names(architectures: Any) -> str:
+    """What a config says of its architecture, whatever it holds there."""
+    listed = architectures if isinstance(architectures, list) else [architectures]
+    return ", ".join(str(a) for a in listed if a) or "unknown"
 
 
 def method_data(method: Method) -> dict[str, Any]:
