@@ -53,7 +53,8 @@ class Row:
     cosine_base: float
     cosine_tuned: float
     bytes: int
-    seconds: float
+    compile_seconds: float
+    merge_seconds: float
     gigabytes_per_second: float
 
 
@@ -85,18 +86,20 @@ class Outcome:
             f"tuned  {self.tuned.parent.name}: a fine-tune of it for site reliability, "
             f"{self.tuned_change:.2%} away, cosine {self.tuned_cosine:.6f}",
             "",
-            f"{'method':16} {'takes':27} {'change':>7} {'cos base':>9} {'cos tuned':>9} {'size':>8} {'time':>7} {'GB/s':>5}",
+            f"{'method':16} {'takes':27} {'change':>7} {'cos base':>9} {'cos tuned':>9} {'size':>8} {'merged in':>9} {'GB/s':>5}",
         ]
         for row in self.rows:
             lines.append(
                 f"{row.method:16} {row.says:27} {row.change:7.2%} {row.cosine_base:9.6f} {row.cosine_tuned:9.6f} "
-                f"{format_size(row.bytes):>8} {row.seconds:5.2f} s {row.gigabytes_per_second:5.2f}"
+                f"{format_size(row.bytes):>8} {row.merge_seconds:7.2f} s {row.gigabytes_per_second:5.2f}"
             )
         recipe = self.folder / "ties" / "mergekit_config.yml"
         lines += [
             "",
-            "change: norm of (merged - base), relative to the base. Each folder holds a model that transformers loads,",
-            "its recipe, a model card, and a lock with the hash of every tensor read and written.",
+            "change: norm of (merged - base), relative to the base. GB/s: bytes read and written.",
+            f"Kernels took {sum(row.compile_seconds for row in self.rows):.1f} s on top: compiled once on a machine, loaded from then on.",
+            f"{self.folder} has a folder a merge: a model that transformers loads, its recipe, a model card, and a lock with",
+            "the hash of every tensor read and written.",
             "",
             "Next:",
             f"  alnico plan {recipe}",
@@ -124,7 +127,9 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
             with api.open(out) as merged:
                 change, cosine_base, cosine_tuned = compared.of(merged)
             rate = result.bytes_per_second / 1e9
-            rows.append(Row(name, SAYS[name], change, cosine_base, cosine_tuned, result.plan.bytes_to_write, result.seconds, rate))
+            compiling, merging = result.compile_seconds, result.seconds - result.compile_seconds
+            size = result.plan.bytes_to_write
+            rows.append(Row(name, SAYS[name], change, cosine_base, cosine_tuned, size, compiling, merging, rate))
         tuned_change, tuned_cosine, _ = compared.of(of_tuned)
         parameters = sum(t.elements for t in of_base.tensors.values())
     return Outcome(folder, base, tuned, tuned_change, tuned_cosine, parameters, tuple(rows))

@@ -37,18 +37,22 @@ ALIGNMENT = 64
 
 @dataclass(frozen=True)
 class Result:
-    """A finished merge. ``resumed`` tensors were kept from an interrupted run; ``digests`` maps tensors to their hash."""
+    """A finished merge. ``resumed`` tensors were kept from an interrupted run; ``digests`` maps tensors to their hash.
+
+    ``compile_seconds`` of ``seconds`` went to compiling kernels, or to loading those of an earlier run.
+    """
 
     path: Path
     plan: Plan
     seconds: float
+    compile_seconds: float
     resumed: int
     digests: dict[str, str]
 
     @property
     def bytes_per_second(self) -> float:
-        """Bytes read and written a second."""
-        return (self.plan.bytes_to_read + self.plan.bytes_to_write) / max(self.seconds, 1e-9)
+        """Bytes read and written a second, compiling left out."""
+        return (self.plan.bytes_to_read + self.plan.bytes_to_write) / max(self.seconds - self.compile_seconds, 1e-9)
 
 
 def run_plan(
@@ -74,8 +78,8 @@ def run_plan(
         except OSError as error:
             raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
         try:
-            records, resumed = _merge(plan, part, fingerprint, found, watch)
-            _complete(plan, part, records, version, single)
+            run = _merge(plan, part, fingerprint, found, watch)
+            _complete(plan, part, run.records, version, single)
         except RunError:
             raise
         except AlnicoError:
@@ -85,13 +89,13 @@ def run_plan(
     seconds = time.perf_counter() - begin
     if watch:
         watch(Finished(str(out), seconds))
-    return Result(out, plan, seconds, resumed, {name: r.digest for name, r in records.items()})
+    return Result(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
 
 
 def _merge(
     plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None
-) -> tuple[dict[str, Record], int]:
-    """Make all tensors that are not there yet; returns the records of all, and how many were there."""
+) -> _Run:
+    """Make all tensors that are not there yet."""
     files = OutputFiles(part.model, plan.shards)
     try:
         kept = [r for r in found if _still_there(r, plan, files)]
@@ -103,7 +107,7 @@ def _merge(
             journal.close()
         files.sync()
         files.finish()
-        return run.records, len(kept)
+        return run
     finally:
         files.close()
 
@@ -142,6 +146,8 @@ class _Run:
         self.files = files
         self.journal = journal
         self.records = {r.tensor: r for r in kept}
+        self.kept = len(self.records)
+        self.compile_seconds = 0.0
         self.jobs = [j for j in plan.jobs if j.name not in self.records]
         self._watch = watch
         self._stop = threading.Event()
@@ -179,8 +185,10 @@ class _Run:
                 needed[mix_kernel(job)] = None
         if needed:
             self._tell(Compiling(len(needed)))
+        begin = time.perf_counter()
         for kernel in needed:
             compiled(kernel)
+        self.compile_seconds = time.perf_counter() - begin
 
     def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
         futures: list[Future[None]] = [pool.submit(self._guarded, call, *arguments) for call, arguments in calls]
