@@ -103,6 +103,12 @@ def test_a_shard_may_be_a_link_to_a_file_elsewhere(tmp_path):
     check_tensors(names_and_values(tmp_path / "snapshot"))
 
 
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    made.save_model(tmp_path / "m", TENSORS)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    check_tensors(names_and_values("~/m"))
+
+
 def test_a_folder_named_like_a_shard_is_no_shard(tmp_path):
     made.save_file(tmp_path / "weights.safetensors", TENSORS)
     (tmp_path / "model.safetensors").mkdir()
@@ -238,7 +244,9 @@ def test_a_tensor_the_index_does_not_list_is_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("index", [{}, {"weight_map": []}, {"weight_map": {"a": 1}}, {"weight_map": {}}], ids=str)
+@pytest.mark.parametrize(
+    "index", [{}, {"weight_map": []}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}, {"weight_map": {}}], ids=str
+)
 def test_an_index_without_a_map_is_refused(tmp_path, index):
     made.save_file(tmp_path / "model.safetensors", TENSORS)
     (tmp_path / INDEX).write_text(json.dumps(index))
