@@ -235,6 +235,12 @@ def test_missing_copy_takes_the_donors_tensor() -> None:
     ]
 
 
+def test_missing_copy_prefers_the_donor_to_a_model_listed_before_it() -> None:
+    model("a", LACKING), model("b", HAVING), model("c", HAVING)
+    plan = planned(models=("a", "b", "c"), base_model="c", missing="copy")
+    assert plan.sources[job(plan, "extra").inputs[0].model].label == "c"
+
+
 def test_missing_copy_takes_the_first_holders_tensor_where_the_donor_lacks_it() -> None:
     model("a", LACKING), model("b", HAVING), model("c", HAVING)
     plan = planned(models=("a", "b", "c"), missing="copy")
