@@ -81,6 +81,6 @@ def _module_folders(directory: Path) -> set[str]:
         return set()
     try:
         modules = json.loads(path.read_bytes())
-        return {str(m["path"]) for m in modules if m.get("path") and "/" not in str(m["path"]) and str(m["path"]) != ".."}
+        return {str(m["path"]) for m in modules if m.get("path")}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return set()
