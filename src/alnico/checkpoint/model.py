@@ -73,6 +73,10 @@ class Source(Protocol):
         """What tells this model from a changed one without reading it: a mapping a file."""
         ...
 
+    def paths(self) -> list[Path]:
+        """The files it is read from, if it is read from files."""
+        ...
+
     def close(self) -> None:
         """Close the open files."""
         ...
@@ -146,6 +150,9 @@ class SafetensorsModel:
             {"file": s.path.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest}
             for s in self.shards
         ]
+
+    def paths(self) -> list[Path]:
+        return [shard.path for shard in self.shards]
 
     def close(self) -> None:
         self._files.close()

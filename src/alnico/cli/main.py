@@ -140,7 +140,7 @@ def plan(
     """Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk."""
     from alnico import api
     from alnico.cli import show
-    from alnico.engine.output import PartDirectory, check_disk
+    from alnico.engine.output import check_disk
 
     memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     made = api.plan(
@@ -152,7 +152,7 @@ def plan(
         seed=seed,
     )
     if out:
-        check_disk(made, show.existing_folder(Path(out)), PartDirectory(Path(out)).used_bytes())
+        check_disk(made, Path(out))
     _print(json.dumps(made.summary(), indent=1) if as_json else show.plan_text(made, verbose, Path(out) if out else None))
 
 

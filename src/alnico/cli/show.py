@@ -9,6 +9,7 @@ from typing import Any
 
 from alnico.checkpoint.model import SafetensorsModel
 from alnico.checkpoint.shards import format_size
+from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason
@@ -64,11 +65,6 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
         folder = existing_folder(out)
         lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
-
-
-def existing_folder(out: Path) -> Path:
-    """The folder on whose disk ``out`` would be."""
-    return next(p for p in (out.absolute(), *out.absolute().parents) if p.is_dir())
 
 
 def model_data(model: SafetensorsModel) -> dict[str, Any]:

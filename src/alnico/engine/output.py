@@ -18,25 +18,28 @@ DISK_MARGIN_BYTES = 16 << 20
 
 def check_target(out: Path, plan: Plan, overwrite: bool) -> None:
     """Refuse a target that holds something, or that is one of the inputs. Errors: OutputError."""
-    for source in plan.sources:
-        location = getattr(source, "location", None)
-        if location is not None and out.exists() and (out.resolve() == location.resolve() or out.resolve() in location.resolve().parents):
+    if out.exists():
+        target = out.resolve()
+        places = [p.resolve() for source in plan.sources for p in source.paths()]
+        if any(target == place or target in place.parents for place in places):
             raise OutputError(f"{out}: is one of the inputs or holds it; expected a place of its own. Choose another output.")
-    if not out.parent.exists():
-        try:
-            out.parent.mkdir(parents=True)
-        except OSError as error:
-            raise OutputError(f"{out}: its folder cannot be made ({error.strerror}). Choose another output.") from None
-    if not out.parent.is_dir():
-        raise OutputError(f"{out}: {out.parent} is not a directory. Choose another output.")
+    folder = existing_folder(out)
+    if not folder.is_dir():
+        raise OutputError(f"{out}: {folder} is not a directory. Choose another output.")
     occupied = (any(out.iterdir()) if out.is_dir() else True) if out.exists() or out.is_symlink() else False
     if occupied and not overwrite:
         raise OutputError(f"{out}: exists and is not empty; expected a new or empty directory. Choose another output, or say --overwrite.")
 
 
-def check_disk(plan: Plan, folder: Path, held_bytes: int = 0) -> None:
-    """Refuse an output that does not fit the disk; ``held_bytes`` are there already. Errors: ResourceError."""
-    needed = plan.bytes_to_write + DISK_MARGIN_BYTES - held_bytes
+def existing_folder(out: Path) -> Path:
+    """The nearest thing above ``out`` that is there: the disk the output will be on."""
+    return next(p for p in out.absolute().parents if p.exists())
+
+
+def check_disk(plan: Plan, out: Path) -> None:
+    """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
+    folder = existing_folder(out)
+    needed = plan.bytes_to_write + DISK_MARGIN_BYTES - PartDirectory(out).used_bytes()
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(
@@ -59,7 +62,7 @@ class PartDirectory:
 
     def __enter__(self) -> PartDirectory:
         try:
-            self.path.mkdir(exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise OutputError(f"{self.path}: cannot be made ({error.strerror}). Choose another output.") from None

@@ -67,12 +67,12 @@ def run_plan(
     out = Path(out)
     single = plan.shards[0].name if out.suffix == ".safetensors" else None
     check_target(out, plan, overwrite)
+    check_disk(plan, out)
     with PartDirectory(out) as part:
         fingerprint = plan.fingerprint()
         found = [] if restart else read_journal(part.path, fingerprint)
         if not found:
             part.clear()
-        check_disk(plan, out.parent, part.used_bytes())
         try:
             part.model.mkdir(exist_ok=True)
         except OSError as error:

@@ -24,7 +24,7 @@ def uniform(key: int, start: int, count: int) -> np.ndarray:
     """Return ``count`` uniform float32 in [0, 1), for the elements from ``start`` on.
 
     >>> uniform(0, 0, 2).round(4)
-    array([0.8833, 0.4316], dtype=float32)
+    array([0.8833, 0.4315], dtype=float32)
     """
     index = np.arange(start + 1, start + count + 1, dtype=np.uint64)
     z = np.uint64(key) + index * np.uint64(GAMMA)
