@@ -62,7 +62,7 @@ def shapes(layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, t
 LAYOUTS = {
     "llama": lambda p: shapes(max(1, round((p - 98e6) / 25.2e6)), 1536, 4096, 32_000),
     "small": lambda p: {f"model.layers.{i}.weight": (round(p / 10_000),) for i in range(10_000)},
-    "embedding": lambda p: {"model.embed_tokens.weight": (128_000, 4_096)},
+    "embedding": lambda _: {"model.embed_tokens.weight": (128_000, 4_096)},
 }
 
 
@@ -133,7 +133,7 @@ def measured(command: list[str]) -> Run:
 
 def seconds(runs: list[Run]) -> str:
     walls = [r.wall for r in runs]
-    return f"{statistics.median(walls):.2f} ({min(walls):.2f}–{max(walls):.2f})"
+    return f"{statistics.median(walls):.2f} ({min(walls):.2f}-{max(walls):.2f})"
 
 
 def main() -> None:
@@ -166,7 +166,9 @@ def main() -> None:
         recipe.write_text(text + "dtype: bfloat16\n" if chosen.dtype == "BF16" else text)
         read = [base] * ("base_model" in text) + (tuned[:1] if method == "slerp" else tuned)
         files = " ".join(str(f) for m in read for f in sorted(m.glob("*.safetensors")))
-        limit = f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * width // (4 << 20))} 2> /dev/null"
+        limit = (
+            f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * width // (4 << 20))} 2> /dev/null"
+        )
         measured(["sh", "-c", limit])
         limits, ours = [], []
         for turn in range(chosen.repeat + 1):
@@ -186,7 +188,10 @@ def main() -> None:
         median = statistics.median
         x = median(r.wall for r in ours) / median(r.wall for r in limits)
         cpu, peak = median(r.cpu for r in ours), max(r.peak for r in ours)
-        print(f"| {method} | {seconds(limits)} | {seconds(ours)} | {x:.2f} | {cpu:.2f} | {peak >> 20} | {theirs} | {ratio} |", flush=True)
+        print(
+            f"| {method} | {seconds(limits)} | {seconds(ours)} | {x:.2f} | {cpu:.2f} | {peak >> 20} | {theirs} | {ratio} |",
+            flush=True,
+        )
     shutil.rmtree(out, ignore_errors=True)
 
 

@@ -10,8 +10,25 @@ from typing import Any
 import numpy as np
 from safetensors import TensorSpec, serialize_file
 
-STORAGE = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8, "BOOL": np.bool_}
-NAMES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "I64": "int64", "I32": "int32", "U8": "uint8", "BOOL": "bool"}
+STORAGE = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 
 Tensors = Mapping[str, tuple[str, np.ndarray]]
 """Name to (dtype, values); BF16 values are float32 and rounded here."""
@@ -35,7 +52,10 @@ def save_file(path: Path, tensors: Tensors, metadata: dict[str, str] | None = No
     buffers = {name: np.frombuffer(encoded(dtype, values) or b"\0", np.uint8) for name, (dtype, values) in tensors.items()}
     specs = {
         name: TensorSpec(
-            dtype=NAMES[dtype], shape=values.shape, data_ptr=buffers[name].ctypes.data, data_len=buffers[name].size if values.size else 0
+            dtype=NAMES[dtype],
+            shape=values.shape,
+            data_ptr=buffers[name].ctypes.data,
+            data_len=buffers[name].size if values.size else 0,
         )
         for name, (dtype, values) in tensors.items()
     }
@@ -85,7 +105,9 @@ def llama_shapes(hidden: int = 16, layers: int = 2, vocabulary: int = 32, tied: 
     return shapes
 
 
-def llama_config(hidden: int = 16, layers: int = 2, vocabulary: int = 32, tied: bool = True, dtype: str = "bfloat16") -> dict[str, Any]:
+def llama_config(
+    hidden: int = 16, layers: int = 2, vocabulary: int = 32, tied: bool = True, dtype: str = "bfloat16"
+) -> dict[str, Any]:
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

@@ -42,7 +42,9 @@ def imported_rooms(path: Path) -> set[str]:
     return found - {"__version__"}
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem in ROOMS], ids=lambda p: str(p.relative_to(SOURCE)))
+@pytest.mark.parametrize(
+    "path", [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem in ROOMS], ids=lambda p: str(p.relative_to(SOURCE))
+)
 def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
     room = room_of(path)
     above = ROOMS[: ROOMS.index(room) + 1]
@@ -75,7 +77,9 @@ def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
 
 
 def test_importing_alnico_loads_neither_numba_nor_torch_nor_numpy() -> None:
-    code = "import alnico, sys; print(sorted({'numba', 'torch', 'numpy', 'yaml', 'typer', 'rich', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import alnico, sys; print(sorted({'numba', 'torch', 'numpy', 'yaml', 'typer', 'rich', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from methods.cases import SETTINGS, options
-from methods.merging import recipe_for
-from test_house import SOURCE
 
 import alnico
 from alnico.methods import registry
+from methods.cases import SETTINGS, options
+from methods.merging import recipe_for
+from test_house import SOURCE
 
 BUDGET = 400 << 20
 MEASURED = """

@@ -10,13 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from made import family, model_bytes
 
 import alnico
 from alnico.checkpoint.files import write_fully
 from alnico.checkpoint.model import SafetensorsModel
 from alnico.engine.events import Event, TensorDone
 from alnico.errors import NonFiniteError, OutputError, RunError
+from made import family, model_bytes
 
 KILLED = """
 import json, os, signal, sys, time
@@ -150,7 +150,9 @@ def test_a_second_process_on_one_output_is_refused(recipe: Path, tmp_path: Path)
     assert "another process is writing it. Wait for it, or choose another output." in str(refused[0])
 
 
-def test_a_wrong_input_leaves_nothing_and_a_full_disk_keeps_what_is_done(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_input_leaves_nothing_and_a_full_disk_keeps_what_is_done(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import alnico.checkpoint.writer as writer
 
     writes = []

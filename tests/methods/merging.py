@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from made import read_model, save_model
 
 import alnico
 from alnico.methods import registry
+from made import read_model, save_model
 
 
 def recipe_for(method: str, models: Sequence[Path], base: Path, options: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
@@ -29,7 +29,9 @@ def recipe_for(method: str, models: Sequence[Path], base: Path, options: Mapping
     return recipe
 
 
-def write_inputs(root: Path, base: Mapping[str, np.ndarray], models: Sequence[Mapping[str, np.ndarray]], dtype: str = "F32") -> tuple[Path, list[Path]]:
+def write_inputs(
+    root: Path, base: Mapping[str, np.ndarray], models: Sequence[Mapping[str, np.ndarray]], dtype: str = "F32"
+) -> tuple[Path, list[Path]]:
     paths = [save_model(root / f"m{i}", {n: (dtype, v) for n, v in m.items()}) for i, m in enumerate(models)]
     return save_model(root / "base", {n: (dtype, v) for n, v in base.items()}), paths
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from made import model_bytes, read_model, save_model
-from methods.cases import MODELS, SETTINGS, counts, options
-from methods.merging import merge_arrays, recipe_for, write_inputs
 
 import alnico
 from alnico.engine.run import run_plan
 from alnico.kernels import build
 from alnico.kernels.shape import LEAF
 from alnico.methods import registry
+from made import model_bytes, read_model, save_model
+from methods.cases import MODELS, SETTINGS, counts, options
+from methods.merging import merge_arrays, recipe_for, write_inputs
 
-EVERY = [
-    pytest.param(name, setting, id=f"{name}-{i}") for name in registry() for i, setting in enumerate(SETTINGS.get(name, [{}]))
-]
+EVERY = [pytest.param(name, setting, id=f"{name}-{i}") for name in registry() for i, setting in enumerate(SETTINGS.get(name, [{}]))]
 NAMES = list(registry())
 
 
@@ -29,25 +26,31 @@ def three(name: str) -> int:
     return MODELS.get(name, (3,))[0]
 
 
-def made(shapes: dict[str, tuple[int, ...]], count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+def made(
+    shapes: dict[str, tuple[int, ...]], count: int, seed: int = 0
+) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     random = np.random.default_rng(seed)
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     return base, [{n: v + 0.1 * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()} for _ in range(count)]
 
 
 @pytest.fixture(scope="module")
-def inputs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict[int, list[Path]]]]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, list[Path]]]:
     """A base and three models in BF16: one tensor of several chunks, one of several leaves, small ones."""
     root = tmp_path_factory.mktemp("laws")
     base, models = made({"large": (2200, 1000), "leaves": (300, 257), "odd": (13, 7), "one": (1,)}, 3)
     base_path, paths = write_inputs(root, base, models, "BF16")
-    yield base_path, {k: paths[:k] for k in (1, 2, 3)}
+    return base_path, {k: paths[:k] for k in (1, 2, 3)}
 
 
-def run_with(root: Path, inputs: tuple[Path, dict[int, list[Path]]], name: str, setting: dict[str, Any], **memory: Any) -> dict[str, bytes]:
+def run_with(
+    root: Path, inputs: tuple[Path, dict[int, list[Path]]], name: str, setting: dict[str, Any], **memory: Any
+) -> dict[str, bytes]:
     base, models = inputs
     count = three(name)
-    recipe = recipe_for(name, models[count], models[count][0] if registry()[name].base == "first" else base, options(setting, count))
+    recipe = recipe_for(
+        name, models[count], models[count][0] if registry()[name].base == "first" else base, options(setting, count)
+    )
     plan = alnico.plan(recipe)
     plan = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, **memory))
     run_plan(plan, root / "out", "test", overwrite=True)
@@ -216,5 +219,7 @@ def test_a_nan_or_an_infinity_names_tensor_and_index(name: str, bad: float, tmp_
 
 def test_an_output_too_large_for_its_dtype_is_an_error(tmp_path: Path) -> None:
     base = {"w": np.full((4, 5), 60_000.0, np.float32)}
-    with pytest.raises(alnico.errors.NonFiniteError, match=r"w\[0, 0\]: the merge gives an infinity in F16; expected a finite number\."):
+    with pytest.raises(
+        alnico.errors.NonFiniteError, match=r"w\[0, 0\]: the merge gives an infinity in F16; expected a finite number\."
+    ):
         merge_arrays(tmp_path, "linear", base, [base, base], {"weight": [1.0, 1.0], "normalize": False}, "F16")

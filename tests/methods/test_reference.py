@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from alnico.methods import registry
 from methods.cases import SETTINGS, counts, options
 from methods.merging import merge_arrays
 from references import noise
-
-from alnico.methods import registry
 
 SHAPES = {"a.weight": (37, 129), "b.weight": (8, 4, 3, 3), "c.bias": (1000,), "d.weight": (300, 257)}
 TOLERANCE = 2e-6
@@ -22,7 +22,10 @@ TIED = 1e-6
 def made(count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     random = np.random.default_rng(seed)
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
-    return base, [{n: v + (0.1 + 0.05 * i) * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()} for i in range(count)]
+    return base, [
+        {n: v + (0.1 + 0.05 * i) * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()}
+        for i in range(count)
+    ]
 
 
 QUICKLY_LEFT = (1, 5)
@@ -46,7 +49,11 @@ def test_a_method_agrees_with_its_reference(name: str, setting: dict | None, cou
     merged = merge_arrays(tmp_path, name, base, models, given, keys={"seed": seed})
     for tensor, shape in SHAPES.items():
         wide = [m[tensor].astype(np.float64) for m in models]
-        uniforms = [noise.uniform(seed, tensor, i, shape) for i in range(count)] if name.startswith("dare") and shape != (300, 257) else None
+        uniforms = (
+            [noise.uniform(seed, tensor, i, shape) for i in range(count)]
+            if name.startswith("dare") and shape != (300, 257)
+            else None
+        )
         if name.startswith("dare") and uniforms is None:
             continue  # drawing 77,100 numbers in Python integers for 8 models takes seconds; the others show the noise
         expected = reference.merge(wide, base[tensor].astype(np.float64), given, uniforms)

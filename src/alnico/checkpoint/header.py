@@ -67,8 +67,7 @@ def parse_length(prefix: bytes, file_size: int, where: str) -> int:
         )
     if 8 + length > file_size:
         raise ModelError(
-            f"{where}: the header claims {length} bytes, the file has {file_size}. "
-            "The file is truncated; download it again."
+            f"{where}: the header claims {length} bytes, the file has {file_size}. The file is truncated; download it again."
         )
     return length
 
@@ -112,8 +111,7 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
         for key, value in pairs:
             if key in seen:
                 raise ModelError(
-                    f"{where}: the header names {key!r} twice; names must be unique. "
-                    "The header lies; get the file from its source."
+                    f"{where}: the header names {key!r} twice; names must be unique. The header lies; get the file from its source."
                 )
             seen[key] = value
         return seen
@@ -150,8 +148,7 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ModelError(
-            f"{where}: tensor {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}. "
-            "A newer alnico may know it."
+            f"{where}: tensor {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}. A newer alnico may know it."
         )
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in shape):
         raise refuse(f"the shape {str(shape)[:80]}", f"a list of at most {MAX_DIMENSIONS} sizes, none negative")

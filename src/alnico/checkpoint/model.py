@@ -146,10 +146,7 @@ class SafetensorsModel:
         return values.astype(bool) if tensor.dtype == "BOOL" else values
 
     def identity(self) -> list[dict[str, Any]]:
-        return [
-            {"file": s.path.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest}
-            for s in self.shards
-        ]
+        return [{"file": s.path.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest} for s in self.shards]
 
     def paths(self) -> list[Path]:
         return [shard.path for shard in self.shards]
@@ -243,8 +240,7 @@ def _shard_paths(directory: Path) -> list[Path]:
         return [directory / name for name in names]
     if (directory / "adapter_config.json").exists():
         raise ModelError(
-            f"{directory}: is a LoRA adapter, expected a whole model. "
-            "Adapters are planned for 0.6: fold it into its base first."
+            f"{directory}: is a LoRA adapter, expected a whole model. Adapters are planned for 0.6: fold it into its base first."
         )
     pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
     if pickles:
@@ -261,8 +257,7 @@ def _complete_set(directory: Path, numbered: dict[str, re.Match[str]]) -> list[s
     if missing or surplus:
         what = f"misses {missing[0]}" if missing else f"has {surplus[0]} beside {expected[0]}"
         raise ModelError(
-            f"{directory}: {what}; expected the {count} shards of one model, or an index ({INDEX}). "
-            "Complete the download."
+            f"{directory}: {what}; expected the {count} shards of one model, or an index ({INDEX}). Complete the download."
         )
     return expected
 

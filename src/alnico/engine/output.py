@@ -28,7 +28,9 @@ def check_target(out: Path, plan: Plan, overwrite: bool) -> None:
         raise OutputError(f"{out}: {folder} is not a directory. Choose another output.")
     occupied = (any(out.iterdir()) if out.is_dir() else True) if out.exists() or out.is_symlink() else False
     if occupied and not overwrite:
-        raise OutputError(f"{out}: exists and is not empty; expected a new or empty directory. Choose another output, or say --overwrite.")
+        raise OutputError(
+            f"{out}: exists and is not empty; expected a new or empty directory. Choose another output, or say --overwrite."
+        )
 
 
 def existing_folder(out: Path) -> Path:
@@ -108,8 +110,12 @@ class PartDirectory:
             sync_directory(self.out.parent)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                raise OutputError(f"{self.out}: came to be while merging. The finished model is in {finished}; move it yourself.") from None
-            raise RunError(f"{self.out}: the finished model could not be renamed ({error.strerror}). It is in {finished}.") from None
+                raise OutputError(
+                    f"{self.out}: came to be while merging. The finished model is in {finished}; move it yourself."
+                ) from None
+            raise RunError(
+                f"{self.out}: the finished model could not be renamed ({error.strerror}). It is in {finished}."
+            ) from None
         if old.is_dir():
             shutil.rmtree(old, ignore_errors=True)
         else:

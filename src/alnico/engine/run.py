@@ -92,9 +92,7 @@ def run_plan(
     return Result(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
 
 
-def _merge(
-    plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None
-) -> _Run:
+def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None) -> _Run:
     """Make all tensors that are not there yet."""
     files = OutputFiles(part.model, plan.shards)
     try:
@@ -369,7 +367,9 @@ def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], versi
     for shard in plan.shards:
         written = open_shard(part.model / shard.name)
         if written.header.tensors != shard.header.tensors or written.size != shard.byte_size:
-            raise VerificationError(f"{part.model / shard.name}: is not what the plan says; the disk or alnico is at fault. Merge again.")
+            raise VerificationError(
+                f"{part.model / shard.name}: is not what the plan says; the disk or alnico is at fault. Merge again."
+            )
     absent = [job.name for job in plan.jobs if job.name not in records]
     if absent:
         raise VerificationError(f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again.")

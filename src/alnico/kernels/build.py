@@ -102,13 +102,17 @@ class MixKernel:
             loop.append(f"        out[j] = select(keep_equal & {equal}, x[0], m)")
         tile = [f"def tile({', '.join([*heads, *names])}):", *body, "    for j in range(out.size):"]
         tile += (["        b = base[j]"] if self.of_deltas else []) + loop
-        return self._preamble() + _DECORATOR.format(options="") + "\n" + "\n".join(tile) + "\n\n\n" + self._run(unrolled, names, noisy)
+        return (
+            self._preamble() + _DECORATOR.format(options="") + "\n" + "\n".join(tile) + "\n\n\n" + self._run(unrolled, names, noisy)
+        )
 
     def _preamble(self) -> str:
         inline = _DECORATOR.format(options='inline="always", ')
-        return _PREAMBLE.format(bits=self.real[-2:]) + "".join(
-            f"\n\n{inline}\n{function}\n" for function in straighten(self.mix, "mix")
-        ) + "\n\n"
+        return (
+            _PREAMBLE.format(bits=self.real[-2:])
+            + "".join(f"\n\n{inline}\n{function}\n" for function in straighten(self.mix, "mix"))
+            + "\n\n"
+        )
 
     def _run(self, unrolled: bool, names: list[str], noisy: list[int]) -> str:
         models = range(self.models)
@@ -148,7 +152,14 @@ class MixKernel:
     def signature(self, types: Any) -> Any:
         raw, real, keys = types.uint8[::1], getattr(types, self.real), types.uint64[::1]
         arguments: list[Any] = [
-            types.UniTuple(raw, self.models), types.int64[::1], raw, types.int64, raw, types.int64, types.int64, types.boolean,
+            types.UniTuple(raw, self.models),
+            types.int64[::1],
+            raw,
+            types.int64,
+            raw,
+            types.int64,
+            types.int64,
+            types.boolean,
         ]
         return tuple(arguments + _argument_types(self.kinds, real[::1], real, keys))
 
@@ -375,7 +386,8 @@ def _load(text: str, directory: Path, signature: _Signature) -> Callable[..., An
             Path(temporary).unlink(missing_ok=True)
             raise
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     module.CACHE = True  # type: ignore[attr-defined]
     sys.modules[name] = module
@@ -405,7 +417,14 @@ def _key(text: str) -> str:
     import numba
 
     cpu = f"{llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features().flatten()}"
-    parts = (text.encode(), _pieces(), numba.__version__.encode(), llvmlite.__version__.encode(), cpu.encode(), sys.version.encode())
+    parts = (
+        text.encode(),
+        _pieces(),
+        numba.__version__.encode(),
+        llvmlite.__version__.encode(),
+        cpu.encode(),
+        sys.version.encode(),
+    )
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 

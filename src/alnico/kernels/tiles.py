@@ -19,8 +19,8 @@ _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
 _U1, _U30, _U27, _U31, _U40 = (np.uint64(n) for n in (1, 30, 27, 31, 40))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def select(typing_context: Any, condition: Any, chosen: Any, other: Any) -> Any:
+@intrinsic
+def select(_typing: Any, condition: Any, chosen: Any, other: Any) -> Any:
     """``chosen if condition else other``, both computed: one instruction, no branch."""
     result = chosen
     if chosen != other:
@@ -38,8 +38,8 @@ def select(typing_context: Any, condition: Any, chosen: Any, other: Any) -> Any:
     return result(condition, chosen, other), generate
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _decode_bf16(raw, tile):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def _decode_bf16(raw, tile):
     source, bits = raw.view(np.uint16), tile.view(np.uint32)
     bad = np.uint32(0)
     for j in range(source.size):
@@ -49,8 +49,8 @@ def _decode_bf16(raw, tile):  # type: ignore[no-untyped-def]
     return bad != 0
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _decode_f16(raw, tile):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def _decode_f16(raw, tile):
     # The exponent is moved by a multiplication with 2**112, which is exact and makes subnormals right too.
     source, bits = raw.view(np.uint16), tile.view(np.uint32)
     bad = np.uint32(0)
@@ -65,8 +65,8 @@ def _decode_f16(raw, tile):  # type: ignore[no-untyped-def]
     return bad != 0
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def _decode_f32(raw, tile):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def _decode_f32(raw, tile):
     source, bits = raw.view(np.uint32), tile.view(np.uint32)
     bad = np.uint32(0)
     for j in range(source.size):
@@ -76,8 +76,8 @@ def _decode_f32(raw, tile):  # type: ignore[no-untyped-def]
     return bad != 0
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def decode32(raw, code, tile):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def decode32(raw, code, tile):
     """Fill a float32 tile from raw bytes; returns whether a value is NaN or infinite."""
     if code == BF16:
         return _decode_bf16(raw, tile)
@@ -86,8 +86,8 @@ def decode32(raw, code, tile):  # type: ignore[no-untyped-def]
     return _decode_f16(raw, tile)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def decode64(raw, code, tile):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def decode64(raw, code, tile):
     """Fill a float64 tile from raw bytes; returns whether a value is NaN or infinite."""
     if code == F64:
         source, bits = raw.view(np.uint64), tile.view(np.uint64)
@@ -104,8 +104,8 @@ def decode64(raw, code, tile):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def encode32(tile, code, raw):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def encode32(tile, code, raw):
     """Round a float32 tile once, to nearest even, into raw bytes; returns whether a result is NaN or infinite."""
     bits = tile.view(np.uint32)
     bad = np.uint32(0)
@@ -134,9 +134,7 @@ def encode32(tile, code, raw):  # type: ignore[no-untyped-def]
         for j in range(bits.size):
             magnitude = bits[j] & np.uint32(0x7FFFFFFF)
             normal = magnitude - np.uint32(112 << 23) + np.uint32(0xFFF) + ((magnitude >> np.uint32(13)) & np.uint32(1))
-            half = select(
-                magnitude < np.uint32(113 << 23), small[j] - np.uint32(126 << 23), normal >> np.uint32(13)
-            )
+            half = select(magnitude < np.uint32(113 << 23), small[j] - np.uint32(126 << 23), normal >> np.uint32(13))
             half = select(magnitude >= np.uint32(0x477FF000), np.uint64(0x7C00), np.uint64(half))
             bad |= np.uint32(magnitude >= np.uint32(0x477FF000))
             short[j] = np.uint16(half | ((bits[j] >> np.uint32(16)) & np.uint32(0x8000)))
@@ -148,8 +146,8 @@ def encode32(tile, code, raw):  # type: ignore[no-untyped-def]
     return bad != 0
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def encode64(tile, code, raw):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def encode64(tile, code, raw):
     """Round a float64 tile once into raw bytes; returns whether a result is NaN or infinite."""
     if code == F64:
         bits, whole = tile.view(np.uint64), raw.view(np.uint64)
@@ -174,8 +172,8 @@ def encode64(tile, code, raw):  # type: ignore[no-untyped-def]
     return encode32(narrow, code, raw)
 
 
-@njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator]
-def fill_noise(key, start, tile):  # type: ignore[no-untyped-def]
+@njit(nogil=True, error_model="numpy")
+def fill_noise(key, start, tile):
     """Fill a tile with the uniform numbers in [0, 1) of elements ``start`` on (see numerics.noise)."""
     first = key + (np.uint64(start) + _U1) * _GAMMA
     for j in range(tile.size):

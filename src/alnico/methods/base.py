@@ -136,10 +136,7 @@ class Merge:
 
     def levels(self) -> list[list[Measured]]:
         """The facts to measure, in order; each list takes one pass over the inputs."""
-        return [
-            [f for f in level if not (isinstance(f, KthLargest) and set(f.share) == {1.0})]
-            for level in levels(self.arguments)
-        ]
+        return [[f for f in level if not (isinstance(f, KthLargest) and set(f.share) == {1.0})] for level in levels(self.arguments)]
 
 
 @dataclass(frozen=True)

@@ -101,7 +101,7 @@ def decode(raw: np.ndarray, name: str) -> np.ndarray:
     >>> decode(np.array([0x80, 0x3F], np.uint8), "BF16")
     array([1.], dtype=float32)
     """
-    values = raw.view(DTYPES[name].storage)
+    values = raw.view(np.dtype(DTYPES[name].storage))
     if name == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values if name == "F64" else values.astype(np.float32)

@@ -173,6 +173,3 @@ def _job(
 def _input(sources: list[Source], model: int, name: str) -> Input:
     tensor = sources[model].tensors[name]
     return Input(model, name, tensor.dtype, tensor.byte_size)
-
-
-

@@ -196,8 +196,7 @@ def plain(value: Any, where: str, depth: int) -> Any:
     if getattr(value, "shape", None) == ():  # a scalar of numpy or torch
         return plain(value.item(), where, depth + 1)
     raise RecipeError(
-        f"recipe: {where} holds a value of type {type(value).__name__}; "
-        "expected numbers, text, true or false, lists and mappings."
+        f"recipe: {where} holds a value of type {type(value).__name__}; expected numbers, text, true or false, lists and mappings."
     )
 
 
