@@ -146,6 +146,15 @@ def test_a_damaged_file_costs_time_not_the_merge(cache, pattern, size):
     assert len(list(cache.rglob("*.nbc"))) == 1
 
 
+def test_a_changed_module_is_not_believed(cache):
+    compile_anew()
+    (module,) = modules(cache)
+    text = module.read_text()
+    module.write_text(text.replace("0.5", "0.7"))
+    assert works(compile_anew())
+    assert module.read_text() == text
+
+
 def test_equal_text_is_one_kernel_whatever_function_it_came_from(cache):
     def another():
         def halved(x):
