@@ -11,7 +11,7 @@ import pytest
 
 import alnico
 from alnico.engine.run import run_plan
-from alnico.kernels import build
+from alnico.kernels import build, measuring, mixing
 from alnico.kernels.shape import LEAF
 from alnico.methods import registry
 from made import model_bytes, read_model, save_model
@@ -70,7 +70,8 @@ def test_threads_blocks_and_budget_change_no_bit(name: str, setting: dict, input
 def test_the_tile_changes_no_bit(name: str, tile: int, inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = SETTINGS[name][-1]
     usual = run_with(tmp_path, inputs, name, setting)
-    monkeypatch.setattr(build, "TILE", tile)
+    monkeypatch.setattr(mixing, "TILE", tile)
+    monkeypatch.setattr(measuring, "TILE", tile)
     build.compiled.cache_clear()
     try:
         assert run_with(tmp_path, inputs, name, setting) == usual

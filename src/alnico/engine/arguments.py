@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from alnico.kernels.build import Kind, Real
 from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Measured, Noise, Sum, resolve
+from alnico.kernels.text import Kind, Real
 from alnico.numerics.noise import noise_key
 from alnico.plan.job import Job
 

@@ -10,8 +10,9 @@ import numpy as np
 from alnico.checkpoint.model import Source
 from alnico.engine.arguments import kind_of, mix_arguments, working_precision
 from alnico.errors import NonFiniteError
-from alnico.kernels.build import MixKernel, compiled
+from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
+from alnico.kernels.mixing import MixKernel
 from alnico.kernels.shape import CODES
 from alnico.numerics.dtypes import decode
 from alnico.plan.job import Input, Job

@@ -249,6 +249,8 @@ class _Run:
         job = state.job
         for start, stop in blocks(span, self.plan.memory.block_elements):
             self._check_stop()
+            if not facts.wants(start):
+                continue
             raws, base, _ = self._buffers(job, stop - start, 0)
             self._read(job, (start, stop), raws, base)
             facts.fold(start, stop, raws, base)

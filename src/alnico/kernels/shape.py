@@ -9,6 +9,12 @@ LEAF = 65_536
 LANES = 512
 """Accumulators of a leaf's sum; element i of a leaf goes to lane i modulo this."""
 
+GRAM_LANES = 64
+"""Accumulators of an inner product in a leaf."""
+
+BRACKET_GROUP = 16
+"""Elements looked at together for one that lies in a bracket; most groups have none."""
+
 UNROLLED_MODELS = 8
 """Up to here the loop over models is unrolled; above, a kernel that loops is used."""
 

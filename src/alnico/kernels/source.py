@@ -23,7 +23,7 @@ from typing import Any
 from alnico.errors import MethodError
 
 BUILTINS = {"abs": abs, "min": min, "max": max, "len": len, "range": range}
-MATH = {"sqrt", "fabs", "copysign", "floor", "ceil", "trunc"}
+MATH = {"sqrt", "fabs", "copysign"}
 """Functions of ``math`` that round the same on every machine; exp, log and the like do not."""
 
 

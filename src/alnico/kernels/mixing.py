@@ -1,0 +1,129 @@
+"""The text of a kernel that mixes: raw bytes of all inputs in, raw bytes of the output out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from alnico.kernels.shape import TILE, UNROLLED_MODELS
+from alnico.kernels.source import straighten
+from alnico.kernels.text import DECORATOR, PREAMBLE, Kind, Real, argument_types
+
+
+@dataclass(frozen=True)
+class MixKernel:
+    """Computes output bytes from input bytes, for ``models`` inputs.
+
+    ``run(raws, codes, base, base_code, out, out_code, start, keep_equal, *arguments) -> int`` takes raw bytes (uint8) of
+    the same elements of each input, and returns -1, or the first element of a tile that holds a NaN or an infinity.
+    """
+
+    mix: Callable[..., float]
+    models: int
+    of_deltas: bool
+    kinds: tuple[Kind, ...]
+    real: Real
+
+    def text(self) -> str:
+        unrolled = self.models <= UNROLLED_MODELS
+        models = range(self.models)
+        names = [f"a{i}" for i in range(len(self.kinds))]
+        noisy = [i for i, kind in enumerate(self.kinds) if kind in ("noise", "bernoulli")]
+        value = "v{i}[j] - b" if self.of_deltas else "v{i}[j]"
+        body: list[str] = []
+        loop: list[str] = []
+        if unrolled:
+            heads = [f"v{i}" for i in models] + ["base"] + [f"n{a}_{i}" for a in noisy for i in models] + ["out", "keep_equal"]
+            for i, kind in enumerate(self.kinds):
+                if kind in ("numbers", "bernoulli"):
+                    body.append(f"    {'t' if kind == 'numbers' else 'p'}{i} = ({' '.join(f'a{i}[{m}],' for m in models)})")
+            loop.append(f"        x = ({' '.join(value.format(i=i) + ',' for i in models)})")
+            for a in noisy:
+                draws = (f"n{a}_{m}[j]" for m in models)
+                if self.kinds[a] == "bernoulli":
+                    draws = (f"select({d} < p{a}[{m}], ONE, ZERO)" for m, d in enumerate(list(draws)))
+                loop.append(f"        t{a} = ({' '.join(d + ',' for d in draws)})")
+            equal = " & ".join(f"(x[{i}] == x[0])" for i in models if i) or "True"
+        else:
+            heads = ["values", "base"] + [f"n{a}" for a in noisy] + ["out", "keep_equal"]
+            body += [f"    t{i} = a{i}" for i, kind in enumerate(self.kinds) if kind == "numbers"]
+            body += [f"    t{a} = np.empty({self.models}, REAL)" for a in noisy]
+            body.append(f"    x = np.empty({self.models}, REAL)")
+            loop += ["        equal = True", f"        for i in range({self.models}):"]
+            loop.append(f"            x[i] = values[i, j]{' - b' if self.of_deltas else ''}")
+            loop.append("            equal &= x[i] == x[0]")
+            for a in noisy:
+                draw = f"n{a}[i, j]"
+                if self.kinds[a] == "bernoulli":
+                    draw = f"select({draw} < a{a}[i], ONE, ZERO)"
+                loop.append(f"            t{a}[i] = {draw}")
+            equal = "equal"
+        arguments = ", ".join(f"a{i}" if kind == "number" else f"t{i}" for i, kind in enumerate(self.kinds))
+        loop.append(f"        m = REAL(mix(x, {arguments}))")
+        if self.of_deltas:
+            loop.append("        out[j] = select(m == ZERO, b, b + m)")
+        else:
+            loop.append(f"        out[j] = select(keep_equal & {equal}, x[0], m)")
+        tile = [f"def tile({', '.join([*heads, *names])}):", *body, "    for j in range(out.size):"]
+        tile += (["        b = base[j]"] if self.of_deltas else []) + loop
+        return (
+            self._preamble() + DECORATOR.format(options="") + "\n" + "\n".join(tile) + "\n\n\n" + self._run(unrolled, names, noisy)
+        )
+
+    def _preamble(self) -> str:
+        inline = DECORATOR.format(options='inline="always", ')
+        return (
+            PREAMBLE.format(bits=self.real[-2:])
+            + "".join(f"\n\n{inline}\n{function}\n" for function in straighten(self.mix, "mix"))
+            + "\n\n"
+        )
+
+    def _run(self, unrolled: bool, names: list[str], noisy: list[int]) -> str:
+        models = range(self.models)
+        signature = ["raws", "codes", "base", "base_code", "out", "out_code", "start", "keep_equal"]
+        for i, name in enumerate(names):
+            signature += [name, f"keys{i}"] if i in noisy else [name]
+        lines = [
+            f"def run({', '.join(signature)}):",
+            "    width = 8 if out_code == 0 else (4 if out_code == 1 else 2)",
+            "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
+            "    count = out.size // width",
+            f"    values = np.empty(({self.models}, {TILE}), REAL)",
+            f"    base_tile = np.empty({TILE}, REAL)",
+            f"    out_tile = np.empty({TILE}, REAL)",
+        ]
+        lines += [f"    noise{a} = np.empty(({self.models}, {TILE}), np.float32)" for a in noisy]
+        lines += [f"    for s in range(0, count, {TILE}):", f"        e = min(s + {TILE}, count)", "        bad = False"]
+        for i in models:
+            lines.append(f"        w = 8 if codes[{i}] == 0 else (4 if codes[{i}] == 1 else 2)")
+            lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
+        if self.of_deltas:
+            lines.append("        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
+        lines += [f"        fill_noise(keys{a}[{i}], start + s, noise{a}[{i}, :e - s])" for a in noisy for i in models]
+        passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
+        passed.append("base_tile[:e - s]")
+        passed += [f"noise{a}[{i}, :e - s]" for a in noisy for i in models] if unrolled else [f"noise{a}" for a in noisy]
+        passed += ["out_tile[:e - s]", "keep_equal", *names]
+        lines += [
+            f"        tile({', '.join(passed)})",
+            "        bad |= encode(out_tile[:e - s], out_code, out[width * s:width * e])",
+            "        if bad:",
+            "            return s",
+            "    return -1",
+        ]
+        return DECORATOR.format(options="cache=CACHE, ") + "\n" + "\n".join(lines) + "\n"
+
+    def signature(self, types: Any) -> Any:
+        raw, real, keys = types.uint8[::1], getattr(types, self.real), types.uint64[::1]
+        arguments: list[Any] = [
+            types.UniTuple(raw, self.models),
+            types.int64[::1],
+            raw,
+            types.int64,
+            raw,
+            types.int64,
+            types.int64,
+            types.boolean,
+        ]
+        return tuple(arguments + argument_types(self.kinds, real[::1], real, keys))
