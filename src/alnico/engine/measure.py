@@ -26,6 +26,9 @@ SMALL = 65_536
 SAMPLED_GROUP = 64
 """Consecutive elements a sample takes together; a cache line or more of any dtype."""
 
+SAMPLED_GROUPS = 2048
+"""Groups of a sample: 131,072 elements, so that a bracket holds some 1 % of a tensor. In BF16 models that is often one value."""
+
 SAMPLED_WHOLE = 1 << 24
 """Up to this many elements a sample is spread over all leaves; above, over every SAMPLED_LEAVES-th."""
 
@@ -229,7 +232,8 @@ class _ByBracket(_State):
 
     def _sample(self, elements: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
         """Groups of consecutive elements, evenly spread, so that rows of different size all have their part."""
-        stride = SAMPLED_GROUP * max(2, min(32, self.job.elements // (1 << 20)))
+        seen = self.job.elements if self.job.elements <= SAMPLED_WHOLE else self.job.elements // SAMPLED_LEAVES
+        stride = max(2 * SAMPLED_GROUP, seen // SAMPLED_GROUPS)
         few = _spread(base, elements, stride) if base.size else base
         for i in self.searched:
             raw = _spread(raws[i], elements, stride)
@@ -240,13 +244,14 @@ class _ByBracket(_State):
 
     def _gather(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
         for i in self.searched:
+            low, high = self.bounds[i]
             inside = np.empty(min((stop - start) // 8, MOST_INSIDE) + 4096, self.real)
             counts = np.zeros(2, np.int64)
             extra = self.arguments.values(self.fact, i)
-            self.run(raws[i], self.codes[i], base, self.base_code, start, *self.bounds[i], counts, inside, *extra)
+            self.run(raws[i], self.codes[i], base, self.base_code, start, low, high, counts, inside, *extra)
             with self.lock:
                 self.counts[i] += counts
-                self.parts[i].append(inside[: counts[1]].copy())
+                self.parts[i].append(inside[: 0 if low == high else counts[1]].copy())
 
     def turn(self) -> None:
         if self.fallback is not None:
@@ -266,8 +271,8 @@ class _ByBracket(_State):
                 self.parts[i] = []
 
     def _bracket(self, sample: np.ndarray, share: float) -> tuple[Any, Any]:
-        """Between which values of the sample the kth largest lies, eight standard deviations of its rank to both sides."""
-        margin = 8 * math.sqrt(sample.size * share * (1 - share)) + SAMPLED_GROUP
+        """Between which values of the sample the kth largest lies, five standard deviations of its rank to both sides."""
+        margin = 5 * math.sqrt(sample.size * share * (1 - share)) + SAMPLED_GROUP
         first, last = int(share * sample.size - margin), int(share * sample.size + margin)
         places = [max(0, sample.size - 1 - last), min(sample.size - 1, sample.size - 1 - first)]
         ordered = np.sort(sample)  # vectorised in numpy, where a partition of many equal values is not
@@ -296,11 +301,11 @@ class _ByBracket(_State):
 
 
 def _spread(raw: np.ndarray, elements: int, stride: int) -> np.ndarray:
-    """Raw bytes of SAMPLED_GROUP elements of every ``stride``; of all elements if there are fewer than one stride."""
+    """Raw bytes of SAMPLED_GROUP elements of every ``stride``; of the first ones if there are fewer than one stride."""
     width = raw.size // max(elements, 1)
     rows = elements // stride
     if rows == 0:
-        return raw
+        return raw[: SAMPLED_GROUP * width]
     return np.ascontiguousarray(raw[: rows * stride * width].reshape(rows, stride * width)[:, : SAMPLED_GROUP * width]).reshape(-1)
 
 

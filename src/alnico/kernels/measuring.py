@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alnico.kernels.shape import BRACKET_GROUP, GRAM_LANES, LANES, LEAF, TILE
+from alnico.kernels.shape import GRAM_LANES, LANES, LEAF, TILE
 from alnico.kernels.source import straighten
 from alnico.kernels.text import DECORATOR, PREAMBLE, Kind, Real, argument_types
 
@@ -19,7 +19,8 @@ class MeasureKernel:
     one number a leaf; for ``values`` it fills it with the values themselves. For ``histogram``, ``run(raw, code, base, base_code, start, shift, prefix, bins, *arguments)``
     adds to bin ``(bits >> shift) & 0xFFFF`` each element whose bits above that equal ``prefix``. For ``bracket``,
     ``run(raw, code, base, base_code, start, low, high, counts, found, *arguments)`` adds to ``counts`` the elements above
-    ``high`` and those in [``low``, ``high``], and puts the latter into ``found`` as long as there is room.
+    ``high`` and those in [``low``, ``high``], and puts the latter into ``found`` from its beginning while there is room, unless
+    ``low`` is ``high``: then they are all the same.
     """
 
     reduction: Literal["sum", "count", "values", "histogram", "bracket"]
@@ -83,26 +84,28 @@ class MeasureKernel:
             text += f"    for j in range(v.size):\n        measured[j] = {value}\n"
             text += f"\n\n{plain}\ndef above(measured, high):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
             text += "        total += np.int32(measured[j] > high)\n    return total\n"
-            text += f"\n\n{plain}\ndef any_inside(measured, low, high):\n    total = np.int32(0)\n    for j in range({BRACKET_GROUP}):\n"
-            text += "        total |= np.int32((measured[j] >= low) & (measured[j] <= high))\n    return total != 0\n"
+            text += f"\n\n{plain}\ndef mark(measured, low, high, flags):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
+            text += "        flag = (measured[j] >= low) & (measured[j] <= high)\n        flags[j] = np.uint8(flag)\n"
+            text += "        total += np.int32(flag)\n    return total\n"
+            # Eight flags are one word, and most words are 0.
+            text += f"\n\n{plain}\ndef gather(measured, flags, found, place):\n    words = flags.view(np.uint64)\n"
+            text += "    for w in range(words.size):\n        if words[w] != 0:\n"
+            text += "            for j in range(8 * w, 8 * w + 8):\n                if flags[j] and place < found.size:\n"
+            text += "                    found[place] = measured[j]\n                    place += 1\n    return place\n"
             passed = ["values[:e - s]", "base_tile[:e - s]", *[f"noise{i}[:e - s]" for i in noisy], "measured[:e - s]", *names]
             lines += [
                 f"    measured = np.empty({TILE}, REAL)",
-                "    place = counts[1]",
+                f"    flags = np.zeros({TILE}, np.uint8)",
+                "    place = 0",
                 f"    for s in range(0, count, {TILE}):",
                 f"        e = min(s + {TILE}, count)",
                 *[f"        {line}" for line in fill],
                 f"        tile({', '.join(passed)})",
                 "        counts[0] += above(measured[:e - s], high)",
-                f"        for g in range(0, e - s, {BRACKET_GROUP}):",
-                f"            h = min(g + {BRACKET_GROUP}, e - s)",
-                f"            if h - g < {BRACKET_GROUP} or any_inside(measured[g:h], low, high):",
-                "                for j in range(g, h):",
-                "                    if measured[j] >= low and measured[j] <= high:",
-                "                        if place < found.size:",
-                "                            found[place] = measured[j]",
-                "                        place += 1",
-                "    counts[1] = place",
+                "        counts[1] += mark(measured[:e - s], low, high, flags)",
+                "        if low != high:",
+                "            flags[e - s:] = 0",
+                "            place = gather(measured, flags, found, place)",
             ]
         elif self.reduction == "values":
             text += f"\n\n{plain}\ndef tile(v, base, {''.join(n + ', ' for n in noise)}measured, {', '.join(names)}):\n"

@@ -12,9 +12,6 @@ LANES = 512
 GRAM_LANES = 64
 """Accumulators of an inner product in a leaf."""
 
-BRACKET_GROUP = 16
-"""Elements looked at together for one that lies in a bracket; most groups have none."""
-
 UNROLLED_MODELS = 8
 """Up to here the loop over models is unrolled; above, a kernel that loops is used."""
 

@@ -1,0 +1,152 @@
+"""Facts of whole tensors are exact, however the tensor is cut and whatever the sample says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from made import encoded
+
+from alnico.engine import measure
+from alnico.engine.arguments import MeasureArguments
+from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
+from alnico.kernels.shape import LEAF
+from alnico.methods.base import combine
+from alnico.plan.job import Input, Job
+
+N = 3 * LEAF + 1234
+
+
+def job_of(count: int, dtype: str = "F32", models: int = 1, base: bool = False) -> Job:
+    size = count * (2 if dtype == "BF16" else 4)
+    inputs = tuple(Input(i, "w", dtype, size) for i in range(models))
+    return Job("mix", "w", dtype, (count,), count, size, inputs, inputs[0] if base else None, combine((1.0,) * models))
+
+
+def raw_of(values: np.ndarray, dtype: str = "F32") -> np.ndarray:
+    return np.frombuffer(encoded(dtype, values), np.uint8).copy()
+
+
+def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int] | None = None, base: np.ndarray | None = None):
+    """Measure over blocks that begin at ``cuts`` (multiples of a leaf), in a shuffled order."""
+    count = values[0].size
+    job = job_of(count, dtype, len(values), base is not None)
+    level = measure.LevelMeasurement([fact], job, MeasureArguments(job, 0, {}))
+    raws, width = [raw_of(v, dtype) for v in values], 2 if dtype == "BF16" else 4
+    of_base = raw_of(base, dtype) if base is not None else np.empty(0, np.uint8)
+    edges = [*(cuts or [0]), count]
+    spans = list(zip(edges, edges[1:], strict=False))
+    passes = 0
+    while not level.done:
+        np.random.default_rng(passes).shuffle(spans)
+        for start, stop in spans:
+            if level.wants(start):
+                parts = [r[start * width : stop * width] for r in raws]
+                level.fold(start, stop, parts, of_base[start * width : stop * width])
+        level.turn()
+        passes += 1
+    return level.results()[fact], passes
+
+
+def exact(values: np.ndarray, share: float) -> float:
+    ordered = np.sort(np.abs(values))[::-1]
+    return float(ordered[max(1, int(share * values.size)) - 1])
+
+
+def normal(random: np.random.Generator) -> np.ndarray:
+    return random.standard_normal(N)
+
+
+def rows_of_different_size(random: np.random.Generator) -> np.ndarray:
+    return random.standard_normal(N) * np.exp(random.standard_normal(N // 500 + 1)).repeat(500)[:N]
+
+
+def mostly_frozen(random: np.random.Generator) -> np.ndarray:
+    return np.where(random.random(N) < 0.97, 0.0, random.standard_normal(N))
+
+
+def few_values(random: np.random.Generator) -> np.ndarray:
+    return random.integers(-3, 4, N).astype(float)
+
+
+def all_equal(random: np.random.Generator) -> np.ndarray:
+    return np.full(N, 0.25)
+
+
+def hidden_from_the_sample(random: np.random.Generator) -> np.ndarray:
+    """Large values where no group of the sample is."""
+    values = random.standard_normal(N) * 1e-3
+    values[np.arange(N) % 128 >= 64] += 5.0
+    return values
+
+
+def subnormal(random: np.random.Generator) -> np.ndarray:
+    return random.standard_normal(N) * 1e-40
+
+
+DISTRIBUTIONS = [normal, rows_of_different_size, mostly_frozen, few_values, all_equal, hidden_from_the_sample, subnormal]
+
+
+@pytest.mark.parametrize("share", [1e-9, 0.01, 0.3, 0.5, 0.75, 0.999])
+@pytest.mark.parametrize("make", DISTRIBUTIONS)
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_the_kth_largest_is_exact(make: Callable, share: float, dtype: str) -> None:
+    values = make(np.random.default_rng(1)).astype(np.float32)
+    if dtype == "BF16":
+        values = (values.view(np.uint32) & 0xFFFF0000).view(np.float32)
+    expected = exact(values, share)
+    assert measured(KthLargest((share,)), [values], dtype)[0] == (expected,)
+    assert measured(KthLargest((share,)), [values], dtype, [0, LEAF, 2 * LEAF, 3 * LEAF])[0] == (expected,)
+
+
+def test_two_passes_are_enough_for_plain_values_and_a_misled_sample_takes_more() -> None:
+    random = np.random.default_rng(2)
+    assert measured(KthLargest((0.3,)), [normal(random).astype(np.float32)])[1] == 2
+    assert measured(KthLargest((0.3,)), [hidden_from_the_sample(random).astype(np.float32)])[1] == 4
+
+
+def test_a_block_with_more_inside_than_fits_is_found_by_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MOST_INSIDE", -4000)
+    values = normal(np.random.default_rng(3)).astype(np.float32)
+    result, passes = measured(KthLargest((0.3,)), [values])
+    assert (result, passes) == ((exact(values, 0.3),), 4)
+
+
+def test_a_sample_of_a_very_large_tensor_skips_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SAMPLED_WHOLE", LEAF)
+    monkeypatch.setattr(measure, "SAMPLED_LEAVES", 2)
+    values = normal(np.random.default_rng(4)).astype(np.float32)
+    job = job_of(N)
+    level = measure.LevelMeasurement([KthLargest((0.3,))], job, MeasureArguments(job, 0, {}))
+    assert [level.wants(leaf * LEAF) for leaf in range(4)] == [True, False, True, False]
+    assert measured(KthLargest((0.3,)), [values], "F32", [0, LEAF, 2 * LEAF, 3 * LEAF])[0] == (exact(values, 0.3),)
+
+
+def test_models_with_share_one_are_not_measured() -> None:
+    random = np.random.default_rng(5)
+    values = [normal(random).astype(np.float32) for _ in range(3)]
+    result, _ = measured(KthLargest((1.0, 0.2, 1.0)), values)
+    assert result == (0.0, exact(values[1], 0.2), 0.0)
+
+
+def test_the_kth_largest_of_deltas_is_that_of_the_differences() -> None:
+    random = np.random.default_rng(6)
+    base, model = normal(random).astype(np.float32), normal(random).astype(np.float32)
+    assert measured(KthLargest((0.4,)), [model], base=base)[0] == (exact(model - base, 0.4),)
+
+
+@pytest.mark.parametrize("cuts", [[0], [0, LEAF], [0, LEAF, 2 * LEAF, 3 * LEAF]])
+def test_sums_counts_and_inner_products_do_not_depend_on_the_cuts(cuts: list[int]) -> None:
+    random = np.random.default_rng(7)
+    values = [(normal(random) * 10 ** random.uniform(-3, 3, N)).astype(np.float32) for _ in range(2)]
+    for fact in (Sum(magnitude), Count(magnitude), Gram()):
+        whole, parts = measured(fact, values)[0], measured(fact, values, cuts=cuts)[0]
+        assert whole == parts
+    sums = measured(Sum(magnitude), values)[0]
+    gram = measured(Gram(), values)[0]
+    for i, v in enumerate(values):
+        assert sums[i] == pytest.approx(math.fsum(np.abs(v.astype(np.float64))), rel=1e-14)
+        assert gram[i][i] == pytest.approx(math.fsum(v.astype(np.float64) ** 2), rel=1e-13)
+    assert measured(Count(magnitude), values)[0] == (N, N)
