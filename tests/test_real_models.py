@@ -45,6 +45,7 @@ def embeddings(directory: Path, sentences: list[str]) -> np.ndarray:
     return pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_the_merged_minilm_embeds_text(demonstrated: Path) -> None:
     sentences = ["The pod keeps crashing.", "The container restarts again and again.", "A recipe for apple pie."]
     for method in ("linear", "slerp", "task_arithmetic", "ties", "dare_linear"):
@@ -52,6 +53,7 @@ def test_the_merged_minilm_embeds_text(demonstrated: Path) -> None:
         assert crash @ restart > crash @ pie + 0.2, method
 
 
+@pytest.mark.slow
 def test_the_demo_leaves_whole_model_folders(demonstrated: Path) -> None:
     base = installed(*BASE)
     for folder in demonstrated.iterdir():
@@ -63,6 +65,7 @@ def test_the_demo_leaves_whole_model_folders(demonstrated: Path) -> None:
         assert np.array_equal(merged["embeddings.position_ids"], original["embeddings.position_ids"])
 
 
+@pytest.mark.slow
 def test_the_midpoint_of_the_real_pair_is_the_mean(demonstrated: Path) -> None:
     base, tuned, merged = read_model(installed(*BASE)), read_model(installed(*TUNED)), read_model(demonstrated / "linear")
     for name, values in tuned.items():

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from made import encoded
 
 from alnico.engine import measure
 from alnico.engine.arguments import MeasureArguments
@@ -15,6 +15,7 @@ from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
 from alnico.kernels.shape import LEAF
 from alnico.methods.base import combine
 from alnico.plan.job import Input, Job
+from made import encoded
 
 N = 3 * LEAF + 1234
 
@@ -37,7 +38,7 @@ def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int]
     raws, width = [raw_of(v, dtype) for v in values], 2 if dtype == "BF16" else 4
     of_base = raw_of(base, dtype) if base is not None else np.empty(0, np.uint8)
     edges = [*(cuts or [0]), count]
-    spans = list(zip(edges, edges[1:], strict=False))
+    spans = list(pairwise(edges))
     passes = 0
     while not level.done:
         np.random.default_rng(passes).shuffle(spans)
@@ -71,7 +72,7 @@ def few_values(random: np.random.Generator) -> np.ndarray:
     return random.integers(-3, 4, N).astype(float)
 
 
-def all_equal(random: np.random.Generator) -> np.ndarray:
+def all_equal(_: np.random.Generator) -> np.ndarray:
     return np.full(N, 0.25)
 
 

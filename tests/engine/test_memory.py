@@ -31,8 +31,6 @@ print(json.dumps({"peak": peak, "projected": result.plan.memory.peak_bytes}))
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Four models of one BF16 tensor of 240 MB and a few small ones: any two are larger than the budget."""
-    from made import save_file
-
     root = tmp_path_factory.mktemp("large")
     random = np.random.default_rng(0)
     block = (random.standard_normal(4_000_000) * 0.02).astype(np.float32)
@@ -61,8 +59,8 @@ def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: l
     assert measured["peak"] <= measured["projected"] <= BUDGET, measured
 
 
-def test_a_budget_that_is_too_small_is_refused_with_one_that_is_enough(large: list[Path]) -> None:
-    recipe = {"merge_method": "linear", "models": [str(p) for p in large]}
+def test_a_budget_that_is_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -> None:
+    recipe = {"merge_method": "linear", "models": [str(p) for p in family(tmp_path)[1]]}
     with pytest.raises(alnico.errors.ResourceError, match=r"Raise --memory to (\d+)MiB\.") as caught:
         alnico.plan(recipe, memory="64MiB")
     enough = str(caught.value).rpartition("--memory to ")[2].rstrip(".")

@@ -15,6 +15,8 @@ from alnico.kernels.build import MeasureKernel, cache_directory
 
 CODE_F32 = 1
 
+pytestmark = pytest.mark.slow  # compiles, and compiles again
+
 
 def halved(x):
     return x * 0.5

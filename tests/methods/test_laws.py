@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.engine.run import run_plan
+from alnico.engine.events import Event, Started, TensorDone
+from alnico.engine.run import Watcher, run_plan
 from alnico.kernels import build, measuring, mixing
 from alnico.kernels.shape import LEAF
 from alnico.methods import registry
@@ -44,7 +45,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, li
 
 
 def run_with(
-    root: Path, inputs: tuple[Path, dict[int, list[Path]]], name: str, setting: dict[str, Any], **memory: Any
+    root: Path,
+    inputs: tuple[Path, dict[int, list[Path]]],
+    name: str,
+    setting: dict[str, Any],
+    watch: Watcher | None = None,
+    **memory: Any,
 ) -> dict[str, bytes]:
     base, models = inputs
     count = three(name)
@@ -53,7 +59,7 @@ def run_with(
     )
     plan = alnico.plan(recipe)
     plan = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, **memory))
-    run_plan(plan, root / "out", "test", overwrite=True)
+    run_plan(plan, root / "out", "test", overwrite=True, watch=watch)
     return model_bytes(root / "out")
 
 
@@ -62,6 +68,26 @@ def test_threads_blocks_and_budget_change_no_bit(name: str, setting: dict, input
     whole = run_with(tmp_path, inputs, name, setting, threads=1, resident_bytes=1 << 30, block_elements=64 * LEAF)
     parts = run_with(tmp_path, inputs, name, setting, threads=4, resident_bytes=0, block_elements=LEAF)
     assert whole == parts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_interrupt_and_a_resume_change_no_bit(name: str, inputs: Any, tmp_path: Path) -> None:
+    setting = SETTINGS[name][-1]
+    done: list[str] = []
+
+    def interrupt(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            done.append(event.tensor)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_with(tmp_path, inputs, name, setting, watch=interrupt)
+    resumed: list[int] = []
+    watch = lambda event: resumed.append(event.resumed) if isinstance(event, Started) else None  # noqa: E731
+    taken_up = run_with(tmp_path, inputs, name, setting, watch=watch)
+    assert resumed[0] >= 1
+    (tmp_path / "anew").mkdir()
+    assert taken_up == run_with(tmp_path / "anew", inputs, name, setting)
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ def result_data(result: Result) -> dict[str, Any]:
 
 
 def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
-    """The plan for people: groups of tensors with what is done to them, then bytes, memory and disk."""
+    """The plan for people: groups of tensors with what is done to them, then bytes, memory and the disk of ``out`` (or of here)."""
     recipe = plan.recipe
     lines = [f"method    {recipe.merge_method}, seed {recipe.seed}"]
     for i, source in enumerate(plan.sources):
@@ -61,9 +61,8 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     lines.append(
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
     )
-    if out is not None:
-        folder = existing_folder(out)
-        lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
+    folder = existing_folder(out or Path("out"))
+    lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
 
 

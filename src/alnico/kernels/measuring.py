@@ -84,7 +84,9 @@ class MeasureKernel:
             text += f"    for j in range(v.size):\n        measured[j] = {value}\n"
             text += f"\n\n{plain}\ndef above(measured, high):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
             text += "        total += np.int32(measured[j] > high)\n    return total\n"
-            text += f"\n\n{plain}\ndef mark(measured, low, high, flags):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
+            text += (
+                f"\n\n{plain}\ndef mark(measured, low, high, flags):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
+            )
             text += "        flag = (measured[j] >= low) & (measured[j] <= high)\n        flags[j] = np.uint8(flag)\n"
             text += "        total += np.int32(flag)\n    return total\n"
             # Eight flags are one word, and most words are 0.
