@@ -12,6 +12,7 @@ import pytest
 
 import alnico
 from alnico.methods import registry
+from made import family, save_file
 from methods.cases import SETTINGS, options
 from methods.merging import recipe_for
 from test_house import SOURCE
