@@ -72,6 +72,7 @@ def test_the_midpoint_of_the_real_pair_is_the_mean(demonstrated: Path) -> None:
         assert np.array_equal(merged[name], ((base[name].astype(np.float64) + values) / 2).astype(np.float32)), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["linear", "ties", "dare_ties", "task_arithmetic"])
 def test_a_merge_of_three_llamas_generates(method: str, tmp_path: Path) -> None:
     import torch

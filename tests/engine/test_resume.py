@@ -76,7 +76,7 @@ class Reads:
         monkeypatch.setattr(SafetensorsModel, "read_into", read_into)
 
 
-@pytest.mark.parametrize("after", [1, 7, 19])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(19, marks=pytest.mark.slow)])
 def test_a_killed_merge_is_taken_up_and_gives_the_same_bytes(
     recipe: Path, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

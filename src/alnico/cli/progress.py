@@ -48,22 +48,22 @@ def _drawn() -> Iterator[Watch]:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("reading headers", total=None, rate="")
-        state = {"done": 0, "begin": time.perf_counter(), "traffic": 1.0}
+        state = {"done": 0, "before": 0, "begin": time.perf_counter(), "traffic": 1.0}
 
         def watch(event: Event) -> None:
             if isinstance(event, Started):
                 total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
                 # Rates count bytes read and written, as the demo and the benchmarks do.
                 state["traffic"] = 1 + event.plan.bytes_to_read / max(total, 1)
-                state["done"] = sum(0 for _ in range(event.resumed))
-                progress.update(task, total=total)
+                state["done"] = state["before"] = event.resumed_bytes
+                progress.update(task, total=total, completed=event.resumed_bytes)
             elif isinstance(event, Compiling):
                 progress.update(task, description=f"compiling {event.kernels} kernels")
                 state["begin"] = time.perf_counter()
             elif isinstance(event, Advanced):
                 state["done"] += event.bytes_done
                 seconds = max(time.perf_counter() - state["begin"], 1e-6)
-                rate = f"{state['done'] * state['traffic'] / seconds / 1e9:.2f} GB/s"
+                rate = f"{(state['done'] - state['before']) * state['traffic'] / seconds / 1e9:.2f} GB/s"
                 progress.update(task, completed=state["done"], description=event.tensor, rate=rate)
 
         yield watch

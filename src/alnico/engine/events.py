@@ -10,10 +10,11 @@ from alnico.plan.job import Plan
 
 @dataclass(frozen=True)
 class Started:
-    """The plan begins; ``resumed`` tensors of it were finished before and are kept."""
+    """The plan begins; ``resumed`` tensors of it, with ``resumed_bytes`` of output, were finished before and are kept."""
 
     plan: Plan
     resumed: int
+    resumed_bytes: int
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from alnico.engine.output import PartDirectory, check_disk, check_target
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
-from alnico.kernels.shape import LEAF
 from alnico.numerics.digest import PIECE
 from alnico.plan.job import Input, Job, Plan
 
@@ -153,7 +152,8 @@ class _Run:
         self._arena = threading.local()
 
     def all(self) -> None:
-        self._tell(Started(self.plan, len(self.records)))
+        done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
+        self._tell(Started(self.plan, len(self.records), done))
         self._compile()
         memory = self.plan.memory
         measured = [j for j in self.jobs if j.kind == "mix" and j.merge is not None and any(j.merge.levels())]
@@ -233,7 +233,7 @@ class _Run:
         """A tensor that fits a worker: read once for all its passes."""
         job = state.job
         assert job.merge is not None
-        raws, base, _ = self._buffers(job, job.elements, LEAF)
+        raws, base, _ = self._buffers(job, job.elements, min(job.elements, self.plan.memory.block_elements))
         self._read(job, (0, job.elements), raws, base)
         for level in job.merge.levels():
             facts = measure.LevelMeasurement(level, job, MeasureArguments(job, self.plan.recipe.seed, dict(state.known)))
@@ -262,7 +262,7 @@ class _Run:
         widths = [i.byte_size // max(job.elements, 1) for i in job.read]
         hashers = [PieceHasher(d, span[0] * w) for d, w in zip(state.inputs, widths, strict=True)]
         output = PieceHasher(state.output, span[0] * width)
-        for start, stop in blocks(span, self.plan.memory.block_elements if held is None else LEAF):
+        for start, stop in blocks(span, self.plan.memory.block_elements):
             self._check_stop()
             if held is None:
                 raws, base, out = self._buffers(job, stop - start, stop - start)
