@@ -115,6 +115,13 @@ def test_a_block_with_more_inside_than_fits_is_found_by_histogram(monkeypatch: p
     assert (result, passes) == ((exact(values, 0.3),), 4)
 
 
+def test_no_more_is_kept_than_the_plan_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "SELECTION_BYTES", 4096)
+    values = normal(np.random.default_rng(3)).astype(np.float32)
+    result, passes = measured(KthLargest((0.3,)), [values], "F32", [0, LEAF, 2 * LEAF, 3 * LEAF])
+    assert (result, passes) == ((exact(values, 0.3),), 4)
+
+
 def test_a_sample_of_a_very_large_tensor_skips_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SAMPLED_WHOLE", LEAF)
     monkeypatch.setattr(measure, "SAMPLED_LEAVES", 2)

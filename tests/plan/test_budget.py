@@ -12,7 +12,7 @@ from alnico.kernels.shape import LEAF
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Input, Job
-from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, RESIDENT_CAP_BYTES, fit
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, RESIDENT_CAP_BYTES, SELECTION_BYTES, fit
 
 MIB = 1 << 20
 
@@ -78,7 +78,8 @@ def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
 
 def test_less_memory_means_fewer_threads_and_smaller_blocks_and_none_held_whole() -> None:
     job = mix(50_000_000, 8, "F32")
-    wide, middle, tight = (fit([job], BASELINE_BYTES + size * MIB, 16, 9) for size in (20_000, 200, 15))
+    fixed = BASELINE_BYTES + SELECTION_BYTES
+    wide, middle, tight = (fit([job], fixed + size * MIB, 16, 9) for size in (20_000, 200, 15))
     assert wide.threads == 16
     assert middle.threads == 16
     assert (tight.threads, tight.block_elements) == (1, LEAF)

@@ -19,6 +19,7 @@ from alnico.kernels.facts import Bernoulli, Count, Gram, KthLargest, Measured, N
 from alnico.kernels.measuring import GramKernel, MeasureKernel
 from alnico.kernels.shape import CODES, LEAF
 from alnico.plan.job import Job
+from alnico.plan.memory import SELECTION_BYTES
 
 SMALL = 65_536
 """Up to this many elements a kth largest value is selected from the values themselves."""
@@ -217,6 +218,7 @@ class _ByBracket(_State):
         self.bounds: dict[int, tuple[Any, Any]] = {}
         self.found = {i: 0.0 for i, share in enumerate(fact.share) if share >= 1}
         self.fallback: _ByHistogram | None = None
+        self.room = SELECTION_BYTES // self.real.itemsize // max(len(self.searched), 1)
         self.lock = threading.Lock()
 
     def wants(self, start: int) -> bool:
@@ -251,7 +253,10 @@ class _ByBracket(_State):
             self.run(raws[i], self.codes[i], base, self.base_code, start, low, high, counts, inside, *extra)
             with self.lock:
                 self.counts[i] += counts
-                self.parts[i].append(inside[: 0 if low == high else counts[1]].copy())
+                if low != high and self.counts[i][1] <= self.room:
+                    self.parts[i].append(inside[: counts[1]].copy())
+                else:
+                    self.parts[i].clear()
 
     def turn(self) -> None:
         if self.fallback is not None:
@@ -289,9 +294,9 @@ class _ByBracket(_State):
         if low == high:
             self.found[i] = float(low)
             return True
-        kept = np.concatenate(self.parts[i])
-        if kept.size < inside:
+        if sum(part.size for part in self.parts[i]) < inside:
             return False
+        kept = np.concatenate(self.parts[i])
         self.found[i] = float(np.partition(kept, inside - wanted)[inside - wanted])
         return True
 

@@ -27,6 +27,9 @@ BLOCK_ELEMENTS = 4 * LEAF
 HISTOGRAM_BYTES = 65_536 * 8
 """One model's counters while a kth largest magnitude is looked for."""
 
+SELECTION_BYTES = 32 << 20
+"""Most bytes of values that are kept while the kth largest magnitudes of one tensor are looked for, all models together."""
+
 
 def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> Memory:
     """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
@@ -34,7 +37,7 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> M
     Fewer threads, smaller blocks and tensors read again for each pass make a run smaller, in that order from the last.
     Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
     """
-    fixed = BASELINE_BYTES + BYTES_A_TENSOR * tensors
+    fixed = BASELINE_BYTES + BYTES_A_TENSOR * tensors + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
     widths = [sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"]
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
     models = max((len(j.inputs) for j in jobs if j.kind == "mix"), default=1)
