@@ -110,6 +110,7 @@ def test_a_damaged_tensor_is_made_again(recipe: Path, tmp_path: Path, monkeypatc
     assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_a_line_cut_off_in_the_journal_is_left_out(recipe: Path, tmp_path: Path) -> None:
     killed(recipe, tmp_path / "out", 3)
     journal = part_of(tmp_path / "out") / "journal.jsonl"
@@ -130,6 +131,7 @@ def test_a_changed_recipe_is_noticed_and_named(recipe: Path, tmp_path: Path) -> 
     assert alnico.merge(recipe, tmp_path / "out", restart=True).resumed == 0
 
 
+@pytest.mark.slow
 def test_a_changed_input_is_noticed_and_named(recipe: Path, tmp_path: Path) -> None:
     killed(recipe, tmp_path / "out", 3)
     os.utime(tmp_path / "tuned-1" / "model-00001-of-00002.safetensors", (1, 1))

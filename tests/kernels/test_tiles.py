@@ -66,6 +66,7 @@ def test_an_odd_number_of_elements_is_decoded(count):
     np.testing.assert_array_equal(wide, values.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, -math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_is_flagged_wherever_it_stands(bad):
     for place in (0, 5, 8):

@@ -176,6 +176,7 @@ RECIPES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(RECIPES)
 def test_any_mapping_is_a_recipe_or_a_recipe_error(mapping: dict[str, object]) -> None:
