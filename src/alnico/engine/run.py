@@ -95,7 +95,8 @@ def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: 
     """Make all tensors that are not there yet."""
     files = OutputFiles(part.model, plan.shards)
     try:
-        kept = [r for r in found if _still_there(r, plan, files)]
+        jobs = {job.name: job for job in plan.jobs}
+        kept = [r for r in found if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
         journal = Journal(part.path, fingerprint, files.sync, kept)
         run = _Run(plan, files, journal, kept, watch)
         try:
@@ -109,11 +110,8 @@ def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: 
         files.close()
 
 
-def _still_there(record: Record, plan: Plan, files: OutputFiles) -> bool:
+def _still_there(record: Record, job: Job, files: OutputFiles) -> bool:
     """Are the bytes of a finished tensor what the journal says?"""
-    job = next((j for j in plan.jobs if j.name == record.tensor), None)
-    if job is None:
-        return False
     digest = TensorDigest(job.dtype, job.shape, job.byte_size)
     buffer = memoryview(bytearray(min(PIECE, job.byte_size)))
     hasher = PieceHasher(digest, 0)
@@ -217,33 +215,31 @@ class _Run:
 
     def _large(self, pool: ThreadPoolExecutor, job: Job) -> None:
         """A tensor that no worker can hold: all threads measure it, then all mix it; its inputs are read for each pass."""
-        assert job.merge is not None
         spans = chunks(job)
         state = _Unfinished(job, len(spans))
-        for level in job.merge.levels():
-            facts = measure.LevelMeasurement(level, job, MeasureArguments(job, self.plan.recipe.seed, dict(state.known)))
-            while not facts.done:
-                self._parallel(pool, [(self._measure_chunk, (state, facts, span)) for span in spans])
-                facts.turn()
-            state.known |= facts.results()
-        state.mixer = Mixer(job, self.plan.recipe.seed, state.known, self.plan.sources)
+        self._measure(state, lambda facts: self._parallel(pool, [(self._measure_chunk, (state, facts, span)) for span in spans]))
         self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
 
     def _whole(self, state: _Unfinished) -> None:
         """A tensor that fits a worker: read once for all its passes."""
         job = state.job
-        assert job.merge is not None
         raws, base, _ = self._buffers(job, job.elements, min(job.elements, self.plan.memory.block_elements))
         self._read(job, (0, job.elements), raws, base)
+        self._measure(state, lambda facts: facts.fold(0, job.elements, raws, base))
+        self._mix_chunk(state, (0, job.elements), (raws, base))
+
+    def _measure(self, state: _Unfinished, one_pass: Callable[[measure.LevelMeasurement], None]) -> None:
+        """Measure all facts of a job, level by level and pass by pass, and make its mixer."""
+        job, seed = state.job, self.plan.recipe.seed
+        assert job.merge is not None
         for level in job.merge.levels():
-            facts = measure.LevelMeasurement(level, job, MeasureArguments(job, self.plan.recipe.seed, dict(state.known)))
+            facts = measure.LevelMeasurement(level, job, MeasureArguments(job, seed, dict(state.known)))
             while not facts.done:
                 self._check_stop()
-                facts.fold(0, job.elements, raws, base)
+                one_pass(facts)
                 facts.turn()
             state.known |= facts.results()
-        state.mixer = Mixer(job, self.plan.recipe.seed, state.known, self.plan.sources)
-        self._mix_chunk(state, (0, job.elements), (raws, base))
+        state.mixer = Mixer(job, seed, state.known, self.plan.sources)
 
     def _measure_chunk(self, state: _Unfinished, facts: measure.LevelMeasurement, span: Span) -> None:
         job = state.job
