@@ -15,6 +15,7 @@ A method is a factory: options in, a :class:`Merge` out. A ``Merge`` is the equa
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
 import re
@@ -136,6 +137,11 @@ class Merge:
 
     def levels(self) -> list[list[Measured]]:
         """The facts to measure, in order; each list takes one pass over the inputs."""
+        return self._levels
+
+    @functools.cached_property
+    def _levels(self) -> list[list[Measured]]:
+        # Asked for every tensor, and the same for all that share the Merge.
         return [[f for f in level if not (isinstance(f, KthLargest) and set(f.share) == {1.0})] for level in levels(self.arguments)]
 
 
