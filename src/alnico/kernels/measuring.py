@@ -61,27 +61,35 @@ class MeasureKernel:
             *(["decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"] if self.of_deltas else []),
             *[f"fill_noise(key{i}, start + s, noise{i}[:e - s])" for i in noisy],
         ]
-        if self.reduction == "histogram":
-            bits = "uint32" if self.real == "float32" else "uint64"
-            text += f"\n\n{plain}\ndef tile(v, base, {''.join(n + ', ' for n in noise)}measured, {', '.join(names)}):\n"
-            # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
-            text += f"    for j in range(v.size):\n        measured[j] = {value} + ZERO\n"
-            passed = ["values[:e - s]", "base_tile[:e - s]", *[f"noise{i}[:e - s]" for i in noisy], "measured[:e - s]", *names]
-            lines += [
-                f"    measured = np.empty({TILE}, REAL)",
-                f"    bits = measured.view(np.{bits})",
+
+        def tile(result: str, statement: str) -> str:
+            heads = ", ".join(["v", "base", *noise, result, *names])
+            return f"\n\n{plain}\ndef tile({heads}):\n    for j in range(v.size):\n        {statement}\n"
+
+        def each_tile(result: str) -> list[str]:
+            passed = ["values[:e - s]", "base_tile[:e - s]", *[f"noise{i}[:e - s]" for i in noisy], result, *names]
+            return [
                 f"    for s in range(0, count, {TILE}):",
                 f"        e = min(s + {TILE}, count)",
                 *[f"        {line}" for line in fill],
                 f"        tile({', '.join(passed)})",
+            ]
+
+        if self.reduction == "histogram":
+            bits = "uint32" if self.real == "float32" else "uint64"
+            # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
+            text += tile("measured", f"measured[j] = {value} + ZERO")
+            lines += [
+                f"    measured = np.empty({TILE}, REAL)",
+                f"    bits = measured.view(np.{bits})",
+                *each_tile("measured[:e - s]"),
                 "        for j in range(e - s):",
                 "            b = np.uint64(bits[j])",
                 "            if (b >> np.uint64(16)) >> shift == prefix:",
                 "                bins[np.int64((b >> shift) & np.uint64(0xFFFF))] += 1",
             ]
         elif self.reduction == "bracket":
-            text += f"\n\n{plain}\ndef tile(v, base, {''.join(n + ', ' for n in noise)}measured, {', '.join(names)}):\n"
-            text += f"    for j in range(v.size):\n        measured[j] = {value}\n"
+            text += tile("measured", f"measured[j] = {value}")
             text += f"\n\n{plain}\ndef above(measured, high):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
             text += "        total += np.int32(measured[j] > high)\n    return total\n"
             text += (
@@ -94,15 +102,11 @@ class MeasureKernel:
             text += "    for w in range(words.size):\n        if words[w] != 0:\n"
             text += "            for j in range(8 * w, 8 * w + 8):\n                if flags[j] and place < found.size:\n"
             text += "                    found[place] = measured[j]\n                    place += 1\n    return place\n"
-            passed = ["values[:e - s]", "base_tile[:e - s]", *[f"noise{i}[:e - s]" for i in noisy], "measured[:e - s]", *names]
             lines += [
                 f"    measured = np.empty({TILE}, REAL)",
                 f"    flags = np.zeros({TILE}, np.uint8)",
                 "    place = 0",
-                f"    for s in range(0, count, {TILE}):",
-                f"        e = min(s + {TILE}, count)",
-                *[f"        {line}" for line in fill],
-                f"        tile({', '.join(passed)})",
+                *each_tile("measured[:e - s]"),
                 "        counts[0] += above(measured[:e - s], high)",
                 "        counts[1] += mark(measured[:e - s], low, high, flags)",
                 "        if low != high:",
@@ -110,20 +114,12 @@ class MeasureKernel:
                 "            place = gather(measured, flags, found, place)",
             ]
         elif self.reduction == "values":
-            text += f"\n\n{plain}\ndef tile(v, base, {''.join(n + ', ' for n in noise)}measured, {', '.join(names)}):\n"
-            text += f"    for j in range(v.size):\n        measured[j] = {value}\n"
-            passed = ["values[:e - s]", "base_tile[:e - s]", *[f"noise{i}[:e - s]" for i in noisy], "leaves[s:e]", *names]
-            lines += [
-                f"    for s in range(0, count, {TILE}):",
-                f"        e = min(s + {TILE}, count)",
-                *[f"        {line}" for line in fill],
-                f"        tile({', '.join(passed)})",
-            ]
+            text += tile("measured", f"measured[j] = {value}")
+            lines += each_tile("leaves[s:e]")
         else:
             one = f"np.float64({value})" if self.reduction == "sum" else f"np.int64({value} != ZERO)"
             zero, lane_type = ("0.0", "float64") if self.reduction == "sum" else ("0", "int64")
-            text += f"\n\n{plain}\ndef tile(v, base, {''.join(n + ', ' for n in noise)}lanes, {', '.join(names)}):\n"
-            text += f"    for j in range(v.size):\n        lanes[j] += {one}\n"
+            text += tile("lanes", f"lanes[j] += {one}")
             passed = ["values[g:h]", "base_tile[g:h]", *[f"noise{i}[g:h]" for i in noisy], "lanes[:h - g]", *names]
             lines += [
                 f"    lanes = np.empty({LANES}, np.{lane_type})",
