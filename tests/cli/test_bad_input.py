@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alnico.cli.main import main
 from made import save_file, save_model
 
 MATRIX = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
@@ -29,18 +28,6 @@ def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         save_model(Path(name), {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])}, {"model_type": "x"})
     Path("linear.yml").write_text(LINEAR)
     Path("ties.yml").write_text(TIES)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["alnico", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
 
 
 Run = Callable[..., tuple[int, str, str]]

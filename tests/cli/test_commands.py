@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alnico.cli.main import main
 from alnico.methods import registry
 from made import family, read_model, save_file, save_model
 
@@ -28,18 +27,6 @@ def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_model(Path("a"), {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])}, {"architectures": ["XModel"], "vocab_size": 4})
     save_model(Path("b"), {"w": ("F32", 2 * MATRIX), "v": ("F32", 2 * MATRIX[0])})
     Path("r.yml").write_text("merge_method: linear\nmodels: [a, b]\n")
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["alnico", *words])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        output = capsys.readouterr()
-        return int(caught.value.code or 0), output.out, output.err
-
-    return call
 
 
 def merged(path: str = "out") -> np.ndarray:
