@@ -4,7 +4,9 @@
     python benchmarks/merge_speed.py --work /tmp/bench --mergekit ENV/bin/mergekit-yaml
 
 Makes Llama-shaped models once (a base and fine-tunes), then alternates the programs; prints medians, spread, CPU time, peak
-memory and ratios as a table. The page cache is warm: every file is read once before the first measurement.
+memory and ratios as a table. The page cache is warm: every file is read once before the first measurement. mergekit runs once a
+method, and a line under the table says how far its output is from alnico's. Peak memory is the largest resident size; of
+mergekit's, the pages of its mapped inputs are a part.
 """
 
 from __future__ import annotations
@@ -18,17 +20,38 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
+T = TypeVar("T")
+RANDOM = ("dare_linear", "dare_ties")
+BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a recipe asks besides its method: global parameters, whether of a base, and of how many models (None: all)."""
+
+    parameters: str = ""
+    has_base: bool = True
+    models: int | None = None
+
+
 RECIPES = {
-    "linear": "merge_method: linear\nmodels:\n{models}",
-    "slerp": "merge_method: slerp\nbase_model: {base}\nmodels:\n{one}parameters: {{t: 0.4}}\n",
-    "task_arithmetic": "merge_method: task_arithmetic\nbase_model: {base}\nmodels:\n{models}",
-    "ties": "merge_method: ties\nbase_model: {base}\nmodels:\n{models}parameters: {{density: 0.3}}\n",
-    "dare_ties": "merge_method: dare_ties\nbase_model: {base}\nmodels:\n{models}parameters: {{density: 0.5}}\n",
+    "linear": Asked("weight: 1.0", has_base=False),
+    "slerp": Asked("t: 0.4", models=1),
+    "nuslerp": Asked("weight: 1.0", has_base=False, models=2),
+    "karcher": Asked(has_base=False),
+    "model_stock": Asked(),
+    "task_arithmetic": Asked("weight: 0.5"),
+    "ties": Asked("weight: 1.0, density: 0.3"),
+    "dare_linear": Asked("weight: 0.5, density: 0.5"),
+    "dare_ties": Asked("weight: 0.5, density: 0.5"),
 }
 
 
@@ -117,8 +140,12 @@ def make(directory: Path, layout: dict[str, tuple[int, ...]], model: int, dtype:
     (directory / "config.json").write_text(json.dumps(config))
 
 
+class Failed(Exception):
+    """A program that did not end well, with the end of what it printed."""
+
+
 def measured(command: list[str]) -> Run:
-    """Run a command to its end. Errors: SystemExit with what it printed."""
+    """Run a command to its end. Errors: Failed."""
     begin = time.perf_counter()
     with open(os.devnull, "wb") as nothing:
         process = subprocess.Popen(command, stdout=nothing, stderr=subprocess.PIPE)
@@ -127,8 +154,71 @@ def measured(command: list[str]) -> Run:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{command}: {text.decode()[-2000:]}")
+        raise Failed(f"{' '.join(command)}: {text.decode()[-2000:]}")
     return Run(time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def beside(function: Callable[..., T], *arguments: object) -> T:
+    """Call a function in a process of its own: Linux counts a parent's memory into the peak of the programs it starts."""
+    with ProcessPoolExecutor(1) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def tensors(directory: Path) -> dict[str, np.ndarray]:
+    """Map all tensors of a model, flat; BF16 as its bits."""
+    found = {}
+    for file in directory.glob("*.safetensors"):
+        data = np.memmap(file, np.uint8, "r")
+        start = 8 + int.from_bytes(bytes(data[:8]), "little")
+        for name, entry in json.loads(bytes(data[8:start])).items():
+            if name != "__metadata__":
+                begin, end = entry["data_offsets"]
+                stored = {"BF16": np.uint16, "F16": np.float16, "F32": np.float32}[entry["dtype"]]
+                found[name] = data[start + begin : start + end].view(stored)
+    return found
+
+
+def blocks(*flat: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """The tensors in float64, a block at a time."""
+    for at in range(0, flat[0].size, BLOCK):
+        cut = [f[at : at + BLOCK] for f in flat]
+        yield [((c.astype(np.uint32) << 16).view(np.float32) if c.dtype == np.uint16 else c).astype(np.float64) for c in cut]
+
+
+def differences(ours: Path, theirs: Path) -> str:
+    """How far two outputs are apart, in units of each tensor's largest value: the largest and the mean over all elements."""
+    a, b = tensors(ours), tensors(theirs)
+    assert a.keys() == b.keys(), sorted(a.keys() ^ b.keys())
+    worst, total, count = 0.0, 0.0, 0
+    for name in a:
+        top, apart, far = 0.0, 0.0, 0.0
+        for x, y in blocks(a[name], b[name]):
+            difference = np.abs(x - y)
+            top, apart, far = max(top, np.abs(y).max()), apart + difference.sum(), max(far, difference.max())
+        worst, total, count = max(worst, far / top), total + apart / top, count + a[name].size
+    return f"apart by at most {worst:.1e} of a tensor's largest value, in the mean by {total / count:.1e}"
+
+
+def moments(ours: Path, theirs: Path, base: Path) -> str:
+    """What two random outputs have in common: the share of elements changed, and mean and variance of the change, by tensor."""
+    a, b, zero = tensors(ours), tensors(theirs), tensors(base)
+    changed, count = np.zeros(2), 0
+    ratios, errors = [], []
+    for name in a:
+        sums, squares, n = np.zeros(2), np.zeros(2), a[name].size
+        for x, y, z in blocks(a[name], b[name], zero[name]):
+            both = np.stack([x - z, y - z])
+            changed += np.count_nonzero(both, axis=1)
+            sums, squares = sums + both.sum(1), squares + (both**2).sum(1)
+        variance = squares / n - (sums / n) ** 2
+        count += n
+        errors.append(abs(sums[0] - sums[1]) / n / np.sqrt(variance.sum() / n))
+        if n > BLOCK // 4:
+            ratios.append(variance[0] / variance[1])
+    return (
+        f"changed {changed[0] / count:.4f} of the elements, mergekit {changed[1] / count:.4f}; variance of the change in large tensors "
+        f"{min(ratios):.4f} to {max(ratios):.4f} of mergekit's; its mean apart by at most {max(errors):.1f} standard errors"
+    )
 
 
 def seconds(runs: list[Run]) -> str:
@@ -148,23 +238,34 @@ def main() -> None:
     parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico")
     parser.add_argument("--mergekit", help="mergekit-yaml of an environment of its own; run once a method")
     chosen = parser.parse_args()
+    if chosen.mergekit and chosen.layout != "llama":
+        parser.error(
+            f"mergekit merges no model of the layout {chosen.layout}: it looks for the tensors of a Llama; leave --mergekit out"
+        )
     layout = LAYOUTS[chosen.layout](chosen.parameters)
     count = sum(int(np.prod(s)) for s in layout.values())
     home = chosen.work / f"{chosen.layout}-{chosen.dtype}-{count}"
     width = 4 if chosen.dtype == "F32" else 2
     for i in range(chosen.models + 1):
-        make(home / f"m{i}", layout, i, chosen.dtype, max(count * width // 3, 1))
+        beside(make, home / f"m{i}", layout, i, chosen.dtype, max(count * width // 3, 1))
     base, tuned = home / "m0", [home / f"m{i + 1}" for i in range(chosen.models)]
     out = home / "out"
     print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n")
-    print("| method | limit s | alnico s | x limit | CPU s | peak MiB | mergekit s | x faster |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| method | limit s | alnico s | x limit | CPU s | peak MiB | mergekit s | CPU s | peak MiB | x faster |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
+    remarks = []
     for method in chosen.methods.split(","):
-        entries = [f"  - model: {p}\n" for p in tuned]
-        text = RECIPES[method].format(base=base, models="".join(entries), one=entries[0])
+        asked = RECIPES[method]
+        read = [base] * asked.has_base + tuned[: asked.models]
         recipe = home / f"{method}.yml"
-        recipe.write_text(text + "dtype: bfloat16\n" if chosen.dtype == "BF16" else text)
-        read = [base] * ("base_model" in text) + (tuned[:1] if method == "slerp" else tuned)
+        recipe.write_text(
+            f"merge_method: {method}\n"
+            + f"base_model: {base}\n" * asked.has_base
+            + "models:\n"
+            + "".join(f"  - model: {p}\n" for p in tuned[: asked.models])
+            + f"parameters: {{{asked.parameters}}}\n" * bool(asked.parameters)
+            + f"dtype: { {'BF16': 'bfloat16', 'F16': 'float16', 'F32': 'float32'}[chosen.dtype] }\n"
+        )
         files = " ".join(str(f) for m in read for f in sorted(m.glob("*.safetensors")))
         limit = (
             f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * width // (4 << 20))} 2> /dev/null"
@@ -178,22 +279,33 @@ def main() -> None:
             ours.append(measured([chosen.alnico, "merge", str(recipe), str(out), "--quiet"]))
             if turn == 0:
                 limits, ours = [], []  # the first run compiles kernels
-        theirs = ""
-        ratio = ""
+        theirs = "| | | "
         if chosen.mergekit:
-            shutil.rmtree(home / "theirs", ignore_errors=True)
-            run = measured([chosen.mergekit, str(recipe), str(home / "theirs"), "--quiet"])
-            theirs = f"{run.wall:.1f}"
-            ratio = f"{run.wall / statistics.median(r.wall for r in ours):.0f}"
+            other = home / "theirs"
+            shutil.rmtree(other, ignore_errors=True)
+            try:
+                bare = ["--quiet", "--no-write-model-card", "--no-copy-tokenizer"]  # there is no tokenizer, and no network
+                run = measured([chosen.mergekit, str(recipe), str(other), *bare])
+                ratio = run.wall / statistics.median(r.wall for r in ours)
+                theirs = f"{run.wall:.1f} | {run.cpu:.1f} | {run.peak >> 20} | {ratio:.0f}"
+                apart = beside(moments, out, other, base) if method in RANDOM else beside(differences, out, other)
+                remarks.append(f"{method}: {apart}.")
+            except Failed as error:
+                remarks.append(f"{method}: mergekit failed. {error}")
+            shutil.rmtree(other, ignore_errors=True)
         median = statistics.median
         x = median(r.wall for r in ours) / median(r.wall for r in limits)
         cpu, peak = median(r.cpu for r in ours), max(r.peak for r in ours)
         print(
-            f"| {method} | {seconds(limits)} | {seconds(ours)} | {x:.2f} | {cpu:.2f} | {peak >> 20} | {theirs} | {ratio} |",
+            f"| {method} | {seconds(limits)} | {seconds(ours)} | {x:.2f} | {cpu:.2f} | {peak >> 20} | {theirs} |",
             flush=True,
         )
+    print("\n" + "\n".join(remarks))
     shutil.rmtree(out, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Failed as error:
+        sys.exit(str(error))
