@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from alnico.engine import measure
-from alnico.engine.arguments import MeasureArguments
+from alnico.engine.arguments import Known
+from alnico.engine.blocks import Block
 from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
 from alnico.kernels.shape import LEAF
 from alnico.methods.base import combine
@@ -34,7 +35,7 @@ def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int]
     """Measure over blocks that begin at ``cuts`` (multiples of a leaf), in a shuffled order."""
     count = values[0].size
     job = job_of(count, dtype, len(values), base is not None)
-    level = measure.LevelMeasurement([fact], job, MeasureArguments(job, 0, {}))
+    level = measure.LevelMeasurement([fact], Known(job, 0, {}))
     raws, width = [raw_of(v, dtype) for v in values], 2 if dtype == "BF16" else 4
     of_base = raw_of(base, dtype) if base is not None else np.empty(0, np.uint8)
     edges = [*(cuts or [0]), count]
@@ -45,7 +46,7 @@ def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int]
         for start, stop in spans:
             if level.wants(start):
                 parts = [r[start * width : stop * width] for r in raws]
-                level.fold(start, stop, parts, of_base[start * width : stop * width])
+                level.fold(start, stop, Block(parts, of_base[start * width : stop * width]))
         level.turn()
         passes += 1
     return level.results()[fact], passes
@@ -127,7 +128,7 @@ def test_a_sample_of_a_very_large_tensor_skips_leaves(monkeypatch: pytest.Monkey
     monkeypatch.setattr(measure, "SAMPLED_LEAVES", 2)
     values = normal(np.random.default_rng(4)).astype(np.float32)
     job = job_of(N)
-    level = measure.LevelMeasurement([KthLargest((0.3,))], job, MeasureArguments(job, 0, {}))
+    level = measure.LevelMeasurement([KthLargest((0.3,))], Known(job, 0, {}))
     assert [level.wants(leaf * LEAF) for leaf in range(4)] == [True, False, True, False]
     assert measured(KthLargest((0.3,)), [values], "F32", [0, LEAF, 2 * LEAF, 3 * LEAF])[0] == (exact(values, 0.3),)
 

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from alnico.kernels import build
-from alnico.kernels.build import MeasureKernel, cache_directory
+from alnico.kernels.build import cache_directory
+from alnico.kernels.measuring import MeasureKernel
 
 CODE_F32 = 1
 
@@ -22,13 +23,14 @@ def halved(x):
     return x * 0.5
 
 
-KERNEL = MeasureKernel("values", halved, False, (), "float32")
+KERNEL = MeasureKernel("values", halved, 1, False, (), "float32")
 
 
 def works(run) -> bool:
     values = np.array([2.0, -3.0], np.float32)
     found = np.empty(2, np.float32)
-    run(values.view(np.uint8), CODE_F32, values.view(np.uint8), CODE_F32, 0, found)
+    raw = values.view(np.uint8)
+    run((raw,), np.array([CODE_F32]), raw, CODE_F32, 0, np.array([0]), found[None])
     return found.tolist() == [1.0, -1.5]
 
 
@@ -166,7 +168,7 @@ def test_equal_text_is_one_kernel_whatever_function_it_came_from(cache):
         return halved
 
     first = compile_anew()
-    assert build.compiled(MeasureKernel("values", another(), False, (), "float32")) is first
+    assert build.compiled(MeasureKernel("values", another(), 1, False, (), "float32")) is first
     assert len(modules(cache)) == 1
 
 
@@ -187,7 +189,7 @@ def test_an_edited_called_function_is_another_kernel(tmp_path):
             return inner(x) + 1.0
     """
     texts = [
-        MeasureKernel("values", function_of(tmp_path, version, text), False, (), "float32").text()
+        MeasureKernel("values", function_of(tmp_path, version, text), 1, False, (), "float32").text()
         for version, text in enumerate([source, source, source.replace("2.0", "3.0")])
     ]
     assert texts[0] == texts[1]

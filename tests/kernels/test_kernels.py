@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from alnico.errors import MethodError
-from alnico.kernels.build import GramKernel, MeasureKernel, MixKernel, compiled
+from alnico.kernels.build import compiled
 from alnico.kernels.facts import Bernoulli, Count, Derived, Gram, KthLargest, Noise, Sum, levels, magnitude, resolve
+from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
+from alnico.kernels.mixing import MixKernel
 from alnico.kernels.shape import CODES, LANES, LEAF, TILE
 from alnico.numerics.noise import uniform
 
@@ -190,6 +192,11 @@ def plus_drawn(x, drawn, draw):
     return drawn * x + draw
 
 
+def measure_one(run, data, dtype, base, base_dtype, start, *rest):
+    """Call a measuring kernel of one model; ``rest`` are its outputs and arguments, each with a row a model."""
+    run((data,), np.array([CODES[dtype]]), base, CODES[base_dtype], start, np.array([0]), *rest)
+
+
 def leaves_of(count: int) -> int:
     return -(-count // LEAF)
 
@@ -208,46 +215,47 @@ def in_lanes(values: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("of_deltas", "real", "dtype"), [(True, "float32", "BF16"), (False, "float64", "F64")])
 def test_a_sum_is_that_of_fixed_lanes_in_float64(of_deltas, real, dtype):
-    run = compiled(MeasureKernel("sum", magnitude, of_deltas, (), real))
+    run = compiled(MeasureKernel("sum", magnitude, 1, of_deltas, (), real))
     for count in SIZES:
         (data,), _, x = made(count, 1, (dtype,), seed=count)
         base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
         values = x[0].astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x[0].astype(real)
         leaves = np.empty(leaves_of(count))
-        run(data, CODES[dtype], base_raw, CODES["F16"], 0, leaves)
+        measure_one(run, data, dtype, base_raw, "F16", 0, leaves[None])
         np.testing.assert_array_equal(leaves, in_lanes(np.abs(values).astype(np.float64)))
         assert math.fsum(leaves) == pytest.approx(math.fsum(np.abs(values)), rel=1e-13)
 
 
 def test_a_sum_does_not_depend_on_how_blocks_are_cut_at_leaves():
-    run = compiled(MeasureKernel("sum", magnitude, True, (), "float32"))
+    run = compiled(MeasureKernel("sum", magnitude, 1, True, (), "float32"))
     count = 3 * LEAF + 5001
     (data, base), _, _ = made(count, 2, ("F32",))
     whole = np.empty(4)
-    run(data, CODES["F32"], base, CODES["F32"], 0, whole)
+    measure_one(run, data, "F32", base, "F32", 0, whole[None])
     parts = np.empty(4)
     for a, b in ((3, 4), (0, 1), (1, 3)):
         part = slice(4 * a * LEAF, 4 * min(b * LEAF, count))
-        run(data[part], CODES["F32"], base[part], CODES["F32"], a * LEAF, parts[a:b])
+        measure_one(run, data[part], "F32", base[part], "F32", a * LEAF, parts[None, a:b])
     assert parts.tobytes() == whole.tobytes()
 
 
 def test_a_count_is_of_what_is_not_zero():
-    run = compiled(MeasureKernel("count", above, False, ("number",), "float32"))
+    run = compiled(MeasureKernel("count", above, 1, False, ("number",), "float32"))
     for count in SIZES:
         (data,), _, x = made(count, 1, ("F16",), seed=count)
         leaves = np.empty(leaves_of(count), np.int64)
-        run(data, CODES["F16"], NOTHING, 0, 0, leaves, 0.75)
+        measure_one(run, data, "F16", NOTHING, "F64", 0, leaves[None], 0.75)
         expected = [np.count_nonzero(x[0, a : a + LEAF] > 0.75) for a in range(0, count, LEAF)]
         assert leaves.tolist() == expected
 
 
 def test_values_are_those_of_the_function_with_noise_of_their_place():
-    run = compiled(MeasureKernel("values", plus_drawn, True, ("bernoulli", "noise"), "float32"))
+    run = compiled(MeasureKernel("values", plus_drawn, 1, True, ("bernoulli", "noise"), "float32"))
     start, count = 5 * LEAF, TILE + 9
     (data, base), _, x = made(count, 2, ("F32",))
     found = np.empty(count, np.float32)
-    run(data, CODES["F32"], base, CODES["F32"], start, found, 0.3, 11, 0.0, 12)
+    chance, first, unused, second = (np.array([v], t) for v, t in ((0.3, "f4"), (11, "u8"), (0.0, "f4"), (12, "u8")))
+    measure_one(run, data, "F32", base, "F32", start, found[None], chance, first, unused, second)
     drawn = (uniform(11, start, count) < np.float32(0.3)).astype(np.float32)
     delta = x[0].astype(np.float32) - x[1].astype(np.float32)
     np.testing.assert_array_equal(found, drawn * delta + uniform(12, start, count))
@@ -259,7 +267,7 @@ def non_negative(x):
 
 @pytest.mark.parametrize(("real", "dtype"), [("float32", "BF16"), ("float64", "F64")])
 def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
-    run = compiled(MeasureKernel("histogram", magnitude, False, (), real))
+    run = compiled(MeasureKernel("histogram", magnitude, 1, False, (), real))
     bits_type, width = (np.uint32, 32) if real == "float32" else (np.uint64, 64)
     count = TILE * 2 + 5
     (data,), _, x = made(count, 1, (dtype,))
@@ -268,7 +276,7 @@ def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
     for shift in range(width - 16, -1, -16):
         bins = np.zeros(65_536, np.int64)
         bins[3] = 5
-        run(data, CODES[dtype], NOTHING, 0, 0, shift, prefix, bins)
+        measure_one(run, data, dtype, NOTHING, "F64", 0, np.uint64(shift), np.array([prefix], np.uint64), bins[None])
         bins[3] -= 5
         inside = [b >> shift & 0xFFFF for b in bits if b >> (shift + 16) == prefix]
         np.testing.assert_array_equal(bins, np.bincount(inside, minlength=65_536))
@@ -277,13 +285,88 @@ def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
 
 
 def test_a_zero_with_a_sign_counts_as_zero():
-    run = compiled(MeasureKernel("histogram", non_negative, False, (), "float32"))
+    run = compiled(MeasureKernel("histogram", non_negative, 1, False, (), "float32"))
     bins = np.zeros(65_536, np.int64)
-    run(np.array([-0.0, 0.0, -3.0, 2.0], np.float32).view(np.uint8), CODES["F32"], NOTHING, 0, 0, 16, 0, bins)
+    values = np.array([-0.0, 0.0, -3.0, 2.0], np.float32).view(np.uint8)
+    measure_one(run, values, "F32", NOTHING, "F64", 0, np.uint64(16), np.zeros(1, np.uint64), bins[None])
     assert {int(i): int(bins[i]) for i in np.flatnonzero(bins)} == {0: 3, 0x4000: 1}
 
 
+def scaled_range(own, values, factor):
+    """The distance of a value from the least of all models'."""
+    least = values[0]
+    for i in range(len(values)):
+        least = min(least, values[i])
+    return factor * (own - least)
+
+
+@pytest.mark.parametrize("models", [3, 10])
+def test_a_function_across_models_sees_all_values_of_a_place(models):
+    run = compiled(MeasureKernel("values", scaled_range, models, True, ("number",), "float32", across=True))
+    count = TILE + 77
+    raws, codes, x = made(count, models, ("BF16", "F32"))
+    base_raw = raw(np.random.default_rng(1).standard_normal(count), "F32")
+    delta = x.astype(np.float32) - values_of(base_raw, "F32").astype(np.float32)
+    found = np.empty((2, count), np.float32)
+    run(tuple(raws), codes, base_raw, CODES["F32"], 0, np.array([2, 0]), found, np.float32(0.5))
+    np.testing.assert_array_equal(found, np.float32(0.5) * (delta[[2, 0]] - delta.min(0)))
+
+
+def numbers_of_places(x, by_row, by_column):
+    return x[0] * by_row[0] + x[1] * by_row[1] + by_column[0] - by_column[1]
+
+
+def test_numbers_of_rows_and_columns_follow_the_place_of_an_element():
+    kernel = MixKernel(numbers_of_places, 2, False, ("rows", "columns"), "float32")
+    rows, columns = 300, 41
+    random = np.random.default_rng(0)
+    x = random.standard_normal((2, rows, columns)).astype(np.float32)
+    by_row = random.standard_normal((2, rows)).astype(np.float32)
+    by_column = random.standard_normal((2, columns)).astype(np.float32)
+    expected = x[0] * by_row[0][:, None] + x[1] * by_row[1][:, None] + by_column[0] - by_column[1]
+    for start, stop in ((0, rows * columns), (5000, 5003), (777, 11_111)):
+        parts = [v.reshape(-1)[start:stop].view(np.uint8) for v in x]
+        arguments = (by_row, columns, by_column, columns)
+        out, bad = run_mix(kernel, parts, np.full(2, CODES["F32"]), NOTHING, "F32", "F32", stop - start, *arguments, start=start)
+        assert bad == -1
+        np.testing.assert_array_equal(out.view(np.float32), expected.reshape(-1)[start:stop])
+
+
+def drawn_alone(x, drawn):
+    return drawn[0] + 0.0 * x[0]
+
+
+def test_draws_by_rank_have_the_probability_of_their_rank():
+    kernel = MixKernel(drawn_alone, 1, False, ("ranked",), "float32")
+    count, start = TILE + 100, 3 * LEAF
+    (data,), codes, _ = made(count, 1, ("F32",))
+    ranks = np.random.default_rng(2).random((1, count)).astype(np.float32)
+    low, step, key = np.array([0.2], np.float32), np.array([0.5], np.float32), np.array([9], np.uint64)
+    out, _ = run_mix(kernel, [data], codes, NOTHING, "F32", "F32", count, low, key, step, ranks, start=start)
+    expected = uniform(9, start, count) < low + step * ranks[0]
+    assert 0.4 < expected.mean() < 0.5
+    np.testing.assert_array_equal(out.view(np.float32), expected.astype(np.float32))
+
+
+def test_ranks_are_shares_of_the_way_up_and_equal_values_share_theirs():
+    values = np.array([[3.0, 1.0, 2.0, 5.0, 4.0], [7.0, 7.0, 0.0, 9.0, 7.0]], np.float32)
+    places = np.argsort(values, axis=1)
+    ranks = np.empty((2, 5), np.float32)
+    compiled(RankKernel("float32"))(np.take_along_axis(values, places, 1), places, ranks)
+    assert ranks.tolist() == [[0.5, 0.0, 0.25, 1.0, 0.75], [0.5, 0.5, 0.0, 1.0, 0.5]]
+    alone = np.empty((3, 1), np.float32)
+    compiled(RankKernel("float32"))(values[:1, :3].T.copy(), np.zeros((3, 1), np.int64), alone)
+    assert alone.tolist() == [[0.5], [0.5], [0.5]]
+
+
 # Inner products.
+
+
+def square(pairs: np.ndarray, models: int) -> np.ndarray:
+    """The upper half of a matrix from its pairs."""
+    matrix = np.zeros((models, models))
+    matrix[np.triu_indices(models)] = pairs
+    return matrix
 
 
 @pytest.mark.parametrize(
@@ -296,12 +379,11 @@ def test_a_gram_matrix_is_numpys(models, of_deltas, real):
     for count in (1, TILE + 3, LEAF + 77):
         raws, codes, x = made(count, models, inputs, seed=count)
         base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
-        values = x.astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x
-        leaves = np.zeros((leaves_of(count), models, models))
-        run(tuple(raws), codes, base_raw, CODES["F16"], count, leaves)
-        exact = values.astype(np.float64)
+        exact = (x.astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x).astype(np.float64)
+        leaves = np.zeros((leaves_of(count), models * (models + 1) // 2))
+        run(tuple(raws), codes, base_raw, CODES["F16"], 0, count, leaves)
         scale = np.sqrt(np.outer((exact**2).sum(1), (exact**2).sum(1)))
-        assert (np.abs(leaves.sum(0) - np.triu(exact @ exact.T)) <= 1e-13 * scale).all()
+        assert (np.abs(square(leaves.sum(0), models) - np.triu(exact @ exact.T)) <= 1e-13 * scale).all()
 
 
 def test_inner_products_tell_models_apart_that_float32_cannot():
@@ -310,25 +392,51 @@ def test_inner_products_tell_models_apart_that_float32_cannot():
     a = random.standard_normal(LEAF).astype(np.float32)
     b = a.copy()
     b[0] = np.nextafter(b[0], np.float32(9))
-    leaves = np.zeros((1, 2, 2))
+    sums = np.zeros((1, 3))
     codes = np.full(2, CODES["F32"])
     zeros = np.zeros(LEAF, np.float32).view(np.uint8)
-    run((a.view(np.uint8), b.view(np.uint8)), codes, zeros, CODES["F32"], LEAF, leaves)
+    run((a.view(np.uint8), b.view(np.uint8)), codes, zeros, CODES["F32"], 0, LEAF, sums)
     difference = float(a[0]) * (float(b[0]) - float(a[0]))
-    assert leaves[0, 0, 1] - leaves[0, 0, 0] == pytest.approx(difference, rel=0.05)
-    assert np.float32(leaves[0, 0, 1]) == np.float32(leaves[0, 0, 0])
+    assert sums[0, 1] - sums[0, 0] == pytest.approx(difference, rel=0.05)
+    assert np.float32(sums[0, 1]) == np.float32(sums[0, 0])
 
 
-def test_a_gram_matrix_does_not_depend_on_how_blocks_are_cut_at_leaves():
+@pytest.mark.parametrize("row", [2 * LEAF + 999, 1, 7, 3000, LEAF - 1])
+def test_inner_products_of_rows_do_not_depend_on_how_blocks_are_cut_at_leaves(row):
     run = compiled(GramKernel(2, True, "float32"))
     count = 2 * LEAF + 999
-    raws, codes, _ = made(count, 3, ("BF16",))
-    whole, parts = np.zeros((3, 2, 2)), np.zeros((3, 2, 2))
-    run(tuple(raws[:2]), codes[:2], raws[2], CODES["BF16"], count, whole)
+    raws, codes, x = made(count, 3, ("BF16",))
+
+    def segment(element: int) -> int:
+        return element // row + element // LEAF
+
+    whole, parts = np.zeros((segment(count - 1) + 1, 3)), np.zeros((segment(count - 1) + 1, 3))
+    run(tuple(raws[:2]), codes[:2], raws[2], CODES["BF16"], 0, row, whole)
     for a, b in ((2, 3), (0, 2)):
-        part = slice(2 * a * LEAF, 2 * min(b * LEAF, count))
-        run(tuple(r[part] for r in raws[:2]), codes[:2], raws[2][part], CODES["BF16"], min(b * LEAF, count) - a * LEAF, parts[a:b])
+        begin, stop = a * LEAF, min(b * LEAF, count)
+        part = slice(2 * begin, 2 * stop)
+        into = parts[segment(begin) : segment(stop - 1) + 1]
+        run(tuple(r[part] for r in raws[:2]), codes[:2], raws[2][part], CODES["BF16"], begin, row, into)
     assert parts.tobytes() == whole.tobytes()
+    delta = x[:2].astype(np.float32).astype(np.float64) - x[2]
+    for r in (0, count // row - 1):
+        inside = slice(r * row, (r + 1) * row)
+        of_row = whole[segment(inside.start) : segment(inside.stop - 1) + 1].sum(0)
+        expected = [delta[i, inside] @ delta[j, inside] for i, j in ((0, 0), (0, 1), (1, 1))]
+        assert of_row == pytest.approx(expected, rel=1e-6)  # the differences are of float32
+
+
+@pytest.mark.parametrize("columns", [1, 5, 1000, TILE + 1])
+def test_inner_products_of_columns_are_added_block_by_block(columns):
+    run = compiled(ColumnGramKernel(2, False, "float32"))
+    rows = 2 * LEAF // columns + 3
+    raws, codes, x = made(rows * columns, 2, ("F32",))
+    sums = np.zeros((3, columns))
+    for begin, stop in ((0, LEAF), (LEAF, rows * columns)):
+        run(tuple(r[4 * begin : 4 * stop] for r in raws), codes, NOTHING, 0, begin, sums)
+    wide = x.reshape(2, rows, columns)
+    expected = [(wide[i] * wide[j]).sum(0) for i, j in ((0, 0), (0, 1), (1, 1))]
+    np.testing.assert_allclose(sums, expected, rtol=1e-10, atol=1e-10)
 
 
 # Facts.

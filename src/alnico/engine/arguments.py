@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,9 @@ from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthL
 from alnico.kernels.text import Kind, Real
 from alnico.numerics.noise import noise_key
 from alnico.plan.job import Job
+
+RANKS = object()
+"""Stands in a list of arguments for the ranks of the block at hand."""
 
 
 def working_precision(job: Job) -> Real:
@@ -24,10 +27,14 @@ def kind_of(argument: Argument) -> Kind:
     match argument:
         case Noise():
             return "noise"
-        case Bernoulli():
-            return "bernoulli"
+        case Bernoulli(spread=spread):
+            return "ranked" if spread else "bernoulli"
         case tuple() | Sum() | Count() | KthLargest():
             return "numbers"
+        case Derived(over="row"):
+            return "rows"
+        case Derived(over="column"):
+            return "columns"
         case Derived(per_model=per_model):
             return "numbers" if per_model else "number"
         case Gram():
@@ -36,53 +43,59 @@ def kind_of(argument: Argument) -> Kind:
 
 
 @dataclass(frozen=True)
-class MeasureArguments:
-    """The arguments of facts, one model at a time. ``known`` holds the facts of earlier levels."""
+class Known:
+    """What the arguments of one tensor's kernels are made of: its name and the seed, and the facts measured so far."""
 
     job: Job
     seed: int
-    known: Mapping[Measured, Any]
+    facts: Mapping[Measured, Any]
 
     @property
     def real(self) -> Real:
         return working_precision(self.job)
 
-    def kinds(self, fact: Sum | Count | KthLargest) -> tuple[Kind, ...]:
-        """As a kernel of one model sees them: a number a model is one number."""
-        return tuple("number" if kind_of(a) == "numbers" else kind_of(a) for a in fact.arguments)
-
-    def values(self, fact: Measured, model: int) -> list[Any]:
-        """Return the flat arguments of ``fact`` for one model."""
-        assert not isinstance(fact, Gram)
-        cast = np.dtype(self.real).type
+    def flat(self, arguments: Sequence[Argument]) -> list[Any]:
+        """Return what stands for ``arguments`` in a call of a kernel, as ``kernels.text.PARTS`` lists it."""
         flat: list[Any] = []
-        for argument in fact.arguments:
+        for argument in arguments:
             if isinstance(argument, (Noise, Bernoulli)):
-                chance = argument.chance[model] if isinstance(argument, Bernoulli) else 0.0
-                flat += [cast(chance), np.uint64(noise_key(self.seed, self.job.name, model))]
-            else:
-                value = resolve(argument, dict(self.known))
-                flat.append(cast(value[model] if isinstance(value, tuple) else value))
+                flat += self._noise(argument)
+                continue
+            value, kind = resolve(argument, dict(self.facts)), kind_of(argument)
+            flat.append(np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C"))
+            if kind in ("rows", "columns"):
+                flat.append(row_of(self.job) if kind == "rows" else columns_of(self.job))
         return flat
 
+    def _noise(self, argument: Noise | Bernoulli) -> list[Any]:
+        models = range(len(self.job.inputs))
+        keys = np.array([noise_key(self.seed, self.job.name, model) for model in models], np.uint64)
+        chance = argument.chance if isinstance(argument, Bernoulli) else (0.0,) * len(models)
+        if isinstance(argument, Noise) or not argument.spread:
+            return [np.array(chance, self.real), keys]
+        spread = np.array(argument.spread)
+        return [np.array(np.array(chance) - spread, self.real), keys, np.array(2 * spread, self.real), RANKS]
 
-def mix_arguments(job: Job, seed: int, known: Mapping[Measured, Any]) -> tuple[list[Any], bool]:
-    """Return the flat arguments of a mix kernel, and whether elements on which all inputs agree are kept."""
+
+def row_of(job: Job) -> int:
+    """Elements of a row: the last dimension."""
+    return max(job.shape[-1], 1) if job.shape else 1
+
+
+def columns_of(job: Job) -> int:
+    """Number of columns: what is beside the first dimension. A tensor of one dimension is one row, so one column."""
+    return max(job.elements // max(job.shape[0], 1), 1) if len(job.shape) > 1 else 1
+
+
+def in_place(flat: Sequence[Any], ranks: np.ndarray | None) -> list[Any]:
+    """Put the ranks of the block at hand into flat arguments."""
+    return [ranks if part is RANKS else part for part in flat]
+
+
+def keeps_equal(job: Job, known: Known) -> bool:
+    """Does an element on which all inputs agree keep its value in this tensor?"""
     assert job.merge is not None
-    real = working_precision(job)
-    models = len(job.inputs)
-    flat: list[Any] = []
-    resolved: list[Any] = []
-    for argument in job.merge.arguments:
-        if isinstance(argument, (Noise, Bernoulli)):
-            chance = argument.chance if isinstance(argument, Bernoulli) else (0.0,) * models
-            keys = [noise_key(seed, job.name, model) for model in range(models)]
-            flat += [np.array(chance, real), np.array(keys, np.uint64)]
-            continue
-        value = resolve(argument, dict(known))
-        resolved.append(value)
-        flat.append(np.array(value, real) if kind_of(argument) == "numbers" else np.dtype(real).type(value))
-    keeps = job.merge.fixes_equal_inputs
-    if not keeps and job.merge.sums_to_one is not None:
-        keeps = job.merge.sums_to_one(*resolved)
-    return flat, keeps
+    if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
+        return job.merge.fixes_equal_inputs
+    values = [resolve(a, dict(known.facts)) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli))]
+    return job.merge.sums_to_one(*values)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 
 from alnico.kernels.shape import LEAF
 from alnico.numerics.digest import PIECE, piece_digest, pieces_of, tensor_digest
@@ -11,6 +14,15 @@ from alnico.plan.job import Job
 
 Span = tuple[int, int]
 """Elements [start, stop) of a job's tensors; bytes for jobs that copy."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is in memory of some elements: raw bytes (uint8) of each input and of the base, and the ranks if they are used."""
+
+    raws: Sequence[np.ndarray]
+    base: np.ndarray
+    ranks: np.ndarray | None = None
 
 
 def units(job: Job) -> int:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from alnico.engine.arguments import MeasureArguments
+from alnico.engine.arguments import Known, columns_of, in_place, kind_of, row_of, working_precision
+from alnico.engine.blocks import Block
 from alnico.kernels.build import compiled
-from alnico.kernels.facts import Bernoulli, Count, Gram, KthLargest, Measured, Noise, Sum
-from alnico.kernels.measuring import GramKernel, MeasureKernel
+from alnico.kernels.facts import Count, Gram, KthLargest, Measured, Sum
+from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
 from alnico.kernels.shape import CODES, LEAF
 from alnico.plan.job import Job
 from alnico.plan.memory import SELECTION_BYTES
@@ -38,29 +39,33 @@ SAMPLED_LEAVES = 16
 MOST_INSIDE = 1 << 20
 """Most elements of a block that a bracket keeps."""
 
-
-Reduction = Literal["sum", "count", "values", "histogram", "bracket"]
+Kernel = MeasureKernel | GramKernel | ColumnGramKernel
 
 
 class LevelMeasurement:
     """The facts of one level. Call ``fold`` for every block of every pass, and ``turn`` after each pass, until done."""
 
-    def __init__(self, facts: Sequence[Measured], job: Job, arguments: MeasureArguments) -> None:
-        self.states = [_state(fact, job, arguments) for fact in facts]
+    def __init__(self, facts: Sequence[Measured], known: Known) -> None:
+        self.states = [_state(fact, known) for fact in facts]
 
     @property
     def done(self) -> bool:
         return all(state.done for state in self.states)
 
+    @property
+    def ordered(self) -> bool:
+        """Must the blocks of a pass come one after the other?"""
+        return any(state.ordered for state in self.states)
+
     def wants(self, start: int) -> bool:
         """Does this pass need the block that begins at element ``start``? A pass that samples skips most of a large tensor."""
         return any(state.wants(start) for state in self.states if not state.done)
 
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
-        """Take in elements ``start`` to ``stop``: raw bytes (uint8) of all inputs. Safe for threads."""
+    def fold(self, start: int, stop: int, block: Block) -> None:
+        """Take in elements ``start`` to ``stop``. Safe for threads."""
         for state in self.states:
             if not state.done and state.wants(start):
-                state.fold(start, stop, raws, base)
+                state.fold(start, stop, block)
 
     def turn(self) -> None:
         """End a pass."""
@@ -75,205 +80,249 @@ class LevelMeasurement:
 class _State:
     """What is known of one fact so far."""
 
-    reduction: Reduction | None = None
+    ordered = False
 
-    def __init__(self, fact: Measured, job: Job, arguments: MeasureArguments) -> None:
+    def __init__(self, fact: Measured, known: Known) -> None:
         self.fact = fact
-        self.job = job
-        self.arguments = arguments
+        self.job = known.job
         self.done = False
         self.result: Any = None
-        self.codes = [CODES[i.dtype] for i in job.inputs]
-        self.base_code = CODES[job.base.dtype] if job.base else 0
-        self.leaves = -(-job.elements // LEAF)
-
-        self.run = compiled(_kernel(fact, job, arguments, self.reduction))
+        self.codes = np.array([CODES[i.dtype] for i in known.job.inputs], np.int64)
+        self.base_code = CODES[known.job.base.dtype] if known.job.base else 0
+        self.arguments = known.flat(fact.arguments) if not isinstance(fact, Gram) else []
 
     def wants(self, start: int) -> bool:
         return True
 
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
+    def fold(self, start: int, stop: int, block: Block) -> None:
         raise NotImplementedError
 
     def turn(self) -> None:
         raise NotImplementedError
+
+    def call(self, run: Callable[..., Any], start: int, block: Block, *rest: Any) -> None:
+        run(tuple(block.raws), self.codes, block.base, self.base_code, start, *rest, *in_place(self.arguments, block.ranks))
 
 
 class _ByLeaf(_State):
     """Sum and Count: one number a leaf and model."""
 
-    def __init__(self, fact: Sum | Count, job: Job, arguments: MeasureArguments) -> None:
-        super().__init__(fact, job, arguments)
-        self.parts = np.zeros((len(job.inputs), self.leaves), np.float64 if isinstance(fact, Sum) else np.int64)
+    def __init__(self, fact: Sum | Count, known: Known) -> None:
+        super().__init__(fact, known)
+        self.run = compiled(_kernel(fact, known.job))
+        self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
+        leaves = -(-self.job.elements // LEAF)
+        self.parts = np.zeros((self.chosen.size, leaves), np.float64 if isinstance(fact, Sum) else np.int64)
 
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
+    def fold(self, start: int, stop: int, block: Block) -> None:
         first, last = start // LEAF, -(-stop // LEAF)
-        for i, raw in enumerate(raws):
-            extra = self.arguments.values(self.fact, i)
-            self.run(raw, self.codes[i], base, self.base_code, start, self.parts[i, first:last], *extra)
+        leaves = np.zeros((self.chosen.size, last - first), self.parts.dtype)
+        self.call(self.run, start, block, self.chosen, leaves)
+        self.parts[:, first:last] = leaves
 
     def turn(self) -> None:
-        self.result = tuple(_exact_sum(p) if isinstance(self.fact, Sum) else int(p.sum()) for p in self.parts)
+        found = [_exact_sum(p) if isinstance(self.fact, Sum) else int(p.sum()) for p in self.parts]
+        self.result = tuple(found * (len(self.codes) // len(found)))
         self.done = True
 
 
-class _ByPair(_State):
-    """Gram: one matrix a leaf."""
+class _ByRow(_State):
+    """Gram of the tensor or of its rows: the products of each row in each leaf."""
 
-    def __init__(self, fact: Gram, job: Job, arguments: MeasureArguments) -> None:
-        super().__init__(fact, job, arguments)
-        k = len(job.inputs)
-        self.parts = np.zeros((self.leaves, k, k), np.float64)
-        self.code_array = np.array(self.codes, np.int64)
-
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
-        first, last = start // LEAF, -(-stop // LEAF)
-        self.run(tuple(raws), self.code_array, base, self.base_code, stop - start, self.parts[first:last])
-
-    def turn(self) -> None:
+    def __init__(self, fact: Gram, known: Known) -> None:
+        super().__init__(fact, known)
         k = len(self.codes)
-        upper = {(i, j): _exact_sum(self.parts[:, i, j]) for i in range(k) for j in range(i, k)}
-        self.result = tuple(tuple(upper[min(i, j), max(i, j)] for j in range(k)) for i in range(k))
+        self.run = compiled(_kernel(fact, known.job))
+        self.row = row_of(self.job) if fact.over == "row" else max(self.job.elements, 1)
+        self.parts = np.zeros((self._segment(self.job.elements - 1) + 1, k * (k + 1) // 2))
+
+    def _segment(self, element: int) -> int:
+        return element // self.row + element // LEAF if element >= 0 else -1
+
+    def fold(self, start: int, stop: int, block: Block) -> None:
+        if stop > start:
+            self.call(self.run, start, block, self.row, self.parts[self._segment(start) : self._segment(stop - 1) + 1])
+
+    def turn(self) -> None:
+        assert isinstance(self.fact, Gram)
+        if self.fact.over == "row":
+            rows = np.arange(self.job.elements // self.row)
+            sums = np.add.reduceat(self.parts, rows + rows * self.row // LEAF) if rows.size else self.parts
+            self.result = sums[:, _square(len(self.codes))]
+        else:
+            sums = np.array([_exact_sum(pair) for pair in self.parts.T])
+            self.result = tuple(tuple(row) for row in sums[_square(len(self.codes))].tolist())
         self.done = True
 
 
-class _BySelection(_State):
+class _ByColumn(_State):
+    """Gram of the columns, added up in the order of the rows."""
+
+    ordered = True
+
+    def __init__(self, fact: Gram, known: Known) -> None:
+        super().__init__(fact, known)
+        k = len(self.codes)
+        self.run = compiled(_kernel(fact, known.job))
+        self.sums = np.zeros((k * (k + 1) // 2, columns_of(self.job)))
+
+    def fold(self, start: int, stop: int, block: Block) -> None:
+        self.call(self.run, start, block, self.sums)
+
+    def turn(self) -> None:
+        self.result = self.sums.T[:, _square(len(self.codes))]
+        self.done = True
+
+
+class _KthLargest(_State):
+    """What the ways to a kth largest value share: ``chosen`` models are searched, for the values at ``rank``."""
+
+    def __init__(self, fact: KthLargest, known: Known, chosen: Sequence[int] | None = None) -> None:
+        super().__init__(fact, known)
+        self.fact: KthLargest = fact
+        self.real = np.dtype(known.real)
+        n, models = self.job.elements, 1 if fact.across else len(self.codes)
+        among = known.facts[fact.among] if fact.among is not None else (None,) * models
+        rank = {i: fact.place(i, n, among[i]) for i in range(models)}
+        nothing = math.inf if fact.end == "first" else 0.0
+        everything = {i for i in rank if fact.share[i] >= 1 or n == 0}
+        self.found = {i: nothing if i in everything else math.inf for i in rank if i in everything or rank[i] == 0}
+        searched = [i for i in rank if i not in self.found] if chosen is None else chosen
+        self.chosen = np.array(searched, np.int64)
+        self.rank = np.array([rank[i] for i in searched], np.int64)
+        if not searched:
+            self.finish([])
+
+    def finish(self, found: Sequence[float]) -> None:
+        self.found |= dict(zip(self.chosen.tolist(), found, strict=True))
+        values = [self.found[i] for i in range(len(self.found))]
+        self.result = tuple(values * (len(self.codes) // len(values)) if self.fact.across else values)
+        self.done = True
+
+
+class _BySelection(_KthLargest):
     """KthLargest of a small tensor: the values are gathered and selected from."""
 
-    def __init__(self, fact: KthLargest, job: Job, arguments: MeasureArguments) -> None:
-        super().__init__(fact, job, arguments)
-        self.gathered = np.zeros((len(job.inputs), job.elements), arguments.real)
+    def __init__(self, fact: KthLargest, known: Known) -> None:
+        super().__init__(fact, known)
+        self.run = compiled(_kernel(fact, known.job))
+        self.gathered = np.zeros((self.chosen.size, self.job.elements), self.real)
 
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
-        for i, raw in enumerate(raws):
-            extra = self.arguments.values(self.fact, i)
-            self.run(raw, self.codes[i], base, self.base_code, start, self.gathered[i, start:stop], *extra)
+    def fold(self, start: int, stop: int, block: Block) -> None:
+        values = np.empty((self.chosen.size, stop - start), self.real)
+        self.call(self.run, start, block, self.chosen, values)
+        self.gathered[:, start:stop] = values
 
     def turn(self) -> None:
-        assert isinstance(self.fact, KthLargest)
-        n = self.job.elements
-        self.result = tuple(
-            0.0 if share >= 1 or n == 0 else float(np.partition(row, n - kth(share, n))[n - kth(share, n)])
-            for share, row in zip(self.fact.share, self.gathered, strict=True)
-        )
-        self.done = True
+        places = self.job.elements - self.rank
+        self.finish([float(np.partition(row, place)[place]) for row, place in zip(self.gathered, places, strict=True)])
 
 
-class _ByHistogram(_State):
+class _ByHistogram(_KthLargest):
     """KthLargest of a large tensor: the bits of a float that is not negative order as the float does, so counting by
     the upper 16 bits, then by the next 16 among those that share them, finds the kth largest exactly."""
 
-    reduction = "histogram"
-
-    def __init__(self, fact: KthLargest, job: Job, arguments: MeasureArguments, searched: Sequence[int]) -> None:
-        super().__init__(fact, job, arguments)
-        self.width = 32 if arguments.real == "float32" else 64
+    def __init__(self, fact: KthLargest, known: Known, chosen: Sequence[int] | None = None) -> None:
+        super().__init__(fact, known, chosen)
+        self.run = compiled(_kernel(fact, known.job, "histogram"))
+        self.width = 8 * self.real.itemsize
         self.shift = self.width - 16
-        self.searched = searched
-        self.prefix = dict.fromkeys(self.searched, 0)
-        self.rank = {i: kth(fact.share[i], job.elements) for i in self.searched}
-        self.bins = {i: np.zeros(65_536, np.int64) for i in self.searched}
+        self.prefix = np.zeros(self.chosen.size, np.uint64)
+        self.bins = np.zeros((self.chosen.size, 65_536), np.int64)
         self.lock = threading.Lock()
 
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
-        for i in self.searched:
-            bins = np.zeros(65_536, np.int64)
-            extra = self.arguments.values(self.fact, i)
-            self.run(raws[i], self.codes[i], base, self.base_code, start, self.shift, self.prefix[i], bins, *extra)
-            with self.lock:
-                self.bins[i] += bins
+    def fold(self, start: int, stop: int, block: Block) -> None:
+        bins = np.zeros_like(self.bins)
+        self.call(self.run, start, block, self.chosen, np.uint64(self.shift), self.prefix, bins)
+        with self.lock:
+            self.bins += bins
 
     def turn(self) -> None:
-        for i in self.searched:
-            above = np.cumsum(self.bins[i][::-1])
-            place = int(np.searchsorted(above, self.rank[i]))
-            self.rank[i] -= int(above[place - 1]) if place else 0
-            self.prefix[i] = self.prefix[i] << 16 | (65_535 - place)
-            self.bins[i][:] = 0
+        for n, bins in enumerate(self.bins):
+            above = np.cumsum(bins[::-1])
+            place = int(np.searchsorted(above, self.rank[n]))
+            self.rank[n] -= int(above[place - 1]) if place else 0
+            self.prefix[n] = int(self.prefix[n]) << 16 | (65_535 - place)
+        self.bins[:] = 0
         self.shift -= 16
         if self.shift < 0:
-            assert isinstance(self.fact, KthLargest)
-            bits, real = (np.uint32, np.float32) if self.width == 32 else (np.uint64, np.float64)
-            found = {i: float(np.array(self.prefix[i], bits).view(real)) for i in self.searched}
-            self.result = tuple(found.get(i, 0.0) for i in range(len(self.fact.share)))
-            self.done = True
+            self.finish(self.prefix.astype(f"u{self.real.itemsize}").view(self.real).tolist())
 
 
-class _ByBracket(_State):
+class _ByBracket(_KthLargest):
     """KthLargest of a large tensor, mostly in one pass: a sample says between which two values the kth largest should lie;
     the pass counts what is above and keeps what is between, and the kth largest is selected from that.
 
     The sample decides the speed alone. Where the kth largest is not between, or too much is, the histogram finds it.
     """
 
-    def __init__(self, fact: KthLargest, job: Job, arguments: MeasureArguments) -> None:
-        super().__init__(fact, job, arguments)
-        self.fact: KthLargest = fact
-        self.sampling = compiled(_kernel(fact, job, arguments, "values"))
-        self.real = np.dtype(arguments.real)
-        self.searched = [i for i, share in enumerate(fact.share) if share < 1]
-        self.rank = {i: kth(fact.share[i], job.elements) for i in self.searched}
-        self.parts: dict[int, list[np.ndarray]] = {i: [] for i in self.searched}
-        self.counts = {i: np.zeros(2, np.int64) for i in self.searched}
-        self.bounds: dict[int, tuple[Any, Any]] = {}
-        self.found = {i: 0.0 for i, share in enumerate(fact.share) if share >= 1}
+    def __init__(self, fact: KthLargest, known: Known) -> None:
+        super().__init__(fact, known)
+        self.known = known
+        self.run = compiled(_kernel(fact, known.job))
+        self.sampling = compiled(_kernel(fact, known.job, "values"))
+        self.parts: list[list[np.ndarray]] = [[] for _ in self.chosen]
+        self.counts = np.zeros((self.chosen.size, 2), np.int64)
+        self.low = self.high = np.empty(0, self.real)
         self.fallback: _ByHistogram | None = None
-        self.room = SELECTION_BYTES // self.real.itemsize // max(len(self.searched), 1)
+        self.room = SELECTION_BYTES // self.real.itemsize // max(self.chosen.size, 1)
         self.lock = threading.Lock()
 
+    @property
+    def is_bracketed(self) -> bool:
+        return self.low.size > 0
+
     def wants(self, start: int) -> bool:
-        return bool(self.bounds) or self.job.elements <= SAMPLED_WHOLE or start // LEAF % SAMPLED_LEAVES == 0
+        return self.is_bracketed or self.job.elements <= SAMPLED_WHOLE or start // LEAF % SAMPLED_LEAVES == 0
 
-    def fold(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
+    def fold(self, start: int, stop: int, block: Block) -> None:
         if self.fallback is not None:
-            self.fallback.fold(start, stop, raws, base)
-        elif self.bounds:
-            self._gather(start, stop, raws, base)
+            self.fallback.fold(start, stop, block)
+        elif self.is_bracketed:
+            self._gather(start, stop, block)
         else:
-            self._sample(stop - start, raws, base)
+            self._sample(stop - start, block)
 
-    def _sample(self, elements: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
+    def _sample(self, elements: int, block: Block) -> None:
         """Groups of consecutive elements, evenly spread, so that rows of different size all have their part."""
         seen = self.job.elements if self.job.elements <= SAMPLED_WHOLE else self.job.elements // SAMPLED_LEAVES
         stride = max(2 * SAMPLED_GROUP, seen // SAMPLED_GROUPS)
-        few = _spread(base, elements, stride) if base.size else base
-        for i in self.searched:
-            raw = _spread(raws[i], elements, stride)
-            values = np.empty(raw.size // (raws[i].size // max(elements, 1)), self.real)
-            self.sampling(raw, self.codes[i], few, self.base_code, 0, values, *self.arguments.values(self.fact, i))
-            with self.lock:
-                self.parts[i].append(values)
+        few = Block([_spread(raw, elements, stride) for raw in block.raws], _spread(block.base, elements, stride))
+        taken = elements // stride * SAMPLED_GROUP or min(elements, SAMPLED_GROUP)
+        values = np.empty((self.chosen.size, taken), self.real)
+        self.call(self.sampling, 0, few, self.chosen, values)
+        with self.lock:
+            for part, found in zip(self.parts, values, strict=True):
+                part.append(found)
 
-    def _gather(self, start: int, stop: int, raws: Sequence[np.ndarray], base: np.ndarray) -> None:
-        for i in self.searched:
-            low, high = self.bounds[i]
-            inside = np.empty(min((stop - start) // 8, MOST_INSIDE) + 4096, self.real)
-            counts = np.zeros(2, np.int64)
-            extra = self.arguments.values(self.fact, i)
-            self.run(raws[i], self.codes[i], base, self.base_code, start, low, high, counts, inside, *extra)
-            with self.lock:
-                self.counts[i] += counts
-                if low != high and self.counts[i][1] <= self.room:
-                    self.parts[i].append(inside[: counts[1]].copy())
+    def _gather(self, start: int, stop: int, block: Block) -> None:
+        inside = np.empty((self.chosen.size, min((stop - start) // 8, MOST_INSIDE) + 4096), self.real)
+        counts = np.zeros_like(self.counts)
+        self.call(self.run, start, block, self.chosen, self.low, self.high, counts, inside)
+        with self.lock:
+            self.counts += counts
+            for n, part in enumerate(self.parts):
+                if self.low[n] != self.high[n] and self.counts[n, 1] <= self.room:
+                    part.append(inside[n, : counts[n, 1]].copy())
                 else:
-                    self.parts[i].clear()
+                    part.clear()
 
     def turn(self) -> None:
         if self.fallback is not None:
             self.fallback.turn()
             if self.fallback.done:
-                self.found |= {i: self.fallback.result[i] for i in self.fallback.searched}
-                self._finish()
-        elif self.bounds:
-            missed = [i for i in self.searched if not self._selected(i)]
-            if missed:
-                self.fallback = _ByHistogram(self.fact, self.job, self.arguments, missed)
+                self.finish([self.fallback.found[i] for i in self.chosen.tolist()])
+        elif self.is_bracketed:
+            found = [self._selected(n) for n in range(self.chosen.size)]
+            if None in found:
+                self.fallback = _ByHistogram(self.fact, self.known, self.chosen.tolist())
             else:
-                self._finish()
+                self.finish([value for value in found if value is not None])
         else:
-            for i in self.searched:
-                self.bounds[i] = self._bracket(np.concatenate(self.parts[i]), self.rank[i] / self.job.elements)
-                self.parts[i] = []
+            shares = self.rank / self.job.elements
+            bounds = [self._bracket(np.concatenate(part), share) for part, share in zip(self.parts, shares, strict=True)]
+            self.low, self.high = (np.array(side, self.real) for side in zip(*bounds, strict=True))
+            self.parts = [[] for _ in self.chosen]
 
     def _bracket(self, sample: np.ndarray, share: float) -> tuple[Any, Any]:
         """Between which values of the sample the kth largest lies, five standard deviations of its rank to both sides."""
@@ -285,24 +334,17 @@ class _ByBracket(_State):
         high = ordered[places[1]] if first >= 0 else self.real.type(np.inf)
         return low, high
 
-    def _selected(self, i: int) -> bool:
-        above, inside = (int(n) for n in self.counts[i])
-        wanted = self.rank[i] - above
-        low, high = self.bounds[i]
+    def _selected(self, n: int) -> float | None:
+        """The kth largest value, if it is in the bracket and all of that was kept."""
+        above, inside = self.counts[n].tolist()
+        wanted = int(self.rank[n]) - above
         if not 0 < wanted <= inside:
-            return False
-        if low == high:
-            self.found[i] = float(low)
-            return True
-        if sum(part.size for part in self.parts[i]) < inside:
-            return False
-        kept = np.concatenate(self.parts[i])
-        self.found[i] = float(np.partition(kept, inside - wanted)[inside - wanted])
-        return True
-
-    def _finish(self) -> None:
-        self.result = tuple(self.found[i] for i in range(len(self.fact.share)))
-        self.done = True
+            return None
+        if self.low[n] == self.high[n]:
+            return float(self.low[n])
+        if sum(part.size for part in self.parts[n]) < inside:
+            return None
+        return float(np.partition(np.concatenate(self.parts[n]), inside - wanted)[inside - wanted])
 
 
 def _spread(raw: np.ndarray, elements: int, stride: int) -> np.ndarray:
@@ -314,17 +356,12 @@ def _spread(raw: np.ndarray, elements: int, stride: int) -> np.ndarray:
     return np.ascontiguousarray(raw[: rows * stride * width].reshape(rows, stride * width)[:, : SAMPLED_GROUP * width]).reshape(-1)
 
 
-def kth(share: float, elements: int) -> int:
-    """Which largest value bounds the kept share: ``max(1, int(share * elements))``, as mergekit counts."""
-    return max(1, int(share * elements))
-
-
-def kernels(job: Job, arguments: MeasureArguments) -> set[MeasureKernel | GramKernel]:
+def kernels(job: Job) -> set[Kernel]:
     """Describe the kernels that measuring a job needs."""
     assert job.merge is not None
     facts = [fact for level in job.merge.levels() for fact in level]
     sampled = [f for f in facts if isinstance(f, KthLargest) and _is_bracketed(f, job)]
-    return {_kernel(f, job, arguments) for f in facts} | {_kernel(f, job, arguments, "values") for f in sampled}
+    return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
 
 
 def _exact_sum(parts: np.ndarray) -> float:
@@ -332,31 +369,37 @@ def _exact_sum(parts: np.ndarray) -> float:
     return math.fsum(parts) if np.isfinite(parts).all() else math.nan
 
 
+def _square(models: int) -> np.ndarray:
+    """Which pair each entry of a symmetric matrix is, for the pairs (0, 0), (0, 1), ... (1, 1), ... of its upper half."""
+    places = np.zeros((models, models), np.int64)
+    upper = np.triu_indices(models)
+    places[upper] = np.arange(upper[0].size)
+    return np.maximum(places, places.T)
+
+
 def _is_bracketed(fact: KthLargest, job: Job) -> bool:
-    """A sample cannot be drawn where values depend on noise, which belongs to an element's place."""
-    return job.elements > SMALL and not any(isinstance(a, (Noise, Bernoulli)) for a in fact.arguments)
+    """A sample cannot be drawn where values depend on an element's place."""
+    return job.elements > SMALL and all(kind_of(a) in ("number", "numbers") for a in fact.arguments)
 
 
-def _kernel(
-    fact: Measured, job: Job, arguments: MeasureArguments, reduction: Reduction | None = None
-) -> MeasureKernel | GramKernel:
-    of_deltas = job.base is not None
+def _kernel(fact: Measured, job: Job, reduction: Reduction | None = None) -> Kernel:
+    of_deltas, models, real = job.base is not None, len(job.inputs), working_precision(job)
     if isinstance(fact, Gram):
-        return GramKernel(len(job.inputs), of_deltas, arguments.real)
+        return (ColumnGramKernel if fact.over == "column" else GramKernel)(models, of_deltas, real)
     if reduction is None:
         if isinstance(fact, KthLargest):
             reduction = "values" if job.elements <= SMALL else "bracket" if _is_bracketed(fact, job) else "histogram"
         else:
             reduction = "sum" if isinstance(fact, Sum) else "count"
-    return MeasureKernel(reduction, fact.of, of_deltas, arguments.kinds(fact), arguments.real)
+    kinds = tuple(kind_of(a) for a in fact.arguments)
+    return MeasureKernel(reduction, fact.of, models, of_deltas, kinds, real, fact.across)
 
 
-def _state(fact: Measured, job: Job, arguments: MeasureArguments) -> _State:
+def _state(fact: Measured, known: Known) -> _State:
     if isinstance(fact, Gram):
-        return _ByPair(fact, job, arguments)
+        return _ByColumn(fact, known) if fact.over == "column" else _ByRow(fact, known)
     if isinstance(fact, KthLargest):
-        if job.elements <= SMALL:
-            return _BySelection(fact, job, arguments)
-        searched = [i for i, share in enumerate(fact.share) if share < 1]
-        return _ByBracket(fact, job, arguments) if _is_bracketed(fact, job) else _ByHistogram(fact, job, arguments, searched)
-    return _ByLeaf(fact, job, arguments)
+        if known.job.elements <= SMALL:
+            return _BySelection(fact, known)
+        return _ByBracket(fact, known) if _is_bracketed(fact, known.job) else _ByHistogram(fact, known)
+    return _ByLeaf(fact, known)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from alnico.checkpoint.model import Source
-from alnico.engine.arguments import kind_of, mix_arguments, working_precision
+from alnico.engine.arguments import Known, in_place, keeps_equal, kind_of, working_precision
+from alnico.engine.blocks import Block
 from alnico.errors import NonFiniteError
 from alnico.kernels.build import compiled
-from alnico.kernels.facts import Measured
 from alnico.kernels.mixing import MixKernel
 from alnico.kernels.shape import CODES
 from alnico.numerics.dtypes import decode
@@ -30,26 +29,28 @@ def mix_kernel(job: Job) -> MixKernel:
 class Mixer:
     """One job with its facts: call it for each block, from any thread."""
 
-    def __init__(self, job: Job, seed: int, known: Mapping[Measured, Any], sources: Sequence[Source]) -> None:
-        self.job = job
+    def __init__(self, known: Known, sources: Sequence[Source]) -> None:
+        job = self.job = known.job
+        assert job.merge is not None
         self.sources = sources
         self.run = compiled(mix_kernel(job))
         self.codes = np.array([CODES[i.dtype] for i in job.inputs], np.int64)
         self.base_code = CODES[job.base.dtype] if job.base else 0
-        self.arguments, self.keeps_equal = mix_arguments(job, seed, known)
+        self.arguments = known.flat(job.merge.arguments)
+        self.keeps_equal = keeps_equal(job, known)
 
-    def __call__(self, start: int, raws: Sequence[np.ndarray], base: np.ndarray, out: np.ndarray) -> None:
-        """Fill ``out`` from the raw bytes of elements ``start`` on. Errors: NonFiniteError, naming tensor and index."""
-        bad = self.run(
-            tuple(raws), self.codes, base, self.base_code, out, CODES[self.job.dtype], start, self.keeps_equal, *self.arguments
-        )
+    def __call__(self, start: int, block: Block, out: np.ndarray) -> None:
+        """Fill ``out`` from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor and index."""
+        arguments = in_place(self.arguments, block.ranks)
+        dtypes = (self.base_code, out, CODES[self.job.dtype])
+        bad = self.run(tuple(block.raws), self.codes, block.base, *dtypes, start, self.keeps_equal, *arguments)
         if bad >= 0:
-            self._refuse(start, raws, base, out)
+            self._refuse(start, block, out)
 
-    def _refuse(self, start: int, raws: Sequence[np.ndarray], base: np.ndarray, out: np.ndarray) -> None:
-        inputs: list[tuple[Input, np.ndarray]] = list(zip(self.job.inputs, raws, strict=True))
+    def _refuse(self, start: int, block: Block, out: np.ndarray) -> None:
+        inputs: list[tuple[Input, np.ndarray]] = list(zip(self.job.inputs, block.raws, strict=True))
         if self.job.base is not None:
-            inputs.append((self.job.base, base))
+            inputs.append((self.job.base, block.base))
         for tensor, raw in inputs:
             found = _first_bad(raw, tensor.dtype)
             if found is not None:

@@ -16,9 +16,9 @@ from alnico.checkpoint.model import open_shard
 from alnico.checkpoint.shards import index_of
 from alnico.checkpoint.sidecars import copy_side_files, write_config
 from alnico.checkpoint.writer import OutputFiles, sync_directory
-from alnico.engine import measure
-from alnico.engine.arguments import MeasureArguments
-from alnico.engine.blocks import PieceHasher, Span, TensorDigest, blocks, chunks
+from alnico.engine import measure, rank
+from alnico.engine.arguments import Known
+from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, blocks, chunks
 from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
 from alnico.engine.events import Advanced, Compiling, Event, Finished, Started, TensorDone
 from alnico.engine.journal import Journal, Record, read_journal
@@ -177,8 +177,7 @@ class _Run:
         needed: dict[Any, None] = {}
         for job in self.jobs:
             if job.kind == "mix":
-                needed |= dict.fromkeys(measure.kernels(job, MeasureArguments(job, self.plan.recipe.seed, {})))
-                needed[mix_kernel(job)] = None
+                needed |= dict.fromkeys([*measure.kernels(job), *rank.kernels(job), mix_kernel(job)])
         if needed:
             self._tell(Compiling(len(needed)))
         begin = time.perf_counter()
@@ -210,48 +209,61 @@ class _Run:
         state = _Unfinished(job, len(spans))
         if job.kind != "mix":
             return [(self._copy_chunk, (state, span)) for span in spans]
-        state.mixer = Mixer(job, self.plan.recipe.seed, {}, self.plan.sources)
+        state.mixer = Mixer(self._known(state), self.plan.sources)
         return [(self._mix_chunk, (state, span)) for span in spans]
 
     def _large(self, pool: ThreadPoolExecutor, job: Job) -> None:
         """A tensor that no worker can hold: all threads measure it, then all mix it; its inputs are read for each pass."""
         spans = chunks(job)
         state = _Unfinished(job, len(spans))
-        self._measure(state, lambda facts: self._parallel(pool, [(self._measure_chunk, (state, facts, span)) for span in spans]))
+
+        def one_pass(facts: measure.LevelMeasurement) -> None:
+            if facts.ordered:
+                self._parallel(pool, [(self._measure_chunks, (state, facts, spans))])
+            else:
+                self._parallel(pool, [(self._measure_chunks, (state, facts, [span])) for span in spans])
+
+        self._measure(state, one_pass)
         self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
 
     def _whole(self, state: _Unfinished) -> None:
         """A tensor that fits a worker: read once for all its passes."""
         job = state.job
+        everything = (0, job.elements)
         raws, base, _ = self._buffers(job, job.elements, min(job.elements, self.plan.memory.block_elements))
-        self._read(job, (0, job.elements), raws, base)
-        self._measure(state, lambda facts: facts.fold(0, job.elements, raws, base))
-        self._mix_chunk(state, (0, job.elements), (raws, base))
+        self._read(job, everything, raws, base)
+        held = Block(raws, base)
+
+        def one_pass(facts: measure.LevelMeasurement) -> None:
+            for span in blocks(everything, self.plan.memory.block_elements) if self._ranks(job) else [everything]:
+                facts.fold(*span, self._held(job, held, span))
+
+        self._measure(state, one_pass)
+        self._mix_chunk(state, everything, held)
 
     def _measure(self, state: _Unfinished, one_pass: Callable[[measure.LevelMeasurement], None]) -> None:
         """Measure all facts of a job, level by level and pass by pass, and make its mixer."""
-        job, seed = state.job, self.plan.recipe.seed
-        assert job.merge is not None
-        for level in job.merge.levels():
-            facts = measure.LevelMeasurement(level, job, MeasureArguments(job, seed, dict(state.known)))
+        assert state.job.merge is not None
+        for level in state.job.merge.levels():
+            facts = measure.LevelMeasurement(level, self._known(state))
             while not facts.done:
                 self._check_stop()
                 one_pass(facts)
                 facts.turn()
             state.known |= facts.results()
-        state.mixer = Mixer(job, seed, state.known, self.plan.sources)
+        state.mixer = Mixer(self._known(state), self.plan.sources)
 
-    def _measure_chunk(self, state: _Unfinished, facts: measure.LevelMeasurement, span: Span) -> None:
-        job = state.job
-        for start, stop in blocks(span, self.plan.memory.block_elements):
-            self._check_stop()
-            if not facts.wants(start):
-                continue
-            raws, base, _ = self._buffers(job, stop - start, 0)
-            self._read(job, (start, stop), raws, base)
-            facts.fold(start, stop, raws, base)
+    def _known(self, state: _Unfinished) -> Known:
+        return Known(state.job, self.plan.recipe.seed, dict(state.known))
 
-    def _mix_chunk(self, state: _Unfinished, span: Span, held: tuple[list[np.ndarray], np.ndarray] | None = None) -> None:
+    def _measure_chunks(self, state: _Unfinished, facts: measure.LevelMeasurement, spans: Sequence[Span]) -> None:
+        for span in spans:
+            for start, stop in blocks(span, self.plan.memory.block_elements):
+                self._check_stop()
+                if facts.wants(start):
+                    facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
+
+    def _mix_chunk(self, state: _Unfinished, span: Span, held: Block | None = None) -> None:
         job, mixer = state.job, state.mixer
         assert mixer is not None
         width = job.byte_size // max(job.elements, 1)
@@ -261,15 +273,13 @@ class _Run:
         for start, stop in blocks(span, self.plan.memory.block_elements):
             self._check_stop()
             if held is None:
-                raws, base, out = self._buffers(job, stop - start, stop - start)
-                self._read(job, (start, stop), raws, base)
+                block, out = self._block(job, (start, stop), stop - start)
             else:
-                _, _, out = self._buffers(job, job.elements, stop - start)
-                raws = [raw[start * w : stop * w] for raw, w in zip(held[0], widths, strict=False)]
-                base = held[1][start * widths[-1] : stop * widths[-1]] if job.base is not None else held[1]
-            for hasher, raw in zip(hashers, [*raws, base] if job.base is not None else raws, strict=True):
+                block = self._held(job, held, (start, stop))
+                out = self._buffers(job, job.elements, stop - start)[2]
+            for hasher, raw in zip(hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True):
                 hasher.update(memoryview(raw))
-            mixer(start, raws, base, out)
+            mixer(start, block, out)
             output.update(memoryview(out))
             self.files.write(job.name, start * width, memoryview(out))
             self._tell(Advanced(job.name, out.nbytes))
@@ -321,6 +331,29 @@ class _Run:
         self.journal.finished(record)
         self._tell(TensorDone(job.name, record.digest))
 
+    def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
+        """Read the inputs of a span, with the ranks if they are used; and where the output of ``out_elements`` goes."""
+        rows = rank.whole_rows(job, span) if self._ranks(job) else span
+        raws, base, out = self._buffers(job, rows[1] - rows[0], out_elements)
+        self._read(job, rows, raws, base)
+        return self._part(job, Block(raws, base), rows, rows, span), out
+
+    def _held(self, job: Job, whole: Block, span: Span) -> Block:
+        """A span of a tensor that is in memory."""
+        rows = rank.whole_rows(job, span) if self._ranks(job) else span
+        return self._part(job, whole, (0, job.elements), rows, span)
+
+    def _part(self, job: Job, block: Block, held: Span, rows: Span, span: Span) -> Block:
+        """The ``span`` of a block that holds ``held``, with its ranks, for which ``rows`` are looked at."""
+        part = _cut(job, block, held[0], span)
+        if not self._ranks(job):
+            return part
+        around = _cut(job, block, held[0], rows)
+        return Block(part.raws, part.base, rank.ranks(job, rows, around.raws, around.base, span))
+
+    def _ranks(self, job: Job) -> bool:
+        return job.merge is not None and job.merge.uses_ranks
+
     def _read(self, job: Job, span: Span, raws: list[np.ndarray], base: np.ndarray) -> None:
         views = [*raws, base] if job.base is not None else raws
         for tensor, view in zip(job.read, views, strict=True):
@@ -354,6 +387,15 @@ class _Run:
         if self._watch is not None:
             with self._lock:
                 self._watch(event)
+
+
+def _cut(job: Job, block: Block, first: int, span: Span) -> Block:
+    """The elements ``span`` of a block that begins at element ``first``."""
+    cuts = []
+    for tensor, raw in zip(job.read, [*block.raws, block.base], strict=False):
+        width = tensor.byte_size // max(job.elements, 1)
+        cuts.append(raw[(span[0] - first) * width : (span[1] - first) * width])
+    return Block(cuts[:-1], cuts[-1]) if job.base is not None else Block(cuts, block.base)
 
 
 class _Stopped(Exception):

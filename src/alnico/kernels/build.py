@@ -22,10 +22,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from alnico.kernels.measuring import GramKernel, MeasureKernel
+from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mixing import MixKernel
 
-Description = MixKernel | MeasureKernel | GramKernel
+Description = MixKernel | MeasureKernel | GramKernel | ColumnGramKernel | RankKernel
 
 
 @functools.lru_cache(maxsize=1024)

@@ -4,16 +4,19 @@ A fact is a frozen value, so two options that ask the same share the measurement
 arguments of their scalar functions; together they form a graph that is measured level by level, one pass each.
 
 ``Sum``, ``Count`` and ``KthLargest`` reduce a scalar function ``of(x, *arguments)`` of ONE model's value (a task-vector
-entry in delta space) over the tensor, for each model by itself: k numbers. ``Gram`` is the k x k matrix of inner
-products. ``Derived`` is a plain Python function of measured facts and numbers. ``Noise`` and ``Bernoulli`` are not
-measured: they are drawn for each element and model from its place alone.
+entry in delta space) over the tensor, for each model by itself: k numbers. With ``across`` it is ``of(x, values,
+*arguments)`` and sees the values of all models at that place. ``Gram`` is the k x k matrix of inner products, of whole
+tensors, of rows or of columns. ``Derived`` is a plain Python function of measured facts and numbers. ``Noise`` and
+``Bernoulli`` are not measured: they are drawn for each element and model from its place (and its rank) alone.
+
+A row is a run along the last dimension, a column one along the first; a tensor of one dimension is one row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 from alnico.errors import MethodError
 from alnico.kernels.source import check_pure
@@ -24,6 +27,10 @@ def magnitude(x: float) -> float:
     return abs(x)
 
 
+Extent = Literal["tensor", "row", "column"]
+"""What is reduced to one number: all elements, those of each row, or those of each column."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """A uniform number in [0, 1) for each element and model."""
@@ -31,9 +38,15 @@ class Noise:
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """1.0 with probability ``chance`` (a number a model), else 0.0, for each element and model."""
+    """1.0 with probability ``chance`` (a number a model), else 0.0, for each element and model.
+
+    With ``spread`` (a number a model) the probability depends on the rank of the magnitude in its row: from
+    ``chance - spread`` for the smallest to ``chance + spread`` for the largest, in even steps; equal magnitudes share
+    their mean rank, and a row of one element has ``chance``.
+    """
 
     chance: tuple[float, ...]
+    spread: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,14 +55,16 @@ class Sum:
 
     of: Callable[..., float]
     arguments: tuple[Argument, ...] = ()
+    across: bool = False
 
 
 @dataclass(frozen=True)
 class Count:
-    """Number of elements where ``of(x, *arguments)`` is not 0: k integers."""
+    """Number of elements where ``of(x, *arguments)`` is not 0: k integers. With ``across`` they are one, of the first x."""
 
     of: Callable[..., float]
     arguments: tuple[Argument, ...] = ()
+    across: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,25 +72,49 @@ class KthLargest:
     """The exact kth largest ``of(x, *arguments) >= 0``, with k = max(1, int(share x elements)): k numbers.
 
     Where a model's ``share`` is 1 the answer is 0 without measuring: all elements are at least that large.
+    ``skip`` leaves out the largest first: ``min(int(skip x elements), elements - k)`` of them; the answer is then the kth of
+    the others, or the first of them with ``end`` "first" (infinity where ``share`` is 1). ``among`` counts the share of as
+    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across``: as for Count.
     """
 
     share: tuple[float, ...]
     of: Callable[..., float] = magnitude
     arguments: tuple[Argument, ...] = ()
+    skip: tuple[float, ...] = ()
+    end: Literal["first", "last"] = "last"
+    among: Count | None = None
+    across: bool = False
+
+    def place(self, model: int, elements: int, among: int | None = None) -> int:
+        """Which largest value is asked for, counted from 1; 0 for none."""
+        if among is not None:
+            return int(self.share[model] * among)
+        kept = max(1, int(self.share[model] * elements))
+        skipped = min(int(self.skip[model] * elements), elements - kept) if self.skip else 0
+        return skipped + (1 if self.end == "first" else kept)
 
 
 @dataclass(frozen=True)
 class Gram:
-    """Inner products of all pairs of models in float64: a k x k matrix (tuple of rows)."""
+    """Inner products of all pairs of models in float64: a k x k matrix (tuple of rows).
+
+    Over rows or columns: a numpy array (n, k, k) of the matrices of all n rows or columns.
+    """
+
+    over: Extent = "tensor"
 
 
 @dataclass(frozen=True)
 class Derived:
-    """``function(*arguments)`` of measured facts and numbers, in float64: k numbers, or one if not ``per_model``."""
+    """``function(*arguments)`` of measured facts and numbers, in float64: k numbers, or one if not ``per_model``.
+
+    ``over`` rows or columns: the function gives a numpy array (k, n), the numbers of all n rows or columns.
+    """
 
     function: Callable[..., Any]
     arguments: tuple[Argument, ...] = ()
     per_model: bool = True
+    over: Extent = "tensor"
 
 
 Measured = Union[Sum, Count, KthLargest, Gram]
@@ -94,11 +133,13 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
     """
     depth: dict[Measured, int] = {}
 
-    def visit(argument: Argument) -> int:
+    def visit(argument: Argument | None) -> int:
         if isinstance(argument, (Sum, Count, KthLargest)):
             if argument not in depth:
                 check_pure(argument.of)
-                depth[argument] = 1 + max((visit(a) for a in argument.arguments), default=0)
+                below = [visit(a) for a in argument.arguments]
+                below.append(visit(argument.among) if isinstance(argument, KthLargest) else 0)
+                depth[argument] = 1 + max(below)
             return depth[argument]
         if isinstance(argument, Gram):
             return depth.setdefault(argument, 1)

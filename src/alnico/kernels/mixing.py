@@ -8,7 +8,7 @@ from typing import Any
 
 from alnico.kernels.shape import TILE, UNROLLED_MODELS
 from alnico.kernels.source import straighten
-from alnico.kernels.text import DECORATOR, PREAMBLE, Kind, Real, argument_types
+from alnico.kernels.text import DECORATOR, PREAMBLE, Kind, Real, argument_types, fill, filled, parameters, tile_type
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,32 @@ class MixKernel:
     def text(self) -> str:
         unrolled = self.models <= UNROLLED_MODELS
         models = range(self.models)
-        names = [f"a{i}" for i in range(len(self.kinds))]
-        noisy = [i for i, kind in enumerate(self.kinds) if kind in ("noise", "bernoulli")]
+        names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers", "bernoulli")]
+        each = filled(self.kinds)
         value = "v{i}[j] - b" if self.of_deltas else "v{i}[j]"
         body: list[str] = []
         loop: list[str] = []
         if unrolled:
-            heads = [f"v{i}" for i in models] + ["base"] + [f"n{a}_{i}" for a in noisy for i in models] + ["out", "keep_equal"]
+            heads = [f"v{i}" for i in models] + ["base"] + [f"n{a}_{i}" for a in each for i in models] + ["out", "keep_equal"]
             for i, kind in enumerate(self.kinds):
                 if kind in ("numbers", "bernoulli"):
                     body.append(f"    {'t' if kind == 'numbers' else 'p'}{i} = ({' '.join(f'a{i}[{m}],' for m in models)})")
             loop.append(f"        x = ({' '.join(value.format(i=i) + ',' for i in models)})")
-            for a in noisy:
+            for a in each:
                 draws = (f"n{a}_{m}[j]" for m in models)
                 if self.kinds[a] == "bernoulli":
                     draws = (f"select({d} < p{a}[{m}], ONE, ZERO)" for m, d in enumerate(list(draws)))
                 loop.append(f"        t{a} = ({' '.join(d + ',' for d in draws)})")
             equal = " & ".join(f"(x[{i}] == x[0])" for i in models if i) or "True"
         else:
-            heads = ["values", "base"] + [f"n{a}" for a in noisy] + ["out", "keep_equal"]
+            heads = ["values", "base"] + [f"n{a}" for a in each] + ["out", "keep_equal"]
             body += [f"    t{i} = a{i}" for i, kind in enumerate(self.kinds) if kind == "numbers"]
-            body += [f"    t{a} = np.empty({self.models}, REAL)" for a in noisy]
+            body += [f"    t{a} = np.empty({self.models}, REAL)" for a in each]
             body.append(f"    x = np.empty({self.models}, REAL)")
             loop += ["        equal = True", f"        for i in range({self.models}):"]
             loop.append(f"            x[i] = values[i, j]{' - b' if self.of_deltas else ''}")
             loop.append("            equal &= x[i] == x[0]")
-            for a in noisy:
+            for a in each:
                 draw = f"n{a}[i, j]"
                 if self.kinds[a] == "bernoulli":
                     draw = f"select({draw} < a{a}[i], ONE, ZERO)"
@@ -68,7 +68,7 @@ class MixKernel:
         tile = [f"def tile({', '.join([*heads, *names])}):", *body, "    for j in range(out.size):"]
         tile += (["        b = base[j]"] if self.of_deltas else []) + loop
         return (
-            self._preamble() + DECORATOR.format(options="") + "\n" + "\n".join(tile) + "\n\n\n" + self._run(unrolled, names, noisy)
+            self._preamble() + DECORATOR.format(options="") + "\n" + "\n".join(tile) + "\n\n\n" + self._run(unrolled, names, each)
         )
 
     def _preamble(self) -> str:
@@ -79,11 +79,9 @@ class MixKernel:
             + "\n\n"
         )
 
-    def _run(self, unrolled: bool, names: list[str], noisy: list[int]) -> str:
+    def _run(self, unrolled: bool, names: list[str], each: list[int]) -> str:
         models = range(self.models)
-        signature = ["raws", "codes", "base", "base_code", "out", "out_code", "start", "keep_equal"]
-        for i, name in enumerate(names):
-            signature += [name, f"keys{i}"] if i in noisy else [name]
+        signature = ["raws", "codes", "base", "base_code", "out", "out_code", "start", "keep_equal", *parameters(self.kinds)]
         lines = [
             f"def run({', '.join(signature)}):",
             "    width = 8 if out_code == 0 else (4 if out_code == 1 else 2)",
@@ -93,17 +91,17 @@ class MixKernel:
             f"    base_tile = np.empty({TILE}, REAL)",
             f"    out_tile = np.empty({TILE}, REAL)",
         ]
-        lines += [f"    noise{a} = np.empty(({self.models}, {TILE}), np.float32)" for a in noisy]
+        lines += [f"    filled{a} = np.empty(({self.models}, {TILE}), {tile_type(self.kinds[a])})" for a in each]
         lines += [f"    for s in range(0, count, {TILE}):", f"        e = min(s + {TILE}, count)", "        bad = False"]
         for i in models:
             lines.append(f"        w = 8 if codes[{i}] == 0 else (4 if codes[{i}] == 1 else 2)")
             lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
         if self.of_deltas:
             lines.append("        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
-        lines += [f"        fill_noise(keys{a}[{i}], start + s, noise{a}[{i}, :e - s])" for a in noisy for i in models]
+        lines += [f"        {fill(self.kinds, a, i, f'filled{a}[{i}, :e - s]')}" for a in each for i in models]
         passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
         passed.append("base_tile[:e - s]")
-        passed += [f"noise{a}[{i}, :e - s]" for a in noisy for i in models] if unrolled else [f"noise{a}" for a in noisy]
+        passed += [f"filled{a}[{i}, :e - s]" for a in each for i in models] if unrolled else [f"filled{a}" for a in each]
         passed += ["out_tile[:e - s]", "keep_equal", *names]
         lines += [
             f"        tile({', '.join(passed)})",
@@ -115,15 +113,6 @@ class MixKernel:
         return DECORATOR.format(options="cache=CACHE, ") + "\n" + "\n".join(lines) + "\n"
 
     def signature(self, types: Any) -> Any:
-        raw, real, keys = types.uint8[::1], getattr(types, self.real), types.uint64[::1]
-        arguments: list[Any] = [
-            types.UniTuple(raw, self.models),
-            types.int64[::1],
-            raw,
-            types.int64,
-            raw,
-            types.int64,
-            types.int64,
-            types.boolean,
-        ]
-        return tuple(arguments + argument_types(self.kinds, real[::1], real, keys))
+        raw = types.uint8[::1]
+        first = [types.UniTuple(raw, self.models), types.int64[::1], raw, types.int64, raw, types.int64, types.int64, types.boolean]
+        return tuple(first + argument_types(self.kinds, self.real, types))

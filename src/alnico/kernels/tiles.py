@@ -199,3 +199,57 @@ def fill_noise(key, start, tile):
         z = (z ^ (z >> _U27)) * _MIX_2
         z ^= z >> _U31
         tile[j] = np.float32(np.int64(z >> _U40)) * np.float32(2.0**-24)
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_ranked(key, start, low, step, ranks, tile):
+    """Draw 1.0 with probability ``low + step * rank``, else 0.0, for the elements ``start`` on."""
+    fill_noise(key, start, tile)
+    for j in range(tile.size):
+        tile[j] = np.float32(tile[j] < low + step * ranks[j])
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_rows(numbers, start, inner, tile):
+    """Fill a tile with the number of each element's row; rows have ``inner`` elements."""
+    row, left, j = start // inner, inner - start % inner, 0
+    while j < tile.size:
+        stop = min(j + left, tile.size)
+        tile[j:stop] = numbers[row]
+        row, left, j = row + 1, inner, stop
+
+
+@njit(nogil=True, error_model="numpy")
+def fill_columns(numbers, start, inner, tile):
+    """Fill a tile with the number of each element's column; there are ``inner`` columns."""
+    column, j = start % inner, 0
+    while j < tile.size:
+        stop = min(j + inner - column, tile.size)
+        tile[j:stop] = numbers[column : column + stop - j]
+        column, j = 0, stop
+
+
+@njit(nogil=True, error_model="numpy")
+def subtract(tile, base):
+    """Make task-vector entries of values."""
+    for j in range(tile.size):
+        tile[j] -= base[j]
+
+
+@njit(nogil=True, error_model="numpy")
+def rank_rows(ordered, places, ranks):
+    """Fill ``ranks`` (rows, n) with the rank of each element in its row over n - 1: 0 the smallest, 1 the largest.
+
+    ``ordered`` holds the sorted rows, ``places`` where each came from. Equal values share their mean rank; alone it is 1/2.
+    """
+    rows, size = ordered.shape
+    for row in range(rows):
+        first = 0
+        while first < size:
+            stop = first + 1
+            while stop < size and ordered[row, stop] == ordered[row, first]:
+                stop += 1
+            rank = np.float32(0.5) if size == 1 else np.float32((first + stop - 1) / (2.0 * (size - 1)))
+            for j in range(first, stop):
+                ranks[row, places[row, j]] = rank
+            first = stop

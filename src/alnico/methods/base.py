@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from alnico.errors import MethodError
-from alnico.kernels.facts import Argument, Derived, KthLargest, Measured, levels
+from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, Measured, levels
 from alnico.kernels.source import check_pure
 
 T = TypeVar("T")
@@ -142,7 +142,13 @@ class Merge:
     @functools.cached_property
     def _levels(self) -> list[list[Measured]]:
         # Asked for every tensor, and the same for all that share the Merge.
-        return [[f for f in level if not (isinstance(f, KthLargest) and set(f.share) == {1.0})] for level in levels(self.arguments)]
+        return levels(self.arguments)
+
+    @functools.cached_property
+    def uses_ranks(self) -> bool:
+        """Is there noise that depends on the rank of an element in its row?"""
+        given = [*self.arguments, *(a for level in self._levels for f in level if not isinstance(f, Gram) for a in f.arguments)]
+        return any(isinstance(a, Bernoulli) and bool(a.spread) for a in given)
 
 
 @dataclass(frozen=True)
