@@ -86,6 +86,7 @@ def parity() -> dict[str, str]:
         "karcher-far": recipe("karcher", ("one", "far", "two")),
         "karcher-two": recipe("karcher", ("one", "far")),
         "karcher-options": recipe("karcher", ("one", "far", "two"), parameters={"max_iter": 3, "tol": 1e-3}),
+        "karcher-one": recipe("karcher", ("one",)),
         "task_arithmetic": recipe("task_arithmetic", THREE, ONES, base="base"),
         "task_arithmetic-lambda": recipe("task_arithmetic", THREE, SIGNED, base="base", parameters={"lambda": 0.6}),
         "task_arithmetic-normalize": recipe("task_arithmetic", THREE, SIGNED, base="base", parameters={"normalize": True}),
@@ -119,6 +120,7 @@ def parity() -> dict[str, str]:
             f"nuslerp{space}-rows": recipe(
                 "nuslerp", pair, uneven, **base, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}
             ),
+            f"nuslerp{space}-zero-sum": recipe("nuslerp", pair, {"weight": (1.0, -1.0)}, **base),
             f"multislerp{space}": recipe("multislerp", ("one", "far", "two"), WEIGHTS, **base),
             f"multislerp{space}-sum": recipe("multislerp", THREE, WEIGHTS, **base, parameters={"normalize_weights": False}),
         }
@@ -130,6 +132,8 @@ def parity() -> dict[str, str]:
                 f"{method}-normalize": recipe(method, THREE, own, base="base", parameters={"normalize": True, "rescale": True}),
                 f"{method}-plain": recipe(method, THREE, own, base="base", parameters={"normalize": False, "rescale": False}),
             }
+    cases["breadcrumbs-whole"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 1.0, "gamma": 0.2})
+    cases["breadcrumbs-dense"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 0.9, "gamma": 0.2})
     for share in (1.0, 0.5, 0.1):
         cases[f"sce-{share:g}"] = recipe("sce", THREE, base="base", parameters={"select_topk": share})
     return cases
@@ -170,12 +174,17 @@ def evidence() -> dict[str, str]:
     ) | {
         "rounded-linear": recipe("linear", THREE, SIGNED, dtype="bfloat16"),
         "zero-sum": recipe("linear", ("one", "two"), {"weight": (1.0, -1.0)}),
+        "zero-sum-task_arithmetic": recipe(
+            "task_arithmetic", ("one", "two"), {"weight": (1.0, -1.0)}, base="base", parameters={"normalize": True}
+        ),
         "donor-linear": recipe("linear", THREE, base="base", parameters={"weight": 1.0}),
         "donor-linear-own": recipe("linear", THREE, ONES, base="base"),
         "donor-karcher": recipe("karcher", THREE, base="base"),
         "unknown-key": recipe("ties", THREE, SIGNED, base="base", parameters={"densty": 0.2}, paramters={"density": 0.2}),
         "no-weight": recipe("ties", THREE, base="base", parameters={"density": 0.5}),
         "equal-ties": recipe("ties", ("ones",), {"weight": (1.0,), "density": (0.5,)}, base="zeros"),
+        "equal-della_linear": recipe("della_linear", ("ones",), {"weight": (1.0,), "density": (0.5,)}, base="zeros"),
+        "few-breadcrumbs": recipe("breadcrumbs", ("one",), {"weight": (1.0,)}, base="base", parameters={"density": 0.05}),
         "loose-della_linear": recipe("della_linear", ("loose-one",), {"weight": (1.0,), "density": (0.5,)}, base="loose-base"),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 import alnico
 from made import llama_config, read_file, read_model, save_model
+from references.noise import uniform
 
 HERE = Path(__file__).parent
 TOLERANCE = 1e-5
@@ -148,6 +150,13 @@ def test_weights_that_sum_to_0_are_refused(merge: Merge) -> None:
         merge("evidence/zero-sum")
 
 
+def test_weights_that_sum_to_0_are_not_left_undivided_in_silence(merge: Merge, inputs: Path) -> None:
+    base, one, two = (read_model(inputs / m) for m in ("base", "one", "two"))
+    assert deviation(theirs("evidence/zero-sum-task_arithmetic"), {n: base[n] + one[n] - two[n] for n in base}) <= TOLERANCE
+    with pytest.raises(alnico.errors.AlnicoError, match=r"the weights .*sum to 0 \(1, -1\)"):
+        merge("evidence/zero-sum-task_arithmetic")
+
+
 def test_unknown_keys_are_refused(merge: Merge) -> None:
     assert deviation(theirs("evidence/unknown-key"), theirs("parity/ties-whole")) == 0
     with pytest.raises(alnico.errors.RecipeError, match=r"Did you mean density\?\n.*Did you mean parameters\?"):
@@ -163,3 +172,56 @@ def test_entries_equal_to_the_threshold_are_all_kept(merge: Merge) -> None:
     """Every entry of the task vector is 1, and half of them are to be kept."""
     assert {float(v.mean()) for v in theirs("evidence/equal-ties").values()} == {0.5}
     assert {float(v.mean()) for v in merge("evidence/equal-ties").values()} == {1.0}
+
+
+def test_breadcrumbs_keep_an_entry_of_every_tensor(merge: Merge, inputs: Path) -> None:
+    """Of 8 entries a density of 0.05 is less than one."""
+    base, norms = read_model(inputs / "base"), ("model.norm.weight", "model.layers.0.input_layernorm.weight")
+    assert [int((theirs("evidence/few-breadcrumbs")[n] != base[n]).sum()) for n in norms] == [0, 0]
+    found = merge("evidence/few-breadcrumbs")
+    assert [int((found[n] != base[n]).sum()) for n in norms] == [1, 1]
+
+
+def ranked(delta: np.ndarray, tensor: str, axis: int) -> np.ndarray:
+    """DELLA at density 0.5 and epsilon 0.15 on one model: ranks along ``axis``, equal magnitudes share theirs; L1 rescale."""
+    size, length = np.abs(delta), delta.shape[axis]
+    lines = np.moveaxis(size, axis, -1)
+    own, other = lines[..., :, None], lines[..., None, :]
+    places = (other < own).sum(-1) + ((other == own).sum(-1) - 1) / 2
+    rank = np.moveaxis(places / (length - 1) if length > 1 else places + 0.5, -1, axis)
+    kept = np.where(uniform(0, tensor, 0, delta.shape) < 0.35 + 0.3 * rank, delta, 0.0)
+    return kept * (size.sum() / np.abs(kept).sum()) if kept.any() else kept
+
+
+def test_della_ranks_equal_magnitudes_alike(merge: Merge) -> None:
+    name = "model.layers.0.self_attn.k_proj.weight"
+    expected = {name: ranked(np.ones((4, 8)), name, 1)}
+    assert deviation({name: theirs("evidence/equal-della_linear")[name]}, expected) > 0.5
+    assert deviation({name: merge("evidence/equal-della_linear")[name]}, expected) <= TOLERANCE
+
+
+def test_della_ranks_the_last_dimension_and_takes_rows_of_one(merge: Merge, inputs: Path) -> None:
+    """mergekit ranks a tensor of three dimensions along its second, and draws NaN for rows of one element."""
+    base, one = (read_model(inputs / m) for m in ("loose-base", "loose-one"))
+    delta = {n: one[n].astype(np.float64) - base[n] for n in base}
+    assert outcome("loose-della_linear") == {"column": "RuntimeError", "one": "RuntimeError"}
+    second = {"cube": base["cube"] + ranked(delta["cube"], "cube", 1)}
+    last = {n: base[n] + ranked(delta[n], n, delta[n].ndim - 1) for n in base}
+    assert deviation(theirs("evidence/loose-della_linear"), second) <= TOLERANCE
+    assert deviation(second, {"cube": last["cube"]}) > 0.1
+    assert deviation(merge("evidence/loose-della_linear"), last) <= TOLERANCE
+
+
+def test_every_difference_names_tests_that_exist() -> None:
+    root = HERE.parent
+    rows = [
+        line
+        for line in (root.parent / "docs" / "differences.md").read_text().splitlines()
+        if line.startswith("| ") and not line.startswith("| what")
+    ]
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)(?:::(test_\w+))?`", row.split(" | ")[-1])
+        assert named, row
+        for file, test in named:
+            (path,) = root.rglob(file)
+            assert not test or f"def {test}(" in path.read_text(), f"{file} has no {test}"
