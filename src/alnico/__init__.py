@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from alnico import errors
-    from alnico.api import load_recipe, merge, methods, open, plan
+    from alnico.api import load_recipe, merge, methods, open, plan, push
     from alnico.checkpoint.model import SafetensorsModel
     from alnico.engine.run import Result
     from alnico.methods.base import Merge, Method, method
@@ -31,6 +31,7 @@ _PLACES = {
     "plan": "alnico.api",
     "load_recipe": "alnico.api",
     "open": "alnico.api",
+    "push": "alnico.api",
     "methods": "alnico.api",
     "Recipe": "alnico.recipe.schema",
     "Plan": "alnico.plan.job",
@@ -43,7 +44,7 @@ _PLACES = {
 
 __all__ = [
     "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "__version__", "errors", "load_recipe", "merge",
-    "method", "methods", "open", "plan",
+    "method", "methods", "open", "plan", "push",
 ]  # fmt: skip
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from alnico.checkpoint.model import SafetensorsModel, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, parse_size
+from alnico.engine.fetch import fetch_inputs
+from alnico.engine.finished import check_finished
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import AlnicoError
 from alnico.methods import registry
@@ -42,12 +44,14 @@ def plan(
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     single_file: str | None = None,
     seed: int | None = None,
+    offline: bool = False,
 ) -> Plan:
     """Say what a merge would do, from headers alone: a frozen :class:`Plan`.
 
     ``memory`` is the budget of the whole process, ``max_shard_size`` the data in one output file; both in bytes or as text
     such as "2GiB". ``threads`` defaults to the number of processors. ``single_file`` names the one output file.
-    Errors: RecipeError, ModelError, MismatchError, ResourceError.
+    ``offline`` takes models of the hub from its cache alone. Errors: RecipeError, ModelError, MismatchError, ResourceError,
+    HubError.
     """
     return build_plan(
         load_recipe(recipe, seed=seed),
@@ -55,6 +59,7 @@ def plan(
         threads=threads,
         max_shard_bytes=_bytes(max_shard_size),
         single_file=single_file,
+        offline=offline,
     )
 
 
@@ -68,6 +73,7 @@ def merge(
     seed: int | None = None,
     overwrite: bool = False,
     restart: bool = False,
+    offline: bool = False,
     watch: Watcher | None = None,
 ) -> Result:
     """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
@@ -80,21 +86,46 @@ def merge(
 
     target = Path(out)
     single = target.name if target.suffix == ".safetensors" else None
-    made = plan(recipe, memory=memory, threads=threads, max_shard_size=max_shard_size, single_file=single, seed=seed)
+    made = plan(
+        recipe, memory=memory, threads=threads, max_shard_size=max_shard_size, single_file=single, seed=seed, offline=offline
+    )
     try:
+        fetch_inputs(made, target, overwrite=overwrite, watch=watch)
         return run_plan(made, target, __version__, overwrite=overwrite, restart=restart, watch=watch)
     finally:
         for source in made.sources:
             source.close()
 
 
-def open(model: str | os.PathLike[str]) -> SafetensorsModel:
-    """Open a model directory or a ``.safetensors`` file; reads headers only.
+def open(model: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:
+    """Open a model directory, a ``.safetensors`` file, or ``owner/name@revision`` on the hub; reads headers only.
 
     ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` gives a numpy array, ``model.config`` the config.
-    Close it, or use it in ``with``. Errors: ModelError.
+    Close it, or use it in ``with``. ``offline`` looks at the hub's cache alone. Errors: ModelError, HubError.
     """
-    return open_model(model)
+    return open_model(model, offline=offline)
+
+
+def push(
+    out: str | os.PathLike[str],
+    name: str,
+    *,
+    private: bool = False,
+    branch: str | None = None,
+    message: str | None = None,
+    quiet: bool = False,
+) -> str:
+    """Upload a finished merge to ``owner/name`` on the hub, as one commit; returns its address.
+
+    The repository is made if it is not there, ``private`` or public; ``branch`` defaults to main. ``quiet`` draws no
+    progress bars. Errors: ModelError and OutputError for what is no finished merge, HubError.
+    """
+    from alnico.checkpoint import hub
+
+    folder = Path(out)
+    check_finished(folder)
+    said = message or f"Merge with alnico: {folder.resolve().name}"
+    return hub.push(folder, name, private=private, branch=branch, message=said, quiet=quiet)
 
 
 def methods() -> dict[str, Method]:

@@ -9,7 +9,8 @@
     ├── ResourceError      7   the memory budget or the disk is too small; refused before running
     ├── OutputError        8   the output exists or is busy
     ├── RunError           9   reading or writing failed while running; can be resumed
-    └── VerificationError 10   what was written is not what was planned
+    ├── VerificationError 10   what was written is not what was planned
+    └── HubError          13   the network or the hub: not found, no access, not reached, not in the cache
 
 0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed).
 A message says where, what was found, what was expected and what to do.
@@ -72,6 +73,12 @@ class VerificationError(AlnicoError):
     """The finished output does not match the plan."""
 
     exit_code = 10
+
+
+class HubError(AlnicoError):
+    """A model on the hub is not there, not to be had, not reached, or not in the cache while offline."""
+
+    exit_code = 13
 
 
 INTERRUPTED = 130

@@ -120,10 +120,10 @@ def test_a_folder_named_like_a_shard_is_no_shard(tmp_path):
 
 def test_a_missing_path_is_refused(tmp_path):
     expected = (
-        "model {!r}: no such directory or file; expected a directory with safetensors files, or one such file. "
-        "Hub ids are not fetched by this version (planned for 0.2): download the model and give its path."
+        "model {!r}: no such directory or file; expected a directory with safetensors files, one such file, or a model on the hub "
+        "as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
     )
-    for path in (str(tmp_path / "none"), "someone/some-model", "~no-such-user-of-this-machine/model"):
+    for path in (str(tmp_path / "none"), "some-model", "a/b/c", "./a/b", "a/b.safetensors", "~no-such-user-of-this-machine/model"):
         assert refusal(path) == expected.format(path)
 
 

@@ -65,8 +65,8 @@ def test_a_recipe_that_is_not_there(run: Run) -> None:
 def test_a_model_that_is_not_there(run: Run) -> None:
     shutil.rmtree("b")
     assert refused(run, 4) == (
-        "model 'b': no such directory or file; expected a directory with safetensors files, or one such file. "
-        "Hub ids are not fetched by this version (planned for 0.2): download the model and give its path."
+        "model 'b': no such directory or file; expected a directory with safetensors files, one such file, or a model on the hub "
+        "as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
     )
 
 

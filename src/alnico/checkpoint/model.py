@@ -1,4 +1,4 @@
-"""Models on disk: a directory of safetensors shards (with an index or without) or one file.
+"""Models: a directory of safetensors shards (with an index or without), one file, or a repository on the hub.
 
 :class:`Source` is all the rest of alnico sees of a model: named tensors that can be read in part.
 """
@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xxhash
 
 from alnico.checkpoint import header as headers
 from alnico.checkpoint.files import OpenFiles, open_to_read, read_fully
-from alnico.errors import ModelError
+from alnico.errors import HubError, ModelError
 from alnico.numerics import dtypes
+
+if TYPE_CHECKING:
+    from alnico.checkpoint.hub import Repository
 
 INDEX = "model.safetensors.index.json"
 SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
@@ -65,6 +68,19 @@ class Source(Protocol):
         """Where the side files (tokenizer, config) lie, if anywhere."""
         ...
 
+    @property
+    def origin(self) -> Repository | None:
+        """The repository and commit on the hub, of a model that comes from there."""
+        ...
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        """Files, with their bytes, that must be fetched before ``tensors`` (and the side files) can be read."""
+        ...
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        """Bring files to this machine and check them. ``tell`` gets numbers of bytes, from any thread."""
+        ...
+
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         """Fill ``buffer`` with a tensor's raw bytes from byte ``offset`` of the tensor on. Safe for threads."""
         ...
@@ -84,7 +100,10 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """One input file with its checked header; size and mtime are of the moment when the header was read."""
+    """One input file with its checked header; size and mtime are of the moment when the header was read.
+
+    A file that is still on the hub has the path where it will be, and no mtime.
+    """
 
     path: Path
     header: headers.Header
@@ -96,10 +115,11 @@ class Shard:
 class SafetensorsModel:
     """A model of one or more safetensors files. Made by :func:`open_model`; close it, or use it in ``with``."""
 
-    def __init__(self, label: str, location: Path, shards: list[Shard]) -> None:
+    def __init__(self, label: str, location: Path, shards: list[Shard], origin: Repository | None = None) -> None:
         self.label = label
         self.location = location
         self.shards = shards
+        self.origin = origin
         self._files = OpenFiles()
         self._place: dict[str, tuple[Shard, headers.TensorInfo]] = {}
         for shard in shards:
@@ -122,19 +142,41 @@ class SafetensorsModel:
         path = self.location / "config.json"
         return read_json(path) if self.location.is_dir() and path.exists() else {}
 
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        if self.origin is None:
+            return {}
+        files = list(dict.fromkeys(self._file(self._place[name][0]) for name in tensors))
+        return self.origin.absent(files + (self.origin.side_files() if side_files else []))
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        if self.origin is None:
+            return
+        wanted = list(files)
+        self.origin.fetch(wanted, tell)
+        for shard in self.shards:
+            if self._file(shard) in wanted and not same_header(found := open_shard(shard.path), shard):
+                raise HubError(
+                    f"{self.label}: {shard.path.name} arrived with another header ({found.size} bytes) than the one that was "
+                    f"planned with ({shard.size} bytes). Remove {shard.path.resolve()} and merge again."
+                )
+
+    def _file(self, shard: Shard) -> str:
+        return shard.path.relative_to(self.location).as_posix()
+
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         shard, tensor = self._place[name]
         with self._files.descriptor(shard.path) as descriptor:
             read_fully(descriptor, buffer, tensor.begin + offset, f"{shard.path}: {name}")
 
     def read(self, name: str) -> np.ndarray:
-        """Read a whole tensor as a numpy array; BF16 and F16 come as float32.
+        """Read a whole tensor as a numpy array; BF16 and F16 come as float32. Of a model on the hub, its file is fetched.
 
-        Errors: ModelError for a name that is not there or a dtype that numpy cannot hold.
+        Errors: ModelError for a name that is not there or a dtype that numpy cannot hold; HubError.
         """
         if name not in self._place:
             raise ModelError(f"{self.label}: has no tensor {name!r}. `alnico inspect` lists the tensors.")
         tensor = self._place[name][1]
+        self.fetch(self.absent([name], False))
         raw = np.empty(tensor.byte_size, np.uint8)
         self.read_into(name, 0, memoryview(raw))
         if tensor.dtype in dtypes.MERGEABLE:
@@ -146,6 +188,9 @@ class SafetensorsModel:
         return values.astype(bool) if tensor.dtype == "BOOL" else values
 
     def identity(self) -> list[dict[str, Any]]:
+        if self.origin is not None:  # the commit says more than a time, which a new download changes
+            commit = self.origin.commit
+            return [{"file": s.path.name, "size": s.size, "commit": commit, "header": s.header_digest} for s in self.shards]
         return [{"file": s.path.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest} for s in self.shards]
 
     def paths(self) -> list[Path]:
@@ -164,33 +209,50 @@ class SafetensorsModel:
         return f"<model {self.label}: {len(self.tensors)} tensors in {len(self.shards)} files>"
 
 
-def open_model(reference: str | os.PathLike[str]) -> SafetensorsModel:
-    """Open a model directory or a ``.safetensors`` file; reads headers only, and checks them.
+def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:
+    """Open a model directory, a ``.safetensors`` file or a model on the hub; reads headers only, and checks them.
 
-    Errors: ModelError for a path that is not there, files that are no safetensors model, an index that does not fit
-    its files or points outside the directory, a header that lies, and quantised weights.
+    A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``; with ``offline``
+    only what the hub's cache holds is looked at. Errors: ModelError for a path that is not there, files that are no
+    safetensors model, an index that does not fit its files or points outside the directory, a header that lies, and
+    quantised weights; HubError.
     """
     label = os.fspath(reference)
     try:
-        model = _open(label, Path(os.path.expanduser(label)))
+        model = _open(label, Path(os.path.expanduser(label)), offline)
     except OSError as error:
         raise ModelError(f"{label}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     _refuse_quantised(model)
     return model
 
 
-def _open(label: str, location: Path) -> SafetensorsModel:
+def is_hub_reference(reference: str) -> bool:
+    """Does a reference that is no path here look like ``owner/name`` or ``owner/name@revision``?
+
+    >>> [is_hub_reference(r) for r in ("owner/name", "owner/name@v1", "./name", "name", "a/b/c", "a/b.safetensors", "a/b+c/d")]
+    [True, True, False, False, False, False, False]
+    """
+    name = reference.partition("@")[0]
+    is_file = name.endswith((".safetensors", *PICKLES))
+    return re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None and not is_file and "+" not in reference
+
+
+def _open(label: str, location: Path, offline: bool) -> SafetensorsModel:
     if location.is_dir():
         model = SafetensorsModel(label, location, [open_shard(p) for p in _shard_paths(location)])
-        _check_index(model)
+        check_index(model)
     elif location.is_file():
         if location.suffix in PICKLES:
-            raise ModelError(_pickle_message(location))
+            raise ModelError(_pickle_message(str(location)))
         model = SafetensorsModel(label, location, [open_shard(location)])
+    elif is_hub_reference(label):
+        from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
+
+        model = open_from_hub(label, offline=offline)
     else:
         raise ModelError(
-            f"model {label!r}: no such directory or file; expected a directory with safetensors files, or one such file. "
-            "Hub ids are not fetched by this version (planned for 0.2): download the model and give its path."
+            f"model {label!r}: no such directory or file; expected a directory with safetensors files, one such file, or a "
+            "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
         )
     return model
 
@@ -200,15 +262,25 @@ def open_shard(path: Path) -> Shard:
     descriptor = open_to_read(path)
     try:
         status = os.fstat(descriptor)
-        prefix = bytearray(min(8, status.st_size))
-        read_fully(descriptor, memoryview(prefix), 0, str(path))
-        length = headers.parse_length(bytes(prefix), status.st_size, str(path))
-        text = bytearray(length)
-        read_fully(descriptor, memoryview(text), 8, str(path))
+
+        def read(offset: int, count: int) -> bytes:
+            data = bytearray(count)
+            read_fully(descriptor, memoryview(data), offset, str(path))
+            return bytes(data)
+
+        return read_shard(path, status.st_size, status.st_mtime_ns, str(path), read)
     finally:
         os.close(descriptor)
-    header = headers.parse(bytes(text), status.st_size, str(path))
-    return Shard(path, header, status.st_size, status.st_mtime_ns, xxhash.xxh3_128_hexdigest(text))
+
+
+def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[[int, int], bytes]) -> Shard:
+    """Read and check the header of a file through ``read(offset, count)``, from wherever it lies."""
+    text = read(8, headers.parse_length(read(0, min(8, size)), size, where))
+    return Shard(path, headers.parse(text, size, where), size, mtime_ns, xxhash.xxh3_128_hexdigest(text))
+
+
+def same_header(a: Shard, b: Shard) -> bool:
+    return (a.size, a.header_digest) == (b.size, b.header_digest)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -227,28 +299,35 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shard_paths(directory: Path) -> list[Path]:
-    if (directory / INDEX).exists():
-        return _indexed_paths(directory)
-    names = sorted(p.name for p in directory.iterdir() if p.suffix == ".safetensors" and not p.is_dir())
-    if "model.safetensors" in names:
-        return [directory / "model.safetensors"]
-    numbered = {name: match for name in names if (match := SHARD_NAME.fullmatch(name))}
+    names = [p.name for p in directory.iterdir() if not p.is_dir()]
+    index = directory / INDEX
+    return [directory / name for name in shard_names(str(directory), names, index, lambda name: (directory / name).is_file())]
+
+
+def shard_names(where: str, names: Collection[str], index: Path, is_there: Callable[[str], bool]) -> list[str]:
+    """Tell which of a model's files hold its weights: those of the index, if it has one. Errors: ModelError."""
+    if INDEX in names:
+        return _indexed_names(index, is_there)
+    weights = sorted(n for n in names if n.endswith(".safetensors"))
+    if "model.safetensors" in weights:
+        return ["model.safetensors"]
+    numbered = {name: match for name in weights if (match := SHARD_NAME.fullmatch(name))}
     if numbered:
-        return [directory / name for name in _complete_set(directory, numbered)]
-    names = [n for n in names if not n.startswith("adapter_")]
-    if names:
-        return [directory / name for name in names]
-    if (directory / "adapter_config.json").exists():
+        return _complete_set(where, numbered)
+    whole = [n for n in weights if not n.startswith("adapter_")]
+    if whole:
+        return whole
+    if "adapter_config.json" in names:
         raise ModelError(
-            f"{directory}: is a LoRA adapter, expected a whole model. Adapters are planned for 0.6: fold it into its base first."
+            f"{where}: is a LoRA adapter, expected a whole model. Adapters are planned for 0.6: fold it into its base first."
         )
-    pickles = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLES)
+    pickles = sorted(n for n in names if n.endswith(PICKLES))
     if pickles:
-        raise ModelError(_pickle_message(directory / pickles[0]))
-    raise ModelError(f"{directory}: has no .safetensors file, expected a model. Check the path.")
+        raise ModelError(_pickle_message(f"{where}/{pickles[0]}"))
+    raise ModelError(f"{where}: has no .safetensors file, expected a model. Check the path.")
 
 
-def _complete_set(directory: Path, numbered: dict[str, re.Match[str]]) -> list[str]:
+def _complete_set(where: str, numbered: dict[str, re.Match[str]]) -> list[str]:
     first = next(iter(numbered.values()))
     stem, count = first["stem"], max(1, int(first["count"]))
     expected = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
@@ -257,33 +336,38 @@ def _complete_set(directory: Path, numbered: dict[str, re.Match[str]]) -> list[s
     if missing or surplus:
         what = f"misses {missing[0]}" if missing else f"has {surplus[0]} beside {expected[0]}"
         raise ModelError(
-            f"{directory}: {what}; expected the {count} shards of one model, or an index ({INDEX}). Complete the download."
+            f"{where}: {what}; expected the {count} shards of one model, or an index ({INDEX}). Complete the download."
         )
     return expected
 
 
-def _indexed_paths(directory: Path) -> list[Path]:
-    index = directory / INDEX
+def _indexed_names(index: Path, is_there: Callable[[str], bool]) -> list[str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
         raise ModelError(f"{index}: has no weight_map from tensor names to files. Get the index from the model's source.")
     for tensor, name in weight_map.items():
-        path = PurePosixPath(name)
-        if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or not path.parts:
+        if not is_inside(name):
             raise ModelError(
                 f"{index}: tensor {tensor!r} is said to be in {name!r}, outside the model's directory; "
                 "expected a file inside it. Do not use this model: its index is hostile or damaged."
             )
-    paths = [directory / name for name in sorted(set(weight_map.values()))]
-    for path in paths:
-        if path.suffix in PICKLES:
-            raise ModelError(_pickle_message(path))
-        if not path.is_file():
-            raise ModelError(f"{index}: names {path.name}, which is not there. Complete the download.")
-    return paths
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if name.endswith(PICKLES):
+            raise ModelError(_pickle_message(str(index.parent / name)))
+        if not is_there(name):
+            raise ModelError(f"{index}: names {PurePosixPath(name).name}, which is not there. Complete the download.")
+    return names
 
 
-def _check_index(model: SafetensorsModel) -> None:
+def is_inside(name: str) -> bool:
+    """Does a relative name stay inside the folder it is relative to?"""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not (path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name)
+
+
+def check_index(model: SafetensorsModel) -> None:
+    """Refuse an index that does not say what the headers say. Errors: ModelError."""
     index = model.location / INDEX
     if not index.exists():
         return
@@ -317,7 +401,7 @@ def _refuse_quantised(model: SafetensorsModel) -> None:
     )
 
 
-def _pickle_message(path: Path) -> str:
+def _pickle_message(path: str) -> str:
     return (
         f"{path}: is a pickle checkpoint, expected .safetensors. "
         "Reading these files is planned for 0.3, with the extra [torch]; convert the model to safetensors."

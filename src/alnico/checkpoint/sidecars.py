@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from alnico.checkpoint.model import PICKLES
@@ -25,7 +25,7 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
     """
     carried: list[Path] = []
     left: list[Path] = []
-    modules = _module_folders(directory)
+    modules = module_folders(directory)
     for path in sorted(directory.iterdir()):
         name = Path(path.name)
         if path.name.startswith(".") or path.name in OURS or path.name == "__pycache__":
@@ -33,12 +33,21 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
         if path.is_dir():
             inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if p.is_file()]
             (carried if path.name in modules else left).extend(inside if path.name in modules else [name])
-        elif path.suffix in WEIGHTS or path.name.endswith(".index.json"):
-            if not (path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))):
-                left.append(name)
-        else:
+        elif is_carried(name, modules):
             carried.append(name)
+        elif not (path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))):
+            left.append(name)
     return carried, left
+
+
+def is_carried(name: PurePath, modules: set[str]) -> bool:
+    """Does a file go with the model, by its name relative to the model's folder? ``modules`` are whole folders that do."""
+    top = name.parts[0]
+    if top.startswith(".") or top in OURS or top == "__pycache__":
+        return False
+    if len(name.parts) > 1:
+        return top in modules
+    return name.suffix not in WEIGHTS and not top.endswith(".index.json")
 
 
 def copy_side_files(source: Path, target: Path) -> None:
@@ -75,7 +84,8 @@ def _not_carried(path: Path, error: OSError) -> RunError:
     )
 
 
-def _module_folders(directory: Path) -> set[str]:
+def module_folders(directory: Path) -> set[str]:
+    """The folders that sentence-transformers' ``modules.json`` names."""
     path = directory / "modules.json"
     if not path.exists():
         return set()

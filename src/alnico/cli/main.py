@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | methods | demo``."""
+"""The command line: ``alnico merge | plan | inspect | push | methods | demo``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ Seed = Annotated[
     typer.Option("--seed", "--random-seed", callback=_checked_seed, help="Seed of random methods; default: the recipe's, or 0."),
 ]
 MergekitShardSize = Annotated[str | None, typer.Option("--out-shard-size", hidden=True)]
+Offline = Annotated[bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every tensor.", show_default=False)]
@@ -72,6 +73,7 @@ def merge(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the merge is complete.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -95,7 +97,7 @@ def merge(
         if given[name] is not None:
             _say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
     if dry_run:
-        return plan(recipe, threads, memory, seed, max_shard_size, out_shard_size, as_json, verbose, out=out)
+        return plan(recipe, threads, memory, seed, max_shard_size, out_shard_size, offline, as_json, verbose, out=out)
     from alnico import api
     from alnico.cli import progress, show
 
@@ -111,6 +113,7 @@ def merge(
                 seed=seed,
                 overwrite=overwrite,
                 restart=restart,
+                offline=offline,
                 watch=watch,
             )
     except KeyboardInterrupt:  # typer would leave without a word
@@ -133,6 +136,7 @@ def plan(
     seed: Seed = None,
     max_shard_size: ShardSize = None,
     out_shard_size: MergekitShardSize = None,
+    offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = 0,
     out: Annotated[str, typer.Option("--out", help="Where the output would go: its disk is checked.", show_default=False)] = "",
@@ -150,6 +154,7 @@ def plan(
         max_shard_size=shard_bytes,
         single_file=Path(out).name if out.endswith(".safetensors") else None,
         seed=seed,
+        offline=offline,
     )
     if out:
         check_disk(made, Path(out))
@@ -158,7 +163,10 @@ def plan(
 
 @app.command()
 def inspect(
-    model: Annotated[str, typer.Argument(help="A model directory or a .safetensors file.", metavar="MODEL")],
+    model: Annotated[
+        str, typer.Argument(help="A model directory, a .safetensors file, or owner/name@revision on the hub.", metavar="MODEL")
+    ],
+    offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = 0,
 ) -> None:
@@ -166,9 +174,28 @@ def inspect(
     from alnico import api
     from alnico.cli import show
 
-    with api.open(model) as opened:
+    with api.open(model, offline=offline) as opened:
         data = show.model_data(opened)
         _print(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
+
+
+@app.command()
+def push(
+    out: Annotated[str, typer.Argument(help="The directory of a finished merge.", metavar="OUT")],
+    name: Annotated[str, typer.Argument(help="The model on the hub: owner/name. It is made if it is not there.", metavar="NAME")],
+    private: Annotated[bool, typer.Option("--private", help="Only its owner may see it.")] = False,
+    branch: Annotated[str | None, typer.Option("--branch", "--revision", help="Branch; default: main.", show_default=False)] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a finished merge to the hub, as one commit, and print its address."""
+    from alnico import api
+    from alnico.engine.finished import local_paths
+
+    for path in local_paths(Path(out)):
+        _say(f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json)
+    url = api.push(out, name, private=private, branch=branch, message=message, quiet=as_json or not sys.stderr.isatty())
+    _print(json.dumps({"url": url}, indent=1) if as_json else url)
 
 
 @app.command()

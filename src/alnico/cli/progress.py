@@ -1,4 +1,4 @@
-"""The progress bar on stderr: tensor, GB/s and time left; nothing where there is no terminal."""
+"""The progress bar on stderr: download, tensor, GB/s and time left; where there is no terminal, a line about downloads."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from alnico.engine.events import Advanced, Compiling, Event, Started, TensorDone
+from alnico.checkpoint.shards import format_size
+from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Started, TensorDone
 
 Watch = Callable[[Event], None]
 
@@ -26,12 +27,18 @@ def bar(quiet: bool, verbose: int) -> Iterator[Watch | None]:
 
 def _lines(verbose: int) -> Watch:
     def watch(event: Event) -> None:
-        if isinstance(event, Started) and event.resumed:
+        if isinstance(event, Fetching):
+            print(_fetching(event), file=sys.stderr)
+        elif isinstance(event, Started) and event.resumed:
             print(f"taking up an unfinished merge: {event.resumed} tensors are done", file=sys.stderr)
         elif verbose and isinstance(event, TensorDone):
             print(f"{event.digest}  {event.tensor}", file=sys.stderr)
 
     return watch
+
+
+def _fetching(event: Fetching) -> str:
+    return f"fetching {event.files} files of {', '.join(event.models)}, {format_size(event.total_bytes)}"
 
 
 @contextmanager
@@ -51,12 +58,19 @@ def _drawn() -> Iterator[Watch]:
         state = {"done": 0, "before": 0, "begin": time.perf_counter(), "traffic": 1.0}
 
         def watch(event: Event) -> None:
-            if isinstance(event, Started):
+            if isinstance(event, Fetching):
+                state["begin"] = time.perf_counter()
+                progress.update(task, total=event.total_bytes, completed=0, description=_fetching(event))
+            elif isinstance(event, Fetched):
+                state["done"] += event.bytes_done
+                rate = f"{state['done'] / max(time.perf_counter() - state['begin'], 1e-6) / 1e6:.0f} MB/s"
+                progress.update(task, completed=state["done"], rate=rate)
+            elif isinstance(event, Started):
                 total = sum(s.byte_size - len(s.start) for s in event.plan.shards)
                 # Rates count bytes read and written, as the demo and the benchmarks do.
                 state["traffic"] = 1 + event.plan.bytes_to_read / max(total, 1)
                 state["done"] = state["before"] = event.resumed_bytes
-                progress.update(task, total=total, completed=event.resumed_bytes)
+                progress.update(task, total=total, completed=event.resumed_bytes, description="", rate="")
             elif isinstance(event, Compiling):
                 progress.update(task, description=f"compiling {event.kernels} kernels")
                 state["begin"] = time.perf_counter()

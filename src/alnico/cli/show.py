@@ -9,6 +9,7 @@ from typing import Any
 
 from alnico.checkpoint.model import SafetensorsModel
 from alnico.checkpoint.shards import format_size
+from alnico.engine.fetch import absent_files
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
 from alnico.methods.base import Method
@@ -48,6 +49,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     for i, source in enumerate(plan.sources):
         part = ["base"] if source.label == recipe.base_model else []
         part += ["gives config and tokenizer"] if i == plan.donor else []
+        part += [f"commit {source.origin.commit[:12]}"] if source.origin is not None else []
         lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
     lines.append(f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}")
     for (kind, why), jobs in count_by_reason(plan.jobs).items():
@@ -61,6 +63,10 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     lines.append(
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
     )
+    absent = absent_files(plan, side_files=True)
+    if any(absent):
+        total = format_size(sum(sum(files.values()) for files in absent))
+        lines.append(f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge")
     folder = existing_folder(out or Path("out"))
     lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
@@ -77,6 +83,7 @@ def model_data(model: SafetensorsModel) -> dict[str, Any]:
     vocabulary = read_vocabulary(model.directory)
     return {
         "model": model.label,
+        **({"commit": model.origin.commit} if model.origin is not None else {}),
         "architectures": model.config.get("architectures"),
         "model_type": model.config.get("model_type"),
         "layers": model.config.get("num_hidden_layers"),
@@ -98,7 +105,7 @@ def model_text(data: Mapping[str, Any], verbose: int) -> str:
     """A model for people; groups of tensors that differ in a layer's number only are one line unless ``verbose``."""
     vocabulary = data["vocabulary"]
     lines = [
-        f"model         {data['model']}",
+        f"model         {data['model']}{' (commit ' + data['commit'][:12] + ')' if 'commit' in data else ''}",
         f"architecture  {_names(data['architectures'])}"
         + "".join(f", {data[k]} {w}" for k, w in (("layers", "layers"), ("hidden_size", "wide")) if data[k] is not None),
         f"vocabulary    {vocabulary['config'] or 'unknown'} rows in the config, "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,23 @@ import yaml
 from alnico.checkpoint.model import Source
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
+from alnico.methods import find
+from alnico.plan.build import pinned
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 
 LOCK = "alnico.lock.json"
 RECIPE = "mergekit_config.yml"
 CARD = "README.md"
+WORD = re.compile(r"[\w.+-]{1,80}")
+"""A licence's name, safe in a table."""
 
 
 def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
     """Return the lock: what was merged, from what, into what. Equal merges give equal locks.
 
-    Files of inputs are named by their header's hash and size; paths stay as the recipe writes them.
+    Files of inputs are named by their header's hash and size; paths stay as the recipe writes them. A model of the hub has
+    the commit that its revision was.
     """
     read: dict[int, dict[str, str]] = {i: {} for i in range(len(plan.sources))}
     for record in records.values():
@@ -38,7 +44,8 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
         "inputs": [
             {
                 "model": source.label,
-                "files": [{k: v for k, v in f.items() if k != "mtime_ns"} for f in source.identity()],
+                **({"repository": source.origin.name, "commit": source.origin.commit} if source.origin is not None else {}),
+                "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()],
                 "tensors": dict(sorted(read[i].items())),
             }
             for i, source in enumerate(plan.sources)
@@ -61,68 +68,111 @@ def recipe_text(recipe: Recipe) -> str:
 
 
 def card_of(plan: Plan, version: str) -> str:
-    """Return the model card: front matter for hubs, and how the model was made."""
-    names = [public_name(s) for s in plan.sources]
-    licences = {name: licence_of(s) for name, s in zip(names, plan.sources, strict=True)}
-    said = {v for v in licences.values() if v}
-    front: dict[str, Any] = {
-        "base_model": names,
-        "base_model_relation": "merge",
-        "library_name": "transformers",
-        "tags": ["merge", "alnico"],
-    }
-    if len(said) == 1 and all(licences.values()):
-        front["license"] = said.pop()
-    method = plan.recipe.merge_method
+    """Return the model card: front matter for hubs, and how the model was made.
+
+    ``base_model`` lists parents on the hub alone: a path is nobody's id. The licence is the parents', if all state the same.
+    """
+    recipe, method = plan.recipe, find(plan.recipe.merge_method)
+    names = public_names(plan.sources)
+    licences = [licence_of(source) for source in plan.sources]
+    origins = [source.origin for source in plan.sources]
+    agreed = licences[0] if licences[0] and all(licence == licences[0] for licence in licences) else {}
+    library = _library(plan)
+    front: dict[str, Any] = {"tags": ["merge", "alnico"], **agreed}
+    if library:
+        front = {"library_name": library, **front}
+    if any(origins):
+        front = {"base_model": list(dict.fromkeys(o.name for o in origins if o)), "base_model_relation": "merge", **front}
     lines = [
         "---",
-        yaml.safe_dump(front, sort_keys=False).strip(),
+        yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "# A merge of " + ", ".join(names),
         "",
-        f"Merged in weight space with [alnico](https://pypi.org/project/alnico/) {version}, method `{method}`.",
+        f"Merged in weight space with [alnico](https://pypi.org/project/alnico/) {version} by `{method.name}`: {method.summary}",
         "",
-        "| model | part | licence |",
-        "|---|---|---|",
+        f"Method: {method.source}.",
+        "",
+        "| model | commit | part | licence |",
+        "|---|---|---|---|",
     ]
-    for i, (name, source) in enumerate(zip(names, plan.sources, strict=True)):
-        part = "base" if source.label == plan.recipe.base_model else "merged"
+    for i, (name, origin, reference) in enumerate(zip(names, origins, recipe.references, strict=True)):
+        part = "base" if reference == recipe.base_model else "merged"
         part += "; config, tokenizer" if i == plan.donor else ""
-        lines.append(f"| {name} | {part} | {licences[name] or 'not stated in its card'} |")
+        shown = f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})" if origin else name.replace("|", "\\|")
+        commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
+        lines.append(f"| {shown} | {commit} | {part} | {_licence_name(licences[i]) or 'not stated in its card'} |")
+    if not agreed:
+        lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
+    local = {r: n for r, n, o in zip(recipe.references, names, origins, strict=True) if o is None}
+    seed = "" if recipe.seed == recipe.written_seed else f" --seed {recipe.seed}"
     lines += [
         "",
-        f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {plan.recipe.seed}. "
+        f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {recipe.seed}. "
         f"`{LOCK}` holds the hash of every tensor read and written.",
         "",
         "## Recipe",
         "",
         "```yaml",
-        recipe_text(plan.recipe).strip(),
+        recipe_text(pinned(recipe, local) if local else recipe).strip(),
         "```",
         "",
-        f"To make it again: `alnico merge {RECIPE} OUT` with the same models.",
+        "## To make it again",
+        "",
+        "```sh",
+        f"pip install alnico=={version}",
+        f"alnico merge {RECIPE} OUT{seed}",
+        "```",
+        "",
+        f"gives the same weights, bit for bit: `{RECIPE}` is the recipe above"
+        + (", and names the commits of its models." if not local else ".")
+        + (
+            f" Its models {', '.join(local.values())} were on the maker's disk: put your own copies in their place."
+            if local
+            else ""
+        ),
         "",
     ]
     return "\n".join(lines)
 
 
-def public_name(source: Source) -> str:
-    """A model's name for a card: a hub id as it is, of a local path only the last part."""
-    path = Path(source.label)
-    return path.name or path.resolve().name if source.directory is not None or path.exists() else source.label
+def public_names(sources: Sequence[Source]) -> list[str]:
+    """Names for a card: a hub id as it is, of a local path only the last part; no name twice."""
+    names: list[str] = []
+    for source in sources:
+        path = Path(source.label)
+        name = source.origin.name if source.origin is not None else path.name or path.resolve().name
+        same = sum(n == name or n.startswith(f"{name} (") for n in names) if source.origin is None else 0
+        names.append(f"{name} ({same + 1})" if same else name)
+    return names
 
 
-def licence_of(source: Source) -> str | None:
-    """Return the licence that the front matter of a model's card states, if it does."""
-    card = source.directory / "README.md" if source.directory else None
+def licence_of(source: Source) -> dict[str, str]:
+    """Return ``license`` (and ``license_name``, ``license_link``) as the front matter of a model's card states them."""
+    card = source.directory / CARD if source.directory else None
     if card is None or not card.is_file() or card.stat().st_size > 10_000_000:
-        return None
+        return {}
     text = card.read_text("utf-8", "replace")
     if not text.startswith("---"):
-        return None
+        return {}
     try:
         front = yaml.safe_load(text[3:].partition("\n---")[0])
     except (yaml.YAMLError, RecursionError, ValueError):
-        return None
-    licence = front.get("license") if isinstance(front, dict) else None
-    return licence if isinstance(licence, str) else None
+        return {}
+    if not isinstance(front, dict) or not isinstance(front.get("license"), str) or not WORD.fullmatch(front["license"]):
+        return {}
+    more = ("license_name", "license_link") if front["license"] == "other" else ()
+    return {"license": front["license"]} | {k: front[k] for k in more if isinstance(front.get(k), str)}
+
+
+def _licence_name(licence: Mapping[str, str]) -> str | None:
+    name = licence.get("license_name", "")
+    return name if WORD.fullmatch(name) else licence.get("license")
+
+
+def _library(plan: Plan) -> str | None:
+    """The library that loads the output, as the hub calls it; None where nothing says so."""
+    donor = plan.sources[plan.donor]
+    if donor.directory is not None and (donor.directory / "modules.json").exists():
+        return "sentence-transformers"
+    return "transformers" if donor.config.get("architectures") or donor.config.get("model_type") else None

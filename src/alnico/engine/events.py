@@ -9,6 +9,22 @@ from alnico.plan.job import Plan
 
 
 @dataclass(frozen=True)
+class Fetching:
+    """``files`` of the models on the hub, with ``total_bytes``, are downloaded before the merge."""
+
+    models: tuple[str, ...]
+    files: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """``bytes_done`` more bytes have come; negative if a broken download begins again."""
+
+    bytes_done: int
+
+
+@dataclass(frozen=True)
 class Started:
     """The plan begins; ``resumed`` tensors of it, with ``resumed_bytes`` of output, were finished before and are kept."""
 
@@ -48,4 +64,4 @@ class Finished:
     seconds: float
 
 
-Event = Union[Started, Compiling, Advanced, TensorDone, Finished]
+Event = Union[Fetching, Fetched, Started, Compiling, Advanced, TensorDone, Finished]

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
+
+import yaml
 
 from alnico.checkpoint.model import Source, Tensor, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
@@ -26,16 +31,17 @@ def build_plan(
     threads: int | None = None,
     max_shard_bytes: int = DEFAULT_MAX_SHARD_BYTES,
     single_file: str | None = None,
+    offline: bool = False,
     open_source: Callable[[str], Source] | None = None,
 ) -> Plan:
     """Open the models of a recipe (headers only), align them and lay out the output.
 
     ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Errors: ModelError, MismatchError,
-    MethodError, ResourceError; see ``errors``. Nothing is written and no tensor is read.
+    MethodError, ResourceError, HubError; see ``errors``. No tensor is read, and nothing is written but the hub's cache.
     """
     method = find(recipe.merge_method)
-    references = list(dict.fromkeys([*(m.reference for m in recipe.models), *([recipe.base_model] if recipe.base_model else [])]))
-    opener = open_source or (lambda reference: open_model(located(reference, recipe.folder)))
+    references = list(recipe.references)
+    opener = open_source or (lambda reference: open_model(located(reference, recipe.folder), offline=offline))
     sources: list[Source] = []
     try:
         for reference in references:
@@ -57,12 +63,28 @@ def located(reference: str, folder: str) -> str:
         raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
     if not is_there and is_beside:
         return os.fspath(beside)
-    if not is_there and ("+" in reference or "@" in reference):
-        raise ModelError(
-            f"model {reference!r}: no such directory or file. Revisions (@) are planned for 0.2 and adapters (+) for 0.3; "
-            "give the path of a whole model."
-        )
+    if not is_there and "+" in reference:
+        raise ModelError(f"model {reference!r}: no such directory or file. Adapters (+) are planned for 0.3; give a whole model.")
     return reference
+
+
+def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
+    """Put other references into the recipe's text, as it stands in outputs: a hub id with its commit, say.
+
+    >>> pinned(Recipe("linear", (), text="models: [a/b, 'c']  # a/b"), {"a/b": "a/b@0123", "c": "d"}).text
+    'models: [a/b@0123, d]  # a/b'
+    """
+    text = recipe.text or yaml.safe_dump(recipe.canonical(), sort_keys=False)
+    words = [t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken) and t.value in references]
+    for word in reversed(words):
+        text = text[: word.start_mark.index] + _scalar(references[word.value]) + text[word.end_mark.index :]
+    return dataclasses.replace(recipe, text=text, written_seed=recipe.written_seed if recipe.text else recipe.seed)
+
+
+def _scalar(text: str) -> str:
+    """Text as YAML, plain where that is safe in a list and a mapping."""
+    is_plain = re.fullmatch(r"[A-Za-z_][\w./@+-]*", text, re.ASCII) and yaml.safe_load(text) == text
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def _plan(
@@ -90,8 +112,9 @@ def _plan(
     notes += _same_places(sources)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
+    commits = {r: f"{s.origin.name}@{s.origin.commit}" for r, s in zip(references, sources, strict=True) if s.origin is not None}
     return Plan(
-        recipe,
+        pinned(recipe, commits) if commits else recipe,
         tuple(sources),
         donor,
         tuple(jobs),

@@ -48,6 +48,11 @@ class Recipe:
         """The models besides the base."""
         return tuple(m for m in self.models if m.reference != self.base_model)
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The models and the base, each once, in the order of ``Plan.sources``."""
+        return tuple(dict.fromkeys([*(m.reference for m in self.models), *([self.base_model] if self.base_model else [])]))
+
     def canonical(self) -> dict[str, Any]:
         """Return the recipe as plain data; equal recipes give equal data."""
         return {

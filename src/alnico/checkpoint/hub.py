@@ -1,0 +1,370 @@
+"""Models on the hub: headers before weights, weights into everyone's cache, finished models back.
+
+Token, cache, endpoint and offline mode are huggingface_hub's (``hf auth login`` or HF_TOKEN, HF_HOME, HF_ENDPOINT,
+HF_HUB_OFFLINE). It is imported inside functions: a merge of local models never loads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from alnico.checkpoint.model import (
+    INDEX,
+    MAX_JSON_BYTES,
+    PICKLES,
+    SafetensorsModel,
+    Shard,
+    check_index,
+    is_inside,
+    open_shard,
+    read_shard,
+    shard_names,
+)
+from alnico.checkpoint.sidecars import is_carried, module_folders
+from alnico.errors import AlnicoError, HubError, ModelError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
+"""What git takes as the name of a branch or a tag; ``..`` is refused too."""
+
+READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
+"""Endings of the small files that are fetched before the weights: config, index, tokenizer, templates, card."""
+
+CONNECTIONS = 8
+TIMEOUT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Repository:
+    """A model on the hub at one commit. Its files lie in ``folder``, in the cache, or will when they are fetched.
+
+    ``sizes`` maps the files of the commit to their bytes; offline, those that the cache holds.
+    """
+
+    label: str
+    name: str
+    commit: str
+    folder: Path
+    sizes: Mapping[str, int]
+    is_offline: bool
+
+    def absent(self, files: Iterable[str]) -> dict[str, int]:
+        """Those of ``files`` that the cache does not hold, with their bytes."""
+        return {file: self.sizes[file] for file in files if not (self.folder / file).exists()}
+
+    def side_files(self) -> list[str]:
+        """The files that go with the weights into an output. A module's pickle is never one of them. Errors: ModelError."""
+        modules = module_folders(self.folder)
+        carried = [f for f in self.sizes if is_carried(PurePosixPath(f), modules)]
+        folders = {str(PurePosixPath(f).parent) for f in carried if f.endswith(".safetensors")}
+        for pickle in (f for f in carried if f.endswith(PICKLES)):
+            if str(PurePosixPath(pickle).parent) not in folders:
+                raise ModelError(
+                    f"{self.label}: modules.json names a module whose weights are a pickle ({pickle}), expected .safetensors; "
+                    "alnico fetches no pickles. Download the model yourself, and give its path."
+                )
+        return [f for f in carried if not f.endswith(PICKLES)]
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        """Download files into the cache; ``tell`` gets numbers of bytes, from any thread. Errors: HubError."""
+        absent = list(self.absent(files))
+        if not absent:
+            return
+        from huggingface_hub import hf_hub_download
+
+        stop = threading.Event()
+        meter = _meter(tell, stop)
+        pool = ThreadPoolExecutor(min(len(absent), CONNECTIONS), thread_name_prefix="alnico-hub")
+        with _explained(self.label, self.name):
+            try:
+                calls = [
+                    pool.submit(hf_hub_download, self.name, file, revision=self.commit, tqdm_class=meter, library_name="alnico")
+                    for file in absent
+                ]
+                for call in as_completed(calls):
+                    call.result()
+            except BaseException:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for a slow connection
+                raise
+        pool.shutdown()
+
+    def shard(self, file: str) -> Shard:
+        """Read a weight file's header: from the cache, else by asking the hub for that part of the file alone."""
+        path, size = self.folder / file, self.sizes[file]
+        if path.exists():
+            return open_shard(path)
+        return read_shard(path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count))
+
+    def _part(self, file: str, offset: int, count: int) -> bytes:
+        """Bytes of a file on the hub. A server that sends the whole file is cut off after them."""
+        if not count:
+            return b""
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+        headers = build_hf_headers(library_name="alnico") | {
+            "Range": f"bytes={offset}-{offset + count - 1}",
+            "Accept-Encoding": "identity",
+        }
+        url = hf_hub_url(self.name, file, revision=self.commit)
+        data = bytearray()
+        with (
+            _explained(self.label, self.name),
+            get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as answer,
+        ):
+            hf_raise_for_status(answer)
+            skipped = 0 if answer.status_code == 206 else offset
+            for chunk in answer.iter_bytes(1 << 16):
+                data += chunk
+                if len(data) >= skipped + count:
+                    break
+        if len(data) < skipped + count:
+            raise HubError(
+                f"{self.label}: {file}: {len(data)} bytes came, expected {count} at {offset}. The connection was cut; try again."
+            )
+        return bytes(data[skipped : skipped + count])
+
+
+def open_from_hub(label: str, *, offline: bool) -> SafetensorsModel:
+    """Open ``owner/name`` or ``owner/name@revision``: side files and headers are fetched, weights are not.
+
+    Errors: HubError; ModelError for what :func:`alnico.checkpoint.model.open_model` refuses.
+    """
+    name, revision = _split(label)
+    from huggingface_hub import constants
+
+    is_offline = offline or bool(constants.HF_HUB_OFFLINE)
+    cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"  # as huggingface_hub documents it
+    repository = (_cached if is_offline else _resolved)(label, name, revision, cache)
+    sizes = repository.sizes
+    repository.fetch(f for f in sizes if "/" not in f and f.endswith(READ_WHILE_PLANNING) and sizes[f] <= MAX_JSON_BYTES)
+    if not is_offline and not COMMIT.fullmatch(revision):
+        _remember(cache / "refs" / revision, repository.commit)
+    try:
+        names = shard_names(label, [f for f in sizes if "/" not in f], repository.folder / INDEX, sizes.__contains__)
+    except ModelError as error:
+        if not is_offline:
+            raise
+        raise HubError(
+            f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: {error} "
+            "Go online (without --offline and HF_HUB_OFFLINE) once."
+        ) from None
+    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="alnico-hub") as pool:
+        shards = list(pool.map(repository.shard, names))
+    model = SafetensorsModel(label, repository.folder, shards, repository)
+    check_index(model)
+    return model
+
+
+def push(folder: Path, name: str, *, private: bool, branch: str | None, message: str, quiet: bool) -> str:
+    """Upload a folder as one commit, so that nobody sees half a model; returns the address of the model.
+
+    Weights and an index that the repository has and the folder has not are removed by the same commit: they would
+    make another model of it. Hidden files stay. ``quiet`` draws no bars. Errors: HubError.
+    """
+    _check_name(name, name)
+    if branch is not None and not _is_revision(branch):
+        raise HubError(f"{branch!r} is no name of a branch. Choose another.")
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise HubError(f"{name}: HF_HUB_OFFLINE is set; a push needs the network. Unset it.")
+    api = HfApi(library_name="alnico")
+    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
+    files = {p.as_posix(): folder / p for p in paths if not any(part.startswith(".") for part in p.parts)}
+    with _explained(name, name, writing=True), _bars(not quiet):
+        url = api.create_repo(name, private=private or None, exist_ok=True)
+        if private and not api.model_info(name, timeout=TIMEOUT_SECONDS).private:
+            raise HubError(
+                f"{url}: is public, --private was said; nothing was uploaded. Make it private on the hub, or choose another name."
+            )
+        if branch is not None:
+            api.create_branch(name, branch=branch, exist_ok=True)
+        there = api.list_repo_files(name, revision=branch)
+        stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f == INDEX)]
+        operations = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
+        deletions = [CommitOperationDelete(path_in_repo=f) for f in stale]
+        api.create_commit(name, [*operations, *deletions], commit_message=message, revision=branch)
+    return str(url) if branch is None else f"{url}/tree/{branch}"
+
+
+def _resolved(label: str, name: str, revision: str, cache: Path) -> Repository:
+    """Ask the hub, once, which commit a revision is and which files it has."""
+    from huggingface_hub import HfApi
+
+    with _explained(label, name, revision):
+        info = HfApi(library_name="alnico").model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
+    commit, files = info.sha or "", info.siblings or []
+    sizes = {f.rfilename: f.size for f in files if f.size is not None}
+    wrong = [f.rfilename for f in files if f.size is None or not is_inside(f.rfilename)]
+    if not COMMIT.fullmatch(commit) or wrong:
+        found = f"file {wrong[0]!r} without a size or outside the model" if wrong else f"the commit {commit[:60]!r}"
+        raise HubError(f"{label}: the hub's answer has {found}. Check HF_ENDPOINT; do not use this model.")
+    return Repository(label, name, commit, cache / "snapshots" / commit, sizes, False)
+
+
+def _cached(label: str, name: str, revision: str, cache: Path) -> Repository:
+    """Look a revision up in the cache alone."""
+    try:
+        commit = revision if COMMIT.fullmatch(revision) else (cache / "refs" / revision).read_text("ascii").strip()
+    except (OSError, ValueError):
+        commit = ""
+    folder = cache / "snapshots" / commit
+    if not COMMIT.fullmatch(commit) or not folder.is_dir():
+        raise HubError(
+            f"{label}: revision {revision!r} is not in the cache ({cache}), and alnico is offline; expected a model that was "
+            "fetched before. Go online (without --offline and HF_HUB_OFFLINE) once, or give a path."
+        )
+    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    return Repository(label, name, commit, folder, sizes, True)
+
+
+def _remember(place: Path, commit: str) -> None:
+    """Note which commit a branch was, as huggingface_hub does, so that offline finds it by its name."""
+    temporary = place.with_name(f"{place.name}.{os.getpid()}.tmp")
+    with contextlib.suppress(OSError):  # a cache that is read-only serves all the same
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(commit, "ascii")
+        os.replace(temporary, place)
+
+
+def _split(label: str) -> tuple[str, str]:
+    """Return (owner/name, revision) of a reference."""
+    name, at, revision = label.partition("@")
+    _check_name(label, name)
+    if at and not _is_revision(revision):
+        raise ModelError(
+            f"model {label!r}: {revision!r} is no revision; expected a branch, a tag or a commit. Write owner/name@revision."
+        )
+    return name, revision or "main"
+
+
+def _is_revision(text: str) -> bool:
+    return REVISION.fullmatch(text) is not None and ".." not in text and len(text) < 250
+
+
+def _check_name(label: str, name: str) -> None:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        if name.count("/") != 1:
+            raise HFValidationError("it needs an owner and a name")
+        validate_repo_id(name)
+    except HFValidationError as error:
+        why = str(error).split(f": '{name}'")[0].rstrip(".")
+        raise ModelError(
+            f"model {label!r}: no such directory or file, and no id of a model on the hub ({why}). Check the path or the id."
+        ) from None
+
+
+def _meter(tell: Callable[[int], None] | None, stop: threading.Event) -> Any:
+    """A progress bar for huggingface_hub that draws nothing, passes bytes on, and ends its download when ``stop`` is set."""
+    from huggingface_hub.utils import tqdm
+
+    class Meter(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call, unused-ignore]
+
+        def update(self, n: float | None = 1) -> None:
+            if stop.is_set():
+                raise _Ended
+            if tell is not None and n:
+                tell(int(n))
+
+        def update_transfer(self, n: float | None = 1) -> None:
+            """Bytes on the wire, which are counted again when they are on the disk."""
+
+        def set_transfer_postfix_str(self, *arguments: Any, **options: Any) -> None:
+            """Text for a bar that is not drawn."""
+
+    return Meter
+
+
+class _Ended(Exception):
+    """Another download has failed, or the user interrupts."""
+
+
+@contextmanager
+def _bars(wanted: bool) -> Iterator[None]:
+    """Let huggingface_hub draw its bars, or keep it from it."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    if wanted or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextmanager
+def _explained(label: str, name: str, revision: str = "main", *, writing: bool = False) -> Iterator[None]:
+    """Turn what huggingface_hub raises into a HubError with a message of four parts; mistakes of ours stay what they are."""
+    try:
+        yield
+    except AlnicoError:
+        raise
+    except Exception as error:
+        told = _explanation(error, name, revision, writing)
+        if told is None:
+            raise
+        raise HubError(f"{label}: {told}") from None
+
+
+def _explanation(error: BaseException, name: str, revision: str, writing: bool) -> str | None:
+    from huggingface_hub import constants, errors
+
+    hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{name}"
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        return _explanation(error.__cause__, name, revision, writing)
+    if isinstance(error, errors.GatedRepoError):
+        return f"is gated, and you have no access to it; expected a model you may read. Accept its licence at {page} and {login}."
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{hub} has no revision {revision!r} of it; expected a branch, a tag or a commit. Look at {page}/tree/main."
+    if isinstance(error, errors.RepositoryNotFoundError):
+        if writing:
+            return f"{hub} does not let you write there. Check the name; {login} with a token that may write."
+        return f"no such path here, and {hub} has no such model, or it is private. Check the name; for a private model {login}."
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return f"{hub} does not have a file that it listed ({PurePosixPath(error.response.url.path).name}). Try again."
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status in (401, 403):
+            return f"{hub} refuses access (status {status}); expected a token that may {'write' if writing else 'read'} it. {login[0].upper()}{login[1:]}."
+        said = "".join(c for c in error.server_message or "" if c.isprintable())[:200]
+        return f"{hub} answered with status {status}{f' ({said})' if said else ''}. Try again later."
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE is set, and the cache does not hold it. Unset it once."
+    if isinstance(error, errors.FileMetadataError):
+        return f"{hub} does not answer like a hub. Check HF_ENDPOINT."
+    if type(error).__module__.split(".")[0].startswith("httpx"):  # httpx, or httpx2 from huggingface_hub 2 on
+        return (
+            f"{hub} could not be reached or broke off ({type(error).__name__}: {str(error)[:120]}). "
+            "Check the connection and try again; --offline uses what the cache holds."
+        )
+    if isinstance(error, json.JSONDecodeError):
+        return f"{hub} does not answer like a hub. Check HF_ENDPOINT."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"no space is left in the cache ({constants.HF_HUB_CACHE}). Make room, or set HF_HOME to another disk."
+    if writing and isinstance(error, (OSError, RuntimeError, ValueError)):  # what hf_xet and the check of the card raise
+        why = " ".join(f"{error} {error.__cause__ or ''}".split())[:200]
+        return f"{hub} did not take the upload ({why}). Try again: what has arrived is not sent twice."
+    if isinstance(error, OSError):
+        return f"could not be fetched into the cache {constants.HF_HUB_CACHE} ({error.strerror or str(error)[:160]}). Try again."
+    return None

@@ -1,0 +1,61 @@
+"""Brings what a plan reads from the hub onto this machine: after the plan is made, before the first tensor is read."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from alnico.checkpoint.shards import format_size
+from alnico.engine.events import Event, Fetched, Fetching
+from alnico.engine.output import DISK_MARGIN_BYTES, check_disk, check_target, existing_folder
+from alnico.errors import ResourceError
+from alnico.plan.job import Plan
+
+
+def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
+    """For each source, the files (and their bytes) that the plan reads and that must be fetched first."""
+    read: list[dict[str, None]] = [{} for _ in plan.sources]
+    for job in plan.jobs:
+        for tensor in job.read:
+            read[tensor.model][tensor.name] = None
+    return [source.absent(read[i], side_files and i == plan.donor) for i, source in enumerate(plan.sources)]
+
+
+def fetch_inputs(plan: Plan, out: Path, *, overwrite: bool, watch: Callable[[Event], None] | None) -> None:
+    """Download the files that the plan reads and the hub's cache lacks: weights, and the donor's side files.
+
+    A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError, HubError.
+    """
+    absent = absent_files(plan, side_files=out.suffix != ".safetensors")
+    total = sum(sum(files.values()) for files in absent)
+    if not any(absent):
+        return
+    check_target(out, plan, overwrite)
+    check_disk(plan, out)
+    folders = [source.origin.folder for source in plan.sources if source.origin is not None]
+    _check_cache_disk(folders[0], total, plan, out)
+    lock = threading.Lock()
+
+    def tell(bytes_done: int) -> None:
+        if watch:
+            with lock:
+                watch(Fetched(bytes_done))
+
+    if watch:
+        models = tuple(source.label for source, files in zip(plan.sources, absent, strict=True) if files)
+        watch(Fetching(models, sum(len(files) for files in absent), total))
+    for source, files in zip(plan.sources, absent, strict=True):
+        source.fetch(files, tell)
+
+
+def _check_cache_disk(cache: Path, total: int, plan: Plan, out: Path) -> None:
+    """Downloads and output together, where both are on one disk."""
+    disk, target = existing_folder(cache), existing_folder(out)
+    shares = disk.stat().st_dev == target.stat().st_dev
+    needed = total + DISK_MARGIN_BYTES + (plan.bytes_to_write if shares else 0)
+    free = shutil.disk_usage(disk).free
+    if needed > free:
+        what = f"the downloads{' and the output' if shares else ''} need {format_size(needed)}"
+        raise ResourceError(f"{disk}: {what}, {format_size(free)} are free. Make room, or set HF_HOME to another disk.")

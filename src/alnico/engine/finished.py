@@ -1,0 +1,53 @@
+"""Is a directory a finished merge? Its lock says what must be there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from alnico.checkpoint.model import open_model, read_json
+from alnico.engine.card import LOCK
+from alnico.engine.output import PartDirectory
+from alnico.errors import ModelError, OutputError
+
+
+def check_finished(folder: Path) -> None:
+    """Refuse what is no complete output of alnico: every tensor of the lock must be there, and no other.
+
+    Headers are read, tensors are not. Errors: OutputError; ModelError for files that are no model.
+    """
+    if not folder.is_dir():
+        if folder.is_file():
+            raise OutputError(f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory.")
+        if PartDirectory(folder).path.exists():
+            raise OutputError(
+                f"{folder}: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."
+            )
+        raise OutputError(f"{folder}: no such directory; expected the output of `alnico merge`. Check the path.")
+    if not (folder / LOCK).is_file():
+        raise OutputError(f"{folder}: has no {LOCK}, expected the output of `alnico merge`. Check the path.")
+    lock = read_json(folder / LOCK)
+    with open_model(folder) as model:
+        try:
+            planned = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in lock["output"].items()}
+        except (KeyError, TypeError, AttributeError):
+            raise ModelError(f"{folder / LOCK}: is no lock of alnico. Merge again.") from None
+        found = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
+    if found != planned:
+        name = next(n for n in sorted({**planned, **found}) if planned.get(n) != found.get(n))
+        raise OutputError(
+            f"{folder}: {name} is {_shown(found.get(name))} in the weights and {_shown(planned.get(name))} in {LOCK}; "
+            "they must be of one merge. Merge again."
+        )
+
+
+def local_paths(folder: Path) -> list[str]:
+    """The paths of this disk that a finished merge names: its inputs that are not from the hub."""
+    path = folder / LOCK
+    inputs = read_json(path).get("inputs") if path.is_file() else None
+    models = [i for i in inputs if isinstance(i, dict)] if isinstance(inputs, list) else []
+    return [str(i["model"]) for i in models if "repository" not in i and "/" in str(i.get("model"))]
+
+
+def _shown(entry: tuple[str, tuple[int, ...]] | None) -> str:
+    return "missing" if entry is None else f"{entry[0]} {json.dumps(entry[1])}"

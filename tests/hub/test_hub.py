@@ -1,0 +1,458 @@
+"""Models from the hub: found once, refused before their weights come, fetched into the common cache."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import alnico
+from alnico.errors import AlnicoError, HubError, MismatchError, ModelError
+from hub.stub import Hub, serving
+from made import family, model_bytes, save_model
+
+Run = Callable[..., tuple[int, str, str]]
+TIES = "merge_method: ties\nbase_model: {}\nmodels: [{}, {}]\nparameters: {{density: 0.5}}\n"
+NAMES = ("org/base", "org/one", "org/two")
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.chdir(tmp_path)
+    with serving(tmp_path / "home", monkeypatch) as running:
+        yield running
+
+
+def models(hub: Hub, shards: int = 2) -> list[Path]:
+    """A base and two fine-tunes, on the hub as NAMES and in local folders."""
+    base, tuned = family(Path("local"), 2, shards=shards)
+    (base / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {"a": 0}}}))
+    (base / "LICENSE").write_text("free")
+    (base / "pytorch_model.bin").write_bytes(b"a pickle")
+    for name, folder in zip(NAMES, (base, *tuned), strict=True):
+        hub.add(name, folder)
+    return [base, *tuned]
+
+
+def weights(out: str) -> dict[str, bytes]:
+    return {name: data for name, data in model_bytes(Path(out)).items() if name != "alnico.lock.json"}
+
+
+def told(call: Callable[[], object], kind: type[AlnicoError] = HubError) -> str:
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+# ---- what comes, and when ---------------------------------------------------------------------------------------------
+
+
+def test_a_merge_from_the_hub_has_the_bytes_of_a_merge_of_local_copies(hub: Hub, run: Run) -> None:
+    local = models(hub)
+    Path("hub.yml").write_text(TIES.format("org/base", "org/one@main", "org/two"))
+    Path("local.yml").write_text(TIES.format(*local))
+    code, _, stderr = run("merge", "hub.yml", "out")
+    assert (code, stderr) == (0, "fetching 7 files of org/one@main, org/two, org/base, 46.5 kB\n")
+    assert run("merge", "local.yml", "expected")[0] == 0
+    assert weights("out") == weights("expected")
+    assert {p.name for p in Path("out").iterdir()} == {p.name for p in Path("expected").iterdir()}
+    assert (Path("out/LICENSE").read_text(), Path("out/tokenizer.json").exists()) == ("free", True)
+
+
+def test_no_pickle_and_no_weight_that_is_not_read_is_fetched(hub: Hub) -> None:
+    models(hub)
+    alnico.merge({"merge_method": "linear", "base_model": "org/base", "models": ["org/one", "org/two"]}, "out")
+    asked = {r.path for r in hub.requests if r.host == "store" and not r.range}
+    assert {path.split("/")[1] for path in asked} == {hub.repos[name].refs["main"] for name in ("org/one", "org/two")}
+    assert not any(r.path.endswith(".bin") for r in hub.requests)
+    assert Path("out/LICENSE").exists()
+
+
+def test_planning_and_inspecting_fetch_no_weights(hub: Hub, run: Run) -> None:
+    models(hub)
+    Path("r.yml").write_text(TIES.format(*NAMES))
+    code, stdout, _ = run("plan", "r.yml")
+    assert code == 0
+    assert f"model     org/one (commit {hub.repos['org/one'].refs['main'][:12]})" in stdout
+    assert "download  7 files, 46.5 kB, into the hub's cache before the merge" in stdout
+    code, stdout, _ = run("inspect", "org/base")
+    assert code == 0
+    assert "    2 x  BF16  (48, 16)             model.layers.*.mlp.gate_proj.weight" in stdout
+    assert json.loads(run("inspect", "org/base", "--json")[1])["commit"] == hub.repos["org/base"].refs["main"]
+    assert hub.weight_bytes() == 0
+    assert any(r.range for r in hub.requests)
+
+
+@pytest.mark.parametrize("takes_ranges", [True, False])
+def test_models_that_do_not_fit_are_refused_before_their_weights_come(hub: Hub, takes_ranges: bool) -> None:
+    hub.takes_ranges = takes_ranges
+    wide = np.zeros((4096, 1024), np.float32)
+    hub.add("org/a", save_model(Path("a"), {"w": ("F32", wide)}, {}))
+    hub.add("org/b", save_model(Path("b"), {"w": ("F32", wide[:4])}, {}))
+    recipe = {"merge_method": "linear", "models": ["org/a", "org/b"]}
+    assert told(lambda: alnico.merge(recipe, "out"), MismatchError).startswith("w: ")
+    assert hub.weight_bytes() == 0 if takes_ranges else hub.weight_bytes() < wide.nbytes
+
+
+def test_an_output_that_exists_is_refused_before_weights_come(hub: Hub, run: Run) -> None:
+    models(hub)
+    Path("r.yml").write_text(TIES.format(*NAMES))
+    Path("out").mkdir()
+    Path("out/mine").write_text("mine")
+    assert run("merge", "r.yml", "out")[0] == 8
+    assert hub.weight_bytes() == 0
+
+
+def test_a_full_disk_is_told_before_weights_come(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import namedtuple
+
+    models(hub)
+    usage = namedtuple("usage", "free")
+    # Enough for the output and its margin, not for the downloads too.
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage((16 << 20) + 20_000))
+    with pytest.raises(alnico.errors.ResourceError) as caught:
+        alnico.merge({"merge_method": "linear", "models": list(NAMES)}, "out")
+    assert str(caught.value).endswith(
+        "the downloads and the output need 16.8 MB, 16.8 MB are free. Make room, or set HF_HOME to another disk."
+    )
+    assert hub.weight_bytes() == 0
+
+
+def test_the_second_run_takes_everything_from_the_cache(hub: Hub) -> None:
+    models(hub)
+    recipe = {"merge_method": "linear", "models": list(NAMES)}
+    alnico.merge(recipe, "one")
+    before = len(hub.requests)
+    alnico.merge(recipe, "two")
+    later = [r.path for r in hub.requests[before:] if r.path.startswith(("/org", "/api/models"))]
+    assert later == [f"/api/models/{name}/revision/main?blobs=true" for name in NAMES]
+    assert model_bytes(Path("one")) == model_bytes(Path("two"))
+
+
+def test_what_other_tools_fetched_is_used_and_they_find_what_alnico_fetched(hub: Hub) -> None:
+    from huggingface_hub import hf_hub_download, snapshot_download
+
+    models(hub)
+    theirs = hf_hub_download("org/base", "model-00001-of-00002.safetensors")
+    served = hub.weight_bytes()
+    assert served > 0
+    with alnico.open("org/base") as model:
+        assert model.shards[0].path == Path(theirs)
+        model.read("model.embed_tokens.weight")
+        assert hub.weight_bytes() == served
+        model.fetch(["model-00002-of-00002.safetensors"])
+    assert Path(snapshot_download("org/base", local_files_only=True, allow_patterns=["*.safetensors"])) == Path(theirs).parent
+
+
+def test_reading_a_tensor_of_an_opened_model_fetches_its_file(hub: Hub) -> None:
+    hub.add("org/a", save_model(Path("a"), {"w": ("F32", np.arange(4, dtype=np.float32))}, {}))
+    with alnico.open("org/a") as model:
+        np.testing.assert_array_equal(model.read("w"), [0, 1, 2, 3])
+
+
+def test_a_local_merge_never_loads_huggingface_hub(hub: Hub) -> None:
+    base, *tuned = models(hub)
+    code = (
+        "import alnico, sys; "
+        f"alnico.merge({{'merge_method': 'linear', 'models': {[str(t) for t in (base, *tuned)]!r}}}, 'out'); "
+        "print('huggingface_hub' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# ---- which model is meant ---------------------------------------------------------------------------------------------
+
+
+def test_a_path_that_is_there_wins(hub: Hub) -> None:
+    hub.add("org/a", save_model(Path("a"), {"w": ("F32", np.zeros(2, np.float32))}, {}))
+    save_model(Path("org/a"), {"w": ("F32", np.zeros(3, np.float32))}, {})
+    with alnico.open("org/a") as model:
+        assert (model.tensors["w"].shape, model.origin) == ((3,), None)
+    assert hub.requests == []
+
+
+def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: Hub) -> None:
+    def commit(size: int, branch: str) -> str:
+        return hub.add("org/a", save_model(Path(str(size)), {"w": ("F32", np.zeros(size, np.float32))}, {}), branch)
+
+    commits = {"main": commit(1, "main"), "v2": commit(2, "v2"), "refs/pr/3": commit(3, "refs/pr/3")}
+    for revision, size in (("main", 1), ("v2", 2), ("refs/pr/3", 3), (commits["v2"], 2)):
+        for offline in (False, True):
+            with alnico.open(f"org/a@{revision}", offline=offline) as model:
+                assert model.tensors["w"].shape == (size,)
+                model.read("w")
+
+
+def test_a_merge_is_repeated_from_the_commits_it_noted(hub: Hub, run: Run) -> None:
+    models(hub)
+    Path("r.yml").write_text(TIES.format(*NAMES) + "# org/one\n")
+    assert run("merge", "r.yml", "out")[0] == 0
+    commits = {name: hub.repos[name].refs["main"] for name in NAMES}
+    lock = json.loads(Path("out/alnico.lock.json").read_text())
+    assert {i["repository"]: i["commit"] for i in lock["inputs"]} == commits
+    pinned = Path("out/mergekit_config.yml").read_text()
+    assert pinned == TIES.format(*(f"{name}@{commits[name]}" for name in NAMES)) + "# org/one\n"
+    assert all(f"{name}@{commit}" in Path("out/README.md").read_text() for name, commit in commits.items())
+    hub.add("org/one", family(Path("newer"), 1, seed=7)[1][0])
+    assert run("merge", "out/mergekit_config.yml", "again")[0] == 0
+    assert weights("again") == weights("out")
+    assert run("merge", "r.yml", "newer-out")[0] == 0
+    assert weights("newer-out") != weights("out")
+
+
+def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alnico.engine.output import PartDirectory
+
+    models(hub, shards=1)
+    Path("r.yml").write_text(TIES.format(*NAMES))
+    with monkeypatch.context() as patch:
+        patch.setattr(PartDirectory, "publish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert run("merge", "r.yml", "out")[0] == 130
+    hub.add("org/one", family(Path("newer"), 1, seed=7)[1][0])
+    code, _, stderr = run("merge", "r.yml", "out")
+    assert code == 8
+    assert "since then changed: an input file (size, time or header)" in stderr
+
+
+def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id(hub: Hub) -> None:
+    assert told(lambda: alnico.open("gpt2"), ModelError) == (
+        "model 'gpt2': no such directory or file; expected a directory with safetensors files, one such file, or a "
+        "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
+    )
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize(
+    ("reference", "why"),
+    [
+        ("org/..a", None),
+        ("org/a..b", "Cannot have -- or .. in repo_id"),
+        ("org/a--b", "Cannot have -- or .. in repo_id"),
+        ("org/a.git", "Repo_id cannot end by '.git'"),
+        ("org/a b", "Repo id must use alphanumeric chars"),
+        ("../org", None),
+        ("org/a@../../../x", "'../../../x' is no revision"),
+        ("org/a@/etc/passwd", "'/etc/passwd' is no revision"),
+        ("org/a@", "'' is no revision"),
+        ("org/a@-x", "'-x' is no revision"),
+    ],
+)
+def test_a_name_cannot_lead_out_of_the_cache(hub: Hub, reference: str, why: str | None) -> None:
+    message = told(lambda: alnico.open(reference), ModelError)
+    assert message.startswith(f"model {reference!r}: ")
+    assert why is None or why in message
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("file", ["../../evil.json", "/etc/evil.json", "a/../../evil.json"])
+def test_a_file_name_cannot_lead_out_of_the_cache(hub: Hub, file: str) -> None:
+    hub.add("org/a", {file: b"{}", "model.safetensors": b""})
+    assert told(lambda: alnico.open("org/a")) == (
+        f"org/a: the hub's answer has file {file!r} without a size or outside the model. Check HF_ENDPOINT; do not use this model."
+    )
+
+
+# ---- offline ----------------------------------------------------------------------------------------------------------
+
+
+def test_offline_merges_what_the_cache_holds_and_asks_nobody(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    models(hub)
+    Path("r.yml").write_text(TIES.format(*NAMES))
+    assert run("merge", "r.yml", "out")[0] == 0
+    hub.requests.clear()
+    assert run("merge", "r.yml", "out2", "--offline")[0] == 0
+    assert run("plan", "r.yml", "--offline")[0] == 0
+    assert run("inspect", "org/one", "--offline")[0] == 0
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert run("merge", "r.yml", "out3")[0] == 0
+    assert hub.requests == []
+    assert model_bytes(Path("out2")) == model_bytes(Path("out3")) == model_bytes(Path("out"))
+
+
+@pytest.mark.parametrize("by_environment", [False, True])
+def test_offline_says_what_is_missing(hub: Hub, by_environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    models(hub)
+    cache = Path(constants.HF_HUB_CACHE) / "models--org--one"
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
+        assert told(lambda: alnico.open("org/one", offline=not by_environment)) == (
+            f"org/one: revision 'main' is not in the cache ({cache}), and alnico is offline; expected a model that was "
+            "fetched before. Go online (without --offline and HF_HUB_OFFLINE) once, or give a path."
+        )
+    assert hub.requests == []
+    alnico.open("org/one").close()
+    commit = hub.repos["org/one"].refs["main"]
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
+        index = cache / "snapshots" / commit / "model.safetensors.index.json"
+        assert told(lambda: alnico.open("org/one", offline=not by_environment)) == (
+            f"org/one: the cache ({index.parent}) does not hold the whole model, and alnico is offline: {index}: names "
+            "model-00001-of-00002.safetensors, which is not there. Complete the download. "
+            "Go online (without --offline and HF_HUB_OFFLINE) once."
+        )
+
+
+# ---- what goes wrong --------------------------------------------------------------------------------------------------
+
+
+def test_every_refusal_of_the_hub_has_a_message_and_the_exit_code(hub: Hub, run: Run) -> None:
+    base, *_ = models(hub)
+    hub.add("org/gated", base)
+    hub.repos["org/gated"].gated = True
+    login = "log in with `hf auth login`, or set HF_TOKEN"
+    for reference, message in (
+        (
+            "org/none",
+            f"org/none: no such path here, and {hub.url} has no such model, or it is private. Check the name; for a private "
+            f"model {login}.",
+        ),
+        (
+            "org/one@v9",
+            f"org/one@v9: {hub.url} has no revision 'v9' of it; expected a branch, a tag or a commit. Look at {hub.url}/org/one/tree/main.",
+        ),
+        (
+            "org/gated",
+            f"org/gated: is gated, and you have no access to it; expected a model you may read. Accept its licence at "
+            f"{hub.url}/org/gated and {login}.",
+        ),
+    ):
+        assert run("inspect", reference) == (13, "", f"alnico: {message}\n")
+
+
+def test_a_private_model_is_found_with_a_token_only(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    models(hub)
+    hub.repos["org/one"].private = True
+    alnico.open("org/one").close()
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    assert "or it is private" in told(lambda: alnico.open("org/one"))
+
+
+def test_the_token_goes_to_the_hub_alone_and_is_never_shown(hub: Hub, run: Run) -> None:
+    models(hub)
+    Path("r.yml").write_text(TIES.format(*NAMES))
+    shown = run("merge", "r.yml", "out", "-v")
+    assert shown[0] == 0
+    assert {r.token for r in hub.requests if r.host == "store"} == {None}
+    assert "Bearer hf_secret" in {r.token for r in hub.requests if r.host == "hub"}
+    assert "hf_secret" not in str(shown)
+
+
+def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with serving(tmp_path, monkeypatch) as hub:
+        hub.add("org/a", {})
+    message = told(lambda: alnico.open("org/a"))
+    assert message.startswith(f"org/a: {hub.url} could not be reached or broke off (ConnectError: ")
+    assert message.endswith("Check the connection and try again; --offline uses what the cache holds.")
+
+
+def test_a_repository_of_pickles_is_refused(hub: Hub) -> None:
+    hub.add("org/old", {"pytorch_model.bin": b"x", "config.json": b"{}"})
+    assert told(lambda: alnico.open("org/old"), ModelError) == (
+        "org/old/pytorch_model.bin: is a pickle checkpoint, expected .safetensors. "
+        "Reading these files is planned for 0.3, with the extra [torch]; convert the model to safetensors."
+    )
+    assert not any(r.path.endswith(".bin") for r in hub.requests)
+
+
+def test_a_module_that_is_a_pickle_is_refused_before_weights_come(hub: Hub) -> None:
+    files = {
+        "modules.json": json.dumps([{"path": "2_Dense"}]).encode(),
+        "2_Dense/pytorch_model.bin": b"x",
+        "2_Dense/config.json": b"{}",
+    }
+    (local,) = models(hub)[:1]
+    hub.add("org/st", {p.name: p.read_bytes() for p in local.iterdir()} | files)
+    assert told(lambda: alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out"), ModelError) == (
+        "org/st: modules.json names a module whose weights are a pickle (2_Dense/pytorch_model.bin), expected .safetensors; "
+        "alnico fetches no pickles. Download the model yourself, and give its path."
+    )
+    hub.add("org/st", {**hub.files("org/st"), "2_Dense/model.safetensors": b"y"})
+    alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out")
+    assert sorted(p.name for p in Path("out/2_Dense").iterdir()) == ["config.json", "model.safetensors"]
+
+
+@pytest.mark.parametrize("length", [1 << 62, 1 << 30, 100])
+def test_a_header_that_claims_too_much_is_refused_unread(hub: Hub, length: int) -> None:
+    hub.add("org/bad", {"model.safetensors": length.to_bytes(8, "little") + b"{}", "config.json": b"{}"})
+    assert told(lambda: alnico.open("org/bad"), ModelError).startswith(
+        f"org/bad: model.safetensors: the header claims {length} bytes"
+    )
+    assert sum(r.sent for r in hub.requests if r.host == "store") == 8
+
+
+def test_a_file_without_bytes_is_refused(hub: Hub) -> None:
+    hub.add("org/bad", {"model.safetensors": b"", "config.json": b"{}"})
+    assert told(lambda: alnico.open("org/bad"), ModelError).startswith("org/bad: model.safetensors: the file has 0 bytes")
+
+
+def test_a_hub_that_lies_about_a_size_is_found_out(hub: Hub) -> None:
+    local = models(hub, shards=1)
+    hub.size_lies["model.safetensors"] = (local[0] / "model.safetensors").stat().st_size + 2
+    assert "the tensors end at byte" in told(lambda: alnico.open("org/base"), ModelError)
+
+
+def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> None:
+    models(hub, shards=1)
+    with alnico.open("org/base") as model:
+        hub.files("org/base")["model.safetensors"] = (
+            save_model(Path("x"), {"w": ("F32", np.zeros(9, np.float32))}).joinpath("model.safetensors").read_bytes()
+        )
+        message = told(lambda: model.read("model.norm.weight"))
+    assert message.startswith("org/base: model.safetensors arrived with another header (")
+
+
+def test_an_index_that_leads_outside_is_refused(hub: Hub) -> None:
+    index = json.dumps({"weight_map": {"w": "../../../x.safetensors"}}).encode()
+    hub.add("org/bad", {"model.safetensors.index.json": index, "model.safetensors": b""})
+    assert "outside the model's directory" in told(lambda: alnico.open("org/bad"), ModelError)
+
+
+def test_quiet_says_nothing_about_downloads(hub: Hub, run: Run) -> None:
+    models(hub)
+    Path("r.yml").write_text(TIES.format(*NAMES))
+    assert run("merge", "r.yml", "out", "--quiet") == (0, "", "")
+
+
+def test_watching_counts_the_bytes_that_come(hub: Hub) -> None:
+    from alnico.engine.events import Event, Fetched, Fetching
+
+    models(hub)
+    seen: list[Event] = []
+    alnico.merge({"merge_method": "linear", "models": list(NAMES)}, "out", watch=seen.append)
+    (begin,) = [e for e in seen if isinstance(e, Fetching)]
+    assert begin.total_bytes == sum(e.bytes_done for e in seen if isinstance(e, Fetched)) > 40_000
+
+
+def test_the_program_as_people_run_it(hub: Hub) -> None:
+    local = models(hub)
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": "house", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+
+    def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "alnico.cli.main", *words]
+        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False)
+
+    Path("r.yml").write_text("merge_method: linear\nmodels: [org/one, org/two]\n")
+    Path("local.yml").write_text(f"merge_method: linear\nmodels: [{local[1]}, {local[2]}]\n")
+    done = run("merge", "r.yml", "out")
+    assert (done.returncode, done.stderr) == (0, "fetching 4 files of org/one, org/two, 31.0 kB\n")
+    assert run("merge", "local.yml", "expected").returncode == 0
+    assert weights("out") == weights("expected")
+    assert Path("house/hub/models--org--one/refs/main").read_text() == hub.repos["org/one"].refs["main"]
+    assert run("merge", "r.yml", "out2", HF_HUB_OFFLINE="1").returncode == 0
+    assert run("inspect", "org/base", HF_HUB_OFFLINE="1").returncode == 13
+    pushed = run("push", "out", "me/merged")
+    assert (pushed.returncode, pushed.stdout) == (0, f"{hub.url}/me/merged\n")

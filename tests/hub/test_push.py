@@ -1,0 +1,184 @@
+"""Finished merges go to the hub whole, and nothing else does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import alnico
+from alnico.errors import HubError
+from hub.stub import Hub, serving
+from made import family
+
+# huggingface_hub itself hands files to httpx in a way that httpx discourages.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    monkeypatch.chdir(tmp_path)
+    with serving(tmp_path / "home", monkeypatch) as running:
+        yield running
+
+
+@pytest.fixture
+def out() -> Path:
+    """A finished merge of two local models, in two shards."""
+    family(Path(), 2)
+    alnico.merge({"merge_method": "linear", "models": ["tuned-0", "tuned-1"]}, "out", max_shard_size="8kB")
+    return Path("out")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_a_push_makes_the_model_and_prints_its_address(hub: Hub, out: Path, run: Run) -> None:
+    (out / "1_Pooling").mkdir()
+    (out / "1_Pooling/config.json").write_text("{}")
+    assert run("push", "out", "me/merged") == (0, f"{hub.url}/me/merged\n", "")
+    assert {n: d for n, d in hub.files("me/merged").items() if n != ".gitattributes"} == contents(out)
+    assert (hub.repos["me/merged"].private, hub.repos["me/merged"].messages) == (False, ["Merge with alnico: out"])
+    with alnico.open("me/merged") as model:
+        assert len(model.tensors) == 20
+
+
+def test_a_private_push_to_a_branch_with_a_message(hub: Hub, out: Path, run: Run) -> None:
+    words = ("--private", "--branch", "v2", "--message", "Half of each", "--json")
+    code, stdout, stderr = run("push", "out", "me/merged", *words)
+    assert (code, json.loads(stdout), stderr) == (0, {"url": f"{hub.url}/me/merged/tree/v2"}, "")
+    assert hub.repos["me/merged"].private
+    assert list(hub.files("me/merged")) == [".gitattributes"]
+    assert set(hub.files("me/merged", "v2")) == {".gitattributes", *contents(out)}
+    assert hub.repos["me/merged"].messages == ["Half of each"]
+
+
+@pytest.mark.usefixtures("out")
+def test_a_private_push_to_a_public_model_uploads_nothing(hub: Hub, run: Run) -> None:
+    hub.add("me/merged", {"README.md": b"public"})
+    code, stdout, stderr = run("push", "out", "me/merged", "--private")
+    assert (code, stdout) == (13, "")
+    assert stderr == (
+        f"alnico: {hub.url}/me/merged: is public, --private was said; nothing was uploaded. Make it private on the hub, or "
+        "choose another name.\n"
+    )
+    assert list(hub.files("me/merged")) == ["README.md"]
+
+
+def test_a_push_replaces_the_weights_of_another_model_in_one_commit(hub: Hub, out: Path, run: Run) -> None:
+    old = {
+        "model-00003-of-00003.safetensors": b"old",
+        "model.safetensors": b"old",
+        "notes.md": b"kept",
+        "x/model.safetensors": b"kept",
+    }
+    hub.add("me/merged", old)
+    assert run("push", "out", "me/merged")[0] == 0
+    assert set(hub.files("me/merged")) == {"notes.md", "x/model.safetensors", *contents(out)}
+    assert len(hub.repos["me/merged"].commits) == 2
+
+
+def test_hidden_files_are_not_uploaded(hub: Hub, out: Path, run: Run) -> None:
+    (out / ".env").write_text("secret")
+    (out / ".git").mkdir()
+    (out / ".git/config").write_text("secret")
+    assert run("push", "out", "me/merged")[0] == 0
+    assert not any(".env" in name or ".git/" in name for name in hub.files("me/merged"))
+
+
+def test_paths_of_this_disk_are_noted(run: Run) -> None:
+    _, tuned = family(Path("sub"), 2)
+    alnico.merge({"merge_method": "linear", "models": [str(t) for t in tuned]}, "out")
+    code, _, stderr = run("push", "out", "me/merged")
+    assert code == 0
+    assert stderr == "".join(
+        f"note: the lock and the recipe name {path}, which everyone who sees the model can read.\n" for path in tuned
+    )
+
+
+def broken(out: Path, how: str) -> None:
+    lock = out / "alnico.lock.json"
+    if how == "not there":
+        out.rename("elsewhere")
+    elif how == "unfinished":
+        out.rename("elsewhere")
+        Path(".out.alnico-part").mkdir()
+    elif how == "no lock":
+        lock.unlink()
+    elif how == "no weights":
+        for path in out.glob("model*"):
+            path.unlink()
+    elif how == "a shard is missing":
+        (out / "model-00002-of-00002.safetensors").unlink()
+    elif how == "a shard is cut":
+        path = out / "model-00002-of-00002.safetensors"
+        path.write_bytes(path.read_bytes()[:-2])
+    elif how == "another lock":
+        text = json.loads(lock.read_text())
+        text["output"]["model.norm.weight"]["shape"] = [17]
+        lock.write_text(json.dumps(text))
+    else:
+        lock.write_text("{}")
+
+
+BROKEN = {
+    "not there": (8, "out: no such directory; expected the output of `alnico merge`. Check the path."),
+    "unfinished": (8, "out: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."),
+    "no lock": (8, "out: has no alnico.lock.json, expected the output of `alnico merge`. Check the path."),
+    "no weights": (4, "out: has no .safetensors file, expected a model. Check the path."),
+    "a shard is missing": (
+        4,
+        "out/model.safetensors.index.json: names model-00002-of-00002.safetensors, which is not there. Complete the download.",
+    ),
+    "a shard is cut": (4, "out/model-00002-of-00002.safetensors: "),
+    "another lock": (
+        8,
+        "out: model.norm.weight is BF16 [16] in the weights and BF16 [17] in alnico.lock.json; they must be of one merge. Merge again.",
+    ),
+    "no lock's text": (4, "out/alnico.lock.json: is no lock of alnico. Merge again."),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_what_is_no_finished_merge_is_not_pushed(hub: Hub, out: Path, run: Run, how: str) -> None:
+    broken(out, how)
+    code, stdout, stderr = run("push", "out", "me/merged")
+    assert (code, stdout) == (BROKEN[how][0], "")
+    assert stderr.startswith(f"alnico: {BROKEN[how][1]}")
+    assert hub.requests == []
+
+
+@pytest.mark.usefixtures("out")
+def test_a_push_without_access_says_so(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from huggingface_hub import constants
+
+    code, _, stderr = run("push", "out", "stranger/merged")
+    assert (code, stderr) == (
+        13,
+        f"alnico: stranger/merged: {hub.url} refuses access (status 403); expected a token that may write it. Log in with "
+        "`hf auth login`, or set HF_TOKEN.\n",
+    )
+    assert "hf_secret" not in stderr
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    code, _, stderr = run("push", "out", "me/merged")
+    assert code == 13
+    assert "expected a token that may write" in stderr
+    assert hub.uploads == {}
+
+
+@pytest.mark.usefixtures("out")
+def test_a_push_offline_or_to_no_name_is_refused(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    assert run("push", "out", "merged")[0] == 4
+    assert run("push", "out", "me/merged", "--branch", "../x")[0] == 13
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(HubError, match=r"^me/merged: HF_HUB_OFFLINE is set; a push needs the network"):
+        alnico.push("out", "me/merged")
+    assert hub.requests == []
