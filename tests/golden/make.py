@@ -132,6 +132,17 @@ def parity() -> dict[str, str]:
                 f"{method}-normalize": recipe(method, THREE, own, base="base", parameters={"normalize": True, "rescale": True}),
                 f"{method}-plain": recipe(method, THREE, own, base="base", parameters={"normalize": False, "rescale": False}),
             }
+    cases |= {
+        "nuslerp-beyond": recipe("nuslerp", ("one", "far"), {"weight": (1.5, -0.5)}),
+        "multislerp-eps": recipe("multislerp", THREE, WEIGHTS, parameters={"eps": 1e-6}),
+        "multislerp-base-one": recipe("multislerp", ("one",), {"weight": (0.5,)}, base="base"),
+        "karcher-zeros": recipe("karcher", ("one", "zeros", "two")),
+        "multislerp-zeros": recipe("multislerp", ("one", "zeros", "two"), WEIGHTS),
+        "model_stock-zeros": recipe("model_stock", ("one", "zeros", "two"), base="base"),
+        "sce-one": recipe("sce", ("one",), base="base"),
+        "sce-one-0.5": recipe("sce", ("one",), base="base", parameters={"select_topk": 0.5}),
+        "della-whole": recipe("della", THREE, WEIGHTS, base="base", parameters={"density": 1.0}),
+    }
     cases["breadcrumbs-whole"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 1.0, "gamma": 0.2})
     cases["breadcrumbs-dense"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 0.9, "gamma": 0.2})
     for share in (1.0, 0.5, 0.1):
@@ -173,6 +184,13 @@ def evidence() -> dict[str, str]:
         ]
     ) | {
         "rounded-linear": recipe("linear", THREE, SIGNED, dtype="bfloat16"),
+        "one-multislerp": recipe("multislerp", ("one",), {"weight": (0.5,)}, base="base", parameters={"normalize_weights": False}),
+        "cancel-multislerp": recipe("multislerp", ("one", "mirror", "two"), {"weight": (1.0, 1.0, 0.0)}),
+        "length-0-slerp": recipe("slerp", ("base", "zeros"), base="base", parameters={"t": 0.5}),
+        "length-0-nuslerp": recipe("nuslerp", ("base", "zeros"), {"weight": (1.0, 1.0)}),
+        "below-nearswap": recipe("nearswap", ("base", "one"), base="base", parameters={"t": -0.1}),
+        "density-0": recipe("ties", THREE, WEIGHTS, base="base", parameters={"density": 0.0}),
+        "density-2": recipe("ties", THREE, SIGNED, base="base", parameters={"density": 2.0}),
         "zero-sum": recipe("linear", ("one", "two"), {"weight": (1.0, -1.0)}),
         "zero-sum-task_arithmetic": recipe(
             "task_arithmetic", ("one", "two"), {"weight": (1.0, -1.0)}, base="base", parameters={"normalize": True}
@@ -213,6 +231,7 @@ def models() -> dict[str, Tensors]:
         found[f"small-{k}"] = {n: ("F32", v.astype(np.float32)) for n, v in small.items()}
         found[f"big-{k}"] = {n: ("F16", v * np.float32(BIG)) for n, v in family[k].items()}
         found[f"bf16-{k}"] = {n: ("BF16", v) for n, v in family[k].items()}
+    found["mirror"] = {n: ("F32", -v) for n, v in family["one"].items()}
     found["zeros"] = {n: ("F32", np.zeros(s, np.float32)) for n, s in shapes.items()}
     found["ones"] = {n: ("F32", np.ones(s, np.float32)) for n, s in shapes.items()}
     loose = {"one": (1,), "column": (6, 1), "cube": (4, 3, 5)}

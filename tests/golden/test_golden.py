@@ -58,12 +58,12 @@ def theirs(case: str) -> Tensors:
 def deviation(found: Tensors, expected: Tensors, scale: float = 1.0) -> float:
     """The largest difference from ``scale * expected``, in units of a tensor's largest value; the worst tensor."""
     assert found.keys() == expected.keys()
-    worst = 0.0
+    apart = []
     for name, value in expected.items():
         exact = value.astype(np.float64) * scale
         assert found[name].shape == exact.shape
-        worst = max(worst, np.abs(found[name] - exact).max() / np.abs(exact).max())
-    return float(worst)
+        apart.append(np.abs(found[name] - exact).max() / np.abs(exact).max())
+    return float(np.max(apart))  # NaN if one is
 
 
 def change(tensors: Tensors, base: Tensors) -> Tensors:
@@ -84,7 +84,10 @@ def outcome(case: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("case", sorted(p.stem for p in (HERE / "parity").glob("*.yml")))
 def test_a_recipe_gives_mergekits_result(case: str, merge: Merge) -> None:
-    assert deviation(merge(f"parity/{case}"), theirs(f"parity/{case}")) <= TOLERANCE
+    found, expected = merge(f"parity/{case}"), theirs(f"parity/{case}")
+    worst = deviation(found, expected)
+    assert worst <= TOLERANCE
+    assert {v.dtype for v in found.values()} == {v.dtype for v in expected.values()}
 
 
 @pytest.mark.parametrize(
@@ -142,6 +145,40 @@ def test_a_base_model_that_is_not_listed_is_not_averaged_in(case: str, merge: Me
 def test_a_base_model_that_is_not_listed_needs_no_weight(merge: Merge) -> None:
     assert outcome("donor-linear-own") == {"": "RuntimeError"}
     assert deviation(merge("evidence/donor-linear-own"), theirs("parity/linear")) <= TOLERANCE
+
+
+def test_multislerp_of_one_model_follows_the_formula(merge: Merge, inputs: Path) -> None:
+    base, one = read_model(inputs / "base"), read_model(inputs / "one")
+    assert deviation(theirs("evidence/one-multislerp"), one) == 0
+    assert deviation(merge("evidence/one-multislerp"), {n: (base[n] + one[n].astype(np.float64)) / 2 for n in base}) <= TOLERANCE
+
+
+def test_multislerp_of_directions_that_cancel_is_their_weighted_sum(merge: Merge) -> None:
+    """A model, its opposite, and a third of weight 0."""
+    assert outcome("cancel-multislerp") == {"": "ValueError"}
+    assert not any(v.any() for v in merge("evidence/cancel-multislerp").values())
+
+
+@pytest.mark.parametrize("method", ["slerp", "nuslerp"])
+def test_the_way_to_a_tensor_of_zeros_is_straight(method: str, merge: Merge, inputs: Path) -> None:
+    base = read_model(inputs / "base")
+    assert deviation(theirs(f"evidence/length-0-{method}"), base, 0.5**0.5) <= TOLERANCE
+    assert deviation(merge(f"evidence/length-0-{method}"), base, 0.5) <= TOLERANCE
+
+
+@pytest.mark.parametrize(
+    ("case", "told"),
+    [
+        ("density-0", "density is 0; density is the share"),
+        ("density-2", "density is 2; density is the share"),
+        ("below-nearswap", "t is -0.1; t is the largest step"),
+    ],
+)
+def test_a_number_outside_its_range_is_refused(case: str, told: str, merge: Merge, inputs: Path) -> None:
+    meant = theirs("parity/ties-whole") if case == "density-2" else read_model(inputs / "base")
+    assert deviation(theirs(f"evidence/{case}"), meant) == 0
+    with pytest.raises(alnico.errors.RecipeError, match=told):
+        merge(f"evidence/{case}")
 
 
 def test_weights_that_sum_to_0_are_refused(merge: Merge) -> None:
