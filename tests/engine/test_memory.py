@@ -13,7 +13,7 @@ import pytest
 import alnico
 from alnico.methods import registry
 from made import family, save_file
-from methods.cases import SETTINGS, options
+from methods.cases import MODELS, SETTINGS, options
 from methods.merging import recipe_for
 from test_house import SOURCE
 
@@ -45,7 +45,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(registry()))
 def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: list[Path], tmp_path: Path) -> None:
-    count = {"slerp": 2, "passthrough": 1}.get(name, 3)
+    count = MODELS.get(name, (3,))[0]
     setting = SETTINGS[name][-1]
     models = large[1 : 1 + count]
     recipe = recipe_for(name, models, models[0] if registry()[name].base == "first" else large[0], options(setting, count))

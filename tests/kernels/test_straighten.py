@@ -136,12 +136,19 @@ def same(x):
     return x
 
 
+def average(x, t):
+    total = t
+    for i in range(len(x)):
+        total += x[i]
+    return total / len(x)
+
+
 def unary(x, t):
     return -x[0] + (+x[1]) if not x[2] > t else -t
 
 
 STRAIGHT = [if_else, nested_if, set_in_all_branches, changed_condition, augmented, chained, joined, ternaries, loops,
-            kept_from_earlier_rounds, calls, unary]  # fmt: skip
+            kept_from_earlier_rounds, calls, average, unary]  # fmt: skip
 
 
 @pytest.mark.parametrize("function", STRAIGHT, ids=lambda f: f.__name__)
@@ -164,6 +171,11 @@ def test_no_branch_is_left_and_every_number_is_real(function):
     assert " and " not in text
     assert " or " not in text
     assert "elif" not in text
+
+
+def test_a_length_is_a_number_of_the_working_precision():
+    # To numba float32 / int64 is float64: what one kernel measures another would not find again.
+    assert "REAL(len(x))" in straighten(average, "mix")[0]
 
 
 def sign(x):

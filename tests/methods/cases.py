@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 PER_MODEL = "per model"
+POSITIVE = "per model, above 0"
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "linear": [{}, {"weight": PER_MODEL}, {"weight": PER_MODEL, "normalize": False}],
@@ -20,14 +21,46 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     ],
     "dare_linear": [{}, {"density": 0.4, "weight": PER_MODEL}, {"density": 0.4, "rescale": "inverse", "divide": "weight"}],
     "dare_ties": [{}, {"density": 0.6, "weight": PER_MODEL}, {"density": 0.3, "rescale": "none", "elect": "mass"}],
+    "breadcrumbs": [
+        {},
+        {"density": 0.3, "gamma": 0.05, "weight": PER_MODEL, "scale": 0.3},
+        {"density": 0.9, "gamma": 0.4, "rescale": "l1", "divide": "weight"},
+    ],
+    "breadcrumbs_ties": [
+        {},
+        {"density": 0.4, "weight": PER_MODEL},
+        {"density": 0.4, "gamma": 0.0, "divide": "weight", "elect": "mass"},
+    ],
+    "della": [{}, {"density": 0.6, "weight": PER_MODEL}, {"density": 0.4, "epsilon": 0.3, "rescale": "none", "divide": "none"}],
+    "della_linear": [
+        {},
+        {"density": 0.5, "weight": PER_MODEL},
+        {"density": 0.3, "epsilon": 0.1, "rescale": "inverse", "divide": "weight"},
+    ],
+    "karcher": [{}, {"weight": POSITIVE}, {"weight": POSITIVE, "max_iter": 2}],
+    "model_stock": [{}, {"filter_wise": True}],
+    "multislerp": [{}, {"weight": PER_MODEL}, {"weight": PER_MODEL, "normalize_weights": False}],
+    "nearswap": [{"t": 0.05}, {"t": 0.0}, {"t": 0.2}],
+    "nuslerp": [
+        {"weight": [1.0, 3.0]},
+        {"weight": [0.6, 0.4], "flatten": False, "row_wise": True},
+        {"weight": [0.6, 0.4], "flatten": False},
+    ],
+    "sce": [{}, {"select_topk": 0.1}, {"select_topk": 0.6}],
 }
 
-MODELS = {"slerp": (2,), "passthrough": (1,)}
+MODELS = {"slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,)}
 """How many values a method gets, where it does not take any number."""
 
 
+LEAST = {"model_stock": 2}
+"""The least number of values besides the base, where it is not 1."""
+
+BY_NOISE = ("dare_linear", "dare_ties", "della", "della_linear")
+
+
 def counts(method: str) -> tuple[int, ...]:
-    return MODELS.get(method, (1, 2, 3, 5, 8))
+    return MODELS.get(method, tuple(k for k in (1, 2, 3, 5, 8) if k >= LEAST.get(method, 1)))
 
 
 def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
@@ -37,7 +70,9 @@ def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
     for name, value in setting.items():
         if value == PER_MODEL:
             value = weights[:count]
-        elif name == "density" and not isinstance(value, list):
+        elif value == POSITIVE:
+            value = [abs(w) for w in weights[:count]]
+        elif name in ("density", "gamma", "epsilon") and not isinstance(value, list):
             value = [value] * count
         spelled[name] = value
     return spelled

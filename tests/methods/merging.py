@@ -13,7 +13,7 @@ from alnico.methods import registry
 from made import read_model, save_model
 
 
-def recipe_for(method: str, models: Sequence[Path], base: Path, options: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
+def recipe_for(method: str, models: Sequence[Path], base: Path | None, options: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
     """Write a recipe; per-model options are lists in the order of ``models``."""
     per_model = {n: v for n, v in options.items() if registry()[method].options[n].per_model}
     entries = []
@@ -21,7 +21,7 @@ def recipe_for(method: str, models: Sequence[Path], base: Path, options: Mapping
         own = {n: v[i] for n, v in per_model.items()}
         entries.append({"model": str(path), **({"parameters": own} if own else {})})
     recipe: dict[str, Any] = {"merge_method": method, "models": entries, **keys}
-    if registry()[method].base != "unused":
+    if base is not None and registry()[method].base != "unused":
         recipe["base_model"] = str(base)
     shared = {n: v for n, v in options.items() if n not in per_model}
     if shared:
@@ -40,9 +40,14 @@ def merge_arrays(
     root: Path, method: str, base: Mapping[str, np.ndarray], models: Sequence[Mapping[str, np.ndarray]], options: Mapping[str, Any],
     dtype: str = "F32", keys: Mapping[str, Any] | None = None, **arguments: Any,
 ) -> dict[str, np.ndarray]:  # fmt: skip
-    """Merge dicts of arrays; for slerp the first of ``models`` is the base."""
+    """Merge dicts of arrays; for slerp the first of ``models`` is the base; ``base`` may be empty."""
     base_path, paths = write_inputs(root, base, models, dtype)
     if registry()[method].base == "first":
         base_path = paths[0]
-    alnico.merge(recipe_for(method, paths, base_path, options, **(keys or {})), root / "out", overwrite=True, **arguments)
+    alnico.merge(
+        recipe_for(method, paths, base_path if base or registry()[method].base == "first" else None, options, **(keys or {})),
+        root / "out",
+        overwrite=True,
+        **arguments,
+    )
     return read_model(root / "out")

@@ -9,14 +9,12 @@ import numpy as np
 import pytest
 
 from alnico.methods import registry
-from methods.cases import SETTINGS, counts, options
+from methods.cases import BY_NOISE, SETTINGS, counts, options
 from methods.merging import merge_arrays
 from references import noise
 
 SHAPES = {"a.weight": (37, 129), "b.weight": (8, 4, 3, 3), "c.bias": (1000,), "d.weight": (300, 257)}
 TOLERANCE = 2e-6
-TIED = 1e-6
-"""Elections whose balance is below this, relative to the votes, are decided by rounding and counted apart."""
 
 
 def made(count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
@@ -50,20 +48,27 @@ def test_a_method_agrees_with_its_reference(name: str, setting: dict | None, cou
     for tensor, shape in SHAPES.items():
         wide = [m[tensor].astype(np.float64) for m in models]
         uniforms = (
-            [noise.uniform(seed, tensor, i, shape) for i in range(count)]
-            if name.startswith("dare") and shape != (300, 257)
-            else None
+            [noise.uniform(seed, tensor, i, shape) for i in range(count)] if name in BY_NOISE and shape != (300, 257) else None
         )
-        if name.startswith("dare") and uniforms is None:
+        if name in BY_NOISE and uniforms is None:
             continue  # drawing 77,100 numbers in Python integers for 8 models takes seconds; the others show the noise
         expected = reference.merge(wide, base[tensor].astype(np.float64), given, uniforms)
         error = np.abs(merged[tensor] - expected)
-        if name == "ties" and given.get("elect", "weighted") == "weighted":
-            closeness, votes = reference.balance(wide, base[tensor].astype(np.float64), given, None)
-            tied = (closeness < TIED) & (votes > 0)
-            assert tied.mean() < 1e-5 or tied.sum() <= 1
-            error = np.where(tied, 0.0, error)
+        if hasattr(reference, "undecided"):  # elections and selections so near that rounding decides are counted apart
+            undecided = reference.undecided(wide, base[tensor].astype(np.float64), given)
+            assert undecided.mean() < 1e-5 or undecided.sum() <= 1
+            error = np.where(undecided, 0.0, error)
         assert error.max() / np.abs(expected).max() <= TOLERANCE, tensor
+
+
+@pytest.mark.parametrize(("name", "setting"), [(n, s) for n in ("nuslerp", "multislerp") for s in SETTINGS[n]])
+def test_without_a_base_the_values_are_the_parameters(name: str, setting: dict, tmp_path: Path) -> None:
+    reference = importlib.import_module(f"references.{name}")
+    _, models = made(2)
+    merged = merge_arrays(tmp_path, name, {}, models, options(setting, 2))
+    for tensor in SHAPES:
+        expected = reference.merge([m[tensor].astype(np.float64) for m in models], None, options(setting, 2), None)
+        assert np.abs(merged[tensor] - expected).max() / np.abs(expected).max() <= TOLERANCE, tensor
 
 
 def test_every_method_has_a_reference_that_imports_nothing_of_alnico() -> None:

@@ -27,12 +27,15 @@ def consensus(kept, weight, elect, divide):
     return total / np.where(share == 0, 1.0, share)
 
 
-def balance(models, base, options, noise):
-    """How far each election is from a tie, relative to the largest vote: near 0 rounding decides."""
-    kept, weight = kept_of(models, base, options)
-    votes = [w * k for w, k in zip(weight, kept, strict=True)]
+def near_tie(kept, weight, elect="weighted"):
+    """Is an election within 1e-6 of a tie, relative to its votes? Then rounding decides."""
+    votes = [w * k if elect == "weighted" else k for w, k in zip(weight, kept, strict=True)]
     scale = sum(np.abs(v) for v in votes)
-    return np.abs(sum(votes)) / np.where(scale == 0, 1.0, scale), scale
+    return (np.abs(sum(votes)) < 1e-6 * scale) & (elect != "count")
+
+
+def undecided(models, base, options):
+    return near_tie(*kept_of(models, base, options), options.get("elect", "weighted"))
 
 
 def kept_of(models, base, options):

@@ -37,6 +37,6 @@ def find(name: str) -> Method:
     methods = registry()
     if name not in methods:
         near = difflib.get_close_matches(name, methods, 1)
-        hint = f"Did you mean {near[0]}?" if near else "`alnico methods` lists them."
-        raise MethodError(f"unknown merge method {name!r}; known are {', '.join(methods)}. {hint}")
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise MethodError(f"unknown merge method {name!r}; expected one of those that `alnico methods` lists.{hint}")
     return methods[name]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from alnico.errors import MethodError
 from alnico.methods._sparsify import Sparse
-from alnico.methods.base import Merge
+from alnico.methods.base import Merge, total_weight
 
 Elect = Literal["weighted", "mass", "count"]
 """Who decides the sign: the weighted entries, the entries as they are, or one vote a model."""
@@ -43,47 +42,42 @@ VOTES = {"weighted": vote_weighted, "mass": vote_mass, "count": vote_count}
 SHARES = {"weight": share_weight, "count": share_count, "none": share_none}
 
 
-def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, divide: Divide, trims: bool) -> Merge:
+def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, divide: Divide) -> Merge:
     """Sum the entries whose sign was elected, and divide by what agreed; a balance of exactly 0 elects plus."""
     keep, vote, share_of = sparse.keep, VOTES[elect], SHARES[divide]
 
-    def mix(delta, limit, factor, weight, scale):
+    def mix(delta, limit, ceiling, factor, weight, scale):
         balance = 0.0
         for i in range(len(delta)):
-            balance += vote(factor[i] * keep(delta[i], limit[i]), weight[i])
+            balance += vote(factor[i] * keep(delta[i], limit[i], ceiling[i]), weight[i])
         total = 0.0
         share = 0.0
         for i in range(len(delta)):
-            kept = factor[i] * keep(delta[i], limit[i])
+            kept = factor[i] * keep(delta[i], limit[i], ceiling[i])
             ballot = vote(kept, weight[i])
             if (ballot > 0) if balance >= 0 else (ballot < 0):
                 total += weight[i] * kept
                 share += share_of(weight[i])
         return scale * (total / share if share != 0 else total)
 
-    alone = len(weight) == 1 and not trims and scale * (weight[0] if divide == "none" else 1.0) == 1
+    alone = len(weight) == 1 and not sparse.trims and scale * (weight[0] if divide == "none" else 1.0) == 1
     alone = alone and weight[0] > 0 and (divide != "count" or weight[0] == 1)
-    return Merge(mix, (sparse.limit, sparse.factor, weight, scale), copies=_copies(alone, weight, scale))
+    return Merge(mix, (sparse.limit, sparse.ceiling, sparse.factor, weight, scale), copies=_copies(alone, weight, scale))
 
 
-def summed(sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Literal["weight", "none"], trims: bool) -> Merge:
+def summed(sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Literal["weight", "none"]) -> Merge:
     """Sum all kept entries with their weights; ``divide`` "weight" divides by the sum of the weights."""
     keep = sparse.keep
-    total = sum(weight) if divide == "weight" else 1.0
-    if divide == "weight" and abs(total) <= 1e-12 * sum(map(abs, weight)):
-        raise MethodError(
-            f"the weights sum to 0 ({', '.join(f'{w:g}' for w in weight)}), so they cannot be normalised; "
-            "expected a sum other than 0. Change a weight, or set normalize: false."
-        )
+    total = total_weight(weight, instead=", or set normalize: false") if divide == "weight" else 1.0
 
-    def mix(delta, limit, factor, weight, scale):
+    def mix(delta, limit, ceiling, factor, weight, scale):
         total = 0.0
         for i in range(len(delta)):
-            total += weight[i] * (factor[i] * keep(delta[i], limit[i]))
+            total += weight[i] * (factor[i] * keep(delta[i], limit[i], ceiling[i]))
         return scale * total
 
-    alone = len(weight) == 1 and not trims and scale * weight[0] / total == 1
-    return Merge(mix, (sparse.limit, sparse.factor, weight, scale / total), copies=_copies(alone, weight, scale))
+    alone = len(weight) == 1 and not sparse.trims and scale * weight[0] / total == 1
+    return Merge(mix, (sparse.limit, sparse.ceiling, sparse.factor, weight, scale / total), copies=_copies(alone, weight, scale))
 
 
 def _copies(alone: bool, weight: tuple[float, ...], scale: float) -> Any:

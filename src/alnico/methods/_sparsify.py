@@ -1,7 +1,7 @@
 """Which entries of a task vector are kept, and how the kept ones are scaled to make up for the rest.
 
-A sparsifier is a ``keep(delta, limit)`` of one number, the ``limit`` it compares with (a number a model, a fact, or
-draws), and a ``factor`` a model on what is kept.
+A sparsifier is a ``keep(delta, limit, ceiling)`` of one number, what it compares with (numbers a model, facts, or draws; some
+keep by the limit alone), and a ``factor`` a model on what is kept.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, KthLargest, Sum, magnitude
 
 Rescale = Literal["l1", "inverse", "none"]
@@ -18,47 +19,86 @@ Rescale = Literal["l1", "inverse", "none"]
 
 @dataclass(frozen=True)
 class Sparse:
-    """What is kept of each task vector."""
+    """What is kept of each task vector. ``trims`` says whether anything may be left out."""
 
-    keep: Callable[[float, float], float]
+    keep: Callable[[float, float, float], float]
     limit: Argument
+    ceiling: Argument
     factor: Argument
+    trims: bool
 
 
-def keep_large(delta: float, limit: float) -> float:
+def keep_large(delta: float, limit: float, ceiling: float) -> float:
     """``delta`` if its magnitude is at least ``limit``, else 0."""
     return delta if abs(delta) >= limit else 0.0
 
 
-def keep_drawn(delta: float, drawn: float) -> float:
-    """``delta`` if it was drawn (1.0), else 0."""
-    return delta if drawn > 0 else 0.0
+def keep_between(delta: float, limit: float, ceiling: float) -> float:
+    """``delta`` if its magnitude is at least ``limit`` and at most ``ceiling``, else 0."""
+    return delta if abs(delta) >= limit and abs(delta) <= ceiling else 0.0
+
+
+def keep_drawn(delta: float, limit: float, ceiling: float) -> float:
+    """``delta`` if it was drawn (a limit of 1.0), else 0."""
+    return delta if limit > 0 else 0.0
 
 
 def large_kept(delta: float, limit: float) -> float:
-    return abs(keep_large(delta, limit))
+    return abs(keep_large(delta, limit, limit))
+
+
+def between_kept(delta: float, limit: float, ceiling: float) -> float:
+    return abs(keep_between(delta, limit, ceiling))
 
 
 def drawn_kept(delta: float, drawn: float) -> float:
-    return abs(keep_drawn(delta, drawn))
+    return abs(keep_drawn(delta, drawn, drawn))
+
+
+def keep_all(models: int) -> Sparse:
+    """Keep everything."""
+    zeros, ones = (0.0,) * models, (1.0,) * models
+    return Sparse(keep_large, zeros, zeros, ones, trims=False)
 
 
 def keep_largest(density: tuple[float, ...], rescale: Rescale) -> Sparse:
     """Keep the share ``density`` of largest magnitude; entries equal to the threshold are all kept."""
-    ones = (1.0,) * len(density)
     if set(density) == {1.0}:
-        return Sparse(keep_large, (0.0,) * len(density), ones)
+        return keep_all(len(density))
     limit = KthLargest(density)
-    return Sparse(keep_large, limit, _factor(rescale, density, Sum(large_kept, (limit,))))
+    return Sparse(keep_large, limit, (0.0,) * len(density), _factor(rescale, density, Sum(large_kept, (limit,))), trims=True)
+
+
+def keep_middle(density: tuple[float, ...], gamma: tuple[float, ...], rescale: Rescale) -> Sparse:
+    """Leave out the share ``gamma`` of largest magnitude and keep the share ``density`` below it."""
+    if set(density) == {1.0}:
+        return keep_all(len(density))
+    limit, ceiling = KthLargest(density, skip=gamma), KthLargest(density, skip=gamma, end="first")
+    factor = _factor(rescale, density, Sum(between_kept, (limit, ceiling)))
+    return Sparse(keep_between, limit, ceiling, factor, trims=True)
 
 
 def keep_random(density: tuple[float, ...], rescale: Rescale) -> Sparse:
     """Keep each entry with probability ``density``, independently."""
-    ones = (1.0,) * len(density)
+    return _keep_drawn(Bernoulli(density), rescale)
+
+
+def keep_by_rank(density: tuple[float, ...], epsilon: tuple[float, ...], rescale: Rescale) -> Sparse:
+    """Keep each entry with a probability from ``density - epsilon`` to ``density + epsilon``, by its rank in its row."""
+    for d, e in zip(density, epsilon, strict=True):
+        if d < 1 and not (d - e > 0 and d + e < 1):
+            raise MethodError(
+                f"density {d:g} and epsilon {e:g} give probabilities from {d - e:g} to {d + e:g}; expected them between 0 and 1. "
+                "Choose a smaller epsilon."
+            )
+    return _keep_drawn(Bernoulli(density, tuple(0.0 if d == 1 else e for d, e in zip(density, epsilon, strict=True))), rescale)
+
+
+def _keep_drawn(drawn: Bernoulli, rescale: Rescale) -> Sparse:
+    density = drawn.chance
     if set(density) == {1.0}:
-        return Sparse(keep_large, (0.0,) * len(density), ones)
-    drawn = Bernoulli(density)
-    return Sparse(keep_drawn, drawn, _factor(rescale, density, Sum(drawn_kept, (drawn,))))
+        return keep_all(len(density))
+    return Sparse(keep_drawn, drawn, (0.0,) * len(density), _factor(rescale, density, Sum(drawn_kept, (drawn,))), trims=True)
 
 
 def _factor(rescale: Rescale, density: tuple[float, ...], kept: Sum) -> Argument:

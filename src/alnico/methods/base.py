@@ -19,9 +19,11 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, Measured, levels
@@ -60,7 +62,7 @@ Share = Annotated[float, Between(0, 1, without_low=True)]
 """A share of a whole, in (0, 1]."""
 
 Space = Literal["weight", "delta"]
-Base = Literal["required", "unused", "first"]
+Base = Literal["required", "optional", "unused", "first"]
 REQUIRED = inspect.Parameter.empty
 
 
@@ -216,8 +218,9 @@ def method(
     """Register a factory as a merge method under its function's name.
 
     ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
-    ``base``: "required", "unused", or "first" (the base is the first of the values; weight space). ``models`` is the
-    least and the greatest number of values (None: no limit). Errors: MethodError for a signature that is no schema.
+    ``base``: "required", "optional" (delta space; without a base the values are the parameters themselves), "unused", or
+    "first" (the base is the first of the values; weight space). ``models`` is the least and the greatest number of values
+    (None: no limit). Errors: MethodError for a signature that is no schema.
     """
 
     def register(factory: Callable[..., Merge]) -> Method:
@@ -275,10 +278,21 @@ def combine(coefficients: Argument, **declarations: Any) -> Merge:
     return Merge(mix, (coefficients,), sums_to_one=_sums_to_one, **declarations)
 
 
-def _sums_to_one(coefficients: tuple[float, ...]) -> bool:
-    return abs(sum(coefficients) - 1.0) < 1e-9
+def _sums_to_one(coefficients: Any) -> bool:
+    return bool(np.all(np.abs(np.sum(coefficients, axis=0) - 1.0) < 1e-9))
+
+
+def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> float:
+    """Sum the weights. Errors: MethodError if it is 0; ``instead`` says what else to do."""
+    total = sum(weight)
+    if abs(total) <= 1e-12 * sum(map(abs, weight)):
+        raise MethodError(
+            f"the weights{of} sum to 0 ({', '.join(f'{w:g}' for w in weight)}), so they cannot be normalised; "
+            f"expected a sum other than 0. Change a weight{instead}."
+        )
+    return total
 
 
 __all__ = [
-    "Argument", "Between", "Derived", "Merge", "Method", "Option", "PerModel", "Share", "combine", "each", "method",
+    "Argument", "Between", "Derived", "Merge", "Method", "Option", "PerModel", "Share", "combine", "each", "method", "total_weight",
 ]  # fmt: skip

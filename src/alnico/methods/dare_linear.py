@@ -38,4 +38,4 @@ def dare_linear(
     >>> dare_linear.bind({"density": 0.5, "rescale": "inverse"}, 2).levels()
     []
     """
-    return summed(keep_random(density, rescale), weight, scale, divide, trims=min(density) < 1)
+    return summed(keep_random(density, rescale), weight, scale, divide)

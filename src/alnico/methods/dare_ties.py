@@ -40,4 +40,4 @@ def dare_ties(
     1
     """
     sparse = keep_random(density, rescale)
-    return elected(sparse, weight, scale, elect, divide, trims=min(density) < 1)
+    return elected(sparse, weight, scale, elect, divide)

@@ -1,7 +1,6 @@
 """Weighted averages of models."""
 
-from alnico.errors import MethodError
-from alnico.methods.base import Merge, PerModel, combine, each, method
+from alnico.methods.base import Merge, PerModel, combine, each, method, total_weight
 
 
 @method(space="weight", source="Wortsman et al. 2022, Model soups, https://arxiv.org/abs/2203.05482, section 2")
@@ -26,12 +25,7 @@ def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Me
     >>> linear.bind({"weight": (1.0, 3.0)}, 2).arguments
     ((0.25, 0.75),)
     """
-    total = sum(weight) if normalize else 1.0
-    if normalize and abs(total) <= 1e-12 * sum(map(abs, weight)):
-        raise MethodError(
-            f"the weights of linear sum to 0 ({', '.join(f'{w:g}' for w in weight)}), so they cannot be normalised; "
-            "expected a sum other than 0. Change a weight, or set normalize: false."
-        )
+    total = total_weight(weight, " of linear", ", or set normalize: false") if normalize else 1.0
     coefficients = tuple(w / total for w in weight)
     carried = [i for i, c in enumerate(coefficients) if c != 0]
     alone = carried[0] if len(carried) == 1 and coefficients[carried[0]] == 1 else None

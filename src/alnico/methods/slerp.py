@@ -2,6 +2,8 @@
 
 from functools import partial
 
+import numpy as np
+
 from alnico.kernels.facts import Derived, Gram
 from alnico.methods.base import Merge, combine, method
 from alnico.numerics.sphere import arc_coefficients
@@ -35,5 +37,5 @@ def slerp(*, t: float) -> Merge:
     return combine(Derived(partial(_coefficients, t), (Gram(),)), copies={0.0: 0, 1.0: 1}.get(t))
 
 
-def _coefficients(t: float, gram: tuple[tuple[float, ...], ...]) -> tuple[float, float]:
+def _coefficients(t: float, gram: tuple[tuple[float, ...], ...]) -> np.ndarray:
     return arc_coefficients(gram, t)

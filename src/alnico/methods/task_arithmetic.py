@@ -3,7 +3,7 @@
 from typing import Literal
 
 from alnico.methods._elect import summed
-from alnico.methods._sparsify import keep_largest
+from alnico.methods._sparsify import keep_all
 from alnico.methods.base import Merge, PerModel, each, method
 
 
@@ -30,4 +30,4 @@ def task_arithmetic(
     >>> task_arithmetic.bind({"weight": 0.0}, 2).copies
     'base'
     """
-    return summed(keep_largest((1.0,) * len(weight), "none"), weight, scale, divide, trims=False)
+    return summed(keep_all(len(weight)), weight, scale, divide)

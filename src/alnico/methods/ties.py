@@ -41,4 +41,4 @@ def ties(
     1
     """
     sparse = keep_largest(density, rescale)
-    return elected(sparse, weight, scale, elect, divide, trims=min(density) < 1)
+    return elected(sparse, weight, scale, elect, divide)

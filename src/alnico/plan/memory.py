@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from alnico.checkpoint.shards import format_size
 from alnico.errors import ResourceError
+from alnico.kernels.facts import Gram
 from alnico.kernels.shape import LEAF
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job, Memory
@@ -37,6 +38,7 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> M
     Fewer threads, smaller blocks and tensors read again for each pass make a run smaller, in that order from the last.
     Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
     """
+    facts = max((_fact_bytes(j) for j in jobs), default=0)
     fixed = BASELINE_BYTES + BYTES_A_TENSOR * tensors + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
     widths = [sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"]
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
@@ -45,14 +47,14 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> M
     wanted = [sum(i.byte_size for i in j.read) for j in jobs if _levels(j)]
     for workers in range(max(threads, 1), 0, -1):
         for block in (BLOCK_ELEMENTS, LEAF):
-            floor = widest * block + counters
+            floor = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
             if fixed + workers * floor > budget_bytes:
                 continue
             room = min((budget_bytes - fixed) // workers - floor, RESIDENT_CAP_BYTES)
             resident = max((w for w in wanted if w <= room), default=0)
             worker = floor + resident
             return Memory(budget_bytes, fixed + workers * worker, workers, worker, resident, block)
-    least = fixed + widest * LEAF + counters
+    least = fixed + widest * LEAF + counters + facts + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
     raise ResourceError(
         f"plan: the merge needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
         f"Raise --memory to {-(-least // (1 << 20))}MiB."
@@ -61,3 +63,26 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> M
 
 def _levels(job: Job) -> bool:
     return job.merge is not None and job.merge.copies is None and any(job.merge.levels())
+
+
+def _fact_bytes(job: Job) -> int:
+    """What the facts and coefficients of all rows or columns of a tensor take."""
+    if not _levels(job):
+        return 0
+    assert job.merge is not None
+    extents = {fact.over for level in job.merge.levels() for fact in level if isinstance(fact, Gram)} - {"tensor"}
+    models = len(job.inputs)
+    numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
+    count = {"row": job.elements // max(job.shape[-1] if job.shape else 1, 1), "column": job.elements // max(job.shape[:1] or (1,))}
+    return sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents) if job.elements else 0
+
+
+def _rank_bytes(job: Job, block: int) -> int:
+    """What ranking the whole rows around a block takes, beside the inputs of these rows."""
+    if job.merge is None or not job.merge.uses_ranks:
+        return 0
+    row = job.shape[-1] if job.shape else 1
+    elements = min(block + 2 * row, job.elements)
+    models = len(job.inputs)
+    widest = sum(DTYPES[i.dtype].bytes for i in job.read)
+    return elements * (8 * models + 24) + (elements - min(block, elements)) * widest

@@ -21,6 +21,8 @@ ALIASES = {
     "lambda": Alias("scale"),
     "normalize": Alias("divide", {True: "weight", False: "none"}),
     "rescale": Alias("rescale", {True: "l1", False: "none"}),
+    "nuslerp_flatten": Alias("flatten"),
+    "nuslerp_row_wise": Alias("row_wise"),
 }
 
 WITHOUT_EFFECT = {
@@ -29,9 +31,10 @@ WITHOUT_EFFECT = {
 """Keys that mean nothing for any method."""
 
 WITHOUT_EFFECT_FOR = {
-    "task_arithmetic": ("density", "rescale"),
+    "task_arithmetic": dict.fromkeys(("density", "rescale"), ", here as in mergekit"),
+    "multislerp": {"eps": ": a length of 0 is told exactly, without a bound"},
 }
-"""Keys that mergekit accepts for a method and does not use."""
+"""Keys that mergekit accepts for a method and that change nothing: how the note goes on."""
 
 WHOLE_MODELS = "This version merges whole models, listed under models."
 DONOR = "This version gives the output the tokenizer files of base_model, or of the first model. Remove the key for that."

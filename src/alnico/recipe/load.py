@@ -237,8 +237,8 @@ def _parameters(node: Node | None, where: str, method: Method | None, reading: R
             reading.note(value.line, f"{key} has no effect: it {dialect.WITHOUT_EFFECT[key]}.")
             continue
         name = dialect.own_name(method, key)
-        if name is None and key in dialect.WITHOUT_EFFECT_FOR.get(method.name, ()):
-            reading.note(value.line, f"{key} has no effect on {method.name}, here as in mergekit.")
+        if name is None and key in dialect.WITHOUT_EFFECT_FOR.get(method.name, {}):
+            reading.note(value.line, f"{key} has no effect on {method.name}{dialect.WITHOUT_EFFECT_FOR[method.name][key]}.")
             continue
         if name is None:
             known = dialect.known_names(method)

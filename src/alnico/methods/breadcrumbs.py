@@ -1,0 +1,45 @@
+"""Model Breadcrumbs: sums of task vectors without both tails."""
+
+from typing import Annotated, Literal
+
+from alnico.methods._elect import summed
+from alnico.methods._sparsify import Rescale, keep_middle
+from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+
+Tail = Annotated[float, Between(0, 1)]
+
+
+@method(space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795")
+def breadcrumbs(
+    *,
+    density: PerModel[Share] = each(1.0),
+    gamma: PerModel[Tail] = each(0.01),
+    weight: PerModel[float] = each(1.0),
+    scale: float = 1.0,
+    divide: Literal["weight", "none"] = "none",
+    rescale: Rescale = "none",
+) -> Merge:
+    """Leave out the largest and the smallest entries of each task vector, and add up what is left.
+
+    Of the n entries of a tensor of ``model_i - base``, ordered by magnitude, the largest ``int(gamma_i * n)`` are left out and
+    the ``int(density_i * n)`` below them are kept; ``out = base + scale * sum_i weight_i * kept_i``.
+
+    Options:
+        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use 0.15).
+        gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the authors use 0.006).
+        weight: a model's coefficient, any number.
+        scale: the factor on the whole sum (``lambda`` in YAML), any number; the authors use 0.2 to 0.3.
+        divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
+        rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
+    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums. Grain: element.
+    Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density 1 all are,
+        whatever gamma is.
+    Errors: MethodError if a density is outside (0, 1], or if ``divide`` is ``weight`` and the weights sum to 0.
+    Differs from the source: trims each tensor, as mergekit does; the authors' code trims each row.
+    Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795, section 3.
+
+    >>> len(breadcrumbs.bind({"density": 0.15}, 2).levels())
+    1
+    """
+    return summed(keep_middle(density, gamma, rescale), weight, scale, divide)

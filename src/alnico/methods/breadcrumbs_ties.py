@@ -1,0 +1,49 @@
+"""Model Breadcrumbs with the sign election of TIES."""
+
+from typing import Annotated
+
+from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._sparsify import Rescale, keep_middle
+from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+
+Tail = Annotated[float, Between(0, 1)]
+
+
+@method(space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795")
+def breadcrumbs_ties(
+    *,
+    density: PerModel[Share] = each(1.0),
+    gamma: PerModel[Tail] = each(0.01),
+    weight: PerModel[float] = each(1.0),
+    scale: float = 1.0,
+    elect: Elect = "weighted",
+    divide: Divide = "none",
+    rescale: Rescale = "none",
+) -> Merge:
+    """Leave out the largest and the smallest entries of each task vector, then elect signs and keep what agrees.
+
+    ``kept_i`` as in ``breadcrumbs``; ``sign = sign(sum_i weight_i * kept_i)``; ``out = base + scale * sum_A weight_i * kept_i``
+    over the models A with ``sign(weight_i * kept_i) = sign``.
+
+    Options:
+        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use 0.15).
+        gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the authors use 0.006).
+        weight: a model's coefficient, any number.
+        scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.2 to 0.3.
+        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
+        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` of mergekit is
+            ``weight``.
+        rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
+    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums. Grain: element.
+    Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density 1 all are,
+        whatever gamma is.
+    Errors: MethodError if a density is outside (0, 1].
+    Differs from the source: trims each tensor, as mergekit does; the authors' code trims each row.
+    Source: Davari and Belilovsky 2023, https://arxiv.org/abs/2312.06795, section 3; with the election of Yadav et al. 2023,
+        https://arxiv.org/abs/2306.01708.
+
+    >>> len(breadcrumbs_ties.bind({"density": 0.15}, 2).levels())
+    1
+    """
+    return elected(keep_middle(density, gamma, rescale), weight, scale, elect, divide)

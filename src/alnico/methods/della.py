@@ -1,0 +1,51 @@
+"""DELLA: drop by rank, elect a sign, merge what agrees."""
+
+from typing import Annotated
+
+from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._sparsify import Rescale, keep_by_rank
+from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+
+HalfWidth = Annotated[float, Between(0, 1)]
+
+
+@method(space="delta", source="Deep et al. 2024, DELLA-Merging, https://arxiv.org/abs/2406.11617")
+def della(
+    *,
+    density: PerModel[Share] = each(1.0),
+    epsilon: PerModel[HalfWidth] = each(0.15),
+    weight: PerModel[float] = each(1.0),
+    scale: float = 1.0,
+    elect: Elect = "weighted",
+    divide: Divide = "weight",
+    rescale: Rescale = "l1",
+) -> Merge:
+    """Drop random task-vector entries, small ones more often, then elect signs and average what agrees.
+
+    In each row of ``model_i - base`` the entry of magnitude rank r (0 the smallest, n - 1 the largest) is kept with
+    probability ``density_i - epsilon_i + 2 * epsilon_i * r / (n - 1)``, times a factor (see ``rescale``). Then as in ``ties``:
+    ``out = base + scale * sum_A weight_i * kept_i / sum_A weight_i`` over the models A that agree with the elected sign.
+
+    Options:
+        density: the mean probability of an entry to be kept, in (0, 1]; 1 keeps all. The paper's drop rate p is 1 - density.
+        epsilon: how far the probability goes below and above density over the ranks of a row, in [0, 1]; density - epsilon
+            and density + epsilon lie between 0 and 1. Half of the paper's window.
+        weight: a model's coefficient, any number.
+        scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 1.1.
+        elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
+        divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` and ``false``
+            of mergekit are ``weight`` and ``none``.
+        rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density, ``none``.
+    Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
+    Measures: with ``l1`` two sums, one pass. Grain: row. Noise: yes, by (seed, tensor, model, element).
+    Edge cases: equal magnitudes of a row share their mean rank; a row of one entry is kept with probability density; a
+        tensor of one dimension is one row.
+    Errors: MethodError if a density is outside (0, 1], or epsilon does not fit it.
+    Differs from the source: an L1 rescale, as in mergekit; the paper divides each entry by its own probability. Rows lie along
+        the last dimension; mergekit ranks along the second of three or more, and fails on rows of one entry.
+    Source: Deep et al. 2024, https://arxiv.org/abs/2406.11617, section 3.
+
+    >>> len(della.bind({"density": 0.5}, 2).levels())
+    1
+    """
+    return elected(keep_by_rank(density, epsilon, rescale), weight, scale, elect, divide)
