@@ -214,6 +214,8 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
                 name = f"{asked['organization']}/{asked['name']}"
                 if asked["organization"] == "stranger":
                     return self.refuse(403, "")
+                if asked["organization"] == "ghost":
+                    return self.say({"url": f"{hub.url}/{name}", "name": name})
                 exists = name in hub.repos
                 if not exists:
                     private = asked.get("private") is True or asked.get("visibility") == "private"

@@ -164,6 +164,12 @@ def test_a_push_without_access_says_so(hub: Hub, run: Run, monkeypatch: pytest.M
         "`hf auth login`, or set HF_TOKEN.\n",
     )
     assert "hf_secret" not in stderr
+    assert run("push", "out", "ghost/merged") == (
+        13,
+        "",
+        f"alnico: ghost/merged: {hub.url} does not let you write there. Check the name; log in with `hf auth login`, or set "
+        "HF_TOKEN with a token that may write.\n",
+    )
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     code, _, stderr = run("push", "out", "me/merged")
