@@ -216,7 +216,7 @@ def test_a_number_that_is_none_in_an_input(run: Run, value: str, recipe: str) ->
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ("merge_method: tise\nmodels: [a, b]\n", "r.yml:1: unknown merge method 'tise'; known are "),
+        ("merge_method: tise\nmodels: [a, b]\n", "r.yml:1: unknown merge method 'tise'; expected one of "),
         (
             "merge_method: linear\nmodels: [a, b]\nparameters: {wieght: 1}\n",
             "r.yml:3: parameters.wieght is no option of linear.",
@@ -360,7 +360,7 @@ def test_a_command_that_is_incomplete_or_unknown(run: Run, words: tuple[str, ...
 def test_an_unknown_method_is_answered_with_the_nearest_name(run: Run) -> None:
     code, stdout, stderr = run("methods", "tise")
     assert (code, stdout) == (3, "")
-    assert stderr.startswith("alnico: unknown merge method 'tise'; known are ")
+    assert stderr.startswith("alnico: unknown merge method 'tise'; expected one of ")
     assert stderr.endswith(" Did you mean ties?\n")
 
 

@@ -12,6 +12,7 @@ import pytest
 from alnico.engine import measure
 from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block
+from alnico.engine.measure import SMALL
 from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
 from alnico.kernels.shape import LEAF
 from alnico.methods.base import combine
@@ -41,12 +42,14 @@ def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int]
     edges = [*(cuts or [0]), count]
     spans = list(pairwise(edges))
     passes = 0
+    if runs := level.runs:
+        joined = [np.concatenate([r[a * width : b * width] for a, b in runs]) for r in [*raws, of_base]]
+        level.sample(Block(joined[:-1], joined[-1]))
     while not level.done:
         np.random.default_rng(passes).shuffle(spans)
         for start, stop in spans:
-            if level.wants(start):
-                parts = [r[start * width : stop * width] for r in raws]
-                level.fold(start, stop, Block(parts, of_base[start * width : stop * width]))
+            parts = [r[start * width : stop * width] for r in raws]
+            level.fold(start, stop, Block(parts, of_base[start * width : stop * width]))
         level.turn()
         passes += 1
     return level.results()[fact], passes
@@ -78,9 +81,9 @@ def all_equal(_: np.random.Generator) -> np.ndarray:
 
 
 def hidden_from_the_sample(random: np.random.Generator) -> np.ndarray:
-    """Large values where no group of the sample is."""
+    """Large values where no run of the sample is."""
     values = random.standard_normal(N) * 1e-3
-    values[np.arange(N) % 128 >= 64] += 5.0
+    values[np.arange(N) % (N // measure.SAMPLED_RUNS) >= measure.SAMPLED_RUN] += 5.0
     return values
 
 
@@ -103,34 +106,33 @@ def test_the_kth_largest_is_exact(make: Callable, share: float, dtype: str) -> N
     assert measured(KthLargest((share,)), [values], dtype, [0, LEAF, 2 * LEAF, 3 * LEAF])[0] == (expected,)
 
 
-def test_two_passes_are_enough_for_plain_values_and_a_misled_sample_takes_more() -> None:
+def test_one_pass_is_enough_for_plain_values_and_a_misled_sample_takes_more() -> None:
     random = np.random.default_rng(2)
-    assert measured(KthLargest((0.3,)), [normal(random).astype(np.float32)])[1] == 2
-    assert measured(KthLargest((0.3,)), [hidden_from_the_sample(random).astype(np.float32)])[1] == 4
+    assert measured(KthLargest((0.3,)), [normal(random).astype(np.float32)])[1] == 1
+    assert measured(KthLargest((0.3,)), [hidden_from_the_sample(random).astype(np.float32)])[1] == 3
 
 
 def test_a_block_with_more_inside_than_fits_is_found_by_histogram(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "MOST_INSIDE", -4000)
     values = normal(np.random.default_rng(3)).astype(np.float32)
     result, passes = measured(KthLargest((0.3,)), [values])
-    assert (result, passes) == ((exact(values, 0.3),), 4)
+    assert (result, passes) == ((exact(values, 0.3),), 3)
 
 
 def test_no_more_is_kept_than_the_plan_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "SELECTION_BYTES", 4096)
     values = normal(np.random.default_rng(3)).astype(np.float32)
     result, passes = measured(KthLargest((0.3,)), [values], "F32", [0, LEAF, 2 * LEAF, 3 * LEAF])
-    assert (result, passes) == ((exact(values, 0.3),), 4)
+    assert (result, passes) == ((exact(values, 0.3),), 3)
 
 
-def test_a_sample_of_a_very_large_tensor_skips_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "SAMPLED_WHOLE", LEAF)
-    monkeypatch.setattr(measure, "SAMPLED_LEAVES", 2)
-    values = normal(np.random.default_rng(4)).astype(np.float32)
-    job = job_of(N)
-    level = measure.LevelMeasurement([KthLargest((0.3,))], Known(job, 0, {}))
-    assert [level.wants(leaf * LEAF) for leaf in range(4)] == [True, False, True, False]
-    assert measured(KthLargest((0.3,)), [values], "F32", [0, LEAF, 2 * LEAF, 3 * LEAF])[0] == (exact(values, 0.3),)
+def test_a_sample_is_of_the_whole_tensor_and_never_more_than_a_leaf() -> None:
+    for count in (SMALL + 1, N, 10**10):
+        job = job_of(count)
+        runs = measure.LevelMeasurement([KthLargest((0.3,))], Known(job, 0, {})).runs
+        assert sum(stop - start for start, stop in runs) <= LEAF
+        assert runs[0][0] == 0
+        assert count - runs[-1][1] <= count // len(runs)
 
 
 def test_models_with_share_one_are_not_measured() -> None:

@@ -65,8 +65,8 @@ def run_with(
 
 @pytest.mark.parametrize(("name", "setting"), EVERY)
 def test_threads_blocks_and_budget_change_no_bit(name: str, setting: dict, inputs: Any, tmp_path: Path) -> None:
-    whole = run_with(tmp_path, inputs, name, setting, threads=1, resident_bytes=1 << 30, block_elements=64 * LEAF)
-    parts = run_with(tmp_path, inputs, name, setting, threads=4, resident_bytes=0, block_elements=LEAF)
+    whole = run_with(tmp_path, inputs, name, setting, threads=1, block_elements=64 * LEAF)
+    parts = run_with(tmp_path, inputs, name, setting, threads=4, block_elements=LEAF)
     assert whole == parts
 
 

@@ -12,7 +12,7 @@ from alnico.kernels.shape import LEAF
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Input, Job
-from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, RESIDENT_CAP_BYTES, SELECTION_BYTES, fit
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, SELECTION_BYTES, fit
 
 MIB = 1 << 20
 
@@ -30,9 +30,9 @@ def copy(size: int) -> Job:
     return Job("copy", "w", "F32", (size // 4,), size // 4, size, (Input(0, "w", "F32", size),))
 
 
-def test_a_small_merge_has_all_threads_and_holds_its_tensors_whole() -> None:
+def test_a_small_merge_has_all_threads_and_large_blocks() -> None:
     memory = fit([mix(100_000)], 2 << 30, 8, 4)
-    assert (memory.threads, memory.resident_bytes) == (8, 4 * 200_000)
+    assert memory.threads == 8
     assert memory.block_elements > LEAF
 
 
@@ -76,7 +76,7 @@ def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
         fit([job], enough - MIB, 8, tensors)
 
 
-def test_less_memory_means_fewer_threads_and_smaller_blocks_and_none_held_whole() -> None:
+def test_less_memory_means_fewer_threads_and_smaller_blocks() -> None:
     job = mix(50_000_000, 8, "F32")
     fixed = BASELINE_BYTES + SELECTION_BYTES
     wide, middle, tight = (fit([job], fixed + size * MIB, 16, 9) for size in (20_000, 200, 15))
@@ -84,18 +84,13 @@ def test_less_memory_means_fewer_threads_and_smaller_blocks_and_none_held_whole(
     assert middle.threads == 16
     assert (tight.threads, tight.block_elements) == (1, LEAF)
     assert wide.block_elements > LEAF
-    assert tight.resident_bytes == middle.resident_bytes == 0
 
 
-def test_a_tensor_is_held_whole_only_below_the_cap() -> None:
-    below, above = RESIDENT_CAP_BYTES // 8, RESIDENT_CAP_BYTES // 8 + 1
-    assert fit([mix(below)], 64 << 30, 1, 4).resident_bytes == RESIDENT_CAP_BYTES
-    assert fit([mix(above)], 64 << 30, 1, 4).resident_bytes == 0
-    assert fit([mix(above), mix(1000)], 64 << 30, 1, 4).resident_bytes == 8000
-
-
-def test_a_method_of_one_pass_holds_nothing_whole() -> None:
-    assert fit([mix(1000, 2, method="linear")], 2 << 30, 4, 4).resident_bytes == 0
+def test_facts_of_rows_and_ranks_are_counted() -> None:
+    plain, by_row = (fit([mix(10**6, 2, method="model_stock", filter_wise=f)], 2 << 30, 1, 4).worker_bytes for f in (False, True))
+    assert by_row == plain + 8 * (2 * 4 + 6 * 2) * (1 + -(-(10**6) // LEAF))  # a tensor of one dimension is one row
+    dropped, ranked = (fit([mix(10**6, 2, method=m, density=0.5)], 2 << 30, 1, 4) for m in ("dare_ties", "della"))
+    assert ranked.worker_bytes - dropped.worker_bytes >= 10**6 * (8 + 8 + 4 + 2 * 4)  # the row is the whole tensor
 
 
 def test_ten_thousand_tensors_cost_memory_too() -> None:

@@ -33,8 +33,7 @@ KEYS = {
     "merge_method missing": ("models: [a]", "1: merge_method is missing. `alnico methods` lists what there is."),
     "merge_method unknown": (
         "merge_method: tise" + TAIL,
-        "1: unknown merge method 'tise'; expected one of those that `alnico methods` lists. "
-        "Did you mean ties?",
+        "1: unknown merge method 'tise'; expected one of those that `alnico methods` lists. Did you mean ties?",
     ),
     "merge_method a number": ("merge_method: 3" + TAIL, "1: merge_method is 3; expected text. Put it in quotes."),
     "merge_method a list": ("merge_method: [ties]" + TAIL, "1: merge_method is a list; expected text."),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from alnico.engine.arguments import Known, columns_of, in_place, kind_of, row_of, working_precision
-from alnico.engine.blocks import Block
+from alnico.engine.blocks import Block, Span
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Count, Gram, KthLargest, Measured, Sum
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
@@ -25,16 +25,11 @@ from alnico.plan.memory import SELECTION_BYTES
 SMALL = 65_536
 """Up to this many elements a kth largest value is selected from the values themselves."""
 
-SAMPLED_GROUP = 64
-"""Consecutive elements a sample takes together; a cache line or more of any dtype."""
+SAMPLED_RUNS = 64
+"""Places, evenly spread over a tensor, where a sample is taken."""
 
-SAMPLED_GROUPS = 2048
-"""Groups of a sample: 131,072 elements, so that a bracket holds some 1 % of a tensor. In BF16 models that is often one value."""
-
-SAMPLED_WHOLE = 1 << 24
-"""Up to this many elements a sample is spread over all leaves; above, over every SAMPLED_LEAVES-th."""
-
-SAMPLED_LEAVES = 16
+SAMPLED_RUN = 1024
+"""Most consecutive elements that a sample takes at a place. All runs together are a leaf, which any block has room for."""
 
 MOST_INSIDE = 1 << 20
 """Most elements of a block that a bracket keeps."""
@@ -43,7 +38,11 @@ Kernel = MeasureKernel | GramKernel | ColumnGramKernel
 
 
 class LevelMeasurement:
-    """The facts of one level. Call ``fold`` for every block of every pass, and ``turn`` after each pass, until done."""
+    """The facts of one level.
+
+    First ``sample`` is called with the elements of ``runs``, if there are any; then ``fold`` for every block of every pass, and
+    ``turn`` after each pass, until done.
+    """
 
     def __init__(self, facts: Sequence[Measured], known: Known) -> None:
         self.states = [_state(fact, known) for fact in facts]
@@ -57,14 +56,22 @@ class LevelMeasurement:
         """Must the blocks of a pass come one after the other?"""
         return any(state.ordered for state in self.states)
 
-    def wants(self, start: int) -> bool:
-        """Does this pass need the block that begins at element ``start``? A pass that samples skips most of a large tensor."""
-        return any(state.wants(start) for state in self.states if not state.done)
+    @property
+    def runs(self) -> list[Span]:
+        """Where a sample is wanted, in order: spans of one length."""
+        samplers = [s for s in self.states if isinstance(s, _ByBracket) and not s.done]
+        return samplers[0].runs if samplers else []
+
+    def sample(self, block: Block) -> None:
+        """Take in the elements of all ``runs``, joined."""
+        for state in self.states:
+            if isinstance(state, _ByBracket) and not state.done:
+                state.sample(block)
 
     def fold(self, start: int, stop: int, block: Block) -> None:
         """Take in elements ``start`` to ``stop``. Safe for threads."""
         for state in self.states:
-            if not state.done and state.wants(start):
+            if not state.done:
                 state.fold(start, stop, block)
 
     def turn(self) -> None:
@@ -90,9 +97,6 @@ class _State:
         self.codes = np.array([CODES[i.dtype] for i in known.job.inputs], np.int64)
         self.base_code = CODES[known.job.base.dtype] if known.job.base else 0
         self.arguments = known.flat(fact.arguments) if not isinstance(fact, Gram) else []
-
-    def wants(self, start: int) -> bool:
-        return True
 
     def fold(self, start: int, stop: int, block: Block) -> None:
         raise NotImplementedError
@@ -269,31 +273,22 @@ class _ByBracket(_KthLargest):
         self.lock = threading.Lock()
 
     @property
-    def is_bracketed(self) -> bool:
-        return self.low.size > 0
+    def runs(self) -> list[Span]:
+        stride = self.job.elements // SAMPLED_RUNS
+        return [(i * stride, i * stride + min(stride, SAMPLED_RUN)) for i in range(SAMPLED_RUNS)]
 
-    def wants(self, start: int) -> bool:
-        return self.is_bracketed or self.job.elements <= SAMPLED_WHOLE or start // LEAF % SAMPLED_LEAVES == 0
+    def sample(self, block: Block) -> None:
+        values = np.empty((self.chosen.size, SAMPLED_RUNS, min(self.job.elements // SAMPLED_RUNS, SAMPLED_RUN)), self.real)
+        self.call(self.sampling, 0, block, self.chosen, values.reshape(self.chosen.size, -1))
+        shares = self.rank / self.job.elements
+        bounds = [self._bracket(part, share) for part, share in zip(values, shares, strict=True)]
+        self.low, self.high = (np.array(side, self.real) for side in zip(*bounds, strict=True))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
         if self.fallback is not None:
             self.fallback.fold(start, stop, block)
-        elif self.is_bracketed:
-            self._gather(start, stop, block)
         else:
-            self._sample(stop - start, block)
-
-    def _sample(self, elements: int, block: Block) -> None:
-        """Groups of consecutive elements, evenly spread, so that rows of different size all have their part."""
-        seen = self.job.elements if self.job.elements <= SAMPLED_WHOLE else self.job.elements // SAMPLED_LEAVES
-        stride = max(2 * SAMPLED_GROUP, seen // SAMPLED_GROUPS)
-        few = Block([_spread(raw, elements, stride) for raw in block.raws], _spread(block.base, elements, stride))
-        taken = elements // stride * SAMPLED_GROUP or min(elements, SAMPLED_GROUP)
-        values = np.empty((self.chosen.size, taken), self.real)
-        self.call(self.sampling, 0, few, self.chosen, values)
-        with self.lock:
-            for part, found in zip(self.parts, values, strict=True):
-                part.append(found)
+            self._gather(start, stop, block)
 
     def _gather(self, start: int, stop: int, block: Block) -> None:
         inside = np.empty((self.chosen.size, min((stop - start) // 8, MOST_INSIDE) + 4096), self.real)
@@ -302,8 +297,9 @@ class _ByBracket(_KthLargest):
         with self.lock:
             self.counts += counts
             for n, part in enumerate(self.parts):
-                if self.low[n] != self.high[n] and self.counts[n, 1] <= self.room:
-                    part.append(inside[n, : counts[n, 1]].copy())
+                kept = int(counts[n, 1])
+                if self.low[n] != self.high[n] and self.counts[n, 1] <= self.room and kept + 8 <= inside.shape[1]:
+                    part.append(inside[n, :kept].copy())
                 else:
                     part.clear()
 
@@ -312,24 +308,23 @@ class _ByBracket(_KthLargest):
             self.fallback.turn()
             if self.fallback.done:
                 self.finish([self.fallback.found[i] for i in self.chosen.tolist()])
-        elif self.is_bracketed:
+        else:
             found = [self._selected(n) for n in range(self.chosen.size)]
             if None in found:
                 self.fallback = _ByHistogram(self.fact, self.known, self.chosen.tolist())
             else:
                 self.finish([value for value in found if value is not None])
-        else:
-            shares = self.rank / self.job.elements
-            bounds = [self._bracket(np.concatenate(part), share) for part, share in zip(self.parts, shares, strict=True)]
-            self.low, self.high = (np.array(side, self.real) for side in zip(*bounds, strict=True))
-            self.parts = [[] for _ in self.chosen]
 
     def _bracket(self, sample: np.ndarray, share: float) -> tuple[Any, Any]:
-        """Between which values of the sample the kth largest lies, five standard deviations of its rank to both sides."""
-        margin = 5 * math.sqrt(sample.size * share * (1 - share)) + SAMPLED_GROUP
+        """Between which values of the sample (runs, elements) the kth largest lies: four standard deviations of its rank to both
+        sides, by the spread between the runs where that is larger, since rows of a tensor differ in size."""
+        # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three times as long.
+        ordered = np.sort(sample, axis=None)
+        above = (sample > ordered[max(0, sample.size - 1 - int(share * sample.size))]).mean(axis=1)
+        deviation = max(math.sqrt(share * (1 - share) / sample.size), float(above.std()) / math.sqrt(len(sample)))
+        margin = 4 * deviation * sample.size + SAMPLED_RUNS
         first, last = int(share * sample.size - margin), int(share * sample.size + margin)
         places = [max(0, sample.size - 1 - last), min(sample.size - 1, sample.size - 1 - first)]
-        ordered = np.sort(sample)  # vectorised in numpy, where a partition of many equal values is not
         low = ordered[places[0]] if last < sample.size else self.real.type(0)
         high = ordered[places[1]] if first >= 0 else self.real.type(np.inf)
         return low, high
@@ -344,16 +339,7 @@ class _ByBracket(_KthLargest):
             return float(self.low[n])
         if sum(part.size for part in self.parts[n]) < inside:
             return None
-        return float(np.partition(np.concatenate(self.parts[n]), inside - wanted)[inside - wanted])
-
-
-def _spread(raw: np.ndarray, elements: int, stride: int) -> np.ndarray:
-    """Raw bytes of SAMPLED_GROUP elements of every ``stride``; of the first ones if there are fewer than one stride."""
-    width = raw.size // max(elements, 1)
-    rows = elements // stride
-    if rows == 0:
-        return raw[: SAMPLED_GROUP * width]
-    return np.ascontiguousarray(raw[: rows * stride * width].reshape(rows, stride * width)[:, : SAMPLED_GROUP * width]).reshape(-1)
+        return float(np.sort(np.concatenate(self.parts[n]))[inside - wanted])
 
 
 def kernels(job: Job) -> set[Kernel]:

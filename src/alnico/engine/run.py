@@ -33,6 +33,9 @@ from alnico.plan.job import Input, Job, Plan
 Watcher = Callable[[Event], None]
 ALIGNMENT = 64
 
+SHARED_CHUNKS = 8
+"""Chunks from which on a tensor that is measured is worked on by all threads together; the others are a thread's each."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -153,21 +156,22 @@ class _Run:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
         self._tell(Started(self.plan, len(self.records), done))
         self._compile()
-        memory = self.plan.memory
-        measured = [j for j in self.jobs if j.kind == "mix" and j.merge is not None and any(j.merge.levels())]
-        large = {j.name for j in measured if sum(i.byte_size for i in j.read) > memory.resident_bytes}
-        whole = {j.name for j in measured} - large
-        with ThreadPoolExecutor(memory.threads, thread_name_prefix="alnico") as pool:
+        threads = self.plan.memory.threads
+        with ThreadPoolExecutor(threads, thread_name_prefix="alnico") as pool:
             try:
-                for job in self.jobs:
-                    if job.name in large:
-                        self._large(pool, job)
                 calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
                 for job in self.jobs:
-                    if job.name in whole:
-                        calls.append((self._whole, (_Unfinished(job, 1),)))
-                    elif job.name not in large:
-                        calls += self._by_chunk(job)
+                    spans = chunks(job)
+                    state = _Unfinished(job, len(spans))
+                    if job.kind != "mix":
+                        calls += [(self._copy_chunk, (state, span)) for span in spans]
+                    elif job.merge is None or not job.merge.levels():
+                        state.mixer = Mixer(self._known(state), self.plan.sources)
+                        calls += [(self._mix_chunk, (state, span)) for span in spans]
+                    elif threads > 1 and len(spans) >= SHARED_CHUNKS:
+                        self._shared(pool, state, spans)
+                    else:
+                        calls.append((self._alone, (state, spans)))
                 self._parallel(pool, calls)
             except BaseException:
                 self._stop.set()
@@ -204,18 +208,8 @@ class _Run:
             raise self.journal.failure
         call(*arguments)
 
-    def _by_chunk(self, job: Job) -> list[tuple[Callable[..., None], tuple[Any, ...]]]:
-        spans = chunks(job)
-        state = _Unfinished(job, len(spans))
-        if job.kind != "mix":
-            return [(self._copy_chunk, (state, span)) for span in spans]
-        state.mixer = Mixer(self._known(state), self.plan.sources)
-        return [(self._mix_chunk, (state, span)) for span in spans]
-
-    def _large(self, pool: ThreadPoolExecutor, job: Job) -> None:
-        """A tensor that no worker can hold: all threads measure it, then all mix it; its inputs are read for each pass."""
-        spans = chunks(job)
-        state = _Unfinished(job, len(spans))
+    def _shared(self, pool: ThreadPoolExecutor, state: _Unfinished, spans: list[Span]) -> None:
+        """A large tensor: all threads measure it, then all mix it."""
 
         def one_pass(facts: measure.LevelMeasurement) -> None:
             if facts.ordered:
@@ -226,26 +220,19 @@ class _Run:
         self._measure(state, one_pass)
         self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
 
-    def _whole(self, state: _Unfinished) -> None:
-        """A tensor that fits a worker: read once for all its passes."""
-        job = state.job
-        everything = (0, job.elements)
-        raws, base, _ = self._buffers(job, job.elements, min(job.elements, self.plan.memory.block_elements))
-        self._read(job, everything, raws, base)
-        held = Block(raws, base)
-
-        def one_pass(facts: measure.LevelMeasurement) -> None:
-            for span in blocks(everything, self.plan.memory.block_elements) if self._ranks(job) else [everything]:
-                facts.fold(*span, self._held(job, held, span))
-
-        self._measure(state, one_pass)
-        self._mix_chunk(state, everything, held)
+    def _alone(self, state: _Unfinished, spans: list[Span]) -> None:
+        """A tensor that one worker measures and mixes, while others do other tensors."""
+        self._measure(state, lambda facts: self._measure_chunks(state, facts, spans))
+        for span in spans:
+            self._mix_chunk(state, span)
 
     def _measure(self, state: _Unfinished, one_pass: Callable[[measure.LevelMeasurement], None]) -> None:
         """Measure all facts of a job, level by level and pass by pass, and make its mixer."""
         assert state.job.merge is not None
         for level in state.job.merge.levels():
             facts = measure.LevelMeasurement(level, self._known(state))
+            if facts.runs and not facts.done:
+                facts.sample(self._joined(state.job, facts.runs))
             while not facts.done:
                 self._check_stop()
                 one_pass(facts)
@@ -260,10 +247,9 @@ class _Run:
         for span in spans:
             for start, stop in blocks(span, self.plan.memory.block_elements):
                 self._check_stop()
-                if facts.wants(start):
-                    facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
+                facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
 
-    def _mix_chunk(self, state: _Unfinished, span: Span, held: Block | None = None) -> None:
+    def _mix_chunk(self, state: _Unfinished, span: Span) -> None:
         job, mixer = state.job, state.mixer
         assert mixer is not None
         width = job.byte_size // max(job.elements, 1)
@@ -272,11 +258,7 @@ class _Run:
         output = PieceHasher(state.output, span[0] * width)
         for start, stop in blocks(span, self.plan.memory.block_elements):
             self._check_stop()
-            if held is None:
-                block, out = self._block(job, (start, stop), stop - start)
-            else:
-                block = self._held(job, held, (start, stop))
-                out = self._buffers(job, job.elements, stop - start)[2]
+            block, out = self._block(job, (start, stop), stop - start)
             for hasher, raw in zip(hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True):
                 hasher.update(memoryview(raw))
             mixer(start, block, out)
@@ -333,40 +315,36 @@ class _Run:
 
     def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
         """Read the inputs of a span, with the ranks if they are used; and where the output of ``out_elements`` goes."""
-        rows = rank.whole_rows(job, span) if self._ranks(job) else span
-        raws, base, out = self._buffers(job, rows[1] - rows[0], out_elements)
-        self._read(job, rows, raws, base)
-        return self._part(job, Block(raws, base), rows, rows, span), out
+        ranked = job.merge is not None and job.merge.uses_ranks
+        rows = rank.whole_rows(job, span) if ranked else span
+        *views, out = self._buffers(job, rows[1] - rows[0], out_elements)
+        self._read(job, rows, views)
+        if not ranked:
+            return _block_of(job, views), out
+        whole = _block_of(job, views)
+        ranks = rank.ranks(job, rows, whole.raws, whole.base, span)
+        widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
+        parts = [view[(span[0] - rows[0]) * w : (span[1] - rows[0]) * w] for view, w in zip(views, widths, strict=True)]
+        return _block_of(job, parts, ranks), out
 
-    def _held(self, job: Job, whole: Block, span: Span) -> Block:
-        """A span of a tensor that is in memory."""
-        rows = rank.whole_rows(job, span) if self._ranks(job) else span
-        return self._part(job, whole, (0, job.elements), rows, span)
+    def _joined(self, job: Job, runs: list[Span]) -> Block:
+        """Read the elements of some short spans of one length, one after the other."""
+        *views, _ = self._buffers(job, (runs[0][1] - runs[0][0]) * len(runs), 0)
+        parts = [view.reshape(len(runs), -1) for view in views]
+        for i, run in enumerate(runs):
+            self._read(job, run, [part[i] for part in parts])
+        return _block_of(job, views)
 
-    def _part(self, job: Job, block: Block, held: Span, rows: Span, span: Span) -> Block:
-        """The ``span`` of a block that holds ``held``, with its ranks, for which ``rows`` are looked at."""
-        part = _cut(job, block, held[0], span)
-        if not self._ranks(job):
-            return part
-        around = _cut(job, block, held[0], rows)
-        return Block(part.raws, part.base, rank.ranks(job, rows, around.raws, around.base, span))
-
-    def _ranks(self, job: Job) -> bool:
-        return job.merge is not None and job.merge.uses_ranks
-
-    def _read(self, job: Job, span: Span, raws: list[np.ndarray], base: np.ndarray) -> None:
-        views = [*raws, base] if job.base is not None else raws
+    def _read(self, job: Job, span: Span, views: list[np.ndarray]) -> None:
         for tensor, view in zip(job.read, views, strict=True):
             width = tensor.byte_size // max(job.elements, 1)
             self.plan.sources[tensor.model].read_into(tensor.name, span[0] * width, memoryview(view))
 
-    def _buffers(self, job: Job, elements: int, out_elements: int) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-        """Views of this thread's arena: one an input, the base, the output."""
+    def _buffers(self, job: Job, elements: int, out_elements: int) -> list[np.ndarray]:
+        """Views of this thread's arena: one an input, the base last of them, and one for the output."""
         count = max(job.elements, 1)
         sizes = [elements * (i.byte_size // count) for i in job.read]
-        views = self._arena_views([*sizes, out_elements * (job.byte_size // count)])
-        inputs, out = views[:-1], views[-1]
-        return (inputs[:-1], inputs[-1], out) if job.base is not None else (inputs, NOTHING, out)
+        return self._arena_views([*sizes, out_elements * (job.byte_size // count)])
 
     def _arena_views(self, sizes: list[int]) -> list[np.ndarray]:
         starts, position = [], 0
@@ -389,13 +367,8 @@ class _Run:
                 self._watch(event)
 
 
-def _cut(job: Job, block: Block, first: int, span: Span) -> Block:
-    """The elements ``span`` of a block that begins at element ``first``."""
-    cuts = []
-    for tensor, raw in zip(job.read, [*block.raws, block.base], strict=False):
-        width = tensor.byte_size // max(job.elements, 1)
-        cuts.append(raw[(span[0] - first) * width : (span[1] - first) * width])
-    return Block(cuts[:-1], cuts[-1]) if job.base is not None else Block(cuts, block.base)
+def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None) -> Block:
+    return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)
 
 
 class _Stopped(Exception):

@@ -34,7 +34,7 @@ class MeasureKernel:
     model. Of ``sum`` and ``count``: ``leaves``, filled with a number a leaf. Of ``values``: ``found``, filled with the
     values themselves. Of ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose
     bits above that equal ``prefix``. Of ``bracket``: ``low, high, counts, found``; ``counts`` gets the number of elements
-    above ``high`` and of those in [``low``, ``high``], and the latter are put into ``found`` while there is room, unless
+    above ``high`` and of those in [``low``, ``high``], and the latter are put into ``found`` while there is room for 8, unless
     ``low`` is ``high``: then they are all the same. With ``across``, ``of`` sees the values of all models, too.
     """
 
@@ -140,28 +140,29 @@ class MeasureKernel:
     def _bracket(self) -> tuple[list[str], list[str]]:
         definitions = [
             self._tile("out", "out[j] = {value}"),
-            "def above(measured, high):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
-            "        total += np.int32(measured[j] > high)\n    return total",
-            "def mark(measured, low, high, flags):\n    total = np.int32(0)\n    for j in range(measured.size):\n"
-            "        flag = (measured[j] >= low) & (measured[j] <= high)\n        flags[j] = np.uint8(flag)\n"
-            "        total += np.int32(flag)\n    return total",
-            # Eight flags are one word, and most words are 0.
-            "def gather(measured, flags, found, place):\n    words = flags.view(np.uint64)\n"
-            "    for w in range(words.size):\n        if words[w] != 0:\n"
-            "            for j in range(8 * w, 8 * w + 8):\n                if flags[j] and place < found.size:\n"
-            "                    found[place] = measured[j]\n                    place += 1\n    return place",
+            "def mark(measured, low, high, flags, counts):\n    above = np.int32(0)\n    reached = np.int32(0)\n"
+            "    for j in range(measured.size):\n        over = np.int32(measured[j] > high)\n        at = np.int32(measured[j] >= low)\n"
+            "        above += over\n        reached += at\n        flags[j] = np.uint8(at - over)\n"
+            "    counts[0] += above\n    counts[1] += reached - above",
+            # Eight flags are one word, and most words are 0. No branch depends on a flag: it could not be foreseen. Every word's
+            # number, and every value of a word with flags, is stored, and the place moves on only after those that count.
+            "def gather(measured, flags, found, place, marked):\n    words = flags.view(np.uint64)\n    n = 0\n"
+            "    for w in range(words.size):\n        marked[n] = w\n        n += np.int64(words[w] != 0)\n"
+            "    for m in range(n):\n        if place + 8 <= found.size:\n            first = 8 * marked[m]\n"
+            "            for j in range(first, first + 8):\n                found[place] = measured[j]\n"
+            "                place += np.int64(flags[j])\n    return place",
         ]
         work = [
             self._call("measured[:e - s]", "0", "e - s"),
-            "counts[n, 0] += above(measured[:e - s], high[n])",
-            "counts[n, 1] += mark(measured[:e - s], low[n], high[n], flags)",
+            "mark(measured[:e - s], low[n], high[n], flags, counts[n])",
             "if low[n] != high[n]:",
             "    flags[e - s:] = 0",
-            "    places[n] = gather(measured, flags, found[n], places[n])",
+            "    places[n] = gather(measured, flags, found[n], places[n], marked)",
         ]
         made = [
             f"    measured = np.empty({TILE}, REAL)",
             f"    flags = np.zeros({TILE}, np.uint8)",
+            f"    marked = np.empty({TILE} // 8 + 1, np.int64)",
             "    places = np.zeros(chosen.size, np.int64)",
         ]
         return definitions, made + self._tiles(work)
@@ -228,22 +229,19 @@ class GramKernel:
             "            place = start + a",
             f"            left = min(row - place % row, {LEAF} - place % {LEAF}, count - a)",
             "            z = min(e, a + left)",
-            "            pair = 0",
-            f"            for i in range({self.models}):",
-            f"                for j in range(i, {self.models}):",
-            f"                    dot(values[i, a - s:z - s], values[j, a - s:z - s], lanes[pair], place % {GRAM_LANES})",
-            "                    pair += 1",
+            "            g = a",
+            "            while g < z:",
+            f"                lane = (start + g) % {GRAM_LANES}",
+            f"                h = min(z, g + {GRAM_LANES} - lane)",
+            *[f"                {line}" for line in _products(self.models, "g - s:h - s", "lane:lane + h - g")],
+            "                g = h",
             "            if z - a == left:",
             f"                segment = place // row + place // {LEAF} - first",
             f"                for p in range({pairs}):",
-            "                    total = 0.0",
-            f"                    for l in range({GRAM_LANES}):",
-            "                        total += lanes[p, l]",
-            "                    sums[segment, p] = total",
-            "                lanes[:] = 0.0",
+            "                    sums[segment, p] = folded(lanes[p])",
             "            a = z",
         ]
-        return _gram_text(DOT, self.real, lines)
+        return _gram_text([*PRODUCTS, FOLDED], self.real, lines)
 
     def signature(self, types: Any) -> Any:
         return (*_gram_signature(self.models, types), types.int64, types.int64, types.float64[:, ::1])
@@ -264,7 +262,7 @@ class ColumnGramKernel:
     def text(self) -> str:
         lines = [
             *_gram_head("start, sums", self.models),
-            "    columns = sums.shape[1]",
+            "    lanes, columns = sums, sums.shape[1]",
             f"    for s in range(0, count, {TILE}):",
             f"        e = min(s + {TILE}, count)",
             *_gram_tile(self.models, self.of_deltas),
@@ -272,14 +270,10 @@ class ColumnGramKernel:
             "        while a < e:",
             "            column = (start + a) % columns",
             "            z = min(e, a + columns - column)",
-            "            pair = 0",
-            f"            for i in range({self.models}):",
-            f"                for j in range(i, {self.models}):",
-            "                    add(values[i, a - s:z - s], values[j, a - s:z - s], sums[pair, column:column + z - a])",
-            "                    pair += 1",
+            *[f"            {line}" for line in _products(self.models, "a - s:z - s", "column:column + z - a")],
             "            a = z",
         ]
-        return _gram_text(ADD, self.real, lines)
+        return _gram_text(PRODUCTS, self.real, lines)
 
     def signature(self, types: Any) -> Any:
         return (*_gram_signature(self.models, types), types.int64, types.float64[:, ::1])
@@ -301,14 +295,42 @@ class RankKernel:
         return (getattr(types, self.real)[:, ::1], types.int64[:, ::1], types.float32[:, ::1])
 
 
-ADD = "def add(a, b, lanes):\n    for j in range(a.size):\n        lanes[j] += np.float64(a[j]) * np.float64(b[j])"
-# An element has the same lane wherever tiles begin.
-DOT = (
-    f"{ADD}\n\n\n{PLAIN}\n"
-    f"def dot(a, b, lanes, phase):\n    h = min({GRAM_LANES} - phase, a.size)\n    add(a[:h], b[:h], lanes[phase:phase + h])\n"
-    f"    for g in range(h, a.size, {GRAM_LANES}):\n        h = min(g + {GRAM_LANES}, a.size)\n"
-    "        add(a[g:h], b[g:h], lanes[:h - g])"
+def _product(others: int) -> str:
+    """Add the products of one vector with one to four others to their lanes, in one loop: it decodes and loads the one once."""
+    heads = ["a", *[f"b{n}" for n in range(others)], *[f"l{n}" for n in range(others)]]
+    lines = [f"def product{others}({', '.join(heads)}):", "    for j in range(a.size):", "        x = np.float64(a[j])"]
+    return "\n".join(lines + [f"        l{n}[j] += x * np.float64(b{n}[j])" for n in range(others)])
+
+
+MOST_OTHERS = 4
+PRODUCTS = [_product(others) for others in range(1, MOST_OTHERS + 1)]
+
+# Halves are added to halves: the same order everywhere, and vectors all the way down.
+FOLDED = (
+    "def folded(lanes):\n    n = lanes.size\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
+    "            lanes[j] += lanes[j + n]\n    total = lanes[0]\n    lanes[:] = 0.0\n    return total"
 )
+
+
+def _products(models: int, elements: str, lanes: str) -> list[str]:
+    """Statements that add the products of all pairs (0, 0), (0, 1), ... of a part of a tile to their lanes."""
+    pairs = [(i, j) for i in range(models) for j in range(i, models)]
+    if models > UNROLLED_MODELS:
+        return [
+            "pair = 0",
+            f"for i in range({models}):",
+            f"    for j in range(i, {models}):",
+            f"        product1(values[i, {elements}], values[j, {elements}], lanes[pair, {lanes}])",
+            "        pair += 1",
+        ]
+    lines = []
+    for i in range(models):
+        for first in range(i, models, MOST_OTHERS):
+            others = range(first, min(first + MOST_OTHERS, models))
+            passed = [f"values[{j}, {elements}]" for j in (i, *others)]
+            passed += [f"lanes[{pairs.index((i, j))}, {lanes}]" for j in others]
+            lines.append(f"product{len(others)}({', '.join(passed)})")
+    return lines
 
 
 def _gram_head(parameters: str, models: int) -> list[str]:
@@ -332,8 +354,9 @@ def _gram_tile(models: int, of_deltas: bool) -> list[str]:
     return lines + (["            subtract(values[i, :e - s], base_tile[:e - s])"] if of_deltas else [])
 
 
-def _gram_text(definition: str, real: Real, lines: list[str]) -> str:
-    return f"{PREAMBLE.format(bits=real[-2:])}\n\n{PLAIN}\n{definition}\n\n\n{ENTRY}\n" + "\n".join(lines) + "\n"
+def _gram_text(definitions: list[str], real: Real, lines: list[str]) -> str:
+    text = PREAMBLE.format(bits=real[-2:]) + "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
+    return f"{text}\n\n{ENTRY}\n" + "\n".join(lines) + "\n"
 
 
 def _gram_signature(models: int, types: Any) -> tuple[Any, ...]:

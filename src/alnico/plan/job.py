@@ -70,8 +70,6 @@ class Memory:
     peak_bytes: int
     threads: int
     worker_bytes: int
-    resident_bytes: int
-    """Largest tensor group that a worker holds whole, so that it is read once for all its passes."""
     block_elements: int
 
 

@@ -19,9 +19,6 @@ BASELINE_BYTES = 330 << 20
 BYTES_A_TENSOR = 2_000
 """Python objects for one input tensor and its job; measured."""
 
-RESIDENT_CAP_BYTES = 256 << 20
-"""A worker holds no more than this of a tensor's inputs at once; larger ones are read again for each pass."""
-
 BLOCK_ELEMENTS = 4 * LEAF
 """Elements read, mixed and written at a time: inputs and output of a block stay in the second-level cache."""
 
@@ -35,7 +32,7 @@ SELECTION_BYTES = 32 << 20
 def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> Memory:
     """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
 
-    Fewer threads, smaller blocks and tensors read again for each pass make a run smaller, in that order from the last.
+    Smaller blocks and fewer threads make a run smaller, in that order.
     Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
     """
     facts = max((_fact_bytes(j) for j in jobs), default=0)
@@ -44,16 +41,11 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> M
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
     models = max((len(j.inputs) for j in jobs if j.kind == "mix"), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
-    wanted = [sum(i.byte_size for i in j.read) for j in jobs if _levels(j)]
     for workers in range(max(threads, 1), 0, -1):
         for block in (BLOCK_ELEMENTS, LEAF):
-            floor = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
-            if fixed + workers * floor > budget_bytes:
-                continue
-            room = min((budget_bytes - fixed) // workers - floor, RESIDENT_CAP_BYTES)
-            resident = max((w for w in wanted if w <= room), default=0)
-            worker = floor + resident
-            return Memory(budget_bytes, fixed + workers * worker, workers, worker, resident, block)
+            worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
+            if fixed + workers * worker <= budget_bytes:
+                return Memory(budget_bytes, fixed + workers * worker, workers, worker, block)
     least = fixed + widest * LEAF + counters + facts + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
     raise ResourceError(
         f"plan: the merge needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
