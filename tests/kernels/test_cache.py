@@ -49,8 +49,8 @@ def cache(tmp_path, monkeypatch):
     build._compiled.cache_clear()
 
 
-def modules(cache: Path) -> list[Path]:
-    return sorted(cache.glob("alnico_kernel_*.py"))
+def kept(cache: Path) -> list[Path]:
+    return sorted(cache.glob("*.kernel"))
 
 
 # Where it is.
@@ -76,7 +76,7 @@ def test_a_directory_others_may_write_is_not_trusted(cache):
         cache.chmod(mode)
         assert cache_directory() is None
     assert works(compile_anew())
-    assert modules(cache) == []
+    assert kept(cache) == []
 
 
 def test_a_directory_of_another_user_is_not_trusted(cache, monkeypatch):
@@ -116,14 +116,22 @@ def test_a_directory_that_is_read_only_is_done_without(cache, monkeypatch):
 # What it does.
 
 
-def test_a_kernel_is_kept_and_found_again(cache):
+def test_a_kernel_is_kept_and_found_again(cache, monkeypatch):
     assert works(compile_anew())
-    (module,) = modules(cache)
-    compiled_files = {p: p.stat().st_mtime_ns for p in cache.rglob("*.nbc")}
-    assert compiled_files
+    (file,) = kept(cache)
+    written = file.stat().st_mtime_ns
+    monkeypatch.setattr(build, "_compile", None)
     assert works(compile_anew())
-    assert modules(cache) == [module]
-    assert {p: p.stat().st_mtime_ns for p in cache.rglob("*.nbc")} == compiled_files
+    assert kept(cache) == [file]
+    assert file.stat().st_mtime_ns == written
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_kernel_from_the_cache_is_run_without_numba():
+    compile_anew()
+    program = PROGRAM.format(folder=str(Path(__file__).parent)) + "assert 'numba' not in sys.modules, 'numba was imported'"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (0, "works\n"), ended.stderr
 
 
 def test_a_full_disk_costs_time_not_the_merge(cache, monkeypatch):
@@ -135,29 +143,29 @@ def test_a_full_disk_costs_time_not_the_merge(cache, monkeypatch):
             patch.setattr(os, name, full)
             assert works(compile_anew())
         assert not list(cache.glob("*.tmp"))
-        assert modules(cache) == []
+        assert kept(cache) == []
 
 
-@pytest.mark.parametrize(("pattern", "size"), [("*.py", 0), ("*.nbi", 40), ("*.nbc", 0)])
-def test_a_damaged_file_costs_time_not_the_merge(cache, pattern, size):
+@pytest.mark.parametrize("size", [0, 5, 60, 3000])
+def test_a_file_that_was_cut_off_costs_time_not_the_merge(cache, size):
     compile_anew()
-    (damaged,) = list(cache.rglob(pattern))
-    os.truncate(damaged, size)
-    sys.modules.pop(modules(cache)[0].stem, None)
-    for made in cache.glob("__pycache__/*.pyc"):
-        made.unlink()
+    (file,) = kept(cache)
+    whole = file.read_bytes()
+    os.truncate(file, size)
     assert works(compile_anew())
-    assert works(compile_anew())  # and is replaced: by the first of these, or by the second
-    assert len(list(cache.rglob("*.nbc"))) == 1
+    assert file.read_bytes()[:60] == whole[:60] or len(file.read_bytes()) == len(whole)
 
 
-def test_a_changed_module_is_not_believed(cache):
+@pytest.mark.parametrize("place", [3, 20, 60, -1])
+def test_a_changed_file_is_not_believed(cache, place):
     compile_anew()
-    (module,) = modules(cache)
-    text = module.read_text()
-    module.write_text(text.replace("0.5", "0.7"))
+    (file,) = kept(cache)
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+    assert build._read(file) is None
     assert works(compile_anew())
-    assert module.read_text() == text
+    assert build._read(file) is not None
 
 
 def test_equal_text_is_one_kernel_whatever_function_it_came_from(cache):
@@ -168,8 +176,8 @@ def test_equal_text_is_one_kernel_whatever_function_it_came_from(cache):
         return halved
 
     first = compile_anew()
-    assert build.compiled(MeasureKernel("values", another(), 1, False, (), "float32")) is first
-    assert len(modules(cache)) == 1
+    assert build.compiled(MeasureKernel("values", another(), 1, False, (), "float32"))._code is first._code
+    assert len(kept(cache)) == 1
 
 
 def function_of(tmp_path: Path, version: int, source: str):
@@ -198,16 +206,13 @@ def test_an_edited_called_function_is_another_kernel(tmp_path):
 
 
 def test_the_key_knows_the_compiled_pieces_the_versions_and_the_machine(monkeypatch):
-    import llvmlite
     import llvmlite.binding
-    import numba
 
     text = KERNEL.text()
     keys = {build._key(text), build._key(text + "\n")}
     changes = [
         (build, "_pieces", lambda: b"other"),
-        (numba, "__version__", "0.0"),
-        (llvmlite, "__version__", "0.0"),
+        (build, "_versions", lambda: ("numba 0.0",)),
         (llvmlite.binding, "get_host_cpu_name", lambda: "other"),
         (sys, "version", "other"),
     ]
@@ -215,7 +220,23 @@ def test_the_key_knows_the_compiled_pieces_the_versions_and_the_machine(monkeypa
         with monkeypatch.context() as patch:
             patch.setattr(place, name, value)
             keys.add(build._key(text))
-    assert len(keys) == 7
+    assert len(keys) == 6
+
+
+@pytest.mark.usefixtures("cache")
+def test_arguments_a_kernel_does_not_take_are_refused():
+    run = compile_anew()
+    raw, codes, chosen, found = np.zeros(8, np.uint8), np.array([CODE_F32]), np.array([0]), np.empty((1, 2), np.float32)
+    run((raw,), codes, raw, CODE_F32, 0, chosen, found)
+    for wrong in [
+        ((raw, raw), codes, raw, CODE_F32, 0, chosen, found),
+        ((raw,), codes.astype(np.int32), raw, CODE_F32, 0, chosen, found),
+        ((raw,), codes, raw, CODE_F32, 0, chosen, found[0]),
+        ((raw,), codes, raw, CODE_F32, 0, chosen, np.empty((2, 2), np.float32).T),
+        ((raw,), codes, raw, CODE_F32, 0, chosen),
+    ]:
+        with pytest.raises(TypeError):
+            run(*wrong)
 
 
 PROGRAM = """
@@ -236,5 +257,5 @@ def test_two_processes_at_once_both_compile(cache):
     for process in running:
         out, errors = process.communicate(timeout=120)
         assert (process.returncode, out, errors) == (0, "works\n", "")
-    assert len(modules(cache)) == 1
+    assert len(kept(cache)) == 1
     assert not list(cache.glob("*.tmp"))

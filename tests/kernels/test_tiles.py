@@ -206,13 +206,12 @@ def test_float64_overflow_is_flagged(code):
         assert is_bad(encode64, np.float64(sign * 1e300), code)
 
 
-def test_a_tile_is_not_changed_by_encoding_it():
-    values = np.random.default_rng(0).standard_normal(99)
-    for real, encode in ((np.float32, encode32), (np.float64, encode64)):
-        tile = values.astype(real)
-        for code in CODES.values():
-            encode(tile, code, np.empty(99 * WIDTH[code], np.uint8))
-        np.testing.assert_array_equal(tile, values.astype(real))
+def test_a_float32_tile_is_not_changed_by_encoding_it():
+    values = np.random.default_rng(0).standard_normal(99).astype(np.float32)
+    tile = values.copy()
+    for code in CODES.values():
+        encode32(tile, code, np.empty(99 * WIDTH[code], np.uint8))
+    np.testing.assert_array_equal(tile, values)
 
 
 # Noise.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from alnico.kernels.shape import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS
 from alnico.kernels.source import straighten
-from alnico.kernels.text import DECORATOR, PREAMBLE, Kind, Real, argument_types, fill, filled, parameters, tile_type
+from alnico.kernels.text import DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
 
 Reduction = Literal["sum", "count", "values", "histogram", "bracket"]
 
@@ -23,7 +23,8 @@ OUTPUTS = {
 
 PLAIN = DECORATOR.format(options="")
 INLINE = DECORATOR.format(options='inline="always", ')
-ENTRY = DECORATOR.format(options="cache=CACHE, ")
+GIVEN = (("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
+"""The parameters that all kernels here begin with."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,37 @@ class MeasureKernel:
     def text(self) -> str:
         reduction = {"sum": self._sums, "count": self._sums, "values": self._values, "histogram": self._histogram}
         definitions, body = reduction.get(self.reduction, self._bracket)()
-        # The text must say all that its types depend on: it is their key.
-        text = PREAMBLE.format(bits=self.real[-2:]) + f"MODELS = {self.models}\n"
+        text = PREAMBLE.format(bits=self.real[-2:])
         text += "".join(f"\n\n{INLINE}\n{function}\n" for function in straighten(self.of, "of"))
         text += "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
-        signature = ["raws", "codes", "base", "base_code", "start", "chosen", *OUTPUTS[self.reduction], *parameters(self.kinds)]
         head = [
-            f"def run({', '.join(signature)}):",
+            f"def run({self.interface().signature()}):",
             "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
             "    width = 8 if codes[0] == 0 else (4 if codes[0] == 1 else 2)",
             "    count = raws[0].size // width",
-            f"    values = np.empty(({self.models if self.across else 1}, {TILE}), REAL)",
-            f"    base_tile = np.empty({TILE}, REAL)",
-            *[f"    filled{a} = np.empty({TILE}, {tile_type(self.kinds[a])})" for a in filled(self.kinds)],
         ]
-        return text + "\n\n" + ENTRY + "\n" + "\n".join(head + body) + "\n"
+        return text + "\n\n" + PLAIN + "\n" + "\n".join(head + body) + "\n\n\n" + self.interface().entry()
+
+    def interface(self) -> Interface:
+        outputs = {
+            "sum": ("float64*2",),
+            "count": ("int64*2",),
+            "values": (f"{self.real}*2",),
+            "histogram": ("int", "uint64*1", "int64*2"),
+            "bracket": (f"{self.real}*1", f"{self.real}*1", "int64*2", f"{self.real}*2"),
+        }[self.reduction]
+        scratch = [("values", (self.models if self.across else 1, TILE), "REAL"), ("base_tile", (TILE,), "REAL")]
+        scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in filled(self.kinds)]
+        if self.across and self.models > UNROLLED_MODELS:
+            scratch.append(("x", (self.models,), "REAL"))
+        if self.reduction in ("histogram", "bracket"):
+            scratch.append(("measured", (TILE,), "REAL"))
+        if self.reduction == "bracket":
+            scratch += [("flags", (TILE,), "uint8"), ("marked", (TILE // 8 + 1,), "int64"), ("places", (self.models,), "int64")]
+        if self.reduction in ("sum", "count"):
+            scratch.append(("lanes", (self.models, LANES), "float64" if self.reduction == "sum" else "int64"))
+        first = [*GIVEN, ("start", "int"), ("chosen", "int64*1"), *zip(OUTPUTS[self.reduction], outputs, strict=True)]
+        return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch))
 
     def _tile(self, result: str, statement: str) -> str:
         """A loop over one tile; ``{value}`` in the statement is what ``of`` says of an element."""
@@ -75,7 +92,7 @@ class MeasureKernel:
             heads += [f"v{i}" for i in range(self.models)]
             given.append(f"({' '.join(f'v{i}[j]{base},' for i in range(self.models))})")
         elif self.across:
-            heads.append("every")
+            heads += ["every", "x"]
             given.append("x")
             prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
         for a, kind in enumerate(self.kinds):
@@ -85,7 +102,6 @@ class MeasureKernel:
                 {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(kind, f"f{a}[j]" if a in filled(self.kinds) else f"a{a}")
             )
         lines = [f"def tile({', '.join(heads)}):"]
-        lines += [f"    x = np.empty({self.models}, REAL)"] if prepare else []
         value = f"of({', '.join(given)})"
         lines += ["    for j in range(v.size):", *prepare, f"        {statement.format(value=value)}"]
         return "\n".join(lines)
@@ -112,7 +128,7 @@ class MeasureKernel:
         if self.across and self.models <= UNROLLED_MODELS:
             passed += [f"values[{i}, {begin}:{stop}]" for i in range(self.models)]
         elif self.across:
-            passed.append(f"values[:, {begin}:{stop}]")
+            passed += [f"values[:, {begin}:{stop}]", "x"]
         for a, kind in enumerate(self.kinds):
             passed += [f"filled{a}[{begin}:{stop}]"] if a in filled(self.kinds) else []
             passed += [{"number": f"a{a}"}.get(kind, f"a{a}[i]")] if kind in ("number", "numbers", "bernoulli") else []
@@ -133,7 +149,7 @@ class MeasureKernel:
             "    if (b >> np.uint64(16)) >> shift == prefix[n]:",
             "        bins[n, np.int64((b >> shift) & np.uint64(0xFFFF))] += 1",
         ]
-        made = [f"    measured = np.empty({TILE}, REAL)", f"    bits = measured.view(np.{bits})"]
+        made = [f"    bits = measured.view(np.{bits})"]
         # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
         return [self._tile("out", "out[j] = {value} + ZERO")], made + self._tiles(work)
 
@@ -159,12 +175,7 @@ class MeasureKernel:
             "    flags[e - s:] = 0",
             "    places[n] = gather(measured, flags, found[n], places[n], marked)",
         ]
-        made = [
-            f"    measured = np.empty({TILE}, REAL)",
-            f"    flags = np.zeros({TILE}, np.uint8)",
-            f"    marked = np.empty({TILE} // 8 + 1, np.int64)",
-            "    places = np.zeros(chosen.size, np.int64)",
-        ]
+        made = ["    places[:] = 0"]
         return definitions, made + self._tiles(work)
 
     def _sums(self) -> tuple[list[str], list[str]]:
@@ -176,7 +187,6 @@ class MeasureKernel:
             f"    {self._call('lanes[n, :h - g]', 'g', 'h')}",
         ]
         body = [
-            f"    lanes = np.empty((chosen.size, {LANES}), np.{kind})",
             "    for leaf in range(leaves.shape[1]):",
             "        lanes[:] = 0",
             f"        for s in range(leaf * {LEAF}, min((leaf + 1) * {LEAF}, count), {TILE}):",
@@ -188,18 +198,6 @@ class MeasureKernel:
             "            leaves[n, leaf] = total",
         ]
         return [self._tile("lanes", f"lanes[j] += {one}")], body
-
-    def signature(self, types: Any) -> Any:
-        raw, real = types.uint8[::1], getattr(types, self.real)
-        outputs = {
-            "sum": (types.float64[:, ::1],),
-            "count": (types.int64[:, ::1],),
-            "values": (real[:, ::1],),
-            "histogram": (types.uint64, types.uint64[::1], types.int64[:, ::1]),
-            "bracket": (real[::1], real[::1], types.int64[:, ::1], real[:, ::1]),
-        }[self.reduction]
-        first = [types.UniTuple(raw, self.models), types.int64[::1], raw, types.int64, types.int64, types.int64[::1]]
-        return (*first, *outputs, *argument_types(self.kinds, self.real, types))
 
 
 @dataclass(frozen=True)
@@ -218,8 +216,8 @@ class GramKernel:
     def text(self) -> str:
         pairs = self.models * (self.models + 1) // 2
         lines = [
-            *_gram_head("start, row, sums", self.models),
-            f"    lanes = np.zeros(({pairs}, {GRAM_LANES}), np.float64)",
+            *_gram_head(self.interface()),
+            "    lanes[:] = 0.0",
             f"    first = start // row + start // {LEAF}",
             f"    for s in range(0, count, {TILE}):",
             f"        e = min(s + {TILE}, count)",
@@ -241,10 +239,12 @@ class GramKernel:
             "                    sums[segment, p] = folded(lanes[p])",
             "            a = z",
         ]
-        return _gram_text([*PRODUCTS, FOLDED], self.real, lines)
+        return _gram_text([*PRODUCTS, FOLDED], self.interface(), lines)
 
-    def signature(self, types: Any) -> Any:
-        return (*_gram_signature(self.models, types), types.int64, types.int64, types.float64[:, ::1])
+    def interface(self) -> Interface:
+        given = (*GIVEN, ("start", "int"), ("row", "int"), ("sums", "float64*2"))
+        lanes = ("lanes", (self.models * (self.models + 1) // 2, GRAM_LANES), "float64")
+        return Interface(self.models, self.real, given, (*_gram_scratch(self.models), lanes))
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class ColumnGramKernel:
 
     def text(self) -> str:
         lines = [
-            *_gram_head("start, sums", self.models),
+            *_gram_head(self.interface()),
             "    lanes, columns = sums, sums.shape[1]",
             f"    for s in range(0, count, {TILE}):",
             f"        e = min(s + {TILE}, count)",
@@ -273,10 +273,10 @@ class ColumnGramKernel:
             *[f"            {line}" for line in _products(self.models, "a - s:z - s", "column:column + z - a")],
             "            a = z",
         ]
-        return _gram_text(PRODUCTS, self.real, lines)
+        return _gram_text(PRODUCTS, self.interface(), lines)
 
-    def signature(self, types: Any) -> Any:
-        return (*_gram_signature(self.models, types), types.int64, types.float64[:, ::1])
+    def interface(self) -> Interface:
+        return Interface(self.models, self.real, (*GIVEN, ("start", "int"), ("sums", "float64*2")), _gram_scratch(self.models))
 
 
 @dataclass(frozen=True)
@@ -286,13 +286,14 @@ class RankKernel:
     real: Real
 
     def text(self) -> str:
+        text = PREAMBLE.format(bits=self.real[-2:]) + "from alnico.kernels.tiles import rank_rows\n\n\n"
         return (
-            f"from numba import njit\nfrom alnico.kernels.tiles import rank_rows\n\nREAL = '{self.real}'\n\n\n"
-            f"{ENTRY}\ndef run(ordered, places, ranks):\n    rank_rows(ordered, places, ranks)\n"
+            f"{text}{PLAIN}\ndef run(ordered, places, ranks):\n    rank_rows(ordered, places, ranks)\n\n\n"
+            + self.interface().entry()
         )
 
-    def signature(self, types: Any) -> Any:
-        return (getattr(types, self.real)[:, ::1], types.int64[:, ::1], types.float32[:, ::1])
+    def interface(self) -> Interface:
+        return Interface(1, self.real, (("ordered", f"{self.real}*2"), ("places", "int64*2"), ("ranks", "float32*2")))
 
 
 def _product(others: int) -> str:
@@ -333,14 +334,16 @@ def _products(models: int, elements: str, lanes: str) -> list[str]:
     return lines
 
 
-def _gram_head(parameters: str, models: int) -> list[str]:
+def _gram_scratch(models: int) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return ("values", (models, TILE), "REAL"), ("base_tile", (TILE,), "REAL")
+
+
+def _gram_head(interface: Interface) -> list[str]:
     return [
-        f"def run(raws, codes, base, base_code, {parameters}):",
+        f"def run({interface.signature()}):",
         "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
         "    width = 8 if codes[0] == 0 else (4 if codes[0] == 1 else 2)",
         "    count = raws[0].size // width",
-        f"    values = np.empty(({models}, {TILE}), REAL)",
-        f"    base_tile = np.empty({TILE}, REAL)",
     ]
 
 
@@ -354,11 +357,6 @@ def _gram_tile(models: int, of_deltas: bool) -> list[str]:
     return lines + (["            subtract(values[i, :e - s], base_tile[:e - s])"] if of_deltas else [])
 
 
-def _gram_text(definitions: list[str], real: Real, lines: list[str]) -> str:
-    text = PREAMBLE.format(bits=real[-2:]) + "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
-    return f"{text}\n\n{ENTRY}\n" + "\n".join(lines) + "\n"
-
-
-def _gram_signature(models: int, types: Any) -> tuple[Any, ...]:
-    raw = types.uint8[::1]
-    return (types.UniTuple(raw, models), types.int64[::1], raw, types.int64)
+def _gram_text(definitions: list[str], interface: Interface, lines: list[str]) -> str:
+    text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
+    return f"{text}\n\n{PLAIN}\n" + "\n".join(lines) + "\n\n\n" + interface.entry()

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from alnico.kernels.shape import TILE, UNROLLED_MODELS
 from alnico.kernels.source import straighten
-from alnico.kernels.text import DECORATOR, PREAMBLE, Kind, Real, argument_types, fill, filled, parameters, tile_type
+from alnico.kernels.text import DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,7 @@ class MixKernel:
         else:
             heads = ["values", "base"] + [f"n{a}" for a in each] + ["out", "keep_equal"]
             body += [f"    t{i} = a{i}" for i, kind in enumerate(self.kinds) if kind == "numbers"]
-            body += [f"    t{a} = np.empty({self.models}, REAL)" for a in each]
-            body.append(f"    x = np.empty({self.models}, REAL)")
+            heads += ["x", *[f"t{a}" for a in each]]
             loop += ["        equal = True", f"        for i in range({self.models}):"]
             loop.append(f"            x[i] = values[i, j]{' - b' if self.of_deltas else ''}")
             loop.append("            equal &= x[i] == x[0]")
@@ -81,17 +79,12 @@ class MixKernel:
 
     def _run(self, unrolled: bool, names: list[str], each: list[int]) -> str:
         models = range(self.models)
-        signature = ["raws", "codes", "base", "base_code", "out", "out_code", "start", "keep_equal", *parameters(self.kinds)]
         lines = [
-            f"def run({', '.join(signature)}):",
+            f"def run({self.interface().signature()}):",
             "    width = 8 if out_code == 0 else (4 if out_code == 1 else 2)",
             "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
             "    count = out.size // width",
-            f"    values = np.empty(({self.models}, {TILE}), REAL)",
-            f"    base_tile = np.empty({TILE}, REAL)",
-            f"    out_tile = np.empty({TILE}, REAL)",
         ]
-        lines += [f"    filled{a} = np.empty(({self.models}, {TILE}), {tile_type(self.kinds[a])})" for a in each]
         lines += [f"    for s in range(0, count, {TILE}):", f"        e = min(s + {TILE}, count)", "        bad = False"]
         for i in models:
             lines.append(f"        w = 8 if codes[{i}] == 0 else (4 if codes[{i}] == 1 else 2)")
@@ -102,7 +95,7 @@ class MixKernel:
         passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
         passed.append("base_tile[:e - s]")
         passed += [f"filled{a}[{i}, :e - s]" for a in each for i in models] if unrolled else [f"filled{a}" for a in each]
-        passed += ["out_tile[:e - s]", "keep_equal", *names]
+        passed += ["out_tile[:e - s]", "keep_equal != 0", *([] if unrolled else ["x", *[f"t{a}" for a in each]]), *names]
         lines += [
             f"        tile({', '.join(passed)})",
             "        bad |= encode(out_tile[:e - s], out_code, out[width * s:width * e])",
@@ -110,9 +103,16 @@ class MixKernel:
             "            return s",
             "    return -1",
         ]
-        return DECORATOR.format(options="cache=CACHE, ") + "\n" + "\n".join(lines) + "\n"
+        return DECORATOR.format(options="") + "\n" + "\n".join(lines) + "\n\n\n" + self.interface().entry()
 
-    def signature(self, types: Any) -> Any:
-        raw = types.uint8[::1]
-        first = [types.UniTuple(raw, self.models), types.int64[::1], raw, types.int64, raw, types.int64, types.int64, types.boolean]
-        return tuple(first + argument_types(self.kinds, self.real, types))
+    def interface(self) -> Interface:
+        first = [
+            ("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"), ("out", "uint8*1"), ("out_code", "int"),
+            ("start", "int"), ("keep_equal", "int"),
+        ]  # fmt: skip
+        each = filled(self.kinds)
+        scratch = [("values", (self.models, TILE), "REAL"), ("base_tile", (TILE,), "REAL"), ("out_tile", (TILE,), "REAL")]
+        scratch += [(f"filled{a}", (self.models, TILE), tile_type(self.kinds[a])) for a in each]
+        if self.models > UNROLLED_MODELS:
+            scratch += [("x", (self.models,), "REAL"), *[(f"t{a}", (self.models,), "REAL") for a in each]]
+        return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True)

@@ -1,8 +1,12 @@
-"""What the texts of all kernels share: their first lines, the kinds of their arguments, how these are filled in, and their types."""
+"""What the texts of all kernels share: their first lines, the kinds of their arguments, how these are filled in, and how a kernel is called."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
 
 Kind = Literal["number", "numbers", "noise", "bernoulli", "ranked", "rows", "columns"]
 """What an argument is to a kernel: one number; one a model; uniform noise; draws of 1.0 or 0.0, with one chance a model or
@@ -10,14 +14,17 @@ with one that depends on the rank; one number a model for each row, or for each 
 
 Real = Literal["float32", "float64"]
 
+Parameter = tuple[str, str]
+"""A parameter of ``run`` and what it is: ``raws`` (raw bytes of each input, a tuple), ``int``, ``real``, or ``DTYPE*DIMENSIONS``."""
+
 DECORATOR = '@njit({options}nogil=True, error_model="numpy")'
 PREAMBLE = """\
 import math
 
 import numpy as np
-from numba import njit
+from numba import carray, njit, types
 from alnico.kernels.tiles import decode{bits} as decode, encode{bits} as encode
-from alnico.kernels.tiles import fill_columns, fill_noise, fill_ranked, fill_rows, select, subtract
+from alnico.kernels.tiles import double_of, fill_columns, fill_noise, fill_ranked, fill_rows, pointer, select, subtract
 
 REAL = np.float{bits}
 ZERO = REAL(0.0)
@@ -62,24 +69,78 @@ def fill(kinds: tuple[Kind, ...], argument: int, model: object, tile: str) -> st
 
 def tile_type(kind: Kind) -> str:
     """What the numbers of a filled tile are."""
-    return "REAL" if kind in ("rows", "columns") else "np.float32"
+    return "REAL" if kind in ("rows", "columns") else "float32"
 
 
-def argument_types(kinds: tuple[Kind, ...], real: Real, types: Any) -> list[Any]:
-    """The numba types of ``parameters(kinds)``."""
-    number = getattr(types, real)
-    of_part = {
-        "a": number[::1],
-        "keys": types.uint64[::1],
-        "steps": number[::1],
-        "ranks": types.float32[:, ::1],
-        "inner": types.int64,
-    }
-    flat: list[Any] = []
-    for kind in kinds:
-        flat += [of_part[part] for part in PARTS[kind]]
-        if kind == "number":
-            flat[-1] = number
-        elif kind in ("rows", "columns"):
-            flat[-2] = number[:, ::1]
-    return flat
+def described(kinds: tuple[Kind, ...], real: Real) -> list[Parameter]:
+    """What is passed for ``parameters(kinds)``."""
+    of_part = {"a": f"{real}*1", "keys": "uint64*1", "steps": f"{real}*1", "ranks": "float32*2", "inner": "int"}
+    of_kind = {"number": "real", "rows": f"{real}*2", "columns": f"{real}*2"}
+    return [
+        (f"{part}{a}", of_kind.get(kind, of_part[part]) if part == "a" else of_part[part])
+        for a, kind in enumerate(kinds)
+        for part in PARTS[kind]
+    ]
+
+
+@dataclass(frozen=True)
+class Interface:
+    """How a kernel is called: its parameters in order, and the arrays it works in, which it does not allocate.
+
+    Both follow the parameters of ``run``. ``returns`` says whether ``run`` gives a number.
+    """
+
+    models: int
+    real: Real
+    parameters: tuple[Parameter, ...]
+    scratch: tuple[tuple[str, tuple[int, ...], str], ...] = ()
+    returns: bool = False
+
+    @property
+    def scratch_bytes(self) -> int:
+        """What the scratch arrays take, each at a multiple of 64 bytes."""
+        return self._places()[-1]
+
+    def _places(self) -> list[int]:
+        places = [0]
+        for _, shape, dtype in self.scratch:
+            size = math.prod(shape) * np.dtype(self._dtype(dtype)).itemsize
+            places.append(places[-1] + -(-size // 64) * 64)
+        return places
+
+    def _dtype(self, name: str) -> str:
+        return self.real if name == "REAL" else name
+
+    def signature(self) -> str:
+        """The parameters of ``run``."""
+        return ", ".join([name for name, _ in self.parameters] + [name for name, _, _ in self.scratch])
+
+    def entry(self) -> str:
+        """The text of ``entry(t)``: makes arrays and numbers of a table of addresses, sizes and numbers, and calls ``run``."""
+        place = 1
+        lines = []
+        for name, kind in self.parameters:
+            if kind == "raws":
+                for i in range(self.models):
+                    lines.append(f"raw{i} = carray(pointer(t[{place}]), (t[{place + 1}],), np.uint8)")
+                    place += 2
+                lines.append(f"{name} = ({' '.join(f'raw{i},' for i in range(self.models))})")
+            elif kind == "int":
+                lines.append(f"{name} = t[{place}]")
+                place += 1
+            elif kind == "real":
+                lines.append(f"{name} = REAL(double_of(t[{place}]))")
+                place += 1
+            else:
+                dtype, _, dimensions = kind.partition("*")
+                sizes = "".join(f"t[{place + 1 + d}], " for d in range(int(dimensions)))
+                lines.append(f"{name} = carray(pointer(t[{place}]), ({sizes}), np.{dtype})")
+                place += 1 + int(dimensions)
+        for (name, shape, dtype), offset in zip(self.scratch, self._places(), strict=False):
+            lines.append(f"{name} = carray(pointer(t[0] + {offset}), {shape}, {'REAL' if dtype == 'REAL' else f'np.{dtype}'})")
+        call = f"run({self.signature()})"
+        lines += [f"return {call}"] if self.returns else [call, "return 0"]
+        # No wrappers for Python: they refer to parts of numba, which is not there when a kernel comes from the cache.
+        wrappers = "no_cpython_wrapper=True, no_cfunc_wrapper=True, "
+        decorator = DECORATOR.format(options=f"types.int64(types.CPointer(types.int64)), {wrappers}")
+        return decorator + "\ndef entry(t):\n" + "".join(f"    {line}\n" for line in lines)

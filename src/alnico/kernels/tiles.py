@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from alnico.kernels.shape import BF16, F16, F32, F64
@@ -36,6 +36,42 @@ def select(_typing: Any, condition: Any, chosen: Any, other: Any) -> Any:
         return builder.select(test, a, b)
 
     return result(condition, chosen, other), generate
+
+
+@intrinsic
+def bits_of(_typing: Any, number: Any) -> Any:
+    """The bits of a float32 as uint32."""
+    if number != types.float32:
+        return None
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.uint32))
+
+    return types.uint32(number), generate
+
+
+@intrinsic
+def double_of(_typing: Any, bits: Any) -> Any:
+    """The float64 that an int64 has the bits of."""
+    if bits != types.int64:
+        return None
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float64))
+
+    return types.float64(bits), generate
+
+
+@intrinsic
+def pointer(_typing: Any, address: Any) -> Any:
+    """An address as a pointer, to look at memory that a caller owns."""
+    if not isinstance(address, types.Integer):
+        return None
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), generate
 
 
 # Whether a tile holds a NaN or an infinity is the largest magnitude, as bits: a reduction by max at the width of the source
@@ -115,7 +151,7 @@ def decode64(raw, code, tile):
         for j in range(source.size):
             bits[j] = source[j]
         return _largest64(bits) >= np.uint64(0x7FF << 52)
-    narrow = np.empty(tile.size, np.float32)
+    narrow = tile.view(np.float32)[tile.size :]  # the upper half: what is written there has been read before
     found = decode32(raw, code, narrow)
     for j in range(tile.size):
         tile[j] = narrow[j]
@@ -152,15 +188,12 @@ def encode32(tile, code, raw):
 def _encode_f16(tile, raw):
     # Below 2**-14 halves are multiples of 2**-24: adding 0.5, whose float32 spacing is 2**-24, rounds to them.
     bits, short = tile.view(np.uint32), raw.view(np.uint16)
-    shifted = np.empty(tile.size, np.float32)
-    for j in range(tile.size):
-        shifted[j] = abs(tile[j]) + np.float32(0.5)
-    small = shifted.view(np.uint32)
     for j in range(bits.size):
+        small = np.uint32(bits_of(abs(tile[j]) + np.float32(0.5)) - np.uint32(126 << 23))
         magnitude = np.uint32(bits[j] & np.uint32(0x7FFFFFFF))
         odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
         normal = np.uint32(np.uint32(np.uint32(magnitude - np.uint32(112 << 23)) + np.uint32(0xFFF)) + odd) >> np.uint32(13)
-        half = select(magnitude < np.uint32(113 << 23), np.uint32(small[j] - np.uint32(126 << 23)), np.uint32(normal))
+        half = select(magnitude < np.uint32(113 << 23), small, np.uint32(normal))
         half = select(magnitude >= np.uint32(0x477FF000), np.uint32(0x7C00), half)
         sign = np.uint32(np.uint32(bits[j] >> np.uint32(16)) & np.uint32(0x8000))
         short[j] = np.uint16(np.uint32(half | sign))
@@ -168,24 +201,23 @@ def _encode_f16(tile, raw):
 
 @njit(nogil=True, error_model="numpy")
 def encode64(tile, code, raw):
-    """Round a float64 tile once into raw bytes; returns whether a result is NaN or infinite."""
+    """Round a float64 tile once into raw bytes, spoiling the tile; returns whether a result is NaN or infinite."""
     if code == F64:
         bits, whole = tile.view(np.uint64), raw.view(np.uint64)
         for j in range(bits.size):
             whole[j] = bits[j]
         return _largest64(bits) >= np.uint64(0x7FF << 52)
-    narrow = np.empty(tile.size, np.float32)
+    # In the lower half of the tile, whose values have been read by then.
+    narrow, bits32 = tile.view(np.float32)[: tile.size], tile.view(np.uint32)[: tile.size]
     for j in range(tile.size):
-        narrow[j] = np.float32(tile[j])
-    if code != F32:
+        exact = tile[j]
+        narrow[j] = np.float32(exact)
         # Rounded to odd first, so that rounding float32 to 16 bits gives what one rounding of the float64 gives.
-        bits32 = narrow.view(np.uint32)
-        for j in range(tile.size):
-            wide = np.float64(narrow[j])
-            if wide != tile[j] and not np.isinf(wide):  # an infinity is refused as it is
-                if abs(wide) > abs(tile[j]):
-                    bits32[j] -= np.uint32(1)
-                bits32[j] |= np.uint32(1)
+        wide = np.float64(narrow[j])
+        if code != F32 and wide != exact and not np.isinf(wide):  # an infinity is refused as it is
+            if abs(wide) > abs(exact):
+                bits32[j] -= np.uint32(1)
+            bits32[j] |= np.uint32(1)
     return encode32(narrow, code, raw)
 
 
@@ -214,8 +246,9 @@ def fill_rows(numbers, start, inner, tile):
     """Fill a tile with the number of each element's row; rows have ``inner`` elements."""
     row, left, j = start // inner, inner - start % inner, 0
     while j < tile.size:
-        stop = min(j + left, tile.size)
-        tile[j:stop] = numbers[row]
+        stop, number = min(j + left, tile.size), numbers[row]
+        for i in range(j, stop):
+            tile[i] = number
         row, left, j = row + 1, inner, stop
 
 
@@ -225,7 +258,9 @@ def fill_columns(numbers, start, inner, tile):
     column, j = start % inner, 0
     while j < tile.size:
         stop = min(j + inner - column, tile.size)
-        tile[j:stop] = numbers[column : column + stop - j]
+        part, some = tile[j:stop], numbers[column : column + stop - j]
+        for i in range(part.size):
+            part[i] = some[i]
         column, j = 0, stop
 
 
