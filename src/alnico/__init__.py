@@ -1,8 +1,8 @@
 """alnico merges neural networks in weight space.
 
 >>> import alnico
->>> sorted(alnico.methods())
-['dare_linear', 'dare_ties', 'linear', 'passthrough', 'slerp', 'task_arithmetic', 'ties']
+>>> alnico.methods()["ties"].summary
+'Trim each task vector, elect a sign for each parameter, average the entries that agree with it.'
 
 The names below are the public interface; see docs/python.md for what is stable. Importing this package loads neither
 numba nor torch nor numpy.

@@ -159,11 +159,11 @@ def test_a_wrong_input_leaves_nothing_and_a_full_disk_keeps_what_is_done(
 
     writes = []
 
-    def full(descriptor: int, data: memoryview, offset: int, where: str) -> None:
-        writes.append(where)
+    def full(descriptor: int, data: memoryview, offset: int, *where: object) -> None:
+        writes.append(where[0])
         if len(writes) > 8:
-            raise RunError(f"{where}: writing failed (No space left on device).")
-        write_fully(descriptor, data, offset, where)
+            raise RunError(f"{where[0]}: writing failed (No space left on device).")
+        write_fully(descriptor, data, offset, *where)
 
     with monkeypatch.context() as patched:
         patched.setattr(writer, "write_fully", full)

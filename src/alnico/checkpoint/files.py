@@ -5,10 +5,12 @@ Reads go with ``preadv`` into the caller's buffer: no page faults on a fresh map
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,7 +66,7 @@ def open_to_read(path: Path) -> int:
         raise ModelError(f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions.") from None
 
 
-def read_fully(descriptor: int, buffer: memoryview, offset: int, where: str) -> None:
+def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object) -> None:
     """Fill ``buffer`` from byte ``offset`` on. Errors: RunError if the system fails or the file ends early."""
     done = 0
     while done < len(buffer):
@@ -72,18 +74,45 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int, where: str) -> 
             count = os.preadv(descriptor, [buffer[done:]], offset + done)
         except OSError as error:
             raise RunError(
-                f"{where}: reading {len(buffer)} bytes at {offset} failed ({error.strerror}). "
+                f"{_place(where)}: reading {len(buffer)} bytes at {offset} failed ({error.strerror}). "
                 "Check the disk; the same command takes the merge up again."
             ) from None
         if count == 0:
             raise RunError(
-                f"{where}: the file ended at byte {offset + done}, expected {len(buffer)} bytes at {offset}. "
+                f"{_place(where)}: the file ended at byte {offset + done}, expected {len(buffer)} bytes at {offset}. "
                 "It was changed while it was read; merge again from a complete file."
             )
         done += count
 
 
-def write_fully(descriptor: int, data: memoryview, offset: int, where: str) -> None:
+@functools.cache
+def _sync_file_range() -> Callable[..., int] | None:
+    try:
+        call = ctypes.CDLL(None).sync_file_range
+    except (OSError, AttributeError):  # not on this system
+        return None
+    call.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+    result: Callable[..., int] = call
+    return result
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Have the system write these bytes to the disk from now on, without waiting.
+
+    The disk then works while threads compute: bringing the whole output to the disk at the end takes milliseconds. It is
+    a hint; that everything has arrived is for ``fdatasync`` to say.
+    """
+    call = _sync_file_range()
+    if call is not None:
+        call(descriptor, offset, size, 2)  # SYNC_FILE_RANGE_WRITE
+
+
+def _place(where: tuple[object, ...]) -> str:
+    """The file and the tensor of a message; put together only when there is one to be written."""
+    return ": ".join(map(str, where))
+
+
+def write_fully(descriptor: int, data: memoryview, offset: int, *where: object) -> None:
     """Write all of ``data`` at byte ``offset``. Errors: RunError with the system's reason."""
     done = 0
     while done < len(data):
@@ -91,6 +120,6 @@ def write_fully(descriptor: int, data: memoryview, offset: int, where: str) -> N
             done += os.pwrite(descriptor, data[done:], offset + done)
         except OSError as error:
             raise RunError(
-                f"{where}: writing {len(data)} bytes at {offset} failed ({error.strerror}). "
+                f"{_place(where)}: writing {len(data)} bytes at {offset} failed ({error.strerror}). "
                 "Make room or check the disk; the same command takes the merge up again."
             ) from None

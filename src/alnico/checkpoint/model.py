@@ -166,7 +166,7 @@ class SafetensorsModel:
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         shard, tensor = self._place[name]
         with self._files.descriptor(shard.path) as descriptor:
-            read_fully(descriptor, buffer, tensor.begin + offset, f"{shard.path}: {name}")
+            read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
 
     def read(self, name: str) -> np.ndarray:
         """Read a whole tensor as a numpy array; BF16 and F16 come as float32. Of a model on the hub, its file is fetched.

@@ -9,7 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from alnico.checkpoint.files import read_fully, write_fully
+from alnico.checkpoint.files import read_fully, start_writeback, write_fully
 from alnico.checkpoint.header import TensorInfo
 from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
@@ -24,6 +24,7 @@ class OutputFiles:
         self.directory = directory
         self._shards = shards
         self._descriptors: dict[str, int] = {}
+        self._paths = {shard.name: self.path(shard.name) for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
         for shard in shards:
             path = self.path(shard.name)
@@ -38,12 +39,13 @@ class OutputFiles:
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
         """Write ``data`` at byte ``offset`` of a tensor. Errors: RunError."""
         shard, info = self._place[tensor]
-        write_fully(self._descriptors[shard], data, info.begin + offset, f"{self.path(shard)}: {tensor}")
+        write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
+        start_writeback(self._descriptors[shard], info.begin + offset, len(data))
 
     def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
         """Read back what was written. Errors: RunError."""
         shard, info = self._place[tensor]
-        read_fully(self._descriptors[shard], buffer, info.begin + offset, f"{self.path(shard)}: {tensor}")
+        read_fully(self._descriptors[shard], buffer, info.begin + offset, self._paths[shard], tensor)
 
     def sync(self) -> None:
         """Return when all that was written is on the disk. Errors: RunError."""

@@ -25,10 +25,10 @@ from alnico.plan.memory import SELECTION_BYTES
 SMALL = 65_536
 """Up to this many elements a kth largest value is selected from the values themselves."""
 
-SAMPLED_RUNS = 64
+SAMPLED_RUNS = 32
 """Places, evenly spread over a tensor, where a sample is taken."""
 
-SAMPLED_RUN = 1024
+SAMPLED_RUN = 2048
 """Most consecutive elements that a sample takes at a place. All runs together are a leaf, which any block has room for."""
 
 MOST_INSIDE = 1 << 20

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from alnico.kernels.shape import TILE, UNROLLED_MODELS
+from alnico.kernels.shape import FEW_MODELS, TILE, UNROLLED_MODELS
 from alnico.kernels.source import straighten
-from alnico.kernels.text import DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
+from alnico.kernels.text import APART, DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,22 @@ class MixKernel:
         tile = [f"def tile({', '.join([*heads, *names])}):", *body, "    for j in range(out.size):"]
         tile += (["        b = base[j]"] if self.of_deltas else []) + loop
         return (
-            self._preamble() + DECORATOR.format(options="") + "\n" + "\n".join(tile) + "\n\n\n" + self._run(unrolled, names, each)
+            self._preamble()
+            + DECORATOR.format(options=APART)
+            + "\n"
+            + "\n".join(tile)
+            + "\n\n\n"
+            + self._run(unrolled, names, each)
         )
 
     def _preamble(self) -> str:
         inline = DECORATOR.format(options='inline="always", ')
         return (
             PREAMBLE.format(bits=self.real[-2:])
-            + "".join(f"\n\n{inline}\n{function}\n" for function in straighten(self.mix, "mix"))
+            + "".join(
+                f"\n\n{inline}\n{function}\n"
+                for function in straighten(self.mix, "mix", self.models if self.models > FEW_MODELS else None)
+            )
             + "\n\n"
         )
 

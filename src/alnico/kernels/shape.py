@@ -12,8 +12,11 @@ LANES = 512
 GRAM_LANES = 512
 """Accumulators of an inner product in a leaf: element i of the tensor goes to lane i modulo this."""
 
-UNROLLED_MODELS = 8
-"""Up to here the loop over models is unrolled; above, a kernel that loops is used."""
+FEW_MODELS = 8
+"""Up to here LLVM unrolls the loops over models; above, they are written out."""
+
+UNROLLED_MODELS = 64
+"""Up to here every model is a vector of its own; above, a kernel that loops over models is used."""
 
 F64, F32, F16, BF16 = 0, 1, 2, 3
 CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16}

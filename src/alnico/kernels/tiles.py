@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 from numba.core import cgutils, types
+from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
 from alnico.kernels.shape import BF16, F16, F32, F64
@@ -17,6 +18,14 @@ from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
 _U1, _U30, _U27, _U31, _U40 = (np.uint64(n) for n in (1, 30, 27, 31, 40))
+
+
+class Apart(Compiler):
+    """Compiles a function as one whose arrays do not overlap."""
+
+    def define_pipelines(self) -> Any:
+        self.state.flags.noalias = True
+        return super().define_pipelines()
 
 
 @intrinsic

@@ -59,14 +59,14 @@ def _levels(job: Job) -> bool:
 
 def _fact_bytes(job: Job) -> int:
     """What the facts and coefficients of all rows or columns of a tensor take."""
-    if not _levels(job):
+    if not _levels(job) or not job.elements:
         return 0
     assert job.merge is not None
     extents = {fact.over for level in job.merge.levels() for fact in level if isinstance(fact, Gram)} - {"tensor"}
     models = len(job.inputs)
     numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
-    count = {"row": job.elements // max(job.shape[-1] if job.shape else 1, 1), "column": job.elements // max(job.shape[:1] or (1,))}
-    return sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents) if job.elements else 0
+    count = {"row": job.elements // (job.shape[-1:] or (1,))[0], "column": job.elements // (job.shape[:1] or (1,))[0]}
+    return sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
 
 
 def _rank_bytes(job: Job, block: int) -> int:
