@@ -248,6 +248,63 @@ print("works")
 """
 
 
+MIXED = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import hashlib
+import numpy as np
+import test_cache
+from alnico.kernels.build import compiled, features
+from alnico.kernels.measuring import GramKernel, MeasureKernel
+from alnico.methods import find
+from alnico.engine.arguments import kind_of
+from alnico.kernels.mixing import MixKernel
+
+random = np.random.default_rng(0)
+raws = tuple(random.standard_normal(9999).astype(np.float32).view(np.uint8) for _ in range(4))
+codes, merge = np.ones(3, np.int64), find("ties").bind({{"density": 0.3}}, 3)
+found = hashlib.sha256()
+out = np.zeros(4 * 9999, np.uint8)
+numbers = [np.linspace(0.1, 0.5, 3, dtype=np.float32) if kind_of(a) == "numbers" else 1.0 for a in merge.arguments]
+compiled(MixKernel(merge.mix, 3, True, tuple(map(kind_of, merge.arguments)), "float32"))(
+    raws[:3], codes, raws[3], 1, out, 1, 0, 0, *numbers
+)
+found.update(out)
+sums = np.zeros((1, 6))
+compiled(GramKernel(3, True, "float32"))(raws[:3], codes, raws[3], 1, 0, 9999, sums)
+found.update(sums)
+leaves = np.zeros((3, 1))
+compiled(MeasureKernel("sum", test_cache.halved, 3, True, (), "float32"))(raws[:3], codes, raws[3], 1, 0, np.arange(3), leaves)
+found.update(leaves)
+print(found.hexdigest())
+"""
+
+
+def test_the_width_of_vectors_changes_no_bit(tmp_path):
+    import llvmlite.binding
+
+    own = llvmlite.binding.get_host_cpu_features().flatten()
+    narrow = ",".join(f"-{f[1:]}" if f[1:4] in ("avx", "fma", "vae", "vpc", "gfn") else f for f in own.split(","))
+    found = set()
+    for number, features in enumerate([None, own, narrow]):
+        environment = {**os.environ, "ALNICO_CACHE_DIR": str(tmp_path / str(number))}
+        if features is not None:
+            environment["NUMBA_CPU_FEATURES"] = features
+        program = MIXED.format(folder=str(Path(__file__).parent))
+        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env=environment)
+        assert ended.returncode == 0, ended.stderr
+        found.add(ended.stdout)
+    assert len(found) == 1
+
+
+def test_choosing_features_for_numba_leaves_the_environment_as_it_was():
+    program = "import os, sys; from alnico.kernels import build; build._import_numba(); assert 'numba' in sys.modules; "
+    program += "print('NUMBA_CPU_FEATURES' in os.environ)"
+    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CPU_FEATURES"}
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    assert ended.stdout == "False\n", ended.stderr
+
+
 def test_two_processes_at_once_both_compile(cache):
     program = PROGRAM.format(folder=str(Path(__file__).parent))
     running = [

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import alnico
+from alnico.engine import run as engine_run
 from alnico.engine.events import Event, Started, TensorDone
 from alnico.engine.run import Watcher, run_plan
 from alnico.kernels import build, measuring, mixing
@@ -64,8 +65,11 @@ def run_with(
 
 
 @pytest.mark.parametrize(("name", "setting"), EVERY)
-def test_threads_blocks_and_budget_change_no_bit(name: str, setting: dict, inputs: Any, tmp_path: Path) -> None:
+def test_threads_blocks_and_budget_change_no_bit(
+    name: str, setting: dict, inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = run_with(tmp_path, inputs, name, setting, threads=1, block_elements=64 * LEAF)
+    monkeypatch.setattr(engine_run, "SHARED_CHUNKS", 1)  # threads share every tensor
     parts = run_with(tmp_path, inputs, name, setting, threads=4, block_elements=LEAF)
     assert whole == parts
 
