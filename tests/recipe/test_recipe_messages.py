@@ -184,6 +184,18 @@ KEYS = {
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.3}\nmodels:\n- a\n- model: b\n  parameters: {t: 0.5}",
         "4: t is one value for the whole merge, and differs (models[1]: 0.5, parameters: 0.3). Give it once, under parameters.",
     ),
+    "a part of a step": (
+        "merge_method: karcher\nparameters: {max_iter: 2.5}" + TAIL,
+        "2: parameters.max_iter is 2.5; expected a whole number in [0, 10000].",
+    ),
+    "della without room for its window": (
+        "merge_method: della\nbase_model: x\nparameters: {density: 0.9, epsilon: 0.2}" + TAIL,
+        "4: density 0.9 and epsilon 0.2 give probabilities from 0.7 to 1.1; expected them between 0 and 1. Choose a smaller epsilon.",
+    ),
+    "nuslerp of three": (
+        "merge_method: nuslerp\nmodels: [a, b, c]",
+        "2: nuslerp merges 2 models besides base_model; found 3. Remove models.",
+    ),
     "weights of linear sum to 0": (
         "merge_method: linear\nmodels:\n- {model: a, parameters: {weight: 1}}\n- {model: b, parameters: {weight: -1}}",
         "2: the weights of linear sum to 0 (1, -1), so they cannot be normalised; expected a sum other than 0. "

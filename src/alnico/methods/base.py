@@ -78,6 +78,8 @@ class Option:
     choices: tuple[str, ...] = ()
     meaning: str = ""
     """The first clause of what the docstring says of it."""
+    is_whole: bool = False
+    """Has it whole numbers only?"""
 
     @property
     def required(self) -> bool:
@@ -91,6 +93,8 @@ class Option:
             return None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"is {value!r}; expected a number"
+        if self.is_whole and not float(value).is_integer():
+            return f"is {value:g}; expected a whole number in {self.range}"
         if math.isfinite(value) and value in self.range:
             return None
         if self.meaning:
@@ -99,7 +103,8 @@ class Option:
 
     def describe(self) -> str:
         """The option's values and default, for listings."""
-        values = {"bool": "true or false", "choice": " | ".join(self.choices), "number": str(self.range)}[self.kind]
+        number = f"a whole number in {self.range}" if self.is_whole else str(self.range)
+        values = {"bool": "true or false", "choice": " | ".join(self.choices), "number": number}[self.kind]
         default = "required" if self.required else f"default {_yaml(self.default[0] if self.per_model else self.default)}"
         return f"{values}; {'one a model; ' if self.per_model else ''}{default}"
 
@@ -257,7 +262,7 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Merge]) -> Opti
     if get_origin(annotation) is Literal:
         return Option(parameter.name, "choice", per_model, default, choices=get_args(annotation), meaning=meaning)
     if annotation in (float, int):
-        return Option(parameter.name, "number", per_model, default, limits, meaning=meaning)
+        return Option(parameter.name, "number", per_model, default, limits, meaning=meaning, is_whole=annotation is int)
     raise MethodError(f"{factory.__name__}: option {parameter.name} has the type {annotation}; expected float, bool or Literal.")
 
 

@@ -318,7 +318,7 @@ def _number(value: Any) -> float | None:
 def _slipped_point(number: float | None, option: Option) -> str:
     if number is not None and math.isfinite(number):
         for slipped in (number / 10, number / 100):
-            if slipped in option.range:
+            if option.problem(slipped) is None:
                 return f" Did you mean {slipped:g}?"
     return ""
 
