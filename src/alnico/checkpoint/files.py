@@ -45,6 +45,8 @@ class OpenFiles:
                 entry[1] -= 1
 
     def _close_surplus(self) -> None:
+        if len(self._open) <= self._limit:
+            return
         for path in [p for p, (_, readers) in self._open.items() if readers == 0]:
             if len(self._open) <= self._limit:
                 return

@@ -373,8 +373,9 @@ def check_index(model: SafetensorsModel) -> None:
         return
     weight_map = read_json(index)["weight_map"]
     held = {t.name: s.path for s in model.shards for t in s.header.tensors}
+    paths = {name: model.location / name for name in set(weight_map.values())}
     for tensor, name in weight_map.items():
-        if held.get(tensor) != model.location / name:
+        if held.get(tensor) != paths[name]:
             raise ModelError(
                 f"{index}: says that {tensor!r} is in {name}, which does not hold it. "
                 "Index and shards are of different downloads; download the model again."

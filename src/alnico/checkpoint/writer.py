@@ -6,6 +6,7 @@ Until the output is complete its files are called ``NAME.unfinished``, so that n
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
 
 UNFINISHED = ".unfinished"
+WRITEBACK_BYTES = 4 << 20
+"""How much of a file is written before the disk is told to begin with it."""
 
 
 class OutputFiles:
@@ -24,6 +27,8 @@ class OutputFiles:
         self.directory = directory
         self._shards = shards
         self._descriptors: dict[str, int] = {}
+        self._waiting: dict[str, tuple[int, int, int]] = {}  # shard -> first and last byte, bytes between them
+        self._lock = threading.Lock()
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
         for shard in shards:
@@ -40,7 +45,18 @@ class OutputFiles:
         """Write ``data`` at byte ``offset`` of a tensor. Errors: RunError."""
         shard, info = self._place[tensor]
         write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
-        start_writeback(self._descriptors[shard], info.begin + offset, len(data))
+        self._start_writeback(shard, info.begin + offset, len(data))
+
+    def _start_writeback(self, shard: str, offset: int, size: int) -> None:
+        """Have the disk begin with what was written, some megabytes at a time: a call takes as long as a small tensor's merge."""
+        with self._lock:
+            first, last, waiting = self._waiting.get(shard, (offset, offset, 0))
+            first, last, waiting = min(first, offset), max(last, offset + size), waiting + size
+            self._waiting[shard] = (first, last, waiting)
+            if waiting < WRITEBACK_BYTES:
+                return
+            del self._waiting[shard]
+        start_writeback(self._descriptors[shard], first, last - first)
 
     def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
         """Read back what was written. Errors: RunError."""

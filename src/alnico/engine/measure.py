@@ -219,7 +219,9 @@ class _BySelection(_KthLargest):
 
     def turn(self) -> None:
         places = self.job.elements - self.rank
-        self.finish([float(np.partition(row, place)[place]) for row, place in zip(self.gathered, places, strict=True)])
+        for row, place in zip(self.gathered, places, strict=True):
+            row.partition(place)
+        self.finish([float(row[place]) for row, place in zip(self.gathered, places, strict=True)])
 
 
 class _ByHistogram(_KthLargest):

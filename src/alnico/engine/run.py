@@ -221,18 +221,24 @@ class _Run:
         self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
 
     def _alone(self, state: _Unfinished, spans: list[Span]) -> None:
-        """A tensor that one worker measures and mixes, while others do other tensors."""
-        self._measure(state, lambda facts: self._measure_chunks(state, facts, spans))
-        for span in spans:
-            self._mix_chunk(state, span)
+        """A tensor that one worker measures and mixes, while others do other tensors. One of a single block is read once."""
+        everything = (0, state.job.elements)
+        if len(spans) > 1 or state.job.elements > self.plan.memory.block_elements:
+            self._measure(state, lambda facts: self._measure_chunks(state, facts, spans))
+            for span in spans:
+                self._mix_chunk(state, span)
+            return
+        held = self._block(state.job, everything, state.job.elements)
+        self._measure(state, lambda facts: facts.fold(*everything, held[0]), held[0])
+        self._mix_chunk(state, everything, held)
 
-    def _measure(self, state: _Unfinished, one_pass: Callable[[measure.LevelMeasurement], None]) -> None:
-        """Measure all facts of a job, level by level and pass by pass, and make its mixer."""
+    def _measure(self, state: _Unfinished, one_pass: Callable[[measure.LevelMeasurement], None], held: Block | None = None) -> None:
+        """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is all of it, if it is there."""
         assert state.job.merge is not None
         for level in state.job.merge.levels():
             facts = measure.LevelMeasurement(level, self._known(state))
             if facts.runs and not facts.done:
-                facts.sample(self._joined(state.job, facts.runs))
+                facts.sample(self._joined(state.job, facts.runs) if held is None else _picked(held, facts.runs, state.job))
             while not facts.done:
                 self._check_stop()
                 one_pass(facts)
@@ -249,7 +255,7 @@ class _Run:
                 self._check_stop()
                 facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
 
-    def _mix_chunk(self, state: _Unfinished, span: Span) -> None:
+    def _mix_chunk(self, state: _Unfinished, span: Span, held: tuple[Block, np.ndarray] | None = None) -> None:
         job, mixer = state.job, state.mixer
         assert mixer is not None
         width = job.byte_size // max(job.elements, 1)
@@ -258,7 +264,7 @@ class _Run:
         output = PieceHasher(state.output, span[0] * width)
         for start, stop in blocks(span, self.plan.memory.block_elements):
             self._check_stop()
-            block, out = self._block(job, (start, stop), stop - start)
+            block, out = held or self._block(job, (start, stop), stop - start)
             for hasher, raw in zip(hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True):
                 hasher.update(memoryview(raw))
             mixer(start, block, out)
@@ -365,6 +371,16 @@ class _Run:
         if self._watch is not None:
             with self._lock:
                 self._watch(event)
+
+
+def _picked(block: Block, runs: list[Span], job: Job) -> Block:
+    """The elements of some spans of a block that holds a whole tensor, one after the other."""
+
+    def picked(view: np.ndarray) -> np.ndarray:
+        width = view.size // job.elements
+        return np.concatenate([view[start * width : stop * width] for start, stop in runs])
+
+    return Block([picked(raw) for raw in block.raws], picked(block.base))
 
 
 def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None) -> Block:
