@@ -60,7 +60,7 @@ BY_NOISE = ("dare_linear", "dare_ties", "della", "della_linear")
 
 
 def counts(method: str) -> tuple[int, ...]:
-    return MODELS.get(method, tuple(k for k in (1, 2, 3, 5, 8) if k >= LEAST.get(method, 1)))
+    return MODELS.get(method, tuple(k for k in (1, 2, 3, 8) if k >= LEAST.get(method, 1)))
 
 
 def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
