@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Measured, Noise, Sum, resolve
+from alnico.kernels.shape import CODES
 from alnico.kernels.text import Kind, Real
 from alnico.numerics.noise import noise_key
 from alnico.plan.job import Job
@@ -61,10 +62,10 @@ class Known:
             if isinstance(argument, (Noise, Bernoulli)):
                 flat += self._noise(argument)
                 continue
-            value, kind = resolve(argument, dict(self.facts)), kind_of(argument)
+            value, kind = resolve(argument, self.facts), kind_of(argument)
             flat.append(np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C"))
             if kind in ("rows", "columns"):
-                flat.append(row_of(self.job) if kind == "rows" else columns_of(self.job))
+                flat.append(self.job.row if kind == "rows" else self.job.columns)
         return flat
 
     def _noise(self, argument: Noise | Bernoulli) -> list[Any]:
@@ -77,14 +78,9 @@ class Known:
         return [np.array(np.array(chance) - spread, self.real), keys, np.array(2 * spread, self.real), RANKS]
 
 
-def row_of(job: Job) -> int:
-    """Elements of a row: the last dimension."""
-    return max(job.shape[-1], 1) if job.shape else 1
-
-
-def columns_of(job: Job) -> int:
-    """Number of columns: what is beside the first dimension. A tensor of one dimension is one row, so one column."""
-    return max(job.elements // max(job.shape[0], 1), 1) if len(job.shape) > 1 else 1
+def codes_of(job: Job) -> tuple[np.ndarray, int]:
+    """What kernels call the dtypes of a job's inputs, and of its base."""
+    return np.array([CODES[i.dtype] for i in job.inputs], np.int64), CODES[job.base.dtype] if job.base else 0
 
 
 def in_place(flat: Sequence[Any], ranks: np.ndarray | None) -> list[Any]:
@@ -97,5 +93,5 @@ def keeps_equal(job: Job, known: Known) -> bool:
     assert job.merge is not None
     if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
         return job.merge.fixes_equal_inputs
-    values = [resolve(a, dict(known.facts)) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli))]
+    values = [resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli))]
     return job.merge.sums_to_one(*values)

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from alnico.engine.arguments import Known, columns_of, in_place, kind_of, row_of, working_precision
+from alnico.engine.arguments import Known, codes_of, in_place, kind_of, working_precision
 from alnico.engine.blocks import Block, Span
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Count, Gram, KthLargest, Measured, Sum
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
-from alnico.kernels.shape import CODES, LEAF
+from alnico.kernels.shape import LEAF
 from alnico.plan.job import Job
 from alnico.plan.memory import SELECTION_BYTES
 
@@ -94,8 +94,7 @@ class _State:
         self.job = known.job
         self.done = False
         self.result: Any = None
-        self.codes = np.array([CODES[i.dtype] for i in known.job.inputs], np.int64)
-        self.base_code = CODES[known.job.base.dtype] if known.job.base else 0
+        self.codes, self.base_code = codes_of(known.job)
         self.arguments = known.flat(fact.arguments) if not isinstance(fact, Gram) else []
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -137,7 +136,7 @@ class _ByRow(_State):
         super().__init__(fact, known)
         k = len(self.codes)
         self.run = compiled(_kernel(fact, known.job))
-        self.row = row_of(self.job) if fact.over == "row" else max(self.job.elements, 1)
+        self.row = self.job.row if fact.over == "row" else max(self.job.elements, 1)
         self.parts = np.zeros((self._segment(self.job.elements - 1) + 1, k * (k + 1) // 2))
 
     def _segment(self, element: int) -> int:
@@ -168,7 +167,7 @@ class _ByColumn(_State):
         super().__init__(fact, known)
         k = len(self.codes)
         self.run = compiled(_kernel(fact, known.job))
-        self.sums = np.zeros((k * (k + 1) // 2, columns_of(self.job)))
+        self.sums = np.zeros((k * (k + 1) // 2, self.job.columns))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
         self.call(self.run, start, block, self.sums)
@@ -181,7 +180,7 @@ class _ByColumn(_State):
 class _KthLargest(_State):
     """What the ways to a kth largest value share: ``chosen`` models are searched, for the values at ``rank``."""
 
-    def __init__(self, fact: KthLargest, known: Known, chosen: Sequence[int] | None = None) -> None:
+    def __init__(self, fact: KthLargest, known: Known) -> None:
         super().__init__(fact, known)
         self.fact: KthLargest = fact
         self.real = np.dtype(known.real)
@@ -191,7 +190,7 @@ class _KthLargest(_State):
         nothing = math.inf if fact.end == "first" else 0.0
         everything = {i for i in rank if fact.share[i] >= 1 or n == 0}
         self.found = {i: nothing if i in everything else math.inf for i in rank if i in everything or rank[i] == 0}
-        searched = [i for i in rank if i not in self.found] if chosen is None else chosen
+        searched = [i for i in rank if i not in self.found]
         self.chosen = np.array(searched, np.int64)
         self.rank = np.array([rank[i] for i in searched], np.int64)
         if not searched:
@@ -228,8 +227,8 @@ class _ByHistogram(_KthLargest):
     """KthLargest of a large tensor: the bits of a float that is not negative order as the float does, so counting by
     the upper 16 bits, then by the next 16 among those that share them, finds the kth largest exactly."""
 
-    def __init__(self, fact: KthLargest, known: Known, chosen: Sequence[int] | None = None) -> None:
-        super().__init__(fact, known, chosen)
+    def __init__(self, fact: KthLargest, known: Known) -> None:
+        super().__init__(fact, known)
         self.run = compiled(_kernel(fact, known.job, "histogram"))
         self.width = 8 * self.real.itemsize
         self.shift = self.width - 16
@@ -313,7 +312,7 @@ class _ByBracket(_KthLargest):
         else:
             found = [self._selected(n) for n in range(self.chosen.size)]
             if None in found:
-                self.fallback = _ByHistogram(self.fact, self.known, self.chosen.tolist())
+                self.fallback = _ByHistogram(self.fact, self.known)
             else:
                 self.finish([value for value in found if value is not None])
 

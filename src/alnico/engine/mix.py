@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alnico.checkpoint.model import Source
-from alnico.engine.arguments import Known, in_place, keeps_equal, kind_of, working_precision
+from alnico.engine.arguments import Known, codes_of, in_place, keeps_equal, kind_of, working_precision
 from alnico.engine.blocks import Block
 from alnico.errors import NonFiniteError
 from alnico.kernels.build import compiled
@@ -34,8 +34,7 @@ class Mixer:
         assert job.merge is not None
         self.sources = sources
         self.run = compiled(mix_kernel(job))
-        self.codes = np.array([CODES[i.dtype] for i in job.inputs], np.int64)
-        self.base_code = CODES[job.base.dtype] if job.base else 0
+        self.codes, self.base_code = codes_of(job)
         self.arguments = known.flat(job.merge.arguments)
         self.keeps_equal = keeps_equal(job, known)
 

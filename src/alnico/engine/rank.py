@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alnico.engine.arguments import row_of, working_precision
+from alnico.engine.arguments import codes_of, working_precision
 from alnico.engine.blocks import Span
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import magnitude
 from alnico.kernels.measuring import MeasureKernel, RankKernel
-from alnico.kernels.shape import CODES
 from alnico.plan.job import Job
 
 
@@ -23,17 +22,16 @@ def kernels(job: Job) -> set[MeasureKernel | RankKernel]:
 
 def whole_rows(job: Job, span: Span) -> Span:
     """The smallest span of whole rows around a span."""
-    row = row_of(job)
+    row = job.row
     return span[0] // row * row, min(-(-span[1] // row) * row, job.elements)
 
 
 def ranks(job: Job, rows: Span, raws: Sequence[np.ndarray], base: np.ndarray, span: Span) -> np.ndarray:
     """Rank elements in their rows: float32 (models, elements of ``span``). The inputs are the raw bytes of ``rows``."""
-    real, row = working_precision(job), row_of(job)
+    real, row = working_precision(job), job.row
     count = rows[1] - rows[0]
     found = np.empty((len(raws), count), real)
-    codes = np.array([CODES[i.dtype] for i in job.inputs], np.int64)
-    base_code = CODES[job.base.dtype] if job.base else 0
+    codes, base_code = codes_of(job)
     compiled(_magnitudes(job))(tuple(raws), codes, base, base_code, 0, np.arange(len(raws)), found)
     ranked = np.empty(count, np.float32)
     result = np.empty((len(raws), span[1] - span[0]), np.float32)

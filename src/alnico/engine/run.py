@@ -237,7 +237,7 @@ class _Run:
         assert state.job.merge is not None
         for level in state.job.merge.levels():
             facts = measure.LevelMeasurement(level, self._known(state))
-            if facts.runs and not facts.done:
+            if facts.runs:
                 facts.sample(self._joined(state.job, facts.runs) if held is None else _picked(held, facts.runs, state.job))
             while not facts.done:
                 self._check_stop()

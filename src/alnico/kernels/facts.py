@@ -14,7 +14,7 @@ A row is a run along the last dimension, a column one along the first; a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -155,7 +155,7 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
     return found
 
 
-def resolve(argument: Argument, known: dict[Measured, Any]) -> Any:
+def resolve(argument: Argument, known: Mapping[Measured, Any]) -> Any:
     """Return the number or numbers an argument stands for, in float64. Errors: MethodError if it is noise."""
     if isinstance(argument, Derived):
         return argument.function(*(resolve(a, known) for a in argument.arguments))

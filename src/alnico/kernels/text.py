@@ -54,11 +54,6 @@ FILLS = {
 """Kinds that have a number for each element: how a tile of them is filled, for argument ``a`` of model ``m``."""
 
 
-def parameters(kinds: tuple[Kind, ...]) -> list[str]:
-    """The names of the parameters of ``run`` that arguments of these kinds become, in order."""
-    return [f"{part}{a}" for a, kind in enumerate(kinds) for part in PARTS[kind]]
-
-
 def filled(kinds: tuple[Kind, ...]) -> list[int]:
     """The arguments that have a number for each element."""
     return [a for a, kind in enumerate(kinds) if kind in FILLS]
@@ -75,7 +70,7 @@ def tile_type(kind: Kind) -> str:
 
 
 def described(kinds: tuple[Kind, ...], real: Real) -> list[Parameter]:
-    """What is passed for ``parameters(kinds)``."""
+    """The parameters of ``run`` that arguments of these kinds become, in order."""
     of_part = {"a": f"{real}*1", "keys": "uint64*1", "steps": f"{real}*1", "ranks": "float32*2", "inner": "int"}
     of_kind = {"number": "real", "rows": f"{real}*2", "columns": f"{real}*2"}
     return [

@@ -51,6 +51,16 @@ class Job:
         """All tensors the job reads, each once."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
+    @property
+    def row(self) -> int:
+        """Elements of a row: the last dimension. A tensor of one dimension is one row."""
+        return max(self.shape[-1], 1) if self.shape else 1
+
+    @property
+    def columns(self) -> int:
+        """Number of columns: what is beside the first dimension. A tensor of one dimension is one row, so one column."""
+        return max(self.elements // max(self.shape[0], 1), 1) if len(self.shape) > 1 else 1
+
 
 @dataclass(frozen=True)
 class Dropped:

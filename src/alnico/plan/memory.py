@@ -65,7 +65,7 @@ def _fact_bytes(job: Job) -> int:
     extents = {fact.over for level in job.merge.levels() for fact in level if isinstance(fact, Gram)} - {"tensor"}
     models = len(job.inputs)
     numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
-    count = {"row": job.elements // (job.shape[-1:] or (1,))[0], "column": job.elements // (job.shape[:1] or (1,))[0]}
+    count = {"row": job.elements // job.row, "column": job.columns}
     return sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
 
 
@@ -73,8 +73,7 @@ def _rank_bytes(job: Job, block: int) -> int:
     """What ranking the whole rows around a block takes, beside the inputs of these rows."""
     if job.merge is None or not job.merge.uses_ranks:
         return 0
-    row = job.shape[-1] if job.shape else 1
-    elements = min(block + 2 * row, job.elements)
+    elements = min(block + 2 * job.row, job.elements)
     models = len(job.inputs)
     widest = sum(DTYPES[i.dtype].bytes for i in job.read)
     return elements * (8 * models + 24) + (elements - min(block, elements)) * widest
