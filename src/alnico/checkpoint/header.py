@@ -42,6 +42,10 @@ class TensorInfo:
     def byte_size(self) -> int:
         return self.end - self.begin
 
+    @property
+    def nominal(self) -> str:
+        return self.dtype
+
 
 @dataclass(frozen=True, slots=True)
 class Header:

@@ -43,6 +43,10 @@ class Tensor(Protocol):
     def elements(self) -> int: ...
     @property
     def byte_size(self) -> int: ...
+    @property
+    def nominal(self) -> str:
+        """The dtype that the output's is derived from: that of the file, where values are read wider than they are kept."""
+        ...
 
 
 class Source(Protocol):
@@ -93,6 +97,16 @@ class Source(Protocol):
         """The files it is read from, if it is read from files."""
         ...
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory it takes beside its header, as long as it is open: an adapter's factors, say."""
+        ...
+
+    @property
+    def reading_bytes(self) -> int:
+        """Memory that one thread takes while it reads, beside its buffer."""
+        ...
+
     def close(self) -> None:
         """Close the open files."""
         ...
@@ -114,6 +128,8 @@ class Shard:
 
 class SafetensorsModel:
     """A model of one or more safetensors files. Made by :func:`open_model`; close it, or use it in ``with``."""
+
+    held_bytes = reading_bytes = 0
 
     def __init__(self, label: str, location: Path, shards: list[Shard], origin: Repository | None = None) -> None:
         self.label = label

@@ -122,7 +122,7 @@ def _plan(
         tuple(notes),
         cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file),
         dtypes.pop() if len(dtypes) == 1 else None,
-        fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors),
+        fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors, sources),
     )
 
 
@@ -166,7 +166,7 @@ def _merged(recipe: Recipe, sources: list[Source], models: list[int], base: int 
         return _copied(recipe, sources, origin, name, f"the recipe leaves {sources[origin].label} as it is")
     inputs = tuple(_input(sources, m, name) for m in models)
     of_base = _input(sources, base, name) if base is not None else None
-    dtype = recipe.dtype or promote([i.dtype for i in inputs] + ([of_base.dtype] if of_base else []))
+    dtype = recipe.dtype or promote([sources[m].tensors[name].nominal for m in ([*models, base] if base is not None else models)])
     return _job("mix", name, dtype, sources[models[0]].tensors[name], inputs, of_base, merge)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.errors import ResourceError
 from alnico.kernels.facts import Gram
@@ -29,14 +30,19 @@ SELECTION_BYTES = 32 << 20
 """Most bytes of values that are kept while the kth largest magnitudes of one tensor are looked for, all models together."""
 
 
-def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int) -> Memory:
+def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()) -> Memory:
     """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
 
     Smaller blocks and fewer threads make a run smaller, in that order.
     Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
     """
-    facts = max((_fact_bytes(j) for j in jobs), default=0)
-    fixed = BASELINE_BYTES + BYTES_A_TENSOR * tensors + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
+    facts = max((_fact_bytes(j) for j in jobs), default=0) + max((s.reading_bytes for s in sources), default=0)
+    fixed = (
+        sum(s.held_bytes for s in sources)
+        + BASELINE_BYTES
+        + BYTES_A_TENSOR * tensors
+        + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
+    )
     widths = [sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"]
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
     models = max((len(j.inputs) for j in jobs if j.kind == "mix"), default=1)
