@@ -502,6 +502,8 @@ class Made:
     config: Mapping[str, Any] = field(default_factory=dict)
     directory: Path | None = None
     origin: None = None
+    held_bytes: int = 0
+    reading_bytes: int = 0
     is_closed: bool = False
 
     @cached_property
