@@ -1,40 +1,151 @@
-"""The recipe as a value: what a YAML file or a mapping says, checked and in alnico's own terms."""
+"""The recipe as a value: what a YAML file or a mapping says, checked.
+
+Options keep the names and values they are written with; :mod:`alnico.recipe.options` says what they mean for one method and
+one tensor.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
-Value = float | bool | str
+Scalar = Union[float, bool, str]
 
 Missing = Literal["error", "copy", "drop"]
 
 
 @dataclass(frozen=True)
+class Gradient:
+    """Values spread evenly over the layers; between two of them numbers are interpolated, others are taken from the left."""
+
+    values: tuple[Scalar, ...]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A value for the tensors whose name fits ``filter``: a substring, ``=`` and the whole name, ``re:`` and an expression, or
+    ``*`` for all."""
+
+    filter: str
+    value: Setting
+
+
+@dataclass(frozen=True)
+class Cases:
+    """The first case that fits a tensor's name; where none does, the next level of the recipe is asked."""
+
+    cases: tuple[Case, ...]
+
+
+@dataclass(frozen=True)
+class EachModel:
+    """A value for each model, in the order of the recipe. Written as a list, under ``methods`` only."""
+
+    values: tuple[Scalar, ...]
+
+
+Setting = Union[Scalar, Gradient, Cases, EachModel]
+Parameters = Mapping[str, Setting]
+
+
+@dataclass(frozen=True)
 class ModelEntry:
-    """One model of the recipe with the options given under it."""
+    """One model with the options given under it; in a slice, with its layers [first, end)."""
 
     reference: str
-    parameters: Mapping[str, Value] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Layers of the output, made from as many layers of each of ``models``."""
+
+    models: tuple[ModelEntry, ...]
+    parameters: Parameters = field(default_factory=dict)
+    base_model: str | None = None
+    merge_method: str | None = None
+
+
+@dataclass(frozen=True)
+class Module:
+    """A part of a model with several stacks of layers (text decoder, vision tower): ``models`` or ``slices``."""
+
+    name: str
+    models: tuple[ModelEntry, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    parameters: Parameters = field(default_factory=dict)
+    merge_method: str | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A method of its own for the tensors whose name fits ``filter``. ``model`` is what passthrough takes."""
+
+    filter: str
+    merge_method: str
+    parameters: Parameters = field(default_factory=dict)
+    model: str | None = None
+    """A reference, or "base"."""
+    preset: str | None = None
+
+
+@dataclass(frozen=True)
+class TokenSource:
+    """Where the row of one token comes from: a model's row of it, another token's row, zeros; None leaves it to the rule."""
+
+    kind: Literal["model", "model_token", "zero"] | None = None
+    model: str = ""
+    token: str | None = None
+    token_id: int | None = None
+    force: bool = False
+    """For every model, also those that have the token."""
+
+
+@dataclass(frozen=True)
+class TokenizerSetting:
+    """The output's vocabulary: the ``union`` of all, ``base``, or that of the model of this reference."""
+
+    source: str = "union"
+    tokens: Mapping[str, TokenSource] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+
+
+@dataclass(frozen=True)
+class Lines:
+    """LiNeS: the merged task vector of layer l of L is multiplied by ``alpha + beta * l / (L - 1)``; what is in no layer by
+    ``alpha``, or by ``alpha + beta`` where it comes after the layers."""
+
+    alpha: float
+    beta: float
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked. Options have alnico's names; ``notes`` tell what was accepted and means nothing.
+    """What is asked: one of ``models``, ``slices`` and ``modules``, and what goes for all of them.
 
     ``dtype`` is the output dtype (``out_dtype`` of the file wins over ``dtype``), as the safetensors format calls it, or
     None for the promotion of the inputs' dtypes. ``folder`` is the directory of the recipe's file: a model that is not found
-    from the working directory is looked for there.
+    from the working directory is looked for there. ``notes`` tell what was accepted and means nothing.
     """
 
     merge_method: str
-    models: tuple[ModelEntry, ...]
+    models: tuple[ModelEntry, ...] = ()
     base_model: str | None = None
-    parameters: Mapping[str, Value] = field(default_factory=dict)
+    parameters: Parameters = field(default_factory=dict)
     dtype: str | None = None
     seed: int = 0
     missing: Missing = "error"
+    slices: tuple[Slice, ...] = ()
+    modules: tuple[Module, ...] = ()
+    methods: tuple[Rule, ...] = ()
+    preset: str | None = None
+    lines: Lines | None = None
+    tokenizer: TokenizerSetting | None = None
+    chat_template: str | None = None
+    stage: str = ""
+    """The ``name`` of a document among several."""
     notes: tuple[str, ...] = ()
     name: str = "recipe"
     folder: str = "."
@@ -44,26 +155,112 @@ class Recipe:
     """The seed in that YAML; ``seed`` may come from the command line."""
 
     @property
-    def merged(self) -> tuple[ModelEntry, ...]:
-        """The models besides the base."""
-        return tuple(m for m in self.models if m.reference != self.base_model)
+    def entries(self) -> tuple[ModelEntry, ...]:
+        """Every place where a model is named, in the order of the recipe, the base aside."""
+        return tuple(self._entries())
+
+    def _entries(self) -> Iterator[ModelEntry]:
+        yield from self.models
+        for part in (self, *self.modules):
+            if part is not self:
+                yield from part.models
+            for piece in part.slices:
+                yield from piece.models
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The models and the base, each once, in the order of ``Plan.sources``."""
-        return tuple(dict.fromkeys([*(m.reference for m in self.models), *([self.base_model] if self.base_model else [])]))
+        """Every model named, each once, in the order of ``Plan.sources``: those of the lists first, then bases and donors."""
+        named = [e.reference for e in self._entries()]
+        named += [s.base_model for part in (self, *self.modules) for s in part.slices if s.base_model]
+        named += [r.model for r in self.methods if r.model and r.model != "base"]
+        if self.base_model:
+            named.append(self.base_model)
+        if self.tokenizer is not None:
+            named += [s for s in (self.tokenizer.source,) if s not in ("union", "base")]
+            named += [t.model for t in self.tokenizer.tokens.values() if t.model and t.model != "base"]
+        return tuple(dict.fromkeys(named))
 
     def canonical(self) -> dict[str, Any]:
-        """Return the recipe as plain data; equal recipes give equal data."""
-        return {
-            "merge_method": self.merge_method,
-            "models": [
-                {"model": m.reference, **({"parameters": dict(sorted(m.parameters.items()))} if m.parameters else {})}
-                for m in self.models
-            ],
-            **({"base_model": self.base_model} if self.base_model else {}),
-            **({"parameters": dict(sorted(self.parameters.items()))} if self.parameters else {}),
-            **({"dtype": self.dtype} if self.dtype else {}),
-            **({"missing": self.missing} if self.missing != "error" else {}),
-            "seed": self.seed,
-        }
+        """Return the recipe as plain data in its own language; equal recipes give equal data, and reading it gives it back."""
+        given: dict[str, Any] = {"name": self.stage} if self.stage else {}
+        given["merge_method"] = self.merge_method
+        given |= _listed(self.models, self.slices)
+        if self.modules:
+            given["modules"] = {
+                m.name: {
+                    **_listed(m.models, m.slices),
+                    **({"merge_method": m.merge_method} if m.merge_method else {}),
+                    **_parameters(m.parameters),
+                }
+                for m in self.modules
+            }
+        if self.methods:
+            given["methods"] = [
+                {
+                    "filter": r.filter,
+                    "merge_method": r.merge_method,
+                    **({"preset": r.preset} if r.preset else {}),
+                    **({"model": r.model} if r.model else {}),
+                    **_parameters(r.parameters),
+                }
+                for r in self.methods
+            ]
+        given |= {"base_model": self.base_model} if self.base_model else {}
+        given |= {"preset": self.preset} if self.preset else {}
+        given |= {"lines": {"alpha": self.lines.alpha, "beta": self.lines.beta}} if self.lines else {}
+        given |= _parameters(self.parameters)
+        if self.tokenizer is not None:
+            given["tokenizer"] = _tokenizer(self.tokenizer)
+        given |= {"chat_template": self.chat_template} if self.chat_template else {}
+        given |= {"dtype": self.dtype} if self.dtype else {}
+        given |= {"missing": self.missing} if self.missing != "error" else {}
+        return {**given, "seed": self.seed}
+
+
+def _listed(models: tuple[ModelEntry, ...], slices: tuple[Slice, ...]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    if models:
+        found["models"] = [_entry(m) for m in models]
+    if slices:
+        found["slices"] = [
+            {
+                "sources": [_entry(m) for m in s.models],
+                **({"base_model": s.base_model} if s.base_model else {}),
+                **({"merge_method": s.merge_method} if s.merge_method else {}),
+                **_parameters(s.parameters),
+            }
+            for s in slices
+        ]
+    return found
+
+
+def _entry(entry: ModelEntry) -> dict[str, Any]:
+    layers = {"layer_range": list(entry.layers)} if entry.layers is not None else {}
+    return {"model": entry.reference, **layers, **_parameters(entry.parameters)}
+
+
+def _parameters(parameters: Parameters) -> dict[str, Any]:
+    return {"parameters": {k: _plain(v) for k, v in sorted(parameters.items())}} if parameters else {}
+
+
+def _plain(setting: Setting) -> Any:
+    match setting:
+        case Gradient(values) | EachModel(values):
+            return list(values)
+        case Cases(cases):
+            return [{"filter": c.filter, "value": _plain(c.value)} for c in cases]
+    return setting
+
+
+def _tokenizer(setting: TokenizerSetting) -> dict[str, Any]:
+    tokens: dict[str, Any] = {}
+    for token, origin in setting.tokens.items():
+        source: Any = origin.model or None
+        if origin.kind == "zero":
+            source = {"kind": "zero"}
+        elif origin.kind == "model_token":
+            which = {"token": origin.token} if origin.token is not None else {"token_id": origin.token_id}
+            source = {"kind": "model_token", "model": origin.model, **which}
+        tokens[token] = {**({"source": source} if source else {}), **({"force": True} if origin.force else {})}
+    padding = {"pad_to_multiple_of": setting.pad_to_multiple_of} if setting.pad_to_multiple_of else {}
+    return {"source": setting.source, **({"tokens": tokens} if tokens else {}), **padding}

@@ -1,0 +1,112 @@
+"""What a recipe's parameters mean for one method and one tensor: levels, filters, gradients, mergekit's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alnico.methods.base import Method, Option
+from alnico.recipe import dialect
+from alnico.recipe.schema import Cases, EachModel, Gradient, ModelEntry, Parameters, Scalar, Setting
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The parameters that go for one part of the output, from the one that wins to the one that is asked last.
+
+    A rule's win over all. Options of a model are then looked for under it; then in the slice, the module, the recipe, the
+    preset.
+    """
+
+    rule: Parameters
+    shared: tuple[Parameters, ...]
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """A tensor of the output and where it stands among the layers: 0 is the first, 1 the last or the only one."""
+
+    name: str
+    depth: float
+
+
+def options_at(
+    method: Method, levels: Levels, entries: Sequence[ModelEntry], place: TensorPlace, names: Sequence[str]
+) -> dict[str, Any]:
+    """Return the option values of ``method`` at a tensor: a tuple with one a model for options of a model.
+
+    ``names`` are the tensor's names in the models: filters of options of a model look at these, others at the output's.
+    """
+    found: dict[str, Any] = {}
+    for name, option in method.options.items():
+        if option.per_model:
+            default = option.default[0] if isinstance(option.default, tuple) else option.default
+            values = []
+            for i, (entry, own_name) in enumerate(zip(entries, names, strict=True)):
+                scopes = (levels.rule, entry.parameters, *levels.shared)
+                value = _first(method, option, scopes, TensorPlace(own_name, place.depth), i)
+                values.append(default if value is None else value)
+            found[name] = tuple(values)
+        else:
+            scopes = (levels.rule, *(e.parameters for e in entries), *levels.shared)
+            value = _first(method, option, scopes, place, 0)
+            if value is not None:
+                found[name] = value
+    return found
+
+
+def _first(method: Method, option: Option, scopes: Sequence[Parameters], place: TensorPlace, model: int) -> Scalar | None:
+    for parameters in scopes:
+        for key, setting in parameters.items():
+            if dialect.own_name(method, key) == option.name and (value := evaluate(setting, place, model)) is not None:
+                return dialect.own_value(method, key, value)  # type: ignore[no-any-return]
+    return None
+
+
+def evaluate(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | None:
+    """Return a setting's value at a tensor, or None where no filter fits.
+
+    >>> evaluate(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
+    0.5
+    """
+    match setting:
+        case Cases(cases):
+            for case in cases:
+                if fits(case.filter, place.name):
+                    return evaluate(case.value, place, model)
+            return None
+        case EachModel(values):
+            return values[model]
+        case Gradient(values):
+            return _between(values, place.depth)
+    return setting
+
+
+def _between(values: Sequence[Scalar], depth: float) -> Scalar:
+    place = depth * (len(values) - 1)
+    left = int(place)
+    first, second = values[left], values[min(left + 1, len(values) - 1)]
+    if isinstance(first, (bool, str)) or isinstance(second, (bool, str)):
+        return first
+    share = place - left
+    return (1 - share) * first + share * second
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Does a filter fit a tensor's name?
+
+    >>> [fits(p, "model.layers.0.mlp.up_proj.weight") for p in ("mlp", "*", "=mlp", r"re:layers\\.\\d\\.mlp", "attn")]
+    [True, True, False, True, False]
+    """
+    if pattern.startswith("="):
+        return name == pattern[1:]
+    if pattern.startswith("re:"):
+        return re.search(pattern[3:], name) is not None
+    return pattern == "*" or pattern in name
+
+
+def preset_of(method: Method, preset: str | None) -> Mapping[str, Any]:
+    """The option values that a preset stands for."""
+    return {} if preset is None else method.presets.get(preset, {})
