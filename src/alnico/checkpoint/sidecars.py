@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from alnico.checkpoint.model import PICKLES
+from alnico.checkpoint.model import PICKLES, read_json
 from alnico.errors import RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
@@ -50,9 +50,11 @@ def is_carried(name: PurePath, modules: set[str]) -> bool:
     return name.suffix not in WEIGHTS and not top.endswith(".index.json")
 
 
-def copy_side_files(source: Path, target: Path) -> None:
-    """Copy what :func:`side_files` carries, contents only. Errors: RunError with the system's reason."""
+def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> None:
+    """Copy what :func:`side_files` carries, contents only, but the files of ``left``. Errors: RunError with the system's reason."""
     for relative in side_files(source)[0]:
+        if relative.as_posix() in left:
+            continue
         try:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / relative, target / relative)
@@ -61,7 +63,7 @@ def copy_side_files(source: Path, target: Path) -> None:
 
 
 def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path) -> None:
-    """Carry ``config.json`` over, byte for byte unless it has to name another dtype. Errors: RunError."""
+    """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs. Errors: RunError."""
     if not (source / "config.json").exists():
         return
     changed = dict(config)
@@ -69,7 +71,7 @@ def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, tar
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if dtype != "F32" else [])
         changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
     try:
-        if changed == config:
+        if changed == read_json(source / "config.json"):
             shutil.copyfile(source / "config.json", target / "config.json")
         else:
             (target / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", "utf-8")

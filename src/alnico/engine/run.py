@@ -407,8 +407,10 @@ def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], versi
     donor = plan.sources[plan.donor]
     try:
         if donor.directory is not None:
-            copy_side_files(donor.directory, part.model)
-            write_config(donor.directory, donor.config, plan.dtype, part.model)
+            copy_side_files(donor.directory, part.model, plan.left | set(plan.files))
+            write_config(donor.directory, plan.config, plan.dtype, part.model)
+        for name, data in plan.files.items():
+            (part.model / name).write_bytes(data)
         texts = {RECIPE: recipe_text(plan.recipe), LOCK: lock_of(plan, records, version), CARD: card_of(plan, version)}
         if len(plan.shards) > 1:
             texts.update([index_of(plan.shards)])

@@ -1,186 +1,165 @@
-"""Which input tensors make which output tensor: by names and shapes in the headers, never by a template of a family."""
+"""Whether the tensors that make one fit together: by names and shapes in the headers, never by a template of a family."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.model import Source, Tensor
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
+from alnico.plan import families
+from alnico.plan.sections import Asked, Part, Section
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import difference, read_vocabulary, renamed, same_files, unread_file
 
-TIED = {"lm_head.weight": "model.embed_tokens.weight", "decoder.weight": "embeddings.word_embeddings.weight"}
-"""Heads that a config with ``tie_word_embeddings`` takes from the embedding. Matched at the end of a name."""
-
-EMBEDDING_ENDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "lm_head.weight", "embed_out.weight")
 MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Alignment:
-    """Names of the output in order, those that only the donor gives, and what is dropped (model, name, why)."""
+class Fate:
+    """What becomes of a tensor: it is merged, a buffer that all must agree on, or taken from one model, with the reason."""
 
-    merged: tuple[str, ...]
-    buffers: tuple[str, ...]
-    from_one: tuple[tuple[str, int, str], ...]
-    dropped: tuple[tuple[int, str, str], ...]
-    notes: tuple[str, ...]
+    kind: Literal["merged", "buffer", "from one"]
+    origin: Part | None = None
+    why: str = ""
 
 
 @dataclass
-class _Findings:
-    merged: list[str] = field(default_factory=list)
-    buffers: list[str] = field(default_factory=list)
-    from_one: list[tuple[str, int, str]] = field(default_factory=list)
+class Aligner:
+    """Matches tensors one by one and collects what does not fit, what is dropped (model, name, why), and notes."""
+
+    sources: Sequence[Source]
+    donor: int
+    missing: Missing
     dropped: list[tuple[int, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
+        self._tied = families.tied_heads(self.sources[self.donor].config, self.sources[self.donor].tensors, names)
 
-def align(sources: Sequence[Source], needed: Sequence[int], donor: int, missing: Missing) -> Alignment:
-    """Match the tensors of all models by name; ``needed`` are the models whose values are merged.
-
-    The output has the donor's tensors in the donor's order, then those that ``missing: copy`` takes from others.
-    Errors: MismatchError, listing what does not fit: shapes, dtypes, float tensors that a model lacks, vocabularies.
-    """
-    found = _Findings()
-    order = list(dict.fromkeys([*sources[donor].tensors, *(n for m in needed for n in sources[m].tensors)]))
-    heads = _tied_heads(sources, donor)
-    for name in order:
-        holders = [m for m in needed if name in sources[m].tensors]
-        lacking = [m for m in needed if name not in sources[m].tensors]
-        reference = sources[donor] if name in sources[donor].tensors else sources[holders[0]]
-        dtype = reference.tensors[name].dtype
+    def fate(self, name: str, section: Section, asked: Asked) -> Fate | None:
+        """Say what becomes of the tensor ``name``; None if it is dropped, or does not fit."""
+        holders = [p for p in asked.needed if name in p.names]
+        lacking = [p for p in asked.needed if name not in p.names]
+        donor = section.donor if section.donor is not None and name in section.donor.names else None
+        if not holders and donor is None:
+            return None  # only a base has it that the method does not use
         if not lacking:
-            _all_have_it(name, sources, needed, found)
-        elif DTYPES[dtype].kind in COPYABLE_KINDS:
-            _buffer_missing(name, sources, holders, lacking, donor, found)
-        elif name in heads:
-            why = f"tied to {heads[name]} in the config, and {_lack(sources, lacking)} it"
-            found.dropped += [(m, name, why) for m in {*holders, *([donor] if name in sources[donor].tensors else [])}]
-        elif missing == "drop":
-            why = f"{_lack(sources, lacking)} it, and the recipe says missing: drop"
-            found.dropped += [(m, name, why) for m in holders or [donor]]
-        elif missing == "copy":
-            origin = donor if name in sources[donor].tensors else holders[0]
-            why = f"{_lack(sources, lacking)} it, and the recipe says missing: copy"
-            found.from_one.append((name, origin, why))
-            found.dropped += [(m, name, f"taken from {sources[origin].label}: {why}") for m in holders if m != origin]
-        else:
-            # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
-            found.problems.append(_lacks(name, sources, lacking, reference) if len(found.problems) < MAX_SHOWN else "")
-    if not found.problems:
-        _vocabularies(sources, needed, donor, found)
-    if found.problems:
-        more = len(found.problems) - MAX_SHOWN
-        rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
-        raise MismatchError("\n".join(found.problems[:MAX_SHOWN] + rest))
-    return Alignment(*(tuple(getattr(found, n)) for n in ("merged", "buffers", "from_one", "dropped", "notes")))
+            return self._all_have_it(name, holders)
+        reference = donor or holders[0]
+        tensor = self._tensor(reference, name)
+        if DTYPES[tensor.dtype].kind in COPYABLE_KINDS:
+            why = f"a buffer that {self._lack(lacking)}"
+            self._drop(name, [p for p in holders if p is not donor], why)
+            return Fate("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
+        if name in self._tied:
+            self._drop(
+                name,
+                [*holders, *([donor] if donor else [])],
+                f"tied to {self._tied[name]} in the config, and {self._lack(lacking)} it",
+            )
+            return None
+        if self.missing == "drop":
+            self._drop(name, holders or [reference], f"{self._lack(lacking)} it, and the recipe says missing: drop")
+            return None
+        if self.missing == "copy":
+            why = f"{self._lack(lacking)} it, and the recipe says missing: copy"
+            self._drop(name, [p for p in holders if p is not reference], f"taken from {self._label(reference)}: {why}")
+            return Fate("from one", reference, why)
+        # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
+        self.problems.append(self._lacks(name, lacking, reference) if len(self.problems) < MAX_SHOWN else "")
+        return None
 
+    def refuse(self) -> None:
+        """Raise what was found. Errors: MismatchError."""
+        if self.problems:
+            more = len(self.problems) - MAX_SHOWN
+            rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
+            raise MismatchError("\n".join(self.problems[:MAX_SHOWN] + rest))
 
-def _all_have_it(name: str, sources: Sequence[Source], needed: Sequence[int], found: _Findings) -> None:
-    tensors = [sources[m].tensors[name] for m in needed]
-    first = tensors[0]
-    for model, tensor in zip(needed[1:], tensors[1:], strict=True):
-        if tensor.shape != first.shape:
-            found.problems.append(_shapes(name, sources, needed[0], model))
-            return
-    kinds = {DTYPES[t.dtype].kind for t in tensors}
-    if kinds == {"float"}:
-        found.merged.append(name)
-    elif len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
-        found.buffers.append(name)
-    else:
-        held = ", ".join(f"{sources[m].label}: {t.dtype}" for m, t in zip(needed, tensors, strict=True))
-        found.problems.append(
+    def _all_have_it(self, name: str, parts: Sequence[Part]) -> Fate | None:
+        tensors = [self._tensor(p, name) for p in parts]
+        for part, tensor in zip(parts[1:], tensors[1:], strict=True):
+            if tensor.shape != tensors[0].shape:
+                self.problems.append(self._shapes(name, parts[0], part))
+                return None
+        kinds = {DTYPES[t.dtype].kind for t in tensors}
+        if kinds == {"float"}:
+            return Fate("merged")
+        if len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
+            return Fate("buffer")
+        held = ", ".join(f"{self._label(p)}: {t.dtype}" for p, t in zip(parts, tensors, strict=True))
+        self.problems.append(
             f"{name}: the dtypes cannot be merged ({held}); expected {', '.join(MERGEABLE)} in all models, "
             "or one integer dtype. Convert the model that differs."
         )
+        return None
 
+    def _drop(self, name: str, parts: Sequence[Part], why: str) -> None:
+        self.dropped += dict.fromkeys((p.model, p.names[name], why) for p in parts)
 
-def _buffer_missing(
-    name: str, sources: Sequence[Source], holders: list[int], lacking: list[int], donor: int, found: _Findings
-) -> None:
-    if name in sources[donor].tensors:
-        found.from_one.append((name, donor, f"a buffer that {_lack(sources, lacking)}; taken from {sources[donor].label}"))
-        others = [m for m in holders if m != donor]
-    else:
-        others = holders
-    found.dropped += [(m, name, f"a buffer that {_lack(sources, lacking)}") for m in others]
+    def _tensor(self, part: Part, name: str) -> Tensor:
+        return self.sources[part.model].tensors[part.names[name]]
 
+    def _label(self, part: Part) -> str:
+        return self.sources[part.model].label
 
-def _shapes(name: str, sources: Sequence[Source], one: int, other: int) -> str:
-    a, b = sources[one].tensors[name].shape, sources[other].tensors[name].shape
-    text = f"{name}: {sources[one].label} is {a}, {sources[other].label} is {b}; "
-    if name.endswith(EMBEDDING_ENDINGS) and a[1:] == b[1:]:
-        return text + (
-            "the models have different vocabularies; expected one. "
-            "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
-        )
-    return text + "expected one shape. Use models of one architecture and size."
-
-
-def _lacks(name: str, sources: Sequence[Source], lacking: list[int], reference: Source) -> str:
-    shape = reference.tensors[name].shape
-    others = [n for n, t in sources[lacking[0]].tensors.items() if n not in reference.tensors and t.shape == shape]
-    near = difflib.get_close_matches(name, others, 1, 0.8)
-    hint = f" It has {near[0]!r}." if near else ""
-    return (
-        f"{name}: {reference.label} has it, {_lack(sources, lacking)} it; expected it in all models.{hint} "
-        "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
-    )
-
-
-def _labels(sources: Sequence[Source], models: Sequence[int]) -> str:
-    return " and ".join(dict.fromkeys(sources[m].label for m in models))
-
-
-def _lack(sources: Sequence[Source], models: Sequence[int]) -> str:
-    """The labels with the verb: "b lacks", "b and c lack"."""
-    labels = _labels(sources, models)
-    return f"{labels} lack{'' if len({sources[m].label for m in models}) > 1 else 's'}"
-
-
-def _tied_heads(sources: Sequence[Source], donor: int) -> dict[str, str]:
-    """Names of heads that the donor's config ties to an embedding that the donor stores."""
-    if not sources[donor].config.get("tie_word_embeddings", False):
-        return {}
-    stored = list(sources[donor].tensors)
-    everything = {n for s in sources for n in s.tensors}
-    return {
-        name: next(e for e in stored if e.endswith(embedding))
-        for head, embedding in TIED.items()
-        for name in everything
-        if name.endswith(head) and any(e.endswith(embedding) for e in stored)
-    }
-
-
-def _vocabularies(sources: Sequence[Source], needed: Sequence[int], donor: int, found: _Findings) -> None:
-    reference = None
-    for model in needed:
-        if model == donor or same_files(sources[donor].directory, sources[model].directory):
-            continue
-        reference = reference or read_vocabulary(sources[donor].directory)
-        other = read_vocabulary(sources[model].directory)
-        if reference is None or other is None:
-            unread = unread_file(sources[donor].directory) or unread_file(sources[model].directory)
-            if unread is not None:
-                found.notes.append(
-                    f"the vocabularies of {sources[donor].label} and {sources[model].label} were not compared: "
-                    f"{unread} cannot be read by this version. Make sure that they are the same."
-                )
-            continue
-        differs = difference(reference, other)
-        if differs is not None:
-            found.problems.append(
-                f"{sources[donor].label} and {sources[model].label} have different vocabularies: {differs}; expected one. "
+    def _shapes(self, name: str, one: Part, other: Part) -> str:
+        a, b = self._tensor(one, name).shape, self._tensor(other, name).shape
+        text = f"{name}: {self._label(one)} is {a}, {self._label(other)} is {b}; "
+        if name.endswith((*families.EMBEDDINGS, *families.HEADS)) and a[1:] == b[1:]:
+            return text + (
+                "the models have different vocabularies; expected one. "
                 "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
             )
-        elif (count := renamed(reference, other)) > 0:
-            found.notes.append(
-                f"{count} added tokens of {sources[donor].label} have another row in {sources[model].label}; "
-                f"the output has the tokenizer of {sources[donor].label}."
-            )
+        return text + "expected one shape. Use models of one architecture and size."
+
+    def _lacks(self, name: str, lacking: Sequence[Part], reference: Part) -> str:
+        shape, known = self._tensor(reference, name).shape, set(reference.names.values())
+        tensors = self.sources[lacking[0].model].tensors
+        near = difflib.get_close_matches(name, [n for n, t in tensors.items() if n not in known and t.shape == shape], 1, 0.8)
+        hint = f" It has {near[0]!r}." if near else ""
+        return (
+            f"{name}: {self._label(reference)} has it, {self._lack(lacking)} it; expected it in all models.{hint} "
+            "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
+        )
+
+    def _lack(self, parts: Sequence[Part]) -> str:
+        """The labels with the verb: "b lacks", "b and c lack"."""
+        labels = dict.fromkeys(self._label(p) for p in parts)
+        return f"{' and '.join(labels)} lack{'' if len(labels) > 1 else 's'}"
+
+    def vocabularies(self, models: Sequence[int]) -> None:
+        """Compare the vocabularies of the models whose embeddings are used with that of the donor."""
+        reference = None
+        donor = self.sources[self.donor]
+        for model in models:
+            source = self.sources[model]
+            if model == self.donor or same_files(donor.directory, source.directory):
+                continue
+            reference = reference or read_vocabulary(donor.directory)
+            other = read_vocabulary(source.directory)
+            if reference is None or other is None:
+                unread = unread_file(donor.directory) or unread_file(source.directory)
+                if unread is not None:
+                    self.notes.append(
+                        f"the vocabularies of {donor.label} and {source.label} were not compared: "
+                        f"{unread} cannot be read by this version. Make sure that they are the same."
+                    )
+                continue
+            differs = difference(reference, other)
+            if differs is not None:
+                self.problems.append(
+                    f"{donor.label} and {source.label} have different vocabularies: {differs}; expected one. "
+                    "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
+                )
+            elif (count := renamed(reference, other)) > 0:
+                self.notes.append(
+                    f"{count} added tokens of {donor.label} have another row in {source.label}; "
+                    f"the output has the tokenizer of {donor.label}."
+                )

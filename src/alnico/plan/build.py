@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from alnico.checkpoint.model import Source, Tensor, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
-from alnico.errors import ModelError
-from alnico.methods import find
-from alnico.methods.base import Merge, Method, combine
+from alnico.errors import MethodError, ModelError
+from alnico.methods.base import Merge, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
-from alnico.plan.align import Alignment, align
+from alnico.plan import families
+from alnico.plan.align import Aligner, Fate
+from alnico.plan.config import layered_config
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
+from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
-from alnico.recipe.load import option_values, values_of
+from alnico.plan.sections import Asked, Part, Section, Sections, sections_of
 from alnico.recipe.schema import Recipe
 
 
@@ -39,14 +43,13 @@ def build_plan(
     ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Errors: ModelError, MismatchError,
     MethodError, ResourceError, HubError; see ``errors``. No tensor is read, and nothing is written but the hub's cache.
     """
-    method = find(recipe.merge_method)
     references = list(recipe.references)
     opener = open_source or (lambda reference: open_model(located(reference, recipe.folder), offline=offline))
     sources: list[Source] = []
     try:
         for reference in references:
             sources.append(opener(reference))
-        return _plan(recipe, method, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
+        return _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
     except BaseException:
         for source in sources:
             source.close()
@@ -89,7 +92,6 @@ def _scalar(text: str) -> str:
 
 def _plan(
     recipe: Recipe,
-    method: Method,
     references: list[str],
     sources: list[Source],
     memory_bytes: int,
@@ -97,19 +99,16 @@ def _plan(
     max_shard_bytes: int,
     single_file: str | None,
 ) -> Plan:
-    values = values_of(recipe, method)
     donor = references.index(recipe.base_model) if recipe.base_model else 0
-    models = [references.index(e.reference) for e in values]
-    base = references.index(recipe.base_model) if method.space == "delta" and recipe.base_model else None
-    needed = list(dict.fromkeys([*([base] if base is not None else []), *models]))
-    merge = method.bind(option_values(recipe, method, values), len(values))
-    aligned = align(sources, needed, donor, recipe.missing)
-    jobs = _jobs(recipe, sources, donor, models, base, merge, aligned)
-    dropped = tuple(Dropped(m, n, sources[m].tensors[n].byte_size, why) for m, n, why in aligned.dropped)
-    unused = [r for i, r in enumerate(references) if i not in needed]
-    notes = [*recipe.notes, *aligned.notes]
-    notes += [f"{r} is not merged by {method.name}; the output has its config, tokenizer and side files." for r in unused]
+    sections = sections_of(recipe, references, sources, donor)
+    made = _Jobs(recipe, sources, donor, sections)
+    jobs = made.all()
+    notes = [*recipe.notes, *made.aligner.notes]
+    notes += _unused(references, sections, jobs)
     notes += _same_places(sources)
+    config: Mapping[str, Any] = sources[donor].config
+    for stack, layers in sections.layers.items():
+        config = layered_config(config, stack, layers, sources, donor, notes)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
     commits = {r: f"{s.origin.name}@{s.origin.commit}" for r, s in zip(references, sources, strict=True) if s.origin is not None}
@@ -118,11 +117,12 @@ def _plan(
         tuple(sources),
         donor,
         tuple(jobs),
-        dropped,
+        tuple(made.dropped(jobs)),
         tuple(notes),
         cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file),
         dtypes.pop() if len(dtypes) == 1 else None,
         fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors, sources),
+        config,
     )
 
 
@@ -140,46 +140,158 @@ def _same_places(sources: list[Source]) -> list[str]:
     return notes
 
 
-def _jobs(
-    recipe: Recipe, sources: list[Source], donor: int, models: list[int], base: int | None, merge: Merge, aligned: Alignment
-) -> list[Job]:
-    """The jobs in the order of the donor's tensors, then of the others'."""
-    jobs: dict[str, Job] = {}
-    for name in aligned.merged:
-        jobs[name] = _merged(recipe, sources, models, base, merge, name)
-    for name in aligned.buffers:
-        needed = list(dict.fromkeys([*([base] if base is not None else []), *models]))
-        inputs = tuple(_input(sources, m, name) for m in needed)
-        kind: Kind = "equal" if len(inputs) > 1 else "copy"
-        why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
-        jobs[name] = _job(kind, name, inputs[0].dtype, sources[needed[0]].tensors[name], inputs, why=why)
-    for name, origin, why in aligned.from_one:
-        jobs[name] = _copied(recipe, sources, origin, name, why)
-    order = dict.fromkeys(n for s in (sources[donor], *sources) for n in s.tensors if n in jobs)
-    return [jobs[name] for name in order]
+def _unused(references: list[str], sections: Sections, jobs: list[Job]) -> list[str]:
+    """Notes on models that give no tensor."""
+    used = {i.model for job in jobs for i in job.read}
+    methods = dict.fromkeys(s.merge_method for s in sections.parts)
+    listed = {p.model for s in sections.parts for p in s.listed}
+    return [
+        f"{reference} is not merged by {' and '.join(methods)}; the output has its config, tokenizer and side files."
+        for i, reference in enumerate(references)
+        if i not in used and i not in listed
+    ]
 
 
-def _merged(recipe: Recipe, sources: list[Source], models: list[int], base: int | None, merge: Merge, name: str) -> Job:
-    if merge.copies is not None:
-        origin = base if merge.copies == "base" else models[merge.copies]
-        assert origin is not None
-        return _copied(recipe, sources, origin, name, f"the recipe leaves {sources[origin].label} as it is")
-    inputs = tuple(_input(sources, m, name) for m in models)
-    of_base = _input(sources, base, name) if base is not None else None
-    dtype = recipe.dtype or promote([sources[m].tensors[name].nominal for m in ([*models, base] if base is not None else models)])
-    return _job("mix", name, dtype, sources[models[0]].tensors[name], inputs, of_base, merge)
+class _Jobs:
+    """Makes the jobs of a recipe's sections, in the order of the donor's tensors, then of the others'."""
+
+    def __init__(self, recipe: Recipe, sources: list[Source], donor: int, sections: Sections) -> None:
+        self.recipe = recipe
+        self.sources = sources
+        self.donor = donor
+        self.sections = sections
+        self.aligner = Aligner(sources, donor, recipe.missing)
+        self.jobs: dict[str, Job] = {}
+        self._bound: dict[Any, Merge] = {}
+        self._fixed: dict[tuple[int, int], Merge] = {}
+
+    def all(self) -> list[Job]:
+        """Return the jobs. Errors: MismatchError with all that does not fit, MethodError."""
+        fated: list[tuple[str, Section, Asked, Fate]] = []
+        for section in self.sections.parts:
+            for name in section.names:
+                asked = section.asked(name)
+                fate = self.aligner.fate(name, section, asked)
+                if fate is not None:
+                    fated.append((name, section, asked, fate))
+        if not self.aligner.problems:
+            self.aligner.vocabularies(self._speaking(fated))
+        self.aligner.refuse()
+        for name, section, asked, fate in fated:
+            self.jobs[name] = self._job(name, section, asked, fate)
+        if self.sections.layers:
+            return self._in_layer_order()
+        order = dict.fromkeys(n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs)
+        return [self.jobs[name] for name in (*order, *(n for n in self.jobs if n not in order))]
+
+    def dropped(self, jobs: list[Job]) -> list[Dropped]:
+        """What of the models that are used is not in the output, and why."""
+        told = {(m, n): why for m, n, why in self.aligner.dropped}
+        read = {(i.model, i.name) for job in jobs for i in job.read}
+        if self.sections.layers or self.recipe.methods or self.recipe.modules:
+            made = {job.name: job for job in jobs}
+            for model in sorted({m for m, _ in read}):
+                for name in self.sources[model].tensors:
+                    if (model, name) not in read and (model, name) not in told:
+                        told[model, name] = self._why_not(name, made)
+        return [Dropped(m, n, self.sources[m].tensors[n].byte_size, why) for (m, n), why in told.items()]
+
+    def _why_not(self, name: str, made: Mapping[str, Job]) -> str:
+        place = place_of(name)
+        if place is not None and any(place.stack == stack for stack in self.sections.layers):
+            return "its layer is in no slice"
+        if name in made:
+            return f"the output has that of {self.sources[made[name].inputs[0].model].label}"
+        return "the recipe asks for nothing that has it"
+
+    def _speaking(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> list[int]:
+        """The models whose vocabularies must agree: those that give rows of embeddings; all, where no name tells which these are."""
+        rows = (*families.EMBEDDINGS, *families.HEADS)
+        of_rows = [f for f in fated if f[0].endswith(rows)]
+        chosen = of_rows or fated
+        given = [[f.origin] if f.origin is not None else a.needed for _, _, a, f in chosen]
+        return list(dict.fromkeys(p.model for parts in given for p in parts))
+
+    def _in_layer_order(self) -> list[Job]:
+        """What comes before the layers, the layers by number, what comes after them."""
+
+        def place(name: str) -> tuple[int, int]:
+            found = place_of(name)
+            if found is not None and found.stack in self.sections.layers:
+                return 1, found.layer
+            return (0 if families.comes_first(name) else 2), 0
+
+        return sorted(self.jobs.values(), key=lambda job: place(job.name))
+
+    def _job(self, name: str, section: Section, asked: Asked, fate: Fate) -> Job:
+        if fate.origin is not None:
+            return self._copied(name, fate.origin, fate.why)
+        if fate.kind == "buffer":
+            inputs = tuple(self._input(p, name) for p in asked.needed)
+            kind: Kind = "equal" if len(inputs) > 1 else "copy"
+            why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
+            return _made(kind, name, inputs[0].dtype, self._tensor(asked.needed[0], name), inputs, why=why)
+        merge = self._merge(name, section, asked)
+        if merge.copies is not None:
+            origin = asked.base if merge.copies == "base" else asked.values[merge.copies]
+            assert origin is not None
+            return self._copied(name, origin, f"the recipe leaves {self.sources[origin.model].label} as it is")
+        inputs = tuple(self._input(p, name) for p in asked.values)
+        base = self._input(asked.base, name) if asked.base is not None else None
+        parts = (*asked.values, *([asked.base] if asked.base is not None else []))
+        dtype = self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
+        return _made("mix", name, dtype, self._tensor(asked.values[0], name), inputs, base, merge)
+
+    def _merge(self, name: str, section: Section, asked: Asked) -> Merge:
+        """The method with its options at one tensor; tensors with the same options share it."""
+        lines = self.recipe.lines
+        constant = None if section.varies(asked) or lines is not None else (id(section), id(asked))
+        if constant is not None and constant in self._fixed:
+            return self._fixed[constant]
+        options = section.options(name, asked)
+        if lines is not None and "scale" in asked.method.options:
+            options["scale"] = float(options.get("scale", asked.method.options["scale"].default)) * self._line(name)  # type: ignore[arg-type]
+        key = (asked.method.name, tuple(options.items()), len(asked.values))
+        if key not in self._bound:
+            try:
+                self._bound[key] = asked.method.bind(options, len(asked.values))
+            except MethodError as error:
+                raise MethodError(f"{name}: {error}") from None
+        if constant is not None:
+            self._fixed[constant] = self._bound[key]
+        return self._bound[key]
+
+    def _line(self, name: str) -> float:
+        """LiNeS: the factor on the merged task vector at a tensor's depth in the whole model."""
+        lines = self.recipe.lines
+        assert lines is not None
+        place = place_of(name)
+        if place is None:
+            return lines.alpha if families.comes_first(name) else lines.alpha + lines.beta
+        return lines.alpha + lines.beta * depth_of(place.layer, self._stacks[place.stack])
+
+    @functools.cached_property
+    def _stacks(self) -> dict[str, int]:
+        return stacks(n for section in self.sections.parts for n in section.names)
+
+    def _copied(self, name: str, origin: Part, why: str) -> Job:
+        tensor = self._tensor(origin, name)
+        source = self._input(origin, name)
+        dtype = self.recipe.dtype or tensor.nominal
+        if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
+            identity = combine((1.0,), fixes_equal_inputs=True)
+            return _made("mix", name, dtype, tensor, (source,), None, identity, f"{why}, as {dtype}")
+        return _made("copy", name, tensor.dtype, tensor, (source,), why=why)
+
+    def _tensor(self, part: Part, name: str) -> Tensor:
+        return self.sources[part.model].tensors[part.names[name]]
+
+    def _input(self, part: Part, name: str) -> Input:
+        tensor = self._tensor(part, name)
+        return Input(part.model, part.names[name], tensor.dtype, tensor.byte_size)
 
 
-def _copied(recipe: Recipe, sources: list[Source], origin: int, name: str, why: str) -> Job:
-    tensor = sources[origin].tensors[name]
-    source = _input(sources, origin, name)
-    if recipe.dtype and tensor.dtype in MERGEABLE and tensor.dtype != recipe.dtype:
-        identity = combine((1.0,), fixes_equal_inputs=True)
-        return _job("mix", name, recipe.dtype, tensor, (source,), None, identity, f"{why}, as {recipe.dtype}")
-    return _job("copy", name, tensor.dtype, tensor, (source,), why=why)
-
-
-def _job(
+def _made(
     kind: Kind,
     name: str,
     dtype: str,
@@ -191,8 +303,3 @@ def _job(
 ) -> Job:
     size = tensor.byte_size if kind != "mix" else tensor.elements * DTYPES[dtype].bytes
     return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why)
-
-
-def _input(sources: list[Source], model: int, name: str) -> Input:
-    tensor = sources[model].tensors[name]
-    return Input(model, name, tensor.dtype, tensor.byte_size)

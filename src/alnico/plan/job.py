@@ -96,6 +96,12 @@ class Plan:
     shards: tuple[OutputShard, ...]
     dtype: str | None
     memory: Memory
+    config: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    """``config.json`` of the output, its dtype aside; empty where the donor has none."""
+    files: Mapping[str, bytes] = field(default_factory=dict, compare=False)
+    """Side files that are written; others are carried from the donor."""
+    left: frozenset[str] = frozenset()
+    """Side files of the donor that are not carried."""
 
     @property
     def bytes_to_read(self) -> int:

@@ -161,17 +161,21 @@ class Recipe:
 
     def _entries(self) -> Iterator[ModelEntry]:
         yield from self.models
-        for part in (self, *self.modules):
-            if part is not self:
-                yield from part.models
-            for piece in part.slices:
-                yield from piece.models
+        for module in self.modules:
+            yield from module.models
+        for piece in self._slices():
+            yield from piece.models
+
+    def _slices(self) -> Iterator[Slice]:
+        yield from self.slices
+        for module in self.modules:
+            yield from module.slices
 
     @property
     def references(self) -> tuple[str, ...]:
         """Every model named, each once, in the order of ``Plan.sources``: those of the lists first, then bases and donors."""
         named = [e.reference for e in self._entries()]
-        named += [s.base_model for part in (self, *self.modules) for s in part.slices if s.base_model]
+        named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]
         if self.base_model:
             named.append(self.base_model)

@@ -1,0 +1,373 @@
+"""A recipe's parts: which tensors of which models make which tensors of the output, by names alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from alnico.checkpoint.model import Source
+from alnico.errors import MismatchError, RecipeError
+from alnico.methods import find
+from alnico.methods.base import Method
+from alnico.plan import families
+from alnico.plan.layers import Place, depth_of, depths, place_of, stacks
+from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
+from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, Parameters, Recipe, Rule, Slice
+
+
+@dataclass(frozen=True)
+class Part:
+    """What one model gives: ``names`` maps names of the output to the model's own."""
+
+    model: int
+    """Position in ``Plan.sources``."""
+    entry: ModelEntry
+    names: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a layer of the output comes from: of the first model listed for it."""
+
+    model: int
+    layer: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The method of one tensor, and what it is applied to. ``base`` is None where the method takes none."""
+
+    method: Method
+    values: tuple[Part, ...]
+    base: Part | None
+    rule: Rule | None
+
+    @property
+    def needed(self) -> tuple[Part, ...]:
+        """All that is read, each once: the base first."""
+        parts = ([self.base] if self.base is not None else []) + list(self.values)
+        return tuple({(p.model, p.entry.layers): p for p in parts}.values())
+
+
+@dataclass
+class Section:
+    """A part of the output that is made from the same models: all of it, a module, or a slice."""
+
+    label: str
+    """How messages call it; empty for all of the output."""
+    merge_method: str
+    listed: tuple[Part, ...]
+    base: Part | None
+    shared: tuple[Parameters, ...]
+    preset: str | None
+    rules: tuple[Rule, ...]
+    make: Callable[[str], Part]
+    """The part of a model that the section does not list."""
+    donor: Part | None
+    """Where a tensor comes from that the others lack."""
+    names: tuple[str, ...]
+    """Names of the output that the section may give, in order."""
+    depth: Mapping[str, float]
+    _asked: dict[int, Asked] = field(default_factory=dict)
+
+    def rule_of(self, name: str) -> Rule | None:
+        return next((r for r in self.rules if fits(r.filter, name)), None)
+
+    def asked(self, name: str) -> Asked:
+        """Say how the tensor ``name`` is made."""
+        rule = self.rule_of(name)
+        if id(rule) not in self._asked:
+            self._asked[id(rule)] = self._ask(rule)
+        return self._asked[id(rule)]
+
+    def _ask(self, rule: Rule | None) -> Asked:
+        method = find(rule.merge_method if rule is not None else self.merge_method)
+        if rule is not None and rule.model is not None:
+            part = self.base if rule.model == "base" else self._of(rule.model)
+            if part is None:
+                raise RecipeError(
+                    f"methods: {rule.filter!r} takes the base, and the recipe has no base_model. Add base_model: PATH."
+                )
+            return Asked(method, (part,), part if method.space == "delta" else None, rule)
+        base = self.base
+        others = tuple(p for p in self.listed if p is not base)
+        if method.space == "delta":
+            return Asked(method, others, base, rule)
+        if method.base == "first" and base is not None:
+            return Asked(method, (base, *others), None, rule)
+        return Asked(method, self.listed, None, rule)
+
+    def _of(self, reference: str) -> Part:
+        return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
+
+    def options(self, name: str, asked: Asked) -> dict[str, object]:
+        """Return the options of the method for one tensor."""
+        rule = asked.rule
+        preset = preset_of(asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset)
+        levels = Levels(rule.parameters if rule is not None else {}, (*self.shared, preset))
+        place = TensorPlace(name, self.depth.get(name, 0.0))
+        return options_at(asked.method, levels, [p.entry for p in asked.values], place, [p.names[name] for p in asked.values])
+
+    def varies(self, asked: Asked) -> bool:
+        """Do the options of the method depend on the tensor?"""
+        scopes = [*self.shared, *(p.entry.parameters for p in asked.values), asked.rule.parameters if asked.rule else {}]
+        return any(isinstance(value, (Gradient, Cases)) for scope in scopes for value in scope.values())
+
+
+@dataclass(frozen=True)
+class Sections:
+    """All parts of the output. ``layers`` maps a stack of the output to where its layers come from, if a recipe moves them."""
+
+    parts: tuple[Section, ...]
+    layers: Mapping[str, tuple[Layer, ...]]
+    origin_stack: Mapping[str, str]
+    """The name that the donor has for a stack of the output."""
+
+
+def sections_of(recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> Sections:
+    """Cut a recipe into sections. Errors: MismatchError for layers and modules that are not there, RecipeError."""
+    maker = _Maker(recipe, references, sources, donor)
+    if recipe.modules:
+        for module in recipe.modules:
+            maker.module(module)
+        maker.rest_of_donor()
+    elif recipe.slices:
+        maker.sliced(recipe.slices, None, recipe.merge_method)
+    else:
+        maker.whole(recipe.models, None, recipe.merge_method)
+    return Sections(tuple(maker.sections), maker.layers, maker.origin_stack)
+
+
+class _Maker:
+    def __init__(self, recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> None:
+        self.recipe = recipe
+        self.references = references
+        self.sources = sources
+        self.donor = donor
+        self.sections: list[Section] = []
+        self.layers: dict[str, tuple[Layer, ...]] = {}
+        self.origin_stack: dict[str, str] = {}
+        heads = [n for n in sources[donor].tensors if n.endswith(tuple(families.TIED))]
+        tied = families.tied_heads(sources[donor].config, sources[donor].tensors, heads)
+        self.heads = [h for h in heads if h not in tied]
+        """Heads of the output that a model may keep as its embedding."""
+
+    def module(self, module: Module) -> None:
+        method = module.merge_method or self.recipe.merge_method
+        if module.slices:
+            self.sliced(module.slices, module, method)
+        else:
+            self.whole(module.models, module, method)
+
+    def members(self, model: int, module: Module | None) -> dict[str, str]:
+        """Names within a module, and the model's own. Errors: MismatchError if the model has none of it."""
+        source = self.sources[model]
+        if module is None:
+            found = {n: n for n in source.tensors}
+            tied = families.tied_heads(source.config, source.tensors, [h for h in self.heads if h not in found])
+            return found | tied
+        asked = [m.name for m in self.recipe.modules]
+        prefixes = families.prefixes_of(source.tensors)
+        found = {}
+        for name in source.tensors:
+            place = families.module_of(name, asked, prefixes)
+            if place is not None and place[0] == module.name:
+                found[place[1]] = name
+        if not found:
+            has = ", ".join(dict.fromkeys(n.partition(".")[0] for n in source.tensors))
+            raise MismatchError(
+                f"module {module.name}: {source.label} has no tensor of it (names begin with {has[:200]}). "
+                f"Known modules are {', '.join(families.MODULES)}; or write the beginning of the names."
+            )
+        return found
+
+    def output_name(self, name: str, members: Mapping[str, str], own: Mapping[str, str]) -> str:
+        """The name in the output of ``name`` within a module: as the donor writes it, else as the model does."""
+        if name in members:
+            return members[name]
+        place = place_of(name)
+        for known in (members, own):
+            for other, full in known.items():
+                near = place_of(other)
+                if place is not None and near is not None and near.stack == place.stack:
+                    return full[: len(full) - len(other)] + name
+        return own.get(name, name)
+
+    def shared(self, piece: Slice | None, module: Module | None) -> tuple[Parameters, ...]:
+        levels = [piece.parameters] if piece is not None else []
+        levels += [module.parameters] if module is not None else []
+        return (*levels, self.recipe.parameters)
+
+    def whole(self, models: Sequence[ModelEntry], module: Module | None, method: str) -> None:
+        mine = self.members(self.donor, module)
+
+        def part(entry: ModelEntry) -> Part:
+            model = self.references.index(entry.reference)
+            members = self.members(model, module)
+            return Part(model, entry, {mine.get(n) or self.output_name(n, mine, members): full for n, full in members.items()})
+
+        listed = tuple(part(e) for e in models)
+        base = self._base(listed, self.recipe.base_model, part, None)
+        names = dict.fromkeys([*mine.values(), *(n for p in listed for n in p.names)])
+        donor = part(ModelEntry(self.references[self.donor]))
+        self._add(module.name if module else "", method, listed, base, donor, self.shared(None, module), part, names, depths(names))
+
+    def sliced(self, slices: Sequence[Slice], module: Module | None, method: str) -> None:
+        mine = self.members(self.donor, module)
+        first = self.references.index(slices[0].models[0].reference)
+        stack = self._stack(first, module)
+        total = sum(_length(s) for s in slices)
+        origin: list[Layer] = []
+        inner = f"module {module.name}, " if module else ""
+        for i, piece in enumerate(slices):
+            label = f"{inner}slices[{i}]"
+            begin = len(origin)
+            ends = (i == 0, i == len(slices) - 1)
+
+            def part(entry: ModelEntry, begin: int = begin, ends: tuple[bool, bool] = ends, label: str = label) -> Part:
+                return self._layers(entry, begin, ends, module, mine, label, stack)
+
+            listed = tuple(part(e) for e in piece.models)
+            ranges = {e.layers for e in piece.models}
+            base = self._base(
+                listed, piece.base_model or self.recipe.base_model, part, next(iter(ranges)) if len(ranges) == 1 else None
+            )
+            names = dict.fromkeys(n for p in (*listed, *([base] if base else [])) for n in p.names)
+            entry = piece.models[0]
+            assert entry.layers is not None
+            model = self.references.index(entry.reference)
+            depth = self._depth(names, begin, _length(piece))
+            self._add(
+                label, piece.merge_method or method, listed, base, base or listed[0], self.shared(piece, module), part, names, depth
+            )
+            origin += [Layer(model, layer) for layer in range(*entry.layers)]
+        assert len(origin) == total
+        named = self.output_name(f"{stack}0._", mine, {})[: -len("0._")]
+        self.layers[named] = tuple(origin)
+        self.origin_stack[named] = named
+
+    def _depth(self, names: Iterable[str], begin: int, count: int) -> dict[str, float]:
+        found = {}
+        for name in names:
+            place = place_of(name)
+            inside = place is not None and begin <= place.layer < begin + count
+            found[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
+        return found
+
+    def _stack(self, model: int, module: Module | None) -> str:
+        """The one stack of layers that slices can mean. Errors: MismatchError if there is none, or several."""
+        source = self.sources[model]
+        members = self.members(model, module)
+        vision = [p for name in ("vision_tower", "multi_modal_projector") for p in families.MODULES[name]] if module is None else []
+        sizes: dict[str, int] = {}
+        for name in members:
+            place = place_of(name)
+            if place is not None and not name.startswith(tuple(vision)):
+                sizes[place.stack] = sizes.get(place.stack, 0) + 1
+        largest = max(sizes.values(), default=0)
+        likely = [s for s, size in sizes.items() if 2 * size >= largest]
+        if len(likely) == 1:
+            return likely[0]
+        if not likely:
+            raise MismatchError(f"slices: {source.label} has no numbered layers. Merge it whole, under models.")
+        raise MismatchError(
+            f"slices: {source.label} has several stacks of layers ({', '.join(likely)}). Write the slices of each under modules."
+        )
+
+    def _layers(
+        self,
+        entry: ModelEntry,
+        begin: int,
+        ends: tuple[bool, bool],
+        module: Module | None,
+        mine: Mapping[str, str],
+        label: str,
+        out_stack: str,
+    ) -> Part:
+        """The layers of one model that a slice takes, numbered from ``begin`` on, with what comes before or after all layers."""
+        model = self.references.index(entry.reference)
+        source = self.sources[model]
+        stack = self._stack(model, module)
+        members = self.members(model, module)
+        count = stacks(members)[stack]
+        assert entry.layers is not None
+        low, high = entry.layers
+        if high > count:
+            raise MismatchError(
+                f"{label}: {source.label} has {count} layers; layer_range is [{low}, {high}]. Layers count from 0, and the end is not "
+                f"included: write at most [{min(low, count - 1)}, {count}]."
+            )
+        names = {}
+        for name, full in members.items():
+            place = place_of(name)
+            if place is not None and place.stack == stack:
+                if low <= place.layer < high:
+                    moved = Place(out_stack, place.layer, place.rest).at(begin + place.layer - low)
+                    names[self.output_name(moved, mine, members)] = full
+            elif ends[0 if families.comes_first(name) else 1]:
+                names[self.output_name(name, mine, members)] = full
+        return Part(model, entry, names)
+
+    def _base(
+        self, listed: Sequence[Part], base: str | None, part: Callable[[ModelEntry], Part], layers: tuple[int, int] | None
+    ) -> Part | None:
+        """The base of a section: the first of the models listed that is it; else its same layers, where they are the same for all."""
+        if base is None:
+            return None
+        for candidate in listed:
+            if candidate.entry.reference == base:
+                return candidate
+        if listed and listed[0].entry.layers is not None and layers is None:
+            return None
+        return part(ModelEntry(base, layers=layers))
+
+    def _add(
+        self,
+        label: str,
+        method: str,
+        listed: tuple[Part, ...],
+        base: Part | None,
+        donor: Part,
+        shared: tuple[Parameters, ...],
+        part: Callable[[ModelEntry], Part],
+        names: Iterable[str],
+        depth: Mapping[str, float],
+    ) -> None:
+        ranges = {p.entry.layers for p in listed}
+        layers = next(iter(ranges)) if len(ranges) == 1 else None
+        recipe = self.recipe
+        self.sections.append(
+            Section(
+                label, method, listed, base, shared, recipe.preset, recipe.methods,
+                lambda reference: part(ModelEntry(reference, layers=layers)), donor, tuple(names), depth,
+            )
+        )  # fmt: skip
+
+    def rest_of_donor(self) -> None:
+        """What belongs to no module asked for stays as the donor has it."""
+        given = {n for s in self.sections for n in s.names}
+        rest = [n for n in self.sources[self.donor].tensors if n not in given]
+        if rest:
+            entry = ModelEntry(self.references[self.donor])
+            only = Part(self.donor, entry, {n: n for n in rest})
+            self.sections.append(
+                Section(
+                    "in no module",
+                    "passthrough",
+                    (only,),
+                    None,
+                    (),
+                    None,
+                    (),
+                    lambda _: only,
+                    only,
+                    tuple(rest),
+                    dict.fromkeys(rest, 0.0),
+                )
+            )
+
+
+def _length(piece: Slice) -> int:
+    layers = piece.models[0].layers
+    assert layers is not None
+    return layers[1] - layers[0]
