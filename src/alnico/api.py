@@ -7,19 +7,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import SafetensorsModel, open_model
+from alnico.checkpoint.model import SafetensorsModel, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, parse_size
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
 from alnico.engine.run import Result, Watcher, run_plan
+from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.errors import AlnicoError
 from alnico.methods import registry
 from alnico.methods.base import Method
-from alnico.plan.build import build_plan
+from alnico.plan.build import build_plan, located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe import load
 from alnico.recipe.schema import Recipe
+from alnico.recipe.stages import stages
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Size = int | str
@@ -53,14 +55,7 @@ def plan(
     ``offline`` takes models of the hub from its cache alone. Errors: RecipeError, ModelError, MismatchError, ResourceError,
     HubError.
     """
-    return build_plan(
-        load_recipe(recipe, seed=seed),
-        memory_bytes=_bytes(memory),
-        threads=threads,
-        max_shard_bytes=_bytes(max_shard_size),
-        single_file=single_file,
-        offline=offline,
-    )
+    return _planner(memory, threads, max_shard_size, offline)(load_recipe(recipe, seed=seed), {}, single_file)
 
 
 def merge(
@@ -82,19 +77,88 @@ def merge(
     stands under ``out``, when the merge is complete. ``watch`` receives events (``alnico.engine.events``), from any thread
     but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
-    from alnico import __version__
-
     target = Path(out)
     single = target.name if target.suffix == ".safetensors" else None
-    made = plan(
-        recipe, memory=memory, threads=threads, max_shard_size=max_shard_size, single_file=single, seed=seed, offline=offline
-    )
+    planner = _planner(memory, threads, max_shard_size, offline)
+    return _run(planner(load_recipe(recipe, seed=seed), {}, single), target, overwrite, restart, watch)
+
+
+def merge_all(
+    recipes: RecipeLike,
+    out: str | os.PathLike[str],
+    *,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+    seed: int | None = None,
+    overwrite: bool = False,
+    restart: bool = False,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> tuple[Result, ...]:
+    """Run all documents of a recipe file: stages that take one another's outputs (by ``name``), or independent merges.
+
+    What no other document takes is the output: one goes to ``out``, several to ``out/NAME``, or to ``out/NUMBER-METHOD`` without a
+    name. Stages in between are removed at the end. Arguments and errors: as for :func:`merge`.
+    """
+    from alnico import __version__
+
+    given = load.load_recipes(recipes, seed=seed)
+    planner = _planner(memory, threads, max_shard_size, offline)
+    if len(given) == 1:
+        single = Path(out).name if Path(out).suffix == ".safetensors" else None
+        return (_run(planner(given[0], {}, single), Path(out), overwrite, restart, watch),)
+    return run_stages(stages(given), planner, Path(out), __version__, overwrite=overwrite, restart=restart, watch=watch)
+
+
+def plan_all(
+    recipes: RecipeLike,
+    *,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
+    single_file: str | None = None,
+    seed: int | None = None,
+    offline: bool = False,
+) -> tuple[Plan, ...]:
+    """Say what :func:`merge_all` would do, in the order in which it would: a plan a document. Arguments and errors: as :func:`plan`."""
+    planner = _planner(memory, threads, max_shard_size, offline)
+    return plan_stages(stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
+
+
+def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: bool) -> Planner:
+    memory_bytes, max_shard_bytes = _bytes(memory), _bytes(max_shard_size)
+
+    def planned(recipe: Recipe, made: Mapping[str, Any], single_file: str | None) -> Plan:
+        def opened(reference: str) -> Source:
+            stage = made.get(reference)
+            if stage is not None and not isinstance(stage, str):
+                return stage  # type: ignore[no-any-return]
+            model = open_model(stage or located(reference, recipe.folder), offline=offline)
+            if stage is not None:
+                model.label = reference
+            return model
+
+        return build_plan(
+            recipe,
+            memory_bytes=memory_bytes,
+            threads=threads,
+            max_shard_bytes=max_shard_bytes,
+            single_file=single_file,
+            open_source=opened,
+        )
+
+    return planned
+
+
+def _run(made: Plan, target: Path, overwrite: bool, restart: bool, watch: Watcher | None) -> Result:
+    from alnico import __version__
+
     try:
         fetch_inputs(made, target, overwrite=overwrite, watch=watch)
         return run_plan(made, target, __version__, overwrite=overwrite, restart=restart, watch=watch)
     finally:
-        for source in made.sources:
-            source.close()
+        close([made])
 
 
 def open(model: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:

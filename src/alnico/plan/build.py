@@ -20,7 +20,7 @@ from alnico.methods.base import Merge, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
 from alnico.plan.align import Aligner, Fate
-from alnico.plan.config import layered_config
+from alnico.plan.config import check_layers, layered_config
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
@@ -103,6 +103,8 @@ def _plan(
     sections = sections_of(recipe, references, sources, donor)
     made = _Jobs(recipe, sources, donor, sections)
     jobs = made.all()
+    for stack, layers in sections.layers.items():
+        check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *made.aligner.notes]
     notes += _unused(references, sections, jobs)
     notes += _same_places(sources)

@@ -7,8 +7,10 @@ from typing import Any
 
 from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError
+from alnico.numerics.dtypes import DTYPES
 from alnico.plan import families
-from alnico.plan.layers import stacks
+from alnico.plan.job import Job
+from alnico.plan.layers import place_of, stacks
 from alnico.plan.sections import Layer
 
 Path = tuple[str, ...]
@@ -45,6 +47,45 @@ def layered_config(
             section[key] = len(layers)
         changed = _with(changed, place, section)
     return changed
+
+
+def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int) -> None:
+    """Check that every layer of the output is one that the donor's config can describe: it has the tensors and shapes of one of the
+    donor's own layers, and what is outside of the layers is there. Errors: MismatchError naming layer and tensor.
+    """
+    own: dict[int, dict[str, tuple[int, ...]]] = {}
+    outside = []
+    for name, tensor in sources[donor].tensors.items():
+        place = place_of(name)
+        if place is not None and place.stack == stack:
+            own.setdefault(place.layer, {})[place.rest] = tensor.shape
+        elif not families.is_vision(name) and DTYPES[tensor.dtype].kind == "float":
+            outside.append(name)
+    made: dict[int, dict[str, tuple[int, ...]]] = {}
+    for job in jobs:
+        place = place_of(job.name)
+        if place is not None and place.stack == stack:
+            made.setdefault(place.layer, {})[place.rest] = job.shape
+    kinds = {frozenset(kind.items()) for kind in own.values()}
+    label = sources[donor].label
+    for number, kind in sorted(made.items()):
+        if kinds and frozenset(kind.items()) not in kinds:
+            nearest = min(own.values(), key=lambda k: len(k.items() ^ kind.items()))
+            rest = min({r for r, _ in nearest.items() ^ kind.items()})
+            origin = layers[number]
+            raise MismatchError(
+                f"{stack}{number}.{rest}: layer {origin.layer} of {sources[origin.model].label} has "
+                f"{kind.get(rest, 'none')}, layers of {label}, whose config the output has, have {nearest.get(rest, 'none')}. "
+                "Put layers together from models of one architecture and width."
+            )
+    names = {job.name for job in jobs}
+    heads = families.tied_heads(sources[donor].config, sources[donor].tensors, outside)
+    lost = [n for n in outside if n not in names and n not in heads]
+    if lost:
+        raise MismatchError(
+            f"{lost[0]}: {label}, whose config the output has, has it; the model of the {'first' if families.comes_first(lost[0]) else 'last'} "
+            f"slice, where it would come from, lacks it ({len(lost)} such tensors). Choose another order of slices, or another base_model."
+        )
 
 
 def _places(config: Mapping[str, Any], stack: str) -> list[Path]:

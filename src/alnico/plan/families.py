@@ -137,6 +137,11 @@ def comes_first(name: str) -> bool:
     return any(word.startswith(BEFORE_LAYERS) for word in name.split("."))
 
 
+def is_vision(name: str) -> bool:
+    """Is a tensor of a vision tower, or between it and the text decoder?"""
+    return name.startswith((*MODULES["vision_tower"], *MODULES["multi_modal_projector"]))
+
+
 def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tuple[str, str] | None:
     """The module of ``asked`` that a tensor belongs to and its name there, None for a tensor of no module asked for.
 
@@ -165,7 +170,5 @@ def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tup
 def prefixes_of(names: Iterable[str]) -> tuple[str, ...]:
     """The beginnings of module names that occur among the names of a model's tensors."""
     known = dict.fromkeys(p for prefixes in MODULES.values() for p in prefixes)
-    listed = list(names)
-    heads = [n for n in listed if n.endswith(HEADS)]
-    others = [n for n in listed if n not in heads]
+    others = [n for n in names if not n.endswith(HEADS)]
     return tuple(p for p in known if any(n.startswith(p) for n in others))

@@ -258,11 +258,10 @@ class _Maker:
         """The one stack of layers that slices can mean. Errors: MismatchError if there is none, or several."""
         source = self.sources[model]
         members = self.members(model, module)
-        vision = [p for name in ("vision_tower", "multi_modal_projector") for p in families.MODULES[name]] if module is None else []
         sizes: dict[str, int] = {}
         for name in members:
             place = place_of(name)
-            if place is not None and not name.startswith(tuple(vision)):
+            if place is not None and not (module is None and families.is_vision(name)):
                 sizes[place.stack] = sizes.get(place.stack, 0) + 1
         largest = max(sizes.values(), default=0)
         likely = [s for s, size in sizes.items() if 2 * size >= largest]

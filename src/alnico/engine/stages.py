@@ -1,0 +1,125 @@
+"""Runs the merges of one file: stages into a folder beside the output, what nobody takes further into the output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alnico.engine.card import recipe_text
+from alnico.engine.fetch import fetch_inputs
+from alnico.engine.output import check_target
+from alnico.engine.run import Result, Watcher, run_plan
+from alnico.errors import RecipeError, RunError
+from alnico.plan.job import Plan
+from alnico.plan.planned import PlannedModel
+from alnico.recipe.schema import Recipe
+from alnico.recipe.stages import Stage
+
+Planner = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
+"""Makes the plan of a recipe, given what stands for the names of stages (a path, or a model that is planned), and the name of the
+one output file."""
+
+
+def plan_stages(stages: Sequence[Stage], planner: Planner, single_file: str | None = None) -> tuple[Plan, ...]:
+    """Plan all merges of a file from headers alone; a stage that takes another's output sees what that will be.
+
+    Errors: as for one plan. The sources of all plans are open.
+    """
+    planned: dict[str, Any] = {}
+    plans: list[Plan] = []
+    try:
+        for stage in stages:
+            plans.append(planner(stage.recipe, planned, None if stage.is_intermediate else single_file))
+            planned[stage.label] = PlannedModel(stage.label, plans[-1])
+    except BaseException:
+        close(plans)
+        raise
+    return tuple(plans)
+
+
+def close(plans: Sequence[Plan]) -> None:
+    for plan in plans:
+        for source in plan.sources:
+            source.close()
+
+
+def run_stages(
+    stages: Sequence[Stage],
+    planner: Planner,
+    out: Path,
+    version: str,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    watch: Watcher | None = None,
+) -> tuple[Result, ...]:
+    """Run all merges of a file; returns the results of those whose output is kept and that were not finished before, in order.
+
+    The one output goes to ``out``, several to ``out/<label>``. Everything is planned before anything is run. What is finished is
+    not done again when the same command is given again: it is told by the plan's fingerprint, kept beside it. Errors: see ``errors``.
+    """
+    kept = [stage for stage in stages if not stage.is_intermediate]
+    single = out.name if out.suffix == ".safetensors" else None
+    if single is not None and len(kept) > 1:
+        raise RecipeError(f"{out}: one file cannot hold the outputs of {len(kept)} merges. Give a directory.")
+    targets = {s.label: out if len(kept) == 1 else out / s.label for s in kept}
+    work = out.parent / f".{out.name}.alnico-stages"
+    for plan in plan_stages(stages, planner, single):
+        close([plan])
+        if not work.exists():
+            check_target(out, plan, overwrite)
+    if restart:
+        shutil.rmtree(work, ignore_errors=True)
+    made: dict[str, Any] = {}
+    texts: dict[str, str] = {}
+    results = []
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        for stage in stages:
+            target = targets.get(stage.label, work / stage.label)
+            plan = planner(stage.recipe, made, single if not stage.is_intermediate else None)
+            texts[stage.label] = recipe_text(plan.recipe)
+            plan = _with_stages(plan, stage, stages, texts)
+            try:
+                result = _run(plan, target, work / f"{stage.label}.json", version, overwrite, restart, watch)
+            finally:
+                close([plan])
+            made[stage.label] = str(target)
+            if not stage.is_intermediate and result is not None:
+                results.append(result)
+    except OSError as error:
+        raise RunError(f"{work}: {error.strerror}. Make room or check the disk; the same command takes the merge up again.") from None
+    shutil.rmtree(work, ignore_errors=True)
+    return tuple(results)
+
+
+def _run(
+    plan: Plan, target: Path, mark: Path, version: str, overwrite: bool, restart: bool, watch: Watcher | None
+) -> Result | None:
+    """Run one stage, unless it is finished."""
+    fingerprint = json.loads(json.dumps(plan.fingerprint()))
+    if target.exists() and mark.exists() and json.loads(mark.read_text("utf-8")) == fingerprint:
+        return None
+    fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
+    result = run_plan(plan, target, version, overwrite=overwrite or mark.exists(), restart=restart, watch=watch)
+    mark.write_text(json.dumps(fingerprint), "utf-8")
+    return result
+
+
+def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], texts: Mapping[str, str]) -> Plan:
+    """The recipe that goes with an output has the stages that lead to it, each before the one that takes it."""
+    named = {s.label: s for s in stages}
+    needed, ahead = {stage.label}, list(stage.uses)
+    while ahead:
+        name = ahead.pop()
+        needed.add(name)
+        ahead += named[name].uses
+    if len(needed) == 1:
+        return plan
+    parts = [texts[s.label] for s in stages if s.label in needed]
+    text = "---\n".join(part if part.endswith("\n") else part + "\n" for part in parts)
+    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, text=text))
