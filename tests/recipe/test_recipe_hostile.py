@@ -151,7 +151,7 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
         lines = str(error).split("\n")
         assert all(line.startswith("r:") for line in lines)
     else:
-        assert recipe.models
+        assert recipe.entries
 
 
 VALUES = st.recursive(
@@ -186,4 +186,4 @@ def test_any_mapping_is_a_recipe_or_a_recipe_error(mapping: dict[str, object]) -
         lines = str(error).split("\n")
         assert all(line.startswith("recipe: ") for line in lines)
     else:
-        assert recipe.models
+        assert recipe.entries

@@ -9,11 +9,13 @@ import pytest
 
 from alnico.errors import RecipeError
 from alnico.methods.base import Merge, PerModel, combine, method
-from alnico.recipe import load
+from alnico.recipe import scalars
 from alnico.recipe.load import load_recipe, parse_recipe
 
-DONOR = "This version gives the output the tokenizer files of base_model, or of the first model. Remove the key for that."
-WHOLE = "This version merges whole models, listed under models."
+TOP = (
+    "merge_method, models, slices, modules, methods, base_model, preset, lines, parameters, tokenizer_source, tokenizer, "
+    "chat_template, dtype, out_dtype, missing, seed, name"
+)
 TAIL = "\nmodels: [a, b]"
 
 
@@ -53,14 +55,6 @@ KEYS = {
         "merge_method: linear\nmodels:\n  - parameters: {weight: 1}",
         "3: models[0].model is missing; expected the path of a model.",
     ),
-    "model a mapping": (
-        "merge_method: linear\nmodels:\n  - model: {path: a, revision: b}",
-        "3: models[0].model is a mapping; such references are planned for 0.3. Write the path of the model.",
-    ),
-    "base a mapping": (
-        "merge_method: linear\nbase_model: {path: a}" + TAIL,
-        "2: base_model is a mapping; such references are planned for 0.3. Write the path of the model.",
-    ),
     "base empty": ("merge_method: linear\nbase_model:" + TAIL, "2: base_model is empty; expected text."),
     "base a number": ("merge_method: linear\nbase_model: 12" + TAIL, "2: base_model is 12; expected text. Put it in quotes."),
     "base two lines": (
@@ -94,25 +88,11 @@ KEYS = {
     "key misspelt": ("merge_method: linear\nbase_modle: a" + TAIL, "2: unknown key 'base_modle'. Did you mean base_model?"),
     "key without a neighbour": (
         "merge_method: linear\nxyz: a" + TAIL,
-        "2: unknown key 'xyz'. Known are merge_method, models, base_model, parameters, dtype, out_dtype, seed, missing.",
+        f"2: unknown key 'xyz'. Known are {TOP}.",
     ),
     "key very long": (
         f"merge_method: linear\n{'k' * 100}: a" + TAIL,
-        f"2: unknown key '{'k' * 57}...'. Known are merge_method, models, base_model, parameters, dtype, out_dtype, seed, missing.",
-    ),
-    "slices": ("merge_method: linear\nslices: []", f"2: slices is planned for 0.3. {WHOLE}"),
-    "modules": ("merge_method: linear\nmodules: {}", f"2: modules is planned for 0.3. {WHOLE}"),
-    "methods": (
-        "merge_method: linear\nmethods: []" + TAIL,
-        "2: methods is planned for 0.3. Give one merge_method for all tensors.",
-    ),
-    "preset": ("merge_method: linear\npreset: paper" + TAIL, "2: preset is planned for 0.3. Write the options under parameters."),
-    "tokenizer": ("merge_method: linear\ntokenizer: {source: base}" + TAIL, f"2: tokenizer is planned for 0.3. {DONOR}"),
-    "tokenizer_source": ("merge_method: linear\ntokenizer_source: base" + TAIL, f"2: tokenizer_source is planned for 0.3. {DONOR}"),
-    "chat_template": ("merge_method: linear\nchat_template: auto" + TAIL, f"2: chat_template is planned for 0.3. {DONOR}"),
-    "name": (
-        "merge_method: linear\nname: first" + TAIL,
-        "2: name is planned for 0.3. This version reads one merge from a file. Remove the key.",
+        f"2: unknown key '{'k' * 57}...'. Known are {TOP}.",
     ),
     "dtype unknown": (
         "merge_method: linear\ndtype: bfloat61" + TAIL,
@@ -246,27 +226,13 @@ VALUES = {
     "gamma: 0.5": (
         "parameters.gamma is no option of ties. Known are density, weight, scale, elect, divide, rescale, lambda, normalize."
     ),
-    "density: [0.2, 0.8]": (
-        "parameters.density is a gradient over layers (planned for 0.3); this version takes one value for all tensors."
+    "density: []": "parameters.density is a list of 0; expected at least one value.",
+    "weight: {from: fisher}": ("parameters.weight is a measured value; such values are planned for 0.4. Write the value."),
+    "weight: {search: [0, 1]}": ("parameters.weight is a value to be searched; such values are planned for 0.5. Write the value."),
+    "weight: {choice: [0, 1]}": ("parameters.weight is a choice to be searched; such values are planned for 0.5. Write the value."),
+    "weight: {by: layer}": (
+        "parameters.weight is a mapping of no known kind; expected a value, a list of values, or filter and value."
     ),
-    "density: []": "parameters.density is a gradient over layers (planned for 0.3); this version takes one value for all tensors.",
-    "density: [{filter: mlp, value: 1}, {value: 0.5}]": (
-        "parameters.density is a list of filters (planned for 0.3); this version takes one value for all tensors."
-    ),
-    "density: {filter: mlp, value: 1}": (
-        "parameters.density is a filter (planned for 0.3); this version takes one value for all tensors."
-    ),
-    "density: {value: 1}": "parameters.density is a filter (planned for 0.3); this version takes one value for all tensors.",
-    "weight: {from: fisher}": (
-        "parameters.weight is a measured value (planned for 0.4); this version takes one value for all tensors."
-    ),
-    "weight: {search: [0, 1]}": (
-        "parameters.weight is a value to be searched (planned for 0.5); this version takes one value for all tensors."
-    ),
-    "weight: {choice: [0, 1]}": (
-        "parameters.weight is a choice to be searched (planned for 0.5); this version takes one value for all tensors."
-    ),
-    "weight: {by: layer}": "parameters.weight is a mapping of no known kind; this version takes one value for all tensors.",
     "{lambda: 2, scale: 3}": (
         "parameters: lambda and scale are one option and disagree (lambda means scale: 2, scale is 3). Remove one."
     ),
@@ -283,7 +249,7 @@ TEXTS = {
     "a word": ("linear", "1: is 'linear'; expected a mapping with at least merge_method and models."),
     "two documents": (
         "merge_method: linear\nmodels: [a]\n---\nmerge_method: ties\n",
-        "4: a second document begins; several documents in one file are planned for 0.3. Put each in a file of its own.",
+        "4: a second document begins; expected one recipe. Read the file with load_recipes, or give it to `alnico merge`.",
     ),
     "a bracket left open": (
         "merge_method: linear\nmodels: [a\nseed: 1\n",
@@ -377,7 +343,7 @@ merge_method: ties
 dtype: int8
 parameters:
   wieght: 1
-slices: []
+slices: [{sources: [{model: a, layer_range: [0, 1]}]}]
 """
     told = [line.split(":")[1] for line in message(text).splitlines()]
     assert told == ["1", "2", "6", "7", "8", "9", "11", "12"]
@@ -403,7 +369,7 @@ def test_a_required_option_of_each_model_is_asked_of_each(monkeypatch: pytest.Mo
         """
         return combine(tuple(weight))
 
-    monkeypatch.setattr(load, "find", {"demanding": demanding}.__getitem__)
+    monkeypatch.setattr(scalars, "find", {"demanding": demanding}.__getitem__)
     start = "merge_method: demanding\nbase_model: a\n"
     assert message(start + "models: [a, b]") == (
         "recipe.yml:1: demanding needs the option weight: a model's coefficient, any number. "

@@ -169,6 +169,8 @@ class Method:
     models: tuple[int, int | None]
     source: str
     options: Mapping[str, Option] = field(hash=False)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    """Option values under a name that a recipe may ask for, such as ``paper``."""
 
     @property
     def summary(self) -> str:

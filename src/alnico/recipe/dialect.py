@@ -36,21 +36,6 @@ WITHOUT_EFFECT_FOR = {
 }
 """Keys that mergekit accepts for a method and that change nothing: how the note goes on."""
 
-WHOLE_MODELS = "This version merges whole models, listed under models."
-DONOR = "This version gives the output the tokenizer files of base_model, or of the first model. Remove the key for that."
-
-LATER = {
-    "slices": ("0.3", WHOLE_MODELS),
-    "modules": ("0.3", WHOLE_MODELS),
-    "methods": ("0.3", "Give one merge_method for all tensors."),
-    "preset": ("0.3", "Write the options under parameters."),
-    "tokenizer": ("0.3", DONOR),
-    "tokenizer_source": ("0.3", DONOR),
-    "chat_template": ("0.3", DONOR),
-    "name": ("0.3", "This version reads one merge from a file. Remove the key."),
-}
-"""Keys of the language that are refused by name until they are built: the version that brings them, and what to do."""
-
 
 def own_name(method: Method, key: str) -> str | None:
     """Return the option of ``method`` that ``key`` stands for, or None.

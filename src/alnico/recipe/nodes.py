@@ -80,35 +80,49 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def compose(text: str, reading: Reading) -> Node | None:
+@dataclass(frozen=True)
+class Document:
+    """One document of a file."""
+
+    root: Node
+    text: str
+
+
+def compose(text: str, reading: Reading) -> list[Document]:
+    """Read the documents of a file; empty ones are left out, and told if there is nothing else."""
+    found: list[tuple[int, yaml.Node]] = []
+    loader = _Loader("")
     try:
-        documents = [d for d in yaml.compose_all(text, Loader=_Loader) if not _is_empty(d)]
+        loader = _Loader(text)
+        while loader.check_node():
+            begin = loader.peek_event().start_mark.index  # type: ignore[no-untyped-call]
+            document = loader.get_node()
+            if document is not None and not _is_empty(document):
+                found.append((begin, document))
     except _TooLarge as error:
         reading.broken(error.problem_mark.line + 1 if error.problem_mark else 0, f"{error.problem}.")
-        return None
+        return []
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
         reading.broken(mark.line + 1 if mark else 0, f"is not YAML ({what}). Mend the line, or the one before it.")
-        return None
+        return []
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = ord(error.character) if isinstance(error.character, str) else error.character
         reading.broken(line, f"is not YAML (it has the character U+{code:04X}). Remove the character.")
-        return None
+        return []
     except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML reads "%YAML 1.<5,000 digits>" and such as numbers
         reading.broken(0, f"is not YAML ({str(error)[:MAX_SHOWN]}). Write it anew.")
-        return None
-    if not documents:
+        return []
+    finally:
+        loader.dispose()
+    if not found:
         reading.wrong(1, "is empty; expected at least merge_method and models.")
-        return None
-    if len(documents) > 1:
-        reading.broken(
-            documents[1].start_mark.line + 1,
-            "a second document begins; several documents in one file are planned for 0.3. Put each in a file of its own.",
-        )
-        return None
-    return _node(documents[0], reading, 0)
+        return []
+    begins = [0, *(begin for begin, _ in found[1:]), len(text)]
+    roots = [_node(document, reading, 0) for _, document in found]
+    return [Document(r, text[i:j]) for r, i, j in zip(roots, begins, begins[1:], strict=False) if r is not None]
 
 
 def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
@@ -138,9 +152,9 @@ def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
     return Node(value, line)
 
 
-def _is_empty(document: yaml.Node | None) -> bool:
+def _is_empty(document: yaml.Node) -> bool:
     """A document of nothing, as ``---`` at the end of a file makes."""
-    return document is None or (isinstance(document, yaml.ScalarNode) and document.value == "" and document.style is None)
+    return isinstance(document, yaml.ScalarNode) and document.value == "" and document.style is None
 
 
 def _refuse_tag(node: yaml.Node, reading: Reading) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
-from alnico.recipe.schema import Cases, EachModel, Gradient, ModelEntry, Parameters, Scalar, Setting
+from alnico.recipe.schema import Case, Cases, EachModel, Gradient, ModelEntry, Parameters, Scalar, Setting
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Levels:
 
     rule: Parameters
     shared: tuple[Parameters, ...]
+    models: tuple[Parameters, ...] = ()
+    """Those under all models that are listed, the base too: options that are one value for all may stand under any of them."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ def options_at(
                 values.append(default if value is None else value)
             found[name] = tuple(values)
         else:
-            scopes = (levels.rule, *(e.parameters for e in entries), *levels.shared)
+            scopes = (levels.rule, *levels.models, *(e.parameters for e in entries), *levels.shared)
             value = _first(method, option, scopes, place, 0)
             if value is not None:
                 found[name] = value
@@ -105,6 +107,38 @@ def fits(pattern: str, name: str) -> bool:
     if pattern.startswith("re:"):
         return re.search(pattern[3:], name) is not None
     return pattern == "*" or pattern in name
+
+
+def values_of(method: Method, entries: Sequence[ModelEntry], base_model: str | None) -> tuple[ModelEntry, ...]:
+    """Return the models whose values ``method`` gets, in order: without the base in delta space, the base first for "first".
+
+    A base that comes first and is not among the entries stands for the layers that they stand for.
+    """
+    others = tuple(e for e in entries if e.reference != base_model)
+    if method.space == "delta":
+        return others
+    if method.base == "first" and base_model is not None:
+        layers = entries[0].layers if entries else None
+        listed = [e for e in entries if e.reference == base_model]
+        return (*(listed[:1] or (ModelEntry(base_model, layers=layers),)), *others)
+    return tuple(entries)
+
+
+def own_setting(method: Method, key: str, setting: Setting) -> Setting:
+    """Translate a setting given under mergekit's name.
+
+    >>> from alnico.methods import find
+    >>> own_setting(find("ties"), "normalize", Gradient((True, False)))
+    Gradient(values=('weight', 'none'))
+    """
+    match setting:
+        case Cases(cases):
+            return Cases(tuple(Case(c.filter, own_setting(method, key, c.value)) for c in cases))
+        case Gradient(values):
+            return Gradient(tuple(dialect.own_value(method, key, v) for v in values))
+        case EachModel(values):
+            return EachModel(tuple(dialect.own_value(method, key, v) for v in values))
+    return dialect.own_value(method, key, setting)  # type: ignore[no-any-return]
 
 
 def preset_of(method: Method, preset: str | None) -> Mapping[str, Any]:

@@ -1,0 +1,104 @@
+"""What is known of a whole document while its parts are read: the methods it names, and the parts found so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from alnico.methods.base import Method
+from alnico.recipe import dialect, scalars
+from alnico.recipe.nodes import Node, Reading, cut
+from alnico.recipe.schema import ModelEntry, Parameters
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is merged by one method: all models, or the sources of one slice; with its lines."""
+
+    place: str
+    """As messages name it: ``models``, ``slices[2].sources``, ``modules.text_decoder.models``."""
+    line: int
+    asked: int
+    """The line that names the method."""
+    method: Method
+    entries: tuple[ModelEntry, ...]
+    entry_lines: tuple[int, ...]
+    base_model: str | None
+    shared: tuple[tuple[str, Parameters], ...]
+    """The parameters of its slice and module, with their places; the recipe's come after them."""
+
+
+@dataclass
+class Context:
+    """A document being read."""
+
+    reading: Reading
+    used: Mapping[str, Method]
+    """The methods it names, those at the top first."""
+    rules: tuple[Method, ...]
+    """The methods under ``methods``."""
+    is_complete: bool
+    """Are all methods that it names known? If not, options of the unknown ones cannot be told from mistakes."""
+    base_model: str | None = None
+    failed: set[str] = field(default_factory=set)
+    """Keys of options that are given wrongly somewhere."""
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        return tuple(self.used.values())
+
+    def level(self, *methods: Method | None) -> tuple[Method, ...]:
+        """The methods that can meet the options of a level: its own and those of the rules; all if its own is not known."""
+        own = [m for m in methods if m is not None]
+        return tuple(dict.fromkeys([*own, *self.rules])) if len(own) == len(methods) else self.methods
+
+    def belongs(self, key: str, place: str) -> str:
+        """A hint for an option that stands one level too high."""
+        for method in self.methods:
+            if dialect.own_name(method, key):
+                return f"It is an option of {method.name}: write it under {place}."
+        return ""
+
+    def check_keys(self, node: Node, where: str, known: Iterable[str], options_under: str = "") -> None:
+        """Tell the keys of a mapping that are unknown."""
+        for key, value in node.value.items():
+            if key not in known:
+                hint = (options_under and self.belongs(key, options_under)) or scalars.nearest(key, list(known))
+                start = f"{where} has the unknown key" if where else "unknown key"
+                self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
+
+
+def context_of(keys: Mapping[str, Node], reading: Reading) -> Context:
+    """Look through a document for the methods it names."""
+    rules = [n for n in _items(keys.get("methods")) if isinstance(n.value, dict)]
+    named = [*_methods_named(keys), *(r.value["merge_method"] for r in rules if "merge_method" in r.value)]
+    found = [(node, scalars.named_method(node)) for node in named]
+    used = {m.name: m for _, m in found if m is not None}
+    of_rules = [scalars.named_method(r.value.get("merge_method")) for r in rules]
+    return Context(reading, used, tuple(dict.fromkeys(m for m in of_rules if m is not None)), all(m is not None for _, m in found))
+
+
+def nested_methods(keys: Mapping[str, Node]) -> list[Node | None]:
+    """The ``merge_method`` of each slice or module of a document; None for one without."""
+    modules = keys.get("modules")
+    holders = list(modules.value.values()) if modules is not None and isinstance(modules.value, dict) else []
+    holders += _items(keys.get("slices"))
+    return [next(_methods_named(h.value), None) for h in holders if isinstance(h.value, dict)]
+
+
+def _methods_named(holder: Mapping[str, Node]) -> Iterator[Node]:
+    if "merge_method" in holder:
+        yield holder["merge_method"]
+    modules = holder.get("modules")
+    if modules is not None and isinstance(modules.value, dict):
+        for module in modules.value.values():
+            if isinstance(module.value, dict):
+                yield from _methods_named(module.value)
+    for inner in (*_items(holder.get("slices")), *_items(holder.get("sources"))):
+        if isinstance(inner.value, dict):
+            yield from _methods_named(inner.value)
+
+
+def _items(node: Node | None) -> list[Node]:
+    return node.value if node is not None and isinstance(node.value, list) else []

@@ -1,0 +1,246 @@
+"""What is merged: models, slices of layers, modules, and the references to models in them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from alnico.methods.base import Method
+from alnico.recipe import scalars
+from alnico.recipe.context import Context, Part
+from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE
+from alnico.recipe.nodes import Node, Reading, cut, shown
+from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
+from alnico.recipe.values import read_parameters
+
+MAX_MODELS = 1_000
+
+Shared = tuple[tuple[str, Parameters], ...]
+
+
+def read_listed(
+    keys: Mapping[str, Node], prefix: str, method: Method | None, asked: int, shared: Shared, context: Context
+) -> tuple[tuple[ModelEntry, ...], tuple[Slice, ...]]:
+    """Read ``models`` or ``slices`` of a document or module, whichever is there. ``asked`` is the line of the method."""
+    models: tuple[ModelEntry, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    if "models" in keys:
+        node = keys["models"]
+        entries, lines = _entries(node, f"{prefix}models", context.level(method), context, has_layers=False)
+        models = entries
+        if method is not None:
+            place = f"{prefix}models"
+            context.parts.append(Part(place, node.line, asked, method, entries, lines, context.base_model, shared))
+    if "slices" in keys:
+        slices = _slices(keys["slices"], f"{prefix}slices", method, asked, shared, context)
+    return models, slices
+
+
+def _entries(
+    node: Node, where: str, level: tuple[Method, ...], context: Context, *, has_layers: bool
+) -> tuple[tuple[ModelEntry, ...], tuple[int, ...]]:
+    """The entries of a list of models or sources, and their lines."""
+    reading = context.reading
+    known = SOURCE if has_layers else ENTRY
+    if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
+        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        reading.wrong(node.line, f"{where} is {found}; expected a list of 1 to {MAX_MODELS} models.")
+        return (), ()
+    entries, lines = [], []
+    for i, item in enumerate(node.value):
+        place = f"{where}[{i}]"
+        if isinstance(item.value, str) and not has_layers:
+            item = Node({"model": item}, item.line)
+        if not isinstance(item.value, dict):
+            needed = "`model`, `layer_range`" if has_layers else "`model`"
+            reading.wrong(item.line, f"{place} is {item.kind}; expected a mapping with {needed} and perhaps `parameters`.")
+            continue
+        context.check_keys(item, place, known, f"{place}.parameters")
+        reference = read_reference(item.value.get("model"), f"{place}.model", item.line, reading)
+        parameters = read_parameters(item.value.get("parameters"), f"{place}.parameters", level, context)
+        layers = _layers(item, place, reading) if has_layers else None
+        if reference is not None and (layers is not None or not has_layers):
+            entries.append(ModelEntry(reference, parameters, layers))
+            lines.append(item.line)
+    return tuple(entries), tuple(lines)
+
+
+def _layers(source: Node, where: str, reading: Reading) -> tuple[int, int] | None:
+    node = source.value.get("layer_range")
+    wanted = "expected [first, end), two whole numbers, 0 <= first < end: layers are counted from 0, the end is not among them"
+    if node is None:
+        reading.wrong(source.line, f"{where}.layer_range is missing; {wanted}.")
+        return None
+    ends = [i.value for i in node.value] if isinstance(node.value, list) else []
+    whole = all(isinstance(e, int) and not isinstance(e, bool) for e in ends)
+    if len(ends) == 2 and whole and 0 <= ends[0] < ends[1]:
+        return ends[0], ends[1]
+    found = cut(f"[{', '.join(shown(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
+    reading.wrong(node.line, f"{where}.layer_range is {found}; {wanted}.")
+    return None
+
+
+def _slices(node: Node, where: str, method: Method | None, asked: int, shared: Shared, context: Context) -> tuple[Slice, ...]:
+    reading = context.reading
+    if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
+        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        reading.wrong(node.line, f"{where} is {found}; expected a list of 1 to {MAX_MODELS} slices, each with `sources`.")
+        return ()
+    slices = [_slice(item, f"{where}[{i}]", method, asked, shared, context) for i, item in enumerate(node.value)]
+    return tuple(s for s in slices if s is not None)
+
+
+def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Shared, context: Context) -> Slice | None:
+    reading = context.reading
+    if not isinstance(node.value, dict):
+        reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping with `sources`.")
+        return None
+    keys: dict[str, Node] = node.value
+    context.check_keys(node, where, SLICE, f"{where}.parameters")
+    if "residual_weight" in keys:
+        reading.note(keys["residual_weight"].line, f"{where}.residual_weight has no effect, here as in mergekit.")
+    own, line = _slice_method(keys, where, context)
+    method = own if line else outer
+    level = context.level(method)
+    parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", level, context)
+    base = read_reference(keys["base_model"], f"{where}.base_model", 0, reading) if "base_model" in keys else None
+    if "sources" not in keys:
+        reading.wrong(node.line, f"{where}.sources is missing; expected a list of models, each with its layer_range.")
+        return None
+    sources, lines = _entries(keys["sources"], f"{where}.sources", level, context, has_layers=True)
+    counts = [end - first for e in sources if e.layers is not None for first, end in [e.layers]]
+    for entry, count, at in zip(sources, counts, lines, strict=True):
+        if count != counts[0]:
+            reading.wrong(
+                at,
+                f"{where} takes {count} layers of {cut(entry.reference)} and {counts[0]} of {cut(sources[0].reference)}; "
+                "expected equally many of each source. Change a layer_range.",
+            )
+    if method is not None:
+        below = ((f"{where}.parameters", parameters), *shared)
+        place = f"{where}.sources"
+        context.parts.append(
+            Part(place, keys["sources"].line, line or asked, method, sources, lines, base or context.base_model, below)
+        )
+    return Slice(sources, parameters, base, own.name if own is not None else None)
+
+
+def _slice_method(keys: dict[str, Node], where: str, context: Context) -> tuple[Method | None, int]:
+    """The method that a slice names itself, or its sources do, and the line where; 0 if none does."""
+    holders = [(where, keys)]
+    sources = keys["sources"].value if "sources" in keys else []
+    for i, source in enumerate(sources if isinstance(sources, list) else []):
+        if isinstance(source.value, dict):
+            holders.append((f"{where}.sources[{i}]", source.value))
+    found: Method | None = None
+    line = 0
+    for place, holder in holders:
+        node = holder.get("merge_method")
+        if node is None:
+            continue
+        method = scalars.method(node, f"{place}.merge_method", context.reading)
+        if found is not None and method is not None and method != found:
+            context.reading.wrong(
+                node.line, f"{place}.merge_method is {method.name}, and the slice's is {found.name}; expected one. Remove one."
+            )
+        found = found or method
+        line = line or node.line
+    return found, line
+
+
+def read_modules(node: Node, outer: Method | None, asked: int, context: Context) -> tuple[Module, ...]:
+    reading = context.reading
+    if not isinstance(node.value, dict) or not node.value:
+        found = "an empty mapping" if isinstance(node.value, dict) else node.kind
+        reading.wrong(node.line, f"modules is {found}; expected a mapping of module names to models or slices.")
+        return ()
+    modules = []
+    for name, item in node.value.items():
+        where = f"modules.{cut(name)}"
+        if not isinstance(item.value, dict):
+            reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `models` or `slices`.")
+            continue
+        keys: dict[str, Node] = item.value
+        context.check_keys(item, where, MODULE, f"{where}.parameters")
+        own = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
+        method = own if "merge_method" in keys else outer
+        line = keys["merge_method"].line if "merge_method" in keys else asked
+        one_of(keys, ("models", "slices"), item.line, where, reading)
+        nested = [scalars.named_method(n) for n in _methods_of_slices(keys)]
+        parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", context.level(method, *nested), context)
+        shared = ((f"{where}.parameters", parameters),)
+        models, slices = read_listed(keys, f"{where}.", method, line, shared, context)
+        modules.append(Module(name, models, slices, parameters, own.name if own is not None else None))
+    return tuple(modules)
+
+
+def _methods_of_slices(keys: Mapping[str, Node]) -> list[Node]:
+    listed = keys["slices"].value if "slices" in keys else []
+    holders = [s.value for s in listed if isinstance(s.value, dict)] if isinstance(listed, list) else []
+    return [h["merge_method"] for h in holders if "merge_method" in h]
+
+
+def one_of(keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: str, reading: Reading) -> None:
+    """Tell if more or less than one of ``names`` is given."""
+    given = [n for n in names if n in keys]
+    start = f"{where}: " if where else ""
+    if not given:
+        missing = f"{where}.models" if where else "models"
+        reading.wrong(line, f"{missing} is missing; expected a list of models.")
+    for name in given[1:]:
+        reading.wrong(
+            keys[name].line,
+            f"{start}{given[0]} and {name} are both given; expected one of {', '.join(names[:-1])} and {names[-1]}. Remove one.",
+        )
+
+
+def read_reference(node: Node | None, where: str, line: int, reading: Reading) -> str | None:
+    """Read a reference to a model: text, or a mapping as mergekit writes it, turned into text."""
+    if node is None:
+        reading.wrong(line, f"{where} is missing; expected the path of a model.")
+        return None
+    if not isinstance(node.value, dict):
+        return scalars.text(node, where, reading)
+    if "path" in node.value or "revision" in node.value:
+        return _path(node, where, reading)
+    keys = scalars.mapping(node, where, REFERENCE, "a reference", reading)
+    if "override_architecture" in keys:
+        reading.note(keys["override_architecture"].line, f"{where}.override_architecture has no effect: {REFERENCE_NOTE}.")
+    if "model" not in keys:
+        reading.wrong(node.line, f"{where} is a mapping without model; expected model, or path, as in {{path: a, revision: b}}.")
+        return None
+    model = _path(keys["model"], f"{where}.model", reading)
+    if "lora" not in keys or keys["lora"].value is None:
+        return model
+    adapter = _path(keys["lora"], f"{where}.lora", reading)
+    if model is None or adapter is None:
+        return None
+    for part, name in ((model, "model"), (adapter, "lora")):
+        if "+" in part:
+            reading.wrong(keys[name].line, f"{where}.{name} is {shown(part)}; expected a path without +. Rename it, or link to it.")
+            return None
+    return f"{model}+{adapter}"
+
+
+REFERENCE_NOTE = "names and shapes are read from the headers"
+
+
+def _path(node: Node, where: str, reading: Reading) -> str | None:
+    """A path and perhaps a revision: text, or a mapping."""
+    if not isinstance(node.value, dict):
+        return scalars.text(node, where, reading)
+    keys = scalars.mapping(node, where, PATH, "path and revision", reading)
+    if "path" not in keys:
+        reading.wrong(node.line, f"{where}.path is missing; expected the path of a model.")
+        return None
+    path = scalars.text(keys["path"], f"{where}.path", reading)
+    given = keys.get("revision")
+    if given is None or given.value is None:
+        return path
+    revision = scalars.text(given, f"{where}.revision", reading)
+    for part, name in ((path, "path"), (revision, "revision")):
+        if part is not None and ("@" in part or "+" in part):
+            reading.wrong(
+                keys[name].line, f"{where}.{name} is {shown(part)}; expected text without @ and +. Rename it, or link to it."
+            )
+            return None
+    return f"{path}@{revision}" if path is not None and revision is not None else None

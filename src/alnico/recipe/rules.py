@@ -1,0 +1,80 @@
+"""``methods``: methods of their own for tensors by name; and ``lines``."""
+
+from __future__ import annotations
+
+from alnico.methods.base import Method
+from alnico.recipe import scalars
+from alnico.recipe.context import Context
+from alnico.recipe.keys import LINES, RULE
+from alnico.recipe.models import MAX_MODELS, read_reference
+from alnico.recipe.nodes import Node, shown
+from alnico.recipe.schema import Lines, Rule
+from alnico.recipe.values import read_filter, read_parameters
+
+
+def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, int]]:
+    """The rules, each with its method and line."""
+    if node is None:
+        return []
+    reading = context.reading
+    if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
+        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        reading.wrong(node.line, f"methods is {found}; expected a list of mappings with `filter` and `merge_method`.")
+        return []
+    rules = []
+    for i, item in enumerate(node.value):
+        where = f"methods[{i}]"
+        if not isinstance(item.value, dict):
+            reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `filter` and `merge_method`.")
+            continue
+        keys: dict[str, Node] = item.value
+        context.check_keys(item, where, RULE, f"{where}.parameters")
+        for key in ("filter", "merge_method"):
+            if key not in keys:
+                reading.wrong(item.line, f"{where}.{key} is missing; expected {RULE[key][0].lower()}{RULE[key][1:]}")
+        pattern = read_filter(keys.get("filter"), f"{where}.filter", context)
+        method = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
+        if method is None or pattern is None:
+            continue
+        parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", (method,), context, is_rule=True)
+        model = read_reference(keys["model"], f"{where}.model", 0, reading) if "model" in keys else None
+        if model is not None and method.models != (1, 1):
+            reading.wrong(
+                keys["model"].line,
+                f"{where}.model is for methods of one model, and {method.name} merges several. Remove it, or choose passthrough.",
+            )
+        if model == "base" and context.base_model is None:
+            reading.wrong(keys["model"].line, f"{where}.model is base, and there is no base_model. Add base_model: PATH.")
+        preset = read_preset(keys.get("preset"), f"{where}.preset", (method,), context)
+        rules.append((Rule(pattern, method.name, parameters, model, preset), method, item.line))
+    return rules
+
+
+def read_preset(node: Node | None, where: str, methods: tuple[Method, ...], context: Context) -> str | None:
+    """Read the name of a preset that one of ``methods`` must know."""
+    name = scalars.text(node, where, context.reading)
+    if node is None or name is None or not methods:
+        return None
+    known = list(dict.fromkeys(preset for m in methods for preset in m.presets))
+    if name not in known:
+        names = " or ".join(m.name for m in methods)
+        hint = scalars.nearest(name, known) if known else f"{names} has none."
+        context.reading.wrong(node.line, f"{where} is {shown(name)}, no preset of {names}. {hint}")
+        return None
+    return name
+
+
+def read_lines(node: Node | None, context: Context) -> Lines | None:
+    if node is None:
+        return None
+    keys = scalars.mapping(node, "lines", LINES, "a mapping with `alpha` and `beta`", context.reading)
+    if not isinstance(node.value, dict):
+        return None
+    alpha, beta = (scalars.finite(keys.get(key), f"lines.{key}", node.line, context.reading) for key in LINES)
+    if context.is_complete and not any(m.space == "delta" and "scale" in m.options for m in context.methods):
+        names = " and ".join(m.name for m in context.methods)
+        context.reading.wrong(
+            node.line,
+            f"lines scales merged task vectors by layer, and {names} has none. Remove lines, or choose task_arithmetic, say.",
+        )
+    return Lines(alpha, beta) if alpha is not None and beta is not None else None

@@ -1,0 +1,159 @@
+"""Single values of a recipe: text, numbers, names of methods and dtypes; and what is said of unknown names."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from alnico.errors import MethodError
+from alnico.methods import find
+from alnico.methods.base import Method
+from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
+from alnico.recipe.nodes import MAX_SHOWN, Node, Reading, cut, shown
+from alnico.recipe.schema import Missing
+
+MAX_TEXT = 4_096
+SEEDS = range(-(1 << 63), 1 << 63)
+
+
+def text(node: Node | None, where: str, reading: Reading) -> str | None:
+    """One line of text."""
+    if node is None:
+        return None
+    value = node.value
+    if not isinstance(value, str):
+        hint = " Put it in quotes." if isinstance(value, (bool, int, float)) else ""
+        reading.wrong(node.line, f"{where} is {node.kind}; expected text.{hint}")
+        return None
+    if not value.strip() or len(value) > MAX_TEXT or not value.isprintable():
+        found = "longer than any path" if len(value) > MAX_TEXT else node.kind
+        reading.wrong(node.line, f"{where} is {found}; expected text of one line, of at most {MAX_TEXT} characters.")
+        return None
+    return value
+
+
+def lines_of_text(node: Node | None, where: str, reading: Reading) -> str | None:
+    """Text of any number of lines."""
+    if node is None:
+        return None
+    if not isinstance(node.value, str) or not node.value.strip():
+        hint = " Put it in quotes." if isinstance(node.value, (bool, int, float)) else ""
+        reading.wrong(node.line, f"{where} is {node.kind}; expected text.{hint}")
+        return None
+    return node.value
+
+
+def number(value: Any) -> float | None:
+    """A number as float, also where YAML 1.1 reads text (1e-5); None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+    except OverflowError:
+        return math.inf
+
+
+def finite(node: Node | None, where: str, line: int, reading: Reading) -> float | None:
+    """A finite number that must be given."""
+    found = number(node.value) if node is not None else None
+    if node is None or found is None or not math.isfinite(found):
+        reading.wrong(
+            line if node is None else node.line, f"{where} is {node.kind if node else 'missing'}; expected a finite number."
+        )
+        return None
+    return found
+
+
+def whole(node: Node | None, where: str, least: int, reading: Reading) -> int | None:
+    if node is None:
+        return None
+    if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value < least:
+        reading.wrong(node.line, f"{where} is {node.kind}; expected a whole number of at least {least}.")
+        return None
+    return node.value
+
+
+def truth(node: Node | None, where: str, reading: Reading) -> bool:
+    """True or false; false if not given."""
+    if node is None:
+        return False
+    if not isinstance(node.value, bool):
+        reading.wrong(node.line, f"{where} is {node.kind}; expected true or false.")
+        return False
+    return node.value
+
+
+def method(node: Node | None, where: str, reading: Reading) -> Method | None:
+    name = text(node, where, reading)
+    if node is None or name is None:
+        return None
+    try:
+        return find(name)
+    except MethodError as error:
+        reading.wrong(node.line, str(error).replace(repr(name), shown(name)))
+        return None
+
+
+def named_method(node: Node | None) -> Method | None:
+    """The method that a value names, if it does; nothing is said if not."""
+    if node is None or not isinstance(node.value, str):
+        return None
+    try:
+        return find(node.value)
+    except MethodError:
+        return None
+
+
+def dtype(node: Node | None, where: str, reading: Reading) -> str | None:
+    name = text(node, where, reading)
+    if node is None or name is None:
+        return None
+    plain = name.removeprefix("torch.").lower()
+    known = TORCH_NAMES.get(plain) or (plain.upper() if plain.upper() in CONFIG_NAMES else None)
+    if known is None:
+        near = difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        if plain in ("int64", "long"):
+            hint = " Weights would become whole numbers; buffers of whole numbers keep their dtype anyway."
+        reading.wrong(node.line, f"{where} is {shown(name)}; expected bfloat16, float16, float32 or float64.{hint}")
+    return known
+
+
+def seed(node: Node | None, reading: Reading) -> int:
+    if node is None:
+        return 0
+    if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value not in SEEDS:
+        reading.wrong(node.line, f"seed is {node.kind}; expected a whole number of at most 64 bits.")
+        return 0
+    return node.value
+
+
+def missing(node: Node | None, reading: Reading) -> Missing:
+    if node is None:
+        return "error"
+    choices: tuple[Missing, ...] = ("error", "copy", "drop")
+    for choice in choices:
+        if node.value == choice:
+            return choice
+    reading.wrong(node.line, f"missing is {node.kind}; expected error, copy or drop.")
+    return "error"
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name[:MAX_SHOWN], known, 1)
+    return f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
+
+
+def mapping(node: Node, where: str, known: Iterable[str], expected: str, reading: Reading) -> dict[str, Node]:
+    """The keys of a mapping, unknown ones told; nothing if it is none."""
+    if not isinstance(node.value, dict):
+        reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")
+        return {}
+    for key, value in node.value.items():
+        if key not in known:
+            reading.wrong(value.line, f"{where} has the unknown key {cut(key)!r}. {nearest(key, list(known))}")
+    return node.value

@@ -1,0 +1,63 @@
+"""The vocabulary that a recipe asks for."""
+
+from __future__ import annotations
+
+from alnico.recipe import scalars
+from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
+from alnico.recipe.models import read_reference
+from alnico.recipe.nodes import Node, Reading, cut, shown
+from alnico.recipe.schema import TokenizerSetting, TokenSource
+
+
+def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting | None:
+    """Read ``tokenizer``, or ``tokenizer_source`` which is its short form."""
+    short, long = keys.get("tokenizer_source"), keys.get("tokenizer")
+    if short is not None and long is not None:
+        reading.wrong(short.line, "tokenizer and tokenizer_source are both given; expected one. Remove tokenizer_source.")
+    if long is None:
+        if short is None:
+            return None
+        source = read_reference(short, "tokenizer_source", short.line, reading)
+        return TokenizerSetting(source) if source is not None else None
+    found = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
+    source = read_reference(found["source"], "tokenizer.source", 0, reading) if "source" in found else "union"
+    padding = scalars.whole(found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading)
+    tokens = _tokens(found.get("tokens"), reading)
+    return TokenizerSetting(source, tokens, padding) if source is not None else None
+
+
+def _tokens(node: Node | None, reading: Reading) -> dict[str, TokenSource]:
+    if node is None or node.value is None:
+        return {}
+    if not isinstance(node.value, dict):
+        reading.wrong(node.line, f"tokenizer.tokens is {node.kind}; expected a mapping of tokens to `source` and `force`.")
+        return {}
+    return {token: _token(item, f"tokenizer.tokens.{cut(token)}", reading) for token, item in node.value.items()}
+
+
+def _token(node: Node, where: str, reading: Reading) -> TokenSource:
+    keys = scalars.mapping(node, where, TOKEN, "a mapping with `source` and perhaps `force`", reading)
+    force = scalars.truth(keys.get("force"), f"{where}.force", reading)
+    source = keys.get("source")
+    if source is None or source.value is None:
+        return TokenSource(force=force)
+    if not isinstance(source.value, dict) or "kind" not in source.value:
+        model = read_reference(source, f"{where}.source", source.line, reading)
+        return TokenSource("model", model or "", force=force)
+    kind = source.value["kind"]
+    if kind.value == "zero":
+        scalars.mapping(source, f"{where}.source", ("kind",), "a mapping with `kind`", reading)
+        return TokenSource("zero", force=force)
+    if kind.value != "model_token":
+        reading.wrong(kind.line, f"{where}.source.kind is {kind.kind}; expected model_token or zero.")
+        return TokenSource(force=force)
+    inner = scalars.mapping(source, f"{where}.source", MODEL_TOKEN, "a mapping with `kind`", reading)
+    model = read_reference(inner.get("model"), f"{where}.source.model", source.line, reading)
+    number = scalars.whole(inner.get("token_id"), f"{where}.source.token_id", 0, reading)
+    token = inner["token"].value if "token" in inner else None
+    if "token" in inner and (not isinstance(token, str) or not token):
+        reading.wrong(inner["token"].line, f"{where}.source.token is {shown(token)}; expected text. Put it in quotes.")
+    elif ("token" in inner) == ("token_id" in inner):
+        found = "both" if "token" in inner else "none"
+        reading.wrong(source.line, f"{where}.source has {found} of token and token_id; expected one.")
+    return TokenSource("model_token", model or "", token if isinstance(token, str) else None, number, force)

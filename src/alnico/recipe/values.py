@@ -1,0 +1,240 @@
+"""The parameters of one level: option names, and values that may be gradients over the layers or depend on a tensor's name."""
+
+from __future__ import annotations
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+
+from alnico.methods.base import Method, Option
+from alnico.recipe import dialect, scalars
+from alnico.recipe.context import Context
+from alnico.recipe.keys import CASE
+from alnico.recipe.nodes import Node, cut, shown
+from alnico.recipe.options import own_setting
+from alnico.recipe.schema import Case, Cases, EachModel, Gradient, Scalar, Setting
+
+LATER = {
+    "from": "a measured value; such values are planned for 0.4",
+    "search": "a value to be searched; such values are planned for 0.5",
+    "choice": "a choice to be searched; such values are planned for 0.5",
+}
+"""Kinds of value that the language has and this version refuses by name."""
+
+Taker = tuple[Method, Option]
+
+
+def read_parameters(
+    node: Node | None, where: str, level: Sequence[Method], context: Context, *, is_rule: bool = False
+) -> dict[str, Setting]:
+    """Read the options of one level, under the names they are written with.
+
+    ``level`` are the methods that can meet them. What belongs to another method of the recipe is left out with a note. Under
+    a rule (``is_rule``) a list is a value for each model, where the option has one for each.
+    """
+    if node is None or node.value is None:
+        return {}
+    reading = context.reading
+    if not isinstance(node.value, dict):
+        reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping of option names to values.")
+        return {}
+    found: dict[str, Setting] = {}
+    lines: dict[str, int] = {}
+    for key, value in node.value.items():
+        if key in dialect.WITHOUT_EFFECT:
+            reading.note(value.line, f"{key} has no effect: it {dialect.WITHOUT_EFFECT[key]}.")
+            continue
+        takers = _takers(level, key)
+        idle = next((m for m in level if key in dialect.WITHOUT_EFFECT_FOR.get(m.name, {})), None)
+        if not takers and idle is not None:
+            reading.note(value.line, f"{key} has no effect on {idle.name}{dialect.WITHOUT_EFFECT_FOR[idle.name][key]}.")
+            continue
+        elsewhere = _takers(context.methods, key)
+        if not takers and not elsewhere:
+            if context.is_complete:
+                _tell_unknown(value, where, key, level, context)
+            continue
+        setting = _setting(value, f"{where}.{key}", takers or elsewhere, key, context, is_rule=is_rule)
+        if setting is None:
+            context.failed.add(key)
+        elif takers:
+            found[key], lines[key] = setting, value.line
+        else:
+            names = " and ".join(m.name for m, _ in elsewhere)
+            reading.note(value.line, f"{where}.{key} has no effect: it is an option of {names}, which this level does not use.")
+    _check_aliases(found, lines, where, level, context)
+    return found
+
+
+def _takers(methods: Sequence[Method], key: str) -> list[Taker]:
+    named = [(m, dialect.own_name(m, key)) for m in methods]
+    return [(m, m.options[name]) for m, name in named if name is not None]
+
+
+def _tell_unknown(node: Node, where: str, key: str, level: Sequence[Method], context: Context) -> None:
+    known = list(dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.known_names(m)))
+    names = " or ".join(m.name for m in level)
+    hint = scalars.nearest(key, known) if known else f"{names} has none."
+    context.reading.wrong(node.line, f"{where}.{cut(key)} is no option of {names}. {hint}")
+
+
+def _check_aliases(found: dict[str, Setting], lines: dict[str, int], where: str, level: Sequence[Method], context: Context) -> None:
+    """One option under two names must have one value."""
+    told = set()
+    for method in level:
+        first: dict[str, str] = {}
+        for key in found:
+            name = dialect.own_name(method, key)
+            if name is None:
+                continue
+            before = first.setdefault(name, key)
+            one, other = (own_setting(method, k, found[k]) for k in (before, key))
+            if one == other or (before, key) in told:
+                continue
+            told.add((before, key))
+            said = f"{before} is {said_of(one)}, {key} means {name}: {said_of(other)}"
+            if before != name:
+                said = f"{before} means {name}: {said_of(one)}, {key} is {said_of(other)}"
+            context.reading.wrong(lines[key], f"{where}: {before} and {key} are one option and disagree ({said}). Remove one.")
+
+
+def said_of(setting: Setting) -> str:
+    """A setting as a message quotes it."""
+    match setting:
+        case Gradient(values) | EachModel(values):
+            return cut(f"[{', '.join(shown(v) for v in values)}]")
+        case Cases():
+            return "a list of filters"
+    return shown(setting)
+
+
+def _setting(node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool) -> Setting | None:
+    reading = context.reading
+    if isinstance(node.value, dict):
+        return _cases([node], [where], takers, key, context, is_rule=is_rule)
+    if not isinstance(node.value, list):
+        return _scalar(node, where, takers, key, context)
+    if not node.value:
+        reading.wrong(node.line, f"{where} is a list of 0; expected at least one value.")
+        return None
+    places = [f"{where}[{i}]" for i in range(len(node.value))]
+    if any(isinstance(item.value, dict) for item in node.value):
+        return _cases(node.value, places, takers, key, context, is_rule=is_rule)
+    values = []
+    for item, place in zip(node.value, places, strict=True):
+        if isinstance(item.value, list):
+            reading.wrong(item.line, f"{place} is a list inside a list; expected one value.")
+            continue
+        value = _scalar(item, place, takers, key, context)
+        values += [value] if value is not None else []
+    if len(values) < len(node.value):
+        return None
+    if is_rule and takers[0][1].per_model:
+        return EachModel(tuple(values))
+    return Gradient(tuple(values))
+
+
+def _cases(
+    nodes: Sequence[Node], places: Sequence[str], takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool
+) -> Cases | None:
+    """A list of ``filter`` and ``value``, the first that fits wins; a bare value at the end goes for the rest."""
+    reading = context.reading
+    cases = []
+    is_right = True
+    for i, (node, where) in enumerate(zip(nodes, places, strict=True)):
+        is_last = i == len(nodes) - 1
+        pattern: str | None = "*"
+        inner: Node | None = node
+        if isinstance(node.value, dict):
+            pattern, inner = _filter_and_value(node, where, context)
+            where = f"{where}.value"
+        elif not is_last:
+            reading.wrong(
+                node.line,
+                f"{where} is {node.kind} before other filters, and would win over them; expected filter and value. Move it to the end.",
+            )
+            is_right = False
+        setting = _setting(inner, where, takers, key, context, is_rule=is_rule) if inner is not None else None
+        if pattern is None or setting is None:
+            is_right = False
+            continue
+        cases.append(Case(pattern, setting))
+        if pattern == "*" and isinstance(node.value, dict) and not is_last:
+            reading.note(
+                nodes[i + 1].line, f"{places[i + 1]} has no effect, nor what follows: the entry before it fits every tensor."
+            )
+    return Cases(tuple(cases)) if is_right else None
+
+
+def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | None, Node | None]:
+    reading = context.reading
+    for kind, meaning in LATER.items():
+        if kind in node.value:
+            reading.wrong(node.line, f"{where} is {meaning}. Write the value.")
+            return None, None
+    if not node.value.keys() & CASE.keys():
+        reading.wrong(node.line, f"{where} is a mapping of no known kind; expected a value, a list of values, or filter and value.")
+        return None, None
+    context.check_keys(node, where, CASE)
+    if "value" not in node.value:
+        reading.wrong(node.line, f"{where} has a filter without a value; expected both. Add value.")
+    return read_filter(node.value.get("filter"), f"{where}.filter", context), node.value.get("value")
+
+
+def read_filter(node: Node | None, where: str, context: Context) -> str | None:
+    """Read a filter; one that is not given, or empty as YAML's null, fits all. None if it is wrong."""
+    if node is None or node.value is None:
+        return "*"
+    pattern = node.value
+    if pattern in ("", "=", "re:"):
+        context.reading.wrong(node.line, f"{where} is {shown(pattern)}; expected a part of a tensor's name, or * for all.")
+        return None
+    pattern = scalars.text(node, where, context.reading)
+    if pattern is None or not pattern.startswith("re:"):
+        return pattern
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern[3:])
+    except (re.error, OverflowError, RecursionError) as error:
+        context.reading.wrong(node.line, f"{where} is {shown(pattern)}, which is no regular expression ({error}). Mend it.")
+        return None
+    return pattern
+
+
+def _scalar(node: Node, where: str, takers: Sequence[Taker], key: str, context: Context) -> Scalar | None:
+    """One value, right for every method that takes it."""
+    told = [(_problem(node, method, option, key), method, option) for method, option in takers]
+    wrong = [(problem, method, option) for problem, method, option in told if problem is not None]
+    if wrong:
+        problem, method, option = wrong[0]
+        whose = f" (as {method.name} has it)" if len(wrong) < len(told) else ""
+        context.reading.wrong(node.line, f"{where} {problem}{whose}.{_slipped_point(scalars.number(node.value), option)}")
+        return None
+    if any(option.kind == "number" for _, option in takers):
+        return scalars.number(node.value)
+    value: Scalar = node.value
+    return value
+
+
+def _problem(node: Node, method: Method, option: Option, key: str) -> str | None:
+    value = dialect.own_value(method, key, node.value)
+    number = scalars.number(value) if option.kind == "number" else None
+    if option.name != key and option.kind != "number" and not isinstance(node.value, bool):
+        return f"is {node.kind}; expected true or false"
+    if option.kind == "number":
+        if number is None:
+            return f"is {node.kind}; expected a number"
+        return option.problem(number) if math.isfinite(number) else f"is {node.kind}; expected a finite number"
+    if option.problem(value) is not None:
+        return f"is {node.kind}; expected {'one of ' + ', '.join(option.choices) if option.choices else 'true or false'}"
+    return None
+
+
+def _slipped_point(number: float | None, option: Option) -> str:
+    if option.kind == "number" and number is not None and math.isfinite(number):
+        for slipped in (number / 10, number / 100):
+            if option.problem(slipped) is None:
+                return f" Did you mean {slipped:g}?"
+    return ""
