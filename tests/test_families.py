@@ -86,7 +86,10 @@ def averaged(models: list[Any]) -> Any:
 
     result = copy.deepcopy(models[0])
     states = [m.state_dict() for m in models]
-    mean = {n: torch.stack([s[n].double() for s in states]).mean(0).float() if t.is_floating_point() else t for n, t in states[0].items()}
+    mean = {
+        n: torch.stack([s[n].double() for s in states]).mean(0).float() if t.is_floating_point() else t
+        for n, t in states[0].items()
+    }
     result.load_state_dict(mean)
     return result
 
@@ -161,7 +164,9 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
 
     folder = tmp_path_factory.mktemp("llava")
     text, vision = t.LlamaConfig(**GROUPED), t.CLIPVisionConfig(**VISION)
-    family = Family("LlavaForConditionalGeneration", "LlavaConfig", "", {"text_config": text, "vision_config": vision, "image_token_index": 63})
+    family = Family(
+        "LlavaForConditionalGeneration", "LlavaConfig", "", {"text_config": text, "vision_config": vision, "image_token_index": 63}
+    )
     return folder, [made(family, folder / name, seed) for seed, name in enumerate("ab")]
 
 
@@ -186,12 +191,17 @@ def test_modules_of_a_vision_language_model_are_merged_each_by_itself(seeing: tu
         "merge_method": "linear",
         "base_model": a,
         "unrelated": "allow",
-        "modules": {"text_decoder": {"slices": [{**s, "merge_method": "passthrough"} for s in sources]}, "vision_tower": {"models": both}},
+        "modules": {
+            "text_decoder": {"slices": [{**s, "merge_method": "passthrough"} for s in sources]},
+            "vision_tower": {"models": both},
+        },
     }
     alnico.merge(recipe, tmp_path / "out")
     expected = copy.deepcopy(models[0])
     expected.model.vision_tower = averaged([m.model.vision_tower for m in models])
-    chosen = [models[0].model.language_model.layers[i] for i in range(3)] + [models[1].model.language_model.layers[i] for i in (2, 3)]
+    chosen = [models[0].model.language_model.layers[i] for i in range(3)] + [
+        models[1].model.language_model.layers[i] for i in (2, 3)
+    ]
     expected.model.language_model.layers = torch.nn.ModuleList(copy.deepcopy(layer) for layer in chosen)
     expected.model.language_model.norm = copy.deepcopy(models[1].model.language_model.norm)
     expected.lm_head = copy.deepcopy(models[1].lm_head)
@@ -199,13 +209,23 @@ def test_modules_of_a_vision_language_model_are_merged_each_by_itself(seeing: tu
     torch.testing.assert_close(seen(loaded(family, tmp_path / "out")), seen(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_a_text_model_is_merged_into_the_text_decoder_of_a_vision_language_model(seeing: tuple[Path, list[Any]], tmp_path: Path) -> None:
+def test_a_text_model_is_merged_into_the_text_decoder_of_a_vision_language_model(
+    seeing: tuple[Path, list[Any]], tmp_path: Path
+) -> None:
     import torch
 
     folder, models = seeing
     text = made(FAMILIES["llama"], tmp_path / "text", 7)
-    entries = [{"model": str(folder / "a"), "parameters": {"weight": 1.0}}, {"model": str(tmp_path / "text"), "parameters": {"weight": 3.0}}]
-    recipe = {"merge_method": "linear", "base_model": str(folder / "a"), "modules": {"text_decoder": {"models": entries}}, "unrelated": "allow"}
+    entries = [
+        {"model": str(folder / "a"), "parameters": {"weight": 1.0}},
+        {"model": str(tmp_path / "text"), "parameters": {"weight": 3.0}},
+    ]
+    recipe = {
+        "merge_method": "linear",
+        "base_model": str(folder / "a"),
+        "modules": {"text_decoder": {"models": entries}},
+        "unrelated": "allow",
+    }
     alnico.merge(recipe, tmp_path / "out")
     expected = copy.deepcopy(models[0])
     own, theirs = expected.model.language_model.state_dict(), text.model.state_dict()
@@ -219,14 +239,22 @@ def test_dense_and_sparse_layers_are_not_put_on_top_of_one_another(tmp_path: Pat
     made(FAMILIES["mistral"], tmp_path / "dense", 0)
     made(FAMILIES["mixtral"], tmp_path / "sparse", 1)
     slices = [
-        {"sources": [{"model": str(tmp_path / name), "layer_range": bounds}]} for name, bounds in (("dense", [0, 2]), ("sparse", [2, 4]))
+        {"sources": [{"model": str(tmp_path / name), "layer_range": bounds}]}
+        for name, bounds in (("dense", [0, 2]), ("sparse", [2, 4]))
     ]
     with pytest.raises(MismatchError, match=r"model\.layers\.2\.(block_sparse_moe|mlp)"):
         alnico.merge({"merge_method": "passthrough", "slices": slices}, tmp_path / "out")
 
 
 def test_a_slice_may_move_layers_only_where_the_pattern_of_the_config_stays_true(tmp_path: Path) -> None:
-    options = {**GROUPED, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 2, "num_experts_per_tok": 1, "decoder_sparse_step": 2}
+    options = {
+        **GROUPED,
+        "head_dim": 8,
+        "moe_intermediate_size": 16,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+        "decoder_sparse_step": 2,
+    }
     family = Family("Qwen3MoeForCausalLM", "Qwen3MoeConfig", "model.layers", options)
     made(family, tmp_path / "a", 0)
     recipe: Callable[[list[int]], dict[str, Any]] = lambda bounds: {  # noqa: E731

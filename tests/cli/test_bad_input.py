@@ -223,7 +223,7 @@ def test_a_number_that_is_none_in_an_input(run: Run, value: str, recipe: str) ->
         ),
         (TIES.replace("0.5", "1.4"), "r.yml:4: parameters.density is 1.4; density is "),
         ("merge_method: linear\nmodels: [a, b]\nparameters: {weight: 0}\n", "r.yml:2: the weights of linear sum to 0 (0, 0), "),
-        ("merge_method: linear\nslices: []\n", "r.yml:2: slices is planned for 0.3. "),
+        ("merge_method: linear\nslices: []\n", "r.yml:2: slices is a list of 0; expected "),
         ("", "r.yml:1: is empty; "),
         ("[", "r.yml:1: is not YAML "),
         ("merge_method: !!python/object/apply:os.mkdir [x]\n", "r.yml:1: a value is YAML of the type "),

@@ -92,7 +92,9 @@ def run_stages(
             if not stage.is_intermediate and result is not None:
                 results.append(result)
     except OSError as error:
-        raise RunError(f"{work}: {error.strerror}. Make room or check the disk; the same command takes the merge up again.") from None
+        raise RunError(
+            f"{work}: {error.strerror}. Make room or check the disk; the same command takes the merge up again."
+        ) from None
     shutil.rmtree(work, ignore_errors=True)
     return tuple(results)
 

@@ -55,7 +55,7 @@ class Aligner:
         tensor = self._tensor(reference, name)
         if DTYPES[tensor.dtype].kind in COPYABLE_KINDS:
             why = f"a buffer that {self._lack(lacking)}"
-            self._drop(name, [p for p in holders if p is not donor], why)
+            self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
             return Fate("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
         if name in self._tied:
             self._drop(
@@ -69,7 +69,7 @@ class Aligner:
             return None
         if self.missing == "copy":
             why = f"{self._lack(lacking)} it, and the recipe says missing: copy"
-            self._drop(name, [p for p in holders if p is not reference], f"taken from {self._label(reference)}: {why}")
+            self._drop(name, [p for p in holders if p.place != reference.place], f"taken from {self._label(reference)}: {why}")
             return Fate("from one", reference, why)
         # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
         self.problems.append(self._lacks(name, lacking, reference) if len(self.problems) < MAX_SHOWN else "")

@@ -24,6 +24,11 @@ class Part:
     entry: ModelEntry
     names: Mapping[str, str]
 
+    @property
+    def place(self) -> tuple[int, tuple[int, int] | None]:
+        """The model and its layers: what tells parts that read the same tensors."""
+        return self.model, self.entry.layers
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -46,7 +51,7 @@ class Asked:
     def needed(self) -> tuple[Part, ...]:
         """All that is read, each once: the base first."""
         parts = ([self.base] if self.base is not None else []) + list(self.values)
-        return tuple({(p.model, p.entry.layers): p for p in parts}.values())
+        return tuple({p.place: p for p in parts}.values())
 
 
 @dataclass
