@@ -129,7 +129,7 @@ def test_an_average_computes_what_the_average_of_the_parameters_does(pair: tuple
 
     family, folder, models = pair
     recipe = {"merge_method": "linear", "models": [{"model": str(folder / n), "parameters": {"weight": 1.0}} for n in "ab"]}
-    alnico.merge({**recipe, "unrelated": "allow"}, tmp_path / "out")
+    alnico.merge({**recipe}, tmp_path / "out")
     torch.testing.assert_close(output(loaded(family, tmp_path / "out")), output(averaged(models)), rtol=1e-5, atol=1e-6)
 
 
@@ -190,7 +190,6 @@ def test_modules_of_a_vision_language_model_are_merged_each_by_itself(seeing: tu
     recipe = {
         "merge_method": "linear",
         "base_model": a,
-        "unrelated": "allow",
         "modules": {
             "text_decoder": {"slices": [{**s, "merge_method": "passthrough"} for s in sources]},
             "vision_tower": {"models": both},
@@ -203,6 +202,7 @@ def test_modules_of_a_vision_language_model_are_merged_each_by_itself(seeing: tu
         models[1].model.language_model.layers[i] for i in (2, 3)
     ]
     expected.model.language_model.layers = torch.nn.ModuleList(copy.deepcopy(layer) for layer in chosen)
+    expected.model.language_model.config.num_hidden_layers = len(chosen)
     expected.model.language_model.norm = copy.deepcopy(models[1].model.language_model.norm)
     expected.lm_head = copy.deepcopy(models[1].lm_head)
     family = Family("LlavaForConditionalGeneration", "LlavaConfig", "", {})
@@ -224,7 +224,6 @@ def test_a_text_model_is_merged_into_the_text_decoder_of_a_vision_language_model
         "merge_method": "linear",
         "base_model": str(folder / "a"),
         "modules": {"text_decoder": {"models": entries}},
-        "unrelated": "allow",
     }
     alnico.merge(recipe, tmp_path / "out")
     expected = copy.deepcopy(models[0])

@@ -19,7 +19,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from alnico import errors
-    from alnico.api import load_recipe, merge, methods, open, plan, push
+    from alnico.api import load_recipe, merge, merge_all, methods, open, plan, plan_all, push
     from alnico.checkpoint.model import SafetensorsModel
     from alnico.engine.run import Result
     from alnico.methods.base import Merge, Method, method
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 _PLACES = {
     "merge": "alnico.api",
+    "merge_all": "alnico.api",
     "plan": "alnico.api",
+    "plan_all": "alnico.api",
     "load_recipe": "alnico.api",
     "open": "alnico.api",
     "push": "alnico.api",
@@ -44,7 +46,7 @@ _PLACES = {
 
 __all__ = [
     "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "__version__", "errors", "load_recipe", "merge",
-    "method", "methods", "open", "plan", "push",
+    "merge_all", "method", "methods", "open", "plan", "plan_all", "push",
 ]  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
+Recipes = RecipeLike | tuple[Recipe, ...]
 Size = int | str
 
 
@@ -84,7 +85,7 @@ def merge(
 
 
 def merge_all(
-    recipes: RecipeLike,
+    recipes: Recipes,
     out: str | os.PathLike[str],
     *,
     memory: Size = DEFAULT_BUDGET_BYTES,
@@ -112,7 +113,7 @@ def merge_all(
 
 
 def plan_all(
-    recipes: RecipeLike,
+    recipes: Recipes,
     *,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,

@@ -104,7 +104,7 @@ def merge(
     memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     try:
         with progress.bar(quiet or as_json, verbose) as watch:
-            result = api.merge(
+            results = api.merge_all(
                 _recipe(recipe),
                 out,
                 memory=memory_bytes,
@@ -120,11 +120,12 @@ def merge(
         print("alnico: interrupted. The same command takes the merge up again.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        _print(json.dumps(show.result_data(result), indent=1))
+        _print(json.dumps(_one_or_all([show.result_data(result) for result in results]), indent=1))
     elif not quiet:
-        for note in result.plan.notes:
+        for note in dict.fromkeys(note for result in results for note in result.plan.notes):
             _say(f"note: {note}", quiet)
-        _print(show.result_line(result))
+        for result in results:
+            _print(show.result_line(result))
     return None
 
 
@@ -147,7 +148,7 @@ def plan(
     from alnico.engine.output import check_disk
 
     memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
-    made = api.plan(
+    plans = api.plan_all(
         _recipe(recipe),
         memory=memory_bytes,
         threads=threads,
@@ -157,8 +158,12 @@ def plan(
         offline=offline,
     )
     if out:
-        check_disk(made, Path(out))
-    _print(json.dumps(made.summary(), indent=1) if as_json else show.plan_text(made, verbose, Path(out) if out else None))
+        for made in plans:
+            check_disk(made, Path(out))
+    if as_json:
+        _print(json.dumps(_one_or_all([made.summary() for made in plans]), indent=1))
+    else:
+        _print("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans))
 
 
 @app.command()
@@ -232,9 +237,14 @@ def _recipe(reference: str) -> Any:
     """A path, or the text of standard input with a name for messages."""
     if reference != "-":
         return reference
-    from alnico.recipe.load import MAX_BYTES, decode_recipe
+    from alnico.recipe.load import MAX_BYTES, decode_recipes
 
-    return decode_recipe(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
+    return decode_recipes(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
+
+
+def _one_or_all(data: list[Any]) -> Any:
+    """What a recipe gives: of a file with several documents, a list."""
+    return data[0] if len(data) == 1 else data
 
 
 def _size(text: str, option: str) -> int:

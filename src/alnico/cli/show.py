@@ -55,8 +55,12 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     for (kind, why), jobs in count_by_reason(plan.jobs).items():
         names = ", ".join(j.name for j in jobs) if len(jobs) <= 3 or verbose else f"{jobs[0].name} to {jobs[-1].name}"
         lines.append(f"  {WORDS[kind]:8}{len(jobs)}: {names}{' (' + why + ')' if why else ''}")
+    reasons: dict[tuple[int, str], list[str]] = {}
     for dropped in plan.dropped:
-        lines.append(f"  dropped {plan.sources[dropped.model].label}: {dropped.name} ({dropped.why})")
+        reasons.setdefault((dropped.model, dropped.why), []).append(dropped.name)
+    for (model, why), left in reasons.items():
+        shown = ", ".join(left) if len(left) <= 3 or verbose else f"{len(left)} tensors, {left[0]} to {left[-1]}"
+        lines.append(f"  dropped {plan.sources[model].label}: {shown} ({why})")
     shards = f"{len(plan.shards)} files" if len(plan.shards) > 1 else plan.shards[0].name
     lines.append(f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}")
     memory = plan.memory

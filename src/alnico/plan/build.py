@@ -105,7 +105,7 @@ def _plan(
     jobs = made.all()
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
-    notes = [*recipe.notes, *made.aligner.notes]
+    notes = [*recipe.notes, *made.aligner.notes, *made.notes]
     notes += _unused(references, sections, jobs)
     notes += _same_places(sources)
     config: Mapping[str, Any] = sources[donor].config
@@ -164,6 +164,7 @@ class _Jobs:
         self.sections = sections
         self.aligner = Aligner(sources, donor, recipe.missing)
         self.jobs: dict[str, Job] = {}
+        self.notes: list[str] = []
         self._bound: dict[Any, Merge] = {}
         self._fixed: dict[tuple[int, int], Merge] = {}
 
@@ -181,10 +182,23 @@ class _Jobs:
         self.aligner.refuse()
         for name, section, asked, fate in fated:
             self.jobs[name] = self._job(name, section, asked, fate)
+        self._note_gradients(fated)
         if self.sections.layers:
             return self._in_layer_order()
         order = dict.fromkeys(n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs)
         return [self.jobs[name] for name in (*order, *(n for n in self.jobs if n not in order))]
+
+    def _note_gradients(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> None:
+        """Tensors in no layer take a gradient's first value, also those that come after the layers."""
+        found = [
+            name
+            for name, section, asked, fate in fated
+            if fate.kind == "merged" and place_of(name) is None and section.varies(asked)
+            if section.options(name, asked) != section.options(name, asked, 1.0)
+        ]
+        if found:
+            shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+            self.notes.append(f"{shown}: in no layer, so the first value of each gradient is taken, as in mergekit.")
 
     def dropped(self, jobs: list[Job]) -> list[Dropped]:
         """What of the models that are used is not in the output, and why."""

@@ -105,12 +105,12 @@ class Section:
     def _of(self, reference: str) -> Part:
         return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
 
-    def options(self, name: str, asked: Asked) -> dict[str, object]:
-        """Return the options of the method for one tensor."""
+    def options(self, name: str, asked: Asked, depth: float | None = None) -> dict[str, object]:
+        """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
         rule = asked.rule
         preset = preset_of(asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset)
         levels = Levels(rule.parameters if rule is not None else {}, (*self.shared, preset))
-        place = TensorPlace(name, self.depth.get(name, 0.0))
+        place = TensorPlace(name, self.depth.get(name, 0.0) if depth is None else depth)
         return options_at(asked.method, levels, [p.entry for p in asked.values], place, [p.names[name] for p in asked.values])
 
     def varies(self, asked: Asked) -> bool:

@@ -38,9 +38,11 @@ def load_recipe(source: RecipeSource, seed: int | None = None) -> Recipe:
     return _seeded((recipe,), seed)[0]
 
 
-def load_recipes(source: RecipeSource, seed: int | None = None) -> tuple[Recipe, ...]:
+def load_recipes(source: RecipeSource | tuple[Recipe, ...], seed: int | None = None) -> tuple[Recipe, ...]:
     """Read all documents of a file, or of what :func:`load_recipe` takes; see :func:`alnico.recipe.stages.stages`."""
-    recipes = (source,) if isinstance(source, Recipe) else parse_recipes(*_found(source))
+    if isinstance(source, Recipe):
+        source = (source,)
+    recipes = source if isinstance(source, tuple) else parse_recipes(*_found(source))
     return _seeded(recipes, seed)
 
 
@@ -76,11 +78,6 @@ def _decoded(data: bytes, name: str) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         raise RecipeError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the merge.") from None
-
-
-def decode_recipe(data: bytes, name: str, folder: str = ".") -> Recipe:
-    """Read a recipe from the bytes of a YAML file. Errors: RecipeError."""
-    return parse_recipe(_decoded(data, name), name, folder)
 
 
 def decode_recipes(data: bytes, name: str, folder: str = ".") -> tuple[Recipe, ...]:
