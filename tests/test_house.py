@@ -19,7 +19,7 @@ SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
     "errors", "numerics", "checkpoint", "kernels", "methods", "recipe", "vocabulary", "plan", "engine", "lora", "analysis", "tune",
-    "store", "api", "cli", "app",
+    "store", "values", "api", "cli", "app",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
 
