@@ -297,7 +297,7 @@ def test_mistakes_are_those_of_a_recipe() -> None:
     assert told(RecipeError, [W, W], "linaer").startswith("unknown merge method 'linaer';")
     assert told(RecipeError, [W, W], wieght=1) == "recipe: parameters.wieght is no option of linear. Did you mean weight?"
     assert "ties needs base_model" in told(RecipeError, [W, W], "ties")
-    assert "density is 1.4; density is the share kept" in told(RecipeError, [W, W], "ties", base=W, density=1.4)
+    assert "parameters.density is 1.4; density is the share" in told(RecipeError, [W, W], "ties", base=W, density=1.4)
     assert told(RecipeError, [W, W], weights=[1]) == "weights has 1 values for 2 state_dicts; expected one for each."
     assert "dtype is 'int8'" in told(RecipeError, [W, W], dtype=np.int8)
     assert told(RecipeError, W) == "state_dicts is of type dict; expected a list of models."
