@@ -20,6 +20,27 @@ class ModelEntry:
 
 
 @dataclass(frozen=True)
+class TokenSource:
+    """Where the row of one token comes from: a model's row of it, another token's row, zeros; None leaves it to the rule."""
+
+    kind: Literal["model", "model_token", "zero"] | None = None
+    model: str = ""
+    token: str | None = None
+    token_id: int | None = None
+    force: bool = False
+    """For every model, also those that have the token."""
+
+
+@dataclass(frozen=True)
+class TokenizerSetting:
+    """The output's vocabulary: the ``union`` of all, ``base``, or that of the model of this reference."""
+
+    source: str = "union"
+    tokens: Mapping[str, TokenSource] = field(default_factory=dict)
+    pad_to_multiple_of: int | None = None
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What is asked. Options have alnico's names; ``notes`` tell what was accepted and means nothing.
 
