@@ -27,7 +27,11 @@ def entry(content: str, row: int, **keys: Any) -> dict[str, Any]:
 
 
 def save_tokenizer(
-    folder: Path, vocabulary: Mapping[str, int], added: Sequence[dict[str, Any]] = (), model: Mapping[str, Any] | None = None, **keys: Any
+    folder: Path,
+    vocabulary: Mapping[str, int],
+    added: Sequence[dict[str, Any]] = (),
+    model: Mapping[str, Any] | None = None,
+    **keys: Any,
 ) -> Path:
     """Write tokenizer.json (BPE unless ``model`` says else) and tokenizer_config.json with ``keys``."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,8 @@ def test_every_token_has_the_row_that_mergekit_gives_it(case: str, folders: dict
         embed = matrix(model, EMBED)
         np.testing.assert_array_equal(matrix(model, HEAD), embed / 2)
         found = {token: embed[row] for token, row in written.tokens.items()}
-        np.testing.assert_allclose([found[t] for t in written.tokens], [expected["rows"][name][t] for t in written.tokens], rtol=1e-7)
+        np.testing.assert_allclose(
+            [found[t] for t in written.tokens], [expected["rows"][name][t] for t in written.tokens], rtol=1e-7
+        )
         for padding in expected["padding"][name]:
             np.testing.assert_allclose(embed[len(found) :], np.tile(padding, (plan.size - len(found), 1)), rtol=1e-6)

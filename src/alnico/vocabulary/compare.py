@@ -116,8 +116,11 @@ def different_rows(tensor: str, one: str, rows: int, other: str, other_rows: int
             f"{held}; the models have different vocabularies, expected one. Write tokenizer_source: base for the vocabulary of {one}, "
             "tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
         )
-    multiple = next((m for m in (512, 256, 128, 64, 32, 16, 8) if -(-size // m) * m == rows), None)
-    keeps = f"{{source: base, pad_to_multiple_of: {multiple}}}, which pads to {rows} again" if multiple else "{source: base}"
+    if rows == size:
+        keeps = "{source: base}"
+    else:
+        multiple = next(m for m in range(rows - size + 1, rows + 1) if rows % m == 0)
+        keeps = f"{{source: base, pad_to_multiple_of: {multiple}}}, which pads to {rows} again"
     return (
         f"{held} for the same {size} tokens; the rest is padding, expected one number of rows. "
         f"Write tokenizer: {keeps}, or use models of one size."
