@@ -92,22 +92,20 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
 def added_ids(parts: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, Entry]:
     """Give added tokens their ids as the ``tokenizers`` library does: by their order alone.
 
-    A token that the vocabulary has keeps its id there; the first other one has the vocabulary's length, each further one
-    the id after the highest. So an id in a file that leaves a gap is not the id that a model gets to see.
+    A token that the vocabulary has keeps its id there; the first other one has the vocabulary's length, and so on by one.
+    So an id in a file that leaves a gap is not the id that a model gets to see.
 
     >>> {t: e["id"] for t, e in added_ids({"a": 0, "b": 1}, [{"content": "<s>", "id": 9}, {"content": "b", "id": 9}]).items()}
     {'<s>': 2, 'b': 1}
     """
     found: dict[str, Entry] = {}
-    highest = len(parts) - 1
+    free = len(parts)
     for entry in entries:
         content = str(entry["content"])
         if not content or content in found:
             continue
-        at = parts.get(content)
-        if at is None:
-            at = highest + 1
-        highest = max(highest, at)
+        at = parts.get(content, free)
+        free += content not in parts
         found[content] = {**entry, "id": at}
     return found
 
