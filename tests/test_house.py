@@ -12,13 +12,14 @@ import pytest
 
 import alnico
 from alnico.methods import registry
+from alnico.methods._documentation import read_documentation
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
     "errors", "numerics", "checkpoint", "kernels", "methods", "recipe", "vocabulary", "plan", "engine", "lora", "analysis", "tune",
-    "store", "api", "cli", "app",
+    "store", "values", "api", "cli", "app",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
 
@@ -74,8 +75,21 @@ def test_the_readme_names_every_method() -> None:
 def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
     method = registry()[name]
     text = method.documentation
-    for part in ("Options:", "Shapes:", "Measures:", "Edge cases:", "Differs from the source:", "Source:", ">>>"):
-        assert part in text, f"{name} does not say {part}"
+    parts = (
+        "\nUse when:",
+        "\nOptions:",
+        "\nShapes:",
+        "\nMeasures:",
+        "\nEdge cases:",
+        "\nDiffers from the source:",
+        "\nSource:",
+        "\n>>>",
+    )
+    places = [text.find(part) for part in parts if part != "\nOptions:" or method.options]
+    assert -1 not in places, f"{name} does not say {parts[places.index(-1)].strip()}"
+    assert places == sorted(places), f"{name} has another order"
+    for cost in (" pass", "Memory: ", "Grain: "):
+        assert cost in read_documentation(method).parts["Measures"], f"{name}: Measures does not say {cost.strip()}"
     for option in method.options.values():
         assert f"    {option.name}:" in text
         assert option.meaning or option.kind == "choice"

@@ -19,16 +19,30 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from alnico import errors
-    from alnico.api import load_recipe, merge, merge_all, methods, open, plan, plan_all, push
+    from alnico.api import (
+        load_recipe,
+        merge,
+        merge_all,
+        merge_models,
+        merge_state_dicts,
+        methods,
+        open,
+        plan,
+        plan_all,
+        push,
+    )  # fmt: skip
     from alnico.checkpoint.model import SafetensorsModel
     from alnico.engine.run import Result
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
     from alnico.recipe.schema import Recipe
+    from alnico.values.task_vector import LazyModel, TaskVector
 
 _PLACES = {
     "merge": "alnico.api",
     "merge_all": "alnico.api",
+    "merge_models": "alnico.api",
+    "merge_state_dicts": "alnico.api",
     "plan": "alnico.api",
     "plan_all": "alnico.api",
     "load_recipe": "alnico.api",
@@ -37,6 +51,8 @@ _PLACES = {
     "methods": "alnico.api",
     "Recipe": "alnico.recipe.schema",
     "Plan": "alnico.plan.job",
+    "LazyModel": "alnico.values.task_vector",
+    "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
     "SafetensorsModel": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
@@ -45,8 +61,8 @@ _PLACES = {
 }
 
 __all__ = [
-    "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "__version__", "errors", "load_recipe", "merge",
-    "merge_all", "method", "methods", "open", "plan", "plan_all", "push",
+    "LazyModel", "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "TaskVector", "__version__", "errors",
+    "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push",
 ]  # fmt: skip
 
 

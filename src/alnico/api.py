@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.model import SafetensorsModel, Source, open_model
-from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, parse_size
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
-from alnico.errors import AlnicoError
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.plan.build import build_plan, located
@@ -22,6 +21,7 @@ from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe import load
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
+from alnico.values.merging import merge_modules, merge_values
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Recipes = RecipeLike | tuple[Recipe, ...]
@@ -128,7 +128,7 @@ def plan_all(
 
 
 def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: bool) -> Planner:
-    memory_bytes, max_shard_bytes = _bytes(memory), _bytes(max_shard_size)
+    memory_bytes, max_shard_bytes = bytes_of(memory), bytes_of(max_shard_size)
 
     def planned(recipe: Recipe, made: Mapping[str, Any], single_file: str | None) -> Plan:
         def opened(reference: str) -> Source:
@@ -160,6 +160,56 @@ def _run(made: Plan, target: Path, overwrite: bool, restart: bool, watch: Watche
         return run_plan(made, target, __version__, overwrite=overwrite, restart=restart, watch=watch)
     finally:
         close([made])
+
+
+def merge_state_dicts(
+    state_dicts: Sequence[Any],
+    method: str = "linear",
+    *,
+    base: Any = None,
+    weights: Sequence[float] | None = None,
+    dtype: Any = None,
+    seed: int = 0,
+    missing: str = "error",
+    threads: int | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Merge dicts of tensors in memory; the bits are those of the same merge on disk.
+
+    Torch tensors in, torch tensors on the CPU out; numpy arrays in, numpy arrays out. Modules, paths and hub ids may stand
+    among the dicts. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
+    of the models. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
+    share it in the result. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
+
+    >>> import numpy as np
+    >>> merge_state_dicts([{"w": np.float32([1, 2])}, {"w": np.float32([3, 6])}], weights=[1, 3])
+    {'w': array([2.5, 5. ], dtype=float32)}
+    """
+    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "options": options}
+    return merge_values(state_dicts, base, "state_dicts", method, threads, **asked)
+
+
+def merge_models(
+    models: Sequence[Any],
+    method: str = "ties",
+    *,
+    base: Any = None,
+    weights: Sequence[float] | None = None,
+    dtype: Any = None,
+    seed: int = 0,
+    missing: str = "error",
+    threads: int | None = None,
+    **options: Any,
+) -> Any:
+    """Merge ``nn.Module`` s into a copy of ``base``, or of the first model where no base is given.
+
+    The copy has the merged parameters and buffers, on the devices of what it is a copy of, and all else as it was, the
+    training mode too; of a module in ``torch.compile`` or ``DataParallel`` it is the module inside. With ``missing: drop`` a
+    tensor that some model lacks stays as it is in the copy. Other arguments as for :func:`merge_state_dicts`; paths and hub
+    ids may stand among the models. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
+    """
+    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "options": options}
+    return merge_modules(models, base, method, threads, missing == "drop", **asked)
 
 
 def open(model: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:
@@ -196,13 +246,3 @@ def push(
 def methods() -> dict[str, Method]:
     """Return all merge methods by name, with their options and documentation."""
     return dict(registry())
-
-
-def _bytes(size: Size) -> int:
-    try:
-        value = size if isinstance(size, int) else parse_size(size)
-    except ValueError as error:
-        raise AlnicoError(f"{error}.") from None
-    if value <= 0:
-        raise AlnicoError(f"{size!r} is no size; expected a number of bytes above 0.")
-    return value

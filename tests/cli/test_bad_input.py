@@ -379,6 +379,6 @@ def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "merge", interrupted)
+    monkeypatch.setattr(api, "merge_all", interrupted)
     code, stdout, stderr = run("merge", "linear.yml", "out")
     assert (code, stdout, stderr) == (130, "", "alnico: interrupted. The same command takes the merge up again.\n")

@@ -215,7 +215,10 @@ def test_notes_of_the_recipe_go_to_stderr(run: Run) -> None:
 def test_methods_lists_every_method(run: Run) -> None:
     code, stdout, stderr = run("methods")
     assert (code, stderr) == (0, "")
-    assert [line.split()[0] for line in stdout.splitlines()[: len(registry())]] == sorted(registry())
+    first = [line.split()[0] for line in stdout.splitlines() if line]
+    assert sorted(name for name in first if name in registry()) == sorted(registry())
+    assert "\nties              base + 1 or more    Trim each task vector, elect a sign " in stdout
+    assert stdout.index("\nlinear ") < stdout.index("\nOf task vectors (model - base)") < stdout.index("\nties ")
     assert {m["name"] for m in json.loads(run("methods", "--json")[1])} == set(registry())
 
 
@@ -224,7 +227,10 @@ def test_a_method_is_shown_in_full(run: Run) -> None:
     assert code == 0
     assert stdout.startswith("ties\n====\n\nTrim each task vector, ")
     assert "https://arxiv.org/abs/2306.01708" in stdout
-    assert "  density: (0, 1]; one a model; default 1\n" in stdout
+    assert "  density: (0, 1]; one a model; default 1\n      the share of each tensor's entries that is kept" in stdout
+    assert "use when    models of different tasks disagree in sign" in stdout
+    assert "\n  merge_method: ties\n  base_model: path/to/base\n" in stdout
+    assert max(map(len, stdout.splitlines())) <= 100
     data = json.loads(run("methods", "ties", "--json")[1])
     assert (data["name"], data["space"], data["base"], data["models"]) == ("ties", "delta", "required", [1, None])
     assert data["options"]["elect"] == "weighted | mass | count; default weighted"

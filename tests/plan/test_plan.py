@@ -427,9 +427,9 @@ def test_a_model_without_a_tokenizer_is_not_compared() -> None:
 
 
 def test_a_tokenizer_that_cannot_be_read_is_noted() -> None:
-    model("a", tokenizer__model="one"), model("b", tokenizer__model="two")
+    model("a", tekken__json="one"), model("b", tekken__json="two")
     assert planned().notes == (
-        "the vocabularies of a and b were not compared: tokenizer.model cannot be read by this version. "
+        "the vocabularies of a and b were not compared: tekken.json cannot be read by this version. "
         "Make sure that they are the same.",
     )
 

@@ -9,8 +9,17 @@ from typing import Any
 import pytest
 
 from alnico.errors import ModelError
-from alnico.vocabulary import compare
-from alnico.vocabulary.compare import Vocabulary, difference, read_vocabulary, renamed, same_files, unread_file
+from alnico.vocabulary import tokenizer as tokenizers
+from alnico.vocabulary.compare import (
+    Vocabulary,
+    difference,
+    different_rows,
+    different_vocabularies,
+    read_vocabulary,
+    renamed,
+    same_files,
+    unread_file,
+)
 
 TOKENS = {"<s>": 0, "a": 1, "b": 2, "ab": 3}
 ADDED = [{"id": 0, "content": "<s>", "special": True}, {"id": 4, "content": "<pad>", "special": True}]
@@ -62,7 +71,7 @@ def test_tokenizer_json_goes_before_vocab_json_before_vocab_txt(tmp_path: Path) 
 def test_a_model_without_a_readable_tokenizer_has_no_vocabulary(tmp_path: Path) -> None:
     assert read_vocabulary(None) is None
     assert read_vocabulary(tmp_path) is None
-    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x00")
+    (tmp_path / "tekken.json").write_bytes(b"{}")
     assert read_vocabulary(tmp_path) is None
     tokenizer(tmp_path, {"type": "Quantum"})
     assert read_vocabulary(tmp_path) is None
@@ -91,12 +100,19 @@ def test_an_empty_vocabulary_has_size_0() -> None:
             '{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": 1e999}]}',
             "added_tokens holds entries without content and id.",
         ),
+        ("tokenizer.model", "\n\x05ab", "is no sentencepiece model (it ends within a field)."),
+        ("tokenizer.model", "\n\x03\n\x01\udcff", "is no sentencepiece model (a piece is no UTF-8)."),
+        ("tokenizer.model", "", "is no sentencepiece model (it holds no pieces)."),
+        ("tokenizer.model", "\n\x02\x10\x01", "is no sentencepiece model (piece 0 has no text)."),
+        ("tokenizer.model", "\x08\x01", "is no sentencepiece model (a piece is no message)."),
+        ("tokenizer.model", "\x0f", "is no sentencepiece model (byte 1 begins no field)."),
+        ("tokenizer.model", "\x12", "is no sentencepiece model (it ends within a number)."),
         ("vocab.json", '{"a": 1.5}', "its vocabulary maps tokens to things that are no row numbers."),
         ("vocab.json", "not json", "is not JSON"),
     ],
 )
 def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str, text: str, expected: str) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ModelError) as caught:
         read_vocabulary(tmp_path)
     assert str(caught.value).startswith(f"{tmp_path / name}: {expected}")
@@ -113,7 +129,7 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tmp_path: Pat
 
 
 def test_a_file_too_large_for_a_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compare, "MAX_TEXT_BYTES", 10)
+    monkeypatch.setattr(tokenizers, "MAX_BYTES", 10)
     (tmp_path / "vocab.txt").write_text("a\n" * 6)
     with pytest.raises(ModelError) as caught:
         read_vocabulary(tmp_path)
@@ -167,7 +183,54 @@ def test_the_same_bytes_need_no_reading(tmp_path: Path) -> None:
 def test_a_tokenizer_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert unread_file(None) is None
     assert unread_file(tmp_path) is None
-    (tmp_path / "tokenizer.model").write_bytes(b"")
-    assert unread_file(tmp_path) == "tokenizer.model"
+    (tmp_path / "tekken.json").write_bytes(b"")
+    assert unread_file(tmp_path) == "tekken.json"
     (tmp_path / "vocab.txt").write_text("a")
     assert unread_file(tmp_path) is None
+
+
+def piece(text: str, score: bytes = b"\x15\x00\x00\x80\xbf", kind: bytes = b"\x18\x02") -> bytes:
+    """A piece of a sentencepiece model with its text, score and type, as the format has it."""
+    data = text.encode()
+    message = b"\x0a" + bytes([len(data)]) + data + score + kind
+    return b"\x0a" + bytes([len(message)]) + message
+
+
+def test_a_sentencepiece_model_gives_pieces_by_their_places(tmp_path: Path) -> None:
+    trainer = b"\x12\x04\x20\x80\x80\x02" + b"\x19" + bytes(8)  # other fields: bytes and 64 bits
+    long = "▁" * 40  # 120 bytes: the lengths need two bytes
+    message = b"\x0a\x78" + long.encode()
+    two = b"\x0a" + bytes([len(message) | 0x80, 0])[:1] + b"\x00" if len(message) > 127 else b"\x0a" + bytes([len(message)])
+    (tmp_path / "tokenizer.model").write_bytes(piece("<unk>") + trainer + piece("▁a") + two + message)
+    assert read_vocabulary(tmp_path) == Vocabulary({"<unk>": 0, "▁a": 1, long: 2}, {})
+
+
+def test_added_tokens_have_the_ids_that_the_library_gives_and_not_those_of_the_file(tmp_path: Path) -> None:
+    added = [{"id": 9, "content": "<x>"}, {"id": 7, "content": "<y>"}]
+    assert read_vocabulary(tokenizer(tmp_path, {"type": "BPE", "vocab": {"a": 0, "b": 1}}, added)) == Vocabulary(
+        {"a": 0, "b": 1}, {"<x>": 2, "<y>": 3}
+    )
+
+
+def test_different_vocabularies_say_what_to_write() -> None:
+    assert different_vocabularies("a", "b", "1 of 2 tokens differ, such as 'x' at row 1") == (
+        "a and b have different vocabularies: 1 of 2 tokens differ, such as 'x' at row 1; expected one. "
+        "Write tokenizer_source: base for the vocabulary of a, tokenizer_source: union for the tokens of all models, "
+        "or use models with the same tokenizer."
+    )
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "expected"),
+    [
+        (None, None, "the models have different vocabularies, expected one. Write tokenizer_source: base for the vocabulary of a, "
+         "tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."),
+        (151936, 151665, "the rest is padding, expected one number of rows. Write tokenizer: {source: base, pad_to_multiple_of: 1187}, "
+         "which pads to 151936 again, or use models of one size."),
+        (151665, 151665, "the rest is padding, expected one number of rows. Write tokenizer: {source: base}, or use models of one size."),
+    ],
+)  # fmt: skip
+def test_different_numbers_of_rows_say_what_to_write(rows: int | None, size: int | None, expected: str) -> None:
+    message = different_rows("embed", "a", rows or 8, "b", 9, size)
+    assert message.startswith(f"embed: a has {rows or 8} rows, b has 9")
+    assert message.endswith(expected)

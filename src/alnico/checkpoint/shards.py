@@ -11,6 +11,7 @@ from fractions import Fraction
 
 from alnico.checkpoint.header import Header, build
 from alnico.checkpoint.model import INDEX
+from alnico.errors import AlnicoError
 from alnico.numerics.dtypes import DTYPES
 
 DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
@@ -42,6 +43,17 @@ def parse_size(text: str) -> int:
     if match is None or unit is None or (size := int(Fraction(match[1]) * unit)) <= 0:
         raise ValueError(f"{text!r} is no size; expected a number with a unit, such as 5GB or 2GiB")
     return size
+
+
+def bytes_of(size: int | str) -> int:
+    """Return a size that is given as a number of bytes or as text. Errors: AlnicoError if it is none, or not above 0."""
+    try:
+        value = size if isinstance(size, int) else parse_size(size)
+    except ValueError as error:
+        raise AlnicoError(f"{error}.") from None
+    if value <= 0:
+        raise AlnicoError(f"{size!r} is no size; expected a number of bytes above 0.")
+    return value
 
 
 def format_size(size: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from alnico.checkpoint.shards import format_size
 from alnico.engine.fetch import absent_files
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
+from alnico.methods._documentation import first_recipe, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason
 from alnico.vocabulary.compare import read_vocabulary
@@ -150,13 +152,47 @@ def method_data(method: Method) -> dict[str, Any]:
 
 
 def methods_text(methods: Iterable[Method]) -> str:
-    rows = [(m.name, "base" if m.base in ("required", "first") else "", m.summary) for m in methods]
-    width = max(len(name) for name, _, _ in rows)
-    lines = [f"{name:{width}}  {base:4}  {summary}" for name, base, summary in rows]
-    return "\n".join([*lines, "", "base: needs base_model. `alnico methods NAME` shows one in full."])
+    """A line a method, those that average models before those that add to a base."""
+    every = list(methods)
+    width, room = max(len(m.name) for m in every), max(len(takes(m)) for m in every)
+    lines = [f"{'method':{width}}  {'models':{room}}  what it does"]
+    for title, deltas in (("Of models as they are:", False), ("Of task vectors (model - base), added to the base:", True)):
+        group = [m for m in every if (m.base == "required") == deltas]
+        lines += ["", title, *(f"{m.name:{width}}  {takes(m):{room}}  {m.summary}" for m in group)] if group else []
+    return "\n".join(
+        [*lines, "", "`alnico methods NAME` shows one in full: when to use it, formula, options, a recipe, cost, source."]
+    )
 
 
 def method_text(method: Method) -> str:
-    lines = [method.name, "=" * len(method.name), "", method.documentation, "", "In a recipe:"]
-    lines += [f"  {option.name}: {option.describe()}" for option in method.options.values()]
+    """All of a method for people, in the width of a terminal."""
+    told = read_documentation(method)
+    lines = [method.name, "=" * len(method.name), "", *_wrapped(told.summary), ""]
+    lines += [line for part in told.formula.replace("; ``", ";\n``").splitlines() for line in _wrapped(part)] + [""]
+    lines += _entry("models", takes(method))
+    lines += _entry("use when", told.parts.get("Use when", ""))
+    lines += _entry("cost", told.parts.get("Measures", ""))
+    lines += [
+        "",
+        "Options, under parameters or under a model:" if any(o.per_model for o in method.options.values()) else "Options:",
+    ]
+    for option in method.options.values():
+        lines += [f"  {option.name}: {option.describe()}", *_wrapped(told.options.get(option.name, option.meaning), "      ")]
+    for name, options in getattr(method, "presets", {}).items():
+        lines += [f"  preset {name}: {', '.join(f'{o} {v}' for o, v in options.items())}"]
+    lines += ["", "A recipe:", *(f"  {line}" for line in recipe_text(first_recipe(method)).splitlines()), ""]
+    for label in ("Edge cases", "Errors", "Differs from the source", "Source"):
+        lines += _entry(label.lower().replace("differs from the source", "differs"), told.parts.get(label, ""))
     return "\n".join(lines)
+
+
+def _entry(label: str, text: str) -> list[str]:
+    """A label and what it says beside it; nothing where nothing is said."""
+    first, *rest = _wrapped(text, " " * 12) or [""]
+    return [f"{label:12}{first[12:]}", *rest] if text else []
+
+
+def _wrapped(text: str, indent: str = "") -> list[str]:
+    return textwrap.wrap(
+        text.replace("``", ""), 100, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )

@@ -50,6 +50,12 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: bool, watch: Callable[[Eve
         source.fetch(files, tell)
 
 
+def fetch_weights(plan: Plan) -> None:
+    """Download the weights that the plan reads, for a result that goes to no disk. Errors: HubError."""
+    for source, files in zip(plan.sources, absent_files(plan, side_files=False), strict=True):
+        source.fetch(files)
+
+
 def _check_cache_disk(cache: Path, total: int, plan: Plan, out: Path) -> None:
     """Downloads and output together, where both are on one disk."""
     disk, target = existing_folder(cache), existing_folder(out)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -94,14 +94,14 @@ def run_plan(
     return Result(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
 
 
-def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None) -> _Run:
+def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None) -> Run:
     """Make all tensors that are not there yet."""
     files = OutputFiles(part.model, plan.shards)
     try:
         jobs = {job.name: job for job in plan.jobs}
         kept = [r for r in found if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
         journal = Journal(part.path, fingerprint, files.sync, kept)
-        run = _Run(plan, files, journal, kept, watch)
+        run = Run(plan, files, journal, kept, watch)
         try:
             run.all()
         finally:
@@ -138,8 +138,26 @@ class _Unfinished:
         self.mixer: Mixer | None = None
 
 
-class _Run:
-    def __init__(self, plan: Plan, files: OutputFiles, journal: Journal, kept: Iterable[Record], watch: Watcher | None) -> None:
+class Output(Protocol):
+    """Where the bytes of output tensors go."""
+
+    def write(self, tensor: str, offset: int, data: memoryview) -> None:
+        """Put ``data`` at byte ``offset`` of a tensor. Safe for threads."""
+        ...
+
+
+class Notes(Protocol):
+    """What is told of a finished tensor; ``failure`` is why it cannot be told any more."""
+
+    failure: BaseException | None
+
+    def finished(self, record: Record) -> None: ...
+
+
+class Run:
+    """The threads that make all tensors of a plan that are not ``kept``: from its sources to ``files``."""
+
+    def __init__(self, plan: Plan, files: Output, journal: Notes, kept: Iterable[Record], watch: Watcher | None) -> None:
         self.plan = plan
         self.files = files
         self.journal = journal

@@ -24,6 +24,10 @@ def breadcrumbs(
     Of the n entries of a tensor of ``model_i - base``, ordered by magnitude, the largest ``int(gamma_i * n)`` are left out and
     the ``int(density_i * n)`` below them are kept; ``out = base + scale * sum_i weight_i * kept_i``.
 
+    Use when: many task vectors are added up, and a few outlying entries would dominate the sum. Give a ``density``: at 1
+        nothing is left out, whatever ``gamma`` is.
+    Start with: {density: 0.15, gamma: 0.006, scale: 0.3}
+
     Options:
         density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the authors use 0.15).
         gamma: the share of largest magnitude that is left out, in [0, 1]; at most ``1 - density`` (the authors use 0.006).
@@ -32,7 +36,9 @@ def breadcrumbs(
         divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
         rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums. Grain: element.
+    Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums, one pass more; then one to mix.
+        Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor is searched. Grain:
+        element.
     Edge cases: at least one entry of a tensor is kept; entries equal to either threshold are kept; at density 1 all are,
         whatever gamma is.
     Errors: MethodError if a density is outside (0, 1], or if ``divide`` is ``weight`` and the weights sum to 0.

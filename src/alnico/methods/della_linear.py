@@ -25,6 +25,10 @@ def della_linear(
     probability ``density_i - epsilon_i + 2 * epsilon_i * r / (n - 1)``, times a factor (see ``rescale``);
     ``out = base + scale * sum_i weight_i * kept_i``.
 
+    Use when: as for ``della``, where the models' signs agree or all of the sum is wanted. Give a ``density``: 1 drops
+        nothing.
+    Start with: {density: 0.7, epsilon: 0.07}
+
     Options:
         density: the mean probability of an entry to be kept, in (0, 1]; 1 keeps all. The paper's drop rate p is 1 - density.
         epsilon: how far the probability goes below and above density over the ranks of a row, in [0, 1]; density - epsilon
@@ -34,7 +38,8 @@ def della_linear(
         divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density, ``none``.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: with ``l1`` two sums, one pass. Grain: row. Noise: yes, by (seed, tensor, model, element).
+    Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks of whole rows with their ranks. Grain: row.
+        Noise: yes, by (seed, tensor, model, element).
     Edge cases: equal magnitudes of a row share their mean rank; a row of one entry is kept with probability density; a
         tensor of one dimension is one row.
     Errors: MethodError if a density is outside (0, 1], or epsilon does not fit it.

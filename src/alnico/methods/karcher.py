@@ -22,12 +22,15 @@ def karcher(
     ``out = (sum_i w_i |x_i|) * m``, where m minimises ``sum_i w_i theta_i^2`` and ``theta_i`` is the angle between m and
     the tensor ``x_i`` as a flat vector. All steps are taken in the k coefficients, from the Gram matrix in float64.
 
+    Use when: several models whose directions do differ are to be averaged, none before the others. Fine-tunes of one base
+        are nearly parallel, and the result is then nearly ``linear``; comparisons with other methods are few.
+
     Options:
         weight: a model's coefficient, any number; divided by their sum.
         max_iter: most steps of the iteration, in [0, 10000]; 0 gives the mean direction.
         tol: the step below which it ends, in radians, in [0, 1].
     Shapes: one value a model in, one number out; any number of models.
-    Measures: Gram, one pass; then one to mix. Grain: element.
+    Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.
     Edge cases: a tensor of zeros has no direction and counts in the length alone; one model is copied; not unique where
         directions are a half turn apart.
     Errors: MethodError if the weights sum to 0.

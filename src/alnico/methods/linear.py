@@ -10,11 +10,14 @@ def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Me
     ``out = sum_i weight_i * model_i / sum_i weight_i``; without ``normalize`` the sum is not divided.
     Equal weights make the uniform soup.
 
+    Use when: models are runs of one task from one start (a soup), or a base and its fine-tune (WiSE-FT, where data shift).
+        Of models of different tasks each gives its share only; with a base that is known, take ``task_arithmetic``.
+
     Options:
         weight: a model's coefficient, any number; 1 for all makes the plain mean.
         normalize: divide the weights by their sum.
     Shapes: one value a model in, one number out; any number of models.
-    Measures: nothing; one pass. Grain: element.
+    Measures: nothing; one pass over the models. Memory: blocks. Grain: element.
     Edge cases: an element on which all models agree keeps its bits when the weights sum to 1; when one model has all the
         weight, its bytes are copied; an integer tensor is copied if all models agree.
     Errors: MethodError if ``normalize`` and the weights sum to 0.

@@ -9,10 +9,13 @@ def passthrough(*, scale: PerModel[float] = each(1.0)) -> Merge:
 
     ``out = scale * model``. At scale 1 the bytes are copied and never decoded, unless another output dtype is asked for.
 
+    Use when: one model's tensors are to be taken over: its layers in a stack of several models, a part that is not to be
+        merged, or a model in another dtype.
+
     Options:
         scale: the factor on every parameter, any number.
     Shapes: one value in, one number out; one model.
-    Measures: nothing; one pass. Grain: element; bytes at scale 1.
+    Measures: nothing; one pass over the model. Memory: blocks. Grain: element; bytes at scale 1.
     Edge cases: scale 0 writes zeros.
     Differs from the source: mergekit multiplies also at scale 1; the values are the same.
     Source: mergekit 0.1.5, method passthrough.

@@ -12,11 +12,16 @@ def sce(*, select_topk: Share = 1.0) -> Merge:
     those where it is not 0; elsewhere 0. Calculate: ``w_i = mean(kept_i^2) / sum_j mean(kept_j^2)``, tensor by tensor. Erase:
     ``out = base + sum_A w_i * kept_i / sum_A w_i`` over the models A whose ``kept_i`` has the sign of ``sum_i kept_i``.
 
+    Use when: several chat models of one base, tuned on data from different teachers, are to be fused (FuseChat). Give a
+        ``select_topk``: at 1 the selection is left out.
+    Start with: {select_topk: 0.1}
+
     Options:
         select_topk: the share of entries that is selected, in (0, 1]; 1 selects all (FuseChat uses 0.1).
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: below 1, Count and the kth largest of the variance, then Sum: three levels, three to five passes; else Sum.
-        Grain: element.
+    Measures: below 1, Count and the kth largest of the variance, then Sum: three levels, three to five passes; else Sum, one
+        pass; then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor
+        is searched. Grain: element.
     Edge cases: entries whose variance equals the limit are all kept; a balance of exactly 0 elects plus; one model has no
         variance: with ``select_topk`` below 1 the base is written.
     Differs from the source: the selection also holds for the merge itself, as in mergekit; FuseAI selects for the weights

@@ -22,10 +22,15 @@ def slerp(*, t: float) -> Merge:
     tensors as flat vectors. Where |cos theta| > 0.9995 the straight line ``(1-t) * base + t * model`` is taken; tensors
     of fine-tunes of one base are nearly always that close.
 
+    Use when: one place between two models is wanted. Of two fine-tunes of one base it is nearly always ``linear`` with
+        weights 1 - t and t, since their tensors are nearly parallel; ``nuslerp`` with a base takes the arc between task
+        vectors, which are not.
+    Start with: {t: 0.5}
+
     Options:
         t: the place on the arc, any number; 0 is the base, 1 the other model, outside [0, 1] extrapolates.
     Shapes: two values in, one number out.
-    Measures: Gram, one pass; then one to mix. Grain: element.
+    Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.
     Edge cases: t = 0 and t = 1 copy bytes; a tensor of zeros, opposite tensors: the straight line.
     Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in mergekit), so the
         length is not exactly interpolated; the angle is measured in float64 (mergekit: float32).

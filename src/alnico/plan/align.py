@@ -13,7 +13,15 @@ from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
 from alnico.plan.sections import Asked, Part, Section
 from alnico.recipe.schema import Missing
-from alnico.vocabulary.compare import difference, read_vocabulary, renamed, same_files, unread_file
+from alnico.vocabulary.compare import (
+    difference,
+    different_rows,
+    different_vocabularies,
+    read_vocabulary,
+    renamed,
+    same_files,
+    unread_file,
+)
 
 MAX_SHOWN = 5
 
@@ -113,11 +121,14 @@ class Aligner:
         a, b = self._tensor(one, name).shape, self._tensor(other, name).shape
         text = f"{name}: {self._label(one)} is {a}, {self._label(other)} is {b}; "
         if name.endswith((*families.EMBEDDINGS, *families.HEADS)) and a[1:] == b[1:]:
-            return text + (
-                "the models have different vocabularies; expected one. "
-                "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
-            )
+            size = self._shared_size(one.model, other.model)
+            return different_rows(name, self._label(one), a[0], self._label(other), b[0], size)
         return text + "expected one shape. Use models of one architecture and size."
+
+    def _shared_size(self, one: int, other: int) -> int | None:
+        """Rows that the tokens of two models need, if their vocabularies are the same."""
+        a, b = (read_vocabulary(self.sources[m].directory) for m in (one, other))
+        return a.size if a is not None and b is not None and difference(a, b) is None else None
 
     def _lacks(self, name: str, lacking: Sequence[Part], reference: Part) -> str:
         shape, known = self._tensor(reference, name).shape, set(reference.names.values())
@@ -154,10 +165,7 @@ class Aligner:
                 continue
             differs = difference(reference, other)
             if differs is not None:
-                self.problems.append(
-                    f"{donor.label} and {source.label} have different vocabularies: {differs}; expected one. "
-                    "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
-                )
+                self.problems.append(different_vocabularies(donor.label, source.label, differs))
             elif (count := renamed(reference, other)) > 0:
                 self.notes.append(
                     f"{count} added tokens of {donor.label} have another row in {source.label}; "

@@ -26,6 +26,9 @@ from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
 from alnico.plan.sections import Asked, Part, Section, Sections, sections_of
 from alnico.recipe.schema import Recipe
+from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
+from alnico.vocabulary.chat import chat_template, check_setting
+from alnico.vocabulary.mapped import mapped
 
 
 def build_plan(
@@ -43,6 +46,8 @@ def build_plan(
     ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Errors: ModelError, MismatchError,
     MethodError, ResourceError, HubError; see ``errors``. No tensor is read, and nothing is written but the hub's cache.
     """
+    if recipe.chat_template is not None:
+        check_setting(recipe.chat_template)
     references = list(recipe.references)
     opener = open_source or (lambda reference: open_model(located(reference, recipe.folder), offline=offline))
     sources: list[Source] = []
@@ -100,15 +105,27 @@ def _plan(
     single_file: str | None,
 ) -> Plan:
     donor = references.index(recipe.base_model) if recipe.base_model else 0
+    spoken = _vocabulary(recipe, references, sources, donor)
+    if spoken is not None:
+        sources = _with_rows(sources, spoken)
     sections = sections_of(recipe, references, sources, donor)
     made = _Jobs(recipe, sources, donor, sections)
     jobs = made.all()
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *made.aligner.notes, *made.notes]
-    notes += _unused(references, sections, jobs)
+    notes += _unused(recipe, references, sections, jobs)
     notes += _same_places(sources)
     config: Mapping[str, Any] = sources[donor].config
+    files: dict[str, bytes] = {}
+    if spoken is not None:
+        notes += spoken.notes
+        config = {**config, **spoken.config} if config else config
+        files |= spoken.files
+    if recipe.chat_template is not None:
+        chat = chat_template(recipe.chat_template, sources, donor, spoken)
+        notes += chat.notes
+        files |= chat.files
     for stack, layers in sections.layers.items():
         config = layered_config(config, stack, layers, sources, donor, notes)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
@@ -125,7 +142,30 @@ def _plan(
         dtypes.pop() if len(dtypes) == 1 else None,
         fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors, sources),
         config,
+        files,
+        spoken.without if spoken is not None else frozenset(),
     )
+
+
+def _vocabulary(recipe: Recipe, references: list[str], sources: list[Source], donor: int) -> VocabularyPlan | None:
+    """The output's vocabulary, where the recipe asks for one."""
+    if recipe.tokenizer is None:
+        return None
+    models = list(dict.fromkeys(references.index(e.reference) for e in recipe.entries))
+    names = [families.vocabulary_tensors(s) for s in sources]
+    return plan_vocabulary(recipe.tokenizer, sources, references, donor, models, names, has_base=recipe.base_model is not None)
+
+
+def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source]:
+    """All models, with the rows of the output's vocabulary."""
+    stored = dict.fromkeys(n for s in sources for n in families.vocabulary_tensors(s))
+    ties: dict[str, str] = {}
+    for source in sources:
+        ties |= families.tied_heads(source.config, source.tensors, [n for n in stored if n not in source.tensors])
+    return [
+        mapped(source, sources, families.vocabulary_tensors(source), rows, ties)
+        for source, rows in zip(sources, vocabulary.rows, strict=True)
+    ]
 
 
 def _same_places(sources: list[Source]) -> list[str]:
@@ -142,15 +182,16 @@ def _same_places(sources: list[Source]) -> list[str]:
     return notes
 
 
-def _unused(references: list[str], sections: Sections, jobs: list[Job]) -> list[str]:
+def _unused(recipe: Recipe, references: list[str], sections: Sections, jobs: list[Job]) -> list[str]:
     """Notes on models that give no tensor."""
     used = {i.model for job in jobs for i in job.read}
     methods = dict.fromkeys(s.merge_method for s in sections.parts)
     listed = {p.model for s in sections.parts for p in s.listed}
+    spoken = recipe.tokenizer.references if recipe.tokenizer is not None else ()
     return [
         f"{reference} is not merged by {' and '.join(methods)}; the output has its config, tokenizer and side files."
         for i, reference in enumerate(references)
-        if i not in used and i not in listed
+        if i not in used and i not in listed and (reference not in spoken or reference == recipe.base_model)
     ]
 
 
@@ -177,7 +218,7 @@ class _Jobs:
                 fate = self.aligner.fate(name, section, asked)
                 if fate is not None:
                     fated.append((name, section, asked, fate))
-        if not self.aligner.problems:
+        if not self.aligner.problems and self.recipe.tokenizer is None:
             self.aligner.vocabularies(self._speaking(fated))
         self.aligner.refuse()
         for name, section, asked, fate in fated:

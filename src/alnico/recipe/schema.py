@@ -111,6 +111,12 @@ class TokenizerSetting:
     tokens: Mapping[str, TokenSource] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
 
+    @property
+    def references(self) -> tuple[str, ...]:
+        """The models it names."""
+        named = [self.source, *(t.model for t in self.tokens.values())]
+        return tuple(r for r in named if r not in ("", "union", "base"))
+
 
 @dataclass(frozen=True)
 class Lines:
@@ -180,8 +186,7 @@ class Recipe:
         if self.base_model:
             named.append(self.base_model)
         if self.tokenizer is not None:
-            named += [s for s in (self.tokenizer.source,) if s not in ("union", "base")]
-            named += [t.model for t in self.tokenizer.tokens.values() if t.model and t.model != "base"]
+            named += self.tokenizer.references
         return tuple(dict.fromkeys(named))
 
     def canonical(self) -> dict[str, Any]:

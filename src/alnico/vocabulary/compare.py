@@ -7,11 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alnico.checkpoint.model import read_json
-from alnico.errors import ModelError
+from alnico.vocabulary.tokenizer import (
+    JSON,
+    PIECES,
+    added_entries,
+    added_ids,
+    bytes_of,
+    lines_of,
+    pieces_of,
+    rows_of,
+    vocabulary_of,
+)
 
-READABLE = ("tokenizer.json", "vocab.json", "vocab.txt")
-FILES = (*READABLE, "tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-MAX_TEXT_BYTES = 200_000_000
+READABLE = (JSON, "vocab.json", "vocab.txt", *PIECES)
+FILES = (*READABLE, "tekken.json")
 
 
 @dataclass(frozen=True)
@@ -34,13 +43,20 @@ def read_vocabulary(directory: Path | None) -> Vocabulary | None:
     """
     if directory is None:
         return None
-    if (directory / "tokenizer.json").exists():
-        return _from_tokenizer_json(directory / "tokenizer.json")
+    if (directory / JSON).exists():
+        document = read_json(directory / JSON)
+        tokens = vocabulary_of(document, directory / JSON)
+        if tokens is None:
+            return None
+        added = {t: int(e["id"]) for t, e in added_ids(tokens, added_entries(document, directory / JSON)).items()}
+        return Vocabulary({t: r for t, r in tokens.items() if t not in added}, added)
     if (directory / "vocab.json").exists():
-        return Vocabulary(_rows(read_json(directory / "vocab.json"), directory / "vocab.json"), {})
+        return Vocabulary(rows_of(read_json(directory / "vocab.json"), directory / "vocab.json"), {})
     if (directory / "vocab.txt").exists():
-        lines = _bytes(directory / "vocab.txt").decode("utf-8", "replace").split("\n")
-        return Vocabulary({token: row for row, line in enumerate(lines) if (token := line.rstrip("\r"))}, {})
+        return Vocabulary(lines_of(directory / "vocab.txt"), {})
+    for name in PIECES:
+        if (directory / name).exists():
+            return Vocabulary(pieces_of(directory / name), {})
     return None
 
 
@@ -51,7 +67,7 @@ def same_files(a: Path | None, b: Path | None) -> bool:
     for name in FILES:
         first, second = a / name, b / name
         if first.exists() and second.exists():
-            return _bytes(first) == _bytes(second)
+            return bytes_of(first) == bytes_of(second)
     return False
 
 
@@ -80,39 +96,32 @@ def renamed(a: Vocabulary, b: Vocabulary) -> int:
     return sum(1 for token, row in a.added.items() if b.added.get(token, b.tokens.get(token)) != row)
 
 
-def _bytes(path: Path) -> bytes:
-    """Read a tokenizer file. Errors: ModelError naming it."""
-    try:
-        if path.stat().st_size > MAX_TEXT_BYTES:
-            raise ModelError(f"{path}: is larger than {MAX_TEXT_BYTES} bytes; expected a tokenizer. Check the model.")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+def different_vocabularies(one: str, other: str, found: str) -> str:
+    """The message for two models whose tokens have different rows, with what to write. ``found`` is :func:`difference`'s."""
+    return (
+        f"{one} and {other} have different vocabularies: {found}; expected one. Write tokenizer_source: base for the vocabulary of "
+        f"{one}, tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
+    )
 
 
-def _from_tokenizer_json(path: Path) -> Vocabulary | None:
-    loaded = read_json(path)
-    model = loaded.get("model")
-    vocabulary = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(vocabulary, list):  # Unigram: [[token, score], ...] in row order
-        try:
-            tokens = {str(entry[0]): row for row, entry in enumerate(vocabulary)}
-        except (TypeError, LookupError):
-            raise ModelError(f"{path}: model.vocab holds entries that are no [token, score]. Get the file again.") from None
-    elif isinstance(vocabulary, dict):
-        tokens = _rows(vocabulary, path)
+def different_rows(tensor: str, one: str, rows: int, other: str, other_rows: int, size: int | None) -> str:
+    """The message for two matrices of different numbers of rows, with what to write.
+
+    ``size`` is the number of rows that the tokens of both need, where their vocabularies are the same: then the others are
+    padding, and what is written keeps the first model's number of rows.
+    """
+    held = f"{tensor}: {one} has {rows} rows, {other} has {other_rows}"
+    if size is None:
+        return (
+            f"{held}; the models have different vocabularies, expected one. Write tokenizer_source: base for the vocabulary of {one}, "
+            "tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
+        )
+    if rows == size:
+        keeps = "{source: base}"
     else:
-        return None
-    added = loaded.get("added_tokens") or []
-    try:
-        special = {str(t["content"]): int(t["id"]) for t in added}
-    except (TypeError, KeyError, ValueError, OverflowError):
-        raise ModelError(f"{path}: added_tokens holds entries without content and id. Get the file again.") from None
-    return Vocabulary({t: r for t, r in tokens.items() if t not in special}, special)
-
-
-def _rows(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
-    rows = {token: row for token, row in vocabulary.items() if isinstance(row, int) and row is not True and row is not False}
-    if len(rows) != len(vocabulary):
-        raise ModelError(f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again.")
-    return rows
+        multiple = next(m for m in range(rows - size + 1, rows + 1) if rows % m == 0)
+        keeps = f"{{source: base, pad_to_multiple_of: {multiple}}}, which pads to {rows} again"
+    return (
+        f"{held} for the same {size} tokens; the rest is padding, expected one number of rows. "
+        f"Write tokenizer: {keeps}, or use models of one size."
+    )

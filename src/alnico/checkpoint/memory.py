@@ -1,0 +1,281 @@
+"""Models in memory: dicts of numpy arrays or torch tensors, and torch modules.
+
+torch is never imported here: what comes from it brings it along.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alnico.errors import AlnicoError, ModelError
+from alnico.numerics.digest import PIECE
+from alnico.numerics.dtypes import DTYPES
+
+if TYPE_CHECKING:
+    from alnico.checkpoint.hub import Repository
+
+TORCH_DTYPES = {
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "uint64": "U64",
+    "int32": "I32",
+    "uint32": "U32",
+    "int16": "I16",
+    "uint16": "U16",
+    "int8": "I8",
+    "uint8": "U8",
+    "bool": "BOOL",
+    "complex64": "C64",
+    "float8_e5m2": "F8_E5M2",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e4m3fnuz": "F8_E4M3FNUZ",
+}
+"""What the safetensors format calls torch's dtypes."""
+
+NUMPY_DTYPES = {np.dtype(d.storage): d.name for d in DTYPES.values() if d.storage and d.kind != "packed" and d.name != "BF16"} | {
+    np.dtype("u1"): "U8",
+    np.dtype("u2"): "U16",
+    np.dtype("?"): "BOOL",
+}
+
+COMPILED = "_orig_mod."
+"""What ``torch.compile`` puts into the names of tensors."""
+
+PARALLEL = "module."
+"""What ``DataParallel`` puts before them."""
+
+
+@dataclass(frozen=True)
+class HeldTensor:
+    """What is said of a tensor in memory."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def byte_size(self) -> int:
+        return self.elements * DTYPES[self.dtype].bytes
+
+    @property
+    def nominal(self) -> str:
+        return self.dtype
+
+
+class MemoryModel:
+    """Tensors in memory as a source. They are read where they lie, never copied as a whole and never written to.
+
+    Values are numpy arrays and torch tensors, of any strides, on any device. Errors: ModelError for what is neither, or has
+    no values or a dtype that no file could hold.
+    """
+
+    held_bytes = 0
+    config: Mapping[str, Any] = MappingProxyType({})
+    directory: Path | None = None
+    origin: Repository | None = None
+
+    def __init__(self, label: str, tensors: Mapping[str, Any]) -> None:
+        self.label = label
+        self._token = uuid.uuid4().hex
+        self._flat: dict[str, Any] = {}
+        self._strided: dict[str, Any] = {}
+        held: dict[str, HeldTensor] = {}
+        for name, value in tensors.items():
+            held[name], raw, is_flat = _opened(value, f"{label}: {name}")
+            (self._flat if is_flat else self._strided)[name] = raw
+        self.tensors: Mapping[str, HeldTensor] = held
+        rows = [min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided]
+        self.reading_bytes = max(rows, default=0)
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return {}
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        """Nothing is ever absent."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        size = len(buffer)
+        if name in self._flat:
+            part = self._flat[name][offset : offset + size]
+        elif size:
+            row = _row_bytes(self.tensors[name])  # the rows around the block are made contiguous
+            first, last = offset // row, -(-(offset + size) // row)
+            part = _bytes_of(self._strided[name][first:last])[offset - first * row :][:size]
+        if not size:
+            return
+        if isinstance(part, np.ndarray):
+            np.frombuffer(buffer, np.uint8)[:] = part
+        else:
+            torch = sys.modules["torch"]
+            torch.frombuffer(buffer, dtype=torch.uint8).copy_(part)
+
+    def identity(self) -> list[dict[str, Any]]:
+        """Values in memory cannot be told from changed ones without reading them: each source is its own."""
+        return [{"memory": self._token}]
+
+    def paths(self) -> list[Path]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def is_torch_tensor(value: object) -> bool:
+    return any(c.__module__ == "torch" and c.__name__ == "Tensor" for c in type(value).__mro__)
+
+
+def is_torch_module(value: object) -> bool:
+    return any(c.__module__ == "torch.nn.modules.module" and c.__name__ == "Module" for c in type(value).__mro__)
+
+
+def import_torch(purpose: str) -> Any:
+    """Return torch. Errors: AlnicoError, saying how it is installed."""
+    try:
+        return importlib.import_module("torch")
+    except ImportError:
+        raise AlnicoError(f"{purpose} needs torch, which is not installed. Say: pip install 'alnico[torch]'") from None
+
+
+def unwrapped(module: Any) -> Any:
+    """Return the module inside ``torch.compile`` and ``DataParallel`` wrappers."""
+    while True:
+        children = dict(module.named_children())
+        names = [c.__name__ for c in type(module).__mro__]
+        inner = "_orig_mod" if "OptimizedModule" in names else "module"
+        if inner not in children or not {"OptimizedModule", "DataParallel", "DistributedDataParallel"} & set(names):
+            return module
+        module = children[inner]
+
+
+def state_of(model: Any, label: str) -> dict[str, Any]:
+    """Return the tensors of a dict or an ``nn.Module`` by name. Errors: ModelError if it is neither, or has none.
+
+    What ``torch.compile`` puts into names is left out, and what a module keeps beside tensors.
+    """
+    if is_torch_module(model):
+        state = {n: v for n, v in unwrapped(model).state_dict().items() if is_torch_tensor(v)}
+    elif isinstance(model, Mapping):
+        state = dict(model)
+    else:
+        raise ModelError(f"{label}: is {_kind(model)}; expected a dict of tensors, an nn.Module or the path of a model.")
+    if not state:
+        raise ModelError(f"{label}: has no tensors; expected a model with some.")
+    if wrong := [n for n in state if not isinstance(n, str)]:
+        raise ModelError(f"{label}: has the key {wrong[0]!r}; expected names of tensors.")
+    return {name.replace(COMPILED, ""): value for name, value in state.items()}
+
+
+def without_parallel(states: Sequence[dict[str, Any]], others: Sequence[Collection[str]] = ()) -> list[dict[str, Any]]:
+    """Take ``module.`` off the names of the models that have it before every name, if another model has it not.
+
+    ``others`` are the names of models that are not in memory.
+    """
+    wrapped = [all(n.startswith(PARALLEL) for n in names) for names in (*states, *others)]
+    if all(wrapped):
+        return list(states)
+    return [{n.removeprefix(PARALLEL): v for n, v in s.items()} if w else s for s, w in zip(states, wrapped, strict=False)]
+
+
+def tied_in_common(states: Sequence[Mapping[str, Any]], others: Sequence[Collection[str]] = ()) -> dict[str, str]:
+    """Map names to the earlier name whose memory they share, where that is so in every model that has both.
+
+    A model that has the earlier name alone, as files do (``others`` are their names), agrees. What is tied in one model
+    and a tensor of its own in another is not tied.
+    """
+    tied: dict[str, str] = {}
+    places = [{n: _place(v) for n, v in state.items()} for state in states]
+    for place in places:
+        first: dict[Any, str] = {}
+        for name, where in place.items():
+            if where is not None and first.setdefault(where, name) != name:
+                tied.setdefault(name, first[where])
+    return {
+        name: to
+        for name, to in tied.items()
+        if to not in tied
+        and all(to in p and (name not in p or (p[name] is not None and p[name] == p[to])) for p in places)
+        and all(to in names and name not in names for names in others)
+    }
+
+
+def numpy_of(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """View raw bytes as an array. Errors: AlnicoError for a dtype that numpy has not."""
+    found = next((n for n, name in NUMPY_DTYPES.items() if name == dtype), None)
+    if found is None:
+        raise AlnicoError(f"numpy has no dtype for {dtype}. Give torch tensors, or ask for dtype float32.")
+    return raw.view(found).reshape(shape)
+
+
+def torch_of(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
+    """View raw bytes as a torch tensor on the CPU."""
+    torch = import_torch("a result as torch tensors")
+    kind = getattr(torch, next(n for n, name in TORCH_DTYPES.items() if name == dtype))
+    return torch.from_numpy(raw).view(kind).reshape(shape) if raw.size else torch.empty(shape, dtype=kind)
+
+
+def _opened(value: Any, where: str) -> tuple[HeldTensor, Any, bool]:
+    """Describe a tensor, and give what it is read from: its bytes, flat, if it is contiguous, else itself."""
+    if isinstance(value, (np.ndarray, np.generic)):
+        dtype = NUMPY_DTYPES.get(value.dtype)
+        raw: Any = np.asarray(value)
+    elif is_torch_tensor(value):
+        torch = sys.modules["torch"]
+        if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
+            found = "is quantised" if value.is_quantized else f"is on {value.device.type}, laid out as {value.layout}"
+            raise ModelError(f"{where}: {found}; expected a dense tensor with values. Load the model's weights.")
+        dtype = TORCH_DTYPES.get(str(value.dtype).removeprefix("torch."))
+        raw = value.detach().resolve_conj().resolve_neg()
+        if dtype is not None and raw.device.type == "cpu":
+            # numpy has neither bfloat16 nor float8; integers of the same size show the same bytes, whatever the strides.
+            raw = raw.numpy() if dtype == "C64" else raw.view(getattr(torch, f"int{DTYPES[dtype].bits}")).numpy()
+    else:
+        raise ModelError(
+            f"{where}: is {_kind(value)}; expected a numpy array or a torch tensor. "
+            "Give tensors alone: of a training checkpoint, its state_dict."
+        )
+    if dtype is None:
+        raise ModelError(f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor.")
+    is_flat = raw.flags.c_contiguous if isinstance(raw, np.ndarray) else raw.is_contiguous()
+    return HeldTensor(dtype, tuple(value.shape)), _bytes_of(raw) if is_flat else raw, is_flat
+
+
+def _bytes_of(value: Any) -> Any:
+    """The bytes of an array or tensor in order, as one dimension; a view if it is contiguous."""
+    if isinstance(value, np.ndarray):
+        return np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+    return value.contiguous().reshape(-1).view(sys.modules["torch"].uint8)
+
+
+def _row_bytes(tensor: HeldTensor) -> int:
+    return tensor.byte_size // tensor.shape[0] if tensor.elements and tensor.shape else 0
+
+
+def _place(value: Any) -> Any:
+    """Where a tensor lies: equal for two names of one. None for an empty one, which lies nowhere."""
+    if isinstance(value, np.ndarray):
+        return (value.ctypes.data, value.shape, value.strides, str(value.dtype)) if value.size else None
+    if is_torch_tensor(value) and value.layout == sys.modules["torch"].strided and value.numel() and value.device.type != "meta":
+        return (value.data_ptr(), tuple(value.shape), value.stride(), str(value.dtype), str(value.device))
+    return None
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"

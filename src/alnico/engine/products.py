@@ -1,0 +1,43 @@
+"""Inner products of the task vectors of a plan, over all its tensors."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from alnico.engine.arguments import Known
+from alnico.engine.blocks import Block, blocks
+from alnico.engine.fetch import fetch_weights
+from alnico.engine.measure import LevelMeasurement
+from alnico.kernels.facts import Gram
+from alnico.plan.job import Job, Plan
+
+
+def inner_products(plan: Plan) -> np.ndarray:
+    """Return the k x k inner products of a plan's k task vectors, float64 sums over every tensor that is merged.
+
+    For a plan of differences from one base: its sources are the base and k models. One pass; nothing is mixed.
+    """
+    fetch_weights(plan)
+    jobs = [job for job in plan.jobs if job.kind == "mix"]
+    with ThreadPoolExecutor(plan.memory.threads, thread_name_prefix="alnico") as pool:
+        found = np.array(list(pool.map(lambda job: _of_tensor(plan, job), jobs)))
+    found = found.reshape(-1, len(plan.sources) - 1, len(plan.sources) - 1)
+    return np.array([[math.fsum(column) for column in row] for row in found.transpose(1, 2, 0)])
+
+
+def _of_tensor(plan: Plan, job: Job) -> tuple[tuple[float, ...], ...]:
+    gram = Gram()
+    facts = LevelMeasurement([gram], Known(job, plan.recipe.seed, {}))
+    widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
+    buffers = [np.empty(min(plan.memory.block_elements, job.elements) * width, np.uint8) for width in widths]
+    for start, stop in blocks((0, job.elements), plan.memory.block_elements):
+        views = [buffer[: (stop - start) * width] for buffer, width in zip(buffers, widths, strict=True)]
+        for tensor, view, width in zip(job.read, views, widths, strict=True):
+            plan.sources[tensor.model].read_into(tensor.name, start * width, memoryview(view))
+        facts.fold(start, stop, Block(views[:-1], views[-1]))
+    facts.turn()
+    products: tuple[tuple[float, ...], ...] = facts.results()[gram]
+    return products

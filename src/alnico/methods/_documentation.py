@@ -1,0 +1,84 @@
+"""A method's docstring in its parts, in the order of STYLE.md: for ``alnico methods`` and for docs/methods.md."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from alnico.methods.base import Method
+
+PARTS = (
+    "Use when", "Start with", "Options", "Shapes", "Measures", "Edge cases", "Errors", "Differs from the source", "Source",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Documentation:
+    """What a method says of itself. ``parts`` maps the labels of :data:`PARTS` to one line of text each."""
+
+    summary: str
+    formula: str
+    parts: Mapping[str, str]
+    options: Mapping[str, str]
+
+
+def read_documentation(method: Method) -> Documentation:
+    """Take a method's docstring apart; what it leaves out is absent.
+
+    >>> from alnico.methods import find
+    >>> read_documentation(find("slerp")).options["t"].partition(";")[0]
+    'the place on the arc, any number'
+    """
+    text = method.documentation.partition("\n>>>")[0]
+    summary, _, rest = text.partition("\n")
+    pieces = re.split(rf"^({'|'.join(PARTS)}):", rest, flags=re.MULTILINE)
+    raw = dict(zip(pieces[1::2], pieces[2::2], strict=True))
+    entries = re.split(r"^    (\w+): ", raw.pop("Options", ""), flags=re.MULTILINE)
+    return Documentation(
+        summary,
+        _one_line(pieces[0]),
+        {label: _one_line(part) for label, part in raw.items()},
+        {name: _one_line(part) for name, part in zip(entries[1::2], entries[2::2], strict=True)},
+    )
+
+
+def takes(method: Method) -> str:
+    """Which models a method takes.
+
+    >>> from alnico.methods import find
+    >>> [takes(find(name)) for name in ("ties", "slerp", "linear", "nuslerp")]
+    ['base + 1 or more', 'base + 1', '1 or more', '[base +] 2']
+    """
+    low, high = (None if n is None else n - (method.base == "first") for n in method.models)
+    count = str(low) if low == high else f"{low} or more" if high is None else f"{low} to {high}"
+    return {"unused": count, "optional": f"[base +] {count}"}.get(method.base, f"base + {count}")
+
+
+def first_recipe(method: Method) -> dict[str, Any]:
+    """A smallest recipe that shows the method, with the options its docstring starts with."""
+    least = method.models[0] - (method.base == "first")
+    count = max(least, 2) if method.models[1] is None else least
+    start = read_documentation(method).parts.get("Start with")
+    return {
+        "merge_method": method.name,
+        **({"base_model": "path/to/base"} if method.base != "unused" else {}),
+        "models": [f"path/to/{name}" for name in ("one", "other", "third")[:count]],
+        **({"parameters": yaml.safe_load(start)} if start else {}),
+    }
+
+
+def recipe_text(recipe: Mapping[str, Any]) -> str:
+    """A recipe as YAML, a key a line."""
+    return "".join(
+        f"{key}: {value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=999)}".rstrip()
+        + "\n"
+        for key, value in recipe.items()
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,1 @@
+"""Models as values: merges in memory, and task vectors one computes with."""

@@ -1,0 +1,89 @@
+"""Merges of dicts of tensors and of modules: an ordinary recipe over models in memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alnico.checkpoint.memory import import_torch, is_torch_module, unwrapped
+from alnico.errors import RecipeError
+from alnico.methods import find
+from alnico.values.models import fill, merged, open_models
+
+
+def merge_values(models: Sequence[Any], base: Any, called: str, method: str, threads: int | None, **asked: Any) -> dict[str, Any]:
+    """Merge models in memory into a dict of tensors. ``called`` is what messages call the list of them."""
+    if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence):
+        raise RecipeError(f"{called} is of type {type(models).__name__}; expected a list of models.")
+    named = {f"{called}[{i}]": model for i, model in enumerate(models)}
+    references = list(named)
+    if base is not None:
+        same = next((reference for reference, model in named.items() if model is base), None)
+        base_reference = same or "base"
+        named[base_reference] = base
+    else:
+        base_reference = None
+    recipe = recipe_of(references, base_reference, called, method, **asked)
+    return merged(open_models(named), recipe, threads)
+
+
+def recipe_of(
+    references: Sequence[str],
+    base: str | None,
+    called: str,
+    method: str,
+    *,
+    weights: Sequence[float] | None,
+    dtype: Any,
+    seed: int,
+    missing: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the recipe of a call. A list for an option of a model gives one value for each, in order. Errors: RecipeError."""
+    lists = {} if weights is None else {"weight": weights}
+    known = find(method).options
+    lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model}
+    for name, values in lists.items():
+        if len(values) != len(references):
+            written = "weights" if values is weights else name
+            raise RecipeError(f"{written} has {len(values)} values for {len(references)} {called}; expected one for each.")
+    entries = [
+        {"model": reference, **({"parameters": {n: plain_number(v[i]) for n, v in lists.items()}} if lists else {})}
+        for i, reference in enumerate(references)
+    ]
+    recipe: dict[str, Any] = {"merge_method": method, "models": entries, "seed": seed, "missing": missing}
+    if base is not None:
+        recipe["base_model"] = base
+    if shared := {n: plain_number(v) for n, v in options.items() if n not in lists}:
+        recipe["parameters"] = shared
+    if dtype is not None:
+        recipe["dtype"] = dtype_name(dtype)
+    return recipe
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return what a recipe calls a dtype given as text, as torch's or as numpy's.
+
+    >>> import numpy
+    >>> dtype_name(numpy.float32), dtype_name("bfloat16")
+    ('float32', 'bfloat16')
+    """
+    return dtype.__name__ if isinstance(dtype, type) else str(dtype)
+
+
+def plain_number(value: Any) -> Any:
+    """Return the Python number in a scalar of numpy or torch; anything else as it is."""
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def merge_modules(models: Sequence[Any], base: Any, method: str, threads: int | None, partly: bool, **asked: Any) -> Any:
+    """Merge modules into a copy of the base, or of the first model if the base is none."""
+    import_torch("a merge of modules")
+    template = next((m for m in (base, *models) if is_torch_module(m)), None)
+    if template is None:
+        raise RecipeError("models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors.")
+    state = merge_values(models, base, "models", method, threads, **asked)
+    made = copy.deepcopy(unwrapped(template))
+    fill(made, state, partly=partly)
+    return made

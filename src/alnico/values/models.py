@@ -1,0 +1,144 @@
+"""What may stand for a model in Python, opened as sources under the names a recipe uses; and results as dicts of tensors."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.memory import (
+    COMPILED,
+    MemoryModel,
+    import_torch,
+    is_torch_module,
+    is_torch_tensor,
+    numpy_of,
+    state_of,
+    tied_in_common,
+    torch_of,
+    unwrapped,
+    without_parallel,
+)
+from alnico.checkpoint.model import SafetensorsModel, Source, open_model
+from alnico.engine.in_memory import run_in_memory
+from alnico.errors import AlnicoError, MismatchError
+from alnico.plan.build import build_plan, located
+from alnico.plan.job import Plan
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.recipe.load import load_recipe
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The models of one merge, by the reference that its recipe has for each.
+
+    ``names`` are those of the models in memory, in their order; ``tied`` maps those that share another's memory to it.
+    """
+
+    sources: Mapping[str, Source]
+    names: tuple[str, ...]
+    tied: Mapping[str, str]
+    gives_torch: bool
+
+    def plan(self, recipe: Mapping[str, Any], **arguments: Any) -> Plan:
+        """Plan a recipe that names these models. Errors: as for :func:`alnico.plan.build.build_plan`; RecipeError."""
+        return build_plan(load_recipe(recipe), open_source=self.sources.__getitem__, **arguments)
+
+    def close(self) -> None:
+        for source in self.sources.values():
+            source.close()
+
+
+def path_of(model: Any) -> str | None:
+    """Return the path or hub id that stands for a model, or None for a model in memory."""
+    if isinstance(model, SafetensorsModel):
+        return model.label
+    return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
+
+
+def open_models(models: Mapping[str, Any]) -> Opened:
+    """Open paths and hub ids, and take dicts and modules as they are. Errors: ModelError, HubError.
+
+    ``module.`` before the names of some models is taken off, with a warning, where the others have it not.
+    """
+    paths = {reference: path for reference, model in models.items() if (path := path_of(model)) is not None}
+    states = {reference: state_of(model, reference) for reference, model in models.items() if reference not in paths}
+    sources: dict[str, Source] = {}
+    try:
+        for reference, path in paths.items():
+            sources[reference] = open_model(located(path, "."))
+        files = [source.tensors for source in sources.values()]
+        for reference, state in zip(list(states), without_parallel(list(states.values()), files), strict=True):
+            if state.keys() != states[reference].keys():
+                warnings.warn(f"{reference}: `module.` is taken off its names, as the other models have it not.", stacklevel=4)
+            states[reference] = state
+        tied = tied_in_common(list(states.values()), files)
+        for reference, state in states.items():
+            sources[reference] = MemoryModel(reference, {n: v for n, v in state.items() if n not in tied})
+    except BaseException:
+        for source in sources.values():
+            source.close()
+        raise
+    names = tuple(dict.fromkeys(n for state in states.values() for n in state))
+    has_torch = any(is_torch_tensor(v) for state in states.values() for v in state.values())
+    return Opened(sources, names, tied, has_torch or not states)
+
+
+def merged(
+    opened: Opened, recipe: Mapping[str, Any], threads: int | None, memory_bytes: int = DEFAULT_BUDGET_BYTES
+) -> dict[str, Any]:
+    """Merge a recipe over opened models into a dict of torch tensors on the CPU, or of numpy arrays. Closes the models."""
+    try:
+        if opened.gives_torch:
+            import_torch("a dict of torch tensors")
+        plan = opened.plan(recipe, threads=threads, memory_bytes=memory_bytes)
+        view = torch_of if opened.gives_torch else numpy_of
+        for job in plan.jobs:
+            if not opened.gives_torch:
+                numpy_of(np.empty(0, np.uint8), job.dtype, (0,))  # a dtype without an array is refused before the work
+        arrays = run_in_memory(plan)
+        found = {job.name: view(arrays[job.name], job.dtype, job.shape) for job in plan.jobs}
+    finally:
+        opened.close()
+    given = [name for name in opened.names if opened.tied.get(name, name) in found]
+    order = dict.fromkeys([*given, *found] if set(found) <= set(given) else [*found, *given])
+    return {name: found[opened.tied.get(name, name)] for name in order}
+
+
+def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None:
+    """Put tensors into the parameters and buffers of a module, with their dtype, on the module's devices.
+
+    Errors: MismatchError, before anything is changed, for a name that the module has not or a shape that differs; and, but
+    for ``partly``, for one of the module's that is not given.
+    """
+    inner = unwrapped(module)
+    held = {n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)}
+    kind = type(inner).__name__
+    problems = [f"{n}: is not in the module ({kind}); expected the names of the merged models." for n in state if n not in held]
+    problems += [f"{n}: the module ({kind}) has it, the merged models have not." for n in held if n not in state and not partly]
+    problems += [
+        f"{n}: is {tuple(v.shape)}, in the module ({kind}) {tuple(held[n].shape)}; expected one shape."
+        for n, v in state.items()
+        if n in held and v.shape != held[n].shape
+    ]
+    if problems:
+        rest = f" There are {len(problems)} such tensors." if len(problems) > 1 else ""
+        raise MismatchError(f"{problems[0]} Give a module of the models' architecture.{rest}")
+    for name, value in state.items():
+        target = held[name]
+        if target.dtype == value.dtype and all(
+            stride or size < 2 for stride, size in zip(target.stride(), target.shape, strict=True)
+        ):
+            target.data.copy_(value)  # in place: recurrent layers keep views of their parameters
+        else:
+            target.data = value.to(target.device)
+
+
+def check_module(model: Any, where: str) -> None:
+    """Errors: AlnicoError for what is no ``nn.Module``."""
+    if not is_torch_module(model):
+        raise AlnicoError(f"{where} is of type {type(model).__name__}; expected an nn.Module.")

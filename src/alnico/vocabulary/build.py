@@ -1,0 +1,281 @@
+"""The vocabulary of an output: its tokens, its files, and where the rows of every model's matrices come from."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.model import Source, read_json
+from alnico.errors import MismatchError, RecipeError
+from alnico.recipe.schema import TokenizerSetting, TokenSource
+from alnico.vocabulary.ids import remapped, remapped_all, rows_in, with_rows
+from alnico.vocabulary.output import combine, union_entries
+from alnico.vocabulary.rows import MEAN, ZEROS, Asked, RowMap, row_maps
+from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
+
+GENERATION = "generation_config.json"
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Left:
+    """What of one model's vocabulary is not in the output: ``tokens`` with a row of their own, and ``rows`` without a token."""
+
+    tokens: int
+    rows: int
+
+
+@dataclass(frozen=True)
+class VocabularyPlan:
+    """The output's vocabulary.
+
+    ``size`` rows; a map of rows a source; ``files`` to write by name, and ``without``, names of the donor's files that must
+    not be carried; ``config``, the keys of ``config.json`` with new values; ``left`` says for each source what is not in
+    the output.
+    """
+
+    size: int
+    rows: tuple[RowMap, ...]
+    files: Mapping[str, bytes]
+    without: frozenset[str]
+    config: Mapping[str, Any]
+    left: tuple[Left, ...]
+    notes: tuple[str, ...]
+
+
+def plan_vocabulary(
+    setting: TokenizerSetting,
+    sources: Sequence[Source],
+    references: Sequence[str],
+    donor: int,
+    models: Sequence[int],
+    names: Sequence[Sequence[str]] = (),
+    *,
+    has_base: bool = True,
+) -> VocabularyPlan:
+    """Say what the output's vocabulary is and where its rows come from, from tokenizer files and headers.
+
+    The output has the tokenizer of the donor (``union``, ``base``) or of another model. ``union`` adds to it the tokens of all
+    ``models`` that it lacks, in recipe order, in each model by id: plain ones as added tokens (merges are not merged), then
+    each model's added tokens; of two descriptions of one token the first counts. Tokens of the recipe's ``tokens`` that are
+    not there are added after them. How rows are found is told at :func:`~alnico.vocabulary.rows.row_maps`; the donor votes
+    with the models, and its row goes before others' if ``has_base``. ``names`` are each source's tensors with vocabulary
+    rows; without them the rows are the config's.
+
+    Edge cases: a token whose id is beyond its model's rows is one that the model lacks, in the template one that is taken
+    out, unless it has a role. Ids that no token has are padding, as are the rows up to ``pad_to_multiple_of``.
+    Errors: RecipeError for tokens asked from where they are not; ModelError for a tokenizer that cannot be read;
+    MismatchError for a model that has none, and other rows than the donor.
+    Differs from mergekit 0.1.5: the output has a row for each id up to the highest, not one a token; ids beyond a model's
+    rows, and gaps, are no error; the padding is the mean of the rows that mean a token; ids come in recipe order; token ids
+    of the configs follow their tokens.
+    """
+    labels = [s.label for s in sources]
+    notes: list[str] = []
+    tokenizers = _tokenizers(sources, references, setting, donor, names, notes)
+    counts = [_rows(s, names[i] if i < len(names) else (), tokenizers[i]) for i, s in enumerate(sources)]
+    template = donor if setting.source in ("union", "base") else _reference(setting.source, references, "tokenizer.source")
+    order = list(dict.fromkeys([donor, *models]))
+    entries = union_entries([(tokenizers[m], counts[m]) for m in order]) if setting.source == "union" else []
+    here = {*(e["content"] for e in entries), *(t for t, i in tokenizers[template].tokens.items() if i < counts[template])}
+    entries += [plain_entry(t) for t in setting.tokens if t not in here]
+    result = combine(tokenizers[template], counts[template], entries)
+    tokens = result.tokens
+
+    count = 1 + max(tokens.values(), default=-1)
+    size = -(-count // setting.pad_to_multiple_of) * setting.pad_to_multiple_of if setting.pad_to_multiple_of else count
+    held = np.full((len(sources), count), -2, np.int64)
+    at = np.fromiter(tokens.values(), np.int64, len(tokens))
+    for i, tokenizer in enumerate(tokenizers):
+        found = np.fromiter((tokenizer.tokens.get(t, -1) for t in tokens), np.int64, len(tokens))
+        held[i, at] = np.where(found < counts[i], found, -1)
+    voters = list(dict.fromkeys([*models, donor]))
+    asked = _asked(setting.tokens, tokens, references, labels, tokenizers, counts)
+    maps = row_maps(held, size, voters, donor if has_base else None, asked)
+
+    left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, counts, strict=True))
+    notes += _told(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
+    config, generation = _configs(sources[donor], tokenizers[donor], tokenizers[template], tokens, size, notes)
+    files = {**result.files, **({GENERATION: generation} if generation is not None else {})}
+    without = frozenset(FILES) - set(files)
+    return VocabularyPlan(size, maps, files, without, config, left, tuple(notes))
+
+
+def _tokenizers(
+    sources: Sequence[Source],
+    references: Sequence[str],
+    setting: TokenizerSetting,
+    donor: int,
+    names: Sequence[Sequence[str]],
+    notes: list[str],
+) -> list[Tokenizer]:
+    """The tokenizers of all sources; the donor's for a model that has none and as many rows."""
+    read = [read_tokenizer(s.directory) for s in sources]
+    stand_in = read[donor]
+    found = []
+    for i, (source, tokenizer) in enumerate(zip(sources, read, strict=True)):
+        if tokenizer is None:
+            if stand_in is None:
+                raise MismatchError(
+                    f"{sources[donor].label}: has no tokenizer that can be read (tokenizer.json, vocab.json, vocab.txt or a "
+                    f"sentencepiece model), and the recipe asks for tokenizer: {{source: {setting.source}}}. "
+                    "Put the tokenizer's files into the model's folder."
+                )
+            rows = [_rows(sources[m], names[m] if m < len(names) else (), None) for m in (i, donor)]
+            if rows[0] != rows[1] or setting.source == references[i]:
+                raise MismatchError(
+                    f"{source.label}: has no tokenizer that can be read, and {rows[0]} rows where {sources[donor].label} has "
+                    f"{rows[1]}; expected to know its tokens. Put the tokenizer's files into the model's folder."
+                )
+            notes.append(f"{source.label} has no tokenizer that can be read; it is taken to have that of {sources[donor].label}.")
+        found.append(tokenizer or stand_in)
+    return [t for t in found if t is not None]
+
+
+def _rows(source: Source, names: Sequence[str], tokenizer: Tokenizer | None) -> int:
+    """The rows of a model's vocabulary matrices: as its headers say, else its config, else its tokenizer."""
+    held = [source.tensors[n].shape[0] for n in names if n in source.tensors and source.tensors[n].shape]
+    stated = min(held) if held else rows_in(source.config)
+    if stated is not None:
+        return stated
+    return 1 + max(tokenizer.tokens.values(), default=-1) if tokenizer is not None else 0
+
+
+def _reference(reference: str, references: Sequence[str], where: str) -> int:
+    if reference in references:
+        return list(references).index(reference)
+    near = difflib.get_close_matches(reference, references, 1, 0.6)
+    hint = f" Did you mean {near[0]!r}?" if near else " Write it as under models."
+    raise RecipeError(f"{where}: {reference!r} is no model of the recipe; expected one of {', '.join(references)}.{hint}")
+
+
+def _asked(
+    wishes: Mapping[str, TokenSource],
+    tokens: Mapping[str, int],
+    references: Sequence[str],
+    labels: Sequence[str],
+    tokenizers: Sequence[Tokenizer],
+    counts: Sequence[int],
+) -> dict[int, Asked]:
+    """What the recipe says of tokens, by their ids in the output. Errors: RecipeError with a line for each mistake."""
+    asked = {}
+    problems = []
+    for token, wish in wishes.items():
+        try:
+            asked[tokens[token]] = Asked(_place(token, wish, references, labels, tokenizers, counts), wish.force)
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise RecipeError("\n".join(problems))
+    return asked
+
+
+def _place(
+    token: str,
+    wish: TokenSource,
+    references: Sequence[str],
+    labels: Sequence[str],
+    tokenizers: Sequence[Tokenizer],
+    counts: Sequence[int],
+) -> tuple[int, int] | None:
+    where = f"tokenizer.tokens[{token!r}].source"
+    if wish.kind is None:
+        return None
+    if wish.kind == "zero":
+        return ZEROS, 0
+    model = _reference(wish.model, references, where)
+    if wish.kind == "model_token" and wish.token_id is not None:
+        if not 0 <= wish.token_id < counts[model]:
+            raise RecipeError(
+                f"{where}.token_id is {wish.token_id}; {labels[model]} has the rows 0 to {counts[model] - 1}. Write one of them."
+            )
+        return model, wish.token_id
+    name = token if wish.kind == "model" or wish.token is None else wish.token
+    row = tokenizers[model].tokens.get(name)
+    if row is None or row >= counts[model]:
+        what = "no such token" if row is None else f"it as token {row}, and {counts[model]} rows"
+        near = difflib.get_close_matches(name, tokenizers[model].added, 1, 0.7)
+        hint = f"Did you mean {near[0]!r}?" if near and near[0] != name else "Name another model or token."
+        raise RecipeError(f"{where}: {labels[model]} has no row for {name!r} ({what}). {hint}")
+    return model, row
+
+
+def _left(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> Left:
+    here = {i for i in tokenizer.tokens.values() if i < rows}
+    return Left(sum(1 for t, i in tokenizer.tokens.items() if i < rows and t not in tokens), rows - len(here))
+
+
+def _told(
+    setting: TokenizerSetting,
+    labels: Sequence[str],
+    template: int,
+    tokens: Mapping[str, int],
+    added: int,
+    removed: int,
+    maps: Sequence[RowMap],
+    left: Sequence[Left],
+    voters: Sequence[int],
+) -> list[str]:
+    """What people should know of the vocabulary."""
+    told = [f"the output has {len(tokens)} tokens in {maps[0].size} rows: the tokenizer of {labels[template]}"]
+    told[0] += f" with {added} added tokens." if added else "."
+    if setting.source == "union" and added:
+        told.append(
+            "tokens of other models are matched whole before words are split, as added tokens; their merges are not taken over."
+        )
+    if removed:
+        told.append(f"{removed} tokens of the tokenizer of {labels[template]} have no row in it; they are taken out.")
+    for label, what in zip(labels, left, strict=True):
+        if what.tokens:
+            told.append(f"{what.tokens} tokens of {label} are not in the output.")
+        if what.rows:
+            told.append(f"{what.rows} rows of {label} mean no token; they are not in the output.")
+    for i in voters:
+        others = int(((maps[i].origin >= 0) & (maps[i].origin != i)).sum() + (maps[i].origin == MEAN).sum())
+        if others:
+            told.append(f"{others} rows of {labels[i]} are taken from other tokens or models.")
+    names = {row: token for token, row in tokens.items()}
+    zeros = [names[int(r)] for r in np.flatnonzero(maps[voters[0]].origin == ZEROS) if int(r) in names]
+    silent = [t for t in zeros if t not in setting.tokens or setting.tokens[t].kind is None]
+    if silent:
+        shown = ", ".join(repr(t) for t in silent[:SHOWN]) + (", ..." if len(silent) > SHOWN else "")
+        told.append(f"{len(silent)} tokens have a row in no model and begin as zeros: {shown}.")
+    return told
+
+
+def _configs(
+    donor: Source, of_donor: Tokenizer, template: Tokenizer, tokens: Mapping[str, int], size: int, notes: list[str]
+) -> tuple[dict[str, Any], bytes | None]:
+    """Changes of ``config.json``, and ``generation_config.json`` where it changes. Token ids follow their tokens."""
+    meanings: dict[int, list[str]] = {}
+    for token, row in of_donor.tokens.items():
+        meanings.setdefault(row, []).append(token)
+    lost: dict[str, None] = {}
+
+    def remap(key: str, row: int) -> int | None:
+        here = meanings.get(row, [])
+        kept = [tokens[t] for t in here if t in tokens]
+        if kept:
+            return row if row in kept else kept[0]
+        if not here:
+            lost[f"{key}: {row} is no token of {donor.label}; it is left as it is."] = None
+            return row
+        stand_in = template.special(key.removesuffix("s").removesuffix("_token_id"))
+        new = tokens.get(stand_in) if stand_in else None
+        lost[
+            f"{key}: {here[0]!r} is not in the output; " + (f"{stand_in!r} takes its place." if new is not None else "left out.")
+        ] = None
+        return new
+
+    config = dict(donor.config)
+    changed = with_rows(remapped_all(config, remap), size) if config else {}
+    changes = {key: value for key, value in changed.items() if key not in config or config[key] != value}
+    path = donor.directory / GENERATION if donor.directory is not None else None
+    generation = read_json(path) if path is not None and path.exists() else {}
+    new = remapped(generation, remap)
+    notes += lost
+    return changes, as_json({**generation, **new}) if new else None

@@ -1,0 +1,169 @@
+"""The tokenizer of the output: one model's, with tokens taken out and added, and its files."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from alnico.vocabulary.tokenizer import (
+    ADDED,
+    CONFIG,
+    JSON,
+    PARTS,
+    Entry,
+    Tokenizer,
+    added_ids,
+    as_json,
+    bytes_of,
+    plain_entry,
+    role_tokens,
+)
+
+
+@dataclass(frozen=True)
+class Result:
+    """Every token of the output with its id, the files, and how many tokens were added to the template and taken out."""
+
+    tokens: Mapping[str, int]
+    files: Mapping[str, bytes]
+    added: int
+    removed: int
+
+
+def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[Entry]:
+    """The tokens that the first tokenizer takes from the others, with its own added ones: plain tokens first, then added ones.
+
+    ``tokenizers`` come with the number of rows of their model; tokens beyond have no row and are left out. A token that some
+    model matches before its own vocabulary is added as the first of them describes it.
+    """
+    first, rows = tokenizers[0]
+    described: dict[str, Entry] = {}
+    plain: dict[str, None] = {}
+    for tokenizer, count in tokenizers:
+        known = {t: entry for t, entry in tokenizer.added.items() if entry["id"] < count}
+        for content, entry in known.items():
+            described.setdefault(content, entry)
+        if tokenizer is not first:
+            new = (t for t, i in sorted(tokenizer.parts.items(), key=lambda item: item[1]) if i < count and t not in known)
+            plain |= dict.fromkeys(t for t in new if first.parts.get(t, rows) >= rows)
+    return [*(plain_entry(t) for t in plain if t not in described), *described.values()]
+
+
+def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
+    """Take out the template's tokens that have no row, add ``entries``, give ids, and write the files.
+
+    Files are the template's bytes unless something changes. A token that has a role (padding, say) stays although it has no
+    row: a tokenizer that is loaded makes it anew. Where ids of the vocabulary leave gaps, fillers stand in them before tokens
+    are added: the ``tokenizers`` library counts ids from the number of tokens, which are others' then.
+    """
+    named = set(role_tokens(template.settings, template.roles))
+    parts = {t: i for t, i in template.parts.items() if i < rows or t in named}
+    if template.document is not None and isinstance(template.document["model"]["vocab"], list):
+        parts |= {t: rows + n for n, t in enumerate(t for t, i in parts.items() if i >= rows)}
+    kept = [e for t, e in template.added.items() if e["id"] < rows or t in named]
+    here = {*parts, *(e["content"] for e in kept)}
+    new = [e for e in entries if e["content"] not in template.added or template.added[e["content"]]["id"] >= rows]
+    removed = len(template.tokens) - len(here)
+    if not new and not removed:
+        return Result(template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0)
+    fillers = _fillers(parts)
+    parts |= fillers
+    if template.document is not None:
+        added = added_ids(parts, [*kept, *new])
+    else:  # ids that stand beside a vocabulary are taken as they are written
+        free = 1 + max([*parts.values(), *(e["id"] for e in kept)], default=-1)
+        fresh = [e for e in new if e["content"] not in here]
+        added = {e["content"]: e for e in kept}
+        added |= {e["content"]: {**e, "id": free + n} for n, e in enumerate(fresh)}
+        added |= {e["content"]: {**e, "id": parts[e["content"]]} for e in new if e["content"] in parts}
+    tokens = {**parts, **{t: e["id"] for t, e in added.items()}}
+    files = _files(template, parts, added, tokens, bool(fillers) or len(parts) != len(template.parts))
+    tokens = {t: i for t, i in tokens.items() if t not in fillers}
+    return Result(tokens, files, len(tokens) - len(here), removed)
+
+
+def _fillers(parts: Mapping[str, int]) -> dict[str, int]:
+    """Tokens for ids that no token has, so that the number of tokens is the first free id."""
+    taken = set(parts.values())
+    gaps = [i for i in range(1 + max(taken, default=-1)) if i not in taken]
+    surplus = len(parts) - len(taken)
+    if not gaps or surplus >= len(gaps):
+        return {}
+    return {f"<|no token {i}|>": i for i in gaps}
+
+
+def _files(
+    template: Tokenizer, parts: Mapping[str, int], added: Mapping[str, Entry], tokens: Mapping[str, int], has_other_parts: bool
+) -> dict[str, bytes]:
+    left = PARTS if has_other_parts and template.document is not None else ()
+    files = {n: bytes_of(template.directory / n) for n in template.files if n not in left}
+    if template.document is not None:
+        files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))
+    legacy = any(n in files for n in PARTS)
+    settings = dict(template.settings)
+    if "added_tokens_decoder" in settings or legacy:
+        in_order = sorted(added.values(), key=lambda e: int(e["id"]))
+        settings["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in in_order}
+    if settings != template.settings:
+        files[CONFIG] = as_json(settings)
+    if ADDED in files:
+        files[ADDED] = as_json({t: e["id"] for t, e in added.items() if t not in parts})
+    return files
+
+
+def _document(
+    document: Mapping[str, Any],
+    parts: Mapping[str, int],
+    added: Mapping[str, Entry],
+    tokens: Mapping[str, int],
+    has_other_parts: bool,
+) -> dict[str, Any]:
+    changed = dict(document)
+    if has_other_parts:
+        changed["model"] = _model(document["model"], parts)
+    changed["added_tokens"] = sorted(
+        ({"id": e["id"], **{k: v for k, v in e.items() if k != "id"}} for e in added.values()), key=lambda e: e["id"]
+    )
+    for name in ("post_processor", "padding"):
+        if document.get(name) is not None:
+            changed[name] = copy.deepcopy(document[name])
+            _renumber(changed[name], tokens)
+    return changed
+
+
+def _model(model: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]:
+    if isinstance(model["vocab"], list):  # Unigram: the place is the id
+        return {**model, "vocab": [entry for entry in model["vocab"] if entry[0] in parts]}
+    changed = {**model, "vocab": dict(sorted(parts.items(), key=lambda item: item[1]))}
+    if isinstance(model.get("merges"), list):
+        pairs = ((merge, merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in model["merges"])
+        changed["merges"] = [merge for merge, pair in pairs if all(p in parts for p in pair) and _joined(model, pair) in parts]
+    return changed
+
+
+def _joined(model: Mapping[str, Any], pair: Sequence[str]) -> str:
+    """The token that a merge makes."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    return pair[0] + (pair[1].removeprefix(prefix) if prefix else pair[1])
+
+
+def _renumber(part: Any, tokens: Mapping[str, int]) -> None:
+    """Put new ids beside the tokens that a post-processor or a padding names."""
+    if isinstance(part, list):
+        for each in part:
+            _renumber(each, tokens)
+    elif isinstance(part, dict):
+        if part.get("pad_token") in tokens and "pad_id" in part:
+            part["pad_id"] = tokens[part["pad_token"]]
+        for role in ("sep", "cls"):
+            pair = part.get(role)
+            if isinstance(pair, list) and len(pair) == 2 and pair[0] in tokens:
+                pair[1] = tokens[pair[0]]
+        special = part.get("special_tokens")
+        if isinstance(special, dict):
+            for entry in special.values():
+                if all(t in tokens for t in entry["tokens"]):
+                    entry["ids"] = [tokens[t] for t in entry["tokens"]]
+        _renumber(part.get("processors"), tokens)

@@ -1,0 +1,137 @@
+"""Where every row of an output's vocabulary matrices comes from: the rule, for all tokens at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import xxhash
+
+ZEROS, PADDING, MEAN = -1, -2, -3
+"""What stands in :attr:`RowMap.origin` for rows that are no copy of a row."""
+
+
+@dataclass(frozen=True, eq=False)
+class RowMap:
+    """Where the rows of one model's vocabulary matrices come from.
+
+    For output row r, ``origin[r]`` is a source and ``row[r]`` the row there; or ZEROS; or PADDING, the mean of all rows that
+    are not padding; or MEAN, and ``means[row[r]]`` holds the row of every source, -1 for those that are left out.
+
+    Shapes: origin (rows,) int32, row (rows,) int64, means (means, sources) int64. ``own`` is the model's place among sources.
+    """
+
+    own: int
+    origin: np.ndarray
+    row: np.ndarray
+    means: np.ndarray = field(default_factory=lambda: np.empty((0, 0), np.int64))
+
+    @property
+    def size(self) -> int:
+        return len(self.origin)
+
+    @cached_property
+    def runs(self) -> np.ndarray:
+        """First output rows of runs, and the end: within one, all rows have one origin and follow one another there."""
+        if not self.size:
+            return np.zeros(1, np.int64)
+        follows = (self.origin[1:] == self.origin[:-1]) & ((self.row[1:] == self.row[:-1] + 1) | (self.origin[1:] == PADDING))
+        follows |= (self.origin[1:] == ZEROS) & (self.origin[:-1] == ZEROS)
+        return np.concatenate([[0], np.flatnonzero(~follows) + 1, [self.size]])
+
+    @cached_property
+    def read_from(self) -> tuple[int, ...]:
+        """The sources that rows are taken from, the own one too, in order."""
+        copied = np.unique(self.origin[self.origin >= 0]).tolist()
+        averaged = np.flatnonzero((self.means >= 0).any(axis=0)).tolist() if (self.origin == MEAN).any() else []
+        return tuple(sorted({*copied, *averaged}))
+
+    @cached_property
+    def is_computed(self) -> bool:
+        """Are there rows that are no row of a model: means or padding?"""
+        return bool((self.origin <= PADDING).any())
+
+    def keeps(self, rows: int) -> bool:
+        """Are these the model's own ``rows`` rows, all in their places?"""
+        is_own = self.size == rows and bool((self.origin == self.own).all())
+        return is_own and bool((self.row == np.arange(rows)).all())
+
+    @property
+    def held_bytes(self) -> int:
+        return int(self.origin.nbytes + self.row.nbytes + self.means.nbytes + self.runs.nbytes)
+
+    def digest(self) -> str:
+        """What tells this map from another: part of what decides the output's bits."""
+        state = xxhash.xxh3_128(np.array([self.own, self.size, *self.means.shape], np.int64))
+        for part in (self.origin.astype(np.int32), self.row.astype(np.int64), self.means.astype(np.int64)):
+            state.update(np.ascontiguousarray(part))
+        return state.hexdigest()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the recipe says of one output row: a source and its row, or ZEROS; None leaves it to the rule."""
+
+    place: tuple[int, int] | None
+    force: bool
+
+
+def row_maps(
+    held: np.ndarray,
+    size: int,
+    voters: Sequence[int],
+    base: int | None,
+    asked: Mapping[int, Asked],
+) -> tuple[RowMap, ...]:
+    """Say for each source where the rows of its matrices come from.
+
+    A model keeps its own row of a token that it has. Where it has none, the row is what the recipe asks for; else the row of
+    the only voter that has the token; else the base's, if it has it; else the mean of the voters' that have it; else zeros.
+    ``force`` puts what is asked, or what the rule says, in the place of own rows too. Rows that no token means are padding.
+
+    Shapes: held (sources, tokens) int64, for each output id up to the highest the row in each source: -1 where it has none,
+    -2 for all where the id means no token.
+
+    >>> held = np.array([[0, 1, -1], [1, -1, 0]])
+    >>> [(m.origin.tolist(), m.row.tolist()) for m in row_maps(held, 4, [0, 1], 0, {})]
+    [([0, 0, 1, -2], [0, 1, 0, 0]), ([1, 0, 1, -2], [1, 1, 0, 0])]
+    """
+    sources, count = held.shape
+    origin, row = np.full(size, PADDING, np.int32), np.zeros(size, np.int64)
+    voted = held[list(voters)]
+    has = voted >= 0
+    number = has.sum(axis=0)
+    first = np.asarray(voters, np.int64)[has.argmax(axis=0)]
+    of_base = held[base] if base is not None else np.full(count, -1, np.int64)
+    chosen = np.where((number > 1) & (of_base >= 0), -1 if base is None else base, first)
+    is_token = (held > -2).all(axis=0)
+    origin[:count] = np.where(is_token, np.where(number > 0, chosen, ZEROS), PADDING)
+    row[:count] = np.where(number > 0, held[chosen, np.arange(count)], 0)
+    averaged = np.flatnonzero((number > 1) & (of_base < 0))
+    origin[averaged], row[averaged] = MEAN, np.arange(len(averaged))
+    means = np.full((len(averaged), sources), -1, np.int64)
+    means[:, list(voters)] = voted[:, averaged].T
+    forced = np.zeros(size, bool)
+    for at, wish in asked.items():
+        forced[at] = wish.force
+        if wish.place is not None:
+            origin[at], row[at] = wish.place
+    maps = []
+    for source in range(sources):
+        keeps = np.zeros(size, bool)
+        keeps[:count] = (held[source] >= 0) & ~forced[:count]
+        own = np.zeros(size, np.int64)
+        own[:count] = held[source]
+        maps.append(_settled(source, np.where(keeps, source, origin), np.where(keeps, own, row), means))
+    return tuple(maps)
+
+
+def _settled(own: int, origin: np.ndarray, row: np.ndarray, means: np.ndarray) -> RowMap:
+    """A map with only the means that it uses."""
+    used = origin == MEAN
+    kept = means[row[used]]
+    row = row.copy()
+    row[used] = np.arange(int(used.sum()))
+    return RowMap(own, origin.astype(np.int32), row, kept)

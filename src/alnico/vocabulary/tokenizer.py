@@ -1,0 +1,233 @@
+"""The tokenizer of a model as data: which token has which row, and what is written about it in its files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.model import read_json
+from alnico.errors import ModelError
+from alnico.vocabulary.sentencepiece import pieces
+
+JSON = "tokenizer.json"
+CONFIG = "tokenizer_config.json"
+ROLES = "special_tokens_map.json"
+ADDED = "added_tokens.json"
+PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+PARTS = ("vocab.json", "merges.txt", "vocab.txt", *PIECES)
+"""The vocabulary without added tokens; all of it stands in ``tokenizer.json``, too, where there is one."""
+TEMPLATES = ("chat_template.jinja", "chat_template.json")
+FILES = (JSON, CONFIG, ROLES, ADDED, *PARTS, *TEMPLATES, "tekken.json")
+"""All files that belong to a tokenizer and must come from one model."""
+MAX_BYTES = 200_000_000
+
+ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
+SHIFTED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus")
+"""Classes whose ids are not the places of the pieces, as their names begin; their ``tokenizer.json`` says the ids."""
+
+Entry = Mapping[str, Any]
+"""An added token as ``tokenizer.json`` describes it: content, id, special, normalized, single_word, lstrip, rstrip."""
+
+
+@dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """A model's tokenizer. ``parts`` are the model's own tokens, ``added`` those that are matched before it, in id order.
+
+    ``document`` is ``tokenizer.json``, ``settings`` is ``tokenizer_config.json``; ``files`` are those of :data:`FILES` there.
+    """
+
+    directory: Path
+    parts: Mapping[str, int]
+    added: Mapping[str, Entry]
+    document: Mapping[str, Any] | None
+    settings: Mapping[str, Any]
+    roles: Mapping[str, Any]
+    files: tuple[str, ...]
+
+    @cached_property
+    def tokens(self) -> Mapping[str, int]:
+        """Every token with its id."""
+        return {**self.parts, **{content: entry["id"] for content, entry in self.added.items()}}
+
+    def special(self, role: str) -> str | None:
+        """The token that has a role, ``bos`` or ``eos`` or ``pad``."""
+        value = self.settings.get(f"{role}_token", self.roles.get(f"{role}_token"))
+        return value.get("content") if isinstance(value, dict) else value if isinstance(value, str) else None
+
+
+def read_tokenizer(directory: Path | None) -> Tokenizer | None:
+    """Read the tokenizer of a model directory; None if it has none that can be read.
+
+    Ids of added tokens are those that the ``tokenizers`` library gives, whatever the files say: see :func:`added_ids`.
+    Errors: ModelError for a file that is not what its name says, or whose pieces have other ids than their places.
+    """
+    if directory is None:
+        return None
+    files = tuple(name for name in FILES if (directory / name).exists())
+    settings = read_json(directory / CONFIG) if CONFIG in files else {}
+    roles = read_json(directory / ROLES) if ROLES in files else {}
+    stated = _stated(directory, settings, files)
+    document = read_json(directory / JSON) if JSON in files else None
+    if document is not None:
+        parts = vocabulary_of(document, directory / JSON)
+        if parts is None:
+            return None
+        entries = [*added_entries(document, directory / JSON), *(stated[i] for i in sorted(stated))]
+        entries += [_entry(content, special=True) for content in role_tokens(settings, roles)]
+        added = added_ids(parts, entries)
+    else:
+        found = _parts(directory, settings, files)
+        if found is None:
+            return None
+        parts = found
+        added = {str(e["content"]): {**e, "id": parts.get(str(e["content"]), i)} for i, e in sorted(stated.items())}
+    return Tokenizer(directory, parts, added, document, settings, roles, files)
+
+
+def added_ids(parts: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, Entry]:
+    """Give added tokens their ids as the ``tokenizers`` library does: by their order alone.
+
+    A token that the vocabulary has keeps its id there; the first other one has the vocabulary's length, and so on by one.
+    So an id in a file that leaves a gap is not the id that a model gets to see.
+
+    >>> {t: e["id"] for t, e in added_ids({"a": 0, "b": 1}, [{"content": "<s>", "id": 9}, {"content": "b", "id": 9}]).items()}
+    {'<s>': 2, 'b': 1}
+    """
+    found: dict[str, Entry] = {}
+    free = len(parts)
+    for entry in entries:
+        content = str(entry["content"])
+        if not content or content in found:
+            continue
+        at = parts.get(content, free)
+        free += content not in parts
+        found[content] = {**entry, "id": at}
+    return found
+
+
+def plain_entry(content: str) -> Entry:
+    """A token added by its text alone, as the ``tokenizers`` library does it."""
+    return _entry(content, special=False)
+
+
+def role_tokens(settings: Mapping[str, Any], roles: Mapping[str, Any]) -> list[str]:
+    """The tokens that have a role (beginning, end, padding, ...) or are listed as special, each once."""
+    found: dict[str, None] = {}
+    for source in (settings, roles):
+        values: list[Any] = [source.get(name) for name in ROLE_NAMES]
+        for name in ROLE_LISTS:
+            listed = source.get(name)
+            values += listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else []
+        for value in values:
+            content = value.get("content") if isinstance(value, dict) else value
+            if isinstance(content, str):
+                found.setdefault(content)
+    return list(found)
+
+
+def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | None:
+    """The tokens of ``tokenizer.json`` without the added ones; None if its model has no vocabulary. Errors: ModelError."""
+    model = document.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # Unigram: [[token, score], ...] in row order
+        try:
+            return {str(entry[0]): row for row, entry in enumerate(vocabulary)}
+        except (TypeError, LookupError):
+            raise ModelError(f"{path}: model.vocab holds entries that are no [token, score]. Get the file again.") from None
+    return rows_of(vocabulary, path) if isinstance(vocabulary, dict) else None
+
+
+def added_entries(document: Mapping[str, Any], path: Path) -> list[Entry]:
+    """The added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
+    try:
+        return [{**t, "content": str(t["content"]), "id": int(t["id"])} for t in document.get("added_tokens") or []]
+    except (TypeError, KeyError, ValueError, OverflowError):
+        raise ModelError(f"{path}: added_tokens holds entries without content and id. Get the file again.") from None
+
+
+def rows_of(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
+    """A vocabulary whose values are row numbers. Errors: ModelError."""
+    rows = {token: row for token, row in vocabulary.items() if type(row) is int and row >= 0}
+    if len(rows) != len(vocabulary):
+        raise ModelError(f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again.")
+    return rows
+
+
+def pieces_of(path: Path) -> dict[str, int]:
+    """The pieces of a sentencepiece model with their places. Errors: ModelError."""
+    try:
+        return {piece: row for row, piece in enumerate(pieces(bytes_of(path)))}
+    except ValueError as error:
+        why = "a piece is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ModelError(f"{path}: is no sentencepiece model ({why}). Get the file again.") from None
+
+
+def lines_of(path: Path) -> dict[str, int]:
+    """The tokens of a ``vocab.txt``, a line each."""
+    lines = bytes_of(path).decode("utf-8", "replace").split("\n")
+    return {token: row for row, line in enumerate(lines) if (token := line.rstrip("\r"))}
+
+
+def bytes_of(path: Path) -> bytes:
+    """Read a tokenizer file. Errors: ModelError naming it."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ModelError(f"{path}: is larger than {MAX_BYTES} bytes; expected a tokenizer. Check the model.")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+
+
+def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[str, int] | None:
+    if "vocab.json" in files:
+        return rows_of(read_json(directory / "vocab.json"), directory / "vocab.json")
+    if "vocab.txt" in files:
+        return lines_of(directory / "vocab.txt")
+    for name in PIECES:
+        if name in files:
+            kind = str(settings.get("tokenizer_class", ""))
+            if kind.startswith(SHIFTED):
+                raise ModelError(
+                    f"{directory / name}: the ids of a {kind} are not the places of its pieces; expected {JSON} beside it. "
+                    "Save the tokenizer with a version of transformers that writes it."
+                )
+            return pieces_of(directory / name)
+    return None
+
+
+def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[int, Entry]:
+    """Added tokens that stand beside the vocabulary, by their stated ids."""
+    found: dict[int, Entry] = {}
+    try:
+        if ADDED in files:
+            for content, row in read_json(directory / ADDED).items():
+                found[int(row)] = _entry(content, special=False)
+        for row, entry in (settings.get("added_tokens_decoder") or {}).items():
+            kept = {k: v for k, v in entry.items() if k != "__type"}
+            found[int(row)] = {**_entry(str(entry["content"]), special=bool(entry.get("special"))), **kept}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise ModelError(f"{directory}: {ADDED} or {CONFIG} holds added tokens without content and id. Get them again.") from None
+    return found
+
+
+def _entry(content: str, *, special: bool) -> Entry:
+    return {
+        "id": -1,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": not special,
+        "special": special,
+    }
+
+
+def as_json(value: object) -> bytes:
+    """JSON as tokenizer files hold it, small ones to be read by people."""
+    text = json.dumps(value, ensure_ascii=False)
+    return ((text if len(text) > 1_000_000 else json.dumps(value, ensure_ascii=False, indent=2)) + "\n").encode("utf-8")
