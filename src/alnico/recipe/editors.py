@@ -48,7 +48,7 @@ def json_schema() -> Schema:
     top = shared | {
         "modules": {"type": "object", "minProperties": 1, "additionalProperties": _ref("module")},
         "methods": {**listed, "items": _ref("rule")},
-        "lines": _object(LINES, {key: _number(Between()) for key in LINES}, LINES),
+        "lines": _object(LINES, {key: {"anyOf": [_number(Between()), NUMBER_AS_TEXT]} for key in LINES}, LINES),
         "tokenizer_source": _ref("reference"),
         "tokenizer": _ref("tokenizer"),
         "chat_template": TEXT,

@@ -66,7 +66,7 @@ def _entries(
 
 def _layers(source: Node, where: str, reading: Reading) -> tuple[int, int] | None:
     node = source.value.get("layer_range")
-    wanted = "expected [first, end), two whole numbers, 0 <= first < end: layers are counted from 0, the end is not among them"
+    wanted = "expected [first, end), whole numbers with 0 <= first < end"
     if node is None:
         reading.wrong(source.line, f"{where}.layer_range is missing; {wanted}.")
         return None
