@@ -38,7 +38,7 @@ def test_good_recipes_are_right_as_written_and_as_plain_data(text: str) -> None:
 
 
 def test_the_examples_are_right() -> None:
-    wrong = [path.name for path in sorted(EXAMPLES.glob("*.yml")) if not is_right(path.read_text())]
+    wrong = [path.name for path in sorted(EXAMPLES.rglob("*.yml")) if not is_right(path.read_text())]
     assert wrong == []
 
 

@@ -78,7 +78,7 @@ def test_documents_that_multiply_are_refused() -> None:
 
 
 def test_a_long_chain_of_stages_is_ordered_in_bounded_time() -> None:
-    count = 3_000
+    count = 1_000
     chain = [f"name: s{i}\nmerge_method: linear\nmodels: [s{i + 1}]\n" for i in range(count)]
     assert [s.number for s in stages(parse_recipes("---\n".join(chain), "r"))] == list(range(count, 0, -1))
 
@@ -169,6 +169,22 @@ WORDS = [
     "-",
     ".",
 ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{merge_method: ties, base_model: a, models: [a, b], parameters: {"x\\ny": 1}}',
+        '{merge_method: ties, base_model: a, modules: {"x\\ny": 1}}',
+        '{merge_method: linear, models: [b], tokenizer: {tokens: {"x\\ny": 1}}}',
+        '{merge_method: linear, models: [b], "x\\ny": 1}',
+        '{merge_method: linear, models: [b], "x\\ny": 1, "x\\ny": 1}',
+    ],
+)
+def test_a_name_of_two_lines_stays_on_one_in_messages(text: str) -> None:
+    told = message(text).splitlines()
+    assert all(line.startswith("r:1: ") for line in told)
+    assert "x\\ny" in told[-1]
 
 
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -84,6 +84,12 @@ def test_names_are_names_of_folders_and_each_ones_own() -> None:
     ]
 
 
+def test_a_name_may_not_be_what_another_is_called_without_one() -> None:
+    text = together(document("2-linear", "a"), "merge_method: linear\nmodels: [a]\n")
+    with pytest.raises(RecipeError, match=r"^r:5: name is '2-linear', as in line 1; expected a name of its own\. Change one\.$"):
+        parse_recipes(text, "r")
+
+
 def test_a_stage_goes_before_a_path_of_its_name_and_a_note_says_so(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     data = together(document("one", "a"), document("two", "one")).encode()

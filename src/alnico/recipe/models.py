@@ -8,7 +8,7 @@ from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, Part
 from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE
-from alnico.recipe.nodes import Node, Reading, cut, shown
+from alnico.recipe.nodes import Node, Reading, bare, cut, shown
 from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
 from alnico.recipe.values import read_parameters
 
@@ -155,7 +155,7 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
         return ()
     modules = []
     for name, item in node.value.items():
-        where = f"modules.{cut(name)}"
+        where = f"modules.{bare(name)}"
         if not isinstance(item.value, dict):
             reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `models` or `slices`.")
             continue
