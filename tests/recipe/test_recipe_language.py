@@ -12,7 +12,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.load import load_recipe, load_recipes, parse_recipe, parse_recipes
-from alnico.recipe.options import Levels, TensorPlace, evaluate, options_at
+from alnico.recipe.options import Levels, TensorPlace, evaluate, options_at, values_of
 from alnico.recipe.schema import (
     Case,
     Cases,
@@ -198,6 +198,35 @@ slices:
   parameters: {t: 0.25}
 """
     assert read(text).slices[0].parameters == {"t": 0.25}
+
+
+def test_a_value_need_be_right_only_for_the_methods_of_its_level() -> None:
+    text = """\
+merge_method: task_arithmetic
+base_model: a
+slices:
+- sources: [{model: b, layer_range: [0, 1]}]
+- sources: [{model: b, layer_range: [1, 2]}]
+  merge_method: ties
+  parameters: {divide: count}
+"""
+    assert read(text).slices[1].parameters == {"divide": "count"}
+
+
+def test_slices_may_have_bases_of_their_own_and_the_recipe_none() -> None:
+    slices = "slices: [{base_model: b, sources: [{model: a, layer_range: [0, 1]}]}]"
+    assert read(f"merge_method: ties\n{slices}").references == ("a", "b")
+
+
+def test_a_base_that_is_not_listed_stands_for_the_layers_of_the_others() -> None:
+    entry = ModelEntry("b", {}, (3, 5))
+    assert values_of(find("slerp"), (entry,), "a") == (ModelEntry("a", {}, (3, 5)), entry)
+
+
+def test_a_shared_option_under_the_base_goes_for_the_merge() -> None:
+    models = "[{model: a, parameters: {divide: weight}}, {model: b, parameters: {weight: 1}}, {model: c, parameters: {weight: -1}}]"
+    with pytest.raises(RecipeError, match=r"^r:3: the weights sum to 0 \(1, -1\)"):
+        read(f"merge_method: task_arithmetic\nbase_model: a\nmodels: {models}")
 
 
 def test_a_vocabulary_says_where_the_rows_of_tokens_come_from() -> None:

@@ -98,6 +98,11 @@ def test_a_stage_goes_before_a_path_of_its_name_and_a_note_says_so(tmp_path: Pat
     assert second.notes == ("one is the stage of that name, not the path. Write ./one for the path.",)
 
 
+def test_each_recipe_has_the_notes_of_its_document() -> None:
+    text = "merge_method: linear\nmodels: [a]\nparameters: {int8_mask: true}\n---\nmerge_method: linear\nmodels: [a]\n"
+    assert [len(r.notes) for r in parse_recipes(text, "r")] == [1, 0]
+
+
 def test_each_recipe_has_the_text_of_its_document() -> None:
     text = "# about\n--- # first\nmerge_method: linear\nmodels: [a]\n# between\n---\n---\nmerge_method: linear\nmodels: [b]\n...\n"
     first, second = parse_recipes(text, "r")
