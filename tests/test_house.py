@@ -119,7 +119,7 @@ def test_the_help_is_there_at_once() -> None:
     begin = time.perf_counter()
     shown = subprocess.run([sys.executable, "-m", "alnico.cli.main", "--help"], capture_output=True, text=True, check=True).stdout
     print(f"{time.perf_counter() - begin:.2f} s")  # shown with -s; no test asserts a time
-    assert all(verb in shown for verb in ("merge", "plan", "inspect", "push", "methods", "demo"))
+    assert all(verb in shown for verb in ("merge", "plan", "inspect", "push", "methods", "schema", "demo"))
 
 
 def test_every_public_name_is_there_and_documented() -> None:

@@ -236,6 +236,12 @@ def test_a_method_is_shown_in_full(run: Run) -> None:
     assert data["options"]["elect"] == "weighted | mass | count; default weighted"
 
 
+def test_schema_prints_a_json_schema_of_recipes(run: Run) -> None:
+    code, stdout, stderr = run("schema")
+    assert (code, stderr) == (0, "")
+    assert json.loads(stdout)["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
 def test_inspect_shows_a_model(run: Run, tmp_path: Path) -> None:
     base, _ = family(tmp_path / "llama", count=0, shards=2)
     code, stdout, stderr = run("inspect", str(base))

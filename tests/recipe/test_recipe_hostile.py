@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from alnico.errors import RecipeError
-from alnico.recipe.load import load_recipe, parse_recipe
+from alnico.recipe.load import load_recipe, parse_recipe, parse_recipes
+from alnico.recipe.stages import stages
 
 TOO_LARGE = "is nested deeper than 32 or has more than 50000 values; expected a recipe"
 
@@ -70,6 +71,18 @@ def test_too_many_values_are_refused() -> None:
     assert message("a:\n" + "- 1\n" * 60_000).endswith(f": {TOO_LARGE}.")
 
 
+def test_documents_that_multiply_are_refused() -> None:
+    with pytest.raises(RecipeError) as caught:
+        parse_recipes("---\na: 1\n" * 20_000, "r")
+    assert str(caught.value).endswith(f": {TOO_LARGE}.")
+
+
+def test_a_long_chain_of_stages_is_ordered_in_bounded_time() -> None:
+    count = 1_000
+    chain = [f"name: s{i}\nmerge_method: linear\nmodels: [s{i + 1}]\n" for i in range(count)]
+    assert [s.number for s in stages(parse_recipes("---\n".join(chain), "r"))] == list(range(count, 0, -1))
+
+
 def test_nesting_of_32_is_read() -> None:
     assert message("a: " + "[" * 31 + "]" * 31).startswith("r:1: merge_method is missing")
 
@@ -99,6 +112,22 @@ WORDS = [
     "missing",
     "filter",
     "value",
+    "slices",
+    "sources",
+    "layer_range",
+    "modules",
+    "methods",
+    "tokenizer",
+    "tokens",
+    "lines",
+    "preset",
+    "name",
+    "base",
+    "re:(a",
+    "kind",
+    "model_token",
+    "path",
+    "lora",
     "<<",
     "&a",
     "*a",
@@ -142,6 +171,22 @@ WORDS = [
 ]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{merge_method: ties, base_model: a, models: [a, b], parameters: {"x\\ny": 1}}',
+        '{merge_method: ties, base_model: a, modules: {"x\\ny": 1}}',
+        '{merge_method: linear, models: [b], tokenizer: {tokens: {"x\\ny": 1}}}',
+        '{merge_method: linear, models: [b], "x\\ny": 1}',
+        '{merge_method: linear, models: [b], "x\\ny": 1, "x\\ny": 1}',
+    ],
+)
+def test_a_name_of_two_lines_stays_on_one_in_messages(text: str) -> None:
+    told = message(text).splitlines()
+    assert all(line.startswith("r:1: ") for line in told)
+    assert "x\\ny" in told[-1]
+
+
 @settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.sampled_from(WORDS), max_size=30).map("".join) | st.text(max_size=60))
 def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
@@ -169,6 +214,35 @@ RECIPES = st.fixed_dictionaries(
         "base_model": st.just("a") | VALUES,
         "parameters": st.dictionaries(st.sampled_from(["weight", "density", "t", "scale", "normalize", "rescale", "elect"]), VALUES)
         | VALUES,
+        "slices": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "sources": st.lists(
+                        st.fixed_dictionaries({"model": st.just("a"), "layer_range": st.just([0, 2]) | VALUES}), max_size=2
+                    )
+                },
+                optional={"parameters": VALUES, "merge_method": st.just("ties") | VALUES, "base_model": VALUES},
+            ),
+            max_size=2,
+        )
+        | VALUES,
+        "modules": st.dictionaries(st.text(max_size=3), st.fixed_dictionaries({"models": st.just(["a", "b"])}) | VALUES, max_size=2)
+        | VALUES,
+        "methods": st.lists(
+            st.fixed_dictionaries(
+                {
+                    "filter": st.sampled_from(["mlp", "*", "re:["]) | VALUES,
+                    "merge_method": st.sampled_from(["ties", "passthrough"]),
+                },
+                optional={"parameters": st.dictionaries(st.sampled_from(["density", "lambda"]), VALUES), "model": VALUES},
+            ),
+            max_size=2,
+        )
+        | VALUES,
+        "tokenizer": st.fixed_dictionaries({}, optional={"source": VALUES, "tokens": VALUES, "pad_to_multiple_of": VALUES})
+        | VALUES,
+        "lines": VALUES,
+        "name": VALUES,
         "dtype": VALUES,
         "seed": VALUES,
         "missing": VALUES,

@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | push | methods | demo``."""
+"""The command line: ``alnico merge | plan | inspect | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -218,6 +218,14 @@ def methods(
     else:
         every = registry().values()
         _print(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults."""
+    from alnico.recipe.editors import json_schema
+
+    _print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
 
 
 @app.command()

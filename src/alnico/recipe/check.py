@@ -19,7 +19,7 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
     """Tell what is wrong with the recipe as a whole."""
     reading = context.reading
     for part in context.parts:
-        _check_base(part.method, part, part.asked, context)
+        _check_base(part.method, part, part.asked, "", context)
         preset = preset_of(part.method, recipe.preset)
         shared = (*part.shared, ("parameters", recipe.parameters), ("preset", preset))
         for option in part.method.options.values():
@@ -40,11 +40,11 @@ def _start(part: Part) -> str:
     return "" if part.place == "models" else f"{part.place}: "
 
 
-def _check_base(method: Method, part: Part, line: int, context: Context) -> None:
+def _check_base(method: Method, part: Part, line: int, start: str, context: Context) -> None:
     if method.base not in ("required", "first") or part.base_model is not None or "base_model" in context.failed:
         return
     what = "the model where the arc begins" if method.base == "first" else "the model the others were tuned from"
-    told = (line, f"{method.name} needs base_model, {what}. Add base_model: PATH.")
+    told = (line, f"{start}{method.name} needs base_model, {what}. Add base_model: PATH.")
     if told not in context.reading.mistakes:
         context.reading.wrong(*told)
 
@@ -134,6 +134,8 @@ def _count_problem(method: Method, part: Part, count: int) -> str | None:
 def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recipe, context: Context) -> None:
     """A rule must fit one part at least: the plan knows which tensors of which part it is for."""
     reading = context.reading
+    if rule.model == "base" and not any(p.base_model for p in context.parts) and "base_model" not in context.failed:
+        reading.wrong(line, f"{where}.model is base, and there is no base_model. Add base_model: PATH.")
     if rule.model is not None or not context.parts:
         return
     fitting: list[tuple[Part, tuple[ModelEntry, ...]]] = []
@@ -149,7 +151,7 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
             problem = f"{method.name} takes one model, and there are several. Add model: base, or the model to take."
         reading.wrong(line, f"{where}: {problem}")
         return
-    _check_base(method, fitting[0][0], line, context)
+    _check_base(method, fitting[0][0], line, f"{where}: ", context)
     counts = {len(entries) for _, entries in fitting}
     for key, setting in rule.parameters.items():
         for values in _each_model(setting):

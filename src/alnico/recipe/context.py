@@ -49,9 +49,8 @@ class Context:
         return tuple(self.used.values())
 
     def level(self, *methods: Method | None) -> tuple[Method, ...]:
-        """The methods that can meet the options of a level: its own and those of the rules; all if its own is not known."""
-        own = [m for m in methods if m is not None]
-        return tuple(dict.fromkeys([*own, *self.rules])) if len(own) == len(methods) else self.methods
+        """The methods that can meet the options of a level: its own, if known, and those of the rules."""
+        return tuple(dict.fromkeys(m for m in (*methods, *self.rules) if m is not None))
 
     def belongs(self, key: str, place: str) -> str:
         """A hint for an option that stands one level too high."""

@@ -8,7 +8,7 @@ from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, Part
 from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE
-from alnico.recipe.nodes import Node, Reading, cut, shown
+from alnico.recipe.nodes import Node, Reading, bare, cut, shown
 from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
 from alnico.recipe.values import read_parameters
 
@@ -66,7 +66,7 @@ def _entries(
 
 def _layers(source: Node, where: str, reading: Reading) -> tuple[int, int] | None:
     node = source.value.get("layer_range")
-    wanted = "expected [first, end), two whole numbers, 0 <= first < end: layers are counted from 0, the end is not among them"
+    wanted = "expected [first, end), whole numbers with 0 <= first < end"
     if node is None:
         reading.wrong(source.line, f"{where}.layer_range is missing; {wanted}.")
         return None
@@ -155,7 +155,7 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
         return ()
     modules = []
     for name, item in node.value.items():
-        where = f"modules.{cut(name)}"
+        where = f"modules.{bare(name)}"
         if not isinstance(item.value, dict):
             reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `models` or `slices`.")
             continue

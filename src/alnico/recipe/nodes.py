@@ -186,7 +186,7 @@ def _mapping(node: yaml.MappingNode, reading: Reading, depth: int) -> dict[str, 
             reading.broken(line, "a key is a list or a mapping; expected a name.")
         elif key.value in found:
             first = found[key.value].line
-            reading.wrong(line, f"{cut(key.value)} is given twice, first in line {first}. Remove one.")
+            reading.wrong(line, f"{bare(key.value)} is given twice, first in line {first}. Remove one.")
         else:
             found[key.value] = Node(inner.value, line)
     return {**merged, **found}
@@ -233,6 +233,11 @@ def shown(value: Any) -> str:
 
 def cut(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
+
+
+def bare(text: str) -> str:
+    """Text as a message writes it without quotes: on one line."""
+    return cut(text if text.isprintable() else repr(text)[1:-1])
 
 
 def _too_large() -> str:

@@ -43,8 +43,6 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
                 keys["model"].line,
                 f"{where}.model is for methods of one model, and {method.name} merges several. Remove it, or choose passthrough.",
             )
-        if model == "base" and context.base_model is None:
-            reading.wrong(keys["model"].line, f"{where}.model is base, and there is no base_model. Add base_model: PATH.")
         preset = read_preset(keys.get("preset"), f"{where}.preset", (method,), context)
         rules.append((Rule(pattern, method.name, parameters, model, preset), method, item.line))
     return rules

@@ -22,13 +22,10 @@ class Stage:
     """Its place in the file, from 1."""
     uses: tuple[str, ...]
     """The names of the stages whose outputs it takes, as its references have them."""
+    label: str
+    """Its name, or its number and method: the folder of its output among several."""
     is_intermediate: bool
     """Does another stage take its output?"""
-
-    @property
-    def label(self) -> str:
-        """Its name, or its number and method: the folder of its output among several."""
-        return self.recipe.stage or f"{self.number}-{self.recipe.merge_method}"
 
 
 def stages(recipes: Sequence[Recipe]) -> tuple[Stage, ...]:
@@ -42,7 +39,12 @@ def stages(recipes: Sequence[Recipe]) -> tuple[Stage, ...]:
     if waiting:
         raise RecipeError(f"{recipes[waiting[0]].name}: {_circle(recipes, waiting)}")
     taken = {i for used in uses for i in used}
-    return tuple(Stage(recipes[i], i + 1, tuple(recipes[j].stage for j in uses[i]), i in taken) for i in order)
+    labels = _labels(recipes)
+    return tuple(Stage(recipes[i], i + 1, tuple(recipes[j].stage for j in uses[i]), labels[i], i in taken) for i in order)
+
+
+def _labels(recipes: Sequence[Recipe]) -> list[str]:
+    return [r.stage or f"{i + 1}-{r.merge_method}" for i, r in enumerate(recipes)]
 
 
 def _uses(recipes: Sequence[Recipe]) -> list[list[int]]:
@@ -79,14 +81,10 @@ def check_stages(recipes: Sequence[Recipe], roots: Sequence[Node], reading: Read
     """Tell what is wrong with documents together; returns them with notes on names that are paths as well."""
     first: dict[str, int] = {}
     lines = [root.value["name"].line if "name" in root.value else root.line for root in roots]
-    for recipe, line in zip(recipes, lines, strict=True):
-        if not recipe.stage:
-            continue
-        if recipe.stage in first:
-            reading.wrong(
-                line, f"name is {shown(recipe.stage)}, as in line {first[recipe.stage]}; expected a name of its own. Change one."
-            )
-        first.setdefault(recipe.stage, line)
+    for label, recipe, line in zip(_labels(recipes), recipes, lines, strict=True):
+        if label in first:
+            reading.wrong(line, f"name is {shown(label)}, as in line {first[label]}; expected a name of its own. Change one.")
+        first.setdefault(label, line)
         if recipe.stage in (".", "..") or "/" in recipe.stage or "\\" in recipe.stage:
             reading.wrong(line, f"name is {shown(recipe.stage)}; expected the name of a folder, without / and \\. Change it.")
     uses = _uses(recipes)

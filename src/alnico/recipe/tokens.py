@@ -5,7 +5,7 @@ from __future__ import annotations
 from alnico.recipe import scalars
 from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
 from alnico.recipe.models import read_reference
-from alnico.recipe.nodes import Node, Reading, cut, shown
+from alnico.recipe.nodes import Node, Reading, bare, shown
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 
 
@@ -32,7 +32,7 @@ def _tokens(node: Node | None, reading: Reading) -> dict[str, TokenSource]:
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"tokenizer.tokens is {node.kind}; expected a mapping of tokens to `source` and `force`.")
         return {}
-    return {token: _token(item, f"tokenizer.tokens.{cut(token)}", reading) for token, item in node.value.items()}
+    return {token: _token(item, f"tokenizer.tokens.{bare(token)}", reading) for token, item in node.value.items()}
 
 
 def _token(node: Node, where: str, reading: Reading) -> TokenSource:

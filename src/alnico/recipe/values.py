@@ -11,7 +11,7 @@ from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE
-from alnico.recipe.nodes import Node, cut, shown
+from alnico.recipe.nodes import Node, bare, cut, shown
 from alnico.recipe.options import own_setting
 from alnico.recipe.schema import Case, Cases, EachModel, Gradient, Scalar, Setting
 
@@ -76,7 +76,7 @@ def _tell_unknown(node: Node, where: str, key: str, level: Sequence[Method], con
     known = list(dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.known_names(m)))
     names = " or ".join(m.name for m in level)
     hint = scalars.nearest(key, known) if known else f"{names} has none."
-    context.reading.wrong(node.line, f"{where}.{cut(key)} is no option of {names}. {hint}")
+    context.reading.wrong(node.line, f"{where}.{bare(key)} is no option of {names}. {hint}")
 
 
 def _check_aliases(found: dict[str, Setting], lines: dict[str, int], where: str, level: Sequence[Method], context: Context) -> None:
