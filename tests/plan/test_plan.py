@@ -145,8 +145,8 @@ def test_shapes_that_differ_are_told_with_both_shapes() -> None:
 def test_embeddings_of_other_lengths_are_told_as_other_vocabularies(name: str) -> None:
     model("a", {name: ("F32", MATRIX)}), model("b", {name: ("F32", MATRIX[:3])})
     assert told() == (
-        f"{name}: a is (4, 2), b is (3, 2); the models have different vocabularies; expected one. "
-        "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
+        f"{name}: a has 4 rows, b has 3; the models have different vocabularies, expected one. Write tokenizer_source: base for the "
+        "vocabulary of a, tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
     )
 
 
@@ -404,7 +404,8 @@ def test_models_with_other_tokens_do_not_fit() -> None:
     model("a", tokenizer__json=vocabulary({"x": 0, "y": 1})), model("b", tokenizer__json=vocabulary({"x": 0, "z": 1}))
     assert told() == (
         "a and b have different vocabularies: 1 of 2 tokens differ, such as 'y' at row 1; expected one. "
-        "Merging vocabularies is planned for 0.3: use models with the same tokenizer."
+        "Write tokenizer_source: base for the vocabulary of a, tokenizer_source: union for the tokens of all models, "
+        "or use models with the same tokenizer."
     )
 
 

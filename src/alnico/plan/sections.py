@@ -109,13 +109,14 @@ class Section:
         """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
         rule = asked.rule
         preset = preset_of(asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset)
-        levels = Levels(rule.parameters if rule is not None else {}, (*self.shared, preset))
+        listed = tuple(p.entry.parameters for p in self.listed)
+        levels = Levels(rule.parameters if rule is not None else {}, (*self.shared, preset), listed)
         place = TensorPlace(name, self.depth.get(name, 0.0) if depth is None else depth)
         return options_at(asked.method, levels, [p.entry for p in asked.values], place, [p.names[name] for p in asked.values])
 
     def varies(self, asked: Asked) -> bool:
         """Do the options of the method depend on the tensor?"""
-        scopes = [*self.shared, *(p.entry.parameters for p in asked.values), asked.rule.parameters if asked.rule else {}]
+        scopes = [*self.shared, *(p.entry.parameters for p in self.listed), asked.rule.parameters if asked.rule else {}]
         return any(isinstance(value, (Gradient, Cases)) for scope in scopes for value in scope.values())
 
 
