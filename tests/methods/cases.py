@@ -61,6 +61,11 @@ MODELS = {
 """How many values a method gets, where it does not take any number, or is tried with one: each is a compilation of its own."""
 
 
+OVER_MODEL: dict[str, list[dict[str, Any]]] = {
+    "ties": [{"density": 0.3, "scope": "model"}, {"density": 0.2, "scope": "model", "rescale": "l1"}],
+}
+"""Settings that look at all tensors of a model together: for the laws; the references merge a tensor at a time."""
+
 LEAST = {"model_stock": 2}
 """The least number of values besides the base, where it is not 1."""
 

@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import numpy as np
 
 from alnico.errors import MethodError
-from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, Measured, levels
+from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, levels, of_model
 from alnico.kernels.source import check_pure
 
 T = TypeVar("T")
@@ -143,13 +143,18 @@ class Merge:
             )
 
     def levels(self) -> list[list[Measured]]:
-        """The facts to measure, in order; each list takes one pass over the inputs."""
+        """The facts of one tensor to measure, in order; each list takes one pass over its inputs."""
         return self._levels
 
     @functools.cached_property
     def _levels(self) -> list[list[Measured]]:
         # Asked for every tensor, and the same for all that share the Merge.
         return levels(self.arguments)
+
+    @functools.cached_property
+    def of_model(self) -> tuple[KthLargest, ...]:
+        """The facts that are measured over all tensors, before the first of them is merged."""
+        return of_model(self.arguments)
 
     @functools.cached_property
     def uses_ranks(self) -> bool:

@@ -33,7 +33,7 @@ def consensus(
         weight: a model's coefficient, any number.
         scale: the factor on the sum (``lambda`` in YAML), any number; the paper tunes it as in task arithmetic.
     Shapes: one task-vector entry a model in, one number out; at least two models besides the base.
-    Measures: nothing; one pass. Grain: element.
+    Measures: nothing; one pass. Memory: blocks. Grain: element.
     Edge cases: where the sum is exactly 0 the base's bits are written; all weights 0, or scale 0, copies the base.
     Errors: MethodError if ``at_least`` is more than the number of models.
     Differs from the source: one default threshold for all models, since nothing is validated here; the paper has no weights
@@ -45,7 +45,8 @@ def consensus(
     """
     if at_least > len(weight):
         raise MethodError(
-            f"at_least is {at_least:g} with {len(weight)} models besides the base; expected at most their number. Choose a smaller one."
+            f"at_least is {at_least:g} with {len(weight)} models besides the base; expected at most their number. "
+            "Choose a smaller one."
         )
 
     def mix(delta, threshold, at_least, weight, scale):

@@ -11,13 +11,13 @@ def emr(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
     models A whose ``v_i`` has that sign.
 
     Use when: each model's strongest changes should survive at full size where the models agree, without a mean that shrinks
-    them; or as the common part of models that are told apart later by masks.
+        them; or as the common part of models that are told apart later by masks.
 
     Options:
         weight: a model's coefficient, any number; it counts in the vote and in the comparison.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass. Grain: element.
+    Measures: nothing; one pass. Memory: blocks. Grain: element.
     Edge cases: where the entries sum to exactly 0 no sign is elected and the base's bits are written; one model at weight 1 and
         scale 1 is copied; all weights 0, or scale 0, copies the base.
     Differs from the source: this is the unified task vector alone; the paper goes on to a mask and a factor a task, which are

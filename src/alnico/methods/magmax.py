@@ -10,13 +10,13 @@ def magmax(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
     ``out = base + scale * v_j`` with ``v_i = weight_i * (model_i - base)`` and j the model of largest ``|v_j|``.
 
     Use when: the models were tuned one after another, each from the last one (continual learning), or when a mean of many
-    task vectors dilutes what each has learned.
+        task vectors dilutes what each has learned.
 
     Options:
         weight: a model's coefficient, any number; it also counts in the comparison.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.5.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass. Grain: element.
+    Measures: nothing; one pass. Memory: blocks. Grain: element.
     Edge cases: of equal magnitudes the first model's is taken; one model at weight 1 and scale 1 is copied; all weights 0, or
         scale 0, copies the base.
     Differs from the source: nothing; the paper has no weights (all are 1).

@@ -12,12 +12,12 @@ def ram(*, epsilon: Annotated[float, Between(0)] = 1e-5) -> Merge:
     ``out = base + mean_A(model_i - base)`` over the models A with ``|model_i - base| > epsilon``.
 
     Use when: the task vectors are sparse, as those of reinforcement learning are: what only one model has changed is then not
-    divided by the number of models, as in a mean.
+        divided by the number of models, as in a mean.
 
     Options:
         epsilon: what a parameter must have changed by to count as changed, at least 0, in units of the parameters.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: nothing; one pass. Grain: element.
+    Measures: nothing; one pass. Memory: blocks. Grain: element.
     Edge cases: where no model has changed, the base's bits are written. With task vectors of the size of ``epsilon`` most
         entries do not count: choose it well below them.
     Differs from the source: nothing. The default of ``epsilon`` is mergekit's.

@@ -8,9 +8,7 @@ from alnico.methods.base import Between, Merge, method
 
 
 @method(space="delta", source="Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572")
-def ramplus_tl(
-    *, r: float = 0.1, alpha: Annotated[float, Between(0)] = 0.2, epsilon: Annotated[float, Between(0)] = 1e-5
-) -> Merge:
+def ramplus_tl(*, r: float = 0.1, alpha: Annotated[float, Between(0)] = 0.2, epsilon: Annotated[float, Between(0)] = 1e-5) -> Merge:
     """Average what several models changed, and amplify what only one changed.
 
     As in ``ram``, but where model i alone has changed a parameter, its entry is multiplied by
@@ -24,7 +22,7 @@ def ramplus_tl(
         alpha: the largest ratio of shared to unique entries that counts, at least 0.
         epsilon: what a parameter must have changed by to count as changed, at least 0, in units of the parameters.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: two sums (numbers of entries), one pass; then one to mix. Grain: element.
+    Measures: two sums (numbers of entries), one pass; then one to mix. Memory: blocks. Grain: element.
     Edge cases: a model without entries of its own has the ratio ``alpha`` if it shares any, else 0; where no model has changed,
         the base's bits are written.
     Differs from the source: ratios are of each tensor, as in mergekit; the paper takes them over the model. mergekit writes

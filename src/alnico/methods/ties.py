@@ -1,7 +1,7 @@
 """TIES: trim, elect a sign, merge what agrees."""
 
 from alnico.methods._elect import Divide, Elect, elected
-from alnico.methods._sparsify import Rescale, keep_largest
+from alnico.methods._sparsify import Rescale, Scope, keep_largest
 from alnico.methods.base import Merge, PerModel, Share, each, method
 
 
@@ -14,6 +14,7 @@ def ties(
     elect: Elect = "weighted",
     divide: Divide = "weight",
     rescale: Rescale = "none",
+    scope: Scope = "tensor",
 ) -> Merge:
     """Trim each task vector, elect a sign for each parameter, average the entries that agree with it.
 
@@ -26,26 +27,28 @@ def ties(
     Start with: {density: 0.2}
 
     Options:
-        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the paper uses 0.2).
+        density: the share of entries that is kept, in (0, 1]; 1 keeps all (the paper uses 0.2).
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the paper searches 0.8 to 2.5.
         elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are (the paper), ``count`` their signs.
         divide: by the ``weight`` or the ``count`` (the paper) of the models that agree, or ``none``; ``normalize: true``
             and ``false`` of mergekit are ``weight`` and ``none``.
-        rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
+        rescale: ``l1`` scales what is kept of a tensor to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
+        scope: ``tensor`` keeps the density of each tensor; ``model`` (the paper) that of a model's whole task vector, with one
+            threshold for all tensors that are merged with the same densities of the same models.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
-    Measures: the kth largest magnitude, one to three passes; with ``rescale: l1`` two sums, one pass more; then one to mix.
-        Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor is searched. Grain:
-        element.
+    Measures: the kth largest magnitude, one to three passes, or, with ``scope: model``, two over all tensors before the first is
+        merged (four in float64); with ``rescale: l1`` two sums, one pass more; then one to mix. Memory: blocks, a few MiB of
+        counters, and at most 32 MiB of candidates while a large tensor is searched. Grain: element.
     Edge cases: a task vector of zeros stays zero; entries equal to the threshold are all kept; a balance of exactly 0
         elects plus; where weights of the agreeing models sum to 0 the sum is not divided.
     Errors: MethodError if a density is outside (0, 1].
-    Differs from the source: trims each tensor by itself, weighs the vote and divides by weights, as mergekit does and
-        recipes in circulation mean; the paper trims the whole model, votes by mass and divides by count.
+    Differs from the source: by default trims each tensor by itself, weighs the vote and divides by weights, as mergekit does
+        and recipes in circulation mean; the paper trims the whole model, votes by mass and divides by count.
     Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1.
 
     >>> len(ties.bind({"density": 0.2}, 3).levels())
     1
     """
-    sparse = keep_largest(density, rescale)
+    sparse = keep_largest(density, rescale, scope)
     return elected(sparse, weight, scale, elect, divide)
