@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from alnico import errors
     from alnico.api import load_recipe, merge, merge_models, merge_state_dicts, methods, open, plan, push
-    from alnico.checkpoint.model import SafetensorsModel
+    from alnico.checkpoint.model import Model
     from alnico.engine.run import Result
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
@@ -41,14 +41,14 @@ _PLACES = {
     "LazyModel": "alnico.values.task_vector",
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
-    "SafetensorsModel": "alnico.checkpoint.model",
+    "Model": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
     "Merge": "alnico.methods.base",
     "method": "alnico.methods.base",
 }
 
 __all__ = [
-    "LazyModel", "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "TaskVector", "__version__", "errors",
+    "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__", "errors",
     "load_recipe", "merge", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "push",
 ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import SafetensorsModel, open_model
+from alnico.checkpoint.model import Model, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
@@ -147,7 +147,7 @@ def merge_models(
     return merge_modules(models, base, method, threads, missing == "drop", **asked)
 
 
-def open(model: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:
+def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     """Open a model directory, a ``.safetensors`` file, or ``owner/name@revision`` on the hub; reads headers only.
 
     ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` gives a numpy array, ``model.config`` the config.

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.model import Model
 from alnico.checkpoint.shards import format_size
 from alnico.engine.fetch import absent_files
 from alnico.engine.output import existing_folder
@@ -74,7 +74,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
 
 
-def model_data(model: SafetensorsModel) -> dict[str, Any]:
+def model_data(model: Model) -> dict[str, Any]:
     """A model as plain data."""
     dtypes: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():

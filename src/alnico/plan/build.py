@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from alnico.checkpoint.model import Source, Tensor, open_model
+from alnico.checkpoint.adapter import AdaptedModel
+from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.errors import ModelError
 from alnico.methods import find
@@ -63,9 +64,8 @@ def located(reference: str, folder: str) -> str:
         raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
     if not is_there and is_beside:
         return os.fspath(beside)
-    if not is_there and "+" in reference:
-        raise ModelError(f"model {reference!r}: no such directory or file. Adapters (+) are planned for 0.3; give a whole model.")
-    return reference
+    parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
+    return "+".join(located(part, folder) for part in parts) if parts else reference
 
 
 def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
@@ -107,12 +107,12 @@ def _plan(
     jobs = _jobs(recipe, sources, donor, models, base, merge, aligned)
     dropped = tuple(Dropped(m, n, sources[m].tensors[n].byte_size, why) for m, n, why in aligned.dropped)
     unused = [r for i, r in enumerate(references) if i not in needed]
-    notes = [*recipe.notes, *aligned.notes]
+    notes = [*recipe.notes, *(note for s in sources for note in getattr(s, "notes", ())), *aligned.notes]
     notes += [f"{r} is not merged by {method.name}; the output has its config, tokenizer and side files." for r in unused]
     notes += _same_places(sources)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
-    commits = {r: f"{s.origin.name}@{s.origin.commit}" for r, s in zip(references, sources, strict=True) if s.origin is not None}
+    commits = {r: commit for r, s in zip(references, sources, strict=True) if (commit := _commit(s)) is not None}
     return Plan(
         pinned(recipe, commits) if commits else recipe,
         tuple(sources),
@@ -124,6 +124,14 @@ def _plan(
         dtypes.pop() if len(dtypes) == 1 else None,
         fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors, sources),
     )
+
+
+def _commit(source: Source) -> str | None:
+    """How a recipe names a model of the hub at its commit; None for one that is not from there."""
+    if isinstance(source, AdaptedModel):
+        parts = [_commit(source.base), _commit(source.adapter)]
+        return f"{parts[0] or source.base.label}+{parts[1] or source.adapter.label}" if any(parts) else None
+    return f"{source.origin.name}@{source.origin.commit}" if source.origin is not None else None
 
 
 def _same_places(sources: list[Source]) -> list[str]:
@@ -173,9 +181,10 @@ def _merged(recipe: Recipe, sources: list[Source], models: list[int], base: int 
 def _copied(recipe: Recipe, sources: list[Source], origin: int, name: str, why: str) -> Job:
     tensor = sources[origin].tensors[name]
     source = _input(sources, origin, name)
-    if recipe.dtype and tensor.dtype in MERGEABLE and tensor.dtype != recipe.dtype:
+    dtype = recipe.dtype or tensor.nominal
+    if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
         identity = combine((1.0,), fixes_equal_inputs=True)
-        return _job("mix", name, recipe.dtype, tensor, (source,), None, identity, f"{why}, as {recipe.dtype}")
+        return _job("mix", name, dtype, tensor, (source,), None, identity, f"{why}, as {dtype}")
     return _job("copy", name, tensor.dtype, tensor, (source,), why=why)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.adapter import AdaptedModel
 from alnico.checkpoint.memory import (
     COMPILED,
     MemoryModel,
@@ -23,7 +24,7 @@ from alnico.checkpoint.memory import (
     unwrapped,
     without_parallel,
 )
-from alnico.checkpoint.model import SafetensorsModel, Source, open_model
+from alnico.checkpoint.model import FileModel, Source, open_model
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError
 from alnico.plan.build import build_plan, located
@@ -55,7 +56,7 @@ class Opened:
 
 def path_of(model: Any) -> str | None:
     """Return the path or hub id that stands for a model, or None for a model in memory."""
-    if isinstance(model, SafetensorsModel):
+    if isinstance(model, (FileModel, AdaptedModel)):
         return model.label
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
