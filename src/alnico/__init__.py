@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
     from alnico.recipe.schema import Recipe
+    from alnico.tune.recalibrate import recalibrate_batchnorm
     from alnico.values.task_vector import LazyModel, TaskVector
 
 _PLACES = {
@@ -36,6 +37,7 @@ _PLACES = {
     "open": "alnico.api",
     "push": "alnico.api",
     "methods": "alnico.api",
+    "recalibrate_batchnorm": "alnico.tune.recalibrate",
     "Recipe": "alnico.recipe.schema",
     "Plan": "alnico.plan.job",
     "LazyModel": "alnico.values.task_vector",
@@ -49,7 +51,7 @@ _PLACES = {
 
 __all__ = [
     "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__", "errors",
-    "load_recipe", "merge", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "push",
+    "load_recipe", "merge", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "push", "recalibrate_batchnorm",
 ]  # fmt: skip
 
 

@@ -633,3 +633,44 @@ def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_o
     lines = str(caught.value).splitlines()
     assert "It has 'layers.0.weight'." in lines[0]
     assert lines[-1] == "... and 19995 more tensors that do not fit."
+
+
+# ---- float8 ------------------------------------------------------------------------------------------------------------
+
+
+def test_float8_values_are_merged_to_bf16_and_copied_as_they_are() -> None:
+    sources = {n: Made(n, {"w": ("F8_E4M3", (4, 4)), "v": ("F8_E5M2" if n == "a" else "F16", (4,))}) for n in "ab"}
+    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    assert [(j.kind, j.name, j.dtype) for j in plan.jobs] == [("mix", "w", "BF16"), ("mix", "v", "F16")]
+    copied = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
+    assert [(j.kind, j.name, j.dtype) for j in copied.jobs] == [("copy", "w", "F8_E4M3"), ("copy", "v", "F8_E5M2")]
+
+
+# ---- BatchNorm ---------------------------------------------------------------------------------------------------------
+
+NORM = {
+    "bn.running_mean": ("F32", (4,)),
+    "bn.running_var": ("F32", (4,)),
+    "bn.num_batches_tracked": ("I64", ()),
+    "w": ("F32", (4,)),
+}
+
+
+def test_batchnorm_statistics_are_merged_and_said_so_and_counts_are_the_donors() -> None:
+    sources = {n: Made(n, NORM) for n in "ab"}
+    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    assert [(j.kind, j.name) for j in plan.jobs] == [
+        ("mix", "bn.running_mean"), ("mix", "bn.running_var"), ("copy", "bn.num_batches_tracked"), ("mix", "w"),
+    ]  # fmt: skip
+    assert plan.jobs[2].why == "a count of batches; taken from a"
+    assert [(d.model, d.name, d.why) for d in plan.dropped] == [(1, "bn.num_batches_tracked", "a count of batches; taken from a")]
+    assert [n for n in plan.notes if "BatchNorm" in n] == [
+        "the running statistics of 1 BatchNorm layers are merged like weights, which is not what the merged model's activations have: "
+        "recalibrate them on data with alnico.recalibrate_batchnorm."
+    ]
+
+
+def test_statistics_of_a_model_that_is_copied_need_no_recalibration() -> None:
+    sources = {"a": Made("a", NORM)}
+    plan = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
+    assert not [n for n in plan.notes if "BatchNorm" in n]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
+from alnico.plan.batchnorm import is_count, statistics_note
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import difference, read_vocabulary, renamed, same_files, unread_file
 
@@ -55,7 +56,7 @@ def align(sources: Sequence[Source], needed: Sequence[int], donor: int, missing:
         reference = sources[donor] if name in sources[donor].tensors else sources[holders[0]]
         dtype = reference.tensors[name].dtype
         if not lacking:
-            _all_have_it(name, sources, needed, found)
+            _all_have_it(name, sources, needed, donor, found)
         elif DTYPES[dtype].kind in COPYABLE_KINDS:
             _buffer_missing(name, sources, holders, lacking, donor, found)
         elif name in heads:
@@ -74,6 +75,7 @@ def align(sources: Sequence[Source], needed: Sequence[int], donor: int, missing:
             found.problems.append(_lacks(name, sources, lacking, reference) if len(found.problems) < MAX_SHOWN else "")
     if not found.problems:
         _vocabularies(sources, needed, donor, found)
+    found.notes += statistics_note(found.merged) if len(needed) > 1 else []
     if found.problems:
         more = len(found.problems) - MAX_SHOWN
         rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
@@ -81,7 +83,7 @@ def align(sources: Sequence[Source], needed: Sequence[int], donor: int, missing:
     return Alignment(*(tuple(getattr(found, n)) for n in ("merged", "buffers", "from_one", "dropped", "notes")))
 
 
-def _all_have_it(name: str, sources: Sequence[Source], needed: Sequence[int], found: _Findings) -> None:
+def _all_have_it(name: str, sources: Sequence[Source], needed: Sequence[int], donor: int, found: _Findings) -> None:
     tensors = [sources[m].tensors[name] for m in needed]
     first = tensors[0]
     for model, tensor in zip(needed[1:], tensors[1:], strict=True):
@@ -91,6 +93,11 @@ def _all_have_it(name: str, sources: Sequence[Source], needed: Sequence[int], fo
     kinds = {DTYPES[t.dtype].kind for t in tensors}
     if kinds == {"float"}:
         found.merged.append(name)
+    elif is_count(name) and len(needed) > 1:
+        origin = donor if name in sources[donor].tensors else needed[0]
+        why = f"a count of batches; taken from {sources[origin].label}"
+        found.from_one.append((name, origin, why))
+        found.dropped += [(m, name, why) for m in needed if m != origin]
     elif len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
         found.buffers.append(name)
     else:
