@@ -91,6 +91,4 @@ def test_without_torch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(AlnicoError) as caught:
         alnico.recalibrate_batchnorm(None, [])
-    assert str(caught.value) == (
-        "recalibrate_batchnorm: torch is not installed, expected it for running a module. pip install 'alnico[torch]'"
-    )
+    assert str(caught.value) == "recalibrate_batchnorm needs torch, which is not installed. Say: pip install 'alnico[torch]'"

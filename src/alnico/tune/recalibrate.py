@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from alnico.checkpoint.memory import import_torch
 from alnico.errors import AlnicoError
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
 
-def recalibrate_batchnorm(module: torch.nn.Module, batches: Iterable[Any]) -> int:
+def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> int:
     """Reset the running statistics of a module's BatchNorm layers and measure them on data; returns the number of batches.
 
     Means and variances become the plain average over all batches, whatever the layers' momentum. Other layers run as in
@@ -23,13 +24,9 @@ def recalibrate_batchnorm(module: torch.nn.Module, batches: Iterable[Any]) -> in
     Source: averaged weights need it, Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2; merged ones, Jordan et al.
     2022, https://arxiv.org/abs/2211.08403.
     """
-    try:
-        import torch
-        from torch.nn.modules.batchnorm import _BatchNorm
-    except ImportError:
-        raise AlnicoError(
-            "recalibrate_batchnorm: torch is not installed, expected it for running a module. pip install 'alnico[torch]'"
-        ) from None
+    torch = import_torch("recalibrate_batchnorm")
+    from torch.nn.modules.batchnorm import _BatchNorm
+
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
     if not layers:
         raise AlnicoError(

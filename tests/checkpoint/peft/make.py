@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -51,6 +50,8 @@ CASES = {
 
 
 def main() -> None:
+    from peft import LoraConfig, get_peft_model  # in an environment of its own, not in that of the suite
+
     found: dict[str, torch.Tensor] = {}
     configs = {}
     for seed, (case, options) in enumerate(CASES.items()):
@@ -76,4 +77,5 @@ def main() -> None:
     save_file(tensors, HERE / "adapters.safetensors", {"configs": json.dumps(configs)})
 
 
-main()
+if __name__ == "__main__":
+    main()
