@@ -90,7 +90,7 @@ def test_where_no_pair_differs_the_base_keeps_its_bits() -> None:
 def test_equal_terms_are_one_and_numbers_multiply() -> None:
     base, a, b = arrays(2)
     one, two = TaskVector(a, base), TaskVector(b, base)
-    tau = sum([one, two, one]) / 2 - -two * np.float64(3)
+    tau = sum([one, two, one]) / 2 - -np.float64(3) * two
     assert [(c, m.value is a, o.value is base) for c, m, o in tau.terms] == [(1.0, True, True), (3.5, False, True)]
     assert repr(tau) == "<task vector (dict - dict) + 3.5 x (dict - dict)>"
     assert (one - one).norm() == 0
@@ -115,8 +115,8 @@ def test_a_path_in_two_spellings_is_one_model(files: tuple[str, str, str], monke
 def test_norm_and_cosine_are_those_of_float64() -> None:
     (base, a, b), (_, c) = arrays(2), arrays(1, seed=1)
     wide = [m["w"].astype(np.float64) for m in (base, a, b, c)]
-    one, two = wide[1] - wide[0], 0.5 * (wide[2] - wide[0]) - 2 * (wide[3] - wide[1])
-    x, y = TaskVector(a, base), 0.5 * TaskVector(b, base) - 2 * TaskVector(c, a)
+    one, two = wide[1] - wide[0], 0.5 * (wide[2] - wide[0]) - 2 * (wide[3] - wide[2])
+    x, y = TaskVector(a, base), 0.5 * TaskVector(b, base) - 2 * TaskVector(c, b)
     assert x.norm() == pytest.approx(np.linalg.norm(one), rel=1e-13)
     assert y.norm() == pytest.approx(np.linalg.norm(two), rel=1e-13)
     assert x.cosine(y) == pytest.approx(np.vdot(one, two) / np.linalg.norm(one) / np.linalg.norm(two), rel=1e-10)

@@ -71,8 +71,6 @@ class TaskVector:
     {'w': array([2.5, 4. ], dtype=float32)}
     """
 
-    __array_ufunc__ = None  # a number of numpy on the left leaves the product to us
-
     def __init__(self, finetuned: Any, base: Any) -> None:
         self._terms: dict[tuple[Operand, Operand], float] = {(operand(finetuned), operand(base)): 1.0}
 
