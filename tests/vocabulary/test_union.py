@@ -17,7 +17,7 @@ from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.mapped import mapped
-from alnico.vocabulary.rows import PADDING
+from alnico.vocabulary.rows import PADDING, ZEROS
 from alnico.vocabulary.tokenizer import added_ids, read_tokenizer
 from made_tokenizers import CASES, EMBED, HEAD, entry, letters, matrix, planned, save_family, save_matrices, save_tokenizer, special
 
@@ -121,9 +121,13 @@ def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str,
 
 def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tmp_path: Path) -> None:
     sources = []
-    for number, (name, tokens, added) in enumerate([("a", "ab", ["<x>"]), ("b", "cab", ["<y>", "<x>", "d"]), ("c", "edc", [])]):
+    for number, (name, tokens, added) in enumerate(
+        [("a", "ab", ["<x>"]), ("b", "cab", ["<y>", "<x>", "d"]), ("c", "edc", ["<y>"])]
+    ):
         vocabulary = {t: i for i, t in enumerate(tokens)}
-        entries = [entry(t, len(tokens) + i, special=name == "a", lstrip=name == "b") for i, t in enumerate(added)]
+        entries = [
+            entry(t, len(tokens) + i, special=name == "a", lstrip=name == "b", rstrip=name == "c") for i, t in enumerate(added)
+        ]
         save_tokenizer(tmp_path / name, vocabulary, entries)
         sources.append(opened(tmp_path / name, number, len(tokens) + len(added)))
     plan = plan_of(sources)
@@ -131,6 +135,7 @@ def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tm
     assert vocabulary == {"a": 0, "b": 1, "<x>": 2, "c": 3, "e": 4, "<y>": 5, "d": 6}
     entries = {e["content"]: e for e in json.loads(plan.files["tokenizer.json"])["added_tokens"]}
     assert (entries["<x>"]["special"], entries["<y>"]["lstrip"], entries["d"]["lstrip"]) == (True, True, True)
+    assert not entries["<y>"]["rstrip"]
     assert (entries["c"]["normalized"], entries["c"]["special"]) == (True, False)
     assert plan.files == plan_of(sources).files
 
@@ -174,13 +179,22 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
         tmp_path / "a", {t: i for i, t in enumerate(names)}, [entry("<x>", 5), entry("<end>", 6)], model, eos_token="<end>"
     )
     document = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps({**document, "post_processor": processor}))
+    padding = {
+        "strategy": {"Fixed": 4},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 6,
+        "pad_type_id": 0,
+        "pad_token": "<end>",
+    }
+    (folder / "tokenizer.json").write_text(json.dumps({**document, "post_processor": processor, "padding": padding}))
     (folder / "vocab.json").write_text("{}")
     source = opened(folder, 0, 4)
     plan = plan_of([source], TokenizerSetting("base"))
     library = written(plan, tmp_path / "out")
     assert library.get_vocab(with_added_tokens=True) == {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "<end>": 4}
-    assert library.encode("ab").ids[0] == 4  # the post-processor follows the token that it names
+    ids = library.encode("ab").ids  # the post-processor and the padding follow the token that they name
+    assert (ids[0], ids[-1]) == (4, 4)
     assert plan.size == 5
     assert "vocab.json" in plan.without  # it says otherwise
     assert f"2 tokens of the tokenizer of {source.label} have no row in it; they are taken out." in plan.notes
@@ -223,6 +237,8 @@ def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Safetenso
         "<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 5, **{t: 6 + i for i, t in enumerate(plain)}, "<|im_start|>": 16, "<|im_end|>": 17,
     }  # fmt: skip
     assert plan.size == 18
+    fewer = plan_of([opened(tmp_path / "a", 7, 4), family["chat"]], TokenizerSetting("base"))
+    assert (fewer.size, fewer.rows[0].origin.tolist()) == (6, [0, 0, 0, 0, 1, ZEROS])  # its file cannot be cut
     (tmp_path / "a" / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
     with pytest.raises(ModelError, match="the ids of a XLMRobertaTokenizer are not the places of its pieces"):
         plan_of([source, family["chat"]])
@@ -261,6 +277,7 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
         "bos_token_id": 1, "pad_token_id": -1, "suppress_tokens": [3], "bad_words_ids": [[3, 4]], "top_k": 3, "x_token_id": 77,
     }  # fmt: skip
     assert "pad_token_id: '<pad>' is not in the output; left out." in plan.notes
+    assert not any("_id: -1 is" in note for note in plan.notes)
     assert f"x_token_id: 77 is no token of {source.label}; it is left as it is." in plan.notes
 
 
