@@ -19,8 +19,9 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from alnico import errors
-    from alnico.api import load_recipe, merge, merge_models, merge_state_dicts, methods, open, plan, push
+    from alnico.api import compare, load_recipe, merge, merge_models, merge_state_dicts, methods, open, plan, push
     from alnico.checkpoint.model import Model
+    from alnico.engine.judge import Comparison
     from alnico.engine.run import Result
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
@@ -36,6 +37,7 @@ _PLACES = {
     "load_recipe": "alnico.api",
     "open": "alnico.api",
     "push": "alnico.api",
+    "compare": "alnico.api",
     "methods": "alnico.api",
     "recalibrate_batchnorm": "alnico.tune.recalibrate",
     "Recipe": "alnico.recipe.schema",
@@ -43,6 +45,7 @@ _PLACES = {
     "LazyModel": "alnico.values.task_vector",
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
+    "Comparison": "alnico.engine.judge",
     "Model": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
     "Merge": "alnico.methods.base",
@@ -50,8 +53,9 @@ _PLACES = {
 }
 
 __all__ = [
-    "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__", "errors",
-    "load_recipe", "merge", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "push", "recalibrate_batchnorm",
+    "Comparison", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__", "compare",
+    "errors", "load_recipe", "merge", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "push",
+    "recalibrate_batchnorm",
 ]  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ from alnico.checkpoint.model import Model, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
+from alnico.engine.judge import Comparison
+from alnico.engine.judge import compare as compare_sources
 from alnico.engine.run import Result, Watcher, run_plan
+from alnico.errors import AlnicoError
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.plan.build import build_plan
@@ -154,6 +158,21 @@ def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     Close it, or use it in ``with``. ``offline`` looks at the hub's cache alone. Errors: ModelError, HubError.
     """
     return open_model(model, offline=offline)
+
+
+def compare(
+    models: Sequence[str | os.PathLike[str]], *, base: str | os.PathLike[str] | None = None, offline: bool = False
+) -> Comparison:
+    """Say how models lie to their base, or to the first of them: what differs, how far, and whether they are of one origin.
+
+    A sample of every tensor is read, never more than 64 KiB of float32; of models on the hub, the files are fetched.
+    ``print(comparison.data())`` shows all of it. Errors: ModelError, MismatchError if no tensors are alike, HubError.
+    """
+    references = [*([] if base is None else [base]), *models]
+    if len(references) < 2:
+        raise AlnicoError("compare needs two models, or a base and a model.")
+    with ExitStack() as opened:
+        return compare_sources([opened.enter_context(closing(open_model(r, offline=offline))) for r in references])
 
 
 def push(
