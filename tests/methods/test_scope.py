@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.model import FileModel
 from alnico.engine.events import Event, Measuring, TensorDone
 from made import model_bytes, read_model, save_model
 from methods.merging import merge_arrays, recipe_for, write_inputs
@@ -94,13 +94,13 @@ def test_a_merge_that_is_taken_up_measures_the_model_once(tmp_path: Path, monkey
     done = {line.split('"tensor": "')[1].split('"')[0] for line in journal.read_text().splitlines() if '"digest"' in line}
     assert len(done) == 1
     read: set[str] = set()
-    reads = SafetensorsModel.read_into
+    reads = FileModel.read_into
 
-    def noted(model: SafetensorsModel, name: str, *rest: object) -> None:
+    def noted(model: FileModel, name: str, *rest: object) -> None:
         read.add(name)
         reads(model, name, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(SafetensorsModel, "read_into", noted)
+    monkeypatch.setattr(FileModel, "read_into", noted)
     events: list[Event] = []
     alnico.merge(recipe, tmp_path / "out", watch=events.append)
     assert read == set(base) - done

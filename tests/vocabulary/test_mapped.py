@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alnico.checkpoint.model import SafetensorsModel, Source, open_model
+from alnico.checkpoint.model import Model, Source, open_model
 from alnico.errors import MismatchError
 from alnico.vocabulary.mapped import mapped
 from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, Asked, RowMap, row_maps
@@ -23,7 +23,7 @@ WIDTH = 3
 class Counting:
     """A source that counts the bytes read, and how often."""
 
-    def __init__(self, source: SafetensorsModel) -> None:
+    def __init__(self, source: Model) -> None:
         self.source = source
         self.reads: list[tuple[str, int, int]] = []
 
@@ -208,7 +208,7 @@ def test_it_is_the_model_in_all_else(tmp_path: Path) -> None:
 class Remote(Counting):
     """A model on the hub whose only file is not here yet."""
 
-    def __init__(self, source: SafetensorsModel, label: str) -> None:
+    def __init__(self, source: Model, label: str) -> None:
         super().__init__(source)
         self.label = label
         self.fetched: list[str] = []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
 
-from alnico.checkpoint.model import SafetensorsModel, open_model
+from alnico.checkpoint.model import Model, open_model
 from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
@@ -29,7 +29,7 @@ def tensors(count: int) -> list[tuple[str, str]]:
     return [(EMBED, HEAD)] * count
 
 
-def plan_of(sources: Sequence[SafetensorsModel], setting: TokenizerSetting = UNION, **keys: Any) -> VocabularyPlan:
+def plan_of(sources: Sequence[Model], setting: TokenizerSetting = UNION, **keys: Any) -> VocabularyPlan:
     names = [s.location.name for s in sources]
     return plan_vocabulary(setting, sources, names, 0, range(len(sources)), tensors(len(sources)), **keys)
 
@@ -42,12 +42,12 @@ def written(plan: VocabularyPlan, folder: Path) -> Library:
     return Library.from_file(str(folder / "tokenizer.json"))
 
 
-def opened(folder: Path, number: int, rows: int, **keys: Any) -> SafetensorsModel:
+def opened(folder: Path, number: int, rows: int, **keys: Any) -> Model:
     return open_model(save_matrices(folder, number, rows, **keys))
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SafetensorsModel]:
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {name: open_model(folder) for name, folder in save_family(tmp_path_factory.mktemp("family")).items()}
 
 
@@ -67,9 +67,7 @@ def test_added_tokens_get_the_ids_that_the_library_gives(tmp_path: Path, seed: i
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_written_tokenizer_has_the_rows_that_are_planned(
-    case: str, family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_the_written_tokenizer_has_the_rows_that_are_planned(case: str, family: dict[str, Model], tmp_path: Path) -> None:
     sources = [family[n] for n in CASES[case]["models"]]
     plan = planned(CASES[case], sources)
     library = written(plan, tmp_path / "out")
@@ -87,9 +85,7 @@ def test_the_written_tokenizer_has_the_rows_that_are_planned(
             np.testing.assert_array_equal(out[ids[token]], own[row])
 
 
-def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(family: dict[str, Model], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     plan = planned(CASES["union"], [family[n] for n in CASES["union"]["models"]])
@@ -108,7 +104,7 @@ def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(
 
 
 @pytest.mark.parametrize("case", ["base", "model", "pad", "model-token"])
-def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str, family: dict[str, SafetensorsModel]) -> None:
+def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str, family: dict[str, Model]) -> None:
     names = CASES[case]["models"]
     plan = planned(CASES[case], [family[n] for n in names])
     template = "chat" if case == "model" else names[0]
@@ -201,9 +197,7 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
     assert "1 tokens have a row in no model and begin as zeros: '<end>'." in plan.notes
 
 
-def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(family: dict[str, Model], tmp_path: Path) -> None:
     vocabulary, model = letters(pairs=("ab", "cd"))
     folder = save_tokenizer(tmp_path / "a", vocabulary, special(), model, eos_token="</s>")
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -223,7 +217,7 @@ def piece(text: str) -> bytes:
     return bytes([0x0A, len(data) + 2, 0x0A, len(data)]) + data
 
 
-def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, SafetensorsModel], tmp_path: Path) -> None:
+def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Model], tmp_path: Path) -> None:
     source = opened(tmp_path / "a", 7, 5)
     (tmp_path / "a" / "tokenizer.model").write_bytes(b"".join(map(piece, ["<unk>", "<s>", "</s>", "▁a", "a"])))
     (tmp_path / "a" / "added_tokens.json").write_text('{"<pad>": 5}')
@@ -244,7 +238,7 @@ def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Safetenso
         plan_of([source, family["chat"]])
 
 
-def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, SafetensorsModel], tmp_path: Path) -> None:
+def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, Model], tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "a", {"<s>": 0, "a": 1}, [])
     source = opened(folder, 0, 2, text_config={"vocab_size": 2, "bos_token_id": 0}, vision_config={"vocab_size": 99})
     assert plan_of([source, family["base"]], TokenizerSetting("base")).config == {}
@@ -252,9 +246,7 @@ def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, Saf
     assert plan.config == {"vocab_size": 64, "text_config": {"vocab_size": 64, "bos_token_id": 0}}
 
 
-def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(family: dict[str, Model], tmp_path: Path) -> None:
     tokens = ["<pad>", "</s>", "<s>", *"ab", "<image>"]
     folder = save_tokenizer(tmp_path / "a", {t: i for i, t in enumerate(tokens)}, [], eos_token="</s>")
     config = {"bos_token_id": 2, "eos_token_id": [1, 4], "pad_token_id": 0, "image_token_index": 5, "sep_token_id": None}
@@ -281,9 +273,7 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
     assert f"x_token_id: 77 is no token of {source.label}; it is left as it is." in plan.notes
 
 
-def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(family: dict[str, Model], tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "a", {"a": 0, "<eot>": 1}, [], eos_token="<eot>")
     source = opened(folder, 0, 2, eos_token_id=[1, 1], bos_token_id=1)
     plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1], tensors(2))
@@ -291,7 +281,7 @@ def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
     assert "eos_token_id: '<eot>' is not in the output; '</s>' takes its place." in plan.notes
 
 
-def test_what_is_not_in_the_output_is_counted(family: dict[str, SafetensorsModel]) -> None:
+def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
     plan = planned(CASES["base-orders"], [family[n] for n in CASES["base-orders"]["models"]])
     assert [(left.tokens, left.rows) for left in plan.left] == [(0, 0), (1, 0), (4, 0)]
     other, base, third = (family[n].label for n in CASES["base-orders"]["models"])
@@ -304,14 +294,14 @@ def test_what_is_not_in_the_output_is_counted(family: dict[str, SafetensorsModel
     )
 
 
-def test_a_model_outside_the_merge_gives_rows_to_tokens_that_only_it_has(family: dict[str, SafetensorsModel]) -> None:
+def test_a_model_outside_the_merge_gives_rows_to_tokens_that_only_it_has(family: dict[str, Model]) -> None:
     sources = [family["chat"], family["base"]]
     plan = plan_vocabulary(TokenizerSetting("base"), sources, ["chat", "base"], 0, [1], tensors(2))
     assert (plan.rows[1].origin.tolist(), plan.rows[1].row.tolist()) == ([1] * 14 + [0, 0], list(range(16)))
 
 
 def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_many_rows(
-    family: dict[str, SafetensorsModel], tmp_path: Path
+    family: dict[str, Model], tmp_path: Path
 ) -> None:
     bare = opened(tmp_path / "bare", 5, 14)
     plan = plan_of([family["base"], bare])
@@ -330,13 +320,13 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
         plan_of([bare, family["base"]])
 
 
-def test_rows_are_counted_by_the_config_where_the_tensors_are_not_named(family: dict[str, SafetensorsModel]) -> None:
+def test_rows_are_counted_by_the_config_where_the_tensors_are_not_named(family: dict[str, Model]) -> None:
     sources = [family["base"], family["unused"]]
     plan = plan_vocabulary(UNION, sources, ["base", "unused"], 0, [0, 1])
     assert plan.size == 14
 
 
-def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, SafetensorsModel]) -> None:
+def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, Model]) -> None:
     sources = [family[n] for n in ("base", "chat", "unused")]
     base, chat, unused = (s.label for s in sources)
     wishes = {
