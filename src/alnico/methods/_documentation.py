@@ -12,7 +12,7 @@ import yaml
 from alnico.methods.base import Method
 
 PARTS = (
-    "Use when", "Start with", "Options", "Shapes", "Measures", "Edge cases", "Errors", "Differs from the source", "Source",
+    "Use when", "Start with", "Options", "Presets", "Shapes", "Measures", "Edge cases", "Errors", "Differs from the source", "Source",
 )  # fmt: skip
 
 

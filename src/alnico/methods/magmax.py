@@ -3,7 +3,11 @@
 from alnico.methods.base import Merge, PerModel, each, method
 
 
-@method(space="delta", source="Marczak et al. 2024, MagMax, https://arxiv.org/abs/2407.06322, section 3")
+@method(
+    space="delta",
+    source="Marczak et al. 2024, MagMax, https://arxiv.org/abs/2407.06322, section 3",
+    presets={"paper": {"scale": 0.5}},
+)
 def magmax(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
     """Take, for each parameter, the task-vector entry of largest magnitude.
 
@@ -15,6 +19,8 @@ def magmax(*, weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
     Options:
         weight: a model's coefficient, any number; it also counts in the comparison.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.5.
+    Presets:
+        paper: scale 0.5.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: nothing; one pass. Memory: blocks. Grain: element.
     Edge cases: of equal magnitudes the first model's is taken; one model at weight 1 and scale 1 is copied; all weights 0, or

@@ -5,7 +5,11 @@ from alnico.methods._sparsify import Rescale, Scope, keep_largest
 from alnico.methods.base import Merge, PerModel, Share, each, method
 
 
-@method(space="delta", source="Yadav et al. 2023, TIES-Merging, https://arxiv.org/abs/2306.01708, algorithm 1")
+@method(
+    space="delta",
+    source="Yadav et al. 2023, TIES-Merging, https://arxiv.org/abs/2306.01708, algorithm 1",
+    presets={"paper": {"density": 0.2, "elect": "mass", "divide": "count", "scope": "model", "scale": 1.0}},
+)
 def ties(
     *,
     density: PerModel[Share] = each(1.0),
@@ -36,6 +40,8 @@ def ties(
         rescale: ``l1`` scales what is kept of a tensor to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
         scope: ``tensor`` keeps the density of each tensor; ``model`` (the paper) that of a model's whole task vector, with one
             threshold for all tensors that are merged with the same densities of the same models.
+    Presets:
+        paper: keeps 20 % of each whole task vector, votes by mass, divides by count, scale 1.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: the kth largest magnitude, one to three passes, or, with ``scope: model``, two over all tensors before the first is
         merged (four in float64); with ``rescale: l1`` two sums, one pass more; then one to mix. Memory: blocks, a few MiB of
