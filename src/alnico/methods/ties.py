@@ -31,7 +31,7 @@ def ties(
     Start with: {density: 0.2}
 
     Options:
-        density: the share of entries that is kept, in (0, 1]; 1 keeps all (the paper uses 0.2).
+        density: the share of each tensor's entries that is kept, in (0, 1]; 1 keeps all (the paper uses 0.2).
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the paper searches 0.8 to 2.5.
         elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are (the paper), ``count`` their signs.
