@@ -186,6 +186,8 @@ def test_what_it_holds_and_takes_is_said(tmp_path: Path) -> None:
     assert moved.held_bytes >= len(ROWS) * 12
     assert computed.held_bytes >= len(COMPUTED) * 12 + 8 * WIDTH
     assert computed.reading_bytes >= (1 << 16) * 16
+    sources[1].reading_bytes = 1000  # type: ignore[misc]
+    assert moved.reading_bytes == 1000  # what it is read from may take memory, too
 
 
 def test_another_map_is_another_identity(tmp_path: Path) -> None:

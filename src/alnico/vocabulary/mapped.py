@@ -150,10 +150,11 @@ class MappedModel:
     @property
     def reading_bytes(self) -> int:
         columns = max((g.columns for g in self._gathered.values() if not g.raw), default=0)
+        below = max(source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from)))
         if not columns:
-            return self._source.reading_bytes
+            return below
         piece = max(PIECE_ELEMENTS, columns)
-        return self._source.reading_bytes + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
+        return below + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
