@@ -149,6 +149,17 @@ def test_a_module_is_filled_in_place_but_never_an_input() -> None:
         model.apply(nn.Sequential(nn.Linear(3, 2)))
 
 
+def test_a_buffer_that_a_module_does_not_save_may_be_given() -> None:
+    module = nn.Linear(3, 2)
+    module.register_buffer("places", torch.zeros(2), persistent=False)
+    given = {**{n: v.clone() for n, v in module.state_dict().items()}, "places": torch.ones(2)}
+    (given + TaskVector(given, given)).apply(module)
+    assert module.places.tolist() == [1, 1]
+    part = {"weight": given["weight"]}
+    with pytest.raises(MismatchError, match=r"^bias: the module \(Linear\) has it, the merged models have not"):
+        (part + TaskVector(part, part)).apply(module)
+
+
 def test_models_in_memory_are_saved_as_files_and_leave_no_half_merge(tmp_path: Path) -> None:
     base, tuned = arrays(1)
     model = base + 0.5 * TaskVector(tuned, base)
