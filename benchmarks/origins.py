@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
+    torch.set_num_threads(1)  # matrices so small take longer on several
     source = "".join(p.read_text() for p in sorted(Path(alnico.__file__).parent.rglob("*.py")))
     text = torch.tensor(list(source.encode()))
     one, other = train(0, steps, text), train(1, steps, text)

@@ -32,7 +32,7 @@ LEAST_TENSORS = 4
 """Fewer large tensors than this are not judged."""
 
 UNCORRELATED = 0.1
-"""Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0004): 0.02 at most between Llamas
+"""Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0004): 0.05 at most between Llamas
 trained from different seeds on the same text; 0.88 at least after as many steps of training again as the model had; 0.9996 at
 least between all-MiniLM-L6-v2 and its fine-tune."""
 
