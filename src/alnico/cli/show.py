@@ -14,7 +14,7 @@ from alnico.engine.fetch import absent_files
 from alnico.engine.judge import Comparison, notes
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
-from alnico.methods._documentation import first_recipe, read_documentation, recipe_text, takes
+from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason
 from alnico.vocabulary.compare import read_vocabulary
@@ -200,8 +200,7 @@ def method_text(method: Method) -> str:
     ]
     for option in method.options.values():
         lines += [f"  {option.name}: {option.describe()}", *_wrapped(told.options.get(option.name, option.meaning), "      ")]
-    for name, options in getattr(method, "presets", {}).items():
-        lines += [f"  preset {name}: {', '.join(f'{o} {v}' for o, v in options.items())}"]
+    lines += [f"  preset {name}: {one_line(values)}" for name, values in method.presets.items()]
     lines += ["", "A recipe:", *(f"  {line}" for line in recipe_text(first_recipe(method)).splitlines()), ""]
     for label in ("Edge cases", "Errors", "Differs from the source", "Source"):
         lines += _entry(label.lower().replace("differs from the source", "differs"), told.parts.get(label, ""))
