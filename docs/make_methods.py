@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from alnico.methods import registry
-from alnico.methods._documentation import first_recipe, read_documentation, recipe_text, takes
+from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 
 PAGE = Path(__file__).with_name("methods.md")
@@ -37,9 +37,7 @@ def section(method: Method) -> str:
     """One method."""
     told = read_documentation(method)
     options = [f"| `{o.name}` | {_cell(o.describe())} | {_cell(told.options.get(o.name, ''))} |" for o in method.options.values()]
-    presets = [
-        f"- preset `{name}`: {', '.join(f'`{o}: {v}`' for o, v in p.items())}" for name, p in getattr(method, "presets", {}).items()
-    ]
+    presets = [f"- **Preset** `{name}`: `{one_line(values)}`" for name, values in method.presets.items()]
     named = [("Use when", "Use when"), ("Measures", "Cost"), ("Edge cases", "Edge cases"), ("Errors", "Errors")]
     named += [("Differs from the source", "Differs"), ("Source", "Source")]
     lines = [f"- **{title}**: {_code(told.parts[label])}" for label, title in named if label in told.parts]

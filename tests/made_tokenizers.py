@@ -13,6 +13,7 @@ from made import decoded, llama_config, save_model
 
 if TYPE_CHECKING:
     from alnico.checkpoint.model import Source
+    from alnico.recipe.schema import TokenizerSetting
     from alnico.vocabulary.build import VocabularyPlan
 
 SPECIAL = ("<unk>", "<s>", "</s>")
@@ -126,23 +127,17 @@ CASES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def setting_of(case: Mapping[str, Any], folders: Mapping[str, Path] | None = None) -> Any:
-    """The ``tokenizer`` of a case as alnico's value; models are named by their folders if these are given."""
+def setting_of(case: Mapping[str, Any]) -> TokenizerSetting:
+    """The ``tokenizer`` of a case as alnico's value."""
     from alnico.recipe.schema import TokenizerSetting, TokenSource
-
-    def reference(name: str) -> str:
-        return str(folders[name]) if folders is not None and name in folders else name
 
     wishes = {}
     for token, wish in case["tokenizer"].get("tokens", {}).items():
         source = wish["source"]
         about = source if isinstance(source, dict) else {"kind": "model", "model": source}
-        model = reference(about["model"]) if "model" in about else ""
-        wishes[token] = TokenSource(about["kind"], model, about.get("token"), about.get("token_id"), wish.get("force", False))
-    source = case["tokenizer"]["source"]
-    return TokenizerSetting(
-        source if source in ("union", "base") else reference(source), wishes, case["tokenizer"].get("pad_to_multiple_of")
-    )
+        force = wish.get("force", False)
+        wishes[token] = TokenSource(about["kind"], about.get("model", ""), about.get("token"), about.get("token_id"), force)
+    return TokenizerSetting(case["tokenizer"]["source"], wishes, case["tokenizer"].get("pad_to_multiple_of"))
 
 
 def planned(case: Mapping[str, Any], sources: Sequence[Source], **keys: Any) -> VocabularyPlan:

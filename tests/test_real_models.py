@@ -141,3 +141,21 @@ def test_a_merge_of_the_real_smollm2_answers(method: str, smollm2: tuple[Path, P
     prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False)
     assert "Paris" in tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :])
+
+
+@pytest.mark.slow
+def test_the_real_pair_merged_in_memory_has_the_bits_of_the_files(tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModel
+
+    base, tuned = (AutoModel.from_pretrained(installed(*place)) for place in (BASE, TUNED))
+    recipe = {"merge_method": "dare_ties", "base_model": str(installed(*BASE)), "models": [str(installed(*TUNED))]}
+    alnico.merge({**recipe, "parameters": {"density": 0.5}}, tmp_path / "out.safetensors")
+    merged = alnico.merge_models([tuned], "dare_ties", base=base, density=0.5).state_dict()
+    lazy = alnico.merge_models([tuned], "task_arithmetic", base=base, weights=[0.3])
+    filled = (installed(*BASE) + 0.3 * alnico.TaskVector(installed(*TUNED), installed(*BASE))).apply(type(base)(base.config))
+    on_disk = read_model(tmp_path / "out.safetensors")
+    compared = [name for name in on_disk if name in merged]
+    assert len(compared) > 100
+    assert all(merged[name].numpy().tobytes() == on_disk[name].tobytes() for name in compared)
+    assert all(torch.equal(filled.state_dict()[name], value) for name, value in lazy.state_dict().items())

@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from alnico import errors
     from alnico.api import (
+        compare,
         load_recipe,
         merge,
         merge_all,
@@ -31,11 +32,13 @@ if TYPE_CHECKING:
         plan_all,
         push,
     )  # fmt: skip
-    from alnico.checkpoint.model import SafetensorsModel
+    from alnico.checkpoint.model import Model
+    from alnico.engine.judge import Comparison
     from alnico.engine.run import Result
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
     from alnico.recipe.schema import Recipe
+    from alnico.tune.recalibrate import recalibrate_batchnorm
     from alnico.values.task_vector import LazyModel, TaskVector
 
 _PLACES = {
@@ -48,21 +51,25 @@ _PLACES = {
     "load_recipe": "alnico.api",
     "open": "alnico.api",
     "push": "alnico.api",
+    "compare": "alnico.api",
     "methods": "alnico.api",
+    "recalibrate_batchnorm": "alnico.tune.recalibrate",
     "Recipe": "alnico.recipe.schema",
     "Plan": "alnico.plan.job",
     "LazyModel": "alnico.values.task_vector",
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
-    "SafetensorsModel": "alnico.checkpoint.model",
+    "Comparison": "alnico.engine.judge",
+    "Model": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
     "Merge": "alnico.methods.base",
     "method": "alnico.methods.base",
 }
 
 __all__ = [
-    "LazyModel", "Merge", "Method", "Plan", "Recipe", "Result", "SafetensorsModel", "TaskVector", "__version__", "errors",
-    "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push",
+    "Comparison", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__", "compare",
+    "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan",
+    "plan_all", "push", "recalibrate_batchnorm",
 ]  # fmt: skip
 
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import SafetensorsModel, Source, open_model
+from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
+from alnico.engine.judge import Comparison
+from alnico.engine.judge import compare as compare_sources
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
+from alnico.errors import AlnicoError
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.plan.build import build_plan, located
@@ -136,8 +140,8 @@ def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: b
             if stage is not None and not isinstance(stage, str):
                 return stage  # type: ignore[no-any-return]
             model = open_model(stage or located(reference, recipe.folder), offline=offline)
-            if stage is not None:
-                model.label = reference
+            if isinstance(model, FileModel) and stage is not None:
+                model.label = reference  # not the folder where stages lie for the moment
             return model
 
         return build_plan(
@@ -212,13 +216,28 @@ def merge_models(
     return merge_modules(models, base, method, threads, missing == "drop", **asked)
 
 
-def open(model: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:
+def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     """Open a model directory, a ``.safetensors`` file, or ``owner/name@revision`` on the hub; reads headers only.
 
     ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` gives a numpy array, ``model.config`` the config.
     Close it, or use it in ``with``. ``offline`` looks at the hub's cache alone. Errors: ModelError, HubError.
     """
     return open_model(model, offline=offline)
+
+
+def compare(
+    models: Sequence[str | os.PathLike[str]], *, base: str | os.PathLike[str] | None = None, offline: bool = False
+) -> Comparison:
+    """Say how models lie to their base, or to the first of them: what differs, how far, and whether they are of one origin.
+
+    A sample of every tensor is read, never more than 64 KiB of float32; of models on the hub, the files are fetched.
+    ``print(comparison.data())`` shows all of it. Errors: ModelError, MismatchError if no tensors are alike, HubError.
+    """
+    references = [*([] if base is None else [base]), *models]
+    if len(references) < 2:
+        raise AlnicoError("compare needs two models, or a base and a model.")
+    with ExitStack() as opened:
+        return compare_sources([opened.enter_context(closing(open_model(r, offline=offline))) for r in references])
 
 
 def push(

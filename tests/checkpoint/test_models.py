@@ -132,27 +132,14 @@ def test_a_path_the_system_cannot_look_at_is_refused():
 
 
 def test_an_empty_directory_is_refused(tmp_path):
-    assert refusal(tmp_path) == f"{tmp_path}: has no .safetensors file, expected a model. Check the path."
+    assert refusal(tmp_path) == f"{tmp_path}: has no .safetensors or .bin file, expected a model. Check the path."
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "a.pth", "b.ckpt"])
-def test_a_pickle_is_refused_unread(tmp_path, name):
-    (tmp_path / name).write_bytes(b"")
-    message = (
-        f"{tmp_path}/{name}: is a pickle checkpoint, expected .safetensors. "
-        "Reading these files is planned for 0.3, with the extra [torch]; convert the model to safetensors."
-    )
-    assert refusal(tmp_path) == message
-    assert refusal(tmp_path / name) == message
-    write_index(tmp_path, {"a": name})
-    assert refusal(tmp_path) == message
-
-
-def test_a_lora_adapter_is_refused(tmp_path):
+def test_a_lora_adapter_without_its_base_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     made.save_file(tmp_path / "adapter_model.safetensors", TENSORS)
     assert refusal(tmp_path) == (
-        f"{tmp_path}: is a LoRA adapter, expected a whole model. Adapters are planned for 0.6: fold it into its base first."
+        f"{tmp_path}: is a LoRA adapter, expected a whole model. Write it with its base, as BASE+{tmp_path}."
     )
 
 
@@ -321,12 +308,20 @@ def test_every_dtype_is_read_as_torch_reads_it(tmp_path):
         np.testing.assert_array_equal(found[name], expected)
 
 
+def test_float8_is_read_as_torch_reads_it(tmp_path):
+    path = tmp_path / "x.safetensors"
+    values = {"w": torch.randn(3, 5).to(torch.float8_e4m3fn), "v": torch.randn(3, 5).to(torch.float8_e5m2)}
+    save_torch(values, path)
+    for name, found in names_and_values(path).items():
+        np.testing.assert_array_equal(found, values[name].float().numpy())
+
+
 def test_packed_values_are_not_read_as_numbers(tmp_path):
     path = tmp_path / "x.safetensors"
-    save_torch({"w": torch.zeros(2, dtype=torch.float8_e4m3fn)}, path)
+    save_torch({"w": torch.zeros(2, dtype=torch.float8_e8m0fnu)}, path)
     with open_model(path) as model, pytest.raises(ModelError) as caught:
         model.read("w")
-    assert str(caught.value) == f"{path}: w: F8_E4M3 cannot be read as numbers; it can be copied."
+    assert str(caught.value) == f"{path}: w: F8_E8M0 cannot be read as numbers; it can be copied."
 
 
 def test_an_unknown_tensor_is_refused(tmp_path):

@@ -72,7 +72,7 @@ def test_a_model_that_is_not_there(run: Run) -> None:
 
 def test_a_model_directory_without_weights(run: Run) -> None:
     Path("b/model.safetensors").unlink()
-    assert refused(run, 4).startswith("b: has no .safetensors file, expected a model.")
+    assert refused(run, 4).startswith("b: has no .safetensors or .bin file, expected a model.")
 
 
 @pytest.mark.parametrize("size", [0, 7, 40, -1])
@@ -151,9 +151,8 @@ def test_an_index_that_points_outside_the_directory(run: Run, place: str) -> Non
 
 def test_a_pickle_checkpoint(run: Run) -> None:
     Path("b/model.safetensors").rename("b/pytorch_model.bin")
-    told = "b/pytorch_model.bin: is a pickle checkpoint, expected .safetensors. "
+    told = "b/pytorch_model.bin: is no checkpoint of torch that can be read ("
     assert refused(run, 4).startswith(told)
-    assert "0.3" in refused(run, 4)
     Path("file.yml").write_text("merge_method: linear\nmodels: [a, b/pytorch_model.bin]\n")
     assert refused(run, 4, recipe="file.yml").startswith(told)
 

@@ -13,7 +13,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint.files import write_fully
-from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.model import FileModel
 from alnico.engine.events import Event, TensorDone
 from alnico.errors import NonFiniteError, OutputError, RunError
 from made import family, model_bytes
@@ -67,13 +67,13 @@ class Reads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.names: set[str] = set()
-        real = SafetensorsModel.read_into
+        real = FileModel.read_into
 
-        def read_into(model: SafetensorsModel, name: str, offset: int, buffer: memoryview) -> None:
+        def read_into(model: FileModel, name: str, offset: int, buffer: memoryview) -> None:
             self.names.add(name)
             real(model, name, offset, buffer)
 
-        monkeypatch.setattr(SafetensorsModel, "read_into", read_into)
+        monkeypatch.setattr(FileModel, "read_into", read_into)
 
 
 @pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(19, marks=pytest.mark.slow)])

@@ -365,8 +365,8 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 def test_a_repository_of_pickles_is_refused(hub: Hub) -> None:
     hub.add("org/old", {"pytorch_model.bin": b"x", "config.json": b"{}"})
     assert told(lambda: alnico.open("org/old"), ModelError) == (
-        "org/old/pytorch_model.bin: is a pickle checkpoint, expected .safetensors. "
-        "Reading these files is planned for 0.3, with the extra [torch]; convert the model to safetensors."
+        "org/old: its weights are a pickle (pytorch_model.bin), expected .safetensors; alnico fetches no pickles. "
+        "Download the model yourself, and give its path."
     )
     assert not any(r.path.endswith(".bin") for r in hub.requests)
 

@@ -130,7 +130,7 @@ BROKEN = {
     "not there": (8, "out: no such directory; expected the output of `alnico merge`. Check the path."),
     "unfinished": (8, "out: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."),
     "no lock": (8, "out: has no alnico.lock.json, expected the output of `alnico merge`. Check the path."),
-    "no weights": (4, "out: has no .safetensors file, expected a model. Check the path."),
+    "no weights": (4, "out: has no .safetensors or .bin file, expected a model. Check the path."),
     "a shard is missing": (
         4,
         "out/model.safetensors.index.json: names model-00002-of-00002.safetensors, which is not there. Complete the download.",

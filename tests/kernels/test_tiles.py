@@ -9,6 +9,8 @@ import torch
 
 from alnico.kernels.shape import BF16, CODES, F16, F32, F64
 from alnico.kernels.tiles import decode32, decode64, encode32, encode64, fill_noise
+from alnico.numerics.dtypes import FLOAT8
+from alnico.numerics.dtypes import decode as decode_by_numpy
 from alnico.numerics.noise import uniform
 
 TORCH = {F64: torch.float64, F32: torch.float32, F16: torch.float16, BF16: torch.bfloat16}
@@ -51,6 +53,19 @@ def test_every_16_bit_pattern_decodes_as_in_torch(code, decode, real):
     for bits, is_finite in zip(ALL_16_BITS, finite, strict=True):
         if not is_finite or bits % 97 == 0:
             assert decode(np.array([bits]).view(np.uint8), code, np.empty(1, real)) != is_finite
+
+
+@pytest.mark.parametrize("name", FLOAT8)
+@pytest.mark.parametrize(("decode", "real"), [(decode32, np.float32), (decode64, np.float64)])
+def test_every_float8_code_decodes_as_numerics_do(name, decode, real):
+    codes = np.arange(256, dtype=np.uint8)
+    expected = decode_by_numpy(codes, name)
+    tile = np.empty(256, real)
+    assert decode(codes, CODES[name], tile)
+    finite = np.isfinite(expected)
+    np.testing.assert_array_equal(tile[finite], expected[finite].astype(real))
+    np.testing.assert_array_equal(np.signbit(tile[finite]), np.signbit(expected[finite]))
+    assert [bool(decode(codes[i : i + 1], CODES[name], np.empty(1, real))) for i in range(256)] == list(~finite)
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 4095])
@@ -209,7 +224,7 @@ def test_float64_overflow_is_flagged(code):
 def test_a_float32_tile_is_not_changed_by_encoding_it():
     values = np.random.default_rng(0).standard_normal(99).astype(np.float32)
     tile = values.copy()
-    for code in CODES.values():
+    for code in WIDTH:
         encode32(tile, code, np.empty(99 * WIDTH[code], np.uint8))
     np.testing.assert_array_equal(tile, values)
 

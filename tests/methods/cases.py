@@ -47,11 +47,24 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"weight": [0.6, 0.4], "flatten": False},
     ],
     "sce": [{}, {"select_topk": 0.1}, {"select_topk": 0.6}],
+    "magmax": [{}, {"weight": PER_MODEL, "scale": 0.5}],
+    "emr": [{}, {"weight": PER_MODEL, "scale": 0.6}],
+    "consensus": [{}, {"threshold": 0.9, "at_least": 1, "weight": PER_MODEL, "scale": 0.5}],
+    "ram": [{}, {"epsilon": 0.1}],
+    "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 
-MODELS = {"slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,)}
-"""How many values a method gets, where it does not take any number."""
+MODELS = {
+    "slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,),
+    "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,),
+}  # fmt: skip
+"""How many values a method gets, where it does not take any number, or is tried with one: each is a compilation of its own."""
 
+
+OVER_MODEL: dict[str, list[dict[str, Any]]] = {
+    "ties": [{"density": 0.3, "scope": "model"}, {"density": 0.2, "scope": "model", "rescale": "l1"}],
+}
+"""Settings that look at all tensors of a model together: for the laws; the references merge a tensor at a time."""
 
 LEAST = {"model_stock": 2}
 """The least number of values besides the base, where it is not 1."""
@@ -66,13 +79,14 @@ def counts(method: str) -> tuple[int, ...]:
 def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
     """Spell out per-model values: a list of one number a model."""
     weights = [1.0, 0.7, 1.3, -0.4, 0.25, 0.9, 1.1, 0.6, 0.35, 0.8, 1.2, 0.45]
+    each = ("density", "gamma", "threshold", *(("epsilon",) if "density" in setting else ()))  # ram has one epsilon for all
     spelled = {}
     for name, value in setting.items():
         if value == PER_MODEL:
             value = weights[:count]
         elif value == POSITIVE:
             value = [abs(w) for w in weights[:count]]
-        elif name in ("density", "gamma", "epsilon") and not isinstance(value, list):
+        elif name in each and not isinstance(value, list):
             value = [value] * count
         spelled[name] = value
     return spelled

@@ -17,10 +17,14 @@ from alnico.kernels import build, measuring, mixing
 from alnico.kernels.shape import LEAF
 from alnico.methods import registry
 from made import model_bytes, read_model, save_model
-from methods.cases import MODELS, SETTINGS, counts, options
+from methods.cases import MODELS, OVER_MODEL, SETTINGS, counts, options
 from methods.merging import merge_arrays, recipe_for, write_inputs
 
-EVERY = [pytest.param(name, setting, id=f"{name}-{i}") for name in registry() for i, setting in enumerate(SETTINGS.get(name, [{}]))]
+EVERY = [
+    pytest.param(name, setting, id=f"{name}-{i}")
+    for name in registry()
+    for i, setting in enumerate([*SETTINGS.get(name, [{}]), *OVER_MODEL.get(name, [])])
+]
 NAMES = list(registry())
 
 

@@ -9,7 +9,7 @@ import torch
 import xxhash
 
 from alnico.numerics.digest import PIECE, piece_digest, pieces_of, tensor_digest
-from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode, promote
+from alnico.numerics.dtypes import DTYPES, FLOAT8, decode, promote
 from alnico.numerics.noise import noise_key, uniform
 from alnico.numerics.sphere import arc_coefficients
 
@@ -134,11 +134,33 @@ def test_wide_floats_decode_to_themselves():
     assert decode(narrow.view(np.uint8), "F32").tobytes() == narrow.tobytes()
 
 
-@pytest.mark.parametrize("a", MERGEABLE)
-@pytest.mark.parametrize("b", MERGEABLE)
+@pytest.mark.parametrize("a", TORCH)
+@pytest.mark.parametrize("b", TORCH)
 def test_promotion_is_torchs(a, b):
     assert TORCH[promote([a, b])] == torch.promote_types(TORCH[a], TORCH[b])
     assert promote([a, b, a]) == promote([b, a])
+
+
+@pytest.mark.parametrize("name", FLOAT8)
+def test_every_float8_code_decodes_as_in_torch(name):
+    codes = np.arange(256, dtype=np.uint8)
+    expected = torch.from_numpy(codes.copy()).view({"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[name])
+    np.testing.assert_array_equal(decode(codes, name), expected.float().numpy())
+    np.testing.assert_array_equal(np.signbit(decode(codes, name)), np.signbit(expected.float().numpy()))
+
+
+@pytest.mark.parametrize("name", FLOAT8)
+def test_bf16_and_f16_hold_every_float8_value(name):
+    values = torch.from_numpy(decode(np.arange(256, dtype=np.uint8), name))
+    for wide in (torch.bfloat16, torch.float16):
+        assert torch.equal(values.to(wide).float().nan_to_num(), values.nan_to_num())
+    assert [promote([name]), promote([name, "BF16"]), promote([name, "F16"]), promote([name, "F32"])] == [
+        "BF16",
+        "BF16",
+        "F16",
+        "F32",
+    ]
+    assert promote(list(FLOAT8)) == "BF16"
 
 
 def test_sizes_are_those_of_torch():

@@ -176,7 +176,7 @@ def test_a_tensor_that_only_a_later_model_has_is_told_too() -> None:
 def test_integer_and_float_under_one_name_do_not_fit() -> None:
     model("a"), model("b", {"w": ("I64", MATRIX)})
     assert told() == (
-        "w: the dtypes cannot be merged (a: F32, b: I64); expected F64, F32, F16, BF16 in all models, or one integer dtype. "
+        "w: the dtypes cannot be merged (a: F32, b: I64); expected F64, F32, F16, BF16, F8_E4M3, F8_E5M2 in all models, or one integer dtype. "
         "Convert the model that differs."
     )
 
@@ -193,21 +193,21 @@ def test_five_misfits_are_told_and_the_rest_counted() -> None:
     assert lines[5:] == ["... and 3 more tensors that do not fit."]
 
 
-# ---- float8 and other packed dtypes -----------------------------------------------------------------------------------
+# ---- packed dtypes -------------- -----------------------------------------------------------------------------------
 
 
 def test_packed_tensors_are_copied_when_equal_and_never_merged() -> None:
-    sources = {n: Made(n, {"w": ("F8_E4M3", (4, 4)), "v": ("BF16", (4,))}) for n in "ab"}
+    sources = {n: Made(n, {"w": ("F8_E8M0", (4, 4)), "v": ("BF16", (4,))}) for n in "ab"}
     plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
     assert [(j.kind, j.name, j.dtype, j.why) for j in plan.jobs] == [
-        ("equal", "w", "F8_E4M3", "F8_E4M3, must be equal in all models"),
+        ("equal", "w", "F8_E8M0", "F8_E8M0, must be equal in all models"),
         ("mix", "v", "BF16", ""),
     ]
 
 
 def test_a_packed_tensor_beside_a_float_one_does_not_fit() -> None:
-    sources = {"a": Made("a", {"w": ("F8_E5M2", (4,))}), "b": Made("b", {"w": ("BF16", (4,))})}
-    with pytest.raises(MismatchError, match=r"^w: the dtypes cannot be merged \(a: F8_E5M2, b: BF16\); "):
+    sources = {"a": Made("a", {"w": ("F8_E8M0", (4,))}), "b": Made("b", {"w": ("BF16", (4,))})}
+    with pytest.raises(MismatchError, match=r"^w: the dtypes cannot be merged \(a: F8_E8M0, b: BF16\); "):
         build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
 
 
@@ -452,12 +452,13 @@ def test_models_are_looked_for_beside_the_recipe_after_the_working_directory() -
 
 
 @pytest.mark.parametrize("reference", ["org/model+adapter", "base+adapter", "a@b+c@d"])
-def test_adapters_are_refused_by_name(reference: str) -> None:
+def test_a_base_or_an_adapter_that_is_not_there_is_refused(reference: str) -> None:
     model("a")
     with pytest.raises(ModelError) as caught:
         planned(models=("a", reference))
     assert str(caught.value) == (
-        f"model {reference!r}: no such directory or file. Adapters (+) are planned for 0.3; give a whole model."
+        f"model {reference!r}: no such directory or file, and no base+adapter: expected two paths, or ids of the hub as owner/name. "
+        "Check both parts."
     )
     assert caught.value.exit_code == 4
 
@@ -633,3 +634,44 @@ def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_o
     lines = str(caught.value).splitlines()
     assert "It has 'layers.0.weight'." in lines[0]
     assert lines[-1] == "... and 19995 more tensors that do not fit."
+
+
+# ---- float8 ------------------------------------------------------------------------------------------------------------
+
+
+def test_float8_values_are_merged_to_bf16_and_copied_as_they_are() -> None:
+    sources = {n: Made(n, {"w": ("F8_E4M3", (4, 4)), "v": ("F8_E5M2" if n == "a" else "F16", (4,))}) for n in "ab"}
+    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    assert [(j.kind, j.name, j.dtype) for j in plan.jobs] == [("mix", "w", "BF16"), ("mix", "v", "F16")]
+    copied = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
+    assert [(j.kind, j.name, j.dtype) for j in copied.jobs] == [("copy", "w", "F8_E4M3"), ("copy", "v", "F8_E5M2")]
+
+
+# ---- BatchNorm ---------------------------------------------------------------------------------------------------------
+
+NORM = {
+    "bn.running_mean": ("F32", (4,)),
+    "bn.running_var": ("F32", (4,)),
+    "bn.num_batches_tracked": ("I64", ()),
+    "w": ("F32", (4,)),
+}
+
+
+def test_batchnorm_statistics_are_merged_and_said_so_and_counts_are_the_donors() -> None:
+    sources = {n: Made(n, NORM) for n in "ab"}
+    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    assert [(j.kind, j.name) for j in plan.jobs] == [
+        ("mix", "bn.running_mean"), ("mix", "bn.running_var"), ("copy", "bn.num_batches_tracked"), ("mix", "w"),
+    ]  # fmt: skip
+    assert plan.jobs[2].why == "a count of batches; taken from a"
+    assert [(d.model, d.name, d.why) for d in plan.dropped] == [(1, "bn.num_batches_tracked", "a count of batches; taken from a")]
+    assert [n for n in plan.notes if "BatchNorm" in n] == [
+        "the running statistics of 1 BatchNorm layers are merged like weights, which is not what the merged model's activations have: "
+        "recalibrate them on data with alnico.recalibrate_batchnorm."
+    ]
+
+
+def test_statistics_of_a_model_that_is_copied_need_no_recalibration() -> None:
+    sources = {"a": Made("a", NORM)}
+    plan = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
+    assert not [n for n in plan.notes if "BatchNorm" in n]

@@ -90,7 +90,7 @@ def test_where_no_pair_differs_the_base_keeps_its_bits() -> None:
 def test_equal_terms_are_one_and_numbers_multiply() -> None:
     base, a, b = arrays(2)
     one, two = TaskVector(a, base), TaskVector(b, base)
-    tau = sum([one, two, one]) / 2 - -two * np.float64(3)
+    tau = sum([one, two, one]) / 2 - -np.float64(3) * two
     assert [(c, m.value is a, o.value is base) for c, m, o in tau.terms] == [(1.0, True, True), (3.5, False, True)]
     assert repr(tau) == "<task vector (dict - dict) + 3.5 x (dict - dict)>"
     assert (one - one).norm() == 0
@@ -115,8 +115,8 @@ def test_a_path_in_two_spellings_is_one_model(files: tuple[str, str, str], monke
 def test_norm_and_cosine_are_those_of_float64() -> None:
     (base, a, b), (_, c) = arrays(2), arrays(1, seed=1)
     wide = [m["w"].astype(np.float64) for m in (base, a, b, c)]
-    one, two = wide[1] - wide[0], 0.5 * (wide[2] - wide[0]) - 2 * (wide[3] - wide[1])
-    x, y = TaskVector(a, base), 0.5 * TaskVector(b, base) - 2 * TaskVector(c, a)
+    one, two = wide[1] - wide[0], 0.5 * (wide[2] - wide[0]) - 2 * (wide[3] - wide[2])
+    x, y = TaskVector(a, base), 0.5 * TaskVector(b, base) - 2 * TaskVector(c, b)
     assert x.norm() == pytest.approx(np.linalg.norm(one), rel=1e-13)
     assert y.norm() == pytest.approx(np.linalg.norm(two), rel=1e-13)
     assert x.cosine(y) == pytest.approx(np.vdot(one, two) / np.linalg.norm(one) / np.linalg.norm(two), rel=1e-10)
@@ -147,6 +147,17 @@ def test_a_module_is_filled_in_place_but_never_an_input() -> None:
         model.apply(nn.Linear(4, 2))
     with pytest.raises(MismatchError, match=r"^0\.bias: |^weight: is not in the module \(Sequential\)"):
         model.apply(nn.Sequential(nn.Linear(3, 2)))
+
+
+def test_a_buffer_that_a_module_does_not_save_may_be_given() -> None:
+    module = nn.Linear(3, 2)
+    module.register_buffer("places", torch.zeros(2), persistent=False)
+    given = {**{n: v.clone() for n, v in module.state_dict().items()}, "places": torch.ones(2)}
+    (given + TaskVector(given, given)).apply(module)
+    assert module.places.tolist() == [1, 1]
+    part = {"weight": given["weight"]}
+    with pytest.raises(MismatchError, match=r"^bias: the module \(Linear\) has it, the merged models have not"):
+        (part + TaskVector(part, part)).apply(module)
 
 
 def test_models_in_memory_are_saved_as_files_and_leave_no_half_merge(tmp_path: Path) -> None:

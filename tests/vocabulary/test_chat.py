@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from alnico.checkpoint.model import SafetensorsModel, open_model
+from alnico.checkpoint.model import Model, open_model
 from alnico.errors import RecipeError
 from alnico.vocabulary.build import VocabularyPlan
 from alnico.vocabulary.chat import NAMES, chat_template, check_setting
@@ -36,7 +36,7 @@ def rendered(template: str, messages: list[dict[str, str]], prompt: bool) -> str
     )
 
 
-def model(folder: Path, template: Any = None, file: str | None = None, **files: Any) -> SafetensorsModel:
+def model(folder: Path, template: Any = None, file: str | None = None, **files: Any) -> Model:
     save_matrices(folder, 0, 4)
     settings = {"tokenizer_class": "X", **({"chat_template": template} if template is not None else {})}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))

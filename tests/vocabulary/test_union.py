@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
 
-from alnico.checkpoint.model import SafetensorsModel, open_model
+from alnico.checkpoint.model import Model, open_model
 from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.mapped import mapped
-from alnico.vocabulary.rows import PADDING
+from alnico.vocabulary.rows import PADDING, ZEROS
 from alnico.vocabulary.tokenizer import added_ids, read_tokenizer
 from made_tokenizers import CASES, EMBED, HEAD, entry, letters, matrix, planned, save_family, save_matrices, save_tokenizer, special
 
@@ -29,7 +29,7 @@ def tensors(count: int) -> list[tuple[str, str]]:
     return [(EMBED, HEAD)] * count
 
 
-def plan_of(sources: Sequence[SafetensorsModel], setting: TokenizerSetting = UNION, **keys: Any) -> VocabularyPlan:
+def plan_of(sources: Sequence[Model], setting: TokenizerSetting = UNION, **keys: Any) -> VocabularyPlan:
     names = [s.location.name for s in sources]
     return plan_vocabulary(setting, sources, names, 0, range(len(sources)), tensors(len(sources)), **keys)
 
@@ -42,12 +42,12 @@ def written(plan: VocabularyPlan, folder: Path) -> Library:
     return Library.from_file(str(folder / "tokenizer.json"))
 
 
-def opened(folder: Path, number: int, rows: int, **keys: Any) -> SafetensorsModel:
+def opened(folder: Path, number: int, rows: int, **keys: Any) -> Model:
     return open_model(save_matrices(folder, number, rows, **keys))
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SafetensorsModel]:
+def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     return {name: open_model(folder) for name, folder in save_family(tmp_path_factory.mktemp("family")).items()}
 
 
@@ -67,9 +67,7 @@ def test_added_tokens_get_the_ids_that_the_library_gives(tmp_path: Path, seed: i
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_written_tokenizer_has_the_rows_that_are_planned(
-    case: str, family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_the_written_tokenizer_has_the_rows_that_are_planned(case: str, family: dict[str, Model], tmp_path: Path) -> None:
     sources = [family[n] for n in CASES[case]["models"]]
     plan = planned(CASES[case], sources)
     library = written(plan, tmp_path / "out")
@@ -87,9 +85,7 @@ def test_the_written_tokenizer_has_the_rows_that_are_planned(
             np.testing.assert_array_equal(out[ids[token]], own[row])
 
 
-def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(family: dict[str, Model], tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
     plan = planned(CASES["union"], [family[n] for n in CASES["union"]["models"]])
@@ -108,7 +104,7 @@ def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(
 
 
 @pytest.mark.parametrize("case", ["base", "model", "pad", "model-token"])
-def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str, family: dict[str, SafetensorsModel]) -> None:
+def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str, family: dict[str, Model]) -> None:
     names = CASES[case]["models"]
     plan = planned(CASES[case], [family[n] for n in names])
     template = "chat" if case == "model" else names[0]
@@ -121,9 +117,13 @@ def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str,
 
 def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tmp_path: Path) -> None:
     sources = []
-    for number, (name, tokens, added) in enumerate([("a", "ab", ["<x>"]), ("b", "cab", ["<y>", "<x>", "d"]), ("c", "edc", [])]):
+    for number, (name, tokens, added) in enumerate(
+        [("a", "ab", ["<x>"]), ("b", "cab", ["<y>", "<x>", "d"]), ("c", "edc", ["<y>"])]
+    ):
         vocabulary = {t: i for i, t in enumerate(tokens)}
-        entries = [entry(t, len(tokens) + i, special=name == "a", lstrip=name == "b") for i, t in enumerate(added)]
+        entries = [
+            entry(t, len(tokens) + i, special=name == "a", lstrip=name == "b", rstrip=name == "c") for i, t in enumerate(added)
+        ]
         save_tokenizer(tmp_path / name, vocabulary, entries)
         sources.append(opened(tmp_path / name, number, len(tokens) + len(added)))
     plan = plan_of(sources)
@@ -131,6 +131,7 @@ def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tm
     assert vocabulary == {"a": 0, "b": 1, "<x>": 2, "c": 3, "e": 4, "<y>": 5, "d": 6}
     entries = {e["content"]: e for e in json.loads(plan.files["tokenizer.json"])["added_tokens"]}
     assert (entries["<x>"]["special"], entries["<y>"]["lstrip"], entries["d"]["lstrip"]) == (True, True, True)
+    assert not entries["<y>"]["rstrip"]
     assert (entries["c"]["normalized"], entries["c"]["special"]) == (True, False)
     assert plan.files == plan_of(sources).files
 
@@ -174,22 +175,29 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
         tmp_path / "a", {t: i for i, t in enumerate(names)}, [entry("<x>", 5), entry("<end>", 6)], model, eos_token="<end>"
     )
     document = json.loads((folder / "tokenizer.json").read_text())
-    (folder / "tokenizer.json").write_text(json.dumps({**document, "post_processor": processor}))
+    padding = {
+        "strategy": {"Fixed": 4},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 6,
+        "pad_type_id": 0,
+        "pad_token": "<end>",
+    }
+    (folder / "tokenizer.json").write_text(json.dumps({**document, "post_processor": processor, "padding": padding}))
     (folder / "vocab.json").write_text("{}")
     source = opened(folder, 0, 4)
     plan = plan_of([source], TokenizerSetting("base"))
     library = written(plan, tmp_path / "out")
     assert library.get_vocab(with_added_tokens=True) == {"<unk>": 0, "a": 1, "b": 2, "ab": 3, "<end>": 4}
-    assert library.encode("ab").ids[0] == 4  # the post-processor follows the token that it names
+    ids = library.encode("ab").ids  # the post-processor and the padding follow the token that they name
+    assert (ids[0], ids[-1]) == (4, 4)
     assert plan.size == 5
     assert "vocab.json" in plan.without  # it says otherwise
     assert f"2 tokens of the tokenizer of {source.label} have no row in it; they are taken out." in plan.notes
     assert "1 tokens have a row in no model and begin as zeros: '<end>'." in plan.notes
 
 
-def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(family: dict[str, Model], tmp_path: Path) -> None:
     vocabulary, model = letters(pairs=("ab", "cd"))
     folder = save_tokenizer(tmp_path / "a", vocabulary, special(), model, eos_token="</s>")
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -209,7 +217,7 @@ def piece(text: str) -> bytes:
     return bytes([0x0A, len(data) + 2, 0x0A, len(data)]) + data
 
 
-def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, SafetensorsModel], tmp_path: Path) -> None:
+def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Model], tmp_path: Path) -> None:
     source = opened(tmp_path / "a", 7, 5)
     (tmp_path / "a" / "tokenizer.model").write_bytes(b"".join(map(piece, ["<unk>", "<s>", "</s>", "▁a", "a"])))
     (tmp_path / "a" / "added_tokens.json").write_text('{"<pad>": 5}')
@@ -223,12 +231,14 @@ def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Safetenso
         "<unk>": 0, "<s>": 1, "</s>": 2, "<pad>": 5, **{t: 6 + i for i, t in enumerate(plain)}, "<|im_start|>": 16, "<|im_end|>": 17,
     }  # fmt: skip
     assert plan.size == 18
+    fewer = plan_of([opened(tmp_path / "a", 7, 4), family["chat"]], TokenizerSetting("base"))
+    assert (fewer.size, fewer.rows[0].origin.tolist()) == (6, [0, 0, 0, 0, 1, ZEROS])  # its file cannot be cut
     (tmp_path / "a" / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
     with pytest.raises(ModelError, match="the ids of a XLMRobertaTokenizer are not the places of its pieces"):
         plan_of([source, family["chat"]])
 
 
-def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, SafetensorsModel], tmp_path: Path) -> None:
+def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, Model], tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "a", {"<s>": 0, "a": 1}, [])
     source = opened(folder, 0, 2, text_config={"vocab_size": 2, "bos_token_id": 0}, vision_config={"vocab_size": 99})
     assert plan_of([source, family["base"]], TokenizerSetting("base")).config == {}
@@ -236,9 +246,7 @@ def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, Saf
     assert plan.config == {"vocab_size": 64, "text_config": {"vocab_size": 64, "bos_token_id": 0}}
 
 
-def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(family: dict[str, Model], tmp_path: Path) -> None:
     tokens = ["<pad>", "</s>", "<s>", *"ab", "<image>"]
     folder = save_tokenizer(tmp_path / "a", {t: i for i, t in enumerate(tokens)}, [], eos_token="</s>")
     config = {"bos_token_id": 2, "eos_token_id": [1, 4], "pad_token_id": 0, "image_token_index": 5, "sep_token_id": None}
@@ -261,12 +269,11 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
         "bos_token_id": 1, "pad_token_id": -1, "suppress_tokens": [3], "bad_words_ids": [[3, 4]], "top_k": 3, "x_token_id": 77,
     }  # fmt: skip
     assert "pad_token_id: '<pad>' is not in the output; left out." in plan.notes
+    assert not any("_id: -1 is" in note for note in plan.notes)
     assert f"x_token_id: 77 is no token of {source.label}; it is left as it is." in plan.notes
 
 
-def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
-    family: dict[str, SafetensorsModel], tmp_path: Path
-) -> None:
+def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(family: dict[str, Model], tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "a", {"a": 0, "<eot>": 1}, [], eos_token="<eot>")
     source = opened(folder, 0, 2, eos_token_id=[1, 1], bos_token_id=1)
     plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1], tensors(2))
@@ -274,7 +281,7 @@ def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
     assert "eos_token_id: '<eot>' is not in the output; '</s>' takes its place." in plan.notes
 
 
-def test_what_is_not_in_the_output_is_counted(family: dict[str, SafetensorsModel]) -> None:
+def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
     plan = planned(CASES["base-orders"], [family[n] for n in CASES["base-orders"]["models"]])
     assert [(left.tokens, left.rows) for left in plan.left] == [(0, 0), (1, 0), (4, 0)]
     other, base, third = (family[n].label for n in CASES["base-orders"]["models"])
@@ -287,14 +294,14 @@ def test_what_is_not_in_the_output_is_counted(family: dict[str, SafetensorsModel
     )
 
 
-def test_a_model_outside_the_merge_gives_rows_to_tokens_that_only_it_has(family: dict[str, SafetensorsModel]) -> None:
+def test_a_model_outside_the_merge_gives_rows_to_tokens_that_only_it_has(family: dict[str, Model]) -> None:
     sources = [family["chat"], family["base"]]
     plan = plan_vocabulary(TokenizerSetting("base"), sources, ["chat", "base"], 0, [1], tensors(2))
     assert (plan.rows[1].origin.tolist(), plan.rows[1].row.tolist()) == ([1] * 14 + [0, 0], list(range(16)))
 
 
 def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_many_rows(
-    family: dict[str, SafetensorsModel], tmp_path: Path
+    family: dict[str, Model], tmp_path: Path
 ) -> None:
     bare = opened(tmp_path / "bare", 5, 14)
     plan = plan_of([family["base"], bare])
@@ -313,13 +320,13 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
         plan_of([bare, family["base"]])
 
 
-def test_rows_are_counted_by_the_config_where_the_tensors_are_not_named(family: dict[str, SafetensorsModel]) -> None:
+def test_rows_are_counted_by_the_config_where_the_tensors_are_not_named(family: dict[str, Model]) -> None:
     sources = [family["base"], family["unused"]]
     plan = plan_vocabulary(UNION, sources, ["base", "unused"], 0, [0, 1])
     assert plan.size == 14
 
 
-def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, SafetensorsModel]) -> None:
+def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, Model]) -> None:
     sources = [family[n] for n in ("base", "chat", "unused")]
     base, chat, unused = (s.label for s in sources)
     wishes = {

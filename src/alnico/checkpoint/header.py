@@ -26,13 +26,17 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where one tensor lies: ``begin`` and ``end`` are byte offsets in the file, not in its data part."""
+    """Where one tensor lies: ``begin`` and ``end`` are byte offsets in the file, not in its data part.
+
+    ``strides``, in elements, are those of a pickled view whose elements do not lie in row-major order.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     begin: int
     end: int
+    strides: tuple[int, ...] | None = None
 
     @property
     def elements(self) -> int:
@@ -40,7 +44,7 @@ class TensorInfo:
 
     @property
     def byte_size(self) -> int:
-        return self.end - self.begin
+        return self.end - self.begin if self.strides is None else self.elements * DTYPES[self.dtype].bytes
 
     @property
     def nominal(self) -> str:

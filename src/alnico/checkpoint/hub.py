@@ -23,7 +23,7 @@ from alnico.checkpoint.model import (
     INDEX,
     MAX_JSON_BYTES,
     PICKLES,
-    SafetensorsModel,
+    FileModel,
     Shard,
     check_index,
     is_inside,
@@ -137,10 +137,10 @@ class Repository:
         return bytes(data[skipped : skipped + count])
 
 
-def open_from_hub(label: str, *, offline: bool) -> SafetensorsModel:
+def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]] = shard_names) -> FileModel:
     """Open ``owner/name`` or ``owner/name@revision``: side files and headers are fetched, weights are not.
 
-    Errors: HubError; ModelError for what :func:`alnico.checkpoint.model.open_model` refuses.
+    ``choose`` tells the files with weights, as :func:`shard_names` does. Errors: HubError; ModelError for what :func:`alnico.checkpoint.model.open_model` refuses.
     """
     name, revision = _split(label)
     from huggingface_hub import constants
@@ -153,7 +153,7 @@ def open_from_hub(label: str, *, offline: bool) -> SafetensorsModel:
     if not is_offline and not COMMIT.fullmatch(revision):
         _remember(cache / "refs" / revision, repository.commit)
     try:
-        names = shard_names(label, [f for f in sizes if "/" not in f], repository.folder / INDEX, sizes.__contains__)
+        names = choose(label, [f for f in sizes if "/" not in f], repository.folder, sizes.__contains__)
     except ModelError as error:
         if not is_offline:
             raise
@@ -161,9 +161,15 @@ def open_from_hub(label: str, *, offline: bool) -> SafetensorsModel:
             f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: {error} "
             "Go online (without --offline and HF_HUB_OFFLINE) once."
         ) from None
+    pickle = next((name for name in names if name.endswith(PICKLES)), None)
+    if pickle is not None:
+        raise ModelError(
+            f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico fetches no pickles. "
+            "Download the model yourself, and give its path."
+        )
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="alnico-hub") as pool:
         shards = list(pool.map(repository.shard, names))
-    model = SafetensorsModel(label, repository.folder, shards, repository)
+    model = FileModel(label, repository.folder, shards, repository)
     check_index(model)
     return model
 

@@ -1,6 +1,6 @@
-"""Models: a directory of safetensors shards (with an index or without), one file, or a repository on the hub.
+"""Models: a directory of shards (with an index or without), one file, a repository on the hub, or one of these with an adapter.
 
-:class:`Source` is all the rest of alnico sees of a model: named tensors that can be read in part.
+Files are safetensors, or pickled by torch; where a directory has both, the safetensors are read. :class:`Source` is all the rest of alnico sees of a model: named tensors that can be read in part.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xxhash
+from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
 from alnico.checkpoint.files import OpenFiles, open_to_read, read_fully
@@ -26,8 +28,11 @@ if TYPE_CHECKING:
     from alnico.checkpoint.hub import Repository
 
 INDEX = "model.safetensors.index.json"
-SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.safetensors")
+PICKLE_INDEX = "pytorch_model.bin.index.json"
+SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
+"""What trainers leave beside the weights."""
 MAX_JSON_BYTES = 200_000_000
 """Longest index or config that is read."""
 
@@ -112,6 +117,30 @@ class Source(Protocol):
         ...
 
 
+class Model(Source, Protocol):
+    """A source of files. Made by :func:`open_model`; close it, or use it in ``with``."""
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        """The files, with their headers."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """What a person should know of how the files were understood."""
+        ...
+
+    def read(self, name: str) -> np.ndarray:
+        """Read a whole tensor as a numpy array; BF16, F16 and F8 come as float32. Of a model on the hub, its file is fetched.
+
+        Errors: ModelError for a name that is not there or a dtype that numpy cannot hold; HubError.
+        """
+        ...
+
+    def __enter__(self) -> Model: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
 @dataclass(frozen=True)
 class Shard:
     """One input file with its checked header; size and mtime are of the moment when the header was read.
@@ -124,19 +153,23 @@ class Shard:
     size: int
     mtime_ns: int
     header_digest: str
+    notes: tuple[str, ...] = ()
 
 
-class SafetensorsModel:
-    """A model of one or more safetensors files. Made by :func:`open_model`; close it, or use it in ``with``."""
+class FileModel:
+    """A model of one or more files."""
 
-    held_bytes = reading_bytes = 0
+    reading_bytes = 0
 
     def __init__(self, label: str, location: Path, shards: list[Shard], origin: Repository | None = None) -> None:
         self.label = label
         self.location = location
         self.shards = shards
         self.origin = origin
+        self.notes = [note for shard in shards for note in shard.notes]
         self._files = OpenFiles()
+        self._gathered: dict[str, memoryview] = {}
+        self._lock = threading.Lock()
         self._place: dict[str, tuple[Shard, headers.TensorInfo]] = {}
         for shard in shards:
             for tensor in shard.header.tensors:
@@ -148,6 +181,11 @@ class SafetensorsModel:
                     )
                 self._place[tensor.name] = (shard, tensor)
         self.tensors: Mapping[str, headers.TensorInfo] = {n: t for n, (_, t) in self._place.items()}
+
+    @property
+    def held_bytes(self) -> int:
+        """Pickled views that are put in row-major order when they are first read, and kept."""
+        return sum(t.byte_size for t in self.tensors.values() if t.strides is not None)
 
     @property
     def directory(self) -> Path | None:
@@ -181,27 +219,28 @@ class SafetensorsModel:
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         shard, tensor = self._place[name]
+        if tensor.strides is not None:
+            buffer[:] = self._in_order(name)[offset : offset + len(buffer)]
+            return
         with self._files.descriptor(shard.path) as descriptor:
             read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
 
-    def read(self, name: str) -> np.ndarray:
-        """Read a whole tensor as a numpy array; BF16 and F16 come as float32. Of a model on the hub, its file is fetched.
+    def _in_order(self, name: str) -> memoryview:
+        """The bytes of a strided view in row-major order."""
+        with self._lock:
+            if name not in self._gathered:
+                shard, tensor = self._place[name]
+                span = np.empty(tensor.end - tensor.begin, np.uint8)
+                with self._files.descriptor(shard.path) as descriptor:
+                    read_fully(descriptor, memoryview(span), tensor.begin, shard.path, name)
+                width = dtypes.DTYPES[tensor.dtype].bytes
+                assert tensor.strides is not None
+                view = as_strided(span.view(f"V{width}"), tensor.shape, [s * width for s in tensor.strides])
+                self._gathered[name] = memoryview(np.ascontiguousarray(view).view(np.uint8).reshape(-1))
+            return self._gathered[name]
 
-        Errors: ModelError for a name that is not there or a dtype that numpy cannot hold; HubError.
-        """
-        if name not in self._place:
-            raise ModelError(f"{self.label}: has no tensor {name!r}. `alnico inspect` lists the tensors.")
-        tensor = self._place[name][1]
-        self.fetch(self.absent([name], False))
-        raw = np.empty(tensor.byte_size, np.uint8)
-        self.read_into(name, 0, memoryview(raw))
-        if tensor.dtype in dtypes.MERGEABLE:
-            return dtypes.decode(raw, tensor.dtype).reshape(tensor.shape)
-        storage = dtypes.DTYPES[tensor.dtype].storage
-        if storage is None or dtypes.DTYPES[tensor.dtype].kind == "packed":
-            raise ModelError(f"{self.label}: {name}: {tensor.dtype} cannot be read as numbers; it can be copied.")
-        values = raw.view(storage).reshape(tensor.shape)
-        return values.astype(bool) if tensor.dtype == "BOOL" else values
+    def read(self, name: str) -> np.ndarray:
+        return read_tensor(self, name)
 
     def identity(self) -> list[dict[str, Any]]:
         if self.origin is not None:  # the commit says more than a time, which a new download changes
@@ -215,7 +254,7 @@ class SafetensorsModel:
     def close(self) -> None:
         self._files.close()
 
-    def __enter__(self) -> SafetensorsModel:
+    def __enter__(self) -> FileModel:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -225,21 +264,62 @@ class SafetensorsModel:
         return f"<model {self.label}: {len(self.tensors)} tensors in {len(self.shards)} files>"
 
 
-def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> SafetensorsModel:
-    """Open a model directory, a ``.safetensors`` file or a model on the hub; reads headers only, and checks them.
+def read_tensor(source: Source, name: str) -> np.ndarray:
+    """Read a whole tensor of any source, as :meth:`Model.read` says."""
+    if name not in source.tensors:
+        raise ModelError(f"{source.label}: has no tensor {name!r}. `alnico inspect` lists the tensors.")
+    tensor = source.tensors[name]
+    source.fetch(source.absent([name], False))
+    raw = np.empty(tensor.byte_size, np.uint8)
+    source.read_into(name, 0, memoryview(raw))
+    if tensor.dtype in dtypes.MERGEABLE:
+        return dtypes.decode(raw, tensor.dtype).reshape(tensor.shape)
+    storage = dtypes.DTYPES[tensor.dtype].storage
+    if storage is None or dtypes.DTYPES[tensor.dtype].kind == "packed":
+        raise ModelError(f"{source.label}: {name}: {tensor.dtype} cannot be read as numbers; it can be copied.")
+    values = raw.view(storage).reshape(tensor.shape)
+    return values.astype(bool) if tensor.dtype == "BOOL" else values
 
-    A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``; with ``offline``
-    only what the hub's cache holds is looked at. Errors: ModelError for a path that is not there, files that are no
-    safetensors model, an index that does not fit its files or points outside the directory, a header that lies, and
-    quantised weights; HubError.
+
+def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> Model:
+    """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks them.
+
+    A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over the ``+`` of an
+    adapter; with ``offline`` only what the hub's cache holds is looked at. Errors: ModelError for a path that is not there, files
+    that are no model, an index that does not fit its files or points outside the directory, a header that lies, a pickle that is
+    more than tensors, an adapter that does not fit its base, and quantised weights; HubError.
     """
     label = os.fspath(reference)
     try:
+        parts = split_adapter(label, is_path)
+        if parts is not None:
+            from alnico.checkpoint.adapter import open_adapted  # with what it needs, only where it is used
+
+            return open_adapted(label, *parts, offline=offline)
         model = _open(label, Path(os.path.expanduser(label)), offline)
     except OSError as error:
         raise ModelError(f"{label}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     _refuse_quantised(model)
     return model
+
+
+def is_path(reference: str) -> bool:
+    return Path(os.path.expanduser(reference)).exists()
+
+
+def split_adapter(reference: str, is_there: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return (base, adapter) of a reference ``base+adapter``; None for one that is a path as it stands, or has no such parts.
+
+    Each part is a path that is there, or looks like a model on the hub; a ``+`` between two paths wins.
+
+    >>> split_adapter("org/a@v1+org/b", lambda path: False), split_adapter("a+b+c", lambda path: path in ("a+b", "c"))
+    (('org/a@v1', 'org/b'), ('a+b', 'c'))
+    """
+    if "+" not in reference or is_there(reference):
+        return None
+    splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
+    splits = [parts for parts in splits if all(is_there(p) or is_hub_reference(p) for p in parts)]
+    return max(splits, key=lambda parts: sum(map(is_there, parts)), default=None)
 
 
 def is_hub_reference(reference: str) -> bool:
@@ -253,18 +333,21 @@ def is_hub_reference(reference: str) -> bool:
     return re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None and not is_file and "+" not in reference
 
 
-def _open(label: str, location: Path, offline: bool) -> SafetensorsModel:
+def _open(label: str, location: Path, offline: bool) -> FileModel:
     if location.is_dir():
-        model = SafetensorsModel(label, location, [open_shard(p) for p in _shard_paths(location)])
+        model = FileModel(label, location, [open_shard(p) for p in _shard_paths(location)])
         check_index(model)
     elif location.is_file():
-        if location.suffix in PICKLES:
-            raise ModelError(_pickle_message(str(location)))
-        model = SafetensorsModel(label, location, [open_shard(location)])
+        model = FileModel(label, location, [open_shard(location)])
     elif is_hub_reference(label):
         from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
 
         model = open_from_hub(label, offline=offline)
+    elif "+" in label:
+        raise ModelError(
+            f"model {label!r}: no such directory or file, and no base+adapter: expected two paths, or ids of the hub as owner/name. "
+            "Check both parts."
+        )
     else:
         raise ModelError(
             f"model {label!r}: no such directory or file; expected a directory with safetensors files, one such file, or a "
@@ -274,7 +357,11 @@ def _open(label: str, location: Path, offline: bool) -> SafetensorsModel:
 
 
 def open_shard(path: Path) -> Shard:
-    """Open one safetensors file and check its header."""
+    """Open one file and check its header."""
+    if path.suffix in PICKLES:
+        from alnico.checkpoint.pickles import open_pickle
+
+        return open_pickle(path)
     descriptor = open_to_read(path)
     try:
         status = os.fstat(descriptor)
@@ -316,37 +403,45 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def _shard_paths(directory: Path) -> list[Path]:
     names = [p.name for p in directory.iterdir() if not p.is_dir()]
-    index = directory / INDEX
-    return [directory / name for name in shard_names(str(directory), names, index, lambda name: (directory / name).is_file())]
+    return [directory / name for name in shard_names(str(directory), names, directory, lambda name: (directory / name).is_file())]
 
 
-def shard_names(where: str, names: Collection[str], index: Path, is_there: Callable[[str], bool]) -> list[str]:
+def shard_names(where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]) -> list[str]:
     """Tell which of a model's files hold its weights: those of the index, if it has one. Errors: ModelError."""
     if INDEX in names:
-        return _indexed_names(index, is_there)
-    weights = sorted(n for n in names if n.endswith(".safetensors"))
-    if "model.safetensors" in weights:
-        return ["model.safetensors"]
-    numbered = {name: match for name in weights if (match := SHARD_NAME.fullmatch(name))}
-    if numbered:
-        return _complete_set(where, numbered)
-    whole = [n for n in weights if not n.startswith("adapter_")]
-    if whole:
-        return whole
+        return _indexed_names(folder / INDEX, is_there)
+    found = _weights_among(where, [n for n in names if n.endswith(".safetensors")], "model.safetensors")
+    if found:
+        return found
     if "adapter_config.json" in names:
+        raise ModelError(f"{where}: is a LoRA adapter, expected a whole model. Write it with its base, as BASE+{where}.")
+    if PICKLE_INDEX in names:
+        return _indexed_names(folder / PICKLE_INDEX, is_there)
+    pickles = [n for n in names if n.endswith(PICKLES) and not NO_WEIGHTS.fullmatch(n)]
+    found = _weights_among(where, pickles, "pytorch_model.bin")
+    if not found:
+        raise ModelError(f"{where}: has no .safetensors or .bin file, expected a model. Check the path.")
+    if len(found) > 1 and not SHARD_NAME.fullmatch(found[0]):
         raise ModelError(
-            f"{where}: is a LoRA adapter, expected a whole model. Adapters are planned for 0.6: fold it into its base first."
+            f"{where}: has {len(found)} checkpoints ({', '.join(found[:3])}), expected one, or shards with an index. "
+            "Give the path of the file that is meant."
         )
-    pickles = sorted(n for n in names if n.endswith(PICKLES))
-    if pickles:
-        raise ModelError(_pickle_message(f"{where}/{pickles[0]}"))
-    raise ModelError(f"{where}: has no .safetensors file, expected a model. Check the path.")
+    return found
+
+
+def _weights_among(where: str, names: Collection[str], usual: str) -> list[str]:
+    """The files that hold the weights, of files of one format; none if there are none."""
+    weights = sorted(n for n in names if not n.startswith("adapter_"))
+    if usual in weights:
+        return [usual]
+    numbered = {name: match for name in weights if (match := SHARD_NAME.fullmatch(name))}
+    return _complete_set(where, numbered) if numbered else weights
 
 
 def _complete_set(where: str, numbered: dict[str, re.Match[str]]) -> list[str]:
     first = next(iter(numbered.values()))
-    stem, count = first["stem"], max(1, int(first["count"]))
-    expected = [f"{stem}-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+    stem, count, suffix = first["stem"], max(1, int(first["count"])), first["suffix"]
+    expected = [f"{stem}-{i:05d}-of-{count:05d}{suffix}" for i in range(1, count + 1)]
     missing = [name for name in expected if name not in numbered]
     surplus = [name for name in numbered if name not in expected]
     if missing or surplus:
@@ -369,8 +464,6 @@ def _indexed_names(index: Path, is_there: Callable[[str], bool]) -> list[str]:
             )
     names = sorted(set(weight_map.values()))
     for name in names:
-        if name.endswith(PICKLES):
-            raise ModelError(_pickle_message(str(index.parent / name)))
         if not is_there(name):
             raise ModelError(f"{index}: names {PurePosixPath(name).name}, which is not there. Complete the download.")
     return names
@@ -382,9 +475,10 @@ def is_inside(name: str) -> bool:
     return bool(path.parts) and not (path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name)
 
 
-def check_index(model: SafetensorsModel) -> None:
+def check_index(model: FileModel) -> None:
     """Refuse an index that does not say what the headers say. Errors: ModelError."""
-    index = model.location / INDEX
+    is_pickled = any(shard.path.suffix in PICKLES for shard in model.shards)
+    index = model.location / (PICKLE_INDEX if is_pickled and not (model.location / INDEX).exists() else INDEX)
     if not index.exists():
         return
     weight_map = read_json(index)["weight_map"]
@@ -399,12 +493,12 @@ def check_index(model: SafetensorsModel) -> None:
     unlisted = [tensor for tensor in held if tensor not in weight_map]
     if unlisted:
         raise ModelError(
-            f"{held[unlisted[0]]}: holds {unlisted[0]!r}, which {INDEX} does not list ({len(unlisted)} such tensors). "
+            f"{held[unlisted[0]]}: holds {unlisted[0]!r}, which {index.name} does not list ({len(unlisted)} such tensors). "
             "Index and shards are of different downloads; download the model again."
         )
 
 
-def _refuse_quantised(model: SafetensorsModel) -> None:
+def _refuse_quantised(model: FileModel) -> None:
     quantisation = model.config.get("quantization_config")
     scales = [n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))]
     if quantisation is None and not scales:
@@ -415,11 +509,4 @@ def _refuse_quantised(model: SafetensorsModel) -> None:
     raise ModelError(
         f"{model.label}: its weights are quantised ({found}); merging needs values in floating point. "
         "Quantised models are planned for 0.6; use the full-precision model."
-    )
-
-
-def _pickle_message(path: str) -> str:
-    return (
-        f"{path}: is a pickle checkpoint, expected .safetensors. "
-        "Reading these files is planned for 0.3, with the extra [torch]; convert the model to safetensors."
     )

@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from alnico import api
-from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.model import Model
 from alnico.checkpoint.shards import format_size
 from alnico.errors import ModelError
 from alnico.kernels.shape import CODES
@@ -143,12 +143,12 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
 class Comparison:
     """Norms and inner products of whole models, in float64, a tensor at a time; float tensors that all have."""
 
-    def __init__(self, base: SafetensorsModel, tuned: SafetensorsModel) -> None:
+    def __init__(self, base: Model, tuned: Model) -> None:
         self._base = base
         self._tuned = tuned
         self._names = [n for n, t in base.tensors.items() if t.dtype in CODES and n in tuned.tensors]
 
-    def of(self, model: SafetensorsModel) -> tuple[float, float, float]:
+    def of(self, model: Model) -> tuple[float, float, float]:
         """Return |model - base| / |base|, and the cosines of the model with the base and with the fine-tune."""
         sums = np.zeros(6)
         for name in self._names:

@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -182,6 +182,22 @@ def inspect(
     with api.open(model, offline=offline) as opened:
         data = show.model_data(opened)
         _print(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
+
+
+@app.command()
+def compare(
+    base: Annotated[str, typer.Argument(help="The model that the others are compared with: their base.", metavar="BASE")],
+    models: Annotated[list[str], typer.Argument(help="Models: directories, files, or owner/name@revision.", metavar="MODEL...")],
+    offline: Offline = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Print how models lie to their base: what differs, how far they went, and whether they were tuned from it."""
+    from alnico import api
+    from alnico.cli import show
+
+    comparison = api.compare(models, base=base, offline=offline)
+    _print(json.dumps(comparison.data(), indent=1) if as_json else show.comparison_text(comparison, verbose))
 
 
 @app.command()

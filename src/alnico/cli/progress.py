@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from alnico.checkpoint.shards import format_size
-from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Started, TensorDone
+from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Started, TensorDone
 
 Watch = Callable[[Event], None]
 
@@ -74,6 +74,8 @@ def _drawn() -> Iterator[Watch]:
             elif isinstance(event, Compiling):
                 progress.update(task, description=f"compiling {event.kernels} kernels")
                 state["begin"] = time.perf_counter()
+            elif isinstance(event, Measuring):
+                progress.update(task, description=f"measuring {event.tensors} tensors")
             elif isinstance(event, Advanced):
                 state["done"] += event.bytes_done
                 seconds = max(time.perf_counter() - state["begin"], 1e-6)

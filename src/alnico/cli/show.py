@@ -8,16 +8,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.model import Model
 from alnico.checkpoint.shards import format_size
 from alnico.engine.fetch import absent_files
+from alnico.engine.judge import Comparison, notes
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
-from alnico.methods._documentation import first_recipe, read_documentation, recipe_text, takes
+from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason
 from alnico.vocabulary.compare import read_vocabulary
 
+VERDICTS = {
+    "equal": "the same",
+    "tuned": "tuned from one base",
+    "far": "far: one base, or scaled",
+    "unrelated": "not of one base",
+}
 WORDS = {"mix": "merged", "copy": "copied", "equal": "copied"}
 
 
@@ -78,7 +85,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
 
 
-def model_data(model: SafetensorsModel) -> dict[str, Any]:
+def model_data(model: Model) -> dict[str, Any]:
     """A model as plain data."""
     dtypes: dict[str, dict[str, int]] = {}
     for tensor in model.tensors.values():
@@ -132,6 +139,25 @@ def model_text(data: Mapping[str, Any], verbose: int) -> str:
     return "\n".join(lines)
 
 
+def comparison_text(comparison: Comparison, verbose: int) -> str:
+    """How models lie to their base, a line a model; with ``verbose`` the cosine of every matrix below."""
+    likenesses = comparison.likenesses
+    lines = [
+        f"compared with {likenesses[0].other}, by a sample of {likenesses[0].elements:,} numbers",
+        "",
+        f"{'tensors differ':>14}  {'numbers differ':>14}  {'change':>8}  {'cosine':>8}  {'verdict':24}  model",
+    ]
+    for x in likenesses:
+        lines.append(
+            f"{f'{x.tensors_differ} of {x.tensors}':>14}  {x.elements_differ / x.elements:14.1%}  {x.change:8.2%}  "
+            f"{x.cosine:8.4f}  {VERDICTS[x.verdict]:24}  {x.model}"
+        )
+        shown = x.cosines if verbose else {} if x.verdict == "unrelated" else x.uncorrelated
+        lines += [f"{cosine:50.4f}  {name}" for name, cosine in shown.items()]
+    lines += ["", "change: |model - base| / |base|. A cosine in a line of its own is that of one tensor."]
+    return "\n".join([*lines, *(f"note: {note}" for note in notes(comparison, with_base=True) if "count twice" in note)])
+
+
 def _names(architectures: Any) -> str:
     """What a config says of its architecture, whatever it holds there."""
     listed = architectures if isinstance(architectures, list) else [architectures]
@@ -178,8 +204,7 @@ def method_text(method: Method) -> str:
     ]
     for option in method.options.values():
         lines += [f"  {option.name}: {option.describe()}", *_wrapped(told.options.get(option.name, option.meaning), "      ")]
-    for name, options in getattr(method, "presets", {}).items():
-        lines += [f"  preset {name}: {', '.join(f'{o} {v}' for o, v in options.items())}"]
+    lines += [f"  preset {name}: {one_line(values)}" for name, values in method.presets.items()]
     lines += ["", "A recipe:", *(f"  {line}" for line in recipe_text(first_recipe(method)).splitlines()), ""]
     for label in ("Edge cases", "Errors", "Differs from the source", "Source"):
         lines += _entry(label.lower().replace("differs from the source", "differs"), told.parts.get(label, ""))

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from alnico.checkpoint.adapter import AdaptedModel, repositories
 from alnico.checkpoint.model import Source
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
@@ -46,7 +47,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
         "inputs": [
             {
                 "model": source.label,
-                **({"repository": source.origin.name, "commit": source.origin.commit} if source.origin is not None else {}),
+                **_repositories(source),
                 "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()],
                 "tensors": dict(sorted(read[i].items())),
             }
@@ -84,6 +85,12 @@ def recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.canonical(), sort_keys=False)
 
 
+def _repositories(source: Source) -> dict[str, Any]:
+    """Where on the hub a model comes from; of a base with an adapter there are up to two places."""
+    found = [{"repository": repository.name, "commit": repository.commit} for repository in repositories(source)]
+    return ({"repositories": found} if found else {}) if isinstance(source, AdaptedModel) else dict(*found)
+
+
 def card_of(plan: Plan, version: str) -> str:
     """Return the model card: front matter for hubs, and how the model was made.
 
@@ -98,8 +105,9 @@ def card_of(plan: Plan, version: str) -> str:
     front: dict[str, Any] = {"tags": ["merge", "alnico"], **agreed}
     if library:
         front = {"library_name": library, **front}
-    if any(origins):
-        front = {"base_model": list(dict.fromkeys(o.name for o in origins if o)), "base_model_relation": "merge", **front}
+    parents = [repository.name for source in plan.sources for repository in repositories(source)]
+    if parents:
+        front = {"base_model": list(dict.fromkeys(parents)), "base_model_relation": "merge", **front}
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
@@ -158,7 +166,10 @@ def public_names(sources: Sequence[Source]) -> list[str]:
     names: list[str] = []
     for source in sources:
         path = Path(source.label)
-        name = source.origin.name if source.origin is not None else path.name or path.resolve().name
+        if isinstance(source, AdaptedModel):
+            name = "+".join(public_names([source.base, source.adapter]))
+        else:
+            name = source.origin.name if source.origin is not None else path.name or path.resolve().name
         same = sum(n == name or n.startswith(f"{name} (") for n in names) if source.origin is None else 0
         names.append(f"{name} ({same + 1})" if same else name)
     return names

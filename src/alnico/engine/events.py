@@ -41,6 +41,13 @@ class Compiling:
 
 
 @dataclass(frozen=True)
+class Measuring:
+    """What a method must know of the whole model is measured over ``tensors``, before the first is merged."""
+
+    tensors: int
+
+
+@dataclass(frozen=True)
 class Advanced:
     """``bytes_done`` more bytes of output stand at their place; ``tensor`` is being worked on."""
 
@@ -64,4 +71,4 @@ class Finished:
     seconds: float
 
 
-Event = Union[Fetching, Fetched, Started, Compiling, Advanced, TensorDone, Finished]
+Event = Union[Fetching, Fetched, Started, Compiling, Measuring, Advanced, TensorDone, Finished]

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from alnico.checkpoint.adapter import repositories
 from alnico.checkpoint.shards import format_size
 from alnico.engine.events import Event, Fetched, Fetching
 from alnico.engine.output import DISK_MARGIN_BYTES, check_disk, check_target, existing_folder
@@ -34,7 +35,7 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: bool, watch: Callable[[Eve
         return
     check_target(out, plan, overwrite)
     check_disk(plan, out)
-    folders = [source.origin.folder for source in plan.sources if source.origin is not None]
+    folders = [repository.folder for source in plan.sources for repository in repositories(source)]
     _check_cache_disk(folders[0], total, plan, out)
     lock = threading.Lock()
 

@@ -46,7 +46,8 @@ def local_paths(folder: Path) -> list[str]:
     path = folder / LOCK
     inputs = read_json(path).get("inputs") if path.is_file() else None
     models = [i for i in inputs if isinstance(i, dict)] if isinstance(inputs, list) else []
-    return [str(i["model"]) for i in models if "repository" not in i and "/" in str(i.get("model"))]
+    local = [i for i in models if "repository" not in i and len(i.get("repositories", ())) < 2]
+    return [str(i["model"]) for i in local if "/" in str(i.get("model"))]
 
 
 def _shown(entry: tuple[str, tuple[int, ...]] | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.journal import Record
+from alnico.engine.journal import Done, Record
 from alnico.engine.run import Run
 from alnico.plan.job import Plan
 
@@ -28,6 +28,9 @@ class _Unwritten:
     def finished(self, record: Record) -> None:
         """Nothing is kept."""
 
+    def measured(self, fact: int, value: tuple[float, ...]) -> None:
+        """Nothing is kept."""
+
 
 def run_in_memory(plan: Plan) -> dict[str, np.ndarray]:
     """Return the bytes of every output tensor, by name, in the order of the plan.
@@ -37,5 +40,5 @@ def run_in_memory(plan: Plan) -> dict[str, np.ndarray]:
     """
     fetch_weights(plan)
     arrays = _Arrays(plan)
-    Run(plan, arrays, _Unwritten(), (), None).all()
+    Run(plan, arrays, _Unwritten(), Done(), None).all()
     return arrays.tensors

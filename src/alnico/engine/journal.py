@@ -1,4 +1,5 @@
-"""What is done of an unfinished merge: a line a finished tensor, written after its bytes are on the disk.
+"""What is done of an unfinished merge: a line a finished tensor, written after its bytes are on the disk, and a line a fact
+over the whole model.
 
 The first line is the fingerprint: what decides the output's bits. A background thread writes lines in batches, so that
 bringing data to the disk overlaps with merging.
@@ -10,7 +11,7 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +30,29 @@ class Record:
     inputs: tuple[tuple[int, str, str], ...]
 
 
+@dataclass(frozen=True)
+class Done:
+    """What an interrupted merge has done: finished tensors, and the facts over the model by their number in the plan."""
+
+    records: list[Record] = field(default_factory=list)
+    facts: dict[int, tuple[float, ...]] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.records or self.facts)
+
+
 class Journal:
     """The open journal of a running merge. ``sync`` brings all written tensor bytes to the disk."""
 
-    def __init__(self, directory: Path, fingerprint: Mapping[str, Any], sync: Callable[[], None], finished: list[Record]) -> None:
+    def __init__(self, directory: Path, fingerprint: Mapping[str, Any], sync: Callable[[], None], done: Done) -> None:
         self._sync = sync
-        self._pending: list[Record] = []
+        self._pending: list[str] = []
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._closing = False
         self.failure: BaseException | None = None
         self.path = directory / NAME
-        lines = [json.dumps({"fingerprint": fingerprint})] + [_line(r) for r in finished]
+        lines = [json.dumps({"fingerprint": fingerprint}), *(_fact(*f) for f in done.facts.items()), *map(_line, done.records)]
         temporary = directory / (NAME + ".tmp")
         try:
             temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
@@ -54,7 +66,12 @@ class Journal:
     def finished(self, record: Record) -> None:
         """Note a tensor whose bytes are all written. Safe for threads."""
         with self._lock:
-            self._pending.append(record)
+            self._pending.append(_line(record))
+
+    def measured(self, fact: int, value: tuple[float, ...]) -> None:
+        """Note a fact over the model, by its number in the plan."""
+        with self._lock:
+            self._pending.append(_fact(fact, value))
 
     def close(self) -> None:
         """Write what is pending and stop. Errors: whatever failed while writing."""
@@ -73,7 +90,7 @@ class Journal:
             if batch and self.failure is None:
                 try:
                     self._sync()
-                    self._file.write("".join(_line(r) + "\n" for r in batch))
+                    self._file.write("".join(line + "\n" for line in batch))
                     self._file.flush()
                     os.fsync(self._file.fileno())
                 except OSError as error:
@@ -85,18 +102,21 @@ class Journal:
             self._wake.wait(BATCH_SECONDS)
 
 
-def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> list[Record]:
-    """Return what an interrupted merge finished; [] if there is no journal.
+def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> Done:
+    """Return what an interrupted merge has done; nothing if there is no journal.
 
     Errors: OutputError, naming what changed, if the journal belongs to another merge.
     """
     path = directory / NAME
     if not path.exists():
-        return []
+        return Done()
     lines = path.read_text("utf-8", "replace").split("\n")
     try:
         before = json.loads(lines[0])["fingerprint"]
-        records = [_record(line) for line in lines[1:-1]]
+        loaded = [json.loads(line) for line in lines[1:-1]]
+        done = Done(
+            [_record(line) for line in loaded if "fact" not in line], dict(map(_measured, (x for x in loaded if "fact" in x)))
+        )
     except (ValueError, KeyError, TypeError, IndexError):
         raise OutputError(
             f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew."
@@ -107,7 +127,7 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> list[Record
             f"{directory}: an unfinished merge stands here, and since then changed: {', '.join(changed)}. "
             "Undo the change to take it up, or say --restart to begin anew."
         )
-    return records
+    return done
 
 
 def _words(key: str) -> str:
@@ -123,6 +143,13 @@ def _line(record: Record) -> str:
     return json.dumps({"tensor": record.tensor, "digest": record.digest, "inputs": record.inputs})
 
 
-def _record(line: str) -> Record:
-    loaded = json.loads(line)
+def _fact(fact: int, value: tuple[float, ...]) -> str:
+    return json.dumps({"fact": fact, "value": value})
+
+
+def _measured(loaded: dict[str, Any]) -> tuple[int, tuple[float, ...]]:
+    return int(loaded["fact"]), tuple(float(x) for x in loaded["value"])
+
+
+def _record(loaded: dict[str, Any]) -> Record:
     return Record(loaded["tensor"], loaded["digest"], tuple((int(m), str(n), str(d)) for m, n, d in loaded["inputs"]))

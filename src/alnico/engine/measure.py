@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -224,25 +225,38 @@ class _BySelection(_KthLargest):
 
 
 class _ByHistogram(_KthLargest):
-    """KthLargest of a large tensor: the bits of a float that is not negative order as the float does, so counting by
-    the upper 16 bits, then by the next 16 among those that share them, finds the kth largest exactly."""
+    """KthLargest of a large tensor, by counting."""
 
     def __init__(self, fact: KthLargest, known: Known) -> None:
         super().__init__(fact, known)
         self.run = compiled(_kernel(fact, known.job, "histogram"))
-        self.width = 8 * self.real.itemsize
-        self.shift = self.width - 16
-        self.prefix = np.zeros(self.chosen.size, np.uint64)
-        self.bins = np.zeros((self.chosen.size, 65_536), np.int64)
+        self.digits = _Digits(self.rank, self.real)
         self.lock = threading.Lock()
 
     def fold(self, start: int, stop: int, block: Block) -> None:
-        bins = np.zeros_like(self.bins)
-        self.call(self.run, start, block, self.chosen, np.uint64(self.shift), self.prefix, bins)
+        bins = np.zeros_like(self.digits.bins)
+        self.call(self.run, start, block, self.chosen, self.digits.shift, self.digits.prefix, bins)
         with self.lock:
-            self.bins += bins
+            self.digits.bins += bins
 
     def turn(self) -> None:
+        if (found := self.digits.turn()) is not None:
+            self.finish(found)
+
+
+class _Digits:
+    """Kth largest values, found 16 bits a pass: the bits of a float that is not negative order as the float does, so counting
+    by the upper 16 bits, then by the next 16 among those that share them, finds them exactly."""
+
+    def __init__(self, rank: np.ndarray, real: np.dtype[Any]) -> None:
+        self.rank = rank.copy()
+        self.real = real
+        self.shift = 8 * real.itemsize - 16
+        self.prefix = np.zeros(rank.size, np.uint64)
+        self.bins = np.zeros((rank.size, 65_536), np.int64)
+
+    def turn(self) -> list[float] | None:
+        """Go on from ``bins``, a histogram a value, to the next bits; the values when all are known."""
         for n, bins in enumerate(self.bins):
             above = np.cumsum(bins[::-1])
             place = int(np.searchsorted(above, self.rank[n]))
@@ -250,8 +264,78 @@ class _ByHistogram(_KthLargest):
             self.prefix[n] = int(self.prefix[n]) << 16 | (65_535 - place)
         self.bins[:] = 0
         self.shift -= 16
-        if self.shift < 0:
-            self.finish(self.prefix.astype(f"u{self.real.itemsize}").view(self.real).tolist())
+        found: list[float] = self.prefix.astype(f"u{self.real.itemsize}").view(self.real).tolist()
+        return found if self.shift < 0 else None
+
+
+@dataclass(frozen=True)
+class OverModel:
+    """A fact over all tensors that ``models`` (and ``base``) give to merges with that fact: positions in ``Plan.sources``."""
+
+    fact: KthLargest
+    models: tuple[int, ...]
+    base: int | None
+
+
+def over_model(jobs: Iterable[Job]) -> dict[OverModel, list[Job]]:
+    """The facts over the model that jobs need, each with the jobs it is measured over, in order."""
+    found: dict[OverModel, list[Job]] = {}
+    for job in jobs:
+        for fact in of_model(job):
+            found.setdefault(fact, []).append(job)
+    return found
+
+
+def of_model(job: Job) -> list[OverModel]:
+    """The facts over the model that a job needs."""
+    facts = job.merge.of_model if job.kind == "mix" and job.merge is not None else ()
+    return [OverModel(f, tuple(i.model for i in job.inputs), job.base.model if job.base else None) for f in facts]
+
+
+def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
+    """Describe the kernel that measures a fact over all ``jobs``, in the widest of their precisions."""
+    real = max(map(working_precision, jobs))  # "float64" is the greater word, too
+    return MeasureKernel("histogram", fact.fact.of, len(fact.models), fact.base is not None, (), real)
+
+
+class ModelMeasurement:
+    """One fact over many tensors: ``fold`` for every block of every tensor, and ``turn`` after each pass, until ``result``."""
+
+    def __init__(self, fact: OverModel, jobs: Sequence[Job]) -> None:
+        kernel = model_kernel(fact, jobs)
+        self.run = compiled(kernel)
+        elements = sum(job.elements for job in jobs)
+        shares = fact.fact.share
+        nothing = math.inf if fact.fact.end == "first" else 0.0
+        self.chosen = np.array([i for i, share in enumerate(shares) if share < 1 and elements], np.int64)
+        rank = np.array([fact.fact.place(i, elements) for i in self.chosen.tolist()], np.int64)
+        self.digits = _Digits(rank, np.dtype(kernel.real))
+        self.found = [nothing] * len(shares)
+        self.result: tuple[float, ...] | None = None if self.chosen.size else tuple(self.found)
+        self.own = threading.local()
+        self.bins: list[np.ndarray] = []
+        self.lock = threading.Lock()
+
+    def fold(self, job: Job, start: int, block: Block) -> None:
+        """Take in a block of ``job`` that begins at ``start``. Safe for threads: each counts by itself."""
+        bins = getattr(self.own, "bins", None)
+        if bins is None:
+            bins = self.own.bins = np.zeros_like(self.digits.bins)
+            with self.lock:
+                self.bins.append(bins)
+        codes, base_code = codes_of(job)
+        raws = tuple(block.raws)
+        self.run(raws, codes, block.base, base_code, start, self.chosen, self.digits.shift, self.digits.prefix, bins)
+
+    def turn(self) -> None:
+        """End a pass."""
+        for bins in self.bins:
+            self.digits.bins += bins
+            bins[:] = 0
+        if (values := self.digits.turn()) is not None:
+            for i, value in zip(self.chosen.tolist(), values, strict=True):
+                self.found[i] = value
+            self.result = tuple(self.found)
 
 
 class _ByBracket(_KthLargest):

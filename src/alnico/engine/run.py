@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +20,8 @@ from alnico.engine import measure, rank
 from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, blocks, chunks
 from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
-from alnico.engine.events import Advanced, Compiling, Event, Finished, Started, TensorDone
-from alnico.engine.journal import Journal, Record, read_journal
+from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
+from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
@@ -72,7 +72,7 @@ def run_plan(
     check_disk(plan, out)
     with PartDirectory(out) as part:
         fingerprint = plan.fingerprint()
-        found = [] if restart else read_journal(part.path, fingerprint)
+        found = Done() if restart else read_journal(part.path, fingerprint)
         if not found:
             part.clear()
         try:
@@ -94,14 +94,15 @@ def run_plan(
     return Result(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
 
 
-def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: list[Record], watch: Watcher | None) -> Run:
+def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: Done, watch: Watcher | None) -> Run:
     """Make all tensors that are not there yet."""
     files = OutputFiles(part.model, plan.shards)
     try:
         jobs = {job.name: job for job in plan.jobs}
-        kept = [r for r in found if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
-        journal = Journal(part.path, fingerprint, files.sync, kept)
-        run = Run(plan, files, journal, kept, watch)
+        kept = [r for r in found.records if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
+        found = Done(kept, found.facts)
+        journal = Journal(part.path, fingerprint, files.sync, found)
+        run = Run(plan, files, journal, found, watch)
         try:
             run.all()
         finally:
@@ -147,21 +148,25 @@ class Output(Protocol):
 
 
 class Notes(Protocol):
-    """What is told of a finished tensor; ``failure`` is why it cannot be told any more."""
+    """What is told of a finished tensor and of a fact over the model; ``failure`` is why it cannot be told any more."""
 
     failure: BaseException | None
 
     def finished(self, record: Record) -> None: ...
 
+    def measured(self, fact: int, value: tuple[float, ...]) -> None: ...
+
 
 class Run:
-    """The threads that make all tensors of a plan that are not ``kept``: from its sources to ``files``."""
+    """The threads that make all tensors of a plan that are not ``found`` done: from its sources to ``files``."""
 
-    def __init__(self, plan: Plan, files: Output, journal: Notes, kept: Iterable[Record], watch: Watcher | None) -> None:
+    def __init__(self, plan: Plan, files: Output, journal: Notes, found: Done, watch: Watcher | None) -> None:
         self.plan = plan
         self.files = files
         self.journal = journal
-        self.records = {r.tensor: r for r in kept}
+        self.records = {r.tensor: r for r in found.records}
+        self.facts = dict(found.facts)
+        self.of_model: dict[measure.OverModel, tuple[float, ...]] = {}
         self.kept = len(self.records)
         self.compile_seconds = 0.0
         self.jobs = [j for j in plan.jobs if j.name not in self.records]
@@ -177,6 +182,7 @@ class Run:
         threads = self.plan.memory.threads
         with ThreadPoolExecutor(threads, thread_name_prefix="alnico") as pool:
             try:
+                self._measure_model(pool)
                 calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
                 for job in self.jobs:
                     spans = chunks(job)
@@ -200,6 +206,7 @@ class Run:
         for job in self.jobs:
             if job.kind == "mix":
                 needed |= dict.fromkeys([*measure.kernels(job), *rank.kernels(job), mix_kernel(job)])
+        needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._unknown())
         if needed:
             self._tell(Compiling(len(needed)))
         begin = time.perf_counter()
@@ -265,7 +272,33 @@ class Run:
         state.mixer = Mixer(self._known(state), self.plan.sources)
 
     def _known(self, state: _Unfinished) -> Known:
-        return Known(state.job, self.plan.recipe.seed, dict(state.known))
+        before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}
+        return Known(state.job, self.plan.recipe.seed, before | state.known)
+
+    def _unknown(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
+        """The facts over the model that are still to be measured, numbered in the order of the plan."""
+        facts = enumerate(measure.over_model(self.plan.jobs).items())
+        missing = {job.name for job in self.jobs}
+        return [(n, f, jobs) for n, (f, jobs) in facts if n not in self.facts and any(job.name in missing for job in jobs)]
+
+    def _measure_model(self, pool: ThreadPoolExecutor) -> None:
+        """Measure what is asked of the whole model, one fact after the other, pass by pass over all its tensors."""
+        for number, fact, jobs in self._unknown():
+            self._tell(Measuring(len(jobs)))
+            measurement = measure.ModelMeasurement(fact, jobs)
+            calls = [(self._measure_across, (measurement, job, span)) for job in jobs for span in chunks(job)]
+            while measurement.result is None:
+                self._parallel(pool, calls)
+                measurement.turn()
+            self.facts[number] = measurement.result
+            self.journal.measured(number, measurement.result)
+        every = enumerate(measure.over_model(self.plan.jobs))
+        self.of_model = {fact: self.facts[n] for n, fact in every if n in self.facts}
+
+    def _measure_across(self, measurement: measure.ModelMeasurement, job: Job, span: Span) -> None:
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._check_stop()
+            measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
 
     def _measure_chunks(self, state: _Unfinished, facts: measure.LevelMeasurement, spans: Sequence[Span]) -> None:
         for span in spans:

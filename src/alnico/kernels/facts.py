@@ -5,7 +5,8 @@ arguments of their scalar functions; together they form a graph that is measured
 
 ``Sum``, ``Count`` and ``KthLargest`` reduce a scalar function ``of(x, *arguments)`` of ONE model's value (a task-vector
 entry in delta space) over the tensor, for each model by itself: k numbers. With ``across`` it is ``of(x, values,
-*arguments)`` and sees the values of all models at that place. ``Gram`` is the k x k matrix of inner products, of whole
+*arguments)`` and sees the values of all models at that place. A ``KthLargest`` may also be over the model: all tensors that are
+merged with the same fact of the same models, measured before the first of them is merged. ``Gram`` is the k x k matrix of inner products, of whole
 tensors, of rows or of columns. ``Derived`` is a plain Python function of measured facts and numbers. ``Noise`` and
 ``Bernoulli`` are not measured: they are drawn for each element and model from its place (and its rank) alone.
 
@@ -14,7 +15,7 @@ A row is a run along the last dimension, a column one along the first; a tensor 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union
 
@@ -74,7 +75,8 @@ class KthLargest:
     Where a model's ``share`` is 1 the answer is 0 without measuring: all elements are at least that large.
     ``skip`` leaves out the largest first: ``min(int(skip x elements), elements - k)`` of them; the answer is then the kth of
     the others, or the first of them with ``end`` "first" (infinity where ``share`` is 1). ``among`` counts the share of as
-    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across``: as for Count.
+    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across``: as for Count. ``over`` "model"
+    counts the elements of all tensors, and has neither ``arguments`` nor ``among`` nor ``across``.
     """
 
     share: tuple[float, ...]
@@ -84,6 +86,7 @@ class KthLargest:
     end: Literal["first", "last"] = "last"
     among: Count | None = None
     across: bool = False
+    over: Literal["tensor", "model"] = "tensor"
 
     def place(self, model: int, elements: int, among: int | None = None) -> int:
         """Which largest value is asked for, counted from 1; 0 for none."""
@@ -134,6 +137,8 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
     depth: dict[Measured, int] = {}
 
     def visit(argument: Argument | None) -> int:
+        if isinstance(argument, KthLargest) and argument.over == "model":
+            return 0
         if isinstance(argument, (Sum, Count, KthLargest)):
             if argument not in depth:
                 check_pure(argument.of)
@@ -153,6 +158,32 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
     for fact, level in depth.items():
         found[level - 1].append(fact)
     return found
+
+
+def of_model(arguments: tuple[Argument, ...]) -> tuple[KthLargest, ...]:
+    """Return the facts over the model behind ``arguments``, each once. Errors: MethodError for one that depends on others.
+
+    >>> limit = KthLargest((0.2,), over="model")
+    >>> of_model((limit, Sum(magnitude, (limit,)))) == (limit,)
+    True
+    """
+    found = tuple(dict.fromkeys(f for f in _behind(arguments) if isinstance(f, KthLargest) and f.over == "model"))
+    for fact in found:
+        check_pure(fact.of)
+        if fact.arguments or fact.among is not None or fact.across:
+            raise MethodError(f"{fact} depends on more than a model's own values; over the model it cannot.")
+    return found
+
+
+def _behind(arguments: tuple[Argument | None, ...]) -> Iterator[Argument]:
+    """All arguments, and all those of the facts among them."""
+    for argument in arguments:
+        if argument is not None:
+            yield argument
+        if isinstance(argument, (Sum, Count, KthLargest, Derived)):
+            yield from _behind(argument.arguments)
+        if isinstance(argument, KthLargest):
+            yield from _behind((argument.among,))
 
 
 def resolve(argument: Argument, known: Mapping[Measured, Any]) -> Any:

@@ -55,8 +55,8 @@ class MeasureKernel:
         text += "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
         head = [
             f"def run({self.interface().signature()}):",
-            "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
-            "    width = 8 if codes[0] == 0 else (4 if codes[0] == 1 else 2)",
+            "    base_width = width_of(base_code)",
+            "    width = width_of(codes[0])",
             "    count = raws[0].size // width",
         ]
         return text + "\n\n" + PLAIN + "\n" + "\n".join(head + body) + "\n\n\n" + self.interface().entry()
@@ -113,11 +113,11 @@ class MeasureKernel:
             lines.append("        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
         if self.across:
             lines.append(f"        for i in range({self.models}):")
-            lines.append("            w = 8 if codes[i] == 0 else (4 if codes[i] == 1 else 2)")
+            lines.append("            w = width_of(codes[i])")
             lines.append("            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])")
         lines += ["        for n in range(chosen.size):", "            i = chosen[n]"]
         if not self.across:
-            lines.append("            w = 8 if codes[i] == 0 else (4 if codes[i] == 1 else 2)")
+            lines.append("            w = width_of(codes[i])")
             lines.append("            decode(raws[i][w * s:w * e], codes[i], values[0, :e - s])")
         lines += [f"            {fill(self.kinds, a, 'i', f'filled{a}[:e - s]')}" for a in filled(self.kinds)]
         return lines + [f"            {line}" for line in work]
@@ -341,8 +341,8 @@ def _gram_scratch(models: int) -> tuple[tuple[str, tuple[int, ...], str], ...]:
 def _gram_head(interface: Interface) -> list[str]:
     return [
         f"def run({interface.signature()}):",
-        "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
-        "    width = 8 if codes[0] == 0 else (4 if codes[0] == 1 else 2)",
+        "    base_width = width_of(base_code)",
+        "    width = width_of(codes[0])",
         "    count = raws[0].size // width",
     ]
 
@@ -351,7 +351,7 @@ def _gram_tile(models: int, of_deltas: bool) -> list[str]:
     lines = ["        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"] if of_deltas else []
     lines += [
         f"        for i in range({models}):",
-        "            w = 8 if codes[i] == 0 else (4 if codes[i] == 1 else 2)",
+        "            w = width_of(codes[i])",
         "            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])",
     ]
     return lines + (["            subtract(values[i, :e - s], base_tile[:e - s])"] if of_deltas else [])

@@ -89,13 +89,13 @@ class MixKernel:
         models = range(self.models)
         lines = [
             f"def run({self.interface().signature()}):",
-            "    width = 8 if out_code == 0 else (4 if out_code == 1 else 2)",
-            "    base_width = 8 if base_code == 0 else (4 if base_code == 1 else 2)",
+            "    width = width_of(out_code)",
+            "    base_width = width_of(base_code)",
             "    count = out.size // width",
         ]
         lines += [f"    for s in range(0, count, {TILE}):", f"        e = min(s + {TILE}, count)", "        bad = False"]
         for i in models:
-            lines.append(f"        w = 8 if codes[{i}] == 0 else (4 if codes[{i}] == 1 else 2)")
+            lines.append(f"        w = width_of(codes[{i}])")
             lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
         if self.of_deltas:
             lines.append("        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")

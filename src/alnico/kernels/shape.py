@@ -18,8 +18,8 @@ FEW_MODELS = 8
 UNROLLED_MODELS = 64
 """Up to here every model is a vector of its own; above, a kernel that loops over models is used."""
 
-F64, F32, F16, BF16 = 0, 1, 2, 3
-CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16}
+F64, F32, F16, BF16, E4M3, E5M2 = 0, 1, 2, 3, 4, 5
+CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16, "F8_E4M3": E4M3, "F8_E5M2": E5M2}
 """What a kernel calls the dtypes."""
 
 ARITHMETIC = 2

@@ -26,7 +26,7 @@ import math
 import numpy as np
 from numba import carray, njit, types
 from alnico.kernels.tiles import decode{bits} as decode, encode{bits} as encode
-from alnico.kernels.tiles import Apart, double_of, fill_columns, fill_noise, fill_ranked, fill_rows, pointer, select, subtract
+from alnico.kernels.tiles import Apart, double_of, fill_columns, fill_noise, fill_ranked, fill_rows, pointer, select, subtract, width_of
 
 REAL = np.float{bits}
 ZERO = REAL(0.0)

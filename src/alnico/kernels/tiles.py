@@ -13,7 +13,7 @@ from numba.core import cgutils, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-from alnico.kernels.shape import BF16, F16, F32, F64
+from alnico.kernels.shape import BF16, E5M2, F16, F32, F64
 from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
@@ -89,6 +89,14 @@ def pointer(_typing: Any, address: Any) -> Any:
 
 
 @njit(nogil=True, error_model="numpy")
+def _largest8(raw):
+    largest = np.uint8(0)
+    for j in range(raw.size):
+        largest = max(largest, np.uint8(raw[j] & np.uint8(0x7F)))
+    return largest
+
+
+@njit(nogil=True, error_model="numpy")
 def _largest16(raw):
     source = raw.view(np.uint16)
     largest = np.uint16(0)
@@ -135,11 +143,30 @@ def _decode_f16(raw, tile):
 
 
 @njit(nogil=True, error_model="numpy")
+def _decode_f8(raw, shift, scale, tile):
+    # As for halves; ``scale`` is 2 to the difference of the exponents' biases.
+    bits = tile.view(np.uint32)
+    for j in range(raw.size):
+        bits[j] = np.uint32(np.uint32(raw[j]) & np.uint32(0x7F)) << shift
+    for j in range(raw.size):
+        tile[j] *= scale
+    for j in range(raw.size):
+        bits[j] = np.uint32(bits[j] | np.uint32(np.uint32(np.uint32(raw[j]) & np.uint32(0x80)) << np.uint32(24)))
+    return _largest8(raw)
+
+
+@njit(nogil=True, error_model="numpy")
 def _decode_f32(raw, tile):
     source, bits = raw.view(np.uint32), tile.view(np.uint32)
     for j in range(source.size):
         bits[j] = source[j]
     return _largest32(bits) >= 0x7F800000
+
+
+@njit(nogil=True, error_model="numpy")
+def width_of(code):
+    """Bytes an element of a dtype."""
+    return 8 if code == F64 else (4 if code == F32 else (2 if code <= BF16 else 1))
 
 
 @njit(nogil=True, error_model="numpy")
@@ -149,7 +176,11 @@ def decode32(raw, code, tile):
         return _decode_bf16(raw, tile)
     if code == F32:
         return _decode_f32(raw, tile)
-    return _decode_f16(raw, tile)
+    if code == F16:
+        return _decode_f16(raw, tile)
+    if code == E5M2:
+        return _decode_f8(raw, np.uint32(21), np.float32(2.0**112), tile) >= 0x7C
+    return _decode_f8(raw, np.uint32(20), np.float32(2.0**120), tile) >= 0x7F  # E4M3 has no infinities
 
 
 @njit(nogil=True, error_model="numpy")

@@ -12,7 +12,7 @@ import yaml
 from alnico.methods.base import Method
 
 PARTS = (
-    "Use when", "Start with", "Options", "Shapes", "Measures", "Edge cases", "Errors", "Differs from the source", "Source",
+    "Use when", "Start with", "Options", "Presets", "Shapes", "Measures", "Edge cases", "Errors", "Differs from the source", "Source",
 )  # fmt: skip
 
 
@@ -73,11 +73,18 @@ def first_recipe(method: Method) -> dict[str, Any]:
 
 def recipe_text(recipe: Mapping[str, Any]) -> str:
     """A recipe as YAML, a key a line."""
-    return "".join(
-        f"{key}: {value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=999)}".rstrip()
-        + "\n"
-        for key, value in recipe.items()
-    )
+    return "".join(f"{key}: {one_line(value)}\n" for key, value in recipe.items())
+
+
+def one_line(value: Any) -> str:
+    """A value as YAML in one line.
+
+    >>> one_line({"density": 0.2, "weight": (1, 2), "normalize": True})
+    '{density: 0.2, weight: [1, 2], normalize: true}'
+    """
+    if isinstance(value, Mapping):
+        value = {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
+    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=9999).strip()
 
 
 def _one_line(text: str) -> str:

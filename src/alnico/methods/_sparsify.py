@@ -13,6 +13,9 @@ from typing import Literal
 from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, KthLargest, Sum, magnitude
 
+Scope = Literal["tensor", "model"]
+"""Of what a density is the share: of each tensor, or of a whole task vector."""
+
 Rescale = Literal["l1", "inverse", "none"]
 """``l1``: the sum of magnitudes stays; ``inverse``: divide by the density; ``none``."""
 
@@ -61,11 +64,11 @@ def keep_all(models: int) -> Sparse:
     return Sparse(keep_large, zeros, zeros, ones, trims=False)
 
 
-def keep_largest(density: tuple[float, ...], rescale: Rescale) -> Sparse:
+def keep_largest(density: tuple[float, ...], rescale: Rescale, scope: Scope = "tensor") -> Sparse:
     """Keep the share ``density`` of largest magnitude; entries equal to the threshold are all kept."""
     if set(density) == {1.0}:
         return keep_all(len(density))
-    limit = KthLargest(density)
+    limit = KthLargest(density, over=scope)
     return Sparse(keep_large, limit, (0.0,) * len(density), _factor(rescale, density, Sum(large_kept, (limit,))), trims=True)
 
 

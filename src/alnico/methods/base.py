@@ -26,7 +26,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_t
 import numpy as np
 
 from alnico.errors import MethodError
-from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, Measured, levels
+from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, levels, of_model
 from alnico.kernels.source import check_pure
 
 T = TypeVar("T")
@@ -143,13 +143,18 @@ class Merge:
             )
 
     def levels(self) -> list[list[Measured]]:
-        """The facts to measure, in order; each list takes one pass over the inputs."""
+        """The facts of one tensor to measure, in order; each list takes one pass over its inputs."""
         return self._levels
 
     @functools.cached_property
     def _levels(self) -> list[list[Measured]]:
         # Asked for every tensor, and the same for all that share the Merge.
         return levels(self.arguments)
+
+    @functools.cached_property
+    def of_model(self) -> tuple[KthLargest, ...]:
+        """The facts that are measured over all tensors, before the first of them is merged."""
+        return of_model(self.arguments)
 
     @functools.cached_property
     def uses_ranks(self) -> bool:
@@ -170,7 +175,7 @@ class Method:
     source: str
     options: Mapping[str, Option] = field(hash=False)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
-    """Option values under a name that a recipe may ask for, such as ``paper``."""
+    """Values of options under a name; a per-model option has one value for all models, or one a model."""
 
     @property
     def summary(self) -> str:
@@ -220,26 +225,28 @@ class Method:
 
 
 def method(
-    *, space: Space, source: str, base: Base | None = None, models: tuple[int, int | None] = (1, None)
+    *,
+    space: Space,
+    source: str,
+    base: Base | None = None,
+    models: tuple[int, int | None] = (1, None),
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Callable[[Callable[..., Merge]], Method]:
     """Register a factory as a merge method under its function's name.
 
     ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
     ``base``: "required", "optional" (delta space; without a base the values are the parameters themselves), "unused", or
     "first" (the base is the first of the values; weight space). ``models`` is the least and the greatest number of values
-    (None: no limit). Errors: MethodError for a signature that is no schema.
+    (None: no limit). ``presets`` are named values of options, those of the paper, say. Errors: MethodError for a signature that is
+    no schema, and for a preset that does not fit it.
     """
 
     def register(factory: Callable[..., Merge]) -> Method:
-        return Method(
-            factory.__name__,
-            factory,
-            space,
-            base or ("required" if space == "delta" else "unused"),
-            models,
-            source,
-            {p.name: _option(p, factory) for p in inspect.signature(factory).parameters.values()},
-        )
+        options = {p.name: _option(p, factory) for p in inspect.signature(factory).parameters.values()}
+        for preset, values in (presets or {}).items():
+            _check_preset(f"{factory.__name__}: preset {preset}", values, options)
+        role = base or ("required" if space == "delta" else "unused")
+        return Method(factory.__name__, factory, space, role, models, source, options, presets or {})
 
     return register
 
@@ -266,6 +273,16 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Merge]) -> Opti
     if annotation in (float, int):
         return Option(parameter.name, "number", per_model, default, limits, meaning=meaning, is_whole=annotation is int)
     raise MethodError(f"{factory.__name__}: option {parameter.name} has the type {annotation}; expected float, bool or Literal.")
+
+
+def _check_preset(where: str, values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
+    for name, value in values.items():
+        if name not in options:
+            raise MethodError(f"{where} sets {name!r}; expected an option of the method ({', '.join(options) or 'none'}).")
+        each_value = value if isinstance(value, tuple) and options[name].per_model else (value,)
+        for one in each_value:
+            if (problem := options[name].problem(one)) is not None:
+                raise MethodError(f"{where}: {name} {problem}.")
 
 
 def _meaning(name: str, documentation: str) -> str:

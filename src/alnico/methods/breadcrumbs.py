@@ -9,7 +9,11 @@ from alnico.methods.base import Between, Merge, PerModel, Share, each, method
 Tail = Annotated[float, Between(0, 1)]
 
 
-@method(space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795")
+@method(
+    space="delta",
+    source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795",
+    presets={"paper": {"density": 0.15, "gamma": 0.006, "scale": 0.2}},
+)
 def breadcrumbs(
     *,
     density: PerModel[Share] = each(1.0),
@@ -35,6 +39,8 @@ def breadcrumbs(
         scale: the factor on the whole sum (``lambda`` in YAML), any number; the authors use 0.2 to 0.3.
         divide: ``weight`` divides the sum by the sum of the weights (mergekit: ``normalize: true``).
         rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
+    Presets:
+        paper: the authors' code: beta 0.15, gamma 0.006, alpha 0.2.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: two kth largest magnitudes, one to three passes; with ``rescale: l1`` two sums, one pass more; then one to mix.
         Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor is searched. Grain:

@@ -7,7 +7,11 @@ from alnico.methods._sparsify import Rescale, keep_random
 from alnico.methods.base import Merge, PerModel, Share, each, method
 
 
-@method(space="delta", source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099")
+@method(
+    space="delta",
+    source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099",
+    presets={"paper": {"density": 0.1, "rescale": "inverse"}},
+)
 def dare_linear(
     *,
     density: PerModel[Share] = each(1.0),
@@ -32,6 +36,8 @@ def dare_linear(
         scale: the factor on the whole sum (``lambda`` in YAML), any number.
         divide: ``weight`` divides by the sum of the weights (mergekit: ``normalize: true``).
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density (the paper), ``none``.
+    Presets:
+        paper: drops 90 % of the entries and divides the others by the density; the paper goes up to 99 % for large models.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks. Grain: element. Noise: yes, by (seed, tensor,
         model, element).

@@ -5,7 +5,11 @@ from alnico.methods._sparsify import Rescale, keep_random
 from alnico.methods.base import Merge, PerModel, Share, each, method
 
 
-@method(space="delta", source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099")
+@method(
+    space="delta",
+    source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099",
+    presets={"paper": {"density": 0.1, "rescale": "inverse", "elect": "mass", "divide": "count"}},
+)
 def dare_ties(
     *,
     density: PerModel[Share] = each(1.0),
@@ -33,6 +37,9 @@ def dare_ties(
         divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` of mergekit is
             ``weight``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density (the paper), ``none``.
+    Presets:
+        paper: drops 90 % of the entries, divides the others by the density, votes by mass and divides by count. The paper then
+            also trims by magnitude, which this method does not.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks. Grain: element. Noise: yes, by (seed, tensor,
         model, element).

@@ -9,7 +9,11 @@ from alnico.methods.base import Between, Merge, PerModel, Share, each, method
 HalfWidth = Annotated[float, Between(0, 1)]
 
 
-@method(space="delta", source="Deep et al. 2024, DELLA-Merging, https://arxiv.org/abs/2406.11617")
+@method(
+    space="delta",
+    source="Deep et al. 2024, DELLA-Merging, https://arxiv.org/abs/2406.11617",
+    presets={"paper": {"density": 0.7, "epsilon": 0.07, "scale": 1.1}},
+)
 def della(
     *,
     density: PerModel[Share] = each(1.0),
@@ -40,6 +44,8 @@ def della(
         divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` and ``false``
             of mergekit are ``weight`` and ``none``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density, ``none``.
+    Presets:
+        paper: the authors' example: drop rate 0.3, window 0.14, lambda 1.1.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: with ``l1`` two sums, one pass; then one to mix. Memory: blocks of whole rows with their ranks. Grain: row.
         Noise: yes, by (seed, tensor, model, element).

@@ -3,7 +3,11 @@
 from alnico.methods.base import Merge, PerModel, combine, each, method, total_weight
 
 
-@method(space="weight", source="Wortsman et al. 2022, Model soups, https://arxiv.org/abs/2203.05482, section 2")
+@method(
+    space="weight",
+    source="Wortsman et al. 2022, Model soups, https://arxiv.org/abs/2203.05482, section 2",
+    presets={"uniform_soup": {"weight": 1.0, "normalize": True}, "wise_ft": {"weight": (0.5, 0.5), "normalize": True}},
+)
 def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Merge:
     """Average the models, each with its weight.
 
@@ -16,6 +20,10 @@ def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Me
     Options:
         weight: a model's coefficient, any number; 1 for all makes the plain mean.
         normalize: divide the weights by their sum.
+    Presets:
+        uniform_soup: the plain mean of all models.
+        wise_ft: half way between a base, listed first, and its fine-tune, listed second: the paper's alpha where none is
+            validated. Another alpha is the weights 1 - alpha and alpha.
     Shapes: one value a model in, one number out; any number of models.
     Measures: nothing; one pass over the models. Memory: blocks. Grain: element.
     Edge cases: an element on which all models agree keeps its bits when the weights sum to 1; when one model has all the

@@ -9,6 +9,7 @@ from alnico.methods.base import Between, Merge, method
     space="delta",
     models=(1, 1),
     source="alchemonaut 2024, QuartetAnemoi, https://huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001",
+    presets={"author": {"t": 0.0001}},
 )
 def nearswap(*, t: Annotated[float, Between(0)]) -> Merge:
     """Take the model's parameter where it is near the base's, and go a bounded step towards it where it is not.
@@ -23,6 +24,8 @@ def nearswap(*, t: Annotated[float, Between(0)]) -> Merge:
     Options:
         t: the largest step, at least 0, in units of the parameters; 0 gives the base. The author's value for a 70 G
             parameter model is 0.0001.
+    Presets:
+        author: the step for a 70 G parameter model, 0.0001.
     Shapes: one task-vector entry in, one number out; one model besides the base.
     Measures: nothing; one pass over the model and the base. Memory: blocks. Grain: element.
     Edge cases: t = 0 copies the base.

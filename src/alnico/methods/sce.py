@@ -4,7 +4,11 @@ from alnico.kernels.facts import Count, Derived, KthLargest, Sum
 from alnico.methods.base import Merge, Share, method
 
 
-@method(space="delta", source="Wan et al. 2024, FuseChat, https://arxiv.org/abs/2408.07990, section 3.3")
+@method(
+    space="delta",
+    source="Wan et al. 2024, FuseChat, https://arxiv.org/abs/2408.07990, section 3.3",
+    presets={"paper": {"select_topk": 0.1}},
+)
 def sce(*, select_topk: Share = 1.0) -> Merge:
     """Select where the models differ most, weigh each model by its energy there, erase what goes against the majority.
 
@@ -18,6 +22,8 @@ def sce(*, select_topk: Share = 1.0) -> Merge:
 
     Options:
         select_topk: the share of entries that is selected, in (0, 1]; 1 selects all (FuseChat uses 0.1).
+    Presets:
+        paper: selects 10 % of the entries, as FuseChat does.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: below 1, Count and the kth largest of the variance, then Sum: three levels, three to five passes; else Sum, one
         pass; then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor

@@ -1,11 +1,12 @@
 """The dtypes of the safetensors format, their sizes, and how their values become float32.
 
 A tensor is merged only if its dtype is one of :data:`MERGEABLE`. Integers and booleans are copied.
-float8 and narrower formats have a size here, so that files which hold them can be listed and copied.
+Other float8 and narrower formats have a size here, so that files which hold them can be listed and copied.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,8 +47,8 @@ DTYPES: dict[str, DType] = {
         DType("U8", 8, "integer", "u1"),
         DType("BOOL", 8, "bool", "u1"),
         DType("C64", 64, "complex", "<c8"),
-        DType("F8_E5M2", 8, "packed", "u1"),
-        DType("F8_E4M3", 8, "packed", "u1"),
+        DType("F8_E5M2", 8, "float", "u1"),
+        DType("F8_E4M3", 8, "float", "u1"),
         DType("F8_E5M2FNUZ", 8, "packed", "u1"),
         DType("F8_E4M3FNUZ", 8, "packed", "u1"),
         DType("F8_E8M0", 8, "packed", "u1"),
@@ -57,7 +58,10 @@ DTYPES: dict[str, DType] = {
     )
 }
 
-MERGEABLE = ("F64", "F32", "F16", "BF16")
+FLOAT8 = ("F8_E4M3", "F8_E5M2")
+"""Dtypes that are read and copied, never rounded to: what is computed from them is BF16, which holds every value of both."""
+
+MERGEABLE = ("F64", "F32", "F16", "BF16", *FLOAT8)
 """Dtypes whose values can be merged."""
 
 COPYABLE_KINDS = ("integer", "bool")
@@ -82,12 +86,14 @@ CONFIG_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "
 
 
 def promote(names: list[str]) -> str:
-    """Return the narrowest mergeable dtype that holds all values of ``names`` exactly.
+    """Return the narrowest dtype of at least 16 bits that holds all values of ``names`` exactly.
 
     >>> promote(["BF16", "BF16"]), promote(["BF16", "F16"]), promote(["F32", "F64"])
     ('BF16', 'F32', 'F64')
+    >>> promote(["F8_E4M3"]), promote(["F8_E5M2", "F16"])  # both 16-bit dtypes hold both
+    ('BF16', 'F16')
     """
-    distinct = set(names)
+    distinct = set(names) - set(FLOAT8) or {"BF16"}
     if len(distinct) == 1:
         return distinct.pop()
     return "F64" if "F64" in distinct else "F32"
@@ -98,10 +104,29 @@ def decode(raw: np.ndarray, name: str) -> np.ndarray:
 
     Exact for every finite value.
 
+    >>> decode(np.array([0x38, 0xC0], np.uint8), "F8_E4M3")
+    array([ 1., -2.], dtype=float32)
     >>> decode(np.array([0x80, 0x3F], np.uint8), "BF16")
     array([1.], dtype=float32)
     """
+    if name in FLOAT8:
+        of_float8: np.ndarray = _float8_values(name)[raw]
+        return of_float8
     values = raw.view(np.dtype(DTYPES[name].storage))
     if name == "BF16":
         return (values.astype(np.uint32) << 16).view(np.float32)
     return values if name == "F64" else values.astype(np.float32)
+
+
+@functools.cache
+def _float8_values(name: str) -> np.ndarray:
+    """The value of each of the 256 codes: 4 bits of exponent and 3 of mantissa without infinities, or the upper byte of F16."""
+    codes = np.arange(256)
+    if name == "F8_E5M2":
+        halves: np.ndarray = (codes.astype(np.uint16) << 8).view(np.float16).astype(np.float32)
+        return halves
+    exponent, mantissa = codes >> 3 & 15, codes & 7
+    magnitude = np.ldexp(np.where(exponent > 0, 8 + mantissa, mantissa), np.maximum(exponent, 1) - 10)
+    magnitude[codes & 127 == 127] = np.nan
+    values: np.ndarray = np.where(codes < 128, magnitude, -magnitude).astype(np.float32)
+    return values

@@ -58,7 +58,7 @@ class Aligner:
         if not holders and donor is None:
             return None  # only a base has it that the method does not use
         if not lacking:
-            return self._all_have_it(name, holders)
+            return self._all_have_it(name, holders, donor)
         reference = donor or holders[0]
         tensor = self._tensor(reference, name)
         if DTYPES[tensor.dtype].kind in COPYABLE_KINDS:
@@ -90,7 +90,7 @@ class Aligner:
             rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
             raise MismatchError("\n".join(self.problems[:MAX_SHOWN] + rest))
 
-    def _all_have_it(self, name: str, parts: Sequence[Part]) -> Fate | None:
+    def _all_have_it(self, name: str, parts: Sequence[Part], donor: Part | None) -> Fate | None:
         tensors = [self._tensor(p, name) for p in parts]
         for part, tensor in zip(parts[1:], tensors[1:], strict=True):
             if tensor.shape != tensors[0].shape:
@@ -99,6 +99,11 @@ class Aligner:
         kinds = {DTYPES[t.dtype].kind for t in tensors}
         if kinds == {"float"}:
             return Fate("merged")
+        if name.endswith(families.BATCH_COUNT) and len(parts) > 1:
+            origin = donor or parts[0]
+            why = f"a count of batches; taken from {self._label(origin)}"
+            self._drop(name, [p for p in parts if p.place != origin.place], why)
+            return Fate("from one", origin, why)
         if len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
             return Fate("buffer")
         held = ", ".join(f"{self._label(p)}: {t.dtype}" for p, t in zip(parts, tensors, strict=True))

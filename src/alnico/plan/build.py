@@ -13,7 +13,8 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.model import Source, Tensor, open_model
+from alnico.checkpoint.adapter import AdaptedModel
+from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, combine
@@ -71,9 +72,8 @@ def located(reference: str, folder: str) -> str:
         raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
     if not is_there and is_beside:
         return os.fspath(beside)
-    if not is_there and "+" in reference:
-        raise ModelError(f"model {reference!r}: no such directory or file. Adapters (+) are planned for 0.3; give a whole model.")
-    return reference
+    parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
+    return "+".join(located(part, folder) for part in parts) if parts else reference
 
 
 def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
@@ -113,7 +113,7 @@ def _plan(
     jobs = made.all()
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
-    notes = [*recipe.notes, *made.aligner.notes, *made.notes]
+    notes = [*recipe.notes, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
     notes += _unused(recipe, references, sections, jobs)
     notes += _same_places(sources)
     config: Mapping[str, Any] = sources[donor].config
@@ -130,7 +130,7 @@ def _plan(
         config = layered_config(config, stack, layers, sources, donor, notes)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
-    commits = {r: f"{s.origin.name}@{s.origin.commit}" for r, s in zip(references, sources, strict=True) if s.origin is not None}
+    commits = {r: commit for r, s in zip(references, sources, strict=True) if (commit := _commit(s)) is not None}
     return Plan(
         pinned(recipe, commits) if commits else recipe,
         tuple(sources),
@@ -166,6 +166,14 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
         mapped(source, sources, families.vocabulary_tensors(source), rows, ties)
         for source, rows in zip(sources, vocabulary.rows, strict=True)
     ]
+
+
+def _commit(source: Source) -> str | None:
+    """How a recipe names a model of the hub at its commit; None for one that is not from there."""
+    if isinstance(source, AdaptedModel):
+        parts = [_commit(source.base), _commit(source.adapter)]
+        return f"{parts[0] or source.base.label}+{parts[1] or source.adapter.label}" if any(parts) else None
+    return f"{source.origin.name}@{source.origin.commit}" if source.origin is not None else None
 
 
 def _same_places(sources: list[Source]) -> list[str]:
@@ -224,6 +232,7 @@ class _Jobs:
         for name, section, asked, fate in fated:
             self.jobs[name] = self._job(name, section, asked, fate)
         self._note_gradients(fated)
+        self._note_statistics(fated)
         if self.sections.layers:
             return self._in_layer_order()
         order = dict.fromkeys(n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs)
@@ -240,6 +249,14 @@ class _Jobs:
         if found:
             shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
             self.notes.append(f"{shown}: in no layer, so the first value of each gradient is taken, as in mergekit.")
+
+    def _note_statistics(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> None:
+        merged = [n for n, _, a, f in fated if f.kind == "merged" and len(a.needed) > 1 and n.endswith(families.STATISTICS)]
+        if merged:
+            self.notes.append(
+                f"the running statistics of {len(merged)} BatchNorm layers are merged like weights, which is not what the merged "
+                "model's activations have: recalibrate them on data with alnico.recalibrate_batchnorm."
+            )
 
     def dropped(self, jobs: list[Job]) -> list[Dropped]:
         """What of the models that are used is not in the output, and why."""

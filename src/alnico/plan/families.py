@@ -25,8 +25,9 @@ HEADS = (
 BEFORE_LAYERS = ("embed", "wte", "wpe", "shared", "position_ids")
 """Beginnings of the words in the name of a tensor that is used before the layers; what is in no layer else comes after."""
 
-STATISTICS = ("running_mean", "running_var")
+STATISTICS = "running_var"
 BATCH_COUNT = "num_batches_tracked"
+"""The last words in the names of BatchNorm's buffers: statistics of activations, which averaging weights does not average."""
 
 COUNTS = (
     "num_hidden_layers",

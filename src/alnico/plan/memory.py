@@ -60,7 +60,7 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sour
 
 
 def _levels(job: Job) -> bool:
-    return job.merge is not None and job.merge.copies is None and any(job.merge.levels())
+    return job.merge is not None and job.merge.copies is None and bool(any(job.merge.levels()) or job.merge.of_model)
 
 
 def _fact_bytes(job: Job) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.adapter import AdaptedModel
 from alnico.checkpoint.memory import (
     COMPILED,
     MemoryModel,
@@ -23,7 +24,7 @@ from alnico.checkpoint.memory import (
     unwrapped,
     without_parallel,
 )
-from alnico.checkpoint.model import SafetensorsModel, Source, open_model
+from alnico.checkpoint.model import FileModel, Source, open_model
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError
 from alnico.plan.build import build_plan, located
@@ -55,7 +56,7 @@ class Opened:
 
 def path_of(model: Any) -> str | None:
     """Return the path or hub id that stands for a model, or None for a model in memory."""
-    if isinstance(model, SafetensorsModel):
+    if isinstance(model, (FileModel, AdaptedModel)):
         return model.label
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
@@ -112,14 +113,16 @@ def merged(
 def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None:
     """Put tensors into the parameters and buffers of a module, with their dtype, on the module's devices.
 
+    Buffers that the module does not save are filled if they are given: files made by others may hold them.
     Errors: MismatchError, before anything is changed, for a name that the module has not or a shape that differs; and, but
-    for ``partly``, for one of the module's that is not given.
+    for ``partly``, for one that the module saves and that is not given.
     """
     inner = unwrapped(module)
-    held = {n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)}
+    needed = {n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)}
+    held = {n.replace(COMPILED, ""): v for n, v in inner.named_buffers()} | needed
     kind = type(inner).__name__
     problems = [f"{n}: is not in the module ({kind}); expected the names of the merged models." for n in state if n not in held]
-    problems += [f"{n}: the module ({kind}) has it, the merged models have not." for n in held if n not in state and not partly]
+    problems += [f"{n}: the module ({kind}) has it, the merged models have not." for n in needed if n not in state and not partly]
     problems += [
         f"{n}: is {tuple(v.shape)}, in the module ({kind}) {tuple(held[n].shape)}; expected one shape."
         for n, v in state.items()

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.adapter import AdaptedModel
 from alnico.checkpoint.memory import is_torch_module
-from alnico.checkpoint.model import SafetensorsModel
+from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.products import inner_products
@@ -38,7 +39,7 @@ class Operand:
 
 
 def is_model(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike, Mapping, SafetensorsModel)) or is_torch_module(value)
+    return isinstance(value, (str, os.PathLike, Mapping, FileModel, AdaptedModel)) or is_torch_module(value)
 
 
 def operand(value: Any) -> Operand:
@@ -69,8 +70,6 @@ class TaskVector:
     >>> (base + 0.5 * tau).state_dict()
     {'w': array([2.5, 4. ], dtype=float32)}
     """
-
-    __array_ufunc__ = None  # a number of numpy on the left leaves the product to us
 
     def __init__(self, finetuned: Any, base: Any) -> None:
         self._terms: dict[tuple[Operand, Operand], float] = {(operand(finetuned), operand(base)): 1.0}

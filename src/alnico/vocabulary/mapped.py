@@ -150,10 +150,11 @@ class MappedModel:
     @property
     def reading_bytes(self) -> int:
         columns = max((g.columns for g in self._gathered.values() if not g.raw), default=0)
+        below = max(source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from)))
         if not columns:
-            return self._source.reading_bytes
+            return below
         piece = max(PIECE_ELEMENTS, columns)
-        return self._source.reading_bytes + 24 * piece + 16 * columns  # raw, decoded, as float64; a sum and a term of it
+        return below + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
@@ -194,94 +195,84 @@ class MappedModel:
         gathered = self._gathered.get(name)
         if gathered is None:
             self._source.read_into(name, offset, buffer)
-            return
-        width = DTYPES[gathered.tensor.dtype].bits
-        for origin, row, first, count in self._stretches(
-            offset * 8 // width // max(gathered.columns, 1), -(-(offset + len(buffer)) * 8 // width) // max(gathered.columns, 1) + 1
-        ):
-            begin = first * gathered.columns * width // 8
-            low, high = max(offset, begin), min(offset + len(buffer), begin + count * gathered.columns * width // 8)
-            if low < high:
-                self._fill(gathered, origin, row, low - begin, buffer[low - offset : high - offset])
-
-    def _stretches(self, low: int, high: int) -> Iterable[tuple[int, int, int, int]]:
-        """The runs that touch output rows low to high: origin, its first row there, first output row, rows."""
-        runs = self._map.runs
-        begin = max(int(np.searchsorted(runs, low, "right")) - 1, 0)
-        end = int(np.searchsorted(runs, high, "left"))
-        edges = runs[begin : end + 1].tolist()
-        for first, last in itertools.pairwise(edges):
-            yield int(self._map.origin[first]), int(self._map.row[first]), first, last - first
-
-    def _fill(self, gathered: _Gathered, origin: int, row: int, offset: int, buffer: memoryview) -> None:
-        """Fill the bytes of one run from byte ``offset`` of it on."""
-        if origin == ZEROS:
-            np.frombuffer(buffer, np.uint8)[:] = 0
-        elif gathered.raw:
-            skipped = row * gathered.columns * DTYPES[gathered.tensor.dtype].bits // 8
-            self._others[origin].read_into(gathered.names[origin], skipped + offset, buffer)
-        else:
-            self._compute(gathered, origin, row, offset, buffer)
-
-    def _compute(self, gathered: _Gathered, origin: int, row: int, offset: int, buffer: memoryview) -> None:
-        width = DTYPES[gathered.tensor.dtype].bytes
-        out, columns = np.frombuffer(buffer, np.uint8), gathered.columns
-        at, end = offset // width, -(-(offset + len(buffer)) // width)
-        while at < end:
-            in_row = at % columns
-            # Means are made a row at a time; copied rows as they lie.
-            count = min(PIECE_ELEMENTS, end - at, end - at if origin >= 0 else columns - in_row)
-            if origin >= 0:
-                values = self._decoded(gathered, origin, row * columns + at, count)
-            elif origin == MEAN:
-                values = self._mean(gathered, row + at // columns, in_row, count)
+        elif len(buffer):
+            row_bytes = gathered.columns * DTYPES[gathered.tensor.dtype].bits // 8
+            low, high = offset // row_bytes, -(-(offset + len(buffer)) // row_bytes)
+            if gathered.raw:
+                self._move(gathered, low, high, row_bytes, offset, buffer)
             else:
-                values = self._padding_row(gathered)[in_row : in_row + count]
-            data = values.astype(DTYPES[gathered.tensor.dtype].storage).view(np.uint8)
-            low, high = max(at * width, offset), min((at + count) * width, offset + len(buffer))
-            out[low - offset : high - offset] = data[low - at * width : high - at * width]
-            at += count
+                self._compute(gathered, low, high, row_bytes, offset, buffer)
 
-    def _decoded(self, gathered: _Gathered, origin: int, element: int, count: int) -> np.ndarray:
-        """Elements of a source's matrix as float32, or float64 where they are."""
-        dtype = self._others[origin].tensors[gathered.names[origin]].dtype
-        raw = np.empty(count * DTYPES[dtype].bytes, np.uint8)
-        self._others[origin].read_into(gathered.names[origin], element * DTYPES[dtype].bytes, memoryview(raw))
-        return decode(raw, dtype)
+    def _move(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of rows low to high, from byte ``offset`` of the tensor on, a read a run."""
+        runs = self._map.runs
+        edges = runs[np.searchsorted(runs, low, "right") - 1 : np.searchsorted(runs, high, "left") + 1]
+        origins, rows = self._map.origin[edges[:-1]].tolist(), self._map.row[edges[:-1]].tolist()
+        begins = (edges * row_bytes).tolist()
+        end = offset + len(buffer)
+        for origin, row, (first, last) in zip(origins, rows, itertools.pairwise(begins), strict=True):
+            at, to = max(offset, first), min(end, last)
+            piece = buffer[at - offset : to - offset]
+            if origin == ZEROS:
+                np.frombuffer(piece, np.uint8)[:] = 0
+            else:
+                self._others[origin].read_into(gathered.names[origin], row * row_bytes + at - first, piece)
 
-    def _mean(self, gathered: _Gathered, mean: int, in_row: int, count: int) -> np.ndarray:
-        """The mean of several models' rows in float64, added in their order."""
-        rows = self._map.means[mean]
-        total = np.zeros(count, np.float64)
-        for origin in np.flatnonzero(rows >= 0).tolist():
-            total += self._decoded(gathered, origin, int(rows[origin]) * gathered.columns + in_row, count)
-        return total / int((rows >= 0).sum())
+    def _compute(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer likewise, where rows are decoded."""
+        out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
+        padding = self._padding_row(gathered) if (self._map.origin[low:high] == PADDING).any() else None
+        for first, last in self._pieces(gathered, low, high):
+            values = self._values(gathered, first, last)
+            if padding is not None:
+                values[self._map.origin[first:last] == PADDING] = padding
+            data = values.view(np.uint8).ravel()
+            at, to = max(offset, first * row_bytes), min(end, last * row_bytes)
+            out[at - offset : to - offset] = data[at - first * row_bytes : to - first * row_bytes]
+
+    def _pieces(self, gathered: _Gathered, low: int, high: int) -> Iterable[tuple[int, int]]:
+        step = max(PIECE_ELEMENTS // gathered.columns, 1)
+        return ((first, min(first + step, high)) for first in range(low, high, step))
+
+    def _values(self, gathered: _Gathered, low: int, high: int) -> np.ndarray:
+        """Output rows low to high in the output's dtype, (rows, columns); padding is left at zero."""
+        origin, row = self._map.origin[low:high], self._map.row[low:high]
+        out = np.zeros((high - low, gathered.columns), DTYPES[gathered.tensor.dtype].storage)
+        for source in np.unique(origin[origin >= 0]).tolist():
+            here = np.flatnonzero(origin == source)
+            out[here] = self._rows_of(gathered, source, row[here])
+        averaged = np.flatnonzero(origin == MEAN)
+        if len(averaged):
+            table = self._map.means[row[averaged]]
+            total = np.zeros((len(averaged), gathered.columns), np.float64)
+            for source in range(table.shape[1]):  # in the order of the models: the order is part of the bits
+                has = np.flatnonzero(table[:, source] >= 0)
+                if len(has):
+                    total[has] += self._rows_of(gathered, source, table[has, source])
+            out[averaged] = total / (table >= 0).sum(axis=1, keepdims=True)
+        return out
+
+    def _rows_of(self, gathered: _Gathered, source: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of a source's matrix as float32, or float64 where they are; those that follow one another in one read."""
+        name = gathered.names[source]
+        dtype = self._others[source].tensors[name].dtype
+        size = gathered.columns * DTYPES[dtype].bytes
+        raw = np.empty(len(rows) * size, np.uint8)
+        view = memoryview(raw)
+        edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        for (first, last), begin in zip(itertools.pairwise(edges), rows[edges[:-1]].tolist(), strict=True):
+            self._others[source].read_into(name, begin * size, view[first * size : last * size])
+        return decode(raw, dtype).reshape(len(rows), gathered.columns)
 
     def _padding_row(self, gathered: _Gathered) -> np.ndarray:
-        """The mean of all rows that are not padding, in float64 and in their order; made once, zeros if there are none."""
-        name, columns = gathered.tensor.name, gathered.columns
+        """The mean of all rows that are not padding, added in float64 one after the other; made once, zeros without rows."""
+        name = gathered.tensor.name
         with self._locks[name]:
             if name not in self._padding:
-                total = np.zeros(columns, np.float64)
-                rows = 0
-                for origin, row, _, count in self._stretches(0, self._map.size):
-                    if origin == PADDING:
-                        continue
-                    rows += count
-                    if origin != ZEROS:
-                        self._add(gathered, origin, row, count, total)
-                self._padding[name] = total / max(rows, 1)
+                total = np.zeros(gathered.columns, np.float64)
+                real = self._map.origin != PADDING
+                for first, last in self._pieces(gathered, 0, self._map.size):
+                    for row in self._values(gathered, first, last)[real[first:last]]:
+                        total += row
+                self._padding[name] = total / max(int(real.sum()), 1)
             return self._padding[name]
-
-    def _add(self, gathered: _Gathered, origin: int, row: int, count: int, total: np.ndarray) -> None:
-        """Add the rows of a run to ``total``, one after the other: the order is part of the bits."""
-        columns = gathered.columns
-        step = max(PIECE_ELEMENTS // columns, 1) if origin >= 0 else 1
-        for first in range(0, count, step):
-            here = min(step, count - first)
-            if origin == MEAN:
-                block = self._mean(gathered, row + first, 0, columns)
-            else:
-                block = self._decoded(gathered, origin, (row + first) * columns, here * columns)
-            for each in block.reshape(here, columns) if columns > 1 else [np.cumsum(block, dtype=np.float64)[-1:]]:
-                total += each

@@ -55,22 +55,21 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
     """Take out the template's tokens that have no row, add ``entries``, give ids, and write the files.
 
     Files are the template's bytes unless something changes. A token that has a role (padding, say) stays although it has no
-    row: a tokenizer that is loaded makes it anew. Where ids of the vocabulary leave gaps, fillers stand in them before tokens
+    row: a tokenizer that is loaded makes it anew. So do the pieces of a vocabulary without a ``tokenizer.json``. Where ids of the vocabulary leave gaps, fillers stand in them before tokens
     are added: the ``tokenizers`` library counts ids from the number of tokens, which are others' then.
     """
     named = set(role_tokens(template.settings, template.roles))
-    parts = {t: i for t, i in template.parts.items() if i < rows or t in named}
-    if template.document is not None and isinstance(template.document["model"]["vocab"], list):
-        parts |= {t: rows + n for n, t in enumerate(t for t, i in parts.items() if i >= rows)}
+    has_document = template.document is not None
+    parts = {t: i for t, i in template.parts.items() if i < rows} if has_document else dict(template.parts)
     kept = [e for t, e in template.added.items() if e["id"] < rows or t in named]
     here = {*parts, *(e["content"] for e in kept)}
     new = [e for e in entries if e["content"] not in template.added or template.added[e["content"]]["id"] >= rows]
     removed = len(template.tokens) - len(here)
     if not new and not removed:
         return Result(template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0)
-    fillers = _fillers(parts)
+    fillers = _fillers(parts) if has_document else {}
     parts |= fillers
-    if template.document is not None:
+    if has_document:
         added = added_ids(parts, [*kept, *new])
     else:  # ids that stand beside a vocabulary are taken as they are written
         free = 1 + max([*parts.values(), *(e["id"] for e in kept)], default=-1)

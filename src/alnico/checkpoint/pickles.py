@@ -1,0 +1,304 @@
+"""Where the tensors lie in a checkpoint that torch has pickled: ``.bin``, ``.pt``, ``.pth``, ``.ckpt``.
+
+Neither torch nor any code of the file is run. Its pickle is read by an unpickler that knows the few names a state dict is made of
+and refuses every other (torch's ``weights_only`` is the same list, on top of torch). The storages are then ranges of bytes in
+the file, in the zip format (torch 1.6 and later, where storages are stored uncompressed) as in the one before it: tensors are
+read like those of safetensors, in part and by positioned reads.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import pickle
+import struct
+import zipfile
+from collections import Counter, OrderedDict, defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from alnico.checkpoint.files import open_to_read
+from alnico.checkpoint.header import MAX_DIMENSIONS, Header, TensorInfo
+from alnico.checkpoint.model import Shard
+from alnico.errors import ModelError
+from alnico.numerics.dtypes import DTYPES
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
+"""Keys under which trainers put the state dict, beside an optimizer, say."""
+
+MAX_PICKLE_BYTES = 200_000_000
+LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+LEGACY_PROTOCOL = 1001
+LOCAL_HEADER = struct.Struct("<26xHH")
+"""Of a zip record: the lengths of its name and of its extra field are its last numbers."""
+
+STORAGES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16", "LongStorage": "I64",
+    "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8", "BoolStorage": "BOOL",
+    "ComplexFloatStorage": "C64",
+}  # fmt: skip
+TORCH_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "uint64": "U64", "int32": "I32",
+    "uint32": "U32", "int16": "I16", "uint16": "U16", "int8": "I8", "uint8": "U8", "bool": "BOOL", "complex64": "C64",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "float8_e4m3fnuz": "F8_E4M3FNUZ", "float8_e5m2fnuz": "F8_E5M2FNUZ",
+    "float8_e8m0fnu": "F8_E8M0",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    """Bytes that tensors share. ``dtype`` is empty where the tensor says it; ``count`` counts elements, or bytes then."""
+
+    key: str
+    dtype: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A view of a storage, in elements."""
+
+    storage: _Storage
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def open_pickle(path: Path) -> Shard:
+    """Find the tensors of a pickled checkpoint; reads its pickle and no tensor.
+
+    Errors: ModelError for a pickle that asks for anything but tensors and plain values, one without tensors, views outside
+    their storage and files that are damaged.
+    """
+    try:
+        with os.fdopen(open_to_read(path), "rb") as file:
+            status = os.fstat(file.fileno())
+            is_zip = file.read(4) == b"PK\x03\x04"
+            file.seek(0)
+            loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(file, str(path))
+            tensors, notes = _chosen(loaded, str(path))
+            infos = [_placed(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()]
+    except ModelError:
+        raise
+    except (Exception, MemoryError) as error:  # whatever a damaged or hostile file makes of the unpickler
+        raise ModelError(
+            f"{path}: is no checkpoint of torch that can be read ({type(error).__name__}: {str(error)[:120]}). "
+            "The file is damaged or something else; download it again, or get the model as safetensors."
+        ) from None
+    infos.sort(key=lambda t: (t.begin, t.end, t.name))
+    return Shard(path, Header(tuple(infos), {}, 0), status.st_size, status.st_mtime_ns, digest, notes)
+
+
+def _read_zip(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
+    """Return what is pickled, the place (begin, end) of each storage in the file, and the pickle's digest."""
+    with zipfile.ZipFile(file) as archive:
+        records = {r.filename: r for r in archive.infolist()}
+        pickles = [name for name in records if name.endswith("/data.pkl") and name.count("/") == 1]
+        if len(pickles) != 1 or any(name.endswith("/constants.pkl") for name in records):
+            raise ModelError(
+                f"{where}: is a zip archive without one data.pkl, or a TorchScript program; expected a state dict. "
+                "Save the model's state_dict() and give that."
+            )
+        root = pickles[0].removesuffix("data.pkl")
+        record = records[pickles[0]]
+        if record.file_size > MAX_PICKLE_BYTES or record.compress_type != zipfile.ZIP_STORED:
+            raise ModelError(f"{where}: {record.filename} is larger than {MAX_PICKLE_BYTES} bytes or compressed. Check the model.")
+        text = archive.read(record)
+        if records.get(f"{root}byteorder") is not None and archive.read(f"{root}byteorder") != b"little":
+            raise ModelError(f"{where}: was written by a big-endian machine, expected little-endian. Convert it to safetensors.")
+    wanted: dict[str, _Storage] = {}
+    loaded = _Unpickler(io.BytesIO(text), where, wanted).load()
+    places = {}
+    for key in wanted:
+        found = records.get(f"{root}data/{key}")
+        if found is None or found.compress_type != zipfile.ZIP_STORED:
+            raise ModelError(f"{where}: storage {key!r} is missing or compressed. The file is damaged; download it again.")
+        file.seek(found.header_offset)
+        begin = found.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+        places[key] = (begin, begin + found.file_size)
+    return loaded, places, xxhash.xxh3_128_hexdigest(text)
+
+
+def _read_legacy(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
+    """The same for the format before torch 1.6: five pickles, then for each storage its number of elements and its bytes."""
+    storages: dict[str, _Storage] = {}
+
+    def load() -> Any:
+        return _Unpickler(file, where, storages).load()
+
+    if load() != LEGACY_MAGIC or load() != LEGACY_PROTOCOL or not load().get("little_endian", False):
+        raise ModelError(
+            f"{where}: is a pickle, but no checkpoint of torch from a little-endian machine. Save the model's state_dict() with "
+            "torch, or as safetensors."
+        )
+    loaded = load()
+    keys = load()
+    head = file.tell()
+    places, position = {}, head
+    for key in keys:
+        file.seek(position)
+        storage = storages[key]
+        (count,) = struct.unpack("<q", file.read(8))
+        begin = position + 8
+        position = begin + storage.count * (DTYPES[storage.dtype].bytes if storage.dtype else 1)
+        if count != storage.count:
+            raise ModelError(
+                f"{where}: storage {key!r} has {count} elements, its tensors say {storage.count}. The file is damaged; download it again."
+            )
+        places[key] = (begin, position)
+    file.seek(0)
+    return loaded, places, xxhash.xxh3_128_hexdigest(file.read(head))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Makes tensors of what a state dict is pickled as, and nothing else."""
+
+    def __init__(self, file: IO[bytes], where: str, storages: dict[str, _Storage]) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._where = where
+        self._storages = storages
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and name in TORCH_DTYPES:
+            return TORCH_DTYPES[name]
+        if module == "torch" and name in STORAGES:
+            return STORAGES[name]
+        if (module, name) in KNOWN:
+            return KNOWN[module, name]
+        raise ModelError(
+            f"{self._where}: its pickle asks for {module}.{name}, expected tensors and plain values alone. alnico runs no code "
+            "of a model: get the model as safetensors, or save its state_dict() where you trust the file."
+        )
+
+    def persistent_load(self, identifier: Any) -> _Storage:
+        kind, dtype, key, _, count, *rest = identifier
+        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or not _is_size(count) or any(rest):
+            raise pickle.UnpicklingError("a storage of an unknown kind")
+        storage = _Storage(key, dtype, count)
+        if self._storages.setdefault(key, storage) != storage:
+            raise pickle.UnpicklingError(f"storage {key!r} is two things")
+        return storage
+
+
+def _rebuilt(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> _Tensor:
+    return _Tensor(storage, storage.dtype, offset, tuple(shape), tuple(strides))
+
+
+def _rebuilt_typed(
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    _grad: bool,
+    _hooks: object,
+    dtype: str,
+    *_: object,
+) -> _Tensor:
+    return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
+
+
+def _parameter(tensor: _Tensor, *_: object) -> _Tensor:
+    return tensor
+
+
+def _latin(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
+    return text.encode("latin1")
+
+
+def _nothing(*_: object) -> None:
+    """A device: tensors are read to memory wherever they were."""
+
+
+KNOWN: dict[tuple[str, str], Callable[..., Any] | str] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("collections", "Counter"): Counter,
+    ("collections", "defaultdict"): defaultdict,
+    **{
+        (module, name): kind
+        for module in ("builtins", "__builtin__")
+        for name, kind in (("set", set), ("dict", dict), ("list", list))
+    },
+    ("_codecs", "encode"): _latin,
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _nothing,
+    ("torch", "UntypedStorage"): "",
+    ("torch.storage", "UntypedStorage"): "",
+    ("torch._utils", "_rebuild_tensor"): _rebuilt,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuilt_typed,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+}
+
+
+def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...]]:
+    """The tensors of the state dict, unwrapped, and notes on what else there was."""
+    inside: list[str] = []
+    ignored: list[str] = []
+    while isinstance(loaded, Mapping):
+        wrapper = next((w for w in WRAPPERS if isinstance(loaded.get(w), Mapping)), None)
+        if wrapper is None:
+            break
+        ignored += [".".join([*inside, str(key)]) for key in loaded if key != wrapper]
+        inside.append(wrapper)
+        loaded = loaded[wrapper]
+    if not isinstance(loaded, Mapping):
+        raise ModelError(
+            f"{where}: holds a {type(loaded).__name__}, expected tensors by name. Save the model's state_dict() and give that."
+        )
+    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, _Tensor)}
+    ignored += [".".join([*inside, str(key)]) for key in loaded if key not in tensors]
+    if not tensors:
+        held = f"its keys: {', '.join(map(str, list(loaded)[:5]))}"[:120] if loaded else "it is empty"
+        raise ModelError(f"{where}: holds no tensors by name ({held}). Save the model's state_dict() and give that.")
+    notes = []
+    if inside:
+        notes.append(f"{where}: the tensors are those under {'.'.join(inside)}.")
+    if ignored:
+        shown = ", ".join(ignored[:8]) + (f" and {len(ignored) - 8} more" if len(ignored) > 8 else "")
+        notes.append(f"{where}: left out, since they are no tensors of the model: {shown}.")
+    return tensors, tuple(notes)
+
+
+def _placed(name: str, tensor: _Tensor, storages: Mapping[str, tuple[int, int]], size: int, where: str) -> TensorInfo:
+    """Where a tensor lies in the file, checked."""
+
+    def refuse(found: str, expected: str) -> ModelError:
+        return ModelError(f"{where}: tensor {name[:80]!r} has {found}; expected {expected}. Get the file from its source.")
+
+    if any("\ud800" <= c <= "\udfff" for c in name):
+        raise refuse("half of a character in its name", "Unicode text")
+    if tensor.dtype not in DTYPES:
+        raise refuse("no dtype", f"one of {', '.join(DTYPES)}")
+    shape, strides, width = tensor.shape, tensor.strides, DTYPES[tensor.dtype].bytes
+    numbers = (tensor.offset, *shape, *strides)
+    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in numbers):
+        raise refuse(f"the shape {str(shape)[:80]} with strides {str(strides)[:80]}", "sizes, none negative")
+    span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    begin, end = storages[tensor.storage.key]
+    held = min((end - begin) // width, tensor.storage.count if tensor.storage.dtype else tensor.storage.count // width)
+    if end > size:
+        raise ModelError(
+            f"{where}: storage of {name[:80]!r} ends at byte {end}, the file has {size}. It is cut; download it again."
+        )
+    if tensor.offset + span > held:
+        raise refuse(f"elements to {tensor.offset + span} of its storage", f"at most {held}")
+    first = begin + tensor.offset * width
+    is_in_order = 0 in shape or all(n == 1 or s == c for n, s, c in zip(shape, strides, _contiguous(shape), strict=True))
+    return TensorInfo(name, tensor.dtype, shape, first, first + span * width, None if is_in_order else strides)
+
+
+def _contiguous(shape: tuple[int, ...]) -> list[int]:
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63

@@ -1,0 +1,1 @@
+"""Making a merged model better by measurement."""

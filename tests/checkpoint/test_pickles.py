@@ -1,0 +1,248 @@
+"""Checkpoints that torch pickles, read without torch; torch writes them here, and is the referee."""
+
+import argparse
+import collections
+import json
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+import alnico
+import made
+from alnico.checkpoint.model import PICKLE_INDEX, open_model
+from alnico.errors import ModelError
+
+DTYPES = [
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8,
+    torch.bool, torch.complex64,
+]  # fmt: skip
+NEWER = [torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2]
+
+
+def tensors() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    whole = torch.randn(6, 5)
+    views = {
+        "whole": whole, "row": whole[2], "rows": whole[1:4], "turned": whole.t(), "columns": whole[:, 1:3], "step": whole[::2, ::3],
+        "expanded": whole[:1].expand(4, 5), "scalar": whole[3, 3], "empty": whole[:0], "parameter": torch.nn.Parameter(whole),
+        "channels": torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    }  # fmt: skip
+    return views | {str(d): (torch.randn(3, 4) * 50).abs().to(d) for d in DTYPES}
+
+
+def same(found: np.ndarray, expected: torch.Tensor) -> bool:
+    expected = expected.detach()
+    values = expected.float() if expected.dtype.is_floating_point and expected.dtype != torch.float64 else expected
+    return found.shape == tuple(expected.shape) and bool((found == values.numpy()).all())
+
+
+def refusal(path) -> str:
+    with pytest.raises(ModelError) as caught:
+        open_model(path)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt"])
+def test_every_tensor_is_read_as_torch_reads_it(tmp_path, is_zip, suffix):
+    path = tmp_path / f"m{suffix}"
+    expected = tensors() | ({str(d): torch.arange(6).to(d) for d in NEWER} if is_zip else {})
+    torch.save(collections.OrderedDict(expected), path, _use_new_zipfile_serialization=is_zip)
+    loaded = torch.load(path, weights_only=True)
+    with open_model(path) as model:
+        assert set(model.tensors) == set(loaded)
+        for name, tensor in loaded.items():
+            assert same(model.read(name), tensor), name
+        assert model.held_bytes == sum(
+            t.numel() * t.element_size() for n, t in loaded.items() if n in ("turned", "columns", "step", "expanded", "channels")
+        )
+        part = bytearray(8)
+        model.read_into("turned", 12, memoryview(part))
+        assert part == loaded["turned"].contiguous().numpy().tobytes()[12:20]
+
+
+def test_reading_a_pickle_loads_no_torch_and_no_large_part_of_it(tmp_path):
+    torch.save({"w": torch.zeros(3_000_000), "v": torch.ones(2)}, tmp_path / "m.pt")
+    code = (
+        "import alnico, resource, sys; m = alnico.open(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "part = bytearray(4000); [m.read_into('w', i * 4000, memoryview(part)) for i in range(3000)]; "
+        "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before; print('torch' in sys.modules, grown < 4000, m.read('v'))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True, check=True).stdout
+    assert shown == "False True [1. 1.]\n"
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module"])
+def test_a_nested_state_dict_is_unwrapped_and_what_is_left_out_is_named(tmp_path, wrapper):
+    path = tmp_path / "m.ckpt"
+    torch.save({"epoch": 3, wrapper: {"w": torch.ones(2), "lr": 0.1}, "optimizer": {"state": torch.ones(1)}}, path)
+    with open_model(path) as model:
+        assert list(model.tensors) == ["w"]
+        assert model.notes == [
+            f"{path}: the tensors are those under {wrapper}.",
+            f"{path}: left out, since they are no tensors of the model: epoch, optimizer, {wrapper}.lr.",
+        ]
+
+
+def test_two_levels_are_unwrapped(tmp_path):
+    torch.save({"model": {"state_dict": {"w": torch.ones(2)}}}, tmp_path / "m.pt")
+    with open_model(tmp_path / "m.pt") as model:
+        assert list(model.tensors) == ["w"]
+        assert model.notes == [f"{tmp_path}/m.pt: the tensors are those under model.state_dict."]
+
+
+def test_a_directory_is_read_by_its_index(tmp_path):
+    files = {"pytorch_model-00001-of-00002.bin": {"a": torch.ones(2)}, "pytorch_model-00002-of-00002.bin": {"b": torch.zeros(3)}}
+    for name, held in files.items():
+        torch.save(held, tmp_path / name)
+    torch.save({"betas": 1}, tmp_path / "training_args.bin")
+    for has_index in (False, True):
+        if has_index:
+            weight_map = {tensor: name for name, held in files.items() for tensor in held}
+            (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
+        with open_model(tmp_path) as model:
+            assert [(n, model.read(n).tolist()) for n in sorted(model.tensors)] == [("a", [1, 1]), ("b", [0, 0, 0])]
+    (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model-00002-of-00002.bin"}}))
+    assert "says that 'a' is in pytorch_model-00002-of-00002.bin, which does not hold it." in refusal(tmp_path)
+
+
+def test_safetensors_go_before_pickles(tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "pytorch_model.bin")
+    made.save_file(tmp_path / "model.safetensors", {"w": ("F32", np.ones(1))})
+    with open_model(tmp_path) as model:
+        assert model.read("w") == 1
+
+
+def test_which_of_two_checkpoints_is_meant_is_asked(tmp_path):
+    for name in ("a.pt", "b.pt"):
+        torch.save({"w": torch.zeros(1)}, tmp_path / name)
+    assert refusal(tmp_path) == (
+        f"{tmp_path}: has 2 checkpoints (a.pt, b.pt), expected one, or shards with an index. Give the path of the file that is meant."
+    )
+
+
+class Calling:
+    """Pickles as a call of whatever it is given."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    ("thing", "name"),
+    [
+        (lambda mark: Calling(os.mkdir, str(mark)), "posix.mkdir"),
+        (lambda mark: Calling(eval, f"open({str(mark)!r}, 'w')"), "__builtin__.eval"),
+        (lambda mark: Calling(getattr, mark, "mkdir"), "__builtin__.getattr"),
+        (lambda _: argparse.Namespace(lr=1), "argparse.Namespace"),
+        (lambda _: torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
+    ],
+)  # fmt: skip
+def test_a_pickle_that_is_more_than_tensors_is_refused_and_runs_nothing(tmp_path, is_zip, thing, name):
+    path, mark = tmp_path / "m.pt", tmp_path / "mark"
+    torch.save({"w": torch.ones(2), "x": thing(mark)}, path, _use_new_zipfile_serialization=is_zip)
+    assert refusal(path) == (
+        f"{path}: its pickle asks for {name}, expected tensors and plain values alone. alnico runs no code of a model: "
+        "get the model as safetensors, or save its state_dict() where you trust the file."
+    )
+    assert not mark.exists()
+
+
+def rezipped(path, change) -> None:
+    """Write a checkpoint again with other records."""
+    with zipfile.ZipFile(path) as archive:
+        records = {i.filename: archive.read(i) for i in archive.infolist()}
+    compression = change(records) or zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in records.items():
+            archive.writestr(name, data)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda r: r.pop("m/data/0") and None, "storage '0' is missing or compressed. The file is damaged; download it again."),
+        (lambda _: zipfile.ZIP_DEFLATED, "is larger than 200000000 bytes or compressed. Check the model."),
+        (lambda r: r.update({"m/byteorder": b"big"}), "was written by a big-endian machine, expected little-endian."),
+        (lambda r: r.update({"m/data/0": b"1234"}), "tensor 'w' has elements to 6 of its storage; expected at most 1."),
+        (lambda r: r.update({"m/constants.pkl": b""}), "or a TorchScript program; expected a state dict."),
+        (lambda r: r.pop("m/data.pkl") and None, "is a zip archive without one data.pkl"),
+        (lambda r: r.update({"m/data.pkl": r["m/data.pkl"][:-9]}), "is no checkpoint of torch that can be read ("),
+    ],
+)  # fmt: skip
+def test_a_zip_that_lies_is_refused(tmp_path, change, told):
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.ones(6)}, path)
+    rezipped(path, change)
+    assert told in refusal(path)
+
+
+def test_a_file_that_is_cut_is_refused(tmp_path):
+    for is_zip in (True, False):
+        torch.save({"w": torch.ones(600)}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
+        whole = (tmp_path / "m.pt").read_bytes()
+        for size in (0, 1, 10, 100, len(whole) - 5):
+            (tmp_path / "cut.pt").write_bytes(whole[:size])
+            assert refusal(tmp_path / "cut.pt").startswith(f"{tmp_path}/cut.pt: ")
+
+
+@pytest.mark.parametrize(
+    ("thing", "told"),
+    [
+        ([torch.ones(1)], "holds a list, expected tensors by name."),
+        (torch.ones(1), "holds a _Tensor, expected tensors by name."),
+        ({"lr": 1, "net": {"w": torch.ones(1)}}, "holds no tensors by name (its keys: lr, net)."),
+        ({}, "holds no tensors by name (it is empty)."),
+        ({"w": torch.zeros(2, dtype=torch.complex128)}, "its pickle asks for torch.ComplexDoubleStorage"),
+    ],
+)  # fmt: skip
+def test_a_checkpoint_without_tensors_by_name_is_refused(tmp_path, thing, told):
+    torch.save(thing, tmp_path / "m.pt")
+    assert told in refusal(tmp_path / "m.pt")
+
+
+def test_a_view_outside_its_storage_is_refused(tmp_path):
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.ones(6)[2:]}, path)
+    rezipped(path, lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"K\x02K\x04\x85", b"K\x03K\x04\x85")}))
+    assert (
+        refusal(path) == f"{path}: tensor 'w' has elements to 7 of its storage; expected at most 6. Get the file from its source."
+    )
+
+
+def test_a_plain_pickle_is_refused(tmp_path):
+    (tmp_path / "m.pt").write_bytes(pickle.dumps({"w": [1.0]}))
+    assert "is a pickle, but no checkpoint of torch" in refusal(tmp_path / "m.pt")
+
+
+def test_pickled_models_merge_as_safetensors_do(tmp_path):
+    random = np.random.default_rng(0)
+    names = {"a": {}, "b": {}}
+    for model, held in names.items():
+        held |= {"conv.weight": random.standard_normal((8, 3, 3, 3)), "fc.weight": random.standard_normal((4, 8))}
+        held |= {name: values.astype(np.float32) for name, values in held.items()}
+        torch.save({"state_dict": {n: torch.from_numpy(v) for n, v in held.items()}}, tmp_path / f"{model}.pt")
+        made.save_file(tmp_path / f"{model}.safetensors", {n: ("F32", v) for n, v in held.items()})
+    for suffix in (".pt", ".safetensors"):
+        recipe = {
+            "merge_method": "linear",
+            "models": [str(tmp_path / f"{m}{suffix}") for m in names],
+            "parameters": {"weight": 0.5},
+        }
+        alnico.merge(recipe, tmp_path / f"out{suffix}.safetensors")
+    alnico.merge({**recipe, "models": [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]}, tmp_path / "out")
+    one, other, folder = (made.read_model(tmp_path / n) for n in ("out.pt.safetensors", "out.safetensors.safetensors", "out"))
+    for name, values in names["a"].items():
+        expected = 0.5 * values.astype(np.float64) + 0.5 * names["b"][name]
+        np.testing.assert_allclose(one[name], expected, rtol=1e-6, atol=1e-7)
+        assert one[name].tobytes() == other[name].tobytes() == folder[name].tobytes()
