@@ -275,7 +275,7 @@ def test_a_preset_is_known_to_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(f"merge_method: linear\nmodels: [b]\nbase_model: a\n{rules}").methods == (Rule("mlp", "ties", {}, None, "paper"),)
     with pytest.raises(RecipeError, match=r"^r:4: preset is 'papr', no preset of ties\. Did you mean paper\?$"):
         read(f"merge_method: ties\n{start}papr")
-    with pytest.raises(RecipeError, match=r"^r:4: preset is 'paper', no preset of linear\. linear has none\.$"):
+    with pytest.raises(RecipeError, match=r"^r:4: preset is 'paper', no preset of linear\. Known are uniform_soup, wise_ft\.$"):
         read(f"merge_method: linear\n{start}paper")
 
 
