@@ -51,12 +51,13 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "emr": [{}, {"weight": PER_MODEL, "scale": 0.6}],
     "consensus": [{}, {"threshold": 0.9, "at_least": 1, "weight": PER_MODEL, "scale": 0.5}],
     "ram": [{}, {"epsilon": 0.1}],
+    "arcee_fusion": [{}],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 
 MODELS = {
     "slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,),
-    "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,),
+    "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,), "arcee_fusion": (2,),
 }  # fmt: skip
 """How many values a method gets, where it does not take any number, or is tried with one: each is a compilation of its own."""
 
