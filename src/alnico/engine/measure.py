@@ -208,7 +208,7 @@ class _KthLargest(_State):
         super().__init__(fact, known)
         self.fact: KthLargest = fact
         self.real = np.dtype(known.real)
-        n, models = self.job.elements, 1 if fact.across else len(self.codes)
+        n, models = self.job.elements, len(fact.share) if fact.across else len(self.codes)
         among = known.facts[fact.among] if fact.among is not None else (None,) * models
         rank = {i: fact.place(i, n, among[i]) for i in range(models)}
         nothing = math.inf if fact.end == "first" else 0.0

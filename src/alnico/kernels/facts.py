@@ -89,7 +89,8 @@ class KthLargest:
     Where a model's ``share`` is 1 the answer is 0 without measuring: all elements are at least that large.
     ``skip`` leaves out the largest first: ``min(int(skip x elements), elements - k)`` of them; the answer is then the kth of
     the others, or the first of them with ``end`` "first" (infinity where ``share`` is 1). ``among`` counts the share of as
-    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across``: as for Count. ``over`` "model"
+    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across`` with one
+    ``share``: as for Count; with a share a model, k numbers. ``over`` "model"
     counts the elements of all tensors, and has neither ``arguments`` nor ``among`` nor ``across``. ``is_quantile``: the value that
     is at place ``int((1 - share) x (elements - 1))`` when all are sorted upwards, from 0.
     """
