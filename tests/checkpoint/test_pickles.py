@@ -187,6 +187,24 @@ def test_a_zip_that_lies_is_refused(tmp_path, change, told):
     assert told in refusal(path)
 
 
+def test_a_compressed_storage_is_refused(tmp_path):
+    path = tmp_path / "m.pt"
+    torch.save({"w": torch.ones(6)}, path)
+    with zipfile.ZipFile(path) as archive:
+        records = {i.filename: archive.read(i) for i in archive.infolist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in records.items():
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if name == "m/data/0" else zipfile.ZIP_STORED)
+    assert refusal(path) == f"{path}: storage '0' is missing or compressed. The file is damaged; download it again."
+
+
+def test_what_trainers_leave_beside_the_weights_is_no_model(tmp_path):
+    for name in ("net.pt", "optimizer.pt", "rng_state_0.pth", "scheduler.pt", "training_args.bin"):
+        torch.save({name: torch.zeros(1)}, tmp_path / name)
+    with open_model(tmp_path) as model:
+        assert list(model.tensors) == ["net.pt"]
+
+
 def test_a_file_that_is_cut_is_refused(tmp_path):
     for is_zip in (True, False):
         torch.save({"w": torch.ones(600)}, tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)

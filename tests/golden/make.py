@@ -147,6 +147,11 @@ def parity() -> dict[str, str]:
     cases["breadcrumbs-dense"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 0.9, "gamma": 0.2})
     for share in (1.0, 0.5, 0.1):
         cases[f"sce-{share:g}"] = recipe("sce", THREE, base="base", parameters={"select_topk": share})
+    for model in ("one", "far"):
+        cases[f"arcee_fusion-{model}"] = recipe("arcee_fusion", ("base", model), base="base", dtype="float64")
+    for method, own in (("ram", {}), ("ramplus_tl", {"r": 0.3, "alpha": 3.0})):
+        cases[method] = recipe(method, THREE, base="base")
+        cases[f"{method}-own"] = recipe(method, THREE, base="base", parameters={"epsilon": 0.1, **own})
     return cases
 
 
@@ -183,6 +188,9 @@ def evidence() -> dict[str, str]:
             *(scaled(f"ties-{t}", "big", agreed["ties-rescale"].replace("float32", t)) for t in ("float16", "float64")),
         ]
     ) | {
+        "small-arcee_fusion": recipe("arcee_fusion", ("small-base", "small-one"), base="small-base"),
+        "small-arcee_fusion-float64": recipe("arcee_fusion", ("small-base", "small-one"), base="small-base", dtype="float64"),
+        "bf16-ramplus_tl": recipe("ramplus_tl", tuple(f"bf16-{m}" for m in THREE), base="bf16-base", dtype="bfloat16"),
         "rounded-linear": recipe("linear", THREE, SIGNED, dtype="bfloat16"),
         "one-multislerp": recipe("multislerp", ("one",), {"weight": (0.5,)}, base="base", parameters={"normalize_weights": False}),
         "cancel-multislerp": recipe("multislerp", ("one", "mirror", "two"), {"weight": (1.0, 1.0, 0.0)}),

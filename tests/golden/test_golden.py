@@ -123,6 +123,27 @@ def test_a_merge_in_bf16_is_the_exact_one_rounded_once(case: str, merge: Merge) 
     assert wrong == 0 if case == "linear" else wrong >= 0.25, "mergekit's share of elements that are not the nearest"
 
 
+def test_arcee_fusion_takes_what_is_important_and_not_what_rounding_makes_so(merge: Merge, inputs: Path) -> None:
+    """Task vectors of 1e-4: their divergence is some 1e-9, below what float32 tells of probabilities."""
+    exact, base = theirs("evidence/small-arcee_fusion-float64"), read_model(inputs / "small-base")
+    in_float32 = theirs("evidence/small-arcee_fusion")
+
+    def taken(tensors: Tensors) -> np.ndarray:
+        return np.concatenate([np.abs(tensors[n] - base[n].astype(np.float64)).ravel() > 1e-9 for n in base])
+
+    assert (taken(in_float32) != taken(exact)).mean() >= 0.1
+    assert deviation(merge("evidence/small-arcee_fusion"), exact) <= TOLERANCE
+    assert np.array_equal(taken(merge("evidence/small-arcee_fusion-float64")), taken(exact))
+
+
+def test_ramplus_tl_writes_the_dtype_that_is_asked_for(merge: Merge) -> None:
+    dtypes = {dtype for dtype, _ in read_file(HERE / "evidence" / "bf16-ramplus_tl.safetensors").values()}
+    assert dtypes == {"F32"}
+    exact, found = theirs("evidence/bf16-ramplus_tl"), merge("evidence/bf16-ramplus_tl")
+    assert all((v.view(np.uint32) & 0xFFFF == 0).all() for v in found.values())
+    assert deviation(found, exact) <= 2.0**-8
+
+
 def test_a_dtype_rounds_the_output_and_not_the_inputs(merge: Merge) -> None:
     exact = theirs("parity/linear-weights")
     assert half_steps(merge("evidence/rounded-linear"), exact).max() <= 1.001

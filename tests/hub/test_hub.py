@@ -16,7 +16,7 @@ import alnico
 from alnico.engine.events import Event, Fetched, Fetching
 from alnico.errors import AlnicoError, HubError, MismatchError, ModelError
 from hub.stub import Hub, serving
-from made import family, model_bytes, save_model
+from made import family, model_bytes, save_file, save_model
 
 Run = Callable[..., tuple[int, str, str]]
 TIES = "merge_method: ties\nbase_model: {}\nmodels: [{}, {}]\nparameters: {{density: 0.5}}\n"
@@ -74,6 +74,29 @@ def test_no_pickle_and_no_weight_that_is_not_read_is_fetched(hub: Hub) -> None:
     assert {path.split("/")[1] for path in asked} == {hub.repos[name].refs["main"] for name in ("org/one", "org/two")}
     assert not any(r.path.endswith(".bin") for r in hub.requests)
     assert Path("out/LICENSE").exists()
+
+
+def test_an_adapter_of_the_hub_is_applied_to_a_base_of_the_hub_or_of_this_disk(hub: Hub) -> None:
+    base, tuned = models(hub)[:2]
+    name, random = "base_model.model.model.layers.0.mlp.up_proj", np.random.default_rng(0)
+    factors = {f"{name}.lora_A.weight": random.standard_normal((2, 16)), f"{name}.lora_B.weight": random.standard_normal((48, 2))}
+    save_file(Path("lora/adapter_model.safetensors"), {n: ("F32", v) for n, v in factors.items()})
+    Path("lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
+    hub.add("org/lora", Path("lora"))
+    commit = {n: hub.repos[n].refs["main"] for n in ("org/base", "org/lora")}
+    assert alnico.open("org/base+org/lora").tensors["model.layers.0.mlp.up_proj.weight"].nominal == "BF16"
+    assert hub.weight_bytes() == 0
+    for i, (reference, there) in enumerate({
+        f"{base}+lora": f"{base}+lora",
+        f"{base}+org/lora": f"{base}+org/lora@{commit['org/lora']}",
+        "org/base@main+org/lora": f"org/base@{commit['org/base']}+org/lora@{commit['org/lora']}",
+    }.items()):  # fmt: skip
+        alnico.merge({"merge_method": "linear", "models": [reference, str(tuned)]}, f"out{i}")
+        assert there in Path(f"out{i}/mergekit_config.yml").read_text()
+        assert weights(f"out{i}") == weights("out0")
+    card, lock = Path("out2/README.md").read_text(), json.loads(Path("out2/alnico.lock.json").read_text())
+    assert "base_model:\n- org/base\n- org/lora\n" in card
+    assert lock["inputs"][0]["repositories"] == [{"repository": n, "commit": commit[n]} for n in ("org/base", "org/lora")]
 
 
 def test_planning_and_inspecting_fetch_no_weights(hub: Hub, run: Run) -> None:

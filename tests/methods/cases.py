@@ -10,7 +10,7 @@ POSITIVE = "per model, above 0"
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "linear": [{}, {"weight": PER_MODEL}, {"weight": PER_MODEL, "normalize": False}],
     "passthrough": [{}, {"scale": [0.5]}],
-    "slerp": [{"t": 0.3}, {"t": 0.0}, {"t": 1.4}],
+    "slerp": [{"t": 0.3}, {"t": 0.0}, {"t": 1.4}, {"t": 0.4, "over": "row"}],
     "task_arithmetic": [{}, {"weight": PER_MODEL, "scale": 0.4}, {"weight": PER_MODEL, "divide": "weight"}],
     "ties": [
         {},
@@ -51,12 +51,14 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "emr": [{}, {"weight": PER_MODEL, "scale": 0.6}],
     "consensus": [{}, {"threshold": 0.9, "at_least": 1, "weight": PER_MODEL, "scale": 0.5}],
     "ram": [{}, {"epsilon": 0.1}],
+    "arcee_fusion": [{}],
+    "pcb": [{}, {"density": 0.5, "weight": PER_MODEL, "scale": 1.2}],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 
 MODELS = {
     "slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,),
-    "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,),
+    "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,), "arcee_fusion": (2,), "pcb": (3,),
 }  # fmt: skip
 """How many values a method gets, where it does not take any number, or is tried with one: each is a compilation of its own."""
 

@@ -14,7 +14,7 @@ from alnico.errors import AlnicoError
 def net(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2)
+        nn.Dropout(0.5), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
     )
 
 
@@ -35,17 +35,17 @@ def test_merged_statistics_become_those_of_the_data(tmp_path):
     assert any("recalibrate_batchnorm" in note for note in result.plan.notes)
     with alnico.open(tmp_path / "out.safetensors") as merged:
         state = {name: torch.from_numpy(np.array(merged.read(name))) for name in merged.tensors}
-    assert state["1.num_batches_tracked"] == 1
+    assert state["2.num_batches_tracked"] == 1
     model = net(2).eval()
     model.load_state_dict(state)
-    model[5].train()
+    model[0].train()
     assert alnico.recalibrate_batchnorm(model, iter(data)) == 3
-    outputs = [model[0](batch).detach().double().numpy().transpose(1, 0, 2, 3).reshape(4, -1) for batch in data]
-    np.testing.assert_allclose(model[1].running_mean, np.mean([o.mean(1) for o in outputs], 0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(model[1].running_var, np.mean([o.var(1, ddof=1) for o in outputs], 0), rtol=1e-5)
-    assert model[1].num_batches_tracked == 3
-    assert model[1].momentum == 0.3
-    assert [m.training for m in model] == [False, False, False, False, False, True]
+    outputs = [model[1](batch).detach().double().numpy().transpose(1, 0, 2, 3).reshape(4, -1) for batch in data]
+    np.testing.assert_allclose(model[2].running_mean, np.mean([o.mean(1) for o in outputs], 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(model[2].running_var, np.mean([o.var(1, ddof=1) for o in outputs], 0), rtol=1e-5)
+    assert model[2].num_batches_tracked == 3
+    assert model[2].momentum == 0.3
+    assert [m.training for m in model] == [True, False, False, False, False, False]
     assert not model.training
 
 
@@ -80,11 +80,11 @@ def test_what_cannot_be_recalibrated_is_refused(model, data, told):
 
 def test_a_batch_that_fails_leaves_everything_as_it_was():
     model = net(0).eval()
-    model[1].running_mean.fill_(7.0)
+    model[2].running_mean.fill_(7.0)
     with pytest.raises(RuntimeError):
         alnico.recalibrate_batchnorm(model, [*batches(1), torch.ones(1)])
-    assert (model[1].running_mean == 7.0).all()
-    assert (model[1].num_batches_tracked, model[1].momentum, model[1].training) == (0, 0.3, False)
+    assert (model[2].running_mean == 7.0).all()
+    assert (model[2].num_batches_tracked, model[2].momentum, model[2].training) == (0, 0.3, False)
 
 
 def test_without_torch_the_extra_is_named(monkeypatch):

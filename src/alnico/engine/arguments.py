@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Measured, Noise, Sum, resolve
+from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Sum, resolve
 from alnico.kernels.shape import CODES
 from alnico.kernels.text import Kind, Real
 from alnico.numerics.noise import noise_key
@@ -19,7 +19,9 @@ RANKS = object()
 
 
 def working_precision(job: Job) -> Real:
-    """float32; float64 if an input or the output is F64."""
+    """float32; float64 if an input or the output is F64, or the equation wants it."""
+    if job.merge is not None and job.merge.is_wide:
+        return "float64"
     return "float64" if "F64" in {job.dtype, *(i.dtype for i in job.read)} else "float32"
 
 
@@ -30,6 +32,8 @@ def kind_of(argument: Argument) -> Kind:
             return "noise"
         case Bernoulli(spread=spread):
             return "ranked" if spread else "bernoulli"
+        case Sum(over="row") | Largest():
+            return "rows"
         case tuple() | Sum() | Count() | KthLargest():
             return "numbers"
         case Derived(over="row"):

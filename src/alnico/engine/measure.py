@@ -17,7 +17,7 @@ import numpy as np
 from alnico.engine.arguments import Known, codes_of, in_place, kind_of, working_precision
 from alnico.engine.blocks import Block, Span
 from alnico.kernels.build import compiled
-from alnico.kernels.facts import Count, Gram, KthLargest, Measured, Sum
+from alnico.kernels.facts import Count, Gram, KthLargest, Largest, Measured, Sum
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
 from alnico.kernels.shape import LEAF
 from alnico.plan.job import Job
@@ -159,6 +159,29 @@ class _ByRow(_State):
         self.done = True
 
 
+class _OfRows(_State):
+    """Sum or Largest of rows: a number for the part of each row in each leaf."""
+
+    def __init__(self, fact: Sum | Largest, known: Known) -> None:
+        super().__init__(fact, known)
+        self.run = compiled(_kernel(fact, known.job))
+        self.chosen = np.arange(len(self.codes))
+        self.parts = np.zeros((self.chosen.size, _segment(self.job, self.job.elements - 1) + 1))
+
+    def fold(self, start: int, stop: int, block: Block) -> None:
+        if stop > start:
+            first, last = _segment(self.job, start), _segment(self.job, stop - 1) + 1
+            parts = np.zeros((self.chosen.size, last - first))
+            self.call(self.run, start, block, self.chosen, self.job.row, parts)
+            self.parts[:, first:last] = parts
+
+    def turn(self) -> None:
+        rows = np.arange(self.job.elements // self.job.row)
+        reduce = np.add if isinstance(self.fact, Sum) else np.maximum
+        self.result = reduce.reduceat(self.parts, _segment(self.job, rows * self.job.row), axis=1) if rows.size else self.parts
+        self.done = True
+
+
 class _ByColumn(_State):
     """Gram of the columns, added up in the order of the rows."""
 
@@ -185,7 +208,7 @@ class _KthLargest(_State):
         super().__init__(fact, known)
         self.fact: KthLargest = fact
         self.real = np.dtype(known.real)
-        n, models = self.job.elements, 1 if fact.across else len(self.codes)
+        n, models = self.job.elements, len(fact.share) if fact.across else len(self.codes)
         among = known.facts[fact.among] if fact.among is not None else (None,) * models
         rank = {i: fact.place(i, n, among[i]) for i in range(models)}
         nothing = math.inf if fact.end == "first" else 0.0
@@ -435,6 +458,11 @@ def kernels(job: Job) -> set[Kernel]:
     return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
 
 
+def _segment(job: Job, element: Any) -> Any:
+    """The number of the part of a leaf in one row that an element lies in; -1 for none."""
+    return element // job.row + element // LEAF if np.all(element >= 0) else -1
+
+
 def _exact_sum(parts: np.ndarray) -> float:
     # An infinity or a NaN in an input is named when the block is mixed, whatever the facts are.
     return math.fsum(parts) if np.isfinite(parts).all() else math.nan
@@ -460,8 +488,12 @@ def _kernel(fact: Measured, job: Job, reduction: Reduction | None = None) -> Ker
     if reduction is None:
         if isinstance(fact, KthLargest):
             reduction = "values" if job.elements <= SMALL else "bracket" if _is_bracketed(fact, job) else "histogram"
+        elif isinstance(fact, Largest):
+            reduction = "largest of rows"
+        elif isinstance(fact, Sum):
+            reduction = "sum of rows" if fact.over == "row" else "sum"
         else:
-            reduction = "sum" if isinstance(fact, Sum) else "count"
+            reduction = "count"
     kinds = tuple(kind_of(a) for a in fact.arguments)
     return MeasureKernel(reduction, fact.of, models, of_deltas, kinds, real, fact.across)
 
@@ -473,4 +505,6 @@ def _state(fact: Measured, known: Known) -> _State:
         if known.job.elements <= SMALL:
             return _BySelection(fact, known)
         return _ByBracket(fact, known) if _is_bracketed(fact, known.job) else _ByHistogram(fact, known)
+    if isinstance(fact, Largest) or (isinstance(fact, Sum) and fact.over == "row"):
+        return _OfRows(fact, known)
     return _ByLeaf(fact, known)

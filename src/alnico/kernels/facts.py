@@ -6,7 +6,8 @@ arguments of their scalar functions; together they form a graph that is measured
 ``Sum``, ``Count`` and ``KthLargest`` reduce a scalar function ``of(x, *arguments)`` of ONE model's value (a task-vector
 entry in delta space) over the tensor, for each model by itself: k numbers. With ``across`` it is ``of(x, values,
 *arguments)`` and sees the values of all models at that place. A ``KthLargest`` may also be over the model: all tensors that are
-merged with the same fact of the same models, measured before the first of them is merged. ``Gram`` is the k x k matrix of inner products, of whole
+merged with the same fact of the same models, measured before the first of them is merged. ``Largest``, and a ``Sum`` over rows,
+are k numbers for each row. ``Gram`` is the k x k matrix of inner products, of whole
 tensors, of rows or of columns. ``Derived`` is a plain Python function of measured facts and numbers. ``Noise`` and
 ``Bernoulli`` are not measured: they are drawn for each element and model from its place (and its rank) alone.
 
@@ -52,7 +53,20 @@ class Bernoulli:
 
 @dataclass(frozen=True)
 class Sum:
-    """Sum of ``of(x, *arguments)`` over the tensor: k float64 numbers, in fixed lanes over fixed leaves."""
+    """Sum of ``of(x, *arguments)`` over the tensor: k float64 numbers, in fixed lanes over fixed leaves.
+
+    Over rows: a numpy array (k, n) of the sums of all n rows.
+    """
+
+    of: Callable[..., float]
+    arguments: tuple[Argument, ...] = ()
+    across: bool = False
+    over: Literal["tensor", "row"] = "tensor"
+
+
+@dataclass(frozen=True)
+class Largest:
+    """The largest ``of(x, *arguments)`` of each row: a numpy array (k, n) for n rows."""
 
     of: Callable[..., float]
     arguments: tuple[Argument, ...] = ()
@@ -75,8 +89,10 @@ class KthLargest:
     Where a model's ``share`` is 1 the answer is 0 without measuring: all elements are at least that large.
     ``skip`` leaves out the largest first: ``min(int(skip x elements), elements - k)`` of them; the answer is then the kth of
     the others, or the first of them with ``end`` "first" (infinity where ``share`` is 1). ``among`` counts the share of as
-    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across``: as for Count. ``over`` "model"
-    counts the elements of all tensors, and has neither ``arguments`` nor ``among`` nor ``across``.
+    many elements as it says, not of all; a k of 0 then has the answer infinity. ``across`` with one
+    ``share``: as for Count; with a share a model, k numbers. ``over`` "model"
+    counts the elements of all tensors, and has neither ``arguments`` nor ``among`` nor ``across``. ``is_quantile``: the value that
+    is at place ``int((1 - share) x (elements - 1))`` when all are sorted upwards, from 0.
     """
 
     share: tuple[float, ...]
@@ -87,11 +103,14 @@ class KthLargest:
     among: Count | None = None
     across: bool = False
     over: Literal["tensor", "model"] = "tensor"
+    is_quantile: bool = False
 
     def place(self, model: int, elements: int, among: int | None = None) -> int:
         """Which largest value is asked for, counted from 1; 0 for none."""
         if among is not None:
             return int(self.share[model] * among)
+        if self.is_quantile:
+            return elements - int((1 - self.share[model]) * (elements - 1))
         kept = max(1, int(self.share[model] * elements))
         skipped = min(int(self.skip[model] * elements), elements - kept) if self.skip else 0
         return skipped + (1 if self.end == "first" else kept)
@@ -120,7 +139,7 @@ class Derived:
     over: Extent = "tensor"
 
 
-Measured = Union[Sum, Count, KthLargest, Gram]
+Measured = Union[Sum, Largest, Count, KthLargest, Gram]
 Fact = Union[Measured, Derived]
 Argument = Union[float, tuple[float, ...], Fact, Noise, Bernoulli]
 """What a scalar function receives after the values: a number, a number a model, a fact, or noise."""
@@ -139,7 +158,7 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
     def visit(argument: Argument | None) -> int:
         if isinstance(argument, KthLargest) and argument.over == "model":
             return 0
-        if isinstance(argument, (Sum, Count, KthLargest)):
+        if isinstance(argument, (Sum, Largest, Count, KthLargest)):
             if argument not in depth:
                 check_pure(argument.of)
                 below = [visit(a) for a in argument.arguments]
@@ -180,7 +199,7 @@ def _behind(arguments: tuple[Argument | None, ...]) -> Iterator[Argument]:
     for argument in arguments:
         if argument is not None:
             yield argument
-        if isinstance(argument, (Sum, Count, KthLargest, Derived)):
+        if isinstance(argument, (Sum, Largest, Count, KthLargest, Derived)):
             yield from _behind(argument.arguments)
         if isinstance(argument, KthLargest):
             yield from _behind((argument.among,))
@@ -190,7 +209,7 @@ def resolve(argument: Argument, known: Mapping[Measured, Any]) -> Any:
     """Return the number or numbers an argument stands for, in float64. Errors: MethodError if it is noise."""
     if isinstance(argument, Derived):
         return argument.function(*(resolve(a, known) for a in argument.arguments))
-    if isinstance(argument, (Sum, Count, KthLargest, Gram)):
+    if isinstance(argument, (Sum, Largest, Count, KthLargest, Gram)):
         return known[argument]
     if isinstance(argument, (Noise, Bernoulli)):
         raise MethodError(f"{argument} has a value for each element; it cannot be an argument of a derived fact.")

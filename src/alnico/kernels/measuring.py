@@ -10,11 +10,13 @@ from alnico.kernels.shape import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS
 from alnico.kernels.source import straighten
 from alnico.kernels.text import DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
 
-Reduction = Literal["sum", "count", "values", "histogram", "bracket"]
+Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
 
 OUTPUTS = {
     "sum": ("leaves",),
     "count": ("leaves",),
+    "sum of rows": ("row", "parts"),
+    "largest of rows": ("row", "parts"),
     "values": ("found",),
     "histogram": ("shift", "prefix", "bins"),
     "bracket": ("low", "high", "counts", "found"),
@@ -32,7 +34,8 @@ class MeasureKernel:
     """Reduces ``of`` of one model's value, for each ``chosen`` model, over a block that begins at a leaf.
 
     ``run(raws, codes, base, base_code, start, chosen, *outputs, *arguments)``, where ``outputs`` have a row for each chosen
-    model. Of ``sum`` and ``count``: ``leaves``, filled with a number a leaf. Of ``values``: ``found``, filled with the
+    model. Of ``sum`` and ``count``: ``leaves``, filled with a number a leaf. Of the reductions of rows:
+    ``row, parts``, filled with a number for each part of a leaf that lies in one row of ``row`` elements (see GramKernel). Of ``values``: ``found``, filled with the
     values themselves. Of ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose
     bits above that equal ``prefix``. Of ``bracket``: ``low, high, counts, found``; ``counts`` gets the number of elements
     above ``high`` and of those in [``low``, ``high``], and the latter are put into ``found`` while there is room for 8, unless
@@ -49,6 +52,7 @@ class MeasureKernel:
 
     def text(self) -> str:
         reduction = {"sum": self._sums, "count": self._sums, "values": self._values, "histogram": self._histogram}
+        reduction |= {"sum of rows": self._rows, "largest of rows": self._rows}
         definitions, body = reduction.get(self.reduction, self._bracket)()
         text = PREAMBLE.format(bits=self.real[-2:])
         text += "".join(f"\n\n{INLINE}\n{function}\n" for function in straighten(self.of, "of"))
@@ -65,6 +69,8 @@ class MeasureKernel:
         outputs = {
             "sum": ("float64*2",),
             "count": ("int64*2",),
+            "sum of rows": ("int", "float64*2"),
+            "largest of rows": ("int", "float64*2"),
             "values": (f"{self.real}*2",),
             "histogram": ("int", "uint64*1", "int64*2"),
             "bracket": (f"{self.real}*1", f"{self.real}*1", "int64*2", f"{self.real}*2"),
@@ -73,12 +79,12 @@ class MeasureKernel:
         scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in filled(self.kinds)]
         if self.across and self.models > UNROLLED_MODELS:
             scratch.append(("x", (self.models,), "REAL"))
-        if self.reduction in ("histogram", "bracket"):
+        if self.reduction not in ("sum", "count", "values"):
             scratch.append(("measured", (TILE,), "REAL"))
         if self.reduction == "bracket":
             scratch += [("flags", (TILE,), "uint8"), ("marked", (TILE // 8 + 1,), "int64"), ("places", (self.models,), "int64")]
-        if self.reduction in ("sum", "count"):
-            scratch.append(("lanes", (self.models, LANES), "float64" if self.reduction == "sum" else "int64"))
+        if self.reduction not in ("values", "histogram", "bracket"):
+            scratch.append(("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64"))
         first = [*GIVEN, ("start", "int"), ("chosen", "int64*1"), *zip(OUTPUTS[self.reduction], outputs, strict=True)]
         return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch))
 
@@ -177,6 +183,34 @@ class MeasureKernel:
         ]
         made = ["    places[:] = 0"]
         return definitions, made + self._tiles(work)
+
+    def _rows(self) -> tuple[list[str], list[str]]:
+        """As in GramKernel, element i of the tensor goes to lane i modulo their number."""
+        largest = self.reduction == "largest of rows"
+        nothing = "-np.inf" if largest else "0.0"
+        join = "max({0}, {1})" if largest else "{0} + {1}"
+        definitions = [
+            self._tile("out", "out[j] = {value}"),
+            f"def collect(values, lane, lanes):\n    j = 0\n    while j < values.size:\n        h = min(values.size - j, {LANES} - lane)\n"
+            "        part, some = values[j:j + h], lanes[lane:lane + h]\n        for i in range(h):\n"
+            f"            some[i] = {join.format('some[i]', 'np.float64(part[i])')}\n        j += h\n        lane = 0",
+            f"def folded(lanes):\n    n = {LANES}\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
+            f"            lanes[j] = {join.format('lanes[j]', 'lanes[j + n]')}\n    total = lanes[0]\n    lanes[:] = {nothing}\n"
+            "    return total",
+        ]
+        work = [
+            self._call("measured[:e - s]", "0", "e - s"),
+            "a = s",
+            "while a < e:",
+            "    place = start + a",
+            f"    left = min(row - place % row, {LEAF} - place % {LEAF}, count - a)",
+            "    z = min(e, a + left)",
+            f"    collect(measured[a - s:z - s], place % {LANES}, lanes[n])",
+            "    if z - a == left:",
+            f"        parts[n, place // row + place // {LEAF} - first] = folded(lanes[n])",
+            "    a = z",
+        ]
+        return definitions, [f"    first = start // row + start // {LEAF}", f"    lanes[:] = {nothing}", *self._tiles(work)]
 
     def _sums(self) -> tuple[list[str], list[str]]:
         one = "np.float64({value})" if self.reduction == "sum" else "np.int64({value} != ZERO)"

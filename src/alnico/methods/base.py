@@ -125,6 +125,7 @@ class Merge:
     ``fixes_equal_inputs`` declares that an element on which all models agree keeps that value (weight space).
     ``sums_to_one`` says, from the resolved arguments, whether the coefficients of this tensor sum to 1: then equal
     inputs are kept too, though the method does not promise it for every tensor.
+    ``is_wide`` takes float64 for all of the arithmetic, whatever the inputs are: for equations that float32 cannot resolve.
     """
 
     mix: Callable[..., float]
@@ -132,6 +133,7 @@ class Merge:
     copies: int | Literal["base"] | None = None
     fixes_equal_inputs: bool = False
     sums_to_one: Callable[..., bool] | None = None
+    is_wide: bool = False
 
     def __post_init__(self) -> None:
         check_pure(self.mix)

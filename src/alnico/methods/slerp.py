@@ -1,6 +1,7 @@
 """The arc between two models."""
 
 from functools import partial
+from typing import Literal
 
 import numpy as np
 
@@ -15,11 +16,11 @@ from alnico.numerics.sphere import arc_coefficients
     models=(2, 2),
     source="Shoemake 1985, Animating rotation with quaternion curves, https://doi.org/10.1145/325165.325242",
 )
-def slerp(*, t: float) -> Merge:
+def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
     """Go from the base to the other model along the arc between them.
 
     ``out = sin((1-t) theta)/sin(theta) * base + sin(t theta)/sin(theta) * model``, theta the angle between the two
-    tensors as flat vectors. Where |cos theta| > 0.9995 the straight line ``(1-t) * base + t * model`` is taken; tensors
+    tensors as flat vectors, or between their rows. Where |cos theta| > 0.9995 the straight line ``(1-t) * base + t * model`` is taken; tensors
     of fine-tunes of one base are nearly always that close.
 
     Use when: one place between two models is wanted. Of two fine-tunes of one base it is nearly always ``linear`` with
@@ -29,8 +30,9 @@ def slerp(*, t: float) -> Merge:
 
     Options:
         t: the place on the arc, any number; 0 is the base, 1 the other model, outside [0, 1] extrapolates.
+        over: ``tensor`` takes a tensor as one vector, ``row`` each of its rows (along the last dimension) by itself.
     Shapes: two values in, one number out.
-    Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.
+    Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks. Grain: element.
     Edge cases: t = 0 and t = 1 copy bytes; a tensor of zeros, opposite tensors: the straight line.
     Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in mergekit), so the
         length is not exactly interpolated; the angle is measured in float64 (mergekit: float32).
@@ -39,8 +41,8 @@ def slerp(*, t: float) -> Merge:
     >>> slerp.bind({"t": 0}, 2).copies
     0
     """
-    return combine(Derived(partial(_coefficients, t), (Gram(),)), copies={0.0: 0, 1.0: 1}.get(t))
+    return combine(Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t))
 
 
-def _coefficients(t: float, gram: tuple[tuple[float, ...], ...]) -> np.ndarray:
+def _coefficients(t: float, gram: np.ndarray) -> np.ndarray:
     return arc_coefficients(gram, t)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.errors import ResourceError
-from alnico.kernels.facts import Gram
+from alnico.kernels.facts import Gram, Largest, Sum
 from alnico.kernels.shape import LEAF
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job, Memory
@@ -72,7 +72,10 @@ def _fact_bytes(job: Job) -> int:
     models = len(job.inputs)
     numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
     count = {"row": job.elements // job.row, "column": job.columns}
-    return sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
+    grams = sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
+    # Of sums and largest values of rows: parts, results, and two steps of what is derived of them.
+    rows = sum(isinstance(f, Largest) or (isinstance(f, Sum) and f.over == "row") for level in job.merge.levels() for f in level)
+    return grams + 4 * rows * 8 * models * (count["row"] + -(-job.elements // LEAF))
 
 
 def _rank_bytes(job: Job, block: int) -> int:

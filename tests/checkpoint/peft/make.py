@@ -24,6 +24,7 @@ class Net(nn.Module):
         self.square = nn.Linear(5, 5)
         self.wide = nn.Linear(5, 9, bias=False)
         self.turned = Conv1D(6, 9)
+        self.stored = Conv1D(5, 5)
         self.conv = nn.Conv2d(3, 4, 3)
         self.point = nn.Conv2d(4, 3, 1)
         self.line = nn.Conv1d(3, 2, 3)
@@ -39,8 +40,8 @@ CASES = {
         "alpha_pattern": {"square": 16},
     },
     "dora": {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["square", "wide", "embed", "conv", "point", "line"]},
-    "dora-turned": {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["turned"], "fan_in_fan_out": True},
-    "turned": {"r": 2, "lora_alpha": 4, "target_modules": ["turned"], "fan_in_fan_out": True},
+    "dora-turned": {"r": 2, "lora_alpha": 4, "use_dora": True, "target_modules": ["turned", "stored"], "fan_in_fan_out": True},
+    "turned": {"r": 2, "lora_alpha": 4, "target_modules": ["turned", "stored"], "fan_in_fan_out": True},
     "layers": {"r": 2, "lora_alpha": 4, "target_modules": ["embed", "conv", "point", "line"]},
     "saved": {"r": 2, "target_modules": ["wide"], "modules_to_save": ["head", "norm"]},
     "biases": {"r": 2, "target_modules": ["square"], "bias": "all"},
