@@ -215,7 +215,7 @@ LANGUAGE = {
     ),
     "an option of none of two methods": (
         "merge_method: linear\nbase_model: a\nmodels: [a, b]\nparameters: {gamma: 1}\nmethods: [{filter: mlp, merge_method: slerp, parameters: {t: 1}}]",
-        "4: parameters.gamma is no option of linear or slerp. Known are weight, normalize, t.",
+        "4: parameters.gamma is no option of linear or slerp. Known are weight, normalize, t, over.",
     ),
     "lines a number": (
         "merge_method: ties\nbase_model: c\nmodels: [a]\nlines: 3",
