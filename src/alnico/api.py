@@ -173,6 +173,7 @@ def merge_state_dicts(
     base: Any = None,
     weights: Sequence[float] | None = None,
     dtype: Any = None,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     missing: str = "error",
     threads: int | None = None,
@@ -182,7 +183,8 @@ def merge_state_dicts(
 
     Torch tensors in, torch tensors on the CPU out; numpy arrays in, numpy arrays out. Modules, paths and hub ids may stand
     among the dicts. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
-    of the models. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
+    of the models. ``layers`` gives tensors a method of their own, ``{"fc1": {"method": "ties", "density": 0.7}}``: a key fits
+    whole dotted components of names, and the first that fits wins. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
     share it in the result. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
 
     >>> import numpy as np
@@ -190,7 +192,7 @@ def merge_state_dicts(
     {'w': array([2.5, 5. ], dtype=float32)}
     """
     asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "options": options}
-    return merge_values(state_dicts, base, "state_dicts", method, threads, **asked)
+    return merge_values(state_dicts, base, "state_dicts", method, layers, threads, **asked)
 
 
 def merge_models(
@@ -200,6 +202,7 @@ def merge_models(
     base: Any = None,
     weights: Sequence[float] | None = None,
     dtype: Any = None,
+    layers: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     missing: str = "error",
     threads: int | None = None,
@@ -213,7 +216,7 @@ def merge_models(
     ids may stand among the models. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
     """
     asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "options": options}
-    return merge_modules(models, base, method, threads, missing == "drop", **asked)
+    return merge_modules(models, base, method, layers, threads, missing == "drop", **asked)
 
 
 def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:

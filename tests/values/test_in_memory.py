@@ -336,3 +336,44 @@ def test_modules_of_another_shape_are_refused_before_anything_changes() -> None:
     merged = alnico.merge_models([module, {"weight": torch.zeros(2, 3)}], "linear", missing="drop")
     assert torch.equal(merged.bias, module.bias)
     assert torch.equal(merged.weight, module.weight / 2)
+
+
+# ---- methods of their own ---------------------------------------------------------------------------------------------
+
+
+def layered(seed: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(seed)
+    names = ("fc1.weight", "block.fc1.bias", "fc10.weight", "xfc1.weight", "blocks.3.w", "blocks.30.w")
+    return {n: random.standard_normal((12, 11)).astype(np.float32) for n in names}
+
+
+def test_layers_have_the_method_of_the_first_key_that_fits_whole_components() -> None:
+    base, one, two = (layered(i) for i in range(3))
+    layers = {
+        "fc1": {"method": "ties", "density": 0.5, "weights": [1.0, 2.0]},
+        "block": {"method": "dare_ties"},
+        "blocks.3": {"weight": [0.0, 1.0]},
+    }
+    found = alnico.merge_state_dicts([one, two], "linear", base=base, layers=layers)
+    ties = alnico.merge_state_dicts([one, two], "ties", base=base, weights=[1.0, 2.0], density=0.5)
+    linear = alnico.merge_state_dicts([one, two], "linear")
+    expected = {n: ties[n] if n in ("fc1.weight", "block.fc1.bias") else linear[n] for n in base} | {
+        "blocks.3.w": two["blocks.3.w"]
+    }
+    assert {n: raw(v) for n, v in found.items()} == {n: raw(v) for n, v in expected.items()}
+
+
+def test_a_layer_without_a_method_has_that_of_the_call() -> None:
+    base, one, two = (layered(i) for i in range(3))
+    found = alnico.merge_state_dicts([one, two], "task_arithmetic", base=base, layers={"fc1": {"weight": 0.0}})
+    assert found["fc1.weight"].tobytes() == base["fc1.weight"].tobytes()
+    assert found["fc10.weight"].tobytes() != base["fc10.weight"].tobytes()
+
+
+def test_keys_of_layers_that_fit_nothing_are_errors_with_the_nearest_names() -> None:
+    given = [layered(0), layered(1)]
+    assert told(RecipeError, given, layers={"fc2": {"method": "linear"}}) == (
+        "layers['fc2'] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. Did you mean fc1?"
+    )
+    assert "layers['fc1'] is of type str; expected a name with a dict" in told(RecipeError, given, layers={"fc1": "ties"})
+    assert "is no option of ties" in told(RecipeError, given, base=layered(2), layers={"fc1": {"method": "ties", "dense": 0.7}})

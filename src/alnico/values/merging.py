@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +14,15 @@ from alnico.methods import find
 from alnico.values.models import fill, merged, open_models
 
 
-def merge_values(models: Sequence[Any], base: Any, called: str, method: str, threads: int | None, **asked: Any) -> dict[str, Any]:
+def merge_values(
+    models: Sequence[Any],
+    base: Any,
+    called: str,
+    method: str,
+    layers: Mapping[str, Mapping[str, Any]] | None,
+    threads: int | None,
+    **asked: Any,
+) -> dict[str, Any]:
     """Merge models in memory into a dict of tensors. ``called`` is what messages call the list of them."""
     if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence):
         raise RecipeError(f"{called} is of type {type(models).__name__}; expected a list of models.")
@@ -25,7 +35,15 @@ def merge_values(models: Sequence[Any], base: Any, called: str, method: str, thr
     else:
         base_reference = None
     recipe = recipe_of(references, base_reference, called, method, **asked)
-    return merged(open_models(named), recipe, threads)
+    opened = open_models(named)
+    try:
+        if layers:
+            names = list(dict.fromkeys(n for source in opened.sources.values() for n in source.tensors))
+            recipe["methods"] = rules_of(layers, method, names)
+    except BaseException:
+        opened.close()
+        raise
+    return merged(opened, recipe, threads)
 
 
 def recipe_of(
@@ -62,6 +80,32 @@ def recipe_of(
     return recipe
 
 
+def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Write ``layers`` as a recipe's ``methods``. A key fits whole dotted components of a name; the first that fits wins.
+
+    Errors: RecipeError for a key that fits no tensor, with the nearest components.
+
+    >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", ["fc1.weight", "fc10.weight"])
+    [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]
+    """
+    rules: list[dict[str, Any]] = []
+    for key, asked in layers.items():
+        if not isinstance(key, str) or not isinstance(asked, Mapping):
+            raise RecipeError(
+                f"layers[{key!r}] is of type {type(asked).__name__}; expected a name with a dict of a method and options."
+            )
+        pattern = rf"(^|\.){re.escape(key)}(\.|$)"
+        if not any(re.search(pattern, name) for name in names):
+            near = difflib.get_close_matches(key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"The first tensor is {names[0]}."
+            raise RecipeError(f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}")
+        rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": asked.get("method", method)}
+        options = {n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else plain_number(v) for n, v in asked.items()}
+        options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
+        rules.append({**rule, **({"parameters": options} if options else {})})
+    return rules
+
+
 def dtype_name(dtype: Any) -> str:
     """Return what a recipe calls a dtype given as text, as torch's or as numpy's.
 
@@ -77,13 +121,21 @@ def plain_number(value: Any) -> Any:
     return value.item() if getattr(value, "shape", None) == () else value
 
 
-def merge_modules(models: Sequence[Any], base: Any, method: str, threads: int | None, partly: bool, **asked: Any) -> Any:
+def merge_modules(
+    models: Sequence[Any],
+    base: Any,
+    method: str,
+    layers: Mapping[str, Mapping[str, Any]] | None,
+    threads: int | None,
+    partly: bool,
+    **asked: Any,
+) -> Any:
     """Merge modules into a copy of the base, or of the first model if the base is none."""
     import_torch("a merge of modules")
     template = next((m for m in (base, *models) if is_torch_module(m)), None)
     if template is None:
         raise RecipeError("models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors.")
-    state = merge_values(models, base, "models", method, threads, **asked)
+    state = merge_values(models, base, "models", method, layers, threads, **asked)
     made = copy.deepcopy(unwrapped(template))
     fill(made, state, partly=partly)
     return made
