@@ -4,11 +4,12 @@ import errno
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from alnico.checkpoint import files
-from alnico.checkpoint.files import MAX_OPEN_FILES, OpenFiles, open_to_read, read_fully, write_fully
+from alnico.checkpoint.files import MAX_OPEN_FILES, OpenFiles, copy_fully, open_to_read, read_fully, write_fully
 from alnico.errors import ModelError, RunError
 
 
@@ -163,3 +164,54 @@ def test_threads_share_few_files(tmp_path):
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(read, range(4)))
     opened.close()
+
+
+# ---- copies within the system ---------------------------------------------------------------------------------------
+
+
+def copied(tmp_path: Path, size: int, begin: int) -> tuple[bool, bytes]:
+    (tmp_path / "from").write_bytes(bytes(range(256)))
+    with (tmp_path / "from").open("rb") as source, (tmp_path / "to").open("w+b") as target:
+        target.truncate(300)
+        done = copy_fully(source.fileno(), begin, target.fileno(), 20, size, "from")
+        return done, target.read()
+
+
+def test_a_copy_puts_the_bytes_at_their_place(tmp_path: Path) -> None:
+    done, found = copied(tmp_path, 100, 7)
+    assert found == (bytes(20) + bytes(range(7, 107)) + bytes(180) if done else bytes(300))
+
+
+def test_a_copy_in_parts_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def some(source: int, target: int, count: int, begin: int, offset: int) -> int:
+        return os.pwrite(target, os.pread(source, min(count, 33), begin), offset)
+
+    monkeypatch.setattr(os, "copy_file_range", some, raising=False)
+    assert copied(tmp_path, 100, 7) == (True, bytes(20) + bytes(range(7, 107)) + bytes(180))
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_system_that_cannot_copy_is_told_by_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def refused(*_: int) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refused, raising=False)
+    assert copied(tmp_path, 100, 7) == (False, bytes(300))
+    monkeypatch.delattr(os, "copy_file_range")
+    assert copied(tmp_path, 100, 7) == (False, bytes(300))
+
+
+def test_a_copy_that_fails_on_the_way_or_ends_early_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[int | OSError] = [40, OSError(errno.ENOSPC, "No space left on device"), 40, 0]
+
+    def failing(*_: int) -> int:
+        answer = answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(os, "copy_file_range", failing, raising=False)
+    with pytest.raises(RunError, match=r"^from: copying 100 bytes to 20 failed \(No space left on device\)\. Make room"):
+        copied(tmp_path, 100, 7)
+    with pytest.raises(RunError, match=r"^from: the file ended at byte 47, expected 100 bytes at 7\. It was changed"):
+        copied(tmp_path, 100, 7)

@@ -6,6 +6,7 @@ Reads go with ``preadv`` into the caller's buffer: no page faults on a fresh map
 from __future__ import annotations
 
 import ctypes
+import errno
 import functools
 import os
 import threading
@@ -125,3 +126,31 @@ def write_fully(descriptor: int, data: memoryview, offset: int, *where: object) 
                 f"{_place(where)}: writing {len(data)} bytes at {offset} failed ({error.strerror}). "
                 "Make room or check the disk; the same command takes the merge up again."
             ) from None
+
+
+def copy_fully(source: int, begin: int, target: int, offset: int, size: int, *where: object) -> bool:
+    """Copy bytes from one file to another within the system. Returns False where it cannot, before anything is copied.
+
+    Errors: RunError with the system's reason, or if the source ends early.
+    """
+    call = getattr(os, "copy_file_range", None)
+    done = 0
+    while call is not None and done < size:
+        try:
+            count = call(source, target, size - done, begin + done, offset + done)
+        except OSError as error:
+            if done == 0 and error.errno in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM):
+                return False
+            raise RunError(
+                f"{_place(where)}: copying {size} bytes to {offset} failed ({error.strerror}). "
+                "Make room or check the disk; the same command takes the merge up again."
+            ) from None
+        if count == 0:
+            if done == 0:
+                return False  # some file systems say so; reading tells whether the file has ended
+            raise RunError(
+                f"{_place(where)}: the file ended at byte {begin + done}, expected {size} bytes at {begin}. "
+                "It was changed while it was read; merge again from a complete file."
+            )
+        done += count
+    return call is not None

@@ -20,7 +20,7 @@ import xxhash
 from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
-from alnico.checkpoint.files import OpenFiles, open_to_read, read_fully
+from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully
 from alnico.errors import HubError, ModelError
 from alnico.numerics import dtypes
 
@@ -224,6 +224,14 @@ class FileModel:
             return
         with self._files.descriptor(shard.path) as descriptor:
             read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
+
+    def copy_to(self, name: str, offset: int, size: int, descriptor: int, begin: int) -> bool:
+        """Copy a tensor's raw bytes into a file without reading them, at its byte ``begin``. Returns False where that cannot be."""
+        shard, tensor = self._place[name]
+        if tensor.strides is not None:
+            return False
+        with self._files.descriptor(shard.path) as source:
+            return copy_fully(source, tensor.begin + offset, descriptor, begin, size, shard.path, name)
 
     def _in_order(self, name: str) -> memoryview:
         """The bytes of a strided view in row-major order."""

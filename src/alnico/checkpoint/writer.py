@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alnico.checkpoint.files import read_fully, start_writeback, write_fully
 from alnico.checkpoint.header import TensorInfo
+from alnico.checkpoint.model import FileModel, Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
 
@@ -46,6 +47,16 @@ class OutputFiles:
         shard, info = self._place[tensor]
         write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
         self._start_writeback(shard, info.begin + offset, len(data))
+
+    def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
+        """Copy ``size`` bytes of a source's tensor without reading them. Returns False where that cannot be. Errors: RunError."""
+        if not isinstance(source, FileModel):
+            return False
+        shard, info = self._place[tensor]
+        if not source.copy_to(name, offset, size, self._descriptors[shard], info.begin + offset):
+            return False
+        self._start_writeback(shard, info.begin + offset, size)
+        return True
 
     def _start_writeback(self, shard: str, offset: int, size: int) -> None:
         """Have the disk begin with what was written, some megabytes at a time: a call takes as long as a small tensor's merge."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from alnico.checkpoint.model import Source
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.journal import Done, Record
 from alnico.engine.run import Run
@@ -18,6 +19,12 @@ class _Arrays:
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
         self.tensors[tensor][offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+    def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
+        return False
+
+    def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
+        buffer[:] = memoryview(self.tensors[tensor])[offset : offset + len(buffer)]
 
 
 class _Unwritten:

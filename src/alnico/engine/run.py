@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alnico.checkpoint.model import open_shard
+from alnico.checkpoint.model import Source, open_shard
 from alnico.checkpoint.shards import index_of
 from alnico.checkpoint.sidecars import copy_side_files, write_config
 from alnico.checkpoint.writer import OutputFiles, sync_directory
@@ -134,6 +134,8 @@ class _Unfinished:
         self.job = job
         self.output = TensorDigest(job.dtype, job.shape, job.byte_size)
         self.inputs = [TensorDigest(i.dtype, job.shape, i.byte_size) for i in job.read]
+        if job.kind == "copy":
+            self.inputs = [self.output]
         self.remaining = spans
         self.known: dict[Measured, Any] = {}
         self.mixer: Mixer | None = None
@@ -144,6 +146,14 @@ class Output(Protocol):
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
         """Put ``data`` at byte ``offset`` of a tensor. Safe for threads."""
+        ...
+
+    def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
+        """Take bytes of a source's tensor without reading them; False where that cannot be."""
+        ...
+
+    def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
+        """Read back what is there."""
         ...
 
 
@@ -328,10 +338,11 @@ class Run:
 
     def _copy_chunk(self, state: _Unfinished, span: Span) -> None:
         job = state.job
+        if job.kind == "copy":
+            return self._copy_one(state, span)
         hashers = [PieceHasher(d, span[0]) for d in state.inputs]
         output = PieceHasher(state.output, span[0])
-        size = self.plan.memory.block_elements
-        for start, stop in blocks(span, size):
+        for start, stop in blocks(span, self.plan.memory.block_elements):
             self._check_stop()
             first, other = self._arena_views([stop - start, stop - start])
             for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
@@ -345,6 +356,24 @@ class Run:
             self._tell(Advanced(job.name, first.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()
+        self._chunk_done(state)
+
+    def _copy_one(self, state: _Unfinished, span: Span) -> None:
+        """Copy bytes within the system where it can, and hash what has arrived."""
+        job, (tensor,) = state.job, state.job.inputs
+        source = self.plan.sources[tensor.model]
+        hasher = PieceHasher(state.output, span[0])
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._check_stop()
+            (view,) = self._arena_views([stop - start])
+            if self.files.copy(job.name, start, stop - start, source, tensor.name):
+                self.files.read_into(job.name, start, memoryview(view))
+            else:
+                source.read_into(tensor.name, start, memoryview(view))
+                self.files.write(job.name, start, memoryview(view))
+            hasher.update(memoryview(view))
+            self._tell(Advanced(job.name, view.nbytes))
+        hasher.finish()
         self._chunk_done(state)
 
     def _refuse_unequal(self, job: Job, tensor: Input, start: int, first: np.ndarray, view: np.ndarray) -> None:
