@@ -26,10 +26,10 @@ from alnico.plan.memory import SELECTION_BYTES
 SMALL = 65_536
 """Up to this many elements a kth largest value is selected from the values themselves."""
 
-SAMPLED_RUNS = 32
+SAMPLED_RUNS = 64
 """Places, evenly spread over a tensor, where a sample is taken."""
 
-SAMPLED_RUN = 2048
+SAMPLED_RUN = 1024
 """Most consecutive elements that a sample takes at a place. All runs together are a leaf, which any block has room for."""
 
 MOST_INSIDE = 1 << 20
@@ -399,7 +399,7 @@ class _ByBracket(_KthLargest):
             self._gather(start, stop, block)
 
     def _gather(self, start: int, stop: int, block: Block) -> None:
-        inside = np.empty((self.chosen.size, min((stop - start) // 8, MOST_INSIDE) + 4096), self.real)
+        inside = np.empty((self.chosen.size, min((stop - start) // 4, MOST_INSIDE) + 4096), self.real)
         counts = np.zeros_like(self.counts)
         self.call(self.run, start, block, self.chosen, self.low, self.high, counts, inside)
         with self.lock:
