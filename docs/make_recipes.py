@@ -1,0 +1,80 @@
+"""Writes the tables of docs/recipes.md from the code: ``python docs/make_recipes.py``.
+
+The page is written by hand but for what stands between marks such as ``<!-- keys TOP -->`` and ``<!-- /keys -->``. A test says
+when it is out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from alnico.methods import registry
+from alnico.methods._documentation import one_line
+from alnico.plan.families import MODULES
+from alnico.recipe import dialect, keys
+from alnico.vocabulary.chat import NAMES
+
+PAGE = Path(__file__).with_name("recipes.md")
+
+
+def page(written: str) -> str:
+    """The page with its tables made anew."""
+    return re.sub(r"<!-- (\w+)(?: (\w+))? -->\n.*?<!-- /\1 -->", _made, written, flags=re.DOTALL)
+
+
+def _made(mark: re.Match[str]) -> str:
+    kind, name = mark.groups()
+    lines = _keys(name) if name else MAKERS[kind]()
+    return "\n".join([mark[0].partition("\n")[0], *lines, f"<!-- /{kind} -->"])
+
+
+def _keys(name: str) -> list[str]:
+    meanings: keys.Keys = getattr(keys, name)
+    return _table(("key", "meaning"), ((f"`{key}`", meaning) for key, meaning in meanings.items()))
+
+
+def _aliases() -> list[str]:
+    rows = [
+        (f"`{name}`", f"`{a.option}`" + "".join(f"; {_truth(v)}: `{w}`" for v, w in a.values.items()))
+        for name, a in dialect.ALIASES.items()
+    ]
+    rows += [(f"`{name}`", f"nothing: it {why}") for name, why in dialect.WITHOUT_EFFECT.items()]
+    return _table(("mergekit", "here"), rows)
+
+
+def _truth(value: object) -> str:
+    return str(value).lower()
+
+
+def _presets() -> list[str]:
+    own = [m for m in registry().values() if m.factory.__module__.startswith("alnico.")]
+    rows = [(f"`{m.name}`", f"`{preset}`", f"`{one_line(values)}`") for m in own for preset, values in m.presets.items()]
+    return _table(("method", "preset", "options"), rows)
+
+
+def _modules() -> list[str]:
+    rows = [(f"`{name}`", " ".join(f"`{p}`" for p in prefixes)) for name, prefixes in MODULES.items()]
+    return _table(("module", "names begin with"), rows)
+
+
+def _templates() -> list[str]:
+    return [", ".join(f"`{name}`" for name in NAMES) + "."]
+
+
+MAKERS: dict[str, Callable[[], list[str]]] = {
+    "aliases": _aliases,
+    "presets": _presets,
+    "modules": _modules,
+    "templates": _templates,
+}
+
+
+def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    lines = [heads, ("---",) * len(heads), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")

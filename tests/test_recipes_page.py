@@ -1,0 +1,176 @@
+"""docs/recipes.md is true: its tables are the code's, its recipes run, and what it says of them holds."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import alnico
+from alnico.recipe.load import load_recipes
+from made import family, llama_config, llama_shapes, read_model, save_file, save_model
+from made_tokenizers import entry, save_tokenizer
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "recipes.md").read_text("utf-8")
+BLOCKS = re.findall(r"^```yaml( load)?\n(.*?)^```", PAGE, flags=re.DOTALL | re.MULTILINE)
+MERGED = [text for only_loaded, text in BLOCKS if not only_loaded]
+"""Recipes of models that the fixture has; the others name models of the hub."""
+LAYERS = 32
+HIDDEN = 8
+ROWS = 32
+WORDS = ["<s>", "</s>", *(f"w{i}" for i in range(ROWS - 2))]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The models, and the adapter, that the page names."""
+    root = tmp_path_factory.mktemp("page")
+    models = root / "models"
+    base, tuned = family(models, 3, dtype="F32", hidden=HIDDEN, layers=LAYERS, vocabulary=ROWS)
+    for path, name in zip(tuned, ("coder", "math", "other"), strict=True):
+        path.rename(models / name)
+    vocabulary = {t: i for i, t in enumerate(WORDS)}
+    save_tokenizer(base, vocabulary, [])
+
+    random = np.random.default_rng(1)
+    added = [entry("<|im_start|>", ROWS), entry("<|im_end|>", ROWS + 1)]
+    shapes = llama_shapes(HIDDEN, LAYERS, ROWS + 2)
+    weights = {n: ("F32", random.standard_normal(s).astype(np.float32)) for n, s in shapes.items()}
+    save_model(models / "chat", weights, llama_config(HIDDEN, LAYERS, ROWS + 2))
+    save_tokenizer(models / "chat", vocabulary, added)
+
+    text = llama_shapes(HIDDEN, LAYERS, ROWS)
+    seeing = {n.replace("model.", "model.language_model.", 1): s for n, s in text.items()}
+    seeing |= {f"model.vision_tower.layers.{i}.mlp.weight": (4, 4) for i in range(2)}
+    seeing |= {"model.multi_modal_projector.weight": (HIDDEN, 4)}
+    config = {"model_type": "llava", "text_config": llama_config(HIDDEN, LAYERS, ROWS)}
+    for name in ("seeing", "watching"):
+        save_model(models / name, {n: ("F32", random.standard_normal(s).astype(np.float32)) for n, s in seeing.items()}, config)
+
+    adapter = root / "adapters" / "sql"
+    at = "base_model.model.model.layers.3.self_attn.q_proj.lora_"
+    low = {at + "A.weight": (2, HIDDEN), at + "B.weight": (HIDDEN, 2)}
+    save_file(adapter / "adapter_model.safetensors", {n: ("F32", np.ones(s, np.float32)) for n, s in low.items()})
+    (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    return root
+
+
+def test_the_tables_are_those_of_the_code() -> None:
+    spec = importlib.util.spec_from_file_location("make_recipes", DOCS / "make_recipes.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    assert generator.page(PAGE) == PAGE, "docs/recipes.md is out of date: run `python docs/make_recipes.py`"
+
+
+def test_the_page_has_every_table_of_keys() -> None:
+    from alnico.recipe import keys
+
+    tables = {name for name, value in vars(keys).items() if name.isupper() and isinstance(value, dict)}
+    assert set(re.findall(r"<!-- keys (\w+) -->", PAGE)) == tables
+
+
+def test_every_recipe_of_the_page_is_one() -> None:
+    assert len(BLOCKS) == PAGE.count("```yaml")
+    for _, text in BLOCKS:
+        assert not [note for recipe in load_recipes(text) for note in recipe.notes if "no effect" in note]
+
+
+@pytest.mark.parametrize("text", MERGED, ids=range(len(MERGED)))
+def test_a_recipe_of_the_page_can_be_planned(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert all(plan.jobs for plan in alnico.plan_all(text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", MERGED, ids=range(len(MERGED)))
+def test_a_recipe_of_the_page_is_merged(text: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    (result,) = alnico.merge_all(text, tmp_path / "out")
+    assert read_model(result.path).keys() == {job.name for job in result.plan.jobs}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two fine-tunes of a base, of two layers."""
+    root = tmp_path_factory.mktemp("small")
+    family(root, 2, dtype="F32", hidden=HIDDEN, layers=2)
+    return root
+
+
+def test_a_filter_is_a_substring_a_whole_name_or_an_expression(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small)
+    base, one = read_model(small / "base"), read_model(small / "tuned-0")
+    cases = [
+        {"filter": "=model.norm.weight", "value": 0.5},
+        {"filter": "=norm", "value": 9},
+        {"filter": r"re:layers\.\d\.mlp\.(up|gate)", "value": 0.25},
+        {"filter": "mlp", "value": 0.75},
+        {"value": 1},
+    ]
+    recipe = {"merge_method": "linear", "models": ["tuned-0"], "parameters": {"weight": cases, "normalize": False}}
+    alnico.merge(recipe, tmp_path / "out")
+    out = read_model(tmp_path / "out")
+    assert base.keys() == out.keys()
+    for name, values in one.items():
+        weight = 0.5 if name == "model.norm.weight" else 1
+        if ".mlp." in name:
+            weight = 0.75 if "down" in name else 0.25
+        np.testing.assert_allclose(out[name], weight * values, rtol=1e-6)
+
+
+def test_a_base_that_is_no_source_gives_the_layers_that_the_sources_have(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(small)
+    sources = [{"model": "tuned-0", "layer_range": [1, 2]}]
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "slices": [{"sources": sources}],
+        "parameters": {"weight": 3},
+    }
+    alnico.merge(recipe, tmp_path / "out")
+    out, base, one = (read_model(p) for p in (tmp_path / "out", small / "base", small / "tuned-0"))
+    was = [n for n in base if ".layers.1." in n]
+    assert {n for n in out if ".layers." in n} == {n.replace(".1.", ".0.") for n in was}
+    for name in was:
+        expected = base[name].astype(np.float64) + 3.0 * (one[name].astype(np.float64) - base[name])
+        np.testing.assert_allclose(out[name.replace(".1.", ".0.")], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_two_layers_of_one_model_make_one(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(small)
+    sources = [{"model": "tuned-0", "layer_range": [i, i + 1], "parameters": {"weight": w}} for i, w in enumerate((1, 3))]
+    alnico.merge({"merge_method": "linear", "slices": [{"sources": sources}]}, tmp_path / "out")
+    out, one = read_model(tmp_path / "out"), read_model(small / "tuned-0")
+    for name in (n for n in one if ".layers.0." in n):
+        expected = (one[name].astype(np.float64) + 3.0 * one[name.replace(".0.", ".1.")]) / 4
+        np.testing.assert_allclose(out[name], expected, rtol=1e-6, atol=1e-7)
+
+
+def test_what_no_module_names_is_copied_from_the_donor(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    recipe = {
+        "merge_method": "linear",
+        "base_model": "models/seeing",
+        "modules": {"text_decoder": {"models": ["models/seeing", "models/watching"]}},
+    }
+    result = alnico.merge(recipe, tmp_path / "out")
+    out, donor = read_model(tmp_path / "out"), read_model(folder / "models" / "seeing")
+    rest = {n for n in donor if not n.startswith("model.language_model.")}
+    assert out.keys() == donor.keys()
+    assert len(rest) == 3
+    for name in rest:
+        assert np.array_equal(out[name], donor[name])
+    assert {(j.kind, j.why) for j in result.plan.jobs if j.name in rest} == {
+        ("copy", "the recipe leaves models/seeing as it is"),
+    }
