@@ -126,8 +126,6 @@ class Sections:
 
     parts: tuple[Section, ...]
     layers: Mapping[str, tuple[Layer, ...]]
-    origin_stack: Mapping[str, str]
-    """The name that the donor has for a stack of the output."""
 
 
 def sections_of(recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> Sections:
@@ -141,7 +139,7 @@ def sections_of(recipe: Recipe, references: Sequence[str], sources: Sequence[Sou
         maker.sliced(recipe.slices, None, recipe.merge_method)
     else:
         maker.whole(recipe.models, None, recipe.merge_method)
-    return Sections(tuple(maker.sections), maker.layers, maker.origin_stack)
+    return Sections(tuple(maker.sections), maker.layers)
 
 
 class _Maker:
@@ -152,7 +150,6 @@ class _Maker:
         self.donor = donor
         self.sections: list[Section] = []
         self.layers: dict[str, tuple[Layer, ...]] = {}
-        self.origin_stack: dict[str, str] = {}
         heads = [n for n in sources[donor].tensors if n.endswith(tuple(families.TIED))]
         tied = families.tied_heads(sources[donor].config, sources[donor].tensors, heads)
         self.heads = [h for h in heads if h not in tied]
@@ -222,7 +219,6 @@ class _Maker:
         mine = self.members(self.donor, module)
         first = self.references.index(slices[0].models[0].reference)
         stack = self._stack(first, module)
-        total = sum(_length(s) for s in slices)
         origin: list[Layer] = []
         inner = f"module {module.name}, " if module else ""
         for i, piece in enumerate(slices):
@@ -247,10 +243,7 @@ class _Maker:
                 label, piece.merge_method or method, listed, base, base or listed[0], self.shared(piece, module), part, names, depth
             )
             origin += [Layer(model, layer) for layer in range(*entry.layers)]
-        assert len(origin) == total
-        named = self.output_name(f"{stack}0._", mine, {})[: -len("0._")]
-        self.layers[named] = tuple(origin)
-        self.origin_stack[named] = named
+        self.layers[self.output_name(f"{stack}0._", mine, {})[: -len("0._")]] = tuple(origin)
 
     def _depth(self, names: Iterable[str], begin: int, count: int) -> dict[str, float]:
         found = {}
