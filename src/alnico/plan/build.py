@@ -25,7 +25,7 @@ from alnico.plan.config import check_layers, layered_config
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
-from alnico.plan.sections import Asked, Part, Section, Sections, sections_of
+from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
 from alnico.recipe.schema import Recipe
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.chat import chat_template, check_setting
@@ -309,7 +309,8 @@ class _Jobs:
         if merge.copies is not None:
             origin = asked.base if merge.copies == "base" else asked.values[merge.copies]
             assert origin is not None
-            return self._copied(name, origin, f"the recipe leaves {self.sources[origin.model].label} as it is")
+            why = f"the recipe leaves {self.sources[origin.model].label} as it is"
+            return self._copied(name, origin, section.label if section.label == REST else why)
         inputs = tuple(self._input(p, name) for p in asked.values)
         base = self._input(asked.base, name) if asked.base is not None else None
         parts = (*asked.values, *([asked.base] if asked.base is not None else []))

@@ -14,6 +14,9 @@ from alnico.plan.layers import Place, depth_of, depths, place_of, stacks
 from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
 from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, Parameters, Recipe, Rule, Slice
 
+REST = "in no module that the recipe names"
+"""How the section is called that has what is left of the donor."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -350,7 +353,7 @@ class _Maker:
             only = Part(self.donor, entry, {n: n for n in rest})
             self.sections.append(
                 Section(
-                    "in no module",
+                    REST,
                     "passthrough",
                     (only,),
                     None,
