@@ -73,6 +73,8 @@ class Section:
     """The part of a model that the section does not list."""
     donor: Part | None
     """Where a tensor comes from that the others lack."""
+    named_base: str | None
+    """The base as the recipe names it."""
     names: tuple[str, ...]
     """Names of the output that the section may give, in order."""
     depth: Mapping[str, float]
@@ -98,6 +100,11 @@ class Section:
                 )
             return Asked(method, (part,), part if method.space == "delta" else None, rule)
         base = self.base
+        if base is None and self.named_base and (method.space == "delta" or method.base == "first"):
+            raise RecipeError(
+                f"{self.label}: its sources take different layers, so it is not known which layers of {self.named_base}, the base, go "
+                "with them. List the base among the sources, with its layer_range."
+            )
         others = tuple(p for p in self.listed if p is not base)
         if method.space == "delta":
             return Asked(method, others, base, rule)
@@ -213,15 +220,18 @@ class _Maker:
             return Part(model, entry, {mine.get(n) or self.output_name(n, mine, members): full for n, full in members.items()})
 
         listed = tuple(part(e) for e in models)
-        base = self._base(listed, self.recipe.base_model, part, None)
+        named = self.recipe.base_model
+        base = self._base(listed, named, part, None)
         names = dict.fromkeys([*mine.values(), *(n for p in listed for n in p.names)])
         donor = part(ModelEntry(self.references[self.donor]))
-        self._add(module.name if module else "", method, listed, base, donor, self.shared(None, module), part, names, depths(names))
+        label = module.name if module else ""
+        self._add(label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names))
 
     def sliced(self, slices: Sequence[Slice], module: Module | None, method: str) -> None:
         mine = self.members(self.donor, module)
         first = self.references.index(slices[0].models[0].reference)
         stack = self._stack(first, module)
+        moved = self.output_name(f"{stack}0._", mine, {})[: -len("0._")]
         origin: list[Layer] = []
         inner = f"module {module.name}, " if module else ""
         for i, piece in enumerate(slices):
@@ -234,27 +244,18 @@ class _Maker:
 
             listed = tuple(part(e) for e in piece.models)
             ranges = {e.layers for e in piece.models}
-            base = self._base(
-                listed, piece.base_model or self.recipe.base_model, part, next(iter(ranges)) if len(ranges) == 1 else None
-            )
+            named = piece.base_model or self.recipe.base_model
+            base = self._base(listed, named, part, next(iter(ranges)) if len(ranges) == 1 else None)
             names = dict.fromkeys(n for p in (*listed, *([base] if base else [])) for n in p.names)
             entry = piece.models[0]
             assert entry.layers is not None
             model = self.references.index(entry.reference)
-            depth = self._depth(names, begin, _length(piece))
-            self._add(
-                label, piece.merge_method or method, listed, base, base or listed[0], self.shared(piece, module), part, names, depth
-            )
+            depth = _slice_depths(names, moved, begin, _length(piece))
+            donor = base or listed[0]
+            shared = self.shared(piece, module)
+            self._add(label, piece.merge_method or method, listed, base, donor, named, shared, part, names, depth)
             origin += [Layer(model, layer) for layer in range(*entry.layers)]
-        self.layers[self.output_name(f"{stack}0._", mine, {})[: -len("0._")]] = tuple(origin)
-
-    def _depth(self, names: Iterable[str], begin: int, count: int) -> dict[str, float]:
-        found = {}
-        for name in names:
-            place = place_of(name)
-            inside = place is not None and begin <= place.layer < begin + count
-            found[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
-        return found
+        self.layers[moved] = tuple(origin)
 
     def _stack(self, model: int, module: Module | None) -> str:
         """The one stack of layers that slices can mean. Errors: MismatchError if there is none, or several."""
@@ -329,6 +330,7 @@ class _Maker:
         listed: tuple[Part, ...],
         base: Part | None,
         donor: Part,
+        named_base: str | None,
         shared: tuple[Parameters, ...],
         part: Callable[[ModelEntry], Part],
         names: Iterable[str],
@@ -336,13 +338,22 @@ class _Maker:
     ) -> None:
         ranges = {p.entry.layers for p in listed}
         layers = next(iter(ranges)) if len(ranges) == 1 else None
-        recipe = self.recipe
         self.sections.append(
             Section(
-                label, method, listed, base, shared, recipe.preset, recipe.methods,
-                lambda reference: part(ModelEntry(reference, layers=layers)), donor, tuple(names), depth,
+                label=label,
+                merge_method=method,
+                listed=listed,
+                base=base,
+                shared=shared,
+                preset=self.recipe.preset,
+                rules=self.recipe.methods,
+                make=lambda reference: part(ModelEntry(reference, layers=layers)),
+                donor=donor,
+                named_base=named_base,
+                names=tuple(names),
+                depth=depth,
             )
-        )  # fmt: skip
+        )
 
     def rest_of_donor(self) -> None:
         """What belongs to no module asked for stays as the donor has it."""
@@ -353,17 +364,18 @@ class _Maker:
             only = Part(self.donor, entry, {n: n for n in rest})
             self.sections.append(
                 Section(
-                    REST,
-                    "passthrough",
-                    (only,),
-                    None,
-                    (),
-                    None,
-                    (),
-                    lambda _: only,
-                    only,
-                    tuple(rest),
-                    dict.fromkeys(rest, 0.0),
+                    label=REST,
+                    merge_method="passthrough",
+                    listed=(only,),
+                    base=None,
+                    shared=(),
+                    preset=None,
+                    rules=(),
+                    make=lambda _: only,
+                    donor=only,
+                    named_base=None,
+                    names=tuple(rest),
+                    depth={},
                 )
             )
 
@@ -372,3 +384,13 @@ def _length(piece: Slice) -> int:
     layers = piece.models[0].layers
     assert layers is not None
     return layers[1] - layers[0]
+
+
+def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> dict[str, float]:
+    """The depth of every tensor within its slice, whose layers are ``count`` from ``begin`` on; 0 for what is in no layer of it."""
+    found = {}
+    for name in names:
+        place = place_of(name)
+        inside = place is not None and place.stack == stack and begin <= place.layer < begin + count
+        found[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
+    return found
