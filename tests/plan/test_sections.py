@@ -11,7 +11,7 @@ import pytest
 import alnico
 from alnico.errors import AlnicoError, MismatchError, RecipeError
 from alnico.plan.job import Job, Plan
-from made import save_model
+from made import read_model, save_model
 
 
 @pytest.fixture(autouse=True)
@@ -218,3 +218,15 @@ def test_every_list_by_layer_follows_the_layers_and_a_pattern_that_would_break_i
         "config.json: first_k_dense_replace is 1, so layer 2 of the output would be of another kind than layer 0 of b, which it is "
         "made of. Take layers such that each keeps its place in the pattern."
     )
+
+
+def test_lines_scales_the_merged_task_vector_by_depth() -> None:
+    stack("base", 3)
+    write_model(Path("a"), {name: np.ones(t.shape, np.float32) for name, t in alnico.open("base").tensors.items()}, {})
+    recipe = (
+        "{merge_method: task_arithmetic, base_model: base, models: [a], lines: {alpha: 0.5, beta: 0.25}, parameters: {lambda: 2}}\n"
+    )
+    alnico.merge("\n" + recipe, "out")
+    found = {name: values.flat[0] for name, values in read_model(Path("out")).items()}
+    assert [found[f"model.layers.{i}.mlp.w"] for i in range(3)] == [1.0, 1.25, 1.5]
+    assert (found["model.embed_tokens.weight"], found["model.norm.weight"], found["lm_head.weight"]) == (1.0, 1.5, 1.5)
