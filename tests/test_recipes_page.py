@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 import alnico
 from alnico.recipe.load import load_recipes
@@ -80,6 +81,19 @@ def test_every_recipe_of_the_page_is_one() -> None:
     assert len(BLOCKS) == PAGE.count("```yaml")
     for _, text in BLOCKS:
         assert not [note for recipe in load_recipes(text) for note in recipe.notes if "no effect" in note]
+
+
+def test_every_line_of_the_readmes_table_is_a_recipe() -> None:
+    table = (DOCS.parent / "README.md").read_text("utf-8").partition("| what | in the recipe |\n")[2].partition("\n\n")[0]
+    rows = table.splitlines()[1:]
+    assert len(rows) == 8
+    for row in rows:
+        given = [yaml.safe_load(code) for code in re.findall(r"`([^`]+)`", row.split(" | ")[-1])]
+        recipe = {key: value for keys in given if keys for key, value in keys.items()}
+        assert recipe
+        models = {} if {"models", "slices", "modules"} & recipe.keys() else {"models": ["base", "coder", "math"]}
+        method = {"merge_method": "passthrough"} if "slices" in recipe else {"merge_method": "ties", "base_model": "base"}
+        assert alnico.load_recipe({**method, **models, **recipe}).notes == ()
 
 
 @pytest.mark.parametrize("text", MERGED, ids=range(len(MERGED)))
