@@ -96,6 +96,12 @@ def test_every_line_of_the_readmes_table_is_a_recipe() -> None:
         assert alnico.load_recipe({**method, **models, **recipe}).notes == ()
 
 
+def test_the_page_of_examples_names_them_all() -> None:
+    examples = DOCS.parent / "examples"
+    named = re.findall(r"`([\w-]+\.yml)`", (examples / "README.md").read_text("utf-8"))
+    assert sorted(named) == sorted(p.name for p in examples.glob("*.yml"))
+
+
 @pytest.mark.parametrize("text", MERGED, ids=range(len(MERGED)))
 def test_a_recipe_of_the_page_can_be_planned(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
