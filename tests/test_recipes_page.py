@@ -192,5 +192,5 @@ def test_what_no_module_names_is_copied_from_the_donor(folder: Path, tmp_path: P
     for name in rest:
         assert np.array_equal(out[name], donor[name])
     assert {(j.kind, j.why) for j in result.plan.jobs if j.name in rest} == {
-        ("copy", "the recipe leaves models/seeing as it is"),
+        ("copy", "in no module that the recipe names"),
     }
