@@ -11,6 +11,7 @@ from alnico.checkpoint.model import Source, Tensor
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
+from alnico.plan.compatibility import Misfit, explain_mismatch
 from alnico.plan.sections import Asked, Part, Section
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import (
@@ -45,6 +46,7 @@ class Aligner:
     dropped: list[tuple[int, str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    misfits: list[Misfit] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
@@ -79,6 +81,7 @@ class Aligner:
             why = f"{self._lack(lacking)} it, and the recipe says missing: copy"
             self._drop(name, [p for p in holders if p.place != reference.place], f"taken from {self._label(reference)}: {why}")
             return Fate("from one", reference, why)
+        self.misfits.append(Misfit(name, {p.model: self._tensor(p, name).shape if p in holders else None for p in asked.needed}))
         # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
         self.problems.append(self._lacks(name, lacking, reference) if len(self.problems) < MAX_SHOWN else "")
         return None
@@ -86,6 +89,8 @@ class Aligner:
     def refuse(self) -> None:
         """Raise what was found. Errors: MismatchError."""
         if self.problems:
+            if (explained := explain_mismatch(self.misfits, self.sources)) is not None:
+                raise MismatchError(explained)
             more = len(self.problems) - MAX_SHOWN
             rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
             raise MismatchError("\n".join(self.problems[:MAX_SHOWN] + rest))
@@ -94,6 +99,7 @@ class Aligner:
         tensors = [self._tensor(p, name) for p in parts]
         for part, tensor in zip(parts[1:], tensors[1:], strict=True):
             if tensor.shape != tensors[0].shape:
+                self.misfits.append(Misfit(name, {p.model: t.shape for p, t in zip(parts, tensors, strict=True)}))
                 self.problems.append(self._shapes(name, parts[0], part))
                 return None
         kinds = {DTYPES[t.dtype].kind for t in tensors}

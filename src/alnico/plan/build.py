@@ -21,6 +21,7 @@ from alnico.methods.base import Merge, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
 from alnico.plan.align import Aligner, Fate
+from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
@@ -115,7 +116,7 @@ def _plan(
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
     notes += _unused(recipe, references, sections, jobs)
-    notes += _same_places(sources)
+    notes += [*config_notes(_together(sources, jobs), sources[donor]), *_same_places(sources)]
     config: Mapping[str, Any] = sources[donor].config
     files: dict[str, bytes] = {}
     if spoken is not None:
@@ -188,6 +189,12 @@ def _same_places(sources: list[Source]) -> list[str]:
         if first != source.label:
             notes.append(f"{first} and {source.label} are one model, taken as two. Write its path in one way if that is not meant.")
     return notes
+
+
+def _together(sources: list[Source], jobs: list[Job]) -> list[Source]:
+    """The models that are merged with others, tensor by tensor."""
+    used = {i.model for job in jobs if job.kind == "mix" and len({i.model for i in job.read}) > 1 for i in job.read}
+    return [sources[m] for m in sorted(used)]
 
 
 def _unused(recipe: Recipe, references: list[str], sections: Sections, jobs: list[Job]) -> list[str]:
