@@ -108,8 +108,6 @@ def test_the_plan_names_models_tensors_bytes_and_memory(run: Run) -> None:
         ("--no-lazy-unpickle", "only safetensors files are read, always in part"),
         ("--low-cpu-memory", "--memory is the limit that holds"),
         ("--no-low-cpu-memory", "--memory is the limit that holds"),
-        ("--allow-crimes", "what does not fit together is an error here"),
-        ("--no-allow-crimes", "what does not fit together is an error here"),
     ],
 )
 def test_mergekits_options_are_accepted_with_a_note(run: Run, word: str, why: str) -> None:

@@ -207,6 +207,7 @@ lines: {alpha: 0.2, beta: 8e-1}
 dtype: float32
 out_dtype: torch.float64
 missing: copy
+unrelated: allow
 seed: -3
 name: everything else
 chat_template: |

@@ -81,6 +81,7 @@ TIES = "merge_method: ties\nbase_model: b\nmodels: [a]\n"
         LINEAR + "dtype: int8",
         LINEAR + "seed: 1.5",
         LINEAR + "missing: ignore",
+        LINEAR + "unrelated: true",
         LINEAR + "lines: {alpha: 1}",
         LINEAR + "tokenizer: {sorce: base}",
         LINEAR + "tokenizer: {source: base}\ntokenizer_source: base",

@@ -246,6 +246,7 @@ RECIPES = st.fixed_dictionaries(
         "dtype": VALUES,
         "seed": VALUES,
         "missing": VALUES,
+        "unrelated": VALUES,
     },
 )
 

@@ -243,6 +243,7 @@ def test_a_vocabulary_says_where_the_rows_of_tokens_come_from() -> None:
         64,
     )
     assert (found.base_model, found.dtype, found.missing, found.seed) == ("org/base@v1", "F64", "copy", -3)
+    assert found.unrelated == "allow"
     assert found.lines == Lines(0.2, 0.8)
     assert found.stage == "everything else"
     assert found.chat_template == "{% for message in messages %}\n{{ message.content }}{% endfor %}\n"

@@ -14,7 +14,7 @@ from alnico.recipe.load import load_recipe, parse_recipe
 
 TOP = (
     "merge_method, models, slices, modules, methods, base_model, preset, lines, parameters, tokenizer_source, tokenizer, "
-    "chat_template, dtype, out_dtype, missing, seed, name"
+    "chat_template, dtype, out_dtype, missing, unrelated, seed, name"
 )
 TAIL = "\nmodels: [a, b]"
 
@@ -123,6 +123,7 @@ KEYS = {
         "2: seed is a number of more than 60 digits; expected a whole number of at most 64 bits.",
     ),
     "missing unknown": ("merge_method: linear\nmissing: ignore" + TAIL, "2: missing is 'ignore'; expected error, copy or drop."),
+    "unrelated unknown": ("merge_method: linear\nunrelated: true" + TAIL, "2: unrelated is true; expected error or allow."),
     "missing a list": ("merge_method: linear\nmissing: [copy]" + TAIL, "2: missing is a list; expected error, copy or drop."),
     "base needed": (
         "models: [a, b]\nmerge_method: ties",

@@ -48,7 +48,6 @@ IGNORED = {
     "write_model_card": "the model card is always written",
     "lazy_unpickle": "only safetensors files are read, always in part",
     "low_cpu_memory": "--memory is the limit that holds",
-    "allow_crimes": "what does not fit together is an error here",
 }
 
 
@@ -105,7 +104,7 @@ def merge(
     try:
         with progress.bar(quiet or as_json, verbose) as watch:
             results = api.merge_all(
-                _recipe(recipe),
+                _allowing(_recipe(recipe)) if allow_crimes else _recipe(recipe),
                 out,
                 memory=memory_bytes,
                 threads=threads,
@@ -264,6 +263,18 @@ def _recipe(reference: str) -> Any:
     from alnico.recipe.load import MAX_BYTES, decode_recipes
 
     return decode_recipes(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
+
+
+def _allowing(recipes: Any) -> Any:
+    """The recipes with ``unrelated: allow``, which is what mergekit's ``--allow-crimes`` means here."""
+    import dataclasses
+
+    from alnico.recipe.load import load_recipes
+
+    return tuple(
+        dataclasses.replace(r, unrelated="allow", text=r.text and f"{r.text.rstrip()}\n# run with --allow-crimes\n")
+        for r in load_recipes(recipes)
+    )
 
 
 def _one_or_all(data: list[Any]) -> Any:

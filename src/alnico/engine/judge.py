@@ -18,8 +18,12 @@ import numpy as np
 from alnico.checkpoint.model import Source, Tensor
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.plan.job import Plan
 
 Verdict = Literal["equal", "tuned", "far", "unrelated"]
+
+TENSORS = 32
+"""Most tensors that are looked at before a merge, spread over the model."""
 
 SAMPLE = 16_384
 """Elements of a tensor that are looked at, in its middle: 64 KiB of float32."""
@@ -32,7 +36,7 @@ LEAST_TENSORS = 4
 """Fewer large tensors than this are not judged."""
 
 UNCORRELATED = 0.1
-"""Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0004): 0.05 at most between Llamas
+"""Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0005): 0.05 at most between Llamas
 trained from different seeds on the same text; 0.88 at least after as many steps of training again as the model had; 0.9996 at
 least between all-MiniLM-L6-v2 and its fine-tune."""
 
@@ -193,6 +197,31 @@ def look(sources: Sequence[Source], places: Iterable[Place]) -> Comparison:
     return Comparison(tuple(likenesses), tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near))
 
 
+def judge(plan: Plan) -> Plan:
+    """Look at the models of a plan; gives it back with notes on those of which there is something to say.
+
+    Only values that are mixed are looked at: copies and layers put together from several models are as the recipe wants them.
+    Errors: MismatchError for models that were not tuned from one base, unless the recipe says ``unrelated: allow``.
+    """
+    places = {}
+    for job in plan.jobs:
+        read = job.read if job.base is None else (job.base, *job.inputs)
+        if (
+            job.kind == "mix"
+            and job.elements
+            and len(read) > 1
+            and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)
+        ):
+            places[job.name] = Place(read[0].name, tuple(dict.fromkeys(i.model for i in read)))
+    matrices = [p for p in places.values() if is_matrix(plan.sources[p.models[0]].tensors[p.name])]
+    comparison = look(plan.sources, spread(matrices or list(places.values()), TENSORS))
+    unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
+    if unrelated and plan.recipe.unrelated == "error":
+        raise MismatchError("\n".join(_refusal(x) for x in unrelated))
+    with_base = any(job.base is not None for job in plan.jobs)
+    return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
+
+
 def compare(sources: Sequence[Source]) -> Comparison:
     """Compare models with the first, by a sample of every float tensor that has the same name and shape in both.
 
@@ -224,7 +253,9 @@ def notes(comparison: Comparison, with_base: bool) -> list[str]:
             end = "there is nothing to merge from it" if with_base else "they are one model, taken as two"
             said.append(f"{x.model} equals {x.other} in all {looked}; {end}.")
         elif x.verdict == "unrelated":
-            said.append(f"{x.model} and {x.other} were not tuned from one base (cosine {x.cosine:.2f}), and the recipe allows it.")
+            said.append(
+                f"{x.model} and {x.other} were not tuned from one base (cosine {x.cosine:.2f}); unrelated: allow merges them."
+            )
         elif x.verdict == "far":
             said.append(
                 f"{x.model} is far from {x.other}: cosine {x.cosine:.2f}, {x.length:.2f} times as long, in {looked}; "
@@ -250,6 +281,13 @@ def is_matrix(tensor: Tensor) -> bool:
     return sum(n > 1 for n in tensor.shape) > 1 and tensor.elements >= LARGE
 
 
+def spread(places: Sequence[Place], count: int) -> list[Place]:
+    """``count`` of them, evenly spread, the first and the last among them."""
+    if len(places) <= count:
+        return list(places)
+    return [places[i * (len(places) - 1) // (count - 1)] for i in range(count)]
+
+
 def _fits(source: Source, name: str, tensor: Tensor) -> bool:
     other = source.tensors.get(name)
     return other is not None and other.shape == tensor.shape and other.dtype in MERGEABLE
@@ -262,6 +300,15 @@ def _read(source: Source, name: str) -> np.ndarray:
     raw = np.empty(count * width, np.uint8)
     source.read_into(name, (tensor.elements - count) // 2 * width, memoryview(raw))
     return decode(raw, tensor.dtype).astype(np.float64)
+
+
+def _refusal(x: Likeness) -> str:
+    return (
+        f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at "
+        f"have nothing to do with one another: {_named(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
+        "parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base (alnico "
+        "compare shows how models lie to one another), or say unrelated: allow in the recipe."
+    )
 
 
 def _named(cosines: Mapping[str, float]) -> str:

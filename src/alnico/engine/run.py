@@ -22,6 +22,7 @@ from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, blocks,
 from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
 from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
 from alnico.engine.journal import Done, Journal, Record, read_journal
+from alnico.engine.judge import judge
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
@@ -80,6 +81,7 @@ def run_plan(
         except OSError as error:
             raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
         try:
+            plan = plan if found else judge(plan)
             run = _merge(plan, part, fingerprint, found, watch)
             _complete(plan, part, run.records, version, single)
         except RunError:

@@ -55,6 +55,7 @@ def json_schema() -> Schema:
         "dtype": {"enum": dtypes},
         "out_dtype": {"enum": dtypes},
         "missing": {"enum": ["error", "copy", "drop"]},
+        "unrelated": {"enum": ["error", "allow"]},
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }

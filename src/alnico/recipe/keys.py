@@ -22,6 +22,7 @@ TOP: Keys = {
     "dtype": "The dtype of the output, unless out_dtype is given; else the promotion of the inputs' dtypes.",
     "out_dtype": "The dtype of the output.",
     "missing": "What to do with a float tensor that a model lacks: error, copy or drop.",
+    "unrelated": "What to do with models that were not tuned from one base: error or allow.",
     "seed": "Seed of random methods, a whole number of at most 64 bits; 0 if not given.",
     "name": "The name of this merge among several documents of a file; others take its output under this name.",
 }

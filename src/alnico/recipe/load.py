@@ -146,6 +146,7 @@ def _recipe(document: Document, reading: Reading, folder: str) -> Recipe | None:
         dtype=out_dtype or dtype,
         seed=scalars.seed(keys.get("seed"), reading),
         missing=scalars.missing(keys.get("missing"), reading),
+        unrelated=scalars.unrelated(keys.get("unrelated"), reading),
         slices=slices,
         modules=modules,
         methods=tuple(rule for rule, _, _ in rules),

@@ -12,7 +12,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.recipe.nodes import MAX_SHOWN, Node, Reading, cut, shown
-from alnico.recipe.schema import Missing
+from alnico.recipe.schema import Missing, Unrelated
 
 MAX_TEXT = 4_096
 SEEDS = range(-(1 << 63), 1 << 63)
@@ -141,6 +141,12 @@ def missing(node: Node | None, reading: Reading) -> Missing:
             return choice
     reading.wrong(node.line, f"missing is {node.kind}; expected error, copy or drop.")
     return "error"
+
+
+def unrelated(node: Node | None, reading: Reading) -> Unrelated:
+    if node is not None and node.value not in ("error", "allow"):
+        reading.wrong(node.line, f"unrelated is {node.kind}; expected error or allow.")
+    return "allow" if node is not None and node.value == "allow" else "error"
 
 
 def nearest(name: str, known: Sequence[str]) -> str:

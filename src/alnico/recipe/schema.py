@@ -14,6 +14,9 @@ Scalar = Union[float, bool, str]
 
 Missing = Literal["error", "copy", "drop"]
 
+Unrelated = Literal["error", "allow"]
+"""What to do with models that were not tuned from one base."""
+
 
 @dataclass(frozen=True)
 class Gradient:
@@ -143,6 +146,7 @@ class Recipe:
     dtype: str | None = None
     seed: int = 0
     missing: Missing = "error"
+    unrelated: Unrelated = "error"
     slices: tuple[Slice, ...] = ()
     modules: tuple[Module, ...] = ()
     methods: tuple[Rule, ...] = ()
@@ -223,6 +227,7 @@ class Recipe:
         given |= {"chat_template": self.chat_template} if self.chat_template else {}
         given |= {"dtype": self.dtype} if self.dtype else {}
         given |= {"missing": self.missing} if self.missing != "error" else {}
+        given |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
         return {**given, "seed": self.seed}
 
 

@@ -231,6 +231,8 @@ class LazyModel:
         entries = [(one, weight) for one, weight in entries if one != self._base]
         recipe: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": names[self._base]}
         recipe["models"] = [{"model": names[one], "parameters": {"weight": weight}} for one, weight in entries]
+        if any(base != self._base for _, _, base in self._tau.terms):
+            recipe["unrelated"] = "allow"  # a task vector of another base was asked for in so many words
         if not entries:
             recipe = {"merge_method": "passthrough", "models": [names[self._base]]}
         if dtype is not None:
