@@ -183,8 +183,9 @@ def test_copies_are_never_judged() -> None:
 
 
 def test_other_layers_that_a_recipe_merges_by_intent_are_not_judged() -> None:
-    family(Path("deep"), 0, hidden=64, layers=4, vocabulary=128)
-    sources = [{"model": "deep/base", "layer_range": part} for part in ([0, 2], [2, 4])]
+    for seed in (0, 1):
+        family(Path(f"deep-{seed}"), 0, seed=seed, hidden=64, layers=4, vocabulary=128)
+    sources = [{"model": f"deep-{i}/base", "layer_range": part} for i, part in enumerate(([0, 2], [2, 4]))]
     result = alnico.merge({"merge_method": "linear", "slices": [{"sources": sources}]}, "out", threads=1)
     assert not any("tuned from one base" in note for note in result.plan.notes)
 
@@ -242,6 +243,7 @@ def test_a_nan_is_left_to_the_merge_which_names_it() -> None:
     save("stranger-nan", values)
     (found,) = alnico.compare(["stranger-nan"], base="base").likenesses
     assert "model.embed_tokens.weight" not in found.cosines
+    assert np.isfinite(found.change)
     assert found.verdict == "unrelated"
 
 
