@@ -131,7 +131,7 @@ KEYS = {
     ),
     "base of an arc needed": (
         "merge_method: slerp\nparameters: {t: 0.5}" + TAIL,
-        "1: slerp needs base_model, the model where the arc begins. Add base_model: PATH.",
+        "1: slerp needs base_model, one of its two models: the one to begin with. Add base_model: PATH.",
     ),
     "option needed": (
         "merge_method: slerp\nbase_model: a" + TAIL,

@@ -23,6 +23,7 @@ from alnico.plan import families
 from alnico.plan.align import Aligner, Fate
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config
+from alnico.plan.filters import idle_filters
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
@@ -110,11 +111,12 @@ def _plan(
     if spoken is not None:
         sources = _with_rows(sources, spoken)
     sections = sections_of(recipe, references, sources, donor)
+    idle = idle_filters(recipe, sections.parts)
     made = _Jobs(recipe, sources, donor, sections)
     jobs = made.all()
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
-    notes = [*recipe.notes, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
+    notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
     notes += _unused(recipe, references, sections, jobs)
     notes += [*config_notes(_together(sources, jobs), sources[donor]), *_same_places(sources)]
     config: Mapping[str, Any] = sources[donor].config

@@ -43,7 +43,7 @@ def _start(part: Part) -> str:
 def _check_base(method: Method, part: Part, line: int, start: str, context: Context) -> None:
     if method.base not in ("required", "first") or part.base_model is not None or "base_model" in context.failed:
         return
-    what = "the model where the arc begins" if method.base == "first" else "the model the others were tuned from"
+    what = "one of its two models: the one to begin with" if method.base == "first" else "the model the others were tuned from"
     told = (line, f"{start}{method.name} needs base_model, {what}. Add base_model: PATH.")
     if told not in context.reading.mistakes:
         context.reading.wrong(*told)
