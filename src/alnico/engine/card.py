@@ -22,6 +22,7 @@ from alnico.recipe.schema import Recipe
 LOCK = "alnico.lock.json"
 RECIPE = "mergekit_config.yml"
 CARD = "README.md"
+SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 LINE = 200
 """Longest line of a lock that holds more than one entry."""
 WORD = re.compile(r"[\w.+-]{1,80}")
@@ -78,11 +79,23 @@ def laid_out(value: Any, depth: int = 0) -> str:
 
 
 def recipe_text(recipe: Recipe) -> str:
-    """Return the recipe as YAML: as it was written, or made from its values; with the seed either way."""
+    """Return the recipe as YAML that makes the same merge: as it was written, with the seed that was used, or made from its values."""
     if recipe.text:
-        ending = "" if recipe.text.endswith("\n") else "\n"
-        return recipe.text + ending + ("" if recipe.seed == recipe.written_seed else f"# run with --seed {recipe.seed}\n")
+        text = recipe.text + ("" if recipe.text.endswith("\n") else "\n")
+        if recipe.seed == recipe.written_seed:
+            return text
+        given = yaml.safe_load(text)
+        seeded = SEED.sub(f"seed: {recipe.seed}", text) if "seed" in given else f"{text}seed: {recipe.seed}\n"
+        if _reads_as(seeded, {**given, "seed": recipe.seed}):
+            return seeded
     return yaml.safe_dump(recipe.canonical(), sort_keys=False)
+
+
+def _reads_as(text: str, expected: Mapping[str, Any]) -> bool:
+    try:
+        return bool(yaml.safe_load(text) == expected)
+    except yaml.YAMLError:
+        return False
 
 
 def _repositories(source: Source) -> dict[str, Any]:
@@ -130,7 +143,6 @@ def card_of(plan: Plan, version: str) -> str:
     if not agreed:
         lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
     local = {r: n for r, n, o in zip(recipe.references, names, origins, strict=True) if o is None}
-    seed = "" if recipe.seed == recipe.written_seed else f" --seed {recipe.seed}"
     lines += [
         "",
         f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {recipe.seed}. "
@@ -146,7 +158,7 @@ def card_of(plan: Plan, version: str) -> str:
         "",
         "```sh",
         f"pip install alnico=={version}",
-        f"alnico merge {RECIPE} OUT{seed}",
+        f"alnico merge {RECIPE} OUT",
         "```",
         "",
         f"gives the same weights, bit for bit: `{RECIPE}` is the recipe above"

@@ -123,5 +123,6 @@ def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], texts: Mappi
     if len(needed) == 1:
         return plan
     parts = [texts[s.label] for s in stages if s.label in needed]
-    text = "---\n".join(part if part.endswith("\n") else part + "\n" for part in parts)
-    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, text=text))
+    ended = [part if part.endswith("\n") else part + "\n" for part in parts]
+    text = "".join(part if i == 0 or part.startswith("---") else f"---\n{part}" for i, part in enumerate(ended))
+    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, text=text, written_seed=plan.recipe.seed))

@@ -50,7 +50,7 @@ class Aligner:
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
-        self._tied = families.tied_heads(self.sources[self.donor].config, self.sources[self.donor].tensors, names)
+        self.tied = families.tied_heads(self.sources[self.donor].config, self.sources[self.donor].tensors, names)
 
     def fate(self, name: str, section: Section, asked: Asked) -> Fate | None:
         """Say what becomes of the tensor ``name``; None if it is dropped, or does not fit."""
@@ -67,11 +67,11 @@ class Aligner:
             why = f"a buffer that {self._lack(lacking)}"
             self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
             return Fate("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
-        if name in self._tied:
+        if name in self.tied:
             self._drop(
                 name,
                 [*holders, *([donor] if donor else [])],
-                f"tied to {self._tied[name]} in the config, and {self._lack(lacking)} it",
+                f"tied to {self.tied[name]} in the config, and {self._lack(lacking)} it",
             )
             return None
         if self.missing == "drop":

@@ -242,6 +242,7 @@ class _Jobs:
             self.jobs[name] = self._job(name, section, asked, fate)
         self._note_gradients(fated)
         self._note_statistics(fated)
+        self._note_heads()
         if self.sections.layers:
             return self._in_layer_order()
         order = dict.fromkeys(n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs)
@@ -266,6 +267,16 @@ class _Jobs:
                 f"the running statistics of {len(merged)} BatchNorm layers are merged like weights, which is not what the merged "
                 "model's activations have: recalibrate them on data with alnico.recalibrate_batchnorm."
             )
+
+    def _note_heads(self) -> None:
+        """A head that the config ties, and that is written all the same because every model stores it."""
+        for head, embedding in self.aligner.tied.items():
+            pair = [self.jobs[name] for name in (head, embedding) if name in self.jobs]
+            if len(pair) == 2 and (pair[0].kind, pair[0].inputs[0].model) != ("copy", pair[1].inputs[0].model):
+                self.notes.append(
+                    f"{head}: all models store it, and config.json ties it to {embedding}; both are written, and a program may take "
+                    "either. Give both the same method and parameters, or set tie_word_embeddings to false in the output's config.json."
+                )
 
     def dropped(self, jobs: list[Job]) -> list[Dropped]:
         """What of the models that are used is not in the output, and why."""
