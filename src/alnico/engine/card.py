@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
     """Return the lock: what was merged, from what, into what. Equal merges give equal locks.
 
     Files of inputs are named by their header's hash and size; paths stay as the recipe writes them. A model of the hub has
-    the commit that its revision was.
+    the commit that its revision was; the output of a stage has its own lock.
     """
     read: dict[int, dict[str, str]] = {i: {} for i in range(len(plan.sources))}
     for record in records.values():
@@ -49,6 +50,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
             {
                 "model": source.label,
                 **_repositories(source),
+                **_lock_of_stage(plan, i),
                 "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()],
                 "tensors": dict(sorted(read[i].items())),
             }
@@ -98,6 +100,13 @@ def _reads_as(text: str, expected: Mapping[str, Any]) -> bool:
         return False
 
 
+def _lock_of_stage(plan: Plan, model: int) -> dict[str, Any]:
+    folder = plan.sources[model].directory
+    if folder is None or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
+        return {}
+    return {"lock": json.loads((folder / LOCK).read_text("utf-8"))}
+
+
 def _repositories(source: Source) -> dict[str, Any]:
     """Where on the hub a model comes from; of a base with an adapter there are up to two places."""
     found = [{"repository": repository.name, "commit": repository.commit} for repository in repositories(source)]
@@ -109,40 +118,41 @@ def card_of(plan: Plan, version: str) -> str:
 
     ``base_model`` lists parents on the hub alone: a path is nobody's id. The licence is the parents', if all state the same.
     """
-    recipe, method = plan.recipe, find(plan.recipe.merge_method)
-    names = public_names(plan.sources)
-    licences = [licence_of(source) for source in plan.sources]
-    origins = [source.origin for source in plan.sources]
+    recipe, parents = plan.recipe, parents_of(plan)
+    sources = [parent.source for parent in parents]
+    names = public_names(sources)
+    licences = [licence_of(source) for source in sources]
     agreed = licences[0] if licences[0] and all(licence == licences[0] for licence in licences) else {}
     library = _library(plan)
     front: dict[str, Any] = {"tags": ["merge", "alnico"], **agreed}
     if library:
         front = {"library_name": library, **front}
-    parents = [repository.name for source in plan.sources for repository in repositories(source)]
-    if parents:
-        front = {"base_model": list(dict.fromkeys(parents)), "base_model_relation": "merge", **front}
+    ids = [repository.name for source in sources for repository in repositories(source)]
+    if ids:
+        front = {"base_model": list(dict.fromkeys(ids)), "base_model_relation": "merge", **front}
+    used = [find(name) for name in dict.fromkeys(m for p in (*plan.stages, plan) for m in p.recipe.methods_used)]
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
         "---",
         "# A merge of " + ", ".join(names),
         "",
-        f"Merged in weight space with [alnico](https://pypi.org/project/alnico/) {version} by `{method.name}`: {method.summary}",
+        f"Merged in weight space with [alnico](https://pypi.org/project/alnico/) {version} by "
+        + (f"`{used[0].name}`: {used[0].summary}" if len(used) == 1 else f"{len(used)} methods, as the recipe below says:"),
         "",
-        f"Method: {method.source}.",
+        *([f"Method: {used[0].source}."] if len(used) == 1 else [f"- `{m.name}`: {m.summary} {m.source}." for m in used]),
         "",
         "| model | commit | part | licence |",
         "|---|---|---|---|",
     ]
-    for i, (name, origin, reference) in enumerate(zip(names, origins, recipe.references, strict=True)):
-        part = "base" if reference == recipe.base_model else "merged"
-        part += "; config, tokenizer" if i == plan.donor else ""
+    for name, parent, licence in zip(names, parents, licences, strict=True):
+        origin = parent.source.origin
         shown = f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})" if origin else name.replace("|", "\\|")
         commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
-        lines.append(f"| {shown} | {commit} | {part} | {_licence_name(licences[i]) or 'not stated in its card'} |")
+        lines.append(f"| {shown} | {commit} | {'; '.join(parent.parts)} | {_licence_name(licence) or 'not stated in its card'} |")
     if not agreed:
         lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
-    local = {r: n for r, n, o in zip(recipe.references, names, origins, strict=True) if o is None}
+    local = {p.reference: n for p, n in zip(parents, names, strict=True) if p.source.origin is None}
     lines += [
         "",
         f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {recipe.seed}. "
@@ -171,6 +181,35 @@ def card_of(plan: Plan, version: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A model that a merge, or a stage that leads to it, takes, and what for."""
+
+    reference: str
+    source: Source
+    parts: tuple[str, ...]
+
+
+def parents_of(plan: Plan) -> list[Parent]:
+    """The models that the output is made of, each once; of a stage's output those that it is made of."""
+    plans = {p.recipe.stage: p for p in plan.stages}
+    donor = plan
+    while (reference := donor.recipe.references[donor.donor]) in plans:
+        donor = plans[reference]
+    found: dict[str, tuple[Source, dict[str, None]]] = {}
+    for made in (*plan.stages, plan):
+        used = {i.model for job in made.jobs for i in job.read}
+        for i, (reference, source) in enumerate(zip(made.recipe.references, made.sources, strict=True)):
+            if reference in plans:
+                continue
+            _, parts = found.setdefault(reference, (source, {}))
+            if i in used:
+                parts["base" if reference == made.recipe.base_model else "merged"] = None
+            if made is donor and i == donor.donor:
+                parts["config, tokenizer"] = None
+    return [Parent(r, source, tuple(parts) or ("tokens",)) for r, (source, parts) in found.items()]
 
 
 def public_names(sources: Sequence[Source]) -> list[str]:

@@ -75,15 +75,15 @@ def run_stages(
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     made: dict[str, Any] = {}
-    texts: dict[str, str] = {}
+    plans: dict[str, Plan] = {}
     results = []
     try:
         work.mkdir(parents=True, exist_ok=True)
         for stage in stages:
             target = targets.get(stage.label, work / stage.label)
             plan = planner(stage.recipe, made, single if not stage.is_intermediate else None)
-            texts[stage.label] = recipe_text(plan.recipe)
-            plan = _with_stages(plan, stage, stages, texts)
+            plans[stage.label] = plan
+            plan = _with_stages(plan, stage, stages, plans)
             try:
                 result = _run(plan, target, work / f"{stage.label}.json", version, overwrite, restart, watch)
             finally:
@@ -112,7 +112,7 @@ def _run(
     return result
 
 
-def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], texts: Mapping[str, str]) -> Plan:
+def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mapping[str, Plan]) -> Plan:
     """The recipe that goes with an output has the stages that lead to it, each before the one that takes it."""
     named = {s.label: s for s in stages}
     needed, ahead = {stage.label}, list(stage.uses)
@@ -122,7 +122,9 @@ def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], texts: Mappi
         ahead += named[name].uses
     if len(needed) == 1:
         return plan
-    parts = [texts[s.label] for s in stages if s.label in needed]
+    leading = [plans[s.label] for s in stages if s.label in needed]
+    parts = [recipe_text(p.recipe) for p in leading]
     ended = [part if part.endswith("\n") else part + "\n" for part in parts]
     text = "".join(part if i == 0 or part.startswith("---") else f"---\n{part}" for i, part in enumerate(ended))
-    return dataclasses.replace(plan, recipe=dataclasses.replace(plan.recipe, text=text, written_seed=plan.recipe.seed))
+    recipe = dataclasses.replace(plan.recipe, text=text, written_seed=plan.recipe.seed)
+    return dataclasses.replace(plan, recipe=recipe, stages=tuple(leading[:-1]))

@@ -102,6 +102,8 @@ class Plan:
     """Side files that are written; others are carried from the donor."""
     left: frozenset[str] = frozenset()
     """Side files of the donor that are not carried."""
+    stages: tuple[Plan, ...] = field(default=(), compare=False)
+    """The plans whose outputs lead to this one, in the order in which they ran; their sources are closed."""
 
     @property
     def bytes_to_read(self) -> int:

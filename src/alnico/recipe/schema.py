@@ -182,6 +182,16 @@ class Recipe:
             yield from module.slices
 
     @property
+    def methods_used(self) -> tuple[str, ...]:
+        """Every merge method that a part or a rule has, each once."""
+        named = [] if self.modules or self.slices else [self.merge_method]
+        named += [s.merge_method or self.merge_method for s in self.slices]
+        for module in self.modules:
+            own = module.merge_method or self.merge_method
+            named += [s.merge_method or own for s in module.slices] or [own]
+        return tuple(dict.fromkeys([*named, *(r.merge_method for r in self.methods)]))
+
+    @property
     def references(self) -> tuple[str, ...]:
         """Every model named, each once, in the order of ``Plan.sources``: those of the lists first, then bases and donors."""
         named = [e.reference for e in self._entries()]
