@@ -70,7 +70,7 @@ def run_stages(
     work = out.parent / f".{out.name}.alnico-stages"
     for plan in plan_stages(stages, planner, single):
         close([plan])
-        if not work.exists():
+        if not work.exists() or _others(out, targets):
             check_target(out, plan, overwrite)
     if restart:
         shutil.rmtree(work, ignore_errors=True)
@@ -97,6 +97,14 @@ def run_stages(
         ) from None
     shutil.rmtree(work, ignore_errors=True)
     return tuple(results)
+
+
+def _others(out: Path, targets: Mapping[str, Path]) -> bool:
+    """Does ``out`` hold what no run of the same file left there?"""
+    if len(targets) == 1 or not out.is_dir():
+        return False
+    own = {name for t in targets.values() for name in (t.name, f".{t.name}.alnico-part")}
+    return any(p.name not in own for p in out.iterdir())
 
 
 def _run(
