@@ -329,3 +329,19 @@ def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(m
     with pytest.raises(VerificationError, match="is not what the plan says"):
         alnico.merge({**LINEAR, "dtype": "bfloat16"}, "out")
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "carried"),
+    [
+        ("# mine\nmerge_method: linear\nmodels: [a, b]\n", "# mine\nmerge_method: linear\nmodels: [a, b]\nseed: 7\n"),
+        ("seed: 3  # lucky\nmerge_method: linear\nmodels: [a, b]", "seed: 7\nmerge_method: linear\nmodels: [a, b]\n"),
+        ("{merge_method: linear, models: [a, b]}", "merge_method: linear\nmodels:\n- model: a\n- model: b\nseed: 7\n"),
+    ],
+)
+def test_the_carried_recipe_is_as_written_with_the_seed_that_was_used(written: str, carried: str) -> None:
+    for i, name in enumerate("ab"):
+        model(name, i, layers=1)
+    Path("r.yml").write_text(written)
+    alnico.merge("r.yml", "out", seed=7)
+    assert Path("out/mergekit_config.yml").read_text() == carried
