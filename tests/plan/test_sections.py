@@ -230,3 +230,12 @@ def test_lines_scales_the_merged_task_vector_by_depth() -> None:
     found = {name: values.flat[0] for name, values in read_model(Path("out")).items()}
     assert [found[f"model.layers.{i}.mlp.w"] for i in range(3)] == [1.0, 1.25, 1.5]
     assert (found["model.embed_tokens.weight"], found["model.norm.weight"], found["lm_head.weight"]) == (1.0, 1.5, 1.5)
+
+
+def test_lines_leaves_what_a_rule_takes_from_one_model() -> None:
+    stack("base", 2), stack("a", 2)
+    rule = "{filter: embed, merge_method: passthrough, model: base}"
+    made = plan(
+        f"{{merge_method: task_arithmetic, base_model: base, models: [a], lines: {{alpha: 0.5, beta: 0.25}}, methods: [{rule}]}}\n"
+    )
+    assert {j.name: j.kind for j in made.jobs}["model.embed_tokens.weight"] == "copy"

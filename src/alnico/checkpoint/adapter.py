@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alnico.checkpoint.model import (
+    Described,
     FileModel,
     Model,
     Shard,
@@ -56,23 +57,6 @@ HARMLESS = frozenset((
 
 KEEPS_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin that leave the base's weights as they are; pissa, olora, corda, loftq and the like change them."""
-
-
-@dataclass(frozen=True)
-class AdaptedTensor:
-    """A tensor that is computed: float32 (float64 if the base or the adapter is), to be counted as the base's dtype."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    nominal: str
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def byte_size(self) -> int:
-        return self.elements * dtypes.DTYPES[self.dtype].bytes
 
 
 @dataclass
@@ -135,7 +119,7 @@ class AdaptedModel:
         parts = [p for p in (change.left, change.right, change.magnitude, change.added) if p]
         begin = self.adapter.tensors[change.replaced] if change.replaced else of_base
         wide = "F64" in [begin.dtype, *(self.adapter.tensors[p].dtype for p in parts)]
-        return AdaptedTensor(("F64" if wide else "F32") if parts else begin.dtype, of_base.shape, of_base.nominal)
+        return Described(("F64" if wide else "F32") if parts else begin.dtype, of_base.shape, of_base.nominal)
 
     @property
     def config(self) -> Mapping[str, Any]:

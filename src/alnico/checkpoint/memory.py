@@ -6,17 +6,16 @@ torch is never imported here: what comes from it brings it along.
 from __future__ import annotations
 
 import importlib
-import math
 import sys
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alnico.checkpoint.model import Described
 from alnico.errors import AlnicoError, ModelError
 from alnico.numerics.digest import PIECE
 from alnico.numerics.dtypes import DTYPES
@@ -59,26 +58,6 @@ PARALLEL = "module."
 """What ``DataParallel`` puts before them."""
 
 
-@dataclass(frozen=True)
-class HeldTensor:
-    """What is said of a tensor in memory."""
-
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def byte_size(self) -> int:
-        return self.elements * DTYPES[self.dtype].bytes
-
-    @property
-    def nominal(self) -> str:
-        return self.dtype
-
-
 class MemoryModel:
     """Tensors in memory as a source. They are read where they lie, never copied as a whole and never written to.
 
@@ -96,11 +75,11 @@ class MemoryModel:
         self._token = uuid.uuid4().hex
         self._flat: dict[str, Any] = {}
         self._strided: dict[str, Any] = {}
-        held: dict[str, HeldTensor] = {}
+        held: dict[str, Described] = {}
         for name, value in tensors.items():
             held[name], raw, is_flat = _opened(value, f"{label}: {name}")
             (self._flat if is_flat else self._strided)[name] = raw
-        self.tensors: Mapping[str, HeldTensor] = held
+        self.tensors: Mapping[str, Described] = held
         rows = [min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided]
         self.reading_bytes = max(rows, default=0)
 
@@ -230,7 +209,7 @@ def torch_of(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
     return torch.from_numpy(raw).view(kind).reshape(shape) if raw.size else torch.empty(shape, dtype=kind)
 
 
-def _opened(value: Any, where: str) -> tuple[HeldTensor, Any, bool]:
+def _opened(value: Any, where: str) -> tuple[Described, Any, bool]:
     """Describe a tensor, and give what it is read from: its bytes, flat, if it is contiguous, else itself."""
     if isinstance(value, (np.ndarray, np.generic)):
         dtype = NUMPY_DTYPES.get(value.dtype)
@@ -253,7 +232,7 @@ def _opened(value: Any, where: str) -> tuple[HeldTensor, Any, bool]:
     if dtype is None:
         raise ModelError(f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor.")
     is_flat = raw.flags.c_contiguous if isinstance(raw, np.ndarray) else raw.is_contiguous()
-    return HeldTensor(dtype, tuple(value.shape)), _bytes_of(raw) if is_flat else raw, is_flat
+    return Described(dtype, tuple(value.shape), dtype), _bytes_of(raw) if is_flat else raw, is_flat
 
 
 def _bytes_of(value: Any) -> Any:
@@ -263,7 +242,7 @@ def _bytes_of(value: Any) -> Any:
     return value.contiguous().reshape(-1).view(sys.modules["torch"].uint8)
 
 
-def _row_bytes(tensor: HeldTensor) -> int:
+def _row_bytes(tensor: Described) -> int:
     return tensor.byte_size // tensor.shape[0] if tensor.elements and tensor.shape else 0
 
 

@@ -6,6 +6,7 @@ Files are safetensors, or pickled by torch; where a directory has both, the safe
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import threading
@@ -52,6 +53,23 @@ class Tensor(Protocol):
     def nominal(self) -> str:
         """The dtype that the output's is derived from: that of the file, where values are read wider than they are kept."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """A :class:`Tensor` that no file's header describes: one that is computed, gathered, in memory, or not made yet."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nominal: str
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def byte_size(self) -> int:
+        return self.elements * dtypes.DTYPES[self.dtype].bits // 8
 
 
 class Source(Protocol):

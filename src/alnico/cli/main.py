@@ -46,7 +46,7 @@ Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print
 IGNORED = {
     "copy_tokenizer": "the tokenizer is always carried over",
     "write_model_card": "the model card is always written",
-    "lazy_unpickle": "only safetensors files are read, always in part",
+    "lazy_unpickle": "files are always read in part",
     "low_cpu_memory": "--memory is the limit that holds",
 }
 

@@ -344,7 +344,7 @@ class _Jobs:
         if constant is not None and constant in self._fixed:
             return self._fixed[constant]
         options = section.options(name, asked)
-        if lines is not None and "scale" in asked.method.options:
+        if lines is not None and asked.method.space == "delta" and "scale" in asked.method.options:
             options["scale"] = float(options.get("scale", asked.method.options["scale"].default)) * self._line(name)  # type: ignore[arg-type]
         key = (asked.method.name, tuple(options.items()), len(asked.values))
         if key not in self._bound:

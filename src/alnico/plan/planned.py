@@ -3,27 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.hub import Repository
+from alnico.checkpoint.model import Described
 from alnico.errors import AlnicoError
 from alnico.plan.job import Plan
-
-
-@dataclass(frozen=True)
-class PlannedTensor:
-    """A tensor that will be there."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    elements: int
-    byte_size: int
-
-    @property
-    def nominal(self) -> str:
-        return self.dtype
 
 
 class PlannedModel:
@@ -34,9 +20,7 @@ class PlannedModel:
 
     def __init__(self, label: str, plan: Plan) -> None:
         self.label = label
-        self.tensors: Mapping[str, PlannedTensor] = {
-            j.name: PlannedTensor(j.dtype, j.shape, j.elements, j.byte_size) for j in plan.jobs
-        }
+        self.tensors: Mapping[str, Described] = {j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs}
         self.config: Mapping[str, Any] = plan.config
         self.directory: Path | None = plan.sources[plan.donor].directory
 

@@ -102,7 +102,7 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
     if is_one and len(documents) > 1:
         reading.broken(
             documents[1].root.line,
-            "a second document begins; expected one recipe. Read the file with load_recipes, or give it to `alnico merge`.",
+            "a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_all.",
         )
     if reading.is_broken:
         raise reading.error()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alnico.checkpoint.model import Source, Tensor
+from alnico.checkpoint.model import Described, Source, Tensor
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode, promote
 from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, RowMap
@@ -28,28 +28,11 @@ FOREIGN = "::"
 
 
 @dataclass(frozen=True)
-class MappedTensor:
-    """What is said of a vocabulary tensor with the output's rows."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    nominal: str
-
-    @property
-    def elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def byte_size(self) -> int:
-        return self.elements * DTYPES[self.dtype].bits // 8
-
-
-@dataclass(frozen=True)
 class _Gathered:
     """How one tensor is read: its name in each source that rows come from; ``raw`` if bytes are moved and never decoded."""
 
-    tensor: MappedTensor
+    name: str
+    tensor: Described
     columns: int
     names: Mapping[int, str]
     raw: bool
@@ -104,8 +87,8 @@ def _gathered(source: Source, others: Sequence[Source], name: str, row_map: RowM
             f"expected {', '.join(MERGEABLE)}. Convert the models."
         )
     dtype = own.dtype if raw else promote(["F32", *dtypes])
-    tensor = MappedTensor(name, dtype, (row_map.size, *own.shape[1:]), own.nominal)
-    return _Gathered(tensor, math.prod(own.shape[1:]), held, raw)
+    tensor = Described(dtype, (row_map.size, *own.shape[1:]), own.nominal)
+    return _Gathered(name, tensor, math.prod(own.shape[1:]), held, raw)
 
 
 class MappedModel:
@@ -266,7 +249,7 @@ class MappedModel:
 
     def _padding_row(self, gathered: _Gathered) -> np.ndarray:
         """The mean of all rows that are not padding, added in float64 one after the other; made once, zeros without rows."""
-        name = gathered.tensor.name
+        name = gathered.name
         with self._locks[name]:
             if name not in self._padding:
                 total = np.zeros(gathered.columns, np.float64)
