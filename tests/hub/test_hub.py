@@ -381,7 +381,7 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     with serving(tmp_path, monkeypatch) as hub:
         hub.add("org/a", {})
     message = told(lambda: alnico.open("org/a"))
-    assert message.startswith(f"org/a: {hub.url} could not be reached or broke off (ConnectError: ")
+    assert message.startswith(f"org/a: no such path here, and {hub.url} could not be reached or broke off (ConnectError: ")
     assert message.endswith("Check the connection and try again; --offline uses what the cache holds.")
 
 

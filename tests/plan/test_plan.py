@@ -544,6 +544,7 @@ def test_the_summary_says_all_of_the_plan_as_plain_data() -> None:
     note = "recipe: int8_mask has no effect: it only changes the type of a temporary in mergekit."
     assert summary == {
         "merge_method": "ties",
+        "methods": ["ties"],
         "models": ["a", "b", "base"],
         "donor": "base",
         "dtype": None,

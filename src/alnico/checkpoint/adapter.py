@@ -96,6 +96,10 @@ class _Held:
     factors: _Factors | None = None
 
 
+def _last_part(reference: str) -> str:
+    return Path(reference.partition("@")[0]).name.lower()
+
+
 class AdaptedModel:
     """A base and an adapter as one source. Made by :func:`open_adapted`.
 
@@ -111,6 +115,11 @@ class AdaptedModel:
         self._held = {name: _Held() for name in self._changes}
         self.tensors: Mapping[str, Tensor] = {name: self._tensor(name, tensor) for name, tensor in base.tensors.items()}
         self.notes = [*base.notes, *adapter.notes]
+        named = str(config.get("base_model_name_or_path") or "")
+        if named and _last_part(named) != _last_part(base.label):
+            self.notes.append(
+                f"{label}: the adapter was trained on {named}, here it changes {base.label}. Check that this is meant."
+            )
 
     def _tensor(self, name: str, of_base: Tensor) -> Tensor:
         change = self._changes.get(name)

@@ -361,7 +361,7 @@ def _explanation(error: BaseException, name: str, revision: str, writing: bool) 
         return f"{hub} does not answer like a hub. Check HF_ENDPOINT."
     if type(error).__module__.split(".")[0].startswith("httpx"):  # httpx, or httpx2 from huggingface_hub 2 on
         return (
-            f"{hub} could not be reached or broke off ({type(error).__name__}: {str(error)[:120]}). "
+            f"{'' if writing else 'no such path here, and '}{hub} could not be reached or broke off ({type(error).__name__}: {str(error)[:120]}). "
             "Check the connection and try again; --offline uses what the cache holds."
         )
     if isinstance(error, json.JSONDecodeError):

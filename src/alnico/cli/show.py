@@ -17,6 +17,7 @@ from alnico.engine.run import Result
 from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason
+from alnico.plan.layers import place_of
 from alnico.vocabulary.compare import read_vocabulary
 
 VERDICTS = {
@@ -54,12 +55,14 @@ def result_data(result: Result) -> dict[str, Any]:
 def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     """The plan for people: groups of tensors with what is done to them, then bytes, memory and the disk of ``out`` (or of here)."""
     recipe = plan.recipe
-    lines = [f"method    {recipe.merge_method}, seed {recipe.seed}"]
+    lines = [f"stage     {recipe.stage}"] if recipe.stage else []
+    lines.append(f"method    {', '.join(recipe.methods_used)}, seed {recipe.seed}")
     for i, source in enumerate(plan.sources):
         part = ["base"] if source.label == recipe.base_model else []
         part += ["gives config and tokenizer"] if i == plan.donor else []
         part += [f"commit {source.origin.commit[:12]}"] if source.origin is not None else []
         lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
+    lines += [f"layers    {line}" for line in _layers(plan)]
     lines.append(f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}")
     for (kind, why), jobs in count_by_reason(plan.jobs).items():
         names = ", ".join(j.name for j in jobs) if len(jobs) <= 3 or verbose else f"{jobs[0].name} to {jobs[-1].name}"
@@ -83,6 +86,37 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     folder = existing_folder(out or Path("out"))
     lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
+
+
+def _layers(plan: Plan) -> list[str]:
+    """Where the layers of slices come from: a line for neighbours that come from neighbours."""
+    recipe = plan.recipe
+    if not recipe.slices and not any(module.slices for module in recipe.modules):
+        return []
+    origins: dict[str, dict[int, dict[tuple[int, int], None]]] = {}
+    for job in plan.jobs:
+        place = place_of(job.name)
+        for given in job.read:
+            own = place_of(given.name)
+            if place is not None and own is not None:
+                origins.setdefault(place.stack, {}).setdefault(place.layer, {})[given.model, own.layer] = None
+    lines = []
+    for stack, layers in origins.items():
+        runs: list[list[int]] = []
+        for layer in sorted(layers):
+            before = layers.get(layer - 1, {}) if runs else {}
+            if before and list(layers[layer]) == [(model, number + 1) for model, number in before]:
+                runs[-1][1] = layer
+            else:
+                runs.append([layer, layer])
+        for first, last in runs:
+            parts = [f"{_range(n, n + last - first)} of {plan.sources[m].label}" for m, n in layers[first]]
+            lines.append(f"{stack}{_range(first, last)} from {' and '.join(parts)}")
+    return lines
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}-{last}" if last > first else f"{first}"
 
 
 def model_data(model: Model) -> dict[str, Any]:

@@ -284,14 +284,17 @@ class _Jobs:
         read = {(i.model, i.name) for job in jobs for i in job.read}
         if self.sections.layers or self.recipe.methods or self.recipe.modules:
             made = {job.name: job for job in jobs}
+            listed = {(p.model, n) for s in self.sections.parts for p in s.listed for n in p.names.values()}
             for model in sorted({m for m, _ in read}):
                 for name in self.sources[model].tensors:
                     if (model, name) not in read and (model, name) not in told:
-                        told[model, name] = self._why_not(name, made)
+                        told[model, name] = self._why_not(name, made, is_listed=(model, name) in listed)
         return [Dropped(m, n, self.sources[m].tensors[n].byte_size, why) for (m, n), why in told.items()]
 
-    def _why_not(self, name: str, made: Mapping[str, Job]) -> str:
+    def _why_not(self, name: str, made: Mapping[str, Job], *, is_listed: bool) -> str:
         place = place_of(name)
+        if place is not None and is_listed:
+            return "the recipe leaves another model there as it is"
         if place is not None and any(place.stack == stack for stack in self.sections.layers):
             return "its layer is in no slice"
         if name in made:

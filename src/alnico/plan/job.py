@@ -134,7 +134,9 @@ class Plan:
     def summary(self) -> dict[str, Any]:
         """The plan as plain data, for ``--json``."""
         return {
+            **({"stage": self.recipe.stage} if self.recipe.stage else {}),
             "merge_method": self.recipe.merge_method,
+            "methods": list(self.recipe.methods_used),
             "models": [s.label for s in self.sources],
             "donor": self.sources[self.donor].label,
             "dtype": self.dtype,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -52,18 +53,20 @@ class Context:
         """The methods that can meet the options of a level: its own, if known, and those of the rules."""
         return tuple(dict.fromkeys(m for m in (*methods, *self.rules) if m is not None))
 
-    def belongs(self, key: str, place: str) -> str:
-        """A hint for an option that stands one level too high."""
+    def belongs(self, key: str, place: str, known: Iterable[str]) -> str:
+        """A hint for an option that stands one level too high, also for one that is misspelt and no misspelt key of this level."""
         for method in self.methods:
             if dialect.own_name(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
-        return ""
+        options = [name for method in self.methods for name in dialect.known_names(method)]
+        near = [] if difflib.get_close_matches(key, list(known), 1) else difflib.get_close_matches(key, options, 1, 0.7)
+        return f"Did you mean {near[0]}, under {place}?" if near else ""
 
     def check_keys(self, node: Node, where: str, known: Iterable[str], options_under: str = "") -> None:
         """Tell the keys of a mapping that are unknown."""
         for key, value in node.value.items():
             if key not in known:
-                hint = (options_under and self.belongs(key, options_under)) or scalars.nearest(key, list(known))
+                hint = (options_under and self.belongs(key, options_under, known)) or scalars.nearest(key, list(known))
                 start = f"{where} has the unknown key" if where else "unknown key"
                 self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
 
