@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 import alnico
+from alnico.errors import RecipeError
 from alnico.recipe.load import load_recipes
 from made import family, llama_config, llama_shapes, read_model, save_file, save_model
 from made_tokenizers import entry, save_tokenizer
@@ -131,12 +132,14 @@ def test_a_filter_is_a_substring_a_whole_name_or_an_expression(
     base, one = read_model(small / "base"), read_model(small / "tuned-0")
     cases = [
         {"filter": "=model.norm.weight", "value": 0.5},
-        {"filter": "=norm", "value": 9},
         {"filter": r"re:layers\.\d\.mlp\.(up|gate)", "value": 0.25},
         {"filter": "mlp", "value": 0.75},
         {"value": 1},
     ]
     recipe = {"merge_method": "linear", "models": ["tuned-0"], "parameters": {"weight": cases, "normalize": False}}
+    part = {"weight": [{"filter": "=norm", "value": 9}, 1], "normalize": False}
+    with pytest.raises(RecipeError, match=r"'=norm', and no tensor has that name"):
+        alnico.merge({**recipe, "parameters": part}, tmp_path / "out")
     alnico.merge(recipe, tmp_path / "out")
     out = read_model(tmp_path / "out")
     assert base.keys() == out.keys()
