@@ -129,7 +129,7 @@ def test_an_average_computes_what_the_average_of_the_parameters_does(pair: tuple
 
     family, folder, models = pair
     recipe = {"merge_method": "linear", "models": [{"model": str(folder / n), "parameters": {"weight": 1.0}} for n in "ab"]}
-    alnico.merge({**recipe}, tmp_path / "out")
+    alnico.merge({**recipe, "unrelated": "allow"}, tmp_path / "out")
     torch.testing.assert_close(output(loaded(family, tmp_path / "out")), output(averaged(models)), rtol=1e-5, atol=1e-6)
 
 
@@ -189,6 +189,7 @@ def test_modules_of_a_vision_language_model_are_merged_each_by_itself(seeing: tu
     sources = [{"sources": [{"model": a, "layer_range": [0, 3]}]}, {"sources": [{"model": b, "layer_range": [2, 4]}]}]
     recipe = {
         "merge_method": "linear",
+        "unrelated": "allow",
         "base_model": a,
         "modules": {
             "text_decoder": {"slices": [{**s, "merge_method": "passthrough"} for s in sources]},
@@ -222,6 +223,7 @@ def test_a_text_model_is_merged_into_the_text_decoder_of_a_vision_language_model
     ]
     recipe = {
         "merge_method": "linear",
+        "unrelated": "allow",
         "base_model": str(folder / "a"),
         "modules": {"text_decoder": {"models": entries}},
     }
