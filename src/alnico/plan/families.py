@@ -110,6 +110,9 @@ MODULES: Mapping[str, tuple[str, ...]] = {
 """mergekit's names for the modules of a model, and how the names of their tensors begin. A head is part of ``text_decoder``, or of
 ``shared``; ``text_decoder`` has all that is in no other module, too."""
 
+ONLY_MODULE = "default"
+"""mergekit's name for all of a model that it does not take apart."""
+
 
 def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     """The tensors of a model with a row for each token: embeddings and heads."""
@@ -154,7 +157,11 @@ def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tup
     ('vision_tower', 'blocks.0.norm.weight')
     >>> module_of("model.layers.0.w", ["text_decoder"], ())
     ('text_decoder', 'layers.0.w')
+    >>> module_of("model.layers.0.w", ["default"], ())
+    ('default', 'model.layers.0.w')
     """
+    if ONLY_MODULE in asked:
+        return ONLY_MODULE, name
     own = [m for m in asked if m not in MODULES and name.startswith(m.rstrip(".") + ".")]
     if own:
         longest = max(own, key=len)

@@ -175,7 +175,7 @@ class _Maker:
     def members(self, model: int, module: Module | None) -> dict[str, str]:
         """Names within a module, and the model's own. Errors: MismatchError if the model has none of it."""
         source = self.sources[model]
-        if module is None:
+        if module is None or module.name == families.ONLY_MODULE:
             found = {n: n for n in source.tensors}
             tied = families.tied_heads(source.config, source.tensors, [h for h in self.heads if h not in found])
             return found | tied
@@ -190,7 +190,8 @@ class _Maker:
             has = ", ".join(dict.fromkeys(n.partition(".")[0] for n in source.tensors))
             raise MismatchError(
                 f"module {module.name}: {source.label} has no tensor of it (names begin with {has[:200]}). "
-                f"Known modules are {', '.join(families.MODULES)}; or write the beginning of the names."
+                f"Known modules are {', '.join(families.MODULES)}, and {families.ONLY_MODULE} alone for all of it; "
+                "or write the beginning of the names."
             )
         return found
 
