@@ -27,9 +27,10 @@ import yaml
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
+from make import THREE, Drawn  # noqa: E402
+
 from made import llama_config, llama_shapes, read_file, read_model, save_file, save_model  # noqa: E402
 from made_tokenizers import CASES, EMBED, save_family  # noqa: E402
-from make import THREE, Drawn  # noqa: E402
 
 MATRIX = HERE / "matrix"
 HIDDEN, LAYERS, VOCABULARY = 4, 3, 6
@@ -213,6 +214,11 @@ def levels() -> dict[str, str]:
             base_model="base", parameters={"t": [0.2, 0.5, 0.9]},
         ),
         "gradient-of-words": listed("linear", {"one": {"weight": [5e-1, "1e-1"]}, "two": {"weight": "4e-1"}}),
+        "switch-of-three": listed("linear", plain, parameters={"weight": 0.8, "normalize": [True, False, True]}),
+        "gradient-of-rows": sliced(
+            "nuslerp", piece(("base", 0, 2), ("one", 0, 2), ("far", 0, 2)), piece(("base", 1, 3), ("one", 1, 3), ("far", 1, 3)),
+            base_model="base", parameters={"weight": [0.2, 0.7], "nuslerp_flatten": False, "nuslerp_row_wise": filters(mlp=True, rest=False)},
+        ),
         "filter-alone": listed("linear", plain, parameters={"weight": 0.5, "normalize": {"filter": "mlp", "value": False}}),
         "filter-order": listed("linear", plain, parameters={"weight": filters(all=0.5, mlp=0.9), "normalize": filters(proj=False, rest=True)}),
         "model-over-global": listed("linear", {"one": own, "two": {"weight": 0.3}, "three": None}, parameters={"weight": 0.6}),
@@ -317,13 +323,58 @@ def tokenizers() -> dict[str, str]:
         del read["tokenizer"]
         found[f"tokenizer_source-{source}"] = written({**read, "tokenizer_source": source})
     found["slices-union"] = written({
-        "merge_method": "linear", "tokenizer_source": "union", "base_model": "base", "dtype": "float32",
-        "slices": [piece(("base", 0, 1), ("other", 0, 1)), piece(("base", 0, 1), ("chat", 0, 1))], "parameters": {"weight": 0.5},
+        "merge_method": "linear", "tokenizer_source": "union", "base_model": "base", "dtype": "float32", "parameters": {"weight": 0.5},
+        "slices": [piece(("base", 0, 1), ("other", 0, 1)), piece(("base", 0, 1), ("other", 0, 1))],
     })  # fmt: skip
     return found
 
 
-GROUPS: dict[str, Callable[[], dict[str, str]]] = {"stacks": stacks, "levels": levels, "stages": stages, "tokenizers": tokenizers}
+def differences() -> dict[str, str]:
+    """The cases in which mergekit does what docs/differences.md lists."""
+    unlisted = cell("ties", "slices", "gradient")
+    for part in unlisted["slices"]:
+        part["sources"] = part["sources"][1:]
+    under = cell("slerp", "models", "scalar")
+    share = under.pop("parameters")
+    under["models"] = [{**e, "parameters": share} for e in under["models"]]
+    shared = cell("ties", "models", "scalar")
+    shared["models"][1]["parameters"]["lambda"] = shared["parameters"].pop("lambda")
+    both = cell("ties", "models", "scalar")
+    del both["parameters"]["lambda"]
+    for entry, extent in zip(both["models"][1:], (0.8, 0.5, 0.8), strict=True):
+        entry["parameters"]["lambda"] = extent
+    base, other, chat = (f"tokenizers/{m}" for m in ("base", "other", "chat"))
+    vocabularies = {
+        "merge_method": "linear", "tokenizer_source": "union", "base_model": base, "dtype": "float32", "parameters": {"weight": 0.5},
+        "slices": [piece((base, 0, 1), (other, 0, 1)), piece((base, 0, 1), (chat, 0, 1))],
+    }  # fmt: skip
+    twice = {"merge_method": "linear", "slices": [piece(("one", 0, 2), ("one", 1, 3))], "parameters": {"weight": 0.5}}
+    alone = {"merge_method": "ties", "base_model": "base", "parameters": {"weight": 1.0, "density": 0.5}}
+    found = {
+        "slices-without-the-base": unlisted,
+        "t-of-every-model": under,
+        "lambda-of-a-model": shared,
+        "lambdas-of-models": both,
+        "passthrough-with-a-base": {**cell("passthrough", "models", "scalar"), "base_model": "base"},
+        "one-model-twice": {**twice, "dtype": "float32"},
+        "a-slice-of-the-base": {
+            **alone,
+            "slices": [piece(("base", 0, 2)), piece(("base", 2, 3), ("one", 2, 3))],
+            "dtype": "float32",
+        },
+        "slices-of-other-vocabularies": vocabularies,
+    }
+    unnamed = written(cell("linear", "models", "scalar"), cell("slerp", "models", "scalar"))
+    return {name: written(recipe) for name, recipe in found.items()} | {"documents-without-names": unnamed}
+
+
+GROUPS: dict[str, Callable[[], dict[str, str]]] = {
+    "stacks": stacks,
+    "levels": levels,
+    "stages": stages,
+    "tokenizers": tokenizers,
+    "differences": differences,
+}
 
 
 def flat(tensors: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -376,7 +427,7 @@ def merged_stages(text: str, out: Path) -> None:
     (out.parent / "stages.yml").write_text(text)
     program = Path(sys.executable).parent / "mergekit-multi"
     words = ["--out-path", str(out), "-I", str(out.parent / "between"), "--no-write-model-card", "--no-copy-tokenizer"]
-    subprocess.run([program, str(out.parent / "stages.yml"), *words], check=True, capture_output=True)
+    subprocess.run([program, str(out.parent / "stages.yml"), *words], check=True, capture_output=True, text=True)
 
 
 def record(out: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
@@ -415,10 +466,11 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "out"
                 try:
-                    (merged_stages if group == "stages" else merged)(text, out)
+                    (merged_stages if "\n---\n" in text else merged)(text, out)
                 except Exception as error:  # whatever mergekit raises is the outcome
-                    about[case] = {"refused": type(error).__name__}
-                    print(f"{case}: {error!r:.300} {getattr(error, 'stderr', b'')[-600:]}", flush=True)
+                    last = (getattr(error, "stderr", None) or type(error).__name__).splitlines()[-1]
+                    about[case] = {"refused": last.partition(":")[0]}
+                    print(f"{case}: {error!r}", flush=True)
                     continue
                 dtype, data, about[case] = record(out)
                 values.setdefault(group, {})[name] = (dtype, data)
