@@ -318,6 +318,39 @@ def test_a_head_that_the_config_does_not_tie_is_a_tensor_like_others(config: dic
     assert told().startswith("lm_head.weight: a has it, b lacks it; ")
 
 
+# ---- the module default -----------------------------------------------------------------------------------------------
+
+
+def test_the_module_default_is_all_of_a_model() -> None:
+    """As a merge without modules is: with the head that one model has and the other's config ties to its embedding."""
+    model("a", UNTIED, {}), model("b", TIED, {"tie_word_embeddings": True})
+    whole = planned(parameters={"weight": 0.5})
+    module = {"default": {"models": ["a", "b"], "parameters": {"weight": 0.5}}}
+    plan = build_plan(load_recipe({"merge_method": "linear", "modules": module}), threads=1)
+    assert [(j.name, j.kind, [i.name for i in j.read]) for j in plan.jobs] == [
+        ("lm_head.weight", "mix", ["lm_head.weight", "model.embed_tokens.weight"]),
+        ("model.embed_tokens.weight", "mix", ["model.embed_tokens.weight"] * 2),
+    ]
+    assert plan.jobs == whole.jobs
+    assert (
+        [j.merge.arguments for j in plan.jobs if j.merge]
+        == [j.merge.arguments for j in whole.jobs if j.merge]
+        == [((0.5, 0.5),)] * 2
+    )
+
+
+def test_beside_the_module_default_there_is_no_other() -> None:
+    model("a", UNTIED), model("b", UNTIED)
+    models = {"models": ["a", "b"]}
+    with pytest.raises(MismatchError) as caught:
+        build_plan(load_recipe({"merge_method": "linear", "modules": {"default": models, "text_decoder": models}}), threads=1)
+    assert str(caught.value) == (
+        "module text_decoder: a has no tensor of it (names begin with lm_head, model). Known modules are multi_modal_projector, "
+        "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default alone for all of it; or write the beginning "
+        "of the names."
+    )
+
+
 # ---- the donor --------------------------------------------------------------------------------------------------------
 
 
