@@ -1,4 +1,4 @@
-"""A base with a LoRA adapter, read by parts. What PEFT 0.21 merges is in peft/adapters.safetensors, made by peft/make.py."""
+"""A base with a LoRA adapter, read by parts. What PEFT 0.21 merges is in peft/adapters.safetensors, made by peft/make_adapters.py."""
 
 import json
 import shutil

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -152,6 +153,33 @@ def sections_of(recipe: Recipe, references: Sequence[str], sources: Sequence[Sou
     return Sections(tuple(maker.sections), maker.layers)
 
 
+@dataclass(frozen=True)
+class _Members:
+    """The tensors of a model in one module: names within the module, and the model's own."""
+
+    names: Mapping[str, str]
+
+    @functools.cached_property
+    def beginnings(self) -> dict[str, str]:
+        """What stands before the names of a stack of layers within the module, in the model's own."""
+        found: dict[str, str] = {}
+        for name, full in self.names.items():
+            place = place_of(name)
+            if place is not None and place.stack not in found and full.endswith(name):
+                found[place.stack] = full[: len(full) - len(name)]
+        return found
+
+    def output_name(self, name: str, other: _Members) -> str:
+        """How the donor, whose members these are, calls a tensor of ``other``: as it does itself, else as the other does."""
+        place = place_of(name)
+        for members in (self, other):
+            if name in members.names:
+                return members.names[name]
+            if place is not None and place.stack in members.beginnings:
+                return members.beginnings[place.stack] + name
+        return name
+
+
 class _Maker:
     def __init__(self, recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> None:
         self.recipe = recipe
@@ -160,6 +188,7 @@ class _Maker:
         self.donor = donor
         self.sections: list[Section] = []
         self.layers: dict[str, tuple[Layer, ...]] = {}
+        self._members: dict[tuple[int, str | None], _Members] = {}
         heads = [n for n in sources[donor].tensors if n.endswith(tuple(families.TIED))]
         tied = families.tied_heads(sources[donor].config, sources[donor].tensors, heads)
         self.heads = [h for h in heads if h not in tied]
@@ -172,8 +201,14 @@ class _Maker:
         else:
             self.whole(module.models, module, method)
 
-    def members(self, model: int, module: Module | None) -> dict[str, str]:
-        """Names within a module, and the model's own. Errors: MismatchError if the model has none of it."""
+    def members(self, model: int, module: Module | None) -> _Members:
+        """The tensors of a model in a module, or all of them. Errors: MismatchError if the model has none of it."""
+        key = (model, module.name if module is not None else None)
+        if key not in self._members:
+            self._members[key] = _Members(self._found(model, module))
+        return self._members[key]
+
+    def _found(self, model: int, module: Module | None) -> dict[str, str]:
         source = self.sources[model]
         if module is None or module.name == families.ONLY_MODULE:
             found = {n: n for n in source.tensors}
@@ -195,18 +230,6 @@ class _Maker:
             )
         return found
 
-    def output_name(self, name: str, members: Mapping[str, str], own: Mapping[str, str]) -> str:
-        """The name in the output of ``name`` within a module: as the donor writes it, else as the model does."""
-        if name in members:
-            return members[name]
-        place = place_of(name)
-        for known in (members, own):
-            for other, full in known.items():
-                near = place_of(other)
-                if place is not None and near is not None and near.stack == place.stack:
-                    return full[: len(full) - len(other)] + name
-        return own.get(name, name)
-
     def shared(self, piece: Slice | None, module: Module | None) -> tuple[Parameters, ...]:
         levels = [piece.parameters] if piece is not None else []
         levels += [module.parameters] if module is not None else []
@@ -218,12 +241,12 @@ class _Maker:
         def part(entry: ModelEntry) -> Part:
             model = self.references.index(entry.reference)
             members = self.members(model, module)
-            return Part(model, entry, {mine.get(n) or self.output_name(n, mine, members): full for n, full in members.items()})
+            return Part(model, entry, {mine.output_name(n, members): full for n, full in members.names.items()})
 
         listed = tuple(part(e) for e in models)
         named = self.recipe.base_model
         base = self._base(listed, named, part, None)
-        names = dict.fromkeys([*mine.values(), *(n for p in listed for n in p.names)])
+        names = dict.fromkeys([*mine.names.values(), *(n for p in listed for n in p.names)])
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
         self._add(label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names))
@@ -232,7 +255,7 @@ class _Maker:
         mine = self.members(self.donor, module)
         first = self.references.index(slices[0].models[0].reference)
         stack = self._stack(first, module)
-        moved = self.output_name(f"{stack}0._", mine, {})[: -len("0._")]
+        moved = mine.output_name(f"{stack}0._", mine)[: -len("0._")]
         origin: list[Layer] = []
         inner = f"module {module.name}, " if module else ""
         for i, piece in enumerate(slices):
@@ -263,7 +286,7 @@ class _Maker:
         source = self.sources[model]
         members = self.members(model, module)
         sizes: dict[str, int] = {}
-        for name in members:
+        for name in members.names:
             place = place_of(name)
             if place is not None and not (module is None and families.is_vision(name)):
                 sizes[place.stack] = sizes.get(place.stack, 0) + 1
@@ -283,7 +306,7 @@ class _Maker:
         begin: int,
         ends: tuple[bool, bool],
         module: Module | None,
-        mine: Mapping[str, str],
+        mine: _Members,
         label: str,
         out_stack: str,
     ) -> Part:
@@ -292,7 +315,7 @@ class _Maker:
         source = self.sources[model]
         stack = self._stack(model, module)
         members = self.members(model, module)
-        count = stacks(members)[stack]
+        count = stacks(members.names)[stack]
         assert entry.layers is not None
         low, high = entry.layers
         if high > count:
@@ -301,14 +324,14 @@ class _Maker:
                 f"included: write at most [{min(low, count - 1)}, {count}]."
             )
         names = {}
-        for name, full in members.items():
+        for name, full in members.names.items():
             place = place_of(name)
             if place is not None and place.stack == stack:
                 if low <= place.layer < high:
                     moved = Place(out_stack, place.layer, place.rest).at(begin + place.layer - low)
-                    names[self.output_name(moved, mine, members)] = full
+                    names[mine.output_name(moved, members)] = full
             elif ends[0 if families.comes_first(name) else 1]:
-                names[self.output_name(name, mine, members)] = full
+                names[mine.output_name(name, members)] = full
         return Part(model, entry, names)
 
     def _base(

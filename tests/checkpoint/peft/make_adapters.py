@@ -1,6 +1,6 @@
 """Make ``adapters.safetensors``: small bases, adapters of PEFT, and what PEFT merges them to, in float64.
 
-Run with peft 0.21 and torch in the environment: ``python tests/checkpoint/peft/make.py``.
+Run with peft 0.21 and torch in the environment: ``python tests/checkpoint/peft/make_adapters.py``.
 """
 
 import json
