@@ -174,7 +174,8 @@ def test_what_the_recipes_modules_do_not_name_is_copied_and_said() -> None:
         (
             "{merge_method: linear, modules: {text: {models: [a, b]}}}\n",
             "module text: a has no tensor of it (names begin with lm_head, model). Known modules are multi_modal_projector, "
-            "vision_tower, vision_model, text_decoder, encoder, decoder, shared; or write the beginning of the names.",
+            "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default alone for all of it; "
+            "or write the beginning of the names.",
         ),
     ],
 )

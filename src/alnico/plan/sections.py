@@ -107,6 +107,8 @@ class Section:
                 "with them. List the base among the sources, with its layer_range."
             )
         others = tuple(p for p in self.listed if p is not base)
+        if method.space == "delta" and base is not None and not others:
+            return Asked(find("passthrough"), (base,), None, rule)
         if method.space == "delta":
             return Asked(method, others, base, rule)
         if method.base == "first" and base is not None:

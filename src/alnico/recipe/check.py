@@ -94,6 +94,9 @@ def _check_shared(option: Option, method: Method, part: Part, shared: Placed, co
 
 def _check_values(method: Method, part: Part, shared: Placed, context: Context) -> None:
     entries = values_of(method, part.entries, part.base_model)
+    if not entries and method.space == "delta" and part.place != "models":
+        context.reading.note(part.line, f"{part.place} has the base alone, which is taken as it is.")
+        return
     if (problem := _count_problem(method, part, len(entries))) is not None:
         context.reading.wrong(part.line, f"{_start(part)}{problem}")
         return
