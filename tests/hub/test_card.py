@@ -6,13 +6,14 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 import alnico
 from hub.stub import Hub, serving
-from made import family
+from made import family, save_file
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +73,26 @@ def test_a_local_path_is_no_base_model_and_is_not_in_the_card(hub: Hub, tmp_path
     assert "base_model" not in data.to_dict()
     assert "base_model_relation" not in data.to_dict()
     assert str(base) not in text
+
+
+def test_the_paths_of_a_reference_that_is_a_mapping_are_not_in_the_card(tmp_path: Path) -> None:
+    base, _ = family(tmp_path / "secret", 1)
+    adapter = tmp_path / "secret" / "adapter"
+    names = [n for n in alnico.open(base).tensors if n.endswith("q_proj.weight")][:1]
+    width = alnico.open(base).tensors[names[0]].shape[1]
+    key = "base_model.model." + names[0].removesuffix(".weight")
+    factors = {
+        f"{key}.lora_A.weight": ("F32", np.ones((1, width), np.float32)),
+        f"{key}.lora_B.weight": ("F32", np.ones((width, 1), np.float32)),
+    }
+    save_file(adapter / "adapter_model.safetensors", factors)
+    (adapter / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q_proj"]})
+    )
+    reference = {"model": {"path": str(base)}, "lora": {"path": str(adapter)}}
+    text = card({"merge_method": "linear", "models": [{"model": reference}]})[1]
+    assert str(tmp_path) not in text
+    assert "path: adapter" in text
 
 
 def test_local_models_of_one_name_are_told_apart() -> None:

@@ -153,6 +153,8 @@ def card_of(plan: Plan, version: str) -> str:
     if not agreed:
         lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
     local = {p.reference: n for p, n in zip(parents, names, strict=True) if p.source.origin is None}
+    # A reference that is written as a mapping has its paths by themselves.
+    parts = {part: Path(part).name for r in local for part in re.split(r"[+@]", r) if part != r and Path(part).name != part}
     lines += [
         "",
         f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {recipe.seed}. "
@@ -161,7 +163,7 @@ def card_of(plan: Plan, version: str) -> str:
         "## Recipe",
         "",
         "```yaml",
-        recipe_text(pinned(recipe, local) if local else recipe).strip(),
+        recipe_text(pinned(recipe, {**parts, **local}) if local else recipe).strip(),
         "```",
         "",
         "## To make it again",
