@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import alnico
 from alnico.engine.events import Event, Started, TensorDone
-from alnico.errors import OutputError
+from alnico.errors import OutputError, ResourceError
 from made import family, model_bytes, read_model
+from made_tokenizers import save_family
 
 CHAIN = """\
 name: first
@@ -143,3 +146,27 @@ def test_the_card_of_rules_and_slices_names_their_methods_only() -> None:
     assert "| base | not from the hub | config, tokenizer |" in card
     assert "by `linear`: Average" in card
     assert read_model(Path("plain")).keys() == read_model(Path("ruled")).keys()
+
+
+def test_outputs_that_do_not_fit_the_disk_together_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("chain.yml").write_text(CHAIN)
+    one = alnico.plan_all("chain.yml")[0].bytes_to_write
+    free = 2 * one + (16 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(ResourceError, match=r": the outputs of all 3 merges need .*, .* are free\. Make room"):
+        alnico.merge_all("chain.yml", "out")
+    assert not Path("out").exists()
+
+
+def test_a_stage_is_planned_with_the_vocabulary_that_an_earlier_one_makes() -> None:
+    models = save_family(Path("models"))
+    Path("unions.yml").write_text(
+        f"name: first\nmerge_method: linear\nmodels: [{models['base']}, {models['other']}]\ntokenizer_source: union\n---\n"
+        f"merge_method: linear\nmodels: [first, {models['chat']}]\ntokenizer_source: union\nunrelated: allow\n"
+    )
+    first, second = alnico.plan_all("unions.yml")
+    (made,) = alnico.merge_all("unions.yml", "out")
+    shapes = {j.name: j.shape for j in second.jobs}
+    assert shapes == {j.name: j.shape for j in made.plan.jobs}
+    assert shapes["model.embed_tokens.weight"][0] > {j.name: j.shape for j in first.jobs}["model.embed_tokens.weight"][0]
+    assert second.files == made.plan.files

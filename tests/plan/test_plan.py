@@ -709,3 +709,9 @@ def test_statistics_of_a_model_that_is_copied_need_no_recalibration() -> None:
     sources = {"a": Made("a", NORM)}
     plan = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
     assert not [n for n in plan.notes if "BatchNorm" in n]
+
+
+def test_a_misspelt_word_for_the_tokenizer_is_told_from_a_model() -> None:
+    model("a")
+    with pytest.raises(ModelError, match=r"no such directory or file.* Or did you mean union, as the tokenizer\?$"):
+        build_plan(load_recipe({"merge_method": "linear", "models": ["a"], "tokenizer_source": "unoin"}))

@@ -9,11 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.shards import format_size
 from alnico.engine.card import recipe_text
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.output import check_target
+from alnico.engine.output import DISK_MARGIN_BYTES, check_target, existing_folder
 from alnico.engine.run import Result, Watcher, run_plan
-from alnico.errors import RecipeError, RunError
+from alnico.errors import RecipeError, ResourceError, RunError
 from alnico.plan.job import Plan
 from alnico.plan.planned import PlannedModel
 from alnico.recipe.schema import Recipe
@@ -68,10 +69,12 @@ def run_stages(
         raise RecipeError(f"{out}: one file cannot hold the outputs of {len(kept)} merges. Give a directory.")
     targets = {s.label: out if len(kept) == 1 else out / s.label for s in kept}
     work = out.parent / f".{out.name}.alnico-stages"
-    for plan in plan_stages(stages, planner, single):
-        close([plan])
+    planned = plan_stages(stages, planner, single)
+    close(planned)
+    for plan in planned:
         if not work.exists() or _others(out, targets):
             check_target(out, plan, overwrite)
+    _check_disk(planned, out, [work, *targets.values()])
     if restart:
         shutil.rmtree(work, ignore_errors=True)
     made: dict[str, Any] = {}
@@ -97,6 +100,19 @@ def run_stages(
         ) from None
     shutil.rmtree(work, ignore_errors=True)
     return tuple(results)
+
+
+def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> None:
+    """Refuse outputs that do not fit the disk together; what earlier runs left in ``places`` counts. Errors: ResourceError."""
+    folder = existing_folder(out)
+    held = sum(p.stat().st_blocks * 512 for place in places for p in place.rglob("*") if p.is_file())
+    needed = sum(plan.bytes_to_write for plan in plans) + DISK_MARGIN_BYTES - held
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ResourceError(
+            f"{folder}: the outputs of all {len(plans)} merges need {format_size(needed)}, {format_size(free)} are free. "
+            "Make room, choose another disk, or a smaller dtype."
+        )
 
 
 def _others(out: Path, targets: Mapping[str, Path]) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 import json
 import os
@@ -56,12 +57,23 @@ def build_plan(
     sources: list[Source] = []
     try:
         for reference in references:
-            sources.append(opener(reference))
+            try:
+                sources.append(opener(reference))
+            except ModelError as error:
+                raise ModelError(f"{error}{_meant(recipe, reference)}") from None
         return _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
     except BaseException:
         for source in sources:
             source.close()
         raise
+
+
+def _meant(recipe: Recipe, reference: str) -> str:
+    """A hint where a model that is not there is named as the tokenizer alone."""
+    if recipe.tokenizer is None or reference != recipe.tokenizer.source or any(e.reference == reference for e in recipe.entries):
+        return ""
+    near = difflib.get_close_matches(reference, ("union", "base"), 1)
+    return f" Or did you mean {near[0]}, as the tokenizer?" if near else ""
 
 
 def located(reference: str, folder: str) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.hub import Repository
 from alnico.checkpoint.model import Described
+from alnico.checkpoint.sidecars import copy_side_files
 from alnico.errors import AlnicoError
 from alnico.plan.job import Plan
 
 
 class PlannedModel:
-    """A :class:`Source` with the headers of a plan's output and nothing to read yet."""
+    """A :class:`Source` with the headers of a plan's output, its side files where they are new, and nothing to read yet."""
 
     origin: Repository | None = None
     held_bytes = reading_bytes = 0
@@ -23,6 +27,14 @@ class PlannedModel:
         self.tensors: Mapping[str, Described] = {j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs}
         self.config: Mapping[str, Any] = plan.config
         self.directory: Path | None = plan.sources[plan.donor].directory
+        self._remove: Callable[[], Any] | None = None
+        if self.directory is not None and (plan.files or plan.left):
+            made = Path(tempfile.mkdtemp(prefix="alnico-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+            copy_side_files(self.directory, made, plan.left | set(plan.files))
+            for name, data in plan.files.items():
+                (made / name).write_bytes(data)
+            self.directory = made
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
@@ -40,4 +52,5 @@ class PlannedModel:
         return []
 
     def close(self) -> None:
-        pass
+        if self._remove is not None:
+            self._remove()
