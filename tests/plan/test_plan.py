@@ -715,3 +715,26 @@ def test_a_misspelt_word_for_the_tokenizer_is_told_from_a_model() -> None:
     model("a")
     with pytest.raises(ModelError, match=r"no such directory or file.* Or did you mean union, as the tokenizer\?$"):
         build_plan(load_recipe({"merge_method": "linear", "models": ["a"], "tokenizer_source": "unoin"}))
+
+
+EMBEDDING = "model.embed_tokens.weight"
+
+
+def test_matrices_that_differ_in_padding_alone_are_told_with_what_keeps_it() -> None:
+    tokens = {"x": 0, "y": 1}
+    model("a", {EMBEDDING: ("F32", MATRIX)}, tokenizer__json=vocabulary(tokens))
+    model("b", {EMBEDDING: ("F32", MATRIX[:2])}, tokenizer__json=vocabulary(tokens))
+    assert told() == (
+        f"{EMBEDDING}: a has 4 rows, b has 2 for the same 2 tokens; the rest is padding, expected one number of rows. "
+        "Write tokenizer: {source: base, pad_to_multiple_of: 4}, which pads to 4 again, or use models of one size."
+    )
+
+
+def test_a_row_more_for_a_token_more_is_no_padding() -> None:
+    tokens = {"x": 0, "y": 1}
+    model("a", {EMBEDDING: ("F32", MATRIX[:2])}, tokenizer__json=vocabulary(tokens))
+    model("b", {EMBEDDING: ("F32", MATRIX[:3])}, tokenizer__json=vocabulary(tokens, {"<tool>": 2}))
+    assert told() == (
+        f"{EMBEDDING}: a has 2 rows, b has 3; the models have different vocabularies, expected one. Write tokenizer_source: base for "
+        "the vocabulary of a, tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
+    )

@@ -139,7 +139,8 @@ class Aligner:
     def _shared_size(self, one: int, other: int) -> int | None:
         """Rows that the tokens of two models need, if their vocabularies are the same."""
         a, b = (read_vocabulary(self.sources[m].directory) for m in (one, other))
-        return a.size if a is not None and b is not None and difference(a, b) is None else None
+        is_same = a is not None and b is not None and a.size == b.size and difference(a, b) is None
+        return a.size if a is not None and is_same else None
 
     def _lacks(self, name: str, lacking: Sequence[Part], reference: Part) -> str:
         shape, known = self._tensor(reference, name).shape, set(reference.names.values())
