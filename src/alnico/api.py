@@ -82,10 +82,8 @@ def merge(
     stands under ``out``, when the merge is complete. ``watch`` receives events (``alnico.engine.events``), from any thread
     but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
-    target = Path(out)
-    single = target.name if target.suffix == ".safetensors" else None
     planner = _planner(memory, threads, max_shard_size, offline)
-    return _run(planner(load_recipe(recipe, seed=seed), {}, single), target, overwrite, restart, watch)
+    return _run(planner, load_recipe(recipe, seed=seed), Path(out), overwrite, restart, watch)
 
 
 def merge_all(
@@ -111,8 +109,7 @@ def merge_all(
     given = load.load_recipes(recipes, seed=seed)
     planner = _planner(memory, threads, max_shard_size, offline)
     if len(given) == 1:
-        single = Path(out).name if Path(out).suffix == ".safetensors" else None
-        return (_run(planner(given[0], {}, single), Path(out), overwrite, restart, watch),)
+        return (_run(planner, given[0], Path(out), overwrite, restart, watch),)
     return run_stages(stages(given), planner, Path(out), __version__, overwrite=overwrite, restart=restart, watch=watch)
 
 
@@ -156,9 +153,10 @@ def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: b
     return planned
 
 
-def _run(made: Plan, target: Path, overwrite: bool, restart: bool, watch: Watcher | None) -> Result:
+def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: bool, restart: bool, watch: Watcher | None) -> Result:
     from alnico import __version__
 
+    made = planner(recipe, {}, target.name if target.suffix == ".safetensors" else None)
     try:
         fetch_inputs(made, target, overwrite=overwrite, watch=watch)
         return run_plan(made, target, __version__, overwrite=overwrite, restart=restart, watch=watch)
