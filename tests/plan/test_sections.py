@@ -240,3 +240,20 @@ def test_lines_leaves_what_a_rule_takes_from_one_model() -> None:
         f"{{merge_method: task_arithmetic, base_model: base, models: [a], lines: {{alpha: 0.5, beta: 0.25}}, methods: [{rule}]}}\n"
     )
     assert {j.name: j.kind for j in made.jobs}["model.embed_tokens.weight"] == "copy"
+
+
+def test_the_scale_of_a_merged_task_vector_is_not_that_of_a_copied_base() -> None:
+    stack("base", 4), stack("a", 4)
+    alone = "[{model: base, layer_range: [0, 2]}]"
+    both = "[{model: base, layer_range: [2, 4]}, {model: a, layer_range: [2, 4]}]"
+    for key in ("lambda", "scale"):
+        slices = f"[{{sources: {alone}}}, {{sources: {both}}}]"
+        made = plan(f"{{merge_method: ties, base_model: base, slices: {slices}, parameters: {{{key}: 0.5}}}}\n")
+        assert {j.name: j.kind for j in made.jobs}["model.layers.0.mlp.w"] == "copy"
+        rule = "{filter: embed, merge_method: passthrough, model: base}"
+        own = "{filter: attn, merge_method: passthrough, model: base, parameters: {scale: 0.5}}"
+        made = plan(
+            f"{{merge_method: ties, base_model: base, models: [a], parameters: {{{key}: 0.5}}, methods: [{rule}, {own}]}}\n"
+        )
+        kinds = {j.name: j.kind for j in made.jobs}
+        assert (kinds["model.embed_tokens.weight"], kinds["model.layers.0.attn.w"]) == ("copy", "mix")

@@ -50,6 +50,9 @@ class Asked:
     values: tuple[Part, ...]
     base: Part | None
     rule: Rule | None
+    is_chosen: bool = False
+    """Is one model taken, by a rule that names it or because it is the only one? Then options of the others' merge, such as the
+    scale of the merged task vector, do not count, only the rule's own."""
 
     @property
     def needed(self) -> tuple[Part, ...]:
@@ -99,7 +102,7 @@ class Section:
                 raise RecipeError(
                     f"methods: {rule.filter!r} takes the base, and the recipe has no base_model. Add base_model: PATH."
                 )
-            return Asked(method, (part,), part if method.space == "delta" else None, rule)
+            return Asked(method, (part,), part if method.space == "delta" else None, rule, is_chosen=True)
         base = self.base
         if base is None and self.named_base and (method.space == "delta" or method.base == "first"):
             raise RecipeError(
@@ -108,7 +111,7 @@ class Section:
             )
         others = tuple(p for p in self.listed if p is not base)
         if method.space == "delta" and base is not None and not others:
-            return Asked(find("passthrough"), (base,), None, rule)
+            return Asked(find("passthrough"), (base,), None, rule, is_chosen=True)
         if method.space == "delta":
             return Asked(method, others, base, rule)
         if method.base == "first" and base is not None:
@@ -122,10 +125,15 @@ class Section:
         """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
         rule = asked.rule
         preset = preset_of(asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset)
-        listed = tuple(p.entry.parameters for p in self.listed)
-        levels = Levels(rule.parameters if rule is not None else {}, (*self.shared, preset), listed)
+        own = rule.parameters if rule is not None else {}
+        entries = [p.entry for p in asked.values]
+        if asked.is_chosen:
+            levels = Levels(own, (preset,))
+            entries = [ModelEntry(e.reference) for e in entries]
+        else:
+            levels = Levels(own, (*self.shared, preset), tuple(p.entry.parameters for p in self.listed))
         place = TensorPlace(name, self.depth.get(name, 0.0) if depth is None else depth)
-        return options_at(asked.method, levels, [p.entry for p in asked.values], place, [p.names[name] for p in asked.values])
+        return options_at(asked.method, levels, entries, place, [p.names[name] for p in asked.values])
 
     def varies(self, asked: Asked) -> bool:
         """Do the options of the method depend on the tensor?"""

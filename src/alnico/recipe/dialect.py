@@ -15,10 +15,15 @@ class Alias:
 
     option: str
     values: Mapping[Any, Any] = field(default_factory=dict)
+    of_deltas: bool = False
+    """Is it for methods on task vectors alone?"""
+
+    def fits(self, method: Method) -> bool:
+        return self.option in method.options and (method.space == "delta" or not self.of_deltas)
 
 
 ALIASES = {
-    "lambda": Alias("scale"),
+    "lambda": Alias("scale", of_deltas=True),  # passthrough's scale is a factor on the model
     "normalize": Alias("divide", {True: "weight", False: "none"}),
     "rescale": Alias("rescale", {True: "l1", False: "none"}),
     "nuslerp_flatten": Alias("flatten"),
@@ -47,7 +52,7 @@ def own_name(method: Method, key: str) -> str | None:
     if key in method.options:
         return key
     alias = ALIASES.get(key)
-    return alias.option if alias and alias.option in method.options else None
+    return alias.option if alias and alias.fits(method) else None
 
 
 def own_value(method: Method, key: str, value: Any) -> Any:
@@ -60,4 +65,4 @@ def own_value(method: Method, key: str, value: Any) -> Any:
 
 def known_names(method: Method) -> list[str]:
     """All names a recipe may use for the options of ``method``."""
-    return list(dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.option in method.options)]))
+    return list(dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.fits(method))]))
