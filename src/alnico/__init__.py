@@ -19,8 +19,10 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from alnico import errors
+    from alnico.analysis.diff import Difference
     from alnico.api import (
         compare,
+        diff,
         load_recipe,
         merge,
         merge_all,
@@ -52,6 +54,7 @@ _PLACES = {
     "open": "alnico.api",
     "push": "alnico.api",
     "compare": "alnico.api",
+    "diff": "alnico.api",
     "methods": "alnico.api",
     "recalibrate_batchnorm": "alnico.tune.recalibrate",
     "Recipe": "alnico.recipe.schema",
@@ -60,6 +63,7 @@ _PLACES = {
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
     "Comparison": "alnico.engine.judge",
+    "Difference": "alnico.analysis.diff",
     "Model": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
     "Merge": "alnico.methods.base",
@@ -67,8 +71,8 @@ _PLACES = {
 }
 
 __all__ = [
-    "Comparison", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__", "compare",
-    "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan",
+    "Comparison", "Difference", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__",
+    "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan",
     "plan_all", "push", "recalibrate_batchnorm",
 ]  # fmt: skip
 

@@ -8,6 +8,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+from alnico.analysis.diff import Difference, diff_sources
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
@@ -239,6 +240,24 @@ def compare(
         raise AlnicoError("compare needs two models, or a base and a model.")
     with ExitStack() as opened:
         return compare_sources([opened.enter_context(closing(open_model(r, offline=offline))) for r in references])
+
+
+def diff(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+) -> Difference:
+    """Say how model ``b`` differs from model ``a``: tensors by content hash and by value, configs by key, side files by content.
+
+    Both are read in full, in blocks; of models on the hub, the files are fetched. ``difference.is_equal`` is the short answer.
+    Other arguments as for :func:`plan`. Errors: ModelError, ResourceError, HubError.
+    """
+    with ExitStack() as opened:
+        one, other = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (a, b))
+        return diff_sources(one, other, threads=threads, memory_bytes=bytes_of(memory))
 
 
 def push(

@@ -13,6 +13,7 @@
     └── HubError          13   the network or the hub: not found, no access, not reached, not in the cache
 
 0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed).
+14 is no error: ``alnico diff --exit-code`` found a difference. Without the option it exits with 0, as a difference is what it was asked for.
 A message says where, what was found, what was expected and what to do.
 """
 
@@ -83,3 +84,6 @@ class HubError(AlnicoError):
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C; the unfinished output is kept."""
+
+DIFFERENT = 14
+"""Exit code of ``alnico diff --exit-code`` for models that are not equal. Not git's 1, which is a mistake of ours."""

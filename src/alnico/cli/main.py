@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from alnico.errors import INTERRUPTED, AlnicoError
+from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError
 
 app = typer.Typer(
     name="alnico",
@@ -197,6 +197,27 @@ def compare(
 
     comparison = api.compare(models, base=base, offline=offline)
     _print(json.dumps(comparison.data(), indent=1) if as_json else show.comparison_text(comparison, verbose))
+
+
+@app.command()
+def diff(
+    a: Annotated[str, typer.Argument(help="A model: directory, file, or owner/name@revision on the hub.", metavar="A")],
+    b: Annotated[str, typer.Argument(help="The model that is compared with it.", metavar="B")],
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 14 if the models differ, with 0 if not.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Print which tensors of two models differ, and by how much: by content hash, values, keys of configs, side files."""
+    from alnico import api
+    from alnico.cli.difference import difference_text
+
+    found = api.diff(a, b, memory=_size(memory, "--memory"), threads=threads, offline=offline)
+    _print(json.dumps(found.data(), indent=1) if as_json else difference_text(found, verbose))
+    if exit_code and not found.is_equal:
+        raise typer.Exit(DIFFERENT)
 
 
 @app.command()

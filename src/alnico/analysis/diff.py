@@ -1,0 +1,374 @@
+"""Two models side by side: which tensors are equal, byte for byte, and by how much the others differ.
+
+First every tensor of both is hashed, as merges hash them; then the values of those whose hashes differ are compared. Each step
+takes the tensors chunk by chunk, all threads at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+
+from alnico.checkpoint.model import Source, Tensor
+from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.sidecars import side_files
+from alnico.engine.blocks import PieceHasher, TensorDigest
+from alnico.errors import ModelError, ResourceError
+from alnico.numerics.digest import PIECE
+from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
+
+Verdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
+
+CHUNK_PIECES = 4
+"""Pieces that a thread hashes at a time, one after the other."""
+
+RUN = 15 << 10
+"""Elements whose values are compared and summed as one. As float64 they take just less than the 128 KiB from which on an allocation is a
+fresh mapping of pages, which cost more than the arithmetic."""
+
+CHUNK_RUNS = 256
+"""Runs that a thread takes at a time, one after the other."""
+
+READ_BYTES = 1 << 20
+"""Bytes that are read at a time to be hashed."""
+
+WORKER_BYTES = 2 * READ_BYTES
+"""What a thread works in: what is hashed, or two runs with their values and differences as float64."""
+
+MAX_KEYED_BYTES = 4 << 20
+"""Longest side file whose keys are compared; of longer ones it is said that they differ."""
+
+
+@dataclass(frozen=True)
+class ValuesDiffer:
+    """How the values of a tensor b differ from those of a. In float64.
+
+    ``differing`` entries have other values; two NaN count as equal, 0 and -0 too. ``not_finite`` of these are a NaN or an infinity
+    on a side, and are left out of what follows. ``max_abs`` is max |b - a|, ``l2`` |b - a|, ``relative_l2`` |b - a| / |a|, ``cosine`` a b / (|a| |b|); None where there is
+    nothing to divide by.
+    """
+
+    elements: int
+    differing: int
+    not_finite: int
+    max_abs: float
+    l2: float
+    relative_l2: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True)
+class TensorPair:
+    """A tensor that both models have; pairs are (in a, in b).
+
+    ``equal``: one dtype, one shape and the same bytes, by their digests. ``same values``: other bytes, all values equal: another
+    dtype that holds them, 0 and -0, a NaN with other bits. ``differs``: see ``values``. ``other bytes``: of a dtype whose values cannot be compared.
+    """
+
+    name: str
+    verdict: Verdict
+    dtypes: tuple[str, str]
+    shapes: tuple[tuple[int, ...], tuple[int, ...]]
+    digests: tuple[str, str]
+    values: ValuesDiffer | None = None
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A tensor that one model has; ``twins`` are those of the other model with its dtype, shape and bytes, under other names."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+    twins: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KeyPair:
+    """A key of a JSON file, with those it is in before it (``rope_scaling.factor``), and its values as JSON; None where it is not there."""
+
+    key: str
+    a: str | None
+    b: str | None
+
+
+@dataclass(frozen=True)
+class FilePair:
+    """A file beside the weights that is not the same in both. ``keys`` are those that differ where it holds a JSON object in both
+    (none: only the writing differs), else None."""
+
+    name: str
+    in_a: bool
+    in_b: bool
+    keys: tuple[KeyPair, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How model b differs from model a. ``files`` (``config.json`` first) is None where a model is no directory, so
+    that it has none to compare."""
+
+    a: str
+    b: str
+    tensors: tuple[TensorPair, ...]
+    only_in_a: tuple[Alone, ...]
+    only_in_b: tuple[Alone, ...]
+    files: tuple[FilePair, ...] | None
+    seconds: float
+
+    @property
+    def is_equal(self) -> bool:
+        """Have both the same tensors, byte for byte, and the same files?"""
+        return all(t.verdict == "equal" for t in self.tensors) and not (self.only_in_a or self.only_in_b or self.files)
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for ``--json``."""
+        return {"is_equal": self.is_equal, **asdict(self)}
+
+
+def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES) -> Difference:
+    """Compare two models, tensor by tensor and file by file. Of models on the hub the files are fetched.
+
+    The result is the same for any number of threads. Errors: ResourceError for a budget in which one thread cannot work; those
+    of reading, and HubError.
+    """
+    begin = time.perf_counter()
+    workers = _workers((a, b), threads or os.cpu_count() or 1, memory_bytes)
+    for source in (a, b):
+        source.fetch(source.absent(list(source.tensors), True))
+    with ThreadPoolExecutor(workers, thread_name_prefix="alnico-diff") as pool:
+        digests = [_digests(source, pool) for source in (a, b)]
+        both = [name for name in a.tensors if name in b.tensors]
+        found = {name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both}
+        values = _compared(a, b, [name for name in both if found[name] is None], pool)
+    tensors = []
+    for name in both:
+        one, other = a.tensors[name], b.tensors[name]
+        differ = values.get(name)
+        verdict = found[name] or ("differs" if differ and differ.differing else "same values")
+        pair = (one.dtype, other.dtype), (one.shape, other.shape), (digests[0][name], digests[1][name])
+        tensors.append(TensorPair(name, verdict, *pair, differ if verdict == "differs" else None))
+    only_in_a, only_in_b = _alone(a, b, *digests), _alone(b, a, *digests[::-1])
+    return Difference(a.label, b.label, tuple(tensors), only_in_a, only_in_b, _files(a, b), time.perf_counter() - begin)
+
+
+def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:
+    """The threads that fit the budget. Errors: ResourceError if not one does."""
+    fixed = BASELINE_BYTES + sum(s.held_bytes + BYTES_A_TENSOR * len(s.tensors) for s in sources)
+    worker = WORKER_BYTES + max(s.reading_bytes for s in sources)
+    if fixed + worker > memory_bytes:
+        raise ResourceError(
+            f"diff: needs at least {format_size(fixed + worker)} of memory, the budget is {format_size(memory_bytes)}. "
+            f"Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB."
+        )
+    return min(threads, (memory_bytes - fixed) // worker)
+
+
+def _all(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], None]]) -> None:
+    """Make calls in all threads; the first that fails, or an interrupt, ends the others."""
+    stop = threading.Event()
+
+    def guarded(call: Callable[[], None]) -> None:
+        if not stop.is_set():
+            call()
+
+    futures = [pool.submit(guarded, call) for call in calls]
+    try:
+        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
+            future.result()
+    except BaseException:
+        stop.set()
+        raise
+
+
+def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:
+    """The digest of every tensor, by name."""
+    digests = {name: TensorDigest(t.dtype, t.shape, t.byte_size) for name, t in source.tensors.items()}
+
+    def hashed(name: str, start: int, stop: int) -> Callable[[], None]:
+        def call() -> None:
+            hasher = PieceHasher(digests[name], start)
+            buffer = memoryview(bytearray(min(READ_BYTES, stop - start)))
+            for offset in range(start, stop, READ_BYTES):
+                part = buffer[: min(READ_BYTES, stop - offset)]
+                source.read_into(name, offset, part)
+                hasher.update(part)
+            hasher.finish()
+
+        return call
+
+    size = CHUNK_PIECES * PIECE
+    spans = [(n, s, min(s + size, t.byte_size)) for n, t in source.tensors.items() for s in range(0, t.byte_size, size)]
+    _all(pool, (hashed(*span) for span in spans))
+    return {name: digest.result() for name, digest in digests.items()}
+
+
+def _verdict(one: Tensor, other: Tensor, digest: str, other_digest: str) -> Verdict | None:
+    """What can be said of two tensors without their values; None where these must be compared."""
+    if one.shape != other.shape:
+        return "other shape"
+    if digest == other_digest:
+        return "equal"
+    return None if _has_values(one.dtype) and _has_values(other.dtype) else "other bytes"
+
+
+def _has_values(dtype: str) -> bool:
+    return DTYPES[dtype].kind in ("integer", "bool") or dtype in MERGEABLE
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Sums over a run."""
+
+    differing: int = 0
+    not_finite: int = 0
+    max_abs: float = 0.0
+    change: float = 0.0
+    a: float = 0.0
+    b: float = 0.0
+    product: float = 0.0
+
+
+def _compared(a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, ValuesDiffer]:
+    """The values of tensors of one shape, compared."""
+    parts = {name: [_Part()] * -(-a.tensors[name].elements // RUN) for name in names}
+
+    def compared(name: str, first: int, last: int) -> Callable[[], None]:
+        def call() -> None:
+            elements = a.tensors[name].elements
+            for run in range(first, last):
+                span = run * RUN, min((run + 1) * RUN, elements)
+                parts[name][run] = _part_of(_read(a, name, *span), _read(b, name, *span))
+
+        return call
+
+    spans = [(n, s, min(s + CHUNK_RUNS, len(p))) for n, p in parts.items() for s in range(0, len(p), CHUNK_RUNS)]
+    _all(pool, (compared(*span) for span in spans))
+    return {name: _joined(a.tensors[name].elements, found) for name, found in parts.items()}
+
+
+def _read(source: Source, name: str, start: int, stop: int) -> np.ndarray:
+    dtype = source.tensors[name].dtype
+    width = DTYPES[dtype].bytes
+    raw = np.empty((stop - start) * width, np.uint8)
+    source.read_into(name, start * width, memoryview(raw))
+    return decode(raw, dtype) if dtype in MERGEABLE else raw.view(np.dtype(DTYPES[dtype].storage))
+
+
+def _part_of(a: np.ndarray, b: np.ndarray) -> _Part:
+    # Compared before they become float64, which does not tell large integers apart.
+    differ = a != b
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        differ &= ~(np.isnan(a) & np.isnan(b))
+        finite = np.isfinite(a) & np.isfinite(b)
+        not_finite = int(np.count_nonzero(differ & ~finite))
+        a, b = a[finite], b[finite]
+    else:
+        not_finite = 0
+    change = b - a
+    largest = float(np.abs(change).max(initial=0.0))
+    return _Part(
+        int(np.count_nonzero(differ)), not_finite, largest, _dot(change, change), _dot(a, a), _dot(b, b), _dot(a, b)
+    )  # fmt: skip
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    # Not a @ b: BLAS sends so short a sum to all threads.
+    return float(np.einsum("i,i->", a, b))
+
+
+def _joined(elements: int, parts: Sequence[_Part]) -> ValuesDiffer:
+    def total(name: str) -> float:
+        return math.fsum(getattr(part, name) for part in parts)
+
+    l2, of_a, of_b = (math.sqrt(total(name)) for name in ("change", "a", "b"))
+    return ValuesDiffer(
+        elements,
+        sum(part.differing for part in parts),
+        sum(part.not_finite for part in parts),
+        max((part.max_abs for part in parts), default=0.0),
+        l2,
+        l2 / of_a if of_a else None,
+        min(max(total("product") / of_a / of_b, -1.0), 1.0) if of_a and of_b else None,
+    )
+
+
+def _alone(source: Source, other: Source, digests: Mapping[str, str], others: Mapping[str, str]) -> tuple[Alone, ...]:
+    twins: dict[str, list[str]] = {}
+    for name, digest in others.items():
+        if other.tensors[name].elements:
+            twins.setdefault(digest, []).append(name)
+    return tuple(
+        Alone(name, t.dtype, t.shape, digests[name], tuple(twins.get(digests[name], ())))
+        for name, t in source.tensors.items()
+        if name not in other.tensors
+    )
+
+
+def _files(a: Source, b: Source) -> tuple[FilePair, ...] | None:
+    """The configs and side files that are not the same; None if a model has no directory."""
+    if a.directory is None or b.directory is None:
+        return None
+    mine, others = _carried(a.directory), _carried(b.directory)
+    found = []
+    for name in sorted(mine | others, key=lambda name: (name != "config.json", name)):
+        pair = FilePair(name, name in mine, name in others)
+        if not (pair.in_a and pair.in_b):
+            found.append(pair)
+        elif _digest(a.directory / name) != _digest(b.directory / name):
+            one, other = _mapping(a.directory / name), _mapping(b.directory / name)
+            found.append(FilePair(name, True, True, None if one is None or other is None else tuple(_keys(one, other))))
+    return tuple(found)
+
+
+def _carried(directory: Path) -> set[str]:
+    files = {path.as_posix() for path in side_files(directory)[0]}
+    return files | {"config.json"} if (directory / "config.json").exists() else files
+
+
+def _digest(path: Path) -> str:
+    state = xxhash.xxh3_128()
+    try:
+        with path.open("rb") as file:
+            while data := file.read(READ_BYTES):
+                state.update(data)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    return state.hexdigest()
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None for a file that holds no such thing, or is long."""
+    if path.suffix != ".json" or path.stat().st_size > MAX_KEYED_BYTES:
+        return None
+    try:
+        loaded = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return None
+    return loaded if isinstance(loaded, dict) else None
+
+
+def _keys(a: Mapping[str, Any], b: Mapping[str, Any], above: str = "") -> list[KeyPair]:
+    """The keys whose values differ in two JSON objects, those of objects inside them one by one."""
+    found: list[KeyPair] = []
+    for key in dict.fromkeys([*a, *b]):
+        if key in a and key in b and isinstance(a[key], dict) and isinstance(b[key], dict):
+            found += _keys(a[key], b[key], f"{above}{key}.")
+        else:
+            one, other = (json.dumps(d[key], ensure_ascii=False, sort_keys=True) if key in d else None for d in (a, b))
+            found += [KeyPair(above + key, one, other)] if one != other else []
+    return found
