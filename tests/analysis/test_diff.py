@@ -14,6 +14,8 @@ from alnico.analysis.diff import Difference, TensorPair, diff_sources
 from alnico.checkpoint.model import open_model
 from alnico.cli.demo import BASE, TUNED
 from alnico.errors import ResourceError
+from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
+from hub.stub import serving
 from made import decoded, encoded, family, read_model, save_file, save_model
 from test_real_models import installed
 
@@ -66,13 +68,15 @@ def test_a_tensor_is_equal_where_its_hash_is_the_one_a_merge_records() -> None:
 
 
 def test_one_other_bit_is_found_wherever_it_is() -> None:
-    values = RANDOM.standard_normal(3_000_000).astype(np.float32)  # three pieces of a hash
-    for place in (0, 1_048_576, 2_999_999):
+    values = np.arange(5_000_000, dtype=np.float32)  # five pieces of a hash, more than a thread takes at a time
+    raw = values.tobytes()
+    pieces = [piece_digest(raw[start : start + PIECE]) for start in range(0, len(raw), PIECE)]
+    for place in (0, 1_048_576, 4_999_999):
         other = values.copy()
         other.view(np.uint32)[place] ^= 1
         found = diff_of(("F32", values), ("F32", other))
         assert (found.verdict, found.values and found.values.differing) == ("differs", 1)
-        assert found.digests[0] != found.digests[1]
+        assert found.digests[0] == tensor_digest("F32", (5_000_000,), pieces) != found.digests[1]
 
 
 def test_the_number_of_threads_changes_nothing() -> None:
@@ -149,6 +153,15 @@ def test_a_base_with_an_adapter_is_read_as_the_model_they_make() -> None:
     (found,) = alnico.diff("base", "base+lora").tensors
     assert found.values is not None
     assert found.values.l2 == pytest.approx(np.linalg.norm(2.0 * b.astype(np.float64) @ a), rel=1e-6)
+
+
+def test_models_of_the_hub_are_fetched_and_compared_with_local_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, (tuned,) = family(Path("local"), 1, shards=2)
+    (base / "tokenizer.json").write_text("{}")
+    with serving(tmp_path / "home", monkeypatch) as hub:
+        hub.add("org/base", base)
+        assert alnico.diff("org/base", base).is_equal
+        assert {t.verdict for t in alnico.diff(tuned, "org/base@main").tensors} == {"differs"}
 
 
 def test_keys_of_configs_and_contents_of_side_files_are_compared() -> None:
