@@ -18,7 +18,7 @@ from alnico.plan.job import Plan
 def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
     """For each source, the files (and their bytes) that the plan reads and that must be fetched first."""
     read: list[dict[str, None]] = [{} for _ in plan.sources]
-    for job in plan.jobs:
+    for job in (*plan.jobs, *plan.to_measure):
         for tensor in job.read:
             read[tensor.model][tensor.name] = None
     return [source.absent(read[i], side_files and i == plan.donor) for i, source in enumerate(plan.sources)]

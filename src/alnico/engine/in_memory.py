@@ -8,6 +8,7 @@ from alnico.checkpoint.model import Source
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.journal import Done, Record
 from alnico.engine.run import Run
+from alnico.engine.weigh import weigh
 from alnico.plan.job import Plan
 
 
@@ -47,5 +48,5 @@ def run_in_memory(plan: Plan) -> dict[str, np.ndarray]:
     """
     fetch_weights(plan)
     arrays = _Arrays(plan)
-    Run(plan, arrays, _Unwritten(), Done(), None).all()
+    Run(weigh(plan, {}), arrays, _Unwritten(), Done(), None).all()
     return arrays.tensors

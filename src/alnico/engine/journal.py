@@ -32,13 +32,15 @@ class Record:
 
 @dataclass(frozen=True)
 class Done:
-    """What an interrupted merge has done: finished tensors, and the facts over the model by their number in the plan."""
+    """What an interrupted merge has done: finished tensors, the facts over the model by their number in the plan, and norms."""
 
     records: list[Record] = field(default_factory=list)
     facts: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    norms: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    """Of the plan's weighings, by their position."""
 
     def __bool__(self) -> bool:
-        return bool(self.records or self.facts)
+        return bool(self.records or self.facts or self.norms)
 
 
 class Journal:
@@ -52,7 +54,8 @@ class Journal:
         self._closing = False
         self.failure: BaseException | None = None
         self.path = directory / NAME
-        lines = [json.dumps({"fingerprint": fingerprint}), *(_fact(*f) for f in done.facts.items()), *map(_line, done.records)]
+        lines = [json.dumps({"fingerprint": fingerprint}), *(_numbers("fact", *f) for f in done.facts.items())]
+        lines += [*(_numbers("norms", *n) for n in done.norms.items()), *map(_line, done.records)]
         temporary = directory / (NAME + ".tmp")
         try:
             temporary.write_text("".join(line + "\n" for line in lines), "utf-8")
@@ -71,7 +74,12 @@ class Journal:
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
         """Note a fact over the model, by its number in the plan."""
         with self._lock:
-            self._pending.append(_fact(fact, value))
+            self._pending.append(_numbers("fact", fact, value))
+
+    def weighed(self, norms: Mapping[int, tuple[float, ...]]) -> None:
+        """Note the norms of weighings, by their position in the plan."""
+        with self._lock:
+            self._pending += [_numbers("norms", *found) for found in norms.items()]
 
     def close(self) -> None:
         """Write what is pending and stop. Errors: whatever failed while writing."""
@@ -114,9 +122,7 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> Done:
     try:
         before = json.loads(lines[0])["fingerprint"]
         loaded = [json.loads(line) for line in lines[1:-1]]
-        done = Done(
-            [_record(line) for line in loaded if "fact" not in line], dict(map(_measured, (x for x in loaded if "fact" in x)))
-        )
+        done = Done([_record(x) for x in loaded if "tensor" in x], _found("fact", loaded), _found("norms", loaded))
     except (ValueError, KeyError, TypeError, IndexError):
         raise OutputError(
             f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew."
@@ -136,6 +142,7 @@ def _words(key: str) -> str:
         "arithmetic": "the version of alnico's arithmetic",
         "plan": "the plan (tensors or shard sizes)",
         "inputs": "an input file (size, time or header)",
+        "norms": "the analysis that weights are made from",
     }.get(key, key)
 
 
@@ -143,12 +150,12 @@ def _line(record: Record) -> str:
     return json.dumps({"tensor": record.tensor, "digest": record.digest, "inputs": record.inputs})
 
 
-def _fact(fact: int, value: tuple[float, ...]) -> str:
-    return json.dumps({"fact": fact, "value": value})
+def _numbers(kind: str, number: int, value: tuple[float, ...]) -> str:
+    return json.dumps({kind: number, "value": value})
 
 
-def _measured(loaded: dict[str, Any]) -> tuple[int, tuple[float, ...]]:
-    return int(loaded["fact"]), tuple(float(x) for x in loaded["value"])
+def _found(kind: str, loaded: list[dict[str, Any]]) -> dict[int, tuple[float, ...]]:
+    return {int(line[kind]): tuple(float(x) for x in line["value"]) for line in loaded if kind in line}
 
 
 def _record(loaded: dict[str, Any]) -> Record:

@@ -47,22 +47,27 @@ class Mixer:
             self._refuse(start, block, out)
 
     def _refuse(self, start: int, block: Block, out: np.ndarray) -> None:
-        inputs: list[tuple[Input, np.ndarray]] = list(zip(self.job.inputs, block.raws, strict=True))
-        if self.job.base is not None:
-            inputs.append((self.job.base, block.base))
-        for tensor, raw in inputs:
-            found = _first_bad(raw, tensor.dtype)
-            if found is not None:
-                raise NonFiniteError(
-                    f"{tensor.name}{_index(start + found[0], self.job.shape)}: {self.sources[tensor.model].label} has {found[1]}; "
-                    "expected finite numbers. Mend or leave out this model."
-                )
+        refuse_inputs(self.job, self.sources, start, block)
         found = _first_bad(out, self.job.dtype)
         place, value = found if found is not None else (0, "a value that is not finite")
         raise NonFiniteError(
             f"{self.job.name}{_index(start + place, self.job.shape)}: the merge gives {value} in {self.job.dtype}; expected a finite "
             "number. Choose an output dtype with a larger range, or smaller weights."
         )
+
+
+def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block) -> None:
+    """Name the first NaN or infinity in a block that begins at element ``start``, if there is one. Errors: NonFiniteError."""
+    inputs: list[tuple[Input, np.ndarray]] = list(zip(job.inputs, block.raws, strict=True))
+    if job.base is not None:
+        inputs.append((job.base, block.base))
+    for tensor, raw in inputs:
+        found = _first_bad(raw, tensor.dtype)
+        if found is not None:
+            raise NonFiniteError(
+                f"{tensor.name}{_index(start + found[0], job.shape)}: {sources[tensor.model].label} has {found[1]}; "
+                "expected finite numbers. Mend or leave out this model."
+            )
 
 
 def _first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:

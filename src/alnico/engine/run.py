@@ -25,6 +25,7 @@ from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.judge import judge
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
+from alnico.engine.weigh import weigh
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
@@ -83,6 +84,7 @@ def run_plan(
         try:
             plan = plan if found else judge(plan)
             run = _merge(plan, part, fingerprint, found, watch)
+            plan = run.plan
             _complete(plan, part, run.records, version, single)
         except RunError:
             raise
@@ -102,10 +104,10 @@ def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: 
     try:
         jobs = {job.name: job for job in plan.jobs}
         kept = [r for r in found.records if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
-        found = Done(kept, found.facts)
+        found = Done(kept, found.facts, found.norms)
         journal = Journal(part.path, fingerprint, files.sync, found)
-        run = Run(plan, files, journal, found, watch)
         try:
+            run = Run(weigh(plan, found.norms, watch, journal.weighed), files, journal, found, watch)
             run.all()
         finally:
             journal.close()

@@ -29,7 +29,9 @@ from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
 from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
-from alnico.recipe.schema import Recipe
+from alnico.plan.weighing import Unweighed, Weighing, place_in, recorded, settled, unweighed
+from alnico.recipe.norm_weight import assumed, norm_weight_of, with_weights
+from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.chat import chat_template, check_setting
 from alnico.vocabulary.mapped import mapped
@@ -146,7 +148,8 @@ def _plan(
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
     commits = {r: commit for r, s in zip(references, sources, strict=True) if (commit := _commit(s)) is not None}
-    return Plan(
+    weighings = made.weighings()
+    plan = Plan(
         pinned(recipe, commits) if commits else recipe,
         tuple(sources),
         donor,
@@ -155,11 +158,20 @@ def _plan(
         tuple(notes),
         cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file),
         dtypes.pop() if len(dtypes) == 1 else None,
-        fit(jobs, memory_bytes, threads or os.cpu_count() or 1, tensors, sources),
+        fit(
+            [*jobs, *(t.delta for w in weighings for t in w.tensors.values())],
+            memory_bytes,
+            threads or os.cpu_count() or 1,
+            tensors,
+            sources,
+        ),
         config,
         files,
         spoken.without if spoken is not None else frozenset(),
+        weighings,
     )
+    analysed = [i for i, w in enumerate(weighings) if w.setting.origin == "analysis"]
+    return settled(plan, recorded(plan, (".", recipe.folder), analysed)) if analysed else plan
 
 
 def _vocabulary(recipe: Recipe, references: list[str], sources: list[Source], donor: int) -> VocabularyPlan | None:
@@ -236,7 +248,8 @@ class _Jobs:
         self.jobs: dict[str, Job] = {}
         self.notes: list[str] = []
         self._bound: dict[Any, Merge] = {}
-        self._fixed: dict[tuple[int, int], Merge] = {}
+        self._constant: dict[tuple[int, int], dict[str, Any]] = {}
+        self._weighed: dict[tuple[NormWeight, tuple[int, ...], int, str], dict[str, Unweighed]] = {}
 
     def all(self) -> list[Job]:
         """Return the jobs. Errors: MismatchError with all that does not fit, MethodError."""
@@ -340,35 +353,66 @@ class _Jobs:
             kind: Kind = "equal" if len(inputs) > 1 else "copy"
             why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
             return _made(kind, name, inputs[0].dtype, self._tensor(asked.needed[0], name), inputs, why=why)
-        merge = self._merge(name, section, asked)
+        try:
+            options = self._options(name, section, asked)
+            setting = norm_weight_of(options, [p.entry for p in asked.values], section.named_base)
+            if setting is not None:
+                return self._weighable(name, section, asked, options, setting)
+            return self._mixed(name, section, asked, self._merge(asked, options))
+        except MethodError as error:
+            raise MethodError(f"{name}: {error}") from None
+
+    def _mixed(self, name: str, section: Section, asked: Asked, merge: Merge, dtype: str | None = None) -> Job:
+        """The job of a method on all its models, a copy where it leaves one of them as it is. ``dtype`` is the output's, if it is set."""
         if merge.copies is not None:
             origin = asked.base if merge.copies == "base" else asked.values[merge.copies]
             assert origin is not None
             why = f"the recipe leaves {self.sources[origin.model].label} as it is"
-            return self._copied(name, origin, section.label if section.label == REST else why)
+            return self._copied(name, origin, section.label if section.label == REST else why, dtype)
         inputs = tuple(self._input(p, name) for p in asked.values)
         base = self._input(asked.base, name) if asked.base is not None else None
         parts = (*asked.values, *([asked.base] if asked.base is not None else []))
-        dtype = self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
+        dtype = dtype or self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
         return _made("mix", name, dtype, self._tensor(asked.values[0], name), inputs, base, merge)
 
-    def _merge(self, name: str, section: Section, asked: Asked) -> Merge:
-        """The method with its options at one tensor; tensors with the same options share it."""
+    def _weighable(self, name: str, section: Section, asked: Asked, options: dict[str, Any], setting: NormWeight) -> Job:
+        """The job with equal weights, and what it becomes when the norms are known, if these make a difference."""
+        merge = self._merge(asked, assumed(options, setting))
+        job = self._mixed(name, section, asked, merge)
+        weighed = [p for p, w in zip(asked.values, options["weight"], strict=True) if isinstance(w, NormWeight)]
+        base = asked.base if asked.base is not None else asked.measured_from
+        assert base is not None
+        if len(weighed) > 1 and setting.scale != 0 and merge.copies is None:
+            delta = tuple(self._input(p, name) for p in weighed), self._input(base, name)
+            key = setting, tuple(p.model for p in weighed), base.model, place_in(setting, name)
+            self._weighed.setdefault(key, {})[name] = unweighed(
+                delta,
+                job,
+                lambda weights: self._mixed(name, section, asked, self._merge(asked, with_weights(options, weights)), job.dtype),
+            )
+        return job
+
+    def weighings(self) -> tuple[Weighing, ...]:
+        return tuple(Weighing(*key, tensors) for key, tensors in self._weighed.items())
+
+    def _options(self, name: str, section: Section, asked: Asked) -> dict[str, Any]:
+        """The options of the method at one tensor."""
         lines = self.recipe.lines
         constant = None if section.varies(asked) or lines is not None else (id(section), id(asked))
-        if constant is not None and constant in self._fixed:
-            return self._fixed[constant]
-        options = section.options(name, asked)
+        if constant is not None and constant in self._constant:
+            return self._constant[constant]
+        options: dict[str, Any] = section.options(name, asked)
         if lines is not None and asked.method.space == "delta" and "scale" in asked.method.options:
-            options["scale"] = float(options.get("scale", asked.method.options["scale"].default)) * self._line(name)  # type: ignore[arg-type]
+            options["scale"] = float(options.get("scale", asked.method.options["scale"].default)) * self._line(name)
+        if constant is not None:
+            self._constant[constant] = options
+        return options
+
+    def _merge(self, asked: Asked, options: Mapping[str, Any]) -> Merge:
+        """The method with its options; tensors with the same options share it."""
         key = (asked.method.name, tuple(options.items()), len(asked.values))
         if key not in self._bound:
-            try:
-                self._bound[key] = asked.method.bind(options, len(asked.values))
-            except MethodError as error:
-                raise MethodError(f"{name}: {error}") from None
-        if constant is not None:
-            self._fixed[constant] = self._bound[key]
+            self._bound[key] = asked.method.bind(options, len(asked.values))
         return self._bound[key]
 
     def _line(self, name: str) -> float:
@@ -384,10 +428,10 @@ class _Jobs:
     def _stacks(self) -> dict[str, int]:
         return stacks(n for section in self.sections.parts for n in section.names)
 
-    def _copied(self, name: str, origin: Part, why: str) -> Job:
+    def _copied(self, name: str, origin: Part, why: str, dtype: str | None = None) -> Job:
         tensor = self._tensor(origin, name)
         source = self._input(origin, name)
-        dtype = self.recipe.dtype or tensor.nominal
+        dtype = dtype or self.recipe.dtype or tensor.nominal
         if tensor.dtype in MERGEABLE and tensor.dtype != dtype:
             identity = combine((1.0,), fixes_equal_inputs=True)
             return _made("mix", name, dtype, tensor, (source,), None, identity, f"{why}, as {dtype}")

@@ -6,13 +6,16 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.kernels.shape import ARITHMETIC
 from alnico.methods.base import Merge
 from alnico.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from alnico.plan.weighing import Weighing
 
 Kind = Literal["mix", "copy", "equal"]
 
@@ -102,12 +105,19 @@ class Plan:
     """Side files that are written; others are carried from the donor."""
     left: frozenset[str] = frozenset()
     """Side files of the donor that are not carried."""
+    weighings: tuple[Weighing, ...] = field(default=(), compare=False)
+    """Weights that follow from norms. Where the norms are not known yet, the jobs stand with equal weights."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans whose outputs lead to this one, in the order in which they ran; their sources are closed."""
 
     @property
     def bytes_to_read(self) -> int:
         return sum(i.byte_size for job in self.jobs for i in job.read)
+
+    @property
+    def to_measure(self) -> tuple[Job, ...]:
+        """The task vectors whose norms must be known before the first tensor is merged."""
+        return tuple(t.delta for w in self.weighings if w.norms is None for t in w.tensors.values())
 
     @property
     def bytes_to_write(self) -> int:
@@ -123,12 +133,14 @@ class Plan:
             [j.kind, j.name, j.dtype, list(j.shape), [[i.model, i.name] for i in j.inputs], j.base and [j.base.model, j.base.name]]
             for j in self.jobs
         ]
+        known = [list(w.norms) for w in self.weighings if w.setting.origin == "analysis" and w.norms is not None]
         shards = [[s.name, hashlib.sha256(s.start).hexdigest()] for s in self.shards]
         return {
             "recipe": self.recipe.canonical(),
             "arithmetic": ARITHMETIC,
             "plan": hashlib.sha256(json.dumps([jobs, shards]).encode()).hexdigest(),
             "inputs": [{"model": s.label, "files": s.identity()} for s in self.sources],
+            **({"norms": known} if known else {}),
         }
 
     def summary(self) -> dict[str, Any]:
@@ -150,6 +162,7 @@ class Plan:
             "dropped": [
                 {"model": self.sources[d.model].label, "tensor": d.name, "bytes": d.byte_size, "why": d.why} for d in self.dropped
             ],
+            **({"weights": [w.data(self.sources) for w in self.weighings]} if self.weighings else {}),
             "notes": list(self.notes),
             "jobs": [
                 {"tensor": j.name, "do": j.kind, "dtype": j.dtype, "shape": list(j.shape), **({"why": j.why} if j.why else {})}

@@ -13,7 +13,7 @@ from alnico.methods.base import Method
 from alnico.plan import families
 from alnico.plan.layers import Place, depth_of, depths, place_of, stacks
 from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
-from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, Parameters, Recipe, Rule, Slice
+from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, NormWeight, Parameters, Recipe, Rule, Setting, Slice
 
 REST = "in no module that the recipe names"
 """How the section is called that has what is left of the donor."""
@@ -53,11 +53,14 @@ class Asked:
     is_chosen: bool = False
     """Is one model taken, by a rule that names it or because it is the only one? Then options of the others' merge, such as the
     scale of the merged task vector, do not count, only the rule's own."""
+    measured_from: Part | None = None
+    """The base that weights are measured from, where the method itself takes none."""
 
     @property
     def needed(self) -> tuple[Part, ...]:
         """All that is read, each once: the base first."""
-        parts = ([self.base] if self.base is not None else []) + list(self.values)
+        base = self.base if self.base is not None else self.measured_from
+        parts = ([base] if base is not None else []) + list(self.values)
         return tuple({p.place: p for p in parts}.values())
 
 
@@ -104,7 +107,8 @@ class Section:
                 )
             return Asked(method, (part,), part if method.space == "delta" else None, rule, is_chosen=True)
         base = self.base
-        if base is None and self.named_base and (method.space == "delta" or method.base == "first"):
+        weighs = "weight" in method.options and any(_measures(p["weight"]) for p in self._scopes(rule) if "weight" in p)
+        if base is None and self.named_base and (method.space == "delta" or method.base == "first" or weighs):
             raise RecipeError(
                 f"{self.label}: its sources take different layers, so it is not known which layers of {self.named_base}, the base, go "
                 "with them. List the base among the sources, with its layer_range."
@@ -116,7 +120,7 @@ class Section:
             return Asked(method, others, base, rule)
         if method.base == "first" and base is not None:
             return Asked(method, (base, *others), None, rule)
-        return Asked(method, self.listed, None, rule)
+        return Asked(method, self.listed, None, rule, measured_from=base if weighs else None)
 
     def _of(self, reference: str) -> Part:
         return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
@@ -137,8 +141,10 @@ class Section:
 
     def varies(self, asked: Asked) -> bool:
         """Do the options of the method depend on the tensor?"""
-        scopes = [*self.shared, *(p.entry.parameters for p in self.listed), asked.rule.parameters if asked.rule else {}]
-        return any(isinstance(value, (Gradient, Cases)) for scope in scopes for value in scope.values())
+        return any(isinstance(value, (Gradient, Cases)) for scope in self._scopes(asked.rule) for value in scope.values())
+
+    def _scopes(self, rule: Rule | None) -> list[Parameters]:
+        return [*self.shared, *(p.entry.parameters for p in self.listed), rule.parameters if rule is not None else {}]
 
 
 @dataclass(frozen=True)
@@ -428,3 +434,8 @@ def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> d
         inside = place is not None and place.stack == stack and begin <= place.layer < begin + count
         found[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
     return found
+
+
+def _measures(setting: Setting) -> bool:
+    """Is there a measured weight in a setting?"""
+    return isinstance(setting, NormWeight) or (isinstance(setting, Cases) and any(_measures(c.value) for c in setting.cases))

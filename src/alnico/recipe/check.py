@@ -8,6 +8,7 @@ from alnico.errors import AlnicoError
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
 from alnico.recipe.context import Context, Part
+from alnico.recipe.norm_weight import assumed, norm_weight_of
 from alnico.recipe.options import Levels, TensorPlace, options_at, own_setting, preset_of, values_of
 from alnico.recipe.schema import Cases, EachModel, Gradient, ModelEntry, Parameters, Recipe, Rule, Setting
 from alnico.recipe.values import said_of
@@ -101,7 +102,7 @@ def _check_values(method: Method, part: Part, shared: Placed, context: Context) 
         context.reading.wrong(part.line, f"{_start(part)}{problem}")
         return
     levels = Levels({}, tuple(p for _, p in shared), tuple(e.parameters for e in part.entries))
-    if (refused := _refusal(method, levels, entries)) is not None:
+    if (refused := _refusal(method, levels, entries, part.base_model)) is not None:
         context.reading.wrong(part.line, f"{_start(part)}{refused}")
     for i, entry in enumerate(part.entries):
         idle = [dialect.own_name(method, k) for k in entry.parameters]
@@ -110,13 +111,15 @@ def _check_values(method: Method, part: Part, shared: Placed, context: Context) 
             context.reading.note(part.line, f"{part.place}[{i}] is the base; without effect under it: {', '.join(names)}.")
 
 
-def _refusal(method: Method, levels: Levels, entries: Sequence[ModelEntry]) -> str | None:
+def _refusal(method: Method, levels: Levels, entries: Sequence[ModelEntry], base_model: str | None) -> str | None:
     """What the method says of its options, where they are the same for every tensor; the plan asks for the others."""
     given = [v for p in (levels.rule, *levels.shared, *levels.models) for v in p.values()]
     if any(isinstance(v, (Gradient, Cases)) for v in given):
         return None
     try:
-        method.bind(options_at(method, levels, entries, TensorPlace("", 0.0), [""] * len(entries)), len(entries))
+        options = options_at(method, levels, entries, TensorPlace("", 0.0), [""] * len(entries))
+        setting = norm_weight_of(options, entries, base_model)
+        method.bind(options if setting is None else assumed(options, setting), len(entries))
     except AlnicoError as error:
         return str(error)
     return None
@@ -176,7 +179,7 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
         preset = preset_of(method, rule.preset or recipe.preset)
         under = tuple(e.parameters for e in part.entries)
         levels = Levels(rule.parameters, (*(p for _, p in part.shared), recipe.parameters, preset), under)
-        refusals.append(_refusal(method, levels, entries))
+        refusals.append(_refusal(method, levels, entries, part.base_model))
     if refusals and all(refusals):
         reading.wrong(line, f"{where}: {refusals[0]}")
 

@@ -9,8 +9,24 @@ from alnico.methods import registry
 from alnico.methods.base import Between, Method, Option
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.keys import CASE, ENTRY, LINES, MODEL_TOKEN, MODULE, PATH, REFERENCE, RULE, SLICE, SOURCE, TOKEN, TOKENIZER, TOP
+from alnico.recipe.keys import (
+    CASE,
+    ENTRY,
+    LINES,
+    MODEL_TOKEN,
+    MODULE,
+    NORM_WEIGHT,
+    PATH,
+    REFERENCE,
+    RULE,
+    SLICE,
+    SOURCE,
+    TOKEN,
+    TOKENIZER,
+    TOP,
+)
 from alnico.recipe.models import MAX_MODELS
+from alnico.recipe.norm_weight import NUMBERS, WORDS, takes_norms
 from alnico.recipe.scalars import SEEDS
 
 Schema = dict[str, Any]
@@ -94,6 +110,19 @@ def json_schema() -> Schema:
                 (),
             ),
             "token": _object(TOKEN, {"source": _token_source(), "force": {"type": "boolean"}}, ()),
+            "norm_weight": {
+                **_object(
+                    NORM_WEIGHT,
+                    {
+                        **{key: {"enum": [*words]} for key, words in WORDS.items()},
+                        **{key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]} for key, limits in NUMBERS.items()},
+                        "path": TEXT,
+                    },
+                    ("from",),
+                ),
+                "if": {"properties": {"from": {"const": "analysis"}}},
+                "then": {"required": ["path"]},
+            },
             "parameters": {
                 "type": ["object", "null"],
                 "additionalProperties": False,
@@ -181,13 +210,19 @@ def _setting(key: str, takers: Takers) -> Schema:
     scalar = {"anyOf": shapes}
     again = _ref(f"option_{key}")
     case = _object(CASE, {"filter": _or_null(FILTER), "value": again}, ("value",))
+    measured = [_ref("norm_weight")] if all(takes_norms(option) for _, option in takers) else []
     return {
         "description": "\n".join(f"{', '.join(names)}: {said}" for said, names in meanings.items()),
         "anyOf": [
             scalar,
             case,
+            *measured,
             {"type": "array", "minItems": 1, "items": scalar},
-            {"type": "array", "minItems": 1, "items": {"anyOf": [case, scalar, {"type": "array", "minItems": 1, "items": scalar}]}},
+            {
+                "type": "array",
+                "minItems": 1,
+                "items": {"anyOf": [case, scalar, *measured, {"type": "array", "minItems": 1, "items": scalar}]},
+            },
         ],
     }
 

@@ -67,6 +67,16 @@ CASE: Keys = {
     "value": "The value for these tensors: one, a list over the layers, or filters again.",
 }
 
+NORM_WEIGHT: Keys = {
+    "from": "Where the L2 norms of the task vectors come from: l2_norm (the merge measures them) or analysis (of `alnico analyze`).",
+    "path": "The folder of the analysis, or its summary.json; for `from: analysis`.",
+    "mode": "How weights follow from norms L: linear (1 / L), power (1 / L^alpha) or exp (exp(-beta L / mean L)); exp if not given.",
+    "beta": "Of exp, at least 0; 1 if not given. 0 gives all models the same weight.",
+    "alpha": "Of power, above 0; 1.5 if not given.",
+    "scale": "What the weights sum to; 1 if not given.",
+    "per": "Over what norms are taken: model (all tensors with this weight), layer or tensor; model if not given.",
+}
+
 LINES: Keys = {
     "alpha": "The factor of the first layer.",
     "beta": "What the last layer's factor has more.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
-from alnico.recipe.schema import Case, Cases, EachModel, Gradient, ModelEntry, Parameters, Scalar, Setting
+from alnico.recipe.schema import Case, Cases, EachModel, Gradient, ModelEntry, NormWeight, Parameters, Scalar, Setting
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,9 @@ def options_at(
     return found
 
 
-def _first(method: Method, option: Option, scopes: Sequence[Parameters], place: TensorPlace, model: int) -> Scalar | None:
+def _first(
+    method: Method, option: Option, scopes: Sequence[Parameters], place: TensorPlace, model: int
+) -> Scalar | NormWeight | None:
     for parameters in scopes:
         for key, setting in parameters.items():
             if dialect.own_name(method, key) == option.name and (value := evaluate(setting, place, model)) is not None:
@@ -67,8 +69,8 @@ def _first(method: Method, option: Option, scopes: Sequence[Parameters], place: 
     return None
 
 
-def evaluate(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | None:
-    """Return a setting's value at a tensor, or None where no filter fits.
+def evaluate(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:
+    """Return a setting's value at a tensor, or None where no filter fits; a weight that is measured stays as it is.
 
     >>> evaluate(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
     0.5

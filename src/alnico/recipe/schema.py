@@ -6,9 +6,11 @@ one tensor.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Union
+
+from alnico.numerics.norm_weights import NormMode, norm_weights
 
 Scalar = Union[float, bool, str]
 
@@ -48,7 +50,37 @@ class EachModel:
     values: tuple[Scalar, ...]
 
 
-Setting = Union[Scalar, Gradient, Cases, EachModel]
+@dataclass(frozen=True)
+class NormWeight:
+    """A weight that follows from how far the model is from the base: its own, and that of the other models with this setting.
+
+    ``origin`` says where the L2 norms of the task vectors come from: the merge measures them, or they are those of the analysis at
+    ``path``. They are of the tensors that have this weight: all of them, those of a layer, or each by itself (``per``). What
+    the ``mode`` does not use has its default.
+    """
+
+    origin: Literal["l2_norm", "analysis"] = "l2_norm"
+    mode: NormMode = "exp"
+    beta: float = 1.0
+    alpha: float = 1.5
+    scale: float = 1.0
+    per: Literal["model", "layer", "tensor"] = "model"
+    path: str = ""
+
+    def weights(self, norms: Sequence[float]) -> tuple[float, ...]:
+        """Weigh the models with these norms. Frozen layers and tensors, of which no model is far, have equal weights."""
+        if self.per != "model" and not any(norms):
+            return (self.scale / len(norms),) * len(norms)
+        return norm_weights(norms, mode=self.mode, beta=self.beta, alpha=self.alpha, scale=self.scale)
+
+    def data(self) -> dict[str, Any]:
+        """The setting as it is written."""
+        path = {"path": self.path} if self.origin == "analysis" else {}
+        own = {"exp": {"beta": self.beta}, "power": {"alpha": self.alpha}, "linear": {}}[self.mode]
+        return {"from": self.origin, **path, "mode": self.mode, **own, "scale": self.scale, "per": self.per}
+
+
+Setting = Union[Scalar, Gradient, Cases, EachModel, NormWeight]
 Parameters = Mapping[str, Setting]
 
 
@@ -273,6 +305,8 @@ def _plain(setting: Setting) -> Any:
             return list(values)
         case Cases(cases):
             return [{"filter": c.filter, "value": _plain(c.value)} for c in cases]
+        case NormWeight():
+            return setting.data()
     return setting
 
 

@@ -12,11 +12,11 @@ from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE
 from alnico.recipe.nodes import Node, bare, cut, shown
+from alnico.recipe.norm_weight import read_norm_weight
 from alnico.recipe.options import own_setting
-from alnico.recipe.schema import Case, Cases, EachModel, Gradient, Scalar, Setting
+from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, Scalar, Setting
 
 LATER = {
-    "from": "a measured value; such values are planned for 0.4",
     "search": "a value to be searched; such values are planned for 0.5",
     "choice": "a choice to be searched; such values are planned for 0.5",
 }
@@ -106,11 +106,15 @@ def said_of(setting: Setting) -> str:
             return cut(f"[{', '.join(shown(v) for v in values)}]")
         case Cases():
             return "a list of filters"
+        case NormWeight():
+            return "a measured weight"
     return shown(setting)
 
 
 def _setting(node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool) -> Setting | None:
     reading = context.reading
+    if _is_measured(node):
+        return read_norm_weight(node, where, takers, context)
     if isinstance(node.value, dict):
         return _cases([node], [where], takers, key, context, is_rule=is_rule)
     if not isinstance(node.value, list):
@@ -135,6 +139,10 @@ def _setting(node: Node, where: str, takers: Sequence[Taker], key: str, context:
     return Gradient(tuple(values))
 
 
+def _is_measured(node: Node) -> bool:
+    return isinstance(node.value, dict) and "from" in node.value and not node.value.keys() & CASE.keys()
+
+
 def _cases(
     nodes: Sequence[Node], places: Sequence[str], takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool
 ) -> Cases | None:
@@ -146,7 +154,7 @@ def _cases(
         is_last = i == len(nodes) - 1
         pattern: str | None = "*"
         inner: Node | None = node
-        if isinstance(node.value, dict):
+        if isinstance(node.value, dict) and not _is_measured(node):
             pattern, inner = _filter_and_value(node, where, context)
             where = f"{where}.value"
         elif not is_last:
@@ -160,7 +168,7 @@ def _cases(
             is_right = False
             continue
         cases.append(Case(pattern, setting))
-        if pattern == "*" and isinstance(node.value, dict) and not is_last:
+        if pattern == "*" and isinstance(node.value, dict) and not _is_measured(node) and not is_last:
             reading.note(
                 nodes[i + 1].line, f"{places[i + 1]} has no effect, nor what follows: the entry before it fits every tensor."
             )

@@ -52,14 +52,18 @@ def recipe_of(
     called: str,
     method: str,
     *,
-    weights: Sequence[float] | None,
+    weights: Sequence[float] | Mapping[str, Any] | None,
     dtype: Any,
     seed: int,
     missing: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the recipe of a call. A list for an option of a model gives one value for each, in order. Errors: RecipeError."""
-    lists = {} if weights is None else {"weight": weights}
+    lists: dict[str, Sequence[Any]] = {}
+    if isinstance(weights, Mapping):
+        options = {**options, "weight": weights}
+    elif weights is not None:
+        lists["weight"] = weights
     known = find(method).options
     lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model}
     for name, values in lists.items():

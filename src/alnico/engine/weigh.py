@@ -1,0 +1,134 @@
+"""Measures the norms that weights follow from, before the first tensor is merged: one pass over the task vectors."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+
+from alnico.engine.arguments import Known
+from alnico.engine.blocks import Block, Span, blocks, chunks
+from alnico.engine.events import Event, Measuring
+from alnico.engine.measure import LevelMeasurement
+from alnico.engine.mix import refuse_inputs
+from alnico.errors import NonFiniteError
+from alnico.kernels.facts import Sum
+from alnico.plan.job import Job, Plan
+from alnico.plan.weighing import Norms, settled
+
+
+def square(x: float) -> float:
+    """x^2"""
+    return x * x
+
+
+SQUARES = Sum(square)
+
+
+def weigh(
+    plan: Plan,
+    known: Mapping[int, Norms],
+    watch: Callable[[Event], None] | None = None,
+    note: Callable[[Mapping[int, Norms]], None] | None = None,
+) -> Plan:
+    """Return the plan with the weights that follow from norms; ``known`` are those that an interrupted run has measured, by the
+    position of their weighing, and ``note`` is told of the others.
+
+    Sums are in float64 over fixed leaves and then exact: no thread and no block is seen in them.
+    Errors: MismatchError for a model at distance 0 where it cannot be, MethodError, NonFiniteError, and those of reading.
+    """
+    found = dict(known)
+    missing = {i: w for i, w in enumerate(plan.weighings) if w.norms is None and i not in found}
+    if missing:
+        if watch:
+            watch(Measuring(sum(len(w.tensors) for w in missing.values())))
+        squares = _Squares(plan, [t.delta for w in missing.values() for t in w.tensors.values()]).all()
+        for i, weighing in missing.items():
+            sums = [squares[name] for name in weighing.tensors]
+            found[i] = tuple(math.sqrt(math.fsum(parts)) for parts in zip(*sums, strict=True))
+        if note:
+            note({i: found[i] for i in missing})
+    return settled(plan, found) if found else plan
+
+
+class _Unfinished:
+    """One tensor being measured."""
+
+    def __init__(self, job: Job, spans: int) -> None:
+        self.facts = LevelMeasurement([SQUARES], Known(job, 0, {}))
+        self.remaining = spans
+
+
+class _Squares:
+    """The threads that sum the squares of task vectors."""
+
+    def __init__(self, plan: Plan, jobs: list[Job]) -> None:
+        self.plan = plan
+        self.jobs = jobs
+        self.found: dict[str, tuple[float, ...]] = {}
+        self._open: dict[str, _Unfinished] = {}
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        self._stop = threading.Event()
+
+    def all(self) -> dict[str, tuple[float, ...]]:
+        """The sums of each tensor, a number a model."""
+        calls = [(job, span, len(spans)) for job in self.jobs for spans in [chunks(job)] for span in spans]
+        with ThreadPoolExecutor(self.plan.memory.threads, thread_name_prefix="alnico") as pool:
+            futures = [pool.submit(self._measure, *call) for call in calls]
+            try:
+                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            except BaseException:
+                self._stop.set()
+                for future in futures:
+                    future.cancel()
+                raise
+        return self.found
+
+    def _measure(self, job: Job, span: Span, spans: int) -> None:
+        with self._lock:
+            state = self._open.get(job.name) or self._open.setdefault(job.name, _Unfinished(job, spans))
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            if self._stop.is_set():
+                return
+            state.facts.fold(start, stop, self._block(job, start, stop))
+        with self._lock:
+            state.remaining -= 1
+            if state.remaining:
+                return
+            del self._open[job.name]
+        state.facts.turn()
+        sums = state.facts.results()[SQUARES]
+        if not all(map(math.isfinite, sums)):
+            self._refuse(job)
+        self.found[job.name] = sums
+
+    def _block(self, job: Job, start: int, stop: int) -> Block:
+        """Read a block into this thread's buffers."""
+        views: list[Any] = []
+        widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
+        size = sum(widths) * min(self.plan.memory.block_elements, max(job.elements, 1))
+        arena = getattr(self._own, "bytes", None)
+        if arena is None or arena.nbytes < size:
+            arena = self._own.bytes = np.empty(size, np.uint8)
+        position = 0
+        for tensor, width in zip(job.read, widths, strict=True):
+            view = arena[position : position + (stop - start) * width]
+            position += view.nbytes
+            self.plan.sources[tensor.model].read_into(tensor.name, start * width, memoryview(view))
+            views.append(view)
+        return Block(views[:-1], views[-1])
+
+    def _refuse(self, job: Job) -> None:
+        """Name the first number of a tensor that is not finite. Errors: NonFiniteError."""
+        for start, stop in blocks((0, job.elements), self.plan.memory.block_elements):
+            refuse_inputs(job, self.plan.sources, start, self._block(job, start, stop))
+        raise NonFiniteError(
+            f"{job.name}: the L2 norm of a task vector is beyond float64; expected a finite number. Leave the model out, or give weights."
+        )
