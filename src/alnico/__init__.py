@@ -33,10 +33,12 @@ if TYPE_CHECKING:
         plan,
         plan_all,
         push,
+        weights,
     )  # fmt: skip
     from alnico.checkpoint.model import Model
     from alnico.engine.judge import Comparison
     from alnico.engine.run import Result
+    from alnico.engine.weigh import Weights
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
     from alnico.recipe.schema import Recipe
@@ -55,6 +57,7 @@ _PLACES = {
     "push": "alnico.api",
     "compare": "alnico.api",
     "diff": "alnico.api",
+    "weights": "alnico.api",
     "methods": "alnico.api",
     "recalibrate_batchnorm": "alnico.tune.recalibrate",
     "Recipe": "alnico.recipe.schema",
@@ -62,6 +65,7 @@ _PLACES = {
     "LazyModel": "alnico.values.task_vector",
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
+    "Weights": "alnico.engine.weigh",
     "Comparison": "alnico.engine.judge",
     "Difference": "alnico.analysis.diff",
     "Model": "alnico.checkpoint.model",
@@ -71,9 +75,9 @@ _PLACES = {
 }
 
 __all__ = [
-    "Comparison", "Difference", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "__version__",
-    "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open", "plan",
-    "plan_all", "push", "recalibrate_batchnorm",
+    "Comparison", "Difference", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "Weights",
+    "__version__", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
+    "methods", "open", "plan", "plan_all", "push", "recalibrate_batchnorm", "weights",
 ]  # fmt: skip
 
 

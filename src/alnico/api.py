@@ -17,6 +17,7 @@ from alnico.engine.judge import Comparison
 from alnico.engine.judge import compare as compare_sources
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
+from alnico.engine.weigh import Weights, weights_of
 from alnico.errors import AlnicoError
 from alnico.methods import registry
 from alnico.methods.base import Method
@@ -170,7 +171,7 @@ def merge_state_dicts(
     method: str = "linear",
     *,
     base: Any = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Mapping[str, Any] | None = None,
     dtype: Any = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -182,7 +183,7 @@ def merge_state_dicts(
 
     Torch tensors in, torch tensors on the CPU out; numpy arrays in, numpy arrays out. Modules, paths and hub ids may stand
     among the dicts. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
-    of the models. ``layers`` gives tensors a method of their own, ``{"fc1": {"method": "ties", "density": 0.7}}``: a key fits
+    of the models, or say what they follow from, as in a recipe: ``{"from": "l2_norm"}``. ``layers`` gives tensors a method of their own, ``{"fc1": {"method": "ties", "density": 0.7}}``: a key fits
     whole dotted components of names, and the first that fits wins. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
     share it in the result. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
 
@@ -199,7 +200,7 @@ def merge_models(
     method: str = "ties",
     *,
     base: Any = None,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | Mapping[str, Any] | None = None,
     dtype: Any = None,
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -258,6 +259,43 @@ def diff(
     with ExitStack() as opened:
         one, other = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (a, b))
         return diff_sources(one, other, threads=threads, memory_bytes=bytes_of(memory))
+
+
+def weights(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    base: str | os.PathLike[str],
+    mode: str = "exp",
+    beta: float = 1.0,
+    alpha: float = 1.5,
+    scale: float = 1.0,
+    per: str = "model",
+    analysis: str | os.PathLike[str] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+) -> Weights:
+    """Say what models weigh if weights follow from the L2 norms of their task vectors: ``weight: {from: l2_norm, ...}`` of a recipe.
+
+    Arguments are its keys (docs/recipes.md). The norms are measured over all tensors that base and models share, and
+    nothing is merged; or they are those of an ``analysis`` (its folder). Errors: RecipeError, ModelError, MismatchError for a model
+    at distance 0 in ``linear`` and ``power``, HubError.
+    """
+    key = {"exp": {"beta": beta}, "power": {"alpha": alpha}}.get(mode, {})
+    origin = {"from": "l2_norm"} if analysis is None else {"from": "analysis", "path": os.fspath(analysis)}
+    given = {
+        "merge_method": "task_arithmetic",
+        "base_model": os.fspath(base),
+        "models": [os.fspath(model) for model in models],
+        "parameters": {"weight": {**origin, "mode": mode, **key, "scale": scale, "per": per}},
+        "missing": "drop",
+        "unrelated": "allow",
+    }
+    made = plan(given, memory=memory, threads=threads, offline=offline)
+    try:
+        return weights_of(made)
+    finally:
+        close([made])
 
 
 def push(

@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | weights | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -124,6 +124,8 @@ def merge(
         for note in dict.fromkeys(note for result in results for note in result.plan.notes):
             _say(f"note: {note}", quiet)
         for result in results:
+            for line in show.weighing_lines(result.plan):
+                _say(f"weights: {line}", quiet)
             _print(show.result_line(result))
     return None
 
@@ -218,6 +220,46 @@ def diff(
     _print(json.dumps(found.data(), indent=1) if as_json else difference_text(found, verbose))
     if exit_code and not found.is_equal:
         raise typer.Exit(DIFFERENT)
+
+
+@app.command()
+def weights(
+    models: Annotated[list[str], typer.Argument(help="Models: directories, files, or owner/name@revision.", metavar="MODEL...")],
+    base: Annotated[str, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)],
+    mode: Annotated[str, typer.Option("--mode", help="linear, power or exp.")] = "exp",
+    beta: Annotated[float, typer.Option("--beta", help="Of exp: exp(-beta L / mean L).")] = 1.0,
+    alpha: Annotated[float, typer.Option("--alpha", help="Of power: 1 / L^alpha.")] = 1.5,
+    scale: Annotated[float, typer.Option("--scale", help="What the weights sum to.")] = 1.0,
+    per: Annotated[str, typer.Option("--per", help="Norms of the model, each layer or each tensor.")] = "model",
+    analysis: Annotated[
+        str | None, typer.Option("--from", help="Norms of an analysis: its folder.", metavar="FOLDER", show_default=False)
+    ] = None,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Print weights that follow from how far models are from their base, and the line of a recipe that gives them."""
+    from alnico import api
+    from alnico.cli import show
+
+    found = api.weights(
+        models,
+        base=base,
+        mode=mode,
+        beta=beta,
+        alpha=alpha,
+        scale=scale,
+        per=per,
+        analysis=analysis,
+        threads=threads,
+        memory=_size(memory, "--memory"),
+        offline=offline,
+    )
+    if not as_json:
+        for note in found.notes:
+            _say(f"note: {note}", False)
+    _print(json.dumps(found.data(), indent=1) if as_json else show.weights_text(found))
 
 
 @app.command()

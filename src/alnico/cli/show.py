@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from alnico.engine.fetch import absent_files
 from alnico.engine.judge import Comparison, notes
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
+from alnico.engine.weigh import Weights
 from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason
@@ -47,6 +49,7 @@ def result_data(result: Result) -> dict[str, Any]:
         "bytes_written": result.plan.bytes_to_write,
         "parameters": result.plan.elements,
         "resumed_tensors": result.resumed,
+        **({"weights": [w.data(result.plan.sources) for w in result.plan.weighings]} if result.plan.weighings else {}),
         "notes": list(result.plan.notes),
         "digests": result.digests,
     }
@@ -75,6 +78,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
         lines.append(f"  dropped {plan.sources[model].label}: {shown} ({why})")
     shards = f"{len(plan.shards)} files" if len(plan.shards) > 1 else plan.shards[0].name
     lines.append(f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}")
+    lines += [f"weights   {line}" for line in weighing_lines(plan)]
     memory = plan.memory
     lines.append(
         f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
@@ -86,6 +90,29 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     folder = existing_folder(out or Path("out"))
     lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return "\n".join(lines + [f"note      {note}" for note in plan.notes])
+
+
+def weighing_lines(plan: Plan) -> list[str]:
+    """What weights follow from: a line for those of one setting and models, with the weights where they are known for whole models."""
+    groups: dict[Any, list[Any]] = {}
+    for weighing in plan.weighings:
+        groups.setdefault((weighing.setting, weighing.models), []).append(weighing)
+    lines = []
+    for (setting, models), group in groups.items():
+        first, tensors = group[0], sum(len(w.tensors) for w in group)
+        told = setting.data()
+        how = ", ".join(f"{key} {told[key]:g}" for key in ("beta", "alpha", "scale") if key in told)
+        where = (
+            f"of each of {len(group)} {'layers' if setting.per == 'layer' else 'tensors'}" if setting.per != "model" else "of all"
+        )
+        origin = f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
+        lines.append(f"{setting.mode} ({how}) of L2 norms {where}, {tensors} tensors, {origin}")
+        if first.norms is not None and len(group) == 1:
+            entries = first.data(plan.sources)["models"]
+            lines += [f"  {e['weight']:.6f}  {e['model']} (L2 norm {e['l2_norm']:.6g})" for e in entries]
+        else:
+            lines.append(f"  {', '.join(plan.sources[m].label for m in models)}")
+    return lines
 
 
 def _layers(plan: Plan) -> list[str]:
@@ -190,6 +217,22 @@ def comparison_text(comparison: Comparison, verbose: int) -> str:
         lines += [f"{cosine:50.4f}  {name}" for name, cosine in shown.items()]
     lines += ["", "change: |model - base| / |base|. A cosine in a line of its own is that of one tensor."]
     return "\n".join([*lines, *(f"note: {note}" for note in notes(comparison, with_base=True) if "count twice" in note)])
+
+
+def weights_text(found: Weights) -> str:
+    """Norms and weights, a line a model (under the name of its layer or tensor), and the line of a recipe that gives them."""
+    lines = [f"task vectors from {found.base}"]
+    for place, norms, weights in zip(found.places, found.norms, found.weights, strict=True):
+        lines += ["", *([place] if place else []), f"{'L2 norm':>14}  {'weight':>10}  model"]
+        lines += [f"{n:14.8f}  {w:10.6f}  {m}" for n, w, m in zip(norms, weights, found.models, strict=True)]
+    told = ", ".join(f"{k}: {_plain(v)}" for k, v in found.setting.data().items())
+    return "\n".join([*lines, "", "in a recipe, under parameters:", f"  weight: {{{told}}}"])
+
+
+def _plain(value: Any) -> str:
+    return (
+        f"{value:g}" if isinstance(value, float) else json.dumps(value) if not str(value).replace("_", "").isalnum() else str(value)
+    )
 
 
 def _names(architectures: Any) -> str:

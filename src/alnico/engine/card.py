@@ -56,6 +56,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
             }
             for i, source in enumerate(plan.sources)
         ],
+        **({"weights": [w.data(plan.sources) for w in plan.weighings]} if plan.weighings else {}),
         "dropped": [{"model": plan.sources[d.model].label, "tensor": d.name, "why": d.why} for d in plan.dropped],
         "output": {
             job.name: {"dtype": job.dtype, "shape": list(job.shape), "do": job.kind, "digest": records[job.name].digest}
@@ -152,9 +153,11 @@ def card_of(plan: Plan, version: str) -> str:
         lines.append(f"| {shown} | {commit} | {'; '.join(parent.parts)} | {_licence_name(licence) or 'not stated in its card'} |")
     if not agreed:
         lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
+    lines += _weights(plan)
     local = {p.reference: n for p, n in zip(parents, names, strict=True) if p.source.origin is None}
     # A reference that is written as a mapping has its paths by themselves.
     parts = {part: Path(part).name for r in local for part in re.split(r"[+@]", r) if part != r and Path(part).name != part}
+    parts |= {w.setting.path: Path(w.setting.path).name for w in plan.weighings if Path(w.setting.path).name != w.setting.path}
     lines += [
         "",
         f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {recipe.seed}. "
@@ -163,7 +166,7 @@ def card_of(plan: Plan, version: str) -> str:
         "## Recipe",
         "",
         "```yaml",
-        recipe_text(pinned(recipe, {**parts, **local}) if local else recipe).strip(),
+        recipe_text(pinned(recipe, {**parts, **local}) if local or parts else recipe).strip(),
         "```",
         "",
         "## To make it again",
@@ -183,6 +186,23 @@ def card_of(plan: Plan, version: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _weights(plan: Plan) -> list[str]:
+    """The weights that followed from norms, where they are one a model; of those by layer or tensor, where to find them."""
+    if not plan.weighings:
+        return []
+    whole = [w for w in plan.weighings if not w.place]
+    lines = [
+        "",
+        f"Weights follow from the L2 norms of the task vectors; `{LOCK}` has {'them' if whole else 'those of each part'} in full.",
+    ]
+    for weighing in whole:
+        lines += ["", "| model | L2 norm | weight |", "|---|---|---|"]
+        names = public_names([plan.sources[m] for m in weighing.models])
+        rows = zip(names, weighing.norms or (), weighing.weights or (), strict=True)
+        lines += ["| {} | {:.6g} | {:.6f} |".format(name.replace("|", "\\|"), norm, weight) for name, norm, weight in rows]
+    return lines
 
 
 @dataclass(frozen=True)

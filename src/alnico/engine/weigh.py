@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,15 @@ import numpy as np
 from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Event, Measuring
+from alnico.engine.fetch import fetch_weights
+from alnico.engine.judge import judge
 from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
-from alnico.errors import NonFiniteError
+from alnico.errors import MethodError, NonFiniteError
 from alnico.kernels.facts import Sum
 from alnico.plan.job import Job, Plan
 from alnico.plan.weighing import Norms, settled
+from alnico.recipe.schema import NormWeight
 
 
 def square(x: float) -> float:
@@ -132,3 +136,40 @@ class _Squares:
         raise NonFiniteError(
             f"{job.name}: the L2 norm of a task vector is beyond float64; expected a finite number. Leave the model out, or give weights."
         )
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What models would weigh: ``norms`` and ``weights`` have a row for each of ``places``, layers or tensors, and in it one number
+    a model. The one place of the whole model is called ''."""
+
+    setting: NormWeight
+    base: str
+    models: tuple[str, ...]
+    places: tuple[str, ...]
+    norms: tuple[Norms, ...]
+    weights: tuple[tuple[float, ...], ...]
+    notes: tuple[str, ...]
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for ``--json``."""
+        rows = zip(self.places, self.norms, self.weights, strict=True)
+        parts = [{**({"place": p} if p else {}), "l2_norms": [*n], "weights": [*w]} for p, n, w in rows]
+        return {"weight": self.setting.data(), "base": self.base, "models": [*self.models], "parts": parts, "notes": [*self.notes]}
+
+
+def weights_of(plan: Plan) -> Weights:
+    """Measure what the models of a plan weigh, and merge nothing. Errors: MethodError where nothing is weighed; see :func:`weigh`."""
+    if not plan.weighings:
+        raise MethodError(
+            "weights: nothing depends on them; expected two models or more, with tensors to merge, and a scale other than 0."
+        )
+    if plan.to_measure:
+        fetch_weights(plan)
+        plan = weigh(judge(plan), {})
+    done = plan.weighings
+    first = done[0]
+    labels = tuple(plan.sources[m].label for m in first.models)
+    norms = tuple(w.norms or () for w in done)
+    weights = tuple(w.weights or () for w in done)
+    return Weights(first.setting, plan.sources[first.base].label, labels, tuple(w.place for w in done), norms, weights, plan.notes)
