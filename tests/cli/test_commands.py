@@ -234,6 +234,43 @@ def test_a_method_is_shown_in_full(run: Run) -> None:
     assert data["options"]["elect"] == "weighted | mass | count; default weighted"
 
 
+def test_weights_prints_norms_weights_and_the_line_of_a_recipe(run: Run, tmp_path: Path) -> None:
+    base, models = family(tmp_path, count=2)
+    code, stdout, stderr = run("weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5")
+    assert (code, stderr) == (0, "")
+    data = json.loads(run("weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5", "--json")[1])
+    (part,) = data["parts"]
+    rows = [f"{n:14.8f}  {w:10.6f}  {m}" for n, w, m in zip(part["l2_norms"], part["weights"], models, strict=True)]
+    assert stdout.splitlines() == [
+        f"task vectors from {base}",
+        "",
+        "       L2 norm      weight  model",
+        *rows,
+        "",
+        "in a recipe, under parameters:",
+        "  weight: {from: l2_norm, mode: power, alpha: 1.5, scale: 0.5, per: model}",
+    ]
+    code, _, stderr = run("weights", str(models[0]), str(base), "--base", str(models[0]))
+    assert code == 3
+    assert "expected two models or more" in stderr
+
+
+def test_plan_and_merge_say_what_weights_follow_from(run: Run, tmp_path: Path) -> None:
+    base, models = family(tmp_path, count=2)
+    text = f"merge_method: linear\nbase_model: {base}\nmodels: [{models[0]}, {models[1]}]\nparameters: {{weight: {{from: l2_norm, per: PER}}}}\n"
+    (tmp_path / "whole.yml").write_text(text.replace("PER", "model"))
+    (tmp_path / "layers.yml").write_text(text.replace("PER", "layer"))
+    planned = run("plan", str(tmp_path / "layers.yml"))[1]
+    assert (
+        "weights   exp (beta 1, scale 1) of the L2 norms of 20 tensors, each of 3 layers by itself, measured before the merge\n"
+        f"weights     {models[0]}, {models[1]}\n"
+    ) in planned
+    code, _, stderr = run("merge", str(tmp_path / "whole.yml"), str(tmp_path / "out"))
+    assert code == 0
+    assert "weights: exp (beta 1, scale 1) of the L2 norms of 20 tensors, measured before the merge\n" in stderr
+    assert len([line for line in stderr.splitlines() if line.startswith("weights:   0.") and "(L2 norm " in line]) == 2
+
+
 def test_schema_prints_a_json_schema_of_recipes(run: Run) -> None:
     code, stdout, stderr = run("schema")
     assert (code, stderr) == (0, "")

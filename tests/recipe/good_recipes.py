@@ -3,6 +3,26 @@
 from __future__ import annotations
 
 GOOD = {
+    "weights that follow from norms": """\
+merge_method: ties
+base_model: base
+models:
+  - a
+  - model: b
+    parameters: {weight: 0.5}
+  - c
+parameters:
+  weight:
+    - filter: mlp
+      value: {from: l2_norm, mode: power, alpha: 1e0, per: layer, scale: -0.5}
+    - filter: norm
+      value: 0
+    - {from: analysis, path: report/, mode: linear, per: tensor}
+methods:
+  - filter: embed
+    merge_method: linear
+    parameters: {weight: {from: l2_norm, beta: 0}}
+""",
     "linear over slices, the method inside": """\
 slices:
   - sources:

@@ -228,7 +228,22 @@ VALUES = {
         "parameters.gamma is no option of ties. Known are density, weight, scale, elect, divide, rescale, scope, lambda, normalize."
     ),
     "density: []": "parameters.density is a list of 0; expected at least one value.",
-    "weight: {from: fisher}": ("parameters.weight is a measured value; such values are planned for 0.4. Write the value."),
+    "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis.",
+    "weight: {from: l2norm}": "parameters.weight.from is 'l2norm'; expected one of l2_norm, analysis. Did you mean l2_norm?",
+    "weight: {from: l2_norm, mode: exponential}": "parameters.weight.mode is 'exponential'; expected one of linear, power, exp.",
+    "weight: {from: l2_norm, per: layers}": (
+        "parameters.weight.per is 'layers'; expected one of model, layer, tensor. Did you mean layer?"
+    ),
+    "weight: {from: l2_norm, beta: -1}": "parameters.weight.beta is -1; expected a number of at least 0.",
+    "weight: {from: l2_norm, mode: power, alpha: 0}": "parameters.weight.alpha is 0; expected a number above 0.",
+    "weight: {from: l2_norm, scale: .inf}": "parameters.weight.scale is inf; expected a finite number.",
+    "weight: {from: l2_norm, alfa: 2}": "parameters.weight has the unknown key 'alfa'. Did you mean alpha?",
+    "weight: {from: analysis}": (
+        "parameters.weight.path is missing; expected the folder that `alnico analyze` wrote. Add path: FOLDER."
+    ),
+    "density: {from: l2_norm}": (
+        "parameters.density is a measured value; expected one that is written: only weight is measured. Write the value."
+    ),
     "weight: {search: [0, 1]}": ("parameters.weight is a value to be searched; such values are planned for 0.5. Write the value."),
     "weight: {choice: [0, 1]}": ("parameters.weight is a choice to be searched; such values are planned for 0.5. Write the value."),
     "weight: {by: layer}": (

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from alnico.errors import RecipeError
 from alnico.methods import find
 from alnico.recipe.load import load_recipe, parse_recipe
 from alnico.recipe.options import Levels, TensorPlace, options_at, values_of
-from alnico.recipe.schema import ModelEntry, Recipe
+from alnico.recipe.schema import ModelEntry, NormWeight, Recipe
 
 TIES = """\
 merge_method: ties
@@ -254,3 +255,49 @@ def test_plain_data_reads_back_as_the_same_recipe() -> None:
             }
         )
         assert load_recipe(recipe.canonical()) == recipe
+
+
+MEASURED = "merge_method: ties\nbase_model: base\nmodels: [a, b]\nparameters:\n  weight: "
+
+
+def test_a_measured_weight_has_the_defaults_of_its_mode() -> None:
+    assert read(MEASURED + "{from: l2_norm}").parameters["weight"] == NormWeight("l2_norm", "exp", 1.0, 1.5, 1.0, "model", "")
+    assert read(MEASURED + "{from: l2_norm, mode: power, alpha: 2}").parameters["weight"] == NormWeight(mode="power", alpha=2.0)
+
+
+def test_a_number_that_the_mode_does_not_use_is_told_and_changes_nothing() -> None:
+    found = read(MEASURED + "{from: l2_norm, mode: linear, beta: 3, path: x}")
+    assert found.parameters["weight"] == NormWeight(mode="linear")
+    assert list(found.notes) == [
+        "recipe.yml:5: parameters.weight.beta has no effect: it is for mode: exp.",
+        "recipe.yml:5: parameters.weight.path has no effect: it is for from: analysis.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "merge_method: linear\nmodels: [a, b]\nparameters: {weight: {from: l2_norm}}",
+            "2: weight is measured from the base, and there is no base_model. Add base_model: PATH.",
+        ),
+        (
+            "merge_method: linear\nbase_model: a\nmodels: [a, b]\nparameters: {weight: {from: l2_norm}}",
+            "3: a: weight is measured from the base, and this is the base. Give it a number, or leave it out of the models.",
+        ),
+        (
+            "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: {from: l2_norm}}}\n"
+            "- {model: b, parameters: {weight: {from: l2_norm, mode: linear}}}",
+            "3: weight is measured in different ways for models of one merge; expected one way. Give it once, under parameters.",
+        ),
+        (
+            "merge_method: linear\nbase_model: base\nmodels: [a, b]\nparameters: {weight: {from: l2_norm, scale: 0}}",
+            "3: the weights of linear sum to 0 (0, 0), so they cannot be normalised; expected a sum other than 0. "
+            "Change a weight, or set normalize: false.",
+        ),
+    ],
+)
+def test_a_measured_weight_that_cannot_be_is_refused_with_the_recipe(text: str, expected: str) -> None:
+    with pytest.raises(RecipeError) as told:
+        read(text)
+    assert str(told.value) == f"recipe.yml:{expected}"

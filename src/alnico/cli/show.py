@@ -102,11 +102,11 @@ def weighing_lines(plan: Plan) -> list[str]:
         first, tensors = group[0], sum(len(w.tensors) for w in group)
         told = setting.data()
         how = ", ".join(f"{key} {told[key]:g}" for key in ("beta", "alpha", "scale") if key in told)
-        where = (
-            f"of each of {len(group)} {'layers' if setting.per == 'layer' else 'tensors'}" if setting.per != "model" else "of all"
-        )
+        parts = f", each of {len(group)} layers by itself" if setting.per == "layer" else ", each by itself"
         origin = f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
-        lines.append(f"{setting.mode} ({how}) of L2 norms {where}, {tensors} tensors, {origin}")
+        lines.append(
+            f"{setting.mode} ({how}) of the L2 norms of {tensors} tensors{parts if setting.per != 'model' else ''}, {origin}"
+        )
         if first.norms is not None and len(group) == 1:
             entries = first.data(plan.sources)["models"]
             lines += [f"  {e['weight']:.6f}  {e['model']} (L2 norm {e['l2_norm']:.6g})" for e in entries]
