@@ -262,7 +262,7 @@ def test_plan_and_merge_say_what_weights_follow_from(run: Run, tmp_path: Path) -
     (tmp_path / "layers.yml").write_text(text.replace("PER", "layer"))
     planned = run("plan", str(tmp_path / "layers.yml"))[1]
     assert (
-        "weights   exp (beta 1, scale 1) of the L2 norms of 20 tensors, each of 3 layers by itself, measured before the merge\n"
+        "weights   exp (beta 1, scale 1) of the L2 norms of 20 tensors, by layer in 3 groups, measured before the merge\n"
         f"weights     {models[0]}, {models[1]}\n"
     ) in planned
     code, _, stderr = run("merge", str(tmp_path / "whole.yml"), str(tmp_path / "out"))

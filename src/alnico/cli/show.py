@@ -102,7 +102,7 @@ def weighing_lines(plan: Plan) -> list[str]:
         first, tensors = group[0], sum(len(w.tensors) for w in group)
         told = setting.data()
         how = ", ".join(f"{key} {told[key]:g}" for key in ("beta", "alpha", "scale") if key in told)
-        parts = f", each of {len(group)} layers by itself" if setting.per == "layer" else ", each by itself"
+        parts = f", by layer in {len(group)} groups" if setting.per == "layer" else ", each by itself"
         origin = f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
         lines.append(
             f"{setting.mode} ({how}) of the L2 norms of {tensors} tensors{parts if setting.per != 'model' else ''}, {origin}"
