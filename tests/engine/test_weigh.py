@@ -21,7 +21,8 @@ from alnico.engine.events import Event, Measuring
 from alnico.errors import MethodError, MismatchError, ModelError, NonFiniteError, OutputError
 from alnico.kernels.shape import LEAF
 from alnico.numerics.norm_weights import norm_weights
-from made import model_bytes, read_model, save_model
+from analysis.reference import reference_analysis
+from made import model_bytes, read_model, save_file, save_model
 
 NAMES = ("embed.weight", "layers.0.w", "layers.1.w", "norm.weight")
 ISSUE = [182.63449804, 31.87331430, 0.0, 0.52867741, 9.26351817]
@@ -402,6 +403,33 @@ def test_norms_of_an_analysis_give_the_weights_of_measured_ones_and_nothing_is_m
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_what_an_analysis_writes_is_what_is_read(tmp_path: Path) -> None:
+    """The referee's analysis, in the form of summary.json."""
+    base, tuned = saved(tmp_path)
+    found = reference_analysis(base, {"a": tuned[0], "b": tuned[1]}).data()
+    found["base"]["reference"] = "base"
+    for model, name in zip(found["models"], "ab", strict=True):
+        model["reference"] = name
+    (tmp_path / "summary.json").write_text(json.dumps(found))
+    weights = alnico.weights(["b", "a"], base="base", analysis="summary.json")
+    assert weights.norms[0] == pytest.approx([norm(base, tuned[1]), norm(base, tuned[0])], rel=1e-6)
+
+
+def test_an_adapter_weighs_what_it_changes(tmp_path: Path) -> None:
+    base, tuned = saved(tmp_path)
+    low = {"A": np.full((2, 5), 0.5, np.float32), "B": np.full((33, 2), 0.25, np.float32)}
+    names = {f"base_model.model.layers.0.lora_{side}.weight": ("F32", v) for side, v in low.items()}
+    save_model(tmp_path / "base2", {("layers.0.weight" if n == "layers.0.w" else n): ("F32", v) for n, v in base.items()})
+    save_model(tmp_path / "a2", {("layers.0.weight" if n == "layers.0.w" else n): ("F32", v) for n, v in tuned[0].items()})
+    save_file(tmp_path / "adapter" / "adapter_model.safetensors", names)
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]})
+    )
+    found = alnico.weights(["base2+adapter", "a2"], base="base2")
+    change = 2.0 * (low["B"].astype(np.float64) @ low["A"])
+    assert found.norms[0] == pytest.approx((float(np.sqrt((change**2).sum())), norm(base, tuned[0])), rel=1e-6)
+
+
 def test_an_analysis_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
     weight = {"from": "analysis", "path": "report"}
@@ -414,6 +442,10 @@ def test_an_analysis_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         alnico.plan(recipe(weight=weight))
     analysed(tmp_path / "report", {n: v for n, v in base.items() if n != "layers.0.w"}, both)
     with pytest.raises(MismatchError, match=r"^report/summary\.json: has no norms of layers\.0\.w as it is merged here"):
+        alnico.plan(recipe(weight=weight))
+    report = analysed(tmp_path / "report", base, both) / "summary.json"
+    report.write_text(report.read_text().replace("[12]", "[3, 4]"))
+    with pytest.raises(MismatchError, match=r"^report/summary\.json: has no norms of norm\.weight as it is merged here"):
         alnico.plan(recipe(weight=weight))
     analysed(tmp_path / "report", base, both, schema=7)
     with pytest.raises(ModelError, match=r"^report/summary\.json: is no analysis of schema 1"):
