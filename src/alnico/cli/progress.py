@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from alnico.checkpoint.shards import format_size
-from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Started, TensorDone
+from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone
 
 Watch = Callable[[Event], None]
 
@@ -76,6 +76,10 @@ def _drawn() -> Iterator[Watch]:
                 state["begin"] = time.perf_counter()
             elif isinstance(event, Measuring):
                 progress.update(task, description=f"measuring {event.tensors} tensors")
+            elif isinstance(event, Reading):
+                state["begin"], state["traffic"] = time.perf_counter(), 1.0
+                state["done"] = state["before"] = 0
+                progress.update(task, total=event.total_bytes, completed=0, description="", rate="")
             elif isinstance(event, Advanced):
                 state["done"] += event.bytes_done
                 seconds = max(time.perf_counter() - state["begin"], 1e-6)

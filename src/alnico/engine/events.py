@@ -48,8 +48,16 @@ class Measuring:
 
 
 @dataclass(frozen=True)
+class Reading:
+    """``tensors``, with ``total_bytes`` in all models, are read for their statistics; nothing is written."""
+
+    tensors: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
 class Advanced:
-    """``bytes_done`` more bytes of output stand at their place; ``tensor`` is being worked on."""
+    """``bytes_done`` more bytes of output stand at their place, or have been read; ``tensor`` is being worked on."""
 
     tensor: str
     bytes_done: int
@@ -71,4 +79,4 @@ class Finished:
     seconds: float
 
 
-Event = Union[Fetching, Fetched, Started, Compiling, Measuring, Advanced, TensorDone, Finished]
+Event = Union[Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished]

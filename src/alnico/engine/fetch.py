@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alnico.checkpoint.adapter import repositories
+from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.engine.events import Event, Fetched, Fetching
 from alnico.engine.output import DISK_MARGIN_BYTES, check_disk, check_target, existing_folder
@@ -37,6 +38,13 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: bool, watch: Callable[[Eve
     check_disk(plan, out)
     folders = [repository.folder for source in plan.sources for repository in repositories(source)]
     _check_cache_disk(folders[0], total, plan, out)
+    fetch_files(plan.sources, absent, watch)
+
+
+def fetch_files(sources: Sequence[Source], absent: Sequence[Mapping[str, int]], watch: Callable[[Event], None] | None) -> None:
+    """Download files of models, with their bytes, as :meth:`Source.absent` lists them. Errors: HubError."""
+    if not any(absent):
+        return
     lock = threading.Lock()
 
     def tell(bytes_done: int) -> None:
@@ -45,9 +53,9 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: bool, watch: Callable[[Eve
                 watch(Fetched(bytes_done))
 
     if watch:
-        models = tuple(source.label for source, files in zip(plan.sources, absent, strict=True) if files)
-        watch(Fetching(models, sum(len(files) for files in absent), total))
-    for source, files in zip(plan.sources, absent, strict=True):
+        models = tuple(source.label for source, files in zip(sources, absent, strict=True) if files)
+        watch(Fetching(models, sum(len(files) for files in absent), sum(sum(files.values()) for files in absent)))
+    for source, files in zip(sources, absent, strict=True):
         source.fetch(files, tell)
 
 

@@ -114,6 +114,39 @@ ONLY_MODULE = "default"
 """mergekit's name for all of a model that it does not take apart."""
 
 
+GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("norm", ("norm", "ln_", "ln1", "ln2", "bn1", "bn2", "bn3", "batchnorm")),
+    ("head", ("lm_head", "embed_out", "predictions", "classifier", "score", "pooler", "head", "logits")),
+    ("embedding", ("embed", "wte", "wpe", "shared", "tok_embeddings", "relative_attention_bias", "class_token", "cls_token")),
+    ("attention", ("attn", "attention", "qkv", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "in_proj", "query", "key", "value")),
+    (
+        "mlp",
+        ("mlp", "ffn", "feed_forward", "feedforward", "intermediate", "experts", "moe", "gate_proj", "up_proj", "down_proj", "fc1",
+         "fc2", "c_fc", "densereludense", "dense_h_to_4h", "dense_4h_to_h", "output", "linear1", "linear2"),
+    ),
+)  # fmt: skip
+"""What a tensor is for, by what the words of its name begin with or, from four letters on, contain; the first that fits wins."""
+
+OTHER = "other"
+"""The group of a tensor whose name tells nothing."""
+
+
+def group_of(name: str) -> str:
+    """What a tensor is for: one of :data:`GROUPS`, or :data:`OTHER`.
+
+    >>> names = "model.embed_tokens.weight", "h.0.ln_1.bias", "encoder.layer.0.attention.output.dense.weight", "layers.0.mlp.up_proj.weight"
+    >>> [group_of(n) for n in names]
+    ['embedding', 'norm', 'attention', 'mlp']
+    >>> group_of("lm_head.weight"), group_of("encoder.layer.0.output.dense.bias"), group_of("features.0.conv.weight")
+    ('head', 'mlp', 'other')
+    """
+    words = [word for word in name.lower().split(".") if not word.isdigit()]
+    for group, known in GROUPS:
+        if any(word.startswith(known) or any(len(k) > 3 and k in word for k in known) for word in words):
+            return group
+    return OTHER
+
+
 def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     """The tensors of a model with a row for each token: embeddings and heads."""
     return tuple(n for n in source.tensors if n.endswith((*EMBEDDINGS, *HEADS)))

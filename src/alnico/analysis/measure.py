@@ -1,0 +1,503 @@
+"""Measures task vectors: all statistics of all tensors in at most two readings of base and models, inside a budget.
+
+The first reading of a tensor gives sums, counts and a coarse histogram, the second the exact quantiles and what the largest
+entries of the models share; a tensor that fits into a block is read once. Sums are kept a leaf each and added exactly
+(``math.fsum``), counts are integers: neither blocks nor threads can be seen in the result.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
+from alnico.analysis.results import LEVELS, Analysis, Skipped, Subspace
+from alnico.analysis.subjects import Subject, model_of, named, subjects_of
+from alnico.analysis.subspace import subspaces
+from alnico.analysis.tally import Gathered, Tally, gathered
+from alnico.checkpoint.model import Source
+from alnico.checkpoint.shards import format_size
+from alnico.engine.arguments import codes_of, working_precision
+from alnico.engine.blocks import Span, blocks, chunks
+from alnico.engine.events import Advanced, Compiling, Event, Reading
+from alnico.engine.fetch import fetch_files
+from alnico.engine.mix import first_bad, index_text
+from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError
+from alnico.kernels.build import compiled
+from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel
+from alnico.kernels.shape import LEAF
+from alnico.numerics.dtypes import DTYPES, decode
+from alnico.plan.job import Job
+from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
+
+Watcher = Callable[[Event], None]
+
+SORTED = 65_536
+"""Up to this many elements quantiles are taken from the sorted entries themselves."""
+
+TABLE_BYTES = 65_536 * 4
+"""One histogram of a thread."""
+
+MOST_SLOTS = 2 * (len(LEVELS) - 2)
+"""Most bins of one model that the quantiles of a tensor lie in."""
+
+HISTOGRAM_BYTES = 128 << 10
+"""What a histogram of a group or layer takes; measured 20 to 80 KiB."""
+
+RESULT_BYTES = 1_200
+"""What is kept of one model, or pair of models, in one tensor."""
+
+SHARED_CHUNKS = 8
+"""Chunks from which on all threads work on one tensor."""
+
+HELD_BYTES = 64 << 20
+"""Up to this many bytes, in all models, a tensor is held by a worker between its two readings, where the budget allows."""
+
+SUBSPACE_SIDE = 512
+"""Matrices whose smaller side is at most this have their subspaces compared, unless it is asked otherwise."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """How an analysis fits its budget: a tensor that takes ``held_bytes`` or less in all models is read once."""
+
+    threads: int
+    block_elements: int
+    held_bytes: int
+
+
+def analyze_sources(
+    base: Source,
+    models: Sequence[Source],
+    *,
+    version: str,
+    top_share: float = 0.2,
+    subspace_side: int = SUBSPACE_SIDE,
+    memory_bytes: int = DEFAULT_BUDGET_BYTES,
+    threads: int = 1,
+    watch: Watcher | None = None,
+    block_elements: int | None = None,
+) -> Analysis:
+    """Measure the task vectors of ``models`` against ``base``; all that :class:`Analysis` says.
+
+    ``top_share`` in (0, 1] is the share of each model's entries that count as its top parameters; ``subspace_side`` the largest
+    smaller side of matrices whose singular vectors are compared, 0 for none. Sources stay open. Errors: AlnicoError for a wrong share,
+    MismatchError for a model that has no tensor in common with the base, NonFiniteError, ResourceError, HubError.
+    """
+    begin = time.perf_counter()
+    if not models:
+        raise AlnicoError("an analysis needs at least one model beside the base.")
+    if not 0 < top_share <= 1:
+        raise AlnicoError(f"the share of top parameters is {top_share}; expected a number in (0, 1]. The default is 0.2.")
+    subjects, skipped = subjects_of(base, models)
+    for position, model in enumerate(models):
+        if not any(position in subject.models for subject in subjects):
+            raise MismatchError(
+                f"{base.label} and {model.label} have no float tensor of one name and shape; expected models of one architecture. "
+                "`alnico inspect` lists what they hold."
+            )
+    sources = (*models, base)
+    read = [[i.name for s in subjects for i in s.job.read if i.model == position] for position in range(len(sources))]
+    fetch_files(sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], watch)
+    room = _room(subjects, sources, memory_bytes, threads, subspace_side, block_elements)
+    found = _Measuring(subjects, sources, room, top_share, subspace_side, watch).all()
+    return _analysis(version, base, models, top_share, subjects, found, skipped, time.perf_counter() - begin)
+
+
+def _analysis(
+    version: str,
+    base: Source,
+    models: Sequence[Source],
+    top_share: float,
+    subjects: Sequence[Subject],
+    found: Found,
+    skipped: Sequence[Skipped],
+    seconds: float,
+) -> Analysis:
+    count, tallies = len(models), found.tallies
+    groups = dict.fromkeys(s.group for s in subjects)
+    layers = sorted({s.layer for s in subjects if s.layer is not None})
+
+    def over(name: str, chosen: Sequence[int], key: Any) -> Gathered:
+        return gathered(name, [tallies[i] for i in chosen], count, found.histograms[key])
+
+    return Analysis(
+        version=version,
+        base=model_of(base, named([base])[0]),
+        models=tuple(model_of(m, name) for m, name in zip(models, named(models), strict=True)),
+        top_share=top_share,
+        whole=over("whole", range(len(subjects)), "whole").scope(),
+        groups={g: over(g, [i for i, s in enumerate(subjects) if s.group == g], g).scope() for g in groups},
+        layers={n: over(str(n), [i for i, s in enumerate(subjects) if s.layer == n], n).scope() for n in layers},
+        tensors=tuple(gathered(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)),
+        skipped=tuple(skipped),
+        seconds=seconds,
+    )
+
+
+def _room(
+    subjects: Sequence[Subject], sources: Sequence[Source], budget_bytes: int, threads: int, side: int, block: int | None
+) -> Room:
+    """Fit threads and blocks into the budget. Errors: ResourceError, with the budget that would do."""
+    models = len(sources) - 1
+    pairs = models * (models - 1) // 2
+    scopes = 1 + len({s.group for s in subjects}) + len({s.layer for s in subjects})
+    largest = max((s.job.elements for s in subjects), default=0)
+    fixed = (
+        BASELINE_BYTES
+        + sum(s.held_bytes for s in sources)
+        + BYTES_A_TENSOR * sum(len(s.job.read) for s in subjects)
+        + RESULT_BYTES * (models + pairs) * (len(subjects) + scopes)
+        + HISTOGRAM_BYTES * models * scopes
+        + (largest // LEAF + 1) * 8 * ((MOMENTS + 1) * models + 3 + 2 * pairs)
+        + models * MOST_SLOTS * 2 * TABLE_BYTES
+    )
+    widths = max((sum(DTYPES[i.dtype].bytes for i in s.job.read) for s in subjects), default=0)
+    matrices = [s.job.elements for s in subjects if models > 1 and s.has_subspace(side)]
+    worker = models * (TABLES + MOST_SLOTS) * TABLE_BYTES + models * 65_536 + max((s.reading_bytes for s in sources), default=0)
+    worker += 24 * max(matrices, default=0) + 16 * models * min(SORTED, largest)
+    least = fixed + worker + widths * LEAF
+    sizes = [(BLOCK_ELEMENTS, HELD_BYTES), (BLOCK_ELEMENTS, 0), (LEAF, 0)] if block is None else [(block, 0)]
+    for workers in range(max(threads, 1), 0, -1):
+        for size, held in sizes:
+            held = max(held, widths * size)
+            if fixed + workers * (worker + held) <= budget_bytes:
+                return Room(workers, size, held)
+    raise ResourceError(
+        f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
+        f"Raise --memory to {-(-least // (1 << 20))}MiB."
+    )
+
+
+@dataclass(frozen=True)
+class Found:
+    """A tally for each subject, and the histograms of each scope: one a model, under its group, its layer's number or "whole"."""
+
+    tallies: list[Tally]
+    histograms: dict[Any, list[Histogram]]
+
+
+class _Measuring:
+    """The threads that measure all subjects."""
+
+    def __init__(
+        self,
+        subjects: Sequence[Subject],
+        sources: Sequence[Source],
+        room: Room,
+        top_share: float,
+        subspace_side: int,
+        watch: Watcher | None,
+    ) -> None:
+        self.subjects = subjects
+        self.sources = sources
+        self.room = room
+        self.top_share = top_share
+        self.subspace_side = subspace_side
+        self.tallies: list[Tally | None] = [None] * len(subjects)
+        models = len(sources) - 1
+        keys: list[Any] = ["whole", *{s.group for s in subjects}, *{s.layer for s in subjects}]
+        self.histograms: dict[Any, list[Histogram]] = {key: [Histogram() for _ in range(models)] for key in keys}
+        self._watch = watch
+        self._lock = threading.Lock()
+        self._own = threading.local()
+        self._stop = threading.Event()
+
+    def all(self) -> Found:
+        self._compile()
+        self._tell(Reading(len(self.subjects), sum(i.byte_size for s in self.subjects for i in s.job.read)))
+        with ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
+            shared: list[tuple[int, list[Span]]] = []
+            alone: list[tuple[int, list[Span]]] = []
+            for number, subject in enumerate(self.subjects):
+                spans = chunks(subject.job)
+                (shared if self.room.threads > 1 and len(spans) >= SHARED_CHUNKS else alone).append((number, spans))
+            for number, spans in shared:
+                self._shared(pool, number, spans)
+            # The largest first: a thread that takes one last works on while the others have nothing to do.
+            alone.sort(key=lambda item: -self.subjects[item[0]].job.elements)
+            self._parallel(pool, [(self._alone, (number, spans)) for number, spans in alone])
+        return Found([tally for tally in self.tallies if tally is not None], self.histograms)
+
+    def _compile(self) -> None:
+        needed: dict[DescribingKernel | OrderKernel, None] = {}
+        for subject in self.subjects:
+            needed |= dict.fromkeys(_kernels(subject.job))
+        self._tell(Compiling(len(needed)))
+        for kernel in needed:
+            compiled(kernel)
+
+    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
+        futures: list[Future[None]] = [pool.submit(self._guarded, call, *arguments) for call, arguments in calls]
+        try:
+            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            failures = [error for future in done if (error := future.exception()) is not None]
+            for error in sorted(failures, key=lambda error: isinstance(error, _Stopped)):
+                raise error
+        except BaseException:
+            self._stop.set()
+            for future in futures:
+                future.cancel()
+            raise
+
+    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
+        if self._stop.is_set():
+            raise _Stopped
+        try:
+            call(*arguments)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _shared(self, pool: ThreadPoolExecutor, number: int, spans: Sequence[Span]) -> None:
+        """A large tensor: all threads take part in each reading of it."""
+        state = _Tensor(self.subjects[number].job, self.top_share)
+        for reading in (self._first, self._second):
+            rest = iter(spans)  # each thread takes the next one when it is free
+            self._parallel(pool, [(reading, (state, rest))] * self.room.threads)
+        self._finish(number, state, None)
+
+    def _alone(self, number: int, spans: Sequence[Span]) -> None:
+        """A tensor of one worker, read once where it has room."""
+        job = self.subjects[number].job
+        state = _Tensor(job, self.top_share)
+        held = self._read(job, (0, job.elements)) if sum(i.byte_size for i in job.read) <= self.room.held_bytes else None
+        self._first(state, iter(spans), held)
+        self._second(state, iter(spans), held)
+        self._finish(number, state, state.sorted_entries(held) if held is not None and job.elements <= SORTED else None)
+
+    def _first(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
+        tables = self._table("tables", len(state.job.inputs) * TABLES)
+        for block, views in self._blocks(state.job, spans, held):
+            if state.describe(block, views, tables):
+                self._refuse(state.job, block[0], views)
+        state.take(tables)
+
+    def _second(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
+        state.turn()
+        fine = self._table("fine", state.places)
+        for _, views in self._blocks(state.job, spans, held):
+            state.order(views, fine)
+            self._tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
+        state.find(fine)
+
+    def _blocks(self, job: Job, spans: Iterator[Span], held: list[np.ndarray] | None) -> Iterator[tuple[Span, list[np.ndarray]]]:
+        """The blocks of spans with what is in them: of what is held, or read now."""
+        widths = [DTYPES[i.dtype].bytes for i in job.read]
+        for span in spans:
+            for start, stop in blocks(span, self.room.block_elements):
+                if self._stop.is_set():
+                    raise _Stopped
+                if held is None:
+                    yield (start, stop), self._read(job, (start, stop))
+                else:
+                    yield (start, stop), [view[start * w : stop * w] for view, w in zip(held, widths, strict=True)]
+
+    def _table(self, name: str, rows: int) -> np.ndarray:
+        """This thread's histograms, all 0; whoever uses them leaves them so."""
+        table: np.ndarray | None = getattr(self._own, name, None)
+        if table is None or len(table) < rows:
+            table = np.zeros((rows, 65_536), np.uint32)
+            setattr(self._own, name, table)
+        return table[:rows]
+
+    def _read(self, job: Job, span: Span) -> list[np.ndarray]:
+        """Read a span of all inputs, and the base last, into this thread's buffer."""
+        sizes = [(span[1] - span[0]) * DTYPES[i.dtype].bytes for i in job.read]
+        buffer: np.ndarray | None = getattr(self._own, "buffer", None)
+        needed = sum(-(-size // 64) * 64 for size in sizes)
+        if buffer is None or buffer.nbytes < needed:
+            buffer = self._own.buffer = np.empty(max(needed, self.room.held_bytes + 64 * len(sizes)), np.uint8)
+        views, position = [], 0
+        for tensor, size in zip(job.read, sizes, strict=True):
+            views.append(buffer[position : position + size])
+            self.sources[tensor.model].read_into(tensor.name, span[0] * DTYPES[tensor.dtype].bytes, memoryview(views[-1]))
+            position += -(-size // 64) * 64
+        return views
+
+    def _refuse(self, job: Job, start: int, views: list[np.ndarray]) -> None:
+        for tensor, view in zip(job.read, views, strict=True):
+            found = first_bad(view, tensor.dtype)
+            if found is not None:
+                raise NonFiniteError(
+                    f"{tensor.name}{index_text(start + found[0], job.shape)}: {self.sources[tensor.model].label} has {found[1]}; "
+                    "expected finite numbers. Mend or leave out this model."
+                )
+        raise NonFiniteError(
+            f"{job.name}: a difference from {self.sources[-1].label} is too large for float32; expected fine-tunes of one base. "
+            "Mend or leave out the model it is in."
+        )
+
+    def _finish(self, number: int, state: _Tensor, entries: list[np.ndarray] | None) -> None:
+        subject = self.subjects[number]
+        found: list[Subspace | None] = [None] * len(state.pairs)
+        if found and subject.has_subspace(self.subspace_side):
+            found = subspaces(self.sources, subject.job)
+        tally = state.result(subject.models, entries, found)
+        self.tallies[number] = tally
+        with self._lock:
+            for key in ("whole", subject.group, subject.layer):
+                for model, histogram in zip(subject.models, state.histograms, strict=True):
+                    self.histograms[key][model].add(histogram)
+
+    def _tell(self, event: Event) -> None:
+        if self._watch is not None:
+            with self._lock:
+                self._watch(event)
+
+
+class _Tensor:
+    """One tensor being measured: ``describe`` for every block, ``turn``, ``order`` for every block, then ``result``."""
+
+    def __init__(self, job: Job, top_share: float) -> None:
+        self.job = job
+        self.top_share = top_share
+        self.codes, self.base_code = codes_of(job)
+        k, leaves = len(job.inputs), -(-job.elements // LEAF)
+        self.pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+        describing, ordering = _kernels(job)
+        self.describing, self.ordering = compiled(describing), compiled(ordering)
+        self.moments = np.zeros((leaves, k * (MOMENTS + 1)))
+        self.of_base = np.zeros((leaves, 2))
+        self.of_pairs = np.zeros((leaves, 2 * len(self.pairs)))
+        self.of_sum = np.zeros((leaves, 1))
+        self.unchanged = np.zeros(k, np.int64)
+        self.both = np.zeros((len(self.pairs), 2), np.int64)
+        self.together = np.zeros(2, np.int64)
+        self.ends = _no_ends(k)
+        self.histograms = [Histogram() for _ in range(k)]
+        self.is_turned = False
+        self.lock = threading.Lock()
+
+    def describe(self, span: Span, views: list[np.ndarray], tables: np.ndarray) -> int:
+        """Take in a block of the first reading; returns 0 unless something in it is not finite."""
+        first, last = span[0] // LEAF, -(-span[1] // LEAF)
+        k = len(self.codes)
+        counts = np.zeros(k, np.int64), np.zeros_like(self.both), np.zeros(2, np.int64), _no_ends(k)
+        of_leaf = (self.moments[first:last], self.of_base[first:last], self.of_pairs[first:last], self.of_sum[first:last])
+        given = tuple(views[:-1]), self.codes, views[-1], self.base_code
+        wrong = self.describing(*given, *of_leaf, *counts, tables)
+        with self.lock:
+            self.unchanged += counts[0]
+            self.both += counts[1]
+            self.together += counts[2]
+            self.ends[:, 0] = np.minimum(self.ends[:, 0], counts[3][:, 0])
+            self.ends[:, 1] = np.maximum(self.ends[:, 1], counts[3][:, 1])
+        return wrong
+
+    def take(self, tables: np.ndarray) -> None:
+        """Take in what a thread counted in the first reading."""
+        with self.lock:
+            for i, histogram in enumerate(self.histograms):
+                histogram.take(tables[TABLES * i : TABLES * (i + 1)])
+
+    def turn(self) -> None:
+        """End the first reading: say what the second looks for."""
+        with self.lock:
+            if not self.is_turned:
+                self._turn()
+                self.is_turned = True
+
+    def _turn(self) -> None:
+        n, k = self.job.elements, len(self.codes)
+        self.slots = np.zeros((k, 65_536), np.uint8)
+        self.wanted: list[list[int]] = [[] for _ in range(k)]
+        self.tops = np.zeros(k, np.int64)
+        self.shared = np.zeros((len(self.pairs), 2), np.int64)
+        kept = max(1, int(self.top_share * n))
+        least = [max(h.kth_largest_magnitude(kept), 1) if n else 1 for h in self.histograms]
+        self.least = np.array(least, np.uint32)
+        if n > SORTED:
+            below, above, _ = neighbours(n, LEVELS[1:-1])
+            for i, histogram in enumerate(self.histograms):
+                bins, _, counts = histogram.places(np.concatenate([below, above]))
+                # Zeros have a bin that other entries are hardly ever in: where it holds nothing else, it needs no second look.
+                known = {0x8000} if self.unchanged[i] == counts[bins == 0x8000][:1].sum() else set()
+                self.wanted[i] = sorted(set(bins.tolist()) - known)
+                self.slots[i, self.wanted[i]] = np.arange(1, len(self.wanted[i]) + 1)
+        self.places = k * max(map(len, self.wanted))
+        self.fine: np.ndarray | None = None
+
+    def order(self, views: list[np.ndarray], fine: np.ndarray) -> None:
+        """Take in a block of the second reading, with its fine histograms in ``fine``."""
+        tops, shared = np.zeros_like(self.tops), np.zeros_like(self.shared)
+        given = tuple(views[:-1]), self.codes, views[-1], self.base_code
+        self.ordering(*given, self.slots, fine, self.least, tops, shared)
+        with self.lock:
+            self.tops += tops
+            self.shared += shared
+
+    def find(self, fine: np.ndarray) -> None:
+        """Take in what a thread counted in the second reading."""
+        if self.places:
+            with self.lock:
+                self.fine = fine.copy() if self.fine is None else self.fine + fine
+            fine[:] = 0
+
+    def sorted_entries(self, views: list[np.ndarray]) -> list[np.ndarray]:
+        """The entries of each model, sorted, of a tensor that is held."""
+        base = decode(views[-1], self.job.read[-1].dtype)
+        return [np.sort((decode(v, i.dtype) - base).astype(np.float64)) for v, i in zip(views[:-1], self.job.inputs, strict=True)]
+
+    def result(self, models: tuple[int, ...], entries: list[np.ndarray] | None, subspaces: list[Subspace | None]) -> Tally:
+        return Tally.of_leaves(
+            models=models,
+            elements=self.job.elements,
+            moments=self.moments,
+            of_base=self.of_base,
+            of_pairs=self.of_pairs,
+            of_sum=self.of_sum,
+            unchanged=self.unchanged,
+            both=self.both,
+            together=self.together,
+            ends=value_of(self.ends) if self.job.elements else np.zeros(self.ends.shape),
+            tops=self.tops,
+            shared=self.shared,
+            quantiles=[self._quantiles(i, None if entries is None else entries[i]) for i in range(len(self.codes))],
+            subspaces=subspaces,
+        )
+
+    def _quantiles(self, model: int, entries: np.ndarray | None) -> tuple[float, ...]:
+        n = self.job.elements
+        if not n:
+            return (0.0,) * len(LEVELS)
+        below, above, share = neighbours(n, LEVELS)
+        if entries is not None:
+            low, high = entries[below], entries[above]
+        else:
+            low, high = self._entries(model, below), self._entries(model, above)
+        return tuple((low + (high - low) * share).tolist())
+
+    def _entries(self, model: int, ranks: np.ndarray) -> np.ndarray:
+        """The entries of a model with these ranks, exactly."""
+        bins, inside, _ = self.histograms[model].places(ranks)
+        ends = value_of(self.ends[model])
+        each = self.places // len(self.codes)
+        found = np.zeros(len(ranks))
+        for n, (rank, at, place) in enumerate(zip(ranks.tolist(), bins.tolist(), inside.tolist(), strict=True)):
+            if rank in (0, self.job.elements - 1):
+                found[n] = ends[0] if rank == 0 else ends[1]
+            elif at in self.wanted[model]:
+                assert self.fine is not None
+                lower = place_in(self.fine[model * each + self.wanted[model].index(at)], place)
+                found[n] = value_of(np.array(at << 16 | lower))
+        return found
+
+
+def _no_ends(models: int) -> np.ndarray:
+    return np.tile(np.array([0xFFFFFFFF, 0], np.uint32), (models, 1))
+
+
+def _kernels(job: Job) -> tuple[DescribingKernel, OrderKernel]:
+    real = working_precision(job)
+    return DescribingKernel(len(job.inputs), real), OrderKernel(len(job.inputs), real)
+
+
+class _Stopped(Exception):
+    """Another thread has failed; its cause is what is reported."""

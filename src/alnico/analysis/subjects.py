@@ -1,0 +1,110 @@
+"""What is compared with what: the tensors that base and models have in common, and those that they have not."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from alnico.analysis.results import AnalysedModel, Skipped
+from alnico.checkpoint.model import Source, Tensor
+from alnico.numerics.dtypes import MERGEABLE
+from alnico.plan.families import group_of
+from alnico.plan.job import Input, Job
+from alnico.plan.layers import place_of
+
+MOST_SUBSPACE_ELEMENTS = 1 << 22
+"""Most elements of a matrix whose singular vectors are compared: it is held in float64."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tensor of the base with those of the models that fit it: ``models`` are their positions, ``job`` reads them, the base last.
+
+    ``group``, ``layer`` and ``module`` as in :class:`alnico.analysis.results.TensorScope`.
+    """
+
+    job: Job
+    models: tuple[int, ...]
+    group: str
+    layer: int | None
+    module: str
+
+    def has_subspace(self, side: int) -> bool:
+        """Is it a matrix whose smaller side is at most ``side``?"""
+        shape = self.job.shape
+        return len(shape) == 2 and 2 <= min(shape) <= side and self.job.elements <= MOST_SUBSPACE_ELEMENTS and len(self.models) > 1
+
+
+def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], list[Skipped]]:
+    """Pair the tensors of a base with those of models, by name and shape; what cannot be compared is named with its reason."""
+    subjects, skipped = [], []
+    for name, tensor in base.tensors.items():
+        fitting = []
+        for position, model in enumerate(models):
+            reason = _reason(tensor, model.tensors.get(name))
+            if reason:
+                skipped.append(Skipped(name, model.label, tensor.elements, reason))
+            else:
+                fitting.append(position)
+        if tensor.dtype in MERGEABLE and fitting:
+            inputs = tuple(_input(models[i].tensors[name], name, i) for i in fitting)
+            job = Job(
+                "mix",
+                name,
+                tensor.dtype,
+                tensor.shape,
+                tensor.elements,
+                tensor.byte_size,
+                inputs,
+                _input(tensor, name, len(models)),
+            )
+            place = place_of(name)
+            layer, module = (place.layer, place.rest) if place is not None else (None, name)
+            subjects.append(Subject(job, tuple(fitting), group_of(name), layer, module))
+    for model in models:
+        skipped += [
+            Skipped(name, model.label, tensor.elements, "the base has no such tensor")
+            for name, tensor in model.tensors.items()
+            if name not in base.tensors
+        ]
+    return subjects, skipped
+
+
+def _reason(tensor: Tensor, other: Tensor | None) -> str:
+    if other is None:
+        return "the model has no such tensor"
+    if tensor.dtype not in MERGEABLE or other.dtype not in MERGEABLE:
+        return f"{other.dtype if tensor.dtype in MERGEABLE else tensor.dtype} is not compared"
+    if tensor.shape != other.shape:
+        return f"its shape is {other.shape}, in the base {tensor.shape}"
+    return ""
+
+
+def _input(tensor: Tensor, name: str, model: int) -> Input:
+    return Input(model, name, tensor.dtype, tensor.byte_size)
+
+
+def model_of(source: Source, name: str) -> AnalysedModel:
+    return AnalysedModel(name, source.label, source.origin.commit if source.origin is not None else None)
+
+
+def named(sources: Sequence[Source]) -> list[str]:
+    """A short name for each model, fit for a folder: the last part of its path or id, with a number where two would have one.
+
+    Of a model with an adapter, the adapter's; of a file, its folder's where the file has the usual name.
+    """
+    found: list[str] = []
+    for source in sources:
+        parts = [part for part in re.split(r"[/\\]", source.label.split("+")[-1]) if part not in ("", ".", "..")]
+        if len(parts) > 1 and re.fullmatch(r"(model|pytorch_model|adapter_model)\.[a-z]+", parts[-1]):
+            parts.pop()
+        short = re.sub(r"[^\w.-]+", "-", re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", parts[-1] if parts else "model")).strip(
+            ".-"
+        )
+        stem = short[:60] or "model"
+        name, number = stem, 2
+        while name.lower() in (other.lower() for other in found):
+            name, number = f"{stem}-{number}", number + 1
+        found.append(name)
+    return found
