@@ -26,14 +26,14 @@ def subspaces(sources: Sequence[Source], job: Job) -> list[Subspace | None]:
     """Compare the task vectors of a matrix, pair by pair; None for a pair of which one is 0. The matrices are held, one at a time."""
     assert job.base is not None
     base = _matrix(sources, job, job.base)
-    spans = [_leading(_matrix(sources, job, tensor) - base) for tensor in job.inputs]
+    spans = [_leading((_matrix(sources, job, tensor) - base).astype(np.float64)) for tensor in job.inputs]
     return [_aligned(one, other) for one, other in combinations(spans, 2)]
 
 
 def _matrix(sources: Sequence[Source], job: Job, tensor: Input) -> np.ndarray:
     raw = np.empty(tensor.byte_size, np.uint8)
     sources[tensor.model].read_into(tensor.name, 0, memoryview(raw))
-    return decode(raw, tensor.dtype).astype(np.float64).reshape(job.shape)
+    return decode(raw, tensor.dtype).reshape(job.shape)
 
 
 def _leading(delta: np.ndarray) -> Spans:

@@ -209,7 +209,7 @@ def _pair(one: int, other: int, parts: Sequence[Tally]) -> Pair:
     product, size = total(lambda part, n: part.products[n]), total(lambda part, n: part.sizes[n])
     first = math.fsum(part.squares[i] for part, i, _ in places)
     second = math.fsum(part.squares[j] for part, _, j in places)
-    tops = math.fsum(min(part.tops[i], part.tops[j]) for part, i, j in places)
+    tops = min(sum(part.tops[i] for part, i, _ in places), sum(part.tops[j] for part, _, j in places))
     shared = total(lambda part, n: part.shared[n][0])
     return Pair(
         models=(one, other),
