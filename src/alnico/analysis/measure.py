@@ -24,10 +24,10 @@ from alnico.analysis.tally import Gathered, Tally, gathered
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.engine.arguments import codes_of, working_precision
-from alnico.engine.blocks import Span, blocks, chunks
+from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Advanced, Compiling, Event, Reading
 from alnico.engine.fetch import fetch_files
-from alnico.engine.mix import first_bad, index_text
+from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError
 from alnico.kernels.build import compiled
 from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel
@@ -322,13 +322,7 @@ class _Measuring:
         return views
 
     def _refuse(self, job: Job, start: int, views: list[np.ndarray]) -> None:
-        for tensor, view in zip(job.read, views, strict=True):
-            found = first_bad(view, tensor.dtype)
-            if found is not None:
-                raise NonFiniteError(
-                    f"{tensor.name}{index_text(start + found[0], job.shape)}: {self.sources[tensor.model].label} has {found[1]}; "
-                    "expected finite numbers. Mend or leave out this model."
-                )
+        refuse_inputs(job, self.sources, start, Block(views[:-1], views[-1]))
         raise NonFiniteError(
             f"{job.name}: a difference from {self.sources[-1].label} is too large for float32; expected fine-tunes of one base. "
             "Mend or leave out the model it is in."

@@ -48,7 +48,7 @@ class Mixer:
 
     def _refuse(self, start: int, block: Block, out: np.ndarray) -> None:
         refuse_inputs(self.job, self.sources, start, block)
-        found = first_bad(out, self.job.dtype)
+        found = _first_bad(out, self.job.dtype)
         place, value = found if found is not None else (0, "a value that is not finite")
         raise NonFiniteError(
             f"{self.job.name}{_index(start + place, self.job.shape)}: the merge gives {value} in {self.job.dtype}; expected a finite "
@@ -62,7 +62,7 @@ def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block)
     if job.base is not None:
         inputs.append((job.base, block.base))
     for tensor, raw in inputs:
-        found = first_bad(raw, tensor.dtype)
+        found = _first_bad(raw, tensor.dtype)
         if found is not None:
             raise NonFiniteError(
                 f"{tensor.name}{_index(start + found[0], job.shape)}: {sources[tensor.model].label} has {found[1]}; "
@@ -70,7 +70,7 @@ def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block)
             )
 
 
-def first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:
+def _first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:
     values = decode(raw, dtype)
     bad = np.flatnonzero(~np.isfinite(values))
     if not bad.size:
