@@ -20,7 +20,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from alnico import errors
     from alnico.analysis.diff import Difference
+    from alnico.analysis.results import Analysis, read_analysis
     from alnico.api import (
+        analyze,
         compare,
         diff,
         load_recipe,
@@ -55,6 +57,7 @@ _PLACES = {
     "load_recipe": "alnico.api",
     "open": "alnico.api",
     "push": "alnico.api",
+    "analyze": "alnico.api",
     "compare": "alnico.api",
     "diff": "alnico.api",
     "weights": "alnico.api",
@@ -67,6 +70,8 @@ _PLACES = {
     "Result": "alnico.engine.run",
     "Weights": "alnico.engine.weigh",
     "Comparison": "alnico.engine.judge",
+    "Analysis": "alnico.analysis.results",
+    "read_analysis": "alnico.analysis.results",
     "Difference": "alnico.analysis.diff",
     "Model": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
@@ -75,9 +80,9 @@ _PLACES = {
 }
 
 __all__ = [
-    "Comparison", "Difference", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "Weights",
-    "__version__", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
-    "methods", "open", "plan", "plan_all", "push", "recalibrate_batchnorm", "weights",
+    "Analysis", "Comparison", "Difference", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "Weights",
+    "__version__", "analyze", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
+    "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "weights",
 ]  # fmt: skip
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.diff import Difference, diff_sources
+from alnico.analysis.files import report_folder, write_analysis
+from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
+from alnico.analysis.results import Analysis
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
@@ -241,6 +244,45 @@ def compare(
         raise AlnicoError("compare needs two models, or a base and a model.")
     with ExitStack() as opened:
         return compare_sources([opened.enter_context(closing(open_model(r, offline=offline))) for r in references])
+
+
+def analyze(
+    models: Sequence[str | os.PathLike[str]],
+    *,
+    base: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
+    top_share: float = 0.2,
+    subspace_side: int = SUBSPACE_SIDE,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Analysis:
+    """Say how far models are from their base, where, and how their task vectors lie to one another: an :class:`Analysis`.
+
+    Base and models are read at most twice, by blocks. ``out`` is a folder for the numbers (``summary.json``, CSV files) and, with
+    ``alnico[report]`` installed, ``report.html`` and pictures. ``top_share`` in (0, 1] is the share of entries that count as a model's top parameters;
+    ``subspace_side`` the largest smaller side of matrices whose leading singular vectors are compared, 0 for none. Other arguments
+    as for :func:`merge`. Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError.
+    """
+    from alnico import __version__
+
+    folder = None if out is None else report_folder(out)
+    with ExitStack() as opened:
+        origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *models))
+        found = analyze_sources(
+            origin,
+            others,
+            version=__version__,
+            top_share=top_share,
+            subspace_side=subspace_side,
+            memory_bytes=bytes_of(memory),
+            threads=threads or os.cpu_count() or 1,
+            watch=watch,
+        )
+    if folder is not None:
+        write_analysis(found, folder)
+    return found
 
 
 def diff(

@@ -9,8 +9,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError
+
+
+class TakesModels(TyperCommand):
+    """A command whose models may stand after ``--models``, as many as there are, or by themselves."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [a.removeprefix("--models=") for a in args if a != "--models"])
+
 
 app = typer.Typer(
     name="alnico",
@@ -38,6 +47,12 @@ Seed = Annotated[
     typer.Option("--seed", "--random-seed", callback=_checked_seed, help="Seed of random methods; default: the recipe's, or 0."),
 ]
 MergekitShardSize = Annotated[str | None, typer.Option("--out-shard-size", hidden=True)]
+Models = Annotated[
+    list[str],
+    typer.Argument(help="Models: directories, files, or owner/name@revision; --models may stand before them.", metavar="MODEL..."),
+]
+Base = Annotated[str, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)]
+TopShare = Annotated[float, typer.Option("--top", help="Share of the entries that count as a model's top parameters.")]
 Offline = Annotated[bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -222,10 +237,53 @@ def diff(
         raise typer.Exit(DIFFERENT)
 
 
-@app.command()
+@app.command(cls=TakesModels)
+def analyze(
+    models: Models,
+    base: Base,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder for the numbers, the tables and the page.", show_default=False)
+    ] = None,
+    top_share: TopShare = 0.2,
+    subspace_side: Annotated[
+        int, typer.Option("--subspace-side", min=0, help="Compare singular vectors of matrices up to this smaller side; 0: none.")
+    ] = 512,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Print how far models are from their base, where, and whether they pull the same parameters in opposite directions."""
+    from alnico import api
+    from alnico.cli import progress
+    from alnico.cli.analysing import analysis_text
+
+    with progress.bar(quiet or as_json, 0) as watch:
+        found = api.analyze(
+            models,
+            base=base,
+            out=out,
+            top_share=top_share,
+            subspace_side=subspace_side,
+            memory=_size(memory, "--memory"),
+            threads=threads,
+            offline=offline,
+            watch=watch,
+        )
+    if as_json:
+        _print(json.dumps(found.data()))
+    elif not quiet:
+        _print(analysis_text(found, verbose))
+    if out is not None:
+        _say(f"written to {out}", quiet or as_json)
+
+
+@app.command(cls=TakesModels)
 def weights(
-    models: Annotated[list[str], typer.Argument(help="Models: directories, files, or owner/name@revision.", metavar="MODEL...")],
-    base: Annotated[str, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)],
+    models: Models,
+    base: Base,
     mode: Annotated[str, typer.Option("--mode", help="linear, power or exp.")] = "exp",
     beta: Annotated[float, typer.Option("--beta", help="Of exp: exp(-beta L / mean L).")] = 1.0,
     alpha: Annotated[float, typer.Option("--alpha", help="Of power: 1 / L^alpha.")] = 1.5,

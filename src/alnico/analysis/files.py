@@ -1,0 +1,132 @@
+"""What an analysis leaves on disk: summary.json, and for each model tables and a summary of its own."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from alnico.analysis.results import LEVELS, SUMMARY, Analysis, Change, Pair, Scope, TensorScope
+from alnico.errors import OutputError
+
+STATISTICS = "per_param_stats.csv"
+COSINES = "pairwise_cosines.csv"
+MOVERS = {"top50_by_l2.csv": "l2", "top50_by_maxabs.csv": "max_abs"}
+TOP = 50
+
+_PLACE = ("tensor", "group", "layer", "module", "dtype", "shape")
+_NUMBERS = (
+    "elements", "l2", "l1", "relative_l2", "relative_l1", "max_abs", "mean", "std", "skewness", "excess_kurtosis", "unchanged",
+    "effective_sparsity",
+)  # fmt: skip
+_OF_PAIRS = ("cosine", "distance", "sign_conflict", "weighted_sign_conflict", "top_overlap", "top_sign_conflict")
+
+
+def report_folder(out: str | os.PathLike[str]) -> Path:
+    """Make the folder of a report. An older analysis in it is replaced; what is no analysis is left alone.
+
+    Errors: OutputError for a file of that name, for a folder with other things in it, and where nothing can be written.
+    """
+    folder = Path(out)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; expected a folder for the analysis. Choose another name.")
+        if folder.is_dir() and any(folder.iterdir()) and not (folder / SUMMARY).is_file():
+            raise OutputError(f"{folder}: holds other things than an analysis. Choose a new folder, or empty it.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+    return folder
+
+
+def write_analysis(analysis: Analysis, folder: Path) -> None:
+    """Write the numbers of an analysis into its folder; ``summary.json`` comes last, so that it stands for all. Errors: OutputError."""
+    try:
+        (folder / SUMMARY).unlink(missing_ok=True)
+        for index, model in enumerate(analysis.models):
+            own = folder / model.name
+            shutil.rmtree(own, ignore_errors=True)
+            own.mkdir()
+            moved = [(t, c) for t in analysis.tensors if (c := t.changes[index]) is not None]
+            _table(own / STATISTICS, moved)
+            for name, key in MOVERS.items():
+                _table(own / name, sorted(moved, key=lambda item: -getattr(item[1], key))[:TOP])
+            (own / SUMMARY).write_text(json.dumps(_of_model(analysis, index), indent=1) + "\n", "utf-8")
+        _pairs(folder / COSINES, analysis)
+        (folder / SUMMARY).write_text(json.dumps(analysis.data()) + "\n", "utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+        ) from None
+
+
+def _of_model(analysis: Analysis, index: int) -> dict[str, Any]:
+    model = analysis.models[index]
+    whole = analysis.whole.changes[index]
+    assert whole is not None
+    skipped = [s for s in analysis.skipped if s.model in (None, model.reference)]
+
+    def changes(scopes: Iterable[tuple[str, Scope]]) -> dict[str, Any]:
+        return {name: vars(c) for name, scope in scopes if (c := scope.changes[index]) is not None}
+
+    return {
+        "model": model.reference,
+        "base": analysis.base.reference,
+        "global_l2": whole.l2,
+        "global_l1": whole.l1,
+        "n_params_considered": whole.elements,
+        "skipped_params": [{"name": s.tensor, "elements": s.elements, "reason": s.reason} for s in skipped],
+        "whole": vars(whole),
+        "groups": changes(analysis.groups.items()),
+        "layers": changes((str(number), scope) for number, scope in analysis.layers.items()),
+    }
+
+
+def _table(path: Path, rows: Sequence[tuple[TensorScope, Change]]) -> None:
+    columns: dict[str, Callable[[TensorScope, Change], Any]] = {name: _number(name) for name in _NUMBERS}
+    columns |= {f"q{level * 100:g}": _quantile(place) for place, level in enumerate(LEVELS)}
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*_PLACE, *columns])
+        for tensor, change in rows:
+            shape = "x".join(map(str, tensor.shape))
+            place = (tensor.name, tensor.group, "" if tensor.layer is None else tensor.layer, tensor.module, tensor.dtype, shape)
+            writer.writerow([*map(_safe, place), *(_text(value(tensor, change)) for value in columns.values())])
+
+
+def _number(name: str) -> Callable[[TensorScope, Change], Any]:
+    return lambda _, change: getattr(change, name)
+
+
+def _quantile(place: int) -> Callable[[TensorScope, Change], Any]:
+    return lambda _, change: change.quantiles[place]
+
+
+def _pairs(path: Path, analysis: Analysis) -> None:
+    scopes = [("whole", "", analysis.whole), *(("group", name, s) for name, s in analysis.groups.items())]
+    scopes += [("layer", str(number), s) for number, s in analysis.layers.items()]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["scope", "name", "model", "other", *_OF_PAIRS, "subspace_left", "subspace_right"])
+        for kind, name, scope in scopes:
+            for pair in scope.pairs:
+                models = (analysis.models[i].name for i in pair.models)
+                writer.writerow([kind, name, *map(_safe, models), *map(_text, _of_pair(pair))])
+
+
+def _of_pair(pair: Pair) -> list[float | None]:
+    sides = [None, None] if pair.subspace is None else [pair.subspace.left, pair.subspace.right]
+    return [*(getattr(pair, name) for name in _OF_PAIRS), *sides]
+
+
+def _safe(value: Any) -> Any:
+    """A name that a spreadsheet does not take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def _text(value: float | int | None) -> str:
+    return "" if value is None else repr(value)
