@@ -1,0 +1,198 @@
+"""What ``alnico analyze`` prints and leaves on disk."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import alnico
+from alnico.analysis.results import Change, Pair, Scope, Skipped, Subspace, TensorScope
+from alnico.analysis.subjects import named
+from alnico.checkpoint.memory import MemoryModel
+from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, OutputError, ResourceError
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "analysis.md"
+NAMES = {
+    "model.embed_tokens.weight": (40, 8),
+    "model.layers.0.self_attn.q_proj.weight": (8, 8),
+    "model.layers.0.mlp.up_proj.weight": (16, 8),
+    "model.layers.1.self_attn.q_proj.weight": (8, 8),
+    "model.norm.weight": (8,),
+}
+
+
+def models(folder: Path, count: int = 2) -> tuple[Path, list[Path]]:
+    """A base and fine-tunes of it, as files."""
+    rng = np.random.default_rng(0)
+    base = {name: rng.normal(0, 0.1, shape).astype(np.float32) for name, shape in NAMES.items()}
+    places = [folder / name for name in ["base", *(f"tuned-{i}" for i in range(count))]]
+    for i, place in enumerate(places):
+        place.mkdir()
+        tuned = {n: v + np.float32(rng.normal(0, 0.01 * i, v.shape)) for n, v in base.items()}
+        save_file(tuned, place / "model.safetensors")
+    return places[0], places[1:]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    found = alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)
+    assert alnico.read_analysis(tmp_path / "report") == found
+    assert alnico.read_analysis(tmp_path / "report" / "summary.json") == found
+
+
+def test_a_model_has_its_tables_and_its_summary(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)
+    own = tmp_path / "report" / "tuned-1"
+    deltas = _deltas(base, tuned[1])
+    table = {row["tensor"]: row for row in rows(own / "per_param_stats.csv")}
+    assert set(table) == set(NAMES)
+    for name, delta in deltas.items():
+        assert float(table[name]["l2"]) == pytest.approx(np.linalg.norm(delta), rel=1e-12)
+        assert float(table[name]["q50"]) == pytest.approx(np.median(delta), rel=1e-12)
+    norms = [float(row["l2"]) for row in rows(own / "top50_by_l2.csv")]
+    largest = [float(row["max_abs"]) for row in rows(own / "top50_by_maxabs.csv")]
+    assert norms == sorted(norms, reverse=True)
+    assert largest == sorted(largest, reverse=True)
+    summary = json.loads((own / "summary.json").read_text())
+    every = np.concatenate([d.reshape(-1) for d in deltas.values()])
+    assert summary["global_l2"] == pytest.approx(np.linalg.norm(every), rel=1e-12)
+    assert summary["global_l1"] == pytest.approx(np.abs(every).sum(), rel=1e-12)
+    assert summary["n_params_considered"] == every.size
+    assert summary["skipped_params"] == []
+    assert set(summary["groups"]) == {"embedding", "attention", "mlp", "norm"}
+    assert set(summary["layers"]) == {"0", "1"}
+
+
+def _deltas(base: Path, tuned: Path) -> dict[str, np.ndarray]:
+    with alnico.open(base) as one, alnico.open(tuned) as other:
+        return {name: (other.read(name) - one.read(name)).astype(np.float64) for name in NAMES}
+
+
+def test_the_pairs_table_has_a_row_for_each_scope_and_pair(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path, 3)
+    found = alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)
+    table = rows(tmp_path / "report" / "pairwise_cosines.csv")
+    assert [(r["scope"], r["model"], r["other"]) for r in table[:3]] == [
+        ("whole", "tuned-0", "tuned-1"),
+        ("whole", "tuned-0", "tuned-2"),
+        ("whole", "tuned-1", "tuned-2"),
+    ]
+    assert len(table) == 3 * (1 + 4 + 2)
+    assert float(table[2]["cosine"]) == found.whole.pairs[2].cosine
+
+
+def test_an_analysis_replaces_an_older_one_and_nothing_else(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    alnico.analyze(tuned[:1], base=base, out=tmp_path / "report", threads=1)
+    alnico.analyze(tuned[1:], base=base, out=tmp_path / "report", threads=1)
+    assert [m.name for m in alnico.read_analysis(tmp_path / "report").models] == ["tuned-1"]
+    with pytest.raises(OutputError, match="holds other things than an analysis"):
+        alnico.analyze(tuned, base=base, out=base, threads=1)
+    assert (base / "model.safetensors").exists()
+
+
+def test_a_folder_with_other_things_is_refused_before_models_are_read(tmp_path: Path) -> None:
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "thesis.tex").write_text("x")
+    with pytest.raises(OutputError, match="Choose a new folder, or empty it"):
+        alnico.analyze([tmp_path / "no"], base=tmp_path / "none", out=tmp_path / "precious")
+
+
+def test_every_key_of_the_summary_is_documented() -> None:
+    text = DOCUMENT.read_text()
+    keys = {field.name for kind in (Change, Pair, Scope, Skipped, Subspace, TensorScope) for field in dataclasses.fields(kind)}
+    assert sorted(key for key in keys if f"`{key}`" not in text) == []
+
+
+def test_models_have_short_names_of_their_own() -> None:
+    labels = ["org/coder@main", "./a/model.safetensors", "b/model.safetensors", "base+x/my adapter", "c/CODER-main", "/"]
+    found = named([MemoryModel(label, {}) for label in labels])
+    assert found == ["coder-main", "a", "b", "my-adapter", "CODER-main-2", "model"]
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
+    base, (tuned,) = models(tmp_path, 1)
+    with alnico.open(tuned) as model:
+        tensors = {name: model.read(name) for name in NAMES}
+    tensors["model.embed_tokens.weight"] = np.zeros((41, 8), np.float32)
+    tensors["extra"] = tensors.pop("model.norm.weight")
+    save_file(tensors, tuned / "model.safetensors")
+    found = alnico.analyze([tuned], base=base, threads=1)
+    assert {(s.tensor, s.reason) for s in found.skipped} == {
+        ("model.embed_tokens.weight", "its shape is (41, 8), in the base (40, 8)"),
+        ("model.norm.weight", "the model has no such tensor"),
+        ("extra", "the base has no such tensor"),
+    }
+    assert {t.name for t in found.tensors} == {n for n in NAMES if "layers" in n}
+
+
+def test_mistakes_are_told(tmp_path: Path) -> None:
+    base, (tuned,) = models(tmp_path, 1)
+    with pytest.raises(AlnicoError, match=r"share of top parameters is 20; expected a number in \(0, 1\]"):
+        alnico.analyze([tuned], base=base, top_share=20)
+    with pytest.raises(ResourceError, match="Raise --memory to"):
+        alnico.analyze([tuned], base=base, memory="100MiB")
+    with pytest.raises(AlnicoError, match="at least one model"):
+        alnico.analyze([], base=base)
+    save_file({"other": np.zeros(3, np.float32)}, tuned / "model.safetensors")
+    with pytest.raises(MismatchError, match="no float tensor of one name and shape"):
+        alnico.analyze([tuned], base=base)
+
+
+def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    base, (tuned,) = models(tmp_path, 1)
+    with alnico.open(tuned) as model:
+        tensors = {name: model.read(name) for name in NAMES}
+    tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = math.nan
+    save_file(tensors, tuned / "model.safetensors")
+    with pytest.raises(NonFiniteError, match=r"mlp\.up_proj\.weight\[3, 5\]: .*tuned-0 has NaN"):
+        alnico.analyze([tuned], base=base)
+
+
+def test_an_analysis_that_is_none_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text('{"schema": 7}')
+    with pytest.raises(ModelError, match="no analysis of schema 1"):
+        alnico.read_analysis(tmp_path)
+    (tmp_path / "summary.json").write_text('{"schema": 1}')
+    with pytest.raises(ModelError, match="is damaged"):
+        alnico.read_analysis(tmp_path)
+
+
+@pytest.mark.parametrize("words", [["--models", "A", "B"], ["A", "B"], ["--models=A", "--models", "B"]])
+def test_models_stand_where_hands_put_them(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    from alnico.cli.main import app
+
+    base, tuned = models(tmp_path)
+    given = [word.replace("A", str(tuned[0])).replace("B", str(tuned[1])) for word in words]
+    app(["analyze", *given, "--base", str(base), "--threads", "1", "--json"], standalone_mode=False)
+    data = json.loads(capsys.readouterr().out)
+    assert [m["name"] for m in data["models"]] == ["tuned-0", "tuned-1"]
+
+
+def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from alnico.cli.main import app
+
+    base, tuned = models(tmp_path)
+    app(["analyze", *map(str, tuned), "--base", str(base), "--threads", "1", "-v"], standalone_mode=False)
+    text = capsys.readouterr().out
+    deltas = _deltas(base, tuned[1])
+    size = math.sqrt(sum(float((d**2).sum()) for d in deltas.values()))
+    with alnico.open(base) as model:
+        of_base = math.sqrt(sum(float((model.read(n).astype(np.float64) ** 2).sum()) for n in NAMES))
+    assert f"{size:.4g}" in text
+    assert f"{size / of_base:.2%}" in text
+    for word in ("embedding", "attention", "mlp", "norm", "layer 1", "tuned-0 - tuned-1"):
+        assert word in text
