@@ -1,0 +1,143 @@
+"""Scores of models on tasks, as they come from an evaluation, and what a merged model kept of them."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alnico.analysis.results import AnalysedModel
+from alnico.checkpoint.model import read_json
+from alnico.errors import ModelError
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Task to model to score; more is better."""
+
+COLUMNS = ["task", "model", "score"]
+"""The header of a CSV file of scores."""
+
+MERGED = "merged"
+BASE = "base"
+"""Names that stand for the merged model and for the base, whatever they are called."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """What the merged model kept on a task of its ``best`` parent (a name) there.
+
+    ``kept`` is merged / best, ``gain_kept`` (merged - base) / (best - base); None where there is nothing to divide by or no score of the base.
+    """
+
+    task: str
+    merged: float
+    best: str
+    of_best: float
+    of_base: float | None
+    kept: float | None
+    gain_kept: float | None
+
+
+def read_scores(given: Iterable[str | os.PathLike[str]]) -> Scores:
+    """Read scores from files and from values written ``TASK:MODEL=SCORE``.
+
+    A ``.json`` file holds ``{"task": {"model": 0.5}}``, a ``.csv`` file lines under the header ``task,model,score``. Errors: ModelError.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for item in given:
+        text = os.fspath(item)
+        for task, model, score in _rows(text):
+            if model in found.setdefault(task, {}):
+                raise ModelError(f"{text}: the score of {model} on {task} is given twice; expected one. Leave one out.")
+            found[task][model] = _number(score, f"{text}: {task}: {model}")
+    return found
+
+
+def accuracies(
+    scores: Scores, parents: Sequence[AnalysedModel], merged: AnalysedModel, base: AnalysedModel | None
+) -> tuple[Accuracy, ...]:
+    """Say what a merged model kept on each task. Models are named as they are in an analysis, by path or hub id, or ``merged`` and ``base``.
+
+    Errors: ModelError for a model that is none of these, and for a task without a score of the merged model or of any parent.
+    """
+    known: dict[str, AnalysedModel] = {}
+    for model, word in ((merged, MERGED), *([(base, BASE)] if base is not None else []), *((p, "") for p in parents)):
+        known |= {name: model for name in (word, model.name, model.reference) if name and name not in known}
+    found = []
+    for task, by_model in scores.items():
+        own: dict[AnalysedModel, float] = {}
+        for name, score in by_model.items():
+            if name not in known:
+                near = difflib.get_close_matches(name, known, 1)
+                raise ModelError(
+                    f"scores: {task}: {name} is none of the models; expected {', '.join(dict.fromkeys(m.name for m in known.values()))}."
+                    + (f" Did you mean {near[0]}?" if near else " Give one of these names, or its path.")
+                )
+            if known[name] in own:
+                raise ModelError(
+                    f"scores: {task}: {known[name].name} has two scores, the second as {name}; expected one. Leave one out."
+                )
+            own[known[name]] = _number(score, f"scores: {task}: {name}")
+        of_parents = [(own[p], p.name) for p in parents if p in own]
+        if merged not in own or not of_parents:
+            lacking = "the merged model" if merged not in own else "any parent"
+            raise ModelError(f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or leave the task out.")
+        best = max(of_parents, key=lambda entry: entry[0])
+        of_base = own.get(base) if base is not None else None
+        gain = None if of_base is None or best[0] == of_base else (own[merged] - of_base) / (best[0] - of_base)
+        found.append(Accuracy(task, own[merged], best[1], best[0], of_base, own[merged] / best[0] if best[0] else None, gain))
+    return tuple(found)
+
+
+def _rows(text: str) -> list[tuple[str, str, Any]]:
+    path = Path(text)
+    if path.suffix == ".json":
+        data = read_json(path)
+        if not all(isinstance(models, dict) for models in data.values()):
+            raise ModelError(f'{text}: is no file of scores; expected {{"task": {{"model": 0.5}}}}. Bring it into that form.')
+        return [(task, model, score) for task, models in data.items() for model, score in models.items()]
+    if path.suffix == ".csv":
+        return _table(path)
+    name, equals, score = text.rpartition("=")
+    task, colon, model = name.partition(":")
+    if not (equals and colon and task and model):
+        raise ModelError(
+            f"{text!r}: is no score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write `gsm8k:merged=0.52`, for instance."
+        )
+    return [(task, model, score)]
+
+
+def _table(path: Path) -> list[tuple[str, str, Any]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [row for row in csv.reader(file) if row]
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    except (ValueError, csv.Error) as error:
+        raise ModelError(f"{path}: is no CSV file ({error}); expected lines of task,model,score. Check the file.") from None
+    header, lines = [word.strip() for word in rows[0]] if rows else [], rows[1:]
+    wrong = next((i for i, row in enumerate(lines) if len(row) != len(COLUMNS)), None)
+    if header != COLUMNS or wrong is not None:
+        what = (
+            f"begins with {','.join(header)!r}"
+            if header != COLUMNS
+            else f"has {len(lines[wrong or 0])} values in row {(wrong or 0) + 2}"
+        )
+        raise ModelError(
+            f"{path}: {what}; expected the header task,model,score and three values in each row. Bring it into that form."
+        )
+    return [(task.strip(), model.strip(), score) for task, model, score in lines]
+
+
+def _number(score: Any, where: str) -> float:
+    try:
+        value = math.nan if isinstance(score, bool) else float(score)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ModelError(f"{where}: the score is {score!r}; expected a number. Mend it, or leave it out.")
+    return value

@@ -1,0 +1,222 @@
+"""What a merged model kept of its parents."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from alnico.analysis.kept import Kept, kept, kept_without_base, recorded_base
+from alnico.analysis.results import AnalysedModel
+from alnico.analysis.scores import accuracies, read_scores
+from alnico.checkpoint.model import open_model
+from alnico.errors import ModelError
+from analysis.reference import reference_analysis
+from made import family
+
+RANDOM = np.random.default_rng(7)
+SHAPES = {
+    "model.embed_tokens.weight": (40, 8),
+    "model.layers.0.self_attn.q_proj.weight": (8, 8),
+    "model.layers.0.mlp.up_proj.weight": (24, 8),
+    "model.layers.1.self_attn.q_proj.weight": (8, 8),
+    "model.layers.1.mlp.up_proj.weight": (24, 8),
+    "model.norm.weight": (8,),
+}
+BASE = {name: RANDOM.standard_normal(shape) for name, shape in SHAPES.items()}
+DELTAS = [{name: 0.1 * RANDOM.standard_normal(shape) for name, shape in SHAPES.items()} for _ in range(2)]
+PARENTS = [{name: BASE[name] + delta[name] for name in SHAPES} for delta in DELTAS]
+UP = "model.layers.0.mlp.up_proj.weight"
+
+
+def kept_of(merged: dict[str, np.ndarray], parents: list[dict[str, np.ndarray]] = PARENTS) -> Kept:
+    models = {f"p{i}": parent for i, parent in enumerate(parents)} | {"m": merged}
+    return kept(reference_analysis(BASE, models), len(parents))
+
+
+def flat(model: dict[str, np.ndarray], names: list[str] | None = None) -> np.ndarray:
+    return np.concatenate([model[name].ravel() for name in names or SHAPES])
+
+
+def test_distances_projections_and_signs_are_those_of_numpy_in_every_scope() -> None:
+    merged = {n: BASE[n] + 0.6 * DELTAS[0][n] + 0.2 * DELTAS[1][n] + 0.05 * RANDOM.standard_normal(SHAPES[n]) for n in SHAPES}
+    found = kept_of(merged)
+    scopes = {None: found.whole, "mlp": found.groups["mlp"], "layers.1": found.layers[1]}
+    for part, scope in scopes.items():
+        names = [n for n in SHAPES if part is None or part in n]
+        base, m = flat(BASE, names), flat(merged, names)
+        assert scope.distance == pytest.approx(np.linalg.norm(m - base))
+        assert scope.relative_distance == pytest.approx(np.linalg.norm(m - base) / np.linalg.norm(base))
+        parents = np.stack([flat(p, names) - base for p in PARENTS])
+        weights, residual, *_ = np.linalg.lstsq(parents.T, m - base, rcond=None)
+        assert scope.outside == pytest.approx(np.sqrt(residual[0]) / np.linalg.norm(m - base))
+        for share, parent, weight in zip(scope.parents, parents, weights, strict=True):
+            assert share is not None
+            assert share.distance == pytest.approx(np.linalg.norm(m - base - parent))
+            assert share.relative_distance == pytest.approx(np.linalg.norm(m - base - parent) / np.linalg.norm(base))
+            assert share.projection == pytest.approx((m - base) @ parent / (parent @ parent))
+            assert share.weight == pytest.approx(weight)
+            assert share.sign_agreement == pytest.approx(np.mean(np.sign(m - base) == np.sign(parent)))
+
+
+def test_the_weights_of_task_arithmetic_come_back_from_parents_that_have_much_in_common() -> None:
+    common = {n: 0.2 * RANDOM.standard_normal(s) for n, s in SHAPES.items()}
+    parents = [{n: PARENTS[i][n] + common[n] for n in SHAPES} for i in range(2)]
+    merged = {n: BASE[n] + 0.7 * (parents[0][n] - BASE[n]) - 0.2 * (parents[1][n] - BASE[n]) for n in SHAPES}
+    whole = kept_of(merged, parents).whole
+    one, other = whole.parents
+    assert one is not None
+    assert other is not None
+    assert (one.weight, other.weight) == (pytest.approx(0.7), pytest.approx(-0.2))
+    assert whole.outside == pytest.approx(0, abs=1e-6)
+    assert other.projection is not None
+    assert other.projection > 0.2, "what the parents have in common counts in a projection"
+
+
+def test_parents_that_are_one_share_a_weight() -> None:
+    merged = {n: BASE[n] + 0.8 * DELTAS[0][n] for n in SHAPES}
+    one, other = kept_of(merged, [PARENTS[0], PARENTS[0]]).whole.parents
+    assert one is not None
+    assert other is not None
+    assert (one.weight, other.weight) == (pytest.approx(0.4), pytest.approx(0.4))
+
+
+def test_the_top_parameters_kept_are_a_share_of_the_parents_where_the_merged_model_has_fewer() -> None:
+    # p0 changed entries 0 to 99 with growing size, so that with a fifth its top are 80 to 99; merged has 95 to 99 of them, and 3 others.
+    ramp = np.zeros(100)
+    ramp[:] = np.arange(1, 101)
+    few = np.zeros(100)
+    few[95:] = ramp[95:]
+    few[:3] = 1000.0
+    base, models = {"w": np.ones(100)}, {"p0": {"w": 1.0 + ramp}, "m": {"w": 1.0 + few}}
+    (share,) = kept(reference_analysis(base, models), 1).whole.parents
+    assert share is not None
+    assert share.top_kept == 5 / 20
+    (back,) = kept(reference_analysis(base, models), 0).whole.parents
+    assert back is not None
+    assert back.top_kept == 5 / 8, "the other way it is of the eight that there are"
+
+
+def test_a_merged_model_that_is_its_parent_keeps_all_of_it_and_the_base_none() -> None:
+    one, other = kept_of(PARENTS[0]).whole.parents
+    assert one is not None
+    assert other is not None
+    assert (one.distance, one.relative_distance, one.sign_agreement, one.top_kept) == (0.0, 0.0, 1.0, 1.0)
+    assert (one.projection, one.weight, other.weight) == (pytest.approx(1), pytest.approx(1), pytest.approx(0, abs=1e-12))
+    whole = kept_of(BASE).whole
+    assert (whole.distance, whole.relative_distance, whole.outside) == (0.0, 0.0, None)
+    assert [(p.projection, p.weight, p.sign_agreement, p.top_kept) for p in whole.parents if p] == [(0.0, 0.0, None, 0.0)] * 2
+
+
+def test_tensors_that_a_parent_has_not_do_not_count_against_it() -> None:
+    part = {name: values for name, values in PARENTS[1].items() if name != UP}
+    merged = {n: BASE[n] + 0.5 * DELTAS[0][n] + 0.5 * DELTAS[1][n] for n in SHAPES}
+    share = kept_of(merged, [PARENTS[0], part]).whole.parents[1]
+    names = [n for n in SHAPES if n != UP]
+    delta = flat(DELTAS[1], names)
+    assert share is not None
+    assert share.projection == pytest.approx((flat(merged, names) - flat(BASE, names)) @ delta / (delta @ delta))
+    only = {name: values for name, values in PARENTS[1].items() if name == UP}
+    assert kept_of(merged, [PARENTS[0], only]).layers[1].parents[1] is None
+
+
+def test_without_a_base_the_distances_are_the_same_and_nothing_else_is_known() -> None:
+    merged = {n: BASE[n] + 0.6 * DELTAS[0][n] for n in SHAPES}
+    found = kept_without_base(reference_analysis(merged, {"p0": PARENTS[0], "p1": PARENTS[1]}))
+    expected = kept_of(merged)
+    assert found.base is None
+    for scope, other in ((found.whole, expected.whole), (found.groups["mlp"], expected.groups["mlp"])):
+        assert (scope.distance, scope.outside) == (None, None)
+        for share, known in zip(scope.parents, other.parents, strict=True):
+            assert share is not None
+            assert known is not None
+            assert share.distance == pytest.approx(known.distance)
+            assert (share.projection, share.weight, share.sign_agreement, share.top_kept) == (None,) * 4
+
+
+def test_kept_is_plain_data() -> None:
+    data = kept_of(PARENTS[0]).data()
+    assert json.loads(json.dumps(data)) == json.loads(json.dumps(data, allow_nan=False))
+    assert list(data) == [
+        "schema", "version", "base", "parents", "merged", "top_share", "whole", "groups", "layers", "scores", "notes"
+    ]  # fmt: skip
+    assert list(data["layers"]) == ["0", "1"]
+
+
+# ---- the base that a merge records ------------------------------------------------------------------------------------
+
+
+def test_the_base_is_the_one_that_the_merged_models_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    base, (tuned,) = family(Path(), 1)
+    for text, expected in (
+        (f"merge_method: ties\nbase_model: {base}\nmodels: [{tuned}]\n", ("base", "")),
+        (f"merge_method: linear\nmodels: [{tuned}]\n", (None, "tuned-0/mergekit_config.yml names no base")),
+        ("merge_method: [", (None, "tuned-0/mergekit_config.yml cannot be read: ")),
+        (None, (None, "tuned-0 has no mergekit_config.yml that names its base")),
+    ):
+        (tuned / "mergekit_config.yml").unlink(missing_ok=True)
+        if text is not None:
+            (tuned / "mergekit_config.yml").write_text(text)
+        with open_model(tuned) as merged:
+            reference, why = recorded_base(merged)
+        assert (reference, why[: len(expected[1])] if expected[1] else why) == expected
+
+
+# ---- scores -----------------------------------------------------------------------------------------------------------
+
+MODELS = (AnalysedModel("code", "path/to/code"), AnalysedModel("math", "org/math"))
+MERGED, ORIGIN = AnalysedModel("out", "path/to/out"), AnalysedModel("llama", "org/llama")
+
+
+def told(scores: list[str]) -> str:
+    with pytest.raises(ModelError) as caught:
+        accuracies(read_scores(scores), MODELS, MERGED, ORIGIN)
+    return str(caught.value)
+
+
+def test_accuracy_kept_is_of_the_best_parent_of_the_task(tmp_path: Path) -> None:
+    table, data = tmp_path / "scores.csv", tmp_path / "scores.json"
+    table.write_text("task,model,score\nhumaneval,code,0.5\nhumaneval,org/math,0.1\nhumaneval,merged,0.4\nhumaneval,base,0.25\n")
+    data.write_text(json.dumps({"gsm8k": {"math": 0.6, "path/to/out": 0.66}}))
+    scores = read_scores([table, data, "mmlu:code=0", "mmlu:merged=0.5"])
+    code, math, mmlu = accuracies(scores, MODELS, MERGED, ORIGIN)
+    assert (code.task, code.best, code.of_best, code.merged, code.of_base) == ("humaneval", "code", 0.5, 0.4, 0.25)
+    assert (code.kept, code.gain_kept) == (pytest.approx(0.8), pytest.approx(0.6))
+    assert (math.best, math.kept, math.of_base, math.gain_kept) == ("math", pytest.approx(1.1), None, None)
+    assert (mmlu.kept, mmlu.gain_kept) == (None, None)
+
+
+def test_scores_that_cannot_be_read_are_refused_with_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("task,score\nx,1\n")
+    Path("b.csv").write_text("task,model,score\nx,code\n")
+    Path("c.json").write_text('{"x": 0.5}')
+    form = "expected the header task,model,score and three values in each row. Bring it into that form."
+    assert told(["a.csv"]) == f"a.csv: begins with 'task,score'; {form}"
+    assert told(["b.csv"]) == f"b.csv: has 2 values in row 2; {form}"
+    assert told(["c.json"]) == 'c.json: is no file of scores; expected {"task": {"model": 0.5}}. Bring it into that form.'
+    assert told(["d.csv"]) == "d.csv: cannot be read (No such file or directory). Check the path and its permissions."
+    assert told(["x=0.5"]) == (
+        "'x=0.5': is no score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write `gsm8k:merged=0.52`, for instance."
+    )
+    assert told(["x:code=nan"]) == "x:code=nan: x: code: the score is 'nan'; expected a number. Mend it, or leave it out."
+    assert told(["x:code=1", "x:code=2"]) == "x:code=2: the score of code on x is given twice; expected one. Leave one out."
+    assert told(["x:cod=1"]) == "scores: x: cod is none of the models; expected out, llama, code, math. Did you mean code?"
+    lacking = "expected one of each. Add it, or leave the task out."
+    assert told(["x:code=1"]) == f"scores: x: has no score of the merged model; {lacking}"
+    assert told(["x:merged=1", "x:base=1"]) == f"scores: x: has no score of any parent; {lacking}"
+
+
+def test_a_model_is_not_scored_twice_under_two_names() -> None:
+    assert told(["x:code=1", "x:path/to/code=2", "x:merged=1"]) == (
+        "scores: x: code has two scores, the second as path/to/code; expected one. Leave one out."
+    )
+
+
+def test_a_saved_parent_with_the_name_merged_is_still_told_by_its_path() -> None:
+    parents = (AnalysedModel("merged", "stage/merged"),)
+    (found,) = accuracies({"x": {"stage/merged": 0.5, "merged": 0.25}}, parents, MERGED, None)
+    assert (found.best, found.of_best, found.merged) == ("merged", 0.5, 0.25)
