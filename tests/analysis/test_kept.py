@@ -108,6 +108,18 @@ def test_a_merged_model_that_is_its_parent_keeps_all_of_it_and_the_base_none() -
     whole = kept_of(BASE).whole
     assert (whole.distance, whole.relative_distance, whole.outside) == (0.0, 0.0, None)
     assert [(p.projection, p.weight, p.sign_agreement, p.top_kept) for p in whole.parents if p] == [(0.0, 0.0, None, 0.0)] * 2
+    expected = [np.linalg.norm(flat(delta)) / np.linalg.norm(flat(BASE)) for delta in DELTAS]
+    assert [p.relative_distance for p in whole.parents if p] == pytest.approx(expected)
+
+
+def test_where_nothing_moved_nothing_is_lost_or_kept() -> None:
+    frozen = "model.norm.weight"
+    merged, parent = ({**model, frozen: BASE[frozen]} for model in (PARENTS[1], PARENTS[0]))
+    scope = kept_of(merged, [parent]).groups["norm"]
+    (share,) = scope.parents
+    assert share is not None
+    assert (scope.relative_distance, share.distance, share.relative_distance) == (0.0, 0.0, 0.0)
+    assert (share.projection, share.weight, share.top_kept) == (None, None, None)
 
 
 def test_tensors_that_a_parent_has_not_do_not_count_against_it() -> None:
@@ -119,7 +131,17 @@ def test_tensors_that_a_parent_has_not_do_not_count_against_it() -> None:
     assert share is not None
     assert share.projection == pytest.approx((flat(merged, names) - flat(BASE, names)) @ delta / (delta @ delta))
     only = {name: values for name, values in PARENTS[1].items() if name == UP}
-    assert kept_of(merged, [PARENTS[0], only]).layers[1].parents[1] is None
+    first, second = kept_of(merged, [PARENTS[0], only]).layers[1].parents
+    assert first is not None
+    assert first.weight is not None
+    assert second is None
+
+
+def test_tensors_that_the_merged_model_has_not_do_not_count_against_it() -> None:
+    merged = {n: values for n, values in PARENTS[0].items() if n != UP}
+    (share,) = kept_of(merged, [PARENTS[0]]).whole.parents
+    assert share is not None
+    assert (share.distance, share.projection, share.top_kept) == (0.0, pytest.approx(1), 1.0)
 
 
 def test_without_a_base_the_distances_are_the_same_and_nothing_else_is_known() -> None:
@@ -179,7 +201,9 @@ def told(scores: list[str]) -> str:
 
 def test_accuracy_kept_is_of_the_best_parent_of_the_task(tmp_path: Path) -> None:
     table, data = tmp_path / "scores.csv", tmp_path / "scores.json"
-    table.write_text("task,model,score\nhumaneval,code,0.5\nhumaneval,org/math,0.1\nhumaneval,merged,0.4\nhumaneval,base,0.25\n")
+    table.write_text(
+        "task,model,score\nhumaneval,code,0.5\nhumaneval,org/math,0.1\nhumaneval,merged,0.4\nhumaneval,base,0.25\n", "utf-8-sig"
+    )
     data.write_text(json.dumps({"gsm8k": {"math": 0.6, "path/to/out": 0.66}}))
     scores = read_scores([table, data, "mmlu:code=0", "mmlu:merged=0.5"])
     code, math, mmlu = accuracies(scores, MODELS, MERGED, ORIGIN)
