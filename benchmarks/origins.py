@@ -3,7 +3,7 @@
     python benchmarks/origins.py --steps 300
 
 Trains a small Llama on alnico's own source text from two seeds, and goes on from the first of them for as many steps again, on
-other batches; prints the cosine of every matrix, whole. Needs [dev]. `alnico compare BASE MODEL -v` prints them of models that are there.
+other batches; prints the cosine of every matrix, whole. Needs [dev]. `alnico diff BASE MODEL -v` prints them of models that are there.
 """
 
 from __future__ import annotations

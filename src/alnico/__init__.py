@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from alnico import errors
     from alnico.analysis.diff import Difference
+    from alnico.analysis.kept import Kept
     from alnico.analysis.results import Analysis, read_analysis
     from alnico.api import (
         analyze,
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
         weights,
     )  # fmt: skip
     from alnico.checkpoint.model import Model
-    from alnico.engine.judge import Comparison
     from alnico.engine.run import Result
     from alnico.engine.weigh import Weights
     from alnico.methods.base import Merge, Method, method
@@ -69,10 +69,10 @@ _PLACES = {
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
     "Weights": "alnico.engine.weigh",
-    "Comparison": "alnico.engine.judge",
     "Analysis": "alnico.analysis.results",
     "read_analysis": "alnico.analysis.results",
     "Difference": "alnico.analysis.diff",
+    "Kept": "alnico.analysis.kept",
     "Model": "alnico.checkpoint.model",
     "Method": "alnico.methods.base",
     "Merge": "alnico.methods.base",
@@ -80,7 +80,7 @@ _PLACES = {
 }
 
 __all__ = [
-    "Analysis", "Comparison", "Difference", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "Weights",
+    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "Weights",
     "__version__", "analyze", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
     "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "weights",
 ]  # fmt: skip

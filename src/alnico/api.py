@@ -10,14 +10,14 @@ from typing import Any
 
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
+from alnico.analysis.kept import Kept, base_of, keep_sources, write_kept
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
 from alnico.analysis.results import Analysis
+from alnico.analysis.scores import Scores, read_scores
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
-from alnico.engine.judge import Comparison
-from alnico.engine.judge import compare as compare_sources
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.engine.weigh import Weights, weights_of
@@ -232,18 +232,55 @@ def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
 
 
 def compare(
-    models: Sequence[str | os.PathLike[str]], *, base: str | os.PathLike[str] | None = None, offline: bool = False
-) -> Comparison:
-    """Say how models lie to their base, or to the first of them: what differs, how far, and whether they are of one origin.
+    parents: Sequence[str | os.PathLike[str]],
+    merged: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    scores: Scores | Sequence[str | os.PathLike[str]] = (),
+    out: str | os.PathLike[str] | None = None,
+    top_share: float = 0.2,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Kept:
+    """Say what a merged model kept of its parents: distances, how much of each task vector, signs, largest parameters, scores.
 
-    A sample of every tensor is read, never more than 64 KiB of float32; of models on the hub, the files are fetched.
-    ``print(comparison.data())`` shows all of it. Errors: ModelError, MismatchError if no tensors are alike, HubError.
+    The base is the one that the merged model's own recipe names, unless ``base`` is given; without any, only distances are known,
+    and ``kept.notes`` says so. ``scores`` maps tasks to models to scores, or lists files and values (docs/analysis.md). ``out`` is a folder for
+    ``kept.json``, ``kept.csv`` and what :func:`analyze` leaves of the parents and the merged model. Other arguments as for :func:`merge`. Errors: ModelError, MismatchError, NonFiniteError, ResourceError,
+    HubError, OutputError.
     """
-    references = [*([] if base is None else [base]), *models]
-    if len(references) < 2:
-        raise AlnicoError("compare needs two models, or a base and a model.")
+    from alnico import __version__
+
+    if not parents:
+        raise AlnicoError("compare needs at least one parent beside the merged model.")
+    given = scores if isinstance(scores, Mapping) else read_scores(scores)
+    folder = None if out is None else report_folder(out)
     with ExitStack() as opened:
-        return compare_sources([opened.enter_context(closing(open_model(r, offline=offline))) for r in references])
+
+        def opening(reference: str | os.PathLike[str]) -> Source:
+            return opened.enter_context(closing(open_model(reference, offline=offline)))
+
+        of_merged = opening(merged)
+        of_base, notes = (opening(base), ()) if base is not None else base_of(of_merged, opening)
+        found, analysis = keep_sources(
+            [opening(parent) for parent in parents],
+            of_merged,
+            of_base,
+            version=__version__,
+            scores=given,
+            notes=notes,
+            top_share=top_share,
+            subspace_side=0 if folder is None else SUBSPACE_SIDE,
+            memory_bytes=bytes_of(memory),
+            threads=threads or os.cpu_count() or 1,
+            watch=watch,
+        )
+    if folder is not None:
+        write_analysis(analysis, folder)
+        write_kept(found, folder)
+    return found
 
 
 def analyze(

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import alnico
 from alnico.analysis.kept import Kept, kept, kept_without_base, recorded_base
 from alnico.analysis.results import AnalysedModel
 from alnico.analysis.scores import accuracies, read_scores
 from alnico.checkpoint.model import open_model
-from alnico.errors import ModelError
+from alnico.cli.demo import BASE as BASE_MODEL
+from alnico.cli.demo import TUNED
+from alnico.errors import ModelError, OutputError
 from analysis.reference import reference_analysis
-from made import family
+from made import family, read_model
+from test_real_models import installed
+
+Run = Callable[..., tuple[int, str, str]]
 
 RANDOM = np.random.default_rng(7)
 SHAPES = {
@@ -244,3 +253,109 @@ def test_a_saved_parent_with_the_name_merged_is_still_told_by_its_path() -> None
     parents = (AnalysedModel("merged", "stage/merged"),)
     (found,) = accuracies({"x": {"stage/merged": 0.5, "merged": 0.25}}, parents, MERGED, None)
     assert (found.best, found.of_best, found.merged) == ("merged", 0.5, 0.25)
+
+
+# ---- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """A base, two fine-tunes of it and a merge of them, all float32 files in the working directory: base, tuned-0, tuned-1, out."""
+    monkeypatch.chdir(tmp_path)
+    family(Path(), 2, "F32")
+    recipe = {"merge_method": "task_arithmetic", "base_model": "base"}
+    entries = [{"model": f"tuned-{i}", "parameters": {"weight": w}} for i, w in enumerate((0.75, 0.25))]
+    alnico.merge({**recipe, "models": entries}, "out")
+    return read_model(Path("out"))
+
+
+def test_compare_takes_the_base_that_the_merge_records_and_finds_its_weights(merged: dict[str, np.ndarray]) -> None:
+    found = alnico.compare(["tuned-0", "tuned-1"], "out", scores={"x": {"tuned-1": 0.5, "out": 0.25}})
+    assert (found.base and found.base.reference, found.merged.name, [p.name for p in found.parents]) == (
+        "base", "out", ["tuned-0", "tuned-1"]
+    )  # fmt: skip
+    assert [p.weight for p in found.whole.parents if p] == pytest.approx([0.75, 0.25], abs=1e-4)
+    models = [read_model(Path(name)) for name in ("tuned-0", "tuned-1")]
+    expected = kept(reference_analysis(read_model(Path("base")), {"a": models[0], "b": models[1], "m": merged}), 2)
+    for scope, other in ((found.whole, expected.whole), (found.groups["mlp"], expected.groups["mlp"])):
+        for share, known in zip(scope.parents, other.parents, strict=True):
+            assert asdict(share or other) == pytest.approx(asdict(known or scope), rel=1e-6)
+    assert (found.scores[0].best, found.scores[0].kept, found.notes) == ("tuned-1", 0.5, ())
+
+
+@pytest.mark.usefixtures("merged")
+def test_without_a_base_compare_says_so_and_why() -> None:
+    Path("base").rename("elsewhere")
+    found = alnico.compare(["tuned-0"], "out")
+    (note,) = found.notes
+    assert note.startswith(
+        "only distances are known: the base that mergekit_config.yml of out names cannot be opened (model 'base': no such"
+    )
+    assert note.endswith(". Give the base with --base.")
+    (share,) = found.whole.parents
+    assert share is not None
+    assert (found.base, share.projection) == (None, None)
+    other = alnico.compare(["tuned-0"], "out", base="elsewhere")
+    assert other.notes == ()
+    assert other.whole.parents[0] is not None
+    assert share.distance == pytest.approx(other.whole.parents[0].distance, rel=1e-6)
+    with pytest.raises(ModelError):
+        alnico.compare(["tuned-0"], "out", base="nowhere")
+
+
+@pytest.mark.usefixtures("merged")
+def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alnico.analysis.kept.analyze_sources", None)
+    with pytest.raises(ModelError, match=r"^scores: x: tuned-2 is none of the models; "):
+        alnico.compare(["tuned-0"], "out", scores={"x": {"tuned-2": 1.0, "merged": 1.0}})
+
+
+@pytest.mark.usefixtures("merged")
+def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
+    words = ("compare", "tuned-0", "tuned-1", "out", "--scores", "gsm8k:tuned-0=0.5", "--scores", "gsm8k:merged=0.4")
+    code, stdout, stderr = run(*words, "--out", "report/kept")
+    assert (code, stderr) == (0, "")
+    lines = stdout.splitlines()
+    assert lines[:4] == ["merged    out", "parent    tuned-0", "parent    tuned-1", "base      base"]
+    whole = next(i for i, line in enumerate(lines) if line.startswith("whole"))
+    assert lines[whole].split()[1:3] == ["(the", "base)"]
+    assert lines[whole + 1].split()[0] == "tuned-0"
+    assert lines[whole + 1].split()[4] == "0.750"
+    assert lines[whole + 2].split()[4] == "0.250"
+    assert {lines[whole + i].split()[0] for i in (3, 6, 9, 12)} == {"norm", "embedding", "attention", "mlp"}
+    assert "gsm8k                  0.4          0.5    80.0%            -  tuned-0" in lines
+    assert not any(line.startswith("layer") for line in lines)
+    assert any(line.startswith("layer 1") for line in run(*words, "-v")[1].splitlines())
+    written = json.loads(Path("report/kept/kept.json").read_text())
+    assert written == json.loads(run(*words, "--json")[1])
+    rows = list(csv.DictReader(Path("report/kept/kept.csv").read_text().splitlines()))
+    assert [(r["scope"], r["name"], r["parent"]) for r in rows[:2]] == [("whole", "whole", f"tuned-{i}") for i in (0, 1)]
+    assert [r["scope"] for r in rows[2:]] == ["group"] * 8 + ["layer"] * 4
+    assert float(rows[0]["weight"]) == written["whole"]["parents"][0]["weight"]
+    assert float(rows[0]["outside"]) == written["whole"]["outside"]
+    assert [m.name for m in alnico.read_analysis("report/kept").models] == ["tuned-0", "tuned-1", "out"]
+    assert run("compare", "out")[0] == 2
+
+
+@pytest.mark.usefixtures("merged")
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("alnico.analysis.kept.analyze_sources", None)
+    Path("file").write_text("")
+    with pytest.raises(OutputError, match=r"^file/x: cannot be made \(Not a directory\)\. Choose another folder\.$"):
+        alnico.compare(["tuned-0"], "out", out="file/x")
+
+
+@pytest.mark.slow
+def test_the_merges_of_the_real_pair_kept_what_their_recipes_say(tmp_path: Path) -> None:
+    base, tuned = installed(*BASE_MODEL), installed(*TUNED)
+    for method, options, weight in (("task_arithmetic", {"weight": 0.7}, 0.7), ("dare_linear", {"density": 0.5}, 1.0)):
+        recipe = {"merge_method": method, "base_model": str(base), "models": [str(tuned)], "parameters": options}
+        alnico.merge(recipe, tmp_path / method)
+        found = alnico.compare([tuned], tmp_path / method)
+        (share,) = found.whole.parents
+        assert share is not None
+        assert share.weight == pytest.approx(weight, abs=2e-3)
+        assert share.sign_agreement == pytest.approx(1, abs=1e-4)
+        # Half of the entries dropped at random and the others doubled: as much noise as there is task vector.
+        assert found.whole.outside == pytest.approx(0.0 if method == "task_arithmetic" else 0.5**0.5, abs=5e-3)
+        assert share.relative_distance == pytest.approx(0.0101 * (0.3 if method == "task_arithmetic" else 1.0), rel=0.02)

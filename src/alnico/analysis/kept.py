@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from alnico.analysis.measure import analyze_sources
 from alnico.analysis.results import AnalysedModel, Analysis, Scope, TensorScope
-from alnico.analysis.scores import Accuracy
+from alnico.analysis.scores import Accuracy, Scores, accuracies
+from alnico.analysis.subjects import model_of, named
 from alnico.checkpoint.model import Source
 from alnico.engine.card import RECIPE
-from alnico.errors import RecipeError
+from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.plan.build import located
 from alnico.recipe.load import load_recipe
+
+JSON = "kept.json"
+CSV = "kept.csv"
 
 SCHEMA = 1
 """Of ``kept.json``; raised when a key changes its meaning or goes."""
@@ -81,8 +89,28 @@ class Kept:
         found = asdict(self)
         return {"schema": SCHEMA, **found, "layers": {str(number): scope for number, scope in found["layers"].items()}}
 
+    def scopes(self) -> list[tuple[str, KeptScope]]:
+        """All scopes with what each is: ``whole``, ``group`` or ``layer``."""
+        of_groups = [("group", scope) for scope in self.groups.values()]
+        return [("whole", self.whole), *of_groups, *(("layer", scope) for scope in self.layers.values())]
 
-def kept(analysis: Analysis, merged: int, *, scores: Sequence[Accuracy] = (), notes: Sequence[str] = ()) -> Kept:
+
+def write_kept(found: Kept, folder: Path) -> None:
+    """Write ``kept.json``, all of it, and ``kept.csv``, a line for each scope and parent, into a folder that is there. Errors: OutputError."""
+    try:
+        (folder / JSON).write_text(json.dumps(found.data(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["scope", "name", "parent", *(f.name for f in fields(OfParent)), "merged_from_base", "outside"])
+            for kind, scope in found.scopes():
+                for parent, share in zip(found.parents, scope.parents, strict=True):
+                    if share is not None:
+                        writer.writerow([kind, scope.name, parent.name, *asdict(share).values(), scope.distance, scope.outside])
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be written to ({error.strerror}). Make room or choose another folder.") from None
+
+
+def kept(analysis: Analysis, merged: int) -> Kept:
     """Say what the model at position ``merged`` of an analysis kept of the others, its parents."""
     parents = tuple(i for i in range(len(analysis.models)) if i != merged)
 
@@ -103,12 +131,12 @@ def kept(analysis: Analysis, merged: int, *, scores: Sequence[Accuracy] = (), no
         whole=found(analysis.whole, tensors),
         groups={name: found(scope, [t for t in tensors if t.group == name]) for name, scope in analysis.groups.items()},
         layers={number: found(scope, [t for t in tensors if t.layer == number]) for number, scope in analysis.layers.items()},
-        scores=tuple(scores),
-        notes=tuple(notes),
+        scores=(),
+        notes=(),
     )
 
 
-def kept_without_base(analysis: Analysis, *, scores: Sequence[Accuracy] = (), notes: Sequence[str] = ()) -> Kept:
+def kept_without_base(analysis: Analysis) -> Kept:
     """Say how far a merged model is from its parents: from an analysis of the parents in which it stands as the base."""
 
     def found(scope: Scope) -> KeptScope:
@@ -124,9 +152,36 @@ def kept_without_base(analysis: Analysis, *, scores: Sequence[Accuracy] = (), no
         whole=found(analysis.whole),
         groups={name: found(scope) for name, scope in analysis.groups.items()},
         layers={number: found(scope) for number, scope in analysis.layers.items()},
-        scores=tuple(scores),
-        notes=tuple(notes),
+        scores=(),
+        notes=(),
     )
+
+
+def keep_sources(
+    parents: Sequence[Source],
+    merged: Source,
+    base: Source | None,
+    *,
+    version: str,
+    scores: Scores | None = None,
+    notes: Sequence[str] = (),
+    **measuring: Any,
+) -> tuple[Kept, Analysis]:
+    """Analyse a merged model beside its parents, and say what it kept of them; ``measuring`` goes to :func:`analyze_sources`.
+
+    Errors: those of it, and of :func:`alnico.analysis.scores.accuracies`, before anything is measured.
+    """
+    models = [*parents, merged]
+    *of_parents, of_merged = (model_of(source, name) for source, name in zip(models, named(models), strict=True))
+    of_base = model_of(base, named([base])[0]) if base is not None else None
+    kept_scores = accuracies(scores or {}, of_parents, of_merged, of_base)
+    if base is None:
+        analysis = analyze_sources(merged, parents, version=version, **measuring)
+        found = replace(kept_without_base(analysis), parents=tuple(of_parents), merged=of_merged)
+    else:
+        analysis = analyze_sources(base, models, version=version, **measuring)
+        found = kept(analysis, len(parents))
+    return replace(found, scores=kept_scores, notes=tuple(notes)), analysis
 
 
 def recorded_base(merged: Source) -> tuple[str | None, str]:
@@ -146,6 +201,17 @@ def recorded_base(merged: Source) -> tuple[str | None, str]:
     if recipe.base_model is None:
         return None, f"{folder / RECIPE} names no base"
     return located(recipe.base_model, str(folder)), ""
+
+
+def base_of(merged: Source, opening: Callable[[str], Source]) -> tuple[Source | None, tuple[str, ...]]:
+    """Open the base that a merged model records; where that cannot be, None with a note that says why."""
+    reference, why = recorded_base(merged)
+    if reference is not None:
+        try:
+            return opening(reference), ()
+        except (ModelError, HubError) as error:
+            why = f"the base that {RECIPE} of {merged.label} names cannot be opened ({str(error).rstrip('.')})"
+    return None, (f"only distances are known: {why}. Give the base with --base.",)
 
 
 def _of_parent(

@@ -202,18 +202,55 @@ def inspect(
 
 @app.command()
 def compare(
-    base: Annotated[str, typer.Argument(help="The model that the others are compared with: their base.", metavar="BASE")],
-    models: Annotated[list[str], typer.Argument(help="Models: directories, files, or owner/name@revision.", metavar="MODEL...")],
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            help="The parents, and last the merged model: directories, files, or owner/name@revision.", metavar="PARENT... MERGED"
+        ),
+    ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="What the parents were tuned from; default: the one MERGED records.", show_default=False),
+    ] = None,
+    scores: Annotated[
+        list[str] | None,
+        typer.Option("--scores", help="A .json or .csv file, or TASK:MODEL=SCORE; may be repeated.", show_default=False),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", help="Folder for the report.", show_default=False)] = None,
+    top_share: Annotated[float, typer.Option("--top", help="Share of the entries that count as the top parameters.")] = 0.2,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
     offline: Offline = False,
     as_json: Json = False,
+    quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Print how models lie to their base: what differs, how far they went, and whether they were tuned from it."""
+    """Print what a merged model kept of its parents: distances, task vectors, signs, largest parameters, scores; by group."""
     from alnico import api
-    from alnico.cli import show
+    from alnico.cli import progress
+    from alnico.cli.keeping import kept_text
 
-    comparison = api.compare(models, base=base, offline=offline)
-    _print(json.dumps(comparison.data(), indent=1) if as_json else show.comparison_text(comparison, verbose))
+    if len(models) < 2:
+        raise typer.BadParameter("compare needs a parent and, after it, the merged model. Give both.")
+    with progress.bar(quiet or as_json, 0) as watch:
+        found = api.compare(
+            models[:-1],
+            models[-1],
+            base=base,
+            scores=scores or (),
+            out=out,
+            top_share=top_share,
+            memory=_size(memory, "--memory"),
+            threads=threads,
+            offline=offline,
+            watch=watch,
+        )
+    for note in found.notes:
+        _say(f"note: {note}", quiet or as_json)
+    if as_json:
+        _print(json.dumps(found.data(), indent=1))
+    elif not quiet:
+        _print(kept_text(found, verbose))
 
 
 @app.command()

@@ -12,7 +12,6 @@ from typing import Any
 from alnico.checkpoint.model import Model
 from alnico.checkpoint.shards import format_size
 from alnico.engine.fetch import absent_files
-from alnico.engine.judge import Comparison, notes
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
 from alnico.engine.weigh import Weights
@@ -22,12 +21,6 @@ from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import place_of
 from alnico.vocabulary.compare import read_vocabulary
 
-VERDICTS = {
-    "equal": "the same",
-    "tuned": "tuned from one base",
-    "far": "far: one base, or scaled",
-    "unrelated": "not of one base",
-}
 WORDS = {"mix": "merged", "copy": "copied", "equal": "copied"}
 
 
@@ -198,25 +191,6 @@ def model_text(data: Mapping[str, Any], verbose: int) -> str:
         groups[key] = groups.get(key, 0) + 1
     lines += [f"{count:5} x  {dtype:5} {shape:20} {name}" for (name, dtype, shape), count in groups.items()]
     return "\n".join(lines)
-
-
-def comparison_text(comparison: Comparison, verbose: int) -> str:
-    """How models lie to their base, a line a model; with ``verbose`` the cosine of every matrix below."""
-    likenesses = comparison.likenesses
-    lines = [
-        f"compared with {likenesses[0].other}, by a sample of {likenesses[0].elements:,} numbers",
-        "",
-        f"{'tensors differ':>14}  {'numbers differ':>14}  {'change':>8}  {'cosine':>8}  {'verdict':24}  model",
-    ]
-    for x in likenesses:
-        lines.append(
-            f"{f'{x.tensors_differ} of {x.tensors}':>14}  {x.elements_differ / x.elements:14.1%}  {x.change:8.2%}  "
-            f"{x.cosine:8.4f}  {VERDICTS[x.verdict]:24}  {x.model}"
-        )
-        shown = x.cosines if verbose else {} if x.verdict == "unrelated" else x.uncorrelated
-        lines += [f"{cosine:50.4f}  {name}" for name, cosine in shown.items()]
-    lines += ["", "change: |model - base| / |base|. A cosine in a line of its own is that of one tensor."]
-    return "\n".join([*lines, *(f"note: {note}" for note in notes(comparison, with_base=True) if "count twice" in note)])
 
 
 def weights_text(found: Weights) -> str:

@@ -58,14 +58,12 @@ NEAR_DUPLICATE = 0.1
 class Likeness:
     """How a model lies to another, by what was looked at: ``change`` is |model - other| / |other|.
 
-    ``elements_differ`` and ``tensors_differ`` count what is not equal; ``cosines`` are those of the large tensors.
+    ``elements_differ`` counts what is not equal; ``cosines`` are those of the large tensors.
     """
 
     model: str
     other: str
     tensors: int
-    tensors_differ: int
-    elements: int
     elements_differ: int
     change: float
     cosine: float
@@ -87,14 +85,6 @@ class Likeness:
         near = self.cosine >= FAR and LENGTHS[0] <= self.length <= LENGTHS[1]
         return "tuned" if near or len(self.cosines) < LEAST_TENSORS else "far"
 
-    def data(self) -> dict[str, object]:
-        """All of it as plain data, for ``--json``."""
-        return {
-            **{f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "cosines"},
-            "uncorrelated": self.uncorrelated,
-            "verdict": self.verdict,
-        }
-
 
 @dataclass(frozen=True)
 class Place:
@@ -109,7 +99,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.other = self.change = self.product = 0.0
-        self.tensors = self.tensors_differ = self.elements = self.elements_differ = 0
+        self.tensors = self.elements_differ = 0
         self.cosines: dict[str, float] = {}
 
     def add(self, name: str, other: np.ndarray, delta: np.ndarray, is_large: bool) -> None:
@@ -117,11 +107,8 @@ class _Tally:
         self.other += of_other
         self.change += of_delta
         self.product += product
-        differ = int(np.count_nonzero(delta))
         self.tensors += 1
-        self.tensors_differ += differ > 0
-        self.elements += delta.size
-        self.elements_differ += differ
+        self.elements_differ += int(np.count_nonzero(delta))
         if is_large and of_other > 0 and of_other + 2 * product + of_delta > 0:
             self.cosines[name] = _cosine(of_other, product, of_delta)
 
@@ -132,8 +119,6 @@ class _Tally:
             model,
             other,
             self.tensors,
-            self.tensors_differ,
-            self.elements,
             self.elements_differ,
             (self.change / scale) ** 0.5,
             _cosine(self.other, self.product, self.change),
@@ -163,12 +148,6 @@ class Comparison:
 
     likenesses: tuple[Likeness, ...]
     duplicates: tuple[tuple[str, str, str, float], ...] = ()
-
-    def data(self) -> dict[str, object]:
-        """All of it as plain data, for ``--json``."""
-        names = ("model", "and", "compared_with", "share")
-        pairs = [dict(zip(names, pair, strict=True)) for pair in self.duplicates]
-        return {"models": [x.data() for x in self.likenesses], "duplicates": pairs}
 
 
 def look(sources: Sequence[Source], places: Iterable[Place]) -> Comparison:
@@ -222,28 +201,6 @@ def judge(plan: Plan) -> Plan:
     return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
 
 
-def compare(sources: Sequence[Source]) -> Comparison:
-    """Compare models with the first, by a sample of every float tensor that has the same name and shape in both.
-
-    Errors: MismatchError where there is no such tensor; those of reading, and HubError.
-    """
-    first, *rest = sources
-    places = []
-    for name, tensor in first.tensors.items():
-        holders = [i for i, s in enumerate(sources) if i and tensor.elements and _fits(s, name, tensor)]
-        if holders and tensor.dtype in MERGEABLE:
-            places.append(Place(name, (0, *holders)))
-    for i, source in enumerate(rest, 1):
-        if not any(i in place.models for place in places):
-            raise MismatchError(
-                f"{first.label} and {source.label} have no float tensor of one name and shape; expected models of one architecture. "
-                "`alnico inspect` lists what they hold."
-            )
-    for i, source in enumerate(sources):
-        source.fetch(source.absent([p.name for p in places if i in p.models], False))
-    return look(sources, places)
-
-
 def notes(comparison: Comparison, with_base: bool) -> list[str]:
     """What is worth a line: models that are equal, nearly equal, far from the other, or not related."""
     said = []
@@ -288,11 +245,6 @@ def spread(places: Sequence[Place], count: int) -> list[Place]:
     return [places[i * (len(places) - 1) // (count - 1)] for i in range(count)]
 
 
-def _fits(source: Source, name: str, tensor: Tensor) -> bool:
-    other = source.tensors.get(name)
-    return other is not None and other.shape == tensor.shape and other.dtype in MERGEABLE
-
-
 def _read(source: Source, name: str) -> np.ndarray:
     """The elements in the middle of a tensor, as float64."""
     tensor = source.tensors[name]
@@ -306,8 +258,8 @@ def _refusal(x: Likeness) -> str:
     return (
         f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at "
         f"have nothing to do with one another: {_named(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
-        "parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base (alnico "
-        "compare shows how models lie to one another), or say unrelated: allow in the recipe."
+        "parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base (`alnico "
+        "analyze` shows how far each is from it), or say unrelated: allow in the recipe."
     )
 
 

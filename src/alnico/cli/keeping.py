@@ -1,0 +1,71 @@
+"""What a merged model kept of its parents, as text for people."""
+
+from __future__ import annotations
+
+from alnico.analysis.kept import Kept, KeptScope, OfParent
+from alnico.analysis.scores import Accuracy
+
+NAME = 24
+"""Room for the name of a model."""
+
+
+def kept_text(found: Kept, verbose: int) -> str:
+    """A table of the whole model and its groups, a line for each parent; with ``verbose`` of the layers too."""
+    lines = [f"merged    {found.merged.reference}", *(f"parent    {parent.reference}" for parent in found.parents)]
+    lines.append(f"base      {found.base.reference if found.base is not None else 'not known'}")
+    columns = f"{'of':10}  {'parent':{NAME}}  {'distance':>9}  {'relative':>8}"
+    if found.base is not None:
+        columns += f"  {'projection':>10}  {'weight':>7}  {'signs agree':>11}  {'top kept':>8}"
+    lines += ["", columns]
+    for kind, scope in found.scopes():
+        if kind == "layer" and not verbose:
+            continue
+        lines += _scope(f"layer {scope.name}" if kind == "layer" else scope.name, found, scope)
+    if found.scores:
+        lines += ["", f"{'task':16}  {'merged':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent"]
+        lines += [_score(score) for score in found.scores]
+    if found.base is not None:
+        lines += [
+            "",
+            "projection: of the merged task vector on the parent's, 1 is all of it. weight: the same without what the other parents",
+            "explain. signs agree: of the entries that both changed. top kept: of the parent's largest fifth of changes."
+            if found.top_share == 0.2
+            else f"explain. signs agree: of the entries that both changed. top kept: of the parent's largest {found.top_share:.3g} of changes.",
+        ]
+    return "\n".join(lines)
+
+
+def _scope(label: str, found: Kept, scope: KeptScope) -> list[str]:
+    lines = []
+    if scope.distance is not None:
+        outside = "" if scope.outside is None else f"   {scope.outside:.1%} of its change is in no parent's direction"
+        lines.append(f"{label:10}  {'(the base)':{NAME}}  {scope.distance:9.3g}  {_percent(scope.relative_distance):>8}{outside}")
+        label = ""
+    for parent, share in zip(found.parents, scope.parents, strict=True):
+        if share is not None:
+            lines.append(f"{label:10}  {_cut(parent.name):{NAME}}  {_share(share, found.base is not None)}")
+            label = ""
+    return lines
+
+
+def _share(share: OfParent, with_base: bool) -> str:
+    distances = f"{share.distance:9.3g}  {_percent(share.relative_distance):>8}"
+    if not with_base:
+        return distances
+    projection, weight = ("-" if v is None else f"{v:.3f}" for v in (share.projection, share.weight))
+    return f"{distances}  {projection:>10}  {weight:>7}  {_percent(share.sign_agreement, 1):>11}  {_percent(share.top_kept, 1):>8}"
+
+
+def _score(score: Accuracy) -> str:
+    return (
+        f"{_cut(score.task, 16):16}  {score.merged:8.4g}  {score.of_best:11.4g}  {_percent(score.kept, 1):>7}  "
+        f"{_percent(score.gain_kept, 1):>11}  {score.best}"
+    )
+
+
+def _percent(share: float | None, digits: int = 2) -> str:
+    return "-" if share is None else f"{share:.{digits}%}"
+
+
+def _cut(text: str, length: int = NAME) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
