@@ -216,8 +216,10 @@ def compare(
         list[str] | None,
         typer.Option("--scores", help="A .json or .csv file, or TASK:MODEL=SCORE; may be repeated.", show_default=False),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", help="Folder for the report.", show_default=False)] = None,
-    top_share: Annotated[float, typer.Option("--top", help="Share of the entries that count as the top parameters.")] = 0.2,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder for the numbers, the tables and the page.", show_default=False)
+    ] = None,
+    top_share: TopShare = 0.2,
     threads: Threads = None,
     memory: Memory = "2GiB",
     offline: Offline = False,
@@ -251,6 +253,8 @@ def compare(
         _print(json.dumps(found.data(), indent=1))
     elif not quiet:
         _print(kept_text(found, verbose))
+    if out is not None:
+        _say(f"written to {out}", quiet or as_json)
 
 
 @app.command()
