@@ -10,11 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from alnico.kernels.measuring import FOLDED, GIVEN, PLAIN
-from alnico.kernels.shape import LEAF, TILE
+from alnico.kernels.shape import LANES, LEAF, TILE
 from alnico.kernels.text import PREAMBLE, Interface, Real
-
-SUM_LANES = 64
-"""Accumulators of a sum in a leaf. Part of the arithmetic."""
 
 MOMENTS = 6
 """Sums of a model in a leaf: of y, y^2, y^3, y^4 with y = d less the leaf's first entry; of |d| and d^2."""
@@ -100,8 +97,8 @@ class DescribingKernel:
             f"            for i in range({k}):",
             "                joined(values[i, :n], bits[i, :n], total[:n], holders[:n], signs[:n])",
             "            agreed(holders[:n], signs[:n], together)",
-            f"            for g in range(0, n, {SUM_LANES}):",
-            f"                sized(total[g:min(g + {SUM_LANES}, n)], lanes[{k * m + 2}, :min({SUM_LANES}, n - g)])",
+            f"            for g in range(0, n, {LANES}):",
+            f"                sized(total[g:min(g + {LANES}, n)], lanes[{k * m + 2}, :min({LANES}, n - g)])",
         ]
         of_pairs = [
             "            p = 0",
@@ -109,8 +106,8 @@ class DescribingKernel:
             f"                for j in range(i + 1, {k}):",
             "                    opposite(bits[i, :n], bits[j, :n], pairs[p])",
             f"                    q = {k * m + 3} + 2 * p",
-            f"                    for g in range(0, n, {SUM_LANES}):",
-            f"                        h = min(g + {SUM_LANES}, n)",
+            f"                    for g in range(0, n, {LANES}):",
+            f"                        h = min(g + {LANES}, n)",
             "                        of_pair(values[i, g:h], values[j, g:h], lanes[q, :h - g], lanes[q + 1, :h - g])",
             "                    p += 1",
         ]
@@ -128,8 +125,8 @@ class DescribingKernel:
             "            n = e - s",
             "            if decode(base[base_width * s:base_width * e], base_code, base_tile[:n]):",
             "                bad = 1",
-            f"            for g in range(0, n, {SUM_LANES}):",
-            f"                h = min(g + {SUM_LANES}, n)",
+            f"            for g in range(0, n, {LANES}):",
+            f"                h = min(g + {LANES}, n)",
             f"                of_base(base_tile[g:h], lanes[{k * m}, :h - g], lanes[{k * m + 1}, :h - g])",
             f"            for i in range({k}):",
             "                w = width_of(codes[i])",
@@ -144,8 +141,8 @@ class DescribingKernel:
             f"                if s == leaf * {LEAF}:",
             f"                    moments_[leaf, i * {m + 1} + {m}] = np.float64(values[i, 0])",
             f"                shift = moments_[leaf, i * {m + 1} + {m}]",
-            f"                for g in range(0, n, {SUM_LANES}):",
-            f"                    h = min(g + {SUM_LANES}, n)",
+            f"                for g in range(0, n, {LANES}):",
+            f"                    h = min(g + {LANES}, n)",
             f"                    moments(values[i, g:h], shift, {', '.join(f'lanes[i * {m} + {q}, :h - g]' for q in range(m))})",
             *(several + of_pairs if k > 1 else []),
             f"        for i in range({k}):",
@@ -181,7 +178,7 @@ class DescribingKernel:
             ("total", (TILE,), "float64"),
             ("holders", (TILE,), "uint32"),
             ("signs", (TILE,), "uint32"),
-            ("lanes", (k * MOMENTS + 3 + 2 * pairs, SUM_LANES), "float64"),
+            ("lanes", (k * MOMENTS + 3 + 2 * pairs, LANES), "float64"),
         )
         return Interface(k, self.real, (*GIVEN, *outputs), scratch, returns=True)
 
