@@ -261,7 +261,7 @@ class _Measuring:
         for reading in (self._first, self._second):
             rest = iter(spans)  # each thread takes the next one when it is free
             self._parallel(pool, [(reading, (state, rest))] * self.room.threads)
-        self._finish(number, state, None)
+        self._finish(number, state)
 
     def _alone(self, number: int, spans: Sequence[Span]) -> None:
         """A tensor of one worker, read once where it has room."""
@@ -269,8 +269,10 @@ class _Measuring:
         state = _Tensor(job, self.top_share)
         held = self._read(job, (0, job.elements)) if sum(i.byte_size for i in job.read) <= self.room.held_bytes else None
         self._first(state, iter(spans), held)
-        self._second(state, iter(spans), held)
-        self._finish(number, state, state.sorted_entries(held) if held is not None and job.elements <= SORTED else None)
+        if held is not None and job.elements <= SORTED:
+            state.sort(held)
+        self._second(state, iter(spans), held, is_alone=True)
+        self._finish(number, state)
 
     def _first(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
         tables = self._table("tables", len(state.job.inputs) * TABLES)
@@ -279,13 +281,14 @@ class _Measuring:
                 self._refuse(state.job, block[0], views)
         state.take(tables)
 
-    def _second(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
+    def _second(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None, is_alone: bool = False) -> None:
         state.turn()
         fine = self._table("fine", state.places)
         for _, views in self._blocks(state.job, spans, held):
             state.order(views, fine)
             self._tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
-        state.find(fine)
+        state.find(fine, is_alone)
+        fine[:] = 0
 
     def _blocks(self, job: Job, spans: Iterator[Span], held: list[np.ndarray] | None) -> Iterator[tuple[Span, list[np.ndarray]]]:
         """The blocks of spans with what is in them: of what is held, or read now."""
@@ -328,12 +331,12 @@ class _Measuring:
             "Mend or leave out the model it is in."
         )
 
-    def _finish(self, number: int, state: _Tensor, entries: list[np.ndarray] | None) -> None:
+    def _finish(self, number: int, state: _Tensor) -> None:
         subject = self.subjects[number]
         found: list[Subspace | None] = [None] * len(state.pairs)
         if found and subject.has_subspace(self.subspace_side):
             found = subspaces(self.sources, subject.job)
-        tally = state.result(subject.models, entries, found)
+        tally = state.result(subject.models, found)
         self.tallies[number] = tally
         with self._lock:
             for key in ("whole", subject.group, subject.layer):
@@ -366,6 +369,8 @@ class _Tensor:
         self.together = np.zeros(2, np.int64)
         self.ends = _no_ends(k)
         self.histograms = [Histogram() for _ in range(k)]
+        self.fine: np.ndarray | None = None
+        self.quantiles: list[tuple[float, ...]] = []
         self.is_turned = False
         self.lock = threading.Lock()
 
@@ -416,7 +421,6 @@ class _Tensor:
                 self.wanted[i] = sorted(set(bins.tolist()) - known)
                 self.slots[i, self.wanted[i]] = np.arange(1, len(self.wanted[i]) + 1)
         self.places = k * max(map(len, self.wanted))
-        self.fine: np.ndarray | None = None
 
     def order(self, views: list[np.ndarray], fine: np.ndarray) -> None:
         """Take in a block of the second reading, with its fine histograms in ``fine``."""
@@ -427,19 +431,27 @@ class _Tensor:
             self.tops += tops
             self.shared += shared
 
-    def find(self, fine: np.ndarray) -> None:
-        """Take in what a thread counted in the second reading."""
-        if self.places:
+    def find(self, fine: np.ndarray, is_alone: bool) -> None:
+        """Take in what a thread counted in the second reading; all of it, if the thread ``is_alone``."""
+        if is_alone:
+            # Not a copy: fresh memory for each tensor took a third of the time on a virtual machine.
+            self.quantiles = self.quantiles or [self._quantiles(i, fine) for i in range(len(self.codes))]
+        elif self.places:
             with self.lock:
                 self.fine = fine.copy() if self.fine is None else self.fine + fine
-            fine[:] = 0
 
-    def sorted_entries(self, views: list[np.ndarray]) -> list[np.ndarray]:
-        """The entries of each model, sorted, of a tensor that is held."""
+    def sort(self, views: list[np.ndarray]) -> None:
+        """Take the quantiles from the sorted entries of a small tensor, which is held."""
         base = decode(views[-1], self.job.read[-1].dtype)
-        return [np.sort((decode(v, i.dtype) - base).astype(np.float64)) for v, i in zip(views[:-1], self.job.inputs, strict=True)]
+        below, above, share = neighbours(self.job.elements, LEVELS)
+        for view, tensor in zip(views[:-1], self.job.inputs, strict=True):
+            entries = np.sort((decode(view, tensor.dtype) - base).astype(np.float64))
+            if entries.size:
+                self.quantiles.append(tuple((entries[below] + (entries[above] - entries[below]) * share).tolist()))
+            else:
+                self.quantiles.append((0.0,) * len(LEVELS))
 
-    def result(self, models: tuple[int, ...], entries: list[np.ndarray] | None, subspaces: list[Subspace | None]) -> Tally:
+    def result(self, models: tuple[int, ...], subspaces: list[Subspace | None]) -> Tally:
         return Tally.of_leaves(
             models=models,
             elements=self.job.elements,
@@ -453,22 +465,16 @@ class _Tensor:
             ends=value_of(self.ends) if self.job.elements else np.zeros(self.ends.shape),
             tops=self.tops,
             shared=self.shared,
-            quantiles=[self._quantiles(i, None if entries is None else entries[i]) for i in range(len(self.codes))],
+            quantiles=self.quantiles or [self._quantiles(i, self.fine) for i in range(len(self.codes))],
             subspaces=subspaces,
         )
 
-    def _quantiles(self, model: int, entries: np.ndarray | None) -> tuple[float, ...]:
-        n = self.job.elements
-        if not n:
-            return (0.0,) * len(LEVELS)
-        below, above, share = neighbours(n, LEVELS)
-        if entries is not None:
-            low, high = entries[below], entries[above]
-        else:
-            low, high = self._entries(model, below), self._entries(model, above)
+    def _quantiles(self, model: int, fine: np.ndarray | None) -> tuple[float, ...]:
+        below, above, share = neighbours(self.job.elements, LEVELS)
+        low, high = self._entries(model, below, fine), self._entries(model, above, fine)
         return tuple((low + (high - low) * share).tolist())
 
-    def _entries(self, model: int, ranks: np.ndarray) -> np.ndarray:
+    def _entries(self, model: int, ranks: np.ndarray, fine: np.ndarray | None) -> np.ndarray:
         """The entries of a model with these ranks, exactly."""
         bins, inside, _ = self.histograms[model].places(ranks)
         ends = value_of(self.ends[model])
@@ -478,8 +484,8 @@ class _Tensor:
             if rank in (0, self.job.elements - 1):
                 found[n] = ends[0] if rank == 0 else ends[1]
             elif at in self.wanted[model]:
-                assert self.fine is not None
-                lower = place_in(self.fine[model * each + self.wanted[model].index(at)], place)
+                assert fine is not None
+                lower = place_in(fine[model * each + self.wanted[model].index(at)], place)
                 found[n] = value_of(np.array(at << 16 | lower))
         return found
 
