@@ -30,8 +30,9 @@ from alnico.engine.fetch import fetch_files
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError
 from alnico.kernels.build import compiled
-from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel
-from alnico.kernels.shape import LEAF
+from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
+from alnico.kernels.shape import LANES, LEAF, TILE
+from alnico.kernels.text import Real
 from alnico.numerics.dtypes import DTYPES, decode
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
@@ -161,6 +162,7 @@ def _room(
     widths = max((sum(DTYPES[i.dtype].bytes for i in s.job.read) for s in subjects), default=0)
     matrices = [s.job.elements for s in subjects if models > 1 and s.has_subspace(side)]
     worker = models * (TABLES + MOST_SLOTS) * TABLE_BYTES + models * 65_536 + max((s.reading_bytes for s in sources), default=0)
+    worker += 8 * LANES * lanes_of(models) + 16 * TILE * models
     worker += 24 * max(matrices, default=0) + 16 * models * min(SORTED, largest)
     least = fixed + worker + widths * LEAF
     sizes = [(BLOCK_ELEMENTS, HELD_BYTES), (BLOCK_ELEMENTS, 0), (LEAF, 0)] if block is None else [(block, 0)]
@@ -277,7 +279,7 @@ class _Measuring:
     def _first(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
         tables = self._table("tables", len(state.job.inputs) * TABLES)
         for block, views in self._blocks(state.job, spans, held):
-            if state.describe(block, views, tables):
+            if state.describe(block, views, tables, self._work()):
                 self._refuse(state.job, block[0], views)
         state.take(tables)
 
@@ -285,7 +287,7 @@ class _Measuring:
         state.turn()
         fine = self._table("fine", state.places)
         for _, views in self._blocks(state.job, spans, held):
-            state.order(views, fine)
+            state.order(views, fine, self._work())
             self._tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
         state.find(fine, is_alone)
         fine[:] = 0
@@ -309,6 +311,12 @@ class _Measuring:
             table = np.zeros((rows, 65_536), np.uint32)
             setattr(self._own, name, table)
         return table[:rows]
+
+    def _work(self) -> Work:
+        work: Work | None = getattr(self._own, "work", None)
+        if work is None:
+            work = self._own.work = Work(len(self.sources) - 1)
+        return work
 
     def _read(self, job: Job, span: Span) -> list[np.ndarray]:
         """Read a span of all inputs, and the base last, into this thread's buffer."""
@@ -349,6 +357,28 @@ class _Measuring:
                 self._watch(event)
 
 
+class Work:
+    """What the kernels work in, of one thread; each array for the first k models."""
+
+    def __init__(self, models: int) -> None:
+        self._values = np.empty(models * TILE, np.float64)
+        self._narrow = np.empty((models, TILE), np.float32)
+        self._flags = np.empty((models, TILE), np.uint32)
+        self._lanes = np.empty((lanes_of(models), LANES), np.float64)
+
+    def values(self, real: Real, models: int) -> np.ndarray:
+        return self._values.view(real)[: models * TILE].reshape(models, TILE)
+
+    def narrow(self, models: int) -> np.ndarray:
+        return self._narrow[:models]
+
+    def flags(self, models: int) -> np.ndarray:
+        return self._flags[:models]
+
+    def lanes(self, models: int) -> np.ndarray:
+        return self._lanes[: lanes_of(models)]
+
+
 class _Tensor:
     """One tensor being measured: ``describe`` for every block, ``turn``, ``order`` for every block, then ``result``."""
 
@@ -356,6 +386,7 @@ class _Tensor:
         self.job = job
         self.top_share = top_share
         self.codes, self.base_code = codes_of(job)
+        self.real = working_precision(job)
         k, leaves = len(job.inputs), -(-job.elements // LEAF)
         self.pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
         describing, ordering = _kernels(job)
@@ -374,14 +405,14 @@ class _Tensor:
         self.is_turned = False
         self.lock = threading.Lock()
 
-    def describe(self, span: Span, views: list[np.ndarray], tables: np.ndarray) -> int:
+    def describe(self, span: Span, views: list[np.ndarray], tables: np.ndarray, work: Work) -> int:
         """Take in a block of the first reading; returns 0 unless something in it is not finite."""
         first, last = span[0] // LEAF, -(-span[1] // LEAF)
         k = len(self.codes)
         counts = np.zeros(k, np.int64), np.zeros_like(self.both), np.zeros(2, np.int64), _no_ends(k)
         of_leaf = (self.moments[first:last], self.of_base[first:last], self.of_pairs[first:last], self.of_sum[first:last])
-        given = tuple(views[:-1]), self.codes, views[-1], self.base_code
-        wrong = self.describing(*given, *of_leaf, *counts, tables)
+        values, narrow = work.values(self.real, k), work.narrow(k)
+        wrong = self.describing(*self._given(views), *of_leaf, *counts, tables, values, narrow, work.lanes(k))
         with self.lock:
             self.unchanged += counts[0]
             self.both += counts[1]
@@ -389,6 +420,10 @@ class _Tensor:
             self.ends[:, 0] = np.minimum(self.ends[:, 0], counts[3][:, 0])
             self.ends[:, 1] = np.maximum(self.ends[:, 1], counts[3][:, 1])
         return wrong
+
+    def _given(self, views: list[np.ndarray]) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, int]:
+        addresses = np.array([view.ctypes.data for view in views[:-1]], np.int64)
+        return addresses, views[-1].size // DTYPES[self.job.read[-1].dtype].bytes, self.codes, views[-1], self.base_code
 
     def take(self, tables: np.ndarray) -> None:
         """Take in what a thread counted in the first reading."""
@@ -422,11 +457,12 @@ class _Tensor:
                 self.slots[i, self.wanted[i]] = np.arange(1, len(self.wanted[i]) + 1)
         self.places = k * max(map(len, self.wanted))
 
-    def order(self, views: list[np.ndarray], fine: np.ndarray) -> None:
+    def order(self, views: list[np.ndarray], fine: np.ndarray, work: Work) -> None:
         """Take in a block of the second reading, with its fine histograms in ``fine``."""
         tops, shared = np.zeros_like(self.tops), np.zeros_like(self.shared)
-        given = tuple(views[:-1]), self.codes, views[-1], self.base_code
-        self.ordering(*given, self.slots, fine, self.least, tops, shared)
+        k = len(self.codes)
+        found = self.slots, fine, self.least, tops, shared
+        self.ordering(*self._given(views), *found, work.values(self.real, k), work.narrow(k), work.flags(k))
         with self.lock:
             self.tops += tops
             self.shared += shared
@@ -496,7 +532,7 @@ def _no_ends(models: int) -> np.ndarray:
 
 def _kernels(job: Job) -> tuple[DescribingKernel, OrderKernel]:
     real = working_precision(job)
-    return DescribingKernel(len(job.inputs), real), OrderKernel(len(job.inputs), real)
+    return DescribingKernel(real), OrderKernel(real)
 
 
 class _Stopped(Exception):

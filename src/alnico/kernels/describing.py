@@ -1,5 +1,7 @@
 """The texts of the two kernels of an analysis: sums, counts and coarse histograms of task vectors; then fine histograms and overlaps.
 
+One kernel does for any number of models: their loops are not written out, as in a merge, since they hold whole loops over tiles.
+
 An entry of a task vector is seen as a float32 (a float64 is rounded, but never to 0). Its *key* is a uint32 that orders as the
 entry does: the bits with the sign bit flipped, of negative ones all bits flipped. A histogram over the upper 16 bits of
 the keys, then one over the lower 16 bits of those that share them, finds any order statistic exactly in two passes.
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from alnico.kernels.measuring import FOLDED, GIVEN, PLAIN
+from alnico.kernels.measuring import FOLDED, PLAIN
 from alnico.kernels.shape import LANES, LEAF, TILE
 from alnico.kernels.text import PREAMBLE, Interface, Real
 
@@ -72,40 +74,44 @@ _ORDERS = [
 ]
 
 
+GIVEN = (("addresses", "int64*1"), ("count", "int"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
+"""The parameters that both kernels begin with: where the raw bytes of each model lie, and how many elements."""
+
+
 @dataclass(frozen=True)
 class DescribingKernel:
-    """Sums and counts of the task vectors of ``models`` models over a block that begins at a leaf.
+    """Sums and counts of the task vectors of k models over a block that begins at a leaf.
 
-    ``run(raws, codes, base, base_code, moments, of_base, of_pairs, of_sum, unchanged, pairs, together, ends, tables)`` fills for each leaf
+    ``run(addresses, count, codes, base, base_code, moments, of_base, of_pairs, of_sum, unchanged, pairs, together, ends,
+    tables, values, narrow, lanes)`` fills for each leaf
     ``moments`` (leaves, k x (:data:`MOMENTS` + 1), the shift last), ``of_base`` (leaves, 2: |b|, b^2), ``of_pairs`` (leaves, 2 x
     pairs: d1 d2 and |d1 d2|) and ``of_sum`` (leaves, 1: |d1 + d2 + ...|), all float64; and adds to ``unchanged`` (k), ``pairs`` (pairs,
     2: entries that both changed, and with opposite signs), ``together`` (2: entries that two or more changed, and with both signs),
-    ``ends`` (k, 2: least and largest key) and ``tables`` (k x :data:`TABLES`, 65,536). Returns 1 if an input is NaN or
+    ``ends`` (k, 2: least and largest key) and ``tables`` (k x :data:`TABLES`, 65,536). It works in ``values`` and ``narrow`` (k, TILE) and
+    ``lanes`` (:func:`lanes_of`, LANES). Returns 1 if an input is NaN or
     infinite, 2 if a difference is too large for float32, else 0. Pairs are (0, 1), (0, 2), ... (1, 2), ...
     """
 
-    models: int
     real: Real
 
     def text(self) -> str:
-        k = self.models
         m = MOMENTS
         several = [
             "            total[:] = 0.0",
             "            holders[:] = np.uint32(0)",
             "            signs[:] = np.uint32(0)",
-            f"            for i in range({k}):",
+            "            for i in range(k):",
             "                joined(values[i, :n], bits[i, :n], total[:n], holders[:n], signs[:n])",
             "            agreed(holders[:n], signs[:n], together)",
             f"            for g in range(0, n, {LANES}):",
-            f"                sized(total[g:min(g + {LANES}, n)], lanes[{k * m + 2}, :min({LANES}, n - g)])",
+            f"                sized(total[g:min(g + {LANES}, n)], lanes[after + 2, :min({LANES}, n - g)])",
         ]
         of_pairs = [
             "            p = 0",
-            f"            for i in range({k}):",
-            f"                for j in range(i + 1, {k}):",
+            "            for i in range(k):",
+            "                for j in range(i + 1, k):",
             "                    opposite(bits[i, :n], bits[j, :n], pairs[p])",
-            f"                    q = {k * m + 3} + 2 * p",
+            "                    q = after + 3 + 2 * p",
             f"                    for g in range(0, n, {LANES}):",
             f"                        h = min(g + {LANES}, n)",
             "                        of_pair(values[i, g:h], values[j, g:h], lanes[q, :h - g], lanes[q + 1, :h - g])",
@@ -114,7 +120,8 @@ class DescribingKernel:
         lines = [
             f"def run({self.interface().signature()}):",
             "    base_width = width_of(base_code)",
-            "    count = raws[0].size // width_of(codes[0])",
+            "    k = codes.size",
+            f"    after = k * {m}",
             "    bits = narrow.view(np.uint32)",
             "    bad = 0",
             "    large = np.uint32(0)",
@@ -127,10 +134,10 @@ class DescribingKernel:
             "                bad = 1",
             f"            for g in range(0, n, {LANES}):",
             f"                h = min(g + {LANES}, n)",
-            f"                of_base(base_tile[g:h], lanes[{k * m}, :h - g], lanes[{k * m + 1}, :h - g])",
-            f"            for i in range({k}):",
+            "                of_base(base_tile[g:h], lanes[after, :h - g], lanes[after + 1, :h - g])",
+            "            for i in range(k):",
             "                w = width_of(codes[i])",
-            "                if decode(raws[i][w * s:w * e], codes[i], values[i, :n]):",
+            "                if decode(carray(pointer(addresses[i] + w * s), (w * n,), np.uint8), codes[i], values[i, :n]):",
             "                    bad = 1",
             "                subtract(values[i, :n], base_tile[:n])",
             "                narrowed(values[i, :n], narrow[i, :n])",
@@ -144,16 +151,17 @@ class DescribingKernel:
             f"                for g in range(0, n, {LANES}):",
             f"                    h = min(g + {LANES}, n)",
             f"                    moments(values[i, g:h], shift, {', '.join(f'lanes[i * {m} + {q}, :h - g]' for q in range(m))})",
-            *(several + of_pairs if k > 1 else []),
-            f"        for i in range({k}):",
+            "            if k > 1:",
+            *[f"    {line}" for line in several + of_pairs],
+            "        for i in range(k):",
             f"            for q in range({m}):",
             f"                moments_[leaf, i * {m + 1} + q] = folded(lanes[i * {m} + q])",
             "        for q in range(2):",
-            f"            of_base_[leaf, q] = folded(lanes[{k * m} + q])",
-            f"        of_sum[leaf, 0] = folded(lanes[{k * m + 2}])",
-            f"        for q in range({k * (k - 1)}):",
-            f"            of_pairs[leaf, q] = folded(lanes[{k * m + 3} + q])",
-            f"    for i in range({k}):",
+            "            of_base_[leaf, q] = folded(lanes[after + q])",
+            "        of_sum[leaf, 0] = folded(lanes[after + 2])",
+            "        for q in range(k * (k - 1)):",
+            "            of_pairs[leaf, q] = folded(lanes[after + 3 + q])",
+            "    for i in range(k):",
             "        if ends[i, 1] >= np.uint32(0xFF800000) or ends[i, 0] <= np.uint32(0x007FFFFF):",
             "            large = np.uint32(1)",
             "    return np.int64(1) if bad else (np.int64(2) if large else np.int64(0))",
@@ -161,7 +169,6 @@ class DescribingKernel:
         return _text([*_SHARED, *_STATISTICS], self.interface(), lines)
 
     def interface(self) -> Interface:
-        k, pairs = self.models, self.models * (self.models - 1) // 2
         outputs = (
             ("moments_", "float64*2"),
             ("of_base_", "float64*2"),
@@ -172,45 +179,45 @@ class DescribingKernel:
             ("together", "int64*1"),
             ("ends", "uint32*2"),
             ("tables", "uint32*2"),
+            ("values", f"{self.real}*2"),
+            ("narrow", "float32*2"),
+            ("lanes", "float64*2"),
         )
         scratch = (
-            *_scratch(k),
+            *_scratch(),
             ("total", (TILE,), "float64"),
             ("holders", (TILE,), "uint32"),
             ("signs", (TILE,), "uint32"),
-            ("lanes", (k * MOMENTS + 3 + 2 * pairs, LANES), "float64"),
         )
-        return Interface(k, self.real, (*GIVEN, *outputs), scratch, returns=True)
+        return Interface(1, self.real, (*GIVEN, *outputs), scratch, returns=True)
 
 
 @dataclass(frozen=True)
 class OrderKernel:
-    """The second pass over the task vectors of ``models`` models: fine histograms, and what their largest entries share.
+    """The second pass over the task vectors of k models: fine histograms, and what their largest entries share.
 
-    ``run(raws, codes, base, base_code, slots, fine, least, tops, pairs)``: an entry of model i whose key has the upper half u is counted
+    ``run(addresses, count, codes, base, base_code, slots, fine, least, tops, pairs, values, narrow, flags)``: an entry of model i whose key has the upper half u is counted
     in ``fine[i x slots + slots[i, u] - 1]`` by the lower half, unless ``slots[i, u]`` is 0 (``slots`` (k, 65,536) uint8, ``fine`` (k x slots,
     65,536) uint32). ``least`` (k) are bits of magnitudes: ``tops`` (k) gets the number of entries that reach them, ``pairs``
     (pairs, 2) that of those that do in both models, and of these with opposite signs.
     """
 
-    models: int
     real: Real
 
     def text(self) -> str:
-        k = self.models
         lines = [
             f"def run({self.interface().signature()}):",
             "    base_width = width_of(base_code)",
-            "    count = raws[0].size // width_of(codes[0])",
+            "    k = codes.size",
             "    bits = narrow.view(np.uint32)",
-            f"    each = fine.shape[0] // {k}",
+            "    each = fine.shape[0] // k",
             f"    for s in range(0, count, {TILE}):",
             f"        e = min(s + {TILE}, count)",
             "        n = e - s",
             "        decode(base[base_width * s:base_width * e], base_code, base_tile[:n])",
-            f"        for i in range({k}):",
+            "        for i in range(k):",
             "            w = width_of(codes[i])",
-            "            decode(raws[i][w * s:w * e], codes[i], values[i, :n])",
+            "            decode(carray(pointer(addresses[i] + w * s), (w * n,), np.uint8), codes[i], values[i, :n])",
             "            subtract(values[i, :n], base_tile[:n])",
             "            narrowed(values[i, :n], narrow[i, :n])",
             "            if each > 0:",
@@ -218,8 +225,8 @@ class OrderKernel:
             "                find(keys[:n], slots[i], fine[i * each:(i + 1) * each])",
             "            tops[i] += top(bits[i, :n], least[i], flags[i, :n])",
             "        p = 0",
-            f"        for i in range({k}):",
-            f"            for j in range(i + 1, {k}):",
+            "        for i in range(k):",
+            "            for j in range(i + 1, k):",
             "                overlap(flags[i, :n], flags[j, :n], bits[i, :n], bits[j, :n], pairs[p])",
             "                p += 1",
             "    return np.int64(0)",
@@ -228,17 +235,17 @@ class OrderKernel:
 
     def interface(self) -> Interface:
         outputs = (("slots", "uint8*2"), ("fine", "uint32*2"), ("least", "uint32*1"), ("tops", "int64*1"), ("pairs", "int64*2"))
-        scratch = (*_scratch(self.models), ("flags", (self.models, TILE), "uint32"))
-        return Interface(self.models, self.real, (*GIVEN, *outputs), scratch, returns=True)
+        work = (("values", f"{self.real}*2"), ("narrow", "float32*2"), ("flags", "uint32*2"))
+        return Interface(1, self.real, (*GIVEN, *outputs, *work), _scratch(), returns=True)
 
 
-def _scratch(models: int) -> tuple[tuple[str, tuple[int, ...], str], ...]:
-    return (
-        ("values", (models, TILE), "REAL"),
-        ("narrow", (models, TILE), "float32"),
-        ("base_tile", (TILE,), "REAL"),
-        ("keys", (TILE,), "uint32"),
-    )
+def lanes_of(models: int) -> int:
+    """How many sums :class:`DescribingKernel` keeps in lanes."""
+    return models * MOMENTS + 3 + models * (models - 1)
+
+
+def _scratch() -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return ("base_tile", (TILE,), "REAL"), ("keys", (TILE,), "uint32")
 
 
 def _text(definitions: list[str], interface: Interface, lines: list[str]) -> str:
