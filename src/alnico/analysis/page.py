@@ -1,0 +1,276 @@
+"""A page that stands by itself: sections of words, tables and figures, with all that draws them inside one file of HTML."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib
+import importlib.util
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+
+from alnico.errors import AlnicoError
+
+SERIES = (
+    ("#0072B2", "circle"),
+    ("#D55E00", "square"),
+    ("#009E73", "diamond"),
+    ("#CC79A7", "triangle-up"),
+    ("#E69F00", "cross"),
+    ("#56B4E9", "triangle-down"),
+    ("#7F7F7F", "star"),
+    ("#B5A400", "x"),
+)
+"""Colour and mark of the first model, the second, ...: those of Okabe and Ito, that the colour-blind can tell, with grey for
+black, that is seen on both grounds, and a darker yellow."""
+
+CIVIDIS = ("#00224E", "#123570", "#3B496C", "#575D6D", "#707173", "#8A8678", "#A59C74", "#C3B369", "#E1CC55", "#FEE838")
+"""Small to large: Nuñez, Anderton and Renslow 2018, https://doi.org/10.1371/journal.pone.0199239."""
+
+DIVERGING = ("#B35806", "#E08214", "#FDB863", "#FEE0B6", "#F7F7F7", "#D1E5F0", "#92C5DE", "#4393C3", "#2166AC")
+"""Negative (orange) by zero to positive (blue)."""
+
+INK, PAPER = "#14181c", "#ffffff"
+"""Of text on a coloured ground."""
+
+EXTRA = ("plotly", "matplotlib")
+"""What the extra [report] brings."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing by plotly with choices above it, a legend and its numbers as a table below.
+
+    ``views`` holds, for every combination of the choices' options («0|2» for the first of the first choice and the third of the
+    second; «» without choices), ``{"data": traces, "layout": ...}``. A layout says its ``height`` and what is its own: colours of text
+    and grid are the page's. ``narrow`` beside these changes keys of the layout on a phone, ``table`` (columns and rows) is shown
+    where the traces do not say the numbers. Names in traces and ticks are :func:`escaped`.
+    """
+
+    name: str
+    label: str
+    views: Mapping[str, Mapping[str, Any]]
+    choices: Sequence[tuple[str, Sequence[str]]] = ()
+    heading: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: a heading, words (plain text, a paragraph each) and a body of HTML with the figures that it shows.
+
+    ``body`` is made with the functions of this file and :func:`escaped`; ``drawn`` makes a figure's place in it.
+    """
+
+    anchor: str
+    heading: str
+    words: Sequence[str]
+    body: str
+    figures: Sequence[Figure] = field(default=())
+
+
+def has_report() -> bool:
+    """Whether the extra [report] is installed, so that pages and pictures can be made."""
+    return all(importlib.util.find_spec(name) is not None for name in EXTRA)
+
+
+def import_extra(module: str, purpose: str) -> Any:
+    """Return a module of the extra [report]. Errors: AlnicoError, saying how it is installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[report]'") from None
+
+
+def page(title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], foot: str) -> str:
+    """Make the page: ``title`` as heading and in the window, ``facts`` (name, value) below it, the sections and a last line; all plain
+    text but the bodies of sections. Errors: AlnicoError without plotly."""
+    plotly = import_extra("plotly.offline", "report.html").get_plotlyjs()
+    own = resources.files("alnico.analysis")
+    style, script = own.joinpath("page.css").read_text("utf-8"), own.joinpath("page.js").read_text("utf-8")
+    scripts = (f"\n{plotly}\n", f"\n{script}\n")
+    allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    links = "".join(f'<li><a href="#{s.anchor}">{escaped(s.heading)}</a></li>' for s in sections)
+    known = "".join(f"<li>{escaped(name)} <b>{escaped(value)}</b></li>" for name, value in facts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Nothing is fetched, and nothing but what stands in the file runs.
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        f'script-src {allowed}; img-src data: blob:">\n'
+        f'<title>{escaped(title)} · {escaped(kind)}</title>\n<link rel="icon" href="data:,">\n<style>\n{style}</style>\n</head>\n<body>\n'
+        f'<div class="frame">\n<header>\n<p class="kind">{escaped(kind)}</p>\n<h1>{escaped(title)}</h1>\n<ul class="facts">{known}</ul>\n</header>\n'
+        f'<nav aria-label="Contents"><ol>{links}</ol></nav>\n<main>\n{"".join(map(_section, sections))}</main>\n'
+        f"<footer><p>{escaped(foot)}</p></footer>\n</div>\n"
+        f"{''.join(f'<script>{s}</script>' for s in scripts)}\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section) -> str:
+    words = "".join(f'<p class="words">{escaped(text)}</p>\n' for text in section.words)
+    data = "".join(
+        f'<script type="application/json" id="{f.name}">{inlined({"choices": [{"label": c, "options": o} for c, o in f.choices], "views": f.views})}</script>\n'
+        for f in section.figures
+    )
+    return (
+        f'<section id="{section.anchor}" aria-labelledby="{section.anchor}-heading">\n'
+        f'<h2 id="{section.anchor}-heading">{escaped(section.heading)}</h2>\n{words}{section.body}\n{data}</section>\n'
+    )
+
+
+def drawn(figure: Figure) -> str:
+    """The place of a figure in its section's body."""
+    heading = f"<h3>{escaped(figure.heading)}</h3>" if figure.heading else ""
+    return (
+        f'<figure class="card">{heading}<div class="plot" data-figure="{figure.name}" role="img" aria-label="{escaped(figure.label)}"></div>'
+        '<ul class="legend" aria-label="Shown; press to hide"></ul>'
+        '<details><summary>The numbers</summary><div class="scroll" tabindex="0"></div></details></figure>\n'
+    )
+
+
+def inlined(data: Any) -> str:
+    """JSON that can stand in a script element: nothing in it ends the element or opens a comment. Infinities and NaN become null."""
+    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, float):
+        return float(f"{data:.6g}") if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return data
+
+
+def escaped(text: str) -> str:
+    """Text as HTML, for elements, attributes and plotly's labels."""
+    return html.escape(text, quote=True)
+
+
+def name(text: str) -> str:
+    """A name of a tensor or a model as HTML."""
+    return f'<bdi class="name">{escaped(text)}</bdi>'
+
+
+def shortened(text: str, length: int) -> str:
+    """Text of at most this length, its middle left out.
+
+    >>> shortened("wizardlm-13b-uncensored", 12)
+    'wizard…sored'
+    """
+    if len(text) <= length:
+        return text
+    return text[: length // 2] + "…" + text[len(text) - (length - 1) // 2 :]
+
+
+def number(value: float | None) -> str:
+    """Three digits, and powers of ten as they are written.
+
+    >>> [number(v) for v in (0.0, 1.25, 4321.0, -0.00002, 123456.0, None)]
+    ['0', '1.25', '4321', '−2.00×10⁻⁵', '1.23×10⁵', '–']
+    """
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    mantissa, exponent = f"{value:.2e}".replace("-", "−", 1 if value < 0 else 0).split("e")
+    if -4 < int(exponent) < 4:
+        return f"{value:.{max(2 - int(exponent), 0)}f}".replace("-", "−")
+    return f"{mantissa}×10{raised(int(exponent))}"
+
+
+def raised(exponent: int) -> str:
+    """An exponent in small raised digits."""
+    return str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+
+
+def percent(share: float | None) -> str:
+    """A share as per cent.
+
+    >>> [percent(s) for s in (0.0123, 0.5, 1.0, 0.0, 0.00001, None)]
+    ['1.23\xa0%', '50.0\xa0%', '100\xa0%', '0\xa0%', '0.00100\xa0%', '–']
+    """
+    return "–" if share is None else f"{number(100 * share)}\N{NO-BREAK SPACE}%"
+
+
+def counted(count: int) -> str:
+    """A count, its thousands told apart.
+
+    >>> counted(1234567)
+    '1,234,567'
+    """
+    return f"{count:,}"
+
+
+def colour(value: float, scale: Sequence[str]) -> str:
+    """The colour of a value in [0, 1] on a scale, as #rrggbb."""
+    place = min(max(value, 0.0), 1.0) * (len(scale) - 1)
+    low = min(int(place), len(scale) - 2)
+    share = place - low
+    return "#" + "".join(
+        f"{round((1 - share) * one + share * other):02x}" for one, other in zip(_rgb(scale[low]), _rgb(scale[low + 1]), strict=True)
+    )
+
+
+def ink_on(ground: str) -> str:
+    """The colour of text that is read best on a ground (WCAG's contrast)."""
+    red, green, blue = (c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in _rgb(ground))
+    return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else PAPER
+
+
+def _rgb(hexadecimal: str) -> tuple[int, int, int]:
+    return int(hexadecimal[1:3], 16), int(hexadecimal[3:5], 16), int(hexadecimal[5:7], 16)
+
+
+def series(index: int) -> tuple[str, str]:
+    """Colour and mark of a model, by its position."""
+    return SERIES[index % len(SERIES)]
+
+
+def badge(index: int) -> str:
+    """A model's number on its colour, as HTML."""
+    ground, _ = series(index)
+    return f'<span class="badge" style="background:{ground};color:{ink_on(ground)}">{index + 1}</span>'
+
+
+def tinted(value: float | None, share: float, text: str, scale: Sequence[str]) -> str:
+    """A cell of a table on the colour of ``share`` (in [0, 1]) on a scale; a dash where there is no value."""
+    if value is None:
+        return '<td class="none">–</td>'
+    ground = colour(share, scale)
+    return f'<td class="tint" style="background:{ground};color:{ink_on(ground)}">{text}</td>'
+
+
+def ramp(scale: Sequence[str], least: str, most: str) -> str:
+    """A bar of colours with its ends, as HTML."""
+    return f'<p class="ramp"><span>{escaped(least)}</span><i style="background:linear-gradient(90deg,{",".join(scale)})"></i><span>{escaped(most)}</span></p>\n'
+
+
+def chooser(label: str, shows: str, options: Sequence[str]) -> str:
+    """A choice among the children of the element ``shows``: one is shown."""
+    listed = "".join(f"<option>{escaped(option)}</option>" for option in options)
+    return f'<div class="choices"><label>{escaped(label)}<select data-shows="{shows}">{listed}</select></label></div>\n'
+
+
+def table(columns: Sequence[tuple[str, str]], rows: Sequence[str], *, anchor: str = "", sortable: bool = False) -> str:
+    """A table with columns (heading, "text" or "number") of rows as HTML (``<tr>...``); sorted by a press on a heading."""
+    headings = "".join(
+        f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escaped(heading)}</th>'
+        for heading, kind in columns
+    )
+    return (
+        f'<div class="scroll tall" tabindex="0" role="region" aria-label="Table"><table class="list"{f" id={anchor}" if anchor else ""}>'
+        f"<thead><tr>{headings}</tr></thead><tbody>\n{''.join(rows)}</tbody></table></div>\n"
+    )
+
+
+def cell(text: str, value: float | None = None) -> str:
+    """A cell of numbers: what is read, and by what it is sorted (below all others without a value)."""
+    return f'<td class="n" data-value="{-1e300 if value is None else value!r}">{text}</td>'

@@ -1,0 +1,729 @@
+"""report.html: an analysis as one page to look at, with plotly's drawings, that needs no network."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from alnico.analysis.page import (
+    CIVIDIS,
+    DIVERGING,
+    Figure,
+    Section,
+    badge,
+    cell,
+    chooser,
+    colour,
+    counted,
+    drawn,
+    escaped,
+    ink_on,
+    name,
+    number,
+    page,
+    percent,
+    raised,
+    ramp,
+    series,
+    shortened,
+    table,
+    tinted,
+)
+from alnico.analysis.results import LEVELS, Analysis, Change, Pair, Scope, TensorScope
+
+MOVERS = 20
+"""Tensors of each model among the largest movers, for each of the three ways to rank them."""
+
+LISTED = 100
+"""Longest list of tensors that were skipped, and of those outside the layers."""
+
+GLOSSARY = (
+    ("Task vector", "The difference model − base, entry by entry. All figures here are of task vectors."),
+    ("L2 and L1 norm", "The length of the task vector: the root of the sum of its squares, and the sum of its magnitudes. Large tensors have long ones."),
+    ("Relative change", "The L2 norm of the task vector over that of the base: 1 % is a light fine-tune, 10 % a long one. Comparable among tensors of all sizes."),
+    ("Unchanged", "The share of entries that are exactly those of the base: frozen layers, or steps too small for the dtype."),
+    (
+        "Effective sparsity",
+        "0 where all entries moved by the same amount, 0.36 for a normal distribution, near 1 where few entries hold the whole change: "
+        "then trimming (ties, dare) loses little.",
+    ),
+    ("Skewness, excess kurtosis", "How lopsided the entries are, and how heavy their tails; both 0 for a normal distribution."),
+    ("Cosine", "The angle between two task vectors: 1 the same direction, 0 unrelated (usual for different tasks), below 0 against one another."),
+    ("Sign conflict", "Among the entries that both models changed, the share they changed in opposite directions; unrelated task vectors have about 50 %."),
+    ("Weighted conflict", "The same with each entry counted by the product of both changes: a conflict of large entries costs more than one of noise."),
+    ("Top overlap", "The share of one model's largest changes that are among the other's largest, too."),
+    ("Subspace alignment", "Whether the strongest directions (leading singular vectors) of two task vectors span the same space: 1 the same, 0 orthogonal. Left: what a matrix writes; right: what it reads."),
+    ("Cancelled", "The share of all magnitude that is lost when the task vectors are added up, since they pull against one another."),
+    ("Quantiles", "The value below which that share of the entries lies. Between the ends, those of groups and the whole are within 0.8 % of the exact value."),
+)  # fmt: skip
+
+MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
+    ("Cosine", "−1 opposite, 0 unrelated, 1 the same", DIVERGING),
+    ("Sign conflict", "share of entries pulled both ways", CIVIDIS),
+    ("Weighted conflict", "the same, by magnitude", CIVIDIS),
+    ("Top overlap", "largest changes that both have", CIVIDIS),
+    ("Conflict at the top", "opposite signs among these", CIVIDIS),
+    ("Subspace, left", "leading directions written", CIVIDIS),
+    ("Subspace, right", "leading directions read", CIVIDIS),
+)
+"""What is shown of a pair: name, words, scale. The first lies in [-1, 1], the others in [0, 1]."""
+
+
+def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[Section] = ()) -> None:
+    """Write ``report.html``: everything of an analysis on one page, with its scripts inside.
+
+    ``advice`` is what alnico suggests and why, a line each; ``sections`` are more parts of the page, shown after the models.
+    Errors: AlnicoError without the extra [report].
+    """
+    models = [m.name for m in analysis.models]
+    found: list[Section | None] = [
+        _models(analysis),
+        _advice(analysis, advice),
+        *sections,
+        _where(analysis),
+        _groups(analysis),
+        _pairs(analysis),
+        _by_layer(analysis),
+        _distributions(analysis),
+        _movers(analysis),
+        _skipped(analysis),
+        _glossary(),
+    ]
+    said = models[0] if len(models) == 1 else f"{len(models)} models"
+    text = page(
+        f"{said} and the base {analysis.base.name}",
+        "alnico analysis",
+        _facts(analysis),
+        [s for s in found if s is not None],
+        f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json and the CSV files beside this page.",
+    )
+    path.write_bytes(text.encode("utf-8", "replace"))
+
+
+def _facts(analysis: Analysis) -> list[tuple[str, str]]:
+    base = analysis.base.reference if analysis.base.commit is None else f"{analysis.base.reference}@{analysis.base.commit[:12]}"
+    elements = max((c.elements for c in analysis.whole.changes if c), default=0)
+    return [
+        ("Base", base),
+        ("Models", str(len(analysis.models))),
+        ("Tensors", counted(len(analysis.tensors))),
+        ("Parameters compared", counted(elements)),
+        ("Layers", str(len(analysis.layers))),
+        ("Top share", percent(analysis.top_share)),
+        ("Took", f"{number(analysis.seconds)} s"),
+    ]
+
+
+def _command(analysis: Analysis) -> str:
+    references = " ".join(shlex.quote(m.reference) for m in analysis.models)
+    return f"alnico analyze --base {shlex.quote(analysis.base.reference)} --models {references}"
+
+
+def _models(analysis: Analysis) -> Section:
+    cards = []
+    for index, model in enumerate(analysis.models):
+        change = analysis.whole.changes[index]
+        head = f"<h3>{badge(index)}{name(model.name)}</h3>"
+        source = escaped(model.reference if model.commit is None else f"{model.reference}@{model.commit[:12]}")
+        if change is None:
+            cards.append(
+                f'<article class="card">{head}<p class="under">{source}: no tensor of it could be compared.</p></article>\n'
+            )
+            continue
+        figures = (
+            ("L2 norm", number(change.l2)),
+            ("L1 norm", number(change.l1)),
+            ("Largest change", number(change.max_abs)),
+            ("Unchanged", percent(change.unchanged)),
+            ("Effective sparsity", number(change.effective_sparsity)),
+        )
+        listed = "".join(f"<dt>{label}</dt><dd>{value}</dd>" for label, value in figures)
+        most = sorted(
+            ((c.relative_l2, t.name) for t in analysis.tensors if (c := t.changes[index]) and c.relative_l2),
+            key=lambda e: (-e[0], e[1]),
+        )[:3]
+        movers = "".join(f"<li>{name(tensor)}<span>{percent(share)}</span></li>" for share, tensor in most)
+        cards.append(
+            f'<article class="card">{head}<p class="big">{percent(change.relative_l2)}</p><p class="under">relative change · '
+            f'<span class="name">{source}</span></p><dl class="figures">{listed}</dl>'
+            + (f'<p class="under" style="margin:0">Moved most, for their size</p><ol>{movers}</ol>' if movers else "")
+            + "</article>\n"
+        )
+    words = "How far each model went from the base: the length of its task vector over the base's own. The numbers and colours of the models are the same on the whole page."
+    return Section("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
+
+
+def _advice(analysis: Analysis, advice: Sequence[str] | None) -> Section:
+    if advice is None:
+        command = escaped(_command(analysis).replace("analyze", "suggest", 1))
+        return Section(
+            "advice", "What it suggests", [], f"<p>A recipe with its reasons is written by <code>{command}</code>.</p>\n"
+        )
+    listed = "".join(f"<li>{escaped(line)}</li>\n" for line in advice)
+    return Section("advice", "What it suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
+
+
+def _where(analysis: Analysis) -> Section | None:
+    rows, cells = _map(analysis)
+    numbers = sorted({layer for _, layer in cells})
+    outside = _outside(analysis)
+    shares = [share for found in cells.values() for share, _ in found if share is not None]
+    if not rows or not shares:
+        body = outside
+        figures: list[Figure] = []
+    else:
+        most = _end(shares)
+        figures = [_heat_map(analysis, index, rows, numbers, cells, most) for index in range(len(analysis.models))]
+        least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
+        over = "≥ " if max(shares) > most else ""
+        maps = "".join(map(drawn, figures))
+        body = f'{ramp(CIVIDIS, "0 %", over + percent(most))}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
+    words = (
+        "Relative change of every part of every layer, on one scale for all models. Blank: not there, or not to be compared. "
+        "Columns are layers, from input to output."
+    )
+    return Section("where", "Where they changed", [words], body, figures) if body else None
+
+
+Cells = Mapping[tuple[str, int], Sequence[tuple[float | None, float]]]
+
+
+def _map(analysis: Analysis) -> tuple[list[str], Cells]:
+    """The rows (parts of a layer) and, of each (row, layer), relative L2 change and L2 of every model; experts are taken together.
+
+    The base's norm of a tensor is the task vector's over the relative one; of a tensor that no model changed it is not known, and
+    where it stands with others in one cell, it is left out.
+    """
+    stacks = {_stack(t) for t in analysis.tensors if t.layer is not None}
+    order: dict[str, str] = {}
+    parts: dict[tuple[str, int], list[TensorScope]] = {}
+    for tensor in analysis.tensors:
+        if tensor.layer is None:
+            continue
+        part = re.sub(r"(?<=\.)\d+(?=\.)", "*", tensor.module).removesuffix(".weight")
+        row = part if len(stacks) < 2 else f"{_stack(tensor)}: {part}"
+        order.setdefault(row, tensor.group)
+        parts.setdefault((row, tensor.layer), []).append(tensor)
+    rank = {"attention": 0, "mlp": 1, "other": 2, "norm": 3}
+    rows = sorted(order, key=lambda row: rank.get(order[row], 2))
+    models = range(len(analysis.models))
+    return rows, {place: [_together(tensors, index) for index in models] for place, tensors in parts.items()}
+
+
+def _stack(tensor: TensorScope) -> str:
+    """What stands before a layer's number, ``model.layers``."""
+    return tensor.name.removesuffix(tensor.module).rstrip(".").removesuffix(str(tensor.layer)).rstrip(".")
+
+
+def _together(tensors: Sequence[TensorScope], index: int) -> tuple[float | None, float]:
+    changes = [(change, _base_norm(t)) for t in tensors if (change := t.changes[index])]
+    if len(changes) == 1:
+        return changes[0][0].relative_l2, changes[0][0].l2
+    length = math.hypot(*(c.l2 for c, _ in changes))
+    base = math.hypot(*(norm for _, norm in changes))
+    share = length / base if base else 0.0 if changes and not length else None
+    return share, length
+
+
+def _base_norm(tensor: TensorScope) -> float:
+    return next((c.l2 / c.relative_l2 for c in tensor.changes if c and c.relative_l2), 0.0)
+
+
+def _end(shares: Iterable[float]) -> float:
+    """The end of a scale: the largest value, or the 98th percentile where few values would leave all others dark."""
+    ordered = sorted(shares)
+    high = ordered[int(0.98 * (len(ordered) - 1))]
+    return ordered[-1] if ordered[-1] <= 2 * high or high == 0 else high
+
+
+def _heat_map(analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequence[int], cells: Cells, most: float) -> Figure:
+    def at(row: str, layer: int) -> tuple[float | None, float]:
+        found = cells.get((row, layer))
+        return found[index] if found else (None, 0.0)
+
+    values = [[None if (share := at(row, layer)[0]) is None else 100 * share for layer in numbers] for row in rows]
+    gap = 2 if len(numbers) <= 48 else 0.5
+    trace = {
+        "type": "heatmap",
+        "name": escaped(analysis.models[index].name),
+        "x": numbers,
+        "y": list(range(len(rows))),
+        "z": values,
+        "customdata": [[at(row, layer)[1] for layer in numbers] for row in rows],
+        "hovertemplate": "layer %{x}, %{y}<br>%{z:.3g} % · L2 %{customdata:.3g}<extra></extra>",
+        "hoverongaps": False,
+        "colorscale": [[i / (len(CIVIDIS) - 1), c] for i, c in enumerate(CIVIDIS)],
+        "zmin": 0,
+        "zmax": 100 * most or 1,
+        "showscale": False,
+        "xgap": gap,
+        "ygap": gap,
+    }
+    places = numbers if len(numbers) <= 12 else numbers[:: math.ceil(len(numbers) / 16)]
+    few = numbers if len(numbers) <= 12 else numbers[:: math.ceil(len(numbers) / 6)]
+    layout = {
+        "height": 22 * len(rows) + 62,
+        "xaxis": {"title": {"text": "layer", "standoff": 6}, "tickvals": places, "ticktext": [str(n) for n in places], "showgrid": False, "zeroline": False},
+        "yaxis": {
+            "tickvals": list(range(len(rows))),
+            "ticktext": [escaped(shortened(row, 30)) for row in rows],
+            "autorange": "reversed",
+            "showgrid": False,
+            "zeroline": False,
+        },
+    }  # fmt: skip
+    narrow = {
+        "xaxis": {"tickvals": few, "ticktext": [str(n) for n in few]},
+        "yaxis": {"ticktext": [escaped(shortened(row.removeprefix("self_attn."), 15)) for row in rows]},
+    }
+    heading = f"{index + 1} · {analysis.models[index].name}"
+    return Figure(
+        f"map-{index}",
+        f"Heat-map: relative change of every part of every layer of {analysis.models[index].name}",
+        {"": {"data": [trace], "layout": layout, "narrow": narrow}},
+        heading=heading,
+    )
+
+
+def _outside(analysis: Analysis) -> str:
+    """Tensors of no layer, as a table."""
+    tensors = [t for t in analysis.tensors if t.layer is None]
+    if not tensors:
+        return ""
+    tensors.sort(key=lambda t: -max((c.relative_l2 or 0.0 for c in t.changes if c), default=0.0))
+    most = _end([c.relative_l2 or 0.0 for t in tensors for c in t.changes if c] or [0.0]) or 1.0
+    rows = []
+    for tensor in tensors[:LISTED]:
+        shares = [c.relative_l2 if c else None for c in tensor.changes]
+        shown = "".join(tinted(share, (share or 0.0) / most, percent(share), CIVIDIS) for share in shares)
+        rows.append(f'<tr><th scope="row">{name(tensor.name)}</th>{shown}</tr>\n')
+    heads = "".join(
+        f'<th scope="col" class="n">{badge(i)}<span class="unseen"> {escaped(m.name)}</span></th>'
+        for i, m in enumerate(analysis.models)
+    )
+    left = f"; the {LISTED} that changed most of {counted(len(tensors))}" if len(tensors) > LISTED else ""
+    return (
+        f'<h3 style="margin-top:24px">Outside the layers{left}</h3>\n<div class="scroll tall" tabindex="0"><table class="list">'
+        f'<thead><tr><th scope="col">tensor</th>{heads}</tr></thead><tbody>\n{"".join(rows)}</tbody></table></div>\n'
+    )
+
+
+def _groups(analysis: Analysis) -> Section:
+    groups = list(analysis.groups)
+    models = len(analysis.models)
+
+    def view(relative: bool) -> dict[str, Any]:
+        data = []
+        for index, model in enumerate(analysis.models):
+            changes = [analysis.groups[g].changes[index] for g in groups]
+            values = [
+                None if c is None else c.l2 if not relative else None if c.relative_l2 is None else 100 * c.relative_l2
+                for c in changes
+            ]
+            ground, mark = series(index)
+            data.append(
+                {
+                    "type": "bar",
+                    "orientation": "h",
+                    "name": escaped(f"{index + 1} {model.name}"),
+                    "y": list(range(len(groups))),
+                    "x": values,
+                    "marker": {"color": ground},
+                    "text": [str(index + 1)] * len(groups) if models > 1 else None,
+                    "textposition": "outside",
+                    "textangle": 0,
+                    "cliponaxis": False,
+                    "hovertext": [
+                        f"{escaped(model.name)}, {g}<br>{percent(c.relative_l2)} · L2 {number(c.l2)}" if c else ""
+                        for g, c in zip(groups, changes, strict=True)
+                    ],
+                    "hoverinfo": "text",
+                }
+            )
+        title = "relative change, %" if relative else "L2 norm of the task vector"
+        return {
+            "data": data,
+            "layout": {
+                "height": max(len(groups) * (13 * models + 14), 60) + 60,
+                "bargap": 0.22,
+                "xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 8},
+                "yaxis": {"tickvals": list(range(len(groups))), "ticktext": groups, "autorange": "reversed", "showgrid": False},
+            },
+            "narrow": {"xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 5}},
+        }
+
+    figure = Figure(
+        "groups-bars",
+        "Bars: change of every group of tensors, by model",
+        {"0": view(True), "1": view(False)},
+        [("Measure", ["relative change", "L2 norm"])],
+    )
+    words = "The same by kind of tensor. The L2 norm says where most of the change is, the relative change where the base was moved hardest."
+    return Section("groups", "By group", [words], drawn(figure), [figure])
+
+
+def _scopes(analysis: Analysis) -> list[tuple[str, Scope]]:
+    return [("whole model", analysis.whole), *analysis.groups.items()]
+
+
+def _values(pair: Pair) -> tuple[float | None, ...]:
+    """Of a pair, what MEASURES name."""
+    left, right = (None, None) if pair.subspace is None else (pair.subspace.left, pair.subspace.right)
+    return (pair.cosine, pair.sign_conflict, pair.weighted_sign_conflict, pair.top_overlap, pair.top_sign_conflict, left, right)
+
+
+def _pairs(analysis: Analysis) -> Section | None:
+    if len(analysis.models) < 2:
+        return None
+    scopes = _scopes(analysis)
+    words = (
+        "Whether two models changed the same parameters, and in the same direction. Low conflict: their sum is a fair merge. "
+        "High conflict: one undoes what the other learned, which methods that elect a sign or trim are made for."
+    )
+    if len(analysis.models) == 2:
+        return Section("pairs", "Between the models", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}")
+    parts = []
+    for label, scope in scopes:
+        matrices = "".join(_matrix(analysis, scope, which, label) for which in range(len(MEASURES)))
+        parts.append(
+            f'<div role="group" aria-label="{escaped(label)}"><p>{_joint(scope)}</p><div class="matrices" style="--least:{_least(analysis)}px">\n{matrices}</div></div>\n'
+        )
+    body = chooser("Over", "matrices", [label for label, _ in scopes]) + f'<div id="matrices">\n{"".join(parts)}</div>\n'
+    return Section("pairs", "Between the models", [words], body)
+
+
+def _joint(scope: Scope) -> str:
+    return (
+        f"Of the entries that two models or more changed, {percent(scope.sign_conflict)} are pulled both ways; adding the task "
+        f"vectors up cancels {percent(scope.cancelled)} of their magnitude."
+    )
+
+
+def _one_pair(scopes: Sequence[tuple[str, Scope]]) -> str:
+    """Where there is one pair: all measures of every scope in one table."""
+    heads = "".join(f'<th scope="col" class="n" title="{explained}">{heading}</th>' for heading, explained, _ in MEASURES)
+    rows = []
+    for label, scope in scopes:
+        values = _values(scope.pairs[0])
+        shown = "".join(_tint(which, value) for which, value in enumerate(values))
+        rows.append(f'<tr><th scope="row">{escaped(label)}</th>{shown}</tr>\n')
+    return (
+        f'<div class="scroll tall" tabindex="0"><table class="list"><thead><tr><th scope="col">over</th>{heads}</tr></thead>'
+        f"<tbody>\n{''.join(rows)}</tbody></table></div>\n"
+    )
+
+
+def _tint(which: int, value: float | None) -> str:
+    share = 0.0 if value is None else (value + 1) / 2 if which == 0 else value
+    return tinted(value, share, _short_value(which, value or 0.0), MEASURES[which][2])
+
+
+def _short_value(which: int, value: float) -> str:
+    return f"{value:.2f}".replace("-", "−") if which in (0, 5, 6) else f"{100 * value:.0f}%"
+
+
+def _least(analysis: Analysis) -> int:
+    return max(290, 132 + 44 * len(analysis.models))
+
+
+def _matrix(analysis: Analysis, scope: Scope, which: int, label: str) -> str:
+    heading, explained, scale = MEASURES[which]
+    values = {pair.models: _values(pair)[which] for pair in scope.pairs}
+    if all(value is None for value in values.values()):
+        return ""
+    models = range(len(analysis.models))
+
+    def entry(row: int, column: int) -> str:
+        if row == column:
+            return '<td class="self"></td>'
+        value = values.get((row, column), values.get((column, row)))
+        if value is None:
+            return '<td class="none">–</td>'
+        share = (value + 1) / 2 if which == 0 else value
+        text = _short_value(which, value)
+        ground = colour(share, scale)
+        title = escaped(f"{analysis.models[row].name} and {analysis.models[column].name}: {number(value)}")
+        return f'<td title="{title}" style="background:{ground};color:{ink_on(ground)}">{text}</td>'
+
+    heads = "".join(
+        f'<th scope="col" title="{escaped(m.name)}">{badge(i)}<span class="unseen"> {escaped(m.name)}</span></th>'
+        for i, m in enumerate(analysis.models)
+    )
+    rows = "".join(
+        f'<tr><th scope="row" title="{escaped(analysis.models[row].name)}">{badge(row)} <span class="label">{escaped(shortened(analysis.models[row].name, 14))}</span></th>'
+        f"{''.join(entry(row, column) for column in models)}</tr>\n"
+        for row in models
+    )  # fmt: skip
+    columns = '<col class="head">' + "<col>" * len(models)
+    return (
+        f'<div class="scroll"><table class="matrix"><caption>{heading}<small>{explained}</small></caption><colgroup>{columns}</colgroup>'
+        f'<thead><tr><td class="self"><span class="unseen">{escaped(label)}</span></td>{heads}</tr></thead><tbody>\n{rows}</tbody></table></div>\n'
+    )
+
+
+def _by_layer(analysis: Analysis) -> Section | None:
+    numbers = sorted(analysis.layers)
+    models = len(analysis.models)
+    if len(numbers) < 2 or models < 2:
+        return None
+    pairs = [(one, other) for one in range(models) for other in range(one + 1, models)]
+    all_at_once = len(pairs) <= 6
+    known = {n: {pair.models: _values(pair) for pair in analysis.layers[n].pairs} for n in numbers}
+    shown = [w for w in range(len(MEASURES)) if any(v[w] is not None for found in known.values() for v in found.values())]
+    if not shown:
+        return None
+    views = {}
+    for place, which in enumerate(shown):
+        if all_at_once:
+            lines = [_line(analysis, numbers, known, which, pair, series(i)) for i, pair in enumerate(pairs)]
+            views[str(place)] = _lines(lines, MEASURES[which][0], which, numbers)
+            continue
+        for model in range(models):
+            lines = [
+                _line(analysis, numbers, known, which, (model, other), series(other)) for other in range(models) if other != model
+            ]
+            views[f"{place}|{model}"] = _lines(lines, MEASURES[which][0], which, numbers)
+    choices: list[tuple[str, Sequence[str]]] = [("Measure", [MEASURES[w][0] for w in shown])]
+    if not all_at_once:
+        choices.append(("Pairs of", [f"{i + 1} {shortened(m.name, 30)}" for i, m in enumerate(analysis.models)]))
+    figures = [
+        Figure("layer-pairs", "Lines: similarity and conflict of the pairs of models, by layer", views, choices, "Pair by pair")
+    ]
+    scopes = [analysis.layers[n] for n in numbers]
+    both = [
+        ("pulled both ways", [s.sign_conflict for s in scopes], series(1)),
+        ("cancelled by the sum", [s.cancelled for s in scopes], series(0)),
+    ]
+    together = [_trace(label, numbers, values, look) for label, values, look in both if any(v is not None for v in values)]
+    if together:
+        figures.append(
+            Figure(
+                "layer-together",
+                "Lines: conflict among all models, by layer",
+                {"": _lines(together, "share", 1, numbers)},
+                heading="All models together",
+            )
+        )
+    words = (
+        "Where in the depth of the network the models agree. A merge can give layers of conflict a method or a weight of their own."
+    )
+    body = f'<div class="maps" style="--least:520px">\n{"".join(map(drawn, figures))}</div>\n'
+    return Section("layers", "Between the models, by layer", [words], body, figures)
+
+
+def _line(
+    analysis: Analysis,
+    numbers: Sequence[int],
+    known: Mapping[int, Mapping[tuple[int, int], Sequence[float | None]]],
+    which: int,
+    pair: tuple[int, int],
+    look: tuple[str, str],
+) -> dict[str, Any]:
+    one, other = pair
+    values = [known[n].get((min(pair), max(pair)), (None,) * len(MEASURES))[which] for n in numbers]
+    names = f"{one + 1} {analysis.models[one].name} – {other + 1} {analysis.models[other].name}"
+    return _trace(names, numbers, values, look)
+
+
+def _trace(label: str, numbers: Sequence[int], values: Sequence[float | None], look: tuple[str, str]) -> dict[str, Any]:
+    ground, mark = look
+    every = math.ceil(len(numbers) / 20)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": escaped(label),
+        "x": list(numbers),
+        "y": list(values),
+        "line": {"color": ground, "width": 2},
+        "marker": {"color": ground, "symbol": mark, "size": [8 if i % every == 0 else 0 for i in range(len(numbers))]},
+        "hovertemplate": "layer %{x}<br>%{fullData.name}: %{y:.3g}<extra></extra>",
+    }
+
+
+def _lines(data: Sequence[Mapping[str, Any]], title: str, which: int, numbers: Sequence[int]) -> dict[str, Any]:
+    values = [v for trace in data for v in trace["y"] if v is not None]
+    least = min(0.0, *values) if values else 0.0
+    most = max(0.2, *values) if values else 1.0
+    room = 0.06 * (most - least)
+    return {
+        "data": list(data),
+        "layout": {
+            "height": 360,
+            "hovermode": "closest",
+            "xaxis": {
+                "title": {"text": "layer", "standoff": 6},
+                "tickformat": "d",
+                "nticks": 16,
+                "showgrid": False,
+                "zeroline": False,
+            }
+            | ({"tickvals": list(numbers)} if len(numbers) <= 12 else {}),
+            "yaxis": {
+                "title": {"text": title.lower(), "standoff": 8},
+                "range": [least - room if least < 0 else 0, most + room],
+                "tickformat": ".1f" if which in (0, 5, 6) else ".0%",
+                "zeroline": True,
+            },
+        },
+        "narrow": {"xaxis": {"nticks": 7}},
+    }
+
+
+def _distributions(analysis: Analysis) -> Section:
+    scopes = _scopes(analysis)
+    looks = [series(i) for i in range(len(analysis.models))]
+    views: dict[str, Mapping[str, Any]] = {}
+    labels = []
+    changes = [c for _, scope in scopes for c in scope.changes if c]
+    unit = _unit(changes)
+    for label, scope in scopes:
+        rows = [(f"{i + 1} {m.name}", c, looks[i]) for i, m in enumerate(analysis.models) if (c := scope.changes[i])]
+        views[str(len(labels))] = _boxes(rows, unit, [r[0].partition(" ")[0] for r in rows])
+        labels.append(f"all models, {label}")
+    for index, model in enumerate(analysis.models):
+        rows = [(label, c, looks[index]) for label, scope in scopes if (c := scope.changes[index])]
+        views[str(len(labels))] = _boxes(rows, unit, [shortened(label, 11) for label, _, _ in rows])
+        labels.append(f"{index + 1} {shortened(model.name, 30)}, by group")
+    figure = Figure("boxes", "Box drawing: quantiles of the entries of the task vectors", views, [("Show", labels)])
+    words = (
+        "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. Thin line: all entries; line: 98 % of them; box: "
+        "the middle half; mark: the median. A box far narrower than its lines: few entries hold the change, and trimming loses little."
+    )
+    return Section("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
+
+
+def _unit(changes: Sequence[Change]) -> float:
+    """Where the axis turns from linear to logarithmic: a power of ten at about the boxes that are seen."""
+    near = sorted(abs(q) for c in changes for q in (c.quantiles[4], c.quantiles[6]) if q)
+    far = max((c.max_abs for c in changes), default=0.0) or 1.0
+    typical = near[len(near) // 2] if near else far / 100
+    return float(10.0 ** math.floor(math.log10(max(typical, far * 1e-6))))
+
+
+def _boxes(rows: Sequence[tuple[str, Change, tuple[str, str]]], unit: float, short: Sequence[str]) -> dict[str, Any]:
+    def at(value: float) -> float:
+        return math.asinh(value / (2 * unit)) / math.log(10)
+
+    data: list[dict[str, Any]] = []
+    for place, (label, change, (ground, mark)) in enumerate(rows):
+        q = change.quantiles
+        texts = [
+            f"{escaped(label)}<br>{percent(level)} of the entries lie below {number(v)}" for level, v in zip(LEVELS, q, strict=True)
+        ]
+        for low, high, width, opacity in ((0, 10, 1, 0.9), (1, 9, 4, 0.75), (4, 6, 15, 0.6)):
+            data.append(
+                {
+                    "type": "scatter",
+                    "mode": "lines",
+                    "x": [at(q[low]), at(q[high])],
+                    "y": [place, place],
+                    "line": {"color": ground, "width": width},
+                    "opacity": opacity,
+                    "hoverinfo": "skip",
+                }
+            )
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "x": [at(v) for v in q],
+                "y": [place] * len(q),
+                "marker": {"color": ground, "symbol": mark, "size": [10 if i == 5 else 4 for i in range(len(q))]},
+                "hovertext": texts,
+                "hoverinfo": "text",
+            }
+        )
+    far = max((c.max_abs for _, c, _ in rows), default=0.0)
+    top = max(math.ceil(math.log10(far)) if far else 0, round(math.log10(unit)) + 1)
+    bottom = round(math.log10(unit))
+    exponents = list(range(bottom, top + 1))
+
+    def ticks(step: int) -> dict[str, Any]:
+        kept = exponents[::-1][::step][::-1]
+        places = [-(10.0**e) for e in reversed(kept)] + [0.0] + [10.0**e for e in kept]
+        texts = [f"−10{raised(e)}" for e in reversed(kept)] + ["0"] + [f"10{raised(e)}" for e in kept]
+        return {"tickvals": [at(p) for p in places], "ticktext": texts}
+
+    end = at(far or unit) * 1.04
+    return {
+        "data": data,
+        "layout": {
+            "height": 34 * max(len(rows), 1) + 56,
+            "hovermode": "closest",
+            "xaxis": {"range": [-end, end], "zeroline": True, "tickangle": 0, **ticks(math.ceil(len(exponents) / 5))},
+            "yaxis": {
+                "tickvals": list(range(len(rows))),
+                "ticktext": [escaped(shortened(label, 26)) for label, _, _ in rows],
+                "range": [len(rows) - 0.4, -0.6],
+                "showgrid": False,
+                "zeroline": False,
+            },
+        },
+        "narrow": {"xaxis": ticks(math.ceil(len(exponents) / 2)), "yaxis": {"ticktext": [escaped(s) for s in short]}},
+        "table": {
+            "columns": ["", *(percent(level) for level in LEVELS), "mean", "std", "skewness", "excess kurtosis"],
+            "rows": [
+                [label, *(number(v) for v in (*c.quantiles, c.mean, c.std, c.skewness, c.excess_kurtosis))]
+                for label, c, _ in rows
+            ],
+        },
+    }  # fmt: skip
+
+
+def _movers(analysis: Analysis) -> Section:
+    rows = []
+    for index, model in enumerate(analysis.models):
+        changed = [(t, c) for t in analysis.tensors if (c := t.changes[index]) and c.l2]
+        kept: dict[str, tuple[TensorScope, Change]] = {}
+        for rank in (lambda c: c.l2, lambda c: c.relative_l2 or 0.0, lambda c: c.max_abs):
+            kept |= {t.name: (t, c) for t, c in sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]}  # type: ignore[misc]
+        for tensor, change in sorted(kept.values(), key=lambda entry: -entry[1].l2):
+            rows.append(
+                f'<tr data-model="{index + 1} {escaped(shortened(model.name, 30))}"><td data-value="{index + 1}">{badge(index)}<span class="unseen"> {escaped(model.name)}</span></td>'
+                f"<td>{name(tensor.name)}</td><td>{tensor.group}</td>"
+                f'<td class="n" data-value="{change.elements}">{"×".join(map(str, tensor.shape))}</td>'
+                f"{cell(number(change.l2), change.l2)}{cell(percent(change.relative_l2), change.relative_l2)}"
+                f"{cell(number(change.max_abs), change.max_abs)}{cell(percent(change.unchanged), change.unchanged)}</tr>\n"
+            )  # fmt: skip
+    columns = (
+        ("model", "text"),
+        ("tensor", "text"),
+        ("group", "text"),
+        ("shape", "number"),
+        ("L2", "number"),
+        ("relative", "number"),
+        ("largest", "number"),
+        ("unchanged", "number"),
+    )
+    names = "".join(f"<option>{i + 1} {escaped(shortened(m.name, 30))}</option>" for i, m in enumerate(analysis.models))
+    choice = f'<div class="choices"><label>Model<select data-filters="movers-table"><option value="">all</option>{names}</select></label></div>\n'
+    words = (
+        f"For each model the {MOVERS} tensors with the longest task vector, the {MOVERS} that changed most for their size and the {MOVERS} with the largest single entry. "
+        "Press a heading to sort."
+    )
+    body = (choice if len(analysis.models) > 1 else "") + table(columns, rows, anchor="movers-table", sortable=True)
+    return Section("movers", "The largest movers", [words], body)
+
+
+def _skipped(analysis: Analysis) -> Section | None:
+    if not analysis.skipped:
+        return None
+    rows = [
+        f"<tr><td>{name(s.tensor)}</td><td>{name(s.model) if s.model is not None else 'base'}</td><td>{escaped(s.reason)}</td>{cell(counted(s.elements), float(s.elements))}</tr>\n"
+        for s in analysis.skipped[:LISTED]
+    ]
+    elements = sum(s.elements for s in analysis.skipped)
+    words = f"{counted(len(analysis.skipped))} tensors with {counted(elements)} elements could not be compared, and count nowhere on this page."
+    if len(analysis.skipped) > LISTED:
+        words += f" The first {LISTED} are listed here, all of them in summary.json."
+    columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
+    return Section("skipped", "Left out", [words], table(columns, rows))
+
+
+def _glossary() -> Section:
+    listed = "".join(f"<div><dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd></div>\n" for word, meaning in GLOSSARY)
+    return Section("glossary", "What the words mean", [], f'<dl class="glossary">\n{listed}</dl>\n')
