@@ -38,10 +38,6 @@
     if (figure.table) return figure.table;
     const [first] = figure.data;
     const ticks = (axis) => new Map((axis?.tickvals ?? []).map((value, i) => [value, axis.ticktext?.[i]]));
-    if (first?.type === "heatmap") {
-      const rows = ticks(figure.layout.yaxis);
-      return { columns: ["", ...first.x], rows: first.z.map((row, i) => [plain(rows.get(first.y[i])), ...row]) };
-    }
     const across = first?.orientation === "h";
     const [at, value] = across ? ["y", "x"] : ["x", "y"];
     const names = ticks(figure.layout[at + "axis"]);
@@ -66,12 +62,14 @@
     const figureOf = place.closest("figure");
     const legend = figureOf.querySelector(".legend");
     const numbers = figureOf.querySelector("details");
-    const selects = choices.map(({ label, options }) => {
+    const selects = choices.map(({ options }) => {
       const select = make("select", {}, ...options.map((name, i) => make("option", { value: i, textContent: name })));
       select.addEventListener("change", () => draw());
-      place.before(make("div", { className: "choices" }, make("label", {}, label, select)));
       return select;
     });
+    if (choices.length) {
+      place.before(make("div", { className: "choices" }, ...choices.map(({ label }, i) => make("label", {}, label, selects[i]))));
+    }
     const view = () => views[selects.map((s) => s.value).join("|")];
     const fillNumbers = () => { if (numbers.open) fillTable(numbers.querySelector(".scroll"), view()); };
     const fillLegend = (figure) => {

@@ -33,7 +33,10 @@ CIVIDIS = ("#00224E", "#123570", "#3B496C", "#575D6D", "#707173", "#8A8678", "#A
 """Small to large: Nuñez, Anderton and Renslow 2018, https://doi.org/10.1371/journal.pone.0199239."""
 
 DIVERGING = ("#B35806", "#E08214", "#FDB863", "#FEE0B6", "#F7F7F7", "#D1E5F0", "#92C5DE", "#4393C3", "#2166AC")
-"""Negative (orange) by zero to positive (blue)."""
+"""Against one another (orange) by unrelated to together (blue)."""
+
+SEQUENTIAL = (*DIVERGING[4:], "#0B3C73")
+"""Little to much, where it stands beside the diverging one."""
 
 INK, PAPER = "#14181c", "#ffffff"
 """Of text on a coloured ground."""
@@ -250,7 +253,8 @@ def tinted(value: float | None, share: float, text: str, scale: Sequence[str]) -
 
 def ramp(scale: Sequence[str], least: str, most: str) -> str:
     """A bar of colours with its ends, as HTML."""
-    return f'<p class="ramp"><span>{escaped(least)}</span><i style="background:linear-gradient(90deg,{",".join(scale)})"></i><span>{escaped(most)}</span></p>\n'
+    bar = f'<i style="background:linear-gradient(90deg,{",".join(scale)})"></i>'
+    return f'<p class="ramp"><span>{escaped(least)}</span>{bar}<span>{escaped(most)}</span></p>\n'
 
 
 def chooser(label: str, shows: str, options: Sequence[str]) -> str:

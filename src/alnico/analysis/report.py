@@ -12,6 +12,7 @@ from typing import Any
 from alnico.analysis.page import (
     CIVIDIS,
     DIVERGING,
+    SEQUENTIAL,
     Figure,
     Section,
     badge,
@@ -61,14 +62,17 @@ GLOSSARY = (
     ("Quantiles", "The value below which that share of the entries lies. Between the ends, those of groups and the whole are within 0.8 % of the exact value."),
 )  # fmt: skip
 
+AGAINST = DIVERGING[::-1]
+"""Of shares of opposite signs: blue below one half, where unrelated task vectors lie, orange above."""
+
 MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
     ("Cosine", "−1 opposite, 0 unrelated, 1 the same", DIVERGING),
-    ("Sign conflict", "share of entries pulled both ways", CIVIDIS),
-    ("Weighted conflict", "the same, by magnitude", CIVIDIS),
-    ("Top overlap", "largest changes that both have", CIVIDIS),
-    ("Conflict at the top", "opposite signs among these", CIVIDIS),
-    ("Subspace, left", "leading directions written", CIVIDIS),
-    ("Subspace, right", "leading directions read", CIVIDIS),
+    ("Sign conflict", "share of entries pulled both ways", AGAINST),
+    ("Weighted conflict", "the same, by magnitude", AGAINST),
+    ("Top overlap", "largest changes that both have", SEQUENTIAL),
+    ("Conflict at the top", "opposite signs among these", AGAINST),
+    ("Subspace, left", "leading directions written", SEQUENTIAL),
+    ("Subspace, right", "leading directions read", SEQUENTIAL),
 )
 """What is shown of a pair: name, words, scale. The first lies in [-1, 1], the others in [0, 1]."""
 
@@ -181,7 +185,7 @@ def _where(analysis: Analysis) -> Section | None:
         least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
         over = "≥ " if max(shares) > most else ""
         maps = "".join(map(drawn, figures))
-        body = f'{ramp(CIVIDIS, "0 %", over + percent(most))}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
+        body = f'{ramp(CIVIDIS, "0 %", f"{over}{percent(most)} (half way: {percent(most / 4)})")}<div class="maps" style="--least:{least}px">\n{maps}</div>\n{outside}'
     words = (
         "Relative change of every part of every layer, on one scale for all models. Blank: not there, or not to be compared. "
         "Columns are layers, from input to output."
@@ -246,19 +250,22 @@ def _heat_map(analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequ
         return found[index] if found else (None, 0.0)
 
     values = [[None if (share := at(row, layer)[0]) is None else 100 * share for layer in numbers] for row in rows]
-    gap = 2 if len(numbers) <= 48 else 0.5
+    gap = 2 if len(numbers) <= 48 else 0
     trace = {
         "type": "heatmap",
         "name": escaped(analysis.models[index].name),
         "x": numbers,
         "y": list(range(len(rows))),
-        "z": values,
-        "customdata": [[at(row, layer)[1] for layer in numbers] for row in rows],
-        "hovertemplate": "layer %{x}, %{y}<br>%{z:.3g} % · L2 %{customdata:.3g}<extra></extra>",
+        "z": [[None if v is None else math.sqrt(v) for v in row] for row in values],
+        "customdata": [
+            [[share, at(row, layer)[1]] for share, layer in zip(line, numbers, strict=True)]
+            for row, line in zip(rows, values, strict=True)
+        ],
+        "hovertemplate": "layer %{x}, %{y}<br>%{customdata[0]:.3g} % · L2 %{customdata[1]:.3g}<extra></extra>",
         "hoverongaps": False,
         "colorscale": [[i / (len(CIVIDIS) - 1), c] for i, c in enumerate(CIVIDIS)],
         "zmin": 0,
-        "zmax": 100 * most or 1,
+        "zmax": math.sqrt(100 * most) or 1,
         "showscale": False,
         "xgap": gap,
         "ygap": gap,
@@ -280,11 +287,15 @@ def _heat_map(analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequ
         "xaxis": {"tickvals": few, "ticktext": [str(n) for n in few]},
         "yaxis": {"ticktext": [escaped(shortened(row.removeprefix("self_attn."), 15)) for row in rows]},
     }
+    behind = {
+        "columns": ["relative change, %, by layer", *map(str, numbers)],
+        "rows": [[row, *line] for row, line in zip(rows, values, strict=True)],
+    }
     heading = f"{index + 1} · {analysis.models[index].name}"
     return Figure(
         f"map-{index}",
         f"Heat-map: relative change of every part of every layer of {analysis.models[index].name}",
-        {"": {"data": [trace], "layout": layout, "narrow": narrow}},
+        {"": {"data": [trace], "layout": layout, "narrow": narrow, "table": behind}},
         heading=heading,
     )
 
@@ -299,7 +310,7 @@ def _outside(analysis: Analysis) -> str:
     rows = []
     for tensor in tensors[:LISTED]:
         shares = [c.relative_l2 if c else None for c in tensor.changes]
-        shown = "".join(tinted(share, (share or 0.0) / most, percent(share), CIVIDIS) for share in shares)
+        shown = "".join(tinted(share, math.sqrt((share or 0.0) / most), percent(share), CIVIDIS) for share in shares)
         rows.append(f'<tr><th scope="row">{name(tensor.name)}</th>{shown}</tr>\n')
     heads = "".join(
         f'<th scope="col" class="n">{badge(i)}<span class="unseen"> {escaped(m.name)}</span></th>'
@@ -324,7 +335,7 @@ def _groups(analysis: Analysis) -> Section:
                 None if c is None else c.l2 if not relative else None if c.relative_l2 is None else 100 * c.relative_l2
                 for c in changes
             ]
-            ground, mark = series(index)
+            ground, _ = series(index)
             data.append(
                 {
                     "type": "bar",
@@ -427,7 +438,7 @@ def _short_value(which: int, value: float) -> str:
 
 
 def _least(analysis: Analysis) -> int:
-    return max(290, 132 + 44 * len(analysis.models))
+    return max(290, 158 + 44 * len(analysis.models))
 
 
 def _matrix(analysis: Analysis, scope: Scope, which: int, label: str) -> str:
@@ -454,7 +465,7 @@ def _matrix(analysis: Analysis, scope: Scope, which: int, label: str) -> str:
         for i, m in enumerate(analysis.models)
     )
     rows = "".join(
-        f'<tr><th scope="row" title="{escaped(analysis.models[row].name)}">{badge(row)} <span class="label">{escaped(shortened(analysis.models[row].name, 14))}</span></th>'
+        f'<tr><th scope="row" title="{escaped(analysis.models[row].name)}">{badge(row)} <span class="label">{escaped(shortened(analysis.models[row].name, 16))}</span></th>'
         f"{''.join(entry(row, column) for column in models)}</tr>\n"
         for row in models
     )  # fmt: skip
@@ -539,7 +550,12 @@ def _trace(label: str, numbers: Sequence[int], values: Sequence[float | None], l
         "x": list(numbers),
         "y": list(values),
         "line": {"color": ground, "width": 2},
-        "marker": {"color": ground, "symbol": mark, "size": [8 if i % every == 0 else 0 for i in range(len(numbers))]},
+        "marker": {
+            "color": ground,
+            "symbol": mark,
+            "size": [8 if i % every == 0 else 0 for i in range(len(numbers))],
+            "line": {"width": 0},
+        },
         "hovertemplate": "layer %{x}<br>%{fullData.name}: %{y:.3g}<extra></extra>",
     }
 
@@ -577,7 +593,7 @@ def _distributions(analysis: Analysis) -> Section:
     scopes = _scopes(analysis)
     looks = [series(i) for i in range(len(analysis.models))]
     views: dict[str, Mapping[str, Any]] = {}
-    labels = []
+    labels: list[str] = []
     changes = [c for _, scope in scopes for c in scope.changes if c]
     unit = _unit(changes)
     for label, scope in scopes:
@@ -632,15 +648,21 @@ def _boxes(rows: Sequence[tuple[str, Change, tuple[str, str]]], unit: float, sho
                 "mode": "markers",
                 "x": [at(v) for v in q],
                 "y": [place] * len(q),
-                "marker": {"color": ground, "symbol": mark, "size": [10 if i == 5 else 4 for i in range(len(q))]},
+                "marker": {
+                    "color": ground,
+                    "symbol": mark,
+                    "size": [10 if i == 5 else 4 for i in range(len(q))],
+                    "line": {"width": 0},
+                },
                 "hovertext": texts,
                 "hoverinfo": "text",
             }
         )
     far = max((c.max_abs for _, c, _ in rows), default=0.0)
-    top = max(math.ceil(math.log10(far)) if far else 0, round(math.log10(unit)) + 1)
-    bottom = round(math.log10(unit))
-    exponents = list(range(bottom, top + 1))
+    least = round(math.log10(unit))
+    most = max(math.floor(math.log10(far)) if far else least, least)
+    # The tick of the unit itself stands close to 0, and is left out where there is another.
+    exponents = list(range(min(least + 1, most), most + 1))
 
     def ticks(step: int) -> dict[str, Any]:
         kept = exponents[::-1][::step][::-1]
