@@ -100,14 +100,14 @@ def test_every_figure_is_one_that_plotly_knows_in_every_choice(tmp_path: Path) -
 
 def test_the_page_says_the_numbers_of_the_analysis(tmp_path: Path) -> None:
     analysis = made_analysis(2, 6)
-    first = dataclasses.replace(analysis.whole.changes[0], l2=12.345, relative_l2=0.0123, unchanged=0.25, max_abs=0.5)  # type: ignore[type-var]
+    first = dataclasses.replace(analysis.whole.changes[0], l2=43.215, relative_l2=0.0123, unchanged=0.25, max_abs=0.5)  # type: ignore[type-var]
     pair = dataclasses.replace(analysis.whole.pairs[0], cosine=-0.5, sign_conflict=0.61)
     whole = dataclasses.replace(analysis.whole, changes=(first, None), pairs=(pair,), sign_conflict=0.375, cancelled=None)
     _, found = written(dataclasses.replace(analysis, whole=whole), tmp_path, advice=["ties < dare & so on"])
     words = found.words.replace("\xa0", " ")
     for said in (
         "1.23 %",
-        "12.3",
+        "43.2",
         "25.0 %",
         "0.500",
         "\N{MINUS SIGN}0.50",

@@ -62,6 +62,8 @@ def test_the_page_is_legible_and_asks_for_nothing(models: int, layers: int, widt
     browser.open(tmp_path / "report.html", width, dark=width == 390)
     assert browser.value("document.querySelectorAll('.plot .main-svg').length >= document.querySelectorAll('.plot').length")
     assert browser.value("document.documentElement.scrollWidth") == width
+    below = "document.documentElement.scrollHeight - scrollY - document.querySelector('footer').getBoundingClientRect().bottom"
+    assert browser.value(below) < 100, "the page goes on below its last line"
     assert browser.value(OVERLAPS) == []
     assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
     assert browser.value("document.documentElement.scrollWidth") == width
