@@ -1,0 +1,69 @@
+"""What a merged model kept, on the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+from chromium import Chromium
+from made_analyses import made_analysis
+from test_report import HOSTILE, hostile, written
+from test_report_in_chromium import CHOOSE, OVERLAPS
+
+from alnico.analysis.kept import Kept, kept, kept_without_base
+from alnico.analysis.kept_section import kept_section
+from alnico.analysis.report import write_report
+from alnico.analysis.results import Analysis
+from alnico.analysis.scores import Accuracy
+
+
+def scored(found: Kept) -> Kept:
+    return dataclasses.replace(found, scores=(Accuracy(HOSTILE, 0.375, HOSTILE, 0.5, None, 0.75, None),))
+
+
+def test_the_section_has_a_row_a_parent_and_group_and_a_line_a_parent_and_layer(tmp_path: Path) -> None:
+    from plotly.graph_objects import Figure as Known
+
+    analysis = made_analysis(3, 6)
+    found = scored(kept(analysis, 2))
+    text, page = written(analysis, tmp_path, sections=[kept_section(found)])
+    words = page.words.replace("\xa0", " ")
+    assert f"{analysis.models[2].name} is " in words
+    assert text.partition("id=kept-table")[2].partition("</table>")[0].count("<tr><td>") == 2 * (1 + len(analysis.groups))
+    assert "75.0 %" in words
+    figure = json.loads(page.data["kept-layers"])
+    assert figure["choices"][0]["options"] == ["Projection", "Weight", "Top kept", "Signs agree", "Distance"]
+    for view in figure["views"].values():
+        Known(data=view["data"], layout=view["layout"])
+    second = figure["views"]["0"]["data"][1]
+    shares = [scope.parents[1] for scope in found.layers.values()]
+    assert second["y"] == [share and share.projection and float(f"{share.projection:.6g}") for share in shares]
+
+
+def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
+    analysis = made_analysis(2, 3)
+    found = dataclasses.replace(kept_without_base(analysis), notes=("only distances are known: no base.",))
+    text, page = written(analysis, tmp_path, sections=[kept_section(found)])
+    assert "only distances are known: no base." in page.words
+    assert "projection" not in text.partition("id=kept-table")[2].partition("</thead>")[0]
+    assert json.loads(page.data["kept-layers"])["choices"][0]["options"] == ["Distance"]
+    assert kept_section(kept_without_base(made_analysis(2, 0))).figures == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [1600, 390])
+def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int, tmp_path: Path) -> None:
+    def shown(browser: Chromium, analysis: Analysis) -> None:
+        write_report(analysis, tmp_path / "report.html", ["Because."], [kept_section(scored(kept(analysis, 4)))])
+        browser.open(tmp_path / "report.html", width, dark=width == 390)
+        assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
+        assert browser.messages == []
+
+    with Chromium(tmp_path) as browser:
+        shown(browser, hostile(made_analysis(5, 4)))
+        assert browser.value("document.querySelectorAll('main img').length") == 0
+        shown(browser, made_analysis(5, 40))
+        assert browser.value("document.documentElement.scrollWidth") == width
+        assert browser.value(OVERLAPS) == []
