@@ -11,7 +11,10 @@ from typing import Any
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
 from alnico.analysis.kept import Kept, base_of, keep_sources, write_kept
+from alnico.analysis.kept_section import kept_section
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
+from alnico.analysis.page import has_report
+from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis
 from alnico.analysis.scores import Scores, read_scores
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
@@ -280,6 +283,8 @@ def compare(
     if folder is not None:
         write_analysis(analysis, folder)
         write_kept(found, folder)
+        if has_report():
+            write_report(analysis, folder / "report.html", sections=[kept_section(found)])
     return found
 
 

@@ -334,6 +334,7 @@ def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
     assert float(rows[0]["weight"]) == written["whole"]["parents"][0]["weight"]
     assert float(rows[0]["outside"]) == written["whole"]["outside"]
     assert [m.name for m in alnico.read_analysis("report/kept").models] == ["tuned-0", "tuned-1", "out"]
+    assert "What the merge kept" in Path("report/kept/report.html").read_text()
     assert run("compare", "out")[0] == 2
 
 

@@ -50,6 +50,8 @@ def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
     assert "projection" not in text.partition("id=kept-table")[2].partition("</thead>")[0]
     assert json.loads(page.data["kept-layers"])["choices"][0]["options"] == ["Distance"]
     assert kept_section(kept_without_base(made_analysis(2, 0))).figures == []
+    (figure,) = kept_section(kept_without_base(hostile(analysis))).figures
+    assert figure.views["0"]["data"][0]["name"].startswith("1 &lt;/script&gt;")
 
 
 @pytest.mark.slow
