@@ -199,7 +199,7 @@ def test_a_model_trained_from_another_start_is_refused_whatever_its_length(lengt
 
 
 def test_a_model_far_from_the_base_is_named_and_kept() -> None:
-    found = suggested({"one": drawn(1, 0.04), "other": drawn(2, 0.04)})
+    found = suggested({"one": drawn(1, 0.045), "other": drawn(2, 0.045)})
     assert len(references(found)) == 2
     assert found.findings[0].startswith("one is far from the base: its task vector is ")
 
