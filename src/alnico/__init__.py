@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from alnico.analysis.diff import Difference
     from alnico.analysis.kept import Kept
     from alnico.analysis.results import Analysis, read_analysis
+    from alnico.analysis.suggest import Suggestion
     from alnico.api import (
         analyze,
         compare,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         plan,
         plan_all,
         push,
+        suggest,
         weights,
     )  # fmt: skip
     from alnico.checkpoint.model import Model
@@ -60,6 +62,7 @@ _PLACES = {
     "analyze": "alnico.api",
     "compare": "alnico.api",
     "diff": "alnico.api",
+    "suggest": "alnico.api",
     "weights": "alnico.api",
     "methods": "alnico.api",
     "recalibrate_batchnorm": "alnico.tune.recalibrate",
@@ -70,6 +73,7 @@ _PLACES = {
     "Result": "alnico.engine.run",
     "Weights": "alnico.engine.weigh",
     "Analysis": "alnico.analysis.results",
+    "Suggestion": "alnico.analysis.suggest",
     "read_analysis": "alnico.analysis.results",
     "Difference": "alnico.analysis.diff",
     "Kept": "alnico.analysis.kept",
@@ -80,9 +84,9 @@ _PLACES = {
 }
 
 __all__ = [
-    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "TaskVector", "Weights",
-    "__version__", "analyze", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
-    "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "weights",
+    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "Suggestion", "TaskVector",
+    "Weights", "__version__", "analyze", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
+    "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "suggest", "weights",
 ]  # fmt: skip
 
 

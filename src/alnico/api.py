@@ -10,13 +10,16 @@ from typing import Any
 
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
+from alnico.analysis.fit import fit, fits_again, seen_from
 from alnico.analysis.kept import Kept, base_of, keep_sources, write_kept
 from alnico.analysis.kept_section import kept_section
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
 from alnico.analysis.page import has_report
 from alnico.analysis.report import write_report
-from alnico.analysis.results import Analysis
+from alnico.analysis.results import AnalysedModel, Analysis, read_analysis
 from alnico.analysis.scores import Scores, read_scores
+from alnico.analysis.suggest import Suggestion, nothing_left
+from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
@@ -325,6 +328,40 @@ def analyze(
     if folder is not None:
         write_analysis(found, folder)
     return found
+
+
+def suggest(
+    models: Sequence[str | os.PathLike[str]] = (),
+    *,
+    base: str | os.PathLike[str] | None = None,
+    analysis: Analysis | str | os.PathLike[str] | None = None,
+    folder: str | os.PathLike[str] = ".",
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Suggestion:
+    """Suggest a recipe for ``models`` of one ``base``, with its reasons: the rules of docs/choosing.md.
+
+    The models are analysed, but for those that fit the base in no way; or an ``analysis`` is taken, or its folder, instead of them.
+    Relative paths in the recipe are as seen from ``folder``. Other arguments and errors: as for :func:`analyze`.
+    """
+    if (base is None or not models) if analysis is None else (base is not None or bool(models)):
+        raise AlnicoError("suggest needs a base and models, or an analysis alone.")
+    left_out: list[str] = []
+    if analysis is not None:
+        found = analysis if isinstance(analysis, Analysis) else read_analysis(analysis)
+        fits = fits_again(found, offline=offline)
+    else:
+        origin, *others = (AnalysedModel(os.fspath(m), os.fspath(m)) for m in (base or "", *models))
+        every = [fit(origin, other, offline=offline) for other in others]
+        left_out = [f"{m.name} is left out: {f.refused}" for m, f in zip(others, every, strict=True) if f.refused]
+        fits = tuple(f for f in every if not f.refused)
+        usable = [m.reference for m, f in zip(others, every, strict=True) if not f.refused]
+        if not usable:
+            return nothing_left(left_out)
+        found = analyze(usable, base=origin.reference, memory=memory, threads=threads, offline=offline, watch=watch)
+    return suggest_recipe(seen_from(found, Path(folder)), fits, left_out=left_out)
 
 
 def diff(

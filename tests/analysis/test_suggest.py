@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
+import dataclasses
+import importlib.util
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from reference import reference_analysis
 
 import alnico
+import alnico.analysis.suggest as rules
 from alnico.analysis.results import AnalysedModel, Analysis
 from alnico.analysis.suggest import RULES, Fit, Suggestion, suggest
-from reference import reference_analysis
+from alnico.engine import judge
+from alnico.plan.compatibility import FEW
 
 Tensors = dict[str, np.ndarray]
 SHAPES = {f"model.layers.{i}.mlp.{m}_proj.weight": (64, 64) for i in range(2) for m in ("up", "down")} | {
@@ -252,8 +256,6 @@ def test_the_keys_that_models_need_stand_in_one_recipe() -> None:
 
 
 def test_the_recipe_names_commits_and_quotes_what_yaml_would_misread() -> None:
-    import dataclasses
-
     found = analysis({"one": drawn(1), "other": drawn(2)})
     models = (AnalysedModel("one", "owner/one", "0123abc"), AnalysedModel("other", "my models/#2: other's"))
     loaded = recipe(suggest(dataclasses.replace(found, models=models)))
@@ -271,3 +273,31 @@ def test_the_recipe_carries_its_reasons_as_comments() -> None:
 def test_every_rule_is_that_of_a_test_above() -> None:
     text = Path(__file__).read_text("utf-8")
     assert [r.name for r in RULES if f'"{r.name}"' not in text] == []
+
+
+def test_the_page_has_the_rules_of_the_code() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("make_choosing", docs / "make_choosing.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generator = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generator)
+    written = (docs / "choosing.md").read_text("utf-8")
+    assert generator.page(written) == written, "docs/choosing.md is out of date: run `python docs/make_choosing.py`"
+
+
+def test_the_pages_other_numbers_are_those_of_the_code() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text("utf-8")
+    shares = {0.1: "a tenth", 0.5: "one half", 0.9: "nine tenths"}
+    for said in (
+        f"differ by {shares[judge.NEAR_DUPLICATE]} of the longer one",
+        f"{shares[judge.NEARLY_ALL]} of the matrices are as far",
+        f"a relative change of {rules.ANOTHER_START:g},",
+        f"a relative change of {shares[rules.FAR]} in all",
+        f"in one model alone ({shares[FEW]} at most)",
+        f"linked by a cosine of {rules.SAME_TASK:g} or more",
+        f"**Why a cosine of {rules.SAME_TASK:g}.**",
+        f"is {rules.UNEQUAL:g} times the shortest, or more",
+        f"Above {rules.MANY} tasks it is the geometric mean",
+    ):
+        assert said in page

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
-from alnico.analysis.results import AnalysedModel
+from alnico.analysis.results import AnalysedModel, Analysis
 from alnico.analysis.suggest import Fit, reference
 from alnico.checkpoint.model import Source, is_path, open_model, split_adapter
-from alnico.errors import AlnicoError, MismatchError
+from alnico.errors import HubError, MismatchError, ModelError
 from alnico.plan import families
 from alnico.plan.build import build_plan
 from alnico.plan.compatibility import FEW
@@ -22,22 +25,19 @@ def fit(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> 
     """Plan the model alone with its base, with more and more keys, until the plan goes through.
 
     They are, where they can help: the vocabulary of all tokens, or the base's without padding; the base's own tensor where few have
-    another shape; ``missing: copy`` where few are not in both. A model that cannot be opened is refused with the reason.
+    another shape; ``missing: copy`` where few are not in both. Errors: ModelError, HubError, for what cannot be opened.
     """
     is_adapter = split_adapter(model.reference, is_path) is not None
     names = reference(base), reference(model)
-    try:
-        refusal = _refusal(names, {}, offline)
-        if not refusal:
-            return Fit(is_adapter)
-        ways = _ways(names, offline)
-        for count in range(1, len(ways) + 1):
-            for chosen in combinations(ways, count):
-                keys: Keys = {name: value for keys, _ in chosen for name, value in keys.items()}
-                if not _refusal(names, keys, offline):
-                    return Fit(is_adapter, keys, "; ".join(why for _, why in chosen) + ".")
-    except AlnicoError as error:
-        refusal = str(error)
+    refusal = _refusal(names, {}, offline) if names[0] != names[1] else ""
+    if not refusal:
+        return Fit(is_adapter)
+    ways = _ways(names, offline)
+    for count in range(1, len(ways) + 1):
+        for chosen in combinations(ways, count):
+            keys: Keys = {name: value for keys, _ in chosen for name, value in keys.items()}
+            if not _refusal(names, keys, offline):
+                return Fit(is_adapter, keys, "; ".join(why for _, why in chosen) + ".")
     return Fit(is_adapter, refused=refusal.partition("\n")[0])
 
 
@@ -89,6 +89,26 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def fits(base: AnalysedModel, models: tuple[AnalysedModel, ...], *, offline: bool = False) -> tuple[Fit, ...]:
-    """Each model's :class:`~alnico.analysis.suggest.Fit`."""
-    return tuple(fit(base, model, offline=offline) for model in models)
+def fits_again(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
+    """The fits of models that were analysed before; of those that cannot be opened any more, that it was not looked at."""
+
+    def again(model: AnalysedModel) -> Fit:
+        try:
+            return fit(analysis.base, model, offline=offline)
+        except (ModelError, HubError) as error:
+            return Fit(found=f"whether its vocabulary fits is not known. {error}")
+
+    return tuple(again(model) for model in analysis.models)
+
+
+def seen_from(analysis: Analysis, folder: Path) -> Analysis:
+    """The analysis with relative paths of models as they read from ``folder``, where a recipe will lie."""
+
+    def path(reference: str) -> str:
+        parts = split_adapter(reference, is_path)
+        if parts is not None:
+            return "+".join(path(part) for part in parts)
+        return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
+
+    base, *models = (dataclasses.replace(m, reference=path(m.reference)) for m in (analysis.base, *analysis.models))
+    return dataclasses.replace(analysis, base=base, models=tuple(models))

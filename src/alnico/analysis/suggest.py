@@ -78,7 +78,7 @@ RULES = (
         "same task, one direction",
         f"all cosines are linked at {SAME_TASK:g} or more, and k c / (1 + (k - 1) c) with the mean cosine c is at least {AVERAGE:g}",
         "`linear`, the uniform soup",
-        "72 CLIP fine-tunes on ImageNet: best alone 80.4 %, uniform soup 80.0, greedy soup, which needs data, 81.0 (2203.05482).",
+        "72 CLIP fine-tunes on ImageNet: uniform soup 80.0 %, greedy soup, which needs labels, 81.0 (2203.05482).",
     ),
     Rule(
         "same task",
@@ -92,7 +92,7 @@ RULES = (
         "all models are the base with a LoRA adapter, of several tasks",
         "`task_arithmetic` at the scale of the distance",
         "Sums the products B A exactly; merging A and B apart adds cross terms. Of Qwen-14B adapters task arithmetic came to 54.7 and "
-        "DARE with TIES to 54.6. Methods in the adapters' common space (2501.17617 and later) report more; alnico has none yet.",
+        "DARE with TIES to 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report more; alnico has none yet.",
     ),
     Rule(
         "conflict, few entries hold it",
@@ -161,20 +161,26 @@ class Suggestion:
         return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
 
 
-def suggest(analysis: Analysis, fits: Sequence[Fit] = ()) -> Suggestion:
+def suggest(analysis: Analysis, fits: Sequence[Fit] = (), *, left_out: Sequence[str] = ()) -> Suggestion:
     """Suggest a recipe: methods, weights, scale and densities from distances, cosines and conflicts. Pure, and quick.
 
     ``fits`` are those of the models, in their order; without them all models are taken to fit. The recipe names the models as
-    ``analysis`` does: its paths hold from where those do.
+    ``analysis`` does: its paths hold from where those do. ``left_out`` is said of models that were not analysed.
     """
     found = _Found(analysis, fits or [Fit()] * len(analysis.models))
+    found.said += left_out
     kept = found.without_duplicates(found.usable())
     if not kept:
-        return Suggestion(None, None, None, tuple(found.said), ("No model is left to merge.",), ())
+        return nothing_left(found.said)
     choice = found.choice(kept)
     warnings = [*found.warnings, EVALUATE]
     text = _recipe(analysis, found, kept, choice, warnings)
     return Suggestion(choice.rule, choice.method, text, tuple(found.said), tuple(choice.reasons), tuple(warnings))
+
+
+def nothing_left(findings: Sequence[str]) -> Suggestion:
+    """What is suggested where no model can be merged."""
+    return Suggestion(None, None, None, tuple(findings), ("No model is left to merge.",), ())
 
 
 EVALUATE = "These numbers say how parameters lie to one another, not what the models can do: evaluate the merge, and each model, on your tasks."
@@ -266,8 +272,8 @@ class _Found:
     def choice(self, kept: Sequence[int]) -> _Choice:
         """The first rule of :data:`RULES` that holds."""
         if len(kept) == 1:
-            said = f"{self.names[kept[0]]} is the only model left; half way between it and the base keeps some of both (WiSE-FT)."
-            return _Choice("alone", "linear", [said], with_base=True)
+            alone = f"{self.names[kept[0]]} is the only model left; half way between it and the base keeps some of both (WiSE-FT)."
+            return _Choice("alone", "linear", [alone], with_base=True)
         groups = self.groups(kept)
         if len(groups) == 1:
             return self._of_one_task(kept)
@@ -302,7 +308,7 @@ class _Found:
         groups: list[list[int]] = []
         for j in kept:
             linked = [g for g in groups if any(self.cosine(i, j) >= SAME_TASK for i in g)]
-            groups = [g for g in groups if g not in linked] + [[*sum(linked, []), j]]
+            groups = [g for g in groups if g not in linked] + [[*(i for g in linked for i in g), j]]
         return sorted(sorted(g) for g in groups)
 
     def _of_one_task(self, kept: Sequence[int]) -> _Choice:
@@ -444,7 +450,7 @@ class _Found:
         pull = {i: weights[i] * self.lengths[i] for group in groups for i in group}
         squares = [(pull[i] * len(group)) ** 2 for group in groups for i in group]
         summed = sum(pull[i] * pull[j] * (1.0 if i == j else self.cosine(i, j)) for i in pull for j in pull)
-        right_angles = len(groups) ** -0.5
+        right_angles = 1 / math.sqrt(len(groups))
         return min(math.sqrt(sum(squares) / len(squares) / summed), right_angles) if summed > 0 else right_angles
 
 

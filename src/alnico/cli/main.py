@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | weights | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | suggest | weights | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -319,6 +319,52 @@ def analyze(
         _print(analysis_text(found, verbose))
     if out is not None:
         _say(f"written to {out}", quiet or as_json)
+
+
+@app.command(cls=TakesModels)
+def suggest(
+    models: Annotated[list[str] | None, typer.Argument(help="Models, as for analyze.", metavar="MODEL...")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)
+    ] = None,
+    analysis: Annotated[
+        str | None, typer.Option("--analysis", help="An analysis, instead of base and models: its folder.", metavar="FOLDER")
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")] = None,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print a recipe to begin with, and why: from distances, cosines and conflicts of the models."""
+    from alnico import api
+    from alnico.cli import progress
+    from alnico.errors import MismatchError, OutputError
+
+    if out is not None and Path(out).exists():
+        raise OutputError(f"{out}: exists already; expected a new file. Choose another name, or remove it.")
+    with progress.bar(quiet or as_json, 0) as watch:
+        found = api.suggest(
+            models or (),
+            base=base,
+            analysis=analysis,
+            folder=Path(out).parent if out else ".",
+            memory=_size(memory, "--memory"),
+            threads=threads,
+            offline=offline,
+            watch=watch,
+        )
+    if found.recipe is None:
+        raise MismatchError("\n".join([*found.findings, *found.reasons]))
+    if out is not None:
+        Path(out).write_text(found.recipe, "utf-8")
+    if as_json:
+        _print(json.dumps(found.data(), indent=1))
+        return
+    for said in (*found.findings, *(found.reasons if out else ()), *found.warnings):
+        _say(f"note: {said}", quiet)
+    _print(f"{out}: {found.method}" if out else found.recipe.rstrip())
 
 
 @app.command(cls=TakesModels)
