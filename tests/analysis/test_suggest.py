@@ -218,7 +218,7 @@ def test_a_model_of_another_size_is_named_and_left_out() -> None:
 def test_what_could_not_be_compared_is_named() -> None:
     extra = plus(BASE, drawn(1)) | {"score.weight": np.zeros((2, 64), np.float32)}
     found = suggest(reference_analysis(BASE, {"one": extra, "other": plus(BASE, drawn(2))}))
-    assert "one: 1 tensors could not be compared with the base's: score.weight." in found.findings
+    assert "one: 1 tensor could not be compared with the base's: score.weight." in found.findings
 
 
 def test_a_model_alone_is_taken_half_way() -> None:

@@ -227,7 +227,9 @@ class _Found:
             skipped = [s for s in self.analysis.skipped if s.model in (name, self.analysis.models[i].reference)]
             if skipped:
                 some = ", ".join(s.tensor for s in skipped[:3]) + (f" and {len(skipped) - 3} more" if len(skipped) > 3 else "")
-                self.said.append(f"{name}: {len(skipped)} tensors could not be compared with the base's: {some}.")
+                self.said.append(
+                    f"{name}: {len(skipped)} tensor{'s' if len(skipped) > 1 else ''} could not be compared with the base's: {some}."
+                )
         return kept
 
     def _refused(self, model: int) -> str:
@@ -272,7 +274,9 @@ class _Found:
     def choice(self, kept: Sequence[int]) -> _Choice:
         """The first rule of :data:`RULES` that holds."""
         if len(kept) == 1:
-            alone = f"{self.names[kept[0]]} is the only model left; half way between it and the base keeps some of both (WiSE-FT)."
+            alone = (
+                f"{self.names[kept[0]]} is the only model to merge; half way between it and the base keeps some of both (WiSE-FT)."
+            )
             return _Choice("alone", "linear", [alone], with_base=True)
         groups = self.groups(kept)
         if len(groups) == 1:
