@@ -20,6 +20,7 @@ from alnico.cli.demo import BASE as BASE_MODEL
 from alnico.cli.demo import TUNED
 from alnico.errors import ModelError, OutputError
 from analysis.reference import reference_analysis
+from hub.stub import serving
 from made import family, read_model
 from test_real_models import installed
 
@@ -301,6 +302,14 @@ def test_without_a_base_compare_says_so_and_why() -> None:
     assert share.distance == pytest.approx(other.whole.parents[0].distance, rel=1e-6)
     with pytest.raises(ModelError):
         alnico.compare(["tuned-0"], "out", base="nowhere")
+
+
+@pytest.mark.usefixtures("merged")
+def test_the_recipe_of_a_merge_on_the_hub_is_fetched_for_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path / "home", monkeypatch) as hub:
+        hub.add("org/merged", Path("out"))
+        found = alnico.compare(["tuned-0"], "org/merged")
+    assert (found.base and found.base.reference, found.merged.reference) == ("base", "org/merged")
 
 
 @pytest.mark.usefixtures("merged")
