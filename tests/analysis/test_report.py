@@ -213,8 +213,9 @@ def test_the_bars_are_the_l2_norms_by_group(tmp_path: Path, monkeypatch: pytest.
     save = Picture.savefig
     monkeypatch.setattr(Picture, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1])
     analysis = made_analysis(3, 2, names=["$x_{1", "b", "c"])
+    backwards = dataclasses.replace(analysis, groups=dict(reversed(analysis.groups.items())))
     for models in (None, [1]):
-        write_group_bars(analysis, tmp_path / "group_l2_bar.png", models)
+        write_group_bars(backwards, tmp_path / "group_l2_bar.png", models)
         header = (tmp_path / "group_l2_bar.png").read_bytes()[:24]
         assert header[:8] == b"\x89PNG\r\n\x1a\n"
         assert min(struct.unpack(">II", header[16:])) > 300

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.page import import_extra, series, shortened
-from alnico.analysis.results import Analysis
+from alnico.analysis.results import GROUPS, Analysis
 
 
 def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | None = None) -> None:
@@ -17,7 +17,7 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
     """
     figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png").Figure
     chosen = range(len(analysis.models)) if models is None else models
-    groups = list(analysis.groups)
+    groups = [group for group in GROUPS if group in analysis.groups]
     figure = figure_of(figsize=(max(6.0, 1.2 * len(groups) + 0.25 * len(groups) * len(chosen)), 4.2), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     width = 0.8 / len(chosen)

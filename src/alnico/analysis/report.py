@@ -34,7 +34,7 @@ from alnico.analysis.page import (
     table,
     tinted,
 )
-from alnico.analysis.results import LEVELS, Analysis, Change, Pair, Scope, TensorScope
+from alnico.analysis.results import GROUPS, LEVELS, Analysis, Change, Pair, Scope, TensorScope
 
 MOVERS = 20
 """Tensors of each model among the largest movers, for each of the three ways to rank them."""
@@ -285,7 +285,7 @@ def _heat_map(analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequ
     }  # fmt: skip
     narrow = {
         "xaxis": {"tickvals": few, "ticktext": [str(n) for n in few]},
-        "yaxis": {"ticktext": [escaped(shortened(row.removeprefix("self_attn."), 15)) for row in rows]},
+        "yaxis": {"ticktext": [escaped(row if len(row) <= 16 else "…" + row[-15:]) for row in rows]},
     }
     behind = {
         "columns": ["relative change, %, by layer", *map(str, numbers)],
@@ -324,7 +324,7 @@ def _outside(analysis: Analysis) -> str:
 
 
 def _groups(analysis: Analysis) -> Section:
-    groups = list(analysis.groups)
+    groups = _group_names(analysis)
     models = len(analysis.models)
 
     def view(relative: bool) -> dict[str, Any]:
@@ -378,7 +378,11 @@ def _groups(analysis: Analysis) -> Section:
 
 
 def _scopes(analysis: Analysis) -> list[tuple[str, Scope]]:
-    return [("whole model", analysis.whole), *analysis.groups.items()]
+    return [("whole model", analysis.whole), *((group, analysis.groups[group]) for group in _group_names(analysis))]
+
+
+def _group_names(analysis: Analysis) -> list[str]:
+    return [group for group in GROUPS if group in analysis.groups]
 
 
 def _values(pair: Pair) -> tuple[float | None, ...]:
@@ -594,15 +598,13 @@ def _distributions(analysis: Analysis) -> Section:
     looks = [series(i) for i in range(len(analysis.models))]
     views: dict[str, Mapping[str, Any]] = {}
     labels: list[str] = []
-    changes = [c for _, scope in scopes for c in scope.changes if c]
-    unit = _unit(changes)
     for label, scope in scopes:
         rows = [(f"{i + 1} {m.name}", c, looks[i]) for i, m in enumerate(analysis.models) if (c := scope.changes[i])]
-        views[str(len(labels))] = _boxes(rows, unit, [r[0].partition(" ")[0] for r in rows])
+        views[str(len(labels))] = _boxes(rows, [r[0].partition(" ")[0] for r in rows])
         labels.append(f"all models, {label}")
     for index, model in enumerate(analysis.models):
         rows = [(label, c, looks[index]) for label, scope in scopes if (c := scope.changes[index])]
-        views[str(len(labels))] = _boxes(rows, unit, [shortened(label, 11) for label, _, _ in rows])
+        views[str(len(labels))] = _boxes(rows, [shortened(label, 11) for label, _, _ in rows])
         labels.append(f"{index + 1} {shortened(model.name, 30)}, by group")
     figure = Figure("boxes", "Box drawing: quantiles of the entries of the task vectors", views, [("Show", labels)])
     words = (
@@ -613,14 +615,15 @@ def _distributions(analysis: Analysis) -> Section:
 
 
 def _unit(changes: Sequence[Change]) -> float:
-    """Where the axis turns from linear to logarithmic: a power of ten at about the boxes that are seen."""
-    near = sorted(abs(q) for c in changes for q in (c.quantiles[4], c.quantiles[6]) if q)
+    """Where the axis turns from linear to logarithmic: a power of ten below the smallest box, within four decades of the largest entry."""
     far = max((c.max_abs for c in changes), default=0.0) or 1.0
-    typical = near[len(near) // 2] if near else far / 100
-    return float(10.0 ** math.floor(math.log10(max(typical, far * 1e-6))))
+    least = min((abs(q) for c in changes for q in (c.quantiles[4], c.quantiles[6]) if q), default=far)
+    return float(10.0 ** math.floor(math.log10(max(least, far * 1e-4))))
 
 
-def _boxes(rows: Sequence[tuple[str, Change, tuple[str, str]]], unit: float, short: Sequence[str]) -> dict[str, Any]:
+def _boxes(rows: Sequence[tuple[str, Change, tuple[str, str]]], short: Sequence[str]) -> dict[str, Any]:
+    unit = _unit([change for _, change, _ in rows])
+
     def at(value: float) -> float:
         return math.asinh(value / (2 * unit)) / math.log(10)
 
@@ -739,7 +742,8 @@ def _skipped(analysis: Analysis) -> Section | None:
         for s in analysis.skipped[:LISTED]
     ]
     elements = sum(s.elements for s in analysis.skipped)
-    words = f"{counted(len(analysis.skipped))} tensors with {counted(elements)} elements could not be compared, and count nowhere on this page."
+    count = f"{counted(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
+    words = f"Could not be compared, and counts nowhere on this page: {count} with {counted(elements)} elements."
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
