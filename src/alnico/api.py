@@ -14,8 +14,7 @@ from alnico.analysis.fit import fit, fits_again, seen_from
 from alnico.analysis.kept import Kept, base_of, keep_sources, write_kept
 from alnico.analysis.kept_section import kept_section
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
-from alnico.analysis.page import has_report
-from alnico.analysis.report import write_report
+from alnico.analysis.report import write_pages
 from alnico.analysis.results import AnalysedModel, Analysis, read_analysis
 from alnico.analysis.scores import Scores, read_scores
 from alnico.analysis.suggest import Suggestion, nothing_left
@@ -286,8 +285,7 @@ def compare(
     if folder is not None:
         write_analysis(analysis, folder)
         write_kept(found, folder)
-        if has_report():
-            write_report(analysis, folder / "report.html", sections=[kept_section(found)])
+        write_pages(analysis, folder, sections=[kept_section(found)])
     return found
 
 
@@ -327,6 +325,7 @@ def analyze(
         )
     if folder is not None:
         write_analysis(found, folder)
+        write_pages(found, folder)
     return found
 
 

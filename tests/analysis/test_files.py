@@ -81,6 +81,27 @@ def _deltas(base: Path, tuned: Path) -> dict[str, np.ndarray]:
         return {name: (other.read(name) - one.read(name)).astype(np.float64) for name in NAMES}
 
 
+def test_the_page_and_the_pictures_lie_beside_the_numbers(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)
+    assert "tuned-1" in (tmp_path / "report" / "report.html").read_text()
+    for name in ("tuned-0", "tuned-1"):
+        assert (tmp_path / "report" / name / "group_l2_bar.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_numbers_do_not_need_the_extra(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from alnico.cli.main import app
+
+    base, (tuned,) = models(tmp_path, 1)
+    for room in ("page", "report"):
+        monkeypatch.setattr(f"alnico.analysis.{room}.has_report", lambda: False)
+    app(["analyze", str(tuned), "--base", str(base), "-j", "1", "--out", str(tmp_path / "report")], standalone_mode=False)
+    assert "without the page and pictures: pip install 'alnico[report]'" in capsys.readouterr().err
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {"summary.json", "pairwise_cosines.csv", "tuned-0"}
+
+
 def test_the_pairs_table_has_a_row_for_each_scope_and_pair(tmp_path: Path) -> None:
     base, tuned = models(tmp_path, 3)
     found = alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)

@@ -323,7 +323,7 @@ def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(monk
 def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
     words = ("compare", "tuned-0", "tuned-1", "out", "--scores", "gsm8k:tuned-0=0.5", "--scores", "gsm8k:merged=0.4")
     code, stdout, stderr = run(*words, "--out", "report/kept")
-    assert (code, stderr) == (0, "written to report/kept\n")
+    assert (code, stderr) == (0, "written: report/kept/report.html\n")
     lines = stdout.splitlines()
     assert lines[:4] == ["merged    out", "parent    tuned-0", "parent    tuned-1", "base      base"]
     whole = next(i for i, line in enumerate(lines) if line.startswith("whole"))

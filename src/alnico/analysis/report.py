@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alnico.analysis.charts import write_group_bars
 from alnico.analysis.page import (
     CIVIDIS,
     DIVERGING,
@@ -22,6 +23,7 @@ from alnico.analysis.page import (
     counted,
     drawn,
     escaped,
+    has_report,
     ink_on,
     name,
     number,
@@ -35,6 +37,7 @@ from alnico.analysis.page import (
     tinted,
 )
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Change, Pair, Scope, TensorScope
+from alnico.errors import OutputError
 
 MOVERS = 20
 """Tensors of each model among the largest movers, for each of the three ways to rank them."""
@@ -106,6 +109,23 @@ def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = 
         f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json and the CSV files beside this page.",
     )
     path.write_bytes(text.encode("utf-8", "replace"))
+
+
+def write_pages(analysis: Analysis, folder: Path, advice: Sequence[str] | None = None, sections: Sequence[Section] = ()) -> None:
+    """Write the page and the pictures into the folder of a report; nothing where the extra [report] is not installed.
+
+    Errors: OutputError where they cannot be written.
+    """
+    if not has_report():
+        return
+    try:
+        for index, model in enumerate(analysis.models):
+            write_group_bars(analysis, folder / model.name / "group_l2_bar.png", [index])
+        write_report(analysis, folder / "report.html", advice, sections)
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+        ) from None
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:

@@ -254,7 +254,7 @@ def compare(
     elif not quiet:
         _print(kept_text(found, verbose))
     if out is not None:
-        _say(f"written to {out}", quiet or as_json)
+        _say(_written(out), quiet or as_json)
 
 
 @app.command()
@@ -318,7 +318,7 @@ def analyze(
     elif not quiet:
         _print(analysis_text(found, verbose))
     if out is not None:
-        _say(f"written to {out}", quiet or as_json)
+        _say(_written(out), quiet or as_json)
 
 
 @app.command(cls=TakesModels)
@@ -483,6 +483,14 @@ def _allowing(recipes: Any) -> Any:
         dataclasses.replace(r, unrelated="allow", text=r.text and f"{r.text.rstrip()}\n# run with --allow-crimes\n")
         for r in load_recipes(recipes)
     )
+
+
+def _written(folder: str) -> str:
+    """Where the report is, and how to get what is missing of it."""
+    from alnico.analysis.page import has_report
+
+    page = Path(folder) / "report.html"
+    return f"written: {page}" if has_report() else f"written: {folder}, without the page and pictures: pip install 'alnico[report]'"
 
 
 def _one_or_all(data: list[Any]) -> Any:
