@@ -325,7 +325,8 @@ def analyze(
         )
     if folder is not None:
         write_analysis(found, folder)
-        write_pages(found, folder)
+        advice = suggest_recipe(found, fits_again(found, offline=offline))
+        write_pages(found, folder, [*advice.findings, *advice.reasons, *advice.warnings])
     return found
 
 

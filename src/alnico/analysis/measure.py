@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from alnico.kernels.build import compiled
 from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
 from alnico.kernels.shape import LANES, LEAF, TILE
 from alnico.kernels.text import Real
+from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, decode
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
@@ -214,7 +216,7 @@ class _Measuring:
     def all(self) -> Found:
         self._compile()
         self._tell(Reading(len(self.subjects), sum(i.byte_size for s in self.subjects for i in s.job.read)))
-        with ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
+        with self._calm(), ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
             for number, subject in enumerate(self.subjects):
@@ -226,6 +228,10 @@ class _Measuring:
             alone.sort(key=lambda item: -self.subjects[item[0]].job.elements)
             self._parallel(pool, [(self._alone, (number, spans)) for number, spans in alone])
         return Found([tally for tally in self.tallies if tally is not None], self.histograms)
+
+    def _calm(self) -> AbstractContextManager[None]:
+        has_matrices = any(s.has_subspace(self.subspace_side) for s in self.subjects)
+        return one_blas_thread() if has_matrices else nullcontext()
 
     def _compile(self) -> None:
         needed: dict[DescribingKernel | OrderKernel, None] = {}
