@@ -65,6 +65,21 @@ def test_the_demo_leaves_whole_model_folders(demonstrated: Path) -> None:
         assert np.array_equal(merged["embeddings.position_ids"], original["embeddings.position_ids"])
 
 
+def test_the_readme_shows_what_an_analysis_of_the_demos_models_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alnico.cli.main import app
+
+    shown = (
+        (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("<!-- analysis -->")[1].split("<!-- /analysis -->")[0]
+    )
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("all-MiniLM-L6-v2", BASE), ("sre-embedding", TUNED)):
+        Path(name).symlink_to(installed(*place))
+    app(["analyze", "--base", "all-MiniLM-L6-v2", "--models", "sre-embedding"], standalone_mode=False)
+    assert capsys.readouterr().out.splitlines() == [line.removeprefix("    ") for line in shown.strip("\n").splitlines()]
+
+
 @pytest.mark.slow
 def test_the_midpoint_of_the_real_pair_is_the_mean(demonstrated: Path) -> None:
     base, tuned, merged = read_model(installed(*BASE)), read_model(installed(*TUNED)), read_model(demonstrated / "linear")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import alnico
 from alnico.errors import MethodError
 from alnico.methods import find, registry
 from alnico.methods.base import Merge, PerModel, Share, each, method
@@ -31,7 +32,7 @@ def test_the_presets_of_the_papers_are_there() -> None:
 
 def test_wise_ft_is_the_middle_of_base_and_fine_tune(tmp_path: Path) -> None:
     base, tuned = {"w": np.array([1.0, 2.0, -3.0], np.float32)}, {"w": np.array([3.0, 2.0, 5.0], np.float32)}
-    merged = merge_arrays(tmp_path, "linear", {}, [base, tuned], find("linear").presets["wise_ft"])["w"]
+    merged = merge_arrays(tmp_path, "linear", {}, [base, tuned], {}, keys={"preset": "wise_ft"})["w"]
     assert merged.tolist() == [2.0, 2.0, 1.0]
 
 
@@ -53,3 +54,12 @@ def test_a_preset_that_does_not_fit_is_refused_at_registration(values: dict, tol
 
     with pytest.raises(MethodError, match=told):
         method(space="delta", source="nobody", presets={"paper": values})(mine)
+
+
+@pytest.mark.parametrize("name", list(registry()))
+def test_every_preset_can_be_asked_for_in_a_recipe(name: str) -> None:
+    for preset in find(name).presets:
+        recipe = {"merge_method": name, "preset": preset, "models": ["a", "b"][: find(name).models[1]], "base_model": "c"}
+        if name in ("linear", "karcher"):
+            del recipe["base_model"]
+        assert alnico.load_recipe(recipe).merge_method == name

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
-from alnico.analysis.results import LEVELS, Analysis, Skipped, Subspace
+from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
 from alnico.analysis.subjects import Subject, model_of, named, subjects_of
 from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import Gathered, Tally, gathered
@@ -124,7 +124,7 @@ def _analysis(
     seconds: float,
 ) -> Analysis:
     count, tallies = len(models), found.tallies
-    groups = dict.fromkeys(s.group for s in subjects)
+    groups = [group for group in GROUPS if any(s.group == group for s in subjects)]
     layers = sorted({s.layer for s in subjects if s.layer is not None})
 
     def over(name: str, chosen: Sequence[int], key: Any) -> Gathered:

@@ -129,7 +129,7 @@ class AnalysedModel:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor of ``model`` (None: of the base) that could not be compared, and why."""
+    """A tensor of a model, by its reference, that could not be compared with the base's, and why; ``model`` is None for all models."""
 
     tensor: str
     model: str | None
