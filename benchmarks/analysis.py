@@ -1,0 +1,76 @@
+"""Whole processes in one run: `alnico analyze`, without and with its report, and the plain way of benchmarks/plain_analysis.py.
+
+    python benchmarks/analysis.py --work /tmp/bench               # shapes of Qwen3-0.6B, bf16, a base and 3 models
+    python benchmarks/analysis.py --work /tmp/bench --models 8    # or --dtype F32, --layout small, --layout 384
+
+Models are made once; the programs alternate; the table has medians, spread, CPU time, peak resident size and ratios, and the line
+under it how far the numbers are apart. The page cache is warm. The plain way leaves out what alnico finds besides: groups, layers and
+the whole model, conflict among all models, what cancels. Both compare singular vectors of matrices whose smaller side is at most 512:
+most in the layout 384, keys and values in 576 and llama, none in qwen, small and embedding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from merge_speed import LAYOUTS as MERGED_LAYOUTS
+from merge_speed import Failed, Run, beside, make, measured, seconds, shapes
+
+PLAIN = Path(__file__).parent / "plain_analysis.py"
+WAYS = ("torch", "sorted")
+
+
+def qwen() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of Qwen3-0.6B: 28 layers, an embedding that is the head, too."""
+    found = {n: s for n, s in shapes(28, 1024, 3072, 151_936).items() if n != "lm_head.weight"}
+    heads = {"q_proj": (2048, 1024), "k_proj": (1024, 1024), "v_proj": (1024, 1024), "o_proj": (1024, 2048)}
+    for i in range(28):
+        at = f"model.layers.{i}.self_attn."
+        found |= {f"{at}{n}.weight": shape for n, shape in heads.items()} | {f"{at}{n}_norm.weight": (128,) for n in "qk"}
+    return found
+
+
+LAYOUTS = {
+    "qwen": lambda _: qwen(),
+    "384": lambda _: shapes(12, 384, 1536, 30_522),
+    "576": lambda _: shapes(30, 576, 1536, 49_152),
+} | MERGED_LAYOUTS
+
+
+def numbers(found: dict[str, Any], std: float = 1.0) -> Iterator[tuple[str, float, float]]:
+    """The numbers of a change or a pair, each with what its differences are measured by: itself, the spread of the entries, or 1."""
+    for name, value in found.items():
+        if name in ("l1", "l2", "relative_l1", "relative_l2", "max_abs", "std", "distance"):
+            yield name, value, value
+        elif name == "quantiles":
+            yield from ((name, quantile, std) for quantile in value)
+        elif name == "subspace":
+            yield from numbers(value or {})
+        else:
+            yield name, value, std if name == "mean" else 1.0
+
+
+def apart(ours: Path, theirs: Path) -> str:
+    """How far two findings are apart: the largest difference of each number over all tensors."""
+    tensors = {t["name"]: t for t in json.loads(ours.read_text())["tensors"]}
+    plain = json.loads(theirs.read_text())
+    assert tensors.keys() == plain.keys(), sorted(tensors.keys() ^ plain.keys())
+    worst: dict[str, float] = {}
+    for name, tensor in plain.items():
+        for kind in ("changes", "pairs"):
+            for their, our in zip(tensor[kind], tensors[name][kind], strict=True):
+                spread = our.get("std", 1.0)
+                mine = numbers({key: our[key] for key in their}, spread)
+                for (key, a, size), (_, b, _) in zip(mine, numbers(their, spread), strict=True):
+                    worst[key] = max(worst.get(key, 0.0), abs(a - b) / size)
+    return ", ".join(f"{key} {value:.0e}" for key, value in worst.items())
