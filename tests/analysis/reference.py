@@ -10,13 +10,16 @@ import numpy as np
 
 import alnico
 from alnico.analysis.results import GROUPS, LEVELS, AnalysedModel, Analysis, Change, Pair, Scope, Skipped, Subspace, TensorScope
+from alnico.plan.families import group_of
 from alnico.plan.layers import place_of
 
 Tensors = Mapping[str, np.ndarray]
 """Name to values. What is BF16 or float8 in a file is given as float32."""
 
 RANK = 8
+NEGLIGIBLE = 1e-6
 SMALLER_SIDE = range(2, 513)
+MOST_ELEMENTS = 1 << 22
 """Of the matrices whose leading singular vectors are compared."""
 
 
@@ -36,13 +39,10 @@ def reference_analysis(base: Tensors, models: Mapping[str, Tensors], *, top_shar
     parts: dict[str, Part] = {}
     skipped = []
     for tensor, values in base.items():
-        if not is_float(values) or not values.size:
-            skipped.append(Skipped(tensor, None, values.size, "nothing to compare"))
-            continue
         fitting = {}
         for number, name in enumerate(names):
             found = models[name].get(tensor)
-            if found is not None and is_float(found) and found.shape == values.shape:
+            if found is not None and is_float(values) and is_float(found) and found.shape == values.shape:
                 fitting[number] = found
             else:
                 skipped.append(Skipped(tensor, name, values.size, "missing" if found is None else "does not fit"))
@@ -75,19 +75,6 @@ def is_float(values: np.ndarray) -> bool:
     return np.issubdtype(values.dtype, np.floating)
 
 
-def group_of(name: str) -> str:
-    """A guess from the words of a name, good for the made and the real models of these tests."""
-    if any(w in name.lower() for w in ("norm", ".ln_", "ln_f")):
-        return "norm"
-    if any(w in name for w in ("embed", "wte", "wpe")):
-        return "embedding"
-    if name.startswith("lm_head"):
-        return "head"
-    if "attn" in name or "attention" in name:
-        return "attention"
-    return "mlp" if any(w in name for w in ("mlp", "intermediate.", "output.dense")) else "other"
-
-
 def tensor_scope(found: Scope, values: np.ndarray) -> TensorScope:
     place = place_of(found.name)
     return TensorScope(
@@ -106,7 +93,13 @@ def part(base: np.ndarray, models: Mapping[int, np.ndarray], top_share: float) -
     matrices = {i: v.astype(kind) - base.astype(kind) for i, v in models.items()}
     subspaces = {}
     for i, j in itertools.combinations(matrices, 2):
-        if base.ndim == 2 and min(base.shape) in SMALLER_SIDE and matrices[i].any() and matrices[j].any():
+        if (
+            base.ndim == 2
+            and min(base.shape) in SMALLER_SIDE
+            and base.size <= MOST_ELEMENTS
+            and matrices[i].any()
+            and matrices[j].any()
+        ):
             subspaces[i, j] = subspace(matrices[i].astype(np.float64), matrices[j].astype(np.float64))
     return Part(
         base=base.astype(kind).astype(np.float64).reshape(-1),
@@ -118,6 +111,8 @@ def part(base: np.ndarray, models: Mapping[int, np.ndarray], top_share: float) -
 
 def top_entries(delta: np.ndarray, top_share: float) -> np.ndarray:
     """Which entries are at least the kth largest magnitude, of whose float32 pattern the lower 16 bits count as 0."""
+    if not delta.size:
+        return np.zeros(0, bool)
     magnitudes = np.abs(delta).astype(np.float32)
     count = max(1, int(top_share * delta.size))
     kth = np.sort(magnitudes)[-count]
@@ -126,8 +121,8 @@ def top_entries(delta: np.ndarray, top_share: float) -> np.ndarray:
 
 
 def subspace(one: np.ndarray, other: np.ndarray) -> Subspace:
-    rank = min(RANK, *one.shape)
-    (u1, _, v1), (u2, _, v2) = (np.linalg.svd(d, full_matrices=False) for d in (one, other))
+    (u1, s1, v1), (u2, s2, v2) = (np.linalg.svd(d, full_matrices=False) for d in (one, other))
+    rank = min(RANK, *(int(np.sum(s > NEGLIGIBLE * s[0])) for s in (s1, s2)))
     return Subspace(
         left=float(np.sum((u1[:, :rank].T @ u2[:, :rank]) ** 2)) / rank,
         right=float(np.sum((v1[:rank] @ v2[:rank].T) ** 2)) / rank,
@@ -147,7 +142,7 @@ def scope(name: str, parts: Sequence[Part], models: int) -> Scope:
         both = [p for p in parts if i in p.deltas and j in p.deltas]
         if both:
             pairs.append(pair(i, j, both))
-    stacks = [np.stack(list(p.deltas.values())) for p in parts]
+    stacks = [np.stack(list(p.deltas.values())) for p in parts if len(p.deltas) > 1]
     shared = sum(int(np.sum(np.count_nonzero(s, axis=0) > 1)) for s in stacks)
     opposed = sum(int(np.sum((s > 0).any(axis=0) & (s < 0).any(axis=0))) for s in stacks)
     added = sum(float(np.abs(s.sum(axis=0)).sum()) for s in stacks)
@@ -160,6 +155,8 @@ def ratio(part: float, whole: float) -> float | None:
 
 
 def change(d: np.ndarray, base: np.ndarray) -> Change:
+    if not d.size:
+        return Change(0, 0.0, 0.0, None, None, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 0.0, None)
     magnitudes = np.abs(d)
     l1, l2 = float(magnitudes.sum()), float(np.sqrt(np.sum(d * d)))
     is_constant = bool(d.min() == d.max())

@@ -22,8 +22,9 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 """The quantiles of a task vector's entries that are measured, as shares."""
 
 QUANTILE_ERROR = 2.0**-7
-"""Largest relative error of the quantiles of groups, layers and the whole model, but for the least and the largest, which are
-exact, as all quantiles of tensors are."""
+"""How far the entries that the quantiles of groups, layers and the whole model are interpolated from may be off, relative to
+themselves (entries below 2^-133 count as 0). The least and the largest are exact, as all quantiles of tensors are; entries of a
+float64 tensor are seen as float32."""
 
 GROUPS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
@@ -57,7 +58,8 @@ class Change:
 @dataclass(frozen=True)
 class Subspace:
     """How far the leading singular vectors of two task vectors span the same space: ``||U1^T U2||_F^2 / rank``, 1 the same, 0
-    orthogonal; ``left`` for the outputs of a matrix (its rows), ``right`` for its inputs. Of several matrices, the mean."""
+    orthogonal; ``left`` for the outputs of a matrix (its rows), ``right`` for its inputs. ``rank`` is 8, or less where the smaller
+    side is or where one of them has fewer singular values above 1e-6 of its largest. Of several matrices, the mean, and the largest rank."""
 
     left: float
     right: float
@@ -91,8 +93,9 @@ class Scope:
     """What was found over the elements of one tensor, group, layer or the whole model.
 
     ``changes`` has one for each model, None for a model that none of these tensors could be compared in. ``sign_conflict`` is the
-    share of entries with both signs among those that two models or more changed, ``cancelled`` the share of all magnitude that is lost when the task vectors are
-    added up: 1 - sum |d1 + d2 + ...| / sum (|d1| + |d2| + ...); both None where there is nothing to divide by.
+    share of entries with both signs among those that two models or more changed, ``cancelled`` the share of all magnitude that is lost
+    when the task vectors are added up: 1 - sum |d1 + d2 + ...| / sum (|d1| + |d2| + ...). Both are over the tensors that two models or
+    more have, and None where there is nothing to divide by.
     """
 
     name: str
