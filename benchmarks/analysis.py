@@ -74,3 +74,56 @@ def apart(ours: Path, theirs: Path) -> str:
                 for (key, a, size), (_, b, _) in zip(mine, numbers(their, spread), strict=True):
                     worst[key] = max(worst.get(key, 0.0), abs(a - b) / size)
     return ", ".join(f"{key} {value:.0e}" for key, value in worst.items())
+
+
+def memory_and_time(runs: list[Run]) -> str:
+    return f"{seconds(runs)} | {statistics.median(r.cpu for r in runs):.1f} | {max(r.peak for r in runs) >> 20}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs; models are kept")
+    parser.add_argument("--parameters", type=float, default=0.6e9, help="of the layouts llama and small")
+    parser.add_argument("--layout", choices=LAYOUTS, default="qwen")
+    parser.add_argument("--dtype", choices=["BF16", "F16", "F32"], default="BF16")
+    parser.add_argument("--models", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--plain-repeat", type=int, default=2)
+    parser.add_argument("--ways", default=",".join(WAYS), help="of the plain side; empty for none")
+    parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico", help="with [report], for the page and the pictures")
+    chosen = parser.parse_args()
+    layout = LAYOUTS[chosen.layout](chosen.parameters)
+    count = sum(int(np.prod(s)) for s in layout.values())
+    home = chosen.work / f"{chosen.layout}-{chosen.dtype}-{count}"
+    shard_bytes = max(count * (4 if chosen.dtype == "F32" else 2) // 3, 1)
+    paths = [home / f"m{i}" for i in range(chosen.models + 1)]
+    for i, path in enumerate(paths):
+        beside(make, path, layout, i, chosen.dtype, shard_bytes)
+    base, *models = map(str, paths)
+    report = home / "report"
+    ways = [way for way in chosen.ways.split(",") if way]
+    analyze = [chosen.alnico, "analyze", "--base", base, "--models", *models, "--quiet"]
+    commands = {"alnico": [*analyze, "--json"], "alnico, report": [*analyze, "--out", str(report)]}
+    commands |= {way: [sys.executable, str(PLAIN), way, str(home / f"{way}.json"), base, *models] for way in ways}
+    measured(["sh", "-c", f"cat {' '.join(f'{path}/*.safetensors' for path in paths)} > /dev/null"])
+    measured(commands["alnico"])  # compiles kernels
+    runs: dict[str, list[Run]] = {name: [] for name in commands}
+    for turn in range(max(chosen.repeat, chosen.plain_repeat)):
+        for name, command in commands.items():
+            if turn < (chosen.plain_repeat if name in ways else chosen.repeat):
+                runs[name].append(measured(command))
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n")
+    print("| program | s | CPU s | peak MiB | x alnico |\n|---|---|---|---|---|")
+    ours = statistics.median(r.wall for r in runs["alnico"])
+    for name, done in runs.items():
+        print(f"| {name} | {memory_and_time(done)} | {statistics.median(r.wall for r in done) / ours:.1f} |")
+    for way in ways:
+        print(f"\n{way} and alnico: apart by at most {beside(apart, report / 'summary.json', home / f'{way}.json')}.")
+    shutil.rmtree(report, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Failed as error:
+        sys.exit(str(error))
