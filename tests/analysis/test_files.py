@@ -132,6 +132,39 @@ def test_a_folder_with_other_things_is_refused_before_models_are_read(tmp_path: 
         alnico.analyze([tmp_path / "no"], base=tmp_path / "none", out=tmp_path / "precious")
 
 
+def test_a_summary_of_something_else_makes_no_folder_of_reports(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    (tmp_path / "summary.json").write_text('{"loss": 1}')
+    with pytest.raises(OutputError, match="holds other things than an analysis"):
+        alnico.analyze(tuned, base=base, out=tmp_path, threads=1)
+    assert all((model / "model.safetensors").is_file() for model in tuned)
+
+
+def test_a_model_in_the_folder_of_reports_is_left_alone(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    report = tmp_path / "report"
+    alnico.analyze(tuned[:1], base=base, out=report, threads=1)
+    tuned[1].rename(report / "tuned-1")
+    with pytest.raises(OutputError) as caught:
+        alnico.analyze([report / "tuned-1"], base=base, out=report, threads=1)
+    assert str(caught.value) == (
+        f"{report / 'tuned-1'}: holds other things than an analysis; the tables of tuned-1 go there. Choose a new folder."
+    )
+    assert [p.name for p in (report / "tuned-1").iterdir()] == ["model.safetensors"]
+    assert alnico.read_analysis(report).models[0].name == "tuned-0"
+
+
+def test_nothing_is_left_of_an_older_analysis(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path)
+    report = tmp_path / "report"
+    alnico.analyze(tuned, base=base, out=report, threads=1)
+    (report / "kept.json").write_text("{}")
+    (report / "tuned-0" / "notes.txt").write_text("mine")
+    alnico.analyze(tuned[1:], base=base, out=report, threads=1)
+    assert [p.name for p in (report / "tuned-0").iterdir()] == ["notes.txt"]
+    assert not (report / "kept.json").exists()
+
+
 def test_every_key_of_the_summary_is_documented() -> None:
     text = DOCUMENT.read_text()
     keys = {field.name for kind in (Change, Pair, Scope, Skipped, Subspace, TensorScope) for field in dataclasses.fields(kind)}

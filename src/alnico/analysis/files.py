@@ -5,18 +5,26 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from alnico.analysis.results import LEVELS, SUMMARY, Analysis, Change, Pair, Scope, TensorScope
-from alnico.errors import OutputError
+from alnico.checkpoint.model import read_json
+from alnico.errors import ModelError, OutputError
 
 STATISTICS = "per_param_stats.csv"
 COSINES = "pairwise_cosines.csv"
 MOVERS = {"top50_by_l2.csv": "l2", "top50_by_maxabs.csv": "max_abs"}
 TOP = 50
+PAGE = "report.html"
+PICTURE = "group_l2_bar.png"
+
+OWN = (COSINES, PAGE, "kept.json", "kept.csv", SUMMARY)
+"""All that may be written into the folder of an analysis, the summary last."""
+
+OF_MODEL = (STATISTICS, *MOVERS, PICTURE, SUMMARY)
+"""All that may be written into the folder of a model in it."""
 
 _PLACE = ("tensor", "group", "layer", "module", "dtype", "shape")
 _NUMBERS = (
@@ -35,7 +43,7 @@ def report_folder(out: str | os.PathLike[str]) -> Path:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder for the analysis. Choose another name.")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / SUMMARY).is_file():
+        if folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
             raise OutputError(f"{folder}: holds other things than an analysis. Choose a new folder, or empty it.")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -43,14 +51,32 @@ def report_folder(out: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def write_analysis(analysis: Analysis, folder: Path) -> None:
-    """Write the numbers of an analysis into its folder; ``summary.json`` comes last, so that it stands for all. Errors: OutputError."""
+def _older(folder: Path) -> list[str] | None:
+    """The names of the models of the analysis that a folder holds; None if it holds none."""
     try:
-        (folder / SUMMARY).unlink(missing_ok=True)
+        data = read_json(folder / SUMMARY)
+        names = [str(model["name"]) for model in data["models"]] if "quantile_error" in data else None
+    except (ModelError, KeyError, TypeError):
+        return None
+    return names
+
+
+def write_analysis(analysis: Analysis, folder: Path) -> None:
+    """Write the numbers of an analysis into its folder; ``summary.json`` comes last, so that it stands for all.
+
+    The files of an older analysis are removed, and nothing else. Errors: OutputError, also where the folder of a model holds other things.
+    """
+    try:
+        for model in analysis.models:
+            own = folder / model.name
+            if own.exists() and not (own.is_dir() and all(path.name in OF_MODEL for path in own.iterdir())):
+                raise OutputError(
+                    f"{own}: holds other things than an analysis; the tables of {model.name} go there. Choose a new folder."
+                )
+        _remove(folder)
         for index, model in enumerate(analysis.models):
             own = folder / model.name
-            shutil.rmtree(own, ignore_errors=True)
-            own.mkdir()
+            own.mkdir(exist_ok=True)
             moved = [(t, c) for t in analysis.tensors if (c := t.changes[index]) is not None]
             _table(own / STATISTICS, moved)
             for name, key in MOVERS.items():
@@ -62,6 +88,19 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
         ) from None
+
+
+def _remove(folder: Path) -> None:
+    """Remove the files of an older analysis, and the folders of its models that are empty then."""
+    for name in _older(folder) or []:
+        own = folder / name
+        if Path(name).name == name != ".." and own.is_dir():  # a summary may have been written by anyone
+            for file in OF_MODEL:
+                (own / file).unlink(missing_ok=True)
+            if not any(own.iterdir()):
+                own.rmdir()
+    for file in OWN:
+        (folder / file).unlink(missing_ok=True)
 
 
 def _of_model(analysis: Analysis, index: int) -> dict[str, Any]:

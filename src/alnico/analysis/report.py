@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.charts import write_group_bars
+from alnico.analysis.files import PAGE, PICTURE
 from alnico.analysis.page import (
     CIVIDIS,
     DIVERGING,
@@ -120,8 +121,8 @@ def write_pages(analysis: Analysis, folder: Path, advice: Sequence[str] | None =
         return
     try:
         for index, model in enumerate(analysis.models):
-            write_group_bars(analysis, folder / model.name / "group_l2_bar.png", [index])
-        write_report(analysis, folder / "report.html", advice, sections)
+            write_group_bars(analysis, folder / model.name / PICTURE, [index])
+        write_report(analysis, folder / PAGE, advice, sections)
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
