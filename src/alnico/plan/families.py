@@ -116,6 +116,8 @@ ONLY_MODULE = "default"
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("norm", ("norm", "ln_", "ln1", "ln2", "bn1", "bn2", "bn3", "batchnorm")),
+    ("attention", ("multihead", "multi_head")),
+    ("mlp", ("shared_expert", "sparse_moe")),
     ("head", ("lm_head", "embed_out", "predictions", "classifier", "score", "pooler", "head", "logits")),
     ("embedding", ("embed", "wte", "wpe", "shared", "tok_embeddings", "relative_attention_bias", "class_token", "cls_token")),
     ("attention", ("attn", "attention", "qkv", "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "in_proj", "query", "key", "value")),
@@ -139,6 +141,8 @@ def group_of(name: str) -> str:
     ['embedding', 'norm', 'attention', 'mlp']
     >>> group_of("lm_head.weight"), group_of("encoder.layer.0.output.dense.bias"), group_of("features.0.conv.weight")
     ('head', 'mlp', 'other')
+    >>> group_of("layers.0.multihead_attn.in_proj_weight"), group_of("layers.0.mlp.shared_expert.up_proj.weight")
+    ('attention', 'mlp')
     """
     words = [word for word in name.lower().split(".") if not word.isdigit()]
     for group, known in GROUPS:
