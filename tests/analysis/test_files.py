@@ -250,3 +250,22 @@ def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"{size / of_base:.2%}" in text
     for word in ("embedding", "attention", "mlp", "norm", "layer 1", "tuned-0 - tuned-1"):
         assert word in text
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["analyze", "m", "--base", "b", "--top", "3"], "3 is no share in (0, 1]"),
+        (["suggest", "--base", "b"], "suggest needs --base and models, or --analysis alone"),
+        (["suggest", "m", "--base", "b", "--analysis", "r"], "suggest needs --base and models, or --analysis alone"),
+        (["weights", "m", "b", "--base", "b"], "b is the base, and no model beside it"),
+    ],
+)
+def test_wrong_words_are_a_mistake_of_the_command_line(words: list[str], told: str) -> None:
+    from typer.testing import CliRunner
+
+    from alnico.cli.main import app
+
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert told in " ".join(result.output.replace("│", "").split())

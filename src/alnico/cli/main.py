@@ -39,6 +39,12 @@ def _checked_seed(seed: int | None) -> int | None:
     return seed
 
 
+def _checked_share(share: float) -> float:
+    if not 0 < share <= 1:
+        raise typer.BadParameter(f"{share:g} is no share in (0, 1]. The default is 0.2.")
+    return share
+
+
 Threads = Annotated[int | None, typer.Option("--threads", "-j", "--num-threads", min=1, help="Threads; default: the processors.")]
 Memory = Annotated[str, typer.Option("--memory", help="Budget of the whole process, such as 2GiB.")]
 ShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Most bytes in one output file; default: 5GB.")]
@@ -52,7 +58,9 @@ Models = Annotated[
     typer.Argument(help="Models: directories, files, or owner/name@revision; --models may stand before them.", metavar="MODEL..."),
 ]
 Base = Annotated[str, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)]
-TopShare = Annotated[float, typer.Option("--top", help="Share of the entries that count as a model's top parameters.")]
+TopShare = Annotated[
+    float, typer.Option("--top", callback=_checked_share, help="Share of the entries that count as a model's top parameters.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
@@ -342,6 +350,8 @@ def suggest(
     from alnico.cli import progress
     from alnico.errors import MismatchError, OutputError
 
+    if (base is None or not models) if analysis is None else (base is not None or bool(models)):
+        raise typer.BadParameter("suggest needs --base and models, or --analysis alone. Give the one or the other.")
     if out is not None and Path(out).exists():
         raise OutputError(f"{out}: exists already; expected a new file. Choose another name, or remove it.")
     with progress.bar(quiet or as_json, 0) as watch:
@@ -388,6 +398,8 @@ def weights(
     from alnico import api
     from alnico.cli import show
 
+    if base in models:
+        raise typer.BadParameter(f"{base} is the base, and no model beside it. Leave it out of the models.")
     found = api.weights(
         models,
         base=base,
