@@ -39,6 +39,9 @@ def reference_analysis(base: Tensors, models: Mapping[str, Tensors], *, top_shar
     parts: dict[str, Part] = {}
     skipped = []
     for tensor, values in base.items():
+        if not is_float(values):
+            skipped.append(Skipped(tensor, None, values.size, "no numbers to compare"))
+            continue
         fitting = {}
         for number, name in enumerate(names):
             found = models[name].get(tensor)

@@ -204,11 +204,10 @@ def test_what_cannot_be_compared_is_named_and_left_out() -> None:
     other["adapter.weight"] = torch.zeros(6)
     found = checked(base, one, other)
     assert {(s.tensor, s.model, s.reason) for s in found.skipped} == {
-        ("ids", "m0", "I64 is not compared"),
-        ("ids", "m1", "the model has no such tensor"),
+        ("ids", None, "its dtype is I64"),
         ("model.layers.0.mlp.up_proj.weight", "m0", "the model has no such tensor"),
         ("model.layers.0.mlp.down_proj.weight", "m1", "its shape is (3, 4), in the base (16, 48)"),
-        ("model.layers.1.mlp.down_proj.weight", "m1", "I64 is not compared"),
+        ("model.layers.1.mlp.down_proj.weight", "m1", "its dtype is I64"),
         ("adapter.weight", "m1", "the base has no such tensor"),
     }
 

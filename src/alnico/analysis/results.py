@@ -132,7 +132,8 @@ class AnalysedModel:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A tensor of a model, by its reference, that could not be compared with the base's, and why; ``model`` is None for all models."""
+    """A tensor of a model, by its reference, that could not be compared with the base's, and why. ``model`` is None for
+    a tensor of the base that none is compared with: integers, say."""
 
     tensor: str
     model: str | None

@@ -40,6 +40,9 @@ def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], 
     """Pair the tensors of a base with those of models, by name and shape; what cannot be compared is named with its reason."""
     subjects, skipped = [], []
     for name, tensor in base.tensors.items():
+        if tensor.dtype not in MERGEABLE:
+            skipped.append(Skipped(name, None, tensor.elements, f"its dtype is {tensor.dtype}"))
+            continue
         fitting = []
         for position, model in enumerate(models):
             reason = _reason(tensor, model.tensors.get(name))
@@ -47,7 +50,7 @@ def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], 
                 skipped.append(Skipped(name, model.label, tensor.elements, reason))
             else:
                 fitting.append(position)
-        if tensor.dtype in MERGEABLE and fitting:
+        if fitting:
             inputs = tuple(_input(models[i].tensors[name], name, i) for i in fitting)
             job = Job(
                 "mix",
@@ -74,8 +77,8 @@ def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], 
 def _reason(tensor: Tensor, other: Tensor | None) -> str:
     if other is None:
         return "the model has no such tensor"
-    if tensor.dtype not in MERGEABLE or other.dtype not in MERGEABLE:
-        return f"{other.dtype if tensor.dtype in MERGEABLE else tensor.dtype} is not compared"
+    if other.dtype not in MERGEABLE:
+        return f"its dtype is {other.dtype}"
     if tensor.shape != other.shape:
         return f"its shape is {other.shape}, in the base {tensor.shape}"
     return ""
