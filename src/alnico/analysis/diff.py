@@ -11,8 +11,8 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from alnico.checkpoint.model import Source, Tensor
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
 from alnico.engine.blocks import PieceHasher, TensorDigest
+from alnico.engine.threads import do_all
 from alnico.errors import ModelError, ResourceError
 from alnico.numerics.digest import PIECE
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
@@ -177,42 +178,22 @@ def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:
     return min(threads, (memory_bytes - fixed) // worker)
 
 
-def _all(pool: ThreadPoolExecutor, calls: Iterable[Callable[[], None]]) -> None:
-    """Make calls in all threads; the first that fails, or an interrupt, ends the others."""
-    stop = threading.Event()
-
-    def guarded(call: Callable[[], None]) -> None:
-        if not stop.is_set():
-            call()
-
-    futures = [pool.submit(guarded, call) for call in calls]
-    try:
-        for future in wait(futures, return_when=FIRST_EXCEPTION).done:
-            future.result()
-    except BaseException:
-        stop.set()
-        raise
-
-
 def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:
     """The digest of every tensor, by name."""
     digests = {name: TensorDigest(t.dtype, t.shape, t.byte_size) for name, t in source.tensors.items()}
 
-    def hashed(name: str, start: int, stop: int) -> Callable[[], None]:
-        def call() -> None:
-            hasher = PieceHasher(digests[name], start)
-            buffer = memoryview(bytearray(min(READ_BYTES, stop - start)))
-            for offset in range(start, stop, READ_BYTES):
-                part = buffer[: min(READ_BYTES, stop - offset)]
-                source.read_into(name, offset, part)
-                hasher.update(part)
-            hasher.finish()
-
-        return call
+    def hashed(name: str, start: int, stop: int) -> None:
+        hasher = PieceHasher(digests[name], start)
+        buffer = memoryview(bytearray(min(READ_BYTES, stop - start)))
+        for offset in range(start, stop, READ_BYTES):
+            part = buffer[: min(READ_BYTES, stop - offset)]
+            source.read_into(name, offset, part)
+            hasher.update(part)
+        hasher.finish()
 
     size = CHUNK_PIECES * PIECE
     spans = [(n, s, min(s + size, t.byte_size)) for n, t in source.tensors.items() for s in range(0, t.byte_size, size)]
-    _all(pool, (hashed(*span) for span in spans))
+    do_all(pool, threading.Event(), [(hashed, span) for span in spans])
     return {name: digest.result() for name, digest in digests.items()}
 
 
@@ -246,17 +227,14 @@ def _compared(a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecut
     """The values of tensors of one shape, compared."""
     parts = {name: [_Part()] * -(-a.tensors[name].elements // RUN) for name in names}
 
-    def compared(name: str, first: int, last: int) -> Callable[[], None]:
-        def call() -> None:
-            elements = a.tensors[name].elements
-            for run in range(first, last):
-                span = run * RUN, min((run + 1) * RUN, elements)
-                parts[name][run] = _part_of(_read(a, name, *span), _read(b, name, *span))
-
-        return call
+    def compared(name: str, first: int, last: int) -> None:
+        elements = a.tensors[name].elements
+        for run in range(first, last):
+            span = run * RUN, min((run + 1) * RUN, elements)
+            parts[name][run] = _part_of(_read(a, name, *span), _read(b, name, *span))
 
     spans = [(n, s, min(s + CHUNK_RUNS, len(p))) for n, p in parts.items() for s in range(0, len(p), CHUNK_RUNS)]
-    _all(pool, (compared(*span) for span in spans))
+    do_all(pool, threading.Event(), [(compared, span) for span in spans])
     return {name: _joined(a.tensors[name].elements, found) for name, found in parts.items()}
 
 

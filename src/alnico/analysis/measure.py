@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Advanced, Compiling, Event, Reading
 from alnico.engine.fetch import fetch_files
 from alnico.engine.mix import refuse_inputs
+from alnico.engine.threads import check, do_all
 from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError
 from alnico.kernels.build import compiled
 from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
@@ -226,7 +227,7 @@ class _Measuring:
                 self._shared(pool, number, spans)
             # The largest first: a thread that takes one last works on while the others have nothing to do.
             alone.sort(key=lambda item: -self.subjects[item[0]].job.elements)
-            self._parallel(pool, [(self._alone, (number, spans)) for number, spans in alone])
+            do_all(pool, self._stop, [(self._alone, (number, spans)) for number, spans in alone])
         return Found([tally for tally in self.tallies if tally is not None], self.histograms)
 
     def _calm(self) -> AbstractContextManager[None]:
@@ -241,34 +242,12 @@ class _Measuring:
         for kernel in needed:
             compiled(kernel)
 
-    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-        futures: list[Future[None]] = [pool.submit(self._guarded, call, *arguments) for call, arguments in calls]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            failures = [error for future in done if (error := future.exception()) is not None]
-            for error in sorted(failures, key=lambda error: isinstance(error, _Stopped)):
-                raise error
-        except BaseException:
-            self._stop.set()
-            for future in futures:
-                future.cancel()
-            raise
-
-    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-        try:
-            call(*arguments)
-        except BaseException:
-            self._stop.set()
-            raise
-
     def _shared(self, pool: ThreadPoolExecutor, number: int, spans: Sequence[Span]) -> None:
         """A large tensor: all threads take part in each reading of it."""
         state = _Tensor(self.subjects[number].job, self.top_share)
         for reading in (self._first, self._second):
             rest = iter(spans)  # each thread takes the next one when it is free
-            self._parallel(pool, [(reading, (state, rest))] * self.room.threads)
+            do_all(pool, self._stop, [(reading, (state, rest))] * self.room.threads)
         self._finish(number, state)
 
     def _alone(self, number: int, spans: Sequence[Span]) -> None:
@@ -303,8 +282,7 @@ class _Measuring:
         widths = [DTYPES[i.dtype].bytes for i in job.read]
         for span in spans:
             for start, stop in blocks(span, self.room.block_elements):
-                if self._stop.is_set():
-                    raise _Stopped
+                check(self._stop)
                 if held is None:
                     yield (start, stop), self._read(job, (start, stop))
                 else:
@@ -539,7 +517,3 @@ def _no_ends(models: int) -> np.ndarray:
 def _kernels(job: Job) -> tuple[DescribingKernel, OrderKernel]:
     real = working_precision(job)
     return DescribingKernel(real), OrderKernel(real)
-
-
-class _Stopped(Exception):
-    """Another thread has failed; its cause is what is reported."""

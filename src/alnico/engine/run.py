@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.judge import judge
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
+from alnico.engine.threads import Call, check, do_all
 from alnico.engine.weigh import weigh
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
 from alnico.kernels.build import compiled
@@ -197,7 +198,7 @@ class Run:
         with ThreadPoolExecutor(threads, thread_name_prefix="alnico") as pool:
             try:
                 self._measure_model(pool)
-                calls: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
+                calls: list[Call] = []
                 for job in self.jobs:
                     spans = chunks(job)
                     state = _Unfinished(job, len(spans))
@@ -228,21 +229,10 @@ class Run:
             compiled(kernel)
         self.compile_seconds = time.perf_counter() - begin
 
-    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[tuple[Callable[..., None], tuple[Any, ...]]]) -> None:
-        futures: list[Future[None]] = [pool.submit(self._guarded, call, *arguments) for call, arguments in calls]
-        try:
-            done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-            for future in done:
-                future.result()
-        except BaseException:
-            self._stop.set()
-            for future in futures:
-                future.cancel()
-            raise
+    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[Call]) -> None:
+        do_all(pool, self._stop, [(self._guarded, (call, arguments)) for call, arguments in calls])
 
-    def _guarded(self, call: Callable[..., None], *arguments: Any) -> None:
-        if self._stop.is_set():
-            raise _Stopped
+    def _guarded(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if self.journal.failure is not None:
             raise self.journal.failure
         call(*arguments)
@@ -279,7 +269,7 @@ class Run:
             if facts.runs:
                 facts.sample(self._joined(state.job, facts.runs) if held is None else _picked(held, facts.runs, state.job))
             while not facts.done:
-                self._check_stop()
+                check(self._stop)
                 one_pass(facts)
                 facts.turn()
             state.known |= facts.results()
@@ -311,13 +301,13 @@ class Run:
 
     def _measure_across(self, measurement: measure.ModelMeasurement, job: Job, span: Span) -> None:
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            self._check_stop()
+            check(self._stop)
             measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
 
     def _measure_chunks(self, state: _Unfinished, facts: measure.LevelMeasurement, spans: Sequence[Span]) -> None:
         for span in spans:
             for start, stop in blocks(span, self.plan.memory.block_elements):
-                self._check_stop()
+                check(self._stop)
                 facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
 
     def _mix_chunk(self, state: _Unfinished, span: Span, held: tuple[Block, np.ndarray] | None = None) -> None:
@@ -328,7 +318,7 @@ class Run:
         hashers = [PieceHasher(d, span[0] * w) for d, w in zip(state.inputs, widths, strict=True)]
         output = PieceHasher(state.output, span[0] * width)
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            self._check_stop()
+            check(self._stop)
             block, out = held or self._block(job, (start, stop), stop - start)
             for hasher, raw in zip(hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True):
                 hasher.update(memoryview(raw))
@@ -347,7 +337,7 @@ class Run:
         hashers = [PieceHasher(d, span[0]) for d in state.inputs]
         output = PieceHasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            self._check_stop()
+            check(self._stop)
             first, other = self._arena_views([stop - start, stop - start])
             for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
                 view = other if i else first
@@ -368,7 +358,7 @@ class Run:
         source = self.plan.sources[tensor.model]
         hasher = PieceHasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            self._check_stop()
+            check(self._stop)
             (view,) = self._arena_views([stop - start])
             if self.files.copy(job.name, start, stop - start, source, tensor.name):
                 self.files.read_into(job.name, start, memoryview(view))
@@ -447,10 +437,6 @@ class Run:
             arena = self._arena.bytes = np.empty(max(position, self.plan.memory.worker_bytes), np.uint8)
         return [arena[s : s + size] for s, size in zip(starts, sizes, strict=True)]
 
-    def _check_stop(self) -> None:
-        if self._stop.is_set():
-            raise _Stopped
-
     def _tell(self, event: Event) -> None:
         if self._watch is not None:
             with self._lock:
@@ -469,10 +455,6 @@ def _picked(block: Block, runs: list[Span], job: Job) -> Block:
 
 def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None) -> Block:
     return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)
-
-
-class _Stopped(Exception):
-    """Another thread has failed, or the user interrupts; its cause is what is reported."""
 
 
 def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], version: str, single: str | None) -> None:

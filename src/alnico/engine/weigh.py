@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.judge import judge
 from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
+from alnico.engine.threads import Call, check, do_all
 from alnico.errors import MethodError, NonFiniteError
 from alnico.kernels.facts import Sum
 from alnico.plan.job import Job, Plan
@@ -81,26 +82,18 @@ class _Squares:
 
     def all(self) -> dict[str, tuple[float, ...]]:
         """The sums of each tensor, a number a model."""
-        calls = [(job, span, len(spans)) for job in self.jobs for spans in [chunks(job)] for span in spans]
+        calls: list[Call] = [
+            (self._measure, (job, span, len(spans))) for job in self.jobs for spans in [chunks(job)] for span in spans
+        ]
         with ThreadPoolExecutor(self.plan.memory.threads, thread_name_prefix="alnico") as pool:
-            futures = [pool.submit(self._measure, *call) for call in calls]
-            try:
-                done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    future.result()
-            except BaseException:
-                self._stop.set()
-                for future in futures:
-                    future.cancel()
-                raise
+            do_all(pool, self._stop, calls)
         return self.found
 
     def _measure(self, job: Job, span: Span, spans: int) -> None:
         with self._lock:
             state = self._open.get(job.name) or self._open.setdefault(job.name, _Unfinished(job, spans))
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            if self._stop.is_set():
-                return
+            check(self._stop)
             state.facts.fold(start, stop, self._block(job, start, stop))
         with self._lock:
             state.remaining -= 1
