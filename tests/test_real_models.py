@@ -1,4 +1,4 @@
-"""Merges of real models load in transformers and work."""
+"""Merges of real models load in transformers and work; what is measured of real models is what numpy finds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 import alnico
 from alnico.cli.demo import BASE, TUNED, demo
-from made import family, read_model
+from analysis.agreement import agree, same_scope
+from analysis.reference import reference_analysis
+from made import family, read_model, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 
@@ -174,3 +176,33 @@ def test_the_real_pair_merged_in_memory_has_the_bits_of_the_files(tmp_path: Path
     assert len(compared) > 100
     assert all(merged[name].numpy().tobytes() == on_disk[name].tobytes() for name in compared)
     assert all(torch.equal(filled.state_dict()[name], value) for name, value in lazy.state_dict().items())
+
+
+@pytest.mark.slow
+def test_the_analysis_of_the_real_pair_is_that_of_numpy() -> None:
+    base, tuned = installed(*BASE), installed(*TUNED)
+    found = alnico.analyze([tuned], base=base)
+    agree(found, reference_analysis(read_model(base), {str(tuned): read_model(tuned)}))
+    (change,) = found.whole.changes
+    assert change is not None
+    assert change.relative_l2 == pytest.approx(0.01007, abs=5e-6)
+    matrices = [t.changes[0] for t in found.tensors if t.name.startswith("encoder.") and len(t.shape) == 2]
+    assert len(matrices) == 36
+    assert np.mean([c.relative_l2 for c in matrices if c]) == pytest.approx(0.01374, abs=5e-6)
+
+
+@pytest.mark.slow
+def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(smollm2: tuple[Path, Path], tmp_path: Path) -> None:
+    base, tuned = smollm2
+    origin, one = read_model(base), read_model(tuned)
+    random = np.random.default_rng(0)
+    noise = {n: v + random.standard_normal(v.shape, np.float32) * np.float32(0.01) * np.abs(v) for n, v in origin.items()}
+    other = save_model(tmp_path / "noise", {n: ("BF16", v) for n, v in noise.items()})
+    two = read_model(other)
+    found = alnico.analyze([tuned, other], base=base, threads=2)
+    assert [t.name for t in found.tensors] == list(origin)
+    assert max(v.size for v in origin.values()) > 2**24
+    for tensor in found.tensors:
+        name = tensor.name
+        expected = reference_analysis({name: origin[name]}, {"one": {name: one[name]}, "two": {name: two[name]}})
+        same_scope(tensor, expected.tensors[0], 0.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,20 +15,12 @@ from hypothesis import strategies as st
 
 import alnico
 from alnico.analysis.measure import analyze_sources
-from alnico.analysis.results import QUANTILE_ERROR, Analysis, Change, Pair, Scope, Subspace
+from alnico.analysis.results import LEVELS, Analysis, Subspace
 from alnico.checkpoint.memory import MemoryModel
 from alnico.errors import MismatchError, NonFiniteError, ResourceError
+from analysis.agreement import agree
 from analysis.reference import reference_analysis
 from made import family, llama_shapes, read_model
-
-SUMS = 1e-11
-"""How far float64 sums in another order may be apart, of themselves."""
-
-LEAST = 2.0**-133
-"""Entries below it count as 0 in the quantiles of groups."""
-
-FEW = 1000
-"""Elements below which quantiles are not close to the entries beside them."""
 
 
 def of(values: Any) -> np.ndarray:
@@ -51,76 +42,6 @@ def checked(base: Mapping[str, Any], *models: Mapping[str, Any], **options: Any)
     share = {"top_share": options["top_share"]} if "top_share" in options else {}
     agree(found, reference_analysis(plain[0], {f"m{i}": m for i, m in enumerate(plain[1:])}, **share))
     return found
-
-
-def agree(found: Analysis, expected: Analysis) -> None:
-    assert found.top_share == expected.top_share
-    assert {(s.tensor, s.model, s.elements) for s in found.skipped} == {(s.tensor, s.model, s.elements) for s in expected.skipped}
-    same_scope(found.whole, expected.whole, QUANTILE_ERROR)
-    for ours, theirs in ((found.groups, expected.groups), (found.layers, expected.layers)):
-        assert set(ours) == set(theirs)
-        for key in theirs:
-            same_scope(ours[key], theirs[key], QUANTILE_ERROR)
-    assert [t.name for t in found.tensors] == [t.name for t in expected.tensors]
-    for one, other in zip(found.tensors, expected.tensors, strict=True):
-        assert (one.shape, one.group, one.layer, one.module) == (other.shape, other.group, other.layer, other.module)
-        same_scope(one, other, 2**-24 if one.dtype == "F64" else 0.0)
-
-
-def same_scope(found: Scope, expected: Scope, error: float) -> None:
-    where = found.name
-    assert len(found.changes) == len(expected.changes)
-    for one, other in zip(found.changes, expected.changes, strict=True):
-        assert (one is None) == (other is None), where
-        if one is not None and other is not None:
-            same_change(one, other, error, where)
-    assert [p.models for p in found.pairs] == [p.models for p in expected.pairs], where
-    for ours, theirs in zip(found.pairs, expected.pairs, strict=True):
-        same_pair(ours, theirs, expected, where)
-    assert found.sign_conflict == expected.sign_conflict, where
-    near(found.cancelled, expected.cancelled, 0.0, SUMS, f"{where}: cancelled")
-
-
-def near(found: float | None, expected: float | None, relative: float, absolute: float, where: str) -> None:
-    assert (found is None) == (expected is None), f"{where}: {found}, expected {expected}"
-    if found is not None and expected is not None:
-        assert math.isclose(found, expected, rel_tol=relative, abs_tol=absolute), f"{where}: {found}, expected {expected}"
-
-
-def same_change(found: Change, expected: Change, error: float, where: str) -> None:
-    assert (found.elements, found.unchanged) == (expected.elements, expected.unchanged), where
-    for name in ("l1", "l2", "relative_l1", "relative_l2"):
-        near(getattr(found, name), getattr(expected, name), SUMS, 0.0, f"{where}: {name}")
-    near(found.max_abs, expected.max_abs, 2**-24 if error else 0.0, 0.0, f"{where}: max_abs")
-    near(found.mean, expected.mean, SUMS, SUMS * expected.max_abs, f"{where}: mean")
-    near(found.std, expected.std, 1e-9, SUMS * expected.max_abs, f"{where}: std")
-    near(found.skewness, expected.skewness, 1e-8, 1e-8, f"{where}: skewness")
-    near(found.excess_kurtosis, expected.excess_kurtosis, 1e-8, 1e-8, f"{where}: excess_kurtosis")
-    near(found.effective_sparsity, expected.effective_sparsity, 0.0, SUMS, f"{where}: effective_sparsity")
-    for at, (one, other) in enumerate(zip(found.quantiles, expected.quantiles, strict=True)):
-        is_end = at in (0, len(found.quantiles) - 1)
-        held = min(error, 2**-24) if is_end else error
-        # Between few entries a quantile may be far smaller than those it is interpolated from, which the error is of.
-        absolute = ((held if found.elements < FEW else 0.0) + 1e-15) * expected.max_abs + (LEAST if error else 0.0)
-        near(one, other, held, absolute, f"{where}: quantile {at}")
-
-
-def same_pair(found: Pair, expected: Pair, scope: Scope, where: str) -> None:
-    for name in ("sign_conflict", "top_overlap", "top_sign_conflict"):
-        assert getattr(found, name) == getattr(expected, name), f"{where}: {name} of {found.models}"
-    near(found.cosine, expected.cosine, 0.0, SUMS, f"{where}: cosine")
-    near(found.weighted_sign_conflict, expected.weighted_sign_conflict, 0.0, SUMS, f"{where}: weighted_sign_conflict")
-    sizes = [c.l2 for i in found.models if (c := scope.changes[i]) is not None]
-    near(found.distance, expected.distance, 1e-9, 1e-7 * max(sizes), f"{where}: distance")
-    same_subspace(found.subspace, expected.subspace, where)
-
-
-def same_subspace(found: Subspace | None, expected: Subspace | None, where: str) -> None:
-    assert (found is None) == (expected is None), f"{where}: {found}, expected {expected}"
-    if found is not None and expected is not None:
-        assert (found.rank, found.matrices) == (expected.rank, expected.matrices), where
-        near(found.left, expected.left, 0.0, 1e-6, f"{where}: left")
-        near(found.right, expected.right, 0.0, 1e-6, f"{where}: right")
 
 
 def tensors(dtype: torch.dtype, seed: int, shapes: Mapping[str, tuple[int, ...]], size: float = 1.0) -> dict[str, torch.Tensor]:
@@ -276,3 +197,17 @@ def test_models_in_files_give_what_they_give_in_memory(tmp_path: Path) -> None:
 def test_models_without_a_tensor_in_common_are_refused() -> None:
     with pytest.raises(MismatchError, match="no float tensor of one name and shape"):
         analysed({"a": np.zeros(2, np.float32)}, {"b": np.zeros(2, np.float32)})
+
+
+@pytest.mark.slow
+def test_quantiles_are_exact_where_torch_refuses() -> None:
+    random = np.random.default_rng(0)
+    size = 2**24 + 99_991
+    base = (random.standard_normal(size) * 0.02).astype(np.float32)
+    model = base + (random.standard_normal(size) * 0.001).astype(np.float32)
+    with pytest.raises(RuntimeError, match="too large"):
+        torch.quantile(torch.from_numpy(model), 0.5)
+    (change,) = analysed({"w": base}, {"w": model}, threads=2).tensors[0].changes
+    assert change is not None
+    expected = np.quantile((model - base).astype(np.float64), LEVELS)
+    np.testing.assert_allclose(change.quantiles, expected, rtol=0, atol=1e-18)
