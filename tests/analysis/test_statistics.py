@@ -67,6 +67,12 @@ def test_every_statistic_is_that_of_numpy_in_float64(dtype: torch.dtype) -> None
     checked(base, tuned(base, 1), tuned(base, 2, 0.2))
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_one_model_and_many_are_measured_alike(count: int) -> None:
+    base = tensors(torch.bfloat16, 0, LLAMA | LONG)
+    checked(base, *(tuned(base, seed) for seed in range(1, count + 1)))
+
+
 def test_inputs_of_several_dtypes_are_compared_without_rounding_them() -> None:
     base = tensors(torch.bfloat16, 0, LLAMA | LONG)
     checked(base, {n: v.half() for n, v in tuned(base, 1).items()}, {n: v.float() + 1e-4 for n, v in base.items()})
