@@ -55,6 +55,7 @@ def same_change(found: Change, expected: Change, error: float, where: str) -> No
     for name in ("l1", "l2", "relative_l1", "relative_l2"):
         near(getattr(found, name), getattr(expected, name), SUMS, 0.0, f"{where}: {name}")
     near(found.max_abs, expected.max_abs, 2**-24 if error else 0.0, 0.0, f"{where}: max_abs")
+    assert math.copysign(1.0, found.max_abs) > 0, where
     near(found.mean, expected.mean, SUMS, SUMS * expected.max_abs, f"{where}: mean")
     near(found.std, expected.std, 1e-9, SUMS * expected.max_abs, f"{where}: std")
     near(found.skewness, expected.skewness, 1e-8, 1e-8, f"{where}: skewness")

@@ -157,7 +157,7 @@ class Gathered:
             l2=squares**0.5,
             relative_l1=_share(l1, base_l1),
             relative_l2=_share(squares**0.5, base_squares**0.5),
-            max_abs=max(-low, high, 0.0),
+            max_abs=max(0.0, -low, high),
             mean=mean,
             std=(second / n) ** 0.5 if is_spread else 0.0,
             skewness=(third / n) / (second / n) ** 1.5 if is_spread else None,
