@@ -11,7 +11,7 @@ import pytest
 import alnico
 from alnico.cli.demo import BASE, TUNED, demo
 from analysis.agreement import agree, same_scope
-from analysis.reference import reference_analysis
+from analysis.reference import reference_analysis, reference_tensor
 from made import family, read_model, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
@@ -204,5 +204,6 @@ def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(smollm2: tuple[Path, 
     assert max(v.size for v in origin.values()) > 2**24
     for tensor in found.tensors:
         name = tensor.name
-        expected = reference_analysis({name: origin[name]}, {"one": {name: one[name]}, "two": {name: two[name]}})
-        same_scope(tensor, expected.tensors[0], 0.0)
+        if tensor.layer not in (0, 15, 29) and name != "model.norm.weight":
+            continue  # numpy takes minutes for all of it
+        same_scope(tensor, reference_tensor(name, origin[name], [one[name], two[name]]), 0.0)
