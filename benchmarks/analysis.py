@@ -5,8 +5,8 @@
 
 Models are made once; the programs alternate; the table has medians, spread, CPU time, peak resident size and ratios, and the line
 under it how far the numbers are apart. The page cache is warm. The plain way leaves out what alnico finds besides: groups, layers and
-the whole model, conflict among all models, what cancels. Both compare singular vectors of matrices whose smaller side is at most 512:
-most in the layout 384, keys and values in 576 and llama, none in qwen, small and embedding.
+the whole model, conflict among all models, what cancels. Both compare singular vectors of matrices of up to 4.2 M elements whose smaller
+side is at most 512: all but the embedding in the layout 384, keys and values in 576 and llama, none in qwen, small and embedding.
 """
 
 from __future__ import annotations

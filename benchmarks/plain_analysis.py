@@ -22,6 +22,8 @@ LEVELS = (0.0, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 1.0)
 TOP = 0.2
 RANK = 8
 LIMIT_OF_TORCH = 1 << 24
+SMALLER_SIDE = 512
+MOST_ELEMENTS = 1 << 22
 WAYS = ("torch", "sorted")
 
 
@@ -100,7 +102,8 @@ def analyse(base: Path, models: list[Path], way: str) -> dict[str, Any]:
         flat = [d.flatten() for d in deltas]
         changes = [change(d, zero, way) for d in flat]
         tops = [top(d, way) for d in flat]
-        spaces = [singular(d) for d in deltas] if zero.ndim == 2 and min(zero.shape) <= 512 else []
+        is_compared = zero.ndim == 2 and min(zero.shape) <= SMALLER_SIDE and zero.numel() <= MOST_ELEMENTS
+        spaces = [singular(d) for d in deltas] if is_compared else []
         pairs = []
         for i, j in itertools.combinations(range(len(models)), 2):
             here: dict[str, Any] = pair(flat[i], flat[j], changes[i]["l2"] * changes[j]["l2"], tops[i], tops[j])

@@ -11,7 +11,7 @@ import pytest
 import alnico
 from alnico.cli.demo import BASE, TUNED, demo
 from analysis.agreement import agree, same_scope
-from analysis.reference import reference_analysis, reference_tensor
+from analysis.reference import part, reference_analysis, scope
 from made import family, read_model, save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
@@ -202,8 +202,7 @@ def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(smollm2: tuple[Path, 
     found = alnico.analyze([tuned, other], base=base, threads=2)
     assert [t.name for t in found.tensors] == list(origin)
     assert max(v.size for v in origin.values()) > 2**24
-    for tensor in found.tensors:
-        name = tensor.name
-        if tensor.layer not in (0, 15, 29) and name != "model.norm.weight":
-            continue  # numpy takes minutes for all of it
-        same_scope(tensor, reference_tensor(name, origin[name], [one[name], two[name]]), 0.0)
+    some = {t.layer for t in found.tensors if t.layer is None or t.layer % 10 == 0}
+    for tensor in (t for t in found.tensors if t.layer in some):
+        at, fitting = tensor.name, {0: one[tensor.name], 1: two[tensor.name]}
+        same_scope(tensor, scope(at, [part(origin[at], fitting, found.top_share)], 2), 0.0)

@@ -112,12 +112,6 @@ def part(base: np.ndarray, models: Mapping[int, np.ndarray], top_share: float) -
     )
 
 
-def reference_tensor(name: str, base: np.ndarray, models: Sequence[np.ndarray], *, top_share: float = 0.2) -> TensorScope:
-    """Analyse one tensor that all models have: a quarter of the work of a whole analysis of it."""
-    found = part(base, dict(enumerate(models)), top_share)
-    return tensor_scope(scope(name, [found], len(models)), base)
-
-
 def top_entries(delta: np.ndarray, top_share: float) -> np.ndarray:
     """Which entries are at least the kth largest magnitude, of whose float32 pattern the lower 16 bits count as 0."""
     if not delta.size:
@@ -170,7 +164,10 @@ def change(d: np.ndarray, base: np.ndarray) -> Change:
     l1, l2 = float(magnitudes.sum()), float(np.sqrt(np.sum(d * d)))
     is_constant = bool(d.min() == d.max())
     central = d - d.mean()
-    m2, m3, m4 = (0.0,) * 3 if is_constant else (float(np.mean(central**p)) for p in (2, 3, 4))
+    squares = central * central
+    m2, m3, m4 = (
+        (0.0,) * 3 if is_constant else (float(np.mean(powers)) for powers in (squares, squares * central, squares * squares))
+    )
     return Change(
         elements=d.size,
         l1=l1,
@@ -182,7 +179,7 @@ def change(d: np.ndarray, base: np.ndarray) -> Change:
         std=float(np.sqrt(m2)),
         skewness=None if is_constant else m3 / m2**1.5,
         excess_kurtosis=None if is_constant else m4 / m2**2 - 3,
-        quantiles=tuple(float(q) for q in np.quantile(d, LEVELS, method="linear")),
+        quantiles=tuple(float(q) for q in np.quantile(np.sort(d), LEVELS, method="linear")),
         unchanged=float(np.mean(d == 0)),
         effective_sparsity=1 - l1**2 / (d.size * l2**2) if l2 else None,
     )

@@ -109,6 +109,12 @@ def test_edges_are_as_defined(case: str) -> None:
     checked(repeated[0], repeated[1], repeated[2])
 
 
+def test_entries_that_are_all_equal_have_no_spread() -> None:
+    base = {"layers.0.w": np.zeros(200_003), "layers.1.w": np.zeros(70_001)}
+    found = checked(base, {name: v + 0.1 for name, v in base.items()})
+    assert [c.std for s in (found.whole, *found.tensors) for c in s.changes if c] == [0.0, 0.0, 0.0]
+
+
 def test_a_number_and_nothing_are_tensors_too() -> None:
     base = {"number": np.float32(2.0), "none": np.zeros((0, 4), np.float32), "layers.0.w": np.ones(3, np.float32)}
     checked(
