@@ -40,6 +40,12 @@ from alnico.values.merging import merge_modules, merge_values
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Recipes = RecipeLike | tuple[Recipe, ...]
 Size = int | str
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Models: paths or hub ids; one may stand by itself."""
+
+
+def _listed(models: Paths) -> list[str | os.PathLike[str]]:
+    return [models] if isinstance(models, (str, os.PathLike)) else list(models)
 
 
 def load_recipe(source: RecipeLike, *, seed: int | None = None) -> Recipe:
@@ -237,7 +243,7 @@ def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
 
 
 def compare(
-    parents: Sequence[str | os.PathLike[str]],
+    parents: Paths,
     merged: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
@@ -270,7 +276,7 @@ def compare(
         of_merged = opening(merged)
         of_base, notes = (opening(base), ()) if base is not None else base_of(of_merged, opening)
         found, analysis = keep_sources(
-            [opening(parent) for parent in parents],
+            [opening(parent) for parent in _listed(parents)],
             of_merged,
             of_base,
             version=__version__,
@@ -290,7 +296,7 @@ def compare(
 
 
 def analyze(
-    models: Sequence[str | os.PathLike[str]],
+    models: Paths,
     *,
     base: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
@@ -312,7 +318,7 @@ def analyze(
 
     folder = None if out is None else report_folder(out)
     with ExitStack() as opened:
-        origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *models))
+        origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models)))
         found = analyze_sources(
             origin,
             others,
@@ -331,7 +337,7 @@ def analyze(
 
 
 def suggest(
-    models: Sequence[str | os.PathLike[str]] = (),
+    models: Paths = (),
     *,
     base: str | os.PathLike[str] | None = None,
     analysis: Analysis | str | os.PathLike[str] | None = None,
@@ -353,7 +359,7 @@ def suggest(
         found = analysis if isinstance(analysis, Analysis) else read_analysis(analysis)
         fits = fits_again(found, offline=offline)
     else:
-        origin, *others = (AnalysedModel(os.fspath(m), os.fspath(m)) for m in (base or "", *models))
+        origin, *others = (AnalysedModel(os.fspath(m), os.fspath(m)) for m in (base or "", *_listed(models)))
         every = [fit(origin, other, offline=offline) for other in others]
         left_out = [f"{m.name} is left out: {f.refused}" for m, f in zip(others, every, strict=True) if f.refused]
         fits = tuple(f for f in every if not f.refused)
@@ -383,7 +389,7 @@ def diff(
 
 
 def weights(
-    models: Sequence[str | os.PathLike[str]],
+    models: Paths,
     *,
     base: str | os.PathLike[str],
     mode: str = "exp",
@@ -407,7 +413,7 @@ def weights(
     given = {
         "merge_method": "task_arithmetic",
         "base_model": os.fspath(base),
-        "models": [os.fspath(model) for model in models],
+        "models": [os.fspath(model) for model in _listed(models)],
         "parameters": {"weight": {**origin, "mode": mode, **key, "scale": scale, "per": per}},
         "missing": "drop",
         "unrelated": "allow",

@@ -52,6 +52,11 @@ def test_what_is_written_is_what_was_found(tmp_path: Path) -> None:
     assert alnico.read_analysis(tmp_path / "report" / "summary.json") == found
 
 
+def test_one_model_may_stand_by_itself(tmp_path: Path) -> None:
+    base, (tuned,) = models(tmp_path, 1)
+    assert alnico.analyze(str(tuned), base=base).models == alnico.analyze([tuned], base=base).models
+
+
 def test_a_model_has_its_tables_and_its_summary(tmp_path: Path) -> None:
     base, tuned = models(tmp_path)
     alnico.analyze(tuned, base=base, out=tmp_path / "report", threads=1)
