@@ -250,7 +250,7 @@ def test_weights_prints_norms_weights_and_the_line_of_a_recipe(run: Run, tmp_pat
         "in a recipe, under parameters:",
         "  weight: {from: l2_norm, mode: power, alpha: 1.5, scale: 0.5, per: model}",
     ]
-    code, _, stderr = run("weights", str(models[0]), str(base), "--base", str(models[0]))
+    code, _, stderr = run("weights", str(models[0]), "--base", str(base))
     assert code == 3
     assert "expected two models or more" in stderr
 
