@@ -24,6 +24,7 @@ from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import Gathered, Tally, gathered
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
+from alnico.engine.arena import ALIGNMENT, Arena
 from alnico.engine.arguments import codes_of, working_precision
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Advanced, Compiling, Event, Reading
@@ -212,6 +213,7 @@ class _Measuring:
         self._watch = watch
         self._lock = threading.Lock()
         self._own = threading.local()
+        self._arena = Arena(room.held_bytes + ALIGNMENT * len(sources))
         self._stop = threading.Event()
 
     def all(self) -> Found:
@@ -254,7 +256,11 @@ class _Measuring:
         """A tensor of one worker, read once where it has room."""
         job = self.subjects[number].job
         state = _Tensor(job, self.top_share)
-        held = self._read(job, (0, job.elements)) if sum(i.byte_size for i in job.read) <= self.room.held_bytes else None
+        held = (
+            self._arena.read(job, self.sources, (0, job.elements))
+            if sum(i.byte_size for i in job.read) <= self.room.held_bytes
+            else None
+        )
         self._first(state, iter(spans), held)
         if held is not None and job.elements <= SORTED:
             state.sort(held)
@@ -284,7 +290,7 @@ class _Measuring:
             for start, stop in blocks(span, self.room.block_elements):
                 check(self._stop)
                 if held is None:
-                    yield (start, stop), self._read(job, (start, stop))
+                    yield (start, stop), self._arena.read(job, self.sources, (start, stop))
                 else:
                     yield (start, stop), [view[start * w : stop * w] for view, w in zip(held, widths, strict=True)]
 
@@ -301,20 +307,6 @@ class _Measuring:
         if work is None:
             work = self._own.work = Work(len(self.sources) - 1)
         return work
-
-    def _read(self, job: Job, span: Span) -> list[np.ndarray]:
-        """Read a span of all inputs, and the base last, into this thread's buffer."""
-        sizes = [(span[1] - span[0]) * DTYPES[i.dtype].bytes for i in job.read]
-        buffer: np.ndarray | None = getattr(self._own, "buffer", None)
-        needed = sum(-(-size // 64) * 64 for size in sizes)
-        if buffer is None or buffer.nbytes < needed:
-            buffer = self._own.buffer = np.empty(max(needed, self.room.held_bytes + 64 * len(sizes)), np.uint8)
-        views, position = [], 0
-        for tensor, size in zip(job.read, sizes, strict=True):
-            views.append(buffer[position : position + size])
-            self.sources[tensor.model].read_into(tensor.name, span[0] * DTYPES[tensor.dtype].bytes, memoryview(views[-1]))
-            position += -(-size // 64) * 64
-        return views
 
     def _refuse(self, job: Job, start: int, views: list[np.ndarray]) -> None:
         refuse_inputs(job, self.sources, start, Block(views[:-1], views[-1]))

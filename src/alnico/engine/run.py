@@ -17,6 +17,7 @@ from alnico.checkpoint.shards import index_of
 from alnico.checkpoint.sidecars import copy_side_files, write_config
 from alnico.checkpoint.writer import OutputFiles, sync_directory
 from alnico.engine import measure, rank
+from alnico.engine.arena import Arena
 from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, blocks, chunks
 from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
@@ -34,7 +35,6 @@ from alnico.numerics.digest import PIECE
 from alnico.plan.job import Input, Job, Plan
 
 Watcher = Callable[[Event], None]
-ALIGNMENT = 64
 
 SHARED_CHUNKS = 8
 """Chunks from which on a tensor that is measured is worked on by all threads together; the others are a thread's each."""
@@ -188,7 +188,7 @@ class Run:
         self._watch = watch
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._arena = threading.local()
+        self._arena = Arena(plan.memory.worker_bytes)
 
     def all(self) -> None:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
@@ -338,7 +338,7 @@ class Run:
         output = PieceHasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
-            first, other = self._arena_views([stop - start, stop - start])
+            first, other = self._arena.views([stop - start, stop - start])
             for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
                 view = other if i else first
                 self.plan.sources[tensor.model].read_into(tensor.name, start, memoryview(view))
@@ -359,7 +359,7 @@ class Run:
         hasher = PieceHasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
-            (view,) = self._arena_views([stop - start])
+            (view,) = self._arena.views([stop - start])
             if self.files.copy(job.name, start, stop - start, source, tensor.name):
                 self.files.read_into(job.name, start, memoryview(view))
             else:
@@ -424,18 +424,7 @@ class Run:
         """Views of this thread's arena: one an input, the base last of them, and one for the output."""
         count = max(job.elements, 1)
         sizes = [elements * (i.byte_size // count) for i in job.read]
-        return self._arena_views([*sizes, out_elements * (job.byte_size // count)])
-
-    def _arena_views(self, sizes: list[int]) -> list[np.ndarray]:
-        starts, position = [], 0
-        for size in sizes:
-            starts.append(position)
-            position += -(-size // ALIGNMENT) * ALIGNMENT
-        arena = getattr(self._arena, "bytes", None)
-        if arena is None or arena.nbytes < position:
-            # Touched once and used again for every tensor: first touch of fresh pages is slow on virtual machines.
-            arena = self._arena.bytes = np.empty(max(position, self.plan.memory.worker_bytes), np.uint8)
-        return [arena[s : s + size] for s, size in zip(starts, sizes, strict=True)]
+        return self._arena.views([*sizes, out_elements * (job.byte_size // count)])
 
     def _tell(self, event: Event) -> None:
         if self._watch is not None:

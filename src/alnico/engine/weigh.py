@@ -9,8 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from alnico.engine.arena import Arena
 from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Event, Measuring
@@ -77,7 +76,7 @@ class _Squares:
         self.found: dict[str, tuple[float, ...]] = {}
         self._open: dict[str, _Unfinished] = {}
         self._lock = threading.Lock()
-        self._own = threading.local()
+        self._arena = Arena(plan.memory.worker_bytes)
         self._stop = threading.Event()
 
     def all(self) -> dict[str, tuple[float, ...]]:
@@ -107,19 +106,7 @@ class _Squares:
         self.found[job.name] = sums
 
     def _block(self, job: Job, start: int, stop: int) -> Block:
-        """Read a block into this thread's buffers."""
-        views: list[Any] = []
-        widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
-        size = sum(widths) * min(self.plan.memory.block_elements, max(job.elements, 1))
-        arena = getattr(self._own, "bytes", None)
-        if arena is None or arena.nbytes < size:
-            arena = self._own.bytes = np.empty(size, np.uint8)
-        position = 0
-        for tensor, width in zip(job.read, widths, strict=True):
-            view = arena[position : position + (stop - start) * width]
-            position += view.nbytes
-            self.plan.sources[tensor.model].read_into(tensor.name, start * width, memoryview(view))
-            views.append(view)
+        views = self._arena.read(job, self.plan.sources, (start, stop))
         return Block(views[:-1], views[-1])
 
     def _refuse(self, job: Job) -> None:
