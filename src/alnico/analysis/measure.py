@@ -21,7 +21,7 @@ from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
 from alnico.analysis.subjects import Subject, model_of, named, subjects_of
 from alnico.analysis.subspace import subspaces
-from alnico.analysis.tally import Gathered, Tally, gathered
+from alnico.analysis.tally import Gathered, Tally
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.engine.arena import ALIGNMENT, Arena
@@ -130,7 +130,7 @@ def _analysis(
     layers = sorted({s.layer for s in subjects if s.layer is not None})
 
     def over(name: str, chosen: Sequence[int], key: Any) -> Gathered:
-        return gathered(name, [tallies[i] for i in chosen], count, found.histograms[key])
+        return Gathered(name, [tallies[i] for i in chosen], count, found.histograms[key])
 
     return Analysis(
         version=version,
@@ -140,7 +140,7 @@ def _analysis(
         whole=over("whole", range(len(subjects)), "whole").scope(),
         groups={g: over(g, [i for i, s in enumerate(subjects) if s.group == g], g).scope() for g in groups},
         layers={n: over(str(n), [i for i, s in enumerate(subjects) if s.layer == n], n).scope() for n in layers},
-        tensors=tuple(gathered(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)),
+        tensors=tuple(Gathered(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)),
         skipped=tuple(skipped),
         seconds=seconds,
     )

@@ -121,12 +121,13 @@ def joined(parts: Sequence[Moments]) -> Moments:
 
 @dataclass(frozen=True)
 class Gathered:
-    """Tallies of the tensors of a scope, as it says itself of ``models`` models."""
+    """Tallies of the tensors of a scope, as it says itself of ``models`` models; without ``histograms`` it is one tensor, whose
+    quantiles are known."""
 
     name: str
     parts: Sequence[Tally]
     models: int
-    histograms: Sequence[Histogram] | None
+    histograms: Sequence[Histogram] | None = None
 
     def scope(self) -> Scope:
         return Scope(self.name, self._changes(), self._pairs(), *self._together())
@@ -192,11 +193,6 @@ class Gathered:
         conflict = _share(sum(p.together[1] for p in several), sum(p.together[0] for p in several))
         added = _share(math.fsum(p.of_sum for p in several), math.fsum(x for p in several for x in p.l1))
         return conflict, None if added is None else max(0.0, 1 - added)
-
-
-def gathered(name: str, parts: Sequence[Tally], models: int, histograms: Sequence[Histogram] | None = None) -> Gathered:
-    """Gather the tallies of a scope; without ``histograms`` it is one tensor, whose quantiles are known."""
-    return Gathered(name, parts, models, histograms)
 
 
 def _pair(one: int, other: int, parts: Sequence[Tally]) -> Pair:
