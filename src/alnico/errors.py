@@ -10,6 +10,7 @@
     ├── OutputError        8   the output exists or is busy
     ├── RunError           9   reading or writing failed while running; can be resumed
     ├── VerificationError 10   what was written is not what was planned
+    ├── EvaluationError   12   a task cannot be read, or a model cannot be scored on it
     └── HubError          13   the network or the hub: not found, no access, not reached, not in the cache
 
 0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed).
@@ -74,6 +75,12 @@ class VerificationError(AlnicoError):
     """The finished output does not match the plan."""
 
     exit_code = 10
+
+
+class EvaluationError(AlnicoError):
+    """A task cannot be read, or an evaluation raised, or gave something else than a finite number."""
+
+    exit_code = 12
 
 
 class HubError(AlnicoError):

@@ -1,0 +1,82 @@
+"""What scores a model: the one interface of evaluation, soups, search and everything else that measures on data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Kind = Literal["encoder", "classifier", "causal"]
+"""What a task needs of a transformers checkpoint: the model without a head, with its classifier, or with its language-model head."""
+
+Goal = Literal["max", "min"]
+"""Is more better, or less?"""
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """A model's result on one task, in the task's unit.
+
+    ``examples`` (n,) float64 is what each example contributed, in the task's order: 1 or 0 for an accuracy, the negative log-likelihood
+    of a window for a perplexity. None where a task tells its value alone.
+    """
+
+    value: float
+    examples: np.ndarray | None = None
+
+
+class Subject(Protocol):
+    """A model as tasks see it: on disk, or a merge in memory that the next one replaces."""
+
+    label: str
+
+    @property
+    def directory(self) -> Path:
+        """Where it lies as a checkpoint. What is in memory alone is written there when first asked."""
+        ...
+
+    def module(self, kind: Kind) -> Any:
+        """The transformers module, in evaluation mode: the same object at every call. Errors: ModelError, EvaluationError."""
+        ...
+
+    def tokenizer(self) -> Any:
+        """The transformers tokenizer."""
+        ...
+
+
+class Task(Protocol):
+    """One thing to be good at, measured on some examples."""
+
+    name: str
+    goal: Goal
+    size: int
+    """Examples there are; 0 where a task cannot be taken in part."""
+
+    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+        """Score a model, on all examples or on some. Errors: EvaluationError, with the task's name, for anything but a finite number."""
+        ...
+
+    def pooled(self, scores: Sequence[Score]) -> Score:
+        """The score on all examples of several scores on different ones."""
+        ...
+
+    def digests(self) -> frozenset[str]:
+        """What its examples are known by: tasks that share one share an example."""
+        ...
+
+
+@runtime_checkable
+class Differentiable(Task, Protocol):
+    """A task whose model can be asked for the scores of classes, before the softmax, without its labels."""
+
+    kind: Kind
+
+    def logits(self, subject: Subject, examples: Sequence[int]) -> torch.Tensor:
+        """Return (n, classes) float32, with the graph of the module's parameters where torch records one. Labels are never read."""
+        ...
