@@ -1,0 +1,174 @@
+"""The task vectors of a plan, and their weighted sum in the storage of modules: what learns coefficients works on these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alnico.checkpoint.memory import import_torch
+from alnico.checkpoint.model import read_tensor
+from alnico.engine.arguments import working_precision
+from alnico.errors import MismatchError
+from alnico.kernels.facts import KthLargest
+from alnico.methods._sparsify import Scope
+from alnico.numerics.dtypes import CONFIG_NAMES
+from alnico.plan.job import Job, Plan
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 1 << 16
+"""Elements that are summed at a time: a sum of many models then stays in the processor's cache."""
+
+
+class TaskVectors:
+    """The task vectors of each tensor that a plan mixes: a matrix (k, n) for k models and n elements, beside the base's (n,).
+
+    They are float32 (float64 where the engine works in it) and held while they fit ``memory_bytes``; the others are read at every
+    use. With ``density`` they are trimmed, and entries against the elected sign are 0, as ``ties`` does with ``elect: mass`` and
+    ``divide: none``: neither the threshold nor the vote has a weight in it, so what is kept is the same for all weights.
+    """
+
+    def __init__(self, plan: Plan, *, density: float | None = None, scope: Scope = "model", memory_bytes: int) -> None:
+        self.jobs = tuple(job for job in plan.jobs if job.kind == "mix" and job.base is not None)
+        self._torch = import_torch("learning coefficients")
+        self._plan = plan
+        self._room = memory_bytes
+        self._held: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._density = density
+        self._limits = self._limits_of_models() if density is not None and scope == "model" else None
+
+    def of(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the base's values (n,) and the task vectors (k, n) of a tensor."""
+        if job.name in self._held:
+            return self._held[job.name]
+        base, vectors = self._read(job)
+        if self._density is not None:
+            self._elect(vectors, self._limits if self._limits is not None else [self._limit([v.abs()]) for v in vectors])
+        taken = (base.numel() + vectors.numel()) * base.element_size()
+        if taken <= self._room:
+            self._room -= taken
+            self._held[job.name] = base, vectors
+        return base, vectors
+
+    def merged(self, job: Job, weight: Sequence[float]) -> torch.Tensor:
+        """Return ``base + sum_i weight_i * vector_i`` in the output's dtype: the bits that a merge writes.
+
+        The models are summed in their order, each product and sum is rounded by itself, and where the sum is 0 the base's value stays.
+        """
+        torch = self._torch
+        base, vectors = self.of(job)
+        found = torch.empty_like(base)
+        total, product = (torch.empty(min(CHUNK, base.numel()), dtype=base.dtype) for _ in range(2))
+        for start in range(0, base.numel(), CHUNK):
+            part = base[start : start + CHUNK]
+            summed, term = total[: part.numel()].zero_(), product[: part.numel()]
+            for vector, factor in zip(vectors, weight, strict=True):
+                summed.add_(torch.mul(vector[start : start + CHUNK], float(factor), out=term))
+            found[start : start + CHUNK] = torch.where(summed == 0, part, part + summed)
+        return found.to(getattr(torch, CONFIG_NAMES[job.dtype])).reshape(job.shape)
+
+    def slope(self, job: Job, gradient: torch.Tensor) -> np.ndarray:
+        """Return what the loss gains by each weight (k,): the inner products of a tensor's gradient with its task vectors."""
+        _, vectors = self.of(job)
+        found: np.ndarray = (vectors @ gradient.reshape(-1).to("cpu", vectors.dtype)).to(self._torch.float64).numpy()
+        return found
+
+    def _read(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
+        assert job.base is not None
+        real = np.dtype(working_precision(job))
+        sources = self._plan.sources
+        base = read_tensor(sources[job.base.model], job.base.name).astype(real, copy=False).reshape(-1)
+        vectors = np.empty((len(job.inputs), base.size), real)
+        for row, given in zip(vectors, job.inputs, strict=True):
+            np.subtract(read_tensor(sources[given.model], given.name).astype(real, copy=False).reshape(-1), base, out=row)
+        return self._torch.from_numpy(base), self._torch.from_numpy(vectors)
+
+    def _limits_of_models(self) -> list[float]:
+        """The threshold of each model over all tensors, a model at a time."""
+        models = len(self.jobs[0].inputs) if self.jobs else 0
+        return [self._limit([self._read(job)[1][i].abs() for job in self.jobs]) for i in range(models)]
+
+    def _limit(self, magnitudes: Sequence[torch.Tensor]) -> float:
+        """The kth largest of magnitudes, with the k that the engine takes."""
+        assert self._density is not None
+        values = np.concatenate([m.numpy() for m in magnitudes])
+        if self._density >= 1 or not values.size:
+            return 0.0
+        place = values.size - KthLargest((self._density,)).place(0, values.size)
+        return float(np.partition(values, place)[place])
+
+    def _elect(self, vectors: torch.Tensor, limits: Sequence[float]) -> None:
+        """Put 0 in place of what is below its model's threshold, then of what is against the sign of the sum; a sum of 0 elects plus."""
+        balance = self._torch.zeros_like(vectors[0])
+        for vector, limit in zip(vectors, limits, strict=True):
+            vector[vector.abs() < limit] = 0
+            balance += vector
+        for vector in vectors:
+            vector[self._torch.where(balance >= 0, vector < 0, vector > 0)] = 0
+
+
+class Written:
+    """Modules whose parameters and buffers hold a weighted sum of task vectors, and the tensors of which one wants gradients.
+
+    What a task vector changes has its gradient recorded while this is open; nothing else has. Closing puts that back.
+    Errors: MismatchError for modules that have none of the merged tensors, or one in another shape.
+    """
+
+    def __init__(self, vectors: TaskVectors, modules: Sequence[Any]) -> None:
+        self.vectors = vectors
+        self.places: dict[str, list[torch.Tensor]] = {job.name: [] for job in vectors.jobs}
+        for module in modules:
+            for name, place in _places(module, vectors.jobs):
+                self.places[name].append(place)
+        if modules and not any(self.places.values()):
+            kinds = " and ".join(type(m).__name__ for m in modules)
+            raise MismatchError(
+                f"{vectors.jobs[0].name if vectors.jobs else 'the merge'}: no tensor that the merge changes is in the module ({kinds}); "
+                "expected the names of the models. Give tasks for models of this architecture."
+            )
+        self.changing = tuple(job for job in vectors.jobs if self.places[job.name] and bool(vectors.of(job)[1].any()))
+        wanted = {id(p) for job in self.changing for p in self.places[job.name]}
+        self._before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+        for parameter, _ in self._before:
+            parameter.requires_grad_(id(parameter) in wanted)
+
+    def write(self, weights: Mapping[str, Sequence[float]]) -> None:
+        """Write the merge with these weights: of each tensor's name, one a model."""
+        for job in self.vectors.jobs:
+            if places := self.places[job.name]:
+                merged = self.vectors.merged(job, weights[job.name])
+                for place in places:
+                    place.data.copy_(merged)
+
+    def slopes(self) -> Iterator[tuple[Job, np.ndarray]]:
+        """Give the derivative of each changing tensor's weights (k,), where a backward pass left a gradient, and forget the gradients."""
+        for job in self.changing:
+            found = [self.vectors.slope(job, place.grad) for place in self.places[job.name] if place.grad is not None]
+            if found:
+                yield job, np.sum(found, axis=0)
+        for parameter, _ in self._before:
+            parameter.grad = None
+
+    def close(self) -> None:
+        for parameter, wanted in self._before:
+            parameter.grad = None
+            parameter.requires_grad_(wanted)
+
+
+def _places(module: Any, jobs: Sequence[Job]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Where a module keeps merged tensors; a module without a head has names without the part that leads to it, or the other way round."""
+    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    for job in jobs:
+        place = next((held[n] for n in (job.name, job.name.removeprefix(prefix), prefix + job.name) if n in held), None)
+        if place is None:
+            continue
+        if tuple(place.shape) != job.shape:
+            raise MismatchError(
+                f"{job.name}: is {job.shape} in the models, {tuple(place.shape)} in the module ({type(module).__name__}); "
+                "expected one shape. Give tasks for models of this architecture."
+            )
+        yield job.name, place
