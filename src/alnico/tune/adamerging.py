@@ -40,7 +40,7 @@ LEAST = 1e-6
 """What the first model keeps where a tensor's coefficients are all 0: a tensor that is not merged has no part in a model's threshold."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One step: the loss (the sum of ``losses``, a task's mean entropy in nats) at ``coefficients``, an array (groups, models)."""
 
@@ -53,7 +53,7 @@ class Step:
 Watch = Callable[[Step], None]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Learned:
     """Coefficients that were learned: an array (groups, models), float64; ``recipe`` is the YAML of the merge with them.
 
@@ -137,7 +137,8 @@ def learn(
         seed: decides the batches: of each task its inputs in a shuffled order, shuffled anew when too few are left for a batch.
         written_from: how the recipe names the base and the models, where that is not as here.
         memory_bytes: how much the task vectors may take; what has no room is read anew at every step.
-    Edge cases: tensors that are equal in base and models take no part; nor do coefficients that no input has a gradient for (``fixed``).
+    Edge cases: tensors that are equal in base and models take no part; coefficients that no input has a gradient for, of a head that no task
+        uses say, stay at ``init`` (``fixed``).
     Errors: EvaluationError for tasks without logits or inputs, and for a loss that is not finite; MismatchError for models that do not fit together or
         not the module, and for models with classifiers of different classes; AlnicoError for options out of range; and those of a merge.
     Differs from the source: the authors clamp in the forward pass, where a coefficient outside has no gradient any more, and learn on test inputs.
@@ -154,8 +155,10 @@ def learn(
         vectors = TaskVectors(plan, density=density if plus else None, scope=scope, memory_bytes=memory_bytes)
         written = Written(vectors, [subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)])
         try:
-            groups = Groups(per, [job.name for job in written.changing])
-            course = _descend(asked, subject, written, groups, len(models), steps, batch_size, learning_rate, init, clamp, seed, watch)
+            groups = Groups(per, [job.name for job in vectors.changing])
+            course = _descend(
+                asked, subject, written, groups, len(models), steps, batch_size, learning_rate, init, clamp, seed, watch
+            )
             final = course.coefficients.round(PLACES)
             if plus and scope == "model":
                 final[~final.any(axis=1), 0] = LEAST
@@ -169,7 +172,9 @@ def learn(
         f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {steps} steps of {batch_size} unlabelled inputs a task, seed {seed}.\n"
         f"# Learned on {', '.join(f'{task} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
-    text = said + yaml.safe_dump(_mapping(names, plus, density, scope, weights), sort_keys=False, default_flow_style=None, width=1000)
+    text = said + yaml.safe_dump(
+        _mapping(names, plus, density, scope, weights), sort_keys=False, default_flow_style=None, width=1000
+    )
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
     return Learned(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, text)
 
@@ -198,7 +203,7 @@ def group_of(name: str, per: Per) -> str:
     return f"{place.stack}{place.layer}" if place is not None else name
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Course:
     steps: tuple[Step, ...]
     coefficients: np.ndarray
@@ -234,6 +239,11 @@ def _descend(
             batch = next(order)
             known.update(batch)
             loss = entropy(task.logits(subject, batch))
+            if not loss.requires_grad:
+                raise EvaluationError(
+                    f"{task.name}: its loss depends on no merged tensor; expected logits with the graph of the module's parameters. "
+                    "Give tasks for the models that are merged, and models that differ from the base."
+                )
             losses[task.name] = _finite(float(loss.detach()), task, number)
             loss.backward()  # type: ignore[no-untyped-call]
         slopes = np.zeros_like(coefficients)
@@ -249,11 +259,6 @@ def _descend(
             coefficients = coefficients.clip(*clamp)
         if watch is not None:
             watch(step)
-    if not moved.any():
-        raise EvaluationError(
-            f"{', '.join(t.name for t in tasks)}: no loss depends on a merged tensor; expected logits with the graph of the module's parameters. "
-            "Give tasks for the models that are merged."
-        )
     return _Course(tuple(course), coefficients, moved, {t.name: len(k) for t, k in zip(tasks, seen, strict=True)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,6 +41,11 @@ class TaskVectors:
         self._density = density
         self._limits = self._limits_of_models() if density is not None and scope == "model" else None
 
+    @cached_property
+    def changing(self) -> tuple[Job, ...]:
+        """The tensors in which a model differs from the base."""
+        return tuple(job for job in self.jobs if bool(self.of(job)[1].any()))
+
     def of(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the base's values (n,) and the task vectors (k, n) of a tensor."""
         if job.name in self._held:
@@ -53,22 +59,23 @@ class TaskVectors:
             self._held[job.name] = base, vectors
         return base, vectors
 
-    def merged(self, job: Job, weight: Sequence[float]) -> torch.Tensor:
+    def merged(self, job: Job, weight: np.ndarray) -> torch.Tensor:
         """Return ``base + sum_i weight_i * vector_i`` in the output's dtype: the bits that a merge writes.
 
         The models are summed in their order, each product and sum is rounded by itself, and where the sum is 0 the base's value stays.
         """
-        torch = self._torch
         base, vectors = self.of(job)
-        found = torch.empty_like(base)
-        total, product = (torch.empty(min(CHUNK, base.numel()), dtype=base.dtype) for _ in range(2))
+        found = self._torch.empty_like(base)
+        total, product = (self._torch.empty(min(CHUNK, base.numel()), dtype=base.dtype) for _ in range(2))
         for start in range(0, base.numel(), CHUNK):
             part = base[start : start + CHUNK]
             summed, term = total[: part.numel()].zero_(), product[: part.numel()]
-            for vector, factor in zip(vectors, weight, strict=True):
-                summed.add_(torch.mul(vector[start : start + CHUNK], float(factor), out=term))
-            found[start : start + CHUNK] = torch.where(summed == 0, part, part + summed)
-        return found.to(getattr(torch, CONFIG_NAMES[job.dtype])).reshape(job.shape)
+            for vector, factor in zip(vectors, weight.tolist(), strict=True):
+                summed.add_(self._torch.mul(vector[start : start + CHUNK], factor, out=term))
+            found[start : start + CHUNK] = self._torch.where(summed == 0, part, part + summed)
+        dtype: torch.dtype = getattr(self._torch, CONFIG_NAMES[job.dtype])
+        rounded: torch.Tensor = found.to(dtype)
+        return rounded.reshape(job.shape)
 
     def slope(self, job: Job, gradient: torch.Tensor) -> np.ndarray:
         """Return what the loss gains by each weight (k,): the inner products of a tensor's gradient with its task vectors."""
@@ -129,13 +136,12 @@ class Written:
                 f"{vectors.jobs[0].name if vectors.jobs else 'the merge'}: no tensor that the merge changes is in the module ({kinds}); "
                 "expected the names of the models. Give tasks for models of this architecture."
             )
-        self.changing = tuple(job for job in vectors.jobs if self.places[job.name] and bool(vectors.of(job)[1].any()))
-        wanted = {id(p) for job in self.changing for p in self.places[job.name]}
+        wanted = {id(p) for job in vectors.changing for p in self.places[job.name]}
         self._before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
         for parameter, _ in self._before:
             parameter.requires_grad_(id(parameter) in wanted)
 
-    def write(self, weights: Mapping[str, Sequence[float]]) -> None:
+    def write(self, weights: Mapping[str, np.ndarray]) -> None:
         """Write the merge with these weights: of each tensor's name, one a model."""
         for job in self.vectors.jobs:
             if places := self.places[job.name]:
@@ -145,7 +151,7 @@ class Written:
 
     def slopes(self) -> Iterator[tuple[Job, np.ndarray]]:
         """Give the derivative of each changing tensor's weights (k,), where a backward pass left a gradient, and forget the gradients."""
-        for job in self.changing:
+        for job in self.vectors.changing:
             found = [self.vectors.slope(job, place.grad) for place in self.places[job.name] if place.grad is not None]
             if found:
                 yield job, np.sum(found, axis=0)

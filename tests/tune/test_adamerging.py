@@ -1,0 +1,410 @@
+"""Coefficients learned from inputs without labels, held against autograd through the stacked sum, and against merges on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import made
+import numpy as np
+import pytest
+import torch
+
+import alnico
+from alnico.errors import AlnicoError, EvaluationError, MismatchError
+from alnico.tune.adamerging import Learned, Step, entropy, learn
+from alnico.tune.tasks import Kind, Score
+
+SHAPES = {
+    "embed.weight": (6, 5),
+    "layers.0.up.weight": (8, 5),
+    "layers.0.up.bias": (8,),
+    "layers.0.down.weight": (5, 8),
+    "layers.1.up.weight": (8, 5),
+    "layers.1.up.bias": (8,),
+    "layers.1.down.weight": (5, 8),
+    "frozen.weight": (5, 5),
+}
+
+
+class Net(torch.nn.Module):
+    """Two residual layers; its names are those of a checkpoint."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        for name, shape in SHAPES.items():
+            *path, leaf = name.split(".")
+            place: torch.nn.Module = self
+            for part in path:
+                if part not in dict(place.named_children()):
+                    place.add_module(part, torch.nn.Module())
+                place = place.get_submodule(part)
+            place.register_parameter(leaf, torch.nn.Parameter(torch.zeros(shape, dtype=dtype)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return answer(dict(self.named_parameters()), x)
+
+
+def answer(p: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+    h = x @ p["embed.weight"]
+    for layer in ("layers.0", "layers.1"):
+        h = h + torch.tanh(h @ p[f"{layer}.up.weight"].T + p[f"{layer}.up.bias"]) @ p[f"{layer}.down.weight"].T
+    return h @ p["frozen.weight"]
+
+
+class InMemory:
+    """A subject of one module; ``loads`` are the values it begins with."""
+
+    label = "made"
+
+    def __init__(self, values: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> None:
+        self.net = Net(dtype)
+        self.net.load_state_dict({name: torch.from_numpy(value).to(dtype) for name, value in values.items()}, strict=bool(values))
+
+    @property
+    def directory(self) -> Path:
+        raise AssertionError("nothing asks for files")
+
+    def module(self, kind: Kind) -> Any:
+        return self.net
+
+    def tokenizer(self) -> Any:
+        raise AssertionError("nothing asks for a tokenizer")
+
+
+class Unlabelled:
+    """Inputs with a head; whoever asks for labels or a score fails."""
+
+    goal: Any = "max"
+    kind: Kind = "encoder"
+
+    def __init__(self, name: str, inputs: np.ndarray, classes: int = 3) -> None:
+        self.name = name
+        self.inputs = torch.from_numpy(inputs)
+        self.size = len(inputs)
+        self.head = torch.from_numpy(np.random.default_rng([5, len(name)]).normal(size=(5, classes)))
+        self.asked: list[list[int]] = []
+
+    def logits(self, subject: Any, examples: Sequence[int]) -> torch.Tensor:
+        self.asked.append(list(examples))
+        hidden: torch.Tensor = subject.module(self.kind)(self.inputs[list(examples)].to(next(subject.net.parameters()).dtype))
+        return hidden @ self.head.to(hidden.dtype)
+
+    def evaluate(self, subject: Any, examples: range | None = None) -> Score:
+        raise AssertionError("a score needs labels")
+
+    def pooled(self, scores: Sequence[Score]) -> Score:
+        raise AssertionError("a score needs labels")
+
+    def digests(self) -> frozenset[str]:
+        return frozenset()
+
+
+class Models:
+    """A base and two models of it, as files and as arrays; ``frozen.weight`` is equal in all."""
+
+    def __init__(self, folder: Path, dtype: str) -> None:
+        random = np.random.default_rng(3)
+        base = {name: random.normal(size=shape) * 0.4 for name, shape in SHAPES.items()}
+        tuned = [{n: v + (n != "frozen.weight") * random.normal(size=v.shape) * 0.3 for n, v in base.items()} for _ in range(2)]
+        self.paths = [folder / name for name in ("base", "one", "two")]
+        for path, values in zip(self.paths, (base, *tuned), strict=True):
+            made.save_model(path, {name: (dtype, value) for name, value in values.items()})
+        self.base, *self.models = (str(path) for path in self.paths)
+        self.values = [
+            {n: made.decoded(dtype, made.encoded(dtype, v)).astype(np.float64).reshape(v.shape) for n, v in values.items()}
+            for values in (base, *tuned)
+        ]
+
+    def learn(self, tasks: Sequence[Any], subject: InMemory | None = None, **options: Any) -> Learned:
+        return learn(self.models, self.base, tasks, subject or InMemory(self.values[0]), **{"steps": 3, "batch_size": 4, **options})
+
+
+@pytest.fixture
+def wide(tmp_path: Path) -> Models:
+    return Models(tmp_path, "F64")
+
+
+def inputs(count: int = 11, seed: int = 7) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(count, 6))
+
+
+def two_tasks() -> list[Unlabelled]:
+    return [Unlabelled("a", inputs()), Unlabelled("bb", inputs(9, 8), 4)]
+
+
+def group_of(name: str, per: str) -> str:
+    if per == "task":
+        return "all"
+    return ".".join(name.split(".")[:2]) if per == "layer" and name.startswith("layers") else name
+
+
+def stacked(
+    models: Models, tasks: list[Unlabelled], per: str, batches: list[list[list[int]]], *, clamp: bool, plus: float | None = None
+) -> list[tuple[float, dict[str, np.ndarray]]]:
+    """AdaMerging as its authors have it: autograd through the sum of stacked task vectors, torch's Adam. Loss and coefficients of each step."""
+    base = {n: torch.from_numpy(v) for n, v in models.values[0].items()}
+    vectors = {n: torch.stack([torch.from_numpy(values[n]) - base[n] for values in models.values[1:]]) for n in SHAPES}
+    if plus is not None:
+        for i in range(2):
+            every = torch.cat([vectors[n][i].abs().flatten() for n in SHAPES])
+            limit = every.sort(descending=True).values[int(plus * every.numel()) - 1]
+            for n in SHAPES:
+                vectors[n][i][vectors[n][i].abs() < limit] = 0
+        for n in SHAPES:
+            elected = torch.where(vectors[n].sum(0) >= 0, 1.0, -1.0)
+            vectors[n] = torch.where(vectors[n].sign() == elected, vectors[n], 0.0)
+    learned = {group_of(n, per): torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True) for n in SHAPES}
+    adam = torch.optim.Adam(learned.values(), lr=1e-2)
+    course = []
+    for batch in batches:
+        merged = {n: base[n] + torch.tensordot(learned[group_of(n, per)], vectors[n], 1) for n in SHAPES}
+        loss = torch.zeros((), dtype=torch.float64)
+        for task, rows in zip(tasks, batch, strict=True):
+            chances = torch.softmax(answer(merged, task.inputs[rows]) @ task.head, -1)
+            loss = loss + torch.distributions.Categorical(chances).entropy().mean()
+        course.append((float(loss.detach()), {g: c.detach().numpy().copy() for g, c in learned.items()}))
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        with torch.no_grad():
+            for c in learned.values():
+                c.clamp_(0, 1) if clamp else None
+    return course
+
+
+@pytest.mark.parametrize("per", ["task", "layer", "tensor"])
+def test_the_course_is_that_of_autograd_through_the_stacked_sum(wide: Models, per: str) -> None:
+    tasks = two_tasks()
+    found = wide.learn(tasks, per=per, steps=12, learning_rate=1e-2, clamp=None)
+    expected = stacked(wide, tasks, per, list(map(list, zip(*(t.asked for t in tasks), strict=True))), clamp=False)
+    assert set(found.groups) == set(expected[0][1]) - {"frozen.weight"}
+    for step, (loss, coefficients) in zip(found.steps, expected, strict=True):
+        assert step.loss == pytest.approx(loss, rel=1e-12)
+        for group, row in zip(found.groups, step.coefficients, strict=True):
+            np.testing.assert_allclose(row, coefficients[group], rtol=1e-9)
+    assert np.ptp(found.steps[-1].coefficients) > 0.01
+
+
+def test_the_course_after_trim_and_election_is_that_of_autograd_through_what_they_leave(wide: Models) -> None:
+    tasks = two_tasks()
+    found = wide.learn(tasks, plus=True, density=0.4, steps=8, learning_rate=1e-2)
+    batches = list(map(list, zip(*(t.asked for t in tasks), strict=True)))
+    for step, (loss, coefficients) in zip(found.steps, stacked(wide, tasks, "tensor", batches, clamp=True, plus=0.4), strict=True):
+        assert step.loss == pytest.approx(loss, rel=1e-12)
+        for group, row in zip(found.groups, step.coefficients, strict=True):
+            np.testing.assert_allclose(row, coefficients[group], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"per": "task"},
+        {"per": "layer", "clamp": None},
+        {"per": "tensor"},
+        {"per": "tensor", "plus": True, "density": 0.4},
+        {"per": "layer", "plus": True, "density": 0.4, "scope": "tensor"},
+    ],
+    ids=str,
+)
+def test_the_recipe_makes_the_model_that_was_evaluated(tmp_path: Path, options: dict[str, Any]) -> None:
+    models = Models(tmp_path, "F32")
+    subject = InMemory(models.values[0], torch.float32)
+    found = models.learn(two_tasks(), subject, steps=4, learning_rate=0.05, **options)
+    alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
+    with alnico.open(tmp_path / "out") as merged:
+        for name, parameter in subject.net.named_parameters():
+            np.testing.assert_array_equal(merged.read(name), parameter.detach().numpy(), err_msg=name)
+
+
+def test_a_module_holds_what_bf16_files_would(tmp_path: Path) -> None:
+    models = Models(tmp_path, "BF16")
+    subject = InMemory(models.values[0], torch.float32)
+    found = models.learn(two_tasks(), subject, learning_rate=0.05)
+    alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
+    with alnico.open(tmp_path / "out") as merged:
+        assert {tensor.dtype for tensor in merged.tensors.values()} == {"BF16"}
+        for name, parameter in subject.net.named_parameters():
+            np.testing.assert_array_equal(merged.read(name), parameter.detach().numpy(), err_msg=name)
+
+
+def test_a_tensor_whose_coefficients_reach_0_keeps_its_part_in_the_models_threshold(tmp_path: Path) -> None:
+    models = Models(tmp_path, "F32")
+    subject = InMemory(models.values[0], torch.float32)
+    found = models.learn(two_tasks(), subject, plus=True, density=0.4, init=0.001, learning_rate=0.05, steps=2)
+    assert (found.coefficients[:, 1:] == 0).any() and found.coefficients.any(axis=1).all()
+    alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
+    with alnico.open(tmp_path / "out") as merged:
+        for name, parameter in subject.net.named_parameters():
+            np.testing.assert_array_equal(merged.read(name), parameter.detach().numpy(), err_msg=name)
+
+
+def test_what_has_no_room_is_read_again_and_changes_no_bit(wide: Models) -> None:
+    found, without = (wide.learn(two_tasks(), plus=plus, memory_bytes=room).data() for plus, room in ((True, 1 << 30), (True, 500)))
+    assert found == without
+
+
+def test_a_seed_decides_the_batches_and_the_course(wide: Models) -> None:
+    first, again, other = (wide.learn(two_tasks(), seed=seed).data() for seed in (4, 4, 5))
+    assert first == again
+    assert first["steps"] != other["steps"]
+
+
+def test_a_batch_of_every_task_is_taken_at_each_step_and_an_input_once_in_a_round(wide: Models) -> None:
+    tasks = two_tasks()
+    found = wide.learn(tasks, steps=4)
+    assert [len(t.asked) for t in tasks] == [4, 4]
+    for task in tasks:
+        assert all(len(batch) == 4 for batch in task.asked)
+        assert len({*task.asked[0], *task.asked[1]}) == len({*task.asked[2], *task.asked[3]}) == 8
+    assert found.used == {t.name: len({i for batch in t.asked for i in batch}) for t in tasks}
+
+
+def test_coefficients_stay_in_the_range_of_the_clamp(wide: Models) -> None:
+    found = wide.learn(two_tasks(), learning_rate=0.2, steps=8, clamp=(0.2, 0.4))
+    every = np.stack([s.coefficients for s in found.steps])
+    assert every.min() == 0.2 and every.max() == 0.4
+
+
+def test_the_module_records_gradients_afterwards_as_it_did_before(wide: Models) -> None:
+    subject = InMemory(wide.values[0])
+    subject.net.get_parameter("embed.weight").requires_grad_(False)
+    wide.learn(two_tasks(), subject)
+    assert [n for n, p in subject.net.named_parameters() if not p.requires_grad] == ["embed.weight"]
+    assert all(p.grad is None for p in subject.net.parameters())
+
+
+def test_a_coefficient_without_a_gradient_stays_and_is_named(wide: Models) -> None:
+    class Shallow(Unlabelled):
+        def logits(self, subject: Any, examples: Sequence[int]) -> torch.Tensor:
+            embedding = subject.net.get_parameter("embed.weight")
+            return self.inputs[list(examples)] @ embedding @ self.head  # type: ignore[no-any-return]
+
+    found = wide.learn([Shallow("a", inputs())])
+    assert set(found.fixed) == set(found.groups) - {"embed.weight"}
+    assert all((found.coefficients[i] == 0.3).all() == (group in found.fixed) for i, group in enumerate(found.groups))
+
+
+def test_a_layers_filter_fits_no_other_stack(tmp_path: Path) -> None:
+    recipe = _recipe_of_stacks(tmp_path)
+    plan = alnico.plan(recipe)
+    weights = {job.name: job.merge.arguments[3] for job in plan.jobs if job.merge is not None}
+    assert weights == {"h.0.w": (0.25, 0.5), "vision.h.0.w": (0.75, 1.0), "norm": (0.125, 0.0)}
+
+
+def _recipe_of_stacks(folder: Path) -> alnico.Recipe:
+    from alnico.tune.adamerging import Groups, _mapping, _setting
+
+    names = ["h.0.w", "vision.h.0.w", "norm"]
+    for i, model in enumerate(("base", "one", "two")):
+        made.save_model(folder / model, {n: ("F32", np.full(4, i + 1.0)) for n in names})
+    groups = Groups("layer", names)
+    columns = np.array([[0.25, 0.5], [0.75, 1.0], [0.125, 0.0]]).T
+    references = [str(folder / m) for m in ("base", "one", "two")]
+    return alnico.load_recipe(_mapping(references, False, 0.2, "model", [_setting(groups, c, 0.3, names) for c in columns]))
+
+
+def test_the_entropy_is_that_of_the_softmax() -> None:
+    assert float(entropy(torch.tensor([[0.0, 0.0], [1000.0, 0.0]], dtype=torch.float64))) == pytest.approx(np.log(2) / 2)
+
+
+def test_every_step_is_told(wide: Models) -> None:
+    told: list[Step] = []
+    found = wide.learn(two_tasks(), watch=told.append)
+    assert told == list(found.steps)
+    assert [s.number for s in told] == [1, 2, 3]
+
+
+def no_number(subject: Any, examples: Sequence[int]) -> torch.Tensor:
+    return next(subject.net.parameters()).sum() * torch.full((len(examples), 3), float("nan"), dtype=torch.float64)
+
+
+def no_graph(subject: Any, examples: Sequence[int]) -> torch.Tensor:
+    return torch.zeros(len(examples), 3)
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        (
+            no_number,
+            "a: the entropy at step 1 is nan; expected a finite number. "
+            "Lower the learning rate, clamp the coefficients, or run the task in float32.",
+        ),
+        (
+            no_graph,
+            "a: its loss depends on no merged tensor; expected logits with the graph of the module's parameters. "
+            "Give tasks for the models that are merged, and models that differ from the base.",
+        ),
+    ],
+)
+def test_a_loss_that_teaches_nothing_is_an_error(wide: Models, logits: Callable[..., torch.Tensor], message: str) -> None:
+    task = Unlabelled("a", inputs())
+    task.logits = logits  # type: ignore[method-assign]
+    with pytest.raises(EvaluationError) as caught:
+        wide.learn([task])
+    assert str(caught.value) == message
+
+
+def test_tasks_must_give_scores_of_classes(wide: Models) -> None:
+    class Perplexity:
+        name, goal, size = "wiki", "min", 3
+
+    with pytest.raises(EvaluationError) as caught:
+        wide.learn([Perplexity()])
+    assert str(caught.value) == (
+        "wiki: gives no scores of classes; expected a classification. Leave the task out: entropy is minimised over classes."
+    )
+    with pytest.raises(EvaluationError, match="^a: has no examples; expected some inputs. Give the task's data.$"):
+        wide.learn([Unlabelled("a", inputs(0))])
+    with pytest.raises(EvaluationError, match="^tasks: there are none; "):
+        wide.learn([])
+
+
+def test_a_module_of_another_architecture_is_an_error(wide: Models) -> None:
+    subject = InMemory(wide.values[0])
+    subject.net = torch.nn.Linear(2, 2)  # type: ignore[assignment]
+    with pytest.raises(MismatchError, match=r"^embed.weight: no tensor that the merge changes is in the module \(Linear\); "):
+        wide.learn([Unlabelled("a", inputs())], subject)
+    subject.net = torch.nn.Module()  # type: ignore[assignment]
+    subject.net.add_module("embed", torch.nn.Linear(2, 2))
+    with pytest.raises(
+        MismatchError, match=r"^embed.weight: is \(6, 5\) in the models, \(2, 2\) in the module \(Module\); expected one shape."
+    ):
+        wide.learn([Unlabelled("a", inputs())], subject)
+
+
+def test_a_classifier_must_mean_the_same_in_all_models(tmp_path: Path) -> None:
+    for model, classes in (("base", ("x", "y")), ("one", ("x", "y")), ("two", ("p", "q"))):
+        config = {"id2label": dict(enumerate(classes))}
+        made.save_model(tmp_path / model, {"w": ("F32", np.ones(3) * len(model))}, config)
+    task = Unlabelled("a", inputs())
+    task.kind = "classifier"
+    one, two, base = (str(tmp_path / m) for m in ("one", "two", "base"))
+    with pytest.raises(MismatchError) as caught:
+        learn([one, two], base, [task], InMemory({}))
+    assert str(caught.value).startswith(
+        f"a: asks for the classifier of the merge, and {one} has other classes (id2label) than {two}; "
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"per": "head"}, "adamerge: per is 'head'; expected task, layer or tensor. Choose one."),
+        ({"density": 1.5}, "adamerge: density is 1.5; expected a share in (0, 1]. The paper uses 0.2."),
+        ({"steps": 0}, "adamerge: steps is 0; expected at least 1. The paper takes 500."),
+        ({"learning_rate": 0.0}, "adamerge: learning_rate is 0; expected a number above 0. The paper uses 1e-3."),
+        (
+            {"clamp": (1.0, 0.0)},
+            "adamerge: clamp is (1.0, 0.0); expected a lower and a higher number, or None. The default is (0, 1).",
+        ),
+        ({"init": 1.2}, "adamerge: init is 1.2; expected a number from 0 to 1, the range of clamp. Change one of them."),
+    ],
+    ids=str,
+)
+def test_an_option_out_of_its_range_is_an_error(wide: Models, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(AlnicoError) as caught:
+        wide.learn(two_tasks(), **options)
+    assert str(caught.value) == message
