@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import made
 import numpy as np
 import pytest
 import torch
 
 import alnico
+import made
 from alnico.errors import AlnicoError, EvaluationError, MismatchError
 from alnico.tune.adamerging import Learned, Step, entropy, learn
 from alnico.tune.tasks import Kind, Score
@@ -233,7 +233,8 @@ def test_a_tensor_whose_coefficients_reach_0_keeps_its_part_in_the_models_thresh
     models = Models(tmp_path, "F32")
     subject = InMemory(models.values[0], torch.float32)
     found = models.learn(two_tasks(), subject, plus=True, density=0.4, init=0.001, learning_rate=0.05, steps=2)
-    assert (found.coefficients[:, 1:] == 0).any() and found.coefficients.any(axis=1).all()
+    assert (found.coefficients[:, 1:] == 0).any()
+    assert found.coefficients.any(axis=1).all()
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
     with alnico.open(tmp_path / "out") as merged:
         for name, parameter in subject.net.named_parameters():
@@ -264,7 +265,8 @@ def test_a_batch_of_every_task_is_taken_at_each_step_and_an_input_once_in_a_roun
 def test_coefficients_stay_in_the_range_of_the_clamp(wide: Models) -> None:
     found = wide.learn(two_tasks(), learning_rate=0.2, steps=8, clamp=(0.2, 0.4))
     every = np.stack([s.coefficients for s in found.steps])
-    assert every.min() == 0.2 and every.max() == 0.4
+    assert every.min() == 0.2
+    assert every.max() == 0.4
 
 
 def test_the_module_records_gradients_afterwards_as_it_did_before(wide: Models) -> None:
@@ -320,7 +322,7 @@ def no_number(subject: Any, examples: Sequence[int]) -> torch.Tensor:
     return next(subject.net.parameters()).sum() * torch.full((len(examples), 3), float("nan"), dtype=torch.float64)
 
 
-def no_graph(subject: Any, examples: Sequence[int]) -> torch.Tensor:
+def no_graph(_: Any, examples: Sequence[int]) -> torch.Tensor:
     return torch.zeros(len(examples), 3)
 
 
@@ -356,9 +358,9 @@ def test_tasks_must_give_scores_of_classes(wide: Models) -> None:
     assert str(caught.value) == (
         "wiki: gives no scores of classes; expected a classification. Leave the task out: entropy is minimised over classes."
     )
-    with pytest.raises(EvaluationError, match="^a: has no examples; expected some inputs. Give the task's data.$"):
+    with pytest.raises(EvaluationError, match=r"^a: has no examples; expected some inputs\. Give the task's data\.$"):
         wide.learn([Unlabelled("a", inputs(0))])
-    with pytest.raises(EvaluationError, match="^tasks: there are none; "):
+    with pytest.raises(EvaluationError, match=r"^tasks: there are none; "):
         wide.learn([])
 
 
