@@ -29,6 +29,8 @@ class Reading:
     nodes: int = 0
     is_broken: bool = False
     """The YAML holds things that no recipe can; what the rest says is not looked at."""
+    expected: str = "at least merge_method and models"
+    """What is said of an empty file."""
 
     def wrong(self, line: int, message: str) -> None:
         self.mistakes.append((line, message))
@@ -118,7 +120,7 @@ def compose(text: str, reading: Reading) -> list[Document]:
     finally:
         loader.dispose()
     if not found:
-        reading.wrong(1, "is empty; expected at least merge_method and models.")
+        reading.wrong(1, f"is empty; expected {reading.expected}.")
         return []
     begins = [0, *(begin for begin, _ in found[1:]), len(text)]
     roots = [_node(document, reading, 0) for _, document in found]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
+
+from alnico.errors import EvaluationError
 
 if TYPE_CHECKING:
     import torch
@@ -18,17 +21,49 @@ Kind = Literal["encoder", "classifier", "causal"]
 Goal = Literal["max", "min"]
 """Is more better, or less?"""
 
+Link = Literal["mean", "exp"]
+
 
 @dataclass(frozen=True, eq=False)
 class Score:
     """A model's result on one task, in the task's unit.
 
     ``examples`` (n,) float64 is what each example contributed, in the task's order: 1 or 0 for an accuracy, the negative log-likelihood
-    of a window for a perplexity. None where a task tells its value alone.
+    of a token, on the mean of a window, for a perplexity. None where a task tells its value alone. ``link`` says how the value follows
+    from them: it is their mean, or exp of it.
     """
 
     value: float
     examples: np.ndarray | None = None
+    link: Link = "mean"
+
+
+def pool(scores: Sequence[Score]) -> Score:
+    """The score on all examples of several scores of one task, on different ones. Each must have its examples.
+
+    >>> pool([Score(1.0, np.ones(1)), Score(0.0, np.zeros(3))]).value
+    0.25
+    """
+    examples = [score.examples for score in scores if score.examples is not None]
+    if len(examples) != len(scores) or not examples:
+        raise EvaluationError(
+            "scores without their examples cannot be pooled; expected what each example contributed. Score all at once."
+        )
+    joined, link = np.concatenate(examples), scores[0].link
+    mean = float(joined.mean())
+    return Score(math.exp(mean) if link == "exp" else mean, joined, link)
+
+
+def evaluation_failed(where: str, error: BaseException) -> EvaluationError:
+    """What is said where something that alnico called has raised: its kind and its first line.
+
+    >>> evaluation_failed("news: merged", KeyError("pixel_values"))
+    EvaluationError("news: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Mend what was called, or the data.")
+    """
+    text = (str(error).strip() or "without a word").splitlines()[0][:300].rstrip(".")
+    return EvaluationError(
+        f"{where}: the evaluation raised {type(error).__name__}: {text}; expected a score. Mend what was called, or the data."
+    )
 
 
 class Subject(Protocol):
@@ -55,6 +90,8 @@ class Task(Protocol):
 
     name: str
     goal: Goal
+    weight: float
+    """Of the task in a mean over tasks, above 0."""
     size: int
     """Examples there are; 0 where a task cannot be taken in part."""
 

@@ -1,0 +1,148 @@
+"""Examples of a task as files hold them: JSONL, CSV and npz."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alnico.errors import EvaluationError
+
+ENDINGS = (".jsonl", ".csv", ".npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """Inputs in the order of the file: texts, or images (n, channels, height, width) float32; their labels; their lines, for messages."""
+
+    inputs: Sequence[str] | np.ndarray
+    labels: tuple[str, ...] | None
+    places: tuple[str, ...]
+
+
+def read_examples(
+    path: str | os.PathLike[str], text: str = "text", label: str | None = "label", limit: int | None = None
+) -> Examples:
+    """Read labelled examples: JSONL (an object a line), CSV (with a header), or npz (arrays ``images`` and ``labels``).
+
+    ``text`` and ``label`` are the names of fields or columns; without ``label`` no labels are read. ``limit`` takes the first
+    examples. Labels of numbers become text. Errors: EvaluationError with file and line.
+    """
+    file = Path(path)
+    try:
+        if file.suffix == ".npz":
+            found = _images(file, label, limit)
+        elif file.suffix == ".csv":
+            found = _texts(file, _csv_rows(file), text, label, limit)
+        elif file.suffix == ".jsonl":
+            found = _texts(file, _json_rows(file), text, label, limit)
+        else:
+            raise EvaluationError(
+                f"{file}: ends in {file.suffix!r}; expected {', '.join(ENDINGS)}. Bring the examples into such a file."
+            )
+    except OSError as error:
+        raise EvaluationError(f"{file}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    except UnicodeDecodeError:
+        raise EvaluationError(f"{file}: is not UTF-8 text; expected {file.suffix[1:].upper()}. Check the file.") from None
+    if not len(found.inputs):
+        raise EvaluationError(f"{file}: holds no examples; expected one at least. Check the file.")
+    return found
+
+
+def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str, label: str | None, limit: int | None) -> Examples:
+    texts: list[str] = []
+    labels: list[str] = []
+    places: list[str] = []
+    fields = {"text": text} | ({"label": label} if label is not None else {})
+    for line, row in rows:
+        if len(texts) == limit:
+            break
+        for role, field in fields.items():
+            if field not in row:
+                raise EvaluationError(
+                    f"{file}:{line}: has no field {field!r}; found {', '.join(map(repr, row)) or 'none'}. "
+                    f"Say which field is the {role}, as in `{role}: {next(iter(row), 'name')}`."
+                )
+        if not isinstance(row[text], str):
+            raise EvaluationError(f"{file}:{line}: {text} is {_kind(row[text])}; expected text. Mend the line, or leave it out.")
+        if label is not None:
+            if not isinstance(row[label], str | int):
+                raise EvaluationError(
+                    f"{file}:{line}: {label} is {_kind(row[label])}; expected text or a whole number. Mend the line, or leave it out."
+                )
+            labels.append(str(row[label]))
+        texts.append(row[text])
+        places.append(f"{file}:{line}")
+    return Examples(texts, tuple(labels) if label is not None else None, tuple(places))
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with file.open(encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise EvaluationError(
+                    f"{file}:{number}: is not JSON ({str(error)[:80]}); expected an object on each line. Bring the file into that form."
+                ) from None
+            if not isinstance(row, dict):
+                raise EvaluationError(
+                    f"{file}:{number}: is {_kind(row)}; expected an object on each line. Bring the file into that form."
+                )
+            yield number, row
+
+
+def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        reader = csv.reader(lines)
+        try:
+            header = next(reader, [])
+            for row in reader:
+                if row and len(row) != len(header):
+                    raise EvaluationError(
+                        f"{file}:{reader.line_num}: has {len(row)} values, the header {len(header)}; expected as many. Mend the line."
+                    )
+                if row:
+                    yield reader.line_num, dict(zip(header, row, strict=True))
+        except csv.Error as error:
+            raise EvaluationError(f"{file}:{reader.line_num}: is not CSV ({error}). Check the file.") from None
+
+
+def _images(file: Path, label: str | None, limit: int | None) -> Examples:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            held = {name: arrays[name] for name in arrays.files}
+    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise EvaluationError(f"{file}: is no npz file of plain arrays ({str(error)[:80]}). Write it with numpy.savez.") from None
+    for wanted in ("images", "labels") if label is not None else ("images",):
+        if wanted not in held:
+            raise EvaluationError(
+                f"{file}: has no array {wanted!r}; found {', '.join(map(repr, held)) or 'none'}. Write it with numpy.savez(file, images=..., labels=...)."
+            )
+    images, labels = held["images"][:limit], held["labels"][:limit] if label is not None else None
+    if images.ndim != 4 or images.dtype.kind != "f":
+        raise EvaluationError(
+            f"{file}: images are {images.dtype} of shape {images.shape}; expected floating-point pixels as the model takes them, "
+            "(n, channels, height, width). Run the model's image processor on them first."
+        )
+    if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iuU"):
+        raise EvaluationError(
+            f"{file}: labels are {labels.dtype} of shape {labels.shape}; expected ({len(images)},) whole numbers or text. Write one for each image."
+        )
+    places = tuple(f"{file}: images[{i}]" for i in range(len(images)))
+    return Examples(images.astype(np.float32, copy=False), None if labels is None else tuple(map(str, labels)), places)
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    return {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}[type(value)]

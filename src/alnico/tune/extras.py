@@ -1,0 +1,39 @@
+"""Packages that only some of this room needs, and how they are installed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alnico.errors import AlnicoError
+
+
+def import_extra(module: str, purpose: str, extra: str) -> Any:
+    """Return a module that comes with an extra of alnico. Errors: AlnicoError, saying how it is installed.
+
+    >>> import_extra("json", "an example", "eval").dumps([1])
+    '[1]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        package = module.partition(".")[0]
+        raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[{extra}]'") from None
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[Any]:
+    """transformers without its progress bars and notes, as they were before when this ends. Errors: AlnicoError."""
+    transformers = import_extra("transformers", "a transformers checkpoint", "eval")
+    logging = transformers.utils.logging
+    level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield transformers
+    finally:
+        logging.set_verbosity(level)
+        if has_bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,167 @@
+"""Models as tasks see them: checkpoints on disk, loaded when a task first asks; and modules in memory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.model import FileModel, open_model
+from alnico.errors import EvaluationError, ModelError
+from alnico.tune.extras import import_extra, quiet_transformers
+from alnico.tune.tasks import Kind, Subject
+
+MAY_BE_MISSING = "pooler."
+"""Tensors of an encoder that no task reads, and that many checkpoints lack."""
+
+
+def open_subject(reference: str | os.PathLike[str], *, offline: bool = False) -> Subject:
+    """Open a transformers checkpoint to be scored: a directory, or a model of the hub, which is fetched.
+
+    Modules are loaded when they are first asked for, in float32, and kept. No code of a model is run. Errors: ModelError, HubError.
+    """
+    label = os.fspath(reference)
+    path = Path(label).expanduser()
+    if not path.is_dir():
+        path = _fetched(label, offline)
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one.")
+    return _Checkpoint(label, path)
+
+
+def _fetched(label: str, offline: bool) -> Path:
+    with closing(open_model(label, offline=offline)) as model:
+        if not isinstance(model, FileModel) or model.directory is None:
+            raise ModelError(
+                f"{label}: is no directory; tasks score transformers checkpoints. Make one of it with `alnico merge` first."
+            )
+        model.fetch(model.absent(list(model.tensors), True))
+        return model.directory
+
+
+class _Checkpoint:
+    """A directory that transformers can load."""
+
+    def __init__(self, label: str, directory: Path) -> None:
+        self.label = label
+        self.directory = directory
+        self._modules: dict[Kind, Any] = {}
+        self._tokenizer: Any = None
+
+    def module(self, kind: Kind) -> Any:
+        if kind not in self._modules:
+            self._modules[kind] = load_module(self.directory, kind, self.label)
+        return self._modules[kind]
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.directory, self.label)
+        return self._tokenizer
+
+
+def load_module(directory: Path, kind: Kind, label: str) -> Any:
+    """Load a checkpoint's module in evaluation mode and float32. Errors: ModelError, also for tensors that the checkpoint lacks."""
+    torch = import_extra("torch", "a transformers checkpoint", "eval")
+    with quiet_transformers() as transformers:
+        try:
+            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
+            module, told = _class(transformers, config, kind).from_pretrained(
+                directory, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise ModelError(
+                f"{label}: transformers cannot load it as {_article(kind)} ({_first_line(error)}). Check its config.json and files."
+            ) from None
+    missing = sorted(name for name in told["missing_keys"] if kind != "encoder" or not name.startswith(MAY_BE_MISSING))
+    if missing:
+        raise ModelError(
+            f"{label}: lacks {len(missing)} tensors of {_article(kind)}, {missing[0]} first; they would be random. "
+            "Give a checkpoint that has them, or a task that needs none of them."
+        )
+    return module.eval()
+
+
+def _class(transformers: Any, config: Any, kind: Kind) -> Any:
+    if kind == "encoder":
+        return transformers.AutoModel
+    if kind == "causal":
+        return transformers.AutoModelForCausalLM
+    if any("ImageClassification" in name for name in config.architectures or ()):
+        return transformers.AutoModelForImageClassification
+    return transformers.AutoModelForSequenceClassification
+
+
+def load_tokenizer(directory: Path, label: str) -> Any:
+    """Load a checkpoint's tokenizer. Errors: ModelError."""
+    with quiet_transformers() as transformers:
+        try:
+            return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
+        except Exception as error:  # the tokenizers package raises Exception itself
+            raise ModelError(
+                f"{label}: transformers cannot load its tokenizer ({_first_line(error)}). Check its tokenizer files."
+            ) from None
+
+
+class ModuleSubject:
+    """A transformers module in memory as tasks see it, or one module for each kind.
+
+    ``module`` is what tasks call; the encoder of a model with a head is its ``base_model``. A mapping of ``encoder``, ``classifier``
+    and ``causal`` to modules says it outright, and so does a module that is none of transformers': it is given for any kind.
+    Modules must be in evaluation mode. ``directory`` writes the module and the tokenizer once, when first asked, and keeps them as
+    long as this lives.
+    """
+
+    def __init__(self, label: str, module: Any, tokenizer: Any = None) -> None:
+        self.label = label
+        self._module = module
+        self._tokenizer = tokenizer
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def directory(self) -> Path:
+        if self._folder is None:
+            module = next(iter(self._module.values())) if isinstance(self._module, Mapping) else self._module
+            if not hasattr(module, "save_pretrained"):
+                raise EvaluationError(
+                    f"{self.label}: {type(module).__name__} cannot be written as a checkpoint; expected a module of transformers. "
+                    "Give one, or a task that takes the module."
+                )
+            self._folder = tempfile.TemporaryDirectory(prefix="alnico-")
+            module.save_pretrained(self._folder.name)
+            if self._tokenizer is not None:
+                self._tokenizer.save_pretrained(self._folder.name)
+        return Path(self._folder.name)
+
+    def module(self, kind: Kind) -> Any:
+        found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
+        if found is None:
+            raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {_article(kind)}. Give a module that is one.")
+        return found
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise EvaluationError(f"{self.label}: has no tokenizer; a task of texts needs one. Give it with the module.")
+        return self._tokenizer
+
+
+def _part(module: Any, kind: Kind) -> Any:
+    """The part of a module that is of a kind; None where there is none."""
+    name = type(module).__name__
+    if not hasattr(module, "base_model"):
+        return module
+    if kind == "encoder":
+        return module.base_model
+    words = ("Classification",) if kind == "classifier" else ("CausalLM", "LMHead")
+    return module if any(word in name for word in words) else None
+
+
+def _article(kind: Kind) -> str:
+    return {"encoder": "an encoder", "classifier": "a classifier", "causal": "a causal language model"}[kind]
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200].rstrip(".")

@@ -1,0 +1,254 @@
+"""Tasks as a YAML file lists them: strict, with the line of every mistake, all mistakes together."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alnico.errors import AlnicoError, EvaluationError, RecipeError
+from alnico.recipe import scalars
+from alnico.recipe.nodes import Node, Reading, compose, plain
+from alnico.tune.classification import Classification
+from alnico.tune.data import read_examples
+from alnico.tune.subject import open_subject
+from alnico.tune.tasks import Task
+
+MAX_BYTES = 1_000_000
+EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
+
+
+def read_tasks(source: str | os.PathLike[str] | Mapping[str, Any], folder: str | os.PathLike[str] = ".") -> tuple[Task, ...]:
+    """Read the tasks of a YAML file, or of a mapping that says the same; their data is read and checked, no model is loaded.
+
+    Paths are relative to the file, of a mapping to ``folder``. Errors: EvaluationError, with a line for every mistake in the file.
+    """
+    if isinstance(source, Mapping):
+        try:
+            text, name = yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "tasks"
+        except RecipeError as error:
+            raise EvaluationError(str(error).replace("recipe:", "tasks:", 1)) from None
+        reading = Reading(name, has_lines=False)
+    else:
+        name, folder = os.fsdecode(source), Path(source).parent
+        text, reading = _text(name), Reading(name)
+    reading.expected = EXPECTED
+    documents = compose(text, reading)
+    if len(documents) > 1:
+        reading.wrong(
+            documents[1].root.line, "a second document begins; expected one list of tasks. Put it into a file of its own."
+        )
+    found = _tasks(documents[0].root, Path(folder), reading) if documents and not reading.is_broken else []
+    if reading.mistakes:
+        raise EvaluationError(str(reading.error()))
+    return tuple(found)
+
+
+def _text(name: str) -> str:
+    try:
+        with open(name, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise EvaluationError(
+                f"{name}: is larger than {MAX_BYTES} bytes; expected a list of tasks. Give the YAML file of the tasks."
+            )
+        return data.decode("utf-8")
+    except OSError as error:
+        raise EvaluationError(f"{name}: cannot be read ({error.strerror}). Check the path of the tasks.") from None
+    except UnicodeDecodeError:
+        raise EvaluationError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks.") from None
+
+
+def _tasks(root: Node, folder: Path, reading: Reading) -> list[Task]:
+    keys = scalars.mapping(root, "the file", ("tasks",), EXPECTED, reading)
+    listed = keys.get("tasks")
+    if listed is None or not isinstance(listed.value, list) or not listed.value:
+        what = "missing" if listed is None else "an empty list" if listed.value == [] else listed.kind
+        if isinstance(root.value, dict):
+            reading.wrong(root.line if listed is None else listed.line, f"tasks is {what}; expected {EXPECTED}.")
+        return []
+    found: list[Task] = []
+    names: dict[str, int] = {}
+    for index, node in enumerate(listed.value):
+        entry = _Entry(node, f"tasks[{index}]", folder, reading)
+        name = entry.text("name", None)
+        if name is not None and name in names:
+            reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as in line {names[name]}; expected names that differ.")
+        kind = entry.choice("type", tuple(READERS), None)
+        if name is None or kind is None:
+            continue
+        names.setdefault(name, node.line)
+        task = READERS[kind](name, entry)
+        if task is not None:
+            found.append(task)
+    return found
+
+
+@dataclasses.dataclass
+class _Entry:
+    """One task being read. What is wrong is told to ``reading``; a key that is wrong has its default from then on."""
+
+    node: Node
+    where: str
+    folder: Path
+    reading: Reading
+    is_wrong: bool = False
+
+    @property
+    def keys(self) -> Mapping[str, Node]:
+        return self.node.value if isinstance(self.node.value, dict) else {}
+
+    def wrong(self, node: Node, message: str) -> None:
+        self.is_wrong = True
+        self.reading.wrong(node.line, message)
+
+    def only(self, *known: str) -> None:
+        """Tell keys that are none of these."""
+        for key, value in self.keys.items():
+            if key not in (*COMMON, *known):
+                self.wrong(value, f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *known])}")
+
+    def text(self, key: str, default: str | None) -> str | None:
+        """Text of one line; without a default it must be given."""
+        if key not in self.keys:
+            if default is None:
+                self.wrong(self.node, f"{self.where}.{key} is missing; expected text.")
+            return default
+        found = scalars.text(self.keys[key], f"{self.where}.{key}", self.reading)
+        self.is_wrong |= found is None
+        return found
+
+    def choice(self, key: str, among: tuple[str, ...], default: str | None) -> str | None:
+        node = self.keys.get(key)
+        if node is None:
+            if default is None:
+                self.wrong(self.node, f"{self.where}.{key} is missing; expected {_either(among)}.")
+            return default
+        if node.value not in among:
+            near = difflib.get_close_matches(str(node.value)[:60], among, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            self.wrong(node, f"{self.where}.{key} is {node.kind}; expected {_either(among)}.{hint}")
+            return default
+        return str(node.value)
+
+    def whole(self, key: str, default: int | None, least: int = 1) -> int | None:
+        if key not in self.keys:
+            return default
+        found = scalars.whole(self.keys[key], f"{self.where}.{key}", least, self.reading)
+        self.is_wrong |= found is None
+        return found
+
+    def positive(self, key: str, default: float) -> float:
+        if key not in self.keys:
+            return default
+        node = self.keys[key]
+        found = scalars.finite(node, f"{self.where}.{key}", node.line, self.reading)
+        if found is not None and found <= 0:
+            self.wrong(node, f"{self.where}.{key} is {found:g}; expected a number above 0.")
+        self.is_wrong |= found is None
+        return found or default
+
+    def path(self, key: str) -> Path | None:
+        """A file, from the folder of the tasks."""
+        found = self.text(key, None)
+        return None if found is None else self.folder / Path(found).expanduser()
+
+    def model(self, key: str) -> str | None:
+        """A model: a path from the folder of the tasks, or one of the hub."""
+        found = self.text(key, None)
+        if found is None:
+            return None
+        beside = self.folder / Path(found).expanduser()
+        return os.fspath(beside) if beside.exists() else found
+
+    def attempt(self, make: Callable[[], Task]) -> Task | None:
+        """What is made of values that were read, unless one was wrong or it fails: then that is told, at the task's line."""
+        if self.is_wrong:
+            return None
+        try:
+            return make()
+        except AlnicoError as error:
+            self.wrong(self.node, f"{self.where}: {error}")
+            return None
+
+
+COMMON = ("name", "type", "weight")
+
+
+def _either(among: tuple[str, ...]) -> str:
+    return among[0] if len(among) == 1 else f"{', '.join(among[:-1])} or {among[-1]}"
+
+
+def _classification(name: str, entry: _Entry) -> Task | None:
+    entry.only(
+        "data", "text", "label", "head", "labels", "encoder", "pooling", "logit_scale", "max_length", "batch_size", "limit", "precision",
+    )  # fmt: skip
+    data = entry.path("data")
+    text = entry.text("text", "text")
+    without = "label" in entry.keys and entry.keys["label"].value is None
+    label = None if without else entry.text("label", "label")
+    head = entry.choice("head", ("names", "own"), "own")
+    classes = _labels(entry)
+    encoder = entry.model("encoder") if head == "names" or "encoder" in entry.keys else None
+    if head == "names" and "labels" not in entry.keys:
+        entry.wrong(
+            entry.node, f"{entry.where}.labels is missing; head: names needs the classes, as in {{earn: company earnings}}."
+        )
+    options: dict[str, Any] = {
+        "pooling": entry.choice("pooling", ("mean", "cls"), "mean"),
+        "logit_scale": entry.positive("logit_scale", 20.0),
+        "max_length": entry.whole("max_length", 128),
+        "batch_size": entry.whole("batch_size", 32),
+        "precision": entry.choice("precision", ("float32", "bfloat16"), "float32"),
+        "weight": entry.positive("weight", 1.0),
+    }
+    limit = entry.whole("limit", None)
+
+    def make() -> Task:
+        assert data is not None  # nothing was wrong
+        assert text is not None
+        examples = read_examples(data, text, label, limit)
+        given = open_subject(encoder) if head == "names" and encoder is not None else None
+        return Classification(
+            name, examples.inputs, examples.labels, classes=classes, head=head, encoder=given, places=examples.places, **options  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return entry.attempt(make)
+
+
+def _labels(entry: _Entry) -> Mapping[str, str] | None:
+    """Classes to their words; of a list, each is its own word."""
+    node = entry.keys.get("labels")
+    if node is None:
+        return None
+    where = f"{entry.where}.labels"
+    items = (
+        node.value.items()
+        if isinstance(node.value, dict)
+        else ((None, n) for n in node.value)
+        if isinstance(node.value, list)
+        else ()
+    )
+    found: dict[str, str] = {}
+    for key, word in items:
+        text = str(word.value) if isinstance(word.value, str | int) else None
+        if text is None or not text.strip():
+            entry.wrong(word, f"{where} holds {word.kind}; expected the words of a class.")
+        elif (key or text) in found:
+            entry.wrong(word, f"{where} names {text!r} twice; expected each class once.")
+        else:
+            found[key or text] = text
+    if len(found) < 2 and not entry.is_wrong:
+        entry.wrong(
+            node, f"{where} is {node.kind if not found else 'one class'}; expected two classes at least, a list or {{name: words}}."
+        )
+    return found
+
+
+READERS: Mapping[str, Callable[[str, _Entry], Task | None]] = {"classification": _classification}
+"""Types of tasks, with what reads each."""
