@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -92,8 +93,8 @@ class Classification:
             raise EvaluationError(f"{name}: a head of names needs texts, classes and an encoder. Give them, or take head: own.")
         if self._words is not None and len(self._words) < 2:
             raise EvaluationError(f"{name}: has {len(self._words)} class; expected two at least. Name all classes.")
-        if self.classes is not None:
-            self._targets(self.classes)
+        if self.classes is not None and self._labels is not None:
+            self._targets(self._labels, self.classes)
 
     def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
         """The accuracy; ``examples`` are 1 where the class is right. Labels outside the head, and logits that are not finite, are errors."""
@@ -101,7 +102,9 @@ class Classification:
         import torch
 
         chosen = range(self.size) if examples is None else examples
-        targets = self._targets(self.classes or self._of_config(subject))[chosen]
+        if self._labels is None:
+            raise EvaluationError(f"{self.name}: has no labels; a score needs them. Name the field of the labels.")
+        targets = self._targets(self._labels, self.classes or self._of_config(subject))[chosen]
         with torch.inference_mode():
             logits = self.logits(subject, chosen)
         self._check(logits, subject, targets)
@@ -210,25 +213,25 @@ class Classification:
         return _Encoded(torch.from_numpy(ids), torch.from_numpy(lengths))
 
     def _of_config(self, subject: Subject) -> tuple[str, ...]:
-        names = subject.module(self.kind).config.id2label
+        names = getattr(getattr(subject.module(self.kind), "config", None), "id2label", None)
+        if not names:
+            raise EvaluationError(
+                f"{self.name}: {subject.label} does not say its classes; expected id2label in its config. List them under labels."
+            )
         return tuple(str(names[i]) for i in range(len(names)))
 
-    def _targets(self, classes: tuple[str, ...]) -> np.ndarray:
+    def _targets(self, labels: Sequence[str], classes: Sequence[str]) -> np.ndarray:
         """The class of each example; without ``classes`` of its own, a task's labels may be numbers of the head's rows, too."""
-        if self._labels is None:
-            if self.classes is not None:
-                return np.zeros(0, np.int64)
-            raise EvaluationError(f"{self.name}: has no labels; a score needs them. Name the field of the labels.")
         places = {name: i for i, name in enumerate(classes)}
         if self.classes is None:
             places = {str(i): i for i in range(len(classes))} | places
-        for label, place in zip(self._labels, self._places, strict=True):
+        for label, place in zip(labels, self._places, strict=True):
             if label not in places:
                 raise EvaluationError(
                     f"{self.name}: {place}: the label is {label!r}; expected a class of the head: {_listed(classes)}. "
                     "Add it to labels, or leave the example out."
                 )
-        return np.array([places[label] for label in self._labels])
+        return np.array([places[label] for label in labels])
 
     def _check(self, logits: torch.Tensor, subject: Subject, targets: np.ndarray) -> None:
         classes = logits.shape[1]
@@ -255,7 +258,8 @@ def _digest(tokenizer: Any) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         return f"object {id(tokenizer)}"
-    return xxhash.xxh3_128_hexdigest(f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {fast.to_str()}".encode())
+    held = json.loads(fast.to_str()) | {"padding": None, "truncation": None}  # of its last call, not of its own
+    return xxhash.xxh3_128_hexdigest(f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {json.dumps(held)}".encode())
 
 
 def _listed(classes: Sequence[str]) -> str:

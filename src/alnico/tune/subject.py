@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
+import weakref
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -118,7 +120,7 @@ class ModuleSubject:
         self.label = label
         self._module = module
         self._tokenizer = tokenizer
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
 
     @property
     def directory(self) -> Path:
@@ -129,11 +131,13 @@ class ModuleSubject:
                     f"{self.label}: {type(module).__name__} cannot be written as a checkpoint; expected a module of transformers. "
                     "Give one, or a task that takes the module."
                 )
-            self._folder = tempfile.TemporaryDirectory(prefix="alnico-")
-            module.save_pretrained(self._folder.name)
-            if self._tokenizer is not None:
-                self._tokenizer.save_pretrained(self._folder.name)
-        return Path(self._folder.name)
+            self._folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            with quiet_transformers():
+                module.save_pretrained(self._folder)
+                if self._tokenizer is not None:
+                    self._tokenizer.save_pretrained(self._folder)
+        return self._folder
 
     def module(self, kind: Kind) -> Any:
         found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)

@@ -75,6 +75,12 @@ def _tasks(root: Node, folder: Path, reading: Reading) -> list[Task]:
     found: list[Task] = []
     names: dict[str, int] = {}
     for index, node in enumerate(listed.value):
+        if not isinstance(node.value, dict):
+            reading.wrong(
+                node.line,
+                f"tasks[{index}] is {node.kind}; expected a mapping such as {{name: news, type: classification, data: news.jsonl}}.",
+            )
+            continue
         entry = _Entry(node, f"tasks[{index}]", folder, reading)
         name = entry.text("name", None)
         if name is not None and name in names:
@@ -101,7 +107,8 @@ class _Entry:
 
     @property
     def keys(self) -> Mapping[str, Node]:
-        return self.node.value if isinstance(self.node.value, dict) else {}
+        found: dict[str, Node] = self.node.value
+        return found
 
     def wrong(self, node: Node, message: str) -> None:
         self.is_wrong = True
