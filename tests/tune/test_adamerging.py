@@ -77,6 +77,7 @@ class Unlabelled:
     """Inputs with a head; whoever asks for labels or a score fails."""
 
     goal: Any = "max"
+    weight: float = 1.0
     kind: Kind = "encoder"
 
     def __init__(self, name: str, inputs: np.ndarray, classes: int = 3) -> None:
