@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from alnico.analysis.suggest import Fit, reference
 from alnico.checkpoint.model import Source, is_path, open_model, split_adapter
 from alnico.errors import HubError, MismatchError, ModelError
 from alnico.plan import families
-from alnico.plan.build import build_plan
+from alnico.plan.build import build_plan, reference_from
 from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
 from alnico.vocabulary.compare import difference, read_vocabulary
@@ -103,12 +102,7 @@ def fits_again(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
 
 def seen_from(analysis: Analysis, folder: Path) -> Analysis:
     """The analysis with relative paths of models as they read from ``folder``, where a recipe will lie."""
-
-    def path(reference: str) -> str:
-        parts = split_adapter(reference, is_path)
-        if parts is not None:
-            return "+".join(path(part) for part in parts)
-        return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
-
-    base, *models = (dataclasses.replace(m, reference=path(m.reference)) for m in (analysis.base, *analysis.models))
+    base, *models = (
+        dataclasses.replace(m, reference=reference_from(m.reference, folder)) for m in (analysis.base, *analysis.models)
+    )
     return dataclasses.replace(analysis, base=base, models=tuple(models))

@@ -92,6 +92,20 @@ def located(reference: str, folder: str) -> str:
     return "+".join(located(part, folder) for part in parts) if parts else reference
 
 
+def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
+    """Return how a recipe that lies in ``folder`` names a model of the working directory: the inverse of :func:`located`.
+
+    A path from the root or from home stays, and so does an id of the hub.
+
+    >>> reference_from("openai-community/gpt2", "recipes")
+    'openai-community/gpt2'
+    """
+    parts = split_adapter(reference, is_path)
+    if parts is not None:
+        return "+".join(reference_from(part, folder) for part in parts)
+    return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
+
+
 def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
     """Put other references into the recipe's text, as it stands in outputs: a hub id with its commit, say.
 
