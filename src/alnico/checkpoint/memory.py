@@ -105,6 +105,11 @@ class MemoryModel:
             torch = sys.modules["torch"]
             torch.frombuffer(buffer, dtype=torch.uint8).copy_(part)
 
+    def flat(self, name: str) -> np.ndarray | None:
+        """The bytes of a tensor where they lie in this machine's memory; None for one that is not contiguous, or elsewhere."""
+        raw = self._flat.get(name)
+        return raw if isinstance(raw, np.ndarray) else None
+
     def identity(self) -> list[dict[str, Any]]:
         """Values in memory cannot be told from changed ones without reading them: each source is its own."""
         return [{"memory": self._token}]

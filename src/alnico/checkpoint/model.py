@@ -243,6 +243,11 @@ class FileModel:
         with self._files.descriptor(shard.path) as descriptor:
             read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
 
+    def place_of(self, name: str) -> tuple[Path, int] | None:
+        """The file of a tensor and the byte where it begins; None for one whose bytes are not in row-major order."""
+        shard, tensor = self._place[name]
+        return (shard.path, tensor.begin) if tensor.strides is None else None
+
     def copy_to(self, name: str, offset: int, size: int, descriptor: int, begin: int) -> bool:
         """Copy a tensor's raw bytes into a file without reading them, at its byte ``begin``. Returns False where that cannot be."""
         shard, tensor = self._place[name]

@@ -48,6 +48,9 @@ class OutputFiles:
         write_fully(self._descriptors[shard], data, info.begin + offset, self._paths[shard], tensor)
         self._start_writeback(shard, info.begin + offset, len(data))
 
+    def place(self, tensor: str, offset: int, size: int) -> None:
+        """A file has no memory to compute in."""
+
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
         """Copy ``size`` bytes of a source's tensor without reading them. Returns False where that cannot be. Errors: RunError."""
         if not isinstance(source, FileModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -49,11 +49,15 @@ def kind_of(argument: Argument) -> Kind:
 
 @dataclass(frozen=True)
 class Known:
-    """What the arguments of one tensor's kernels are made of: its name and the seed, and the facts measured so far."""
+    """What the arguments of one tensor's kernels are made of: its name and the seed, and the facts measured so far.
+
+    ``given`` are the answers for some of the models, by their position, to facts that are still to be measured for the others.
+    """
 
     job: Job
     seed: int
     facts: Mapping[Measured, Any]
+    given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
 
     @property
     def real(self) -> Real:

@@ -100,3 +100,16 @@ class PieceHasher:
     def _close(self, piece: int) -> None:
         self._digest.pieces[piece] = self._state.digest()
         self._state = self._new()
+
+
+class Unhashed:
+    """Stands for a :class:`PieceHasher` where nothing is hashed."""
+
+    def __init__(self, digest: TensorDigest, offset: int) -> None:
+        """Nothing is kept."""
+
+    def update(self, data: memoryview) -> None:
+        """Nothing is hashed."""
+
+    def finish(self) -> None:
+        """Nothing is open."""

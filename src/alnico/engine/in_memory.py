@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from alnico.checkpoint.model import Source
@@ -12,11 +14,14 @@ from alnico.engine.weigh import weigh
 from alnico.plan.job import Plan
 
 
-class _Arrays:
-    """The output tensors as bytes."""
+class Arrays:
+    """The output tensors as bytes, by name."""
 
-    def __init__(self, plan: Plan) -> None:
-        self.tensors = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
+    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+        self.tensors = tensors
+
+    def place(self, tensor: str, offset: int, size: int) -> np.ndarray:
+        return self.tensors[tensor][offset : offset + size]
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
         self.tensors[tensor][offset : offset + len(data)] = np.frombuffer(data, np.uint8)
@@ -28,10 +33,11 @@ class _Arrays:
         buffer[:] = memoryview(self.tensors[tensor])[offset : offset + len(buffer)]
 
 
-class _Unwritten:
+class Unwritten:
     """Keeps no journal: an interrupted merge in memory leaves nothing to take up."""
 
     failure: BaseException | None = None
+    wants_digests = False
 
     def finished(self, record: Record) -> None:
         """Nothing is kept."""
@@ -47,6 +53,6 @@ def run_in_memory(plan: Plan) -> dict[str, np.ndarray]:
     Errors: as for :func:`alnico.engine.run.run_plan`.
     """
     fetch_weights(plan)
-    arrays = _Arrays(plan)
-    Run(weigh(plan, {}), arrays, _Unwritten(), Done(), None).all()
-    return arrays.tensors
+    tensors = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
+    Run(weigh(plan, {}), Arrays(tensors), Unwritten(), Done(), None).all()
+    return tensors

@@ -46,6 +46,8 @@ class Done:
 class Journal:
     """The open journal of a running merge. ``sync`` brings all written tensor bytes to the disk."""
 
+    wants_digests = True
+
     def __init__(self, directory: Path, fingerprint: Mapping[str, Any], sync: Callable[[], None], done: Done) -> None:
         self._sync = sync
         self._pending: list[str] = []

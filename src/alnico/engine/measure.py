@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -214,6 +214,7 @@ class _KthLargest(_State):
         nothing = math.inf if fact.end == "first" else 0.0
         everything = {i for i in rank if fact.share[i] >= 1 or n == 0}
         self.found = {i: nothing if i in everything else math.inf for i in rank if i in everything or rank[i] == 0}
+        self.found |= known.given.get(fact, {})
         searched = [i for i in rank if i not in self.found]
         self.chosen = np.array(searched, np.int64)
         self.rank = np.array([rank[i] for i in searched], np.int64)
@@ -322,18 +323,21 @@ def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
 
 
 class ModelMeasurement:
-    """One fact over many tensors: ``fold`` for every block of every tensor, and ``turn`` after each pass, until ``result``."""
+    """One fact over many tensors: ``fold`` for every block of every tensor, and ``turn`` after each pass, until ``result``.
 
-    def __init__(self, fact: OverModel, jobs: Sequence[Job]) -> None:
+    ``given`` are the answers for some models, by their position, which are not measured.
+    """
+
+    def __init__(self, fact: OverModel, jobs: Sequence[Job], given: Mapping[int, float]) -> None:
         kernel = model_kernel(fact, jobs)
         self.run = compiled(kernel)
         elements = sum(job.elements for job in jobs)
         shares = fact.fact.share
         nothing = math.inf if fact.fact.end == "first" else 0.0
-        self.chosen = np.array([i for i, share in enumerate(shares) if share < 1 and elements], np.int64)
+        self.chosen = np.array([i for i, share in enumerate(shares) if share < 1 and elements and i not in given], np.int64)
         rank = np.array([fact.fact.place(i, elements) for i in self.chosen.tolist()], np.int64)
         self.digits = _Digits(rank, np.dtype(kernel.real))
-        self.found = [nothing] * len(shares)
+        self.found = [given.get(i, nothing) for i in range(len(shares))]
         self.result: tuple[float, ...] | None = None if self.chosen.size else tuple(self.found)
         self.own = threading.local()
         self.bins: list[np.ndarray] = []

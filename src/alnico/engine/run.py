@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -13,19 +14,21 @@ from typing import Any, Protocol
 import numpy as np
 
 from alnico.checkpoint.model import Source, open_shard
+from alnico.checkpoint.resident import held_bytes
 from alnico.checkpoint.shards import index_of
 from alnico.checkpoint.sidecars import copy_side_files, write_config
 from alnico.checkpoint.writer import OutputFiles, sync_directory
 from alnico.engine import measure, rank
 from alnico.engine.arena import Arena
 from alnico.engine.arguments import Known
-from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, blocks, chunks
+from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, Unhashed, blocks, chunks
 from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
 from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
 from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.judge import judge
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
+from alnico.engine.recall import Recall, Recalled
 from alnico.engine.threads import Call, check, do_all
 from alnico.engine.weigh import weigh
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
@@ -153,6 +156,10 @@ class Output(Protocol):
         """Put ``data`` at byte ``offset`` of a tensor. Safe for threads."""
         ...
 
+    def place(self, tensor: str, offset: int, size: int) -> np.ndarray | None:
+        """Where these bytes of a tensor may be computed instead of written; None where they cannot."""
+        ...
+
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
         """Take bytes of a source's tensor without reading them; False where that cannot be."""
         ...
@@ -163,9 +170,13 @@ class Output(Protocol):
 
 
 class Notes(Protocol):
-    """What is told of a finished tensor and of a fact over the model; ``failure`` is why it cannot be told any more."""
+    """What is told of a finished tensor and of a fact over the model; ``failure`` is why it cannot be told any more.
+
+    Where it ``wants_digests``, all bytes are hashed in passing; else records are not made.
+    """
 
     failure: BaseException | None
+    wants_digests: bool
 
     def finished(self, record: Record) -> None: ...
 
@@ -173,12 +184,19 @@ class Notes(Protocol):
 
 
 class Run:
-    """The threads that make all tensors of a plan that are not ``found`` done: from its sources to ``files``."""
+    """The threads that make all tensors of a plan that are not ``found`` done: from its sources to ``files``.
 
-    def __init__(self, plan: Plan, files: Output, journal: Notes, found: Done, watch: Watcher | None) -> None:
+    What ``recall`` has of earlier runs over the same sources is not measured again.
+    """
+
+    def __init__(
+        self, plan: Plan, files: Output, journal: Notes, found: Done, watch: Watcher | None, recall: Recall | None = None
+    ) -> None:
         self.plan = plan
         self.files = files
         self.journal = journal
+        self.recall = recall
+        self._hasher = PieceHasher if journal.wants_digests else Unhashed
         self.records = {r.tensor: r for r in found.records}
         self.facts = dict(found.facts)
         self.of_model: dict[measure.OverModel, tuple[float, ...]] = {}
@@ -265,14 +283,21 @@ class Run:
         """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is all of it, if it is there."""
         assert state.job.merge is not None
         for level in state.job.merge.levels():
-            facts = measure.LevelMeasurement(level, self._known(state))
+            known = self._known(state)
+            recalled = self.recall.of_tensor(level, known) if self.recall is not None else Recalled()
+            state.known |= recalled.whole
+            known = dataclasses.replace(known, given=recalled.given)
+            facts = measure.LevelMeasurement([fact for fact in level if fact not in recalled.whole], known)
             if facts.runs:
                 facts.sample(self._joined(state.job, facts.runs) if held is None else _picked(held, facts.runs, state.job))
             while not facts.done:
                 check(self._stop)
                 one_pass(facts)
                 facts.turn()
-            state.known |= facts.results()
+            found = facts.results()
+            if self.recall is not None:
+                self.recall.keep(found, known)
+            state.known |= found
         state.mixer = Mixer(self._known(state), self.plan.sources)
 
     def _known(self, state: _Unfinished) -> Known:
@@ -289,12 +314,14 @@ class Run:
         """Measure what is asked of the whole model, one fact after the other, pass by pass over all its tensors."""
         for number, fact, jobs in self._unknown():
             self._tell(Measuring(len(jobs)))
-            measurement = measure.ModelMeasurement(fact, jobs)
+            measurement = measure.ModelMeasurement(fact, jobs, self.recall.of_model(fact, jobs) if self.recall is not None else {})
             calls = [(self._measure_across, (measurement, job, span)) for job in jobs for span in chunks(job)]
             while measurement.result is None:
                 self._parallel(pool, calls)
                 measurement.turn()
             self.facts[number] = measurement.result
+            if self.recall is not None:
+                self.recall.keep_of_model(fact, jobs, measurement.result)
             self.journal.measured(number, measurement.result)
         every = enumerate(measure.over_model(self.plan.jobs))
         self.of_model = {fact: self.facts[n] for n, fact in every if n in self.facts}
@@ -315,16 +342,19 @@ class Run:
         assert mixer is not None
         width = job.byte_size // max(job.elements, 1)
         widths = [i.byte_size // max(job.elements, 1) for i in job.read]
-        hashers = [PieceHasher(d, span[0] * w) for d, w in zip(state.inputs, widths, strict=True)]
-        output = PieceHasher(state.output, span[0] * width)
+        hashers = [self._hasher(d, span[0] * w) for d, w in zip(state.inputs, widths, strict=True)]
+        output = self._hasher(state.output, span[0] * width)
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
             block, out = held or self._block(job, (start, stop), stop - start)
             for hasher, raw in zip(hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True):
                 hasher.update(memoryview(raw))
+            placed = self.files.place(job.name, start * width, out.nbytes)
+            out = out if placed is None else placed
             mixer(start, block, out)
             output.update(memoryview(out))
-            self.files.write(job.name, start * width, memoryview(out))
+            if placed is None:
+                self.files.write(job.name, start * width, memoryview(out))
             self._tell(Advanced(job.name, out.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()
@@ -334,8 +364,8 @@ class Run:
         job = state.job
         if job.kind == "copy":
             return self._copy_one(state, span)
-        hashers = [PieceHasher(d, span[0]) for d in state.inputs]
-        output = PieceHasher(state.output, span[0])
+        hashers = [self._hasher(d, span[0]) for d in state.inputs]
+        output = self._hasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
             first, other = self._arena.views([stop - start, stop - start])
@@ -356,7 +386,7 @@ class Run:
         """Copy bytes within the system where it can, and hash what has arrived."""
         job, (tensor,) = state.job, state.job.inputs
         source = self.plan.sources[tensor.model]
-        hasher = PieceHasher(state.output, span[0])
+        hasher = self._hasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
             (view,) = self._arena.views([stop - start])
@@ -386,6 +416,8 @@ class Run:
             if state.remaining:
                 return
         job = state.job
+        if not self.journal.wants_digests:
+            return
         inputs = tuple((i.model, i.name, d.result()) for i, d in zip(job.read, state.inputs, strict=True))
         record = Record(job.name, state.output.result(), inputs)
         with self._lock:
@@ -397,8 +429,7 @@ class Run:
         """Read the inputs of a span, with the ranks if they are used; and where the output of ``out_elements`` goes."""
         ranked = job.merge is not None and job.merge.uses_ranks
         rows = rank.whole_rows(job, span) if ranked else span
-        *views, out = self._buffers(job, rows[1] - rows[0], out_elements)
-        self._read(job, rows, views)
+        *views, out = self._views(job, rows, out_elements)
         if not ranked:
             return _block_of(job, views), out
         whole = _block_of(job, views)
@@ -409,27 +440,40 @@ class Run:
 
     def _joined(self, job: Job, runs: list[Span]) -> Block:
         """Read the elements of some short spans of one length, one after the other."""
-        *views, _ = self._buffers(job, (runs[0][1] - runs[0][0]) * len(runs), 0)
-        parts = [view.reshape(len(runs), -1) for view in views]
-        for i, run in enumerate(runs):
-            self._read(job, run, [part[i] for part in parts])
+        widths = _widths(job)
+        views = self._arena.views([(runs[0][1] - runs[0][0]) * len(runs) * width for width in widths])
+        for tensor, view, width in zip(job.read, views, widths, strict=True):
+            source = self.plan.sources[tensor.model]
+            for (start, _), part in zip(runs, view.reshape(len(runs), -1), strict=True):
+                source.read_into(tensor.name, start * width, memoryview(part))
         return _block_of(job, views)
 
-    def _read(self, job: Job, span: Span, views: list[np.ndarray]) -> None:
-        for tensor, view in zip(job.read, views, strict=True):
-            width = tensor.byte_size // max(job.elements, 1)
-            self.plan.sources[tensor.model].read_into(tensor.name, span[0] * width, memoryview(view))
+    def _views(self, job: Job, span: Span, out_elements: int) -> list[np.ndarray]:
+        """The bytes of a span of each input, the base last of them, and room for the output.
 
-    def _buffers(self, job: Job, elements: int, out_elements: int) -> list[np.ndarray]:
-        """Views of this thread's arena: one an input, the base last of them, and one for the output."""
-        count = max(job.elements, 1)
-        sizes = [elements * (i.byte_size // count) for i in job.read]
-        return self._arena.views([*sizes, out_elements * (job.byte_size // count)])
+        What a source holds is taken where it lies, all else is read into this thread's arena.
+        """
+        start, stop = span
+        widths = _widths(job)
+        held = [held_bytes(self.plan.sources[tensor.model], tensor.name) for tensor in job.read]
+        sizes = [(stop - start) * width if whole is None else 0 for whole, width in zip(held, widths, strict=True)]
+        views = self._arena.views([*sizes, out_elements * (job.byte_size // max(job.elements, 1))])
+        for i, (tensor, whole, width) in enumerate(zip(job.read, held, widths, strict=True)):
+            if whole is not None:
+                views[i] = whole[start * width : stop * width]
+            else:
+                self.plan.sources[tensor.model].read_into(tensor.name, start * width, memoryview(views[i]))
+        return views
 
     def _tell(self, event: Event) -> None:
         if self._watch is not None:
             with self._lock:
                 self._watch(event)
+
+
+def _widths(job: Job) -> list[int]:
+    """Bytes of an element of each tensor that a job reads."""
+    return [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
 
 
 def _picked(block: Block, runs: list[Span], job: Job) -> Block:

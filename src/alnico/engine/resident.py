@@ -1,0 +1,124 @@
+"""Merges in memory again and again over the same open models: what does not change between two recipes is kept.
+
+The models stay in memory (:mod:`alnico.checkpoint.resident`), facts are measured once (:mod:`alnico.engine.recall`), the result is
+computed in the arrays of the one before where it has the same layout, and nothing is hashed. Kernels and order of arithmetic are
+those of :func:`alnico.engine.run.run_plan`, so are the bits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from alnico.checkpoint.model import Source
+from alnico.checkpoint.resident import ResidentModel, Room
+from alnico.engine.fetch import fetch_weights
+from alnico.engine.in_memory import Arrays, Unwritten
+from alnico.engine.journal import Done
+from alnico.engine.judge import judge
+from alnico.engine.recall import Recall, Store
+from alnico.engine.run import Run
+from alnico.engine.weigh import weigh
+from alnico.plan.build import build_plan
+from alnico.plan.job import Job, Plan
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.recipe.schema import Recipe
+
+Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Name, dtype and shape of every output tensor."""
+
+
+class Resident:
+    """Models that are merged many times. Close it, or use it in ``with``.
+
+    ``open_source`` opens the model of a reference when a recipe first names it. ``memory_bytes`` is the budget of what a merge works
+    with, and of what is computed from models once and kept; mapped files and the result are beside it. One merge at a time.
+    """
+
+    def __init__(
+        self, open_source: Callable[[str], Source], *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES
+    ) -> None:
+        self._open_source = open_source
+        self._threads = threads
+        self._memory_bytes = memory_bytes
+        self._room = Room(memory_bytes)
+        self._models: dict[str, ResidentModel] = {}
+        self._judged: set[frozenset[Source]] = set()
+        self._store = Store()
+        self._copied: dict[str, tuple[object, ...]] = {}
+        self.layout: Layout = ()
+        self.arrays: dict[str, np.ndarray] = {}
+        """The bytes of every output tensor of the last merge, in the order of its plan."""
+
+    def model(self, reference: str) -> ResidentModel:
+        """Return the open model of a reference. Errors: ModelError, HubError."""
+        if reference not in self._models:
+            self._models[reference] = ResidentModel(self._open_source(reference), self._room)
+        return self._models[reference]
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """Plan a recipe over the open models. Errors: as for :func:`alnico.plan.build.build_plan`."""
+        return build_plan(recipe, open_source=self.model, threads=self._threads, memory_bytes=self._memory_bytes)
+
+    def merge(self, plan: Plan) -> Mapping[str, np.ndarray]:
+        """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
+
+        They are the arrays of the merge before, with new values, where names, dtypes and shapes are the same; else new ones.
+        That models come from one base is looked at when they first meet. Errors: as for :func:`alnico.engine.run.run_plan`; the arrays
+        then hold what is no model.
+        """
+        fetch_weights(plan)
+        self._look(plan)
+        layout = tuple((job.name, job.dtype, job.shape) for job in plan.jobs)
+        if layout != self.layout:
+            self._copied.clear()
+            self.arrays = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
+            self.layout = layout
+        recall = Recall(plan.sources, self._store)
+        plan = self._weighed(plan, recall)
+        origins = {job.name: _origin(job, plan.sources) for job in plan.jobs if job.kind != "mix"}
+        left = tuple(job for job in plan.jobs if job.kind == "mix" or self._copied.get(job.name) != origins[job.name])
+        for job in left:
+            self._copied.pop(job.name, None)
+        # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
+        Run(dataclasses.replace(plan, jobs=left), Arrays(self.arrays), Unwritten(), Done(), None, recall).all()
+        self._copied |= origins
+        return self.arrays
+
+    def _look(self, plan: Plan) -> None:
+        """Look at models that are to be mixed and have not met before."""
+        together = {frozenset(plan.sources[i.model] for i in job.read) for job in plan.jobs if job.kind == "mix"}
+        if plan.recipe.unrelated == "allow" or all(any(met <= one for one in self._judged) for met in together):
+            return
+        judge(plan)
+        self._judged |= together
+
+    def _weighed(self, plan: Plan, recall: Recall) -> Plan:
+        jobs = {i: [t.delta for t in w.tensors.values()] for i, w in enumerate(plan.weighings) if w.norms is None}
+        known = {i: norms for i, of in jobs.items() if (norms := recall.norms(of)) is not None}
+
+        def keep(found: Mapping[int, tuple[float, ...]]) -> None:
+            for i, norms in found.items():
+                recall.keep_norms(jobs[i], norms)
+
+        return weigh(plan, known, note=keep)
+
+    def close(self) -> None:
+        """Close all models. The arrays stay what they are."""
+        for model in self._models.values():
+            model.release()
+        self._models.clear()
+        self._judged.clear()
+        self._store = Store()
+
+    def __enter__(self) -> Resident:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _origin(job: Job, sources: Sequence[Source]) -> tuple[object, ...]:
+    return tuple((sources[tensor.model], tensor.name) for tensor in job.inputs)
