@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -70,23 +71,50 @@ def load_module(directory: Path, kind: Kind, label: str) -> Any:
     with quiet_transformers() as transformers:
         try:
             config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-            module, told = _class(transformers, config, kind).from_pretrained(
+            module, told = auto_class(transformers, config, kind).from_pretrained(
                 directory, local_files_only=True, dtype=torch.float32, output_loading_info=True
             )
         except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise ModelError(
-                f"{label}: transformers cannot load it as {_article(kind)} ({_first_line(error)}). Check its config.json and files."
-            ) from None
-    missing = sorted(name for name in told["missing_keys"] if kind != "encoder" or not name.startswith(MAY_BE_MISSING))
+            raise _unloadable(label, kind, error) from None
+    _refuse_missing(told["missing_keys"], kind, label)
+    return module.eval()
+
+
+def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: Kind, label: str) -> tuple[Any, frozenset[str]]:
+    """Load a module as :func:`load_module` does, from a config and tensors in memory; return it with the names that no task needs
+    and the state lacks. It may hold tensors of the state themselves. Errors: as there."""
+    torch = import_extra("torch", "a transformers checkpoint", "eval")
+    with quiet_transformers() as transformers, tempfile.TemporaryDirectory(prefix="alnico-") as folder:
+        try:
+            (Path(folder) / "config.json").write_text(json.dumps(config))
+            made = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):  # for the class alone: no memory is taken
+                class_ = type(auto_class(transformers, made, kind).from_config(made))
+            module, told = class_.from_pretrained(
+                None, config=made, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            raise _unloadable(label, kind, error) from None
+    _refuse_missing(told["missing_keys"], kind, label)
+    return module.eval(), frozenset(told["missing_keys"])
+
+
+def _unloadable(label: str, kind: Kind, error: BaseException) -> ModelError:
+    return ModelError(
+        f"{label}: transformers cannot load it as {_article(kind)} ({_first_line(error)}). Check its config.json and files."
+    )
+
+
+def _refuse_missing(absent: Iterable[str], kind: Kind, label: str) -> None:
+    missing = sorted(name for name in absent if kind != "encoder" or not name.startswith(MAY_BE_MISSING))
     if missing:
         raise ModelError(
             f"{label}: lacks {len(missing)} tensors of {_article(kind)}, {missing[0]} first; they would be random. "
             "Give a checkpoint that has them, or a task that needs none of them."
         )
-    return module.eval()
 
 
-def _class(transformers: Any, config: Any, kind: Kind) -> Any:
+def auto_class(transformers: Any, config: Any, kind: Kind) -> Any:
     if kind == "encoder":
         return transformers.AutoModel
     if kind == "causal":
