@@ -18,6 +18,22 @@ from alnico.errors import ModelError
 Scores = Mapping[str, Mapping[str, float]]
 """Task to model to score; more is better."""
 
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score, or a difference of two, with its interval where that is known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def data(self) -> dict[str, float | None]:
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+
+Estimates = Mapping[str, Mapping[str, Estimate]]
+"""Task to model to score; more is better."""
+
 COLUMNS = ["task", "model", "score"]
 """The header of a CSV file of scores."""
 
@@ -43,17 +59,28 @@ class Accuracy:
 
 
 def read_scores(given: Iterable[str | os.PathLike[str]]) -> Scores:
-    """Read scores from files and from values written ``TASK:MODEL=SCORE``.
+    """Read scores, without their intervals; see :func:`read_estimates`."""
+    return values_of(read_estimates(given))
 
-    A ``.json`` file holds ``{"task": {"model": 0.5}}``, a ``.csv`` file lines under the header ``task,model,score``. Errors: ModelError.
+
+def values_of(estimates: Estimates) -> Scores:
+    """The scores without their intervals."""
+    return {task: {model: estimate.value for model, estimate in models.items()} for task, models in estimates.items()}
+
+
+def read_estimates(given: Iterable[str | os.PathLike[str]]) -> Estimates:
+    """Read scores from files and from values written ``TASK:MODEL=SCORE``, with their intervals where a file has them.
+
+    A ``.json`` file holds ``{"task": {"model": 0.5}}``, or is what ``alnico evaluate`` writes: then tasks where less is better are
+    left out. A ``.csv`` file has lines under the header ``task,model,score``. Errors: ModelError.
     """
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Estimate]] = {}
     for item in given:
         text = os.fspath(item)
         for task, model, score in _rows(text):
             if model in found.setdefault(task, {}):
                 raise ModelError(f"{text}: the score of {model} on {task} is given twice; expected one. Leave one out.")
-            found[task][model] = _number(score, f"{text}: {task}: {model}")
+            found[task][model] = _estimate(score, f"{text}: {task}: {model}")
     return found
 
 
@@ -97,6 +124,8 @@ def _rows(text: str) -> list[tuple[str, str, Any]]:
     path = Path(text)
     if path.suffix == ".json":
         data = read_json(path)
+        if isinstance(data.get("models"), list):
+            return _evaluation(text, data)
         if not all(isinstance(models, dict) for models in data.values()):
             raise ModelError(f'{text}: is no file of scores; expected {{"task": {{"model": 0.5}}}}. Bring it into that form.')
         return [(task, model, score) for task, models in data.items() for model, score in models.items()]
@@ -109,6 +138,28 @@ def _rows(text: str) -> list[tuple[str, str, Any]]:
             f"{text!r}: is no score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write `gsm8k:merged=0.52`, for instance."
         )
     return [(task, model, score)]
+
+
+def _evaluation(text: str, data: Mapping[str, Any]) -> list[tuple[str, str, Any]]:
+    """The rows of what ``alnico evaluate`` writes."""
+    try:
+        more = {task["name"] for task in data["tasks"] if task["goal"] == "max"}
+        return [
+            (task, model["reference"], score) for model in data["models"] for task, score in model["scores"].items() if task in more
+        ]
+    except (KeyError, TypeError, AttributeError):
+        raise ModelError(
+            f"{text}: is no file of scores; expected what `alnico evaluate --json` writes. Write it again, or bring it into that form."
+        ) from None
+
+
+def _estimate(score: Any, where: str) -> Estimate:
+    if not isinstance(score, dict):
+        return Estimate(_number(score, where))
+    value, low, high = (score.get(key) for key in ("value", "low", "high"))
+    if low is None or high is None:
+        return Estimate(_number(value, where))
+    return Estimate(*(_number(number, where) for number in (value, low, high)))
 
 
 def _table(path: Path) -> list[tuple[str, str, Any]]:

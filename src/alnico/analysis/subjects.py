@@ -93,13 +93,21 @@ def model_of(source: Source, name: str) -> AnalysedModel:
 
 
 def named(sources: Sequence[Source]) -> list[str]:
+    """A short name for each model; see :func:`short_names`."""
+    return short_names([source.label for source in sources])
+
+
+def short_names(references: Sequence[str]) -> list[str]:
     """A short name for each model, fit for a folder: the last part of its path or id, with a number where two would have one.
 
     Of a model with an adapter, the adapter's; of a file, its folder's where the file has the usual name.
+
+    >>> short_names(["runs/a/model.safetensors", "hub/a", "b"])
+    ['a', 'a-2', 'b']
     """
     found: list[str] = []
-    for source in sources:
-        parts = [part for part in re.split(r"[/\\]", source.label.split("+")[-1]) if part not in ("", ".", "..")]
+    for reference in references:
+        parts = [part for part in re.split(r"[/\\]", reference.split("+")[-1]) if part not in ("", ".", "..")]
         if len(parts) > 1 and re.fullmatch(r"(model|pytorch_model|adapter_model)\.[a-z]+", parts[-1]):
             parts.pop()
         short = re.sub(r"[^\w.-]+", "-", re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", parts[-1] if parts else "model")).strip(

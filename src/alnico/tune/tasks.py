@@ -66,6 +66,29 @@ def evaluation_failed(where: str, error: BaseException) -> EvaluationError:
     )
 
 
+def checked_value(value: Any, where: str) -> float:
+    """A finite number as a task gives it. Errors: EvaluationError, for anything else.
+
+    >>> checked_value(1, "mine: merged")
+    1.0
+    """
+    if isinstance(value, bool) or not hasattr(value, "__float__") or isinstance(value, str):
+        raise EvaluationError(
+            f"{where}: the evaluation gave a {type(value).__name__}; expected a finite number. Mend what was called."
+        )
+    try:
+        number = float(value)
+    except (TypeError, ValueError, RuntimeError):
+        raise EvaluationError(
+            f"{where}: the evaluation gave a {type(value).__name__} that is no number; expected a finite number. Mend what was called."
+        ) from None
+    if not math.isfinite(number):
+        raise EvaluationError(
+            f"{where}: the evaluation gave {number}; expected a finite number. Look for NaN in the model, or mend what was called."
+        )
+    return number
+
+
 class Subject(Protocol):
     """A model as tasks see it: on disk, or a merge in memory that the next one replaces."""
 
