@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         analyze,
         compare,
         diff,
+        evaluate,
         load_recipe,
         merge,
         merge_all,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from alnico.plan.job import Plan
     from alnico.recipe.schema import Recipe
     from alnico.tune.recalibrate import recalibrate_batchnorm
+    from alnico.tune.scorecard import Scorecard
     from alnico.values.task_vector import LazyModel, TaskVector
 
 _PLACES = {
@@ -62,6 +64,7 @@ _PLACES = {
     "analyze": "alnico.api",
     "compare": "alnico.api",
     "diff": "alnico.api",
+    "evaluate": "alnico.api",
     "suggest": "alnico.api",
     "weights": "alnico.api",
     "methods": "alnico.api",
@@ -75,6 +78,7 @@ _PLACES = {
     "Analysis": "alnico.analysis.results",
     "Suggestion": "alnico.analysis.suggest",
     "read_analysis": "alnico.analysis.results",
+    "Scorecard": "alnico.tune.scorecard",
     "Difference": "alnico.analysis.diff",
     "Kept": "alnico.analysis.kept",
     "Model": "alnico.checkpoint.model",
@@ -84,8 +88,8 @@ _PLACES = {
 }
 
 __all__ = [
-    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "Suggestion", "TaskVector",
-    "Weights", "__version__", "analyze", "compare", "diff", "errors", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
+    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "Scorecard", "Suggestion", "TaskVector",
+    "Weights", "__version__", "analyze", "compare", "diff", "errors", "evaluate", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
     "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "suggest", "weights",
 ]  # fmt: skip
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
@@ -16,7 +16,8 @@ from alnico.analysis.kept_section import kept_section
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
 from alnico.analysis.report import write_pages
 from alnico.analysis.results import AnalysedModel, Analysis, read_analysis
-from alnico.analysis.scores import Scores, read_scores
+from alnico.analysis.score_section import score_section
+from alnico.analysis.scores import Estimate, Estimates, Scores, read_estimates, values_of
 from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
@@ -36,6 +37,10 @@ from alnico.recipe import load
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
 from alnico.values.merging import merge_modules, merge_values
+
+if TYPE_CHECKING:
+    from alnico.tune.scorecard import Scorecard
+    from alnico.tune.tasks import Score, Task
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Recipes = RecipeLike | tuple[Recipe, ...]
@@ -266,7 +271,10 @@ def compare(
 
     if not parents:
         raise AlnicoError("compare needs at least one parent beside the merged model.")
-    given = scores if isinstance(scores, Mapping) else read_scores(scores)
+    if isinstance(scores, Mapping):
+        estimates: Estimates = {task: {model: Estimate(value) for model, value in of.items()} for task, of in scores.items()}
+    else:
+        estimates = read_estimates(scores)
     folder = None if out is None else report_folder(out)
     with ExitStack() as opened:
 
@@ -280,7 +288,7 @@ def compare(
             of_merged,
             of_base,
             version=__version__,
-            scores=given,
+            scores=values_of(estimates),
             notes=notes,
             top_share=top_share,
             subspace_side=0 if folder is None else SUBSPACE_SIDE,
@@ -291,7 +299,8 @@ def compare(
     if folder is not None:
         write_analysis(analysis, folder)
         write_kept(found, folder)
-        write_pages(analysis, folder, sections=[kept_section(found)])
+        of_scores = [score_section(estimates)] if any(estimates.values()) else []
+        write_pages(analysis, folder, sections=[kept_section(found), *of_scores])
     return found
 
 
@@ -333,6 +342,49 @@ def analyze(
         write_analysis(found, folder)
         advice = suggest_recipe(found, fits_again(found, offline=offline))
         write_pages(found, folder, [*advice.findings, *advice.reasons, *advice.warnings])
+    return found
+
+
+def evaluate(
+    models: Paths | Sequence[Any] = (),
+    tasks: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task] = (),
+    *,
+    base: Any = None,
+    merged: Paths | Sequence[Any] = (),
+    out: str | os.PathLike[str] | None = None,
+    offline: bool = False,
+    watch: Callable[[str, str, Score], None] | None = None,
+) -> Scorecard:
+    """Score models on tasks: a :class:`Scorecard` with intervals, paired differences and what merges kept of their parents.
+
+    Models are transformers checkpoints, directories or hub ids, or subjects (``alnico.tune.subject.ModuleSubject`` for modules in
+    memory); they are loaded one after the other. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
+    parents of the ``merged`` ones; ``base`` is what they were tuned from. ``out`` is a folder for ``evaluation.json`` and, with
+    ``alnico[report]``, ``report.html``. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
+    HubError, OutputError.
+    """
+    from alnico import __version__
+    from alnico.tune.scorecard import evaluate as score
+    from alnico.tune.scorecard_page import scorecard_folder, write_scorecard
+    from alnico.tune.subject import open_subject
+    from alnico.tune.task_file import read_tasks
+
+    def opened(model: Any) -> Any:
+        return open_subject(model, offline=offline) if isinstance(model, (str, os.PathLike)) else model
+
+    read = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tuple(tasks)
+    folder = None if out is None else scorecard_folder(out)
+    of_merged = [opened(model) for model in _listed(merged)]
+    waiting = [*([opened(base)] if base is not None else []), *(opened(model) for model in _listed(models)), *of_merged]
+    found = score(
+        (waiting.pop(0) for _ in range(len(waiting))),
+        read,
+        base=waiting[0].label if base is not None else None,
+        merged=[subject.label for subject in of_merged],
+        watch=watch,
+    )
+    if folder is not None:
+        write_scorecard(found, folder, __version__)
     return found
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | suggest | weights | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -327,6 +327,59 @@ def analyze(
         _print(analysis_text(found, verbose))
     if out is not None:
         _say(_written(out), quiet or as_json)
+
+
+@app.command(cls=TakesModels)
+def evaluate(
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="YAML file of the tasks.", metavar="FILE")],
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="Models: transformers checkpoints, or owner/name@revision; --models may stand before them.", metavar="MODEL..."
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)
+    ] = None,
+    merged: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--merged", help="A merge of the models, compared with each and the base; may be repeated.", show_default=False
+        ),
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File for the JSON.", show_default=False)] = None,
+    report: Annotated[
+        str | None, typer.Option("--report", help="Folder for the JSON and the page.", metavar="FOLDER", show_default=False)
+    ] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every interval.", show_default=False)] = 0,
+) -> None:
+    """Print scores of models on tasks, with intervals; of merges, paired differences and what they kept of their parents."""
+    from alnico import api
+    from alnico.cli.evaluating import scorecard_text
+
+    if not models and not merged and base is None:
+        raise typer.BadParameter("evaluate needs a model at least. Give one.")
+    found = api.evaluate(
+        models or (),
+        tasks,
+        base=base,
+        merged=merged or (),
+        out=report,
+        offline=offline,
+        watch=lambda model, task, score: _say(f"{model}  {task}  {score.value:.4g}", quiet or as_json),
+    )
+    text = json.dumps(found.data(), indent=1)
+    if out is not None:
+        Path(out).write_text(text + "\n", "utf-8")
+    if as_json:
+        _print(text)
+    elif not quiet:
+        _print(scorecard_text(found, verbose))
+    if report is not None:
+        _say(_written(report), quiet or as_json)
 
 
 @app.command(cls=TakesModels)

@@ -1,0 +1,137 @@
+"""Scores of models on tasks, as a part of a page: bars with their intervals, and a radar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from alnico.analysis.page import Figure, Section, drawn, escaped, number, series, shortened
+from alnico.analysis.scores import Estimate, Estimates
+from alnico.analysis.subjects import short_names
+
+LEAST_ON_A_RADAR = 3
+"""Tasks: two axes make no area."""
+
+QUIET = "rgba(127,127,127,0.4)"
+"""Of a radar's grid, on any ground."""
+
+
+def score_section(scores: Estimates) -> Section:
+    """Make the section: a bar for each model and task, with its interval where it is known, and from three tasks on a radar.
+
+    Errors: none; scores must not be empty.
+    """
+    references = list(dict.fromkeys(model for models in scores.values() for model in models))
+    models = dict(zip(references, short_names(references), strict=True))
+    figures = [_bars(scores, models)]
+    if len(scores) >= LEAST_ON_A_RADAR:
+        figures.append(_radar(scores, models))
+    words = [
+        "More is better. Lines at the ends of bars are 95 % intervals, where the scores came with them: what other examples of the same task would give."
+    ]
+    least = 420 if len(figures) > 1 else 0
+    body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(drawn, figures))}</div>\n'
+    return Section("scores", "Scores", words, body, figures)
+
+
+def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
+    data = []
+    for index, (reference, name) in enumerate(models.items()):
+        found = [of_task.get(reference) for of_task in scores.values()]
+        data.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "name": f"{index + 1} {escaped(shortened(name, 30))}",
+                "y": list(range(len(scores))),
+                "x": [None if e is None else e.value for e in found],
+                "error_x": _whiskers(found),
+                "marker": {"color": series(index)[0]},
+                "hovertext": [f"{escaped(name)}, {escaped(task)}<br>{_said(e)}" for task, e in zip(scores, found, strict=True)],
+                "hoverinfo": "text",
+            }
+        )
+    layout = {
+        "height": len(scores) * (13 * len(models) + 14) + 60,
+        "bargap": 0.22,
+        "xaxis": {"title": {"text": "score", "standoff": 8}, "rangemode": "tozero", "nticks": 8},
+        "yaxis": {
+            "tickvals": list(range(len(scores))),
+            "ticktext": [escaped(shortened(task, 24)) for task in scores],
+            "autorange": "reversed",
+            "showgrid": False,
+        },
+    }
+    narrow = {"yaxis": {"ticktext": [escaped(shortened(task, 12)) for task in scores]}}
+    behind = {
+        "columns": ["task", *(f"{i + 1} {name}" for i, name in enumerate(models.values()))],
+        "rows": [[task, *(_said(of_task.get(r)) for r in models)] for task, of_task in scores.items()],
+    }
+    view = {"data": data, "layout": layout, "narrow": narrow, "table": behind}
+    return Figure("score-bars", "Bars: score of every model on every task", {"": view}, heading="By task")
+
+
+def _whiskers(found: Sequence[Estimate | None]) -> dict[str, Any]:
+    """Both arms of every bar's interval, of length 0 where it is not known."""
+    high = [e.high - e.value if e is not None and e.high is not None else 0.0 for e in found]
+    low = [e.value - e.low if e is not None and e.low is not None else 0.0 for e in found]
+    is_known = any(high) or any(low)
+    return {
+        "type": "data", "symmetric": False, "array": high, "arrayminus": low, "visible": is_known, "thickness": 1, "width": 2, "color": "#7f7f7f"
+    }  # fmt: skip
+
+
+def _radar(scores: Estimates, models: Mapping[str, str]) -> Figure:
+    views = {"0": _shape(scores, models, relative=False), "1": _shape(scores, models, relative=True)}
+    label = "Radar: the scores of every model, an axis a task"
+    return Figure("score-radar", label, views, [("Show", ["score", "share of the best"])], "All tasks at once")
+
+
+def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> dict[str, Any]:
+    angles = [360 * i / len(scores) for i in range(len(scores))]
+    unit = [max((abs(e.value) for e in of_task.values()), default=0.0) or 1.0 if relative else 1.0 for of_task in scores.values()]
+    data, rows = [], []
+    for index, (reference, name) in enumerate(models.items()):
+        found = [of_task.get(reference) for of_task in scores.values()]
+        lengths = [None if e is None else e.value / u for e, u in zip(found, unit, strict=True)]
+        ground, mark = series(index)
+        data.append(
+            {
+                "type": "scatterpolar",
+                "mode": "lines+markers",
+                "name": f"{index + 1} {escaped(shortened(name, 30))}",
+                "r": [*lengths, lengths[0]],
+                "theta": [*angles, angles[0]],
+                "line": {"color": ground, "width": 2},
+                "marker": {"color": ground, "symbol": mark, "size": 7},
+                "hovertext": [f"{escaped(name)}, {escaped(task)}<br>{number(length)}" for task, length in zip([*scores, next(iter(scores))], [*lengths, lengths[0]], strict=True)],
+                "hoverinfo": "text",
+            }
+        )  # fmt: skip
+        rows.append([f"{index + 1} {name}", *lengths])
+    axis = {"gridcolor": QUIET, "linecolor": QUIET}
+    layout = {
+        "height": 440,
+        "margin": {"l": 70, "r": 70, "t": 36, "b": 36},
+        "polar": {
+            "bgcolor": "rgba(0,0,0,0)",
+            "radialaxis": {**axis, "rangemode": "tozero", "nticks": 5, "angle": 90, "tickangle": 90},
+            "angularaxis": {
+                **axis,
+                "tickvals": angles,
+                "ticktext": [escaped(shortened(task, 14)) for task in scores],
+                "rotation": 90,
+                "direction": "clockwise",
+            },
+        },
+    }
+    return {"data": data, "layout": layout, "table": {"columns": ["model", *scores], "rows": rows}}
+
+
+def _said(estimate: Estimate | None) -> str:
+    """A score with its interval, as text."""
+    if estimate is None:
+        return "–"
+    if estimate.low is None or estimate.high is None:
+        return number(estimate.value)
+    return f"{number(estimate.value)} [{number(estimate.low)}, {number(estimate.high)}]"

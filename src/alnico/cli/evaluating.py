@@ -1,0 +1,69 @@
+"""A scorecard as text for people."""
+
+from __future__ import annotations
+
+from alnico.analysis.scores import Estimate
+from alnico.tune.scorecard import Scorecard
+
+NAME = 24
+"""Room for the name of a model."""
+
+COLUMN = 10
+"""Room for a score."""
+
+WIDE = 23
+"""Room for a score with its interval."""
+
+
+def scorecard_text(card: Scorecard, verbose: int) -> str:
+    """Tables: the models by task and on the mean, paired differences, what merges kept; with ``verbose`` an interval for each score."""
+    tasks = [task.name for task in card.tasks]
+    width = WIDE if verbose else COLUMN
+    heads = "  ".join(f"{_cut(task, width):>{width}}" for task in tasks)
+    lines = [f"{'model':{NAME}}  {'mean':>{WIDE}}  {heads}"]
+    for model in card.models:
+        values = "  ".join(_shown(model.scores[task], width, verbose) for task in tasks)
+        lines.append(f"{_cut(model.name):{NAME}}  {_shown(model.mean, WIDE, True)}  {values}")
+    less = [task.name for task in card.tasks if task.goal == "min"]
+    if less:
+        lines.append(f"less is better, and not in the mean: {', '.join(less)}")
+    if card.differences:
+        room = 2 * NAME + 3
+        lines += ["", f"{'difference':{room}}  {'mean':>{WIDE}}  {heads}"]
+        for d in card.differences:
+            values = "  ".join(_shown(d.scores[task], width, verbose, signed=True) for task in tasks)
+            pair = f"{_cut(d.model)} - {_cut(d.other)}"
+            lines.append(f"{pair:{room}}  {_shown(d.mean, WIDE, True, signed=True)}  {values}")
+        lines.append("* the 95 % interval of the paired difference leaves out 0")
+    for merge, kept in card.kept.items():
+        lines += [
+            "",
+            f"{_cut('kept by ' + merge, 31):31}  {'score':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent",
+        ]
+        lines += [
+            f"{_cut(k.task, 31):31}  {k.merged:8.4g}  {k.of_best:11.4g}  {_percent(k.kept):>7}  {_percent(k.gain_kept):>11}  {k.best}"
+            for k in kept
+        ]
+    return "\n".join(lines)
+
+
+def _shown(estimate: Estimate | None, width: int, interval: bool | int, *, signed: bool = False) -> str:
+    """A score, with its interval or, of a difference, a star where that leaves out 0."""
+    if estimate is None:
+        return f"{'-':>{width}}"
+    form = "+.4g" if signed else ".4g"
+    if max(abs(estimate.value), 0.001) < 10:
+        form = "+.3f" if signed else ".3f"
+    text, low, high = format(estimate.value, form), estimate.low, estimate.high
+    if low is None or high is None:
+        return f"{text:>{width}}"
+    mark = "*" if signed and (low > 0 or high < 0) else " " if signed else ""
+    return f"{f'{text}{mark} [{low:{form}}, {high:{form}}]' if interval else text + mark:>{width}}"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _cut(text: str, length: int = NAME) -> str:
+    return text if len(text) <= length else f"{text[: length - 3]}..."
