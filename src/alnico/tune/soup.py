@@ -1,0 +1,279 @@
+"""Soups: which models to average, found by scoring the averages."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from alnico.errors import EvaluationError, RecipeError
+from alnico.plan.build import reference_from
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.recipe.load import load_recipe
+from alnico.tune.candidates import Candidates
+from alnico.tune.tasks import Goal, Task
+
+Order = Literal["sorted", "all", "uniform"]
+"""How the models of a soup are chosen."""
+
+MEAN = "mean"
+
+MOST_IN_ALL = 16
+"""Times as many portions as models, at which a soup with replacement ends."""
+
+Counts = Mapping[str, int]
+"""How many times each model is in a soup."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One average that was tried: ``tried`` in the soup as it was, and what became of it."""
+
+    tried: str
+    counts: Counts
+    """The average's models, ``tried`` among them."""
+    score: float
+    best: float | None
+    """The soup's score before; None for the first model."""
+    is_kept: bool
+
+    def data(self) -> dict[str, Any]:
+        return {"tried": self.tried, "models": dict(self.counts), "score": self.score, "best": self.best, "kept": self.is_kept}
+
+
+@dataclass(frozen=True)
+class Soup:
+    """A soup that was found. All scores are on the tasks that it was chosen by, which makes its own too good.
+
+    ``counts`` are the models in it, in the order in which they were given; ``alone`` is each model's score, ``uniform`` that of the
+    plain mean of all.
+    """
+
+    counts: Counts
+    score: float
+    alone: Mapping[str, float]
+    uniform: float
+    order: Order
+    objective: str
+    goal: Goal
+    steps: tuple[Step, ...]
+    base: str | None = None
+
+    @property
+    def best(self) -> str:
+        """The model that scores best alone."""
+        sign = 1.0 if self.goal == "max" else -1.0
+        return max(self.alone, key=lambda reference: sign * self.alone[reference])
+
+    def recipe(self, folder: str | os.PathLike[str] = ".") -> str:
+        """The recipe that makes the soup, as YAML that lies in ``folder``: its merge is the model that was scored, bit for bit."""
+        mapping = _recipe(self.counts, self.base)
+        for entry in mapping["models"]:
+            entry["model"] = reference_from(entry["model"], folder)
+        if self.base is not None:
+            mapping["base_model"] = reference_from(self.base, folder)
+        head = (
+            f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of {len(self.counts)} of "
+            f"{len(self.alone)} models: {self.objective} {self.score:.6g} on the tasks it was chosen by.\n"
+        )
+        return head + yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
+
+    def data(self) -> dict[str, Any]:
+        """The soup as plain data, for ``--json``."""
+        return {
+            "order": self.order,
+            "objective": self.objective,
+            "goal": self.goal,
+            "models": dict(self.counts),
+            "score": self.score,
+            "uniform": self.uniform,
+            "alone": dict(self.alone),
+            "steps": [step.data() for step in self.steps],
+        }
+
+
+def soup(
+    references: Sequence[str],
+    tasks: Sequence[Task],
+    *,
+    order: Order = "sorted",
+    replace: bool = False,
+    strict: bool = False,
+    least_gain: float = 0.0,
+    objective: str = MEAN,
+    base: str | None = None,
+    folder: str | os.PathLike[str] = ".",
+    offline: bool = False,
+    threads: int | None = None,
+    memory: int | str = DEFAULT_BUDGET_BYTES,
+    watch: Callable[[Step], None] | None = None,
+) -> Soup:
+    """Choose which models to average, by the scores of the averages, which are merged in memory.
+
+    ``sorted`` is the paper's greedy soup: the models in the order of their own scores, best first, each kept if the average with it is
+    not worse. ``all`` tries every model in each round and keeps the best of these averages; with ``replace`` a model may come in again,
+    which weighs it. ``uniform`` takes all of them. An average is kept if it gains ``least_gain`` at least (below 0 is a tolerance);
+    ``strict``, and ``replace``, want more than that. ``objective`` is one task, or the mean over all by their weights. ``base`` gives
+    the soup its config and tokenizer; it is not averaged in.
+
+    Each average is made from the models as they are, by ``linear`` with the counts as weights: ``sum_i count_i / n * model_i`` in
+    float32, rounded once to the output's dtype. So nothing is averaged twice, as with averages of averages; and the model is the
+    recipe's, bit for bit, in whatever order the models came in. A running sum that is divided at the end is as exact (a rounding
+    a model), but its bits depend on the order of the steps, which no recipe would tell.
+
+    Each step is told to ``watch``. Errors: RecipeError for fewer than two models, one that is given twice, and options that do not go
+    together; EvaluationError, also for an objective that is no task; those of merging.
+    Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Differs from the source: nothing with ``sorted``;
+    ``all``, ``replace`` and ``least_gain`` are not of the paper.
+    """
+    _check(references, order, replace, least_gain)
+    seeks = _objective(tasks, objective)
+    with Candidates(
+        [*references, *([base] if base else [])], folder=folder, offline=offline, threads=threads, memory=memory
+    ) as made:
+
+        @functools.cache
+        def value(portions: tuple[int, ...]) -> float:
+            counts = {r: n for r, n in zip(references, portions, strict=True) if n}
+            subject = made.make(load_recipe(_recipe(counts, base)), label=" + ".join(counts))
+            return seeks.value({task.name: task.evaluate(subject).value for task in tasks if task.name in seeks.weights})
+
+        def score(portions: Sequence[int]) -> float:
+            return value(_reduced(portions))
+
+        ones = [_with([0] * len(references), i) for i in range(len(references))]
+        alone = [score(one) for one in ones]
+        portions, steps = [1] * len(references), list[Step]()
+        if order != "uniform":
+            cooking = _Cooking(references, alone, score, seeks.sign, strict, least_gain, watch)
+            portions, steps = cooking.in_order() if order == "sorted" else cooking.trying_all(replace)
+        counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
+        scores = dict(zip(references, alone, strict=True))
+        uniform = score([1] * len(references))
+        return Soup(counts, score(portions), scores, uniform, order, objective, seeks.goal, tuple(steps), base)
+
+
+class _Cooking:
+    """The greedy choices: ``score`` of portions of each model, larger times ``sign`` is better."""
+
+    def __init__(
+        self,
+        references: Sequence[str],
+        alone: Sequence[float],
+        score: Callable[[Sequence[int]], float],
+        sign: float,
+        strict: bool,
+        least_gain: float,
+        watch: Callable[[Step], None] | None,
+    ) -> None:
+        self._references = references
+        self._score = score
+        self._sign = sign
+        self._strict = strict
+        self._least_gain = least_gain
+        self._watch = watch
+        self._ranked = sorted(range(len(references)), key=lambda i: -sign * alone[i])
+        first = self._ranked[0]
+        self._portions = _with([0] * len(references), first)
+        self._best = alone[first]
+        self._steps: list[Step] = []
+        self._tell(first, self._portions, self._best, None, is_kept=True)
+
+    def in_order(self) -> tuple[list[int], list[Step]]:
+        """Try each model once, the best first."""
+        for i in self._ranked[1:]:
+            self._take([(i, self._score(_with(self._portions, i)))])
+        return self._portions, self._steps
+
+    def trying_all(self, replace: bool) -> tuple[list[int], list[Step]]:
+        """Try all that may come in, and keep the best of them, until none is worth it."""
+        self._strict |= replace
+        while True:
+            open_ = [i for i in range(len(self._references)) if replace or not self._portions[i]]
+            tried = [(i, self._score(_with(self._portions, i))) for i in open_]
+            if not tried or sum(self._portions) >= MOST_IN_ALL * len(self._references) or not self._take(tried):
+                return self._portions, self._steps
+
+    def _take(self, tried: Sequence[tuple[int, float]]) -> bool:
+        """Keep the best of some averages if it gains enough."""
+        best, score = max(tried, key=lambda one: self._sign * one[1])
+        gain = self._sign * (score - self._best)
+        is_kept = gain > self._least_gain if self._strict else gain >= self._least_gain
+        before = self._best
+        for i, of_one in tried:
+            self._tell(i, _with(self._portions, i), of_one, before, is_kept=is_kept and i == best)
+        if is_kept:
+            self._portions, self._best = _with(self._portions, best), score
+        return is_kept
+
+    def _tell(self, tried: int, portions: Sequence[int], score: float, before: float | None, *, is_kept: bool) -> None:
+        counts = {r: n for r, n in zip(self._references, portions, strict=True) if n}
+        step = Step(self._references[tried], counts, score, before, is_kept)
+        self._steps.append(step)
+        if self._watch is not None:
+            self._watch(step)
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """The weighted mean of some tasks' scores."""
+
+    goal: Goal
+    weights: Mapping[str, float]
+
+    @property
+    def sign(self) -> float:
+        return 1.0 if self.goal == "max" else -1.0
+
+    def value(self, scores: Mapping[str, float]) -> float:
+        return math.fsum(w * scores[n] for n, w in self.weights.items()) / math.fsum(self.weights.values())
+
+
+def _objective(tasks: Sequence[Task], asked: str) -> _Objective:
+    if not tasks:
+        raise EvaluationError("there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file.")
+    by_name = {task.name: task for task in tasks}
+    if asked in by_name:
+        return _Objective(by_name[asked].goal, {asked: 1.0})
+    if asked != MEAN:
+        raise EvaluationError(f"objective {asked!r} is no task; expected mean or {', '.join(by_name)}. Name one of them.")
+    unfit = [task.name for task in tasks if task.goal == "min"]
+    if unfit and len(tasks) > 1:
+        raise EvaluationError(
+            f"objective mean: less is better of {', '.join(unfit)}; expected scores that can be added. Name one task as the objective."
+        )
+    return _Objective(tasks[0].goal, {task.name: task.weight for task in tasks})
+
+
+def _check(references: Sequence[str], order: Order, replace: bool, least_gain: float) -> None:
+    if len(references) < 2:
+        raise RecipeError(f"a soup of {len(references)} models; expected two at least. Give more models.")
+    twice = [r for i, r in enumerate(references) if r in references[:i]]
+    if twice:
+        raise RecipeError(f"{twice[0]}: is given twice; expected models that differ. Leave one out, or let order all replace.")
+    if order not in ("sorted", "all", "uniform"):
+        raise RecipeError(f"order is {order!r}; expected sorted, all or uniform.")
+    if replace and order != "all":
+        raise RecipeError(f"replace goes with order all; the order is {order}. Leave replace out, or choose all.")
+    if not math.isfinite(least_gain) or (replace and least_gain < 0):
+        raise RecipeError(f"least_gain is {least_gain:g}; expected {'0 or more with replace' if replace else 'a finite number'}.")
+
+
+def _recipe(counts: Counts, base: str | None) -> dict[str, Any]:
+    entries = [{"model": reference, "parameters": {"weight": count}} for reference, count in counts.items()]
+    return {"merge_method": "linear", "models": entries, **({"base_model": base} if base is not None else {})}
+
+
+def _with(portions: Sequence[int], one: int) -> list[int]:
+    return [n + (i == one) for i, n in enumerate(portions)]
+
+
+def _reduced(portions: Sequence[int]) -> tuple[int, ...]:
+    """The same shares in the smallest whole numbers."""
+    divisor = math.gcd(*portions)
+    return tuple(n // divisor for n in portions)

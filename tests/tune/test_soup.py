@@ -1,0 +1,200 @@
+"""Soups: the paper's greedy order, every try scored, and a recipe that makes the model that was scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_tasks import Made
+from safetensors.torch import load_file
+
+import alnico
+from alnico.errors import EvaluationError, RecipeError
+from alnico.tune.soup import soup
+from alnico.tune.subject import open_subject
+from alnico.tune.task_file import read_tasks
+from alnico.tune.tasks import Goal, Score, Subject, Task
+from made import save_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
+
+VALUES = {"a": (1.0, 0.0), "b": (0.0, 1.0), "c": (0.6, 0.5), "d": (-2.0, -2.0)}
+"""The one tensor of each model."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, str]:
+    root = tmp_path_factory.mktemp("points")
+    return {n: str(save_model(root / n, {"w": ("F32", np.array(v, np.float32))})) for n, v in VALUES.items()}
+
+
+class Near:
+    """Scores a model by how near its point is to a target."""
+
+    weight = 1.0
+    size = 0
+
+    def __init__(self, target: tuple[float, float], name: str = "near", goal: Goal = "max") -> None:
+        self.name = name
+        self.goal = goal
+        self._target = np.array(target)
+        self.asked: list[tuple[float, ...]] = []
+
+    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+        point = subject.state()["w"].numpy().astype(np.float64)  # type: ignore[attr-defined]
+        self.asked.append(tuple(point))
+        distance = float(np.linalg.norm(point - self._target))
+        return Score(-distance if self.goal == "max" else distance)
+
+    def pooled(self, scores: Sequence[Score]) -> Score:
+        raise NotImplementedError
+
+    def digests(self) -> frozenset[str]:
+        return frozenset()
+
+
+def greedy(score: Callable[[Sequence[str]], float], strict: bool = False) -> list[str]:
+    """Algorithm 1 of the paper, over the mean of points."""
+    ranked = sorted(VALUES, key=lambda name: -score([name]))
+    kept = ranked[:1]
+    for name in ranked[1:]:
+        tried = score([*kept, name])
+        if tried > score(kept) if strict else tried >= score(kept):
+            kept.append(name)
+    return kept
+
+
+def distance_to(target: tuple[float, float]) -> Callable[[Sequence[str]], float]:
+    return lambda names: -float(np.linalg.norm(np.mean([VALUES[n] for n in names], axis=0) - target))
+
+
+@pytest.mark.parametrize("target", [(0.55, 0.45), (0.5, 0.6), (1.0, 0.1), (-0.3, -0.3)])
+def test_the_greedy_soup_is_the_papers(models: Mapping[str, str], target: tuple[float, float]) -> None:
+    found = soup(list(models.values()), [Near(target)])
+    expected = greedy(distance_to(target))
+    assert set(found.counts) == {models[n] for n in expected}
+    assert [step.tried for step in found.steps] == [models[n] for n in sorted(VALUES, key=lambda n: -distance_to(target)([n]))]
+    assert [step.tried for step in found.steps if step.is_kept] == [models[n] for n in expected]
+    assert found.score == pytest.approx(distance_to(target)(expected), abs=1e-6)
+    assert found.uniform == pytest.approx(distance_to(target)(list(VALUES)), abs=1e-6)
+    assert found.alone == pytest.approx({models[n]: distance_to(target)([n]) for n in VALUES}, abs=1e-6)
+
+
+def test_trying_all_takes_the_best_average_of_each_round(models: Mapping[str, str]) -> None:
+    target = (0.2, 0.7)
+    score = distance_to(target)
+    kept: list[str] = [max(VALUES, key=lambda n: score([n]))]
+    while left := [n for n in VALUES if n not in kept]:
+        best = max(left, key=lambda n: score([*kept, n]))
+        if score([*kept, best]) < score(kept):
+            break
+        kept.append(best)
+    found = soup(list(models.values()), [Near(target)], order="all")
+    assert [models[n] for n in kept] == [step.tried for step in found.steps if step.is_kept]
+    rounds = [sum(step.best == best for step in found.steps) for best in dict.fromkeys(s.best for s in found.steps)]
+    assert rounds == [1, 3, 2][: len(rounds)]
+
+
+def test_with_replacement_models_are_weighed(models: Mapping[str, str]) -> None:
+    target = (0.3, 0.7)
+    found = soup([models["a"], models["b"]], [Near(target)], order="all", replace=True)
+    assert found.counts == {models["a"]: 1, models["b"]: 2}
+    assert found.score == pytest.approx(-np.sqrt(2) / 30, abs=1e-7)
+    one = soup([models["a"], models["b"]], [Near(target)], order="all")
+    assert one.counts == {models["a"]: 1, models["b"]: 1}
+
+
+def test_less_is_better_of_a_task_that_says_so(models: Mapping[str, str]) -> None:
+    most, least = (soup(list(models.values()), [Near((0.55, 0.45), goal=goal)]) for goal in ("max", "min"))
+    assert most.counts == least.counts
+    assert most.score == -least.score
+    assert most.best == least.best
+
+
+def test_strict_and_least_gain_decide_what_is_kept(models: Mapping[str, str], tmp_path: Path) -> None:
+    twin = str(save_model(tmp_path / "twin", {"w": ("F32", np.array(VALUES["a"], np.float32))}))
+    pair = [models["a"], twin]
+    assert soup(pair, [Near((1.0, 0.1))]).counts == {models["a"]: 1, twin: 1}
+    assert soup(pair, [Near((1.0, 0.1))], strict=True).counts == {models["a"]: 1}
+    three = [models[n] for n in "abc"]
+    gain = distance_to((0.5, 0.6))(["c", "b"]) - distance_to((0.5, 0.6))(["c"])
+    for least, expected in ((gain - 1e-3, 2), (gain + 1e-3, 1)):
+        assert len(soup(three[1:], [Near((0.5, 0.6))], least_gain=least).counts) == expected
+
+
+def test_no_average_is_scored_twice(models: Mapping[str, str]) -> None:
+    task = Near((0.3, 0.7))
+    found = soup([models["a"], models["b"]], [task], order="all", replace=True)
+    assert len(task.asked) == len(set(task.asked)) < len(found.steps) + 3
+
+
+def test_the_objective_is_one_task_or_the_weighted_mean(models: Mapping[str, str]) -> None:
+    left, right = Near((1.0, 0.0), "left"), Near((0.0, 1.0), "right")
+    right.weight = 3.0
+    names = [models["a"], models["b"]]
+    assert soup(names, [left, right], objective="left").best == models["a"]
+    assert left.asked
+    assert not right.asked
+    found = soup(names, [left, right])
+    assert found.best == models["b"]
+    assert found.alone[models["a"]] == pytest.approx(3 * -np.sqrt(2) / 4)
+
+
+def test_the_recipe_makes_the_model_that_was_scored(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made.base.parent)
+    tasks = read_tasks(made.valid)
+    found = soup(["tuned-pets", "tuned-food", "tuned-sky"], tasks, base="base", strict=True, order="all", replace=True)
+    (made.base.parent / "recipes").mkdir(exist_ok=True)
+    file = made.base.parent / "recipes" / "soup.yml"
+    file.write_text(found.recipe("recipes"))
+    monkeypatch.chdir(tmp_path)
+    alnico.merge(file, tmp_path / "out")
+    on_disk = open_subject(tmp_path / "out")
+    assert float(np.mean([task.evaluate(on_disk).value for task in tasks])) == found.score
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    inputs = {str(p): load_file(p / "model.safetensors") for p in made.tuned.values()}
+    shares = {str(made.base.parent / r): n / sum(found.counts.values()) for r, n in found.counts.items()}
+    for name, value in tensors.items():
+        mean = sum(share * inputs[r][name].double() for r, share in shares.items())
+        assert float((value - mean).abs().max()) <= 3 * 2**-24 * float(mean.abs().max())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"references": ["a"]}, "a soup of 1 models; expected two at least. Give more models."),
+        (
+            {"references": ["a", "b", "a"]},
+            "a: is given twice; expected models that differ. Leave one out, or let order all replace.",
+        ),
+        ({"order": "best"}, "order is 'best'; expected sorted, all or uniform."),
+        ({"replace": True}, "replace goes with order all; the order is sorted. Leave replace out, or choose all."),
+        ({"order": "all", "replace": True, "least_gain": -1.0}, "least_gain is -1; expected 0 or more with replace."),
+        ({"least_gain": float("nan")}, "least_gain is nan; expected a finite number."),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        soup(**{"references": ["a", "b"], "tasks": [Near((0.0, 0.0))], **wrong})
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("tasks", "objective", "message"),
+    [
+        ([], "mean", "there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file."),
+        ([Near((0, 0))], "far", "objective 'far' is no task; expected mean or near. Name one of them."),
+        (
+            [Near((0, 0)), Near((0, 0), "loss", "min")],
+            "mean",
+            "objective mean: less is better of loss; expected scores that can be added. Name one task as the objective.",
+        ),
+    ],
+)
+def test_an_objective_that_is_none_is_refused(tasks: list[Task], objective: str, message: str) -> None:
+    with pytest.raises(EvaluationError) as caught:
+        soup(["a", "b"], tasks, objective=objective)
+    assert str(caught.value) == message
