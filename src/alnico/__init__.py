@@ -38,6 +38,7 @@ if TYPE_CHECKING:
         plan,
         plan_all,
         push,
+        soup,
         suggest,
         weights,
     )  # fmt: skip
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from alnico.recipe.schema import Recipe
     from alnico.tune.recalibrate import recalibrate_batchnorm
     from alnico.tune.scorecard import Scorecard
+    from alnico.tune.soup import Soup
     from alnico.values.task_vector import LazyModel, TaskVector
 
 _PLACES = {
@@ -65,10 +67,12 @@ _PLACES = {
     "compare": "alnico.api",
     "diff": "alnico.api",
     "evaluate": "alnico.api",
+    "soup": "alnico.api",
     "suggest": "alnico.api",
     "weights": "alnico.api",
     "methods": "alnico.api",
     "recalibrate_batchnorm": "alnico.tune.recalibrate",
+    "Soup": "alnico.tune.soup",
     "Recipe": "alnico.recipe.schema",
     "Plan": "alnico.plan.job",
     "LazyModel": "alnico.values.task_vector",
@@ -88,9 +92,9 @@ _PLACES = {
 }
 
 __all__ = [
-    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "Scorecard", "Suggestion", "TaskVector",
+    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "Scorecard", "Soup", "Suggestion", "TaskVector",
     "Weights", "__version__", "analyze", "compare", "diff", "errors", "evaluate", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
-    "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "suggest", "weights",
+    "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "soup", "suggest", "weights",
 ]  # fmt: skip
 
 

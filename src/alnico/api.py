@@ -40,6 +40,7 @@ from alnico.values.merging import merge_modules, merge_values
 
 if TYPE_CHECKING:
     from alnico.tune.scorecard import Scorecard
+    from alnico.tune.soup import Soup, Step
     from alnico.tune.tasks import Score, Task
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
@@ -475,6 +476,46 @@ def weights(
         return weights_of(made)
     finally:
         close([made])
+
+
+def soup(
+    models: Paths,
+    tasks: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task],
+    *,
+    order: str = "sorted",
+    replace: bool = False,
+    strict: bool = False,
+    least_gain: float = 0.0,
+    objective: str = "mean",
+    base: str | os.PathLike[str] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Callable[[Step], None] | None = None,
+) -> Soup:
+    """Find which of some models to average by scoring the averages on ``tasks``: a file, a mapping that says the same, or tasks.
+
+    Options: see :func:`alnico.tune.soup.soup`. ``.recipe(folder)`` of the result is the recipe that makes the soup. ``watch`` is told
+    each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
+    """
+    from alnico.tune.soup import soup as find_soup
+    from alnico.tune.task_file import read_tasks
+
+    given = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    return find_soup(
+        [os.fspath(model) for model in _listed(models)],
+        given,
+        order=order,  # type: ignore[arg-type]
+        replace=replace,
+        strict=strict,
+        least_gain=least_gain,
+        objective=objective,
+        base=os.fspath(base) if base is not None else None,
+        memory=memory,
+        threads=threads,
+        offline=offline,
+        watch=watch,
+    )
 
 
 def push(

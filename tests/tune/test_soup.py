@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from made_tasks import Made
 from safetensors.torch import load_file
 
 import alnico
-from alnico.errors import EvaluationError, RecipeError
+from alnico.errors import EvaluationError, OutputError, RecipeError
 from alnico.tune.soup import soup
 from alnico.tune.subject import open_subject
 from alnico.tune.task_file import read_tasks
@@ -198,3 +199,31 @@ def test_an_objective_that_is_none_is_refused(tasks: list[Task], objective: str,
     with pytest.raises(EvaluationError) as caught:
         soup(["a", "b"], tasks, objective=objective)
     assert str(caught.value) == message
+
+
+def test_the_command_prints_steps_and_writes_the_recipe(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alnico.cli.main import app
+
+    monkeypatch.chdir(made.base.parent)
+    names = ["tuned-pets", "tuned-food", "tuned-sky"]
+    asked = ["soup", "--models", *names, "--tasks", "valid.yml", "--base", "base", "--out", str(tmp_path / "soup.yml")]
+    app(asked, standalone_mode=False)
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(tmp_path / "soup.yml")
+    steps = [line for line in printed.err.splitlines() if line[:2] in ("+ ", "  ") and ": " in line]
+    assert len(steps) == 3
+    assert steps[0].startswith("+ tuned-")
+    assert "These are scores on the tasks that chose the soup, so its own is too good." in printed.err
+    alnico.merge(tmp_path / "soup.yml", tmp_path / "out")
+    found = alnico.soup(names, "valid.yml", base="base")
+    assert [s.tried for s in found.steps] == [line.split()[1 if line[0] == "+" else 0].rstrip(":") for line in steps]
+    alnico.merge(alnico.load_recipe(found.recipe()), tmp_path / "again")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    app([*asked[:-2], "--json"], standalone_mode=False)
+    data = json.loads(capsys.readouterr().out)
+    assert data["models"] == found.counts
+    assert data["recipe"] == found.recipe()
+    with pytest.raises(OutputError, match="exists already; expected a new file"):
+        app(asked, standalone_mode=False)

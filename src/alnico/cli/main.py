@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -470,6 +470,59 @@ def weights(
         for note in found.notes:
             _say(f"note: {note}", False)
     _print(json.dumps(found.data(), indent=1) if as_json else show.weights_text(found))
+
+
+@app.command(cls=TakesModels)
+def soup(
+    models: Models,
+    tasks: Annotated[str, typer.Option("--tasks", help="YAML file of the tasks to choose by.", metavar="FILE", show_default=False)],
+    order: Annotated[
+        str,
+        typer.Option("--order", help="sorted: each model once, the best first. all: the best of all in each round. uniform: all."),
+    ] = "sorted",
+    replace: Annotated[bool, typer.Option("--replace", help="With --order all: a model may come in again.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Keep only what is better, not what is as good.")] = False,
+    least_gain: Annotated[float, typer.Option("--least-gain", help="Gain that is worth a model; below 0, a loss.")] = 0.0,
+    objective: Annotated[str, typer.Option("--objective", help="mean, or the name of a task.")] = "mean",
+    base: Annotated[
+        str | None, typer.Option("--base", help="Model whose config and tokenizer the soup has.", show_default=False)
+    ] = None,
+    out: Annotated[str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")] = None,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Find which models to average by scoring the averages, and print the recipe. Needs alnico[eval]."""
+    from alnico import api
+    from alnico.cli import soups
+    from alnico.errors import OutputError
+
+    if out is not None and Path(out).exists():
+        raise OutputError(f"{out}: exists already; expected a new file. Choose another name, or remove it.")
+    found = api.soup(
+        models,
+        tasks,
+        order=order,
+        replace=replace,
+        strict=strict,
+        least_gain=least_gain,
+        objective=objective,
+        base=base,
+        threads=threads,
+        memory=_size(memory, "--memory"),
+        offline=offline,
+        watch=None if as_json else lambda step: _say(soups.step_text(step), quiet),
+    )
+    recipe = found.recipe(Path(out).parent if out else ".")
+    if out is not None:
+        Path(out).write_text(recipe, "utf-8")
+    if as_json:
+        _print(json.dumps({**found.data(), "recipe": recipe}, indent=1))
+        return
+    _say(soups.soup_text(found), quiet)
+    _print(out if out is not None else recipe.rstrip())
 
 
 @app.command()
