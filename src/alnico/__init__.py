@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from alnico.analysis.results import Analysis, read_analysis
     from alnico.analysis.suggest import Suggestion
     from alnico.api import (
+        adamerge,
         analyze,
         compare,
         diff,
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
     from alnico.recipe.schema import Recipe
+    from alnico.tune.adamerging import Learned
     from alnico.tune.recalibrate import recalibrate_batchnorm
     from alnico.tune.scorecard import Scorecard
     from alnico.tune.soup import Soup
@@ -63,6 +65,7 @@ _PLACES = {
     "load_recipe": "alnico.api",
     "open": "alnico.api",
     "push": "alnico.api",
+    "adamerge": "alnico.api",
     "analyze": "alnico.api",
     "compare": "alnico.api",
     "diff": "alnico.api",
@@ -80,6 +83,7 @@ _PLACES = {
     "Result": "alnico.engine.run",
     "Weights": "alnico.engine.weigh",
     "Analysis": "alnico.analysis.results",
+    "Learned": "alnico.tune.adamerging",
     "Suggestion": "alnico.analysis.suggest",
     "read_analysis": "alnico.analysis.results",
     "Scorecard": "alnico.tune.scorecard",
@@ -92,9 +96,10 @@ _PLACES = {
 }
 
 __all__ = [
-    "Analysis", "Difference", "Kept", "LazyModel", "Merge", "Method", "Model", "Plan", "Recipe", "Result", "Scorecard", "Soup", "Suggestion", "TaskVector",
-    "Weights", "__version__", "analyze", "compare", "diff", "errors", "evaluate", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method",
-    "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "soup", "suggest", "weights",
+    "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Result",
+    "Scorecard", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
+    "errors", "evaluate", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open",
+    "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "soup", "suggest", "weights",
 ]  # fmt: skip
 
 

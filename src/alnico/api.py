@@ -27,10 +27,10 @@ from alnico.engine.finished import check_finished
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.engine.weigh import Weights, weights_of
-from alnico.errors import AlnicoError
+from alnico.errors import AlnicoError, OutputError
 from alnico.methods import registry
 from alnico.methods.base import Method
-from alnico.plan.build import build_plan, located
+from alnico.plan.build import build_plan, located, reference_from
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe import load
@@ -39,6 +39,7 @@ from alnico.recipe.stages import stages
 from alnico.values.merging import merge_modules, merge_values
 
 if TYPE_CHECKING:
+    from alnico.tune.adamerging import Learned, LearningStep
     from alnico.tune.scorecard import Scorecard
     from alnico.tune.soup import Soup, Step
     from alnico.tune.tasks import Score, Task
@@ -421,6 +422,68 @@ def suggest(
             return nothing_left(left_out)
         found = analyze(usable, base=origin.reference, memory=memory, threads=threads, offline=offline, watch=watch)
     return suggest_recipe(seen_from(found, Path(folder)), fits, left_out=left_out)
+
+
+def adamerge(
+    models: Paths,
+    *,
+    base: str | os.PathLike[str],
+    tasks: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task],
+    out: str | os.PathLike[str] | None = None,
+    per: str = "tensor",
+    plus: bool = False,
+    density: float = 0.2,
+    scope: str = "model",
+    steps: int = 500,
+    batch_size: int = 16,
+    learning_rate: float = 1e-3,
+    init: float = 0.3,
+    clamp: tuple[float, float] | None = (0.0, 1.0),
+    seed: int = 0,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    offline: bool = False,
+    watch: Callable[[LearningStep], None] | None = None,
+) -> Learned:
+    """Learn how much of each task vector a merge should have from inputs without labels (AdaMerging): a recipe, and its course.
+
+    Coefficients ``per`` task, layer or tensor are moved so that the merge is sure of its answers on the inputs of ``tasks`` (a tasks file, a mapping that
+    says the same, or tasks); their labels are never read. ``plus`` trims the task vectors and elects signs first, as TIES does with ``density`` and
+    ``scope``. ``out`` is a file for the recipe; the course goes beside it, ``NAME.course.json``. Relative paths in the recipe are as seen from the folder of ``out``.
+    ``memory`` is what the task vectors may take, beside the model in training. Other options: :func:`alnico.tune.adamerging.learn`.
+    ``watch`` is called after each step. Needs ``alnico[eval]``. Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
+    """
+    from alnico.tune.adamerging import course_beside, learn, write_learned
+    from alnico.tune.subject import open_subject
+    from alnico.tune.task_file import read_tasks
+
+    names = [os.fspath(base), *(os.fspath(model) for model in _listed(models))]
+    for path in () if out is None else (Path(out), course_beside(out)):
+        if path.exists():
+            raise OutputError(f"{path}: exists already; expected a new file. Choose another name, or remove it.")
+    given = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    found = learn(
+        names[1:],
+        names[0],
+        given,
+        open_subject(base, offline=offline),
+        per=per,  # type: ignore[arg-type]
+        plus=plus,
+        density=density,
+        scope=scope,  # type: ignore[arg-type]
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        init=init,
+        clamp=clamp,
+        seed=seed,
+        written_from=[reference_from(name, Path(out).parent) for name in names] if out is not None else None,
+        memory_bytes=bytes_of(memory),
+        offline=offline,
+        watch=watch,
+    )
+    if out is not None:
+        write_learned(found, out)
+    return found
 
 
 def diff(

@@ -12,8 +12,8 @@ import torch
 
 import alnico
 import made
-from alnico.errors import AlnicoError, EvaluationError, MismatchError
-from alnico.tune.adamerging import Learned, Step, entropy, learn
+from alnico.errors import EvaluationError, MethodError, MismatchError
+from alnico.tune.adamerging import Learned, LearningStep, entropy, learn
 from alnico.tune.tasks import Kind, Score
 
 SHAPES = {
@@ -313,7 +313,7 @@ def test_the_entropy_is_that_of_the_softmax() -> None:
 
 
 def test_every_step_is_told(wide: Models) -> None:
-    told: list[Step] = []
+    told: list[LearningStep] = []
     found = wide.learn(two_tasks(), watch=told.append)
     assert told == list(found.steps)
     assert [s.number for s in told] == [1, 2, 3]
@@ -396,6 +396,7 @@ def test_a_classifier_must_mean_the_same_in_all_models(tmp_path: Path) -> None:
     ("options", "message"),
     [
         ({"per": "head"}, "adamerge: per is 'head'; expected task, layer or tensor. Choose one."),
+        ({"scope": "layer"}, "adamerge: scope is 'layer'; expected tensor or model. Choose one."),
         ({"density": 1.5}, "adamerge: density is 1.5; expected a share in (0, 1]. The paper uses 0.2."),
         ({"steps": 0}, "adamerge: steps is 0; expected at least 1. The paper takes 500."),
         ({"learning_rate": 0.0}, "adamerge: learning_rate is 0; expected a number above 0. The paper uses 1e-3."),
@@ -408,6 +409,6 @@ def test_a_classifier_must_mean_the_same_in_all_models(tmp_path: Path) -> None:
     ids=str,
 )
 def test_an_option_out_of_its_range_is_an_error(wide: Models, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(AlnicoError) as caught:
+    with pytest.raises(MethodError) as caught:
         wide.learn(two_tasks(), **options)
     assert str(caught.value) == message

@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | adamerge | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -523,6 +523,72 @@ def soup(
         return
     _say(soups.soup_text(found), quiet)
     _print(out if out is not None else recipe.rstrip())
+
+
+def adamerge(
+    models: Models,
+    base: Base,
+    tasks: Annotated[
+        str, typer.Option("--tasks", help="Tasks file; its inputs are learned from, its labels never read.", show_default=False)
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out", "-o", help="File of the recipe, with its course beside it; default: standard output.", show_default=False
+        ),
+    ] = None,
+    per: Annotated[str, typer.Option("--per", help="What has a coefficient of each model: task, layer or tensor.")] = "tensor",
+    plus: Annotated[bool, typer.Option("--plus", help="AdaMerging++: after the trim and election of TIES.")] = False,
+    density: Annotated[float, typer.Option("--density", help="Share of a task vector that --plus keeps.")] = 0.2,
+    scope: Annotated[str, typer.Option("--scope", help="Of what --density is the share: model or tensor.")] = "model",
+    steps: Annotated[int, typer.Option("--steps", help="Steps, each of a batch of every task.")] = 500,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Inputs of a task in a step.")] = 16,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="Adam's: about how far a step moves a coefficient.")
+    ] = 1e-3,
+    init: Annotated[float, typer.Option("--init", help="Every coefficient at the beginning.")] = 0.3,
+    clamp: Annotated[bool, typer.Option("--clamp/--no-clamp", help="Keep coefficients in [0, 1].")] = True,
+    seed: Annotated[int, typer.Option("--seed", callback=_checked_seed, help="Decides the batches.")] = 0,
+    memory: Annotated[
+        str, typer.Option("--memory", help="Held of the task vectors, such as 2GiB; the rest is read at each step.")
+    ] = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Learn the coefficients of task vectors from inputs without labels (AdaMerging), and write the recipe."""
+    from alnico import api
+    from alnico.cli import learning
+
+    found = api.adamerge(
+        models,
+        base=base,
+        tasks=tasks,
+        out=out,
+        per=per,
+        plus=plus,
+        density=density,
+        scope=scope,
+        steps=steps,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        init=init,
+        clamp=(0.0, 1.0) if clamp else None,
+        seed=seed,
+        memory=_size(memory, "--memory"),
+        offline=offline,
+        watch=None if quiet or as_json else learning.step_watch(steps),
+    )
+    for line in learning.note_lines(found, tasks):
+        _say(line, quiet or as_json)
+    if as_json:
+        _print(json.dumps(found.data()))
+    elif out is None:
+        _print(found.recipe.rstrip())
+    elif not quiet:
+        _print(learning.coefficients_text(found, verbose))
+        _say(f"written: {out} and its course", quiet)
 
 
 @app.command()

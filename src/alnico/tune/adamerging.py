@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -14,7 +17,7 @@ import yaml
 from alnico.checkpoint.memory import import_torch
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.stages import close
-from alnico.errors import AlnicoError, EvaluationError, MismatchError
+from alnico.errors import EvaluationError, MethodError, MismatchError
 from alnico.methods._sparsify import Scope
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
@@ -41,7 +44,7 @@ LEAST = 1e-6
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class LearningStep:
     """One step: the loss (the sum of ``losses``, a task's mean entropy in nats) at ``coefficients``, an array (groups, models)."""
 
     number: int
@@ -50,7 +53,7 @@ class Step:
     coefficients: np.ndarray
 
 
-Watch = Callable[[Step], None]
+Watch = Callable[[LearningStep], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,7 +70,7 @@ class Learned:
     per: Per
     groups: tuple[str, ...]
     coefficients: np.ndarray
-    steps: tuple[Step, ...]
+    steps: tuple[LearningStep, ...]
     used: Mapping[str, int]
     fixed: tuple[str, ...]
     recipe: str
@@ -140,11 +143,11 @@ def learn(
     Edge cases: tensors that are equal in base and models take no part; coefficients that no input has a gradient for, of a head that no task
         uses say, stay at ``init`` (``fixed``).
     Errors: EvaluationError for tasks without logits or inputs, and for a loss that is not finite; MismatchError for models that do not fit together or
-        not the module, and for models with classifiers of different classes; AlnicoError for options out of range; and those of a merge.
+        not the module, and for models with classifiers of different classes; MethodError for options out of range; and those of a merge.
     Differs from the source: the authors clamp in the forward pass, where a coefficient outside has no gradient any more, and learn on test inputs.
     Source: Yang et al. 2024, AdaMerging, https://arxiv.org/abs/2310.02575, section 3.
     """
-    _check_options(per, density, steps, batch_size, learning_rate, init, clamp, models, base)
+    _check_options(per, scope, density, steps, batch_size, learning_rate, init, clamp, models, base)
     import_torch("adamerge")
     asked = _logit_tasks(tasks)
     names = tuple(written_from) if written_from is not None else (base, *models)
@@ -179,6 +182,21 @@ def learn(
     return Learned(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, text)
 
 
+def course_beside(recipe: str | os.PathLike[str]) -> Path:
+    """Where the course of a learned recipe is kept.
+
+    >>> course_beside("merges/mine.yml").as_posix()
+    'merges/mine.course.json'
+    """
+    return Path(recipe).with_suffix(".course.json")
+
+
+def write_learned(learned: Learned, recipe: str | os.PathLike[str]) -> None:
+    """Write the recipe, and the course beside it."""
+    Path(recipe).write_text(learned.recipe, "utf-8")
+    course_beside(recipe).write_text(json.dumps(learned.data()) + "\n", "utf-8")
+
+
 class Groups:
     """Which coefficient is a tensor's: the rows of an array (groups, models)."""
 
@@ -205,7 +223,7 @@ def group_of(name: str, per: Per) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _Course:
-    steps: tuple[Step, ...]
+    steps: tuple[LearningStep, ...]
     coefficients: np.ndarray
     moved: np.ndarray
     used: Mapping[str, int]
@@ -252,7 +270,7 @@ def _descend(
         if not np.isfinite(slopes).all():
             raise EvaluationError(f"step {number}: a gradient is not finite; the losses are {losses}. Lower the learning rate.")
         moved |= slopes.any(axis=1)
-        step = Step(number, math.fsum(losses.values()), losses, coefficients.copy())
+        step = LearningStep(number, math.fsum(losses.values()), losses, coefficients.copy())
         course.append(step)
         coefficients = adam.moved(coefficients, slopes)
         if clamp is not None:
@@ -369,6 +387,7 @@ def _check_heads(plan: Plan, tasks: Sequence[Differentiable]) -> None:
 
 def _check_options(
     per: str,
+    scope: str,
     density: float,
     steps: int,
     batch_size: int,
@@ -378,10 +397,11 @@ def _check_options(
     models: Sequence[str],
     base: str,
 ) -> None:
-    """Errors: AlnicoError for what is out of its range."""
+    """Errors: MethodError for what is out of its range."""
     low, high = clamp if clamp is not None else (-math.inf, math.inf)
     checks = [
         (per in get_args(Per), f"per is {per!r}", "task, layer or tensor", "Choose one."),
+        (scope in get_args(Scope), f"scope is {scope!r}", "tensor or model", "Choose one."),
         (0 < density <= 1, f"density is {density:g}", "a share in (0, 1]", "The paper uses 0.2."),
         (steps >= 1, f"steps is {steps}", "at least 1", "The paper takes 500."),
         (batch_size >= 1, f"batch_size is {batch_size}", "at least 1", "The paper uses 16."),
@@ -393,4 +413,4 @@ def _check_options(
     ]
     for is_right, found, expected, remedy in checks:
         if not is_right:
-            raise AlnicoError(f"adamerge: {found}; expected {expected}. {remedy}")
+            raise MethodError(f"adamerge: {found}; expected {expected}. {remedy}")
