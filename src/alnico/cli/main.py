@@ -525,6 +525,7 @@ def soup(
     _print(out if out is not None else recipe.rstrip())
 
 
+@app.command(cls=TakesModels)
 def adamerge(
     models: Models,
     base: Base,
