@@ -6,6 +6,8 @@ from typing import Any
 
 PER_MODEL = "per model"
 POSITIVE = "per model, above 0"
+STATISTICS = "one directory a model"
+"""Stands for statistics that methods.sides writes."""
 
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "linear": [{}, {"weight": PER_MODEL}, {"weight": PER_MODEL, "normalize": False}],
@@ -53,12 +55,22 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "ram": [{}, {"epsilon": 0.1}],
     "arcee_fusion": [{}],
     "pcb": [{}, {"density": 0.5, "weight": PER_MODEL, "scale": 1.2}],
+    "fisher": [
+        {"fisher": STATISTICS},
+        {"fisher": STATISTICS, "weight": POSITIVE, "normalize": False},
+        {"fisher": STATISTICS, "weight": POSITIVE, "floor": 0.5},
+    ],
+    "regmean": [
+        {"gram": STATISTICS},
+        {"gram": STATISTICS, "weight": POSITIVE, "alpha": 1.0, "ridge": 1e-3},
+        {"gram": STATISTICS, "weight": POSITIVE, "alpha": 0.3, "normalize": True},
+    ],
     "ramplus_tl": [{}, {"epsilon": 0.15, "r": 0.4, "alpha": 3.0}],
 }
 
 MODELS = {
     "slerp": (2,), "passthrough": (1,), "nuslerp": (2,), "nearswap": (1,),
-    "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,), "arcee_fusion": (2,), "pcb": (3,),
+    "fisher": (3,), "regmean": (2,), "magmax": (3,), "emr": (3,), "consensus": (3,), "ram": (3,), "ramplus_tl": (3,), "arcee_fusion": (2,), "pcb": (3,),
 }  # fmt: skip
 """How many values a method gets, where it does not take any number, or is tried with one: each is a compilation of its own."""
 
@@ -88,6 +100,8 @@ def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
             value = weights[:count]
         elif value == POSITIVE:
             value = [abs(w) for w in weights[:count]]
+        elif value == STATISTICS:
+            value = [STATISTICS] * count
         elif name in each and not isinstance(value, list):
             value = [value] * count
         spelled[name] = value

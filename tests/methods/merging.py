@@ -11,10 +11,12 @@ import numpy as np
 import alnico
 from alnico.methods import registry
 from made import read_model, save_model
+from methods.sides import with_statistics
 
 
 def recipe_for(method: str, models: Sequence[Path], base: Path | None, options: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
     """Write a recipe; per-model options are lists in the order of ``models``."""
+    options = with_statistics(options, models)
     per_model = {n: v for n, v in options.items() if registry()[method].options[n].per_model}
     entries = []
     for i, path in enumerate(models):

@@ -21,7 +21,7 @@ from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import place_of
 from alnico.vocabulary.compare import read_vocabulary
 
-WORDS = {"mix": "merged", "copy": "copied", "equal": "copied"}
+WORDS = {"mix": "merged", "whole": "merged", "copy": "copied", "equal": "copied"}
 
 
 def result_line(result: Result) -> str:
@@ -53,11 +53,12 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
     recipe = plan.recipe
     lines = [f"stage     {recipe.stage}"] if recipe.stage else []
     lines.append(f"method    {', '.join(recipe.methods_used)}, seed {recipe.seed}")
-    for i, source in enumerate(plan.sources):
+    for i, source in enumerate(plan.models):
         part = ["base"] if source.label == recipe.base_model else []
         part += ["gives config and tokenizer"] if i == plan.donor else []
         part += [f"commit {source.origin.commit[:12]}"] if source.origin is not None else []
         lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
+    lines += [f"data      {s.label} (statistics)" for s in plan.statistics]
     lines += [f"layers    {line}" for line in _layers(plan)]
     lines.append(f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}")
     for (kind, why), jobs in count_by_reason(plan.jobs).items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Sum, resolve
+from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Side, Sum, resolve
 from alnico.kernels.shape import CODES
 from alnico.kernels.text import Kind, Real
 from alnico.numerics.noise import noise_key
@@ -30,6 +30,8 @@ def kind_of(argument: Argument) -> Kind:
     match argument:
         case Noise():
             return "noise"
+        case Side():
+            return "side"
         case Bernoulli(spread=spread):
             return "ranked" if spread else "bernoulli"
         case Sum(over="row") | Largest():
@@ -70,6 +72,8 @@ class Known:
             if isinstance(argument, (Noise, Bernoulli)):
                 flat += self._noise(argument)
                 continue
+            if isinstance(argument, Side):
+                continue
             value, kind = resolve(argument, self.facts), kind_of(argument)
             flat.append(np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C"))
             if kind in ("rows", "columns"):
@@ -101,5 +105,5 @@ def keeps_equal(job: Job, known: Known) -> bool:
     assert job.merge is not None
     if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
         return job.merge.fixes_equal_inputs
-    values = [resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli))]
+    values = [resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))]
     return job.merge.sums_to_one(*values)

@@ -27,15 +27,17 @@ class Block:
 
 def units(job: Job) -> int:
     """What a job is cut in: its elements if they are computed, its bytes if they are copied."""
-    return job.elements if job.kind == "mix" else job.byte_size
+    return job.elements if job.kind in ("mix", "whole") else job.byte_size
 
 
 def chunks(job: Job) -> list[Span]:
     """Cut a job into spans that different threads may work on.
 
     A span of a mix is a multiple of 4 MiB of bytes in the narrowest dtype of the job, so pieces (and leaves) stay whole
-    for every tensor of it. An empty tensor has one empty span.
+    for every tensor of it. An empty tensor has one empty span; a whole matrix is one.
     """
+    if job.kind == "whole":
+        return [(0, job.elements)]
     if job.kind == "mix":
         narrowest = min([DTYPES[i.dtype].bytes for i in job.read] + [DTYPES[job.dtype].bytes])
         size = PIECE // narrowest

@@ -48,7 +48,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
         "seed": plan.recipe.seed,
         "inputs": [
             {
-                "model": source.label,
+                "statistics" if source in plan.statistics else "model": source.label,
                 **_repositories(source),
                 **_lock_of_stage(plan, i),
                 "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()],
@@ -103,7 +103,7 @@ def _reads_as(text: str, expected: Mapping[str, Any]) -> bool:
 
 def _lock_of_stage(plan: Plan, model: int) -> dict[str, Any]:
     folder = plan.sources[model].directory
-    if folder is None or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
+    if folder is None or model >= len(plan.models) or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
         return {}
     return {"lock": json.loads((folder / LOCK).read_text("utf-8"))}
 
@@ -158,6 +158,7 @@ def card_of(plan: Plan, version: str) -> str:
     # A reference that is written as a mapping has its paths by themselves.
     parts = {part: Path(part).name for r in local for part in re.split(r"[+@]", r) if part != r and Path(part).name != part}
     parts |= {w.setting.path: Path(w.setting.path).name for w in plan.weighings if Path(w.setting.path).name != w.setting.path}
+    parts |= {s.label: Path(s.label).name for s in plan.statistics if Path(s.label).name != s.label}
     lines += [
         "",
         f"{len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}, seed {recipe.seed}. "
@@ -223,7 +224,7 @@ def parents_of(plan: Plan) -> list[Parent]:
     found: dict[str, tuple[Source, dict[str, None]]] = {}
     for made in (*plan.stages, plan):
         used = {i.model for job in made.jobs for i in job.read}
-        for i, (reference, source) in enumerate(zip(made.recipe.references, made.sources, strict=True)):
+        for i, (reference, source) in enumerate(zip(made.recipe.references, made.models, strict=True)):
             if reference in plans:
                 continue
             _, parts = found.setdefault(reference, (source, {}))

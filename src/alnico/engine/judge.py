@@ -184,9 +184,9 @@ def judge(plan: Plan) -> Plan:
     """
     places = {}
     for job in plan.jobs:
-        read = job.read if job.base is None else (job.base, *job.inputs)
+        read = job.merged if job.base is None else (job.base, *job.inputs)
         if (
-            job.kind == "mix"
+            job.kind in ("mix", "whole")
             and job.elements
             and len(read) > 1
             and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)

@@ -105,7 +105,15 @@ class _State:
         raise NotImplementedError
 
     def call(self, run: Callable[..., Any], start: int, block: Block, *rest: Any) -> None:
-        run(tuple(block.raws), self.codes, block.base, self.base_code, start, *rest, *in_place(self.arguments, block.ranks))
+        run(
+            tuple(block.raws[: len(self.codes)]),
+            self.codes,
+            block.base,
+            self.base_code,
+            start,
+            *rest,
+            *in_place(self.arguments, block.ranks),
+        )
 
 
 class _ByLeaf(_State):

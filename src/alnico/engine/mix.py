@@ -34,7 +34,8 @@ class Mixer:
         assert job.merge is not None
         self.sources = sources
         self.run = compiled(mix_kernel(job))
-        self.codes, self.base_code = codes_of(job)
+        codes, self.base_code = codes_of(job)
+        self.codes = np.concatenate([codes, np.array([CODES[i.dtype] for i in job.sides], np.int64)])
         self.arguments = known.flat(job.merge.arguments)
         self.keeps_equal = keeps_equal(job, known)
 
@@ -48,26 +49,36 @@ class Mixer:
 
     def _refuse(self, start: int, block: Block, out: np.ndarray) -> None:
         refuse_inputs(self.job, self.sources, start, block)
-        found = _first_bad(out, self.job.dtype)
-        place, value = found if found is not None else (0, "a value that is not finite")
-        raise NonFiniteError(
-            f"{self.job.name}{_index(start + place, self.job.shape)}: the merge gives {value} in {self.job.dtype}; expected a finite "
-            "number. Choose an output dtype with a larger range, or smaller weights."
-        )
+        refuse_output(self.job, start, out)
+
+
+def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
+    """Name the first NaN or infinity in what a merge gives from element ``start`` on. Errors: NonFiniteError."""
+    found = _first_bad(out, job.dtype)
+    place, value = found if found is not None else (0, "a value that is not finite")
+    raise NonFiniteError(
+        f"{job.name}{_index(start + place, job.shape)}: the merge gives {value} in {job.dtype}; expected a finite "
+        "number. Choose an output dtype with a larger range, or smaller weights."
+    )
 
 
 def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block) -> None:
     """Name the first NaN or infinity in a block that begins at element ``start``, if there is one. Errors: NonFiniteError."""
-    inputs: list[tuple[Input, np.ndarray]] = list(zip(job.inputs, block.raws, strict=True))
+    inputs: list[tuple[Input, np.ndarray]] = list(zip((*job.inputs, *job.sides), block.raws, strict=True))
     if job.base is not None:
         inputs.append((job.base, block.base))
     for tensor, raw in inputs:
-        found = _first_bad(raw, tensor.dtype)
-        if found is not None:
-            raise NonFiniteError(
-                f"{tensor.name}{_index(start + found[0], job.shape)}: {sources[tensor.model].label} has {found[1]}; "
-                "expected finite numbers. Mend or leave out this model."
-            )
+        refuse_tensor(tensor, sources[tensor.model].label, job.shape, start, raw)
+
+
+def refuse_tensor(tensor: Input, label: str, shape: tuple[int, ...], start: int, raw: np.ndarray) -> None:
+    """Name the first NaN or infinity in the raw bytes of a tensor from element ``start`` on, if there is one."""
+    found = _first_bad(raw, tensor.dtype)
+    if found is not None:
+        raise NonFiniteError(
+            f"{tensor.name}{_index(start + found[0], shape)}: {label} has {found[1]}; "
+            "expected finite numbers. Mend or leave out this model."
+        )
 
 
 def _first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:

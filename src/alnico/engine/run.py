@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,9 +32,11 @@ from alnico.engine.output import PartDirectory, check_disk, check_target
 from alnico.engine.recall import Recall, Recalled
 from alnico.engine.threads import Call, check, do_all
 from alnico.engine.weigh import weigh
+from alnico.engine.whole import WholeMatrices, rounding_kernel
 from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
+from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PIECE
 from alnico.plan.job import Input, Job, Plan
 
@@ -138,10 +141,10 @@ def _still_there(record: Record, job: Job, files: OutputFiles) -> bool:
 class _Unfinished:
     """One job being worked on: what its chunks have in common."""
 
-    def __init__(self, job: Job, spans: int) -> None:
+    def __init__(self, job: Job, spans: int, sources: Sequence[Source]) -> None:
         self.job = job
         self.output = TensorDigest(job.dtype, job.shape, job.byte_size)
-        self.inputs = [TensorDigest(i.dtype, job.shape, i.byte_size) for i in job.read]
+        self.inputs = [TensorDigest(i.dtype, sources[i.model].tensors[i.name].shape, i.byte_size) for i in job.read]
         if job.kind == "copy":
             self.inputs = [self.output]
         self.remaining = spans
@@ -213,14 +216,17 @@ class Run:
         self._tell(Started(self.plan, len(self.records), done))
         self._compile()
         threads = self.plan.memory.threads
-        with ThreadPoolExecutor(threads, thread_name_prefix="alnico") as pool:
+        one_thread = one_blas_thread() if any(job.kind == "whole" for job in self.jobs) else nullcontext()
+        with one_thread, ThreadPoolExecutor(threads, thread_name_prefix="alnico") as pool:
             try:
                 self._measure_model(pool)
                 calls: list[Call] = []
                 for job in self.jobs:
                     spans = chunks(job)
-                    state = _Unfinished(job, len(spans))
-                    if job.kind != "mix":
+                    state = _Unfinished(job, len(spans), self.plan.sources)
+                    if job.kind == "whole":
+                        calls.append((self._whole, (state,)))
+                    elif job.kind != "mix":
                         calls += [(self._copy_chunk, (state, span)) for span in spans]
                     elif job.merge is None or not job.merge.levels():
                         state.mixer = Mixer(self._known(state), self.plan.sources)
@@ -237,6 +243,8 @@ class Run:
     def _compile(self) -> None:
         needed: dict[Any, None] = {}
         for job in self.jobs:
+            if job.kind == "whole":
+                needed[rounding_kernel()] = None
             if job.kind == "mix":
                 needed |= dict.fromkeys([*measure.kernels(job), *rank.kernels(job), mix_kernel(job)])
         needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._unknown())
@@ -360,6 +368,21 @@ class Run:
             hasher.finish()
         self._chunk_done(state)
 
+    def _whole(self, state: _Unfinished) -> None:
+        """A matrix that one worker makes, while others do other tensors."""
+        job = state.job
+        hasher = PieceHasher(state.output, 0)
+
+        def write(offset: int, data: memoryview) -> None:
+            hasher.update(data)
+            self.files.write(job.name, offset, data)
+            self._tell(Advanced(job.name, len(data)))
+
+        sources, block = self.plan.sources, self.plan.memory.block_elements
+        WholeMatrices(job, sources, state.inputs, self._arena, block, lambda: check(self._stop)).make(write)
+        hasher.finish()
+        self._chunk_done(state)
+
     def _copy_chunk(self, state: _Unfinished, span: Span) -> None:
         job = state.job
         if job.kind == "copy":
@@ -419,6 +442,13 @@ class Run:
         if not self.journal.wants_digests:
             return
         inputs = tuple((i.model, i.name, d.result()) for i, d in zip(job.read, state.inputs, strict=True))
+        for tensor, (_, _, digest) in zip(job.read, inputs, strict=True):
+            if tensor.digest not in ("", digest):
+                raise MismatchError(
+                    f"{job.name}: the tensor of {self.plan.sources[tensor.model].label} has the hash {digest}, its statistics were measured "
+                    f"of one with {tensor.digest}; expected statistics of the model they stand under. Measure that model, or correct "
+                    "the path."
+                )
         record = Record(job.name, state.output.result(), inputs)
         with self._lock:
             self.records[job.name] = record

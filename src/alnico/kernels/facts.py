@@ -9,7 +9,8 @@ entry in delta space) over the tensor, for each model by itself: k numbers. With
 merged with the same fact of the same models, measured before the first of them is merged. ``Largest``, and a ``Sum`` over rows,
 are k numbers for each row. ``Gram`` is the k x k matrix of inner products, of whole
 tensors, of rows or of columns. ``Derived`` is a plain Python function of measured facts and numbers. ``Noise`` and
-``Bernoulli`` are not measured: they are drawn for each element and model from its place (and its rank) alone.
+``Bernoulli`` are not measured: they are drawn for each element and model from its place (and its rank) alone. ``Side`` and
+``Recorded`` are read from statistics that the recipe names for each model.
 
 A row is a run along the last dimension, a column one along the first; a tensor of one dimension is one row.
 """
@@ -139,10 +140,31 @@ class Derived:
     over: Extent = "tensor"
 
 
+@dataclass(frozen=True)
+class Side:
+    """A number for each element and model: that of the statistics which the option ``kind`` names for the model.
+
+    For ``mix`` alone; facts are measured of the models.
+    """
+
+    kind: str
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the statistics of the option ``kind`` say of a tensor, or of their whole model, under ``key``: a number a model.
+
+    Known before anything is measured: the plan puts the numbers in its place.
+    """
+
+    kind: str
+    key: str
+
+
 Measured = Union[Sum, Largest, Count, KthLargest, Gram]
 Fact = Union[Measured, Derived]
-Argument = Union[float, tuple[float, ...], Fact, Noise, Bernoulli]
-"""What a scalar function receives after the values: a number, a number a model, a fact, or noise."""
+Argument = Union[float, tuple[float, ...], Fact, Noise, Bernoulli, Side, Recorded]
+"""What a scalar function receives after the values: a number, a number a model, a fact, noise, or what statistics say."""
 
 
 def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
@@ -211,6 +233,8 @@ def resolve(argument: Argument, known: Mapping[Measured, Any]) -> Any:
         return argument.function(*(resolve(a, known) for a in argument.arguments))
     if isinstance(argument, (Sum, Largest, Count, KthLargest, Gram)):
         return known[argument]
-    if isinstance(argument, (Noise, Bernoulli)):
+    if isinstance(argument, (Noise, Bernoulli, Side)):
         raise MethodError(f"{argument} has a value for each element; it cannot be an argument of a derived fact.")
+    if isinstance(argument, Recorded):
+        raise MethodError(f"{argument} is for mix alone; it cannot be an argument of a derived fact.")
     return argument

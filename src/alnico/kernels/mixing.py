@@ -15,7 +15,8 @@ class MixKernel:
     """Computes output bytes from input bytes, for ``models`` inputs.
 
     ``run(raws, codes, base, base_code, out, out_code, start, keep_equal, *arguments) -> int`` takes raw bytes (uint8) of
-    the same elements of each input, and returns -1, or the first element of a tile that holds a NaN or an infinity.
+    the same elements of each input, the models' and then those of each side, and returns -1, or the first element of a tile that
+    holds a NaN or an infinity.
     """
 
     mix: Callable[..., float]
@@ -99,7 +100,12 @@ class MixKernel:
             lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
         if self.of_deltas:
             lines.append("        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
-        lines += [f"        {fill(self.kinds, a, i, f'filled{a}[{i}, :e - s]')}" for a in each for i in models]
+        sides = [a for a in each if self.kinds[a] == "side"]
+        for a in each:
+            first = self.models * (1 + sides.index(a)) if a in sides else None
+            for i in models:
+                raw = None if first is None else first + i
+                lines.append(f"        {fill(self.kinds, a, i, f'filled{a}[{i}, :e - s]', raw)}")
         passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
         passed.append("base_tile[:e - s]")
         passed += [f"filled{a}[{i}, :e - s]" for a in each for i in models] if unrolled else [f"filled{a}" for a in each]
@@ -123,4 +129,5 @@ class MixKernel:
         scratch += [(f"filled{a}", (self.models, TILE), tile_type(self.kinds[a])) for a in each]
         if self.models > UNROLLED_MODELS:
             scratch += [("x", (self.models,), "REAL"), *[(f"t{a}", (self.models,), "REAL") for a in each]]
-        return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True)
+        raws = self.models * (1 + self.kinds.count("side"))
+        return Interface(raws, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True)

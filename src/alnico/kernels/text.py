@@ -8,9 +8,10 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["number", "numbers", "noise", "bernoulli", "ranked", "rows", "columns"]
+Kind = Literal["number", "numbers", "noise", "bernoulli", "ranked", "rows", "columns", "side"]
 """What an argument is to a kernel: one number; one a model; uniform noise; draws of 1.0 or 0.0, with one chance a model or
-with one that depends on the rank; one number a model for each row, or for each column."""
+with one that depends on the rank; one number a model for each row, or for each column; the numbers of further raw inputs, one a
+model, which follow the models' in order."""
 
 Real = Literal["float32", "float64"]
 
@@ -41,6 +42,7 @@ PARTS = {
     "ranked": ("a", "keys", "steps", "ranks"),
     "rows": ("a", "inner"),
     "columns": ("a", "inner"),
+    "side": (),
 }
 """The parameters of ``run`` that each kind of argument becomes; the number of the argument is appended."""
 
@@ -50,6 +52,7 @@ FILLS = {
     "ranked": "fill_ranked(keys{a}[{m}], start + s, a{a}[{m}], steps{a}[{m}], ranks{a}[{m}, s:e], {tile})",
     "rows": "fill_rows(a{a}[{m}], start + s, inner{a}, {tile})",
     "columns": "fill_columns(a{a}[{m}], start + s, inner{a}, {tile})",
+    "side": "bad |= decode(raws[{r}][width_of(codes[{r}]) * s:width_of(codes[{r}]) * e], codes[{r}], {tile})",
 }
 """Kinds that have a number for each element: how a tile of them is filled, for argument ``a`` of model ``m``."""
 
@@ -59,14 +62,15 @@ def filled(kinds: tuple[Kind, ...]) -> list[int]:
     return [a for a, kind in enumerate(kinds) if kind in FILLS]
 
 
-def fill(kinds: tuple[Kind, ...], argument: int, model: object, tile: str) -> str:
-    """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block."""
-    return FILLS[kinds[argument]].format(a=argument, m=model, tile=tile)
+def fill(kinds: tuple[Kind, ...], argument: int, model: object, tile: str, raw: int | None = None) -> str:
+    """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block. ``raw`` is the place
+    of a side's raw bytes among those of all inputs."""
+    return FILLS[kinds[argument]].format(a=argument, m=model, tile=tile, r=raw)
 
 
 def tile_type(kind: Kind) -> str:
     """What the numbers of a filled tile are."""
-    return "REAL" if kind in ("rows", "columns") else "float32"
+    return "REAL" if kind in ("rows", "columns", "side") else "float32"
 
 
 def described(kinds: tuple[Kind, ...], real: Real) -> list[Parameter]:

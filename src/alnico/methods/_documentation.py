@@ -63,10 +63,14 @@ def first_recipe(method: Method) -> dict[str, Any]:
     least = method.models[0] - (method.base == "first")
     count = max(least, 2) if method.models[1] is None else least
     start = read_documentation(method).parts.get("Start with")
+    models: list[Any] = [f"path/to/{name}" for name in ("one", "other", "third")[:count]]
+    if method.statistics:
+        own = {model: {kind: f"{model}-{kind}" for kind in method.statistics} for model in models}
+        models = [{"model": model, "parameters": named} for model, named in own.items()]
     return {
         "merge_method": method.name,
         **({"base_model": "path/to/base"} if method.base != "unused" else {}),
-        "models": [f"path/to/{name}" for name in ("one", "other", "third")[:count]],
+        "models": models,
         **({"parameters": yaml.safe_load(start)} if start else {}),
     }
 

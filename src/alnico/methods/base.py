@@ -21,12 +21,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar, get_args, get_origin, get_type_hints
 
 import numpy as np
 
 from alnico.errors import MethodError
-from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, levels, of_model
+from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, Recorded, Side, levels, of_model
 from alnico.kernels.source import check_pure
 
 T = TypeVar("T")
@@ -61,6 +61,9 @@ class Between:
 Share = Annotated[float, Between(0, 1, without_low=True)]
 """A share of a whole, in (0, 1]."""
 
+Statistics = NewType("Statistics", str)
+"""The path of statistics that `alnico statistics` wrote. The option that has it is called like their kind, and is one a model."""
+
 Space = Literal["weight", "delta"]
 Base = Literal["required", "optional", "unused", "first"]
 REQUIRED = inspect.Parameter.empty
@@ -71,7 +74,7 @@ class Option:
     """One option of a method, read off its signature."""
 
     name: str
-    kind: Literal["number", "bool", "choice"]
+    kind: Literal["number", "bool", "choice", "statistics"]
     per_model: bool
     default: Any
     range: Between = Between()
@@ -89,6 +92,9 @@ class Option:
         """Say what is wrong with one value, as ``is X; expected Y``; None if nothing is."""
         if self.kind == "bool":
             return None if isinstance(value, bool) else f"is {value!r}; expected true or false"
+        if self.kind == "statistics":
+            is_path = isinstance(value, str) and bool(value.strip())
+            return None if is_path else f"is {value!r}; expected the directory that `alnico statistics {self.name}` wrote"
         if self.kind == "choice":
             return None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -104,7 +110,7 @@ class Option:
     def describe(self) -> str:
         """The option's values and default, for listings."""
         number = f"a whole number in {self.range}" if self.is_whole else str(self.range)
-        values = {"bool": "true or false", "choice": " | ".join(self.choices), "number": number}[self.kind]
+        values = {"bool": "true or false", "choice": " | ".join(self.choices), "number": number, "statistics": "a path"}[self.kind]
         default = "required" if self.required else f"default {_yaml(self.default[0] if self.per_model else self.default)}"
         return f"{values}; {'one a model; ' if self.per_model else ''}{default}"
 
@@ -126,6 +132,7 @@ class Merge:
     ``sums_to_one`` says, from the resolved arguments, whether the coefficients of this tensor sum to 1: then equal
     inputs are kept too, though the method does not promise it for every tensor.
     ``is_wide`` takes float64 for all of the arithmetic, whatever the inputs are: for equations that float32 cannot resolve.
+    ``otherwise`` is taken for tensors that the statistics, whose numbers are among the arguments, do not have.
     """
 
     mix: Callable[..., float]
@@ -134,6 +141,7 @@ class Merge:
     fixes_equal_inputs: bool = False
     sums_to_one: Callable[..., bool] | None = None
     is_wide: bool = False
+    otherwise: Merge | None = None
 
     def __post_init__(self) -> None:
         check_pure(self.mix)
@@ -165,12 +173,46 @@ class Merge:
         return any(isinstance(a, Bernoulli) and bool(a.spread) for a in given)
 
 
+class Matrices(Protocol):
+    """The matrices of one output tensor, each read anew, as a new float64 array, when it is asked for."""
+
+    models: int
+
+    def value(self, model: int) -> np.ndarray:
+        """A model's matrix (rows, columns); in delta space its task vector."""
+        ...
+
+    def side(self, kind: str, model: int) -> np.ndarray:
+        """What the statistics that the option ``kind`` names for a model hold for its matrix."""
+        ...
+
+
+@dataclass(frozen=True)
+class Whole:
+    """How to make one output matrix, options bound, where its numbers depend on whole matrices.
+
+    ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space what is added to the base. It runs in one thread,
+    and BLAS in one. ``arguments`` are numbers, numbers a model, and what statistics record; ``sides`` are the kinds of statistics
+    that it reads, each of which must have the tensor.
+    ``numbers(rows, columns, models, *arguments)`` is how many float64 numbers it holds at its peak, those that it has read and its result
+    among them. ``fixes_equal_inputs`` declares that matrices that are equal in all models give that matrix: its bits are kept.
+    ``otherwise`` makes what is no matrix, and what the statistics do not have.
+    """
+
+    make: Callable[..., np.ndarray]
+    numbers: Callable[..., int]
+    otherwise: Merge
+    arguments: tuple[Argument, ...] = ()
+    sides: tuple[str, ...] = ()
+    fixes_equal_inputs: bool = False
+
+
 @dataclass(frozen=True)
 class Method:
     """A registered merge method."""
 
     name: str
-    factory: Callable[..., Merge]
+    factory: Callable[..., Merge | Whole]
     space: Space
     base: Base
     models: tuple[int, int | None]
@@ -178,6 +220,11 @@ class Method:
     options: Mapping[str, Option] = field(hash=False)
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     """Values of options under a name; a per-model option has one value for all models, or one a model."""
+
+    @functools.cached_property
+    def statistics(self) -> tuple[str, ...]:
+        """The options that name statistics."""
+        return tuple(o.name for o in self.options.values() if o.kind == "statistics")
 
     @property
     def summary(self) -> str:
@@ -187,7 +234,7 @@ class Method:
     def documentation(self) -> str:
         return inspect.getdoc(self.factory) or ""
 
-    def bind(self, options: Mapping[str, Any], models: int) -> Merge:
+    def bind(self, options: Mapping[str, Any], models: int) -> Merge | Whole:
         """Build the ``Merge`` for ``models`` values (non-base models in delta space).
 
         A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the option, for
@@ -233,7 +280,7 @@ def method(
     base: Base | None = None,
     models: tuple[int, int | None] = (1, None),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Callable[[Callable[..., Merge]], Method]:
+) -> Callable[[Callable[..., Merge | Whole]], Method]:
     """Register a factory as a merge method under its function's name.
 
     ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
@@ -243,7 +290,7 @@ def method(
     no schema, and for a preset that does not fit it.
     """
 
-    def register(factory: Callable[..., Merge]) -> Method:
+    def register(factory: Callable[..., Merge | Whole]) -> Method:
         options = {p.name: _option(p, factory) for p in inspect.signature(factory).parameters.values()}
         for preset, values in (presets or {}).items():
             _check_preset(f"{factory.__name__}: preset {preset}", values, options)
@@ -253,7 +300,7 @@ def method(
     return register
 
 
-def _option(parameter: inspect.Parameter, factory: Callable[..., Merge]) -> Option:
+def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | Whole]) -> Option:
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
         raise MethodError(f"{factory.__name__}: option {parameter.name} must be keyword-only.")
     annotation = get_type_hints(factory, include_extras=True)[parameter.name]
@@ -268,13 +315,21 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Merge]) -> Opti
         annotation, *extras = get_args(annotation)
         limits = next((e for e in extras if isinstance(e, Between)), limits)
     meaning = _meaning(parameter.name, inspect.getdoc(factory) or "")
+    if annotation is Statistics:
+        if not per_model or default is not REQUIRED:
+            raise MethodError(
+                f"{factory.__name__}: option {parameter.name} names statistics; expected one a model, without a default."
+            )
+        return Option(parameter.name, "statistics", True, default, meaning=meaning)
     if annotation is bool:
         return Option(parameter.name, "bool", per_model, default, meaning=meaning)
     if get_origin(annotation) is Literal:
         return Option(parameter.name, "choice", per_model, default, choices=get_args(annotation), meaning=meaning)
     if annotation in (float, int):
         return Option(parameter.name, "number", per_model, default, limits, meaning=meaning, is_whole=annotation is int)
-    raise MethodError(f"{factory.__name__}: option {parameter.name} has the type {annotation}; expected float, bool or Literal.")
+    raise MethodError(
+        f"{factory.__name__}: option {parameter.name} has the type {annotation}; expected float, bool, Literal or Statistics."
+    )
 
 
 def _check_preset(where: str, values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
@@ -320,5 +375,6 @@ def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> fl
 
 
 __all__ = [
-    "Argument", "Between", "Derived", "Merge", "Method", "Option", "PerModel", "Share", "combine", "each", "method", "total_weight",
+    "Argument", "Between", "Derived", "Matrices", "Merge", "Method", "Option", "PerModel", "Recorded", "Share", "Side", "Statistics",
+    "Whole", "combine", "each", "method", "total_weight",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from alnico.checkpoint.adapter import AdaptedModel
 from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.errors import MethodError, ModelError
-from alnico.methods.base import Merge, combine
+from alnico.methods.base import Merge, Whole, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
 from alnico.plan.align import Aligner, Fate
@@ -29,6 +29,7 @@ from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
 from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
+from alnico.plan.sides import Sides
 from alnico.plan.weighing import Unweighed, Weighing, place_in, recorded, settled, unweighed
 from alnico.recipe.norm_weight import assumed, norm_weight_of, with_weights
 from alnico.recipe.schema import NormWeight, Recipe
@@ -142,6 +143,7 @@ def _plan(
     idle = idle_filters(recipe, sections.parts)
     made = _Jobs(recipe, sources, donor, sections)
     jobs = made.all()
+    made.sides.check_used()
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
@@ -161,7 +163,7 @@ def _plan(
         config = layered_config(config, stack, layers, sources, donor, notes)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
-    commits = {r: commit for r, s in zip(references, sources, strict=True) if (commit := _commit(s)) is not None}
+    commits = {r: commit for r, s in zip(references, sources, strict=False) if (commit := _commit(s)) is not None}
     weighings = made.weighings()
     plan = Plan(
         pinned(recipe, commits) if commits else recipe,
@@ -233,7 +235,7 @@ def _same_places(sources: list[Source]) -> list[str]:
 
 def _together(sources: list[Source], jobs: list[Job]) -> list[Source]:
     """The models that are merged with others, tensor by tensor."""
-    used = {i.model for job in jobs if job.kind == "mix" and len({i.model for i in job.read}) > 1 for i in job.read}
+    used = {i.model for job in jobs if job.kind in ("mix", "whole") and len({i.model for i in job.merged}) > 1 for i in job.merged}
     return [sources[m] for m in sorted(used)]
 
 
@@ -259,9 +261,10 @@ class _Jobs:
         self.donor = donor
         self.sections = sections
         self.aligner = Aligner(sources, donor, recipe.missing)
+        self.sides = Sides(sources, recipe.folder, has_new_rows=recipe.tokenizer is not None)
         self.jobs: dict[str, Job] = {}
         self.notes: list[str] = []
-        self._bound: dict[Any, Merge] = {}
+        self._bound: dict[Any, Merge | Whole] = {}
         self._constant: dict[tuple[int, int], dict[str, Any]] = {}
         self._weighed: dict[tuple[NormWeight, tuple[int, ...], int, str], dict[str, Unweighed]] = {}
 
@@ -320,7 +323,7 @@ class _Jobs:
     def dropped(self, jobs: list[Job]) -> list[Dropped]:
         """What of the models that are used is not in the output, and why."""
         told = {(m, n): why for m, n, why in self.aligner.dropped}
-        read = {(i.model, i.name) for job in jobs for i in job.read}
+        read = {(i.model, i.name) for job in jobs for i in job.merged}
         if self.sections.layers or self.recipe.methods or self.recipe.modules:
             made = {job.name: job for job in jobs}
             listed = {(p.model, n) for s in self.sections.parts for p in s.listed for n in p.names.values()}
@@ -372,37 +375,44 @@ class _Jobs:
             setting = norm_weight_of(options, [p.entry for p in asked.values], section.named_base)
             if setting is not None:
                 return self._weighable(name, section, asked, options, setting)
-            return self._mixed(name, section, asked, self._merge(asked, options))
+            return self._mixed(name, section, asked, options)
         except MethodError as error:
             raise MethodError(f"{name}: {error}") from None
 
-    def _mixed(self, name: str, section: Section, asked: Asked, merge: Merge, dtype: str | None = None) -> Job:
+    def _mixed(self, name: str, section: Section, asked: Asked, options: Mapping[str, Any], dtype: str | None = None) -> Job:
         """The job of a method on all its models, a copy where it leaves one of them as it is. ``dtype`` is the output's, if it is set."""
-        if merge.copies is not None:
+        applied = self.sides.applied(name, asked, options, self._merge(asked, options))
+        merge = applied.merge
+        if isinstance(merge, Merge) and merge.copies is not None:
             origin = asked.base if merge.copies == "base" else asked.values[merge.copies]
             assert origin is not None
             why = f"the recipe leaves {self.sources[origin.model].label} as it is"
             return self._copied(name, origin, section.label if section.label == REST else why, dtype)
-        inputs = tuple(self._input(p, name) for p in asked.values)
+        digests = applied.digests or ("",) * len(asked.values)
+        inputs = tuple(self._input(p, name, digest) for p, digest in zip(asked.values, digests, strict=True))
         base = self._input(asked.base, name) if asked.base is not None else None
         parts = (*asked.values, *([asked.base] if asked.base is not None else []))
         dtype = dtype or self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
-        return _made("mix", name, dtype, self._tensor(asked.values[0], name), inputs, base, merge)
+        tensor = self._tensor(asked.values[0], name)
+        if isinstance(merge, Merge):
+            return _made("mix", name, dtype, tensor, inputs, base, merge, applied.why, applied.sides)
+        return _made("whole", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
 
     def _weighable(self, name: str, section: Section, asked: Asked, options: dict[str, Any], setting: NormWeight) -> Job:
         """The job with equal weights, and what it becomes when the norms are known, if these make a difference."""
-        merge = self._merge(asked, assumed(options, setting))
-        job = self._mixed(name, section, asked, merge)
+        equal = assumed(options, setting)
+        merge = self._merge(asked, equal)
+        job = self._mixed(name, section, asked, equal)
         weighed = [p for p, w in zip(asked.values, options["weight"], strict=True) if isinstance(w, NormWeight)]
         base = asked.base if asked.base is not None else asked.measured_from
         assert base is not None
-        if len(weighed) > 1 and setting.scale != 0 and merge.copies is None:
+        if len(weighed) > 1 and setting.scale != 0 and (isinstance(merge, Whole) or merge.copies is None):
             delta = tuple(self._input(p, name) for p in weighed), self._input(base, name)
             key = setting, tuple(p.model for p in weighed), base.model, place_in(setting, name)
             self._weighed.setdefault(key, {})[name] = unweighed(
                 delta,
                 job,
-                lambda weights: self._mixed(name, section, asked, self._merge(asked, with_weights(options, weights)), job.dtype),
+                lambda weights: self._mixed(name, section, asked, with_weights(options, weights), job.dtype),
             )
         return job
 
@@ -422,7 +432,7 @@ class _Jobs:
             self._constant[constant] = options
         return options
 
-    def _merge(self, asked: Asked, options: Mapping[str, Any]) -> Merge:
+    def _merge(self, asked: Asked, options: Mapping[str, Any]) -> Merge | Whole:
         """The method with its options; tensors with the same options share it."""
         key = (asked.method.name, tuple(options.items()), len(asked.values))
         if key not in self._bound:
@@ -454,9 +464,9 @@ class _Jobs:
     def _tensor(self, part: Part, name: str) -> Tensor:
         return self.sources[part.model].tensors[part.names[name]]
 
-    def _input(self, part: Part, name: str) -> Input:
+    def _input(self, part: Part, name: str, digest: str = "") -> Input:
         tensor = self._tensor(part, name)
-        return Input(part.model, part.names[name], tensor.dtype, tensor.byte_size)
+        return Input(part.model, part.names[name], tensor.dtype, tensor.byte_size, digest)
 
 
 def _made(
@@ -468,6 +478,8 @@ def _made(
     base: Input | None = None,
     merge: Merge | None = None,
     why: str = "",
+    sides: tuple[Input, ...] = (),
+    whole: Whole | None = None,
 ) -> Job:
-    size = tensor.byte_size if kind != "mix" else tensor.elements * DTYPES[dtype].bytes
-    return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why)
+    size = tensor.byte_size if kind not in ("mix", "whole") else tensor.elements * DTYPES[dtype].bytes
+    return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why, sides, whole)

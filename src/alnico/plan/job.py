@@ -11,31 +11,34 @@ from typing import TYPE_CHECKING, Any, Literal
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.kernels.shape import ARITHMETIC
-from alnico.methods.base import Merge
+from alnico.methods.base import Merge, Whole
 from alnico.recipe.schema import Recipe
 
 if TYPE_CHECKING:
     from alnico.plan.weighing import Weighing
 
-Kind = Literal["mix", "copy", "equal"]
+Kind = Literal["mix", "whole", "copy", "equal"]
 
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor of one model: ``model`` is the position in ``Plan.sources``."""
+    """One tensor of one source: ``model`` is the position in ``Plan.sources``."""
 
     model: int
     name: str
     dtype: str
     byte_size: int
+    digest: str = ""
+    """The hash that it must have: of the tensor that statistics were measured of; empty where any will do."""
 
 
 @dataclass(frozen=True)
 class Job:
     """How one output tensor comes about.
 
-    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``; ``copy`` takes the bytes of
-    ``inputs[0]``; ``equal`` does too, after checking that all inputs hold the same bytes. ``why`` is for people.
+    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``; ``whole`` does so with ``whole``, all of it at
+    once; ``copy`` takes the bytes of ``inputs[0]``; ``equal`` does too, after checking that all inputs hold the same bytes. ``sides``
+    are statistics of the inputs: for each kind that the method takes, one a model. ``why`` is for people.
     """
 
     kind: Kind
@@ -48,10 +51,17 @@ class Job:
     base: Input | None = None
     merge: Merge | None = field(default=None, compare=False)
     why: str = ""
+    sides: tuple[Input, ...] = ()
+    whole: Whole | None = field(default=None, compare=False)
 
     @property
     def read(self) -> tuple[Input, ...]:
-        """All tensors the job reads, each once."""
+        """All tensors the job reads, each once: inputs, sides, base."""
+        return (*self.inputs, *self.sides) if self.base is None else (*self.inputs, *self.sides, self.base)
+
+    @property
+    def merged(self) -> tuple[Input, ...]:
+        """All tensors of models that the job reads: inputs, base."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
@@ -88,7 +98,10 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done, frozen. Made by :func:`alnico.plan.build.build_plan`."""
+    """What will be done, frozen. Made by :func:`alnico.plan.build.build_plan`.
+
+    ``sources`` are the models, in the order of ``recipe.references``, and after them the statistics that the recipe names.
+    """
 
     recipe: Recipe
     sources: tuple[Source, ...] = field(compare=False)
@@ -111,6 +124,14 @@ class Plan:
     """The plans whose outputs lead to this one, in the order in which they ran; their sources are closed."""
 
     @property
+    def models(self) -> tuple[Source, ...]:
+        return self.sources[: len(self.recipe.references)]
+
+    @property
+    def statistics(self) -> tuple[Source, ...]:
+        return self.sources[len(self.recipe.references) :]
+
+    @property
     def bytes_to_read(self) -> int:
         return sum(i.byte_size for job in self.jobs for i in job.read)
 
@@ -127,10 +148,22 @@ class Plan:
     def elements(self) -> int:
         return sum(job.elements for job in self.jobs)
 
+    def _kinds(self) -> list[Kind]:
+        """Kinds of jobs to count: whole matrices only where there are some."""
+        kinds: list[Kind] = ["mix", "whole", "copy", "equal"]
+        return [k for k in kinds if k != "whole" or any(j.kind == "whole" for j in self.jobs)]
+
     def fingerprint(self) -> dict[str, Any]:
         """What decides the output's bits and its layout, without reading a tensor: see the journal."""
         jobs = [
-            [j.kind, j.name, j.dtype, list(j.shape), [[i.model, i.name] for i in j.inputs], j.base and [j.base.model, j.base.name]]
+            [
+                j.kind,
+                j.name,
+                j.dtype,
+                list(j.shape),
+                [[i.model, i.name] for i in (*j.inputs, *j.sides)],
+                j.base and [j.base.model, j.base.name],
+            ]
             for j in self.jobs
         ]
         known = [list(w.norms) for w in self.weighings if w.setting.origin == "analysis" and w.norms is not None]
@@ -149,10 +182,11 @@ class Plan:
             **({"stage": self.recipe.stage} if self.recipe.stage else {}),
             "merge_method": self.recipe.merge_method,
             "methods": list(self.recipe.methods_used),
-            "models": [s.label for s in self.sources],
+            "models": [s.label for s in self.models],
+            **({"statistics": [s.label for s in self.statistics]} if self.statistics else {}),
             "donor": self.sources[self.donor].label,
             "dtype": self.dtype,
-            "tensors": {kind: sum(1 for j in self.jobs if j.kind == kind) for kind in ("mix", "copy", "equal")},
+            "tensors": {kind: sum(1 for j in self.jobs if j.kind == kind) for kind in self._kinds()},
             "parameters": self.elements,
             "bytes_to_read": self.bytes_to_read,
             "bytes_to_write": self.bytes_to_write,

@@ -26,6 +26,9 @@ BLOCK_ELEMENTS = 4 * LEAF
 HISTOGRAM_BYTES = 65_536 * 8
 """One model's counters while a kth largest magnitude is looked for."""
 
+BLAS_BYTES = 32 << 20
+"""Most that one thread of BLAS takes for its own; measured with OpenBLAS."""
+
 SELECTION_BYTES = 32 << 20
 """Most bytes of values that are kept while the kth largest magnitudes of one tensor are looked for, all models together."""
 
@@ -45,18 +48,35 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sour
     )
     widths = [sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"]
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
-    models = max((len(j.inputs) for j in jobs if j.kind == "mix"), default=1)
+    models = max((len(j.inputs) for j in jobs if j.kind in ("mix", "whole")), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
+    largest = max((j for j in jobs if j.whole is not None), key=_whole_bytes, default=None)
+    facts += _whole_bytes(largest) if largest is not None else 0
     for workers in range(max(threads, 1), 0, -1):
         for block in (BLOCK_ELEMENTS, LEAF):
             worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
             if fixed + workers * worker <= budget_bytes:
                 return Memory(budget_bytes, fixed + workers * worker, workers, worker, block)
     least = fixed + widest * LEAF + counters + facts + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
+    enough = f"{-(-least // (1 << 20))}MiB"
+    if largest is not None and least - _whole_bytes(largest) <= budget_bytes:
+        raise ResourceError(
+            f"plan: {largest.name} is merged as a whole and needs {format_size(_whole_bytes(largest))} at once, the merge "
+            f"{format_size(least)}; the budget is {format_size(budget_bytes)}. Raise --memory to {enough}, or use another method for "
+            "this tensor."
+        )
     raise ResourceError(
         f"plan: the merge needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
-        f"Raise --memory to {-(-least // (1 << 20))}MiB."
+        f"Raise --memory to {enough}."
     )
+
+
+def _whole_bytes(job: Job) -> int:
+    """What a whole matrix takes while it is made: float64 numbers, and what BLAS works in."""
+    if job.whole is None:
+        return 0
+    rows, columns = job.shape
+    return 8 * job.whole.numbers(rows, columns, len(job.inputs), *job.whole.arguments) + BLAS_BYTES
 
 
 def _levels(job: Job) -> bool:

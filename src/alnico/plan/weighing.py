@@ -67,7 +67,9 @@ def unweighed(delta: tuple[tuple[Input, ...], Input], like: Job, made: Callable[
     """What waits for its weights: task vectors, measured in float64, of a tensor that will come out ``like`` this."""
     inputs, base = delta
     merge = combine((1.0,) * len(inputs), is_wide=True)
-    return Unweighed(dataclasses.replace(like, kind="mix", inputs=inputs, base=base, merge=merge, why=""), made)
+    return Unweighed(
+        dataclasses.replace(like, kind="mix", inputs=inputs, base=base, merge=merge, why="", sides=(), whole=None), made
+    )
 
 
 def place_in(setting: NormWeight, name: str) -> str:

@@ -228,6 +228,8 @@ def _setting(key: str, takers: Takers) -> Schema:
 
 
 def _scalar(key: str, option: Option) -> list[Schema]:
+    if option.kind == "statistics":
+        return [{"type": "string"}]
     if option.kind == "number":
         return [_number(option.range, is_whole=option.is_whole), NUMBER_AS_TEXT]
     alias = dialect.ALIASES.get(key)

@@ -136,6 +136,11 @@ def _setting(node: Node, where: str, takers: Sequence[Taker], key: str, context:
         return None
     if is_rule and takers[0][1].per_model:
         return EachModel(tuple(values))
+    if any(option.kind == "statistics" for _, option in takers):
+        reading.wrong(
+            node.line, f"{where} is a list over the layers; expected the path of one model's statistics. Write it under that model."
+        )
+        return None
     return Gradient(tuple(values))
 
 
@@ -235,6 +240,8 @@ def _problem(node: Node, method: Method, option: Option, key: str) -> str | None
         if number is None:
             return f"is {node.kind}; expected a number"
         return option.problem(number) if math.isfinite(number) else f"is {node.kind}; expected a finite number"
+    if option.kind == "statistics":
+        return option.problem(value)
     if option.problem(value) is not None:
         return f"is {node.kind}; expected {'one of ' + ', '.join(option.choices) if option.choices else 'true or false'}"
     return None

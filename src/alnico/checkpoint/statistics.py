@@ -1,0 +1,208 @@
+"""Statistics of a model on data, as files: measured once, so that a merge that needs them can be repeated without the data.
+
+A directory of two files. ``statistics.safetensors`` holds float32 tensors. ``statistics.json`` says what they are: of which kind, of
+which model (its reference, the headers of its files, the hash of each tensor), measured how, and under which name a tensor's
+statistics are stored: layers that share an input share a Gram matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+
+from alnico.checkpoint.model import FileModel, Source, Tensor, open_shard, read_json
+from alnico.checkpoint.shards import cut
+from alnico.checkpoint.writer import OutputFiles
+from alnico.errors import AlnicoError, ModelError, OutputError, RunError
+from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
+
+if TYPE_CHECKING:
+    from alnico.checkpoint.hub import Repository
+
+SUMMARY = "statistics.json"
+TENSORS = "statistics.safetensors"
+SCHEMA = 1
+
+StatisticsKind = Literal["fisher", "gram"]
+"""``fisher``: of each tensor, the mean over examples of its squared gradients (the diagonal of the Fisher information), in its shape.
+``gram``: of each matrix that is applied to rows x, the sum of the outer products of x, (inputs, inputs)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the statistics of one tensor are: the name they are ``stored`` under, the ``digest`` of the model's tensor that they were
+    measured of, and numbers about them."""
+
+    stored: str
+    digest: str
+    numbers: Mapping[str, float]
+
+
+class Statistics:
+    """The statistics of one model, open: a source of their tensors, under the names they are stored by."""
+
+    config: Mapping[str, Any] = MappingProxyType({})
+    directory: Path | None = None
+    origin: Repository | None = None
+    held_bytes = 0
+    reading_bytes = 0
+
+    def __init__(
+        self, files: FileModel, kind: str, entries: Mapping[str, Entry], numbers: Mapping[str, float], digest: str
+    ) -> None:
+        self.label = files.label
+        self.kind = kind
+        self.entries = entries
+        self.numbers = numbers
+        self.tensors: Mapping[str, Tensor] = files.tensors
+        self._files = files
+        self._digest = digest
+
+    def number(self, tensor: str, key: str) -> float:
+        """A number about a tensor, or about all. Errors: ModelError where it is not written."""
+        found = self.entries[tensor].numbers.get(key, self.numbers.get(key))
+        if found is None:
+            raise ModelError(
+                f"{self._files.location / SUMMARY}: says no {key} of {tensor}; expected what `alnico statistics {self.kind}` writes. "
+                "Measure the model anew."
+            )
+        return found
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return {}
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        """Nothing is ever absent."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        self._files.read_into(name, offset, buffer)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return [*self._files.identity(), {"file": SUMMARY, "sha256": self._digest}]
+
+    def paths(self) -> list[Path]:
+        return [*self._files.paths(), self._files.location / SUMMARY]
+
+    def close(self) -> None:
+        self._files.close()
+
+
+def open_statistics(path: str, label: str = "") -> Statistics:
+    """Open a directory of statistics; reads headers only. ``label`` is its name in messages, as the recipe writes it.
+
+    Errors: ModelError for a path that is not there, and for files that are no statistics or do not fit one another.
+    """
+    folder = Path(path).expanduser()
+    summary = folder / SUMMARY
+    if not folder.is_dir():
+        found = "is no directory" if folder.exists() else "is not there"
+        raise ModelError(f"statistics {label or path!r}: {found}; expected what `alnico statistics` wrote. Check the path.")
+    data = read_json(summary)
+    if data.get("schema") != SCHEMA or data.get("kind") not in get_args(StatisticsKind):
+        raise ModelError(
+            f"{summary}: holds no statistics of schema {SCHEMA}; expected what `alnico statistics` wrote. Measure anew."
+        )
+    files = FileModel(label or path, folder, [open_shard(folder / TENSORS)])
+    try:
+        entries = {
+            str(name): Entry(
+                str(told.get("stored", name)), str(told["digest"]), {k: float(v) for k, v in told.items() if _is_number(v)}
+            )
+            for name, told in data["tensors"].items()
+        }
+        numbers = {k: float(v) for k, v in data.items() if _is_number(v)}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{summary}: is damaged ({error}). Measure the model anew.") from None
+    lacking = next((e.stored for e in entries.values() if e.stored not in files.tensors), None)
+    if lacking is not None:
+        raise ModelError(
+            f"{summary}: names {lacking!r}, which {TENSORS} does not hold; they are of different measurements. Measure the model anew."
+        )
+    return Statistics(files, data["kind"], entries, numbers, hashlib.sha256(summary.read_bytes()).hexdigest())
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (bool, int, float)) and math.isfinite(value)
+
+
+def digest_of(source: Source, name: str) -> str:
+    """The hash of one tensor of a model, as the lock of a merge has it."""
+    tensor = source.tensors[name]
+    buffer = memoryview(bytearray(min(PIECE, tensor.byte_size)))
+    pieces = []
+    for offset in range(0, tensor.byte_size, PIECE):
+        part = buffer[: min(PIECE, tensor.byte_size - offset)]
+        source.read_into(name, offset, part)
+        pieces.append(piece_digest(part))
+    return tensor_digest(tensor.dtype, tensor.shape, pieces)
+
+
+def write_statistics(
+    out: Path,
+    kind: StatisticsKind,
+    model: Source,
+    tensors: Mapping[str, np.ndarray],
+    entries: Mapping[str, Mapping[str, Any]],
+    told: Mapping[str, Any],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Write the statistics of a model into the new directory ``out``.
+
+    ``tensors`` are stored as float32 under their names; ``entries`` say of each of the model's tensors what its statistics are
+    (``stored``, if it is another's name, and numbers); ``told`` is what goes for all: how they were measured.
+
+    Errors: OutputError if ``out`` holds something; RunError for a disk that fails; AlnicoError for numbers that are not finite.
+    """
+    check_place(out, overwrite)
+    bad = next((name for name, values in tensors.items() if not np.isfinite(values).all()), None)
+    if bad is not None:
+        raise AlnicoError(
+            f"{model.label}: the {kind} of {bad} has a NaN or an infinity; expected finite numbers. Look at the model."
+        )
+    head = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "model": {
+            "reference": model.label,
+            "files": [{k: v for k, v in f.items() if k != "mtime_ns"} for f in model.identity()],
+        },
+        **told,
+        "hash": "xxh3-128",
+    }
+    model.fetch(model.absent(entries, False))
+    written = {name: {**entry, "digest": digest_of(model, name)} for name, entry in entries.items()}
+    summary = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
+    lines = ",\n".join(f"  {json.dumps(n, ensure_ascii=False)}: {json.dumps(e, ensure_ascii=False)}" for n, e in written.items())
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / SUMMARY).unlink(missing_ok=True)
+        files = OutputFiles(out, cut([(n, "F32", v.shape) for n, v in tensors.items()], 1, TENSORS))
+        try:
+            for name, values in tensors.items():
+                raw = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
+                files.write(name, 0, memoryview(raw))
+            files.sync()
+            files.finish()
+        finally:
+            files.close()
+        (out / SUMMARY).write_text(f'{summary},\n "tensors": {{\n{lines}\n }}\n}}\n', "utf-8")
+    except OSError as error:
+        raise RunError(f"{out}: cannot be written ({error.strerror}). Make room or check the disk.") from None
+
+
+def check_place(out: Path, overwrite: bool) -> None:
+    """Refuse a place that holds something else. Errors: OutputError."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir() or not overwrite or not (out / SUMMARY).exists():
+        how = "Choose another, or say --overwrite." if out.is_dir() and (out / SUMMARY).exists() else "Choose another output."
+        raise OutputError(f"{out}: exists and is not empty; expected a new or empty directory. {how}")

@@ -1,0 +1,22 @@
+"""RegMean, plainly: Jin et al. 2023, equation 2, with off-diagonals scaled by alpha and a ridge in each model's Gram matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from references import statistics
+
+
+def merge(models: list[np.ndarray], base: np.ndarray | None, options: dict, uniforms: object) -> np.ndarray:
+    weights = options.get("weight", [1.0] * len(models))
+    if models[0].ndim != 2:
+        return np.sum([w * m for w, m in zip(weights, models, strict=True)], axis=0) / sum(weights)
+    alpha, ridge = options.get("alpha", 0.9), options.get("ridge", 1e-6)
+    grams = []
+    for i, m in enumerate(models):
+        g = statistics.gram(m.shape, i).astype(np.float64) * weights[i]
+        g = g / statistics.ROWS[i] if options.get("normalize") else g
+        diagonal = np.diag(np.diag(g))
+        grams.append(alpha * g + (1 - alpha) * diagonal + ridge * np.trace(g) / len(g) * np.eye(len(g)))
+    total = np.sum([m @ g for m, g in zip(models, grams, strict=True)], axis=0)
+    return total @ np.linalg.inv(np.sum(grams, axis=0))
