@@ -12,6 +12,7 @@ import yaml
 
 import alnico
 from alnico.methods import registry
+from methods.sides import made as write_statistics
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of transformers and torch
 
@@ -35,6 +36,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         change = 0.0 if name == "base" else 0.003
         base.load_state_dict({n: t + (torch.randn(t.shape) * change).to(t.dtype) for n, t in start.items()})
         base.save_pretrained(made / "models" / name)
+        for kind in ("fisher", "gram"):
+            write_statistics(kind, made / "models" / name, 0).rename(made / "models" / f"{name}-{kind}")
     return made
 
 

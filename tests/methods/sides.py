@@ -18,7 +18,9 @@ from references import statistics
 def with_statistics(options: Mapping[str, Any], models: Sequence[Path]) -> dict[str, Any]:
     """Write the statistics that options ask for, beside the models, and put their paths into the options."""
     return {
-        name: [str(made(name, path, i)) if one == STATISTICS else one for i, (one, path) in enumerate(zip(value, models, strict=True))]
+        name: [
+            str(made(name, path, i)) if one == STATISTICS else one for i, (one, path) in enumerate(zip(value, models, strict=True))
+        ]
         if isinstance(value, list)
         else value
         for name, value in options.items()

@@ -19,6 +19,7 @@ from alnico.methods import registry
 from made import read_file, save_model
 from methods.cases import MODELS, SETTINGS, options
 from methods.merging import recipe_for
+from methods.sides import with_statistics
 
 SHAPES = {"w": (90, 70), "n": (33,), "one": (), "none": (0, 4)}
 
@@ -62,6 +63,7 @@ def test_a_merge_in_memory_has_the_bits_of_the_merge_on_disk(name: str, tmp_path
     base_path = paths[0] if registry()[name].base == "first" else saved(tmp_path, {"base": base})["base"]
     alnico.merge(recipe_for(name, paths, base_path, given, seed=7), tmp_path / "out.safetensors", threads=1)
     in_memory = {"first": tuned[0], "unused": None}.get(registry()[name].base, base)
+    given = with_statistics(given, paths)
     found = alnico.merge_state_dicts(tuned, name, base=in_memory, seed=7, threads=2, **given)
     expected = read_file(tmp_path / "out.safetensors")
     assert found.keys() == expected.keys()
