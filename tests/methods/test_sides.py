@@ -19,7 +19,6 @@ from methods.merging import recipe_for, write_inputs
 from methods.sides import made, write
 from references import statistics
 
-
 LAYER = {"mean": 1.0, "rows": 9, "is_transposed": False}
 
 
@@ -111,7 +110,7 @@ def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
     sides = [made("fisher", p, i) for i, p in enumerate(paths)]
     recipe = recipe_for("fisher", paths, None, {"fisher": [str(s) for s in reversed(sides)]})
     with pytest.raises(
-        MismatchError, match="its statistics were measured of one with .*; expected statistics of the model they stand"
+        MismatchError, match=r"its statistics were measured of one with .*; expected statistics of the model they stand"
     ):
         alnico.merge(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -130,7 +129,9 @@ def test_statistics_of_another_kind_or_shape_or_of_no_merged_tensor_are_refused(
         alnico.plan(recipe_for("regmean", paths, None, {"gram": wrong}))
     fishers = [str(of_layer("fisher", p, i)) for i, p in enumerate(paths)]
     rule = {"filter": "bias", "merge_method": "fisher", "parameters": {"fisher": fishers}}
-    with pytest.raises(MismatchError, match="has statistics of layer.weight and others, but of no tensor that is merged with them"):
+    with pytest.raises(
+        MismatchError, match=r"has statistics of layer.weight and others, but of no tensor that is merged with them"
+    ):
         alnico.plan({"merge_method": "linear", "models": [str(p) for p in paths], "methods": [rule]})
 
 
@@ -140,10 +141,10 @@ def test_statistics_that_are_not_there_or_damaged_are_refused(tmp_path: Path) ->
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": ["none", "none"]}))
     folder = made("fisher", paths[0], 0)
     (folder / "statistics.json").write_text('{"schema": 1, "kind": "fisher", "tensors": {"a": {}}}')
-    with pytest.raises(ModelError, match="statistics.json: is damaged"):
+    with pytest.raises(ModelError, match=r"statistics.json: is damaged"):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": [str(folder)] * 2}))
     (folder / "statistics.json").write_text('{"schema": 1, "kind": "fisher", "tensors": {"a": {"digest": ""}}}')
-    with pytest.raises(ModelError, match="names 'a', which statistics.safetensors does not hold"):
+    with pytest.raises(ModelError, match=r"names 'a', which statistics.safetensors does not hold"):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": [str(folder)] * 2}))
 
 
@@ -167,7 +168,9 @@ def test_every_model_needs_a_path_and_a_list_is_none() -> None:
         RecipeError, match=r"models\[0\].parameters.fisher is 3; expected the directory that `alnico statistics fisher`"
     ):
         alnico.load_recipe({"merge_method": "fisher", "models": [{"model": "a", "parameters": {"fisher": 3}}]})
-    with pytest.raises(RecipeError, match="parameters.gram is a list over the layers; expected the path of one model's statistics"):
+    with pytest.raises(
+        RecipeError, match=r"parameters.gram is a list over the layers; expected the path of one model's statistics"
+    ):
         alnico.load_recipe({"merge_method": "regmean", "models": ["a", "b"], "parameters": {"gram": ["f", "g"]}})
 
 
