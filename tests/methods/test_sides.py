@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 import alnico
+from alnico.checkpoint.model import open_model
+from alnico.engine.resident import Resident
 from alnico.engine.run import run_plan
 from alnico.errors import MismatchError, ModelError, NonFiniteError, RecipeError, ResourceError
 from alnico.methods import registry
@@ -229,3 +231,14 @@ def test_whole_matrices_are_made_with_one_blas_thread(tmp_path: Path, monkeypatc
     run_plan(alnico.plan(recipe_for("regmean", paths, None, {"gram": grams})), tmp_path / "out", "test")
     assert seen
     assert set(seen) == {1}
+
+
+def test_merges_over_open_models_follow_the_options_of_a_whole_matrix(tmp_path: Path) -> None:
+    paths = two(tmp_path)
+    sides = {"gram": [str(made("gram", p, i)) for i, p in enumerate(paths)]}
+    with Resident(lambda reference: open_model(reference)) as resident:
+        for alpha in (0.9, 0.2):
+            recipe = recipe_for("regmean", paths, None, {**sides, "alpha": alpha})
+            found = {n: v.tobytes() for n, v in resident.merge(resident.plan(alnico.load_recipe(recipe))).items()}
+            alnico.merge(recipe, tmp_path / f"out-{alpha}")
+            assert found == {n: v.tobytes() for n, v in read_model(tmp_path / f"out-{alpha}").items()}

@@ -117,7 +117,7 @@ def _layers(plan: Plan) -> list[str]:
     origins: dict[str, dict[int, dict[tuple[int, int], None]]] = {}
     for job in plan.jobs:
         place = place_of(job.name)
-        for given in job.read:
+        for given in job.merged:
             own = place_of(given.name)
             if place is not None and own is not None:
                 origins.setdefault(place.stack, {}).setdefault(place.layer, {})[given.model, own.layer] = None

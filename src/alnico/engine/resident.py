@@ -78,18 +78,22 @@ class Resident:
             self.layout = layout
         recall = Recall(plan.sources, self._store)
         plan = self._weighed(plan, recall)
-        origins = {job.name: _origin(job, plan.sources) for job in plan.jobs if job.kind != "mix"}
-        left = tuple(job for job in plan.jobs if job.kind == "mix" or self._copied.get(job.name) != origins[job.name])
+        origins = {job.name: _origin(job, plan.sources) for job in plan.jobs if job.kind in ("copy", "equal")}
+        left = tuple(job for job in plan.jobs if job.name not in origins or self._copied.get(job.name) != origins[job.name])
         for job in left:
             self._copied.pop(job.name, None)
         # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
-        Run(dataclasses.replace(plan, jobs=left), Arrays(self.arrays), Unwritten(), Done(), None, recall).all()
+        try:
+            Run(dataclasses.replace(plan, jobs=left), Arrays(self.arrays), Unwritten(), Done(), None, recall).all()
+        finally:
+            for statistics in plan.statistics:
+                statistics.close()
         self._copied |= origins
         return self.arrays
 
     def _look(self, plan: Plan) -> None:
         """Look at models that are to be mixed and have not met before."""
-        together = {frozenset(plan.sources[i.model] for i in job.read) for job in plan.jobs if job.kind == "mix"}
+        together = {frozenset(plan.sources[i.model] for i in job.merged) for job in plan.jobs if job.kind in ("mix", "whole")}
         if plan.recipe.unrelated == "allow" or all(any(met <= one for one in self._judged) for met in together):
             return
         judge(plan)

@@ -371,7 +371,7 @@ class Run:
     def _whole(self, state: _Unfinished) -> None:
         """A matrix that one worker makes, while others do other tensors."""
         job = state.job
-        hasher = PieceHasher(state.output, 0)
+        hasher = self._hasher(state.output, 0)
 
         def write(offset: int, data: memoryview) -> None:
             hasher.update(data)
@@ -379,7 +379,8 @@ class Run:
             self._tell(Advanced(job.name, len(data)))
 
         sources, block = self.plan.sources, self.plan.memory.block_elements
-        WholeMatrices(job, sources, state.inputs, self._arena, block, lambda: check(self._stop)).make(write)
+        digests = state.inputs if self.journal.wants_digests else []
+        WholeMatrices(job, sources, digests, self._arena, block, lambda: check(self._stop)).make(write)
         hasher.finish()
         self._chunk_done(state)
 

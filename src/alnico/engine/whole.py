@@ -26,7 +26,7 @@ def rounding_kernel() -> MixKernel:
 
 
 class WholeMatrices:
-    """The matrices of one job, for its method to ask for; every tensor is hashed when it is first read."""
+    """The matrices of one job, for its method to ask for; every tensor is hashed when it is first read, if there are ``digests``, one for each."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class WholeMatrices:
         self.models = len(job.inputs)
         self._sources = sources
         self._digests: dict[Input, list[TensorDigest]] = {}
-        for tensor, digest in zip(job.read, digests, strict=True):
+        for tensor, digest in zip(job.read, digests, strict=False):
             self._digests.setdefault(tensor, []).append(digest)
         self._arena = arena
         self._block = block_elements
