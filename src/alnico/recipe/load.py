@@ -115,6 +115,13 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
     return tuple(recipes)
 
 
+def read_document(root: Node, name: str, folder: str) -> list[tuple[int, str]]:
+    """Read one document that is composed already; returns its mistakes, each with its line."""
+    reading = Reading(name)
+    _recipe(Document(root, ""), reading, folder)
+    return reading.mistakes
+
+
 def _recipe(document: Document, reading: Reading, folder: str) -> Recipe | None:
     root = document.root
     if not isinstance(root.value, dict):

@@ -16,11 +16,11 @@ from alnico.recipe.norm_weight import read_norm_weight
 from alnico.recipe.options import own_setting
 from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, Scalar, Setting
 
-LATER = {
-    "search": "a value to be searched; such values are planned for 0.5",
-    "choice": "a choice to be searched; such values are planned for 0.5",
+SEARCHED = {
+    "search": "a value to be searched",
+    "choice": "a choice to be searched",
 }
-"""Kinds of value that the language has and this version refuses by name."""
+"""Kinds of value that only a search gives a value."""
 
 Taker = tuple[Method, Option]
 
@@ -182,9 +182,9 @@ def _cases(
 
 def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | None, Node | None]:
     reading = context.reading
-    for kind, meaning in LATER.items():
+    for kind, meaning in SEARCHED.items():
         if kind in node.value:
-            reading.wrong(node.line, f"{where} is {meaning}. Write the value.")
+            reading.wrong(node.line, f"{where} is {meaning}; expected its value. Run `alnico search`, or write the value.")
             return None, None
     if not node.value.keys() & CASE.keys():
         reading.wrong(node.line, f"{where} is a mapping of no known kind; expected a value, a list of values, or filter and value.")
