@@ -160,7 +160,7 @@ def _asked_of_optuna(
     given = distributions(asked.dimensions)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study = _silent(lambda: optuna.create_study(directions=directions(asked.goals), sampler=sampler))
+        study = silent(lambda: optuna.create_study(directions=directions(asked.goals), sampler=sampler))
         for i, trial in enumerate(before):
             if trial.state in ("complete", "pruned", "running") and trial.point:
                 study.add_trial(_as_optunas(trial, given, attributes[i] if attributes is not None else None))
@@ -182,8 +182,8 @@ def _as_optunas(trial: Trial, given: dict[str, Any], attributes: dict[str, int] 
     )
 
 
-def _silent(call: Callable[[], Any]) -> Any:
-    """Call without optuna's lines about studies that are made."""
+def silent(call: Callable[[], Any]) -> Any:
+    """Call without optuna's line about a study that is made."""
     logging = import_optuna().logging
     before = logging.get_verbosity()
     logging.set_verbosity(logging.WARNING)

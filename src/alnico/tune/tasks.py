@@ -118,7 +118,7 @@ class Task(Protocol):
     size: int
     """Examples there are; 0 where a task cannot be taken in part."""
 
-    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """Score a model, on all examples or on some. Errors: EvaluationError, with the task's name, for anything but a finite number."""
         ...
 

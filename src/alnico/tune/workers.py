@@ -1,0 +1,189 @@
+"""Where trials are scored: in this process, in several of this machine, or on a cluster of Ray."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from alnico.errors import AlnicoError, EvaluationError, RunError
+from alnico.tune.space import Space, Values
+from alnico.tune.tasks import Task
+from alnico.tune.trying import Maker, Trier
+
+Engine = Literal["local", "ray"]
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Order:
+    """All that a worker needs to know to score trials of a search."""
+
+    space: Space
+    tasks: tuple[Task, ...] | str
+    """The tasks, or the file that each worker reads them from."""
+    shares: tuple[float, ...]
+    held_out: float | None
+    open_maker: Callable[[], Maker]
+
+    def trier(self) -> Trier:
+        return Trier(self.space, self.opened_tasks(), self.shares, self.held_out, self.open_maker)
+
+    def opened_tasks(self) -> tuple[Task, ...]:
+        if not isinstance(self.tasks, str):
+            return self.tasks
+        from alnico.tune.task_file import read_tasks
+
+        return read_tasks(self.tasks, Path(self.tasks).parent)
+
+
+class Worker(Protocol):
+    """Scores one trial at a time."""
+
+    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
+        """Begin to score a trial's point up to a rung."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Here:
+    """This process: a score is there when it has been asked for."""
+
+    def __init__(self, order: Order) -> None:
+        self.trier = order.trier()
+
+    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
+        found: Future[Scores] = Future()
+        try:
+            found.set_result(self.trier.scores(number, point, rung))
+        except AlnicoError as error:
+            found.set_exception(error)
+        return found
+
+    def close(self) -> None:
+        self.trier.close()
+
+
+class InProcess:
+    """A process of this machine with models of its own."""
+
+    def __init__(self, order: Order) -> None:
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_pickled(order), os.getpid())
+        )
+
+    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
+        return self._pool.submit(_scores, number, dict(point), rung)
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+            process.terminate()
+
+
+_trier: list[Trier] = []
+"""Of a worker's process, which scores for one search all its life."""
+
+
+def _begin(order: bytes, parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search hears Ctrl-C, and ends its workers
+    _trier.append(pickle.loads(order).trier())
+
+
+def _scores(number: int, point: Values, rung: int) -> Scores:
+    return _trier[0].scores(number, point, rung)
+
+
+class OnRay:
+    """An actor of Ray, on whichever node has room for it."""
+
+    def __init__(self, order: Order, threads: int) -> None:
+        ray = import_ray()
+        self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(order))
+
+    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
+        found: Future[Scores] = self._actor.scores.remote(number, dict(point), rung).future()
+        return found
+
+    def close(self) -> None:
+        import_ray().kill(self._actor)
+
+
+class _Actor:
+    def __init__(self, order: bytes) -> None:
+        self._trier = pickle.loads(order).trier()
+
+    def scores(self, number: int, point: Values, rung: int) -> tuple[Scores | None, AlnicoError | None]:
+        """The scores, or why there are none: errors of actors would come back wrapped in Ray's own."""
+        try:
+            return self._trier.scores(number, point, rung), None
+        except AlnicoError as error:
+            return None, error
+
+
+def import_ray() -> Any:
+    """Return ray. Errors: AlnicoError, saying how it is installed."""
+    try:
+        import ray
+    except ImportError:
+        raise AlnicoError("engine ray needs ray, which is not installed. Say: pip install 'alnico[ray]'") from None
+    return ray
+
+
+def open_workers(order: Order, count: int, engine: Engine, threads: int) -> list[Worker]:
+    """Open ``count`` workers. One local worker is this process itself. With Ray they go to the cluster at RAY_ADDRESS, or to one
+    made on this machine for the time.
+
+    Errors: AlnicoError where Ray is not installed; EvaluationError for tasks that cannot be sent to another process.
+    """
+    if engine == "ray":
+        ray = import_ray()
+        if not ray.is_initialized():
+            ray.init(log_to_driver=False, include_dashboard=False)
+        return [OnRay(order, threads) for _ in range(count)]
+    if count == 1:
+        return [Here(order)]
+    return [InProcess(order) for _ in range(count)]
+
+
+def result_of(future: Future[Any]) -> Scores:
+    """The scores of a worker that has ended. Errors: AlnicoError; RunError where the worker itself is gone."""
+    try:
+        found = future.result()
+    except BrokenProcessPool:
+        raise RunError(
+            "a worker's process ended while it scored a trial (out of memory, perhaps). The same command goes on; with fewer workers."
+        ) from None
+    except AlnicoError:
+        raise
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] != "ray":
+            raise
+        said = str(error).strip().splitlines()[0]
+        raise RunError(f"a worker on the cluster was lost ({said}). The same command goes on.") from None
+    if isinstance(found, tuple):
+        scores, problem = found
+        if problem is not None:
+            raise problem
+        return scores  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
+
+
+def _pickled(order: Order) -> bytes:
+    try:
+        return pickle.dumps(order)
+    except Exception as error:
+        raise EvaluationError(
+            f"the tasks cannot be sent to another process ({error}); expected tasks of a file, or objects that pickle can write. "
+            "Give a tasks file, or search with one worker."
+        ) from None
+
+
