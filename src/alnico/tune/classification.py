@@ -96,7 +96,7 @@ class Classification:
         if self.classes is not None and self._labels is not None:
             self._targets(self._labels, self.classes)
 
-    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """The accuracy; ``examples`` are 1 where the class is right. Labels outside the head, and logits that are not finite, are errors."""
         import_extra("torch", self.name, "eval")
         import torch
@@ -104,7 +104,7 @@ class Classification:
         chosen = range(self.size) if examples is None else examples
         if self._labels is None:
             raise EvaluationError(f"{self.name}: has no labels; a score needs them. Name the field of the labels.")
-        targets = self._targets(self._labels, self.classes or self._of_config(subject))[chosen]
+        targets = self._targets(self._labels, self.classes or self._of_config(subject))[list(chosen)]
         with torch.inference_mode():
             logits = self.logits(subject, chosen)
         self._check(logits, subject, targets)
@@ -139,8 +139,12 @@ class Classification:
 
     def digests(self) -> frozenset[str]:
         """Hashes of the texts or of the pixels."""
+        return frozenset(self.known_by())
+
+    def known_by(self) -> tuple[str, ...]:
+        """The hash of each example, in their order."""
         values = (x.encode() if isinstance(x, str) else np.ascontiguousarray(x).tobytes() for x in self._inputs)
-        return frozenset(xxhash.xxh3_128_hexdigest(value) for value in values)
+        return tuple(xxhash.xxh3_128_hexdigest(value) for value in values)
 
     def _classified(self, module: Any, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
         if self._head is None:

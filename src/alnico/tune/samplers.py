@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from alnico.errors import AlnicoError, RecipeError
+from alnico.errors import RecipeError
+from alnico.tune.extras import import_extra
 from alnico.tune.space import Dimension, Value
 from alnico.tune.tasks import Goal
 
@@ -69,11 +70,7 @@ Sampler = Callable[[Asked], Point]
 
 def import_optuna() -> Any:
     """Return optuna. Errors: AlnicoError, saying how it is installed."""
-    try:
-        import optuna
-    except ImportError:
-        raise AlnicoError("a search needs optuna, which is not installed. Say: pip install 'alnico[search]'") from None
-    return optuna
+    return import_extra("optuna", "a search", "search")
 
 
 def at_random(asked: Asked) -> Point:
@@ -220,14 +217,11 @@ def cmaes(asked: Asked) -> Point:
 
     Source: Hansen 2016, https://arxiv.org/abs/1604.00772.
     """
-    try:
-        from cmaes import CMA
-    except ImportError:
-        raise AlnicoError("the sampler cmaes needs cmaes, which is not installed. Say: pip install 'alnico[search]'") from None
+    cma = import_extra("cmaes", "the sampler cmaes", "search").CMA
     of_one = len(asked.dimensions) == 1  # the covariance of one dimension: a second is carried along, and has no effect
     start = np.array([_to_unit(d, d.default) for d in asked.dimensions] + [0.5] * of_one)
     bounds = np.array([[0.0, 1.0]] * len(start))
-    optimizer = CMA(mean=np.clip(start, 0.05, 0.95), sigma=0.2, bounds=bounds, seed=0)
+    optimizer = cma(mean=np.clip(start, 0.05, 0.95), sigma=0.2, bounds=bounds, seed=0)
     done = [t for t in asked.before if t.state in ("complete", "pruned")]
     size = optimizer.population_size
     for begin in range(0, len(done) - size + 1, size):

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from alnico.errors import AlnicoError, EvaluationError, RunError
+from alnico.tune.extras import import_extra
 from alnico.tune.space import Space, Values
 from alnico.tune.tasks import Task
 from alnico.tune.trying import Maker, Trier
@@ -131,11 +132,7 @@ class _Actor:
 
 def import_ray() -> Any:
     """Return ray. Errors: AlnicoError, saying how it is installed."""
-    try:
-        import ray
-    except ImportError:
-        raise AlnicoError("engine ray needs ray, which is not installed. Say: pip install 'alnico[ray]'") from None
-    return ray
+    return import_extra("ray", "engine ray", "ray")
 
 
 def open_workers(order: Order, count: int, engine: Engine, threads: int) -> list[Worker]:

@@ -1,0 +1,99 @@
+"""What a search leaves in its folder: the best recipe or recipes, all trials, the report and the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alnico.analysis.page import has_report
+from alnico.checkpoint.model import is_path, split_adapter
+from alnico.errors import OutputError
+from alnico.plan.build import located, pinned
+from alnico.recipe.schema import Recipe
+from alnico.tune.samplers import Trial
+from alnico.tune.search_page import search_page
+from alnico.tune.search_result import SearchResult
+
+STUDY, BEST, TABLE, RESULT, PAGE = "study.db", "best.yml", "trials.csv", "search.json", "search.html"
+
+
+def search_folder(out: str | os.PathLike[str]) -> Path:
+    """Make the folder of a search, or take that of one. Errors: OutputError for a folder with other things in it."""
+    folder = Path(out)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
+        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (STUDY, RESULT)):
+            raise OutputError(f"{folder}: holds other things than a search. Choose a new folder, or empty it.")
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+    return folder
+
+
+def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
+    """Write a search into its folder, over what an earlier run of it left; returns the files of the recipes.
+
+    ``best.yml``, or ``best-1.yml`` and so on for the points of a Pareto front; ``trials.csv``, ``search.json``, and ``search.html``
+    where the extra [report] is installed. Errors: OutputError.
+    """
+    names = [BEST] if len(found.best) == 1 else [f"best-{i + 1}.yml" for i in range(len(found.best))]
+    try:
+        for old in folder.glob("best*.yml"):
+            old.unlink()
+        for name, recipe, trial in zip(names, found.recipes, found.best, strict=True):
+            (folder / name).write_text(_headed(found, trial) + seen_from(recipe, folder).text, "utf-8")
+        _table(folder / TABLE, found)
+        (folder / RESULT).write_text(json.dumps(found.data(), indent=1) + "\n", "utf-8")
+        (folder / PAGE).unlink(missing_ok=True)
+        if has_report():
+            (folder / PAGE).write_text(search_page(found), "utf-8")
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+        ) from None
+    return tuple(folder / name for name in names)
+
+
+def _headed(found: SearchResult, trial: Trial) -> str:
+    values = ", ".join(f"{o.name} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True))
+    return f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
+
+
+def seen_from(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with relative paths of models as they read from ``folder``, where it will lie."""
+
+    def path(reference: str) -> str:
+        parts = split_adapter(reference, is_path)
+        if parts is not None:
+            return "+".join(path(part) for part in parts)
+        return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
+
+    moved = {r: path(located(r, recipe.folder)) for r in recipe.references}
+    return pinned(recipe, {old: new for old, new in moved.items() if old != new})
+
+
+def _table(path: Path, found: SearchResult) -> None:
+    objectives = [o.name for o in found.objectives]
+    tasks = list(dict.fromkeys(name for t in found.trials for name, _ in t.scores))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            map(_safe, ["trial", "state", "seconds", *objectives, *(f"task {n}" for n in tasks), *found.dimensions, "reason"])
+        )
+        for trial in found.trials:
+            values: Sequence[Any] = trial.values or [""] * len(objectives)
+            scores = dict(trial.scores)
+            row = [trial.number, trial.state, trial.seconds or "", *values, *(scores.get(n, "") for n in tasks)]
+            writer.writerow(map(_safe, [*row, *(trial.point.get(n, "") for n in found.dimensions), trial.reason]))
+
+
+def _safe(value: Any) -> Any:
+    """Text that a spreadsheet does not take for a formula; numbers with all their digits."""
+    if isinstance(value, float):
+        return repr(value)
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
