@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         plan,
         plan_all,
         push,
+        search,
         soup,
         suggest,
         weights,
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from alnico.tune.adamerging import Learned
     from alnico.tune.recalibrate import recalibrate_batchnorm
     from alnico.tune.scorecard import Scorecard
+    from alnico.tune.search_result import SearchResult
     from alnico.tune.soup import Soup
     from alnico.values.task_vector import LazyModel, TaskVector
 
@@ -70,6 +72,7 @@ _PLACES = {
     "compare": "alnico.api",
     "diff": "alnico.api",
     "evaluate": "alnico.api",
+    "search": "alnico.api",
     "soup": "alnico.api",
     "suggest": "alnico.api",
     "weights": "alnico.api",
@@ -84,6 +87,7 @@ _PLACES = {
     "Weights": "alnico.engine.weigh",
     "Analysis": "alnico.analysis.results",
     "Learned": "alnico.tune.adamerging",
+    "SearchResult": "alnico.tune.search_result",
     "Suggestion": "alnico.analysis.suggest",
     "read_analysis": "alnico.analysis.results",
     "Scorecard": "alnico.tune.scorecard",
@@ -97,9 +101,9 @@ _PLACES = {
 
 __all__ = [
     "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Result",
-    "Scorecard", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
+    "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
     "errors", "evaluate", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open",
-    "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "soup", "suggest", "weights",
+    "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "search", "soup", "suggest", "weights",
 ]  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
@@ -40,7 +40,9 @@ from alnico.values.merging import merge_modules, merge_values
 
 if TYPE_CHECKING:
     from alnico.tune.adamerging import Learned, LearningStep
+    from alnico.tune.samplers import Trial
     from alnico.tune.scorecard import Scorecard
+    from alnico.tune.search_result import SearchResult
     from alnico.tune.soup import Soup, Step
     from alnico.tune.tasks import Score, Task
 
@@ -388,6 +390,46 @@ def evaluate(
     if folder is not None:
         write_scorecard(found, folder, __version__)
     return found
+
+
+def search(
+    recipe: str | os.PathLike[str] | Mapping[str, Any],
+    *,
+    tasks: str | os.PathLike[str] | Sequence[Task] | None = None,
+    report: str | os.PathLike[str] | Sequence[Task] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    trials: int | None = None,
+    workers: int = 1,
+    engine: Literal["local", "ray"] = "local",
+    threads: int | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    offline: bool = False,
+    watch: Callable[[Trial], None] | None = None,
+) -> SearchResult:
+    """Search the values that a recipe leaves open, for the best scores on tasks: a :class:`SearchResult` with ``recipe`` and ``trials``.
+
+    ``recipe`` is YAML or a mapping with ``{search: [least, greatest]}`` and ``{choice: [...]}`` in place of values, and the
+    settings under ``search``. ``tasks`` are searched on, ``report`` reported on: files, or tasks; both win over the settings', as
+    ``trials`` does, the number of recipes that are tried in all. ``out`` is the folder for the best recipe, all trials and the page,
+    and for the study: the same call goes on with it. ``workers`` are processes, of this machine or, with ``engine="ray"``, of a
+    cluster, each with ``threads``. ``watch`` is told of every trial that ends. Other arguments as for :func:`merge`. Errors: RecipeError, EvaluationError,
+    OutputError, ModelError, HubError, RunError.
+    """
+    from alnico.tune.search import search as searched
+
+    return searched(
+        recipe,
+        tasks=tasks,
+        report=report,
+        out=out,
+        trials=trials,
+        workers=workers,
+        engine=engine,
+        threads=threads,
+        memory=memory,
+        offline=offline,
+        watch=watch,
+    )
 
 
 def suggest(

@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | adamerge | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | search | adamerge | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -590,6 +590,55 @@ def adamerge(
     elif not quiet:
         _print(learning.coefficients_text(found, verbose))
         _say(f"written: {out} and its course", quiet)
+
+
+@app.command()
+def search(
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe with {search: [least, greatest]} or {choice: [...]} in place of values.", metavar="RECIPE")
+    ],
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="Folder of the search; default: NAME-search.", show_default=False)
+    ] = None,
+    tasks: Annotated[
+        str | None, typer.Option("--tasks", help="Tasks to search on; default: those of the recipe.", show_default=False)
+    ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option("--report", help="Tasks to report on, never searched on; or `same`: those searched on.", show_default=False),
+    ] = None,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="Trials, those of earlier runs among them.", show_default=False)
+    ] = None,
+    workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes that score trials.")] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="The workers are on a cluster of Ray.")] = False,
+    threads: Annotated[
+        int | None, typer.Option("--threads", "-j", min=1, help="Threads of each worker; default: the processors, shared out.")
+    ] = None,
+    memory: Memory = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search the values that a recipe leaves open, for the best scores on tasks. The same command goes on with a search."""
+    from alnico import api
+    from alnico.cli import searching
+
+    folder = out or f"{Path(recipe).stem}-search"
+    found = api.search(
+        recipe,
+        out=folder,
+        tasks=tasks,
+        report=report,
+        trials=trials,
+        workers=workers,
+        engine="ray" if ray else "local",
+        threads=threads,
+        memory=_size(memory, "--memory"),
+        offline=offline,
+        watch=searching.watcher(quiet or as_json),
+    )
+    _print(json.dumps(found.data(), indent=1) if as_json else searching.search_text(found, Path(folder)))
 
 
 @app.command()

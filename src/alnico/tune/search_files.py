@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.page import has_report
-from alnico.checkpoint.model import is_path, split_adapter
 from alnico.errors import OutputError
-from alnico.plan.build import located, pinned
+from alnico.plan.build import located, pinned, reference_from
 from alnico.recipe.schema import Recipe
 from alnico.tune.samplers import Trial
 from alnico.tune.search_page import search_page
@@ -46,7 +45,7 @@ def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
         for old in folder.glob("best*.yml"):
             old.unlink()
         for name, recipe, trial in zip(names, found.recipes, found.best, strict=True):
-            (folder / name).write_text(_headed(found, trial) + seen_from(recipe, folder).text, "utf-8")
+            (folder / name).write_text(_headed(found, trial) + moved(recipe, folder).text, "utf-8")
         _table(folder / TABLE, found)
         (folder / RESULT).write_text(json.dumps(found.data(), indent=1) + "\n", "utf-8")
         (folder / PAGE).unlink(missing_ok=True)
@@ -64,17 +63,10 @@ def _headed(found: SearchResult, trial: Trial) -> str:
     return f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
 
 
-def seen_from(recipe: Recipe, folder: Path) -> Recipe:
+def moved(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with relative paths of models as they read from ``folder``, where it will lie."""
-
-    def path(reference: str) -> str:
-        parts = split_adapter(reference, is_path)
-        if parts is not None:
-            return "+".join(path(part) for part in parts)
-        return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
-
-    moved = {r: path(located(r, recipe.folder)) for r in recipe.references}
-    return pinned(recipe, {old: new for old, new in moved.items() if old != new})
+    there = {r: reference_from(located(r, recipe.folder), folder) for r in recipe.references}
+    return pinned(recipe, {old: new for old, new in there.items() if old != new})
 
 
 def _table(path: Path, found: SearchResult) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 from alnico.errors import AlnicoError, OutputError, RunError
 from alnico.tune.samplers import State, Trial, directions, distributions, import_optuna, silent
 from alnico.tune.space import Dimension, Values
-from alnico.tune.tasks import Goal
+from alnico.tune.tasks import Goal, Task
 
 FINGERPRINT = "alnico"
 """The attribute of a study that says what it searches."""
@@ -43,6 +43,11 @@ class Identity:
 
     def data(self) -> dict[str, str]:
         return {name: _digest(value) for name, value in vars(self).items()}
+
+
+def tasks_data(tasks: Sequence[Task]) -> list[Any]:
+    """What tasks score, as plain data."""
+    return [[t.name, t.goal, t.size, t.weight, sorted(t.digests())] for t in tasks]
 
 
 def _digest(value: Any) -> str:

@@ -1,0 +1,157 @@
+"""Searching the coefficients of a recipe: from the file to the best recipe and its report."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from alnico.errors import EvaluationError, RecipeError
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.tune.candidates import Candidates
+from alnico.tune.objective import Objective, best_of, objectives_of
+from alnico.tune.samplers import check_sampler
+from alnico.tune.search_files import STUDY, search_folder, write_search
+from alnico.tune.search_result import SearchResult
+from alnico.tune.search_settings import SAME, SearchSettings, read_search
+from alnico.tune.space import Space
+from alnico.tune.study import Identity, Study, tasks_data
+from alnico.tune.task_file import read_tasks
+from alnico.tune.tasks import Task
+from alnico.tune.trials import Watch, run_trials
+from alnico.tune.workers import Engine, Order, open_workers
+
+Tasks = str | os.PathLike[str] | Sequence[Task]
+SearchLike = str | os.PathLike[str] | Mapping[str, Any]
+
+
+def search(
+    source: SearchLike,
+    *,
+    tasks: Tasks | None = None,
+    report: Tasks | None = None,
+    out: str | os.PathLike[str] | None = None,
+    trials: int | None = None,
+    workers: int = 1,
+    engine: Engine = "local",
+    threads: int | None = None,
+    memory: int | str = DEFAULT_BUDGET_BYTES,
+    offline: bool = False,
+    watch: Watch | None = None,
+) -> SearchResult:
+    """Search the values that a recipe leaves open, for the best scores on tasks.
+
+    ``source`` is a recipe with ``{search: [least, greatest]}`` and ``{choice: [...]}`` in place of values, and a ``search`` key with
+    the settings: a YAML file, YAML text, or a mapping. ``tasks`` (to search on), ``report`` (to report on) and ``trials`` win over
+    those of the settings. ``out`` is the folder of what is found; the same call on it goes on with the search. Without ``out`` and
+    ``storage`` nothing is kept. ``workers`` are processes with ``threads`` each (all processors shared out, if not given), of this
+    machine or, with ``engine="ray"``, of a cluster. ``watch`` is told of every trial that ends.
+
+    Trial 0 is the default settings. Candidates are merged in memory, with the bits of ``alnico merge``. The course with one worker
+    depends on the settings alone, however often the search was interrupted.
+
+    Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search, for tasks reported on
+    that share examples with those searched on, and after too many failed trials; OutputError for a folder or a study of something
+    else; ModelError, HubError, RunError.
+    """
+    space, settings = read_search(source)
+    if trials is not None:
+        settings = replace(settings, trials=trials)
+    folder = None if out is None else search_folder(out)
+    if folder is not None and settings.storage is None:
+        settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
+    given = _source(tasks if tasks is not None else settings.tasks, space, "tasks")
+    threads = threads or max((os.cpu_count() or 1) // max(workers, 1), 1)
+    making = functools.partial(
+        Candidates, space.references, donor=_donor(space), folder=space.folder, offline=offline, threads=threads, memory=memory
+    )
+    shares = settings.halving.shares() if settings.halving is not None else (1.0,)
+    order = Order(space, given, shares, settings.held_out, making)
+    return _found(order, settings, _reported(report, space, settings), folder, workers, engine, threads, watch)
+
+
+def _found(
+    order: Order,
+    settings: SearchSettings,
+    reported: tuple[Task, ...],
+    folder: Path | None,
+    workers: int,
+    engine: Engine,
+    threads: int,
+    watch: Watch | None,
+) -> SearchResult:
+    opened = order.opened_tasks()
+    objectives = objectives_of(settings.objective, opened)
+    goals = [o.goal for o in objectives]
+    _check_apart(opened, reported)
+    space = order.space
+    check_sampler(settings.sampler, space.dimensions, goals)
+    identity = Identity(space.data(), settings.data(), tasks_data(opened))
+    study = Study(settings.storage, settings.study, space.dimensions, goals, identity)
+    hired = open_workers(order if workers > 1 or engine == "ray" else replace(order, tasks=opened), workers, engine, threads)
+    try:
+        run_trials(space, settings, objectives, study, hired, watch)
+    finally:
+        for worker in hired:
+            worker.close()
+    found = _result(space, settings, objectives, study)
+    if folder is not None:
+        write_search(found, folder)
+    return found
+
+
+def _result(space: Space, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study) -> SearchResult:
+    trials = tuple(t for t in study.trials() if t.state != "waiting")
+    best = best_of(trials, [o.goal for o in objectives])
+    if not best:
+        reasons = next((t.reason for t in reversed(trials) if t.reason), "the time was over before one ended")
+        raise EvaluationError(f"no trial of {len(trials)} is complete ({reasons}); expected one at least. Mend it, and search again.")
+    return SearchResult(
+        name=Path(space.name).name,
+        recipes=tuple(space.instantiate(t.point) for t in best),
+        best=best,
+        trials=trials,
+        objectives=objectives,
+        dimensions=tuple(d.name for d in space.dimensions),
+        settings=settings,
+        importances=study.importances(),
+    )
+
+
+def _donor(space: Space) -> str | None:
+    recipe = space.instantiate(space.default)
+    return recipe.base_model or next(iter(recipe.references), None)
+
+
+def _source(given: Tasks | None, space: Space, key: str) -> tuple[Task, ...] | str:
+    """The tasks, or their file as a path from here: of the settings, relative to the recipe's folder."""
+    if given is None:
+        raise RecipeError(f"{space.name}: search.{key} is missing; expected the file of the tasks to search on. Add it, or give --{key}.")
+    if not isinstance(given, (str, os.PathLike)):
+        return tuple(given)
+    path = Path(given)
+    beside = Path(space.folder) / path
+    return os.fspath(beside if not path.exists() and beside.exists() else path)
+
+
+def _reported(given: Tasks | None, space: Space, settings: SearchSettings) -> tuple[Task, ...]:
+    asked = given if given is not None else settings.report
+    if asked is None or asked == SAME:
+        return ()
+    source = _source(asked, space, "report")
+    return read_tasks(source) if isinstance(source, str) else source
+
+
+def _check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
+    """Refuse to report on what was searched on. Errors: EvaluationError."""
+    for task in reported:
+        for other in searched:
+            shared = task.digests() & other.digests()
+            if shared:
+                raise EvaluationError(
+                    f"{task.name}: {len(shared)} of its examples are searched on, in {other.name}, and its score would flatter; expected "
+                    "examples that no trial is scored on. Leave them out, or say report: same."
+                )

@@ -1,0 +1,107 @@
+"""Searching real recipes: from the file to the best recipe, on disk and from the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from made_tasks import Made
+from typer.testing import CliRunner
+
+import alnico
+from alnico.cli.main import app
+from alnico.errors import EvaluationError, OutputError, RecipeError
+from alnico.tune.subject import open_subject
+from alnico.tune.task_file import read_tasks
+
+
+def recipe(made: Made, **search: Any) -> dict[str, Any]:
+    """Weights of two specialists to search."""
+    pets, food, _ = made.references
+    return {
+        "merge_method": "task_arithmetic",
+        "base_model": str(made.base),
+        "models": [
+            {"model": pets, "parameters": {"weight": {"search": [0.0, 1.2]}}},
+            {"model": food, "parameters": {"weight": {"search": [0.0, 1.2]}}},
+        ],
+        "search": {"tasks": str(made.valid), "trials": 6, "sampler": "random", **search},
+    }
+
+
+def test_the_best_recipe_makes_the_model_that_was_scored(made: Made, tmp_path: Path) -> None:
+    found = alnico.search(recipe(made), out=tmp_path / "found")
+    (best,) = found.best
+    assert best.values[0] == max(t.values[0] for t in found.trials)
+    assert best.values[0] > found.trials[0].values[0]
+    alnico.merge(tmp_path / "found" / "best.yml", tmp_path / "merged")
+    merged = open_subject(tmp_path / "merged")
+    for task in read_tasks(made.valid):
+        assert task.evaluate(merged).value == dict(best.scores)[task.name]
+
+
+def test_a_search_leaves_its_recipe_its_trials_and_a_page(made: Made, tmp_path: Path) -> None:
+    out = tmp_path / "found"
+    found = alnico.search(recipe(made), out=out)
+    assert sorted(p.name for p in out.iterdir()) == ["best.yml", "search.html", "search.json", "study.db", "trials.csv"]
+    with (out / "trials.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["mean"]) for row in rows] == [t.values[0] for t in found.trials]
+    assert [float(row["tuned-pets.weight"]) for row in rows] == [t.point["tuned-pets.weight"] for t in found.trials]
+    data = json.loads((out / "search.json").read_text())
+    assert data["best"][0]["trial"] == found.best[0].number
+    assert data["counts"] == {"complete": 6}
+    page = (out / "search.html").read_text()
+    for anchor in ("best", "history", "slices", "trials"):
+        assert f'<section id="{anchor}"' in page
+    longer = alnico.search(recipe(made), out=out, trials=8)
+    assert [t.values for t in longer.trials[:6]] == [t.values for t in found.trials]
+    assert len(longer.trials) == 8
+
+
+def test_paths_of_the_best_recipe_hold_from_its_folder(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "work"
+    folder.mkdir()
+    for name, path in {"base": made.base, "a": made.references[0], "b": made.references[1]}.items():
+        (folder / name).symlink_to(path)
+    written = recipe(made, trials=2)
+    written["base_model"] = "base"
+    for entry, name in zip(written["models"], "ab", strict=True):
+        entry["model"] = name
+    (folder / "mine.yml").write_text(yaml.safe_dump(written))
+    monkeypatch.chdir(tmp_path)
+    shown = CliRunner().invoke(app, ["search", "work/mine.yml", "--json"])
+    assert shown.exit_code == 0
+    best = yaml.safe_load((tmp_path / "mine-search" / "best.yml").read_text())
+    assert best["base_model"] == os.path.join("..", "work", "base")
+    monkeypatch.chdir(folder)
+    assert alnico.plan(tmp_path / "mine-search" / "best.yml").jobs
+
+
+def test_tasks_and_folders_that_do_not_fit_are_refused(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as missing:
+        alnico.search({**recipe(made), "search": {}})
+    assert str(missing.value) == (
+        "recipe: search.tasks is missing; expected the file of the tasks to search on. Add it, or give --tasks."
+    )
+    with pytest.raises(EvaluationError) as shared:
+        alnico.search(recipe(made), report=made.valid)
+    assert str(shared.value).startswith("pets: ")
+    assert "of its examples are searched on, in pets, and its score would flatter" in str(shared.value)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
+    with pytest.raises(OutputError, match="holds other things than a search"):
+        alnico.search(recipe(made), out=tmp_path / "other")
+
+
+def test_several_processes_score_trials(made: Made, tmp_path: Path) -> None:
+    one = alnico.search(recipe(made, trials=4))
+    two = alnico.search(recipe(made, trials=4), workers=2, threads=1)
+    assert [t.values for t in two.trials] == [t.values for t in one.trials]
+    assert np.isfinite([t.values[0] for t in two.trials]).all()
