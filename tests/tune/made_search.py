@@ -106,11 +106,11 @@ def searched(
     """Run a search in this process, without models; returns its trials."""
     space, settings = settings_of(keys, recipe)
     given = tuple(tasks or [Formula()])
-    study = opened(space, settings, given, storage)
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
     worker = Here(Order(space, given, shares, settings.held_out, Maker))
-    run_trials(space, settings, objectives_of(settings.objective, given), study, [worker], watch)
-    return study.trials()
+    with opened(space, settings, given, storage) as study:
+        run_trials(space, settings, objectives_of(settings.objective, given), study, [worker], watch)
+        return study.trials()
 
 
 def opened(space: Space, settings: SearchSettings, tasks: Sequence[Any], storage: str | None) -> Study:

@@ -186,7 +186,7 @@ models:
 """
     ) == [
         "recipe:2: unknown merge method 'tis'; expected one of those that `alnico methods` lists. Did you mean ties?",
-        "recipe:5: models[0].parameters.density is 0; density is the share of each task vector kept, in (0, 1]",
+        "recipe:5: models[0].parameters.density is 0; density is the share of each tensor's entries that is kept, in (0, 1].",
         "recipe:6: models[1].parameters.weigth is no option of ties. Did you mean weight?",
     ]
 

@@ -90,14 +90,14 @@ def _found(
     space = order.space
     check_sampler(settings.sampler, space.dimensions, goals)
     identity = Identity(space.data(), settings.data(), tasks_data(opened))
-    study = Study(settings.storage, settings.study, space.dimensions, goals, identity)
-    hired = open_workers(order if workers > 1 or engine == "ray" else replace(order, tasks=opened), workers, engine, threads)
-    try:
-        run_trials(space, settings, objectives, study, hired, watch)
-    finally:
-        for worker in hired:
-            worker.close()
-    found = _result(space, settings, objectives, study)
+    with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
+        hired = open_workers(order if workers > 1 or engine == "ray" else replace(order, tasks=opened), workers, engine, threads)
+        try:
+            run_trials(space, settings, objectives, study, hired, watch)
+        finally:
+            for worker in hired:
+                worker.close()
+        found = _result(space, settings, objectives, study)
     if folder is not None:
         write_search(found, folder)
     return found

@@ -77,9 +77,13 @@ class Study:
         self._distributions = distributions(dimensions)
         self._states = optuna.trial.TrialState
         self._storage = _opened(storage)
-        with self._named_errors():
-            self._id, is_new = self._made(directions(goals))
-            self._check(identity.data(), is_new)
+        try:
+            with self._named_errors():
+                self._id, is_new = self._made(directions(goals))
+                self._check(identity.data(), is_new)
+        except BaseException:
+            self.close()
+            raise
 
     def _made(self, ways: Sequence[str]) -> tuple[int, bool]:
         optuna = import_optuna()
@@ -123,6 +127,18 @@ class Study:
                 raise
             said = str(error).partition("\n")[0]
             raise RunError(f"{self.storage}: {said}. Check the storage; the same command goes on.") from None
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        if self.storage != "memory":
+            self._storage.remove_session()
+            self._storage.engine.dispose()
+
+    def __enter__(self) -> Study:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def trials(self) -> tuple[Trial, ...]:
         """All trials, by number."""
