@@ -32,6 +32,14 @@ def under_ties(line: str) -> str:
 
 
 KEYS = {
+    "search": (
+        "merge_method: ties\nmodels: [a]\nsearch: {trials: 5}",
+        "3: search is for a search; expected a recipe without. Run `alnico search`, and merge what it writes.",
+    ),
+    "merge_method is a choice": (
+        "merge_method: {choice: [ties]}" + TAIL,
+        "1: merge_method is a choice to be searched; expected a method. Run `alnico search`, or name one.",
+    ),
     "merge_method missing": ("models: [a]", "1: merge_method is missing. `alnico methods` lists what there is."),
     "merge_method unknown": (
         "merge_method: tise" + TAIL,
@@ -244,8 +252,12 @@ VALUES = {
     "density: {from: l2_norm}": (
         "parameters.density is a measured value; expected one that is written: only weight is measured. Write the value."
     ),
-    "weight: {search: [0, 1]}": ("parameters.weight is a value to be searched; such values are planned for 0.5. Write the value."),
-    "weight: {choice: [0, 1]}": ("parameters.weight is a choice to be searched; such values are planned for 0.5. Write the value."),
+    "weight: {search: [0, 1]}": (
+        "parameters.weight is a value to be searched; expected its value. Run `alnico search`, or write the value."
+    ),
+    "weight: {choice: [0, 1]}": (
+        "parameters.weight is a choice to be searched; expected its value. Run `alnico search`, or write the value."
+    ),
     "weight: {by: layer}": (
         "parameters.weight is a mapping of no known kind; expected a value, a list of values, or filter and value."
     ),

@@ -142,6 +142,6 @@ def test_samplers_refuse_what_they_cannot_search() -> None:
         ("dirichlet", plain, ["max"], "no value is on the simplex; expected {search: simplex}. Say random."),
         ("grid", plain, ["max"], "code.weight has no steps; expected `step` for every range. Add it."),
     ):
-        with pytest.raises(RecipeError, match="search.sampler") as error:
+        with pytest.raises(RecipeError, match="sampler") as error:
             check_sampler(name, space.dimensions, goals)  # type: ignore[arg-type]
         assert told in str(error.value)

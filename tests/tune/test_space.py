@@ -45,18 +45,21 @@ search: {tasks: tasks.yml}
     ]  # fmt: skip
     assert [d.name for d in space.dimensions] == names
     recipe = space.instantiate(dict(zip(names, (1.25, 0.5, 1.0, 1.5, 0.5, 0.75), strict=True)))
-    assert recipe.canonical() == load_recipe(
-        {
-            "merge_method": "task_arithmetic",
-            "base_model": "base",
-            "models": [
-                {"model": "some/code", "parameters": {"weight": 1.25}},
-                {"model": "math", "parameters": {"weight": [{"filter": "mlp", "value": 0.5}, 0.25]}},
-            ],
-            "parameters": {"lambda": [1.0, 1.5, 0.5]},
-            "lines": {"alpha": 0.5, "beta": 0.75},
-        }
-    ).canonical()
+    assert (
+        recipe.canonical()
+        == load_recipe(
+            {
+                "merge_method": "task_arithmetic",
+                "base_model": "base",
+                "models": [
+                    {"model": "some/code", "parameters": {"weight": 1.25}},
+                    {"model": "math", "parameters": {"weight": [{"filter": "mlp", "value": 0.5}, 0.25]}},
+                ],
+                "parameters": {"lambda": [1.0, 1.5, 0.5]},
+                "lines": {"alpha": 0.5, "beta": 0.75},
+            }
+        ).canonical()
+    )
     assert load_recipe(recipe.text).canonical() == recipe.canonical()
     assert settings.tasks == "tasks.yml"
 
@@ -77,9 +80,7 @@ parameters: {lambda: {search: [0.3, 2.0]}}
 
 
 def test_what_has_no_default_begins_in_the_middle() -> None:
-    space, _ = read_search(
-        "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: {search: [0.2, 0.4]}}\n"
-    )
+    space, _ = read_search("merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: {search: [0.2, 0.4]}}\n")
     assert space.default == {"t": pytest.approx(0.3)}
 
 
@@ -124,9 +125,7 @@ models:
 
 
 def test_a_choice_may_be_a_list_or_a_mapping() -> None:
-    space, _ = read_search(
-        BASE + "models: [a, b]\nparameters: {lambda: {choice: [1, [0.5, 1], [{filter: mlp, value: 2}, 1]]}}\n"
-    )
+    space, _ = read_search(BASE + "models: [a, b]\nparameters: {lambda: {choice: [1, [0.5, 1], [{filter: mlp, value: 2}, 1]]}}\n")
     (dimension,) = space.dimensions
     assert dimension.choices == (1, "[0.5, 1]", '[{"filter": "mlp", "value": 2}, 1]')
     recipe = space.instantiate({"lambda": '[{"filter": "mlp", "value": 2}, 1]'})
@@ -221,5 +220,10 @@ def test_wrong_spaces_are_refused(text: str, told: str) -> None:
 
 
 def test_settings_have_their_defaults() -> None:
-    _, settings = read_search(TWO + "search: {halving: true, objective: [pets, mean], seed: 3, halving: {keep: 0.25}}\n".replace("halving: true, objective: [pets, mean], ", ""))
+    _, settings = read_search(
+        TWO
+        + "search: {halving: true, objective: [pets, mean], seed: 3, halving: {keep: 0.25}}\n".replace(
+            "halving: true, objective: [pets, mean], ", ""
+        )
+    )
     assert settings == SearchSettings(seed=3, halving=Halving(0.25, 0.25))

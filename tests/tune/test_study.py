@@ -101,9 +101,13 @@ def test_nothing_of_a_study_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
         for table in ("trial_system_attributes", "trial_user_attributes"):
             for trial in trials:
                 for key in ("cma:optimizer", "cma:optimizer:0", "cma:0", "cma:generation"):
-                    database.execute(f"insert into {table} (trial_id, key, value_json) values (?, ?, ?)", (trial, key, f'"{bomb.hex()}"'))
+                    database.execute(
+                        f"insert into {table} (trial_id, key, value_json) values (?, ?, ?)", (trial, key, f'"{bomb.hex()}"')
+                    )
         for table in ("study_system_attributes", "study_user_attributes"):
-            database.execute(f"insert into {table} (study_id, key, value_json) values (1, 'cma:optimizer', ?)", (f'"{bomb.hex()}"',))
+            database.execute(
+                f"insert into {table} (study_id, key, value_json) values (1, 'cma:optimizer', ?)", (f'"{bomb.hex()}"',)
+            )
 
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("something was unpickled")
@@ -129,7 +133,11 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
             "expected a study of this file. Give search.study another name, or another storage."
         )
     with pytest.raises(OutputError, match="searches another recipe"):
-        searched("trials: 2", storage=storage, recipe="merge_method: linear\nmodels: [a, {model: b, parameters: {weight: {search: [0, 1]}}}]\n")
+        searched(
+            "trials: 2",
+            storage=storage,
+            recipe="merge_method: linear\nmodels: [a, {model: b, parameters: {weight: {search: [0, 1]}}}]\n",
+        )
     searched("trials: 2, study: another, seed: 1", storage=storage)
 
 

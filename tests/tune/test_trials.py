@@ -48,7 +48,9 @@ def test_a_trial_that_fails_is_marked_with_the_reason_and_the_search_goes_on(how
 def test_a_search_stops_after_so_many_failures_in_a_row() -> None:
     told: list[Trial] = []
     with pytest.raises(EvaluationError) as error:
-        searched("trials: 30, failures: 3", [Formula(score=failing({1, 2, *range(4, 30)}, ValueError("broken")))], watch=told.append)
+        searched(
+            "trials: 30, failures: 3", [Formula(score=failing({1, 2, *range(4, 30)}, ValueError("broken")))], watch=told.append
+        )
     assert [t.state for t in told] == ["complete", "failed", "failed", "complete", "failed", "failed", "failed"]
     assert str(error.value) == (
         "3 trials in a row have failed; expected scores. The last, trial 6: trial 6: ValueError: broken\n"
@@ -86,7 +88,7 @@ def test_halving_scores_growing_parts_and_gives_up_what_is_behind() -> None:
 def test_the_score_of_a_complete_trial_is_of_all_examples() -> None:
     whole = searched("sampler: random, trials: 3", [Formula(size=8, spread=1.0)])
     parts = searched("sampler: random, trials: 3, halving: {fraction: 0.125, keep: 0.9}", [Formula(size=8, spread=1.0)])
-    assert [t.values for t in parts if t.state == "complete"][0] == pytest.approx(whole[0].values)
+    assert next(t.values for t in parts if t.state == "complete") == pytest.approx(whole[0].values)
 
 
 def test_no_trial_begins_after_the_time() -> None:
@@ -104,7 +106,9 @@ def test_several_objectives_give_the_pareto_front() -> None:
     trials = searched("objective: [low, high], sampler: nsga2, population: 6, trials: 30", [low, high])
     front = best_of(trials, ["min", "max"])
     for trial in front:
-        assert not any(t.values[0] <= trial.values[0] and t.values[1] >= trial.values[1] and t.values != trial.values for t in trials)
+        assert not any(
+            t.values[0] <= trial.values[0] and t.values[1] >= trial.values[1] and t.values != trial.values for t in trials
+        )
     for trial in trials:
         if trial not in front:
             assert any(t.values[0] <= trial.values[0] and t.values[1] >= trial.values[1] for t in front)
@@ -114,7 +118,10 @@ def test_several_objectives_give_the_pareto_front() -> None:
 def test_objectives_must_be_tasks_that_can_be_added() -> None:
     tasks = [Formula("up"), Formula("down", goal="min")]
     for asked, told in (
-        (["mean"], "search.objective is mean, and less is better of down; expected scores that can be added. Name the tasks to seek: objective: [up, down]."),
+        (
+            ["mean"],
+            "search.objective is mean, and less is better of down; expected scores that can be added. Name the tasks to seek: objective: [up, down].",
+        ),
         (["upp"], "search.objective names 'upp', which is no task; expected mean or up, down."),
     ):
         with pytest.raises(EvaluationError) as error:

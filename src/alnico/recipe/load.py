@@ -26,6 +26,9 @@ from alnico.recipe.values import read_parameters
 
 MAX_BYTES = 1_000_000
 
+SEARCHED = ("search", "stack")
+"""Keys that only a search understands."""
+
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
@@ -128,6 +131,12 @@ def _recipe(document: Document, reading: Reading, folder: str) -> Recipe | None:
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         return None
     keys: dict[str, Node] = root.value
+    for key in SEARCHED:
+        if key in keys:
+            reading.wrong(
+                keys[key].line, f"{key} is for a search; expected a recipe without. Run `alnico search`, and merge what it writes."
+            )
+            return None
     before, reading.notes = len(reading.mistakes), []
     context = context_of(keys, reading)
     method, asked = _method(keys, root, context)

@@ -88,6 +88,9 @@ def truth(node: Node | None, where: str, reading: Reading) -> bool:
 
 
 def method(node: Node | None, where: str, reading: Reading) -> Method | None:
+    if node is not None and isinstance(node.value, dict) and "choice" in node.value:
+        reading.wrong(node.line, f"{where} is a choice to be searched; expected a method. Run `alnico search`, or name one.")
+        return None
     name = text(node, where, reading)
     if node is None or name is None:
         return None

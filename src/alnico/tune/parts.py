@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import xxhash
@@ -49,4 +50,4 @@ def steps(count: int, shares: Sequence[float]) -> list[range]:
     [range(0, 3), range(3, 5), range(5, 10)]
     """
     ends = [0, *(min(math.ceil(share * count - 1e-9), count) for share in shares)]
-    return [range(begin, end) for begin, end in zip(ends, ends[1:], strict=False)]
+    return [range(begin, end) for begin, end in pairwise(ends)]

@@ -108,7 +108,9 @@ def _result(space: Space, settings: SearchSettings, objectives: tuple[Objective,
     best = best_of(trials, [o.goal for o in objectives])
     if not best:
         reasons = next((t.reason for t in reversed(trials) if t.reason), "the time was over before one ended")
-        raise EvaluationError(f"no trial of {len(trials)} is complete ({reasons}); expected one at least. Mend it, and search again.")
+        raise EvaluationError(
+            f"no trial of {len(trials)} is complete ({reasons}); expected one at least. Mend it, and search again."
+        )
     return SearchResult(
         name=Path(space.name).name,
         recipes=tuple(space.instantiate(t.point) for t in best),
@@ -129,7 +131,9 @@ def _donor(space: Space) -> str | None:
 def _source(given: Tasks | None, space: Space, key: str) -> tuple[Task, ...] | str:
     """The tasks, or their file as a path from here: of the settings, relative to the recipe's folder."""
     if given is None:
-        raise RecipeError(f"{space.name}: search.{key} is missing; expected the file of the tasks to search on. Add it, or give --{key}.")
+        raise RecipeError(
+            f"{space.name}: search.{key} is missing; expected the file of the tasks to search on. Add it, or give --{key}."
+        )
     if not isinstance(given, (str, os.PathLike)):
         return tuple(given)
     path = Path(given)

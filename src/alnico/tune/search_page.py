@@ -19,8 +19,6 @@ def search_page(found: SearchResult) -> str:
     """Make the page. Errors: AlnicoError without plotly."""
     complete = [t for t in found.trials if t.state == "complete"]
     sections = [_best(found)]
-    if found.report is not None:
-        sections.append(_report(found))
     if complete:
         sections.append(_history(found, complete))
     if len(found.objectives) > 1 and complete:
@@ -38,7 +36,13 @@ def search_page(found: SearchResult) -> str:
         *((state.capitalize(), counted(counts[state])) for state in ("complete", "pruned", "failed") if counts.get(state)),
         ("Values searched", str(len(found.dimensions))),
     ]
-    return page(found.name, "alnico search", facts, sections, "alnico search: scores in this page but those of the report are of the examples searched on.")
+    return page(
+        found.name,
+        "alnico search",
+        facts,
+        sections,
+        "alnico search: scores in this page but those of the report are of the examples searched on.",
+    )
 
 
 def _best(found: SearchResult) -> Section:
@@ -47,7 +51,7 @@ def _best(found: SearchResult) -> Section:
     if len(found.best) > 1:
         words = [f"The {len(found.best)} trials that no other beats in all of {names}, on the examples searched on."]
     body = "".join(
-        f"<h3>Trial {trial.number}: {escaped(_values(found, trial))}</h3><pre class=\"scroll\">{escaped(recipe.text)}</pre>\n"
+        f'<h3>Trial {trial.number}: {escaped(_values(found, trial))}</h3><pre class="scroll">{escaped(recipe.text)}</pre>\n'
         for trial, recipe in zip(found.best[:20], found.recipes, strict=False)
     )
     return Section("best", "The recipe" if len(found.best) == 1 else "The recipes", [*words, *found.notes], body)
@@ -55,10 +59,6 @@ def _best(found: SearchResult) -> Section:
 
 def _values(found: SearchResult, trial: Trial) -> str:
     return ", ".join(f"{o.name} {number(v)}" for o, v in zip(found.objectives, trial.values, strict=True))
-
-
-def _report(found: SearchResult) -> Section:
-    return Section("report", "On held-out examples", ["Of examples that no trial was scored on."], "")
 
 
 def _history(found: SearchResult, complete: Sequence[Trial]) -> Section:
@@ -89,7 +89,9 @@ def _course(found: SearchResult, complete: Sequence[Trial], index: int) -> dict[
     ]  # fmt: skip
     pruned = [t for t in found.trials if t.state == "pruned" and t.rungs]
     if pruned and len(found.objectives) == 1:
-        traces.append(_points("given up", 6, [t.number for t in pruned], [t.rungs[-1] for t in pruned], [_told(found, t) for t in pruned]))
+        traces.append(
+            _points("given up", 6, [t.number for t in pruned], [t.rungs[-1] for t in pruned], [_told(found, t) for t in pruned])
+        )
     return {"data": traces, "layout": _axes("trial", objective.name, 380)}
 
 
@@ -127,7 +129,12 @@ def _front(found: SearchResult, complete: Sequence[Trial]) -> Section:
     views = {str(i): _of_pair(found, complete, *pair) for i, pair in enumerate(pairs)}
     names = [f"{found.objectives[a].name} and {found.objectives[b].name}" for a, b in pairs]
     choices = [("Objectives", names)] if len(pairs) > 1 else []
-    figure = Figure("front", "Points: two objectives of each trial, the Pareto front marked", views if len(pairs) > 1 else {"": views["0"]}, choices)
+    figure = Figure(
+        "front",
+        "Points: two objectives of each trial, the Pareto front marked",
+        views if len(pairs) > 1 else {"": views["0"]},
+        choices,
+    )
     words = ["On the front are the trials that no other equals in all objectives and beats in one. Each has a recipe of its own."]
     return Section("front", "Pareto front", words, drawn(figure), [figure])
 
@@ -162,7 +169,9 @@ def _importance(found: SearchResult) -> Section:
         "yaxis": {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "showgrid": False},
     }
     figure = Figure("importance", "Bars: how much of the objective each value explains", {"": {"data": [data], "layout": layout}})
-    words = [f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."]
+    words = [
+        f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."
+    ]
     return Section("importance", "What mattered", words, drawn(figure), [figure])
 
 
@@ -184,7 +193,9 @@ def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int
     best = found.best[0] if found.best else None
     if best is not None:
         place = best.point[name]
-        traces.append(_points("best", 1, [escaped(place) if isinstance(place, str) else place], [best.values[index]], [_told(found, best)]))
+        traces.append(
+            _points("best", 1, [escaped(place) if isinstance(place, str) else place], [best.values[index]], [_told(found, best)])
+        )
     rows = [[t.point[name], t.values[index]] for t in complete]
     return {
         "data": traces,
@@ -204,9 +215,8 @@ def _trials(found: SearchResult, complete: Sequence[Trial]) -> Section:
         values = trial.values or (None,) * len(found.objectives)
         cells = "".join(cell(number(v), v) for v in values)
         for name in found.dimensions:
-            value = trial.point.get(name)
-            plain = isinstance(value, (int, float))
-            cells += cell(escaped(_text(value)) if value is not None else "–", float(value) if plain else None)  # type: ignore[arg-type]
+            value = trial.point.get(name, "")
+            cells += cell(escaped(_text(value)), float(value) if isinstance(value, (int, float)) else None)
         state = trial.state if not trial.reason else f"{trial.state}: {trial.reason}"
         rows.append(f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escaped(state[:200])}</td>{cells}</tr>\n")
     words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS}; all are in trials.csv."]

@@ -136,38 +136,28 @@ def _found(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, str
 
 
 def _settings(node: Node | None, reading: Reading) -> SearchSettings:
-    given = SearchSettings()
+    given: dict[str, Any] = {}
     if node is None:
-        return given
+        return SearchSettings()
     keys = scalars.mapping(node, "search", KEYS, "a mapping with at least tasks", reading)
     for key in ("storage", "study", "tasks", "report"):
-        if key in keys:
-            given = replace(given, **{key: scalars.text(keys[key], f"search.{key}", reading)})
+        given[key] = scalars.text(keys.get(key), f"search.{key}", reading)
     for key, least in (("trials", 1), ("failures", 1), ("population", 2)):
-        if (number := scalars.whole(keys.get(key), f"search.{key}", least, reading)) is not None:
-            given = replace(given, **{key: number})
-    if "seed" in keys:
-        given = replace(given, seed=scalars.seed(keys["seed"], reading))
-    for key, high in (("timeout", None), ("concentration", None), ("held_out", 1.0)):
-        number_ = _positive(keys.get(key), f"search.{key}", high, reading)
-        if number_ is not None:
-            given = replace(given, **{key: number_})
-    if "sampler" in keys:
-        given = replace(given, sampler=_sampler(keys["sampler"], reading))
-    if "objective" in keys:
-        given = replace(given, objective=_objective(keys["objective"], reading))
-    if "halving" in keys:
-        given = replace(given, halving=_halving(keys["halving"], reading))
-    if given.report is not None and given.held_out is not None:
-        reading.wrong(
-            keys["held_out"].line, "search.report and search.held_out are both given; expected one of them. Remove one."
-        )
-    if given.halving is not None and len(given.objective) > 1:
+        given[key] = scalars.whole(keys.get(key), f"search.{key}", least, reading)
+    for key, below in (("timeout", None), ("concentration", None), ("held_out", 1.0)):
+        given[key] = _positive(keys.get(key), f"search.{key}", below, reading)
+    given["seed"] = scalars.seed(keys.get("seed"), reading)
+    for key, read in (("sampler", _sampler), ("objective", _objective), ("halving", _halving)):
+        given[key] = read(keys[key], reading) if key in keys else None
+    settings = SearchSettings(**{key: value for key, value in given.items() if value is not None})
+    if settings.report is not None and settings.held_out is not None:
+        reading.wrong(keys["held_out"].line, "search.report and search.held_out are both given; expected one of them. Remove one.")
+    if settings.halving is not None and len(settings.objective) > 1:
         reading.wrong(
             keys["halving"].line,
-            f"search.halving gives up trials by one objective, and there are {len(given.objective)}. Remove it, or objectives.",
+            f"search.halving gives up trials by one objective, and there are {len(settings.objective)}. Remove it, or objectives.",
         )
-    return given
+    return settings
 
 
 def _positive(node: Node | None, where: str, below: float | None, reading: Reading) -> float | None:
@@ -181,11 +171,11 @@ def _positive(node: Node | None, where: str, below: float | None, reading: Readi
     return number
 
 
-def _sampler(node: Node, reading: Reading) -> str:
-    name = scalars.text(node, "search.sampler", reading)
-    if name is not None and name not in SAMPLERS:
-        reading.wrong(node.line, f"search.sampler is {node.kind}; expected one of {', '.join(SAMPLERS)}.")
-    return name if name in SAMPLERS else "tpe"
+def _sampler(node: Node, reading: Reading) -> str | None:
+    if node.value in list(SAMPLERS):
+        return str(node.value)
+    reading.wrong(node.line, f"search.sampler is {node.kind}; expected one of {', '.join(SAMPLERS)}.")
+    return None
 
 
 def _objective(node: Node, reading: Reading) -> Objectives:

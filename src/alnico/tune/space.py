@@ -163,9 +163,7 @@ def read_space(root: Node, name: str, folder: str, reading: Reading) -> Space:
         if stack is not None:
             line = root.value["stack"].line
             dimensions = tuple(
-                Dimension(
-                    n, "choice" if choices else "whole", default, float(low), float(high), choices=tuple(choices)
-                )
+                Dimension(n, "choice" if choices else "whole", default, float(low), float(high), choices=tuple(choices))
                 for n, default, low, high, choices in stack.dimensions
             )
             found.append(_Place(("stack",), line, dimensions))
@@ -218,9 +216,7 @@ def _searched(node: Node, path: Path_, root: Node, reading: Reading) -> _Place |
     if keys["search"].value == "simplex":
         for other in ("log", "step", "int"):
             if other in keys:
-                reading.wrong(
-                    keys[other].line, f"{where}.{other} is given, and weights on the simplex have none. Leave it out."
-                )
+                reading.wrong(keys[other].line, f"{where}.{other} is given, and weights on the simplex have none. Leave it out.")
         share = math.exp(-1)
         dimensions = [Dimension(n, "share", share, LEAST_SHARE, MOST_SHARE) for n in names]
         return _Place(path, node.line, tuple(dimensions), layers is not None, group=_group(path))
@@ -313,7 +309,8 @@ def _check_simplices(places: Sequence[_Place], reading: Reading) -> None:
         first = members[0]
         if len(members) == 1:
             reading.wrong(
-                first.line, f"{written(first.path)} is on the simplex alone; expected it of two models at least. Search a range instead."
+                first.line,
+                f"{written(first.path)} is on the simplex alone; expected it of two models at least. Search a range instead.",
             )
         for other in members[1:]:
             if len(other.dimensions) != len(first.dimensions):
@@ -352,10 +349,11 @@ def _models(path: Path_, root: Node) -> int:
         node = node.value[part]
         if part in ("models", "sources"):
             listed = node.value
-    base = root.value.get("base_model")
-    items = listed if isinstance(listed, list) else []
-    names = [i.value.get("model", i).value if isinstance(i.value, dict) else i.value for i in items]
-    return sum(base is None or name != base.value for name in names)
+    keys: dict[str, Node] = root.value if isinstance(root.value, dict) else {}
+    base = keys["base_model"].value if "base_model" in keys else None
+    items: list[Node] = listed if isinstance(listed, list) else []
+    named = [i.value.get("model", i) if isinstance(i.value, dict) else i for i in items]
+    return sum(base is None or n.value != base for n in named)
 
 
 def _inside(value: float, low: float, high: float, is_whole: bool, step: float | None) -> float | int:
@@ -401,9 +399,7 @@ def _named(places: Sequence[_Place], root: Node) -> tuple[_Place, ...]:
         name = short[d.name] if taken[short[d.name]] == 1 else d.name
         return Dimension(name, d.kind, d.default, d.low, d.high, d.is_log, d.step, d.choices)
 
-    return tuple(
-        _Place(p.path, p.line, tuple(map(renamed, p.dimensions)), p.is_list, p.choices, p.group) for p in places
-    )
+    return tuple(_Place(p.path, p.line, tuple(map(renamed, p.dimensions)), p.is_list, p.choices, p.group) for p in places)
 
 
 def _short(name: str, path: Path_, root: Node) -> str:
@@ -420,7 +416,7 @@ def _short(name: str, path: Path_, root: Node) -> str:
 def _value_at(place: _Place, places: Sequence[_Place], values: Values) -> Node:
     if place.choices:
         (dimension,) = place.dimensions
-        return place.choices[dimension.choices.index(values[dimension.name])]  # type: ignore[arg-type]
+        return place.choices[dimension.choices.index(values[dimension.name])]
     numbers = [values[d.name] for d in place.dimensions]
     if place.group:
         others = [p for p in places if p.group == place.group]
@@ -460,15 +456,18 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Place])
             return node
         inner = {k: kept(n, k == "parameters") for k, n in node.value.items() if not (is_parameters and is_of_others(k))}
         preset = inner.get("preset")
-        if preset is not None and not any(preset.value in m.presets for m in chosen):
-            if any(preset.value in m.presets for m in others):
-                del inner["preset"]
+        if preset is not None and not _is_preset(preset, chosen) and _is_preset(preset, others):
+            del inner["preset"]
         return Node(inner, node.line)
 
     tree = kept(tree, False)
     if "lines" in tree.value and not is_scaled(chosen) and is_scaled(others):
         tree = Node({key: node for key, node in tree.value.items() if key != "lines"}, tree.line)
     return tree
+
+
+def _is_preset(node: Node, methods: Iterable[Method]) -> bool:
+    return isinstance(node.value, str) and any(node.value in m.presets for m in methods)
 
 
 def _plain(node: Node) -> Any:

@@ -85,9 +85,16 @@ def _repeat(node: Node | None, reading: Reading) -> tuple[int, int]:
     if node is None:
         return 1, 1
     ends = [n.value for n in node.value] if isinstance(node.value, list) else [1, node.value]
-    if len(ends) == 2 and all(isinstance(e, int) and not isinstance(e, bool) for e in ends) and 0 <= ends[0] <= ends[1] <= 100 and ends[1]:
+    if (
+        len(ends) == 2
+        and all(isinstance(e, int) and not isinstance(e, bool) for e in ends)
+        and 0 <= ends[0] <= ends[1] <= 100
+        and ends[1]
+    ):
         return ends[0], ends[1]
-    reading.wrong(node.line, f"stack.repeat is {node.kind}; expected a whole number of 1 to 100, or [least, most] with least 0 or more.")
+    reading.wrong(
+        node.line, f"stack.repeat is {node.kind}; expected a whole number of 1 to 100, or [least, most] with least 0 or more."
+    )
     return 1, 1
 
 

@@ -275,7 +275,7 @@ def _opened(storage: str | None) -> Any:
             if not _is_of_storage(error):
                 raise
             last = str(error).partition("\n")[0]
-        time.sleep(0.05 * 2**attempt)
+        time.sleep(0.02 * 2**attempt)
     raise RunError(
         f"{storage}: cannot be opened as a study's storage ({last}). Give an address such as sqlite:///study.db in a folder that is there."
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
 import signal
 from collections.abc import Callable
@@ -77,9 +76,7 @@ class InProcess:
     """A process of this machine with models of its own."""
 
     def __init__(self, order: Order) -> None:
-        self._pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_pickled(order), os.getpid())
-        )
+        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_pickled(order),))
 
     def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
         return self._pool.submit(_scores, number, dict(point), rung)
@@ -94,7 +91,7 @@ _trier: list[Trier] = []
 """Of a worker's process, which scores for one search all its life."""
 
 
-def _begin(order: bytes, parent: int) -> None:
+def _begin(order: bytes) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search hears Ctrl-C, and ends its workers
     _trier.append(pickle.loads(order).trier())
 
@@ -182,5 +179,3 @@ def _pickled(order: Order) -> bytes:
             f"the tasks cannot be sent to another process ({error}); expected tasks of a file, or objects that pickle can write. "
             "Give a tasks file, or search with one worker."
         ) from None
-
-
