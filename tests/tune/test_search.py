@@ -100,7 +100,7 @@ def test_tasks_and_folders_that_do_not_fit_are_refused(made: Made, tmp_path: Pat
         alnico.search(recipe(made), out=tmp_path / "other")
 
 
-def test_several_processes_score_trials(made: Made, tmp_path: Path) -> None:
+def test_several_processes_score_trials(made: Made) -> None:
     one = alnico.search(recipe(made, trials=4))
     two = alnico.search(recipe(made, trials=4), workers=2, threads=1)
     assert [t.values for t in two.trials] == [t.values for t in one.trials]
