@@ -64,10 +64,10 @@ def test_labels_may_be_left_out_by_name(tmp_path):
         ("task: [a]\n", f"tasks.yml:1: tasks is missing; expected {EXPECTED}.\ntasks.yml:1: the file has the unknown key 'task'. Did you mean tasks?"),
         ("- a\n", f"tasks.yml:1: the file is a list; expected {EXPECTED}."),
         ("tasks: [3]\n", "tasks.yml:1: tasks[0] is 3; expected a mapping such as {name: news, type: classification, data: news.jsonl}."),
-        ("tasks:\n- name: a\n", "tasks.yml:2: tasks[0].type is missing; expected classification."),
+        ("tasks:\n- name: a\n", "tasks.yml:2: tasks[0].type is missing; expected classification, perplexity, call or lm_eval."),
         (
             "tasks:\n- name: a\n  type: classificaton\n",
-            "tasks.yml:3: tasks[0].type is 'classificaton'; expected classification. Did you mean classification?",
+            "tasks.yml:3: tasks[0].type is 'classificaton'; expected classification, perplexity, call or lm_eval. Did you mean classification?",
         ),
         ("tasks: [\n", "tasks.yml:2: is not YAML (while parsing a flow node, expected the node content, but found '<stream end>'). Mend the line, or the one before it."),
     ],
@@ -96,7 +96,7 @@ def test_all_mistakes_are_told_with_their_lines(tmp_path):
     assert told(where).splitlines() == [
         f"{where}:2: tasks[0] has the unknown key 'max_lenght'. Did you mean max_length?",
         f"{where}:3: tasks[1].batch_size is 0; expected a whole number of at least 1.",
-        f"{where}:3: tasks[1].name is 'a', as in line 2; expected names that differ.",
+        f"{where}:3: tasks[1].name is 'a', as tasks[0].name; expected names that differ.",
         f"{where}:3: tasks[1].pooling is 'max'; expected mean or cls.",
         f"{where}:3: tasks[1].weight is -1; expected a number above 0.",
         f"{where}:4: tasks[2].encoder is missing; expected text.",

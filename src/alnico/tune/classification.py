@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,15 +10,15 @@ import numpy as np
 import xxhash
 
 from alnico.errors import EvaluationError
-from alnico.tune.extras import import_extra
+from alnico.tune.extras import Precision, computing_in, import_extra
 from alnico.tune.tasks import Goal, Kind, Score, Subject, evaluation_failed, pool
+from alnico.tune.tokens import ForEachTokenizer
 
 if TYPE_CHECKING:
     import torch
 
 Head = Literal["names", "own"]
 Pooling = Literal["mean", "cls"]
-Precision = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +84,7 @@ class Classification:
         self._max_length = max_length
         self._precision = precision
         self._head: torch.Tensor | None = None
-        self._digests: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._encoded: dict[str, _Encoded] = {}
+        self._encoded = ForEachTokenizer(lambda tokenizer: self._tokenised(tokenizer, self._inputs))
         if head == "names" and (encoder is None or self._words is None or isinstance(inputs, np.ndarray)):
             raise EvaluationError(f"{name}: a head of names needs texts, classes and an encoder. Give them, or take head: own.")
         if self._words is not None and len(self._words) < 2:
@@ -120,7 +116,7 @@ class Classification:
         parts, order = [], []
         if self.kind == "encoder" and self._head is None:
             self._head = self._made_head()
-        with torch.autocast(device.type, torch.bfloat16) if self._precision == "bfloat16" else nullcontext():
+        with computing_in(self._precision, device):
             for rows, batch in self._batches(subject, examples):
                 given = {name: value.to(device) for name, value in batch.items()}
                 try:
@@ -177,7 +173,8 @@ class Classification:
             batch = {key: value.to(device) for key, value in _batch(words, list(range(len(self._words)))).items()}
             rows = self._embedded(module, batch)
             head: torch.Tensor = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
-            return head
+        self._encoder = None  # and the module, where no other task needs it
+        return head
 
     def _batches(self, subject: Subject, examples: Sequence[int]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
         """Places among ``examples``, and what the model is called with."""
@@ -189,20 +186,11 @@ class Classification:
                 part = chosen[begin : begin + self.batch_size]
                 yield list(range(begin, begin + len(part))), {"pixel_values": torch.from_numpy(self._inputs[part])}
             return
-        encoded = self._texts(subject)
+        encoded = self._encoded.of(subject.tokenizer())
         order = torch.argsort(encoded.lengths[chosen], stable=True).tolist()
         for begin in range(0, len(order), self.batch_size):
             rows = order[begin : begin + self.batch_size]
             yield rows, _batch(encoded, [chosen[row] for row in rows])
-
-    def _texts(self, subject: Subject) -> _Encoded:
-        tokenizer = subject.tokenizer()
-        digest = self._digests.get(tokenizer)
-        if digest is None:
-            digest = self._digests[tokenizer] = _digest(tokenizer)
-        if digest not in self._encoded:
-            self._encoded[digest] = self._tokenised(tokenizer, self._inputs)
-        return self._encoded[digest]
 
     def _tokenised(self, tokenizer: Any, texts: Sequence[str] | np.ndarray) -> _Encoded:
         import torch
@@ -255,15 +243,6 @@ def _batch(encoded: _Encoded, rows: list[int]) -> dict[str, torch.Tensor]:
     width = int(lengths.max())
     mask = lengths.new_ones(len(rows), width).cumsum(1) <= lengths[:, None]
     return {"input_ids": encoded.ids[rows, :width], "attention_mask": mask.long()}
-
-
-def _digest(tokenizer: Any) -> str:
-    """What tells tokenizers apart: the same of two that are read from equal files."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is None:
-        return f"object {id(tokenizer)}"
-    held = json.loads(fast.to_str()) | {"padding": None, "truncation": None}  # of its last call, not of its own
-    return xxhash.xxh3_128_hexdigest(f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {json.dumps(held)}".encode())
 
 
 def _listed(classes: Sequence[str]) -> str:

@@ -56,6 +56,16 @@ def read_examples(
     return found
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """Read a text of UTF-8. Errors: EvaluationError."""
+    try:
+        return Path(path).read_text("utf-8")
+    except OSError as error:
+        raise EvaluationError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    except UnicodeDecodeError:
+        raise EvaluationError(f"{path}: is not UTF-8 text; expected a text. Check the file.") from None
+
+
 def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str, label: str | None, limit: int | None) -> Examples:
     texts: list[str] = []
     labels: list[str] = []

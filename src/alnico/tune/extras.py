@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 from alnico.errors import AlnicoError
+
+Precision = Literal["float32", "bfloat16"]
+"""In what a task computes."""
 
 
 def import_extra(module: str, purpose: str, extra: str) -> Any:
@@ -37,3 +40,9 @@ def quiet_transformers() -> Iterator[Any]:
         logging.set_verbosity(level)
         if has_bars:
             logging.enable_progress_bar()
+
+
+def computing_in(precision: Precision, device: Any) -> AbstractContextManager[Any]:
+    """A context in which torch multiplies matrices in bfloat16, or nothing."""
+    torch = import_extra("torch", "a task", "eval")
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()

@@ -14,10 +14,13 @@ import yaml
 from alnico.errors import AlnicoError, EvaluationError, RecipeError
 from alnico.recipe import scalars
 from alnico.recipe.nodes import Node, Reading, compose, plain
+from alnico.tune.calls import Call, find_function
 from alnico.tune.classification import Classification
-from alnico.tune.data import read_examples
+from alnico.tune.data import read_examples, read_text
+from alnico.tune.harness import Harness
+from alnico.tune.perplexity import Perplexity
 from alnico.tune.subject import open_subject
-from alnico.tune.tasks import Task
+from alnico.tune.tasks import Subject, Task
 
 MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
@@ -74,6 +77,7 @@ def _tasks(root: Node, folder: Path, reading: Reading) -> list[Task]:
         return []
     found: list[Task] = []
     names: dict[str, int] = {}
+    subjects: dict[str, Subject] = {}
     for index, node in enumerate(listed.value):
         if not isinstance(node.value, dict):
             reading.wrong(
@@ -81,14 +85,14 @@ def _tasks(root: Node, folder: Path, reading: Reading) -> list[Task]:
                 f"tasks[{index}] is {node.kind}; expected a mapping such as {{name: news, type: classification, data: news.jsonl}}.",
             )
             continue
-        entry = _Entry(node, f"tasks[{index}]", folder, reading)
+        entry = _Entry(node, f"tasks[{index}]", folder, reading, subjects)
         name = entry.text("name", None)
         if name is not None and name in names:
-            reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as in line {names[name]}; expected names that differ.")
+            reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.")
         kind = entry.choice("type", tuple(READERS), None)
         if name is None or kind is None:
             continue
-        names.setdefault(name, node.line)
+        names.setdefault(name, index)
         task = READERS[kind](name, entry)
         if task is not None:
             found.append(task)
@@ -103,6 +107,8 @@ class _Entry:
     where: str
     folder: Path
     reading: Reading
+    subjects: dict[str, Subject]
+    """Encoders that were opened: those of one path are one."""
     is_wrong: bool = False
 
     @property
@@ -173,6 +179,11 @@ class _Entry:
         beside = self.folder / Path(found).expanduser()
         return os.fspath(beside) if beside.exists() else found
 
+    def opened(self, reference: str) -> Subject:
+        if reference not in self.subjects:
+            self.subjects[reference] = open_subject(reference)
+        return self.subjects[reference]
+
     def attempt(self, make: Callable[[], Task]) -> Task | None:
         """What is made of values that were read, unless one was wrong or it fails: then that is told, at the task's line."""
         if self.is_wrong:
@@ -220,7 +231,7 @@ def _classification(name: str, entry: _Entry) -> Task | None:
         assert data is not None  # nothing was wrong
         assert text is not None
         examples = read_examples(data, text, label, limit)
-        given = open_subject(encoder) if head == "names" and encoder is not None else None
+        given = entry.opened(encoder) if head == "names" and encoder is not None else None
         return Classification(
             name, examples.inputs, examples.labels, classes=classes, head=head, encoder=given, places=examples.places, **options  # type: ignore[arg-type]
         )  # fmt: skip
@@ -257,5 +268,69 @@ def _labels(entry: _Entry) -> Mapping[str, str] | None:
     return found
 
 
-READERS: Mapping[str, Callable[[str, _Entry], Task | None]] = {"classification": _classification}
+def _perplexity(name: str, entry: _Entry) -> Task | None:
+    entry.only("data", "window", "stride", "limit", "batch_size", "precision")
+    data = entry.path("data")
+    window = entry.whole("window", 512)
+    options: dict[str, Any] = {
+        "window": window,
+        "stride": entry.whole("stride", window),
+        "limit": entry.whole("limit", None),
+        "batch_size": entry.whole("batch_size", 4),
+        "precision": entry.choice("precision", ("float32", "bfloat16"), "float32"),
+        "weight": entry.positive("weight", 1.0),
+    }
+
+    def make() -> Task:
+        assert data is not None  # nothing was wrong
+        return Perplexity(name, read_text(data), **options)
+
+    return entry.attempt(make)
+
+
+def _call(name: str, entry: _Entry) -> Task | None:
+    entry.only("function", "kind", "metric", "goal")
+    function = entry.text("function", None)
+    metric = entry.text("metric", "") or None
+    options: dict[str, Any] = {
+        "kind": entry.choice("kind", ("encoder", "classifier", "causal"), "encoder"),
+        "metric": metric,
+        "goal": entry.choice("goal", ("max", "min"), "max"),
+        "weight": entry.positive("weight", 1.0),
+    }
+
+    def make() -> Task:
+        assert function is not None  # nothing was wrong
+        return Call(name, find_function(function, entry.folder), **options)
+
+    return entry.attempt(make)
+
+
+def _lm_eval(name: str, entry: _Entry) -> Task | None:
+    entry.only("tasks", "include_path", "metric", "num_fewshot", "limit", "batch_size", "goal")
+    listed = entry.keys.get("tasks")
+    tasks = [n.value for n in listed.value] if listed is not None and isinstance(listed.value, list) else []
+    if not tasks or not all(isinstance(task, str) for task in tasks):
+        found = "missing" if listed is None else listed.kind
+        entry.wrong(
+            listed or entry.node, f"{entry.where}.tasks is {found}; expected a list of the harness's names, as in [arc_easy]."
+        )
+    metric = entry.text("metric", None)
+    options: dict[str, Any] = {
+        "include_path": entry.path("include_path") if "include_path" in entry.keys else None,
+        "num_fewshot": entry.whole("num_fewshot", None, 0),
+        "limit": entry.whole("limit", None),
+        "batch_size": entry.whole("batch_size", 8),
+        "goal": entry.choice("goal", ("max", "min"), "max"),
+        "weight": entry.positive("weight", 1.0),
+    }
+    return entry.attempt(lambda: Harness(name, tasks, str(metric), **options))
+
+
+READERS: Mapping[str, Callable[[str, _Entry], Task | None]] = {
+    "classification": _classification,
+    "perplexity": _perplexity,
+    "call": _call,
+    "lm_eval": _lm_eval,
+}
 """Types of tasks, with what reads each."""

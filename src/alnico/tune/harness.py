@@ -1,0 +1,137 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, those in a folder of one's own among them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
+
+import numpy as np
+
+from alnico.errors import EvaluationError
+from alnico.tune.extras import import_extra, quiet_transformers
+from alnico.tune.tasks import Goal, Score, Subject, checked_value, evaluation_failed, pool
+
+
+class Harness:
+    """The mean of a metric over tasks of the harness (``lm_eval``), on the module and the tokenizer of a model.
+
+    ``tasks`` are the harness's names; ``include_path`` is a folder of YAML files that it reads as tasks, too. ``metric`` is one of
+    its names, as ``acc``, or with the filter, ``acc,none``. Where a task tells a number for each of its documents whose mean is the
+    metric, these are the examples; of several tasks or a metric that is no mean, an interval is not known.
+
+    Options:
+        num_fewshot: solved examples before each question; by default the task's own number.
+        limit: documents of each task that are scored, the first ones. With one task and a limit a search can take a part of them.
+        batch_size: requests in one pass of the model.
+        goal: max, or min where less is better.
+        weight: of the task in a mean over tasks.
+    Data sets of tasks come from the hub or files, as their YAML says; ``HF_HUB_OFFLINE=1`` keeps them to what the cache holds.
+    Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. Errors: EvaluationError; AlnicoError without lm_eval.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Sequence[str],
+        metric: str,
+        *,
+        include_path: str | os.PathLike[str] | None = None,
+        num_fewshot: int | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+        goal: Goal = "max",
+        weight: float = 1.0,
+    ) -> None:
+        self.name = name
+        self.goal: Goal = goal
+        self.weight = weight
+        self.size = limit if limit is not None and len(tasks) == 1 else 0
+        self._tasks = list(tasks)
+        self._metric = metric
+        self._include_path = None if include_path is None else os.fspath(include_path)
+        self._asked: dict[str, Any] = {"num_fewshot": num_fewshot, "bootstrap_iters": 0, "batch_size": batch_size}
+        self._limit = limit
+        self._manager: Any = None
+
+    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+        """The metric on all documents, or on some of the first ``limit``."""
+        lm_eval = import_extra("lm_eval", self.name, "eval")
+        where = f"{self.name}: {subject.label}"
+        module, tokenizer = subject.module("causal"), subject.tokenizer()
+        part: dict[str, Any] = {"limit": self._limit}
+        if examples is not None:
+            if not self.size:
+                raise EvaluationError(f"{self.name}: cannot be taken in part; expected one task and a limit. Give both.")
+            part = {"samples": {self._tasks[0]: list(examples)}}
+        with _quietly():
+            try:
+                model = import_extra("lm_eval.models.huggingface", self.name, "eval").HFLM(
+                    pretrained=module, tokenizer=tokenizer, batch_size=self._asked["batch_size"], device=str(module.device)
+                )
+                found = lm_eval.simple_evaluate(
+                    model=model, tasks=self._tasks, task_manager=self._found_tasks(), **self._asked, **part
+                )
+            except (Exception, SystemExit) as error:
+                raise evaluation_failed(where, error) from error
+        values = [self._value(found["results"], task, where) for task in self._tasks]
+        value = checked_value(sum(values) / len(values), where)
+        return Score(value, self._examples(found.get("samples") or {}, value))
+
+    def pooled(self, scores: Sequence[Score]) -> Score:
+        """The metric on the documents of several scores, where it is their mean."""
+        return pool(scores)
+
+    def digests(self) -> frozenset[str]:
+        """The names of the tasks: their documents are the harness's."""
+        return frozenset(f"lm_eval:{task}" for task in self._tasks)
+
+    def _found_tasks(self) -> Any:
+        """The harness's tasks: of its own ones only where the folder does not have all that are asked for, as it has thousands."""
+        if self._manager is None:
+            manager = import_extra("lm_eval.tasks", self.name, "eval").TaskManager
+            if self._include_path is not None:
+                self._manager = manager(include_path=self._include_path, include_defaults=False)
+            if self._manager is None or not set(self._tasks) <= set(self._manager.all_tasks):
+                self._manager = manager(include_path=self._include_path)
+        return self._manager
+
+    def _value(self, results: Mapping[str, Mapping[str, Any]], task: str, where: str) -> float:
+        of_task = results.get(task, {})
+        named = [key for key in of_task if self._metric in (key, key.partition(",")[0])]
+        if not named:
+            metrics = sorted({key for key in of_task if "," in key and "_stderr" not in key})
+            raise EvaluationError(
+                f"{where}: {task} has no metric {self._metric!r}; found {', '.join(metrics) or 'none'}. Choose one of these."
+            )
+        if len(named) > 1:
+            raise EvaluationError(
+                f"{where}: {task} has {self._metric!r} by {len(named)} filters; expected one of {', '.join(named)}."
+            )
+        return checked_value(of_task[named[0]], f"{where}: {task}")
+
+    def _examples(self, samples: Mapping[str, Sequence[Mapping[str, Any]]], value: float) -> np.ndarray | None:
+        """What each document contributed; None where that is not told, or their mean is not the value."""
+        name, _, chosen = self._metric.partition(",")
+        documents = [d for d in samples.get(self._tasks[0], ()) if not chosen or d.get("filter", chosen) == chosen]
+        told = [d.get(name) for d in sorted(documents, key=lambda d: d["doc_id"])]
+        if len(self._tasks) > 1 or not told or not all(isinstance(number, int | float) for number in told):
+            return None
+        examples = np.array(told, np.float64)
+        return examples if abs(examples.mean() - value) < 1e-9 else None
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The harness without its bars and notes."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with quiet_transformers(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
