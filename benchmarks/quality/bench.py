@@ -1,0 +1,179 @@
+"""The work folder: encoder, texts, specialists, tasks, and every score that was ever taken, so that a run can be stopped and go on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from transformers import AutoModel, AutoTokenizer
+
+import alnico
+from alnico.tune.candidates import Candidates
+from alnico.tune.task_file import read_tasks
+from alnico.tune.tasks import Score, Task
+from quality.fetch import ENCODER, fetch
+from quality.parse import CORPORA, build
+from quality.specialists import MAX_LENGTH, Training, precision, specialist
+
+Recipe = Mapping[str, Any] | Sequence[Mapping[str, Any]]
+"""A recipe as YAML has it; several are stages, of which the last is the result."""
+EXAMPLES = {"validation": 200, "test": 500}
+"""Rows of each task that a score is taken on."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a model reached on one part: its scores by task."""
+
+    scores: Mapping[str, Score]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return sum(score.value for score in self.scores.values()) / len(self.scores)
+
+
+class Bench:
+    """All that the table's rows are made with. Close it, or use it in ``with``."""
+
+    def __init__(self, work: Path, tasks: Sequence[str], training: Training = Training()) -> None:
+        self.work = work
+        self.tasks = tuple(tasks)
+        self.training = training
+        self.evaluations = 0
+        """Scores taken on the validation part since the last row began, those that were kept included."""
+        self._stack = ExitStack()
+        self._read: dict[str, tuple[Task, ...]] = {}
+        self._candidates: Candidates | None = None
+        self._fingerprint = ""
+
+    def __enter__(self) -> Bench:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def prepare(self) -> None:
+        """Fetch, parse and train what is not there, and open the models."""
+        base = self.work / "base"
+        if not (base / "config.json").exists():
+            say("encoder: fetching")
+            raw = self.work / "encoder"
+            raw.mkdir(parents=True, exist_ok=True)
+            for name, data in fetch(ENCODER, self.work / "downloads"):
+                if name.count("/") == 2:
+                    (raw / Path(name).name).write_bytes(data)
+            AutoTokenizer.from_pretrained(raw).save_pretrained(base)
+            AutoModel.from_pretrained(raw).save_pretrained(base)
+        for name in self.tasks:
+            if not (self.work / "data" / f"{name}.test.jsonl").exists():
+                say(f"{name}: fetching and parsing")
+                build(CORPORA[name], self.work / "downloads", self.work / "data")
+            began = time.perf_counter()
+            data = self.work / "data" / f"{name}.train.jsonl"
+            if specialist(base, data, CORPORA[name].words, self.work / "specialists" / name, self.training):
+                say(f"{name}: trained a specialist in {time.perf_counter() - began:.0f} s")
+        for part, limit in EXAMPLES.items():
+            self._write_tasks(part, part, limit)
+        self._write_tasks("unlabelled", "validation", None)
+        self._write_tasks("training", "train", None)
+        digest = hashlib.sha256()
+        for name in self.tasks:
+            record = json.loads((self.work / "specialists" / name / "training.json").read_text())
+            digest.update(json.dumps({k: v for k, v in record.items() if k != "seconds"}, sort_keys=True).encode())
+        for part in EXAMPLES:
+            digest.update(self.tasks_of(part).read_bytes())
+        self._fingerprint = digest.hexdigest()
+        references = ["base", *(self.specialist(name) for name in self.tasks)]
+        self._candidates = self._stack.enter_context(Candidates(references, donor="base", folder=self.work))
+
+    def specialist(self, task: str) -> str:
+        """Return how recipes name a task's specialist."""
+        return f"specialists/{task}"
+
+    def tasks_of(self, part: str) -> Path:
+        """Return the tasks file of ``validation``, ``test``, ``unlabelled`` (validation, all rows, without labels) or ``training``."""
+        return self.work / "tasks" / f"{part}.yml"
+
+    def sum(self, method: str, weights: Sequence[Any] | None = None, base: bool = True, **parameters: Any) -> dict[str, Any]:
+        """Return the recipe that merges all specialists by one method. ``scale`` is written ``lambda``, as recipes have it."""
+        models: list[dict[str, Any]] = [{"model": self.specialist(name)} for name in self.tasks]
+        for model, weight in zip(models, weights or (), strict=False):
+            model["parameters"] = {"weight": weight}
+        recipe: dict[str, Any] = {"merge_method": method, **({"base_model": "base"} if base else {}), "models": models}
+        if parameters:
+            recipe["parameters"] = {"lambda" if name == "scale" else name: value for name, value in parameters.items()}
+        return recipe
+
+    def score(self, recipe: Recipe, part: str) -> Scored:
+        """Merge in memory and score on all tasks of a part; a score that was taken before is read."""
+        if part == "validation":
+            self.evaluations += 1
+        written = yaml.safe_dump_all(recipe if isinstance(recipe, Sequence) else [recipe], sort_keys=False)
+        digest = hashlib.sha256(f"{self._fingerprint} {alnico.__version__}\n{written}".encode()).hexdigest()
+        kept = self.work / "scores" / part / f"{digest[:24]}.json"
+        if not kept.exists():
+            began = time.perf_counter()
+            subject = self._made(recipe, written)
+            scores = {task.name: task.evaluate(subject) for task in self._tasks(part)}
+            self._keep(kept, written, scores, time.perf_counter() - began)
+        found = json.loads(kept.read_text())
+        examples = {name: np.array([float(digit) for digit in digits]) for name, digits in found["right"].items()}
+        return Scored({name: Score(float(right.mean()), right) for name, right in examples.items()}, found["seconds"])
+
+    def _made(self, recipe: Recipe, written: str) -> Any:
+        assert self._candidates is not None, "prepare() comes first"
+        if not isinstance(recipe, Sequence):
+            return self._candidates.make(alnico.load_recipe(recipe))
+        path = self.work / "stages" / hashlib.sha256(written.encode()).hexdigest()[:24]
+        alnico.merge_all(written, path, overwrite=True)
+        return self._candidates.make(alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]}))
+
+    def _tasks(self, part: str) -> tuple[Task, ...]:
+        if part not in self._read:
+            self._read[part] = read_tasks(self.tasks_of(part))
+        return self._read[part]
+
+    def _keep(self, path: Path, recipe: str, scores: Mapping[str, Score], seconds: float) -> None:
+        right = {}
+        for name, score in scores.items():
+            assert score.examples is not None, f"{name}: accuracies have their examples"
+            right[name] = "".join(str(int(value)) for value in score.examples)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".unfinished")
+        unfinished.write_text(json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
+        unfinished.rename(path)
+
+    def _write_tasks(self, name: str, part: str, limit: int | None) -> None:
+        labels = {} if name in EXAMPLES else {"label": None}
+        entries = [
+            {
+                "name": task,
+                "type": "classification",
+                "data": f"../data/{task}.{part}.jsonl",
+                "head": "names",
+                "labels": dict(CORPORA[task].words),
+                "encoder": "../base",
+                "max_length": MAX_LENGTH,
+                "precision": precision(),
+                **({"limit": limit} if limit else {}),
+                **labels,
+            }
+            for task in self.tasks
+        ]
+        path = self.tasks_of(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(yaml.safe_dump({"tasks": entries}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def say(text: str) -> None:
+    """Tell what is being done, with the time."""
+    print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)

@@ -1,0 +1,118 @@
+"""The rows of the table: each way to choose a recipe, by the validation part alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from quality.bench import Bench, Recipe, say
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a way came to: the recipe, and the settings that were chosen, in words."""
+
+    recipe: Recipe
+    setting: str = ""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row. ``is_core`` ways make the short table."""
+
+    name: str
+    choose: Callable[[Bench], Chosen]
+    is_core: bool = True
+
+
+def fixed(make: Callable[[Bench], Recipe], setting: str = "") -> Callable[[Bench], Chosen]:
+    """Choose a recipe that has nothing to tune."""
+    return lambda bench: Chosen(make(bench), setting)
+
+
+def grid(candidates: Callable[[Bench], Iterator[Chosen]]) -> Callable[[Bench], Chosen]:
+    """Choose the recipe that is best on the validation part; of equals, the first."""
+
+    def choose(bench: Bench) -> Chosen:
+        best, reached = None, -1.0
+        for chosen in candidates(bench):
+            mean = bench.score(chosen.recipe, "validation").mean
+            say(f"  {chosen.setting}: {mean:.4f}")
+            if mean > reached:
+                best, reached = chosen, mean
+        assert best is not None, "a grid has a candidate at least"
+        return best
+
+    return choose
+
+
+def scales(method: str, values: tuple[float, ...], **settings: tuple[float | str, ...]) -> Callable[[Bench], Chosen]:
+    """Choose the scale of a method, and one more option's value if its values are given."""
+    (option, choices), *_ = settings.items() or [("", ("",))]
+
+    def candidates(bench: Bench) -> Iterator[Chosen]:
+        for choice in choices:
+            named = {option: choice} if option else {}
+            for scale in values:
+                words = ", ".join(f"{name} {value}" for name, value in {**named, "scale": scale}.items())
+                yield Chosen(bench.sum(method, scale=scale, **named), words)
+
+    return grid(candidates)
+
+
+def each_alone(bench: Bench, name: str) -> Recipe:
+    """The recipe that is one model as it is."""
+    return {"merge_method": "passthrough", "models": [{"model": name}]}
+
+
+def rising(bench: Bench) -> Iterator[Chosen]:
+    """LiNeS: scales that rise linearly over the depth, from ``first`` in the first layer to ``first + rise`` in the last.
+
+    Wang et al. 2024, arXiv 2410.17146.
+    """
+    for first in (0.2, 0.3, 0.4, 0.5):
+        for rise in (0.2, 0.4, 0.6):
+            weights = [[first, round(first + rise, 2)]] * len(bench.tasks)
+            yield Chosen(bench.sum("task_arithmetic", weights), f"from {first} to {first + rise:.1f}")
+
+
+def one_after_another(bench: Bench) -> Recipe:
+    """SLERP knows two models: each next one is turned to by 1/k on the arc from the merge of those before it."""
+    stages = []
+    before = str(bench.work / bench.specialist(bench.tasks[0]))
+    for count, name in enumerate(bench.tasks[1:], 2):
+        after = str(bench.work / bench.specialist(name))
+        stages.append(
+            {
+                "name": f"of-{count}",
+                "merge_method": "slerp",
+                "base_model": before,
+                "models": [{"model": before}, {"model": after}],
+                "parameters": {"t": 1 / count},
+            }
+        )
+        before = f"of-{count}"
+    return stages
+
+
+TENTHS = tuple(i / 10 for i in range(1, 13))
+
+WAYS = (
+    Way("base", fixed(lambda bench: each_alone(bench, "base"))),
+    Way("average", fixed(lambda bench: bench.sum("linear", base=False))),
+    Way("task arithmetic 0.3", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.3))),
+    Way("task arithmetic", scales("task_arithmetic", TENTHS)),
+    Way("ties as published", fixed(lambda bench: {**bench.sum("ties"), "preset": "paper"}, "preset paper, scale 1")),
+    Way("ties", scales("ties", (1.0, 1.5, 2.0, 2.5, 3.0), density=(0.2, 0.5))),
+    Way("lines", grid(rising)),
+    Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
+    Way("karcher", fixed(lambda bench: bench.sum("karcher", base=False))),
+    Way("slerp, one after another", fixed(one_after_another)),
+    Way("dare_linear", scales("dare_linear", (0.4, 0.5, 0.6, 0.7), density=(0.2, 0.5)), is_core=False),
+    Way("dare_ties", scales("dare_ties", (0.4, 0.6, 0.8, 1.0), density=(0.2, 0.5)), is_core=False),
+    Way("della", scales("della", (1.0, 1.5, 2.0, 2.5), density=(0.3, 0.6)), is_core=False),
+    Way("breadcrumbs", scales("breadcrumbs", (0.5, 0.6, 0.7, 0.8), density=(0.5, 0.9)), is_core=False),
+    Way("consensus", scales("consensus", (0.5, 0.6, 0.7, 0.8)), is_core=False),
+    Way("pcb", scales("pcb", (0.6, 1.0, 1.5, 2.0), density=(0.1, 0.2)), is_core=False),
+    Way("magmax", scales("magmax", (0.3, 0.5, 0.7, 1.0)), is_core=False),
+)
