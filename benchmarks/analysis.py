@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from merge_speed import LAYOUTS as MERGED_LAYOUTS
 from merge_speed import Failed, Run, beside, make, measured, seconds, shapes
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import yaml
+from alnico.tune.candidates import Candidates
 from transformers import AutoModel, AutoTokenizer
 
 import alnico
-from alnico.tune.candidates import Candidates
 from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Score, Task
 from quality.fetch import ENCODER, fetch
@@ -44,12 +44,10 @@ class Scored:
 class Bench:
     """All that the table's rows are made with. Close it, or use it in ``with``."""
 
-    def __init__(self, work: Path, tasks: Sequence[str], training: Training = Training()) -> None:
+    def __init__(self, work: Path, tasks: Sequence[str], training: Training) -> None:
         self.work = work
         self.tasks = tuple(tasks)
         self.training = training
-        self.evaluations = 0
-        """Scores taken on the validation part since the last row began, those that were kept included."""
         self._stack = ExitStack()
         self._read: dict[str, tuple[Task, ...]] = {}
         self._candidates: Candidates | None = None
@@ -91,6 +89,8 @@ class Bench:
             digest.update(json.dumps({k: v for k, v in record.items() if k != "seconds"}, sort_keys=True).encode())
         for part in EXAMPLES:
             digest.update(self.tasks_of(part).read_bytes())
+            for name in self.tasks:
+                digest.update((self.work / "data" / f"{name}.{part}.jsonl").read_bytes())
         self._fingerprint = digest.hexdigest()
         references = ["base", *(self.specialist(name) for name in self.tasks)]
         self._candidates = self._stack.enter_context(Candidates(references, donor="base", folder=self.work))
@@ -102,6 +102,11 @@ class Bench:
     def tasks_of(self, part: str) -> Path:
         """Return the tasks file of ``validation``, ``test``, ``unlabelled`` (validation, all rows, without labels) or ``training``."""
         return self.work / "tasks" / f"{part}.yml"
+
+    def rows(self, task: str, part: str) -> int:
+        """Return how many rows of a task are trained on (``train``), or scored."""
+        lines = (self.work / "data" / f"{task}.{part}.jsonl").read_text(encoding="utf-8").count("\n")
+        return min(lines, EXAMPLES.get(part, self.training.examples))
 
     def sum(self, method: str, weights: Sequence[Any] | None = None, base: bool = True, **parameters: Any) -> dict[str, Any]:
         """Return the recipe that merges all specialists by one method. ``scale`` is written ``lambda``, as recipes have it."""
@@ -115,8 +120,6 @@ class Bench:
 
     def score(self, recipe: Recipe, part: str) -> Scored:
         """Merge in memory and score on all tasks of a part; a score that was taken before is read."""
-        if part == "validation":
-            self.evaluations += 1
         written = yaml.safe_dump_all(recipe if isinstance(recipe, Sequence) else [recipe], sort_keys=False)
         digest = hashlib.sha256(f"{self._fingerprint} {alnico.__version__}\n{written}".encode()).hexdigest()
         kept = self.work / "scores" / part / f"{digest[:24]}.json"

@@ -100,7 +100,7 @@ def _squeezed(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def _table(members: Members, name: str, text: str, label: str, part: str = "") -> Iterator[dict[str, str]]:
+def _table(members: Members, name: str, text: str, label: str) -> Iterator[dict[str, str]]:
     """Yield the rows of a table of Orange, which has three lines of header, as ``text``, ``label`` and all columns by name."""
     data = next(content for path, content in members if path.endswith(f"/{name}"))
     reader = csv.reader(io.StringIO(data.decode("utf-8"), newline=""), delimiter="\t")

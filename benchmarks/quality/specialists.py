@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -42,18 +42,18 @@ def precision() -> Literal["bfloat16", "float32"]:
     return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
-def specialist(base: Path, data: Path, words: Mapping[str, str], folder: Path, training: Training = Training()) -> bool:
+def specialist(base: Path, data: Path, words: Mapping[str, str], folder: Path, training: Training) -> bool:
     """Train a specialist of ``base`` on the rows of ``data`` into ``folder``; False if it is there, made so, already.
 
     All but the word embeddings is trained, under the very head that it will be scored with: cross-entropy, AdamW, learning rate
     linearly to 0.
     """
     lines = data.read_text(encoding="utf-8").splitlines()[: training.examples]
-    asked = {
+    asked: dict[str, Any] = {
         **asdict(training),
         "max_length": MAX_LENGTH,
         "precision": precision(),
-        "words": list(words.items()),
+        "words": [list(pair) for pair in words.items()],
         "rows": hashlib.sha256("\n".join(lines).encode()).hexdigest(),
         "base": hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest(),
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quality.bench import Bench, Recipe, say
 
@@ -14,6 +14,10 @@ class Chosen:
 
     recipe: Recipe
     setting: str = ""
+    evaluations: int = 0
+    """Models that were scored on the validation part to choose it."""
+    seconds: float = 0.0
+    """What choosing took: merging and scoring those, or learning."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +38,11 @@ def grid(candidates: Callable[[Bench], Iterator[Chosen]]) -> Callable[[Bench], C
     """Choose the recipe that is best on the validation part; of equals, the first."""
 
     def choose(bench: Bench) -> Chosen:
-        best, reached = None, -1.0
-        for chosen in candidates(bench):
-            mean = bench.score(chosen.recipe, "validation").mean
-            say(f"  {chosen.setting}: {mean:.4f}")
-            if mean > reached:
-                best, reached = chosen, mean
-        assert best is not None, "a grid has a candidate at least"
-        return best
+        tried = [(chosen, bench.score(chosen.recipe, "validation")) for chosen in candidates(bench)]
+        for chosen, scored in tried:
+            say(f"  {chosen.setting}: {scored.mean:.4f} on validation")
+        best = max(tried, key=lambda pair: pair[1].mean)[0]
+        return replace(best, evaluations=len(tried), seconds=sum(scored.seconds for _, scored in tried))
 
     return choose
 
@@ -60,7 +61,7 @@ def scales(method: str, values: tuple[float, ...], **settings: tuple[float | str
     return grid(candidates)
 
 
-def each_alone(bench: Bench, name: str) -> Recipe:
+def alone(name: str) -> Recipe:
     """The recipe that is one model as it is."""
     return {"merge_method": "passthrough", "models": [{"model": name}]}
 
@@ -98,7 +99,7 @@ def one_after_another(bench: Bench) -> Recipe:
 TENTHS = tuple(i / 10 for i in range(1, 13))
 
 WAYS = (
-    Way("base", fixed(lambda bench: each_alone(bench, "base"))),
+    Way("base", fixed(lambda _: alone("base"))),
     Way("average", fixed(lambda bench: bench.sum("linear", base=False))),
     Way("task arithmetic 0.3", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.3))),
     Way("task arithmetic", scales("task_arithmetic", TENTHS)),
