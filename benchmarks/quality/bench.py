@@ -5,18 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import yaml
-from alnico.tune.candidates import Candidates
 from transformers import AutoModel, AutoTokenizer
 
 import alnico
+from alnico.tune.candidates import Candidates
 from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Score, Task
 from quality.fetch import ENCODER, fetch
@@ -41,6 +41,18 @@ class Scored:
         return sum(score.value for score in self.scores.values()) / len(self.scores)
 
 
+@dataclass(frozen=True)
+class Chosen:
+    """What a way came to: a recipe, and what was chosen, in words."""
+
+    recipe: Recipe
+    setting: str = ""
+    evaluations: int = 0
+    """Models that were scored on the validation part to choose it."""
+    seconds: float = 0.0
+    """What choosing took: merging and scoring those, or learning."""
+
+
 class Bench:
     """All that the table's rows are made with. Close it, or use it in ``with``."""
 
@@ -51,7 +63,8 @@ class Bench:
         self._stack = ExitStack()
         self._read: dict[str, tuple[Task, ...]] = {}
         self._candidates: Candidates | None = None
-        self._fingerprint = ""
+        self.fingerprint = ""
+        """What texts, tasks and specialists are known by: scores of others are not read."""
 
     def __enter__(self) -> Bench:
         return self
@@ -91,7 +104,7 @@ class Bench:
             digest.update(self.tasks_of(part).read_bytes())
             for name in self.tasks:
                 digest.update((self.work / "data" / f"{name}.{part}.jsonl").read_bytes())
-        self._fingerprint = digest.hexdigest()
+        self.fingerprint = digest.hexdigest()
         references = ["base", *(self.specialist(name) for name in self.tasks)]
         self._candidates = self._stack.enter_context(Candidates(references, donor="base", folder=self.work))
 
@@ -121,16 +134,30 @@ class Bench:
     def score(self, recipe: Recipe, part: str) -> Scored:
         """Merge in memory and score on all tasks of a part; a score that was taken before is read."""
         written = yaml.safe_dump_all(recipe if isinstance(recipe, Sequence) else [recipe], sort_keys=False)
-        digest = hashlib.sha256(f"{self._fingerprint} {alnico.__version__}\n{written}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.fingerprint} {alnico.__version__}\n{written}".encode()).hexdigest()
         kept = self.work / "scores" / part / f"{digest[:24]}.json"
         if not kept.exists():
             began = time.perf_counter()
             subject = self._made(recipe, written)
-            scores = {task.name: task.evaluate(subject) for task in self._tasks(part)}
+            scores = {task.name: task.evaluate(subject) for task in self.read_tasks(part)}
             self._keep(kept, written, scores, time.perf_counter() - began)
         found = json.loads(kept.read_text())
         examples = {name: np.array([float(digit) for digit in digits]) for name, digits in found["right"].items()}
         return Scored({name: Score(float(right.mean()), right) for name, right in examples.items()}, found["seconds"])
+
+    def kept(self, name: str, choose: Callable[[Bench], Chosen]) -> Chosen:
+        """Choose, or read what was chosen before."""
+        path = self.work / "chosen" / f"{name.replace(' ', '-')}-{self.fingerprint[:8]}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, json.dumps(asdict(choose(self)), indent=1))
+        return Chosen(**json.loads(path.read_text()))
+
+    def read_tasks(self, part: str) -> tuple[Task, ...]:
+        """Return the tasks of a part, the same objects at every call: what they tokenised is kept."""
+        if part not in self._read:
+            self._read[part] = read_tasks(self.tasks_of(part))
+        return self._read[part]
 
     def _made(self, recipe: Recipe, written: str) -> Any:
         assert self._candidates is not None, "prepare() comes first"
@@ -140,20 +167,13 @@ class Bench:
         alnico.merge_all(written, path, overwrite=True)
         return self._candidates.make(alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]}))
 
-    def _tasks(self, part: str) -> tuple[Task, ...]:
-        if part not in self._read:
-            self._read[part] = read_tasks(self.tasks_of(part))
-        return self._read[part]
-
     def _keep(self, path: Path, recipe: str, scores: Mapping[str, Score], seconds: float) -> None:
         right = {}
         for name, score in scores.items():
             assert score.examples is not None, f"{name}: accuracies have their examples"
             right[name] = "".join(str(int(value)) for value in score.examples)
         path.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
-        unfinished.rename(path)
+        _write(path, json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
 
     def _write_tasks(self, name: str, part: str, limit: int | None) -> None:
         labels = {} if name in EXAMPLES else {"label": None}
@@ -175,6 +195,13 @@ class Bench:
         path = self.tasks_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(yaml.safe_dump({"tasks": entries}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(text)
+    unfinished.rename(path)
 
 
 def say(text: str) -> None:

@@ -5,19 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from quality.bench import Bench, Recipe, say
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What a way came to: the recipe, and the settings that were chosen, in words."""
-
-    recipe: Recipe
-    setting: str = ""
-    evaluations: int = 0
-    """Models that were scored on the validation part to choose it."""
-    seconds: float = 0.0
-    """What choosing took: merging and scoring those, or learning."""
+from quality.bench import Bench, Chosen, Recipe, say
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,69 @@
+"""Ways whose recipe a command of alnico finds: soups, search, AdaMerging. What they found is kept, and studies go on where they were."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import yaml
+from alnico.tune.search import search
+from alnico.tune.soup import Order, soup
+
+from alnico.tune.adamerging import Per, learn
+from alnico.tune.subject import open_subject
+from quality.bench import Bench, Chosen, say
+
+
+def souped(order: Order) -> Callable[[Bench], Chosen]:
+    """Choose which specialists to average."""
+
+    def choose(bench: Bench) -> Chosen:
+        began = time.perf_counter()
+        references = [bench.specialist(name) for name in bench.tasks]
+        found = soup(references, bench.read_tasks("validation"), order=order, base="base", folder=bench.work)
+        tried = {tuple(sorted(step.counts.items())) for step in found.steps} | {((name, 1),) for name in found.alone}
+        words = " + ".join(name.rpartition("/")[2] for name in found.counts)
+        return Chosen(yaml.safe_load(found.recipe(bench.work)), words, len(tried), time.perf_counter() - began)
+
+    return choose
+
+
+def searched(name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: str, trials: int) -> Callable[[Bench], Chosen]:
+    """Search a recipe's open values; three in four trials are given up on a part of the examples."""
+
+    def choose(bench: Bench) -> Chosen:
+        folder = bench.work / "studies" / f"{name}-{bench.fingerprint[:8]}"
+        settings = {"sampler": sampler, "trials": trials, "seed": 0, "halving": {"fraction": 0.25, "keep": 0.5}}
+        path = bench.work / f"{folder.name}.yml"
+        path.write_text(yaml.safe_dump({**space(bench), "search": settings}, sort_keys=False), encoding="utf-8")
+        found = search(path, tasks=bench.read_tasks("validation"), out=folder)
+        point = found.best[0].point
+        words = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
+        seconds = sum(trial.seconds or 0.0 for trial in found.trials)
+        return Chosen(yaml.safe_load(found.recipe.text), words if len(point) <= 2 else "", len(found.trials), seconds)
+
+    return choose
+
+
+def learned(per: Per, steps: int, plus: bool = False) -> Callable[[Bench], Chosen]:
+    """Learn coefficients from the inputs of the validation rows, all of them, without their labels."""
+
+    def choose(bench: Bench) -> Chosen:
+        began = time.perf_counter()
+        names = ["base", *(bench.specialist(name) for name in bench.tasks)]
+        base, *models = (str(bench.work / name) for name in names)
+        found = learn(
+            models,
+            base,
+            bench.read_tasks("unlabelled"),
+            open_subject(base),
+            per=per,
+            plus=plus,
+            steps=steps,
+            written_from=names,
+            watch=lambda step: say(f"  step {step.number}: {step.loss:.3f} nats") if step.number % 25 == 0 else None,
+        )
+        return Chosen(yaml.safe_load(found.recipe), f"{steps} steps", 0, time.perf_counter() - began)
+
+    return choose
