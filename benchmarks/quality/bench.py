@@ -56,10 +56,11 @@ class Chosen:
 class Bench:
     """All that the table's rows are made with. Close it, or use it in ``with``."""
 
-    def __init__(self, work: Path, tasks: Sequence[str], training: Training) -> None:
+    def __init__(self, work: Path, tasks: Sequence[str], training: Training, examples: Mapping[str, int] = EXAMPLES) -> None:
         self.work = work
         self.tasks = tuple(tasks)
         self.training = training
+        self.examples = examples
         self._stack = ExitStack()
         self._read: dict[str, tuple[Task, ...]] = {}
         self._candidates: Candidates | None = None
@@ -92,15 +93,15 @@ class Bench:
             data = self.work / "data" / f"{name}.train.jsonl"
             if specialist(base, data, CORPORA[name].words, self.work / "specialists" / name, self.training):
                 say(f"{name}: trained a specialist in {time.perf_counter() - began:.0f} s")
-        for part, limit in EXAMPLES.items():
+        for part, limit in self.examples.items():
             self._write_tasks(part, part, limit)
         self._write_tasks("unlabelled", "validation", None)
         self._write_tasks("training", "train", None)
         digest = hashlib.sha256()
         for name in self.tasks:
-            record = json.loads((self.work / "specialists" / name / "training.json").read_text())
-            digest.update(json.dumps({k: v for k, v in record.items() if k != "seconds"}, sort_keys=True).encode())
-        for part in EXAMPLES:
+            with (self.work / "specialists" / name / "model.safetensors").open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        for part in self.examples:
             digest.update(self.tasks_of(part).read_bytes())
             for name in self.tasks:
                 digest.update((self.work / "data" / f"{name}.{part}.jsonl").read_bytes())
@@ -119,7 +120,7 @@ class Bench:
     def rows(self, task: str, part: str) -> int:
         """Return how many rows of a task are trained on (``train``), or scored."""
         lines = (self.work / "data" / f"{task}.{part}.jsonl").read_text(encoding="utf-8").count("\n")
-        return min(lines, EXAMPLES.get(part, self.training.examples))
+        return min(lines, self.examples.get(part, self.training.examples))
 
     def sum(self, method: str, weights: Sequence[Any] | None = None, base: bool = True, **parameters: Any) -> dict[str, Any]:
         """Return the recipe that merges all specialists by one method. ``scale`` is written ``lambda``, as recipes have it."""
@@ -131,15 +132,15 @@ class Bench:
             recipe["parameters"] = {"lambda" if name == "scale" else name: value for name, value in parameters.items()}
         return recipe
 
-    def score(self, recipe: Recipe, part: str) -> Scored:
-        """Merge in memory and score on all tasks of a part; a score that was taken before is read."""
+    def score(self, recipe: Recipe, part: str, only: str | None = None) -> Scored:
+        """Merge in memory and score on all tasks of a part, or on one; a score that was taken before is read."""
         written = yaml.safe_dump_all(recipe if isinstance(recipe, Sequence) else [recipe], sort_keys=False)
-        digest = hashlib.sha256(f"{self.fingerprint} {alnico.__version__}\n{written}".encode()).hexdigest()
+        digest = hashlib.sha256(f"{self.fingerprint} {alnico.__version__} {only}\n{written}".encode()).hexdigest()
         kept = self.work / "scores" / part / f"{digest[:24]}.json"
         if not kept.exists():
             began = time.perf_counter()
             subject = self._made(recipe, written)
-            scores = {task.name: task.evaluate(subject) for task in self.read_tasks(part)}
+            scores = {task.name: task.evaluate(subject) for task in self.read_tasks(part) if only in (None, task.name)}
             self._keep(kept, written, scores, time.perf_counter() - began)
         found = json.loads(kept.read_text())
         examples = {name: np.array([float(digit) for digit in digits]) for name, digits in found["right"].items()}
@@ -176,7 +177,7 @@ class Bench:
         _write(path, json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
 
     def _write_tasks(self, name: str, part: str, limit: int | None) -> None:
-        labels = {} if name in EXAMPLES else {"label": None}
+        labels = {} if name in self.examples else {"label": None}
         entries = [
             {
                 "name": task,

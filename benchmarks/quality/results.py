@@ -35,8 +35,8 @@ def measure(bench: Bench, ways: Sequence[Way]) -> Results:
         return found
 
     say("specialists")
-    each = {name: bench.score(alone(bench.specialist(name)), "test") for name in bench.tasks}
-    rows.append(row("specialists", "each on its own task", {name: scored.scores[name] for name, scored in each.items()}))
+    own = {name: bench.score(alone(bench.specialist(name)), "test", name).scores[name] for name in bench.tasks}
+    rows.append(row("specialists", "each on its own task", own))
     for way in ways:
         say(way.name)
         chosen = way.choose(bench)
@@ -67,9 +67,10 @@ def row(name: str, setting: str, scores: Mapping[str, Score], validated: float |
     }
 
 
-def scores_of(row: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Return of each task (n,) float64, 1 for each example that is right."""
-    return {task: np.array([float(digit) for digit in digits]) for task, digits in row["right"].items()}
+def scores_of(row: Mapping[str, Any]) -> dict[str, Score]:
+    """Return a row's scores by task."""
+    right = {task: np.array([float(digit) for digit in digits]) for task, digits in row["right"].items()}
+    return {task: Score(float(examples.mean()), examples) for task, examples in right.items()}
 
 
 def environment(bench: Bench, seconds: float) -> dict[str, Any]:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from alnico.tune.scorecard import Measured, paired, scorecard
 from quality.results import Results, scores_of
 
-DRAWS = 2000
 AGAINST = "task arithmetic"
 """The row that all others are compared with, example by example: the simplest way that is tuned."""
 
@@ -48,38 +45,43 @@ def tables(results: Results) -> dict[str, str]:
 
 def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of means: each with its interval, and its paired difference from the row all are compared with."""
-    draws = {row["name"]: resampled(scores_of(row)) for row in rows}
-    means = {row["name"]: mean_of(row) for row in rows}
+    scores = {row["name"]: scores_of(row) for row in rows}
+    tasks = measured(rows)
+    means = {model.reference: model.mean for model in scorecard(scores, tasks).models}
+    base, best = means.get("base"), means["specialists"]
     lines = []
     for row in rows:
         name = row["name"]
-        cells = [name, row["setting"], "" if row["validation"] is None else points(row["validation"])]
-        cells.append(f"{points(means[name])} [{interval(draws[name])}]")
-        if AGAINST in means:
-            difference = means[name] - means[AGAINST]
-            cells.append("" if name == AGAINST else f"{signed(difference)} [{interval(draws[name] - draws[AGAINST], signed)}]")
-        if {"base", "specialists"} <= set(means):
-            gained = (means[name] - means["base"]) / (means["specialists"] - means["base"])
-            cells.append(f"{100 * gained:.0f} %")
-        cells += [str(row["evaluations"] or ""), duration(row["seconds"])]
-        lines.append(cells)
-    header = ["way", "chosen", "validation", "test [95 %]"]
-    header += [f"less {AGAINST} [95 %]"] if AGAINST in means else []
-    header += ["gain kept"] if {"base", "specialists"} <= set(means) else []
-    return markdown([*header, "tried", "time"], lines)
+        mean = means[name]
+        difference = paired(scores[name], scores[AGAINST], tasks).mean if AGAINST in scores and name != AGAINST else None
+        lines.append(
+            [
+                name,
+                row["setting"],
+                "" if row["validation"] is None else points(row["validation"]),
+                f"{points(mean.value)} [{points(mean.low)}, {points(mean.high)}]",
+                "" if difference is None else f"{signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}]",
+                "" if base is None else f"{100 * (mean.value - base.value) / (best.value - base.value):.0f} %",
+                str(row["evaluations"] or ""),
+                duration(row["seconds"]),
+            ]
+        )
+    return markdown(["way", "chosen", "validation", "test", f"less {AGAINST}", "gain kept", "tried", "time"], lines)
 
 
 def by_task_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the accuracies of each task on the test part, with half the width of their intervals."""
-    tasks = list(rows[0]["right"])
-    lines = []
-    for row in rows:
-        cells = [row["name"]]
-        for task, right in scores_of(row).items():
-            low, high = np.quantile(resampled({task: right}), (0.025, 0.975))
-            cells.append(f"{points(float(right.mean()))} ± {points(float(high - low) / 2)}")
-        lines.append(cells)
-    return markdown(["way", *tasks], lines)
+    tasks = measured(rows)
+    lines = [
+        [model.reference, *(f"{points(found.value)} ± {points((found.high - found.low) / 2)}" for found in model.scores.values())]
+        for model in scorecard({row["name"]: scores_of(row) for row in rows}, tasks).models
+    ]
+    return markdown(["way", *(task.name for task in tasks)], lines)
+
+
+def measured(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
+    """Return the tasks that rows are scored on, as a scorecard has them."""
+    return [Measured(task, "max", 1.0, len(right)) for task, right in rows[0]["right"].items()]
 
 
 def tasks_table(results: Results) -> str:
@@ -103,22 +105,6 @@ def made_with(environment: Mapping[str, Any]) -> str:
     )
 
 
-def mean_of(row: Mapping[str, Any]) -> float:
-    """Return the mean over tasks of the share of examples that are right."""
-    return float(np.mean([right.mean() for right in scores_of(row).values()]))
-
-
-def resampled(scores: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Return (DRAWS,) means over tasks, of examples drawn anew within each task: for all rows the same draws, so that they pair."""
-    return np.mean([_counts(place, len(right)) @ right / len(right) for place, right in enumerate(scores.values())], axis=0)
-
-
-@lru_cache
-def _counts(place: int, size: int) -> np.ndarray:
-    """How often each example is in each draw of a task: (DRAWS, size) float64."""
-    return np.random.default_rng(place).multinomial(size, np.full(size, 1 / size), DRAWS).astype(np.float64)
-
-
 def points(share: float) -> str:
     """Write a share in percent."""
     return f"{100 * share:.1f}"
@@ -127,12 +113,6 @@ def points(share: float) -> str:
 def signed(share: float) -> str:
     """Write a difference of shares in points."""
     return f"{100 * share:+.1f}"
-
-
-def interval(draws: np.ndarray, write: Any = points) -> str:
-    """Write the middle 95 % of draws."""
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return f"{write(float(low))}, {write(float(high))}"
 
 
 def duration(seconds: float) -> str:

@@ -7,18 +7,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import yaml
-from alnico.tune.search import search
-from alnico.tune.soup import Order, soup
 
 from alnico.tune.adamerging import Per, learn
 from alnico.tune.subject import open_subject
 from quality.bench import Bench, Chosen, say
 
 
-def souped(order: Order) -> Callable[[Bench], Chosen]:
-    """Choose which specialists to average."""
+def souped(order: str) -> Callable[[Bench], Chosen]:
+    """Choose which specialists to average: ``sorted`` or ``all``."""
 
     def choose(bench: Bench) -> Chosen:
+        from alnico.tune.soup import soup
+
         began = time.perf_counter()
         references = [bench.specialist(name) for name in bench.tasks]
         found = soup(references, bench.read_tasks("validation"), order=order, base="base", folder=bench.work)
@@ -26,27 +26,29 @@ def souped(order: Order) -> Callable[[Bench], Chosen]:
         words = " + ".join(name.rpartition("/")[2] for name in found.counts)
         return Chosen(yaml.safe_load(found.recipe(bench.work)), words, len(tried), time.perf_counter() - began)
 
-    return choose
+    return lambda bench: bench.kept(f"soup-{order}", choose)
 
 
 def searched(name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: str, trials: int) -> Callable[[Bench], Chosen]:
-    """Search a recipe's open values; three in four trials are given up on a part of the examples."""
+    """Search a recipe's open values. A trial that is behind on a quarter, or on half, of the examples is given up there."""
 
     def choose(bench: Bench) -> Chosen:
-        folder = bench.work / "studies" / f"{name}-{bench.fingerprint[:8]}"
+        from alnico.tune.search import search
+
+        folder = bench.work / "studies" / f"{name}-{sampler}-{bench.fingerprint[:8]}"
         settings = {"sampler": sampler, "trials": trials, "seed": 0, "halving": {"fraction": 0.25, "keep": 0.5}}
         path = bench.work / f"{folder.name}.yml"
         path.write_text(yaml.safe_dump({**space(bench), "search": settings}, sort_keys=False), encoding="utf-8")
         found = search(path, tasks=bench.read_tasks("validation"), out=folder)
         point = found.best[0].point
-        words = ", ".join(f"{name} {value:.3g}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
+        words = ", ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
         seconds = sum(trial.seconds or 0.0 for trial in found.trials)
         return Chosen(yaml.safe_load(found.recipe.text), words if len(point) <= 2 else "", len(found.trials), seconds)
 
-    return choose
+    return lambda bench: bench.kept(f"search-{name}-{sampler}-{trials}", choose)
 
 
-def learned(per: Per, steps: int, plus: bool = False) -> Callable[[Bench], Chosen]:
+def learned(per: Per, steps: int, plus: bool = False, **options: Any) -> Callable[[Bench], Chosen]:
     """Learn coefficients from the inputs of the validation rows, all of them, without their labels."""
 
     def choose(bench: Bench) -> Chosen:
@@ -63,7 +65,8 @@ def learned(per: Per, steps: int, plus: bool = False) -> Callable[[Bench], Chose
             steps=steps,
             written_from=names,
             watch=lambda step: say(f"  step {step.number}: {step.loss:.3f} nats") if step.number % 25 == 0 else None,
+            **options,
         )
         return Chosen(yaml.safe_load(found.recipe), f"{steps} steps", 0, time.perf_counter() - began)
 
-    return choose
+    return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}", choose)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from quality.bench import Bench, Chosen, Recipe, say
+from quality.tuners import learned, searched, souped
 
 
 @dataclass(frozen=True)
@@ -85,18 +87,44 @@ def one_after_another(bench: Bench) -> Recipe:
 
 
 TENTHS = tuple(i / 10 for i in range(1, 13))
+scaled = scales("task_arithmetic", TENTHS)
+
+
+def weighed(bench: Bench, layers: int | None = None) -> Recipe:
+    """A weight of each task searched, or of each task at several depths, around task arithmetic.
+
+    Weights are shares of ``scale``, which is as many times the scale that was chosen for task arithmetic as there are tasks. So the
+    default settings, which a search tries first, are task arithmetic, and at the ends a task has none or two and a half times as much.
+    """
+    count = len(bench.tasks)
+    scale = scaled(bench).recipe["parameters"]["lambda"]
+    searched: dict[str, Any] = {"search": [0.0, 2.5 / count], **({"layers": layers} if layers else {})}
+    return bench.sum("task_arithmetic", [searched] * count, scale=round(count * scale, 3))
+
+
+def trimmed(bench: Bench) -> Recipe:
+    """Scale and density of TIES searched."""
+    return bench.sum("ties", scale={"search": [0.5, 4.0]}, density={"search": [0.05, 1.0]})
+
+
+def chosen_among(bench: Bench) -> Recipe:
+    """The method searched, with its scale and density."""
+    methods = ["task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs"]
+    return {**bench.sum("ties", scale={"search": [0.2, 3.0]}, density={"search": [0.1, 1.0]}), "merge_method": {"choice": methods}}
+
 
 WAYS = (
     Way("base", fixed(lambda _: alone("base"))),
     Way("average", fixed(lambda bench: bench.sum("linear", base=False))),
     Way("task arithmetic 0.3", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.3))),
-    Way("task arithmetic", scales("task_arithmetic", TENTHS)),
+    Way("task arithmetic", scaled),
     Way("ties as published", fixed(lambda bench: {**bench.sum("ties"), "preset": "paper"}, "preset paper, scale 1")),
     Way("ties", scales("ties", (1.0, 1.5, 2.0, 2.5, 3.0), density=(0.2, 0.5))),
     Way("lines", grid(rising)),
     Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
     Way("karcher", fixed(lambda bench: bench.sum("karcher", base=False))),
     Way("slerp, one after another", fixed(one_after_another)),
+    Way("greedy soup", souped("sorted")),
     Way("dare_linear", scales("dare_linear", (0.4, 0.5, 0.6, 0.7), density=(0.2, 0.5)), is_core=False),
     Way("dare_ties", scales("dare_ties", (0.4, 0.6, 0.8, 1.0), density=(0.2, 0.5)), is_core=False),
     Way("della", scales("della", (1.0, 1.5, 2.0, 2.5), density=(0.3, 0.6)), is_core=False),
@@ -104,4 +132,14 @@ WAYS = (
     Way("consensus", scales("consensus", (0.5, 0.6, 0.7, 0.8)), is_core=False),
     Way("pcb", scales("pcb", (0.6, 1.0, 1.5, 2.0), density=(0.1, 0.2)), is_core=False),
     Way("magmax", scales("magmax", (0.3, 0.5, 0.7, 1.0)), is_core=False),
+    Way("greedy soup, all tried", souped("all"), is_core=False),
+    Way("search of ties, tpe", searched("ties", trimmed, "tpe", 40), is_core=False),
+    Way("search of methods, tpe", searched("methods", chosen_among, "tpe", 60), is_core=False),
+    Way("search by task, tpe", searched("task", weighed, "tpe", 100), is_core=False),
+    Way("search by task, cma-es", searched("task", weighed, "cmaes", 100), is_core=False),
+    Way("search by task and depth, tpe", searched("depth", lambda b: weighed(b, 3), "tpe", 150), is_core=False),
+    Way("search by task and depth, cma-es", searched("depth", lambda b: weighed(b, 3), "cmaes", 150), is_core=False),
+    Way("adamerging, by task", learned("task", 200), is_core=False),
+    Way("adamerging, by tensor", learned("tensor", 200), is_core=False),
+    Way("adamerging++, by tensor", learned("tensor", 200, plus=True), is_core=False),
 )
