@@ -36,7 +36,7 @@ def test_merging_keeps_of_four_specialists_more_than_averaging_and_less_than_the
     from quality.ways import WAYS, Way, fixed
 
     ways = [way for way in WAYS if way.name in ("base", "average")]
-    ways.append(Way("arithmetic", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.6))))
+    ways.append(Way("arithmetic", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.4))))
     with Bench(tmp_path, TASKS, Training(examples=512), {"validation": 50, "test": 250}) as bench:
         bench.prepare()
         found = measure(bench, ways)
