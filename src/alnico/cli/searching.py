@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from alnico.cli.evaluating import scorecard_text
 from alnico.tune.samplers import Trial
 from alnico.tune.search_result import SearchResult
 
@@ -30,7 +31,7 @@ def search_text(found: SearchResult, out: Path | None) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items())
     lines = [f"{len(found.trials)} trials: {counts}", ""]
     names = [o.name for o in found.objectives]
-    width = max(len("trial"), *(len(n) for n in names)) + 2
+    width = max(10, *(len(n) for n in names)) + 2
     lines.append("".join(f"{name:>{width}}" for name in ("trial", *names)))
     lines += ["".join(f"{v:>{width}}" for v in (t.number, *(f"{v:.6g}" for v in t.values))) for t in found.best]
     if found.importances:
@@ -38,6 +39,8 @@ def search_text(found: SearchResult, out: Path | None) -> str:
         lines += [f"  {share:6.1%}  {name}" for name, share in sorted(found.importances.items(), key=lambda i: -i[1])[:8]]
     if len(found.recipes) == 1:
         lines += ["", found.recipe.text.rstrip()]
+    if found.report is not None:
+        lines += ["", "on the examples of the report:", scorecard_text(found.report, 0), ""]
     lines += [f"note: {note}" for note in found.notes]
     if out is not None:
         lines += ["", f"written: {out}"]

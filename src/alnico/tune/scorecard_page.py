@@ -45,15 +45,19 @@ def write_scorecard(card: Scorecard, folder: Path, version: str) -> None:
         ) from None
 
 
-def _page(card: Scorecard, version: str) -> str:
+def scorecard_sections(card: Scorecard) -> list[Section]:
+    """The scorecard as parts of a page: bars and a radar, all scores, differences, what merges kept."""
     more = [task.name for task in card.tasks if task.goal == "max"]
     scores = {task: {m.name: m.scores[task] for m in card.models} for task in more}
-    sections = [
+    return [
         *([score_section(scores)] if scores else []),
         _table(card),
         *([_differences(card)] if card.differences else []),
         *([_kept(card)] if card.kept else []),
     ]
+
+
+def _page(card: Scorecard, version: str) -> str:
     examples = [str(task.examples) for task in card.tasks if task.examples]
     facts = [
         ("Models", str(len(card.models))),
@@ -63,7 +67,11 @@ def _page(card: Scorecard, version: str) -> str:
     ]
     title = card.models[0].name if len(card.models) == 1 else f"{len(card.models)} models on {len(card.tasks)} tasks"
     return page(
-        title, "alnico evaluation", facts, sections, f"Made by alnico {version}. The same numbers are in {DATA} beside this page."
+        title,
+        "alnico evaluation",
+        facts,
+        scorecard_sections(card),
+        f"Made by alnico {version}. The same numbers are in {DATA} beside this page.",
     )
 
 

@@ -15,6 +15,8 @@ from alnico.tune.candidates import Candidates
 from alnico.tune.objective import Objective, best_of, objectives_of
 from alnico.tune.samplers import check_sampler
 from alnico.tune.search_files import STUDY, search_folder, write_search
+from alnico.tune.search_report import HeldOut, held_out
+from alnico.tune.search_report import report as report_on
 from alnico.tune.search_result import SearchResult
 from alnico.tune.search_settings import SAME, SearchSettings, read_search
 from alnico.tune.space import Space
@@ -23,6 +25,12 @@ from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Task
 from alnico.tune.trials import Watch, run_trials
 from alnico.tune.workers import Engine, Order, open_workers
+
+NO_REPORT = (
+    "these scores are of the examples searched on, and flatter the best recipe; search.report or search.held_out gives it "
+    "examples that no trial has seen."
+)
+FLATTERING = "the report is of the examples searched on, as asked (report: same), and flatters the best recipe."
 
 Tasks = str | os.PathLike[str] | Sequence[Task]
 SearchLike = str | os.PathLike[str] | Mapping[str, Any]
@@ -70,13 +78,14 @@ def search(
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
     order = Order(space, given, shares, settings.held_out, making)
-    return _found(order, settings, _reported(report, space, settings), folder, workers, engine, threads, watch)
+    asked = report if report is not None else settings.report
+    return _found(order, settings, asked, folder, workers, engine, threads, watch)
 
 
 def _found(
     order: Order,
     settings: SearchSettings,
-    reported: tuple[Task, ...],
+    report: Tasks | None,
     folder: Path | None,
     workers: int,
     engine: Engine,
@@ -86,8 +95,8 @@ def _found(
     opened = order.opened_tasks()
     objectives = objectives_of(settings.objective, opened)
     goals = [o.goal for o in objectives]
-    _check_apart(opened, reported)
     space = order.space
+    kept = _kept(report, opened, space, settings)
     check_sampler(settings.sampler, space.dimensions, goals)
     identity = Identity(space.data(), settings.data(), tasks_data(opened))
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
@@ -98,6 +107,7 @@ def _found(
             for worker in hired:
                 worker.close()
         found = _result(space, settings, objectives, study)
+    found = _with_report(found, order, kept, is_same=report == SAME)
     if folder is not None:
         write_search(found, folder)
     return found
@@ -141,12 +151,25 @@ def _source(given: Tasks | None, space: Space, key: str) -> tuple[Task, ...] | s
     return os.fspath(beside if not path.exists() and beside.exists() else path)
 
 
-def _reported(given: Tasks | None, space: Space, settings: SearchSettings) -> tuple[Task, ...]:
-    asked = given if given is not None else settings.report
-    if asked is None or asked == SAME:
+def _kept(report: Tasks | None, searched: Sequence[Task], space: Space, settings: SearchSettings) -> tuple[HeldOut, ...]:
+    """The tasks to report on, with their examples. Errors: EvaluationError for examples that are searched on, too."""
+    if settings.held_out is not None and report is None:
+        return held_out(searched, settings.held_out)
+    if report is None:
         return ()
-    source = _source(asked, space, "report")
-    return read_tasks(source) if isinstance(source, str) else source
+    if report == SAME:
+        return tuple(map(HeldOut, searched))
+    source = _source(report, space, "report")
+    tasks = read_tasks(source) if isinstance(source, str) else source
+    _check_apart(searched, tasks)
+    return tuple(map(HeldOut, tasks))
+
+
+def _with_report(found: SearchResult, order: Order, kept: Sequence[HeldOut], *, is_same: bool) -> SearchResult:
+    if not kept:
+        return replace(found, notes=(*found.notes, NO_REPORT))
+    card, notes = report_on(order.space, found.recipes, kept, order.open_maker)
+    return replace(found, report=card, notes=(*found.notes, *notes, *([FLATTERING] if is_same else [])))
 
 
 def _check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from alnico.analysis.page import Figure, Section, cell, counted, drawn, escaped, number, page, percent, series, table
 from alnico.tune.objective import is_better
 from alnico.tune.samplers import Trial
+from alnico.tune.scorecard_page import scorecard_sections
 from alnico.tune.search_result import SearchResult
 
 MOST_ROWS = 1_000
@@ -19,6 +20,8 @@ def search_page(found: SearchResult) -> str:
     """Make the page. Errors: AlnicoError without plotly."""
     complete = [t for t in found.trials if t.state == "complete"]
     sections = [_best(found)]
+    if found.report is not None:
+        sections += scorecard_sections(found.report)
     if complete:
         sections.append(_history(found, complete))
     if len(found.objectives) > 1 and complete:

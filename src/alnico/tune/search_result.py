@@ -10,6 +10,7 @@ from typing import Any
 from alnico.recipe.schema import Recipe
 from alnico.tune.objective import Objective
 from alnico.tune.samplers import Trial
+from alnico.tune.scorecard import Scorecard
 from alnico.tune.search_settings import SearchSettings
 
 
@@ -29,7 +30,7 @@ class SearchResult:
     dimensions: tuple[str, ...]
     settings: SearchSettings
     importances: Mapping[str, float] = field(default_factory=dict)
-    report: Any = None
+    report: Scorecard | None = None
     notes: tuple[str, ...] = ()
 
     @property

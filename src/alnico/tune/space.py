@@ -106,10 +106,9 @@ class Space:
     @property
     def references(self) -> tuple[str, ...]:
         """Every model that a recipe of the space can name."""
-        found: dict[str, None] = {}
-        for values in self._corners():
-            found |= dict.fromkeys(self.instantiate(values).references)
-        return tuple(found)
+        chosen = [d for d in self.dimensions if d.kind == "choice"]
+        ways = [self.default, *(self.default | {d.name: choice} for d in chosen for choice in d.choices[1:])]
+        return tuple(dict.fromkeys(r for values in ways for r in self.instantiate(values).references))
 
     def data(self) -> Any:
         """What is searched, as plain data, for telling whether a study is of this space."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
-from alnico.errors import AlnicoError, EvaluationError, RunError
+from alnico.errors import AlnicoError, EvaluationError, HubError, ModelError, RunError
 from alnico.tune.objective import Objective, is_behind
 from alnico.tune.samplers import Asked, Trial, grid_size, suggest
 from alnico.tune.search_settings import SearchSettings
@@ -41,7 +41,7 @@ def run_trials(
 
     With one worker the course depends on the settings alone, however often it was interrupted. Trials that another process of this
     machine left unfinished run again, with their numbers and points. Errors: EvaluationError when ``settings.failures`` trials in a
-    row have failed; RunError when a worker is lost. After any error but these, and Ctrl-C, the trials that ran wait to run again.
+    row have failed; RunError when a worker is lost; ModelError, HubError. After an error, and Ctrl-C, trials that ran wait to run again.
     """
     _Run(space, settings, tuple(objectives), study, watch).all(workers)
 
@@ -117,7 +117,7 @@ class _Run:
         try:
             scores = result_of(future)
             values = [objective.value(scores) for objective in self._objectives]
-        except RunError:
+        except (RunError, ModelError, HubError):  # the next trial would meet them, too
             raise
         except AlnicoError as error:
             self._study.fail(number, str(error))

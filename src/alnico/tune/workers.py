@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 import signal
 from collections.abc import Callable
@@ -75,8 +76,10 @@ class Here:
 class InProcess:
     """A process of this machine with models of its own."""
 
-    def __init__(self, order: Order) -> None:
-        self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_pickled(order),))
+    def __init__(self, order: Order, threads: int) -> None:
+        self._pool = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_pickled(order), threads)
+        )
 
     def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
         return self._pool.submit(_scores, number, dict(point), rung)
@@ -87,16 +90,20 @@ class InProcess:
             process.terminate()
 
 
+_order: list[bytes] = []
 _trier: list[Trier] = []
 """Of a worker's process, which scores for one search all its life."""
 
 
-def _begin(order: bytes) -> None:
+def _begin(order: bytes, threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search hears Ctrl-C, and ends its workers
-    _trier.append(pickle.loads(order).trier())
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, which would take all processors in every worker
+    _order.append(order)
 
 
 def _scores(number: int, point: Values, rung: int) -> Scores:
+    if not _trier:
+        _trier.append(pickle.loads(_order[0]).trier())
     return _trier[0].scores(number, point, rung)
 
 
@@ -145,7 +152,7 @@ def open_workers(order: Order, count: int, engine: Engine, threads: int) -> list
         return [OnRay(order, threads) for _ in range(count)]
     if count == 1:
         return [Here(order)]
-    return [InProcess(order) for _ in range(count)]
+    return [InProcess(order, threads) for _ in range(count)]
 
 
 def result_of(future: Future[Any]) -> Scores:
