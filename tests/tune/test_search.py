@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 import alnico
 from alnico.cli.main import app
-from alnico.errors import EvaluationError, OutputError, RecipeError
+from alnico.errors import EvaluationError, ModelError, OutputError, RecipeError
+from alnico.tune.parts import split
 from alnico.tune.subject import open_subject
 from alnico.tune.task_file import read_tasks
 
@@ -106,3 +107,69 @@ def test_several_processes_score_trials(made: Made) -> None:
     two = alnico.search(recipe(made, trials=4), workers=2, threads=1)
     assert [t.values for t in two.trials] == [t.values for t in one.trials]
     assert np.isfinite([t.values[0] for t in two.trials]).all()
+
+
+def test_the_report_is_of_other_examples_beside_what_the_recipe_must_beat(made: Made) -> None:
+    found = alnico.search(recipe(made, report=str(made.test)))
+    card = found.report
+    assert card is not None
+    assert [m.name for m in card.models] == ["base", "tuned-pets", "tuned-food", "uniform", "default", "best"]
+    assert [(d.model, d.other) for d in card.differences] == [
+        ("best", other) for other in ("base", "tuned-pets", "tuned-food", "uniform", "default")
+    ]
+    by_name = {m.name: m for m in card.models}
+    for task in read_tasks(made.test):
+        for name, path in (("base", made.base), ("tuned-pets", made.tuned["pets"])):
+            assert by_name[name].scores[task.name].value == task.evaluate(open_subject(path)).value
+    mean = by_name["best"].mean
+    assert mean is not None
+    assert mean.low is not None
+    assert mean.high is not None
+    assert mean.low < mean.value < mean.high
+    # At weights of 1/2 and the scale 1, task arithmetic is the mean of the two.
+    assert by_name["uniform"].scores == by_name["default"].scores
+    assert not found.notes
+
+
+def test_held_out_examples_are_those_that_no_trial_has_scored(made: Made) -> None:
+    found = alnico.search(recipe(made, trials=2, held_out=0.3))
+    assert found.report is not None
+    for task, measured in zip(read_tasks(made.valid), found.report.tasks, strict=True):
+        searched, held = split(task, 0.3)
+        assert sorted(searched + held) == list(range(task.size))
+        assert measured.examples == len(held)
+        keys = task.known_by()  # type: ignore[attr-defined]
+        assert not {keys[i] for i in searched} & {keys[i] for i in held}
+
+
+def test_a_search_says_when_its_scores_flatter(made: Made) -> None:
+    assert "flatter the best recipe" in alnico.search(recipe(made, trials=1)).notes[0]
+    asked = alnico.search(recipe(made, trials=1, report="same"))
+    assert asked.report is not None
+    assert "as asked (report: same)" in asked.notes[0]
+
+
+def test_layer_stacks_are_searched_too(made: Made) -> None:
+    pets, food, _ = made.references
+    stack = {"models": [pets, food], "layers": 2, "repeat": 2}
+    found = alnico.search({"stack": stack, "search": {"tasks": str(made.valid), "trials": 4, "sampler": "random"}})
+    assert {t.state for t in found.trials} == {"complete"}
+    assert found.recipe.merge_method == "passthrough"
+    assert len({len(t.point) for t in found.trials}) == 1
+
+
+def test_a_model_that_is_not_there_ends_the_search_at_once(made: Made) -> None:
+    asked = recipe(made)
+    asked["models"][0]["model"] = "not/there/at/all"
+    with pytest.raises(ModelError, match="not/there/at/all"):
+        alnico.search(asked)
+
+
+def test_the_command_prints_the_recipe_and_the_report(made: Made, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yml"
+    file.write_text(yaml.safe_dump(recipe(made)))
+    out = tmp_path / "out"
+    shown = CliRunner().invoke(app, ["search", str(file), "--out", str(out), "--trials", "2", "--report", str(made.test), "-q"])
+    assert shown.exit_code == 0, shown.output
+    for said in ("2 trials: 2 complete", "merge_method: task_arithmetic", "best - uniform", f"written: {out}"):
+        assert said in shown.output

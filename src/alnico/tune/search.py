@@ -24,7 +24,7 @@ from alnico.tune.study import Identity, Study, tasks_data
 from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Task
 from alnico.tune.trials import Watch, run_trials
-from alnico.tune.workers import Engine, Order, open_workers
+from alnico.tune.workers import Engine, Order, hired
 
 NO_REPORT = (
     "these scores are of the examples searched on, and flatter the best recipe; search.report or search.held_out gives it "
@@ -100,12 +100,9 @@ def _found(
     check_sampler(settings.sampler, space.dimensions, goals)
     identity = Identity(space.data(), settings.data(), tasks_data(opened))
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
-        hired = open_workers(order if workers > 1 or engine == "ray" else replace(order, tasks=opened), workers, engine, threads)
-        try:
-            run_trials(space, settings, objectives, study, hired, watch)
-        finally:
-            for worker in hired:
-                worker.close()
+        own = order if workers > 1 or engine == "ray" else replace(order, tasks=opened)
+        with hired(own, workers, engine, threads) as staff:
+            run_trials(space, settings, objectives, study, staff, watch)
         found = _result(space, settings, objectives, study)
     found = _with_report(found, order, kept, is_same=report == SAME)
     if folder is not None:

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import pickle
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -111,7 +112,7 @@ class OnRay:
     """An actor of Ray, on whichever node has room for it."""
 
     def __init__(self, order: Order, threads: int) -> None:
-        ray = import_ray()
+        ray = import_extra("ray", "engine ray", "ray")
         self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(order))
 
     def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
@@ -119,7 +120,7 @@ class OnRay:
         return found
 
     def close(self) -> None:
-        import_ray().kill(self._actor)
+        import_extra("ray", "engine ray", "ray").kill(self._actor)
 
 
 class _Actor:
@@ -134,25 +135,39 @@ class _Actor:
             return None, error
 
 
-def import_ray() -> Any:
-    """Return ray. Errors: AlnicoError, saying how it is installed."""
-    return import_extra("ray", "engine ray", "ray")
-
-
-def open_workers(order: Order, count: int, engine: Engine, threads: int) -> list[Worker]:
-    """Open ``count`` workers. One local worker is this process itself. With Ray they go to the cluster at RAY_ADDRESS, or to one
-    made on this machine for the time.
+@contextmanager
+def hired(order: Order, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
+    """``count`` workers for a time. One local worker is this process itself. With Ray they go to the cluster that this process is
+    connected to, to the one at RAY_ADDRESS, or to one made on this machine for the time.
 
     Errors: AlnicoError where Ray is not installed; EvaluationError for tasks that cannot be sent to another process.
     """
-    if engine == "ray":
-        ray = import_ray()
-        if not ray.is_initialized():
-            ray.init(log_to_driver=False, include_dashboard=False)
-        return [OnRay(order, threads) for _ in range(count)]
-    if count == 1:
-        return [Here(order)]
-    return [InProcess(order, threads) for _ in range(count)]
+    began_ray = False
+    if engine == "ray" and not import_extra("ray", "engine ray", "ray").is_initialized():
+        _begin_ray()
+        began_ray = True
+    workers: list[Worker] = []
+    try:
+        for _ in range(count):
+            workers.append(OnRay(order, threads) if engine == "ray" else InProcess(order, threads) if count > 1 else Here(order))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+        if began_ray:
+            import_extra("ray", "engine ray", "ray").shutdown()
+
+
+def _begin_ray() -> None:
+    ray = import_extra("ray", "engine ray", "ray")
+    try:
+        if os.environ.get("RAY_ADDRESS"):
+            ray.init(log_to_driver=False, logging_level="ERROR")
+        else:
+            ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        said = str(error).strip().splitlines()[0]
+        raise RunError(f"Ray cannot be reached ({said}). Check RAY_ADDRESS, or search without --ray.") from None
 
 
 def result_of(future: Future[Any]) -> Scores:
