@@ -29,6 +29,8 @@ if TYPE_CHECKING:
         compare,
         diff,
         evaluate,
+        fisher_statistics,
+        gram_statistics,
         load_recipe,
         merge,
         merge_all,
@@ -72,6 +74,8 @@ _PLACES = {
     "compare": "alnico.api",
     "diff": "alnico.api",
     "evaluate": "alnico.api",
+    "fisher_statistics": "alnico.api",
+    "gram_statistics": "alnico.api",
     "search": "alnico.api",
     "soup": "alnico.api",
     "suggest": "alnico.api",
@@ -102,8 +106,9 @@ _PLACES = {
 __all__ = [
     "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Result",
     "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
-    "errors", "evaluate", "load_recipe", "merge", "merge_all", "merge_models", "merge_state_dicts", "method", "methods", "open",
-    "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "search", "soup", "suggest", "weights",
+    "errors", "evaluate", "fisher_statistics", "gram_statistics", "load_recipe", "merge", "merge_all", "merge_models",
+    "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "search",
+    "soup", "suggest", "weights",
 ]  # fmt: skip
 
 

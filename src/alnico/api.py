@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Union
 
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
@@ -27,7 +27,7 @@ from alnico.engine.finished import check_finished
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.engine.weigh import Weights, weights_of
-from alnico.errors import AlnicoError, OutputError
+from alnico.errors import AlnicoError, EvaluationError, OutputError
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.plan.build import build_plan, located, reference_from
@@ -40,6 +40,7 @@ from alnico.values.merging import merge_modules, merge_values
 
 if TYPE_CHECKING:
     from alnico.tune.adamerging import Learned, LearningStep
+    from alnico.tune.fisher import Expectation
     from alnico.tune.samplers import Trial
     from alnico.tune.scorecard import Scorecard
     from alnico.tune.search_result import SearchResult
@@ -49,6 +50,8 @@ if TYPE_CHECKING:
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Recipes = RecipeLike | tuple[Recipe, ...]
 Size = int | str
+TasksLike = Union[str, os.PathLike[str], Mapping[str, Any], "Sequence[Task]"]
+"""Tasks: a tasks file, a mapping that says the same, or tasks."""
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Models: paths or hub ids; one may stand by itself."""
 
@@ -464,6 +467,99 @@ def suggest(
             return nothing_left(left_out)
         found = analyze(usable, base=origin.reference, memory=memory, threads=threads, offline=offline, watch=watch)
     return suggest_recipe(seen_from(found, Path(folder)), fits, left_out=left_out)
+
+
+def fisher_statistics(
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    tasks: TasksLike,
+    examples: int = 256,
+    expectation: Expectation = "exact",
+    seed: int = 0,
+    offline: bool = False,
+    overwrite: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+) -> Path:
+    """Measure a model's Fisher information on tasks and write it into the directory ``out``, which ``merge_method: fisher`` takes.
+
+    ``tasks`` are a tasks file, a mapping that says the same, or classification tasks; labels are never read. Other options:
+    :func:`alnico.tune.fisher.measure_fisher`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, OutputError, HubError.
+    """
+    from alnico.checkpoint.statistics import check_place
+    from alnico.tune.fisher import measure_fisher
+    from alnico.tune.subject import open_subject
+
+    check_place(Path(out), overwrite)
+    subject = open_subject(model, offline=offline)
+    found = measure_fisher(subject, _tasks(tasks), examples=examples, expectation=expectation, seed=seed, watch=watch)
+    found.write(Path(out), subject, overwrite=overwrite)
+    return Path(out)
+
+
+def gram_statistics(
+    models: Paths,
+    out: str | os.PathLike[str],
+    *,
+    tasks: TasksLike | Sequence[TasksLike],
+    examples: int = 256,
+    plus: bool = False,
+    weights: Sequence[float] | None = None,
+    alpha: float = 0.9,
+    ridge: float = 1e-6,
+    normalize: bool = False,
+    offline: bool = False,
+    overwrite: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+) -> tuple[Path, ...]:
+    """Measure the Gram matrices of models' linear layers on tasks and write them as files, which ``merge_method: regmean`` takes.
+
+    One model's go to ``out``, those of several each to a directory in it that is called like the model. ``tasks`` are those of
+    all models, or a list with one for each. ``plus`` measures them for RegMean++: all models layer by layer, with the layers
+    before merged by ``weights``, ``alpha``, ``ridge`` and ``normalize``; give the recipe the same. Other options:
+    :func:`alnico.tune.gram.measure_gram`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
+    """
+    from alnico.checkpoint.statistics import check_place
+    from alnico.tune.gram import measure_gram, measure_gram_plus
+    from alnico.tune.subject import open_subject
+
+    names = [os.fspath(model) for model in _listed(models)]
+    given = _tasks_of_each(tasks, len(names))
+    folders = (
+        [Path(out)] if isinstance(models, (str, os.PathLike)) or len(names) == 1 else [Path(out) / Path(n).name for n in names]
+    )
+    if len(set(folders)) < len(folders):
+        raise OutputError(
+            f"{out}: two models have one name ({', '.join(f.name for f in folders)}); expected names of their own. Measure them one by one."
+        )
+    for folder in folders:
+        check_place(folder, overwrite)
+    subjects = [open_subject(name, offline=offline) for name in names]
+    if plus:
+        found = measure_gram_plus(
+            subjects, given, examples=examples, weight=weights, alpha=alpha, ridge=ridge, normalize=normalize, watch=watch
+        )
+        for one, folder, subject in zip(found, folders, subjects, strict=True):
+            one.write(folder, subject, overwrite=overwrite)
+    else:
+        for subject, own, folder in zip(subjects, given, folders, strict=True):
+            measure_gram(subject, own, examples=examples, watch=watch).write(folder, subject, overwrite=overwrite)
+    return tuple(folders)
+
+
+def _tasks_of_each(tasks: TasksLike | Sequence[TasksLike], models: int) -> list[Sequence[Task]]:
+    """The tasks of each model: one list for all, or one for each. Errors: EvaluationError."""
+    is_one = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(tasks[0], (str, os.PathLike, Mapping, Sequence))
+    listed: Sequence[Any] = [tasks] if is_one else tasks  # type: ignore[assignment]
+    if len(listed) not in (1, models):
+        raise EvaluationError(f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each.")
+    return [_tasks(one) for one in listed] * (1 if len(listed) == models else models)
+
+
+def _tasks(tasks: TasksLike) -> Sequence[Task]:
+    from alnico.tune.task_file import read_tasks
+
+    return read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
 
 
 def adamerge(

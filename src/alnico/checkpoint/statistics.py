@@ -153,12 +153,13 @@ def write_statistics(
     entries: Mapping[str, Mapping[str, Any]],
     told: Mapping[str, Any],
     *,
+    reference: str = "",
     overwrite: bool = False,
 ) -> None:
     """Write the statistics of a model into the new directory ``out``.
 
     ``tensors`` are stored as float32 under their names; ``entries`` say of each of the model's tensors what its statistics are
-    (``stored``, if it is another's name, and numbers); ``told`` is what goes for all: how they were measured.
+    (``stored``, if it is another's name, and numbers); ``told`` is what goes for all: how they were measured. ``reference`` is the model's name, where it is not that of its files.
 
     Errors: OutputError if ``out`` holds something; RunError for a disk that fails; AlnicoError for numbers that are not finite.
     """
@@ -172,7 +173,7 @@ def write_statistics(
         "schema": SCHEMA,
         "kind": kind,
         "model": {
-            "reference": model.label,
+            "reference": reference or model.label,
             "files": [{k: v for k, v in f.items() if k != "mtime_ns"} for f in model.identity()],
         },
         **told,

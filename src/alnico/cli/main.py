@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +73,13 @@ IGNORED = {
     "lazy_unpickle": "files are always read in part",
     "low_cpu_memory": "--memory is the limit that holds",
 }
+
+
+class Statistic(StrEnum):
+    """Kinds of statistics."""
+
+    fisher = "fisher"
+    gram = "gram"
 
 
 @app.callback(invoke_without_command=True)
@@ -590,6 +598,60 @@ def adamerge(
     elif not quiet:
         _print(learning.coefficients_text(found, verbose))
         _say(f"written: {out} and its course", quiet)
+
+
+@app.command(cls=TakesModels)
+def statistics(
+    kind: Annotated[Statistic, typer.Argument(help="fisher, for merge_method fisher; gram, for regmean.", metavar="KIND")],
+    models: Models,
+    tasks: Annotated[
+        list[str],
+        typer.Option(
+            "--tasks",
+            help="Tasks file, whose inputs are measured on; of several models one for all, or one each.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        str, typer.Option("--out", "-o", help="Directory to be made; of several models, one for each in it.", show_default=False)
+    ],
+    examples: Annotated[int, typer.Option("--examples", min=1, help="Most inputs of a task.")] = 256,
+    exact: Annotated[bool, typer.Option("--exact/--sampled", help="fisher: all classes of an input, or one that is drawn.")] = True,
+    seed: Annotated[int, typer.Option("--seed", callback=_checked_seed, help="fisher: decides the classes of --sampled.")] = 0,
+    plus: Annotated[
+        bool, typer.Option("--plus", help="gram: for RegMean++, of all models together, layer by merged layer.")
+    ] = False,
+    alpha: Annotated[float, typer.Option("--alpha", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")] = 0.9,
+    ridge: Annotated[float, typer.Option("--ridge", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")] = 1e-6,
+    normalize: Annotated[bool, typer.Option("--normalize", help="gram --plus: regmean's; give the recipe the same.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace statistics that stand there.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure what Fisher merging or RegMean needs of models, on inputs without labels, as files that their recipes name."""
+    from alnico import api
+    from alnico.cli import measuring
+
+    watch = None if quiet or as_json else measuring.watch
+    general: dict[str, Any] = {"examples": examples, "offline": offline, "overwrite": overwrite, "watch": watch}
+    if kind is Statistic.fisher:
+        if len(models) > 1 or len(tasks) > 1 or plus:
+            raise typer.BadParameter("fisher measures one model on one tasks file, and has no --plus. Give one model at a time.")
+        written = [
+            api.fisher_statistics(models[0], out, tasks=tasks[0], expectation="exact" if exact else "sampled", seed=seed, **general)
+        ]
+    else:
+        settings: dict[str, Any] = {"plus": plus, "alpha": alpha, "ridge": ridge, "normalize": normalize}
+        written = list(api.gram_statistics(models, out, tasks=tasks if len(tasks) > 1 else tasks[0], **settings, **general))
+    if as_json:
+        _print(json.dumps({"kind": kind.value, "written": [str(path) for path in written]}))
+    elif not quiet:
+        _print(
+            measuring.recipe_hint(
+                kind.value, models, written, {"alpha": alpha, "ridge": ridge, "normalize": normalize} if plus else {}
+            )
+        )
 
 
 @app.command()

@@ -1,0 +1,83 @@
+"""Fisher information: how much a model's predictions depend on each of its parameters, measured on examples without labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from alnico.errors import EvaluationError
+from alnico.tune.extras import import_extra
+from alnico.tune.statistics import Measured, checkpoint_names, differentiable, kind_of, places, with_gradients
+from alnico.tune.tasks import Subject, Task
+
+Expectation = Literal["exact", "sampled"]
+
+
+def measure_fisher(
+    subject: Subject,
+    tasks: Sequence[Task],
+    *,
+    examples: int = 256,
+    expectation: Expectation = "exact",
+    seed: int = 0,
+    watch: Callable[[int, int], None] | None = None,
+) -> Measured:
+    """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never read.
+
+    ``F = mean over examples x of sum_c p(c|x) * (d log p(c|x) / d theta)^2``: gradients of single examples are squared, and the
+    model's own probabilities weigh the classes. ``exact`` takes one backward pass a class; ``sampled`` draws one class an example, by
+    ``seed``: right in the mean, and as much faster as there are classes. Parameters that no task depends on are left out. ``watch``
+    is told how many of how many examples are done. Errors: EvaluationError, ModelError.
+    Source: Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, section 3.2.
+    """
+    torch = import_extra("torch", "Fisher information", "eval")
+    given = differentiable(tasks)
+    module = subject.module(kind_of(tasks, "Fisher information"))
+    names, left_out = checkpoint_names(subject, module)
+    parameters = dict(module.named_parameters())
+    sums: dict[str, Any] = {}
+    draws = torch.Generator().manual_seed(seed)
+    chosen = [(task, place) for task in given for place in places(task, examples)]
+    with with_gradients(list(parameters.values())), torch.enable_grad():
+        for done, (task, place) in enumerate(chosen):
+            logarithms = torch.log_softmax(task.logits(subject, [place])[0], -1)
+            chances = logarithms.detach().exp()
+            if not bool(torch.isfinite(chances).all()):
+                raise EvaluationError(
+                    f"{task.name}: {subject.label} gives scores of classes that are not finite. Look for NaN in the model: "
+                    "`alnico inspect`."
+                )
+            classes = list(range(len(chances)))
+            weights = [float(chance) for chance in chances]
+            if expectation == "sampled":
+                classes = [int(torch.multinomial(chances.cpu().double(), 1, generator=draws))]
+                weights = [1.0]
+            for c, weight in zip(classes, weights, strict=True):
+                gradients = torch.autograd.grad(
+                    logarithms[c], list(parameters.values()), retain_graph=c != classes[-1], allow_unused=True
+                )
+                for name, gradient in zip(parameters, gradients, strict=True):
+                    if gradient is not None:
+                        wide = gradient.float() if gradient.dtype != torch.float64 else gradient
+                        if name not in sums:
+                            sums[name] = torch.zeros_like(wide)
+                        sums[name].addcmul_(wide, wide, value=weight / len(chosen))
+            if watch:
+                watch(done + 1, len(chosen))
+    tensors: dict[str, Any] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    squares = []
+    for name, total in sums.items():
+        if names[name]:
+            stored = names[name][0]
+            values = tensors[stored] = total.cpu().numpy()
+            squares.append(float((values.astype("f8") ** 2).sum()))
+            entries |= {own: {"stored": stored, "mean": float(values.astype("f8").mean())} for own in names[name]}
+    told = {
+        "l2_norm": math.sqrt(math.fsum(squares)),
+        "examples": len(chosen),
+        "tasks": {task.name: min(task.size, examples) for task in given},
+        "settings": {"expectation": expectation, **({"seed": seed} if expectation == "sampled" else {})},
+    }
+    return Measured("fisher", tensors, entries, told, left_out)
