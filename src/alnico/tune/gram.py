@@ -250,7 +250,7 @@ def _collected(
             if isinstance(task, Differentiable):
                 task.logits(subject, places(task, examples))
             else:
-                task.evaluate(subject, range(min(task.size, examples)))
+                task.evaluate(subject, places(task, examples))
             if watch:
                 watch(done + 1, len(tasks))
     found: dict[str, Gram] = {}
