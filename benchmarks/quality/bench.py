@@ -151,7 +151,7 @@ class Bench:
         path = self.work / "chosen" / f"{name.replace(' ', '-')}-{self.fingerprint[:8]}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, json.dumps(asdict(choose(self)), indent=1))
+            write(path, json.dumps(asdict(choose(self)), indent=1))
         return Chosen(**json.loads(path.read_text()))
 
     def read_tasks(self, part: str) -> tuple[Task, ...]:
@@ -174,7 +174,7 @@ class Bench:
             assert score.examples is not None, f"{name}: accuracies have their examples"
             right[name] = "".join(str(int(value)) for value in score.examples)
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
+        write(path, json.dumps({"recipe": recipe, "right": right, "seconds": seconds}))
 
     def _write_tasks(self, name: str, part: str, limit: int | None) -> None:
         labels = {} if name in self.examples else {"label": None}
@@ -198,7 +198,7 @@ class Bench:
         path.write_text(yaml.safe_dump({"tasks": entries}, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _write(path: Path, text: str) -> None:
+def write(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     unfinished = path.with_suffix(".unfinished")
     unfinished.write_text(text)

@@ -17,6 +17,7 @@ import transformers
 import alnico
 from alnico.tune.tasks import Score
 from quality.bench import Bench, say
+from quality.continual import Manner, arrive
 from quality.parse import CORPORA
 from quality.specialists import precision
 from quality.ways import Way, alone
@@ -24,13 +25,14 @@ from quality.ways import Way, alone
 Results = Mapping[str, Any]
 
 
-def measure(bench: Bench, ways: Sequence[Way]) -> Results:
-    """Make every row, and write ``results.json`` after each."""
+def measure(bench: Bench, ways: Sequence[Way], manners: Sequence[Manner] = ()) -> Results:
+    """Make every row, write ``results.json`` after each; then let the specialists arrive one by one, in each of ``manners``."""
     began = time.perf_counter()
     rows: list[dict[str, Any]] = []
+    continual: list[dict[str, Any]] = []
 
     def results() -> Results:
-        found = {"environment": environment(bench, time.perf_counter() - began), "rows": rows}
+        found = {"environment": environment(bench, time.perf_counter() - began), "rows": rows, "continual": continual}
         (bench.work / "results.json").write_text(json.dumps(found, indent=1))
         return found
 
@@ -48,6 +50,7 @@ def measure(bench: Bench, ways: Sequence[Way]) -> Results:
             | {"recipe": chosen.recipe, "evaluations": chosen.evaluations, "seconds": chosen.seconds}
         )
         results()
+    continual += arrive(bench, manners)
     return results()
 
 

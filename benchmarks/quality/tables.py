@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from alnico.tune.scorecard import Measured, paired, scorecard
@@ -40,6 +41,7 @@ def tables(results: Results) -> dict[str, str]:
         "results": results_table(results["rows"]),
         "by-task": by_task_table(results["rows"]),
         "made-with": made_with(results["environment"]),
+        **({"continual": continual_table(results)} if results["continual"] else {}),
     }
 
 
@@ -77,6 +79,25 @@ def by_task_table(rows: Sequence[Mapping[str, Any]]) -> str:
         for model in scorecard({row["name"]: scores_of(row) for row in rows}, tasks).models
     ]
     return markdown(["way", *(task.name for task in tasks)], lines)
+
+
+def continual_table(results: Results) -> str:
+    """Return the mean over the tasks so far after each arrival, and what tasks lost, on the mean, from their arrival to the end."""
+    own = {task: share(right) for task, right in results["rows"][0]["right"].items()}
+    names = [arrival["arrived"] for arrival in results["continual"][0]["arrivals"]]
+    lines = [["specialists", *(points(mean(own[task] for task in names[: k + 1])) for k in range(len(names))), ""]]
+    for manner in results["continual"]:
+        reached = [{task: share(right) for task, right in arrival["right"].items()} for arrival in manner["arrivals"]]
+        lost = mean(reached[k][task] - reached[-1][task] for k, task in enumerate(names))
+        last = scorecard({"last": scores_of(manner["arrivals"][-1])}, measured([manner["arrivals"][-1]])).models[0].mean
+        cells = [points(mean(found.values())) for found in reached]
+        lines.append([manner["name"], *cells[:-1], f"{cells[-1]} [{points(last.low)}, {points(last.high)}]", points(lost)])
+    return markdown(["manner", *(f"{k}: {name}" for k, name in enumerate(names, 1)), "lost since arrival"], lines)
+
+
+def share(right: str) -> float:
+    """Return the share of examples that are right."""
+    return right.count("1") / len(right)
 
 
 def measured(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
