@@ -92,7 +92,7 @@ class Unlabelled:
         hidden: torch.Tensor = subject.module(self.kind)(self.inputs[list(examples)].to(next(subject.net.parameters()).dtype))
         return hidden @ self.head.to(hidden.dtype)
 
-    def evaluate(self, subject: Any, examples: range | None = None) -> Score:
+    def evaluate(self, subject: Any, examples: Sequence[int] | None = None) -> Score:
         raise AssertionError("a score needs labels")
 
     def pooled(self, scores: Sequence[Score]) -> Score:
