@@ -70,6 +70,7 @@ def test_parts_pool_to_the_whole(made):
     parts = [task.evaluate(subject, part) for part in (range(20), range(20, 57), range(57, 60))]
     assert task.pooled(parts).value == whole.value
     assert (task.pooled(parts).examples == whole.examples).all()
+    assert (task.evaluate(subject, [41, 3, 17]).examples == whole.examples[[41, 3, 17]]).all()
 
 
 def test_chosen_examples_come_in_the_order_asked(made):

@@ -70,7 +70,8 @@ def test_a_limit_makes_windows_known_and_parts_pool(causal):
     task = Perplexity("noise", WORDS, window=8, limit=6)
     whole = task.evaluate(subject)
     assert (task.size, len(whole.examples), task.goal) == (6, 6, "min")
-    parts = [task.evaluate(subject, range(2)), task.evaluate(subject, range(2, 6))]
+    parts = [task.evaluate(subject, [4, 1]), task.evaluate(subject, [0, 2, 3, 5])]
+    assert parts[0].examples == pytest.approx(whole.examples[[4, 1]], abs=1e-6)
     assert task.pooled(parts).value == pytest.approx(whole.value, rel=1e-6)
     for task, part in ((Perplexity("noise", WORDS, window=8, limit=8), None), (Perplexity("noise", WORDS, window=8), range(2))):
         with pytest.raises(EvaluationError) as caught:
@@ -237,8 +238,8 @@ def test_a_local_task_of_the_harness_scores_as_transformers_do(causal, tmp_path)
     score = task.evaluate(subject)
     assert score.value == pytest.approx(np.mean(expected))
     assert score.examples.tolist() == expected
-    part = task.evaluate(subject, range(2, 5))
-    assert part.examples.tolist() == expected[2:5]
+    part = task.evaluate(subject, [4, 0, 3])
+    assert part.examples.tolist() == [expected[4], expected[0], expected[3]]
     (wrong,) = read_tasks({"tasks": [{**entry, "metric": "f1"}]}, tmp_path)
     with pytest.raises(EvaluationError) as caught:
         wrong.evaluate(subject)

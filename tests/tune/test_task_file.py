@@ -156,3 +156,19 @@ def test_tasks_can_be_written_as_json(made, tmp_path):
     (tmp_path / "tasks.json").write_text(json.dumps(document))
     assert read_tasks(tmp_path / "tasks.json")[0].size == 60
     assert read_tasks(save_tasks(tmp_path / "tasks.yml", document["tasks"]))[0].size == 60
+
+
+def test_the_tasks_of_the_documentation_are_read_but_for_their_files(tmp_path):
+    """They fail for files that are not there, and for no key."""
+    from alnico.tune import task_file
+
+    assert task_file.__doc__ is not None
+    lines = task_file.__doc__.splitlines()
+    listed = [line[4:] for line in lines[lines.index("    tasks:") :] if line.startswith("    ")]
+    (tmp_path / "tasks.yml").write_text("\n".join(listed))
+    (tmp_path / "wiki.txt").write_text("some words")
+    (tmp_path / "scoring.py").write_text("def accuracy(path): ...\n")
+    where = tmp_path / "tasks.yml"
+    assert told(where) == (
+        f"{where}:2: tasks[0]: {tmp_path}/r8.valid.jsonl: cannot be read (No such file or directory). Check the path and its permissions."
+    )

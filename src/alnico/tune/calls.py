@@ -57,7 +57,7 @@ class Call:
                 "and tokenizer. Give the others a default."
             )
 
-    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """What the function says; it cannot be asked for a part of its examples."""
         where = f"{self.name}: {subject.label}"
         given = [

@@ -56,7 +56,7 @@ class Harness:
         self._limit = limit
         self._manager: Any = None
 
-    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """The metric on all documents, or on some of the first ``limit``."""
         lm_eval = import_extra("lm_eval", self.name, "eval")
         where = f"{self.name}: {subject.label}"
@@ -78,7 +78,7 @@ class Harness:
                 raise evaluation_failed(where, error) from error
         values = [self._value(found["results"], task, where) for task in self._tasks]
         value = checked_value(sum(values) / len(values), where)
-        return Score(value, self._examples(found.get("samples") or {}, value))
+        return Score(value, self._examples(found.get("samples") or {}, value, examples))
 
     def pooled(self, scores: Sequence[Score]) -> Score:
         """The metric on the documents of several scores, where it is their mean."""
@@ -112,11 +112,14 @@ class Harness:
             )
         return checked_value(of_task[named[0]], f"{where}: {task}")
 
-    def _examples(self, samples: Mapping[str, Sequence[Mapping[str, Any]]], value: float) -> np.ndarray | None:
-        """What each document contributed; None where that is not told, or their mean is not the value."""
+    def _examples(
+        self, samples: Mapping[str, Sequence[Mapping[str, Any]]], value: float, asked: Sequence[int] | None
+    ) -> np.ndarray | None:
+        """What each document contributed, in the order asked; None where that is not told, or their mean is not the value."""
         name, _, chosen = self._metric.partition(",")
         documents = [d for d in samples.get(self._tasks[0], ()) if not chosen or d.get("filter", chosen) == chosen]
-        told = [d.get(name) for d in sorted(documents, key=lambda d: d["doc_id"])]
+        by_document = {d["doc_id"]: d.get(name) for d in documents}
+        told = [by_document.get(i) for i in (sorted(by_document) if asked is None else asked)]
         if len(self._tasks) > 1 or not told or not all(isinstance(number, int | float) for number in told):
             return None
         examples = np.array(told, np.float64)

@@ -68,7 +68,7 @@ class Perplexity:
                 f"{name}: stride is {self._stride}, window {window}; a stride above it leaves tokens out. Choose at most {window}."
             )
 
-    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """The perplexity of the text or of some windows; ``examples`` are the means over a window's tokens."""
         import_extra("torch", self.name, "eval")
         import torch
@@ -117,7 +117,7 @@ class Perplexity:
             raise EvaluationError(f"{self.name}: the text has {len(tokens)} tokens; expected two at least. Give more text.")
         return torch.tensor(tokens)
 
-    def _batches(self, tokens: torch.Tensor, chosen: range, stride: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def _batches(self, tokens: torch.Tensor, chosen: Sequence[int], stride: int) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Places among the windows chosen, and their tokens with the one after the last, windows of one length together."""
         import torch
 

@@ -1,4 +1,29 @@
-"""Tasks as a YAML file lists them: strict, with the line of every mistake, all mistakes together."""
+"""Tasks as a YAML file lists them: strict, with the line of every mistake, all mistakes together.
+
+Every task has a ``name`` and a ``type``, and may have a ``weight`` in the mean (default 1). Paths are relative to the file.
+
+    tasks:
+      - name: reuters
+        type: classification
+        data: r8.valid.jsonl     # or .csv with a header, or .npz with arrays images (n, channels, height, width) and labels
+        text: text               # field or column of the text, and of the label; `label: null` for examples without labels
+        label: label
+        head: names              # frozen head of label-name embeddings; by default own: the checkpoint's classifier
+        labels: {earn: company earnings, acq: company acquisition}   # class to its words, in order; or a list; own head: by default id2label
+        encoder: base            # with head: names, the model that embeds the names: the base of the merges
+        pooling: mean            # or cls, the first token
+        logit_scale: 20
+        max_length: 128
+        batch_size: 32
+        limit: 500               # the first examples; all by default
+        precision: float32       # or bfloat16
+      - {name: wiki, type: perplexity, data: wiki.txt, window: 512, stride: 512, limit: 64, batch_size: 4, precision: float32}
+      - {name: mine, type: call, function: "scoring:accuracy", kind: encoder, metric: accuracy, goal: max}
+      - {name: arc, type: lm_eval, tasks: [arc_easy], metric: "acc,none", include_path: ., num_fewshot: 0, limit: 200, batch_size: 8}
+
+See :class:`alnico.tune.classification.Classification`, :class:`alnico.tune.perplexity.Perplexity`, :class:`alnico.tune.calls.Call` and
+:class:`alnico.tune.harness.Harness`.
+"""
 
 from __future__ import annotations
 
