@@ -65,7 +65,7 @@ class Harness:
         if examples is not None:
             if not self.size:
                 raise EvaluationError(f"{self.name}: cannot be taken in part; expected one task and a limit. Give both.")
-            part = {"samples": {self._tasks[0]: list(examples)}}
+            part = {"samples": {self._tasks[0]: sorted(examples)}}  # of another order the harness mixes up the numbers
         with _quietly():
             try:
                 model = import_extra("lm_eval.models.huggingface", self.name, "eval").HFLM(
