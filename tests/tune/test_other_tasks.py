@@ -199,11 +199,17 @@ def test_functions_that_cannot_be_called_are_told(tmp_path):
     )
 
 
-def test_a_missing_package_is_told_with_what_to_say(monkeypatch):
+def test_a_missing_package_is_told_with_what_to_say(monkeypatch, causal):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(AlnicoError) as caught:
         import_extra("lm_eval", "arc", "eval")
     assert str(caught.value) == "arc needs lm_eval, which is not installed. Say: pip install 'alnico[eval]'"
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(AlnicoError) as caught:
+        Perplexity("wiki", WORDS).evaluate(open_subject(causal))
+    assert (
+        str(caught.value) == "a transformers checkpoint needs transformers, which is not installed. Say: pip install 'alnico[eval]'"
+    )
 
 
 @pytest.mark.slow

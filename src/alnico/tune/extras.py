@@ -21,8 +21,8 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(module)
-    except ImportError:
-        package = module.partition(".")[0]
+    except ImportError as error:
+        package = (error.name or module).partition(".")[0]
         raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[{extra}]'") from None
 
 

@@ -59,6 +59,7 @@ class Harness:
     def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """The metric on all documents, or on some of the first ``limit``."""
         lm_eval = import_extra("lm_eval", self.name, "eval")
+        models = import_extra("lm_eval.models.huggingface", self.name, "eval")
         where = f"{self.name}: {subject.label}"
         module, tokenizer = subject.module("causal"), subject.tokenizer()
         part: dict[str, Any] = {"limit": self._limit}
@@ -68,7 +69,7 @@ class Harness:
             part = {"samples": {self._tasks[0]: sorted(examples)}}  # of another order the harness mixes up the numbers
         with _quietly():
             try:
-                model = import_extra("lm_eval.models.huggingface", self.name, "eval").HFLM(
+                model = models.HFLM(
                     pretrained=module, tokenizer=tokenizer, batch_size=self._asked["batch_size"], device=str(module.device)
                 )
                 found = lm_eval.simple_evaluate(
