@@ -87,3 +87,7 @@ def test_mistakes_are_told_in_one_message_with_the_errors_code(run, made, tmp_pa
     assert (code, out) == (4, "")
     assert "no such directory or file" in err
     assert run("evaluate", "--tasks", str(made.test))[0] == 2
+    file = tmp_path / "nowhere" / "scores.json"
+    code, out, err = run("evaluate", str(made.base), "--tasks", str(made.test), "--out", str(file))
+    assert (code, out) == (8, "")
+    assert err == f"alnico: {file}: cannot be written; expected a file in a folder that is there. Choose another name.\n"

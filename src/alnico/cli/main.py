@@ -367,9 +367,12 @@ def evaluate(
     """Print scores of models on tasks, with intervals; of merges, paired differences and what they kept of their parents."""
     from alnico import api
     from alnico.cli.evaluating import scorecard_text
+    from alnico.errors import OutputError
 
     if not models and not merged and base is None:
         raise typer.BadParameter("evaluate needs a model at least. Give one.")
+    if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
+        raise OutputError(f"{out}: cannot be written; expected a file in a folder that is there. Choose another name.")
     found = api.evaluate(
         models or (),
         tasks,
