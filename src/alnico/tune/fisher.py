@@ -26,8 +26,8 @@ def measure_fisher(
     """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never read.
 
     ``F = mean over examples x of sum_c p(c|x) * (d log p(c|x) / d theta)^2``: gradients of single examples are squared, and the
-    model's own probabilities weigh the classes. ``exact`` takes one backward pass a class; ``sampled`` draws one class an example, by
-    ``seed``: right in the mean, and as much faster as there are classes. Parameters that no task depends on are left out. ``watch``
+    model's own probabilities weigh the classes. ``exact`` takes a backward pass for each class but one; ``sampled`` draws one class an
+    example, by ``seed``: right in the mean, and faster by as much. Parameters that no task depends on are left out. ``watch``
     is told how many of how many examples are done. Errors: EvaluationError, ModelError.
     Source: Matena and Raffel 2022, https://arxiv.org/abs/2111.09832, section 3.2.
     """
@@ -41,21 +41,21 @@ def measure_fisher(
     chosen = [(task, place) for task in given for place in places(task, examples)]
     with with_gradients(list(parameters.values())), torch.enable_grad():
         for done, (task, place) in enumerate(chosen):
-            logarithms = torch.log_softmax(task.logits(subject, [place])[0], -1)
-            chances = logarithms.detach().exp()
+            logits = task.logits(subject, [place])[0]
+            chances = torch.softmax(logits.detach().double().cpu(), -1)
             if not bool(torch.isfinite(chances).all()):
                 raise EvaluationError(
                     f"{task.name}: {subject.label} gives scores of classes that are not finite. Look for NaN in the model: "
                     "`alnico inspect`."
                 )
-            classes = list(range(len(chances)))
-            weights = [float(chance) for chance in chances]
-            if expectation == "sampled":
-                classes = [int(torch.multinomial(chances.cpu().double(), 1, generator=draws))]
-                weights = [1.0]
-            for c, weight in zip(classes, weights, strict=True):
+            ways = _ways(chances) if expectation == "exact" else [_drawn(chances, draws)]
+            for left, (weight, way) in zip(range(len(ways) - 1, -1, -1), ways, strict=True):
                 gradients = torch.autograd.grad(
-                    logarithms[c], list(parameters.values()), retain_graph=c != classes[-1], allow_unused=True
+                    logits,
+                    list(parameters.values()),
+                    way.to(logits.device, logits.dtype),
+                    retain_graph=left > 0,
+                    allow_unused=True,
                 )
                 for name, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
@@ -65,6 +65,10 @@ def measure_fisher(
                         sums[name].addcmul_(wide, wide, value=weight / len(chosen))
             if watch:
                 watch(done + 1, len(chosen))
+    if not sums:
+        raise EvaluationError(
+            f"{subject.label}: no prediction depends on its parameters; expected some that do. Look at the tasks: {given[0].name} first."
+        )
     tensors: dict[str, Any] = {}
     entries: dict[str, dict[str, Any]] = {}
     squares = []
@@ -81,3 +85,25 @@ def measure_fisher(
         "settings": {"expectation": expectation, **({"seed": seed} if expectation == "sampled" else {})},
     }
     return Measured("fisher", tensors, entries, told, left_out)
+
+
+def _ways(chances: Any) -> list[tuple[float, Any]]:
+    """Directions v of the scores and their weights w, for which ``sum_c p_c (d log p_c)^2`` is ``sum w (v . d scores)^2``.
+
+    With J the derivative of the scores, the former is the diagonal of ``J^T (diag(p) - p p^T) J``: the eigenvectors of what is in the
+    middle are one less than the classes, as it is 0 along the ones.
+    """
+    import torch
+
+    values, vectors = torch.linalg.eigh(torch.diag(chances) - torch.outer(chances, chances))
+    least = 1e-12 * float(values.sum())
+    return [(float(value), vectors[:, i]) for i, value in enumerate(values) if float(value) > least]
+
+
+def _drawn(chances: Any, draws: Any) -> tuple[float, Any]:
+    """The derivative of the logarithm of one class's probability by the scores; the class is drawn by these probabilities."""
+    import torch
+
+    way = -chances
+    way[int(torch.multinomial(chances, 1, generator=draws))] += 1.0
+    return 1.0, way
