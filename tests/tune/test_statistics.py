@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_tasks import TASKS, Made, embedded, head_of, texts
+from made_tasks import TASKS, Made, embedded, head_of, save_tokenizer, texts
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -19,6 +19,7 @@ import alnico
 from alnico.errors import EvaluationError, MismatchError, OutputError
 from alnico.tune.fisher import measure_fisher
 from alnico.tune.gram import linears, measure_gram, measure_gram_plus
+from alnico.tune.perplexity import Perplexity
 from alnico.tune.statistics import Measured
 from alnico.tune.subject import ModuleSubject, open_subject
 from alnico.tune.task_file import read_tasks
@@ -246,6 +247,20 @@ def test_a_turned_layer_is_told_and_a_tied_one_left_out(tmp_path: Path) -> None:
         assert entry["is_transposed"]
         assert entry["rows"] == 35
         assert found.tensors[entry["stored"]].shape == (held[name].shape[0],) * 2
+
+
+def test_a_language_model_is_measured_on_a_text(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "gpt2")
+    torch.manual_seed(0)
+    sizes = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 32, "bos_token_id": 2, "eos_token_id": 3}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).eval()
+    model.save_pretrained(tmp_path / "gpt2")
+    text = " ".join(row["text"] for row in texts("pets", 20, 1))
+    found = measure_gram(open_subject(tmp_path / "gpt2"), [Perplexity("pets", text, window=10, limit=4)], examples=3)
+    assert {name.rpartition("h.0.")[2] for name in found.entries} == {
+        "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
+    }  # fmt: skip
+    assert {entry["rows"] for entry in found.entries.values()} == {30}
 
 
 # ---- RegMean++ --------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import xxhash
 
 from alnico.errors import EvaluationError
 from alnico.tune.extras import Precision, computing_in, import_extra
-from alnico.tune.tasks import Goal, Score, Subject, evaluation_failed, pool
+from alnico.tune.tasks import Goal, Kind, Score, Subject, evaluation_failed, pool
 from alnico.tune.tokens import ForEachTokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class Perplexity:
     """
 
     goal: Goal = "min"
+    kind: Kind = "causal"
 
     def __init__(
         self,

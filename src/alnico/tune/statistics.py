@@ -55,7 +55,8 @@ def kind_of(tasks: Sequence[Task], what: str) -> Kind:
     for task in tasks:
         if task.size == 0 or not (kind := getattr(task, "kind", None)):
             raise EvaluationError(
-                f"{task.name}: cannot be taken in part, or does not say its module; expected a task of examples for {what}."
+                f"{task.name}: cannot be taken in part, or does not say its module; expected a task of examples for {what}. "
+                "Take a classification, or a perplexity with a limit."
             )
         kinds.setdefault(kind, task.name)
     if len(kinds) != 1:
