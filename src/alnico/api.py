@@ -596,6 +596,8 @@ def adamerge(
 
     names = [os.fspath(base), *(os.fspath(model) for model in _listed(models))]
     for path in () if out is None else (Path(out), course_beside(out)):
+        if not path.parent.is_dir():
+            raise OutputError(f"{path}: its folder is not there; expected one to write into. Make it, or choose another.")
         if path.exists():
             raise OutputError(f"{path}: exists already; expected a new file. Choose another name, or remove it.")
     given = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks

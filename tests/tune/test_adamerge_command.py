@@ -116,6 +116,13 @@ def test_what_is_there_is_not_written_over(made: Made, tmp_path: Path, run: Run)
     )
 
 
+def test_a_folder_that_is_not_there_is_told_before_the_first_step(made: Made, tmp_path: Path, run: Run) -> None:
+    out = tmp_path / "nowhere" / "recipe.yml"
+    code, _, said = run("adamerge", *made.references, "--base", str(made.base), "--tasks", str(made.valid), "--out", str(out))
+    assert code == 8
+    assert said == f"alnico: {out}: its folder is not there; expected one to write into. Make it, or choose another.\n"
+
+
 def test_a_wrong_option_is_a_mistake_of_the_recipe(made: Made, run: Run) -> None:
     code, _, said = run("adamerge", str(made.base), "--base", str(made.base), "--tasks", str(made.valid))
     assert code == 3

@@ -541,7 +541,12 @@ def adamerge(
     models: Models,
     base: Base,
     tasks: Annotated[
-        str, typer.Option("--tasks", help="Tasks file; its inputs are learned from, its labels never read.", show_default=False)
+        str,
+        typer.Option(
+            "--tasks",
+            help="Tasks file; its inputs are learned from, its labels never read (label: null where there are none).",
+            show_default=False,
+        ),
     ],
     out: Annotated[
         str | None,
