@@ -694,18 +694,25 @@ def soup(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    report: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task] | None = None,
+    shared: bool = False,
     watch: Callable[[Step], None] | None = None,
 ) -> Soup:
     """Find which of some models to average by scoring the averages on ``tasks``: a file, a mapping that says the same, or tasks.
 
-    Options: see :func:`alnico.tune.soup.soup`. ``.recipe(folder)`` of the result is the recipe that makes the soup. ``watch`` is told
-    each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
+    Options: see :func:`alnico.tune.soup.soup`. ``.recipe(folder)`` of the result is the recipe that makes the soup. ``report`` are other
+    tasks, on which the soup is scored beside its models and the uniform soup: a :class:`Scorecard` as ``.report``. Examples that are in
+    both are refused, unless they are ``shared`` on purpose. ``watch`` is told each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
     """
+    from alnico.tune.soup import refuse_shared
+    from alnico.tune.soup import report as report_soup
     from alnico.tune.soup import soup as find_soup
     from alnico.tune.task_file import read_tasks
 
-    given = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
-    return find_soup(
+    given, others = (read_tasks(t) if isinstance(t, (str, os.PathLike, Mapping)) else t for t in (tasks, report or ()))
+    if others and not shared:
+        refuse_shared(others, given)
+    found = find_soup(
         [os.fspath(model) for model in _listed(models)],
         given,
         order=order,  # type: ignore[arg-type]
@@ -719,6 +726,9 @@ def soup(
         offline=offline,
         watch=watch,
     )
+    if not others:
+        return found
+    return report_soup(found, others, given, shared=shared, memory=memory, threads=threads, offline=offline)
 
 
 def push(

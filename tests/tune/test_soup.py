@@ -227,3 +227,27 @@ def test_the_command_prints_steps_and_writes_the_recipe(
     assert data["recipe"] == found.recipe()
     with pytest.raises(OutputError, match="exists already; expected a new file"):
         app(asked, standalone_mode=False)
+
+
+def test_the_report_scores_soup_models_and_base_on_held_out_examples(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(made.base.parent)
+    names = ["tuned-pets", "tuned-food", "tuned-sky"]
+    found = alnico.soup(names, "valid.yml", base="base", report="test.yml")
+    assert found.report is not None
+    tasks = read_tasks("test.yml")
+    expected = {n: {t.name: t.evaluate(open_subject(n)).value for t in tasks} for n in ("base", *names)}
+    scores = {m.reference: {task: e.value for task, e in m.scores.items()} for m in found.report.models}
+    assert list(scores) == ["base", *names, "soup", "uniform soup"]
+    assert {n: scores[n] for n in expected} == expected
+    assert {m.reference: m.role for m in found.report.models}["soup"] == "merged"
+    assert {d.other for d in found.report.differences} == {"base", *names}
+    assert found.data()["report"] == found.report.data()
+    with pytest.raises(EvaluationError) as caught:
+        alnico.soup(names, "valid.yml", report="valid.yml")
+    assert str(caught.value) == (
+        f"pets: {len(tasks[0].digests())} of its examples are also in pets, by which the models were chosen; expected others, or the "
+        "score is too good. Give data that was held out, or say that sharing is meant."
+    )
+    same = alnico.soup(names, "valid.yml", report="valid.yml", shared=True)
+    assert same.report is not None
+    assert next(m.mean.value for m in same.report.models if m.reference == "soup" and m.mean) == pytest.approx(same.score)

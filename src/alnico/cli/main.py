@@ -498,6 +498,11 @@ def soup(
     base: Annotated[
         str | None, typer.Option("--base", help="Model whose config and tokenizer the soup has.", show_default=False)
     ] = None,
+    report: Annotated[
+        str | None,
+        typer.Option("--report", help="YAML file of other tasks, to score the soup by.", metavar="FILE", show_default=False),
+    ] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="The report may have examples that chose the soup.")] = False,
     out: Annotated[str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")] = None,
     threads: Threads = None,
     memory: Memory = "2GiB",
@@ -508,6 +513,7 @@ def soup(
     """Find which models to average by scoring the averages, and print the recipe. Needs alnico[eval]."""
     from alnico import api
     from alnico.cli import soups
+    from alnico.cli.evaluating import scorecard_text
     from alnico.errors import OutputError
 
     if out is not None and Path(out).exists():
@@ -524,6 +530,8 @@ def soup(
         threads=threads,
         memory=_size(memory, "--memory"),
         offline=offline,
+        report=report,
+        shared=shared,
         watch=None if as_json else lambda step: _say(soups.step_text(step), quiet),
     )
     recipe = found.recipe(Path(out).parent if out else ".")
@@ -533,6 +541,8 @@ def soup(
         _print(json.dumps({**found.data(), "recipe": recipe}, indent=1))
         return
     _say(soups.soup_text(found), quiet)
+    if found.report is not None:
+        _say(f"\n{report}:\n{scorecard_text(found.report, 0)}", quiet)
     _print(out if out is not None else recipe.rstrip())
 
 

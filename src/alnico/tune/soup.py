@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -16,12 +18,15 @@ from alnico.plan.build import reference_from
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
 from alnico.tune.candidates import Candidates
-from alnico.tune.tasks import Goal, Task
+from alnico.tune.scorecard import Scorecard, evaluate
+from alnico.tune.tasks import Goal, Score, Task
 
 Order = Literal["sorted", "all", "uniform"]
 """How the models of a soup are chosen."""
 
 MEAN = "mean"
+SOUP, UNIFORM = "soup", "uniform soup"
+"""What they are called in a report."""
 
 MOST_IN_ALL = 16
 """Times as many portions as models, at which a soup with replacement ends."""
@@ -63,6 +68,8 @@ class Soup:
     goal: Goal
     steps: tuple[Step, ...]
     base: str | None = None
+    report: Scorecard | None = None
+    """The soup, the uniform soup, every model and the base on tasks that chose nothing."""
 
     @property
     def best(self) -> str:
@@ -94,6 +101,7 @@ class Soup:
             "uniform": self.uniform,
             "alone": dict(self.alone),
             "steps": [step.data() for step in self.steps],
+            **({"report": self.report.data()} if self.report is not None else {}),
         }
 
 
@@ -156,6 +164,46 @@ def soup(
         scores = dict(zip(references, alone, strict=True))
         uniform = score([1] * len(references))
         return Soup(counts, score(portions), scores, uniform, order, objective, seeks.goal, tuple(steps), base)
+
+
+def report(
+    found: Soup,
+    tasks: Sequence[Task],
+    chosen_by: Sequence[Task],
+    *,
+    shared: bool = False,
+    folder: str | os.PathLike[str] = ".",
+    offline: bool = False,
+    threads: int | None = None,
+    memory: int | str = DEFAULT_BUDGET_BYTES,
+    watch: Callable[[str, str, Score], None] | None = None,
+) -> Soup:
+    """Score a soup, the uniform soup, every model and the base on ``tasks``; return the soup with that as its ``report``.
+
+    Errors: EvaluationError for examples that are also in the tasks that the soup was ``chosen_by``, unless ``shared`` says that this
+    is meant; and those of scoring.
+    """
+    if not shared:
+        refuse_shared(tasks, chosen_by)
+    references = list(found.alone)
+    merges = {SOUP: found.counts, UNIFORM: dict.fromkeys(references, 1)}
+    every = [*([found.base] if found.base is not None and found.base not in references else []), *references]
+    with Candidates(every, folder=folder, offline=offline, threads=threads, memory=memory) as made:
+        each = (made.make(load_recipe(_recipe({r: 1}, None)), label=r) for r in every)
+        merged = (made.make(load_recipe(_recipe(counts, found.base)), label=label) for label, counts in merges.items())
+        card = evaluate(itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=watch)
+    return dataclasses.replace(found, report=card)
+
+
+def refuse_shared(tasks: Sequence[Task], chosen_by: Sequence[Task]) -> None:
+    """Refuse to report on what was chosen by. Errors: EvaluationError naming the tasks that share examples."""
+    for task in tasks:
+        for other in chosen_by:
+            if count := len(task.digests() & other.digests()):
+                raise EvaluationError(
+                    f"{task.name}: {count} of its examples are also in {other.name}, by which the models were chosen; expected others, or the "
+                    "score is too good. Give data that was held out, or say that sharing is meant."
+                )
 
 
 class _Cooking:
