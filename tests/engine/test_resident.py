@@ -10,6 +10,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint.model import open_model
+from alnico.checkpoint.resident import Room
 from alnico.engine import measure
 from alnico.engine.resident import Resident
 from alnico.errors import MismatchError, NonFiniteError
@@ -121,15 +122,36 @@ def test_facts_are_measured_once_a_model(models: tuple[Path, list[Path]], monkey
         resident.merge(resident.plan(load_recipe(recipe)))
         return sum(counted)
 
+    tensors = len(llama_shapes(**SHAPE))
     with Resident(open_model, threads=1) as resident:
-        tensors = len(llama_shapes(**SHAPE))
         assert searched(resident, (0.2, 0.5, 0.8)) == 3 * tensors
         assert searched(resident, (0.2, 0.5, 0.8), parameters={"lambda": 0.5}) == 0
-        assert searched(resident, (0.2, 0.6, 0.8)) == tensors
         assert searched(resident, (0.2, 0.5), tuned[:2]) == 0
         assert searched(resident, (0.2, 0.8), [tuned[0], tuned[2]]) == 0
-        assert searched(resident, (0.8, 0.2), [tuned[0], tuned[2]]) == 2 * tensors
         assert searched(resident, (0.2, 0.5, 0.8), dtype="float64") == 3 * tensors
+    with Resident(open_model, threads=1) as resident:
+        assert searched(resident, (0.2, 0.5), tuned[:2]) == 2 * tensors
+        assert searched(resident, (0.2, 0.5), tuned[::2]) == tensors
+        for density in (0.6, 0.4, 0.9):
+            assert searched(resident, (0.2, density), tuned[:2]) == 0
+    monkeypatch.setattr(Room, "take", lambda *_: False)
+    with Resident(open_model, threads=1) as resident:
+        asked = [searched(resident, (0.2, density), tuned[:2]) for density in (0.5, 0.6, 0.7, 0.8)]
+        assert asked == [2 * tensors, 0, tensors, tensors]
+
+
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_thresholds_of_large_tensors_are_those_of_files(dtype: str, tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    base = random.standard_normal((300, 257)).astype(np.float32)
+    values = [base + 0.1 * random.standard_normal(base.shape).astype(np.float32) for _ in range(3)]
+    origin, *models = (save_model(tmp_path / f"m{i}", {"w": (dtype, v)}) for i, v in enumerate([base, *values]))
+    with Resident(open_model, threads=2) as resident:
+        for i, (a, b, chosen) in enumerate([(0.2, 0.5, (0, 1)), (0.2, 0.5, (0, 2)), (0.3, 0.9, (0, 1)), (0.7, 1e-9, (2, 1))]):
+            entries = [{"model": str(models[m]), "parameters": {"density": d}} for m, d in zip(chosen, (a, b), strict=True)]
+            for method in ("ties", "breadcrumbs"):
+                recipe = {"merge_method": method, "base_model": str(origin), "models": entries, "dtype": "float32"}
+                assert in_memory(resident, recipe) == on_disk(recipe, tmp_path / f"{method}-{i}")
 
 
 def test_models_of_two_origins_are_refused_when_they_first_meet(tmp_path: Path) -> None:

@@ -470,6 +470,13 @@ def kernels(job: Job) -> set[Kernel]:
     return {_kernel(f, job) for f in facts} | {_kernel(f, job, "values") for f in sampled}
 
 
+def values_kernel(fact: KthLargest, job: Job) -> MeasureKernel:
+    """Describe the kernel that gives the values that a fact compares."""
+    kernel = _kernel(fact, job, "values")
+    assert isinstance(kernel, MeasureKernel)
+    return kernel
+
+
 def _segment(job: Job, element: Any) -> Any:
     """The number of the part of a leaf in one row that an element lies in; -1 for none."""
     return element // job.row + element // LEAF if np.all(element >= 0) else -1

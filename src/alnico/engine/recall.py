@@ -10,15 +10,17 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from alnico.checkpoint.model import Source
+from alnico.checkpoint.resident import Room, held_bytes
 from alnico.engine.arguments import Known
 from alnico.engine.measure import OverModel
+from alnico.engine.ordered import MOST_ELEMENTS, Ordered, order
 from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Sum
 from alnico.plan.job import Input, Job
 
@@ -32,8 +34,10 @@ MOST_BYTES = 16 << 20
 class Store:
     """What was measured, by key. Safe for threads."""
 
-    def __init__(self, most: int = MOST_FACTS) -> None:
+    def __init__(self, room: Room, most: int = MOST_FACTS) -> None:
+        self._room = room
         self._most = most
+        self._ordered: dict[Hashable, Ordered | Literal["asked"] | None] = {}
         self._facts: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -50,6 +54,21 @@ class Store:
             self._facts[key] = value
             if len(self._facts) > self._most:
                 self._facts.popitem(last=False)
+
+    def ordered(self, key: Hashable, make: Callable[[], Ordered | None]) -> Ordered | None:
+        """The values of a tensor in order, made when they are asked for again, and kept if there is room."""
+        with self._lock:
+            if key not in self._ordered:
+                self._ordered[key] = "asked"  # who asks once may never ask again, and sorting takes longer than searching
+                return None
+            known = self._ordered[key]
+        if known != "asked":
+            return known
+        found = make()
+        is_kept = found is not None and self._room.take(found.byte_size)
+        with self._lock:
+            self._ordered[key] = found if is_kept else None
+        return found
 
 
 @dataclass(frozen=True)
@@ -77,12 +96,33 @@ class Recall:
                     whole[fact] = value
                 continue
             models = range(len(known.job.inputs))
-            found = {i: v for i in models if (v := self._store.get(self._key_of_one(fact, i, known))) is not None}
+            found = {i: v for i in models if (v := self._of_one(fact, i, known)) is not None}
             if len(found) == len(models):
                 whole[fact] = tuple(found.values())
             elif isinstance(fact, KthLargest) and found:
                 given[fact] = found
         return Recalled(whole, given)
+
+    def _of_one(self, fact: Measured, model: int, known: Known) -> Any:
+        """What is known of a fact of one model, from an earlier answer or from its values in order."""
+        value = self._store.get(self._key_of_one(fact, model, known))
+        job = known.job
+        if value is not None or not isinstance(fact, KthLargest) or fact.share[model] >= 1 or not 0 < job.elements <= MOST_ELEMENTS:
+            return value
+        values = self._store.ordered(
+            ("ordered", fact.of, self._about(job.inputs[model : model + 1]), self._base(job), known.real),
+            lambda: self._order(fact, model, known),
+        )
+        return values.largest(fact.place(model, job.elements)) if values is not None else None
+
+    def _order(self, fact: KthLargest, model: int, known: Known) -> Ordered | None:
+        """Put the values of a tensor in order, if all that is read for it lies in memory."""
+        held = [held_bytes(self._sources[tensor.model], tensor.name) for tensor in known.job.read]
+        raws = [raw for raw in held if raw is not None]
+        if len(raws) < len(held):
+            return None
+        inputs = len(known.job.inputs)
+        return order(fact, model, known, raws[:inputs], raws[inputs] if known.job.base is not None else None)
 
     def keep(self, found: Mapping[Measured, Any], known: Known) -> None:
         """Keep what was measured of one tensor."""

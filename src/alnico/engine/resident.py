@@ -46,7 +46,7 @@ class Resident:
         self._room = Room(memory_bytes)
         self._models: dict[str, ResidentModel] = {}
         self._judged: set[frozenset[Source]] = set()
-        self._store = Store()
+        self._store = Store(self._room)
         self._copied: dict[str, tuple[object, ...]] = {}
         self.layout: Layout = ()
         self.arrays: dict[str, np.ndarray] = {}
@@ -115,7 +115,8 @@ class Resident:
             model.release()
         self._models.clear()
         self._judged.clear()
-        self._store = Store()
+        self._room = Room(self._memory_bytes)
+        self._store = Store(self._room)
 
     def __enter__(self) -> Resident:
         return self
