@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from alnico.tune.scorecard import Scorecard
     from alnico.tune.search_result import SearchResult
     from alnico.tune.soup import Soup
+    from alnico.values.scales import ScaleSearch, search_scales
     from alnico.values.task_vector import LazyModel, TaskVector
 
 _PLACES = {
@@ -85,6 +86,8 @@ _PLACES = {
     "Soup": "alnico.tune.soup",
     "Recipe": "alnico.recipe.schema",
     "Plan": "alnico.plan.job",
+    "ScaleSearch": "alnico.values.scales",
+    "search_scales": "alnico.values.scales",
     "LazyModel": "alnico.values.task_vector",
     "TaskVector": "alnico.values.task_vector",
     "Result": "alnico.engine.run",
@@ -105,10 +108,10 @@ _PLACES = {
 
 __all__ = [
     "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Result",
-    "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
+    "ScaleSearch", "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
     "errors", "evaluate", "fisher_statistics", "gram_statistics", "load_recipe", "merge", "merge_all", "merge_models",
     "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "search",
-    "soup", "suggest", "weights",
+    "search_scales", "soup", "suggest", "weights",
 ]  # fmt: skip
 
 

@@ -97,14 +97,19 @@ def merged(
         if opened.gives_torch:
             import_torch("a dict of torch tensors")
         plan = opened.plan(recipe, threads=threads, memory_bytes=memory_bytes)
-        view = torch_of if opened.gives_torch else numpy_of
         for job in plan.jobs:
             if not opened.gives_torch:
                 numpy_of(np.empty(0, np.uint8), job.dtype, (0,))  # a dtype without an array is refused before the work
-        arrays = run_in_memory(plan)
-        found = {job.name: view(arrays[job.name], job.dtype, job.shape) for job in plan.jobs}
+        return named(opened, plan, run_in_memory(plan))
     finally:
         opened.close()
+
+
+def named(opened: Opened, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """View the bytes of a plan's tensors as torch tensors, or as numpy arrays: under all names that the models have for them, in
+    their order."""
+    view = torch_of if opened.gives_torch else numpy_of
+    found = {job.name: view(arrays[job.name], job.dtype, job.shape) for job in plan.jobs}
     given = [name for name in opened.names if opened.tied.get(name, name) in found]
     order = dict.fromkeys([*given, *found] if set(found) <= set(given) else [*found, *given])
     return {name: found[opened.tied.get(name, name)] for name in order}
