@@ -69,7 +69,7 @@ def search_scales(
 
     >>> import numpy as np
     >>> base, one, other = ({"w": np.array(v, np.float32)} for v in ([0, 0], [1, 0], [0, 1]))
-    >>> found = search_scales(base, [one, other], lambda made: -abs(made["w"] - [0.5, 0.5]).sum())
+    >>> found = search_scales(base, [one, other], lambda made: abs(made["w"] - [0.5, 0.5]).sum(), minimize=True)
     >>> found.scales, found.score
     ((0.5, 0.5), 0.0)
     """
