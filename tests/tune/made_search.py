@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from alnico.recipe.schema import Recipe
+from alnico.tune.identity import Identity, tasks_data
 from alnico.tune.objective import objectives_of
 from alnico.tune.samplers import Trial
 from alnico.tune.search_settings import SearchSettings, read_search
 from alnico.tune.space import Space
-from alnico.tune.study import Identity, Study, tasks_data
+from alnico.tune.study import Study
 from alnico.tune.tasks import Goal, Score
 from alnico.tune.trials import run_trials
 from alnico.tune.workers import Here, Order

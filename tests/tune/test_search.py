@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import yaml
 from made_tasks import Made
+from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 import alnico
@@ -163,6 +165,20 @@ def test_a_model_that_is_not_there_ends_the_search_at_once(made: Made) -> None:
     asked["models"][0]["model"] = "not/there/at/all"
     with pytest.raises(ModelError, match="not/there/at/all"):
         alnico.search(asked)
+
+
+def test_a_study_of_models_that_were_trained_anew_is_refused(made: Made, tmp_path: Path) -> None:
+    asked = recipe(made, trials=1)
+    own = tmp_path / "mine"
+    shutil.copytree(made.references[0], own)
+    asked["models"][0]["model"] = str(own)
+    alnico.search(asked, out=tmp_path / "out")
+    os.utime(own / "model.safetensors")
+    alnico.search(asked, out=tmp_path / "out")
+    weights = load_file(own / "model.safetensors")
+    save_file({name: 1.001 * tensor for name, tensor in weights.items()}, own / "model.safetensors")
+    with pytest.raises(OutputError, match="is of other models, whatever their names"):
+        alnico.search(asked, out=tmp_path / "out")
 
 
 def test_the_command_prints_the_recipe_and_the_report(made: Made, tmp_path: Path) -> None:

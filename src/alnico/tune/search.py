@@ -12,6 +12,7 @@ from typing import Any
 from alnico.errors import EvaluationError, RecipeError
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.tune.candidates import Candidates
+from alnico.tune.identity import Identity, models_data, tasks_data
 from alnico.tune.objective import Objective, best_of, objectives_of
 from alnico.tune.samplers import check_sampler
 from alnico.tune.search_files import STUDY, search_folder, write_search
@@ -20,7 +21,7 @@ from alnico.tune.search_report import report as report_on
 from alnico.tune.search_result import SearchResult
 from alnico.tune.search_settings import SAME, SearchSettings, read_search
 from alnico.tune.space import Space
-from alnico.tune.study import Identity, Study, tasks_data
+from alnico.tune.study import Study
 from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Task
 from alnico.tune.trials import Watch, run_trials
@@ -68,6 +69,8 @@ def search(
     space, settings = read_search(source)
     if trials is not None:
         settings = replace(settings, trials=trials)
+    if report == SAME:
+        settings = replace(settings, report=SAME, held_out=None)
     folder = None if out is None else search_folder(out)
     if folder is not None and settings.storage is None:
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
@@ -79,12 +82,14 @@ def search(
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
     order = Order(space, given, shares, settings.held_out, making)
     asked = report if report is not None else settings.report
-    return _found(order, settings, asked, folder, workers, engine, threads, watch)
+    models = models_data(space.references, space.folder, offline=offline)
+    return _found(order, settings, models, asked, folder, workers, engine, threads, watch)
 
 
 def _found(
     order: Order,
     settings: SearchSettings,
+    models: Any,
     report: Tasks | None,
     folder: Path | None,
     workers: int,
@@ -98,7 +103,7 @@ def _found(
     space = order.space
     kept = _kept(report, opened, space, settings)
     check_sampler(settings.sampler, space.dimensions, goals)
-    identity = Identity(space.data(), settings.data(), tasks_data(opened))
+    identity = Identity(space.data(), settings.data(), tasks_data(opened), models)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
         own = order if workers > 1 or engine == "ray" else replace(order, tasks=opened)
         with hired(own, workers, engine, threads) as staff:

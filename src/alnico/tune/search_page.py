@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -11,6 +12,7 @@ from alnico.tune.objective import is_better
 from alnico.tune.samplers import Trial
 from alnico.tune.scorecard_page import scorecard_sections
 from alnico.tune.search_result import SearchResult
+from alnico.tune.search_settings import SAME
 
 MOST_ROWS = 1_000
 """Trials in the table of the page: the best. All are in trials.csv."""
@@ -21,7 +23,9 @@ def search_page(found: SearchResult) -> str:
     complete = [t for t in found.trials if t.state == "complete"]
     sections = [_best(found)]
     if found.report is not None:
-        sections += scorecard_sections(found.report)
+        first, *others = scorecard_sections(found.report)
+        of = "searched on" if found.settings.report == SAME else "held out: no trial was scored on them"
+        sections += [replace(first, words=[f"On the examples {of}.", *first.words]), *others]
     if complete:
         sections.append(_history(found, complete))
     if len(found.objectives) > 1 and complete:
@@ -67,7 +71,7 @@ def _values(found: SearchResult, trial: Trial) -> str:
 def _history(found: SearchResult, complete: Sequence[Trial]) -> Section:
     views = {str(i): _course(found, complete, i) for i in range(len(found.objectives))}
     label = "Points: the value of each trial, and the best so far as a line"
-    figure = Figure("history", label, views if len(views) > 1 else {"": views["0"]}, _choices(found))
+    figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(found))
     return Section("history", "History", ["Each point is a trial; the line is the best so far."], drawn(figure), [figure])
 
 
@@ -87,7 +91,7 @@ def _course(found: SearchResult, complete: Sequence[Trial], index: int) -> dict[
         _points("complete", 0, numbers, [t.values[index] for t in complete], [_told(found, t) for t in complete]),
         {
             "type": "scatter", "mode": "lines", "name": "best so far", "x": numbers, "y": line, "hoverinfo": "skip",
-            "line": {"color": series(1)[0], "width": 2, "shape": "hv"},
+            "line": {"color": series(1)[0], "width": 2, "shape": "hv"}, "marker": {"color": series(1)[0]},
         },
     ]  # fmt: skip
     pruned = [t for t in found.trials if t.state == "pruned" and t.rungs]
@@ -95,7 +99,9 @@ def _course(found: SearchResult, complete: Sequence[Trial], index: int) -> dict[
         traces.append(
             _points("given up", 6, [t.number for t in pruned], [t.rungs[-1] for t in pruned], [_told(found, t) for t in pruned])
         )
-    return {"data": traces, "layout": _axes("trial", objective.name, 380)}
+    rows = [[f"trial {t.number}", t.values[index], so_far] for t, so_far in zip(complete, line, strict=True)]
+    shown = {"columns": ["", objective.name, "best so far"], "rows": rows}
+    return {"data": traces, "layout": _axes("trial", objective.name, 380), "table": shown}
 
 
 def _points(label: str, index: int, x: Sequence[Any], y: Sequence[float], hover: Sequence[str]) -> dict[str, Any]:
@@ -133,7 +139,7 @@ def _front(found: SearchResult, complete: Sequence[Trial]) -> Section:
     names = [f"{found.objectives[a].name} and {found.objectives[b].name}" for a, b in pairs]
     choices = [("Objectives", names)] if len(pairs) > 1 else []
     figure = Figure(
-        "front",
+        "front-drawing",
         "Points: two objectives of each trial, the Pareto front marked",
         views if len(pairs) > 1 else {"": views["0"]},
         choices,
@@ -171,7 +177,9 @@ def _importance(found: SearchResult) -> Section:
         "xaxis": {"title": {"text": "share of the variation explained", "standoff": 8}, "rangemode": "tozero", "nticks": 6},
         "yaxis": {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "showgrid": False},
     }
-    figure = Figure("importance", "Bars: how much of the objective each value explains", {"": {"data": [data], "layout": layout}})
+    figure = Figure(
+        "importance-drawing", "Bars: how much of the objective each value explains", {"": {"data": [data], "layout": layout}}
+    )
     words = [
         f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."
     ]
@@ -186,7 +194,9 @@ def _slices(found: SearchResult, complete: Sequence[Trial]) -> Section:
         for i, name in enumerate(order)
         for j in range(len(found.objectives))
     }
-    figure = Figure("slices", "Points: the objective of each trial over one value", views, [("Value", order), *_choices(found)])
+    figure = Figure(
+        "slices-drawing", "Points: the objective of each trial over one value", views, [("Value", order), *_choices(found)]
+    )
     return Section("slices", "Slices", ["Each trial's objective over one of the values searched."], drawn(figure), [figure])
 
 

@@ -7,21 +7,19 @@ run: a recipe is made again from the parameters.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import math
 import os
 import socket
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from alnico.errors import AlnicoError, OutputError, RunError
+from alnico.tune.identity import Identity
 from alnico.tune.samplers import State, Trial, directions, distributions, import_optuna, silent
 from alnico.tune.space import Dimension, Values
-from alnico.tune.tasks import Goal, Task
+from alnico.tune.tasks import Goal
 
 FINGERPRINT = "alnico"
 """The attribute of a study that says what it searches."""
@@ -29,29 +27,15 @@ FINGERPRINT = "alnico"
 SCORES, REASON, RECIPE, WORKER = "scores", "reason", "recipe", "worker"
 """The attributes of a trial."""
 
+HOW_ANOTHER = {
+    "space": "searches another recipe",
+    "search": "has another sampler, seed, objective or halving",
+    "tasks": "is scored on other tasks",
+    "models": "is of other models, whatever their names",
+}
+
 SQLITE_SECONDS = 60
 """How long a process waits for others that write."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What a study is of: trials of one cannot stand beside those of another."""
-
-    space: Any
-    search: Any
-    tasks: Any
-
-    def data(self) -> dict[str, str]:
-        return {name: _digest(value) for name, value in vars(self).items()}
-
-
-def tasks_data(tasks: Sequence[Task]) -> list[Any]:
-    """What tasks score, as plain data."""
-    return [[t.name, t.goal, t.size, t.weight, sorted(t.digests())] for t in tasks]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
 class Study:
@@ -104,10 +88,9 @@ class Study:
             return
         if not isinstance(known, dict):
             raise self._of_another("was not made by alnico")
-        said = {"space": "searches another recipe", "search": "has another sampler, seed, objective or halving"}
         for part, digest in identity.items():
             if known.get(part) != digest:
-                raise self._of_another(said.get(part, "is scored on other tasks"))
+                raise self._of_another(HOW_ANOTHER[part])
 
     def _of_another(self, how: str) -> OutputError:
         return OutputError(
