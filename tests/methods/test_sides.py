@@ -11,6 +11,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint.model import open_model
+from alnico.engine.finished import local_paths
 from alnico.engine.resident import Resident
 from alnico.engine.run import run_plan
 from alnico.errors import MismatchError, ModelError, NonFiniteError, RecipeError, ResourceError
@@ -234,12 +235,28 @@ def test_whole_matrices_are_made_with_one_blas_thread(tmp_path: Path, monkeypatc
     assert set(seen) == {1}
 
 
-def test_merges_over_open_models_follow_the_options_of_a_whole_matrix(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "kind", "option", "values"), [("regmean", "gram", "alpha", (0.9, 0.2)), ("fisher", "fisher", "floor", (0.0, 0.5))]
+)
+def test_merges_over_open_models_follow_the_options_of_methods_with_statistics(
+    name: str, kind: str, option: str, values: tuple[float, ...], tmp_path: Path
+) -> None:
     paths = two(tmp_path)
-    sides = {"gram": [str(made("gram", p, i)) for i, p in enumerate(paths)]}
+    sides = {kind: [str(made(kind, p, i)) for i, p in enumerate(paths)]}
     with Resident(lambda reference: open_model(reference)) as resident:
-        for alpha in (0.9, 0.2):
-            recipe = recipe_for("regmean", paths, None, {**sides, "alpha": alpha})
+        for value in values:
+            recipe = recipe_for(name, paths, None, {**sides, option: value})
             found = {n: v.tobytes() for n, v in resident.merge(resident.plan(alnico.load_recipe(recipe))).items()}
-            alnico.merge(recipe, tmp_path / f"out-{alpha}")
-            assert found == {n: v.tobytes() for n, v in read_model(tmp_path / f"out-{alpha}").items()}
+            alnico.merge(recipe, tmp_path / f"out-{value}")
+            assert found == {n: v.tobytes() for n, v in read_model(tmp_path / f"out-{value}").items()}
+
+
+def test_the_card_names_statistics_and_no_path_of_them(tmp_path: Path) -> None:
+    paths = two(tmp_path)
+    grams = [str(made("gram", p, i)) for i, p in enumerate(paths)]
+    alnico.merge(recipe_for("regmean", paths, None, {"gram": grams}), tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The statistics of data that it takes, m0-gram-0, m1-gram-1, were on the maker's disk, too." in card
+    assert "gram: m0-gram-0" in card
+    assert str(tmp_path) not in card
+    assert local_paths(tmp_path / "out") == [*map(str, paths), *grams]

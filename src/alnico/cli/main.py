@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | search | adamerge | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | search | adamerge | statistics | push | methods | schema | demo``."""
 
 from __future__ import annotations
 

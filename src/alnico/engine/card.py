@@ -183,6 +183,11 @@ def card_of(plan: Plan, version: str) -> str:
             f" Its models {', '.join(local.values())} were on the maker's disk: put your own copies in their place."
             if local
             else ""
+        )
+        + (
+            f" The statistics of data that it takes, {', '.join(Path(s.label).name for s in plan.statistics)}, were on the maker's disk, too."
+            if plan.statistics
+            else ""
         ),
         "",
     ]

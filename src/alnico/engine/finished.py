@@ -42,12 +42,13 @@ def check_finished(folder: Path) -> None:
 
 
 def local_paths(folder: Path) -> list[str]:
-    """The paths of this disk that a finished merge names: its inputs that are not from the hub."""
+    """The paths of this disk that a finished merge names: its models that are not from the hub, and statistics."""
     path = folder / LOCK
     inputs = read_json(path).get("inputs") if path.is_file() else None
     models = [i for i in inputs if isinstance(i, dict)] if isinstance(inputs, list) else []
     local = [i for i in models if "repository" not in i and len(i.get("repositories", ())) < 2]
-    return [str(i["model"]) for i in local if "/" in str(i.get("model"))]
+    named = [str(i.get("model", i.get("statistics"))) for i in local]
+    return [name for name in named if "/" in name]
 
 
 def _shown(entry: tuple[str, tuple[int, ...]] | None) -> str:
