@@ -21,12 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from merge_speed import LAYOUTS, make
-
 import alnico
 from alnico.recipe.load import load_recipe
 from alnico.tune.candidates import Candidates
 from alnico.tune.subject import load_module
+from merge_speed import LAYOUTS, make
 
 Recipe = dict[str, Any]
 NAMES = ("a", "b", "c")
