@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,10 @@ class Bench:
         """Return how recipes name a task's specialist."""
         return f"specialists/{task}"
 
+    def statistics(self, kind: str, task: str) -> Path:
+        """Return the folder of what was measured of a task's specialist."""
+        return self.work / "statistics" / f"{kind}-{self.fingerprint[:8]}" / task
+
     def tasks_of(self, part: str) -> Path:
         """Return the tasks file of ``validation``, ``test``, ``unlabelled`` (validation, all rows, without labels) or ``training``."""
         return self.work / "tasks" / f"{part}.yml"
@@ -163,7 +167,7 @@ class Bench:
     def _made(self, recipe: Recipe, written: str) -> Any:
         assert self._candidates is not None, "prepare() comes first"
         if not isinstance(recipe, Sequence):
-            return self._candidates.make(alnico.load_recipe(recipe))
+            return self._candidates.make(replace(alnico.load_recipe(recipe), folder=str(self.work)))
         path = self.work / "stages" / hashlib.sha256(written.encode()).hexdigest()[:24]
         alnico.merge_all(written, path, overwrite=True)
         return self._candidates.make(alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]}))

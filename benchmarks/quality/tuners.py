@@ -70,3 +70,45 @@ def learned(per: Per, steps: int, plus: bool = False, **options: Any) -> Callabl
         return Chosen(yaml.safe_load(found.recipe), f"{steps} steps", 0, time.perf_counter() - began)
 
     return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}", choose)
+
+
+def measured(kind: str) -> Callable[[Bench], None]:
+    """Measure each specialist on 256 of the texts it was trained on: ``fisher``, ``gram``, or ``gram-plus`` for RegMean++."""
+
+    def measure(bench: Bench) -> None:
+        from alnico.tune.fisher import measure_fisher
+        from alnico.tune.gram import measure_gram, measure_gram_plus
+
+        missing = [name for name in bench.tasks if not bench.statistics(kind, name).exists()]
+        if not missing:
+            return
+        tasks = {task.name: task for task in bench.read_tasks("training")}
+        subjects = {name: open_subject(bench.work / bench.specialist(name)) for name in bench.tasks}
+        if kind == "gram-plus":
+            found = measure_gram_plus(list(subjects.values()), [[tasks[name]] for name in bench.tasks])
+            for name, statistics in zip(bench.tasks, found, strict=True):
+                statistics.write(bench.statistics(kind, name), subjects[name], overwrite=True)
+            return
+        for name in missing:
+            if kind == "fisher":
+                statistics = measure_fisher(subjects[name], [tasks[name]], expectation="sampled")
+            else:
+                statistics = measure_gram(subjects[name], [tasks[name]])
+            statistics.write(bench.statistics(kind, name), subjects[name])
+
+    return measure
+
+
+def by_statistics(method: str, option: str, kind: str, **settings: Any) -> Callable[[Bench], Chosen]:
+    """Merge by what was measured of the specialists, by a method that takes it under ``option``."""
+
+    def choose(bench: Bench) -> Chosen:
+        began = time.perf_counter()
+        measured(kind)(bench)
+        recipe = bench.sum(method, base=False, **settings)
+        for name, model in zip(bench.tasks, recipe["models"], strict=True):
+            model["parameters"] = {option: str(bench.statistics(kind, name).relative_to(bench.work))}
+        words = ", ".join(f"{name} {value}" for name, value in settings.items())
+        return Chosen(recipe, words, 0, time.perf_counter() - began)
+
+    return lambda bench: bench.kept(" ".join(map(str, (method, kind, *settings.values()))), choose)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from quality.bench import Bench, Chosen, Recipe, say
-from quality.tuners import learned, searched, souped
+from quality.tuners import by_statistics, learned, searched, souped
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ def grid(candidates: Callable[[Bench], Iterator[Chosen]]) -> Callable[[Bench], C
     """Choose the recipe that is best on the validation part; of equals, the first."""
 
     def choose(bench: Bench) -> Chosen:
-        tried = [(chosen, bench.score(chosen.recipe, "validation")) for chosen in candidates(bench)]
-        for chosen, scored in tried:
+        tried = []
+        for chosen in candidates(bench):
+            scored = bench.score(chosen.recipe, "validation")
             say(f"  {chosen.setting}: {scored.mean:.4f} on validation")
+            tried.append((chosen, scored))
         best = max(tried, key=lambda pair: pair[1].mean)[0]
         return replace(best, evaluations=len(tried), seconds=sum(scored.seconds for _, scored in tried))
 
@@ -123,7 +125,7 @@ WAYS = (
     Way("lines", grid(rising)),
     Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
     Way("karcher", fixed(lambda bench: bench.sum("karcher", base=False))),
-    Way("slerp, one after another", fixed(one_after_another)),
+    Way("slerp (one after another)", fixed(one_after_another)),
     Way("greedy soup", souped("sorted")),
     Way("dare_linear", scales("dare_linear", (0.4, 0.5, 0.6, 0.7), density=(0.2, 0.5)), is_core=False),
     Way("dare_ties", scales("dare_ties", (0.4, 0.6, 0.8, 1.0), density=(0.2, 0.5)), is_core=False),
@@ -132,14 +134,17 @@ WAYS = (
     Way("consensus", scales("consensus", (0.5, 0.6, 0.7, 0.8)), is_core=False),
     Way("pcb", scales("pcb", (0.6, 1.0, 1.5, 2.0), density=(0.1, 0.2)), is_core=False),
     Way("magmax", scales("magmax", (0.3, 0.5, 0.7, 1.0)), is_core=False),
-    Way("greedy soup, all tried", souped("all"), is_core=False),
-    Way("search of ties, tpe", searched("ties", trimmed, "tpe", 40), is_core=False),
-    Way("search of methods, tpe", searched("methods", chosen_among, "tpe", 60), is_core=False),
-    Way("search by task, tpe", searched("task", weighed, "tpe", 100), is_core=False),
-    Way("search by task, cma-es", searched("task", weighed, "cmaes", 100), is_core=False),
-    Way("search by task and depth, tpe", searched("depth", lambda b: weighed(b, 3), "tpe", 150), is_core=False),
-    Way("search by task and depth, cma-es", searched("depth", lambda b: weighed(b, 3), "cmaes", 150), is_core=False),
-    Way("adamerging, by task", learned("task", 200), is_core=False),
-    Way("adamerging, by tensor", learned("tensor", 200), is_core=False),
-    Way("adamerging++, by tensor", learned("tensor", 200, plus=True), is_core=False),
+    Way("fisher", by_statistics("fisher", "fisher", "fisher"), is_core=False),
+    Way("regmean", by_statistics("regmean", "gram", "gram", alpha=0.9), is_core=False),
+    Way("regmean++", by_statistics("regmean", "gram", "gram-plus", alpha=0.9), is_core=False),
+    Way("greedy soup (all tried)", souped("all"), is_core=False),
+    Way("search of ties (tpe)", searched("ties", trimmed, "tpe", 40), is_core=False),
+    Way("search of methods (tpe)", searched("methods", chosen_among, "tpe", 60), is_core=False),
+    Way("search by task (tpe)", searched("task", weighed, "tpe", 100), is_core=False),
+    Way("search by task (cma-es)", searched("task", weighed, "cmaes", 100), is_core=False),
+    Way("search by task and depth (tpe)", searched("depth", lambda b: weighed(b, 3), "tpe", 150), is_core=False),
+    Way("search by task and depth (cma-es)", searched("depth", lambda b: weighed(b, 3), "cmaes", 150), is_core=False),
+    Way("adamerging (by task)", learned("task", 200), is_core=False),
+    Way("adamerging (by tensor)", learned("tensor", 200), is_core=False),
+    Way("adamerging++ (by tensor)", learned("tensor", 200, plus=True), is_core=False),
 )
