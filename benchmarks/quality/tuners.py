@@ -48,11 +48,14 @@ def searched(name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: st
     return lambda bench: bench.kept(f"search-{name}-{sampler}-{trials}", choose)
 
 
-def learned(per: Per, steps: int, plus: bool = False, **options: Any) -> Callable[[Bench], Chosen]:
+def learned(
+    per: Per, steps: int, learning_rate: float, init: Callable[[Bench], float], greatest: float = 1.0, plus: bool = False
+) -> Callable[[Bench], Chosen]:
     """Learn coefficients from the inputs of the validation rows, all of them, without their labels."""
 
     def choose(bench: Bench) -> Chosen:
         began = time.perf_counter()
+        begun = init(bench)
         names = ["base", *(bench.specialist(name) for name in bench.tasks)]
         base, *models = (str(bench.work / name) for name in names)
         found = learn(
@@ -63,17 +66,19 @@ def learned(per: Per, steps: int, plus: bool = False, **options: Any) -> Callabl
             per=per,
             plus=plus,
             steps=steps,
+            learning_rate=learning_rate,
+            init=begun,
+            clamp=(0.0, greatest),
             written_from=names,
             watch=lambda step: say(f"  step {step.number}: {step.loss:.3f} nats") if step.number % 25 == 0 else None,
-            **options,
         )
-        return Chosen(yaml.safe_load(found.recipe), f"{steps} steps", 0, time.perf_counter() - began)
+        return Chosen(yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.perf_counter() - began)
 
-    return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}", choose)
+    return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}-{learning_rate}-{init(bench)}", choose)
 
 
 def measured(kind: str) -> Callable[[Bench], None]:
-    """Measure each specialist on 256 of the texts it was trained on: ``fisher``, ``gram``, or ``gram-plus`` for RegMean++."""
+    """Measure each specialist on texts it was trained on: ``fisher`` on 128, ``gram``, or ``gram-plus`` for RegMean++, on 256."""
 
     def measure(bench: Bench) -> None:
         from alnico.tune.fisher import measure_fisher
@@ -91,7 +96,7 @@ def measured(kind: str) -> Callable[[Bench], None]:
             return
         for name in missing:
             if kind == "fisher":
-                statistics = measure_fisher(subjects[name], [tasks[name]], expectation="sampled")
+                statistics = measure_fisher(subjects[name], [tasks[name]], examples=128, expectation="sampled")
             else:
                 statistics = measure_gram(subjects[name], [tasks[name]])
             statistics.write(bench.statistics(kind, name), subjects[name])

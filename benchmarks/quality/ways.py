@@ -59,14 +59,11 @@ def alone(name: str) -> Recipe:
 
 
 def rising(bench: Bench) -> Iterator[Chosen]:
-    """LiNeS: scales that rise linearly over the depth, from ``first`` in the first layer to ``first + rise`` in the last.
-
-    Wang et al. 2024, arXiv 2410.17146.
-    """
-    for first in (0.2, 0.3, 0.4, 0.5):
-        for rise in (0.2, 0.4, 0.6):
-            weights = [[first, round(first + rise, 2)]] * len(bench.tasks)
-            yield Chosen(bench.sum("task_arithmetic", weights), f"from {first} to {first + rise:.1f}")
+    """LiNeS: task arithmetic whose scale rises over the depth, from ``alpha`` in the first layer to ``alpha + beta`` in the last."""
+    for alpha in (0.2, 0.3, 0.4, 0.5):
+        for beta in (0.2, 0.4, 0.6):
+            recipe = {**bench.sum("task_arithmetic"), "lines": {"alpha": alpha, "beta": beta}}
+            yield Chosen(recipe, f"alpha {alpha}, beta {beta}")
 
 
 def one_after_another(bench: Bench) -> Recipe:
@@ -92,6 +89,11 @@ TENTHS = tuple(i / 10 for i in range(1, 13))
 scaled = scales("task_arithmetic", TENTHS)
 
 
+def best_scale(bench: Bench) -> float:
+    """The scale that was chosen for task arithmetic."""
+    return float(scaled(bench).recipe["parameters"]["lambda"])
+
+
 def weighed(bench: Bench, layers: int | None = None) -> Recipe:
     """A weight of each task searched, or of each task at several depths, around task arithmetic.
 
@@ -99,9 +101,8 @@ def weighed(bench: Bench, layers: int | None = None) -> Recipe:
     default settings, which a search tries first, are task arithmetic, and at the ends a task has none or two and a half times as much.
     """
     count = len(bench.tasks)
-    scale = scaled(bench).recipe["parameters"]["lambda"]
     searched: dict[str, Any] = {"search": [0.0, 2.5 / count], **({"layers": layers} if layers else {})}
-    return bench.sum("task_arithmetic", [searched] * count, scale=round(count * scale, 3))
+    return bench.sum("task_arithmetic", [searched] * count, scale=round(count * best_scale(bench), 3))
 
 
 def trimmed(bench: Bench) -> Recipe:
@@ -139,12 +140,12 @@ WAYS = (
     Way("regmean++", by_statistics("regmean", "gram", "gram-plus", alpha=0.9), is_core=False),
     Way("greedy soup (all tried)", souped("all"), is_core=False),
     Way("search of ties (tpe)", searched("ties", trimmed, "tpe", 40), is_core=False),
-    Way("search of methods (tpe)", searched("methods", chosen_among, "tpe", 60), is_core=False),
+    Way("search of methods (tpe)", searched("methods", chosen_among, "tpe", 40), is_core=False),
     Way("search by task (tpe)", searched("task", weighed, "tpe", 100), is_core=False),
     Way("search by task (cma-es)", searched("task", weighed, "cmaes", 100), is_core=False),
     Way("search by task and depth (tpe)", searched("depth", lambda b: weighed(b, 3), "tpe", 150), is_core=False),
     Way("search by task and depth (cma-es)", searched("depth", lambda b: weighed(b, 3), "cmaes", 150), is_core=False),
-    Way("adamerging (by task)", learned("task", 200), is_core=False),
-    Way("adamerging (by tensor)", learned("tensor", 200), is_core=False),
-    Way("adamerging++ (by tensor)", learned("tensor", 200, plus=True), is_core=False),
+    Way("adamerging (by task)", learned("task", 200, 3e-3, best_scale), is_core=False),
+    Way("adamerging (by tensor)", learned("tensor", 200, 3e-3, best_scale), is_core=False),
+    Way("adamerging++ (by tensor)", learned("tensor", 200, 3e-3, lambda _: 1.0, greatest=2.0, plus=True), is_core=False),
 )
