@@ -117,6 +117,8 @@ def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
     ):
         alnico.merge(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    with Resident(open_model) as resident, pytest.raises(MismatchError, match="its statistics were measured of one with"):
+        resident.merge(resident.plan(alnico.load_recipe(recipe)))
 
 
 def test_statistics_of_another_kind_or_shape_or_of_no_merged_tensor_are_refused(tmp_path: Path) -> None:

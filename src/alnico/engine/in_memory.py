@@ -34,10 +34,13 @@ class Arrays:
 
 
 class Unwritten:
-    """Keeps no journal: an interrupted merge in memory leaves nothing to take up."""
+    """Keeps no journal: an interrupted merge in memory leaves nothing to take up. Tensors are hashed only to check the hashes that
+    statistics have of the models they were measured of."""
 
     failure: BaseException | None = None
-    wants_digests = False
+
+    def __init__(self, plan: Plan) -> None:
+        self.wants_digests = any(tensor.digest for job in plan.jobs for tensor in job.read)
 
     def finished(self, record: Record) -> None:
         """Nothing is kept."""
@@ -54,5 +57,5 @@ def run_in_memory(plan: Plan) -> dict[str, np.ndarray]:
     """
     fetch_weights(plan)
     tensors = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
-    Run(weigh(plan, {}), Arrays(tensors), Unwritten(), Done(), None).all()
+    Run(weigh(plan, {}), Arrays(tensors), Unwritten(plan), Done(), None).all()
     return tensors

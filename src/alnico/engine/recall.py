@@ -122,7 +122,7 @@ class Recall:
         if len(raws) < len(held):
             return None
         inputs = len(known.job.inputs)
-        return order(fact, model, known, raws[:inputs], raws[inputs] if known.job.base is not None else None)
+        return order(fact, model, known, raws[:inputs], raws[-1] if known.job.base is not None else None)
 
     def keep(self, found: Mapping[Measured, Any], known: Known) -> None:
         """Keep what was measured of one tensor."""

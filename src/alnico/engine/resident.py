@@ -84,7 +84,7 @@ class Resident:
             self._copied.pop(job.name, None)
         # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
         try:
-            Run(dataclasses.replace(plan, jobs=left), Arrays(self.arrays), Unwritten(), Done(), None, recall).all()
+            Run(dataclasses.replace(plan, jobs=left), Arrays(self.arrays), Unwritten(plan), Done(), None, recall).all()
         finally:
             for statistics in plan.statistics:
                 statistics.close()
