@@ -10,6 +10,7 @@ from made_search import Formula, Made, near, searched
 
 from alnico.errors import EvaluationError
 from alnico.tune.objective import best_of, objectives_of
+from alnico.tune.parts import split
 from alnico.tune.samplers import Trial
 
 
@@ -144,3 +145,12 @@ def test_held_out_examples_are_never_scored() -> None:
     assert len(task.asked) == 2
     assert task.asked[0] == task.asked[1]
     assert 100 < len(set(task.asked[0])) < 180
+
+
+def test_equal_examples_are_on_one_side_of_the_split() -> None:
+    task = Formula(size=300)
+    task.known_by = lambda: [f"text {i % 100}" for i in range(300)]  # type: ignore[attr-defined]
+    searched_, held = split(task, 0.3)  # type: ignore[arg-type]
+    assert sorted(searched_ + held) == list(range(300))
+    assert not {i % 100 for i in searched_} & {i % 100 for i in held}
+    assert 45 < len(held) < 135

@@ -210,9 +210,11 @@ class Study:
         self._finish(number, self._states.FAIL, REASON, reason[:2_000])
 
     def wait(self, number: int) -> None:
-        """Put a trial back that was begun: it will be the next."""
+        """Put a trial back that was begun, if it has not ended: it will be the next."""
         with self._named_errors():
-            self._storage.set_trial_state_values(self._of(number), self._states.WAITING)
+            trial = self._of(number)
+            if not self._storage.get_trial(trial).state.is_finished():
+                self._storage.set_trial_state_values(trial, self._states.WAITING)
 
     def _finish(self, number: int, state: Any, key: str, value: Any, values: Sequence[float] | None = None) -> None:
         with self._named_errors():

@@ -88,9 +88,9 @@ class InProcess:
         return self._pool.submit(_scores, number, dict(point), rung)
 
     def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):  # a score may take hours
             process.terminate()
+        self._pool.shutdown(cancel_futures=True)
 
 
 _order: list[bytes] = []
