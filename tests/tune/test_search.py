@@ -176,7 +176,7 @@ def test_a_study_of_models_that_were_trained_anew_is_refused(made: Made, tmp_pat
     os.utime(own / "model.safetensors")
     alnico.search(asked, out=tmp_path / "out")
     weights = load_file(own / "model.safetensors")
-    save_file({name: 1.001 * tensor for name, tensor in weights.items()}, own / "model.safetensors")
+    save_file({name: 1.001 * tensor for name, tensor in weights.items()}, own / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(OutputError, match="is of other models, whatever their names"):
         alnico.search(asked, out=tmp_path / "out")
 

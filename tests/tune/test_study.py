@@ -118,6 +118,17 @@ def test_nothing_of_a_study_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
     assert not mark.exists()
 
 
+def test_of_two_processes_that_take_the_last_trial_one_leaves_it_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    space, settings = settings_of("trials: 1")
+    with opened(space, settings, [Formula()], storage) as one, opened(space, settings, [Formula()], storage) as other:
+        assert one.begin(1) == 0
+        monkeypatch.setattr(other._storage, "get_n_trials", lambda _: 0)  # as it was a moment ago
+        assert other.begin(1) is None
+        assert [t.state for t in one.trials()] == ["running", "waiting"]
+        assert other.begin(2) == 1
+
+
 def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     searched("trials: 2", storage=storage)
