@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from alnico.tune.adamerging import Per, learn
+from alnico.tune.samplers import Trial
 from alnico.tune.subject import open_subject
 from quality.bench import Bench, Chosen, say
 
@@ -39,13 +40,19 @@ def searched(name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: st
         settings = {"sampler": sampler, "trials": trials, "seed": 0, "halving": {"fraction": 0.25, "keep": 0.5}}
         path = bench.work / f"{folder.name}.yml"
         path.write_text(yaml.safe_dump({**space(bench), "search": settings}, sort_keys=False), encoding="utf-8")
-        found = search(path, tasks=bench.read_tasks("validation"), out=folder)
+        found = search(path, tasks=bench.read_tasks("validation"), out=folder, watch=told)
         point = found.best[0].point
         words = ", ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
         seconds = sum(trial.seconds or 0.0 for trial in found.trials)
         return Chosen(yaml.safe_load(found.recipe.text), words if len(point) <= 2 else "", len(found.trials), seconds)
 
     return lambda bench: bench.kept(f"search-{name}-{sampler}-{trials}", choose)
+
+
+def told(trial: Trial) -> None:
+    """Tell a trial that was scored on all examples."""
+    if trial.state == "complete":
+        say(f"  trial {trial.number}: {trial.values[0]:.4f} on validation")
 
 
 def learned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -86,7 +87,7 @@ def one_after_another(bench: Bench) -> Recipe:
 
 
 TENTHS = tuple(i / 10 for i in range(1, 13))
-scaled = scales("task_arithmetic", TENTHS)
+scaled = functools.cache(scales("task_arithmetic", TENTHS))
 
 
 def best_scale(bench: Bench) -> float:
