@@ -1,7 +1,7 @@
-"""Writes the tables of docs/recipes.md from the code: ``python docs/make_recipes.py``.
+"""Writes the tables of docs/recipes.md and docs/tuning.md from the code: ``python docs/make_recipes.py``.
 
-The page is written by hand but for what stands between marks such as ``<!-- keys TOP -->`` and ``<!-- /keys -->``. A test says
-when it is out of date.
+The pages are written by hand but for what stands between marks such as ``<!-- keys TOP -->`` and ``<!-- /keys -->``. A test says
+when one is out of date.
 """
 
 from __future__ import annotations
@@ -14,9 +14,17 @@ from alnico.methods import registry
 from alnico.methods._documentation import one_line
 from alnico.plan.families import MODULES
 from alnico.recipe import dialect, keys
+from alnico.tune import search_settings, space, stack
 from alnico.vocabulary.chat import NAMES
 
-PAGE = Path(__file__).with_name("recipes.md")
+PAGES = tuple(Path(__file__).with_name(name) for name in ("recipes.md", "tuning.md"))
+
+OF_A_SEARCH: dict[str, keys.Keys] = {
+    "SEARCH": search_settings.KEYS,
+    "HALVING": search_settings.HALVING_KEYS,
+    "SEARCHED": space.SEARCH_KEYS,
+    "STACK": stack.STACK_KEYS,
+}
 
 
 def page(written: str) -> str:
@@ -31,7 +39,7 @@ def _made(mark: re.Match[str]) -> str:
 
 
 def _keys(name: str) -> list[str]:
-    meanings: keys.Keys = getattr(keys, name)
+    meanings: keys.Keys = OF_A_SEARCH[name] if name in OF_A_SEARCH else getattr(keys, name)
     return _table(("key", "meaning"), ((f"`{key}`", meaning) for key, meaning in meanings.items()))
 
 
@@ -77,4 +85,5 @@ def _table(heads: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text("utf-8")), "utf-8")
+    for path in PAGES:
+        path.write_text(page(path.read_text("utf-8")), "utf-8")
