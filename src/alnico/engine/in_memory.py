@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -11,20 +13,41 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.journal import Done, Record
 from alnico.engine.run import Run
 from alnico.engine.weigh import weigh
+from alnico.numerics.dtypes import DTYPES, decode_into
 from alnico.plan.job import Plan
 
 
-class Arrays:
-    """The output tensors as bytes, by name."""
+@dataclass(frozen=True)
+class Follower:
+    """A flat float32 array that holds the values of an output tensor of ``dtype``, block by block as they are made."""
 
-    def __init__(self, tensors: Mapping[str, np.ndarray]) -> None:
+    values: np.ndarray
+    dtype: str
+
+    def take(self, offset: int, raw: np.ndarray) -> None:
+        """Take over ``raw`` bytes that begin at byte ``offset``."""
+        start, width = offset // DTYPES[self.dtype].bytes, raw.nbytes // DTYPES[self.dtype].bytes
+        decode_into(raw, self.dtype, self.values[start : start + width])
+
+
+class Arrays:
+    """The output tensors as bytes, by name, and what follows them."""
+
+    def __init__(
+        self, tensors: Mapping[str, np.ndarray], followers: Mapping[str, Sequence[Follower]] = MappingProxyType({})
+    ) -> None:
         self.tensors = tensors
+        self.followers = followers
 
     def place(self, tensor: str, offset: int, size: int) -> np.ndarray:
         return self.tensors[tensor][offset : offset + size]
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
-        self.tensors[tensor][offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+        raw, place = np.frombuffer(data, np.uint8), self.place(tensor, offset, data.nbytes)
+        if raw.ctypes.data != place.ctypes.data:
+            place[:] = raw
+        for follower in self.followers.get(tensor, ()):
+            follower.take(offset, place)
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
         return False

@@ -8,14 +8,14 @@ those of :func:`alnico.engine.run.run_plan`, so are the bits.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.resident import ResidentModel, Room
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.in_memory import Arrays, Unwritten
+from alnico.engine.in_memory import Arrays, Follower, Unwritten
 from alnico.engine.journal import Done
 from alnico.engine.judge import judge
 from alnico.engine.recall import Recall, Store
@@ -51,6 +51,7 @@ class Resident:
         self.layout: Layout = ()
         self.arrays: dict[str, np.ndarray] = {}
         """The bytes of every output tensor of the last merge, in the order of its plan."""
+        self._followers: dict[str, list[Follower]] = {}
 
     def model(self, reference: str) -> ResidentModel:
         """Return the open model of a reference. Errors: ModelError, HubError."""
@@ -74,6 +75,7 @@ class Resident:
         layout = tuple((job.name, job.dtype, job.shape) for job in plan.jobs)
         if layout != self.layout:
             self._copied.clear()
+            self._followers.clear()
             self.arrays = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
             self.layout = layout
         recall = Recall(plan.sources, self._store)
@@ -84,12 +86,23 @@ class Resident:
             self._copied.pop(job.name, None)
         # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
         try:
-            Run(dataclasses.replace(plan, jobs=left), Arrays(self.arrays), Unwritten(plan), Done(), None, recall).all()
+            Run(
+                dataclasses.replace(plan, jobs=left), Arrays(self.arrays, self._followers), Unwritten(plan), Done(), None, recall
+            ).all()
         finally:
             for statistics in plan.statistics:
                 statistics.close()
         self._copied |= origins
         return self.arrays
+
+    def follow(self, tensor: str, arrays: Iterable[np.ndarray]) -> None:
+        """Let flat float32 arrays that hold the values of an output tensor hold those of the next merges, too, until the layout changes."""
+        dtype = next(dtype for name, dtype, _ in self.layout if name == tensor)
+        self._followers.setdefault(tensor, []).extend(Follower(values, dtype) for values in arrays)
+
+    def unfollow(self) -> None:
+        """Let nothing follow any more."""
+        self._followers.clear()
 
     def _look(self, plan: Plan) -> None:
         """Look at models that are to be mixed and have not met before."""

@@ -160,7 +160,7 @@ class Output(Protocol):
         ...
 
     def place(self, tensor: str, offset: int, size: int) -> np.ndarray | None:
-        """Where these bytes of a tensor may be computed instead of written; None where they cannot."""
+        """Where these bytes of a tensor may be computed before they are written from there; None where they cannot."""
         ...
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
@@ -361,8 +361,7 @@ class Run:
             out = out if placed is None else placed
             mixer(start, block, out)
             output.update(memoryview(out))
-            if placed is None:
-                self.files.write(job.name, start * width, memoryview(out))
+            self.files.write(job.name, start * width, memoryview(out))
             self._tell(Advanced(job.name, out.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()

@@ -118,6 +118,20 @@ def decode(raw: np.ndarray, name: str) -> np.ndarray:
     return values if name == "F64" else values.astype(np.float32)
 
 
+def decode_into(raw: np.ndarray, name: str, values: np.ndarray) -> None:
+    """Decode raw bytes as :func:`decode` does, into float32 ``values``.
+
+    >>> values = np.empty(1, np.float32)
+    >>> decode_into(np.array([0x80, 0x3F], np.uint8), "BF16", values)
+    >>> values
+    array([1.], dtype=float32)
+    """
+    if name == "BF16":
+        np.left_shift(raw.view(np.uint16), np.uint32(16), out=values.view(np.uint32), dtype=np.uint32)
+    else:
+        values[:] = decode(raw, name)
+
+
 @functools.cache
 def _float8_values(name: str) -> np.ndarray:
     """The value of each of the 256 codes: 4 bits of exponent and 3 of mantissa without infinities, or the upper byte of F16."""

@@ -82,6 +82,7 @@ class Candidates:
         made_like = (self._resident.layout, json.dumps(config, sort_keys=True, default=str))
         if made_like != self._made_like:
             self._modules.clear()
+            self._resident.unfollow()
             self._state = None
             self._made_like = made_like
         for module in self._modules.values():
@@ -131,7 +132,9 @@ class Candidates:
                 raise ModelError(
                     f"{candidate.label}: has no config.json; expected a transformers checkpoint. Merge directories, not single files."
                 )
-            self._modules[kind] = BoundModule(candidate.config, state, kind, candidate.label)
+            bound = self._modules[kind] = BoundModule(candidate.config, state, kind, candidate.label)
+            for name, arrays in bound.followers.items():
+                self._resident.follow(name, arrays)
         return self._modules[kind].module
 
     def tokenizer(self, candidate: Candidate) -> Any:
