@@ -2,6 +2,7 @@
 
     python benchmarks/search_speed.py --work /tmp/bench                       # SmolLM2-135M and 0.6 G parameters, bf16
     python benchmarks/search_speed.py --work /tmp/bench --models smollm2 --only ties
+    python benchmarks/search_speed.py --quality DIR                           # the share of a trial on the testbed
 
 A trial makes a candidate in memory and its causal module, in float32 and evaluation mode. Against it stands ``alnico.merge`` into a
 directory and loading the same module from there with transformers. They alternate; every recipe has numbers that were not tried
@@ -17,7 +18,7 @@ import importlib.util
 import shutil
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ import alnico
 from alnico.recipe.load import load_recipe
 from alnico.tune.candidates import Candidates
 from alnico.tune.subject import load_module
+from alnico.tune.task_file import read_tasks
+from alnico.tune.tasks import Task
 from merge_speed import LAYOUTS, make
 
 Recipe = dict[str, Any]
@@ -33,12 +36,11 @@ FIRST = 3
 """Trials that are told apart."""
 
 
-def recipes(root: Path) -> dict[str, Callable[[int], Recipe]]:
+def recipes(base: str, models: Sequence[str]) -> dict[str, Callable[[int], Recipe]]:
     """Of each kind, the recipe of a trial by its number."""
-    base, models = str(root / "base"), [str(root / name) for name in NAMES]
 
     def delta(method: str, **parameters: Any) -> Recipe:
-        return {"merge_method": method, "base_model": base, "models": models, "parameters": parameters}
+        return {"merge_method": method, "base_model": base, "models": [*models], "parameters": parameters}
 
     def weighed(trial: int) -> list[Recipe]:
         return [{"model": m, "parameters": {"weight": 1.0 + 0.01 * trial * (i + 1)}} for i, m in enumerate(models)]
@@ -127,21 +129,54 @@ def measure(root: Path, recipe: Callable[[int], Recipe], out: Path, rounds: int,
     ]
 
 
+def share_of_trial(work: Path, recipe: Callable[[int], Recipe], tasks: Sequence[Task], rounds: int) -> list[str]:
+    """The cells of one row of the testbed's table."""
+    merges, scores = [], []
+    with Candidates([str(work / "base"), *specialists(work)]) as candidates:
+        for trial in range(rounds + 1):
+            began = time.perf_counter()
+            made = candidates.make(load_recipe(recipe(trial)))
+            made.module("encoder")
+            merged = time.perf_counter()
+            for task in tasks:
+                task.evaluate(made)
+            if trial:  # in the first, models are mapped, facts measured and texts tokenised
+                merges.append(merged - began)
+                scores.append(time.perf_counter() - merged)
+    merge, score = statistics.median(merges), statistics.median(scores)
+    return [f"{merge:.3f}", f"{score:.2f}", f"{merge / (merge + score):.1%}"]
+
+
+def specialists(work: Path) -> list[str]:
+    return [str(path) for path in sorted((work / "specialists").iterdir())]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="Directory for models and outputs.")
+    parser.add_argument("--work", type=Path, help="Directory for models and outputs.")
     parser.add_argument("--models", nargs="+", default=["smollm2", "made"], choices=["smollm2", "made"])
     parser.add_argument("--parameters", type=float, default=0.6e9, help="Of the made models.")
     parser.add_argument("--only", default="", help="Recipes whose name begins so.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--quality", type=Path, help="The testbed's folder: the share of a trial there, and nothing else.")
     asked = parser.parse_args()
+    if (asked.work is None) == (asked.quality is None):
+        parser.error("give one of --work and --quality")
     import logging
 
     from transformers.utils import logging as of_transformers
 
     logging.disable(logging.WARNING)
     of_transformers.disable_progress_bar()
+    if asked.quality is not None:
+        tasks = read_tasks(asked.quality / "tasks" / "validation.yml")
+        print("| recipe | merge s | evaluation s | merge of trial |\n|---|---|---|---|")
+        for name, recipe in recipes(str(asked.quality / "base"), specialists(asked.quality)).items():
+            if name.startswith(asked.only) and name != "slerp":
+                cells = share_of_trial(asked.quality, recipe, tasks, asked.rounds)
+                print(f"| {name} | {' | '.join(cells)} |", flush=True)
+        return
     print("| models | recipe | trial s | CPU s | disk and back s | CPU s | times | CPU times | first 3 trials s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for models in asked.models:
@@ -150,7 +185,7 @@ def main() -> None:
             smollm2(root)
         else:
             made(root, asked.parameters)
-        for name, recipe in recipes(root).items():
+        for name, recipe in recipes(str(root / "base"), [str(root / name) for name in NAMES]).items():
             if name.startswith(asked.only):
                 cells = measure(root, recipe, asked.work / "out", asked.rounds, asked.threads)
                 print(f"| {models} | {name} | {' | '.join(cells)} |", flush=True)
