@@ -758,11 +758,14 @@ def methods(
 
 
 @app.command()
-def schema() -> None:
+def schema(search: Annotated[bool, typer.Option("--search", help="Of the files that `alnico search` takes.")] = False) -> None:
     """Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults."""
-    from alnico.recipe.editors import json_schema
+    if search:
+        from alnico.tune.search_schema import search_schema as of_what
+    else:
+        from alnico.recipe.editors import json_schema as of_what
 
-    _print(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+    _print(json.dumps(of_what(), indent=1, ensure_ascii=False))
 
 
 @app.command()
