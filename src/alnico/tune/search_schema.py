@@ -74,7 +74,7 @@ def _widened(shape: Any, scalar: Schema) -> Any:
 
 def _settings() -> Schema:
     whole: Schema = {"type": "integer", "minimum": 1}
-    shapes = {
+    shapes: dict[str, Schema] = {
         "objective": {"anyOf": [TEXT, TEXTS]},
         "sampler": {"enum": [*SAMPLERS]},
         "trials": whole,
@@ -96,7 +96,7 @@ def _settings() -> Schema:
 def _stack() -> Schema:
     whole: Schema = {"type": "integer", "minimum": 1}
     ends: Schema = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "integer", "minimum": 0, "maximum": 100}}
-    shapes = {
+    shapes: dict[str, Schema] = {
         "models": TEXTS,
         "layers": whole,
         "block": whole,
