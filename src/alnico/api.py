@@ -365,12 +365,13 @@ def evaluate(
     """Score models on tasks: a :class:`Scorecard` with intervals, paired differences and what merges kept of their parents.
 
     Models are transformers checkpoints, directories or hub ids, or subjects (``alnico.tune.subject.ModuleSubject`` for modules in
-    memory); they are loaded one after the other. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
+    memory); they are loaded one after the other. Among ``models`` base and merges may stand again. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
     parents of the ``merged`` ones; ``base`` is what they were tuned from. ``out`` is a folder for ``evaluation.json`` and, with
     ``alnico[report]``, ``report.html``. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
     HubError, OutputError.
     """
     from alnico import __version__
+    from alnico.tune.scorecard import check_once
     from alnico.tune.scorecard import evaluate as score
     from alnico.tune.scorecard_page import scorecard_folder, write_scorecard
     from alnico.tune.subject import open_subject
@@ -382,11 +383,14 @@ def evaluate(
     read = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tuple(tasks)
     folder = None if out is None else scorecard_folder(out)
     of_merged = [opened(model) for model in _listed(merged)]
-    waiting = [*([opened(base)] if base is not None else []), *(opened(model) for model in _listed(models)), *of_merged]
+    of_base = [opened(base)] if base is not None else []
+    named = {subject.label for subject in (*of_base, *of_merged)}
+    waiting = [*of_base, *(s for s in map(opened, _listed(models)) if s.label not in named), *of_merged]
+    check_once([subject.label for subject in waiting])
     found = score(
         (waiting.pop(0) for _ in range(len(waiting))),
         read,
-        base=waiting[0].label if base is not None else None,
+        base=of_base[0].label if of_base else None,
         merged=[subject.label for subject in of_merged],
         watch=watch,
     )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import alnico
 from alnico.errors import EvaluationError
 from alnico.tune.scorecard import evaluate, interval, mean_score, paired, scorecard
 from alnico.tune.subject import open_subject
@@ -156,3 +157,18 @@ def test_a_model_given_twice_is_told(made):
     with pytest.raises(EvaluationError) as caught:
         evaluate([open_subject(made.base)] * 2, read_tasks(made.valid)[:1])
     assert str(caught.value) == f"{made.base}: is given twice; expected models that differ. Leave one out."
+
+
+def test_a_base_that_stands_among_the_models_is_scored_once(made):
+    told = []
+    found = alnico.evaluate(
+        [made.base, made.tuned["pets"]], made.valid, base=made.base, watch=lambda *scored: told.append(scored[:2])
+    )
+    assert len(told) == len(set(told)) == 2 * len(found.tasks)
+
+
+def test_a_model_given_twice_is_told_before_any_is_scored(made):
+    told = []
+    with pytest.raises(EvaluationError, match="is given twice"):
+        alnico.evaluate([made.base, made.base], made.valid, watch=lambda *scored: told.append(scored))
+    assert not told

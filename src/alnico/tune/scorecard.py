@@ -107,14 +107,20 @@ def evaluate(
     """
     found: dict[str, dict[str, Score]] = {}
     for subject in subjects:
-        if subject.label in found:
-            raise EvaluationError(f"{subject.label}: is given twice; expected models that differ. Leave one out.")
+        check_once([*found, subject.label])
         scores = found[subject.label] = {}
         for task in tasks:
             scores[task.name] = task.evaluate(subject)
             if watch is not None:
                 watch(subject.label, task.name, scores[task.name])
     return scorecard(found, tasks, base=base, merged=merged, draws=draws, seed=seed)
+
+
+def check_once(labels: Sequence[str]) -> None:
+    """Refuse a model that is given twice. Errors: EvaluationError."""
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise EvaluationError(f"{twice}: is given twice; expected models that differ. Leave one out.")
 
 
 def scorecard(
