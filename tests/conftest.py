@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -11,6 +12,18 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _take(folder: Path) -> None:
+    """Make a folder a package of its name, without its neighbours on the path: benchmarks/analysis.py would hide tests/analysis."""
+    spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[folder.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+
+_take(Path(__file__).parents[1] / "benchmarks" / "quality")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import statistics
-import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +13,6 @@ import pytest
 import torch
 
 from alnico.errors import AlnicoError
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 TASKS = ("bbc", "senti", "wnlex", "langid")
 """Tasks whose texts come from Python's and Debian's archives: no npm is needed."""

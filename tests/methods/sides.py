@@ -12,7 +12,7 @@ import numpy as np
 
 from made import read_model, save_file
 from methods.cases import STATISTICS
-from references import statistics
+from references import made_statistics
 
 
 def with_statistics(options: Mapping[str, Any], models: Sequence[Path]) -> dict[str, Any]:
@@ -31,11 +31,11 @@ def made(kind: str, model: Path, place: int) -> Path:
     """Write the statistics of one model, made up for its tensors."""
     held = read_model(model)
     if kind == "fisher":
-        tensors = {n: statistics.fisher(v.shape, place) for n, v in held.items() if v.dtype.kind == "f"}
+        tensors = {n: made_statistics.fisher(v.shape, place) for n, v in held.items() if v.dtype.kind == "f"}
         entries = {n: {"mean": float(v.astype(np.float64).mean()) if v.size else 0.0} for n, v in tensors.items()}
         return write(model.parent / f"{model.name}-fisher-{place}", kind, model, tensors, entries, l2_norm=place + 2.0)
-    tensors = {n: statistics.gram(v.shape, place) for n, v in held.items() if v.ndim == 2}
-    entries = {n: {"rows": statistics.ROWS[place], "is_transposed": False} for n in tensors}
+    tensors = {n: made_statistics.gram(v.shape, place) for n, v in held.items() if v.ndim == 2}
+    entries = {n: {"rows": made_statistics.ROWS[place], "is_transposed": False} for n in tensors}
     return write(model.parent / f"{model.name}-gram-{place}", kind, model, tensors, entries)
 
 

@@ -20,7 +20,7 @@ from alnico.methods.base import Whole, combine, method
 from made import read_model, save_model
 from methods.merging import recipe_for, write_inputs
 from methods.sides import made, write
-from references import statistics
+from references import made_statistics
 
 LAYER = {"mean": 1.0, "rows": 9, "is_transposed": False}
 
@@ -35,7 +35,7 @@ def two(root: Path, shapes: dict[str, tuple[int, ...]] | None = None) -> list[Pa
 def of_layer(kind: str, model: Path, place: int, **entry: Any) -> Path:
     """Statistics of the layer's matrix alone."""
     shape = read_model(model)["layer.weight"].shape
-    values = statistics.fisher(shape, place) if kind == "fisher" else statistics.gram(shape, place)
+    values = made_statistics.fisher(shape, place) if kind == "fisher" else made_statistics.gram(shape, place)
     given = {"mean": float(values.mean()), "rows": 50, "is_transposed": False, **entry}
     return write(
         model.parent / f"{model.name}-{kind}",

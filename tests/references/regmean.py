@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from references import statistics
+from references import made_statistics
 
 
 def merge(models: list[np.ndarray], base: np.ndarray | None, options: dict, uniforms: object) -> np.ndarray:
@@ -14,8 +14,8 @@ def merge(models: list[np.ndarray], base: np.ndarray | None, options: dict, unif
     alpha, ridge = options.get("alpha", 0.9), options.get("ridge", 1e-6)
     grams = []
     for i, m in enumerate(models):
-        g = statistics.gram(m.shape, i).astype(np.float64) * weights[i]
-        g = g / statistics.ROWS[i] if options.get("normalize") else g
+        g = made_statistics.gram(m.shape, i).astype(np.float64) * weights[i]
+        g = g / made_statistics.ROWS[i] if options.get("normalize") else g
         diagonal = np.diag(np.diag(g))
         grams.append(alpha * g + (1 - alpha) * diagonal + ridge * np.trace(g) / len(g) * np.eye(len(g)))
     total = np.sum([m @ g for m, g in zip(models, grams, strict=True)], axis=0)

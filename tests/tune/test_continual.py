@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ import alnico
 from alnico.tune.subject import open_subject
 from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Task
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from quality.continual import MANNERS, Manner, arrive
 from quality.tables import continual_table
 
