@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the short table, in a quarter of an hour (default)")
-    size.add_argument("--full", action="store_true", help="all ways, in an hour and a half")
+    size.add_argument("--full", action="store_true", help="all ways, in an hour")
     parser.add_argument("--tasks", help="names of tasks, with commas between them (default: all eight)")
     parser.add_argument("--examples", type=int, default=1536, help="training examples of a task (default: 1536)")
     parser.add_argument("--ways", help="names of rows, with commas between them: these alone, beside what others are compared with")
