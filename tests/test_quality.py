@@ -104,7 +104,9 @@ def test_merging_keeps_of_four_specialists_more_than_averaging_and_less_than_the
 
 def test_the_readme_says_what_the_table_says() -> None:
     root = Path(__file__).parents[1]
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in (root / "docs" / "quality.md").read_text("utf-8").splitlines()]
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in (root / "docs" / "quality.md").read_text("utf-8").splitlines()
+    ]
     table = {row[0]: row for row in rows if len(row) == 8}
     told = re.search(r"<!-- quality -->\n(.*?)<!-- /quality -->", (root / "README.md").read_text("utf-8"), re.DOTALL)
     assert told is not None
