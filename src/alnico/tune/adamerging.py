@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import yaml
 
-from alnico.checkpoint.memory import import_torch
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, MethodError, MismatchError
@@ -24,6 +23,7 @@ from alnico.plan.job import Plan
 from alnico.plan.layers import place_of
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
+from alnico.tune.extras import import_extra
 from alnico.tune.task_vectors import TaskVectors, Written
 from alnico.tune.tasks import Differentiable, Subject, Task
 
@@ -148,7 +148,7 @@ def learn(
     Source: Yang et al. 2024, AdaMerging, https://arxiv.org/abs/2310.02575, section 3.
     """
     _check_options(per, scope, density, steps, batch_size, learning_rate, init, clamp, models, base)
-    import_torch("adamerge")
+    import_extra("torch", "adamerge", "eval")
     asked = _logit_tasks(tasks)
     names = tuple(written_from) if written_from is not None else (base, *models)
     plan = build_plan(load_recipe(_mapping((base, *models), plus, density, scope, 0.5)), offline=offline)
