@@ -21,7 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python benchmarks/quality", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--core", action="store_true", help="the short table, in a quarter of an hour (default)")
+    size.add_argument("--core", action="store_true", help="the short table, in seven minutes (default)")
     size.add_argument("--full", action="store_true", help="all ways, in an hour")
     parser.add_argument("--tasks", help="names of tasks, with commas between them (default: all eight)")
     parser.add_argument("--examples", type=int, default=1536, help="training examples of a task (default: 1536)")
