@@ -227,3 +227,8 @@ def test_settings_have_their_defaults() -> None:
         )
     )
     assert settings == SearchSettings(seed=3, halving=Halving(0.25, 0.25))
+
+
+def test_a_name_that_no_file_can_have_is_told() -> None:
+    with pytest.raises(RecipeError, match=r"is no path\. Check the path of the recipe\."):
+        read_search("a\0b.yml")

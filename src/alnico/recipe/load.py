@@ -37,7 +37,7 @@ def load_recipe(source: RecipeSource, seed: int | None = None) -> Recipe:
 
     Errors: RecipeError with one line for every mistake, each with the line of the file; a file of several documents is one.
     """
-    recipe = source if isinstance(source, Recipe) else parse_recipe(*_found(source))
+    recipe = source if isinstance(source, Recipe) else parse_recipe(*found_text(source))
     return _seeded((recipe,), seed)[0]
 
 
@@ -45,7 +45,7 @@ def load_recipes(source: RecipeSource | tuple[Recipe, ...], seed: int | None = N
     """Read all documents of a file, or of what :func:`load_recipe` takes; see :func:`alnico.recipe.stages.stages`."""
     if isinstance(source, Recipe):
         source = (source,)
-    recipes = source if isinstance(source, tuple) else parse_recipes(*_found(source))
+    recipes = source if isinstance(source, tuple) else parse_recipes(*found_text(source))
     return _seeded(recipes, seed)
 
 
@@ -57,8 +57,8 @@ def _seeded(recipes: tuple[Recipe, ...], seed: int | None) -> tuple[Recipe, ...]
     return tuple(dataclasses.replace(r, seed=seed) for r in recipes)
 
 
-def _found(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, str, str, bool]:
-    """The text of a source, its name in messages, its folder, and whether it has lines."""
+def found_text(source: str | os.PathLike[str] | Mapping[str, Any], of_what: str = "merge") -> tuple[str, str, str, bool]:
+    """The text of a source, its name in messages, its folder, and whether it has lines. Errors: RecipeError."""
     if isinstance(source, Mapping):
         return yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
     path = os.fsdecode(source)
@@ -71,16 +71,16 @@ def _found(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, str
         raise RecipeError(f"{path}: cannot be read ({error.strerror}). Check the path of the recipe.") from None
     except ValueError:
         raise RecipeError(f"{path!r}: is no path. Check the path of the recipe.") from None
-    return _decoded(data, path), path, str(Path(path).parent), True
+    return _decoded(data, path, of_what), path, str(Path(path).parent), True
 
 
-def _decoded(data: bytes, name: str) -> str:
+def _decoded(data: bytes, name: str, of_what: str = "merge") -> str:
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the merge.")
+        raise RecipeError(f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the {of_what}.")
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise RecipeError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the merge.") from None
+        raise RecipeError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the {of_what}.") from None
 
 
 def decode_recipes(data: bytes, name: str, folder: str = ".") -> tuple[Recipe, ...]:

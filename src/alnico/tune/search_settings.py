@@ -5,15 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
-from alnico.errors import RecipeError
 from alnico.recipe import scalars
-from alnico.recipe.load import MAX_BYTES
-from alnico.recipe.nodes import Node, Reading, compose, plain
+from alnico.recipe.load import found_text
+from alnico.recipe.nodes import Node, Reading, compose
 from alnico.tune.samplers import SAMPLERS
 from alnico.tune.space import Space, read_space
 
@@ -98,7 +94,7 @@ def read_search(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Spa
 
     The space is checked at its corners. Errors: RecipeError, with one line for every mistake.
     """
-    text, name, folder, has_lines = _found(source)
+    text, name, folder, has_lines = found_text(source, "search")
     reading = Reading(name, has_lines)
     documents = compose(text, reading)
     if len(documents) > 1:
@@ -116,23 +112,6 @@ def read_search(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Spa
         raise reading.error()
     space.check()
     return space, settings
-
-
-def _found(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[str, str, str, bool]:
-    if isinstance(source, Mapping):
-        return yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
-    path = os.fsdecode(source)
-    if "\n" in path:
-        return path, "recipe", ".", True
-    try:
-        data = Path(path).read_bytes()
-        if len(data) > MAX_BYTES:
-            raise RecipeError(f"{path}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the search.")
-        return data.decode("utf-8"), path, str(Path(path).parent), True
-    except UnicodeDecodeError:
-        raise RecipeError(f"{path}: is not UTF-8 text; expected YAML. Give the YAML file of the search.") from None
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}). Check the path of the recipe.") from None
 
 
 def _settings(node: Node | None, reading: Reading) -> SearchSettings:
