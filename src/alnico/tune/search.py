@@ -23,7 +23,7 @@ from alnico.tune.search_settings import SAME, SearchSettings, read_search
 from alnico.tune.space import Space
 from alnico.tune.study import Study
 from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Task
+from alnico.tune.tasks import Task, shared_examples
 from alnico.tune.trials import Watch, run_trials
 from alnico.tune.workers import Engine, Order, hired
 
@@ -176,11 +176,8 @@ def _with_report(found: SearchResult, order: Order, kept: Sequence[HeldOut], *, 
 
 def _check_apart(searched: Sequence[Task], reported: Sequence[Task]) -> None:
     """Refuse to report on what was searched on. Errors: EvaluationError."""
-    for task in reported:
-        for other in searched:
-            shared = task.digests() & other.digests()
-            if shared:
-                raise EvaluationError(
-                    f"{task.name}: {len(shared)} of its examples are searched on, in {other.name}, and its score would flatter; expected "
-                    "examples that no trial is scored on. Leave them out, or say report: same."
-                )
+    for task, other, count in shared_examples(reported, searched):
+        raise EvaluationError(
+            f"{task.name}: {count} of its examples are searched on, in {other.name}, and its score would flatter; expected "
+            "examples that no trial is scored on. Leave them out, or say report: same."
+        )

@@ -18,13 +18,13 @@ from alnico.plan.build import reference_from
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
 from alnico.tune.candidates import Candidates
+from alnico.tune.objective import MEAN, Objective
 from alnico.tune.scorecard import Scorecard, evaluate
-from alnico.tune.tasks import Goal, Score, Task
+from alnico.tune.tasks import Goal, Score, Task, shared_examples
 
 Order = Literal["sorted", "all", "uniform"]
 """How the models of a soup are chosen."""
 
-MEAN = "mean"
 SOUP, UNIFORM = "soup", "uniform soup"
 """What they are called in a report."""
 
@@ -141,6 +141,7 @@ def soup(
     """
     _check(references, order, replace, least_gain)
     seeks = _objective(tasks, objective)
+    sought = {name for name, _ in seeks.tasks}
     with Candidates(
         [*references, *([base] if base else [])], folder=folder, offline=offline, threads=threads, memory=memory
     ) as made:
@@ -149,7 +150,7 @@ def soup(
         def value(portions: tuple[int, ...]) -> float:
             counts = {r: n for r, n in zip(references, portions, strict=True) if n}
             subject = made.make(load_recipe(_recipe(counts, base)), label=" + ".join(counts))
-            return seeks.value({task.name: task.evaluate(subject).value for task in tasks if task.name in seeks.weights})
+            return seeks.value({task.name: task.evaluate(subject).value for task in tasks if task.name in sought})
 
         def score(portions: Sequence[int]) -> float:
             return value(_reduced(portions))
@@ -158,7 +159,7 @@ def soup(
         alone = [score(one) for one in ones]
         portions, steps = [1] * len(references), list[Step]()
         if order != "uniform":
-            cooking = _Cooking(references, alone, score, seeks.sign, strict, least_gain, watch)
+            cooking = _Cooking(references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, watch)
             portions, steps = cooking.in_order() if order == "sorted" else cooking.trying_all(replace)
         counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
         scores = dict(zip(references, alone, strict=True))
@@ -197,13 +198,11 @@ def report(
 
 def refuse_shared(tasks: Sequence[Task], chosen_by: Sequence[Task]) -> None:
     """Refuse to report on what was chosen by. Errors: EvaluationError naming the tasks that share examples."""
-    for task in tasks:
-        for other in chosen_by:
-            if count := len(task.digests() & other.digests()):
-                raise EvaluationError(
-                    f"{task.name}: {count} of its examples are also in {other.name}, by which the models were chosen; expected others, or the "
-                    "score is too good. Give data that was held out, or say that sharing is meant."
-                )
+    for task, other, count in shared_examples(tasks, chosen_by):
+        raise EvaluationError(
+            f"{task.name}: {count} of its examples are also in {other.name}, by which the models were chosen; expected others, or the "
+            "score is too good. Give data that was held out, or say that sharing is meant."
+        )
 
 
 class _Cooking:
@@ -267,27 +266,12 @@ class _Cooking:
             self._watch(step)
 
 
-@dataclass(frozen=True)
-class _Objective:
-    """The weighted mean of some tasks' scores."""
-
-    goal: Goal
-    weights: Mapping[str, float]
-
-    @property
-    def sign(self) -> float:
-        return 1.0 if self.goal == "max" else -1.0
-
-    def value(self, scores: Mapping[str, float]) -> float:
-        return math.fsum(w * scores[n] for n, w in self.weights.items()) / math.fsum(self.weights.values())
-
-
-def _objective(tasks: Sequence[Task], asked: str) -> _Objective:
+def _objective(tasks: Sequence[Task], asked: str) -> Objective:
     if not tasks:
         raise EvaluationError("there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file.")
     by_name = {task.name: task for task in tasks}
     if asked in by_name:
-        return _Objective(by_name[asked].goal, {asked: 1.0})
+        return Objective(asked, by_name[asked].goal, ((asked, 1.0),))
     if asked != MEAN:
         raise EvaluationError(f"objective {asked!r} is no task; expected mean or {', '.join(by_name)}. Name one of them.")
     unfit = [task.name for task in tasks if task.goal == "min"]
@@ -295,7 +279,7 @@ def _objective(tasks: Sequence[Task], asked: str) -> _Objective:
         raise EvaluationError(
             f"objective mean: less is better of {', '.join(unfit)}; expected scores that can be added. Name one task as the objective."
         )
-    return _Objective(tasks[0].goal, {task.name: task.weight for task in tasks})
+    return Objective(MEAN, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
 
 
 def _check(references: Sequence[str], order: Order, replace: bool, least_gain: float) -> None:

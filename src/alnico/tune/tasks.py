@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -140,3 +140,11 @@ class Differentiable(Task, Protocol):
     def logits(self, subject: Subject, examples: Sequence[int]) -> torch.Tensor:
         """Return (n, classes) float32, with the graph of the module's parameters where torch records one. Labels are never read."""
         ...
+
+
+def shared_examples(tasks: Sequence[Task], others: Sequence[Task]) -> Iterator[tuple[Task, Task, int]]:
+    """Give every two tasks, one of each, that share examples, and how many."""
+    for task in tasks:
+        for other in others:
+            if count := len(task.digests() & other.digests()):
+                yield task, other, count
