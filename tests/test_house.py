@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
-    "errors", "numerics", "checkpoint", "kernels", "methods", "recipe", "vocabulary", "plan", "engine", "lora", "analysis", "tune",
+    "errors", "numerics", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan", "engine", "lora", "analysis", "tune",
     "store", "values", "api", "cli", "app",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""

@@ -11,7 +11,7 @@ import torch
 
 import alnico
 import made
-from alnico.checkpoint.adapter import CHUNK
+from alnico.checkpoint.adapted import CHUNK
 from alnico.checkpoint.model import open_model
 from alnico.errors import ModelError
 
@@ -179,7 +179,7 @@ def test_an_option_that_is_not_applied_is_refused_by_name(tmp_path, config, told
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"lora_A.weight": np.ones((3, 5))}, "lora_A.weight has rank 3, adapter_config.json says 2; they must agree."),
+        ({"lora_A.weight": np.ones((3, 5))}, "lora_A.weight has rank 3, adapter_config.json says 2; they must agree and be 1 at least."),
         ({"lora_A.weight": np.ones((2, 4))}, "the adapter's base_model.model.m.w.lora_A.weight is (2, 4), expected 5 columns."),
         ({"lora_B.weight": np.ones((7, 2))}, "the adapter's base_model.model.m.w.lora_B.weight is (7, 2), expected (6, 2)."),
         ({"lora_B.weight": None}, "the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B."),
@@ -195,7 +195,7 @@ def test_shapes_that_do_not_fit_are_named(tmp_path, change, told):
     reference = small(tmp_path)
     tensors = made.read_model(tmp_path / "adapter")
     tensors |= {f"base_model.model.m.w.{name}": values for name, values in change.items()}
-    save_adapter(tmp_path / "adapter", {n: v for n, v in tensors.items() if v is not None}, {"r": 2})
+    save_adapter(tmp_path / "adapter", {n: v for n, v in tensors.items() if v is not None}, {"r": 2, "lora_alpha": 4})
     assert told in refusal(reference)
 
 
@@ -214,7 +214,7 @@ def test_a_nan_in_an_adapter_is_named(tmp_path):
     reference = small(tmp_path)
     tensors = made.read_model(tmp_path / "adapter")
     tensors["base_model.model.m.w.lora_B.weight"] = np.full((6, 2), np.nan)
-    save_adapter(tmp_path / "adapter", tensors, {"r": 2})
+    save_adapter(tmp_path / "adapter", tensors, {"r": 2, "lora_alpha": 4})
     with open_model(reference) as model, pytest.raises(ModelError, match=r"lora_B.weight has a NaN or an infinity"):
         model.read("m.w.weight")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.adapter import AdaptedModel, repositories
+from alnico.checkpoint.adapted import AdaptedModel, repositories
 from alnico.checkpoint.model import Source
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
@@ -246,7 +246,8 @@ def public_names(sources: Sequence[Source]) -> list[str]:
     for source in sources:
         path = Path(source.label)
         if isinstance(source, AdaptedModel):
-            name = "+".join(public_names([source.base, source.adapter]))
+            base, adapter = public_names([source.base, source.adapter.files])
+            name = f"{base}+{source.weighted(adapter)}"
         else:
             name = source.origin.name if source.origin is not None else path.name or path.resolve().name
         same = sum(n == name or n.startswith(f"{name} (") for n in names) if source.origin is None else 0

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from alnico.checkpoint.adapter import repositories
+from alnico.checkpoint.adapted import repositories
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.engine.events import Event, Fetched, Fetching

@@ -29,11 +29,12 @@ import numpy as np
 
 from alnico.errors import AlnicoError
 from alnico.kernels.describing import DescribingKernel, OrderKernel
+from alnico.kernels.folding import FoldKernel
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mixing import MixKernel
 from alnico.kernels.text import Interface
 
-Description = MixKernel | MeasureKernel | GramKernel | ColumnGramKernel | RankKernel | DescribingKernel | OrderKernel
+Description = MixKernel | MeasureKernel | GramKernel | ColumnGramKernel | RankKernel | DescribingKernel | OrderKernel | FoldKernel
 
 MAGIC = b"alnico kernel 1\n"
 UNCALLED = "NRT_MemInfo_call_dtor"

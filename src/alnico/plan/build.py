@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.adapter import AdaptedModel
-from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter
+from alnico.checkpoint.adapted import AdaptedModel
+from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, Whole, combine
@@ -90,7 +90,14 @@ def located(reference: str, folder: str) -> str:
     if not is_there and is_beside:
         return os.fspath(beside)
     parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
-    return "+".join(located(part, folder) for part in parts) if parts else reference
+    return _each_part(parts, lambda part: located(part, folder)) if parts else reference
+
+
+def _each_part(parts: tuple[str, str], change: Callable[[str], str]) -> str:
+    """Change the paths of a base and of its adapter, and leave the adapter's weight."""
+    _, adapter = split_weight(parts[1])
+    text = parts[1][: len(parts[1]) - len(adapter)]
+    return f"{change(parts[0])}+{text}{change(adapter)}"
 
 
 def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
@@ -103,7 +110,7 @@ def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
     """
     parts = split_adapter(reference, is_path)
     if parts is not None:
-        return "+".join(reference_from(part, folder) for part in parts)
+        return _each_part(parts, lambda part: reference_from(part, folder))
     return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
 
 
@@ -214,8 +221,8 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
 def _commit(source: Source) -> str | None:
     """How a recipe names a model of the hub at its commit; None for one that is not from there."""
     if isinstance(source, AdaptedModel):
-        parts = [_commit(source.base), _commit(source.adapter)]
-        return f"{parts[0] or source.base.label}+{parts[1] or source.adapter.label}" if any(parts) else None
+        parts = [_commit(source.base), _commit(source.adapter.files)]
+        return f"{parts[0] or source.base.label}+{source.weighted(parts[1] or source.adapter.label)}" if any(parts) else None
     return f"{source.origin.name}@{source.origin.commit}" if source.origin is not None else None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapter import AdaptedModel
+from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.memory import (
     COMPILED,
     MemoryModel,

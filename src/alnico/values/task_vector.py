@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapter import AdaptedModel
+from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.memory import is_torch_module
 from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
