@@ -250,7 +250,7 @@ class AdaptedModel:
     def _raw(self, source: Source, name: str, first: int, count: int, place: int) -> np.ndarray:
         """The bytes of some elements, in this thread's memory: it is used again, since fresh pages are slow."""
         width = dtypes.DTYPES[source.tensors[name].dtype].bytes
-        held: dict[int, np.ndarray] = self._scratch.__dict__
+        held: dict[Any, np.ndarray] = self._scratch.__dict__
         if place not in held or held[place].nbytes < count * width:
             held[place] = np.empty(min(CHUNK, max(count, 4096)) * 8, np.uint8)
         raw = held[place][: count * width]
@@ -418,7 +418,11 @@ def _targets(label: str, base: Model, adapter: Adapter, update: Update, find: _N
         if name is not None:
             shape = wanted[name] = base.tensors[name].shape
             matrix = shape if update.experts == 1 and len(shape) == 2 else shape[1:]
-            if len(shape) in (2, 3) and math.prod(shape) == update.experts * rows * columns and matrix in ((rows, columns), (columns, rows)):
+            if (
+                len(shape) in (2, 3)
+                and math.prod(shape) == update.experts * rows * columns
+                and matrix in ((rows, columns), (columns, rows))
+            ):
                 is_square = rows == columns
                 turned = matrix != (rows, columns) or (is_square and base.config.get("model_type") in TRANSPOSED_EXPERTS)
                 fitting.append([(name, _Change(update, turned))])

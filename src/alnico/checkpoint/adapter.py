@@ -114,7 +114,9 @@ class Adapter:
         """A tensor of finite numbers. Errors: ModelError."""
         values = read_tensor(self.files, name).astype(real)
         if not np.isfinite(values).all():
-            raise ModelError(f"{self.label}: {name} has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter.")
+            raise ModelError(
+                f"{self.label}: {name} has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter."
+            )
         return values
 
     def shape(self, update: Update) -> tuple[int, int]:
@@ -257,7 +259,9 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any]) -> Updat
         raise ModelError(f"{where}: the adapter has {held} without its lora_A or lora_B. Complete the download.")
     for name in (found.left, found.right, found.magnitude, found.bias):
         if name and files.tensors[name].dtype not in dtypes.MERGEABLE:
-            raise ModelError(f"{where}: {name} is {files.tensors[name].dtype}, expected numbers in floating point. Use another adapter.")
+            raise ModelError(
+                f"{where}: {name} is {files.tensors[name].dtype}, expected numbers in floating point. Use another adapter."
+            )
     update = Update(
         found.module,
         found.left,

@@ -1,0 +1,1 @@
+"""LoRA adapters: folded into their base, combined without it, extracted from fine-tunes."""
