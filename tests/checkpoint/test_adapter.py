@@ -11,7 +11,7 @@ import torch
 
 import alnico
 import made
-from alnico.checkpoint.adapted import CHUNK
+from alnico.checkpoint.computed import CHUNK
 from alnico.checkpoint.model import open_model
 from alnico.errors import ModelError
 

@@ -266,7 +266,7 @@ def test_damaged_json_is_refused_by_name(tmp_path, name, text, message):
 
 QUANTISED = (
     "its weights are quantised ({}); merging needs values in floating point. "
-    "Quantised models are planned for 0.6; use the full-precision model."
+    "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
 )
 
 

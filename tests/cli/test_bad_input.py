@@ -161,7 +161,7 @@ def test_a_quantised_model(run: Run) -> None:
     Path("b/config.json").write_text(json.dumps({"quantization_config": {"quant_method": "gptq"}}))
     assert refused(run, 4) == (
         "b: its weights are quantised (config.json says 'gptq'); merging needs values in floating point. "
-        "Quantised models are planned for 0.6; use the full-precision model."
+        "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from alnico.checkpoint.adapter import CONFIG, Adapter, Update, open_adapter
+from alnico.checkpoint.computed import CHUNK, read_computed
 from alnico.checkpoint.model import Described, Model, Shard, Source, Tensor, open_model, read_tensor, split_weight
 from alnico.errors import ModelError
 from alnico.kernels.build import compiled
@@ -22,9 +23,6 @@ from alnico.numerics import dtypes
 
 if TYPE_CHECKING:
     from alnico.checkpoint.hub import Repository
-
-CHUNK = 262_144
-"""Elements computed at a time: their bytes and values stay in the second-level cache."""
 
 HELD = 4
 """Tensors whose factors stay in memory: those of the tensor being read, and of those that other threads are at."""
@@ -181,19 +179,8 @@ class AdaptedModel:
             self.adapter.files.read_into(change.replaced, offset, buffer)
             return
         real = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
-        width = real.itemsize
         factors = self._recent(name)
-        stop = offset + len(buffer)
-        for first in range(offset // width, -(-stop // width), CHUNK):
-            last = min(first + CHUNK, -(-stop // width))
-            begin, end = max(first * width, offset), min(last * width, stop)
-            place = np.frombuffer(buffer[begin - offset : end - offset], np.uint8)
-            if place.nbytes == (last - first) * width and place.ctypes.data % width == 0:
-                self._compute(name, factors, first, place.view(real))
-            else:
-                values = np.empty(last - first, real)
-                self._compute(name, factors, first, values)
-                place[:] = values.view(np.uint8)[begin - first * width : end - first * width]
+        read_computed(offset, buffer, real, lambda first, out: self._compute(name, factors, first, out))
 
     def _compute(self, name: str, factors: _Factors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
         """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""

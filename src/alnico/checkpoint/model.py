@@ -330,6 +330,14 @@ def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> M
         model = _open(label, Path(os.path.expanduser(label)), offline)
     except OSError as error:
         raise ModelError(f"{label}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    if is_decodable(model.config):
+        from alnico.checkpoint.dequantised import DequantisedModel
+
+        try:
+            return DequantisedModel(model)
+        except BaseException:
+            model.close()
+            raise
     _refuse_quantised(model)
     return model
 
@@ -552,6 +560,12 @@ def check_index(model: FileModel) -> None:
         )
 
 
+def is_decodable(config: Mapping[str, Any]) -> bool:
+    """Does a config say fp8 with scales of blocks, which are decoded while they are read?"""
+    told = config.get("quantization_config")
+    return isinstance(told, dict) and told.get("quant_method") == "fp8" and told.get("weight_block_size") is not None
+
+
 def _refuse_quantised(model: FileModel) -> None:
     quantisation = model.config.get("quantization_config")
     scales = [n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))]
@@ -562,5 +576,5 @@ def _refuse_quantised(model: FileModel) -> None:
         found = f"config.json says {quantisation.get('quant_method')!r}"
     raise ModelError(
         f"{model.label}: its weights are quantised ({found}); merging needs values in floating point. "
-        "Quantised models are planned for 0.6; use the full-precision model."
+        "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from alnico.checkpoint.model import FileModel, open_model
+from alnico.checkpoint.model import open_model
 from alnico.plan.build import located
 from alnico.tune.tasks import Task
 
@@ -51,7 +51,7 @@ def models_data(references: Iterable[str], folder: str, *, offline: bool = False
     found: list[Any] = []
     for reference in references:
         with closing(open_model(located(reference, folder), offline=offline)) as model:
-            is_of_hub = isinstance(model, FileModel) and model.origin is not None
+            is_of_hub = model.origin is not None
             found.append([reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]])
     return found
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.memory import (
     COMPILED,
     MemoryModel,
@@ -24,7 +23,8 @@ from alnico.checkpoint.memory import (
     unwrapped,
     without_parallel,
 )
-from alnico.checkpoint.model import FileModel, Source, open_model
+from alnico.checkpoint.model import Source, open_model
+from alnico.checkpoint.opened import OPENED
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError
 from alnico.plan.build import build_plan, located
@@ -56,7 +56,7 @@ class Opened:
 
 def path_of(model: Any) -> str | None:
     """Return the path or hub id that stands for a model, or None for a model in memory."""
-    if isinstance(model, (FileModel, AdaptedModel)):
+    if isinstance(model, OPENED):
         return model.label
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 

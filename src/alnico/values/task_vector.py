@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.memory import is_torch_module
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.opened import OPENED
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.products import inner_products
@@ -39,7 +38,7 @@ class Operand:
 
 
 def is_model(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike, Mapping, FileModel, AdaptedModel)) or is_torch_module(value)
+    return isinstance(value, (str, os.PathLike, Mapping, *OPENED)) or is_torch_module(value)
 
 
 def operand(value: Any) -> Operand:
