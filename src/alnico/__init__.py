@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from alnico import errors
+    from alnico import errors, lora
     from alnico.analysis.diff import Difference
     from alnico.analysis.kept import Kept
     from alnico.analysis.results import Analysis, read_analysis
@@ -106,10 +106,13 @@ _PLACES = {
     "method": "alnico.methods.base",
 }
 
+_ROOMS = ("errors", "lora")
+"""Packages that are public as they are."""
+
 __all__ = [
     "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Result",
     "ScaleSearch", "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
-    "errors", "evaluate", "fisher_statistics", "gram_statistics", "load_recipe", "merge", "merge_all", "merge_models",
+    "errors", "evaluate", "fisher_statistics", "gram_statistics", "load_recipe", "lora", "merge", "merge_all", "merge_models",
     "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "search",
     "search_scales", "soup", "suggest", "weights",
 ]  # fmt: skip
@@ -131,8 +134,8 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name == "errors":
-        return importlib.import_module("alnico.errors")
+    if name in _ROOMS:
+        return importlib.import_module(f"alnico.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module 'alnico' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)

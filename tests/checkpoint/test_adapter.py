@@ -179,7 +179,10 @@ def test_an_option_that_is_not_applied_is_refused_by_name(tmp_path, config, told
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"lora_A.weight": np.ones((3, 5))}, "lora_A.weight has rank 3, adapter_config.json says 2; they must agree and be 1 at least."),
+        (
+            {"lora_A.weight": np.ones((3, 5))},
+            "lora_A.weight has rank 3, adapter_config.json says 2; they must agree and be 1 at least.",
+        ),
         ({"lora_A.weight": np.ones((2, 4))}, "the adapter's base_model.model.m.w.lora_A.weight is (2, 4), expected 5 columns."),
         ({"lora_B.weight": np.ones((7, 2))}, "the adapter's base_model.model.m.w.lora_B.weight is (7, 2), expected (6, 2)."),
         ({"lora_B.weight": None}, "the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B."),

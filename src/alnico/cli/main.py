@@ -12,6 +12,26 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from alnico.cli.lora import lora_app
+from alnico.cli.options import (
+    Base,
+    Json,
+    Memory,
+    MergekitShardSize,
+    Models,
+    Offline,
+    Quiet,
+    RecipeArgument,
+    Seed,
+    ShardSize,
+    Threads,
+    TopShare,
+    Verbose,
+    checked_seed,
+    say,
+    show_result,
+    size_of,
+)
 from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError
 
 
@@ -30,42 +50,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-RecipeArgument = Annotated[str, typer.Argument(help="YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")]
-
-
-def _checked_seed(seed: int | None) -> int | None:
-    if seed is not None and not -(1 << 63) <= seed < 1 << 63:
-        raise typer.BadParameter(f"{seed} has more than 64 bits. Choose a smaller seed.")
-    return seed
-
-
-def _checked_share(share: float) -> float:
-    if not 0 < share <= 1:
-        raise typer.BadParameter(f"{share:g} is no share in (0, 1]. The default is 0.2.")
-    return share
-
-
-Threads = Annotated[int | None, typer.Option("--threads", "-j", "--num-threads", min=1, help="Threads; default: the processors.")]
-Memory = Annotated[str, typer.Option("--memory", help="Budget of the whole process, such as 2GiB.")]
-ShardSize = Annotated[str | None, typer.Option("--max-shard-size", help="Most bytes in one output file; default: 5GB.")]
-Seed = Annotated[
-    int | None,
-    typer.Option("--seed", "--random-seed", callback=_checked_seed, help="Seed of random methods; default: the recipe's, or 0."),
-]
-MergekitShardSize = Annotated[str | None, typer.Option("--out-shard-size", hidden=True)]
-Models = Annotated[
-    list[str],
-    typer.Argument(help="Models: directories, files, or owner/name@revision; --models may stand before them.", metavar="MODEL..."),
-]
-Base = Annotated[str, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)]
-TopShare = Annotated[
-    float, typer.Option("--top", callback=_checked_share, help="Share of the entries that count as a model's top parameters.")
-]
-Offline = Annotated[bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every tensor.", show_default=False)]
+app.add_typer(lora_app)
 
 IGNORED = {
     "copy_tokenizer": "the tokenizer is always carried over",
@@ -125,13 +110,13 @@ def merge(
         raise typer.BadParameter(f"{option}: this version merges on the processor only, at a disk's speed. Leave the option out.")
     for name, why in IGNORED.items():
         if given[name] is not None:
-            _say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
+            say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
     if dry_run:
         return plan(recipe, threads, memory, seed, max_shard_size, out_shard_size, offline, as_json, verbose, out=out)
     from alnico import api
     from alnico.cli import progress, show
 
-    memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
+    memory_bytes, shard_bytes = size_of(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     try:
         with progress.bar(quiet or as_json, verbose) as watch:
             results = api.merge_all(
@@ -150,14 +135,14 @@ def merge(
         print("alnico: interrupted. The same command takes the merge up again.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        _print(json.dumps(_one_or_all([show.result_data(result) for result in results]), indent=1))
+        show_result(json.dumps(_one_or_all([show.result_data(result) for result in results]), indent=1))
     elif not quiet:
         for note in dict.fromkeys(note for result in results for note in result.plan.notes):
-            _say(f"note: {note}", quiet)
+            say(f"note: {note}", quiet)
         for result in results:
             for line in show.weighing_lines(result.plan):
-                _say(f"weights: {line}", quiet)
-            _print(show.result_line(result))
+                say(f"weights: {line}", quiet)
+            show_result(show.result_line(result))
     return None
 
 
@@ -179,7 +164,7 @@ def plan(
     from alnico.cli import show
     from alnico.engine.output import check_disk
 
-    memory_bytes, shard_bytes = _size(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
+    memory_bytes, shard_bytes = size_of(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     plans = api.plan_all(
         _recipe(recipe),
         memory=memory_bytes,
@@ -193,9 +178,9 @@ def plan(
         for made in plans:
             check_disk(made, Path(out))
     if as_json:
-        _print(json.dumps(_one_or_all([made.summary() for made in plans]), indent=1))
+        show_result(json.dumps(_one_or_all([made.summary() for made in plans]), indent=1))
     else:
-        _print("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans))
+        show_result("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans))
 
 
 @app.command()
@@ -213,7 +198,7 @@ def inspect(
 
     with api.open(model, offline=offline) as opened:
         data = show.model_data(opened)
-        _print(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
+        show_result(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
 
 
 @app.command()
@@ -258,19 +243,19 @@ def compare(
             scores=scores or (),
             out=out,
             top_share=top_share,
-            memory=_size(memory, "--memory"),
+            memory=size_of(memory, "--memory"),
             threads=threads,
             offline=offline,
             watch=watch,
         )
     for note in found.notes:
-        _say(f"note: {note}", quiet or as_json)
+        say(f"note: {note}", quiet or as_json)
     if as_json:
-        _print(json.dumps(found.data(), indent=1))
+        show_result(json.dumps(found.data(), indent=1))
     elif not quiet:
-        _print(kept_text(found, verbose))
+        show_result(kept_text(found, verbose))
     if out is not None:
-        _say(_written(out), quiet or as_json)
+        say(_written(out), quiet or as_json)
 
 
 @app.command()
@@ -288,8 +273,8 @@ def diff(
     from alnico import api
     from alnico.cli.difference import difference_text
 
-    found = api.diff(a, b, memory=_size(memory, "--memory"), threads=threads, offline=offline)
-    _print(json.dumps(found.data(), indent=1) if as_json else difference_text(found, verbose))
+    found = api.diff(a, b, memory=size_of(memory, "--memory"), threads=threads, offline=offline)
+    show_result(json.dumps(found.data(), indent=1) if as_json else difference_text(found, verbose))
     if exit_code and not found.is_equal:
         raise typer.Exit(DIFFERENT)
 
@@ -324,17 +309,17 @@ def analyze(
             out=out,
             top_share=top_share,
             subspace_side=subspace_side,
-            memory=_size(memory, "--memory"),
+            memory=size_of(memory, "--memory"),
             threads=threads,
             offline=offline,
             watch=watch,
         )
     if as_json:
-        _print(json.dumps(found.data()))
+        show_result(json.dumps(found.data()))
     elif not quiet:
-        _print(analysis_text(found, verbose))
+        show_result(analysis_text(found, verbose))
     if out is not None:
-        _say(_written(out), quiet or as_json)
+        say(_written(out), quiet or as_json)
 
 
 @app.command(cls=TakesModels)
@@ -380,17 +365,17 @@ def evaluate(
         merged=merged or (),
         out=report,
         offline=offline,
-        watch=lambda model, task, score: _say(f"{model}  {task}  {score.value:.4g}", quiet or as_json),
+        watch=lambda model, task, score: say(f"{model}  {task}  {score.value:.4g}", quiet or as_json),
     )
     text = json.dumps(found.data(), indent=1)
     if out is not None:
         Path(out).write_text(text + "\n", "utf-8")
     if as_json:
-        _print(text)
+        show_result(text)
     elif not quiet:
-        _print(scorecard_text(found, verbose))
+        show_result(scorecard_text(found, verbose))
     if report is not None:
-        _say(_written(report), quiet or as_json)
+        say(_written(report), quiet or as_json)
 
 
 @app.command(cls=TakesModels)
@@ -424,7 +409,7 @@ def suggest(
             base=base,
             analysis=analysis,
             folder=Path(out).parent if out else ".",
-            memory=_size(memory, "--memory"),
+            memory=size_of(memory, "--memory"),
             threads=threads,
             offline=offline,
             watch=watch,
@@ -434,11 +419,11 @@ def suggest(
     if out is not None:
         Path(out).write_text(found.recipe, "utf-8")
     if as_json:
-        _print(json.dumps(found.data(), indent=1))
+        show_result(json.dumps(found.data(), indent=1))
         return
     for said in (*found.findings, *(found.reasons if out else ()), *found.warnings):
-        _say(f"note: {said}", quiet)
-    _print(f"{out}: {found.method}" if out else found.recipe.rstrip())
+        say(f"note: {said}", quiet)
+    show_result(f"{out}: {found.method}" if out else found.recipe.rstrip())
 
 
 @app.command(cls=TakesModels)
@@ -474,13 +459,13 @@ def weights(
         per=per,
         analysis=analysis,
         threads=threads,
-        memory=_size(memory, "--memory"),
+        memory=size_of(memory, "--memory"),
         offline=offline,
     )
     if not as_json:
         for note in found.notes:
-            _say(f"note: {note}", False)
-    _print(json.dumps(found.data(), indent=1) if as_json else show.weights_text(found))
+            say(f"note: {note}", False)
+    show_result(json.dumps(found.data(), indent=1) if as_json else show.weights_text(found))
 
 
 @app.command(cls=TakesModels)
@@ -528,22 +513,22 @@ def soup(
         objective=objective,
         base=base,
         threads=threads,
-        memory=_size(memory, "--memory"),
+        memory=size_of(memory, "--memory"),
         offline=offline,
         report=report,
         shared=shared,
-        watch=None if as_json else lambda step: _say(soups.step_text(step), quiet),
+        watch=None if as_json else lambda step: say(soups.step_text(step), quiet),
     )
     recipe = found.recipe(Path(out).parent if out else ".")
     if out is not None:
         Path(out).write_text(recipe, "utf-8")
     if as_json:
-        _print(json.dumps({**found.data(), "recipe": recipe}, indent=1))
+        show_result(json.dumps({**found.data(), "recipe": recipe}, indent=1))
         return
-    _say(soups.soup_text(found), quiet)
+    say(soups.soup_text(found), quiet)
     if found.report is not None:
-        _say(f"\n{report}:\n{scorecard_text(found.report, 0)}", quiet)
-    _print(out if out is not None else recipe.rstrip())
+        say(f"\n{report}:\n{scorecard_text(found.report, 0)}", quiet)
+    show_result(out if out is not None else recipe.rstrip())
 
 
 @app.command(cls=TakesModels)
@@ -575,7 +560,7 @@ def adamerge(
     ] = 1e-3,
     init: Annotated[float, typer.Option("--init", help="Every coefficient at the beginning.")] = 0.3,
     clamp: Annotated[bool, typer.Option("--clamp/--no-clamp", help="Keep coefficients in [0, 1].")] = True,
-    seed: Annotated[int, typer.Option("--seed", callback=_checked_seed, help="Decides the batches.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", callback=checked_seed, help="Decides the batches.")] = 0,
     memory: Annotated[
         str, typer.Option("--memory", help="Held of the task vectors, such as 2GiB; the rest is read at each step.")
     ] = "2GiB",
@@ -603,19 +588,19 @@ def adamerge(
         init=init,
         clamp=(0.0, 1.0) if clamp else None,
         seed=seed,
-        memory=_size(memory, "--memory"),
+        memory=size_of(memory, "--memory"),
         offline=offline,
         watch=None if quiet or as_json else learning.step_watch(steps),
     )
     for line in learning.note_lines(found, tasks):
-        _say(line, quiet or as_json)
+        say(line, quiet or as_json)
     if as_json:
-        _print(json.dumps(found.data()))
+        show_result(json.dumps(found.data()))
     elif out is None:
-        _print(found.recipe.rstrip())
+        show_result(found.recipe.rstrip())
     elif not quiet:
-        _print(learning.coefficients_text(found, verbose))
-        _say(f"written: {out} and its course", quiet)
+        show_result(learning.coefficients_text(found, verbose))
+        say(f"written: {out} and its course", quiet)
 
 
 @app.command(cls=TakesModels)
@@ -635,7 +620,7 @@ def statistics(
     ],
     examples: Annotated[int, typer.Option("--examples", min=1, help="Most inputs of a task.")] = 256,
     exact: Annotated[bool, typer.Option("--exact/--sampled", help="fisher: all classes of an input, or one that is drawn.")] = True,
-    seed: Annotated[int, typer.Option("--seed", callback=_checked_seed, help="fisher: decides the classes of --sampled.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", callback=checked_seed, help="fisher: decides the classes of --sampled.")] = 0,
     plus: Annotated[
         bool, typer.Option("--plus", help="gram: for RegMean++, of all models together, layer by merged layer.")
     ] = False,
@@ -663,9 +648,9 @@ def statistics(
         settings: dict[str, Any] = {"plus": plus, "alpha": alpha, "ridge": ridge, "normalize": normalize}
         written = list(api.gram_statistics(models, out, tasks=tasks if len(tasks) > 1 else tasks[0], **settings, **general))
     if as_json:
-        _print(json.dumps({"kind": kind.value, "written": [str(path) for path in written]}))
+        show_result(json.dumps({"kind": kind.value, "written": [str(path) for path in written]}))
     elif not quiet:
-        _print(
+        show_result(
             measuring.recipe_hint(
                 kind.value, models, written, {"alpha": alpha, "ridge": ridge, "normalize": normalize} if plus else {}
             )
@@ -714,11 +699,11 @@ def search(
         workers=workers,
         engine="ray" if ray else "local",
         threads=threads,
-        memory=_size(memory, "--memory"),
+        memory=size_of(memory, "--memory"),
         offline=offline,
         watch=searching.watcher(quiet or as_json),
     )
-    _print(json.dumps(found.data(), indent=1) if as_json else searching.search_text(found, Path(folder)))
+    show_result(json.dumps(found.data(), indent=1) if as_json else searching.search_text(found, Path(folder)))
 
 
 @app.command()
@@ -735,9 +720,9 @@ def push(
     from alnico.engine.finished import local_paths
 
     for path in local_paths(Path(out)):
-        _say(f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json)
+        say(f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json)
     url = api.push(out, name, private=private, branch=branch, message=message, quiet=as_json or not sys.stderr.isatty())
-    _print(json.dumps({"url": url}, indent=1) if as_json else url)
+    show_result(json.dumps({"url": url}, indent=1) if as_json else url)
 
 
 @app.command()
@@ -751,10 +736,10 @@ def methods(
 
     if name is not None:
         method = find(name)
-        _print(json.dumps(show.method_data(method), indent=1) if as_json else show.method_text(method))
+        show_result(json.dumps(show.method_data(method), indent=1) if as_json else show.method_text(method))
     else:
         every = registry().values()
-        _print(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
+        show_result(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
 
 
 @app.command()
@@ -765,7 +750,7 @@ def schema(search: Annotated[bool, typer.Option("--search", help="Of the files t
     else:
         from alnico.recipe.editors import json_schema as of_what
 
-    _print(json.dumps(of_what(), indent=1, ensure_ascii=False))
+    show_result(json.dumps(of_what(), indent=1, ensure_ascii=False))
 
 
 @app.command()
@@ -778,7 +763,7 @@ def demo(
     from alnico.cli import demo as run
 
     outcome = run.demo(Path(out), threads)
-    _print(json.dumps(outcome.data(), indent=1) if as_json else outcome.text())
+    show_result(json.dumps(outcome.data(), indent=1) if as_json else outcome.text())
 
 
 def _recipe(reference: str) -> Any:
@@ -815,37 +800,14 @@ def _one_or_all(data: list[Any]) -> Any:
     return data[0] if len(data) == 1 else data
 
 
-def _size(text: str, option: str) -> int:
-    from alnico.checkpoint.shards import parse_size
-
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise typer.BadParameter(f"{option}: {error}.") from None
-
-
 def _shard_size(ours: str | None, mergekits: str | None) -> int:
     """Bytes of ``--max-shard-size``, or of mergekit's ``--out-shard-size``, where 5B means 5 billion."""
     if mergekits is None:
-        return _size(ours or "5GB", "--max-shard-size")
+        return size_of(ours or "5GB", "--max-shard-size")
     if ours is not None:
         raise typer.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
     text = mergekits.strip()
-    return _size(text[:-1] + "GB" if text[-1:] in "bB" and text[-2:-1].isdigit() else text, "--out-shard-size")
-
-
-def _print(text: str) -> None:
-    """Write a result to stdout; a reader that has left (``| head``) is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
-
-
-def _say(text: str, quiet: bool) -> None:
-    if not quiet:
-        print(text, file=sys.stderr)
+    return size_of(text[:-1] + "GB" if text[-1:] in "bB" and text[-2:-1].isdigit() else text, "--out-shard-size")
 
 
 def main() -> None:

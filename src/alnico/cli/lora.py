@@ -1,0 +1,96 @@
+"""``alnico lora fold | combine | extract``: adapters."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from alnico.cli.options import Json, Memory, Offline, Quiet, ShardSize, Threads, Verbose, say, show_result, size_of
+from alnico.errors import INTERRUPTED
+
+lora_app = typer.Typer(
+    name="lora",
+    help="LoRA adapters: fold them into their base, combine them without it, extract them from fine-tunes.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the new one is complete.")]
+Weights = Annotated[
+    str | None,
+    typer.Option("--weights", "-w", help="One for all adapters or one for each, such as 0.7,0.3; default: 1.", show_default=False),
+]
+
+
+def weights_of(text: str | None, adapters: int) -> list[float]:
+    """The numbers of ``--weights``, one for each adapter. Errors: a wrong command line."""
+    try:
+        given = [float(part) for part in (text or "1").split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"--weights: {text!r} is no list of numbers. Write them as 0.7,0.3.") from None
+    if len(given) not in (1, adapters):
+        raise typer.BadParameter(f"--weights: there are {len(given)} for {adapters} adapters. Give one for all, or one for each.")
+    return given if len(given) == adapters else given * adapters
+
+
+@lora_app.command()
+def fold(
+    paths: Annotated[
+        list[str],
+        typer.Argument(
+            help="The base, its adapters, and last the directory to be made (or one file, if it ends in .safetensors).",
+            metavar="BASE ADAPTER... OUT",
+        ),
+    ],
+    weights: Weights = None,
+    at_once: Annotated[
+        bool, typer.Option("--at-once", help="Adapters all change the base itself, rather than what those before them made.")
+    ] = False,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Dtype of OUT; default: the base's.", show_default=False)] = None,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    max_shard_size: ShardSize = None,
+    overwrite: Overwrite = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished fold of OUT.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Fold LoRA adapters into their base and write the model. The same command takes up an interrupted fold."""
+    from alnico.cli import progress, show
+    from alnico.lora.folding import fold as folded
+
+    if len(paths) < 3:
+        raise typer.BadParameter("fold needs a base, an adapter and, last, a place for the model. Give all three.")
+    base, *adapters, out = paths
+    try:
+        with progress.bar(quiet or as_json, verbose) as watch:
+            result = folded(
+                base,
+                adapters,
+                out,
+                weights=weights_of(weights, len(adapters)),
+                at_once=at_once,
+                dtype=dtype,
+                memory=size_of(memory, "--memory"),
+                threads=threads,
+                max_shard_size=size_of(max_shard_size or "5GB", "--max-shard-size"),
+                overwrite=overwrite,
+                restart=restart,
+                offline=offline,
+                watch=watch,
+            )
+    except KeyboardInterrupt:  # typer would leave without a word
+        print("alnico: interrupted. The same command takes the fold up again.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    for note in result.plan.notes:
+        say(f"note: {note}", quiet or as_json)
+    if as_json:
+        show_result(json.dumps(show.result_data(result), indent=1))
+    elif not quiet:
+        show_result(show.result_line(result))
