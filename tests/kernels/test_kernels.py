@@ -10,6 +10,7 @@ import torch
 from alnico.errors import MethodError
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Bernoulli, Count, Derived, Gram, KthLargest, Noise, Sum, levels, magnitude, resolve
+from alnico.kernels.folding import FoldKernel
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mixing import MixKernel
 from alnico.kernels.shape import CODES, LANES, LEAF, TILE
@@ -459,3 +460,23 @@ def test_a_derived_fact_is_a_function_of_numbers():
     with pytest.raises(MethodError) as caught:
         resolve(Derived(lambda n: n, (Noise(),)), {})
     assert str(caught.value) == "Noise() has a value for each element; it cannot be an argument of a derived fact."
+
+
+@pytest.mark.parametrize("rank", [1, 3, 4, 9])
+@pytest.mark.parametrize("real", ["float32", "float64"])
+def test_folding_sums_over_the_rank_in_index_order(real: str, rank: int) -> None:
+    random = np.random.default_rng(rank)
+    dtype = np.dtype(real)
+    rows, columns = 5, 1301
+    base = random.standard_normal((rows, columns)).astype(dtype)
+    left, right = random.standard_normal((rows, rank)).astype(dtype), random.standard_normal((rank, columns)).astype(dtype)
+    total = np.zeros((rows, columns), dtype)
+    for k in range(rank):  # numpy rounds each product and each sum, as the law asks
+        total = total + left[:, k, None] * right[k]
+    expected = (base + total * dtype.type(0.3)).reshape(-1)
+    code = {"float32": "F32", "float64": "F64"}[real]
+    for first, last in ((0, rows * columns), (7, 8), (1300, 1303), (1, 4000)):
+        out = np.empty(last - first, dtype)
+        raw = base.reshape(-1)[first:last].copy().view(np.uint8)
+        compiled(FoldKernel(real))(raw, CODES[code], left, right, float(dtype.type(0.3)), first, out)  # type: ignore[arg-type]
+        np.testing.assert_array_equal(out, expected[first:last])

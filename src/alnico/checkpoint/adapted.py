@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,11 @@ class _Factors:
     """DoRA's factors, magnitude / norm, on rows or on columns."""
 
 
+QUANTISED = re.compile(
+    r"[-_.](unsloth-)?(bnb|gptq|awq|fp8|nf4|int[48]|[48]bit|quantized\.w\w+)([-_.](4bit|8bit|int[48]|dynamic|block))*$"
+)
+"""How the names of quantised models end, in lower case."""
+
 NOTHING = np.empty((0, 0, 0), np.float32)
 
 _compiling = threading.Lock()
@@ -112,7 +118,12 @@ class AdaptedModel:
         self.notes = [*base.notes, *adapter.files.notes]
         named = adapter.trained_on
         of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
-        if named and _last_part(named) != _last_part(of_base):
+        if named and QUANTISED.sub("", _last_part(named)) == _last_part(of_base) != _last_part(named):
+            self.notes.append(
+                f"{label}: the adapter was trained on {named}, a quantised model; it is folded into the full precision of {of_base}, as is "
+                "usual. What it made up for of the quantisation's error stays in it."
+            )
+        elif named and _last_part(named) != _last_part(of_base):
             self.notes.append(f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant.")
 
     def weighted(self, name: str) -> str:

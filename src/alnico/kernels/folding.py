@@ -12,7 +12,7 @@ from alnico.kernels.measuring import PLAIN
 from alnico.kernels.shape import TILE
 from alnico.kernels.text import APART, DECORATOR, PREAMBLE, Interface, Real
 
-RANKS_AT_ONCE = 8
+RANKS_AT_ONCE = 4
 """Ranks that are added between reading and writing a sum: fewer wait for the cache, more do not fit the registers."""
 
 COLUMNS = 1024
