@@ -318,3 +318,46 @@ def test_the_command_folds(tmp_path: Path, two: dict[str, np.ndarray], run) -> N
     code, _, err = run("lora", "fold", f"{tmp_path}/base", f"{tmp_path}/a", f"{tmp_path}/out2", "--weights", "1,2")
     assert code == 2
     assert "--weights: there are 2 for 1 adapters. Give one for all, or one for each." in " ".join(err.split()).replace("│ ", "")
+
+
+def test_inspect_shows_an_adapter(tmp_path: Path, two: dict[str, np.ndarray], run) -> None:  # type: ignore[no-untyped-def]
+    code, out, err = run("inspect", f"{tmp_path}/a")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1:] == [
+        "base          x/base",
+        "parameters    150, 600 B, F32",
+        "updates       1, LoRA, rank 3",
+        "     1 x  rank 3    scale 2        LoRA      (30, 20)          m.w",
+    ]
+    data = json.loads(run("inspect", f"{tmp_path}/a", "--json")[1])
+    assert data["updates"] == [{"module": "m.w", "rank": 3, "scale": 2.0, "shape": [30, 20], "kind": "LoRA"}]
+
+
+def test_an_interrupted_fold_is_taken_up(tmp_path: Path) -> None:
+    from alnico.engine.events import Event, TensorDone
+
+    base, _ = made.family(tmp_path, 1, layers=3)
+    tensors = {}
+    random = np.random.default_rng(0)
+    for name, shape in made.llama_shapes(layers=3).items():
+        if name.endswith("_proj.weight"):
+            at = name.removesuffix(".weight")
+            tensors |= {f"{at}.lora_A.weight": ("F32", random.standard_normal((2, shape[1])))}
+            tensors |= {f"{at}.lora_B.weight": ("F32", random.standard_normal((shape[0], 2)))}
+    made.save_file(tmp_path / "a" / "adapter_model.safetensors", tensors)
+    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 1}))
+    done = 0
+
+    def interrupt(event: Event) -> None:
+        nonlocal done
+        done += isinstance(event, TensorDone)
+        if done == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fold(base, tmp_path / "a", tmp_path / "out", watch=interrupt, threads=1)
+    assert not (tmp_path / "out").exists()
+    taken_up = fold(base, tmp_path / "a", tmp_path / "out")
+    assert taken_up.resumed >= 4
+    fold(base, tmp_path / "a", tmp_path / "whole")
+    assert made.model_bytes(tmp_path / "out") == made.model_bytes(tmp_path / "whole")

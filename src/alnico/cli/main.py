@@ -192,10 +192,17 @@ def inspect(
     as_json: Json = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Print a model's tensors, dtypes, sizes, architecture and vocabulary."""
+    """Print a model's tensors, dtypes, sizes, architecture and vocabulary; of a LoRA adapter its ranks, scales and modules."""
     from alnico import api
-    from alnico.cli import show
+    from alnico.cli import adapters, show
 
+    if adapters.is_adapter(model):
+        from alnico.checkpoint.adapter import open_adapter
+
+        with open_adapter(model, offline=offline) as adapter:
+            found = adapters.adapter_data(adapter)
+            show_result(json.dumps(found, indent=1) if as_json else adapters.adapter_text(found, verbose))
+        return
     with api.open(model, offline=offline) as opened:
         data = show.model_data(opened)
         show_result(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
