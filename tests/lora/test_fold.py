@@ -320,7 +320,8 @@ def test_the_command_folds(tmp_path: Path, two: dict[str, np.ndarray], run) -> N
     assert "--weights: there are 2 for 1 adapters. Give one for all, or one for each." in " ".join(err.split()).replace("│ ", "")
 
 
-def test_inspect_shows_an_adapter(tmp_path: Path, two: dict[str, np.ndarray], run) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.usefixtures("two")
+def test_inspect_shows_an_adapter(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     code, out, err = run("inspect", f"{tmp_path}/a")
     assert (code, err) == (0, "")
     assert out.splitlines()[1:] == [
