@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -46,6 +46,13 @@ class OutputModule:
     alpha: float | None = None
     depth: int = 0
     bias: bool = False
+    parameter: str = ""
+    """The parameter of the module, where it is not the weight: PEFT then looks for its rank and alpha under this name too."""
+
+    @property
+    def target(self) -> str:
+        """What PEFT compares the keys of its patterns with."""
+        return f"{self.module}.{self.parameter}" if self.parameter else self.module
 
     @property
     def names(self) -> tuple[str, str]:
@@ -84,8 +91,8 @@ class OutputAdapter:
         """The config: the commonest rank and alpha for all, and patterns for the others."""
         ranks = Counter(m.rank for m in self.modules)
         rank = ranks.most_common(1)[0][0] if ranks else 1
-        alphas = {m.module: _number(m.rank if m.alpha is None else m.alpha) for m in self.modules}
-        of_rank = Counter(alphas[m.module] for m in self.modules if m.rank == rank)
+        alphas = {m.target: _number(m.rank if m.alpha is None else m.alpha) for m in self.modules}
+        of_rank = Counter(alphas[m.target] for m in self.modules if m.rank == rank)
         alpha = of_rank.most_common(1)[0][0] if of_rank else rank
         return {
             "peft_type": "LORA",
@@ -103,8 +110,8 @@ class OutputAdapter:
             "init_lora_weights": True,
             "modules_to_save": None,
             "target_modules": sorted({m.module for m in self.modules if m.kind != "parameter"}),
-            "rank_pattern": {m.module: m.rank for m in self.modules if m.rank != rank},
-            "alpha_pattern": {name: a for name, a in alphas.items() if a != alpha},
+            "rank_pattern": {_pattern(m.target, alphas): m.rank for m in self.modules if m.rank != rank},
+            "alpha_pattern": {_pattern(name, alphas): a for name, a in alphas.items() if a != alpha},
             **self.settings,
         }
 
@@ -212,6 +219,11 @@ def target_modules(modules: Sequence[str], others: Sequence[str] = ()) -> list[s
     last = {name.rpartition(".")[2] for name in modules}
     spoiled = last & {name.rpartition(".")[2] for name in others}
     return sorted({name if name.rpartition(".")[2] in spoiled else name.rpartition(".")[2] for name in modules})
+
+
+def _pattern(name: str, names: Collection[str]) -> str:
+    """A pattern that fits ``name`` and no other of ``names``: PEFT lets it fit the end of a name, too."""
+    return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
 def _number(value: float) -> float | int:

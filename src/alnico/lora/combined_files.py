@@ -1,0 +1,164 @@
+"""What stands beside the tensors of a combined adapter: its config, its card, and the lock that says what it was made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.adapter import Adapter
+from alnico.checkpoint.model import FileModel, is_hub_reference
+from alnico.engine.blocks import PieceHasher, TensorDigest
+from alnico.engine.card import LOCK, licence_of, public_names
+from alnico.lora.aligned import Module, Saved
+from alnico.lora.asked import Asked
+from alnico.lora.written import OutputAdapter
+from alnico.methods import registry
+from alnico.numerics.digest import PIECE
+
+SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Keys that say together which modules have an update."""
+
+
+def config_of(adapters: Sequence[Adapter], modules: Sequence[Module], saved: Sequence[Saved]) -> dict[str, Any]:
+    """The config's keys beside ranks and alphas: what the adapters agree on, and all that they change together."""
+    configs = [a.config for a in adapters]
+    found: dict[str, Any] = {
+        "task_type": _agreed(configs, "task_type"),
+        "base_model_name_or_path": next((a.trained_on for a in adapters if a.trained_on), None),
+        "revision": _agreed(configs, "revision"),
+        "fan_in_fan_out": any(c.get("fan_in_fan_out") for c in configs),
+        "bias": next((b for b in ("all", "lora_only") if saved and any(c.get("bias") == b for c in configs)), "none"),
+    }
+    whole = dict.fromkeys(name for c in configs for name in c.get("modules_to_save") or [] if any(s.is_trained for s in saved))
+    if whole:
+        found["modules_to_save"] = list(whole)
+    if all(tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0]) for a in adapters):
+        found |= {key: configs[0][key] for key in SELECTS if configs[0].get(key) is not None}
+    parameters = sorted({name for c in configs for name in c.get("target_parameters") or []})
+    if parameters:
+        found["target_parameters"] = parameters
+        found.setdefault("target_modules", sorted({m.module for m in modules if m.kind != "parameter"}))
+    return found
+
+
+def _selects(config: Mapping[str, Any]) -> list[Any]:
+    values = [config.get(key) for key in SELECTS]
+    return [sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for v in values]
+
+
+def _agreed(configs: Sequence[Mapping[str, Any]], key: str) -> Any:
+    values = [c.get(key) for c in configs]
+    return values[0] if all(v == values[0] for v in values) else None
+
+
+def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The card's front matter. A base that is a path is nobody's id; a licence is stated where all adapters state the same."""
+    base = next((a.trained_on for a in adapters if a.trained_on), "")
+    licences = [licence_of(a.files) for a in adapters]
+    return {
+        **({"base_model": base, "base_model_relation": "adapter"} if is_hub_reference(base) else {}),
+        "library_name": "peft",
+        "tags": ["lora", "merge", "alnico"],
+        **(licences[0] if all(licence == licences[0] for licence in licences) else {}),
+    }
+
+
+def text(
+    adapters: Sequence[Adapter],
+    wish: Asked,
+    output: OutputAdapter,
+    rank: int | None,
+    energy: float | None,
+    error: float,
+    notes: Sequence[str],
+    version: str,
+) -> str:
+    """What the card says of how the adapter was made."""
+    names = public_names([a.files for a in adapters])
+    ranks = sorted({m.rank for m in output.modules})
+    asked_for = [f"rank {rank}"] * (rank is not None) + [f"energy {energy:g}" if energy is not None else ""] * (energy is not None)
+    options = ", ".join(f"{k} {_shown(v)}" for k, v in wish.options.items() if k != "weight")
+    method = registry()[wish.method].source if wish.kind == "delta" else ""
+    lines = [
+        "# A combination of " + ", ".join(names),
+        "",
+        f"LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) {version} by `{wish.method}`"
+        + (f" in the space `{wish.space}`" if wish.space else "")
+        + (f" ({options})" if options else "")
+        + (f", {' and '.join(asked_for)}." if asked_for else "."),
+        *(["", f"Method: {method}."] if method else []),
+        "",
+        "| adapter | weight | commit | rank |",
+        "|---|---|---|---|",
+    ]
+    for name, adapter, weight in zip(names, adapters, wish.weights, strict=True):
+        origin = adapter.files.origin
+        own = sorted({u.rank for u in adapter.updates.values()})
+        commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | {weight:g} | {commit} | {_range(own)} |")
+    lines += [
+        "",
+        f"{len(output.modules)} updates of rank {_range(ranks)}, {len(output.saved)} whole tensors, dtype {output.dtype}. "
+        + (
+            "Nothing is left out."
+            if error == 0
+            else f"What the ranks leave out of the method's result is {error:.2g} of its norm; `{LOCK}` has that of each update."
+        ),
+        *[line for note in notes for line in ("", f"Note: {note}")],
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return " / ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, tuple) else str(value)
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
+
+
+def lock(
+    adapters: Sequence[Adapter],
+    wish: Asked,
+    rank: int | None,
+    energy: float | None,
+    saved: str,
+    seed: int,
+    errors: Mapping[str, float],
+) -> dict[str, Any]:
+    """What was combined, of what: equal combinations give equal locks."""
+    return {
+        "combine": {
+            **wish.data(),
+            **({"rank": rank} if rank is not None else {}),
+            **({"energy": energy} if energy is not None else {}),
+            "saved": saved,
+        },
+        "seed": seed,
+        "inputs": [
+            {
+                "model": a.label,
+                **({"repository": a.files.origin.name, "commit": a.files.origin.commit} if a.files.origin is not None else {}),
+                "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in a.files.identity()],
+                "config": dict(a.config),
+                "tensors": {name: digest_of(a.files, name) for name in sorted(a.files.tensors)},
+            }
+            for a in adapters
+        ],
+        "errors": dict(errors),
+    }
+
+
+def digest_of(files: FileModel, name: str) -> str:
+    """The content hash of a tensor."""
+    tensor = files.tensors[name]
+    digest = TensorDigest(tensor.dtype, tensor.shape, tensor.byte_size)
+    hasher = PieceHasher(digest, 0)
+    for offset in range(0, tensor.byte_size, PIECE):
+        part = np.empty(min(PIECE, tensor.byte_size - offset), np.uint8)
+        files.read_into(name, offset, memoryview(part))
+        hasher.update(memoryview(part))
+    hasher.finish()
+    return digest.result()

@@ -1,0 +1,131 @@
+"""What adapters add, as sources that the engine merges: the whole matrices by rows, or small ones that stand for them."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from alnico.checkpoint.adapted import AdaptedModel
+from alnico.checkpoint.adapter import Adapter
+from alnico.checkpoint.model import Described, Shard, Tensor, read_tensor
+from alnico.lora.aligned import Module
+
+if TYPE_CHECKING:
+    from alnico.checkpoint.hub import Repository
+
+BIAS = ".bias"
+
+
+class Zeros:
+    """A base of zeros, so that what an adapter makes of it is what the adapter adds."""
+
+    config: Mapping[str, Any] = MappingProxyType({})
+    directory: Path | None = None
+    origin: Repository | None = None
+    shards: Sequence[Shard] = ()
+    notes: Sequence[str] = ()
+    held_bytes = 0
+    reading_bytes = 0
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.label = "zeros"
+        self.tensors = tensors
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return {}
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        """Nothing is ever absent."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        np.frombuffer(buffer, np.uint8)[:] = 0
+
+    def read(self, name: str) -> np.ndarray:
+        return read_tensor(self, name)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return []
+
+    def paths(self) -> list[Path]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def __enter__(self) -> Zeros:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is open."""
+
+
+def whole_tensors(modules: Sequence[Module], dtype: str) -> dict[str, Tensor]:
+    """The base's tensors that adapters change, as it stores them: then places, rows and noise are those of a merge with the base."""
+    found: dict[str, Tensor] = {}
+    for module in modules:
+        shape: tuple[int, ...] = (module.rows, *module.right_shape)
+        if module.is_turned:
+            shape = shape[::-1]
+        if module.experts > 1:
+            shape = (module.experts, *shape)
+        found[module.name] = Described(dtype, shape, dtype)
+        if module.has_bias:
+            found[module.module + BIAS] = Described(dtype, (module.rows,), dtype)
+    return found
+
+
+def whole_updates(adapters: Sequence[Adapter], modules: Sequence[Module], base: Zeros) -> list[AdaptedModel]:
+    """Each adapter on a base of zeros: its updates, computed by rows while they are read, as a merge of ``base+adapter`` does."""
+    sources = []
+    for i, adapter in enumerate(adapters):
+        own = copy.copy(adapter)
+        own.replaced = {}
+        own.updates = {
+            module.key: dataclasses.replace(update, parameters=(module.parameter,))
+            for module in modules
+            if (update := module.updates[i]) is not None
+        }
+        sources.append(AdaptedModel(adapter.label, base, own))
+    return sources
+
+
+class Shown:
+    """Small matrices of one adapter as a source, made for all adapters together when one of them is read."""
+
+    config: Mapping[str, Any] = MappingProxyType({})
+    directory: Path | None = None
+    origin: Repository | None = None
+    notes: Sequence[str] = ()
+    held_bytes = 0
+    reading_bytes = 0
+
+    def __init__(self, label: str, tensors: Mapping[str, Tensor], values: Callable[[str], Sequence[np.ndarray]], position: int) -> None:
+        self.label = label
+        self.tensors = tensors
+        self._values = values
+        self._position = position
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return {}
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        """What they are made from is here."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        values = np.ascontiguousarray(self._values(name)[self._position]).reshape(-1).view(np.uint8)
+        np.frombuffer(buffer, np.uint8)[:] = values[offset : offset + len(buffer)]
+
+    def identity(self) -> list[dict[str, Any]]:
+        return []
+
+    def paths(self) -> list[Path]:
+        return []
+
+    def close(self) -> None:
+        """Nothing is open."""

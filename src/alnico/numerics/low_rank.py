@@ -1,0 +1,164 @@
+"""Sums of products of thin matrices: their singular values and best approximations, without the large matrix that they stand for.
+
+``sum_i c_i B_i A_i`` is ``L R`` with the ``B_i`` beside one another in ``L`` and the ``A_i`` under one another in ``R``. With the QR
+decompositions ``L = Q S`` and ``R^T = P T`` the singular values of ``L R`` are those of the small ``S T^T``, and its singular
+vectors follow by ``Q`` and ``P``. The best approximation of rank k keeps the k largest (Eckart and Young 1936,
+https://doi.org/10.1007/BF02288367). All in float64: a float32 QR loses singular values below 1e-7 of the largest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+ROUNDING = float(np.finfo(np.float64).eps)
+
+
+@dataclass(frozen=True)
+class Decomposed:
+    """A matrix as ``left * values @ right``: left (m, k) and right (k, n) are orthonormal, values (k,) positive and descending.
+
+    ``rest`` is the sum of squares of singular values that are not among them, where not all were computed.
+    """
+
+    left: np.ndarray
+    values: np.ndarray
+    right: np.ndarray
+    rest: float = 0.0
+
+    @property
+    def rank(self) -> int:
+        """The numerical rank: singular values that are only rounding are not here."""
+        return len(self.values)
+
+    @property
+    def total(self) -> float:
+        """The sum of squares of all entries."""
+        return float(np.sum(self.values[::-1] ** 2)) + self.rest
+
+    def left_out(self, rank: int) -> float:
+        """The sum of squares of what the best approximation of this rank leaves out."""
+        return float(np.sum(self.values[rank:][::-1] ** 2)) + self.rest
+
+    def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """The best approximation of this rank as (m, rank) times (rank, n), the root of each singular value in both.
+
+        So neither factor is much larger than the other, and half precision holds both. Beyond the numerical rank are zeros.
+        """
+        kept = min(rank, self.rank)
+        root = np.sqrt(self.values[:kept])
+        left, right = np.zeros((len(self.left), rank)), np.zeros((rank, self.right.shape[1]))
+        left[:, :kept], right[:kept] = self.left[:, :kept] * root, root[:, None] * self.right[:kept]
+        return left, right
+
+    def turned(self) -> Decomposed:
+        """The same of the transposed matrix."""
+        return Decomposed(self.right.T, self.values, self.left.T, self.rest)
+
+
+def stacked(parts: Sequence[tuple[float, np.ndarray, np.ndarray]], rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+    """``L`` (rows, R) and ``R`` (R, columns) of ``sum_i c_i left_i @ right_i``; parts are (c, left, right)."""
+    lefts = [c * left for c, left, _ in parts] or [np.zeros((rows, 0))]
+    rights = [right for _, _, right in parts] or [np.zeros((0, columns))]
+    return np.concatenate(lefts, 1), np.concatenate(rights, 0)
+
+
+def of_product(left: np.ndarray, right: np.ndarray) -> Decomposed:
+    """Decompose ``left @ right``, (m, R) times (R, n); R may be larger than m and n.
+
+    >>> of_product(np.float64([[3], [4]]), np.float64([[0, 2]])).values
+    array([10.])
+    """
+    first, small_left = np.linalg.qr(left)
+    second, small_right = np.linalg.qr(right.T)
+    # Invariant to how a product is shared between its factors; what cancels leaves rounding of this size behind.
+    size = float(np.linalg.norm(left, axis=0) @ np.linalg.norm(right, axis=1)) if left.shape[1] else 0.0
+    found = of_matrix(small_left @ small_right.T, size)
+    return _signed(Decomposed(first @ found.left, found.values, found.right @ second.T))
+
+
+def of_matrix(matrix: np.ndarray, size: float | None = None) -> Decomposed:
+    """Decompose a matrix, small or as large as one has time for.
+
+    Singular values below the rounding of numbers of ``size`` (default: the largest singular value) are taken for 0.
+    """
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    largest = float(values[0]) if values.size else 0.0
+    kept = int(np.sum(values > ROUNDING * max(matrix.shape) * max(largest, size or 0.0)))
+    return _signed(Decomposed(left[:, :kept], values[:kept], right[:kept]))
+
+
+def _signed(found: Decomposed) -> Decomposed:
+    """Choose the signs of singular vectors, which are free: the largest entry of each left one is positive."""
+    if not found.rank:
+        return found
+    largest = np.argmax(np.abs(found.left), axis=0)
+    signs = np.where(found.left[largest, np.arange(found.rank)] < 0, -1.0, 1.0)
+    return Decomposed(found.left * signs, found.values, signs[:, None] * found.right, found.rest)
+
+
+def rank_of(found: Decomposed, most: int | None, energy: float | None) -> int:
+    """The rank to keep: the smallest whose squared singular values are the share ``energy`` of all, and ``most`` at most.
+
+    >>> rank_of(of_matrix(np.diag([3.0, 1.0, 1.0])), None, 0.8)
+    1
+    """
+    rank = found.rank
+    if energy is not None and energy < 1:
+        # Summed from the smallest up: what is left out is known to its last digits.
+        tails = np.cumsum(np.concatenate([[found.rest], found.values[::-1] ** 2]))[::-1]
+        rank = int(np.argmax(tails <= (1 - energy) * found.total))
+    return rank if most is None else min(rank, most)
+
+
+def polar(matrix: np.ndarray, least: float) -> np.ndarray:
+    """``P Q^T`` of ``matrix = P S Q^T``, over the singular values above ``least`` and above rounding.
+
+    The others have no direction of their own: their vectors would be arbitrary, and get the same length as all.
+    """
+    found = of_matrix(matrix)
+    kept = int(np.sum(found.values > least))
+    nearest: np.ndarray = found.left[:, :kept] @ found.right[:kept]
+    return nearest
+
+
+def of_rows(read: Callable[[int, int], np.ndarray], rows: int, columns: int, block: int, most: int | None = None) -> Decomposed:
+    """Decompose a large matrix that ``read(first, stop)`` gives some rows of, by the Gram matrix of its smaller side.
+
+    Squares lose what is below the root of float64's rounding, 1e-8 of the largest singular value: less than the rounding of numbers
+    in single precision. What is lost is in ``rest``, and what is beyond the ``most`` largest.
+    """
+    spans = [(first, min(first + block, rows)) for first in range(0, rows, block)]
+    total = 0.0
+    if columns <= rows:
+        gram = np.zeros((columns, columns))
+        for span in spans:
+            part = read(*span)
+            gram += part.T @ part
+            total += float(np.sum(part * part))
+    else:
+        gram = np.zeros((rows, rows))
+        for i, (first, stop) in enumerate(spans):
+            part = read(first, stop)
+            total += float(np.sum(part * part))
+            gram[first:stop, first:stop] = part @ part.T
+            for begin, end in spans[:i]:
+                product = part @ read(begin, end).T
+                gram[first:stop, begin:end], gram[begin:end, first:stop] = product, product.T
+    squares, vectors = np.linalg.eigh(gram)
+    squares, vectors = squares[::-1], vectors[:, ::-1]
+    largest = max(float(squares[0]), 0.0) if squares.size else 0.0
+    vectors = vectors[:, squares > ROUNDING * len(squares) * largest][:, :most]
+    if columns <= rows:
+        left = np.concatenate([read(*span) @ vectors for span in spans])
+        values = np.linalg.norm(left, axis=0)
+        found = Decomposed(left / values, values, vectors.T)
+    else:
+        right = np.zeros((vectors.shape[1], columns))
+        for first, stop in spans:
+            right += vectors[first:stop].T @ read(first, stop)
+        values = np.linalg.norm(right, axis=1)
+        found = Decomposed(vectors, values, right / values[:, None])
+    return _signed(replace(found, rest=max(total - found.total, 0.0)))
