@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alnico.cli.options import Json, Memory, Offline, Quiet, ShardSize, Threads, Verbose, say, show_result, size_of
+from alnico.cli.options import Json, Memory, Offline, Quiet, ShardSize, Threads, Verbose, checked_seed, say, show_result, size_of
 from alnico.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from alnico.lora.combining import Combined
+
+TOLD = 10
+"""Lines of progress, about."""
 
 lora_app = typer.Typer(
     name="lora",
@@ -94,3 +102,131 @@ def fold(
         show_result(json.dumps(show.result_data(result), indent=1))
     elif not quiet:
         show_result(show.result_line(result))
+
+
+@lora_app.command()
+def combine(
+    adapters: Annotated[
+        list[str],
+        typer.Argument(
+            help="Adapters: directories, or owner/name@revision on the hub; and last the directory to be made.",
+            metavar="ADAPTER... OUT",
+        ),
+    ],
+    weights: Weights = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            "--method", "-m", help="svd or cat (weighted sums), a method of task vectors, tsv, iso_c, or a name of PEFT's."
+        ),
+    ] = "svd",
+    rank: Annotated[int | None, typer.Option("--rank", "-r", min=1, help="Largest rank of an update.", show_default=False)] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help="Least share of an update's squares that its rank keeps.", show_default=False)
+    ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option("--space", help="Where a method of task vectors works: dense (default), core or knots.", show_default=False),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="An option of the method, NAME=VALUE; [a, b] gives one an adapter. May be repeated.", show_default=False
+        ),
+    ] = None,
+    majority_sign_method: Annotated[
+        str | None, typer.Option("--majority-sign-method", help="PEFT's word for elect: total or frequency.", show_default=False)
+    ] = None,
+    saved: Annotated[
+        str,
+        typer.Option("--saved", help="Modules that adapters hold whole, where the result needs the base: error, average or drop."),
+    ] = "error",
+    unrelated: Annotated[str, typer.Option("--unrelated", help="Adapters that name different bases: error or allow.")] = "error",
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", help="Of the output; default: float32, float64 where an adapter is.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", callback=checked_seed, help="Seed of random methods.")] = 0,
+    memory: Memory = "2GiB",
+    threads: Threads = None,
+    overwrite: Overwrite = False,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Combine LoRA adapters of one base into one adapter, from their files alone."""
+    from alnico.lora.combining import combine as combined
+
+    if len(adapters) < 2:
+        raise typer.BadParameter("combine needs an adapter and, after it, the directory to be made. Give both.")
+    options = dict(_setting(text) for text in settings or ())
+    if majority_sign_method is not None:
+        options["majority_sign_method"] = majority_sign_method
+    found = combined(
+        adapters[:-1],
+        adapters[-1],
+        weights=None if weights is None else weights_of(weights, len(adapters) - 1),
+        method=method,
+        rank=rank,
+        energy=energy,
+        space=space,
+        saved=saved,
+        unrelated=unrelated,
+        dtype=dtype,
+        seed=seed,
+        memory=size_of(memory, "--memory"),
+        threads=threads,
+        overwrite=overwrite,
+        offline=offline,
+        watch=_watch(quiet or as_json),
+        **options,
+    )
+    for note in found.notes:
+        say(f"note: {note}", quiet or as_json)
+    if as_json:
+        show_result(json.dumps(found.data(), indent=1))
+    elif not quiet:
+        show_result(combined_text(found, verbose))
+
+
+def combined_text(found: Combined, verbose: int) -> str:
+    """The result for people; with ``verbose`` a line an update."""
+    from alnico.checkpoint.shards import format_size
+
+    ranks = sorted({m.rank for m in found.modules})
+    shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    lines = [f"{m.name}  rank {m.rank}  error {m.error:.3g}" for m in found.modules] if verbose else []
+    lines.append(
+        f"{found.path}: {len(found.modules)} updates of rank {shown}, error {found.error:.3g}, {format_size(found.byte_size)} in "
+        f"{found.seconds:.1f} s"
+    )
+    if not verbose and found.error > 0:
+        worst = max(found.modules, key=lambda m: m.error)
+        lines.append(f"largest error: {worst.error:.3g}, {worst.name}")
+    return "\n".join(lines)
+
+
+def _watch(quiet: bool) -> Callable[[int, int], None] | None:
+    """What prints some of the steps to stderr, where they take longer than one can wait without a word."""
+    begin = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        if time.monotonic() - begin > 2 and (done % max(1, total // TOLD) == 0 or done == total):
+            print(f"combined {done}/{total}", file=sys.stderr)
+
+    return None if quiet else watch
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """An option and its value, read as in a recipe."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = None
+    if not equals or not name.strip().isidentifier() or read is None:
+        raise typer.BadParameter(f"--set: {text!r} is no option; expected NAME=VALUE, such as density=0.5.")
+    return name.strip(), read

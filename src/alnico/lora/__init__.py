@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alnico.lora.combining import Combined, combine
     from alnico.lora.folding import fold
 
-_PLACES = {"fold": "alnico.lora.folding"}
+_PLACES = {"Combined": "alnico.lora.combining", "combine": "alnico.lora.combining", "fold": "alnico.lora.folding"}
 
-__all__ = ["fold"]
+__all__ = ["Combined", "combine", "fold"]
 
 
 def __getattr__(name: str) -> Any:

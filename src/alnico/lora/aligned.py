@@ -119,7 +119,9 @@ def _described(adapter: Adapter, update: Update) -> tuple[Kind, int, int, tuple[
 
 def _said(shape: tuple[Kind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
     kind, experts, rows, right, _ = shape
-    what = "a linear layer" if kind == "linear" else "a parameter" if kind == "parameter" else f"a{'n' * (kind[0] in 'aeiou')} {kind}"
+    what = (
+        "a linear layer" if kind == "linear" else "a parameter" if kind == "parameter" else f"a{'n' * (kind[0] in 'aeiou')} {kind}"
+    )
     many = f"{experts} experts of " if experts > 1 else ""
     return f"{what} of {many}({', '.join(str(n) for n in (rows, *right))})"
 
@@ -215,5 +217,3 @@ def _is_trained(config: Any, name: str) -> bool:
     parts = module.split(".")
     # A module to save may hold others, and be named by its last components.
     return any(n.split(".") == parts[i : i + n.count(".") + 1] for n in names for i in range(len(parts)))
-
-

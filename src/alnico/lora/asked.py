@@ -110,8 +110,12 @@ def asked(
     notes = (f"{method}: {CORRECTED[method]}",) if method in CORRECTED else ()
     if target in ("cat", *SUMS):
         if space is not None:
-            raise MethodError(f"{method} has no space (found {space}): it works on the factors, and a sum is the same in all. Leave it out.")
-        return Asked(method, target, "cat" if target == "cat" else "sum", given, _coefficients(target, given, known), known, None, notes)
+            raise MethodError(
+                f"{method} has no space (found {space}): it works on the factors, and a sum is the same in all. Leave it out."
+            )
+        return Asked(
+            method, target, "cat" if target == "cat" else "sum", given, _coefficients(target, given, known), known, None, notes
+        )
     if target in SPECTRAL:
         if space not in (None, "core"):
             raise MethodError(f"{method} is made in the core space of the adapters (found {space}). Leave the space out.")
@@ -121,7 +125,7 @@ def asked(
         known = {**known, "weight": given}
     known = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in known.items()}
     found.bind(known, adapters)
-    return Asked(method, target, "delta", given, (), known, space or "dense", notes)  # type: ignore[arg-type]
+    return Asked(method, target, "delta", given, (), known, space or "dense", notes)
 
 
 def _in_our_words(options: Mapping[str, Any], target: str) -> dict[str, Any]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from alnico.checkpoint.adapter import Adapter
 from alnico.checkpoint.model import FileModel, is_hub_reference
@@ -100,7 +102,7 @@ def text(
         lines.append(f"| {name.replace('|', chr(92) + '|')} | {weight:g} | {commit} | {_range(own)} |")
     lines += [
         "",
-        f"{len(output.modules)} updates of rank {_range(ranks)}, {len(output.saved)} whole tensors, dtype {output.dtype}. "
+        f"{len(output.modules)} updates of rank {_range(ranks)}, {f'{len(output.saved)} whole tensors, ' if output.saved else ''}dtype {output.dtype}. "
         + (
             "Nothing is left out."
             if error == 0
@@ -142,7 +144,7 @@ def lock(
                 "model": a.label,
                 **({"repository": a.files.origin.name, "commit": a.files.origin.commit} if a.files.origin is not None else {}),
                 "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in a.files.identity()],
-                "config": dict(a.config),
+                "config": xxhash.xxh3_128_hexdigest(json.dumps(dict(a.config), sort_keys=True).encode()),
                 "tensors": {name: digest_of(a.files, name) for name in sorted(a.files.tensors)},
             }
             for a in adapters

@@ -105,7 +105,9 @@ class Shown:
     held_bytes = 0
     reading_bytes = 0
 
-    def __init__(self, label: str, tensors: Mapping[str, Tensor], values: Callable[[str], Sequence[np.ndarray]], position: int) -> None:
+    def __init__(
+        self, label: str, tensors: Mapping[str, Tensor], values: Callable[[str], Sequence[np.ndarray]], position: int
+    ) -> None:
         self.label = label
         self.tensors = tensors
         self._values = values

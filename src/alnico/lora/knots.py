@@ -41,7 +41,7 @@ def knots(factors: Sequence[Factors | None], rows: int, columns: int) -> Knots:
     triangles, first = [np.zeros((len(small), 0))], 0
     for f in given:
         rank = f.left.shape[1]
-        triangles.append(small[:, first : first + rank] @ np.linalg.qr(f.right.T, mode="r").T)
+        triangles.append(small[:, first : first + rank] @ np.linalg.qr(f.right.T)[1].T)
         first += rank
     left = basis @ of_matrix(np.concatenate(triangles, 1)).left
     nothing = np.zeros((left.shape[1], columns))

@@ -42,7 +42,7 @@ class Piece:
 
     @property
     def rank(self) -> int:
-        return self.left.shape[2]
+        return int(self.left.shape[2])
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,7 @@ def of_small(
     frames = Frames(adapters, modules, core_space if asked.space == "core" else knots)
     sources = [Shown(a.label, frames.tensors, frames.values, i) for i, a in enumerate(adapters)]
     base = Zeros(frames.tensors)
-    merging = Merging(
-        sources, base, asked.method, asked.options, dtype="F64", seed=seed, memory_bytes=memory_bytes, threads=1
-    )
+    merging = Merging(sources, base, asked.method, asked.options, dtype="F64", seed=seed, memory_bytes=memory_bytes, threads=1)
 
     def combine(module: Module) -> Piece:
         found = []

@@ -14,9 +14,7 @@ from alnico.methods.base import Between, Option
 from alnico.numerics.low_rank import of_matrix, polar
 
 
-def tsv(
-    cores: Sequence[np.ndarray], weights: Sequence[float], side: int, *, scale: float = 1.0, least: float = 0.1
-) -> np.ndarray:
+def tsv(cores: Sequence[np.ndarray], weights: Sequence[float], side: int, *, scale: float = 1.0, least: float = 0.1) -> np.ndarray:
     """Put the leading singular vectors of all adapters beside one another, straighten them, and sum (TSV-Merge).
 
     With ``M_i = U_i S_i V_i^T`` to rank k, ``U = [U_1 ... U_N]``, ``V = [V_1 ... V_N]`` and ``S`` the weighted singular values on a
@@ -60,7 +58,13 @@ def tsv(
     return merged
 
 
-def iso_c(cores: Sequence[np.ndarray], weights: Sequence[float], side: int, *, scale: float = 1.0) -> np.ndarray:
+def iso_c(
+    cores: Sequence[np.ndarray],
+    weights: Sequence[float],
+    side: int,  # noqa: ARG001 (one call for all methods)
+    *,
+    scale: float = 1.0,
+) -> np.ndarray:
     """Sum the updates, and give all singular values of the sum their mean (Iso-C).
 
     ``sum_i weight_i M_i = U S V^T``; ``out = scale * mean(S) * U V^T``.

@@ -68,7 +68,7 @@ def combine(
     adapters: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],
     *,
-    weights: Sequence[float] | None = None,
+    weights: float | Sequence[float] | None = None,
     method: str = "svd",
     rank: int | None = None,
     energy: float | None = None,
@@ -86,7 +86,7 @@ def combine(
 ) -> Combined:
     """Combine LoRA adapters of one base into one adapter, ``out``, that PEFT loads. The base is not needed.
 
-    ``weights`` are the adapters', 1 each by default. ``method``: ``svd`` is the weighted sum of all updates, as near as its rank can be;
+    ``weights`` are the adapters', one for all or one each, 1 by default. ``method``: ``svd`` is the weighted sum of all updates, as near as its rank can be;
     ``cat`` the same sum exactly, with a rank that is the sum of ranks; a method of task vectors (``ties``, ``dare_ties``, ``della``, ...)
     with its ``options``; ``tsv`` or ``iso_c``; or a name of PEFT's. ``rank`` is the largest rank of an update, ``energy`` the least share of
     its squares that is kept; by default a sum has the largest rank of its adapters there, another method the sum of their ranks.
@@ -102,14 +102,17 @@ def combine(
     references = [os.fspath(a) for a in adapters]
     if isinstance(adapters, (str, os.PathLike)) or not references:
         raise RecipeError("adapters: expected a list of adapters, one at least.")
-    wish = asked(method, len(references), weights, space, options)
+    each = [float(weights)] * len(references) if isinstance(weights, (int, float)) else weights
+    wish = asked(method, len(references), each, space, options)
     _check_choices(wish, rank, energy, saved, unrelated)
     target, code = Path(out), _dtype(dtype)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_adapter(r, offline=offline)) for r in references]
         check_place(target, [a.files for a in opened], overwrite)
         if target.suffix == ".safetensors":
-            raise OutputError(f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors.")
+            raise OutputError(
+                f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
+            )
         notes = [*wish.notes, *check_bases(opened, unrelated)]
         modules = aligned(opened)
         if not modules:
@@ -291,7 +294,9 @@ def _saved(
     if dropped:
         notes.append(f"left out, as asked: {_some(dropped)}, which adapters hold whole. The base's own take their place.")
     if averaged:
-        notes.append(f"{_some(averaged)}: the weighted mean of those that adapters hold, which is not what was added to the base, combined.")
+        notes.append(
+            f"{_some(averaged)}: the weighted mean of those that adapters hold, which is not what was added to the base, combined."
+        )
     return found
 
 
@@ -349,7 +354,9 @@ def _check_choices(wish: Asked, rank: int | None, energy: float | None, saved: s
         raise MethodError(f"energy is {energy:g}; expected a share in (0, 1].")
     if wish.kind == "cat" and (rank is not None or energy is not None):
         asked_for = "rank" if rank is not None else "energy"
-        raise MethodError(f"cat keeps all ranks, and {asked_for} was asked for. Leave it out, or choose svd, which is the same sum cut to a rank.")
+        raise MethodError(
+            f"cat keeps all ranks, and {asked_for} was asked for. Leave it out, or choose svd, which is the same sum cut to a rank."
+        )
     for name, value, values in (("saved", saved, SAVED), ("unrelated", unrelated, UNRELATED)):
         if value not in values:
             raise MethodError(f"{name} is {value!r}; expected one of {', '.join(values)}.")
