@@ -28,7 +28,9 @@ def factors(module: str, rows: int, columns: int, rank: int, seed: int) -> dict[
     return {name: random.standard_normal(shape).astype(np.float32) for name, shape in numbers.items()}
 
 
-def linear(directory: Path, rows: int = 30, columns: int = 20, rank: int = 3, seed: int = 0, alpha: float = 6, **config: Any) -> Path:
+def linear(
+    directory: Path, rows: int = 30, columns: int = 20, rank: int = 3, seed: int = 0, alpha: float = 6, **config: Any
+) -> Path:
     """An adapter of two layers, ``m.q`` (rows, columns) and ``m.o`` (columns, rows)."""
     tensors = factors("m.q", rows, columns, rank, 10 * seed) | factors("m.o", columns, rows, rank, 10 * seed + 1)
     return save(directory, tensors, r=rank, lora_alpha=alpha, **config)

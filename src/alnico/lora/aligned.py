@@ -213,7 +213,7 @@ def _is_trained(config: Any, name: str) -> bool:
     module, _, parameter = name.rpartition(".")
     if parameter == "bias" and config.get("bias") not in (None, "none"):
         return True
-    names = config.get("modules_to_save") or []
     parts = module.split(".")
-    # A module to save may hold others, and be named by its last components.
-    return any(n.split(".") == parts[i : i + n.count(".") + 1] for n in names for i in range(len(parts)))
+    inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    # A module to save may hold others; PEFT takes every module whose name ends with the word, "norm" for "input_layernorm" too.
+    return any(name.endswith(word) for word in config.get("modules_to_save") or [] for name in inside)

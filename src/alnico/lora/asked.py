@@ -1,7 +1,7 @@
 """How adapters are to be combined: the methods that there are, under our names and PEFT's, with their options checked.
 
-What PEFT's ``add_weighted_adapter`` does under these names was read in its 0.21; where it is not what the name says, the name
-here means the right thing, and a note says what differs.
+What PEFT's ``add_weighted_adapter`` does under these names was read in its 0.18 to 0.21; where it is not what the name says, the
+name here means the right thing, and a note says what differs.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 """PEFT's names that are not ours, as a method of ours with the options that PEFT's defaults mean."""
 
-TWICE = "PEFT multiplies each adapter by its scale (alpha / r) twice here; this does it once, so the result differs unless all scales are 1."
+TWICE = "each adapter's scale (alpha / r) is applied once, as by PEFT from 0.21 on; PEFT up to 0.20 applied it twice."
 APART = (
-    "PEFT merges A and B by themselves here, whose product has terms of one adapter's B with another's A that no adapter has; this "
-    "merges the products B A, so the result differs."
+    "the products B A are merged. PEFT merges A and B by themselves under this name, whose product has terms of one adapter's B with "
+    "another's A that no adapter has, so its result differs."
 )
 CORRECTED: Mapping[str, str] = {
     "svd": TWICE,
