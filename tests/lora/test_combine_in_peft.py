@@ -171,7 +171,7 @@ def test_peft_gives_the_outputs_of_convolutions(tmp_path):
     compare(tmp_path, Images, options, [0.7, -4.0], 20 * torch.randn(2, 3, 12, 12))
 
 
-def of_peft(root: Path, adapters: list[Path], weights: list[float], kind: str, **more: Any) -> dict[str, torch.Tensor]:
+def of_peft(adapters: list[Path], weights: list[float], kind: str, **more: Any) -> dict[str, torch.Tensor]:
     """What PEFT's own combination merges into the base."""
     from peft import PeftModel
 
@@ -204,7 +204,7 @@ def test_names_of_peft_mean_what_it_does_to_whole_matrices(tmp_path, name):
         for i in (1, 2)
     ]
     is_whole = kind.endswith("svd")
-    theirs = of_peft(tmp_path, made, [0.7, 0.4], kind, **options, **({"svd_rank": 32} if is_whole else {}))
+    theirs = of_peft(made, [0.7, 0.4], kind, **options, **({"svd_rank": 32} if is_whole else {}))
     combine(made, tmp_path / "out", weights=[0.7, 0.4], method=kind, rank=32, **options)
     ours = in_peft(tiny("llama"), tmp_path / "out").merge_and_unload().state_dict()
     base = tiny("llama").state_dict()

@@ -121,11 +121,12 @@ def combine(
         _check_loadable(opened, modules)
         wide = code or ("F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32")
         budget = bytes_of(memory)
-        _check_memory(modules, wish, budget)
+        limits = Limits(rank, energy)
+        _check_memory(modules, wish, limits, budget)
         check_room(target, 3 * 8 * sum(sum(m.ranks) * m.experts * (m.rows + m.columns) for m in modules))
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
-                make = _maker(opened, modules, wish, Limits(rank, energy), part, seed, budget, threads)
+                make = _maker(opened, modules, wish, limits, part, seed, budget, threads)
                 made = _all(modules, make, part, watch)
                 output = OutputAdapter(
                     [_module(m, one, opened) for m, one in zip(modules, made, strict=True)],
@@ -372,17 +373,19 @@ def _dtype(dtype: Any) -> str | None:
     return TORCH_NAMES[name]
 
 
-def _check_memory(modules: Sequence[Module], wish: Asked, budget_bytes: int) -> None:
+def _check_memory(modules: Sequence[Module], wish: Asked, limits: Limits, budget_bytes: int) -> None:
     """Refuse factors that do not fit the budget. Errors: ResourceError.
 
-    The factors and what is decomposed of them, four times over, and small matrices of the sum of ranks; what a method of task vectors
-    needs beside it is the engine's to count.
+    The factors and what is decomposed of them, several times over, and small matrices of the sum of ranks. While a method of task
+    vectors merges whole matrices, none of this is held, and the engine counts for itself.
     """
 
     def needed(module: Module) -> int:
         ranks, sides = sum(module.ranks), module.rows + module.columns
         several = len(module.updates) * module.columns * ranks if wish.space == "knots" else 0
-        return 8 * (sides * ranks * (4 + 2 * module.experts) + 8 * ranks * ranks + 2 * several)
+        whole = 5 * min(module.rows, module.columns) ** 2 if wish.space == "dense" and limits.most(1) is None else 0
+        rank = max(ranks, limits.rank or 0) if wish.space == "dense" else ranks
+        return 8 * (sides * rank * (6 + 2 * module.experts) + 8 * ranks * ranks + 2 * several + whole)
 
     largest = max(modules, key=needed)
     least = BASELINE_BYTES + BLAS_BYTES + needed(largest)

@@ -11,7 +11,7 @@ import numpy as np
 from alnico.checkpoint.adapter import Adapter
 from alnico.checkpoint.model import Described, Tensor
 from alnico.lora.aligned import Factors, Module, read_biases, read_factors
-from alnico.lora.deltas import BIAS
+from alnico.lora.updates import BIAS
 
 
 class Frame(Protocol):

@@ -90,11 +90,11 @@ class Merged:
         self._files = files
 
     def rows(self, matrix: int, rows: int, columns: int, first: int, stop: int) -> np.ndarray:
-        """Rows ``first`` to ``stop`` of matrix number ``matrix`` of those of (rows, columns) that the tensor holds, in float64."""
+        """Rows ``first`` to ``stop`` of matrix number ``matrix`` of those of (rows, columns) that the tensor holds, in its dtype."""
         width = DTYPES[self.dtype].bytes
         raw = np.empty((stop - first) * columns * width, np.uint8)
         self._files.read_into(self.name, (matrix * rows + first) * columns * width, memoryview(raw))
-        return decode(raw, self.dtype).astype(np.float64).reshape(stop - first, columns)
+        return decode(raw, self.dtype).reshape(stop - first, columns)
 
     def close(self) -> None:
         self._files.close()

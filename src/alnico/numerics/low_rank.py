@@ -8,8 +8,8 @@ https://doi.org/10.1007/BF02288367). All in float64: a float32 QR loses singular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -109,7 +109,8 @@ def rank_of(found: Decomposed, most: int | None, energy: float | None) -> int:
     if energy is not None and energy < 1:
         # Summed from the smallest up: what is left out is known to its last digits.
         tails = np.cumsum(np.concatenate([[found.rest], found.values[::-1] ** 2]))[::-1]
-        rank = int(np.argmax(tails <= (1 - energy) * found.total))
+        reached = tails <= (1 - energy) * found.total
+        rank = int(np.argmax(reached)) if reached.any() else found.rank
     return rank if most is None else min(rank, most)
 
 
@@ -122,43 +123,3 @@ def polar(matrix: np.ndarray, least: float) -> np.ndarray:
     kept = int(np.sum(found.values > least))
     nearest: np.ndarray = found.left[:, :kept] @ found.right[:kept]
     return nearest
-
-
-def of_rows(read: Callable[[int, int], np.ndarray], rows: int, columns: int, block: int, most: int | None = None) -> Decomposed:
-    """Decompose a large matrix that ``read(first, stop)`` gives some rows of, by the Gram matrix of its smaller side.
-
-    Squares lose what is below the root of float64's rounding, 1e-8 of the largest singular value: less than the rounding of numbers
-    in single precision. What is lost is in ``rest``, and what is beyond the ``most`` largest.
-    """
-    spans = [(first, min(first + block, rows)) for first in range(0, rows, block)]
-    total = 0.0
-    if columns <= rows:
-        gram = np.zeros((columns, columns))
-        for span in spans:
-            part = read(*span)
-            gram += part.T @ part
-            total += float(np.sum(part * part))
-    else:
-        gram = np.zeros((rows, rows))
-        for i, (first, stop) in enumerate(spans):
-            part = read(first, stop)
-            total += float(np.sum(part * part))
-            gram[first:stop, first:stop] = part @ part.T
-            for begin, end in spans[:i]:
-                product = part @ read(begin, end).T
-                gram[first:stop, begin:end], gram[begin:end, first:stop] = product, product.T
-    squares, vectors = np.linalg.eigh(gram)
-    squares, vectors = squares[::-1], vectors[:, ::-1]
-    largest = max(float(squares[0]), 0.0) if squares.size else 0.0
-    vectors = vectors[:, squares > ROUNDING * len(squares) * largest][:, :most]
-    if columns <= rows:
-        left = np.concatenate([read(*span) @ vectors for span in spans])
-        values = np.linalg.norm(left, axis=0)
-        found = Decomposed(left / values, values, vectors.T)
-    else:
-        right = np.zeros((vectors.shape[1], columns))
-        for first, stop in spans:
-            right += vectors[first:stop].T @ read(first, stop)
-        values = np.linalg.norm(right, axis=1)
-        found = Decomposed(vectors, values, right / values[:, None])
-    return _signed(replace(found, rest=max(total - found.total, 0.0)))
