@@ -187,13 +187,17 @@ class Saved:
         return self.holders[0][1].removeprefix(PREFIX)
 
 
-def saved_tensors(adapters: Sequence[Adapter]) -> list[Saved]:
-    """The tensors that adapters hold whole. Errors: MismatchError for shapes that differ, ModelError for what are no numbers."""
+def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list[Saved]:
+    """The tensors that adapters hold whole; those that were trained need not fit together if they are ``dropped``.
+
+    Errors: MismatchError for shapes that differ, ModelError for what are no numbers.
+    """
     found = []
     for name in dict.fromkeys(n for adapter in adapters for n in adapter.replaced):
         holders = [(i, a.replaced[name]) for i, a in enumerate(adapters) if name in a.replaced]
         tensors = [(adapters[i].label, adapters[i].files.tensors[stored]) for i, stored in holders]
-        for label, tensor in tensors:
+        trained = any(_is_trained(adapters[i].config, name) for i, _ in holders)
+        for label, tensor in [] if trained and dropped else tensors:
             if tensor.dtype not in MERGEABLE:
                 raise ModelError(
                     f"{label}: {name} is {tensor.dtype}, expected numbers in floating point. Combine without it: take the module out of "
@@ -204,7 +208,6 @@ def saved_tensors(adapters: Sequence[Adapter]) -> list[Saved]:
                     f"{name}: {tensors[0][0]} has {tensors[0][1].shape}, {label} {tensor.shape}; expected one shape. Combine adapters of one "
                     "base with one vocabulary, or leave such tensors out with saved: drop (--saved drop)."
                 )
-        trained = any(_is_trained(adapters[i].config, name) for i, _ in holders)
         found.append(Saved(name, tuple(holders), tensors[0][1].shape, trained))
     return found
 

@@ -117,13 +117,14 @@ def combine(
         modules = aligned(opened)
         if not modules:
             raise ModelError(f"{references[0]}: has no LoRA update; expected one at least. Merge whole modules by a recipe.")
-        kept = _saved(opened, saved_tensors(opened), wish, saved, notes)
+        kept = _saved(opened, saved_tensors(opened, dropped=saved == "drop"), wish, saved, notes)
         _check_loadable(opened, modules)
         wide = code or ("F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32")
         budget = bytes_of(memory)
         limits = Limits(rank, energy)
         _check_memory(modules, wish, limits, budget)
-        check_room(target, 3 * 8 * sum(sum(m.ranks) * m.experts * (m.rows + m.columns) for m in modules))
+        merged = 8 * max(m.experts * m.rows * m.columns for m in modules) if wish.space == "dense" else 0
+        check_room(target, merged + 2 * 8 * sum((rank or sum(m.ranks)) * m.experts * (m.rows + m.columns) for m in modules))
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
                 make = _maker(opened, modules, wish, limits, part, seed, budget, threads)
