@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.writer import sync_directory
 from alnico.errors import OutputError, ResourceError, RunError
@@ -18,9 +20,14 @@ DISK_MARGIN_BYTES = 16 << 20
 
 def check_target(out: Path, plan: Plan, overwrite: bool) -> None:
     """Refuse a target that holds something, or that is one of the inputs. Errors: OutputError."""
+    check_place(out, plan.sources, overwrite)
+
+
+def check_place(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
+    """Refuse a target that holds something, or that is one of ``sources``. Errors: OutputError."""
     if out.exists():
         target = out.resolve()
-        places = [p.resolve() for source in plan.sources for p in source.paths()]
+        places = [p.resolve() for source in sources for p in source.paths()]
         if any(target == place or target in place.parents for place in places):
             raise OutputError(f"{out}: is one of the inputs or holds it; expected a place of its own. Choose another output.")
     folder = existing_folder(out)
@@ -40,8 +47,13 @@ def existing_folder(out: Path) -> Path:
 
 def check_disk(plan: Plan, out: Path) -> None:
     """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
+    check_free(out, plan.bytes_to_write - PartDirectory(out).used_bytes())
+
+
+def check_free(out: Path, size: int) -> None:
+    """Refuse an output of ``size`` bytes that does not fit its disk. Errors: ResourceError."""
     folder = existing_folder(out)
-    needed = plan.bytes_to_write + DISK_MARGIN_BYTES - PartDirectory(out).used_bytes()
+    needed = size + DISK_MARGIN_BYTES
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ResourceError(

@@ -6,11 +6,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from alnico.lora.extracting import extract
     from alnico.lora.folding import fold
 
-_PLACES = {"fold": "alnico.lora.folding"}
+_PLACES = {"extract": "alnico.lora.extracting", "fold": "alnico.lora.folding"}
 
-__all__ = ["fold"]
+__all__ = ["extract", "fold"]
 
 
 def __getattr__(name: str) -> Any:
