@@ -12,7 +12,7 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.lora.written import Kind
 from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.plan.compatibility import Misfit, explain_mismatch
-from alnico.plan.families import HEADS, ROUTERS, is_lookup, is_turned_linear, tied_heads
+from alnico.plan.families import EMBEDDINGS, HEADS, OTHER_TABLES, ROUTERS, is_lookup, is_tied, is_turned_linear, tied_heads
 from alnico.recipe.options import fits
 
 Fate = Literal["factors", "saved", "left out"]
@@ -61,11 +61,11 @@ class Apart:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What an extraction is about. ``heads`` are the base's heads that are tied to an embedding."""
+    """What an extraction is about. ``tied`` are the embeddings that the base's head is tied to."""
 
     compared: tuple[Subject, ...]
     apart: tuple[Apart, ...]
-    heads: Mapping[str, str]
+    tied: tuple[str, ...]
 
     @property
     def factored(self) -> tuple[Subject, ...]:
@@ -89,6 +89,8 @@ def subjects_of(
     _check_fit(tuned, base)
     compared: list[Subject] = []
     apart: list[Apart] = []
+    has_head = any("For" in str(a) or "LMHead" in str(a) for a in base.config.get("architectures") or ())
+    tied = tuple(n for n in base.tensors if n.endswith(EMBEDDINGS)) if has_head and is_tied(base.config) else ()
     heads = tied_heads(base.config, base.tensors, [n for n in base.tensors if n.endswith(HEADS)])
     for name, tensor in base.tensors.items():
         other = tuned.tensors.get(name)
@@ -103,16 +105,17 @@ def subjects_of(
             if not _are_equal(tuned, base, name):
                 apart.append(Apart(name, f"is {other.dtype}, which has no difference in floating point"))
         else:
-            fate, why, kind = _fate(name, base, tensor.shape, include, exclude, others, embeddings)
+            fate, why, kind = _fate(name, tensor.shape, include, exclude, others, embeddings)
+            if name in tied and fate == "factors":
+                fate, why = "left out", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved"
             turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
             compared.append(Subject(name, tensor.shape, fate, why, kind, turned))
     apart += [Apart(name, f"{base.label} has no such tensor") for name in tuned.tensors if name not in base.tensors]
-    return Subjects(tuple(compared), tuple(apart), heads)
+    return Subjects(tuple(compared), tuple(apart), tied)
 
 
 def _fate(
     name: str,
-    base: Source,
     shape: tuple[int, ...],
     include: Sequence[str],
     exclude: Sequence[str],
@@ -123,11 +126,11 @@ def _fate(
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
     is_table = is_weight and len(shape) == 2 and is_lookup(name)
-    if (is_table or name.endswith(HEADS)) and embeddings != "lora":
+    if (is_table or name.endswith(OTHER_TABLES) or name.endswith(HEADS)) and embeddings != "lora":
         return ("saved", "", "linear") if embeddings == "save" else ("left out", "embeddings and heads are left out by choice", "linear")
     if is_table:
         return "factors", "", "embedding"
-    if is_weight and len(shape) == 2 and min(shape) > 0 and not name.endswith(ROUTERS):
+    if is_weight and len(shape) == 2 and min(shape) > 0 and not name.endswith((*ROUTERS, *OTHER_TABLES)):
         return "factors", "", "linear"
     if is_weight and len(shape) in (3, 4, 5) and shape[1] > 1:
         return "factors", "", "convolution"
@@ -189,11 +192,12 @@ class Saved:
     has_biases: bool
 
 
-def saved_of(base: Source, changed: Collection[str], factored: Collection[str]) -> Saved:
+def saved_of(base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]) -> Saved:
     """Tell how PEFT is given the tensors ``changed`` anew; ``factored`` are the modules that have factors.
 
     The bias of a module with factors goes by ``bias: all``. A module that holds nothing but its weight and bias goes whole, by
-    ``modules_to_save``. What else there is stands under its own name, which PEFT loads into the base.
+    ``modules_to_save``. What else there is stands under its own name, which PEFT loads into the base; so does an embedding that is
+    ``tied`` to a head: PEFT would wrap it without the head.
     """
     held: dict[str, list[str]] = {}
     parents: set[str] = set()
@@ -211,7 +215,7 @@ def saved_of(base: Source, changed: Collection[str], factored: Collection[str]) 
         if module in factored:
             names[name] = f"{module}.base_layer.{parameter}"
             has_biases |= parameter == "bias"
-        elif is_leaf and plain:
+        elif is_leaf and plain and name not in tied:
             modules[module] = None
             names |= {n: n for n in held[module]}
         else:

@@ -174,7 +174,6 @@ def extract(
             except AlnicoError:
                 part.remove()
                 raise
-            shutil.rmtree(part.path / "factors", ignore_errors=True)
             part.publish(None, overwrite)
     return replace(found, path=target, seconds=time.perf_counter() - begin)
 
@@ -252,11 +251,17 @@ class _Work:
     def all(self, part: PartDirectory, restart: bool, verify: bool, reference: str) -> Extraction:
         """Factors, ranks, files, verification; the adapter is in the part directory when this returns."""
         spool = Spool(part, self._fingerprint(), restart)
-        resumed = len(spool.done)
         try:
-            self._factorise(spool)
+            try:
+                self._factorise(spool)
+            finally:
+                spool.stop()
+            return self._made(part, spool, verify, reference)
         finally:
             spool.close()
+
+    def _made(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
+        """The adapter, of factors that are all in the spool."""
         ranks = self._ranks(spool)
         tensors = self._tensors(spool, ranks)
         if not any(t.change for t in tensors):
@@ -280,7 +285,7 @@ class _Work:
             sum(t.byte_size for t in self.base.tensors.values()),
             False,
             0.0,
-            resumed,
+            len(spool.done),
         )
         shutil.rmtree(part.model, ignore_errors=True)  # of a run that was ended while it wrote the adapter
         found = self._write(part, spool, found, reference)
@@ -377,7 +382,7 @@ class _Work:
 
     def _saved(self, spool: Spool, ranks: Mapping[str, int]) -> Saved:
         changed = [s.name for s in self.subjects.compared if s.fate == "saved" and spool.spectrum(s.name)[1] > 0]
-        return saved_of(self.base, changed, {s.module for s in self.subjects.factored if ranks[s.name]})
+        return saved_of(self.base, changed, {s.module for s in self.subjects.factored if ranks[s.name]}, self.subjects.tied)
 
     def _tensors(self, spool: Spool, ranks: Mapping[str, int]) -> list[ExtractedTensor]:
         whole = set(self._saved(spool, ranks).names)
@@ -407,7 +412,6 @@ class _Work:
         kinds = [str(a) for a in self.base.config.get("architectures") or ()]
         is_causal = any(k.endswith("ForCausalLM") for k in kinds)
         is_both = bool(self.base.config.get("is_encoder_decoder")) and any(k.endswith("ForConditionalGeneration") for k in kinds)
-        ties = any(e.rpartition(".")[0] in {*modules, *saved.modules} for e in self.subjects.heads.values())
         origin = self.base.origin
         settings = {
             "task_type": "CAUSAL_LM" if is_causal else "SEQ_2_SEQ_LM" if is_both else None,
@@ -417,7 +421,6 @@ class _Work:
             "modules_to_save": module_names(self.base, saved.modules) or None,
             "bias": "all" if saved.has_biases else "none",
             "fan_in_fan_out": any(s.is_turned and s.kind == "linear" for s in modules.values()),
-            **({"ensure_weight_tying": True} if ties else {}),
         }
         shapes = {written: self.base.tensors[name].shape for name, written in saved.names.items()}
         return OutputAdapter(outputs, {saved.names[n]: shapes[saved.names[n]] for n in saved.names}, self.options.dtype, settings), modules
@@ -428,8 +431,8 @@ class _Work:
         adapter, modules = self._adapter(ranks, saved, reference)
         with AdapterFiles(part, adapter) as files:
             for module, subject in zip(adapter.modules, modules.values(), strict=True):
-                factors = spool.read(subject.name)
-                left, right = factors.left[:, : module.rank], factors.right[: module.rank]
+                factors = spool.read(subject.name, module.rank)
+                left, right = factors.left, factors.right
                 if subject.is_turned:
                     left, right = right.T, left.T
                 of_left, of_right = module.names

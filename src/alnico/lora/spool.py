@@ -2,96 +2,110 @@
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import threading
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xxhash
 
+from alnico.checkpoint.files import read_fully, write_fully
 from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.output import PartDirectory
-from alnico.errors import RunError
+from alnico.errors import ModelError, RunError
 from alnico.numerics.randomized import Factors
 
-FOLDER = "factors"
+NAME = "factors.spool"
 
 
 class Spool:
-    """Finished factors in a part directory, with a journal line after they are on the disk. Safe for threads; close it.
+    """Finished factors, one after the other in a file of a part directory, with a journal line after they are on the disk.
 
+    One file, since bringing one to the disk takes as long as bringing hundreds. Safe for threads; close it.
     Errors: OutputError, naming what changed, where an extraction with other inputs or options stands; RunError.
     """
 
     def __init__(self, part: PartDirectory, fingerprint: Mapping[str, Any], restart: bool) -> None:
-        self._folder = part.path / FOLDER
+        self._path = part.path / NAME
         self._lock = threading.Lock()
-        self._unsynced: list[Path] = []
         found = Done() if restart else read_journal(part.path, fingerprint, "extraction")
         if not found:
             part.clear()
         try:
-            self._folder.mkdir(exist_ok=True)
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | (0 if found else os.O_TRUNC), 0o666)
         except OSError as error:
-            raise RunError(f"{self._folder}: cannot be made ({error.strerror}). Choose another output.") from None
+            raise RunError(f"{self._path}: cannot be made ({error.strerror}). Choose another output.") from None
+        self._held: dict[str, tuple[int, dict[str, Any]]] = {r.tensor: _place(r) for r in found.records}
         kept = [record for record in found.records if self._is_whole(record)]
-        self.done = {record.tensor for record in kept}
+        self._held = {r.tensor: self._held[r.tensor] for r in kept}
+        self._end = max((at + sum(entry["bytes"]) for at, entry in self._held.values()), default=0)
+        self.done = frozenset(self._held)
         self._journal = Journal(part.path, fingerprint, self._sync, Done(kept))
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.npz"
 
     def _is_whole(self, record: Record) -> bool:
         """Are the factors of a finished matrix what the journal says?"""
         try:
             return _digest(self.read(record.tensor)) == record.digest
-        except (RunError, ValueError, KeyError, EOFError):
+        except (ModelError, RunError):
             return False
 
     def put(self, name: str, factors: Factors) -> None:
-        path = self._path(name)
-        squares = np.array([factors.squares])
-        try:
-            with open(path, "wb") as file:
-                np.savez(file, left=factors.left, right=factors.right, values=factors.values, squares=squares)
-        except OSError as error:
-            raise RunError(f"{path}: cannot be written ({error.strerror}). Make room or check the disk.") from None
-        with self._lock:
-            self._unsynced.append(path)
         if self._journal.failure is not None:
             raise self._journal.failure
-        self._journal.finished(Record(name, _digest(factors), ()))
+        parts = [np.ascontiguousarray(x) for x in (factors.left, factors.right)]
+        entry = {
+            "shapes": [list(x.shape) for x in parts],
+            "bytes": [x.nbytes for x in parts],
+            "dtype": parts[0].dtype.str,
+            "values": factors.values.tolist(),
+            "squares": factors.squares,
+        }
+        with self._lock:
+            begin, self._end = self._end, self._end + sum(entry["bytes"])
+        at = begin
+        for values in parts:
+            if values.nbytes:
+                write_fully(self._descriptor, memoryview(values).cast("B"), at, self._path, name)
+            at += values.nbytes
+        with self._lock:
+            self._held[name] = begin, entry
+        self._journal.finished(Record(name, _digest(factors), ((begin, json.dumps(entry), ""),)))
 
-    def read(self, name: str) -> Factors:
-        try:
-            with np.load(self._path(name), allow_pickle=False) as held:
-                return Factors(held["left"], held["right"], held["values"], float(held["squares"][0]))
-        except OSError as error:
-            raise RunError(f"{self._path(name)}: cannot be read ({error}). Run the same command again.") from None
+    def read(self, name: str, rank: int | None = None) -> Factors:
+        """The factors of a finished matrix, of all its rank or of a smaller one. Errors: RunError."""
+        at, entry = self._held[name]
+        parts = []
+        for shape, size in zip(entry["shapes"], entry["bytes"], strict=True):
+            values = np.empty(shape, np.dtype(entry["dtype"]))
+            if size:
+                read_fully(self._descriptor, memoryview(values).cast("B"), at, str(self._path))
+            parts.append(values)
+            at += size
+        values, squares = self.spectrum(name)
+        return Factors(parts[0][:, :rank], parts[1][:rank], values[:rank], squares)
 
     def spectrum(self, name: str) -> tuple[np.ndarray, float]:
         """The singular values and the sum of squares of a finished matrix, without its factors."""
-        try:
-            with np.load(self._path(name), allow_pickle=False) as held:
-                return held["values"], float(held["squares"][0])
-        except OSError as error:
-            raise RunError(f"{self._path(name)}: cannot be read ({error}). Run the same command again.") from None
+        _, entry = self._held[name]
+        return np.array(entry["values"], np.float64), float(entry["squares"])
 
     def _sync(self) -> None:
-        with self._lock:
-            paths, self._unsynced = self._unsynced, []
-        for path in paths:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+        os.fsync(self._descriptor)
+
+    def stop(self) -> None:
+        """End the journal: all is known. Errors: whatever failed while writing."""
+        self._journal.close()
 
     def close(self) -> None:
-        self._journal.close()
+        os.close(self._descriptor)
+
+
+def _place(record: Record) -> tuple[int, dict[str, Any]]:
+    """Where in the file the factors of a record begin, and what they are."""
+    begin, entry, _ = record.inputs[0]
+    return begin, json.loads(entry)
 
 
 def _digest(factors: Factors) -> str:

@@ -26,10 +26,15 @@ BEFORE_LAYERS = ("embed", "wte", "wpe", "shared", "position_ids")
 """Beginnings of the words in the name of a tensor that is used before the layers; what is in no layer else comes after."""
 
 LOOKUPS = (
-    "embed_tokens", "embeddings", "embedding", "wte", "wpe", "embed_in", "embed_positions", "embed_tokens_per_layer", "shared",
-    "relative_attention_bias",
+    "embed_tokens", "embeddings", "embedding", "wte", "wpe", "embed_in", "embed_tokens_per_layer", "shared", "relative_attention_bias",
 )  # fmt: skip
 """How the last words of modules end that look rows up: torch's Embedding, whose weight is no matrix that multiplies."""
+
+OTHER_TABLES = ("embed_positions.weight",)
+"""Endings of tables whose modules are no plain embeddings: some are called with something else than the rows' numbers."""
+
+TIED_BY_ITSELF = ("gpt2", "t5", "mt5", "bert", "roberta", "distilbert", "opt", "gemma", "gemma2", "gemma3_text", "bart", "mbart")
+"""Types of models that tie their head to the embedding unless the config says otherwise."""
 
 ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "feed_forward.gate.weight")
 """Endings of matrices that choose experts; their modules are no linear layers in all versions of transformers."""
@@ -167,6 +172,18 @@ def group_of(name: str) -> str:
 def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     """The tensors of a model with a row for each token: embeddings and heads."""
     return tuple(n for n in source.tensors if n.endswith((*EMBEDDINGS, *HEADS)))
+
+
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Does a model of this config take its head, if it has one, from its embedding?
+
+    >>> [is_tied(c) for c in ({"model_type": "gpt2"}, {"model_type": "gpt2", "tie_word_embeddings": False}, {"model_type": "llama"})]
+    [True, False, False]
+    """
+    for part in (config, *(config.get(key) for key in TEXT_CONFIGS)):
+        if isinstance(part, Mapping) and "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return config.get("model_type") in TIED_BY_ITSELF
 
 
 def tied_heads(config: Mapping[str, Any], names: Collection[str], heads: Iterable[str]) -> dict[str, str]:
