@@ -16,7 +16,7 @@ from alnico.numerics.dtypes import DTYPES, decode, decode_into
 from alnico.numerics.randomized import BLOCK_ELEMENTS, ITERATIONS, is_whole, row_blocks, width_of
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
 
-CHECKED_ELEMENTS = 1 << 18
+CHECKED_ELEMENTS = 1 << 17
 """Elements compared at a time when an adapter is verified."""
 
 
