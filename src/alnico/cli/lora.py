@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -230,3 +231,98 @@ def _setting(text: str) -> tuple[str, Any]:
     if not equals or not name.strip().isidentifier() or read is None:
         raise typer.BadParameter(f"--set: {text!r} is no option; expected NAME=VALUE, such as density=0.5.")
     return name.strip(), read
+
+
+class Others(StrEnum):
+    """What becomes of norms and biases."""
+
+    save = "save"
+    leave = "leave"
+
+
+class Embeddings(StrEnum):
+    """What becomes of embeddings and heads."""
+
+    lora = "lora"
+    save = "save"
+    leave = "leave"
+
+
+@lora_app.command()
+def extract(
+    tuned: Annotated[str, typer.Argument(help="The fine-tune: directory, file, or owner/name@revision.", metavar="FINETUNED")],
+    base: Annotated[str, typer.Argument(help="The model that it was tuned from.", metavar="BASE")],
+    out: Annotated[str, typer.Argument(help="Directory of the adapter, to be made.", metavar="OUT")],
+    rank: Annotated[
+        int | None, typer.Option("--rank", "-r", min=1, help="Rank of every matrix; default: 32.", show_default=False)
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help="Share of each matrix's change to keep, such as 0.9.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", help="Bytes of the adapter, such as 50MB, spent where they help most.", show_default=False),
+    ] = None,
+    max_rank: Annotated[
+        int | None, typer.Option("--max-rank", min=1, help="Largest rank under --energy and --size.", show_default=False)
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Exact singular vectors instead of random directions.")] = False,
+    others: Annotated[Others, typer.Option("--others", help="Norms, biases and what else is no matrix.")] = Others.save,
+    embeddings: Annotated[Embeddings, typer.Option("--embeddings", help="Embeddings and heads.")] = Embeddings.lora,
+    include: Annotated[
+        list[str] | None, typer.Option("--include", help="Only tensors that fit this filter; may be repeated.", show_default=False)
+    ] = None,
+    exclude: Annotated[
+        list[str] | None, typer.Option("--exclude", help="No tensors that fit this filter; may be repeated.", show_default=False)
+    ] = None,
+    dtype: Annotated[str, typer.Option("--dtype", help="Dtype of the adapter: float32, bfloat16 or float16.")] = "float32",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the random directions.")] = 0,
+    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Fold the adapter back and measure what is lost.")] = True,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    overwrite: Overwrite = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished extraction of OUT.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Write what a fine-tune changed of its base as a LoRA adapter. The same command takes up an interrupted extraction."""
+    from alnico.cli import progress
+    from alnico.cli.extracting import extraction_text
+    from alnico.lora.extracting import extract as extracted
+
+    try:
+        with progress.bar(quiet or as_json, 0) as watch:
+            found = extracted(
+                tuned,
+                base,
+                out,
+                rank=rank,
+                energy=energy,
+                size=None if size is None else size_of(size, "--size"),
+                max_rank=max_rank,
+                exact=exact,
+                others=others.value,
+                embeddings=embeddings.value,
+                include=include or (),
+                exclude=exclude or (),
+                dtype=dtype,
+                seed=seed,
+                verify=verify,
+                memory=size_of(memory, "--memory"),
+                threads=threads,
+                overwrite=overwrite,
+                restart=restart,
+                offline=offline,
+                watch=watch,
+            )
+    except KeyboardInterrupt:  # typer would leave without a word
+        print("alnico: interrupted. The same command takes the extraction up again.", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+    if as_json:
+        show_result(
+            json.dumps({**found.data(), "out": str(found.path), "seconds": found.seconds, "resumed": found.resumed}, indent=1)
+        )
+    elif not quiet:
+        show_result(extraction_text(found, verbose))

@@ -112,8 +112,8 @@ class Journal:
             self._wake.wait(BATCH_SECONDS)
 
 
-def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> Done:
-    """Return what an interrupted merge has done; nothing if there is no journal.
+def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "merge") -> Done:
+    """Return what an interrupted merge has done; nothing if there is no journal. ``what`` it is called in messages.
 
     Errors: OutputError, naming what changed, if the journal belongs to another merge.
     """
@@ -127,12 +127,12 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> Done:
         done = Done([_record(x) for x in loaded if "tensor" in x], _found("fact", loaded), _found("norms", loaded))
     except (ValueError, KeyError, TypeError, IndexError):
         raise OutputError(
-            f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew."
+            f"{path}: is damaged; expected the journal of an unfinished {what}. Say --restart to begin anew."
         ) from None
     changed = [_words(key) for key in fingerprint if before.get(key) != json.loads(json.dumps(fingerprint[key]))]
     if changed:
         raise OutputError(
-            f"{directory}: an unfinished merge stands here, and since then changed: {', '.join(changed)}. "
+            f"{directory}: an unfinished {what} stands here, and since then changed: {', '.join(changed)}. "
             "Undo the change to take it up, or say --restart to begin anew."
         )
     return done

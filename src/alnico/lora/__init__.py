@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from alnico.lora.combining import Combined, combine
+    from alnico.lora.extracting import extract
+    from alnico.lora.extraction import Extraction
     from alnico.lora.folding import fold
 
-_PLACES = {"Combined": "alnico.lora.combining", "combine": "alnico.lora.combining", "fold": "alnico.lora.folding"}
+_PLACES = {
+    "Combined": "alnico.lora.combining",
+    "Extraction": "alnico.lora.extraction",
+    "combine": "alnico.lora.combining",
+    "extract": "alnico.lora.extracting",
+    "fold": "alnico.lora.folding",
+}
 
-__all__ = ["Combined", "combine", "fold"]
+__all__ = ["Combined", "Extraction", "combine", "extract", "fold"]
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,24 @@ HEADS = (
 BEFORE_LAYERS = ("embed", "wte", "wpe", "shared", "position_ids")
 """Beginnings of the words in the name of a tensor that is used before the layers; what is in no layer else comes after."""
 
+LOOKUPS = (
+    "embed_tokens", "embeddings", "embedding", "wte", "wpe", "embed_in", "embed_tokens_per_layer", "shared", "relative_attention_bias",
+)  # fmt: skip
+"""How the last words of modules end that look rows up: torch's Embedding, whose weight is no matrix that multiplies."""
+
+OTHER_TABLES = ("embed_positions.weight",)
+"""Endings of tables whose modules are no plain embeddings: some are called with something else than the rows' numbers."""
+
+TIED_BY_ITSELF = ("gpt2", "t5", "mt5", "bert", "roberta", "distilbert", "opt", "gemma", "gemma2", "gemma3_text", "bart", "mbart")
+"""Types of models that tie their head to the embedding unless the config says otherwise."""
+
+ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "feed_forward.gate.weight")
+"""Endings of matrices that choose experts; their modules are no linear layers in all versions of transformers."""
+
+TURNED_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+TURNED_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
+"""Types of models whose modules of these names are ``Conv1D`` of transformers: a linear layer that stores (in, out)."""
+
 STATISTICS = "running_var"
 BATCH_COUNT = "num_batches_tracked"
 """The last words in the names of BatchNorm's buffers: statistics of activations, which averaging weights does not average."""
@@ -156,6 +174,18 @@ def vocabulary_tensors(source: Source) -> tuple[str, ...]:
     return tuple(n for n in source.tensors if n.endswith((*EMBEDDINGS, *HEADS)))
 
 
+def is_tied(config: Mapping[str, Any]) -> bool:
+    """Does a model of this config take its head, if it has one, from its embedding?
+
+    >>> [is_tied(c) for c in ({"model_type": "gpt2"}, {"model_type": "gpt2", "tie_word_embeddings": False}, {"model_type": "llama"})]
+    [True, False, False]
+    """
+    for part in (config, *(config.get(key) for key in TEXT_CONFIGS)):
+        if isinstance(part, Mapping) and "tie_word_embeddings" in part:
+            return bool(part["tie_word_embeddings"])
+    return config.get("model_type") in TIED_BY_ITSELF
+
+
 def tied_heads(config: Mapping[str, Any], names: Collection[str], heads: Iterable[str]) -> dict[str, str]:
     """Which of ``heads`` a config ties to an embedding among ``names``: head to embedding."""
     if not (config.get("tie_word_embeddings") or any(config.get(k, {}).get("tie_word_embeddings") for k in TEXT_CONFIGS)):
@@ -217,3 +247,23 @@ def prefixes_of(names: Iterable[str]) -> tuple[str, ...]:
     known = dict.fromkeys(p for prefixes in MODULES.values() for p in prefixes)
     others = [n for n in names if not n.endswith(HEADS)]
     return tuple(p for p in known if any(n.startswith(p) for n in others))
+
+
+def is_lookup(name: str) -> bool:
+    """Is a weight the table of an embedding?
+
+    >>> [is_lookup(n) for n in ("model.embed_tokens.weight", "embeddings.position_embeddings.weight", "embeddings_project.weight")]
+    [True, True, False]
+    """
+    module, _, parameter = name.rpartition(".")
+    return parameter == "weight" and module.rpartition(".")[2].endswith(LOOKUPS)
+
+
+def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
+    """Is a weight that of a linear layer which stores (in, out)?
+
+    >>> [is_turned_linear("h.0.attn.c_attn.weight", {"model_type": t}) for t in ("gpt2", "gpt_bigcode")]
+    [True, False]
+    """
+    words = name.split(".")
+    return config.get("model_type") in TURNED_TYPES and len(words) > 1 and words[-1] == "weight" and words[-2] in TURNED_MODULES
