@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.model import open_model, read_json
-from alnico.engine.card import LOCK
 from alnico.engine.output import PartDirectory
 from alnico.errors import ModelError, OutputError
 
