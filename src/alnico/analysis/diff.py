@@ -24,7 +24,7 @@ from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
 from alnico.engine.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.engine.threads import do_all
-from alnico.errors import ModelError, ResourceError
+from alnico.errors import ResourceError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from alnico.checkpoint.adapter import AdaptedModel, repositories
-from alnico.checkpoint.lineage import CARD, LOCK, NAME, Lineage, licence_name, lineage_of
+from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
 from alnico.checkpoint.model import Source
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC

@@ -46,11 +46,16 @@ def hash_tensors(source: Source, names: Iterable[str], pool: ThreadPoolExecutor)
 
 def hash_file(path: Path) -> str:
     """Return the xxh3-128 of a file's bytes. Errors: ModelError with the system's reason."""
-    state = xxhash.xxh3_128()
     try:
-        with path.open("rb") as file:
-            while data := file.read(READ_BYTES):
-                state.update(data)
+        return digest_of(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+
+
+def digest_of(path: Path) -> str:
+    """The same, with an OSError where the system fails."""
+    state = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while data := file.read(READ_BYTES):
+            state.update(data)
     return state.hexdigest()

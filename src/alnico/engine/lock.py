@@ -11,7 +11,7 @@ from typing import Any
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import Shard, is_inside, read_json
 from alnico.checkpoint.sidecars import SIGNATURE
-from alnico.engine.hashes import hash_file
+from alnico.engine.hashes import digest_of
 from alnico.errors import ModelError, UncheckedError
 
 HASH = "xxh3-128"
@@ -64,12 +64,12 @@ class Lock:
 
 
 def files_of(folder: Path, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
-    """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. Errors: ModelError."""
+    """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. Errors: OSError."""
     found = {s.path.name: {"size": s.size, "header": s.header_digest} for s in shards}
     for name in listed_files(folder):
         if name not in found and name not in UNLOCKED:
             path = folder / name
-            found[name] = {"size": path.stat().st_size, "digest": hash_file(path)}
+            found[name] = {"size": path.stat().st_size, "digest": digest_of(path)}
     return dict(sorted(found.items()))
 
 
