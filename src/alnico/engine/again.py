@@ -26,7 +26,7 @@ class Again:
 
     places: Mapping[str, str] = field(default_factory=dict)
     memory_bytes: int = DEFAULT_BUDGET_BYTES
-    threads: int | None = None
+    threads: int = 1
     offline: bool = False
 
 

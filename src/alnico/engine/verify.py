@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -101,9 +101,12 @@ def refuse_unchecked(found: Verification) -> None:
         raise UncheckedError("\n".join(found.unchecked), found)
 
 
-def signed(found: Verification, key: str) -> Verification:
-    """Add whose signature holds."""
-    return replace(found, signed_by=key)
+def signed_by(found: Verification, check: Callable[[], Path]) -> Verification:
+    """Add the key with which a signature holds, or that it could not be checked. Errors: VerificationError."""
+    try:
+        return replace(found, signed_by=str(check()))
+    except UncheckedError as error:
+        return replace(found, unchecked=(*found.unchecked, str(error)))
 
 
 def opened(out: Path) -> FileModel:
