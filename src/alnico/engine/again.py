@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from alnico.checkpoint.model import FileModel, Source, is_hub_reference, is_path, open_model, split_adapter
+from alnico.engine.card import RECIPE
 from alnico.engine.lock import Lock, LockedInput
 from alnico.errors import AlnicoError, HubError, MismatchError, ModelError, UncheckedError
 from alnico.kernels.shape import ARITHMETIC
 from alnico.plan.build import build_plan, located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
-from alnico.recipe.load import load_recipe
+from alnico.recipe.load import load_recipe, load_recipes
 from alnico.recipe.schema import Recipe
 
 
@@ -59,7 +60,21 @@ def recipe_of(lock: Lock, again: Again) -> Recipe:
         raise UncheckedError(
             f"{lock.path}: its recipe names {len(recipe.references)} models, and it lists {len(lock.models)}; it was changed. Merge again."
         )
-    return dataclasses.replace(recipe, folder=str(lock.path.parent.absolute().parent))
+    written = recipe if moved else _as_written(lock, recipe)
+    return dataclasses.replace(written, folder=str(lock.path.parent.absolute().parent))
+
+
+def _as_written(lock: Lock, recipe: Recipe) -> Recipe:
+    """The recipe beside the lock, if it says the same, so that what is made again carries it as it was written."""
+    commits = {
+        r: "+".join(_pinned(p, g.commits) for p in r.split("+")) for r, g in zip(recipe.references, lock.models, strict=True)
+    }
+    try:
+        written = load_recipes(lock.path.parent / RECIPE)
+    except AlnicoError:
+        return recipe
+    same = (recipe.canonical(), _renamed(recipe.canonical(), commits))
+    return next((one for one in written if one.canonical() in same), recipe)
 
 
 def _renamed(value: Any, moved: Mapping[str, str]) -> Any:

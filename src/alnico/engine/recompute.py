@@ -239,7 +239,7 @@ def recompute(
         if changed is not None:
             raise _other_input(last.lock, changed)
         if comparing.differing:
-            raise _difference(lock.path.parent, model, comparing.differing)
+            raise _difference(lock.path.parent, model, last.plan, comparing.differing)
         made = sum(bytes_of_spans(job, last.chosen[job.name]) for job in last.jobs)
         blocks = sum(len(spans) for spans in last.chosen.values())
         return Recomputed(blocks, len(last.chosen), made, sum(job.byte_size for job in last.plan.jobs))
@@ -356,15 +356,17 @@ def _other_input(lock: Lock, changed: tuple[str, str]) -> UncheckedError:
     )
 
 
-def _difference(out: Path, model: Source, differing: Mapping[str, Differing]) -> VerificationError:
+def _difference(out: Path, model: Source, plan: Plan, differing: Mapping[str, Differing]) -> VerificationError:
     name = next(n for n in model.tensors if n in differing)
     one, tensor = differing[name], model.tensors[name]
     width = max(DTYPES[tensor.dtype].bytes, 1)
     place = [int(i) for i in np.unravel_index(one.offset // width, tensor.shape)] if tensor.shape else []
     more = f" {len(differing) - 1} more tensors differ." if len(differing) > 1 else ""
+    is_whole = any(job.name == name and job.kind == "whole" for job in plan.jobs)
+    elsewhere = " (It is made as a whole matrix, whose bits are the same on one type of machine only.)" if is_whole else ""
     return VerificationError(
         f"{out}: {name}{place or ''} is {_shown(one.found, tensor.dtype)} in the output and {_shown(one.made, tensor.dtype)} when it is made "
-        f"again from the inputs, from byte {one.offset} of the tensor on; they must be the same.{more} Merge again, or get the output anew."
+        f"again from the inputs, from byte {one.offset} of the tensor on; they must be the same.{more} Merge again, or get the output anew.{elsewhere}"
     )
 
 
