@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from alnico.checkpoint.adapter import AdaptedModel
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.errors import AlnicoError, UncheckedError, VerificationError
+
+HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
+"""What the library says of two hashes is bytes that nobody reads."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,8 @@ def _verifier(key: Path) -> Any:
 
 
 def _said(error: Exception) -> str:
-    text = " ".join(str(error).split()).rstrip(". ")
+    text = " ".join(str(error).replace("\\'", "'").split()).rstrip(". ")
+    text = HASHES.sub(r"\1", text)
     return f"{type(error).__name__}{': ' + text[:300] if text else ''}"
 
 

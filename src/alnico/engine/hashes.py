@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import xxhash
 
 from alnico.checkpoint.model import Source
 from alnico.engine.blocks import PieceHasher, TensorDigest
+from alnico.engine.events import Advanced, Event, Reading
 from alnico.engine.threads import check, do_all
 from alnico.errors import ModelError
 from alnico.numerics.digest import PIECE
@@ -22,10 +23,15 @@ READ_BYTES = 1 << 20
 """Bytes that are read at a time to be hashed."""
 
 
-def hash_tensors(source: Source, names: Iterable[str], pool: ThreadPoolExecutor) -> dict[str, str]:
-    """Return the digest of every tensor of ``names``, by name. Errors: those of reading."""
+def hash_tensors(
+    source: Source, names: Iterable[str], pool: ThreadPoolExecutor, watch: Callable[[Event], None] | None = None
+) -> dict[str, str]:
+    """Return the digest of every tensor of ``names``, by name. ``watch`` gets events, from any thread but one at a time. Errors: those of
+    reading."""
     digests = {name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]}
-    stop = threading.Event()
+    stop, lock = threading.Event(), threading.Lock()
+    if watch is not None:
+        watch(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
 
     def hashed(name: str, start: int, end: int) -> None:
         hasher = PieceHasher(digests[name], start)
@@ -36,6 +42,9 @@ def hash_tensors(source: Source, names: Iterable[str], pool: ThreadPoolExecutor)
             source.read_into(name, offset, part)
             hasher.update(part)
         hasher.finish()
+        if watch is not None:
+            with lock:
+                watch(Advanced(name, end - start))
 
     size = CHUNK_PIECES * PIECE
     sizes = {name: source.tensors[name].byte_size for name in digests}

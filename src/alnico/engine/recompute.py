@@ -25,6 +25,7 @@ from alnico.checkpoint.shards import cut, format_size
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.again import Again, check_places, locks_of, plan_again
 from alnico.engine.blocks import Span, chunks, units
+from alnico.engine.events import Event, Reading, Started
 from alnico.engine.fetch import absent_files, fetch_files
 from alnico.engine.hashes import hash_tensors
 from alnico.engine.journal import Done, Record
@@ -299,9 +300,15 @@ def _room(steps: Sequence[_Step], out: Path) -> Iterator[Path]:
 
 def _run(step: _Step, files: Any, noting: Noting, watch: Watcher | None) -> Noting:
     """Make the chosen chunks. Errors: UncheckedError for inputs of which no merge comes."""
+    total = sum(bytes_of_spans(job, step.chosen[job.name]) for job in step.jobs)
+
+    def told(event: Event) -> None:  # what is left out is not done, it is not asked for
+        if watch is not None:
+            watch(Reading(len(step.jobs), total) if isinstance(event, Started) else event)
+
     left = [Record(job.name, step.lock.tensors[job.name].digest, ()) for job in step.plan.jobs if job.name not in step.chosen]
     try:
-        Run(weigh(step.plan, {}, watch), files, noting, Done(left), watch, spans=lambda job: step.chosen[job.name]).all()
+        Run(weigh(step.plan, {}, told), files, noting, Done(left), told, spans=lambda job: step.chosen[job.name]).all()
     except (NonFiniteError, MismatchError) as error:
         raise UncheckedError(
             f"{step.lock.path}: could not be merged again from the inputs that are found: {error} Say where those of the merge are with "

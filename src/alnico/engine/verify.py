@@ -62,7 +62,7 @@ def verify(
     with opened(out) as model:
         check_headers(out, lock, model)
         with ThreadPoolExecutor(again.threads, thread_name_prefix="alnico-verify") as pool:
-            digests = hash_tensors(model, model.tensors, pool)
+            digests = hash_tensors(model, model.tensors, pool, watch)
         damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
         if damaged and not against_inputs:
             raise _damaged(out, lock, digests, damaged)
