@@ -74,8 +74,8 @@ def files_of(folder: Path, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]
 
 
 def listed_files(folder: Path) -> list[str]:
-    """The files of a model's folder, relative to it, but for hidden ones."""
-    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if not p.is_dir()]
+    """The files of a model's folder, relative to it, but for hidden ones; a link to a folder, which is not entered, counts as one."""
+    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()]
     return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
 
 
