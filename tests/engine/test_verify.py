@@ -178,6 +178,22 @@ def test_models_with_other_tokens_are_made_again_also_from_stages() -> None:
     assert alnico.verify("out", against_inputs=True).unchecked == ()
 
 
+def test_rows_that_a_model_lacks_come_from_a_stage_also_where_no_tensor_of_it_is_merged() -> None:
+    save_family(Path("words"))
+    parts = "tokenizer: {source: union}\nunrelated: allow\n"
+    text = f"name: first\nmerge_method: linear\nmodels: [words/base, words/chat]\n{parts}---\n"
+    Path("r.yml").write_text(f"{text}merge_method: passthrough\nbase_model: first\nmodels: [words/other]\n{parts}")
+    alnico.merge_all("r.yml", "out")
+    assert alnico.verify("out", against_inputs=True).unchecked == ()
+
+
+def test_what_is_measured_over_the_model_is_read_whole_also_from_a_stage() -> None:
+    text = "name: first\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: ties\nbase_model: base\n"
+    Path("r.yml").write_text(f"{text}models: [first, tuned-2]\nparameters: {{density: 0.3, scope: model}}\n")
+    alnico.merge_all("r.yml", "out")
+    assert alnico.verify("out", against_inputs=True, sample=0.001).recomputed.tensors == 1
+
+
 def test_the_sample_is_of_blocks_the_same_for_a_seed_and_no_more_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(0)
     for name in ("a", "b"):
@@ -385,6 +401,10 @@ def test_parts_of_an_adapted_model_and_statistics_may_have_moved() -> None:
     every = recipes()
     alnico.merge(every["an adapter"], "adapted")
     alnico.merge(every["fisher"], "fished")
+    Path("tuned-0").rename("tuned+0")
+    alnico.merge({"merge_method": "linear", "models": ["tuned+0"]}, "plus")
+    Path("tuned+0").rename("tuned-0")
+    assert alnico.verify("plus", against_inputs=True, inputs={"tuned+0": "tuned-0"}).recomputed.tensors == 20
     Path("adapter").rename("lora")
     (statistics,) = Path().glob("tuned-1-fisher*")
     statistics.rename("information")
