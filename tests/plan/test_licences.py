@@ -170,6 +170,17 @@ def test_the_licences_of_stages_are_those_of_what_they_are_made_of() -> None:
     assert f"- {note}" in Path("out/README.md").read_text()
 
 
+def test_a_card_is_read_once_for_many_plans_and_anew_when_it_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    state("tuned-0", license="gemma")
+    state("tuned-1", license="mit")
+    assert len(alnico.plan(PAIR).notes) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(yaml, "safe_load", lambda *_: {})
+        assert len(alnico.plan(PAIR).notes) == 1
+    state("tuned-0", license="apache-2.0")
+    assert alnico.plan(PAIR).notes == ()
+
+
 def test_an_adapter_has_a_licence_of_its_own() -> None:
     key = "base_model.model.model.layers.0.self_attn.q_proj"
     factors = {f"{key}.lora_A.weight": ("F32", np.ones((1, 16))), f"{key}.lora_B.weight": ("F32", np.ones((16, 1)))}

@@ -6,9 +6,10 @@ said.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,23 @@ def lineage_of(source: Source) -> Lineage:
     folder = source.directory
     if folder is None:
         return Lineage(_name(source), {})
-    front = _front(folder / CARD)
-    parents = _parents(folder / LOCK)
-    return Lineage(
-        _name(source), _licence(front), _bases(front), _has_licence_file(folder), parents or (), is_merge=parents is not None
-    )
+    return replace(_of_folder(folder.absolute(), _stamp(folder / CARD), _stamp(folder / LOCK)), name=_name(source))
+
+
+@functools.lru_cache(128)
+def _of_folder(folder: Path, *_: tuple[int, int]) -> Lineage:
+    """What the files of a folder say. Kept as long as they are the same: a search plans the same models for every trial."""
+    front, parents = _front(folder / CARD), _parents(folder / LOCK)
+    return Lineage("", _licence(front), _bases(front), _has_licence_file(folder), parents or (), is_merge=parents is not None)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Time and size of a file; zeros where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return 0, 0
+    return status.st_mtime_ns, status.st_size
 
 
 def licence_name(licence: Mapping[str, str]) -> str | None:
