@@ -41,13 +41,18 @@ if TYPE_CHECKING:
         plan,
         plan_all,
         push,
+        reproduce,
         search,
+        sign,
         soup,
         suggest,
+        verify,
         weights,
     )  # fmt: skip
     from alnico.checkpoint.model import Model
+    from alnico.engine.reproduce import Reproduction
     from alnico.engine.run import Result
+    from alnico.engine.verify import Verification
     from alnico.engine.weigh import Weights
     from alnico.methods.base import Merge, Method, method
     from alnico.plan.job import Plan
@@ -70,6 +75,9 @@ _PLACES = {
     "load_recipe": "alnico.api",
     "open": "alnico.api",
     "push": "alnico.api",
+    "reproduce": "alnico.api",
+    "sign": "alnico.api",
+    "verify": "alnico.api",
     "adamerge": "alnico.api",
     "analyze": "alnico.api",
     "compare": "alnico.api",
@@ -90,7 +98,9 @@ _PLACES = {
     "search_scales": "alnico.values.scales",
     "LazyModel": "alnico.values.task_vector",
     "TaskVector": "alnico.values.task_vector",
+    "Reproduction": "alnico.engine.reproduce",
     "Result": "alnico.engine.run",
+    "Verification": "alnico.engine.verify",
     "Weights": "alnico.engine.weigh",
     "Analysis": "alnico.analysis.results",
     "Learned": "alnico.tune.adamerging",
@@ -110,11 +120,11 @@ _ROOMS = ("errors", "lora")
 """Packages that are public as they are."""
 
 __all__ = [
-    "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Result",
-    "ScaleSearch", "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
+    "Analysis", "Difference", "Kept", "LazyModel", "Learned", "Merge", "Method", "Model", "Plan", "Recipe", "Reproduction", "Result",
+    "ScaleSearch", "Scorecard", "SearchResult", "Soup", "Suggestion", "TaskVector", "Verification", "Weights", "__version__", "adamerge", "analyze", "compare", "diff",
     "errors", "evaluate", "fisher_statistics", "gram_statistics", "load_recipe", "lora", "merge", "merge_all", "merge_models",
-    "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "search",
-    "search_scales", "soup", "suggest", "weights",
+    "merge_state_dicts", "method", "methods", "open", "plan", "plan_all", "push", "read_analysis", "recalibrate_batchnorm", "reproduce", "search",
+    "search_scales", "sign", "soup", "suggest", "verify", "weights",
 ]  # fmt: skip
 
 

@@ -22,10 +22,17 @@ from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
+from alnico.checkpoint.signatures import SignedInputs, check_signature
+from alnico.checkpoint.signatures import sign as sign_folder
+from alnico.engine.again import Again
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
+from alnico.engine.reproduce import Reproduction
+from alnico.engine.reproduce import reproduce as reproduce_output
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
+from alnico.engine.verify import Verification, refuse_unchecked, signed_by
+from alnico.engine.verify import verify as verify_output
 from alnico.engine.weigh import Weights, weights_of
 from alnico.errors import AlnicoError, EvaluationError, OutputError
 from alnico.methods import registry
@@ -80,15 +87,17 @@ def plan(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
+    strict_licence: bool = False,
 ) -> Plan:
     """Say what a merge would do, from headers alone: a frozen :class:`Plan`.
 
     ``memory`` is the budget of the whole process, ``max_shard_size`` the data in one output file; both in bytes or as text
     such as "2GiB". ``threads`` defaults to the number of processors. ``single_file`` names the one output file.
-    ``offline`` takes models of the hub from its cache alone. Errors: RecipeError, ModelError, MismatchError, ResourceError,
+    ``offline`` takes models of the hub from its cache alone. Licences of the models that do not go together are notes of the plan, with
+    ``strict_licence`` a MismatchError, as is a licence that is not known. Errors: RecipeError, ModelError, MismatchError, ResourceError,
     HubError.
     """
-    return _planner(memory, threads, max_shard_size, offline)(load_recipe(recipe, seed=seed), {}, single_file)
+    return _planner(memory, threads, max_shard_size, offline, strict_licence)(load_recipe(recipe, seed=seed), {}, single_file)
 
 
 def merge(
@@ -102,15 +111,19 @@ def merge(
     overwrite: bool = False,
     restart: bool = False,
     offline: bool = False,
+    strict_licence: bool = False,
+    verify_inputs: Paths = (),
+    require_signed: bool = False,
     watch: Watcher | None = None,
 ) -> Result:
     """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
 
     An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces what
-    stands under ``out``, when the merge is complete. ``watch`` receives events (``alnico.engine.events``), from any thread
-    but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
+    stands under ``out``, when the merge is complete. ``verify_inputs`` are public keys (PEM files): a model that is signed is verified before
+    it is read, and refused if its signature holds with none of them; with ``require_signed`` one that is not signed, too. ``watch`` receives
+    events (``alnico.engine.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
-    planner = _planner(memory, threads, max_shard_size, offline)
+    planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, require_signed))
     return _run(planner, load_recipe(recipe, seed=seed), Path(out), overwrite, restart, watch)
 
 
@@ -125,6 +138,9 @@ def merge_all(
     overwrite: bool = False,
     restart: bool = False,
     offline: bool = False,
+    strict_licence: bool = False,
+    verify_inputs: Paths = (),
+    require_signed: bool = False,
     watch: Watcher | None = None,
 ) -> tuple[Result, ...]:
     """Run all documents of a recipe file: stages that take one another's outputs (by ``name``), or independent merges.
@@ -135,7 +151,7 @@ def merge_all(
     from alnico import __version__
 
     given = load.load_recipes(recipes, seed=seed)
-    planner = _planner(memory, threads, max_shard_size, offline)
+    planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, require_signed))
     if len(given) == 1:
         return (_run(planner, given[0], Path(out), overwrite, restart, watch),)
     return run_stages(stages(given), planner, Path(out), __version__, overwrite=overwrite, restart=restart, watch=watch)
@@ -150,14 +166,31 @@ def plan_all(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
+    strict_licence: bool = False,
 ) -> tuple[Plan, ...]:
     """Say what :func:`merge_all` would do, in the order in which it would: a plan a document. Arguments and errors: as :func:`plan`."""
-    planner = _planner(memory, threads, max_shard_size, offline)
+    planner = _planner(memory, threads, max_shard_size, offline, strict_licence)
     return plan_stages(stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
 
 
-def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: bool) -> Planner:
+def _signed(keys: Paths, is_required: bool) -> SignedInputs | None:
+    """What is asked of the signatures of inputs, if something is. Errors: AlnicoError."""
+    listed = _listed(keys)
+    if is_required and not listed:
+        raise AlnicoError("signatures are required, and no public key is given to verify them with. Give one (--verify-inputs).")
+    return SignedInputs(tuple(Path(key) for key in listed), is_required) if listed else None
+
+
+def _planner(
+    memory: Size,
+    threads: int | None,
+    max_shard_size: Size,
+    offline: bool,
+    strict_licence: bool = False,
+    signed: SignedInputs | None = None,
+) -> Planner:
     memory_bytes, max_shard_bytes = bytes_of(memory), bytes_of(max_shard_size)
+    checked: set[str] = set()
 
     def planned(recipe: Recipe, made: Mapping[str, Any], single_file: str | None) -> Plan:
         def opened(reference: str) -> Source:
@@ -167,6 +200,9 @@ def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: b
             model = open_model(stage or located(reference, recipe.folder), offline=offline)
             if isinstance(model, FileModel) and stage is not None:
                 model.label = reference  # not the folder where stages lie for the moment
+            elif signed is not None and reference not in checked:
+                signed.check(model)
+                checked.add(reference)
             return model
 
         return build_plan(
@@ -176,6 +212,7 @@ def _planner(memory: Size, threads: int | None, max_shard_size: Size, offline: b
             max_shard_bytes=max_shard_bytes,
             single_file=single_file,
             open_source=opened,
+            strict_licence=strict_licence,
         )
 
     return planned
@@ -755,6 +792,83 @@ def push(
     check_finished(folder)
     said = message or f"Merge with alnico: {folder.resolve().name}"
     return hub.push(folder, name, private=private, branch=branch, message=said, quiet=quiet)
+
+
+def verify(
+    out: str | os.PathLike[str],
+    *,
+    against_inputs: bool = False,
+    sample: float = 1.0,
+    seed: int = 0,
+    inputs: Mapping[str, str | os.PathLike[str]] | None = None,
+    key: str | os.PathLike[str] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Verification:
+    """Check a finished merge: every tensor and file against the hashes in its lock; returns only what passed.
+
+    With ``against_inputs`` a share ``sample`` in (0, 1] of its blocks, chosen by ``seed``, is made again from the inputs and compared bit
+    for bit; these are where the lock says, or where ``inputs`` maps their names to. ``key`` is the public key (a PEM file) with which its
+    signature must hold. Other arguments as for :func:`merge`. Errors: VerificationError for what differs; UncheckedError, whose ``found`` is what was checked, for what
+    could not be checked; OutputError, ModelError, ResourceError, HubError.
+    """
+    if not 0 < sample <= 1:
+        raise AlnicoError(
+            f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
+        )
+    folder = Path(out)
+    found = verify_output(
+        folder,
+        _again(inputs, memory, threads, offline),
+        against_inputs=against_inputs,
+        share=sample,
+        seed=seed,
+        watch=watch,
+    )
+    if key is not None:
+        found = signed_by(found, lambda: check_signature(folder, [Path(key)]))
+    refuse_unchecked(found)
+    return found
+
+
+def reproduce(
+    out: str | os.PathLike[str],
+    new: str | os.PathLike[str] | None = None,
+    *,
+    inputs: Mapping[str, str | os.PathLike[str]] | None = None,
+    memory: Size = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    restart: bool = False,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Reproduction:
+    """Merge the recipe in the lock of ``out`` again, and compare: the same bytes in all weights and side files.
+
+    The second merge is kept in ``new``; without, it stands beside ``out`` until it is compared. Arguments as for :func:`verify` and
+    :func:`merge`. Errors: VerificationError for what differs; UncheckedError for inputs that are not there, or are not those of the merge,
+    and for a lock of another arithmetic; those of :func:`merge`.
+    """
+    from alnico import __version__
+
+    again = _again(inputs, memory, threads, offline)
+    return reproduce_output(Path(out), None if new is None else Path(new), again, __version__, restart=restart, watch=watch)
+
+
+def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
+    """Sign a finished merge with a private key (a PEM file of the curve P-256, P-384 or P-521); returns its ``model.sig``.
+
+    The output is checked against its lock before: what is signed is what was merged. Needs the extra ``[sign]``. Errors: those of :func:`verify` but
+    for files that the lock does not list, AlnicoError for a key that cannot be used.
+    """
+    verify_output(Path(out), Again())
+    return sign_folder(Path(out), Path(key))
+
+
+def _again(inputs: Mapping[str, str | os.PathLike[str]] | None, memory: Size, threads: int | None, offline: bool) -> Again:
+    places = {name: os.fspath(place) for name, place in (inputs or {}).items()}
+    return Again(places, bytes_of(memory), threads or os.cpu_count() or 1, offline)
 
 
 def methods() -> dict[str, Method]:

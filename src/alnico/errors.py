@@ -9,7 +9,8 @@
     ├── ResourceError      7   the memory budget or the disk is too small; refused before running
     ├── OutputError        8   the output exists or is busy
     ├── RunError           9   reading or writing failed while running; can be resumed
-    ├── VerificationError 10   what was written is not what was planned
+    ├── VerificationError 10   what was written is not what was planned, or not what its lock or signature says
+    ├── UncheckedError    11   something could not be checked, which is never a pass
     ├── EvaluationError   12   a task cannot be read, or a model cannot be scored on it
     └── HubError          13   the network or the hub: not found, no access, not reached, not in the cache
 
@@ -17,6 +18,10 @@
 14 is no error: ``alnico diff --exit-code`` found a difference. Without the option it exits with 0, as a difference is what it was asked for.
 A message says where, what was found, what was expected and what to do.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 
 class AlnicoError(Exception):
@@ -72,9 +77,19 @@ class RunError(AlnicoError):
 
 
 class VerificationError(AlnicoError):
-    """The finished output does not match the plan."""
+    """The finished output does not match the plan, its lock, its inputs or its signature."""
 
     exit_code = 10
+
+
+class UncheckedError(AlnicoError):
+    """Something that was asked for could not be checked: a hash, an input or a key is missing. ``found`` is what was checked."""
+
+    exit_code = 11
+
+    def __init__(self, message: str, found: Any = None) -> None:
+        super().__init__(message)
+        self.found = found
 
 
 class EvaluationError(AlnicoError):

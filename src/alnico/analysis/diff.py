@@ -18,22 +18,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import xxhash
 
 from alnico.checkpoint.model import Source, Tensor
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
-from alnico.engine.blocks import PieceHasher, TensorDigest
+from alnico.engine.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.engine.threads import do_all
-from alnico.errors import ModelError, ResourceError
-from alnico.numerics.digest import PIECE
+from alnico.errors import ResourceError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
 
 Verdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
-
-CHUNK_PIECES = 4
-"""Pieces that a thread hashes at a time, one after the other."""
 
 RUN = 15 << 10
 """Elements whose values are compared and summed as one. As float64 they take just less than the 128 KiB from which on an allocation is a
@@ -41,9 +36,6 @@ fresh mapping of pages, which cost more than the arithmetic."""
 
 CHUNK_RUNS = 256
 """Runs that a thread takes at a time, one after the other."""
-
-READ_BYTES = 1 << 20
-"""Bytes that are read at a time to be hashed."""
 
 WORKER_BYTES = 2 * READ_BYTES
 """What a thread works in: what is hashed, or two runs with their values and differences as float64."""
@@ -151,7 +143,7 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))
     with ThreadPoolExecutor(workers, thread_name_prefix="alnico-diff") as pool:
-        digests = [_digests(source, pool) for source in (a, b)]
+        digests = [hash_tensors(source, source.tensors, pool) for source in (a, b)]
         both = [name for name in a.tensors if name in b.tensors]
         found = {name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both}
         values = _compared(a, b, [name for name in both if found[name] is None], pool)
@@ -176,25 +168,6 @@ def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:
             f"Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB."
         )
     return min(threads, (memory_bytes - fixed) // worker)
-
-
-def _digests(source: Source, pool: ThreadPoolExecutor) -> dict[str, str]:
-    """The digest of every tensor, by name."""
-    digests = {name: TensorDigest(t.dtype, t.shape, t.byte_size) for name, t in source.tensors.items()}
-
-    def hashed(name: str, start: int, stop: int) -> None:
-        hasher = PieceHasher(digests[name], start)
-        buffer = memoryview(bytearray(min(READ_BYTES, stop - start)))
-        for offset in range(start, stop, READ_BYTES):
-            part = buffer[: min(READ_BYTES, stop - offset)]
-            source.read_into(name, offset, part)
-            hasher.update(part)
-        hasher.finish()
-
-    size = CHUNK_PIECES * PIECE
-    spans = [(n, s, min(s + size, t.byte_size)) for n, t in source.tensors.items() for s in range(0, t.byte_size, size)]
-    do_all(pool, threading.Event(), [(hashed, span) for span in spans])
-    return {name: digest.result() for name, digest in digests.items()}
 
 
 def _verdict(one: Tensor, other: Tensor, digest: str, other_digest: str) -> Verdict | None:
@@ -307,7 +280,7 @@ def _files(a: Source, b: Source) -> tuple[FilePair, ...] | None:
         pair = FilePair(name, name in mine, name in others)
         if not (pair.in_a and pair.in_b):
             found.append(pair)
-        elif _digest(a.directory / name) != _digest(b.directory / name):
+        elif hash_file(a.directory / name) != hash_file(b.directory / name):
             one, other = _mapping(a.directory / name), _mapping(b.directory / name)
             found.append(FilePair(name, True, True, None if one is None or other is None else tuple(_keys(one, other))))
     return tuple(found)
@@ -316,17 +289,6 @@ def _files(a: Source, b: Source) -> tuple[FilePair, ...] | None:
 def _carried(directory: Path) -> set[str]:
     files = {path.as_posix() for path in side_files(directory)[0]}
     return files | {"config.json"} if (directory / "config.json").exists() else files
-
-
-def _digest(path: Path) -> str:
-    state = xxhash.xxh3_128()
-    try:
-        with path.open("rb") as file:
-            while data := file.read(READ_BYTES):
-                state.update(data)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
-    return state.hexdigest()
 
 
 def _mapping(path: Path) -> dict[str, Any] | None:

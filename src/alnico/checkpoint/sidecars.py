@@ -13,8 +13,11 @@ from alnico.errors import RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
 WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", *PICKLES)
-OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json")
-"""Written new for every merge."""
+SIGNATURE = "model.sig"
+"""Where model-signing puts a signature: of one model, never of another that has its side files."""
+
+OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", SIGNATURE)
+"""Written new for every merge, or not at all."""
 
 
 def side_files(directory: Path) -> tuple[list[Path], list[Path]]:

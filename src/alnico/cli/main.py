@@ -1,4 +1,4 @@
-"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | search | adamerge | statistics | push | methods | schema | demo``."""
+"""The command line: ``alnico merge | plan | inspect | compare | diff | evaluate | suggest | weights | soup | search | adamerge | statistics | verify | reproduce | sign | push | methods | schema | demo``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from typer.core import TyperCommand
 from alnico.cli.lora import lora_app
 from alnico.cli.options import (
     Base,
+    FinishedOut,
+    Inputs,
     Json,
     Memory,
     MergekitShardSize,
@@ -24,6 +26,7 @@ from alnico.cli.options import (
     RecipeArgument,
     Seed,
     ShardSize,
+    StrictLicence,
     Threads,
     TopShare,
     Verbose,
@@ -87,6 +90,17 @@ def merge(
     out_shard_size: MergekitShardSize = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the merge is complete.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
+    strict_licence: StrictLicence = False,
+    verify_inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--verify-inputs",
+            help="Public key (PEM file) with which signed models must verify before they are read; may be repeated.",
+            metavar="KEY",
+            show_default=False,
+        ),
+    ] = None,
+    require_signed: Annotated[bool, typer.Option("--require-signed", help="Refuse models that are not signed.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     offline: Offline = False,
     as_json: Json = False,
@@ -111,8 +125,12 @@ def merge(
     for name, why in IGNORED.items():
         if given[name] is not None:
             say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
+    if require_signed and not verify_inputs:
+        raise typer.BadParameter("--require-signed needs a key to verify with. Give --verify-inputs KEY.")
     if dry_run:
-        return plan(recipe, threads, memory, seed, max_shard_size, out_shard_size, offline, as_json, verbose, out=out)
+        return plan(
+            recipe, threads, memory, seed, max_shard_size, out_shard_size, strict_licence, offline, as_json, verbose, out=out
+        )
     from alnico import api
     from alnico.cli import progress, show
 
@@ -129,6 +147,9 @@ def merge(
                 overwrite=overwrite,
                 restart=restart,
                 offline=offline,
+                strict_licence=strict_licence,
+                verify_inputs=verify_inputs or (),
+                require_signed=require_signed,
                 watch=watch,
             )
     except KeyboardInterrupt:  # typer would leave without a word
@@ -154,6 +175,7 @@ def plan(
     seed: Seed = None,
     max_shard_size: ShardSize = None,
     out_shard_size: MergekitShardSize = None,
+    strict_licence: StrictLicence = False,
     offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -173,6 +195,7 @@ def plan(
         single_file=Path(out).name if out.endswith(".safetensors") else None,
         seed=seed,
         offline=offline,
+        strict_licence=strict_licence,
     )
     if out:
         for made in plans:
@@ -711,6 +734,117 @@ def search(
         watch=searching.watcher(quiet or as_json),
     )
     show_result(json.dumps(found.data(), indent=1) if as_json else searching.search_text(found, Path(folder)))
+
+
+@app.command()
+def verify(
+    out: FinishedOut,
+    against_inputs: Annotated[
+        bool, typer.Option("--against-inputs", help="Make blocks again from the inputs, and compare them bit for bit.")
+    ] = False,
+    sample: Annotated[
+        float | None,
+        typer.Option("--sample", help="Share of the blocks that are made again, in (0, 1]; default: all.", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Which blocks --sample takes.")] = 0,
+    inputs: Inputs = None,
+    key: Annotated[
+        str | None, typer.Option("--key", help="Public key (PEM file) of its signature.", metavar="KEY", show_default=False)
+    ] = None,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Check a finished merge: every tensor and file against the hashes in its lock; what could not be checked is no pass."""
+    from alnico import api
+    from alnico.cli import progress
+    from alnico.cli.proving import verification_text
+    from alnico.engine.again import parse_places
+    from alnico.errors import UncheckedError
+
+    if not against_inputs and (sample is not None or inputs):
+        raise typer.BadParameter(f"{'--sample' if sample is not None else '--input'} is for --against-inputs. Say both.")
+    if sample is not None and not 0 < sample <= 1:
+        raise typer.BadParameter(f"--sample: {sample:g} is no share in (0, 1]. Give 0.01 for a hundredth of the blocks.")
+
+    def show(found: Any) -> None:
+        if as_json:
+            show_result(json.dumps(found.data(), indent=1))
+        elif not quiet:
+            show_result(verification_text(found))
+
+    try:
+        with progress.bar(quiet or as_json, 0) as watch:
+            found = api.verify(
+                out,
+                against_inputs=against_inputs,
+                sample=1.0 if sample is None else sample,
+                seed=seed,
+                inputs=parse_places(inputs or ()),
+                key=key,
+                memory=size_of(memory, "--memory"),
+                threads=threads,
+                offline=offline,
+                watch=watch,
+            )
+    except UncheckedError as error:
+        if error.found is not None:
+            show(error.found)
+        raise
+    show(found)
+
+
+@app.command()
+def reproduce(
+    out: FinishedOut,
+    new: Annotated[
+        str | None,
+        typer.Argument(help="Where the second merge is kept; default: it is removed when it is compared.", metavar="[NEWOUT]"),
+    ] = None,
+    inputs: Inputs = None,
+    threads: Threads = None,
+    memory: Memory = "2GiB",
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished second merge.")] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Merge the recipe in OUT's lock again, from the same inputs by their hashes, and compare: the same bytes."""
+    from alnico import api
+    from alnico.cli import progress
+    from alnico.cli.proving import reproduction_text
+    from alnico.engine.again import parse_places
+
+    with progress.bar(quiet or as_json, 0) as watch:
+        found = api.reproduce(
+            out,
+            new,
+            inputs=parse_places(inputs or ()),
+            memory=size_of(memory, "--memory"),
+            threads=threads,
+            restart=restart,
+            offline=offline,
+            watch=watch,
+        )
+    if as_json:
+        show_result(json.dumps(found.data(), indent=1))
+    elif not quiet:
+        show_result(reproduction_text(found))
+
+
+@app.command()
+def sign(
+    out: FinishedOut,
+    key: Annotated[str, typer.Option("--key", help="Private key (PEM file, P-256, P-384 or P-521).", metavar="KEY")],
+    as_json: Json = False,
+) -> None:
+    """Check a finished merge against its lock, and sign its files as OpenSSF model-signing does, into OUT/model.sig."""
+    from alnico import api
+
+    path = api.sign(out, key)
+    show_result(json.dumps({"signature": str(path)}, indent=1) if as_json else f"{path}: signs all files beside it")
 
 
 @app.command()

@@ -40,6 +40,20 @@ TopShare = Annotated[
     float, typer.Option("--top", callback=checked_share, help="Share of the entries that count as a model's top parameters.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")]
+StrictLicence = Annotated[
+    bool,
+    typer.Option("--strict-licence", "--strict-license", help="Refuse models whose licences do not go together, or are not known."),
+]
+Inputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--input",
+        help="Where an input lies now: NAME=PATH, its name as in the lock; may be repeated.",
+        metavar="NAME=PATH",
+        show_default=False,
+    ),
+]
+FinishedOut = Annotated[str, typer.Argument(help="The directory of a finished merge.", metavar="OUT")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
 Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every tensor.", show_default=False)]

@@ -12,26 +12,25 @@ from typing import Any
 import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel, repositories
+from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
 from alnico.checkpoint.model import Source
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
 from alnico.methods import find
 from alnico.plan.build import pinned
 from alnico.plan.job import Plan
+from alnico.plan.licences import conflicts, licensed
 from alnico.recipe.schema import Recipe
 
-LOCK = "alnico.lock.json"
 RECIPE = "mergekit_config.yml"
-CARD = "README.md"
 SEED = re.compile(r"^seed:.*$", re.MULTILINE)
 LINE = 200
 """Longest line of a lock that holds more than one entry."""
-WORD = re.compile(r"[\w.+-]{1,80}")
-"""A licence's name, safe in a table."""
 
 
-def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
-    """Return the lock: what was merged, from what, into what. Equal merges give equal locks.
+def lock_of(plan: Plan, records: Mapping[str, Record], version: str, files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the lock: what was merged, from what, into what. Equal merges give equal locks. ``files`` are those of the output, with
+    their sizes and hashes.
 
     Files of inputs are named by their header's hash and size; paths stay as the recipe writes them. A model of the hub has
     the commit that its revision was; the output of a stage has its own lock.
@@ -50,7 +49,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
             {
                 "statistics" if source in plan.statistics else "model": source.label,
                 **_repositories(source),
-                **_lock_of_stage(plan, i),
+                **_told_of(plan, i),
                 "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()],
                 "tensors": dict(sorted(read[i].items())),
             }
@@ -62,6 +61,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], version: str) -> str:
             job.name: {"dtype": job.dtype, "shape": list(job.shape), "do": job.kind, "digest": records[job.name].digest}
             for job in plan.jobs
         },
+        "files": files,
     }
     return laid_out(lock) + "\n"
 
@@ -101,10 +101,13 @@ def _reads_as(text: str, expected: Mapping[str, Any]) -> bool:
         return False
 
 
-def _lock_of_stage(plan: Plan, model: int) -> dict[str, Any]:
+def _told_of(plan: Plan, model: int) -> dict[str, Any]:
+    """Of the output of a stage its lock; of another model what its files say of its licence and its origin."""
     folder = plan.sources[model].directory
-    if folder is None or model >= len(plan.models) or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
+    if model >= len(plan.models):
         return {}
+    if folder is None or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
+        return lineage_of(plan.sources[model]).data()
     return {"lock": json.loads((folder / LOCK).read_text("utf-8"))}
 
 
@@ -122,8 +125,9 @@ def card_of(plan: Plan, version: str) -> str:
     recipe, parents = plan.recipe, parents_of(plan)
     sources = [parent.source for parent in parents]
     names = public_names(sources)
-    licences = [licence_of(source) for source in sources]
-    agreed = licences[0] if licences[0] and all(licence == licences[0] for licence in licences) else {}
+    lineages = [lineage_of(source) for source in sources]
+    licences = [lineage.licence or _shared([lineage]) for lineage in lineages]
+    agreed = _shared(lineages)
     library = _library(plan)
     front: dict[str, Any] = {"tags": ["merge", "alnico"], **agreed}
     if library:
@@ -150,9 +154,12 @@ def card_of(plan: Plan, version: str) -> str:
         origin = parent.source.origin
         shown = f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})" if origin else name.replace("|", "\\|")
         commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
-        lines.append(f"| {shown} | {commit} | {'; '.join(parent.parts)} | {_licence_name(licence) or 'not stated in its card'} |")
+        lines.append(f"| {shown} | {commit} | {'; '.join(parent.parts)} | {licence_name(licence) or 'not stated in its card'} |")
     if not agreed:
         lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
+    if said := conflicts(licensed(lineages)):
+        lines += ["", *(f"- {line}" for line in said)]
+    lines += _ancestors(names, lineages)
     lines += _weights(plan)
     local = {p.reference: n for p, n in zip(parents, names, strict=True) if p.source.origin is None}
     # A reference that is written as a mapping has its paths by themselves.
@@ -255,27 +262,28 @@ def public_names(sources: Sequence[Source]) -> list[str]:
     return names
 
 
-def licence_of(source: Source) -> dict[str, str]:
-    """Return ``license`` (and ``license_name``, ``license_link``) as the front matter of a model's card states them."""
-    card = source.directory / CARD if source.directory else None
-    if card is None or not card.is_file() or card.stat().st_size > 10_000_000:
-        return {}
-    text = card.read_text("utf-8", "replace")
-    if not text.startswith("---"):
-        return {}
-    try:
-        front = yaml.safe_load(text[3:].partition("\n---")[0])
-    except (yaml.YAMLError, RecursionError, ValueError):
-        return {}
-    if not isinstance(front, dict) or not isinstance(front.get("license"), str) or not WORD.fullmatch(front["license"]):
-        return {}
-    more = ("license_name", "license_link") if front["license"] == "other" else ()
-    return {"license": front["license"]} | {k: front[k] for k in more if isinstance(front.get(k), str)}
+def _shared(lineages: Sequence[Lineage]) -> Mapping[str, str]:
+    """The licence that all models state which are merged in the end; nothing where one states another, or none."""
+    stated = [model.licence for lineage in lineages for model in lineage.stated()]
+    return stated[0] if all(licence == stated[0] for licence in stated) else {}
 
 
-def _licence_name(licence: Mapping[str, str]) -> str | None:
-    name = licence.get("license_name", "")
-    return name if WORD.fullmatch(name) else licence.get("license")
+def _ancestors(names: Sequence[str], lineages: Sequence[Lineage]) -> list[str]:
+    """What the parents were made of, as far as their cards and locks say."""
+    lines: list[str] = []
+
+    def tell(name: str, lineage: Lineage, depth: int) -> None:
+        of = [p for p in lineage.parents if NAME.fullmatch(p.name)] if lineage.is_merge else []
+        said = [f"a merge of {', '.join(p.name for p in of)}"] if of else []
+        said += [f"made from {', '.join(lineage.bases)}"] if lineage.bases else []
+        if said:
+            lines.append(f"{'  ' * depth}- {name}: {'; '.join(said)}")
+        for parent in of:
+            tell(parent.name, parent, depth + 1)
+
+    for name, lineage in zip(names, lineages, strict=True):
+        tell(name, lineage, 0)
+    return ["", "## Lineage", "", "As the parents' own cards and locks say:", "", *lines] if lines else []
 
 
 def _library(plan: Plan) -> str | None:

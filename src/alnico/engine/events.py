@@ -49,7 +49,7 @@ class Measuring:
 
 @dataclass(frozen=True)
 class Reading:
-    """``tensors``, with ``total_bytes`` in all models, are read for their statistics; nothing is written."""
+    """``tensors``, with ``total_bytes`` in all models, are read, for their statistics or to be checked; nothing is written."""
 
     tensors: int
     total_bytes: int

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.model import open_model, read_json
-from alnico.engine.card import LOCK
 from alnico.engine.output import PartDirectory
 from alnico.errors import ModelError, OutputError
 
@@ -16,14 +16,7 @@ def check_finished(folder: Path) -> None:
 
     Headers are read, tensors are not. Errors: OutputError; ModelError for files that are no model.
     """
-    if not folder.is_dir():
-        if folder.is_file():
-            raise OutputError(f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory.")
-        if PartDirectory(folder).path.exists():
-            raise OutputError(
-                f"{folder}: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."
-            )
-        raise OutputError(f"{folder}: no such directory; expected the output of `alnico merge`. Check the path.")
+    check_folder(folder)
     if not (folder / LOCK).is_file():
         raise OutputError(f"{folder}: has no {LOCK}, expected the output of `alnico merge`. Check the path.")
     lock = read_json(folder / LOCK)
@@ -39,6 +32,18 @@ def check_finished(folder: Path) -> None:
             f"{folder}: {name} is {_shown(found.get(name))} in the weights and {_shown(planned.get(name))} in {LOCK}; "
             "they must be of one merge. Merge again."
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse what is no directory of a merge that was finished. Errors: OutputError."""
+    if not folder.is_dir():
+        if folder.is_file():
+            raise OutputError(f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory.")
+        if PartDirectory(folder).path.exists():
+            raise OutputError(
+                f"{folder}: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."
+            )
+        raise OutputError(f"{folder}: no such directory; expected the output of `alnico merge`. Check the path.")
 
 
 def local_paths(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import Source, open_shard
 from alnico.checkpoint.resident import held_bytes
 from alnico.checkpoint.shards import index_of
@@ -23,10 +24,11 @@ from alnico.engine import measure, rank
 from alnico.engine.arena import Arena
 from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, Unhashed, blocks, chunks
-from alnico.engine.card import CARD, LOCK, RECIPE, card_of, lock_of, recipe_text
+from alnico.engine.card import RECIPE, card_of, lock_of, recipe_text
 from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
 from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.judge import judge
+from alnico.engine.lock import files_of
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
 from alnico.engine.recall import Recall, Recalled
@@ -189,16 +191,25 @@ class Notes(Protocol):
 class Run:
     """The threads that make all tensors of a plan that are not ``found`` done: from its sources to ``files``.
 
-    What ``recall`` has of earlier runs over the same sources is not measured again.
+    What ``recall`` has of earlier runs over the same sources is not measured again. ``spans`` says which chunks of a tensor are
+    made; where they are not all, nothing is to be hashed.
     """
 
     def __init__(
-        self, plan: Plan, files: Output, journal: Notes, found: Done, watch: Watcher | None, recall: Recall | None = None
+        self,
+        plan: Plan,
+        files: Output,
+        journal: Notes,
+        found: Done,
+        watch: Watcher | None,
+        recall: Recall | None = None,
+        spans: Callable[[Job], list[Span]] = chunks,
     ) -> None:
         self.plan = plan
         self.files = files
         self.journal = journal
         self.recall = recall
+        self._spans = spans
         self._hasher = PieceHasher if journal.wants_digests else Unhashed
         self.records = {r.tensor: r for r in found.records}
         self.facts = dict(found.facts)
@@ -222,7 +233,7 @@ class Run:
                 self._measure_model(pool)
                 calls: list[Call] = []
                 for job in self.jobs:
-                    spans = chunks(job)
+                    spans = self._spans(job)
                     state = _Unfinished(job, len(spans), self.plan.sources)
                     if job.kind == "whole":
                         calls.append((self._whole, (state,)))
@@ -522,8 +533,8 @@ def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None
 
 def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], version: str, single: str | None) -> None:
     """Check what was written against the plan, and put the other files beside it."""
-    for shard in plan.shards:
-        written = open_shard(part.model / shard.name)
+    shards = [open_shard(part.model / shard.name) for shard in plan.shards]
+    for shard, written in zip(plan.shards, shards, strict=True):
         if written.header.tensors != shard.header.tensors or written.size != shard.byte_size:
             raise VerificationError(
                 f"{part.model / shard.name}: is not what the plan says; the disk or alnico is at fault. Merge again."
@@ -540,11 +551,12 @@ def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], versi
             write_config(donor.directory, plan.config, plan.dtype, part.model)
         for name, data in plan.files.items():
             (part.model / name).write_bytes(data)
-        texts = {RECIPE: recipe_text(plan.recipe), LOCK: lock_of(plan, records, version), CARD: card_of(plan, version)}
+        texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan, version)}
         if len(plan.shards) > 1:
             texts.update([index_of(plan.shards)])
         for name, text in texts.items():
             (part.model / name).write_text(text, "utf-8")
+        (part.model / LOCK).write_text(lock_of(plan, records, version, files_of(part.model, shards)), "utf-8")
         sync_directory(part.model)
     except OSError as error:
         raise RunError(

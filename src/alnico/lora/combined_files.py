@@ -10,9 +10,10 @@ import numpy as np
 import xxhash
 
 from alnico.checkpoint.adapter import Adapter
+from alnico.checkpoint.lineage import LOCK, lineage_of
 from alnico.checkpoint.model import FileModel, is_hub_reference
 from alnico.engine.blocks import PieceHasher, TensorDigest
-from alnico.engine.card import LOCK, licence_of, public_names
+from alnico.engine.card import public_names
 from alnico.lora.aligned import Module, Saved
 from alnico.lora.asked import Asked
 from alnico.lora.written import OutputAdapter
@@ -58,7 +59,7 @@ def _agreed(configs: Sequence[Mapping[str, Any]], key: str) -> Any:
 def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
     """The card's front matter. A base that is a path is nobody's id; a licence is stated where all adapters state the same."""
     base = next((a.trained_on for a in adapters if a.trained_on), "")
-    licences = [licence_of(a.files) for a in adapters]
+    licences = [lineage_of(a.files).licence for a in adapters]
     return {
         **({"base_model": base, "base_model_relation": "adapter"} if is_hub_reference(base) else {}),
         "library_name": "peft",

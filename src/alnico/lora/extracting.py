@@ -19,11 +19,12 @@ import xxhash
 
 from alnico.checkpoint.adapted import open_adapted, repositories
 from alnico.checkpoint.adapter import PREFIX
+from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Model, Source, open_model
 from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.checkpoint.writer import sync_directory
 from alnico.engine.arena import Arena
-from alnico.engine.card import laid_out, licence_of, public_names
+from alnico.engine.card import laid_out, public_names
 from alnico.engine.events import Advanced, Event, Reading
 from alnico.engine.fetch import fetch_files
 from alnico.engine.judge import TENSORS, Place, is_matrix, look, spread
@@ -450,7 +451,7 @@ class _Work:
         """The card's front matter and text, the lock and the version."""
         from alnico import __version__
 
-        licences = [licence_of(model) for model in (self.tuned, self.base)]
+        licences = [lineage_of(model).licence for model in (self.tuned, self.base)]
         ids = [repository.name for repository in repositories(self.base)]
         front: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "alnico"]}
         if ids:

@@ -13,10 +13,11 @@ import numpy as np
 import yaml
 
 from alnico.checkpoint.adapter import CONFIG, PREFIX, WEIGHTS
+from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.shards import OutputShard, cut
 from alnico.checkpoint.writer import OutputFiles, sync_directory
 from alnico.engine.blocks import PieceHasher, TensorDigest
-from alnico.engine.card import CARD, LOCK, laid_out
+from alnico.engine.card import laid_out
 from alnico.engine.output import PartDirectory
 from alnico.engine.whole import rounding_kernel
 from alnico.errors import NonFiniteError, RunError

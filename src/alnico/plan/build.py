@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel
+from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.errors import MethodError, ModelError
@@ -27,6 +28,7 @@ from alnico.plan.config import check_layers, layered_config
 from alnico.plan.filters import idle_filters
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import depth_of, place_of, stacks
+from alnico.plan.licences import check_licences, conflicts, licensed
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
 from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
 from alnico.plan.sides import Sides
@@ -47,10 +49,12 @@ def build_plan(
     single_file: str | None = None,
     offline: bool = False,
     open_source: Callable[[str], Source] | None = None,
+    strict_licence: bool = False,
 ) -> Plan:
     """Open the models of a recipe (headers only), align them and lay out the output.
 
-    ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Errors: ModelError, MismatchError,
+    ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go together are notes, with
+    ``strict_licence`` a MismatchError. Errors: ModelError, MismatchError,
     MethodError, ResourceError, HubError; see ``errors``. No tensor is read, and nothing is written but the hub's cache.
     """
     if recipe.chat_template is not None:
@@ -64,7 +68,12 @@ def build_plan(
                 sources.append(opener(reference))
             except ModelError as error:
                 raise ModelError(f"{error}{_meant(recipe, reference)}") from None
-        return _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
+        models = licensed(lineage_of(source) for source in sources)
+        if strict_licence:
+            check_licences(models)
+        plan = _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
+        found = conflicts(models)
+        return dataclasses.replace(plan, notes=(*plan.notes, *found)) if found else plan
     except BaseException:
         for source in sources:
             source.close()

@@ -26,6 +26,7 @@ class PlannedModel:
         self.label = label
         self.tensors: Mapping[str, Described] = {j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs}
         self.config: Mapping[str, Any] = plan.config
+        self.made_from = plan.models
         self.directory: Path | None = plan.sources[plan.donor].directory
         self._remove: Callable[[], Any] | None = None
         if self.directory is not None and (plan.files or plan.left):

@@ -106,6 +106,11 @@ class MappedModel:
         }
 
     @property
+    def unmapped(self) -> Source:
+        """The model as it is on the disk."""
+        return self._source
+
+    @property
     def label(self) -> str:
         return self._source.label
 

@@ -1,0 +1,126 @@
+"""The lock of a finished merge as a value: what was read and made, with hashes, and the recipe that makes it again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.lineage import CARD, LOCK
+from alnico.checkpoint.model import Shard, is_inside, read_json
+from alnico.checkpoint.sidecars import SIGNATURE
+from alnico.engine.hashes import digest_of
+from alnico.errors import ModelError, UncheckedError
+
+HASH = "xxh3-128"
+UNLOCKED = (LOCK, CARD, SIGNATURE)
+"""Files of an output that the lock has no hash of: itself, the card, which people complete, and a signature, which comes after it."""
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_STAGES = 64
+"""Stages inside one another that are read."""
+
+
+@dataclass(frozen=True)
+class LockedInput:
+    """A model or statistics that were read. ``tensors`` maps those that were read to their digests, ``commits`` repositories on the
+    hub to commits; of the output of a stage, ``made`` is its lock."""
+
+    label: str
+    is_statistics: bool
+    tensors: Mapping[str, str]
+    commits: Mapping[str, str]
+    made: Lock | None
+
+
+@dataclass(frozen=True)
+class LockedTensor:
+    """A tensor of the output."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Lock:
+    """What the lock at ``path`` says. ``files`` maps files beside it to what is known of them (``size``, and ``digest`` or, of weights,
+    the ``header``'s); None in locks of before 0.1.0, which do not tell."""
+
+    path: Path
+    version: str
+    arithmetic: int
+    recipe: Mapping[str, Any]
+    inputs: tuple[LockedInput, ...]
+    tensors: Mapping[str, LockedTensor]
+    files: Mapping[str, Mapping[str, Any]] | None
+
+    @property
+    def models(self) -> tuple[LockedInput, ...]:
+        """The inputs that are no statistics, in the order of the recipe's references."""
+        return tuple(i for i in self.inputs if not i.is_statistics)
+
+
+def files_of(folder: Path, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
+    """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. Errors: OSError."""
+    found = {s.path.name: {"size": s.size, "header": s.header_digest} for s in shards}
+    for name in listed_files(folder):
+        if name not in found and name not in UNLOCKED:
+            path = folder / name
+            found[name] = {"size": path.stat().st_size, "digest": digest_of(path)}
+    return dict(sorted(found.items()))
+
+
+def listed_files(folder: Path) -> list[str]:
+    """The files of a model's folder, relative to it, but for hidden ones; a link to a folder, which is not entered, counts as one."""
+    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()]
+    return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+
+
+def read_lock(folder: Path) -> Lock:
+    """Read the lock of a finished merge. Errors: ModelError for one that is damaged, UncheckedError for hashes of another kind."""
+    return _lock(folder / LOCK, read_json(folder / LOCK), 0)
+
+
+def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
+    if data.get("hash", HASH) != HASH:
+        raise UncheckedError(
+            f"{path}: its hashes are {str(data['hash'])[:40]!r}, expected {HASH}. Use the version of alnico that wrote it."
+        )
+    try:
+        if depth > MAX_STAGES:
+            raise ValueError("stages inside one another")
+        tensors = {
+            str(n): LockedTensor(str(t["dtype"]), tuple(int(x) for x in t["shape"]), str(t["digest"]))
+            for n, t in data["output"].items()
+        }
+        files = data.get("files")
+        if files is not None and not all(is_inside(name) and isinstance(told, dict) for name, told in files.items()):
+            raise ValueError("a file outside the model's directory")
+        return Lock(
+            path,
+            str(data["alnico"]),
+            int(data["arithmetic"]),
+            {**data["recipe"], "seed": int(data["seed"])},
+            tuple(_input(path, entry, depth) for entry in data["inputs"]),
+            tensors,
+            files,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path}: is no lock of alnico ({str(error)[:80]}). Merge again.") from None
+
+
+def _input(path: Path, entry: Mapping[str, Any], depth: int) -> LockedInput:
+    places = [entry, *entry.get("repositories", ())]
+    commits = {str(p["repository"]): str(p["commit"]) for p in places if "repository" in p}
+    if not all(COMMIT.fullmatch(commit) for commit in commits.values()):
+        raise ValueError("a commit")
+    return LockedInput(
+        str(entry["statistics"] if "statistics" in entry else entry["model"]),
+        "statistics" in entry,
+        {str(n): str(d) for n, d in entry["tensors"].items()},
+        commits,
+        _lock(path, entry["lock"], depth + 1) if "lock" in entry else None,
+    )

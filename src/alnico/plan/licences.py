@@ -1,0 +1,137 @@
+"""Which licences of models stand in each other's way when they are merged. A reading of what cards state, and no legal advice.
+
+A merge is taken for a work made from each of its models, whatever their weight. Whether it is one in law is not settled; who reads this
+table gets the careful answer, and should read the licences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from alnico.checkpoint.lineage import Lineage, licence_name
+from alnico.errors import MismatchError
+
+Kind = Literal["free", "share-alike", "non-commercial", "no changes", "own terms"]
+
+KINDS: dict[Kind, str] = {
+    "free": "asks for its notice and for naming the authors, and lets what is made of the model have other terms",
+    "share-alike": "asks that what is made of the model is shared under the same licence",
+    "non-commercial": "allows no commercial use of the model, nor of what is made of it",
+    "no changes": "does not allow changed versions to be shared",
+    "own terms": "has terms of its own that go with what is made of the model: uses that are ruled out, names, notices, limits by users",
+}
+"""What makes a licence one of a kind."""
+
+LICENCES: dict[str, Kind] = {
+    # Permissive, and public domain.
+    **dict.fromkeys(
+        ["apache-2.0", "mit", "mit-0", "isc", "0bsd", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "zlib", "bsl-1.0", "ncsa", "postgresql",
+         "afl-3.0", "artistic-2.0", "ecl-2.0", "unlicense", "wtfpl", "cc0-1.0", "pddl", "cc", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+         "odc-by", "cdla-permissive-1.0", "cdla-permissive-2.0", "ms-pl", "ofl-1.1", "openmdw-1.0", "open-mdw", "etalab-2.0"],
+        "free",
+    ),
+    # Copyleft, of software, data and works.
+    **dict.fromkeys(
+        ["gpl", "gpl-2.0", "gpl-3.0", "lgpl", "lgpl-2.1", "lgpl-3.0", "agpl-3.0", "mpl-2.0", "osl-3.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2",
+         "cc-by-sa-3.0", "cc-by-sa-4.0", "odbl", "cdla-sharing-1.0", "gfdl", "lppl-1.3c"],
+        "share-alike",
+    ),
+    # For research or at no charge only. Those of Creative Commons that are share-alike besides are of the stricter kind.
+    **dict.fromkeys(
+        ["cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "fair-noncommercial-research-license",
+         "intel-research", "apple-amlr", "deepfloyd-if-license", "mrl", "mnpl", "mistral-research", "qwen-research", "cc-by-nc", "stabilityai-nc-research-community",
+         "sai-nc-community", "flux-1-dev-non-commercial-license", "nvidia-noncommercial", "exaone"],
+        "non-commercial",
+    ),
+    **dict.fromkeys(["cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"], "no changes"),
+    # Of vendors, and of the RAIL family, whose limits of use must be handed on.
+    **dict.fromkeys(
+        ["gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "openrail", "openrail++", "creativeml-openrail-m",
+         "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bigcode-openrail-m", "deepseek", "falcon-llm-license", "falcon-180b-license", "tongyi-qianwen",
+         "tongyi-qianwen-license-agreement", "qwen", "yi-license", "nvidia-open-model-license", "stabilityai-ai-community", "stabilityai-community",
+         "grok2-community", "lfm1.0", "jamba-open-model-license", "hippocratic-license-3.0", "c-uda"],
+        "own terms",
+    ),
+}  # fmt: skip
+"""Licences as cards spell them (in lower case; the hub's ids, and the names that cards of the id ``other`` give) and of which kind they
+are, by :data:`KINDS`. What is not here is not known, and is told as such."""
+
+NO_ADVICE = "Read the licences; this is no legal advice."
+
+
+@dataclass(frozen=True)
+class Licensed:
+    """A model, its licence as people say it (None: none is stated), and of which kind that is (None: it is not known)."""
+
+    model: str
+    licence: str | None
+    kind: Kind | None
+    has_licence_file: bool = False
+
+    def __str__(self) -> str:
+        file = ", but has a file of that name" if self.has_licence_file and not self.licence else ""
+        return f"{self.model} ({self.licence or 'states no licence' + file})"
+
+
+def licensed(lineages: Iterable[Lineage]) -> list[Licensed]:
+    """The models that a merge is made of in the end, with their licences, each once.
+
+    >>> [str(m) for m in licensed([Lineage("a", {"license": "mit"}), Lineage("b", {})])]
+    ['a (mit)', 'b (states no licence)']
+    """
+    found: dict[Licensed, None] = {}
+    for lineage in lineages:
+        for model in lineage.stated():
+            name = licence_name(model.licence)
+            kind = LICENCES.get((name or "").lower()) or LICENCES.get(model.licence.get("license", "").lower())
+            found[Licensed(model.name, name, kind, model.has_licence_file)] = None
+    return list(found)
+
+
+def conflicts(models: Sequence[Licensed]) -> list[str]:
+    """Say which licences do not go together, and why, a line each. Where no model states one, there is nothing to say."""
+    if all(m.licence is None for m in models):
+        return []
+    licences = {m.licence for m in models}
+    of = {kind: [m for m in models if m.kind == kind] for kind in KINDS}
+    others = {kind: [m for m in models if m.kind not in (kind, None)] for kind in KINDS}
+    said = []
+    if of["no changes"]:
+        said.append(f"{_listed(of['no changes'])}: {_why('no changes')}, and a merge is a changed version.")
+    if of["non-commercial"] and others["non-commercial"]:
+        said.append(
+            f"{_listed(of['non-commercial'])}: {_why('non-commercial')}; {_listed(others['non-commercial'])} may allow it, the merge does not."
+        )
+    if of["share-alike"] and len({m.licence for m in models if m.kind is not None}) > 1:
+        rest = [m for m in models if m.kind is not None and m.licence != of["share-alike"][0].licence]
+        said.append(f"{_listed(of['share-alike'])}: {_why('share-alike')}; beside it stands {_listed(rest)}.")
+    if of["own terms"] and len({m.licence for m in models if m.kind is not None}) > 1:
+        rest = [m for m in models if m.kind is not None and m.licence != of["own terms"][0].licence]
+        said.append(f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, the merge does.")
+    unknown = [m for m in models if m.kind is None]
+    if unknown and len(licences) > 1:
+        known = [m for m in models if m.kind is not None]
+        beside = f", beside {_listed(known)}" if known else ""
+        said.append(f"{_listed(unknown)}: what that allows is not known here{beside}.")
+    return [f"licences: {line} {NO_ADVICE}" for line in said]
+
+
+def check_licences(models: Sequence[Licensed]) -> None:
+    """Refuse what cannot be said to go together: conflicts, and models whose licence is not known. Errors: MismatchError."""
+    found = conflicts(models)
+    unknown = [m for m in models if m.kind is None]
+    if not found and unknown:
+        found = [f"licences: {_listed(unknown)}: what that allows is not known here. {NO_ADVICE}"]
+    if found:
+        raise MismatchError("\n".join([*found, "Leave a model out, or merge without --strict-licence (strict_licence=False)."]))
+
+
+def _why(kind: Kind) -> str:
+    return f"a licence that {KINDS[kind].replace(': ', ' (') + ')' if kind == 'own terms' else KINDS[kind]}"
+
+
+def _listed(models: Sequence[Licensed]) -> str:
+    shown = [str(m) for m in models[:3]]
+    return ", ".join(shown) + (f" and {len(models) - 3} more" if len(models) > 3 else "")
