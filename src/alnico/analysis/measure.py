@@ -30,7 +30,7 @@ from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Advanced, Compiling, Event, Reading
 from alnico.engine.fetch import fetch_files
 from alnico.engine.mix import refuse_inputs
-from alnico.engine.threads import check, do_all
+from alnico.engine.threads import check, do_all, workers
 from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError
 from alnico.kernels.build import compiled
 from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
@@ -170,11 +170,11 @@ def _room(
     worker += 24 * max(matrices, default=0) + 16 * models * min(SORTED, largest)
     least = fixed + worker + widths * LEAF
     sizes = [(BLOCK_ELEMENTS, HELD_BYTES), (BLOCK_ELEMENTS, 0), (LEAF, 0)] if block is None else [(block, 0)]
-    for workers in range(max(threads, 1), 0, -1):
+    for count in range(max(threads, 1), 0, -1):
         for size, held in sizes:
             held = max(held, widths * size)
-            if fixed + workers * (worker + held) <= budget_bytes:
-                return Room(workers, size, held)
+            if fixed + count * (worker + held) <= budget_bytes:
+                return Room(count, size, held)
     raise ResourceError(
         f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
         f"Raise --memory to {-(-least // (1 << 20))}MiB."
@@ -219,7 +219,7 @@ class _Measuring:
     def all(self) -> Found:
         self._compile()
         self._tell(Reading(len(self.subjects), sum(i.byte_size for s in self.subjects for i in s.job.read)))
-        with self._calm(), ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
+        with self._calm(), workers(self.room.threads) as pool:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
             for number, subject in enumerate(self.subjects):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from alnico.checkpoint.files import read_fully, start_writeback, write_fully
 from alnico.checkpoint.header import TensorInfo
+from alnico.checkpoint.lasting import sync_directory
 from alnico.checkpoint.model import FileModel, Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
@@ -32,11 +33,14 @@ class OutputFiles:
         self._lock = threading.Lock()
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
-        for shard in shards:
-            path = self.path(shard.name)
-            if not path.exists() and (directory / shard.name).exists():
-                path = directory / shard.name  # finished before an interrupt between the last tensor and the end
-            self._descriptors[shard.name] = _open_sized(path, shard)
+        try:
+            for shard in shards:
+                self._take_back(shard.name)
+                self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard)
+            sync_directory(directory)  # a journal's line about a file is worth nothing if the file's name is lost
+        except BaseException:
+            self.close()
+            raise
 
     def path(self, shard: str) -> Path:
         """Where a shard is while it is written."""
@@ -89,24 +93,19 @@ class OutputFiles:
                 ) from None
 
     def finish(self) -> None:
-        """Give the files their final names."""
+        """Give the files their final names. Errors: RunError."""
         for shard in self._shards:
-            if self.path(shard.name).exists():
-                os.replace(self.path(shard.name), self.directory / shard.name)
+            _rename(self.path(shard.name), self.directory / shard.name)
+
+    def _take_back(self, shard: str) -> None:
+        """A file that was finished before an interrupt, between the last tensor and the end, is unfinished until it is checked."""
+        if (self.directory / shard).exists():
+            _rename(self.directory / shard, self.path(shard))
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_sized(path: Path, shard: OutputShard) -> int:
@@ -124,4 +123,17 @@ def _open_sized(path: Path, shard: OutputShard) -> int:
             f"{path}: {shard.byte_size} bytes could not be written ({error.strerror}). "
             "Make room; the same command takes the merge up again."
         ) from None
+    except RunError:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _rename(old: Path, new: Path) -> None:
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        raise RunError(
+            f"{old}: could not be renamed to {new.name} ({error.strerror}). "
+            "Check the disk; the same command takes the merge up again."
+        ) from None
