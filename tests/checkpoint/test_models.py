@@ -360,7 +360,10 @@ def test_a_file_cut_while_it_is_read_is_an_error_of_the_run(tmp_path):
 def test_a_file_that_changed_between_its_header_and_its_first_tensor_is_refused(tmp_path):
     path = made.save_file(tmp_path / "x.safetensors", {"w": TENSORS["a"]})
     size = path.stat().st_size
-    for change, how in ((lambda: os.truncate(path, size - 4), f"it had {size} bytes, now {size - 4}"), (lambda: os.utime(path, (1, 1)), "its time is another")):
+    for change, how in (
+        (lambda: os.truncate(path, size - 4), f"it had {size} bytes, now {size - 4}"),
+        (lambda: os.utime(path, (1, 1)), "its time is another"),
+    ):
         made.save_file(path, {"w": TENSORS["a"]})
         with open_model(path) as model:
             change()

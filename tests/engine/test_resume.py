@@ -135,9 +135,7 @@ def test_a_changed_recipe_is_noticed_and_named(recipe: Path, tmp_path: Path) -> 
 def test_a_changed_input_is_noticed_and_named(recipe: Path, tmp_path: Path) -> None:
     killed(recipe, tmp_path / "out", 3)
     os.utime(tmp_path / "tuned-1" / "model-00001-of-00002.safetensors", (1, 1))
-    changed = (
-        rf"since then changed: an input file \({tmp_path}/tuned-1: model-00001-of-00002\.safetensors; its size, time or header\)\."
-    )
+    changed = rf"since then changed: an input file \({tmp_path}/tuned-1: model-00001-of-00002\.safetensors; its size, time, commit or header\)\."
     with pytest.raises(OutputError, match=changed):
         alnico.merge(recipe, tmp_path / "out")
 

@@ -252,7 +252,7 @@ def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         elif key == "alnico":
             found.append(f"the version of alnico ({old} began it, this is {new})")
         elif key == "inputs" and (files := _changed_files(old, new)):
-            found.append(f"an input file ({', '.join(files[:3])}; its size, time or header)")
+            found.append(f"an input file ({', '.join(files[:3])}; its size, time, commit or header)")
         else:
             found.append(_WORDS.get(key, key))
     return found
@@ -264,6 +264,9 @@ _WORDS = {
     "plan": "the plan (tensors or shard sizes)",
     "inputs": "an input file (size, time or header)",
     "norms": "the analysis that weights are made from",
+    "top_share": "the share of top parameters",
+    "subspace_side": "the largest side of matrices whose singular vectors are compared",
+    "tensors": "the tensors that are compared",
 }
 
 
@@ -274,8 +277,8 @@ def _changed_files(before: Any, now: Any) -> list[str]:
             return []
         old = [(m["model"], file) for m in before for file in m["files"]]
         new = [(m["model"], file) for m in now for file in m["files"]]
-        names = [f"{model}: {file.get('file', 'rows')}" for model, file in new if (model, file) not in old]
-        names += [f"{model}: {file.get('file', 'rows')}" for model, file in old if (model, file) not in new]
+        others = [one for one in new if one not in old] + [one for one in old if one not in new]
+        names = [f"{model}: {file.get('file', 'the rows of its vocabulary')}" for model, file in others]
     except (KeyError, TypeError, AttributeError):
         return []
     return list(dict.fromkeys(names))
