@@ -77,8 +77,12 @@ def sync_directory(directory: Path) -> None:
 
 def sync_tree(directory: Path) -> None:
     """Bring a directory to the disk: the bytes of all files in it, then all names. Errors: RunError."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
     try:
-        found = list(os.walk(directory, topdown=False))
+        found = list(os.walk(directory, topdown=False, onerror=refuse))
     except OSError as error:
         raise cannot_be_written(directory, error) from None
     for folder, _, files in found:

@@ -1,6 +1,6 @@
-"""Output files: made at full size, header first, blocks written at their place by any thread.
+"""Output files: made at full size, blocks written at their place by any thread, the header last.
 
-Until the output is complete its files are called ``NAME.unfinished``, so that nothing can load them.
+Until the output is complete its files are called ``NAME.unfinished`` and begin with zeros, so that nothing can load them.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
 
 UNFINISHED = ".unfinished"
+NO_HEADER = bytes(8)
+"""The length of a header, of none."""
 WRITEBACK_BYTES = 4 << 20
 """How much of a file is written before the disk is told to begin with it."""
 
@@ -31,6 +33,7 @@ class OutputFiles:
         self._descriptors: dict[str, int] = {}
         self._waiting: dict[str, tuple[int, int, int]] = {}  # shard -> first and last byte, bytes between them
         self._lock = threading.Lock()
+        self._is_sealed = False
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
         try:
@@ -92,8 +95,18 @@ class OutputFiles:
                     "Check the disk; the same command takes the merge up again."
                 ) from None
 
+    def seal(self) -> None:
+        """Bring all that was written to the disk, and then the headers: now the files can be read. Errors: RunError."""
+        self.sync()
+        for shard in self._shards:
+            write_fully(self._descriptors[shard.name], memoryview(shard.start), 0, self._paths[shard.name])
+        self.sync()
+        self._is_sealed = True
+
     def finish(self) -> None:
-        """Give the files their final names. Errors: RunError."""
+        """Give the files their final names, with their headers. Errors: RunError."""
+        if not self._is_sealed:
+            self.seal()
         for shard in self._shards:
             _rename(self.path(shard.name), self.directory / shard.name)
 
@@ -116,7 +129,7 @@ def _open_sized(path: Path, shard: OutputShard) -> int:
     try:
         if os.fstat(descriptor).st_size != shard.byte_size:
             os.ftruncate(descriptor, shard.byte_size)  # free space is the plan's to check
-        write_fully(descriptor, memoryview(shard.start), 0, str(path))
+        write_fully(descriptor, memoryview(NO_HEADER), 0, str(path))
     except OSError as error:
         os.close(descriptor)
         raise RunError(

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -176,26 +177,28 @@ class PartDirectory(Hold):
             sync_directory(self.out.parent)
         except RunError as error:
             raise RunError(f"{error} The finished model stands under {self.out}, as long as the machine runs.") from None
-        if self.old.is_dir() and not self.old.is_symlink():
-            shutil.rmtree(self.old, ignore_errors=True)
-        else:
-            self.old.unlink(missing_ok=True)
+        with suppress(OSError):  # the next run here removes it
+            _remove(self.old)
         self.remove()
 
     def _replace(self, finished: Path) -> None:
         """Put the finished model in the place of the old one, which goes into this directory, or beside it and is then removed."""
         if exchange(finished, self.out):
             return
-        if self.old.is_dir() and not self.old.is_symlink():
-            shutil.rmtree(self.old)
-        else:
-            self.old.unlink(missing_ok=True)
+        _remove(self.old)
         os.rename(self.out, self.old)
         try:
             os.rename(finished, self.out)
         except OSError:
             os.rename(self.old, self.out)
             raise
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:

@@ -114,8 +114,9 @@ def run_plan(
                 sync_directory(part.model)
             except RunError:
                 raise
-            except AlnicoError:
-                part.remove()
+            except AlnicoError as error:
+                if not isinstance(error.__context__, OSError):  # a file that the system could not open is no wrong input
+                    part.remove()
                 raise
             part.publish(single, overwrite, fingerprint, mark)
     except OSError as error:
@@ -137,6 +138,7 @@ def _mended(plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool) -
         if restart or not part.is_published(fingerprint):
             return None
         digests = {r.tensor: r.digest for r in read_journal(part.path, fingerprint).records}
+        sync_directory(out.parent)
         part.remove()
         return {job.name: digests[job.name] for job in plan.jobs} if digests.keys() >= {j.name for j in plan.jobs} else None
 
@@ -187,7 +189,7 @@ def _merge(
             is_left = isinstance(error, Abandoned) or not has_ended
             raise
         journal.close()
-        files.sync()
+        files.seal()
         return run
     finally:
         if not is_left:  # a thread that is left behind may still write what it has in hand
