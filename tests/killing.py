@@ -221,8 +221,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="kill at each call, or at each nth")
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", help="where models and outputs lie for the while; a kill loses nothing that is in memory")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         root = Path(folder).resolve()
         if given.what == "moments":
             found = at_moments(root, given.moments, given.seed)
