@@ -10,6 +10,7 @@ import pytest
 
 from alnico.checkpoint import lasting
 from alnico.checkpoint.model import FileModel
+from alnico.engine import journal
 from os_calls import watched
 from power import Disk, Recorder
 from small_merges import everything, made_recipe, merged, tensors_in
@@ -22,7 +23,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def recorded(recipe: Path, folder: Path, overwrite: bool = False) -> Recorder:
     recorder = Recorder(folder)
-    with watched(folder, recorder):
+    with pytest.MonkeyPatch.context() as patch, watched(folder, recorder):
+        patch.setattr(journal, "BATCH_SECONDS", 0.001)  # lines and syncs among the tensors, not after the last
         merged(recipe, folder / "out", overwrite=overwrite)
     return recorder
 

@@ -108,6 +108,7 @@ def run_plan(
                 files = OutputFiles(part.model, plan.shards)
                 run = _merge(plan, part, files, fingerprint, found, watch)
                 plan = run.plan
+                _refuse_changed(plan, before, run.records)
                 _complete(plan, part, files, run.records, version, single)
                 _refuse_changed(plan, before, run.records)
                 files.finish()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+LOOK_SECONDS = 0.2
 GRACE_SECONDS = 0.5
 """How long an interrupt waits for threads to leave their block; a whole matrix may take minutes."""
 
@@ -52,27 +53,44 @@ def do_all(pool: ThreadPoolExecutor, stop: threading.Event, calls: Sequence[Call
     Errors: the first of theirs, after which ``stop`` is set and all have left; Abandoned if an interrupt finds one that does not.
     """
 
+    # Counted here, not by the pool: an interrupt while a call is handed over leaves one that the pool does not know of.
+    idle, running = threading.Condition(), 0
+
     def guarded(call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-        check(stop)
+        nonlocal running
+        with idle:
+            check(stop)
+            running += 1
         try:
             call(*arguments)
         except BaseException:
             stop.set()
             raise
+        finally:
+            with idle:
+                running -= 1
+                idle.notify_all()
 
-    futures: list[Future[None]] = [pool.submit(guarded, call, arguments) for call, arguments in calls]
+    futures: list[Future[None]] = []
     try:
-        done, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        failures = [error for future in done if (error := future.exception()) is not None]
+        for call, arguments in calls:  # an interrupt may come here already
+            futures.append(pool.submit(guarded, call, arguments))
+        missing: Collection[Future[None]] = futures
+        failures: list[BaseException] = []
+        while missing and not failures:
+            # Not for ever: a signal that comes just before Python begins to wait is looked at when the wait ends.
+            done, missing = wait(missing, LOOK_SECONDS, FIRST_EXCEPTION)
+            failures = [error for future in done if (error := future.exception()) is not None]
         for error in sorted(failures, key=lambda error: isinstance(error, Stopped)):
             raise error
     except BaseException as error:
         stop.set()
         for future in futures:
             future.cancel()
-        is_interrupt = isinstance(error, KeyboardInterrupt)
+        seconds = GRACE_SECONDS if isinstance(error, KeyboardInterrupt) else None
         try:
-            has_left = not wait(futures, GRACE_SECONDS if is_interrupt else None).not_done
+            with idle:
+                has_left = idle.wait_for(lambda: running == 0, seconds)
         except KeyboardInterrupt:
             has_left = False
         if not has_left:
