@@ -215,9 +215,43 @@ def at_moments(root: Path, moments: int, seed: int) -> dict[str, Any]:
     return {"tensors": len(alnico.plan(recipe).jobs), "moments": moments, **tally.seen}
 
 
+def interrupts(root: Path, moments: int, seed: int) -> dict[str, Any]:
+    """Interrupt the same merge at random moments, as Ctrl-C does; returns how long each took to end."""
+    base, tuned = family(root, 3, layers=16, hidden=64, vocabulary=512, shards=2)
+    given = {"merge_method": "ties", "base_model": str(base), "models": [*map(str, tuned)], "parameters": {"density": 0.5}}
+    out, chance = root / "out", random.Random(seed)
+    expected = everything(alnico.merge(given, out, threads=2).path)
+    shutil.rmtree(out)
+    begin = time.perf_counter()
+    is_killed(lambda: alnico.merge(given, out, threads=2))
+    seconds = time.perf_counter() - begin
+    shutil.rmtree(out)
+    ended: list[float] = []
+    resumed = differences = 0
+    while len(ended) < moments:
+        child = os.fork()
+        if child == 0:
+            try:
+                alnico.merge(given, out, threads=2)
+            except KeyboardInterrupt:
+                os._exit(130)
+            finally:
+                os._exit(0)
+        time.sleep(0.02 + chance.random() * seconds)
+        begin = time.perf_counter()
+        os.kill(child, signal.SIGINT)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130:
+            ended.append(time.perf_counter() - begin)
+            if everything(out) != expected:
+                resumed += alnico.merge(given, out, threads=2).resumed > 0
+            differences += everything(out) != expected
+        shutil.rmtree(out)
+    return {"interrupted": moments, "longest_seconds": round(max(ended), 3), "resumed": resumed, "differences": differences}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["calls", "stages", "moments"])
+    parser.add_argument("what", choices=["calls", "stages", "moments", "interrupts"])
     parser.add_argument("--every", type=int, default=1, help="kill at each call, or at each nth")
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -225,8 +259,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         root = Path(folder).resolve()
-        if given.what == "moments":
-            found = at_moments(root, given.moments, given.seed)
+        if given.what in ("moments", "interrupts"):
+            found = (at_moments if given.what == "moments" else interrupts)(root, given.moments, given.seed)
         else:
             found = (at_calls if given.what == "calls" else at_calls_of_stages)(root, given.every)
     json.dump(found, sys.stdout)
