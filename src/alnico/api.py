@@ -20,6 +20,8 @@ from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, Estimates, Scores, read_estimates, values_of
 from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
+from alnico.analysis.unfinished import Unfinished, is_half_written
+from alnico.checkpoint.lasting import sync_tree
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.checkpoint.signatures import SignedInputs, check_signature
@@ -357,6 +359,7 @@ def analyze(
     subspace_side: int = SUBSPACE_SIDE,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
+    restart: bool = False,
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Analysis:
@@ -364,13 +367,15 @@ def analyze(
 
     Base and models are read at most twice, by blocks. ``out`` is a folder for the numbers (``summary.json``, CSV files) and, with
     ``alnico[report]`` installed, ``report.html`` and pictures. ``top_share`` in (0, 1] is the share of entries that count as a model's top parameters;
-    ``subspace_side`` the largest smaller side of matrices whose leading singular vectors are compared, 0 for none. Other arguments
-    as for :func:`merge`. Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError.
+    ``subspace_side`` the largest smaller side of matrices whose leading singular vectors are compared, 0 for none. An interrupted analysis
+    of the same models into the same ``out`` is taken up; ``restart`` begins anew. Other arguments as for :func:`merge`. Errors: ModelError,
+    MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
     from alnico import __version__
 
-    folder = None if out is None else report_folder(out)
+    folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     with ExitStack() as opened:
+        unfinished = None if folder is None else opened.enter_context(Unfinished(folder, restart))
         origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models)))
         found = analyze_sources(
             origin,
@@ -381,11 +386,15 @@ def analyze(
             memory_bytes=bytes_of(memory),
             threads=threads or os.cpu_count() or 1,
             watch=watch,
+            unfinished=unfinished,
         )
-    if folder is not None:
-        write_analysis(found, folder)
-        advice = suggest_recipe(found, fits_again(found, offline=offline))
-        write_pages(found, folder, [*advice.findings, *advice.reasons, *advice.warnings])
+        if folder is not None and unfinished is not None:
+            unfinished.close()
+            unfinished.begin_writing()
+            write_analysis(found, folder)
+            advice = suggest_recipe(found, fits_again(found, offline=offline))
+            write_pages(found, folder, [*advice.findings, *advice.reasons, *advice.warnings])
+            sync_tree(folder)
     return found
 
 

@@ -1,6 +1,7 @@
 """What is a model on disk, and what is refused; files are written by the safetensors package."""
 
 import json
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -341,10 +342,11 @@ def test_a_part_of_a_tensor_is_read(tmp_path):
             assert buffer == values.tobytes()[offset : offset + 40]
 
 
-def test_a_file_cut_after_it_was_opened_is_an_error_of_the_run(tmp_path):
+def test_a_file_cut_while_it_is_read_is_an_error_of_the_run(tmp_path):
     path = made.save_file(tmp_path / "x.safetensors", {"w": TENSORS["a"]})
     size = path.stat().st_size
     with open_model(path) as model:
+        model.read("w")
         with path.open("r+b") as file:
             file.truncate(size - 4)
         with pytest.raises(RunError) as caught:
@@ -353,6 +355,24 @@ def test_a_file_cut_after_it_was_opened_is_an_error_of_the_run(tmp_path):
         f"{path}: w: the file ended at byte {size - 4}, expected 24 bytes at {size - 24}. "
         "It was changed while it was read; merge again from a complete file."
     )
+
+
+def test_a_file_that_changed_between_its_header_and_its_first_tensor_is_refused(tmp_path):
+    path = made.save_file(tmp_path / "x.safetensors", {"w": TENSORS["a"]})
+    size = path.stat().st_size
+    for change, how in (
+        (lambda: os.truncate(path, size - 4), f"it had {size} bytes, now {size - 4}"),
+        (lambda: os.utime(path, (1, 1)), "its time is another"),
+    ):
+        made.save_file(path, {"w": TENSORS["a"]})
+        with open_model(path) as model:
+            change()
+            with pytest.raises(ModelError) as caught:
+                model.read("w")
+        assert str(caught.value) == (
+            f"{path}: was changed after its header was read ({how}); expected the file as it was. "
+            "Run the command again when nobody writes the file."
+        )
 
 
 def test_the_identity_changes_with_the_header(tmp_path):

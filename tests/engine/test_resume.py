@@ -95,18 +95,19 @@ def test_a_killed_merge_is_taken_up_and_gives_the_same_bytes(
 
 def test_a_damaged_tensor_is_made_again(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished = killed(recipe, tmp_path / "out", 3)
+    alnico.merge(recipe, tmp_path / "uninterrupted")
+    whole = (tmp_path / "uninterrupted" / "model.safetensors").read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    damaged = sorted(finished)[0]
+    begin, _ = json.loads(whole[8 : 8 + length])[damaged]["data_offsets"]
     shard = part_of(tmp_path / "out") / "model" / "model.safetensors.unfinished"
     raw = bytearray(shard.read_bytes())
-    length = int.from_bytes(raw[:8], "little")
-    damaged = sorted(finished)[0]
-    begin, _ = json.loads(raw[8 : 8 + length])[damaged]["data_offsets"]
     raw[8 + length + begin] ^= 1
     shard.write_bytes(raw)
     reads = Reads(monkeypatch)
     result = alnico.merge(recipe, tmp_path / "out")
     assert reads.names & finished == {damaged}
     assert result.resumed == len(finished) - 1
-    alnico.merge(recipe, tmp_path / "uninterrupted")
     assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "uninterrupted")
 
 
@@ -135,7 +136,8 @@ def test_a_changed_recipe_is_noticed_and_named(recipe: Path, tmp_path: Path) -> 
 def test_a_changed_input_is_noticed_and_named(recipe: Path, tmp_path: Path) -> None:
     killed(recipe, tmp_path / "out", 3)
     os.utime(tmp_path / "tuned-1" / "model-00001-of-00002.safetensors", (1, 1))
-    with pytest.raises(OutputError, match=r"since then changed: an input file \(size, time or header\)\."):
+    changed = rf"since then changed: an input file \({tmp_path}/tuned-1: model-00001-of-00002\.safetensors; its size, time, commit or header\)\."
+    with pytest.raises(OutputError, match=changed):
         alnico.merge(recipe, tmp_path / "out")
 
 

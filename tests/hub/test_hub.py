@@ -244,7 +244,7 @@ def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(hub: Hub,
     hub.add("org/one", family(Path("newer"), 1, seed=7)[1][0])
     code, _, stderr = run("merge", "r.yml", "out")
     assert code == 8
-    assert "since then changed: an input file (size, time or header)" in stderr
+    assert "since then changed: an input file (org/one: model.safetensors; its size, time, commit or header)" in stderr
 
 
 def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id(hub: Hub) -> None:

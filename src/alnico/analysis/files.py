@@ -34,8 +34,9 @@ _NUMBERS = (
 _OF_PAIRS = ("cosine", "distance", "sign_conflict", "weighted_sign_conflict", "top_overlap", "top_sign_conflict")
 
 
-def report_folder(out: str | os.PathLike[str]) -> Path:
-    """Make the folder of a report. An older analysis in it is replaced; what is no analysis is left alone.
+def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) -> Path:
+    """Make the folder of a report. An older analysis in it is replaced, and what a killed one wrote (``is_half_written``); what is
+    no analysis is left alone.
 
     Errors: OutputError for a file of that name, for a folder with other things in it, and where nothing can be written.
     """
@@ -43,7 +44,7 @@ def report_folder(out: str | os.PathLike[str]) -> Path:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder for the analysis. Choose another name.")
-        if folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
+        if not is_half_written and folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
             raise OutputError(f"{folder}: holds other things than an analysis. Choose a new folder, or empty it.")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,7 +84,9 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
                 _table(own / name, sorted(moved, key=lambda item: -getattr(item[1], key))[:TOP])
             (own / SUMMARY).write_text(json.dumps(_of_model(analysis, index), indent=1) + "\n", "utf-8")
         _pairs(folder / COSINES, analysis)
-        (folder / SUMMARY).write_text(json.dumps(analysis.data()) + "\n", "utf-8")
+        whole = folder / (SUMMARY + ".tmp")
+        whole.write_text(json.dumps(analysis.data()) + "\n", "utf-8")
+        os.replace(whole, folder / SUMMARY)  # a reader finds all of it, or an older one, or none
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."

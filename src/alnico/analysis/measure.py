@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
 from alnico.analysis.subjects import Subject, model_of, named, subjects_of
 from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import Gathered, Tally
-from alnico.checkpoint.model import Source
+from alnico.analysis.unfinished import Measured, Unfinished, measured
+from alnico.checkpoint.model import Source, changed_since, states_of
 from alnico.checkpoint.shards import format_size
 from alnico.engine.arena import ALIGNMENT, Arena
 from alnico.engine.arguments import codes_of, working_precision
@@ -30,8 +31,8 @@ from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Advanced, Compiling, Event, Reading
 from alnico.engine.fetch import fetch_files
 from alnico.engine.mix import refuse_inputs
-from alnico.engine.threads import check, do_all
-from alnico.errors import AlnicoError, MismatchError, NonFiniteError, ResourceError
+from alnico.engine.threads import check, do_all, workers
+from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
 from alnico.kernels.build import compiled
 from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
 from alnico.kernels.shape import LANES, LEAF, TILE
@@ -88,12 +89,14 @@ def analyze_sources(
     threads: int = 1,
     watch: Watcher | None = None,
     block_elements: int | None = None,
+    unfinished: Unfinished | None = None,
 ) -> Analysis:
     """Measure the task vectors of ``models`` against ``base``; all that :class:`Analysis` says.
 
     ``top_share`` in (0, 1] is the share of each model's entries that count as its top parameters; ``subspace_side`` the largest
-    smaller side of matrices whose singular vectors are compared, 0 for none. Sources stay open. Errors: AlnicoError for a wrong share,
-    MismatchError for a model that has no tensor in common with the base, NonFiniteError, ResourceError, HubError.
+    smaller side of matrices whose singular vectors are compared, 0 for none. Sources stay open. What ``unfinished`` holds of an interrupted
+    analysis is not measured again, and what is measured is noted there. Errors: AlnicoError for a wrong share, MismatchError for a model that
+    has no tensor in common with the base, ModelError for a file that changes meanwhile, NonFiniteError, ResourceError, HubError, RunError.
     """
     begin = time.perf_counter()
     if not models:
@@ -111,7 +114,16 @@ def analyze_sources(
     read = [[i.name for s in subjects for i in s.job.read if i.model == position] for position in range(len(sources))]
     fetch_files(sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], watch)
     room = _room(subjects, sources, memory_bytes, threads, subspace_side, block_elements)
-    found = _Measuring(subjects, sources, room, top_share, subspace_side, watch).all()
+    before = states_of(path for source in sources for path in source.paths())
+    known: dict[str, Mapping[str, Any]] = {}
+    if unfinished is not None:
+        known = unfinished.begin(version, base, models, subjects, top_share=top_share, subspace_side=subspace_side)
+    found = _Measuring(subjects, sources, room, top_share, subspace_side, watch, known, unfinished).all()
+    if changed := changed_since(before):
+        raise ModelError(
+            f"{changed}: was changed while it was measured; expected the file as it was. "
+            "Run the command again when nobody writes the file."
+        )
     return _analysis(version, base, models, top_share, subjects, found, skipped, time.perf_counter() - begin)
 
 
@@ -170,11 +182,11 @@ def _room(
     worker += 24 * max(matrices, default=0) + 16 * models * min(SORTED, largest)
     least = fixed + worker + widths * LEAF
     sizes = [(BLOCK_ELEMENTS, HELD_BYTES), (BLOCK_ELEMENTS, 0), (LEAF, 0)] if block is None else [(block, 0)]
-    for workers in range(max(threads, 1), 0, -1):
+    for count in range(max(threads, 1), 0, -1):
         for size, held in sizes:
             held = max(held, widths * size)
-            if fixed + workers * (worker + held) <= budget_bytes:
-                return Room(workers, size, held)
+            if fixed + count * (worker + held) <= budget_bytes:
+                return Room(count, size, held)
     raise ResourceError(
         f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
         f"Raise --memory to {-(-least // (1 << 20))}MiB."
@@ -200,6 +212,8 @@ class _Measuring:
         top_share: float,
         subspace_side: int,
         watch: Watcher | None,
+        known: Mapping[str, Mapping[str, Any]],
+        unfinished: Unfinished | None,
     ) -> None:
         self.subjects = subjects
         self.sources = sources
@@ -211,19 +225,25 @@ class _Measuring:
         keys: list[Any] = ["whole", *{s.group for s in subjects}, *{s.layer for s in subjects}]
         self.histograms: dict[Any, list[Histogram]] = {key: [Histogram() for _ in range(models)] for key in keys}
         self._watch = watch
+        self._unfinished = unfinished
         self._lock = threading.Lock()
         self._own = threading.local()
         self._arena = Arena(room.held_bytes + ALIGNMENT * len(sources))
         self._stop = threading.Event()
+        self._missing = [number for number, subject in enumerate(subjects) if subject.job.name not in known]
+        for number, subject in enumerate(subjects):
+            if subject.job.name in known:
+                self._take(number, measured(known[subject.job.name]))
 
     def all(self) -> Found:
-        self._compile()
-        self._tell(Reading(len(self.subjects), sum(i.byte_size for s in self.subjects for i in s.job.read)))
-        with self._calm(), ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
+        missing = [self.subjects[number] for number in self._missing]
+        self._compile(missing)
+        self._tell(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
+        with self._calm(), workers(self.room.threads) as pool:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
-            for number, subject in enumerate(self.subjects):
-                spans = chunks(subject.job)
+            for number in self._missing:
+                spans = chunks(self.subjects[number].job)
                 (shared if self.room.threads > 1 and len(spans) >= SHARED_CHUNKS else alone).append((number, spans))
             for number, spans in shared:
                 self._shared(pool, number, spans)
@@ -236,9 +256,9 @@ class _Measuring:
         has_matrices = any(s.has_subspace(self.subspace_side) for s in self.subjects)
         return one_blas_thread() if has_matrices else nullcontext()
 
-    def _compile(self) -> None:
+    def _compile(self, subjects: Sequence[Subject]) -> None:
         needed: dict[DescribingKernel | OrderKernel, None] = {}
-        for subject in self.subjects:
+        for subject in subjects:
             needed |= dict.fromkeys(_kernels(subject.job))
         self._tell(Compiling(len(needed)))
         for kernel in needed:
@@ -320,11 +340,17 @@ class _Measuring:
         found: list[Subspace | None] = [None] * len(state.pairs)
         if found and subject.has_subspace(self.subspace_side):
             found = subspaces(self.sources, subject.job)
-        tally = state.result(subject.models, found)
-        self.tallies[number] = tally
+        done = Measured(state.result(subject.models, found), state.histograms)
+        self._take(number, done)
+        if self._unfinished is not None:
+            self._unfinished.keep(subject.job.name, done)
+
+    def _take(self, number: int, done: Measured) -> None:
+        subject = self.subjects[number]
+        self.tallies[number] = done.tally
         with self._lock:
             for key in ("whole", subject.group, subject.layer):
-                for model, histogram in zip(subject.models, state.histograms, strict=True):
+                for model, histogram in zip(subject.models, done.histograms, strict=True):
                     self.histograms[key][model].add(histogram)
 
     def _tell(self, event: Event) -> None:

@@ -22,10 +22,14 @@ MAX_OPEN_FILES = 128
 
 
 class OpenFiles:
-    """Descriptors of input files, opened when first read and closed when too many are open. Safe for threads."""
+    """Descriptors of input files, opened when first read and closed when too many are open. Safe for threads.
 
-    def __init__(self, limit: int = MAX_OPEN_FILES) -> None:
+    ``opened`` is told of each file that is opened, and may refuse it.
+    """
+
+    def __init__(self, limit: int = MAX_OPEN_FILES, opened: Callable[[Path, int], None] | None = None) -> None:
         self._limit = limit
+        self._opened = opened
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, readers now]
 
@@ -35,7 +39,7 @@ class OpenFiles:
         with self._lock:
             entry = self._open.get(path)
             if entry is None:
-                entry = self._open[path] = [open_to_read(path), 0]
+                entry = self._open[path] = [self._new(path), 0]
             self._open.move_to_end(path)
             entry[1] += 1
             self._close_surplus()
@@ -44,6 +48,18 @@ class OpenFiles:
         finally:
             with self._lock:
                 entry[1] -= 1
+                if entry[1] == 0 and self._open.get(path) is not entry:
+                    os.close(entry[0])  # closed while it was read
+
+    def _new(self, path: Path) -> int:
+        descriptor = open_to_read(path)
+        try:
+            if self._opened is not None:
+                self._opened(path, descriptor)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def _close_surplus(self) -> None:
         if len(self._open) <= self._limit:
@@ -54,10 +70,11 @@ class OpenFiles:
             os.close(self._open.pop(path)[0])
 
     def close(self) -> None:
-        """Close all files."""
+        """Close all files; one that a thread reads now, when it has done so: its number must not become another file's before."""
         with self._lock:
-            for descriptor, _ in self._open.values():
-                os.close(descriptor)
+            for descriptor, readers in self._open.values():
+                if readers == 0:
+                    os.close(descriptor)
             self._open.clear()
 
 

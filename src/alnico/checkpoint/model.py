@@ -185,7 +185,7 @@ class FileModel:
         self.shards = shards
         self.origin = origin
         self.notes = [note for shard in shards for note in shard.notes]
-        self._files = OpenFiles()
+        self._files = OpenFiles(opened=self._refuse_changed)
         self._gathered: dict[str, memoryview] = {}
         self._lock = threading.Lock()
         self._place: dict[str, tuple[Shard, headers.TensorInfo]] = {}
@@ -243,6 +243,17 @@ class FileModel:
         with self._files.descriptor(shard.path) as descriptor:
             read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
 
+    def _refuse_changed(self, path: Path, descriptor: int) -> None:
+        """Refuse a file that is not the one whose header was read. Errors: ModelError."""
+        shard = next(s for s in self.shards if s.path == path)
+        status = os.fstat(descriptor)
+        # Of the hub, a file may come anew while its model is open: what arrives is checked against its header and hash.
+        if status.st_size != shard.size or (self.origin is None and status.st_mtime_ns != shard.mtime_ns):
+            raise ModelError(
+                f"{path}: was changed after its header was read ({_how_changed(shard.size, status.st_size)}); expected the file as it "
+                "was. Run the command again when nobody writes the file."
+            )
+
     def place_of(self, name: str) -> tuple[Path, int] | None:
         """The file of a tensor and the byte where it begins; None for one whose bytes are not in row-major order."""
         shard, tensor = self._place[name]
@@ -293,6 +304,36 @@ class FileModel:
 
     def __repr__(self) -> str:
         return f"<model {self.label}: {len(self.tensors)} tensors in {len(self.shards)} files>"
+
+
+def _how_changed(before: int, now: int) -> str:
+    return f"it had {before} bytes, now {now}" if before != now else "its time is another"
+
+
+def changed_since(before: Mapping[Path, tuple[int, int]]) -> str:
+    """Say which of some files is not what :func:`states_of` saw, and how; '' if all are."""
+    for path, (size, mtime_ns) in before.items():
+        try:
+            status = path.stat()
+        except OSError as error:
+            return f"{path} ({error.strerror})"
+        if (status.st_size, status.st_mtime_ns) != (size, mtime_ns):
+            return f"{path} ({_how_changed(size, status.st_size)})"
+    return ""
+
+
+def states_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+    """Size and time of files; one that is not there has none. Errors: ModelError."""
+    found = {}
+    for path in paths:
+        try:
+            status = path.stat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        found[path] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def read_tensor(source: Source, name: str) -> np.ndarray:

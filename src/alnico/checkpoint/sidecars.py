@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from alnico.checkpoint.lasting import copy_file, write_file
 from alnico.checkpoint.model import PICKLES, read_json
 from alnico.errors import RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
@@ -60,7 +60,7 @@ def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> N
             continue
         try:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source / relative, target / relative)
+            copy_file(source / relative, target / relative)
         except OSError as error:
             raise _not_carried(source / relative, error) from None
 
@@ -75,9 +75,9 @@ def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, tar
         changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
     try:
         if changed == read_json(source / "config.json"):
-            shutil.copyfile(source / "config.json", target / "config.json")
+            copy_file(source / "config.json", target / "config.json")
         else:
-            (target / "config.json").write_text(json.dumps(changed, indent=2, ensure_ascii=False) + "\n", "utf-8")
+            write_file(target / "config.json", json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
         raise _not_carried(source / "config.json", error) from None
 

@@ -191,7 +191,6 @@ def write_statistics(
             for name, values in tensors.items():
                 raw = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)
                 files.write(name, 0, memoryview(raw))
-            files.sync()
             files.finish()
         finally:
             files.close()

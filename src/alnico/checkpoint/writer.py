@@ -1,6 +1,6 @@
-"""Output files: made at full size, header first, blocks written at their place by any thread.
+"""Output files: made at full size, blocks written at their place by any thread, the header last.
 
-Until the output is complete its files are called ``NAME.unfinished``, so that nothing can load them.
+Until the output is complete its files are called ``NAME.unfinished`` and begin with zeros, so that nothing can load them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,14 @@ from pathlib import Path
 
 from alnico.checkpoint.files import read_fully, start_writeback, write_fully
 from alnico.checkpoint.header import TensorInfo
+from alnico.checkpoint.lasting import sync_directory
 from alnico.checkpoint.model import FileModel, Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
 
 UNFINISHED = ".unfinished"
+NO_HEADER = bytes(8)
+"""The length of a header, of none."""
 WRITEBACK_BYTES = 4 << 20
 """How much of a file is written before the disk is told to begin with it."""
 
@@ -30,13 +33,17 @@ class OutputFiles:
         self._descriptors: dict[str, int] = {}
         self._waiting: dict[str, tuple[int, int, int]] = {}  # shard -> first and last byte, bytes between them
         self._lock = threading.Lock()
+        self._is_sealed = False
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
-        for shard in shards:
-            path = self.path(shard.name)
-            if not path.exists() and (directory / shard.name).exists():
-                path = directory / shard.name  # finished before an interrupt between the last tensor and the end
-            self._descriptors[shard.name] = _open_sized(path, shard)
+        try:
+            for shard in shards:
+                self._take_back(shard.name)
+                self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard)
+            sync_directory(directory)  # a journal's line about a file is worth nothing if the file's name is lost
+        except BaseException:
+            self.close()
+            raise
 
     def path(self, shard: str) -> Path:
         """Where a shard is while it is written."""
@@ -88,25 +95,30 @@ class OutputFiles:
                     "Check the disk; the same command takes the merge up again."
                 ) from None
 
-    def finish(self) -> None:
-        """Give the files their final names."""
+    def seal(self) -> None:
+        """Bring all that was written to the disk, and then the headers: now the files can be read. Errors: RunError."""
+        self.sync()
         for shard in self._shards:
-            if self.path(shard.name).exists():
-                os.replace(self.path(shard.name), self.directory / shard.name)
+            write_fully(self._descriptors[shard.name], memoryview(shard.start), 0, self._paths[shard.name])
+        self.sync()
+        self._is_sealed = True
+
+    def finish(self) -> None:
+        """Give the files their final names, with their headers. Errors: RunError."""
+        if not self._is_sealed:
+            self.seal()
+        for shard in self._shards:
+            _rename(self.path(shard.name), self.directory / shard.name)
+
+    def _take_back(self, shard: str) -> None:
+        """A file that was finished before an interrupt, between the last tensor and the end, is unfinished until it is checked."""
+        if (self.directory / shard).exists():
+            _rename(self.directory / shard, self.path(shard))
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
-
-
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _open_sized(path: Path, shard: OutputShard) -> int:
@@ -117,11 +129,24 @@ def _open_sized(path: Path, shard: OutputShard) -> int:
     try:
         if os.fstat(descriptor).st_size != shard.byte_size:
             os.ftruncate(descriptor, shard.byte_size)  # free space is the plan's to check
-        write_fully(descriptor, memoryview(shard.start), 0, str(path))
+        write_fully(descriptor, memoryview(NO_HEADER), 0, str(path))
     except OSError as error:
         os.close(descriptor)
         raise RunError(
             f"{path}: {shard.byte_size} bytes could not be written ({error.strerror}). "
             "Make room; the same command takes the merge up again."
         ) from None
+    except RunError:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def _rename(old: Path, new: Path) -> None:
+    try:
+        os.replace(old, new)
+    except OSError as error:
+        raise RunError(
+            f"{old}: could not be renamed to {new.name} ({error.strerror}). "
+            "Check the disk; the same command takes the merge up again."
+        ) from None

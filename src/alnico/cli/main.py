@@ -322,6 +322,7 @@ def analyze(
     ] = 512,
     threads: Threads = None,
     memory: Memory = "2GiB",
+    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished analysis of the folder.")] = False,
     offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -332,18 +333,24 @@ def analyze(
     from alnico.cli import progress
     from alnico.cli.analysing import analysis_text
 
-    with progress.bar(quiet or as_json, 0) as watch:
-        found = api.analyze(
-            models,
-            base=base,
-            out=out,
-            top_share=top_share,
-            subspace_side=subspace_side,
-            memory=size_of(memory, "--memory"),
-            threads=threads,
-            offline=offline,
-            watch=watch,
-        )
+    try:
+        with progress.bar(quiet or as_json, 0) as watch:
+            found = api.analyze(
+                models,
+                base=base,
+                out=out,
+                top_share=top_share,
+                subspace_side=subspace_side,
+                memory=size_of(memory, "--memory"),
+                threads=threads,
+                restart=restart,
+                offline=offline,
+                watch=watch,
+            )
+    except KeyboardInterrupt:  # typer would leave without a word
+        taken_up = "" if out is None else " The same command takes the analysis up again."
+        print(f"alnico: interrupted.{taken_up}", file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
     if as_json:
         show_result(json.dumps(found.data()))
     elif not quiet:

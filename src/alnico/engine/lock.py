@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,11 +63,12 @@ class Lock:
         return tuple(i for i in self.inputs if not i.is_statistics)
 
 
-def files_of(folder: Path, shards: Iterable[Shard]) -> dict[str, dict[str, Any]]:
-    """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. Errors: OSError."""
+def files_of(folder: Path, shards: Iterable[Shard], unfinished: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. ``unfinished`` are the names
+    that the weights have until the end. Errors: OSError."""
     found = {s.path.name: {"size": s.size, "header": s.header_digest} for s in shards}
     for name in listed_files(folder):
-        if name not in found and name not in UNLOCKED:
+        if name not in found and name not in UNLOCKED and name not in unfinished:
             path = folder / name
             found[name] = {"size": path.stat().st_size, "digest": digest_of(path)}
     return dict(sorted(found.items()))

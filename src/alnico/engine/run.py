@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from alnico.checkpoint.lasting import sync_directory, sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
-from alnico.checkpoint.model import Source, open_shard
+from alnico.checkpoint.model import Shard, Source, changed_since, open_shard, states_of
 from alnico.checkpoint.resident import held_bytes
 from alnico.checkpoint.shards import index_of
-from alnico.checkpoint.sidecars import copy_side_files, write_config
-from alnico.checkpoint.writer import OutputFiles, sync_directory
+from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
+from alnico.checkpoint.writer import OutputFiles
 from alnico.engine import measure, rank
 from alnico.engine.arena import Arena
 from alnico.engine.arguments import Known
@@ -32,10 +34,10 @@ from alnico.engine.lock import files_of
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
 from alnico.engine.recall import Recall, Recalled
-from alnico.engine.threads import Call, check, do_all
+from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, workers
 from alnico.engine.weigh import weigh
 from alnico.engine.whole import WholeMatrices, rounding_kernel
-from alnico.errors import AlnicoError, MismatchError, RunError, VerificationError
+from alnico.errors import AlnicoError, MismatchError, ModelError, RunError, VerificationError
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
 from alnico.numerics.blas import one_blas_thread
@@ -69,47 +71,112 @@ class Result:
 
 
 def run_plan(
-    plan: Plan, out: Path, version: str, *, overwrite: bool = False, restart: bool = False, watch: Watcher | None = None
+    plan: Plan,
+    out: Path,
+    version: str,
+    *,
+    overwrite: bool = False,
+    restart: bool = False,
+    watch: Watcher | None = None,
+    mark: Path | None = None,
 ) -> Result:
     """Carry out a plan; the output stands under ``out`` when this returns, complete and checked.
 
     An interrupted merge of the same plan is taken up; ``restart`` forgets it. ``watch`` gets events, from any thread but
-    one at a time. Errors: see ``errors``; a wrong input removes what was begun, all else keeps it.
+    one at a time. ``mark`` is a file that says afterwards which output was made (:func:`alnico.engine.output.is_published`).
+    Errors: see ``errors``; a wrong input removes what was begun, all else keeps it.
     """
     begin = time.perf_counter()
     out = Path(out)
     single = plan.shards[0].name if out.suffix == ".safetensors" else None
-    check_target(out, plan, overwrite)
-    check_disk(plan, out)
-    with PartDirectory(out) as part:
-        fingerprint = plan.fingerprint()
-        found = Done() if restart else read_journal(part.path, fingerprint)
-        if not found:
-            part.clear()
-        try:
-            part.model.mkdir(exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
-        try:
-            plan = plan if found else judge(plan)
-            run = _merge(plan, part, fingerprint, found, watch)
-            plan = run.plan
-            _complete(plan, part, run.records, version, single)
-        except RunError:
-            raise
-        except AlnicoError:
-            part.remove()
-            raise
-        part.publish(single, overwrite)
+    fingerprint = {**plan.fingerprint(), "alnico": version}
+    try:
+        if (finished := _mended(plan, out, fingerprint, restart)) is not None:
+            return Result(out, plan, time.perf_counter() - begin, 0.0, len(finished), finished)
+        check_target(out, plan, overwrite)
+        check_disk(plan, out)
+        with PartDirectory(out) as part:
+            found = Done() if restart else read_journal(part.path, fingerprint)
+            if not found:
+                part.clear()
+            try:
+                part.model.mkdir(exist_ok=True)
+                sync_directory(part.path)
+            except OSError as error:
+                raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
+            try:
+                before = states_of(_read_from(plan, single))
+                plan = plan if found else judge(plan)
+                files = OutputFiles(part.model, plan.shards)
+                run = _merge(plan, part, files, fingerprint, found, watch)
+                plan = run.plan
+                _refuse_changed(plan, before, run.records)
+                _complete(plan, part, files, run.records, version, single)
+                _refuse_changed(plan, before, run.records)
+                files.finish()
+                sync_directory(part.model)
+            except RunError:
+                raise
+            except AlnicoError as error:
+                if not isinstance(error.__context__, OSError):  # a file that the system could not open is no wrong input
+                    part.remove()
+                raise
+            part.publish(single, overwrite, fingerprint, mark)
+    except OSError as error:
+        raise RunError(
+            f"{error.filename or out}: {error.strerror or error}. Make room or check the disk; the same command takes the merge up again."
+        ) from None
     seconds = time.perf_counter() - begin
     if watch:
         watch(Finished(str(out), seconds))
     return Result(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
 
 
-def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: Done, watch: Watcher | None) -> Run:
+def _mended(plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool) -> dict[str, str] | None:
+    """Mend what a crash while publishing left. Returns the digests of the output if this plan's was published then."""
+    if not PartDirectory(out).path.exists():
+        return None
+    with PartDirectory(out) as part:
+        part.mend()
+        if restart or not part.is_published(fingerprint):
+            return None
+        digests = {r.tensor: r.digest for r in read_journal(part.path, fingerprint).records}
+        sync_directory(out.parent)
+        part.remove()
+        return {job.name: digests[job.name] for job in plan.jobs} if digests.keys() >= {j.name for j in plan.jobs} else None
+
+
+def _read_from(plan: Plan, single: str | None) -> list[Path]:
+    """All files that go into an output."""
+    files = [path for source in plan.sources for path in source.paths()]
+    donor = plan.sources[plan.donor].directory
+    if single is None and donor is not None:
+        files += [donor / "config.json", *(donor / p for p in side_files(donor)[0] if p.as_posix() not in plan.left)]
+    return files
+
+
+def _refuse_changed(plan: Plan, before: dict[Path, tuple[int, int]], records: dict[str, Record]) -> None:
+    """Refuse to publish what was made of files that changed meanwhile. Errors: ModelError."""
+    if changed := changed_since(before):
+        raise ModelError(
+            f"{changed}: was changed while it was merged; expected the file that was planned with. "
+            "Run the command again when nobody writes the file."
+        )
+    digests: dict[tuple[int, str], str] = {}
+    for record in records.values():
+        for model, name, digest in record.inputs:
+            if digests.setdefault((model, name), digest) != digest:
+                raise ModelError(
+                    f"{plan.sources[model].label}: {name}: was read twice, with the hashes {digests[model, name]} and {digest}; expected "
+                    "one. Its file was changed while it was merged: run the command again when nobody writes it."
+                )
+
+
+def _merge(
+    plan: Plan, part: PartDirectory, files: OutputFiles, fingerprint: dict[str, Any], found: Done, watch: Watcher | None
+) -> Run:
     """Make all tensors that are not there yet."""
-    files = OutputFiles(part.model, plan.shards)
+    is_left = False
     try:
         jobs = {job.name: job for job in plan.jobs}
         kept = [r for r in found.records if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
@@ -118,13 +185,18 @@ def _merge(plan: Plan, part: PartDirectory, fingerprint: dict[str, Any], found: 
         try:
             run = Run(weigh(plan, found.norms, watch, journal.weighed), files, journal, found, watch)
             run.all()
-        finally:
-            journal.close()
-        files.sync()
-        files.finish()
+        except BaseException as error:
+            has_ended = True
+            with suppress(RunError):  # this error came first
+                has_ended = journal.close(is_interrupted=isinstance(error, KeyboardInterrupt))
+            is_left = isinstance(error, Abandoned) or not has_ended
+            raise
+        journal.close()
+        files.seal()
         return run
     finally:
-        files.close()
+        if not is_left:  # a thread that is left behind may still write what it has in hand
+            files.close()
 
 
 def _still_there(record: Record, job: Job, files: OutputFiles) -> bool:
@@ -180,8 +252,10 @@ class Notes(Protocol):
     Where it ``wants_digests``, all bytes are hashed in passing; else records are not made.
     """
 
-    failure: BaseException | None
     wants_digests: bool
+
+    @property
+    def failure(self) -> BaseException | None: ...
 
     def finished(self, record: Record) -> None: ...
 
@@ -228,7 +302,7 @@ class Run:
         self._compile()
         threads = self.plan.memory.threads
         one_thread = one_blas_thread() if any(job.kind == "whole" for job in self.jobs) else nullcontext()
-        with one_thread, ThreadPoolExecutor(threads, thread_name_prefix="alnico") as pool:
+        with one_thread, workers(threads) as pool:
             try:
                 self._measure_model(pool)
                 calls: list[Call] = []
@@ -272,7 +346,23 @@ class Run:
     def _guarded(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if self.journal.failure is not None:
             raise self.journal.failure
-        call(*arguments)
+        try:
+            call(*arguments)
+        except (AlnicoError, Stopped):
+            raise
+        except OSError as error:
+            raise RunError(
+                f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command takes the merge up again."
+            ) from None
+        except Exception as error:
+            error.add_note(f"alnico: while making {self._place(arguments)}")
+            raise
+
+    def _place(self, arguments: tuple[Any, ...]) -> str:
+        """The tensor that a call is about, and the files that it is read from."""
+        job = next(a.job if isinstance(a, _Unfinished) else a for a in arguments if isinstance(a, (_Unfinished, Job)))
+        sources = [self.plan.sources[m] for m in dict.fromkeys(tensor.model for tensor in job.read)]
+        return f"{job.name} of {', '.join(source.label for source in sources)}"
 
     def _shared(self, pool: ThreadPoolExecutor, state: _Unfinished, spans: list[Span]) -> None:
         """A large tensor: all threads measure it, then all mix it."""
@@ -531,35 +621,46 @@ def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None
     return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)
 
 
-def _complete(plan: Plan, part: PartDirectory, records: dict[str, Record], version: str, single: str | None) -> None:
-    """Check what was written against the plan, and put the other files beside it."""
-    shards = [open_shard(part.model / shard.name) for shard in plan.shards]
-    for shard, written in zip(plan.shards, shards, strict=True):
+def _complete(
+    plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], version: str, single: str | None
+) -> None:
+    """Check what was written against the plan, put the other files beside it, and bring all to the disk."""
+    shards: list[Shard] = []
+    for shard in plan.shards:
+        written = open_shard(files.path(shard.name))
+        shards.append(dataclasses.replace(written, path=part.model / shard.name))
         if written.header.tensors != shard.header.tensors or written.size != shard.byte_size:
             raise VerificationError(
-                f"{part.model / shard.name}: is not what the plan says; the disk or alnico is at fault. Merge again."
+                f"{files.path(shard.name)}: is not what the plan says; the disk or alnico is at fault. Merge again."
             )
     absent = [job.name for job in plan.jobs if job.name not in records]
     if absent:
         raise VerificationError(f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again.")
     if single is not None:
         return
+    _remove_others(part.model, {files.path(shard.name).name for shard in plan.shards})
     donor = plan.sources[plan.donor]
-    try:
-        if donor.directory is not None:
-            copy_side_files(donor.directory, part.model, plan.left | set(plan.files))
-            write_config(donor.directory, plan.config, plan.dtype, part.model)
-        for name, data in plan.files.items():
-            (part.model / name).write_bytes(data)
-        texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan, version)}
-        if len(plan.shards) > 1:
-            texts.update([index_of(plan.shards)])
-        for name, text in texts.items():
-            (part.model / name).write_text(text, "utf-8")
-        (part.model / LOCK).write_text(lock_of(plan, records, version, files_of(part.model, shards)), "utf-8")
-        sync_directory(part.model)
-    except OSError as error:
-        raise RunError(
-            f"{error.filename or part.model}: the files beside the weights cannot be written ({error.strerror}). "
-            "Make room or check the disk; the same command takes the merge up again."
-        ) from None
+    if donor.directory is not None:
+        copy_side_files(donor.directory, part.model, plan.left | set(plan.files))
+        write_config(donor.directory, plan.config, plan.dtype, part.model)
+    for name, data in plan.files.items():
+        write_file(part.model / name, data)
+    texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan, version)}
+    if len(plan.shards) > 1:
+        texts.update([index_of(plan.shards)])
+    for name, text in texts.items():
+        write_file(part.model / name, text)
+    unfinished = {files.path(shard.name).name for shard in plan.shards}
+    write_file(part.model / LOCK, lock_of(plan, records, version, files_of(part.model, shards, unfinished)))
+    sync_tree(part.model)
+
+
+def _remove_others(folder: Path, own: set[str]) -> None:
+    """Remove what an earlier run put beside its weights: it is put there anew."""
+    for path in folder.iterdir():
+        if path.name in own:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

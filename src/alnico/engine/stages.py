@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from alnico.checkpoint.shards import format_size
 from alnico.engine.card import recipe_text
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.output import DISK_MARGIN_BYTES, check_target, existing_folder
+from alnico.engine.output import DISK_MARGIN_BYTES, Hold, check_target, existing_folder, is_published
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import RecipeError, ResourceError, RunError
 from alnico.plan.job import Plan
@@ -71,34 +70,33 @@ def run_stages(
     work = out.parent / f".{out.name}.alnico-stages"
     planned = plan_stages(stages, planner, single)
     close(planned)
-    for plan in planned:
-        if not work.exists() or _others(out, targets):
-            check_target(out, plan, overwrite)
-    _check_disk(planned, out, [work, *targets.values()])
-    if restart:
-        shutil.rmtree(work, ignore_errors=True)
     made: dict[str, Any] = {}
     plans: dict[str, Plan] = {}
     results = []
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        for stage in stages:
-            target = targets.get(stage.label, work / stage.label)
-            plan = planner(stage.recipe, made, single if not stage.is_intermediate else None)
-            plans[stage.label] = plan
-            plan = _with_stages(plan, stage, stages, plans)
-            try:
-                result = _run(plan, target, work / f"{stage.label}.json", version, overwrite, restart, watch)
-            finally:
-                close([plan])
-            made[stage.label] = str(target)
-            if not stage.is_intermediate and result is not None:
-                results.append(result)
+        for plan in planned:
+            if not work.exists() or _others(out, targets):
+                check_target(out, plan, overwrite)
+        _check_disk(planned, out, [work, *targets.values()])
+        with Hold(work, out) as held:
+            for stage in stages:
+                target = targets.get(stage.label, work / stage.label)
+                plan = planner(stage.recipe, made, single if not stage.is_intermediate else None)
+                plans[stage.label] = plan
+                plan = _with_stages(plan, stage, stages, plans)
+                mark = work / f"{stage.label}.json"
+                try:
+                    result = _run(plan, target, mark, version, overwrite or stage.is_intermediate, restart, watch)
+                finally:
+                    close([plan])
+                made[stage.label] = str(target)
+                if not stage.is_intermediate and result is not None:
+                    results.append(result)
+            held.remove()
     except OSError as error:
         raise RunError(
             f"{work}: {error.strerror}. Make room or check the disk; the same command takes the merge up again."
         ) from None
-    shutil.rmtree(work, ignore_errors=True)
     return tuple(results)
 
 
@@ -127,13 +125,11 @@ def _run(
     plan: Plan, target: Path, mark: Path, version: str, overwrite: bool, restart: bool, watch: Watcher | None
 ) -> Result | None:
     """Run one stage, unless it is finished."""
-    fingerprint = json.loads(json.dumps(plan.fingerprint()))
-    if target.exists() and mark.exists() and json.loads(mark.read_text("utf-8")) == fingerprint:
+    if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": version}):
         return None
+    overwrite = overwrite or is_published(target, mark)  # an earlier run of this file left it, when the recipe was another
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
-    result = run_plan(plan, target, version, overwrite=overwrite or mark.exists(), restart=restart, watch=watch)
-    mark.write_text(json.dumps(fingerprint), "utf-8")
-    return result
+    return run_plan(plan, target, version, overwrite=overwrite, restart=restart, watch=watch, mark=mark)
 
 
 def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mapping[str, Plan]) -> Plan:

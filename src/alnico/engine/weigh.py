@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,7 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.judge import judge
 from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
-from alnico.engine.threads import Call, check, do_all
+from alnico.engine.threads import Call, check, do_all, workers
 from alnico.errors import MethodError, NonFiniteError
 from alnico.kernels.facts import Sum
 from alnico.plan.job import Job, Plan
@@ -84,7 +83,7 @@ class _Squares:
         calls: list[Call] = [
             (self._measure, (job, span, len(spans))) for job in self.jobs for spans in [chunks(job)] for span in spans
         ]
-        with ThreadPoolExecutor(self.plan.memory.threads, thread_name_prefix="alnico") as pool:
+        with workers(self.plan.memory.threads) as pool:
             do_all(pool, self._stop, calls)
         return self.found
 

@@ -19,10 +19,10 @@ import xxhash
 
 from alnico.checkpoint.adapted import open_adapted, repositories
 from alnico.checkpoint.adapter import PREFIX
+from alnico.checkpoint.lasting import sync_directory
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Model, Source, open_model
 from alnico.checkpoint.shards import bytes_of, format_size
-from alnico.checkpoint.writer import sync_directory
 from alnico.engine.arena import Arena
 from alnico.engine.card import laid_out, public_names
 from alnico.engine.events import Advanced, Event, Reading

@@ -13,9 +13,10 @@ import numpy as np
 import yaml
 
 from alnico.checkpoint.adapter import CONFIG, PREFIX, WEIGHTS
+from alnico.checkpoint.lasting import sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.shards import OutputShard, cut
-from alnico.checkpoint.writer import OutputFiles, sync_directory
+from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.blocks import PieceHasher, TensorDigest
 from alnico.engine.card import laid_out
 from alnico.engine.output import PartDirectory
@@ -173,8 +174,8 @@ class AdapterFiles:
         }
         try:
             for name, content in texts.items():
-                (self._part.model / name).write_text(content, "utf-8")
-            sync_directory(self._part.model)
+                write_file(self._part.model / name, content)
+            sync_tree(self._part.model)
         except OSError as error:
             raise RunError(
                 f"{error.filename or self._part.model}: cannot be written ({error.strerror}). Make room or check the disk."

@@ -1,0 +1,217 @@
+"""Ctrl-C ends a run whatever its threads do, and an input that changes meanwhile is never published."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import alnico
+from alnico.checkpoint.files import OpenFiles
+from alnico.engine import journal, run
+from alnico.engine.events import Event, Started, TensorDone
+from alnico.engine.threads import Abandoned, do_all, workers
+from alnico.errors import ModelError, OutputError
+from made import family, model_bytes
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    base, tuned = family(tmp_path, 2, layers=1)
+    path = tmp_path / "recipe.yml"
+    path.write_text(f"merge_method: ties\nbase_model: {base}\nmodels: [{tuned[0]}, {tuned[1]}]\nparameters: {{density: 0.5}}\n")
+    return path
+
+
+def interrupting(event: threading.Event) -> None:
+    """Interrupt the main thread once ``event`` is set."""
+
+    def wait() -> None:
+        event.wait(60)
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def test_an_interrupt_does_not_wait_for_a_thread_that_does_not_look_up() -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    def computes() -> None:
+        begun.set()
+        may_end.wait(60)
+
+    interrupting(begun)
+    stop = threading.Event()
+    with pytest.raises(Abandoned), workers(2) as pool:
+        do_all(pool, stop, [(computes, ())])
+    assert stop.is_set()
+    assert not may_end.is_set()
+    may_end.set()
+
+
+def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = alnico.merge(recipe, tmp_path / "whole")
+    begun, interrupt, may_end, ended = (threading.Event() for _ in range(4))
+    real = run.Run._mix_chunk
+
+    def mix(self: run.Run, state: Any, *rest: Any) -> None:
+        if state.job.name == "model.embed_tokens.weight":
+            begun.set()
+            may_end.wait(60)
+            ended.set()
+        real(self, state, *rest)
+
+    done: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            done.append(event.tensor)
+            if len(done) == len(whole.digests) - 1:
+                interrupt.set()
+
+    interrupting(interrupt)
+    with monkeypatch.context() as patch:
+        patch.setattr(run.Run, "_mix_chunk", mix)
+        with pytest.raises(KeyboardInterrupt):
+            alnico.merge(recipe, tmp_path / "out", threads=2, watch=watch)
+        assert begun.is_set()
+        assert not ended.is_set()
+        may_end.set()
+        assert ended.wait(60)
+    assert alnico.merge(recipe, tmp_path / "out").resumed == len(done)
+    assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")
+
+
+def test_an_interrupted_run_does_not_wait_for_a_disk_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal, "ABANDON_SECONDS", 0.01)
+    may_end = threading.Event()
+    lines = journal.Lines(tmp_path / "journal.jsonl", {}, sync=lambda: bool(may_end.wait(60)) and None)
+    lines.add({"tensor": "w"})
+    assert not lines.close(is_interrupted=True)
+    may_end.set()
+
+
+def test_a_file_that_a_thread_reads_is_closed_after_it(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x")
+    opened = OpenFiles()
+    with opened.descriptor(tmp_path / "x") as descriptor:
+        opened.close()
+        assert os.fstat(descriptor).st_size == 1
+    with pytest.raises(OSError):
+        os.fstat(descriptor)
+
+
+def test_the_command_says_how_it_goes_on_after_ctrl_c(recipe: Path, tmp_path: Path) -> None:
+    """As a user does it: the signal comes from outside, while threads work."""
+    code = (
+        "import os, signal, sys\n"
+        "from alnico.cli import main, progress\n"
+        "from alnico.engine.events import TensorDone\n"
+        "from contextlib import contextmanager\n"
+        "@contextmanager\n"
+        "def bar(*_):\n"
+        "    yield lambda event: os.kill(os.getpid(), signal.SIGINT) if isinstance(event, TensorDone) else None\n"
+        "progress.bar = bar\n"
+        f"sys.argv = ['alnico', 'merge', {str(recipe)!r}, {str(tmp_path / 'out')!r}]\n"
+        "main.command()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stderr) == (130, "alnico: interrupted. The same command takes the merge up again.\n")
+    assert alnico.merge(recipe, tmp_path / "out").resumed > 0
+
+
+def rewritten(path: Path) -> str:
+    """Other bytes of the same size."""
+    raw = bytearray(path.read_bytes())
+    raw[-1] ^= 1
+    path.write_bytes(raw)
+    return "its time is another"
+
+
+def removed(path: Path) -> str:
+    path.unlink()
+    return "No such file or directory"
+
+
+def grown(path: Path) -> str:
+    size = path.stat().st_size
+    with path.open("ab") as file:
+        file.write(b"\0")
+    return f"it had {size} bytes, now {size + 1}"
+
+
+@pytest.mark.parametrize("change", [rewritten, removed, grown])
+@pytest.mark.parametrize("name", ["tuned-1/model.safetensors", "base/config.json"])
+def test_an_input_that_changes_during_the_run_is_named_and_nothing_is_published(
+    change: Callable[[Path], str], name: str, recipe: Path, tmp_path: Path
+) -> None:
+    hows: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone) and event.tensor == "model.norm.weight":
+            hows.append(change(tmp_path / name))
+
+    with pytest.raises(ModelError) as caught:
+        alnico.merge(recipe, tmp_path / "out", threads=1, watch=watch)
+    assert str(caught.value) == (
+        f"{tmp_path / name} ({hows[0]}): was changed while it was merged; expected the file that was planned with. "
+        "Run the command again when nobody writes the file."
+    )
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_an_input_that_changes_back_is_told_by_its_hash(tmp_path: Path) -> None:
+    """A tensor that two others are made of, with other bytes the second time; size and time are those that were planned with."""
+    family(tmp_path, 1, layers=1)
+    file = tmp_path / "tuned-0" / "model.safetensors"
+    status = file.stat()
+    slices = [{"sources": [{"model": str(tmp_path / "tuned-0"), "layer_range": [0, 1]}]} for _ in range(2)]
+    done: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone) and event.tensor.startswith("model.layers.0"):
+            done.append(event.tensor)
+            if len(done) == 9:
+                raw = bytearray(file.read_bytes())
+                raw[:] = raw[: len(raw) // 2] + bytes(b ^ 1 for b in raw[len(raw) // 2 :])
+                with file.open("r+b") as same:
+                    same.write(raw)
+                os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+    given = {"merge_method": "passthrough", "slices": slices}
+    with pytest.raises(
+        ModelError, match=r"tuned-0: model\.layers\.0\.\S+: was read twice, with the hashes \w+ and \w+; expected one"
+    ):
+        alnico.merge(given, tmp_path / "out", threads=1, watch=watch)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_process_on_the_outputs_of_stages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    family(tmp_path, 2, layers=1)
+    Path("r.yml").write_text(
+        "name: one\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: linear\nmodels: [one, base]\nunrelated: allow\n"
+    )
+    refused: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, Started):
+            code = "import alnico; alnico.merge_all('r.yml', 'out', restart=True)"
+            refused.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stderr)
+
+    alnico.merge_all("r.yml", "out", watch=watch)
+    assert len(refused) == 2
+    for message in refused:
+        assert "OutputError: out: another process is writing it. Wait for it, or choose another output." in message
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        alnico.merge_all("r.yml", "out")
