@@ -167,8 +167,9 @@ def extract(
         _judge(models[0], models[1], subjects)
         with PartDirectory(target) as part:
             work = _Work(models[0], models[1], options, subjects, room, watch)
+            spool = Spool(part, work.fingerprint(), restart)
             try:
-                found = work.all(part, restart, verify, os.fspath(base))
+                found = work.all(part, spool, verify, os.fspath(base))
             except RunError:
                 raise
             except AlnicoError:
@@ -248,9 +249,8 @@ class _Work:
         self._stop = threading.Event()
         self._arena = Arena(max(room.held_bytes, 32 * CHECKED_ELEMENTS))
 
-    def all(self, part: PartDirectory, restart: bool, verify: bool, reference: str) -> Extraction:
+    def all(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
         """Factors, ranks, files, verification; the adapter is in the part directory when this returns."""
-        spool = Spool(part, self._fingerprint(), restart)
         try:
             try:
                 self._factorise(spool)
@@ -298,7 +298,8 @@ class _Work:
             raise RunError(f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk.") from None
         return found
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the adapter's bits; each option by its name, so that one that changed is named."""
         chosen = self.options.data()
         keys = ("rank", "energy", "size", "max_rank", "exact", "others", "embeddings", "include", "exclude", "dtype", "seed")
         return {
