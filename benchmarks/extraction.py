@@ -83,7 +83,17 @@ def main() -> None:
         beside(make, home / f"m{i}", layout, i, "BF16", max(count * 2 // 3, 1))
     base, tuned, out, other = home / "m0", home / "m1", home / "adapter", home / "theirs"
     measured(["sh", "-c", f"cat {base}/*.safetensors {tuned}/*.safetensors > /dev/null"])
-    command = [*shlex.split(chosen.alnico), "lora", "extract", str(tuned), str(base), str(out), "--rank", str(chosen.rank), "--quiet"]
+    command = [
+        *shlex.split(chosen.alnico),
+        "lora",
+        "extract",
+        str(tuned),
+        str(base),
+        str(out),
+        "--rank",
+        str(chosen.rank),
+        "--quiet",
+    ]
     runs: dict[str, list[Run]] = {"alnico": [], "alnico, not verified": []}
     for turn in range(chosen.repeat + 1):
         for program, more in (("alnico, not verified", ["--no-verify"]), ("alnico", [])):

@@ -110,7 +110,9 @@ def test_what_did_not_change_is_left_out_and_said(pair: Pair, tmp_path: Path) ->
 
 
 def test_filters_and_choices_leave_out_by_name(pair: Pair, tmp_path: Path) -> None:
-    found = extract(*pair, tmp_path / "out", rank=4, include=["self_attn", "norm"], exclude=["v_proj"], others="leave", embeddings="leave")
+    found = extract(
+        *pair, tmp_path / "out", rank=4, include=["self_attn", "norm"], exclude=["v_proj"], others="leave", embeddings="leave"
+    )
     assert {t.name.split(".")[-2] for t in found.of("factors")} == {"q_proj", "k_proj", "o_proj"}
     whys = {t.name: t.why for t in found.of("left out")}
     assert whys["model.layers.0.self_attn.v_proj.weight"] == "the filters leave it out"
@@ -137,11 +139,19 @@ def test_threads_and_budgets_change_no_bit(pair: Pair, tmp_path: Path) -> None:
     for i, (threads, memory) in enumerate(((1, "2GiB"), (3, "2GiB"), (1, "430MiB"), (2, 500 << 20))):
         extract(*pair, tmp_path / f"out{i}", rank=20, threads=threads, memory=memory)
         outputs.append(files_of(tmp_path / f"out{i}"))
-    assert set(outputs[0]) == {"README.md", "adapter_config.json", "adapter_model.safetensors", "alnico.lock.json", "extraction.json"}
+    assert set(outputs[0]) == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "alnico.lock.json",
+        "extraction.json",
+    }
     assert outputs.count(outputs[0]) == len(outputs)
 
 
-def test_what_is_held_and_what_is_read_again_have_the_same_bits(pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_held_and_what_is_read_again_have_the_same_bits(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from alnico.lora.deltas import Room
 
     for options in ({"rank": 20}, {"rank": 20, "exact": True}):
@@ -185,7 +195,7 @@ def test_a_killed_extraction_is_taken_up_and_gives_the_same_bytes(pair: Pair, tm
     extract(*pair, tmp_path / "whole", rank=8)
     kill(pair, tmp_path / "out", 7)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(OutputError, match="since then changed: --rank. Undo"):
+    with pytest.raises(OutputError, match=r"since then changed: --rank\. Undo"):
         extract(*pair, tmp_path / "out", rank=9)
     assert not (tmp_path / "out").exists()
     found = extract(*pair, tmp_path / "out", rank=8)
@@ -278,7 +288,9 @@ def test_unrelated_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(MismatchError) as caught:
         extract(one, other, tmp_path / "out")
     text = str(caught.value)
-    assert text.startswith(f"{one} was not tuned from {other}: 10 of 10 matrices that were looked at have nothing to do with one another: ")
+    assert text.startswith(
+        f"{one} was not tuned from {other}: 10 of 10 matrices that were looked at have nothing to do with one another: "
+    )
     assert text.endswith("; expected cosines near 1. Give the base that it was tuned from.")
 
 
@@ -297,7 +309,10 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"rank": 0}, "extract: rank is 0; expected 1 at least. Choose a larger one."),
     ({"energy": 1.5}, "extract: energy is 1.5; expected the share of squares that is kept, in (0, 1]. Choose 0.9, say."),
     ({"rank": 4, "energy": 0.9}, "extract: rank and energy both say how large ranks are; expected one of them. Leave one out."),
-    ({"rank": 4, "max_rank": 8}, "extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out."),
+    (
+        {"rank": 4, "max_rank": 8},
+        "extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out.",
+    ),
     ({"others": "drop"}, "extract: others is 'drop'; expected save or leave. Choose one of them."),
     ({"dtype": "int8"}, "extract: dtype is 'int8'; expected float32, bfloat16 or float16. Choose one of them."),
 ]
@@ -319,7 +334,9 @@ def test_a_filter_that_fits_nothing_is_refused(pair: Pair, tmp_path: Path) -> No
 
 
 def test_too_small_a_budget_is_refused_before_anything_is_read(pair: Pair, tmp_path: Path) -> None:
-    with pytest.raises(ResourceError, match=r"^extract: .* needs .* beside .* for the rest, the budget is 104.9 MB. Raise --memory to \d+MiB, "):
+    with pytest.raises(
+        ResourceError, match=r"^extract: .* needs .* beside .* for the rest, the budget is 104.9 MB. Raise --memory to \d+MiB, "
+    ):
         extract(*pair, tmp_path / "out", memory="100MiB")
     refuses(
         ResourceError,

@@ -67,7 +67,9 @@ def test_the_error_is_within_one_per_cent_of_the_best_of_the_rank(name: str, ran
     assert found.rank == rank
     assert error <= 1.01 * best
     assert found.squares == pytest.approx(np.sum(values**2), rel=1e-9)
-    assert np.sqrt(found.squares - np.sum(found.values**2)) == pytest.approx(error, rel=1e-4), "the error that the values tell is another"
+    assert np.sqrt(found.squares - np.sum(found.values**2)) == pytest.approx(error, rel=1e-4), (
+        "the error that the values tell is another"
+    )
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

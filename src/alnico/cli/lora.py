@@ -117,12 +117,15 @@ def extract(
     tuned: Annotated[str, typer.Argument(help="The fine-tune: directory, file, or owner/name@revision.", metavar="FINETUNED")],
     base: Annotated[str, typer.Argument(help="The model that it was tuned from.", metavar="BASE")],
     out: Annotated[str, typer.Argument(help="Directory of the adapter, to be made.", metavar="OUT")],
-    rank: Annotated[int | None, typer.Option("--rank", "-r", min=1, help="Rank of every matrix; default: 32.", show_default=False)] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", "-r", min=1, help="Rank of every matrix; default: 32.", show_default=False)
+    ] = None,
     energy: Annotated[
         float | None, typer.Option("--energy", help="Share of each matrix's change to keep, such as 0.9.", show_default=False)
     ] = None,
     size: Annotated[
-        str | None, typer.Option("--size", help="Bytes of the adapter, such as 50MB, spent where they help most.", show_default=False)
+        str | None,
+        typer.Option("--size", help="Bytes of the adapter, such as 50MB, spent where they help most.", show_default=False),
     ] = None,
     max_rank: Annotated[
         int | None, typer.Option("--max-rank", min=1, help="Largest rank under --energy and --size.", show_default=False)
@@ -182,6 +185,8 @@ def extract(
         print("alnico: interrupted. The same command takes the extraction up again.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
     if as_json:
-        show_result(json.dumps({**found.data(), "out": str(found.path), "seconds": found.seconds, "resumed": found.resumed}, indent=1))
+        show_result(
+            json.dumps({**found.data(), "out": str(found.path), "seconds": found.seconds, "resumed": found.resumed}, indent=1)
+        )
     elif not quiet:
         show_result(extraction_text(found, verbose))

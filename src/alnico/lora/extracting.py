@@ -156,10 +156,15 @@ def extract(
     with ExitStack() as stack:
         models = [stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)]
         subjects = subjects_of(
-            *models, include=options.include, exclude=options.exclude, others=options.others, embeddings=options.embeddings
+            models[0],
+            models[1],
+            include=options.include,
+            exclude=options.exclude,
+            others=options.others,
+            embeddings=options.embeddings,
         )
         caps = [options.cap(s) if s.fate == "factors" else 0 for s in subjects.compared]
-        room = fit(*models, subjects.compared, caps, bytes_of(memory), threads or os.cpu_count() or 1)
+        room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads or os.cpu_count() or 1)
         check_place(target, models, overwrite)
         saved = sum(s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.fate == "saved")
         check_free(target, 2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved)
@@ -320,9 +325,7 @@ class _Work:
         real = real_of(self.tuned, self.base, subject.name)
         cap = self.options.cap(subject) if subject.fate == "factors" else 0
         is_held = cap > 0 and self.room.holds(subject, real)
-        delta = Delta(
-            self.tuned, self.base, subject, self._arena.views([subject.elements * real.itemsize])[0] if is_held else None
-        )
+        delta = Delta(self.tuned, self.base, subject, self._arena.views([subject.elements * real.itemsize])[0] if is_held else None)
         if cap:
             factors = self._factors(delta, cap)
         else:
@@ -401,7 +404,9 @@ class _Work:
             rest = max(squares - float(np.sum(values[:rank] ** 2)), 0.0) if fate == "factors" else squares
             size = rank * sum(s.matrix) * width if fate == "factors" else s.elements * width if fate == "saved" else 0
             left = 0.0 if fate == "saved" else math.sqrt(rest)
-            found.append(ExtractedTensor(s.name, s.shape, fate, why, rank if fate == "factors" else 0, size, math.sqrt(squares), left))
+            found.append(
+                ExtractedTensor(s.name, s.shape, fate, why, rank if fate == "factors" else 0, size, math.sqrt(squares), left)
+            )
         return found
 
     def _adapter(self, ranks: Mapping[str, int], saved: Saved, reference: str) -> tuple[OutputAdapter, dict[str, Subject]]:
@@ -424,7 +429,9 @@ class _Work:
             "fan_in_fan_out": any(s.is_turned and s.kind == "linear" for s in modules.values()),
         }
         shapes = {written: self.base.tensors[name].shape for name, written in saved.names.items()}
-        return OutputAdapter(outputs, {saved.names[n]: shapes[saved.names[n]] for n in saved.names}, self.options.dtype, settings), modules
+        return OutputAdapter(
+            outputs, {saved.names[n]: shapes[saved.names[n]] for n in saved.names}, self.options.dtype, settings
+        ), modules
 
     def _write(self, part: PartDirectory, spool: Spool, found: Extraction, reference: str) -> Extraction:
         ranks = {t.name: t.rank for t in found.tensors}
@@ -487,7 +494,9 @@ class _Work:
                     sums[name][run] = self._apart(folded, name, first, last)
                     self._tell(Advanced(name, self._bytes(subjects[name]) * (last - first) // elements))
 
-            calls = [(measure, (t.name, range(i, min(i + 8, len(sums[t.name]))))) for t in todo for i in range(0, len(sums[t.name]), 8)]
+            calls = [
+                (measure, (t.name, range(i, min(i + 8, len(sums[t.name]))))) for t in todo for i in range(0, len(sums[t.name]), 8)
+            ]
             with one_blas_thread(), ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
                 do_all(pool, self._stop, calls)
         tensors = []
@@ -546,4 +555,3 @@ def _module(subject: Subject, rank: int) -> OutputModule:
     if subject.is_turned:
         rows, columns = columns, rows
     return OutputModule(subject.module, subject.kind, rank, (rows, rank), (rank, columns))
-

@@ -44,7 +44,7 @@ def ranks_of_size(spectra: Sequence[Spectrum], budget_bytes: int) -> list[int]:
     ranks = [0] * len(spectra)
 
     def entry(i: int) -> tuple[float, int]:
-        return -float(spectra[i].values[ranks[i]]) ** 2 / spectra[i].bytes_a_rank, i
+        return -(float(spectra[i].values[ranks[i]]) ** 2) / spectra[i].bytes_a_rank, i
 
     queue = [entry(i) for i, spectrum in enumerate(spectra) if len(spectrum.values)]
     heapq.heapify(queue)
