@@ -73,11 +73,20 @@ def test_the_error_of_each_tensor_is_that_of_numpys_best_of_its_rank(pair: Pair,
 def test_norms_are_modules_to_save(pair: Pair, tmp_path: Path) -> None:
     extract(*pair, tmp_path / "out", rank=4)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    # "norm" would stand for the norms of the layers too: PEFT takes what ends with a name.
-    assert config["modules_to_save"] == ["input_layernorm", "model.norm", "post_attention_layernorm"]
+    assert config["modules_to_save"] == ["input_layernorm", "norm", "post_attention_layernorm"]
     assert config["target_modules"] == [
         "down_proj", "embed_tokens", "gate_proj", "k_proj", "lm_head", "o_proj", "q_proj", "up_proj", "v_proj",
     ]  # fmt: skip
+
+
+def test_a_saved_module_has_a_name_that_no_other_ends_with(pair: Pair, tmp_path: Path) -> None:
+    base = made.read_model(pair[1])
+    for name in base:
+        if "layernorm" in name:
+            change(pair[0], name, lambda _, name=name: base[name])  # type: ignore[misc]
+    extract(*pair, tmp_path / "out", rank=4)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["modules_to_save"] == ["model.norm"]  # PEFT takes what ends with a name: "norm" would be all
 
 
 def test_exact_vectors_at_full_rank_give_the_fine_tune_back(pair: Pair, tmp_path: Path) -> None:
