@@ -46,6 +46,11 @@ def test_with_unequal_matrices_no_way_of_the_same_bytes_keeps_more_but_for_one_r
         assert best - kept(spectra, ranks) <= one_rank + 1e-12
 
 
+def test_what_counts_is_the_energy_for_the_bytes() -> None:
+    dear, cheap = Spectrum(np.array([3.0]), 9.0, 100), Spectrum(np.full(20, 2.0), 80.0, 10)
+    assert ranks_of_size([dear, cheap], 100) == [0, 10]
+
+
 def test_the_least_rank_that_keeps_the_energy_is_taken() -> None:
     spectrum = Spectrum(np.array([2.0, 1.0, 1.0]), 8.0, 1)
     assert [ranks_of_energy([spectrum], e)[0] for e in (0.5, 0.51, 0.625, 0.75, 0.9)] == [1, 2, 2, 3, 3]

@@ -13,9 +13,9 @@ from alnico.numerics.randomized import ITERATIONS, Factors, exact_svd, is_whole,
 
 SPECTRA = {
     "flat": np.ones(240),
-    "slow": np.arange(1, 401.0) ** -0.3,
-    "root": np.arange(1, 401.0) ** -0.5,
-    "harmonic": 1 / np.arange(1, 401.0),
+    "slow": np.arange(1, 241.0) ** -0.3,
+    "root": np.arange(1, 241.0) ** -0.5,
+    "harmonic": 1 / np.arange(1, 241.0),
     "exponential": np.exp(-np.arange(240) / 30),
 }
 

@@ -85,7 +85,7 @@ def subjects_of(
 
     Errors: MismatchError for models of other kinds or sizes; RecipeError for a filter that fits no tensor.
     """
-    _check_filters(tuned, base, include, exclude)
+    _check_filters(base, include, exclude)
     _check_fit(tuned, base)
     compared: list[Subject] = []
     apart: list[Apart] = []
@@ -126,7 +126,7 @@ def _fate(
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
     is_table = is_weight and len(shape) == 2 and is_lookup(name)
-    if (is_table or name.endswith(OTHER_TABLES) or name.endswith(HEADS)) and embeddings != "lora":
+    if (is_table or name.endswith((*OTHER_TABLES, *HEADS))) and embeddings != "lora":
         return (
             ("saved", "", "linear")
             if embeddings == "save"
@@ -143,7 +143,7 @@ def _fate(
     return ("saved", "", "linear") if others == "save" else ("left out", "what is no matrix is left out by choice", "linear")
 
 
-def _check_filters(tuned: Source, base: Source, include: Sequence[str], exclude: Sequence[str]) -> None:
+def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str]) -> None:
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
             if not any(fits(pattern, name) for name in base.tensors):
@@ -176,6 +176,8 @@ def _are_equal(tuned: Source, base: Source, name: str) -> bool:
     one, other = tuned.tensors[name], base.tensors[name]
     if one.dtype != other.dtype:
         return False
+    for source in (tuned, base):
+        source.fetch(source.absent([name], False))
     step = 1 << 22
     mine, theirs = bytearray(step), bytearray(step)
     for offset in range(0, one.byte_size, step):

@@ -157,10 +157,15 @@ def extract(
     with ExitStack() as stack:
         models = [stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)]
         subjects = subjects_of(
-            *models, include=options.include, exclude=options.exclude, others=options.others, embeddings=options.embeddings
+            models[0],
+            models[1],
+            include=options.include,
+            exclude=options.exclude,
+            others=options.others,
+            embeddings=options.embeddings,
         )
         caps = [options.cap(s) if s.fate == "factors" else 0 for s in subjects.compared]
-        room = fit(*models, subjects.compared, caps, bytes_of(memory), threads or os.cpu_count() or 1)
+        room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads or os.cpu_count() or 1)
         check_place(target, models, overwrite)
         saved = sum(s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.fate == "saved")
         check_room(target, 2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved)
@@ -168,8 +173,9 @@ def extract(
         _judge(models[0], models[1], subjects)
         with PartDirectory(target) as part:
             work = _Work(models[0], models[1], options, subjects, room, watch)
+            spool = Spool(part, work.fingerprint(), restart)
             try:
-                found = work.all(part, restart, verify, os.fspath(base))
+                found = work.all(part, spool, verify, os.fspath(base))
             except RunError:
                 raise
             except AlnicoError:
@@ -249,9 +255,8 @@ class _Work:
         self._stop = threading.Event()
         self._arena = Arena(max(room.held_bytes, 32 * CHECKED_ELEMENTS))
 
-    def all(self, part: PartDirectory, restart: bool, verify: bool, reference: str) -> Extraction:
+    def all(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
         """Factors, ranks, files, verification; the adapter is in the part directory when this returns."""
-        spool = Spool(part, self._fingerprint(), restart)
         try:
             try:
                 self._factorise(spool)
@@ -299,7 +304,8 @@ class _Work:
             raise RunError(f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk.") from None
         return found
 
-    def _fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides the adapter's bits; each option by its name, so that one that changed is named."""
         chosen = self.options.data()
         keys = ("rank", "energy", "size", "max_rank", "exact", "others", "embeddings", "include", "exclude", "dtype", "seed")
         return {

@@ -145,8 +145,7 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
         for (begin, end), other in zip(cuts, blocks() if first else (), strict=False):
             if begin >= first:
                 break
-            gram[first:last, begin:end] = wide @ other.astype(np.float64).T
-            gram[begin:end, first:last] = gram[first:last, begin:end].T
+            gram[first:last, begin:end] = wide @ other.astype(np.float64).T  # eigh looks at the lower half alone
     if not np.isfinite(squares) or squares == 0:
         return _nothing(shape, squares, real)
     left = np.linalg.eigh(gram)[1][:, ::-1][:, :kept]
