@@ -300,9 +300,9 @@ def test_biases_of_lora_are_merged_with_what_they_belong_to(tmp_path):
         weights = None if method == "magmax" else [0.5, -2]
         combined(adapters, tmp_path / method, method=method, weights=weights, **options)
         near(made.read_model(tmp_path / method)[name], expected)
-    combined(adapters[:1], tmp_path / "alone", method="cat", weights=[0.5])  # its scale is in alpha, which scales the bias too
+    combined(adapters[:1], tmp_path / "alone", method="cat", weights=[0.75])  # its scale is in alpha, which scales the bias too
     alone = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
-    near(alone["lora_alpha"] / alone["r"] * made.read_model(tmp_path / "alone")[name], 0.5 * biases[0])
+    near(alone["lora_alpha"] / alone["r"] * made.read_model(tmp_path / "alone")[name], 0.75 * biases[0])
     config = json.loads((tmp_path / "svd" / "adapter_config.json").read_text())
     assert (config["lora_bias"], config["r"], config["lora_alpha"]) == (True, 3, 3)
 
@@ -479,3 +479,9 @@ def test_a_pattern_for_a_module_is_for_no_other_that_ends_with_its_name(tmp_path
     combine([adapter], tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({"^fc": 2}, {"^fc": 2})
+
+
+def test_the_config_keeps_that_layers_are_turned(tmp_path):
+    turned = linear(tmp_path / "turned", seed=1, fan_in_fan_out=True)
+    combine([turned, linear(tmp_path / "plain", seed=2)], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["fan_in_fan_out"] is True

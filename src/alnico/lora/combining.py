@@ -236,7 +236,7 @@ def _module(module: Module, done: _Done, adapters: Sequence[Adapter]) -> OutputM
         alpha=done.scale * rank,
         depth=module.depth,
         bias=biased,
-        parameter="",
+        parameter=module.parameter if module.kind == "parameter" else "",
     )
 
 
