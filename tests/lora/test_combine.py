@@ -485,3 +485,15 @@ def test_the_config_keeps_that_layers_are_turned(tmp_path):
     turned = linear(tmp_path / "turned", seed=1, fan_in_fan_out=True)
     combine([turned, linear(tmp_path / "plain", seed=2)], tmp_path / "out")
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+
+
+@pytest.mark.parametrize(
+    "asked", [{"method": m, "space": s} for m in ("ties", "dare_linear") for s in ("core", "knots", "dense")] + [{"method": "tsv"}, {"method": "iso_c"}], ids=str
+)  # fmt: skip
+def test_nothing_of_nothing_is_nothing(tmp_path, two, asked):
+    zeros = save(tmp_path / "zeros", {n: np.zeros_like(v) for n, v in factors("m.q", 30, 20, 4, 0).items()}, r=4, lora_alpha=4)
+    result = combined([zeros, zeros], tmp_path / "out", **asked)
+    assert [(m.rank, m.error) for m in result.modules] == [(1, 0.0)]
+    combined(two, tmp_path / "unweighted", weights=[0, 0], **asked)
+    for out in ("out", "unweighted"):
+        assert not any(v.any() for v in made.read_model(tmp_path / out).values())
