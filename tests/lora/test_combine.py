@@ -300,6 +300,9 @@ def test_biases_of_lora_are_merged_with_what_they_belong_to(tmp_path):
         weights = None if method == "magmax" else [0.5, -2]
         combined(adapters, tmp_path / method, method=method, weights=weights, **options)
         near(made.read_model(tmp_path / method)[name], expected)
+    combined(adapters[:1], tmp_path / "alone", method="cat", weights=[0.75])  # its scale is in alpha, which scales the bias too
+    alone = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
+    near(alone["lora_alpha"] / alone["r"] * made.read_model(tmp_path / "alone")[name], 0.75 * biases[0])
     config = json.loads((tmp_path / "svd" / "adapter_config.json").read_text())
     assert (config["lora_bias"], config["r"], config["lora_alpha"]) == (True, 3, 3)
 
@@ -429,7 +432,8 @@ def test_threads_and_memory_change_no_bit(tmp_path, two, asked):
 def test_the_seed_decides_the_noise(tmp_path, two):
     for seed in (0, 1):
         combine(two, tmp_path / str(seed), method="dare_linear", density=0.5, seed=seed)
-    assert made.model_bytes(tmp_path / "0") != made.model_bytes(tmp_path / "1")
+    one, other = (made.read_model(tmp_path / str(seed)) for seed in (0, 1))
+    assert not any(np.array_equal(one[n], other[n]) for n in one)
 
 
 @pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", "BF16"), ("float16", "F16"), (np.float64, "F64"), (None, "F32")])
@@ -475,3 +479,21 @@ def test_a_pattern_for_a_module_is_for_no_other_that_ends_with_its_name(tmp_path
     combine([adapter], tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({"^fc": 2}, {"^fc": 2})
+
+
+def test_the_config_keeps_that_layers_are_turned(tmp_path):
+    turned = linear(tmp_path / "turned", seed=1, fan_in_fan_out=True)
+    combine([turned, linear(tmp_path / "plain", seed=2)], tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["fan_in_fan_out"] is True
+
+
+@pytest.mark.parametrize(
+    "asked", [{"method": m, "space": s} for m in ("ties", "dare_linear") for s in ("core", "knots", "dense")] + [{"method": "tsv"}, {"method": "iso_c"}], ids=str
+)  # fmt: skip
+def test_nothing_of_nothing_is_nothing(tmp_path, two, asked):
+    zeros = save(tmp_path / "zeros", {n: np.zeros_like(v) for n, v in factors("m.q", 30, 20, 4, 0).items()}, r=4, lora_alpha=4)
+    result = combined([zeros, zeros], tmp_path / "out", **asked)
+    assert [(m.rank, m.error) for m in result.modules] == [(1, 0.0)]
+    combined(two, tmp_path / "unweighted", weights=[0, 0], **asked)
+    for out in ("out", "unweighted"):
+        assert not any(v.any() for v in made.read_model(tmp_path / out).values())

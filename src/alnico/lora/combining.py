@@ -113,7 +113,7 @@ def combine(
             raise OutputError(
                 f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
             )
-        notes = [*wish.notes, *check_bases(opened, unrelated)]
+        notes = [*wish.notes, *(note for a in opened for note in a.files.notes), *check_bases(opened, unrelated)]
         modules = aligned(opened)
         if not modules:
             raise ModelError(f"{references[0]}: has no LoRA update; expected one at least. Merge whole modules by a recipe.")
