@@ -20,7 +20,6 @@ def prepare(folder: Path) -> None:
         (model / file).parent.mkdir(parents=True, exist_ok=True)
         put_header(model / file, header_of({tensor: ("F32", (2,))}, {"F32": 4}))
     (model / "link.safetensors").symlink_to(folder / "secret" / "s.safetensors")
-    (model / "tokenizer.json").symlink_to(folder / "secret" / "s.safetensors")
     (model / "leads-out").symlink_to(folder / "secret", target_is_directory=True)
 
 

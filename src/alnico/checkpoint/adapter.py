@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.model import (
     Described,
     FileModel,
@@ -323,8 +324,10 @@ def repositories(source: Source) -> list[Repository]:
 def _open_adapter(reference: str, offline: bool) -> FileModel:
     location = Path(reference).expanduser()
     if location.is_dir():
-        names = [p.name for p in location.iterdir()]
-        return FileModel(reference, location, [open_shard(location / n) for n in _adapter_names(reference, names)])
+        names = _adapter_names(reference, [p.name for p in location.iterdir()])
+        for name in (CONFIG, *names):
+            check_inside(location / name, location)
+        return FileModel(reference, location, [open_shard(location / n) for n in names])
     if not location.exists() and is_hub_reference(reference):
         from alnico.checkpoint.hub import open_from_hub
 

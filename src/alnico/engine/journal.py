@@ -120,12 +120,14 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any]) -> Done:
     path = directory / NAME
     if not path.exists():
         return Done()
-    lines = path.read_text("utf-8", "replace").split("\n")
     try:
+        lines = path.read_text("utf-8", "replace").split("\n")
         before = json.loads(lines[0])["fingerprint"]
         loaded = [json.loads(line) for line in lines[1:-1]]
         done = Done([_record(x) for x in loaded if "tensor" in x], _found("fact", loaded), _found("norms", loaded))
-    except (ValueError, KeyError, TypeError, IndexError):
+        if not isinstance(before, dict):
+            raise ValueError("no fingerprint")
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
         raise OutputError(
             f"{path}: is damaged; expected the journal of an unfinished merge. Say --restart to begin anew."
         ) from None
