@@ -10,7 +10,12 @@ from fuzz.harness import Target, files_of, header_of, put, put_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WIDTHS = {"F32": 4, "BF16": 2}
-BASE = {"model.q.weight": ("F32", (4, 6)), "model.q.bias": ("F32", (4,)), "model.embed.weight": ("F32", (5, 4)), "head.weight": ("F32", (5, 4))}
+BASE = {
+    "model.q.weight": ("F32", (4, 6)),
+    "model.q.bias": ("F32", (4,)),
+    "model.embed.weight": ("F32", (5, 4)),
+    "head.weight": ("F32", (5, 4)),
+}
 MOST_READ = 1 << 16
 
 
@@ -34,7 +39,10 @@ def seeds() -> list[bytes]:
               "base_model_name_or_path": "base", "use_rslora": False, "rank_pattern": {}, "alpha_pattern": {}}  # fmt: skip
     q = "base_model.model.model.q"
     lora = {f"{q}.lora_A.weight": ("F32", (2, 6)), f"{q}.lora_B.weight": ("F32", (4, 2))}
-    embed = {"base_model.model.model.embed.lora_embedding_A": ("F32", (2, 5)), "base_model.model.model.embed.lora_embedding_B": ("F32", (4, 2))}
+    embed = {
+        "base_model.model.model.embed.lora_embedding_A": ("F32", (2, 5)),
+        "base_model.model.model.embed.lora_embedding_B": ("F32", (4, 2)),
+    }
     saved = {"base_model.model.head.weight": ("F32", (5, 4))}
     inputs = [
         {CONFIG: config, WEIGHTS: header_of(lora, WIDTHS)},

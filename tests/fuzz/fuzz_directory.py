@@ -50,5 +50,17 @@ def seeds() -> list[bytes]:
     return [json.dumps(i).encode() for i in inputs]
 
 
-WORDS = (*NAMES, *SHARDS, *SHARDS.values(), "s", "link.safetensors", "leads-out", "leads-out/s.safetensors", "weight_map", "path", "license", "../../secret/s.safetensors")
+WORDS = (
+    *NAMES,
+    *SHARDS,
+    *SHARDS.values(),
+    "s",
+    "link.safetensors",
+    "leads-out",
+    "leads-out/s.safetensors",
+    "weight_map",
+    "path",
+    "license",
+    "../../secret/s.safetensors",
+)
 TARGET = Target(read, seeds, WORDS, prepare)

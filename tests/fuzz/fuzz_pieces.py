@@ -24,7 +24,11 @@ def seeds() -> list[bytes]:
     def piece(text: str) -> bytes:
         return field(1, field(1, text.encode()) + b"\x15\0\0\x80\xbf" + b"\x18\x03")
 
-    return [b"".join(map(piece, ("<unk>", "<s>", "</s>", "▁a", "é"))) + field(2, b"\x08\x01\x10\x80\x80\x02"), piece("a") * 20, b"\x09" + bytes(8) + piece("b")]
+    return [
+        b"".join(map(piece, ("<unk>", "<s>", "</s>", "▁a", "é"))) + field(2, b"\x08\x01\x10\x80\x80\x02"),
+        piece("a") * 20,
+        b"\x09" + bytes(8) + piece("b"),
+    ]
 
 
 def mutate(_: bytes, __: random.Random, ___: Sequence[str]) -> None:

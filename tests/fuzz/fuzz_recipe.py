@@ -33,5 +33,21 @@ def seeds() -> list[bytes]:
     return texts
 
 
-WORDS = (*TOP, *registry(), "model", "filter", "value", "from", "l2_norm", "layer_range", "sources", "tokens", "source", "kind", "force", "preset", "paper")
+WORDS = (
+    *TOP,
+    *registry(),
+    "model",
+    "filter",
+    "value",
+    "from",
+    "l2_norm",
+    "layer_range",
+    "sources",
+    "tokens",
+    "source",
+    "kind",
+    "force",
+    "preset",
+    "paper",
+)
 TARGET = Target(read, seeds, WORDS)

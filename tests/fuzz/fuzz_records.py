@@ -65,8 +65,15 @@ def seeds() -> list[bytes]:
     }  # fmt: skip
     record = {"tensor": "w", "digest": "0a", "inputs": [[0, "w", "0b"], [1, "w", "0c"]]}
     lines = [{"fingerprint": FINGERPRINT}, {"fact": 0, "value": [1.0, 2.0]}, {"norms": 0, "value": [1.0]}, record]
-    output = {"w": {"dtype": "F32", "shape": [2, 3], "do": "mix", "digest": "0a"}, "v": {"dtype": "F32", "shape": [3], "digest": "0b"}}
-    lock = {"alnico": "0.1.0", "inputs": [{"model": "/a/b", "files": []}, {"statistics": "x/y"}, {"repositories": [{}, {}]}], "output": output}
+    output = {
+        "w": {"dtype": "F32", "shape": [2, 3], "do": "mix", "digest": "0a"},
+        "v": {"dtype": "F32", "shape": [3], "digest": "0b"},
+    }
+    lock = {
+        "alnico": "0.1.0",
+        "inputs": [{"model": "/a/b", "files": []}, {"statistics": "x/y"}, {"repositories": [{}, {}]}],
+        "output": output,
+    }
     inputs = [{SUMMARY: summary}, {LOCK: lock}, *({NAME: "".join(json.dumps(x) + "\n" for x in lines[:n])} for n in (1, 3, 4))]
     return [json.dumps(i).encode() for i in inputs]
 

@@ -19,7 +19,11 @@ def read(data: bytes, folder: Path) -> None:
 
 
 def seeds() -> list[bytes]:
-    models = {"merge_method": "ties", "base_model": "b", "models": ["a", {"model": "c", "parameters": {"weight": {"search": [0, 1]}}}]}
+    models = {
+        "merge_method": "ties",
+        "base_model": "b",
+        "models": ["a", {"model": "c", "parameters": {"weight": {"search": [0, 1]}}}],
+    }
     inputs = [
         {**models, "parameters": {"density": {"search": [0.1, 1.0]}, "rescale": {"choice": ["l1", "none"]}}, "search": {"trials": 5}},
         {**models, "merge_method": {"choice": ["ties", "linear"]}, "search": {"objective": ["mean"], "sampler": "nsga2", "seed": 1}},

@@ -35,5 +35,22 @@ def seeds() -> list[bytes]:
     return [json.dumps(i).encode() for i in inputs]
 
 
-WORDS = (SUMMARY, TENSORS, "schema", "kind", "fisher", "gram", "tensors", "digest", "stored", "rows", "examples", "gram.0", "w", "dtype", "shape", "data_offsets")
+WORDS = (
+    SUMMARY,
+    TENSORS,
+    "schema",
+    "kind",
+    "fisher",
+    "gram",
+    "tensors",
+    "digest",
+    "stored",
+    "rows",
+    "examples",
+    "gram.0",
+    "w",
+    "dtype",
+    "shape",
+    "data_offsets",
+)
 TARGET = Target(read, seeds, WORDS)

@@ -51,7 +51,12 @@ def seeds() -> list[bytes]:
                 "added_tokens_decoder": {"14": {"content": "<|im_end|>", "special": True}}}  # fmt: skip
     config = llama_config(hidden=2, vocabulary=16, tied=False)
     generation = {"eos_token_id": [2], "bos_token_id": 1}
-    lists = {"vocab.json": vocabulary, "added_tokens.json": {"<x>": 14}, "merges.txt": "#version\na b\n", "tokenizer_config.json": settings}
+    lists = {
+        "vocab.json": vocabulary,
+        "added_tokens.json": {"<x>": 14},
+        "merges.txt": "#version\na b\n",
+        "tokenizer_config.json": settings,
+    }
     inputs = [
         {"tokenizer.json": bpe, "tokenizer_config.json": settings, "config.json": config, "generation_config.json": generation},
         {"how": "first", "tokenizer.json": unigram, "tokenizer_config.json": settings, "config.json": config, "generation_config.json": generation},

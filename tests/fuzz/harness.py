@@ -28,8 +28,34 @@ BYTES_A_BYTE = 256
 MAX_DATA_BYTES = 1 << 20
 """Most bytes of tensors that stand behind a made header."""
 
-STARTS = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen", "socket.connect", "pickle.find_class", "ctypes.dlopen")
-TOUCHES = ("open", "os.listdir", "os.scandir", "os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.copyfile", "shutil.rmtree")
+STARTS = (
+    "os.system",
+    "os.exec",
+    "os.fork",
+    "os.posix_spawn",
+    "os.spawn",
+    "subprocess.Popen",
+    "socket.connect",
+    "pickle.find_class",
+    "ctypes.dlopen",
+)
+TOUCHES = (
+    "open",
+    "os.listdir",
+    "os.scandir",
+    "os.mkdir",
+    "os.remove",
+    "os.rename",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "shutil.copyfile",
+    "shutil.rmtree",
+)
+
+MAX_MADE_BYTES = 1 << 16
+"""Most that a mutation makes of repeating a value."""
 
 Files = Mapping[str, Any]
 """File names to what they hold: text as it is, a mapping of a ``.safetensors`` as its header, other values as JSON."""
@@ -216,7 +242,8 @@ def _other(value: Any, draw: random.Random, words: Sequence[str]) -> Any:
     if kind == 3:
         return draw.choice((None, True, False, [], {}, [[]], {"a": {}}))
     if kind == 4:
-        return [value] * draw.choice((0, 1, 2, 3, 65, 1000 if len(repr(value)) < 50 else 3))
+        times = draw.choice((0, 1, 2, 3, 65, 1000))
+        return [value] * (times if times * len(as_bytes(value)) < MAX_MADE_BYTES else 1)
     if kind == 5:
         for _ in range(draw.choice((1, 2, 40, 400))):
             value = [value] if draw.random() < 0.5 else {draw.choice(TEXTS[:6]): value}
@@ -245,7 +272,9 @@ def _changed(value: Any, draw: random.Random, words: Sequence[str]) -> Any:
         holder[key] = copy.deepcopy(other[at])
     elif kind == 2:
         if isinstance(holder, dict):
-            holder[draw.choice([*words, *TEXTS[:12], *(k for h, k in places[:50] if isinstance(k, str))])] = copy.deepcopy(holder[key])
+            holder[draw.choice([*words, *TEXTS[:12], *(k for h, k in places[:50] if isinstance(k, str))])] = copy.deepcopy(
+                holder[key]
+            )
         else:
             holder.insert(key, copy.deepcopy(holder[key]))
     elif kind == 3 and isinstance(holder, dict):

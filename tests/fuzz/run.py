@@ -57,7 +57,11 @@ def _started(name: str, given: argparse.Namespace) -> int:
             f"-max_len={MAX_INPUT_BYTES}", "-print_final_stats=1", f"-artifact_prefix={given.findings}/{name}-", str(corpus),
         ]  # fmt: skip
         ended = subprocess.run(
-            [sys.executable, __file__, name, INSIDE, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+            [sys.executable, __file__, name, INSIDE, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
         )
     progress = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", ended.stdout) or [("?", "?", "?")]
     runs = re.search(r"stat::number_of_executed_units:\s*(\d+)", ended.stdout)

@@ -93,8 +93,16 @@ def test_an_empty_vocabulary_has_size_0() -> None:
         ("tokenizer.json", '{"model": {"vocab": [1, 2]}}', "model.vocab holds entries that are no [token, score]."),
         ("tokenizer.json", '{"model": {"vocab": [{}]}}', "model.vocab holds entries that are no [token, score]."),
         ("tokenizer.json", '{"model": {"vocab": [[]]}}', "model.vocab holds entries that are no [token, score]."),
-        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": [{}]}', "added_tokens holds entries without content and an id up to 4194303."),
-        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": 5}', "added_tokens holds entries without content and an id up to 4194303."),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}}, "added_tokens": [{}]}',
+            "added_tokens holds entries without content and an id up to 4194303.",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}}, "added_tokens": 5}',
+            "added_tokens holds entries without content and an id up to 4194303.",
+        ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": 1e999}]}',

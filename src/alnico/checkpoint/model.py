@@ -438,7 +438,9 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ModelError(f"{path}: holds a JSON {type(loaded).__name__}, expected an object. Check the model.")
     if _is_deep(loaded):
-        raise ModelError(f"{path}: is nested deeper than {MAX_JSON_DEPTH}; expected a file that describes a model. Check the model.")
+        raise ModelError(
+            f"{path}: is nested deeper than {MAX_JSON_DEPTH}; expected a file that describes a model. Check the model."
+        )
     if HALF.search(data):
         try:
             json.dumps(loaded, ensure_ascii=False).encode("utf-8")

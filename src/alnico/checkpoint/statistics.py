@@ -129,7 +129,9 @@ def open_statistics(path: str, label: str = "") -> Statistics:
         raise ModelError(
             f"{summary}: names {lacking!r}, which {TENSORS} does not hold; they are of different measurements. Measure the model anew."
         )
-    return Statistics(files, data["kind"], entries, numbers, hashlib.sha256(read_small(summary, MAX_JSON_BYTES, "statistics")).hexdigest())
+    return Statistics(
+        files, data["kind"], entries, numbers, hashlib.sha256(read_small(summary, MAX_JSON_BYTES, "statistics")).hexdigest()
+    )
 
 
 def _is_number(value: object) -> bool:

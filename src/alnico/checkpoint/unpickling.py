@@ -30,9 +30,7 @@ class Unpickler:
     """Reads one pickle from where ``file`` stands, of a file of ``size`` bytes. ``find`` says what a name means, ``persistent``
     what an identifier does. Errors: UnpicklingError, and what these two raise."""
 
-    def __init__(
-        self, file: IO[bytes], size: int, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]
-    ) -> None:
+    def __init__(self, file: IO[bytes], size: int, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]) -> None:
         self._file = file
         self._left = min(size - file.tell(), MAX_PICKLE_BYTES)
         self._find = find

@@ -200,7 +200,9 @@ def _look(node: Node, path: Path_, found: list[_Place], root: Node, methods: Seq
     if place is not None:
         found.append(place)
         if sum(len(p.dimensions) for p in found) > MOST_DIMENSIONS:
-            reading.broken(node.line, f"more than {MOST_DIMENSIONS} values are searched; expected fewer. Search one for several tensors.")
+            reading.broken(
+                node.line, f"more than {MOST_DIMENSIONS} values are searched; expected fewer. Search one for several tensors."
+            )
 
 
 def written(path: Path_) -> str:

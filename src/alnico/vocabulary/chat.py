@@ -103,7 +103,11 @@ def template_of(directory: Path | None) -> str | None:
     for name in (CONFIG, OF_PROCESSOR):
         value = read_json(directory / name).get("chat_template") if (directory / name).exists() else None
         if isinstance(value, list):
-            named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict) and entry.get("name") == "default"}
+            named = {
+                entry.get("name"): entry.get("template")
+                for entry in value
+                if isinstance(entry, dict) and entry.get("name") == "default"
+            }
             value = named.get("default")
         if isinstance(value, str):
             return value

@@ -149,7 +149,9 @@ def added_entries(document: Mapping[str, Any], path: Path) -> list[Entry]:
     try:
         return [{**t, "content": str(t["content"]), "id": _row(t["id"])} for t in document.get("added_tokens") or []]
     except (TypeError, KeyError, ValueError, OverflowError):
-        raise ModelError(f"{path}: added_tokens holds entries without content and an id up to {MAX_ROW}. Get the file again.") from None
+        raise ModelError(
+            f"{path}: added_tokens holds entries without content and an id up to {MAX_ROW}. Get the file again."
+        ) from None
 
 
 def rows_of(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
@@ -219,7 +221,9 @@ def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) 
             kept = {k: v for k, v in entry.items() if k not in ("__type", "content", "id")}
             found[_row(row)] = {**_entry(str(entry["content"]), special=bool(entry.get("special"))), **kept}
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
-        raise ModelError(f"{directory}: {ADDED} or {CONFIG} holds added tokens without content and an id up to {MAX_ROW}. Get them again.") from None
+        raise ModelError(
+            f"{directory}: {ADDED} or {CONFIG} holds added tokens without content and an id up to {MAX_ROW}. Get them again."
+        ) from None
     return found
 
 
