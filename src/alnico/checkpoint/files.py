@@ -18,8 +18,9 @@ from pathlib import Path
 
 from alnico.errors import ModelError, RunError
 
-MAX_OPEN_FILES = 128
-"""Input files open at once; the least recently used is closed first."""
+MAX_OPEN_FILES = 8
+"""Files of one model open at once; the least recently used is closed first. Sixty-four models then stay below the 1,024 descriptors
+that a process commonly may have, and opening a file anew takes microseconds."""
 
 
 class OpenFiles:
