@@ -27,7 +27,7 @@ def seeds() -> list[bytes]:
     texts = [text.encode() for text in GOOD.values()]
     for text in GOOD.values():
         try:
-            texts.append(json.dumps(list(yaml.safe_load_all(text))[0]).encode())
+            texts.append(json.dumps(next(iter(yaml.safe_load_all(text)))).encode())
         except (TypeError, ValueError):  # dates and such
             continue
     return texts

@@ -69,7 +69,7 @@ class Target:
     read: Callable[[bytes, Path], None]
     seeds: Callable[[], Sequence[bytes]]
     words: Sequence[str] = ()
-    prepare: Callable[[Path], None] = lambda folder: None
+    prepare: Callable[[Path], None] = lambda _: None
     mutate: Callable[[bytes, random.Random, Sequence[str]], bytes] | None = None
 
 
@@ -105,7 +105,7 @@ class Watch:
                         self.found.append(f"{event} {place}")
 
     def _is_library(self, path: str) -> bool:
-        return any(os.path.realpath(path).startswith(root + os.sep) for root in self.libraries)
+        return os.path.isabs(path) and any(os.path.realpath(path).startswith(root + os.sep) for root in self.libraries)
 
 
 class Run:
@@ -144,6 +144,8 @@ class Run:
             str(error).encode("utf-8", "surrogatepass")
 
     def close(self) -> None:
+        """Remove the folder. The hook stays, as Python has it, and hears nothing."""
+        tracemalloc.stop()
         shutil.rmtree(self.folder, ignore_errors=True)
 
 

@@ -79,7 +79,7 @@ def _fuzz(name: str, options: list[str]) -> int:
     import atheris
 
     with atheris.instrument_imports(include=["alnico"], enable_loader_override=False):
-        _import_all()
+        import_readers()
         target = importlib.import_module(f"fuzz.fuzz_{name}").TARGET
     from fuzz.harness import Run, mutated_json
 
@@ -103,7 +103,7 @@ def _fuzz(name: str, options: list[str]) -> int:
 
 
 def _again(name: str, file: Path) -> int:
-    _import_all()
+    import_readers()
     target = importlib.import_module(f"fuzz.fuzz_{name}").TARGET
     from fuzz.harness import Run
 
@@ -116,7 +116,7 @@ def _again(name: str, file: Path) -> int:
     return 0
 
 
-def _import_all() -> None:
+def import_readers() -> None:
     """Import the readers, so that nothing is imported while one is watched."""
     import alnico
 

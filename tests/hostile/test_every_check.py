@@ -53,6 +53,6 @@ def outcome(read) -> str:
     """What a reader that lacks a check makes of a file: it is read, or fails in another way, later and worse."""
     try:
         read()
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         return str(error)
     return ""

@@ -105,7 +105,7 @@ def test_sixty_four_models_of_many_shards_stay_below_a_thousand_descriptors(tmp_
 LARGE = (1 << 16, (1 << 15) + 1)
 """Rows and columns of 2^31 + 2^16 elements."""
 
-PLACES = (0, (1 << 31) - 1, 1 << 31, (1 << 31) + 4097, LARGE[0] * LARGE[1] - 1)
+PLACES = (0, (1 << 31) - 2, 1 << 31, (1 << 31) + 4097, LARGE[0] * LARGE[1] - 1)
 """Elements before, at and beyond 2^31."""
 
 
