@@ -32,14 +32,14 @@ print(json.dumps({"peak": peak, "projected": result.plan.memory.peak_bytes}))
 """
 
 
-SHAPE = (12_000, 10_000)
+SHAPE = (10_600, 10_000)
 FILLED = 1_000_000
 """Elements of the large tensor that are not 0; the rest are holes in the file."""
 
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Four models of one F32 tensor of 480 MB, larger than the budget, and a small one."""
+    """Four models of one F32 tensor of 424 MB, larger than the budget, and a small one."""
     root = tmp_path_factory.mktemp("large")
     block = (np.random.default_rng(0).standard_normal(FILLED) * 0.02).astype(np.float32)
     paths = []
@@ -55,7 +55,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def measured(recipe: dict[str, Any], out: Path, budget: int) -> dict[str, int]:
     """Merge in a fresh process: its peak resident size, and what the plan said before."""
     ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(out), str(budget)], capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(out), str(budget)], capture_output=True, text=True, timeout=900
     )
     assert ended.returncode == 0, ended.stderr
     found: dict[str, int] = json.loads(ended.stdout)
@@ -71,6 +71,7 @@ def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: l
     recipe = recipe_for(name, models, models[0] if registry()[name].base == "first" else large[0], options(setting, count))
     found = measured(recipe, tmp_path / "out.safetensors", BUDGET)
     (tmp_path / "out.safetensors").unlink()
+    print(f"{name}: {found['peak'] / 2**20:.0f} of {found['projected'] / 2**20:.0f} MiB")  # shown with -s
     assert found["peak"] <= found["projected"] <= BUDGET < large[0].stat().st_size
 
 

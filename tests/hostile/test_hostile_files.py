@@ -97,7 +97,9 @@ def test_modules_json_names_no_folder_outside(tmp_path: Path, path: str) -> None
     assert [p.name for p in (tmp_path / "out").rglob("*")] == ["modules.json"]
 
 
-@pytest.mark.parametrize("file", ["../private.safetensors", "/private.safetensors", "a/../../private.safetensors", "deep/s.safetensors"])
+@pytest.mark.parametrize(
+    "file", ["../private.safetensors", "/private.safetensors", "a/../../private.safetensors", "deep/s.safetensors"]
+)
 def test_an_index_reads_no_weights_outside(tmp_path: Path, file: str) -> None:
     save(tmp_path / "private" / "s.safetensors", ONE)
     save(tmp_path / "private.safetensors", ONE)
@@ -249,7 +251,10 @@ def test_an_analysis_with_a_norm_that_no_float_holds_is_refused_by_a_merge(tmp_p
 def test_odd_values_of_configs_and_templates_are_passed_over(tmp_path: Path) -> None:
     assert tied_heads({"text_config": 5}, ["model.embed_tokens.weight"], ["lm_head.weight"]) == {}
     assert remapped({"eos_token_id": [{}, 1]}, lambda _, i: i + 1) == {"eos_token_id": [{}, 2]}
-    save_json(tmp_path / "tokenizer_config.json", {"chat_template": [{"name": [1], "template": "a"}, {"name": "default", "template": "b"}]})
+    save_json(
+        tmp_path / "tokenizer_config.json",
+        {"chat_template": [{"name": [1], "template": "a"}, {"name": "default", "template": "b"}]},
+    )
     assert template_of(tmp_path) == "b"
 
 
@@ -273,7 +278,9 @@ def test_a_chat_template_is_text_that_is_carried_and_never_run(tmp_path: Path) -
         "import alnico, sys; alnico.merge({'merge_method': 'linear', 'models': [sys.argv[1]], 'chat_template': 'auto'}, sys.argv[2]); "
         "print('jinja2' in sys.modules)"
     )
-    shown = subprocess.run([sys.executable, "-c", code, str(model), str(tmp_path / "out")], capture_output=True, text=True, check=True)
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(model), str(tmp_path / "out")], capture_output=True, text=True, check=True
+    )
     assert shown.stdout.splitlines()[-1] == "False"
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
     assert not mark.exists()
@@ -293,7 +300,16 @@ def test_no_part_of_alnico_unpickles_loads_yaml_of_any_type_or_renders_templates
     found = {
         (path.relative_to(SOURCE).as_posix(), word)
         for path in SOURCE.rglob("*.py")
-        for word in ("pickle.load", "pickle.Unpickler", "torch.load", "yaml.load(", "yaml.unsafe", "jinja2", "allow_pickle=True", "eval(")
+        for word in (
+            "pickle.load",
+            "pickle.Unpickler",
+            "torch.load",
+            "yaml.load(",
+            "yaml.unsafe",
+            "jinja2",
+            "allow_pickle=True",
+            "eval(",
+        )
         if re.search(rf"(?<![\w.]){re.escape(word)}", path.read_text())
     }
     assert found == {("tune/workers.py", "pickle.load")}
