@@ -11,7 +11,7 @@ from pathlib import Path
 from alnico.checkpoint.model import open_model
 from alnico.checkpoint.pickles import KNOWN, STORAGES, TORCH_DTYPES
 from fuzz.harness import Target
-from made_pickles import Call, Name, Stored, legacy, pickled, tensor, zipped
+from made_pickles import Call, Name, legacy, pickled, tensor, zipped
 
 ZIP, LEGACY, WHOLE = 0, 1, 2
 MOST_READ = 1 << 16
@@ -51,7 +51,7 @@ def seeds() -> list[bytes]:
 OPCODES = [v for n, v in vars(pickle).items() if n.isupper() and isinstance(v, bytes) and len(v) == 1]
 
 
-def mutate(data: bytes, draw: random.Random, words: Sequence[str]) -> bytes | None:
+def mutate(data: bytes, draw: random.Random, _: Sequence[str]) -> bytes | None:
     """Put a word of pickles at some place: an opcode, a name that is known or not, a number."""
     if draw.random() < 0.5 or len(data) < 2:
         return None

@@ -22,7 +22,6 @@ from alnico.vocabulary.tokenizer import (
     role_tokens,
 )
 
-
 MOST_GAPS = 100_000
 """Ids without a token that a small vocabulary may have."""
 
