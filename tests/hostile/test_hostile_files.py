@@ -293,6 +293,11 @@ def test_a_search_of_too_many_values_is_refused() -> None:
     assert str(caught.value) == "recipe:4: more than 5000 values are searched; expected fewer. Search one for several tensors."
 
 
+def test_a_search_of_all_parameters_at_once_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"recipe:4: parameters is 0\.1; expected a mapping of option names to values\."):
+        read_search("merge_method: ties\nbase_model: c\nmodels: [a, b]\nparameters: {search: [0.1, 1.0]}\n")
+
+
 def test_no_part_of_alnico_unpickles_loads_yaml_of_any_type_or_renders_templates() -> None:
     """The only pickles that are loaded are those of workers that this process started itself."""
     from test_house import SOURCE

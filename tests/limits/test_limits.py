@@ -165,4 +165,4 @@ def test_a_thousand_merges_in_a_row_leak_nothing(tmp_path: Path) -> None:
     descriptors = {files for _, files in sizes}
     assert len(descriptors) == 1
     grown = sizes[2][0] - sizes[1][0]
-    assert grown < 4 * MIB, sizes  # 400 merges; one buffer a merge would be more
+    assert grown < MIB, sizes  # in 400 merges; kernels' descriptions, of which a bounded number is kept, have filled their place

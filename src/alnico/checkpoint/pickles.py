@@ -35,7 +35,7 @@ MOST_WRAPPED = 8
 """Wrappers around a state dict that are taken off: a dict may hold itself."""
 
 MAX_EXPANDED_BYTES = 1 << 20
-"""A view that repeats its elements may be as large as its file, or this if that is more; 20 bytes could ask for any memory otherwise."""
+"""A view that repeats its elements may be as large as its file, or this if that is more: a few bytes could ask for any memory."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001

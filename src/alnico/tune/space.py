@@ -334,9 +334,10 @@ def _check_simplices(places: Sequence[_Place], reading: Reading) -> None:
 def _default(path: Path_, root: Node, methods: Sequence[Method], low: float, high: float, is_log: bool) -> float:
     """1/n for a weight of n models, the default of the method that takes the option, else the middle of the range."""
     middle = math.sqrt(low * high) if is_log else (low + high) / 2
-    if "parameters" not in path:
+    if "parameters" not in path[:-1]:  # a place of all parameters at once is told as a mistake when the space is checked
         return middle
-    key = str(path[len(path) - path[::-1].index("parameters")])
+    inside = path[:-1]
+    key = str(path[len(inside) - inside[::-1].index("parameters")])
     for method in methods:
         name = dialect.own_name(method, key)
         if name == "weight":
