@@ -97,11 +97,11 @@ def test_shards_may_lie_in_a_folder_of_the_model(tmp_path):
     check_tensors(names_and_values(tmp_path))
 
 
-def test_a_shard_may_be_a_link_to_a_file_elsewhere(tmp_path):
+def test_a_shard_may_be_a_link_within_the_hubs_cache(tmp_path):
     made.save_file(tmp_path / "blobs" / "0a1b", TENSORS)
-    (tmp_path / "snapshot").mkdir()
-    (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/0a1b")
-    check_tensors(names_and_values(tmp_path / "snapshot"))
+    (tmp_path / "snapshots" / "c0").mkdir(parents=True)
+    (tmp_path / "snapshots" / "c0" / "model.safetensors").symlink_to("../../blobs/0a1b")
+    check_tensors(names_and_values(tmp_path / "snapshots" / "c0"))
 
 
 def test_a_path_may_begin_at_home(tmp_path, monkeypatch):

@@ -6,15 +6,18 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 import alnico
 from alnico.methods import registry
-from made import family, save_file
+from limits.made_large import fill, save_sparse
+from made import family
 from methods.cases import MODELS, SETTINGS, options
 from methods.merging import recipe_for
+from methods.sides import hashes
 from test_house import SOURCE
 
 BUDGET = 400 << 20
@@ -29,17 +32,34 @@ print(json.dumps({"peak": peak, "projected": result.plan.memory.peak_bytes}))
 """
 
 
+SHAPE = (10_600, 10_000)
+FILLED = 1_000_000
+"""Elements of the large tensor that are not 0; the rest are holes in the file."""
+
+
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Four models of one BF16 tensor of 240 MB and a few small ones: any two are larger than the budget."""
+    """Four models of one F32 tensor of 424 MB, larger than the budget, and a small one."""
     root = tmp_path_factory.mktemp("large")
-    random = np.random.default_rng(0)
-    block = (random.standard_normal(4_000_000) * 0.02).astype(np.float32)
+    block = (np.random.default_rng(0).standard_normal(FILLED) * 0.02).astype(np.float32)
     paths = []
     for i in range(4):
-        values = np.tile(block + 0.001 * i, 30).reshape(30_000, 4_000)
-        paths.append(save_file(root / f"m{i}.safetensors", {"w": ("BF16", values), "n": ("BF16", block[:1000])}))
+        path = root / f"m{i}.safetensors"
+        save_sparse(path, {"n": (1000,), "w": SHAPE}, "F32")
+        fill(path, "n", block[:1000])
+        fill(path, "w", block + np.float32(0.001 * i))
+        paths.append(path)
     return paths
+
+
+def measured(recipe: dict[str, Any], out: Path, budget: int) -> dict[str, int]:
+    """Merge in a fresh process: its peak resident size, and what the plan said before."""
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(out), str(budget)], capture_output=True, text=True, timeout=900
+    )
+    assert ended.returncode == 0, ended.stderr
+    found: dict[str, int] = json.loads(ended.stdout)
+    return found
 
 
 @pytest.mark.slow
@@ -49,15 +69,55 @@ def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: l
     setting = SETTINGS[name][-1]
     models = large[1 : 1 + count]
     recipe = recipe_for(name, models, models[0] if registry()[name].base == "first" else large[0], options(setting, count))
-    ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(tmp_path / "out.safetensors"), str(BUDGET)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert ended.returncode == 0, ended.stderr
-    measured = json.loads(ended.stdout)
-    assert measured["peak"] <= measured["projected"] <= BUDGET, measured
+    found = measured(recipe, tmp_path / "out.safetensors", BUDGET)
+    (tmp_path / "out.safetensors").unlink()
+    print(f"{name}: {found['peak'] / 2**20:.0f} of {found['projected'] / 2**20:.0f} MiB")  # shown with -s
+    assert found["peak"] <= found["projected"] <= BUDGET < large[0].stat().st_size
+
+
+@pytest.mark.slow
+def test_statistics_as_large_as_the_tensor_are_read_inside_the_budget(large: list[Path], tmp_path: Path) -> None:
+    statistics = []
+    for model in large[:3]:
+        folder = tmp_path / f"{model.stem}-fisher"
+        save_sparse(folder / "statistics.safetensors", {"n": (1000,), "w": SHAPE}, "F32")
+        fill(folder / "statistics.safetensors", "w", np.full(FILLED, 0.5, np.float32))
+        entries = {name: {"digest": digest, "mean": 1e-3} for name, digest in hashes(model).items()}
+        (folder / "statistics.json").write_text(json.dumps({"schema": 1, "kind": "fisher", "l2_norm": 1.0, "tensors": entries}))
+        statistics.append(folder)
+    models = [{"model": str(m), "parameters": {"fisher": str(s)}} for m, s in zip(large, statistics, strict=False)]
+    found = measured({"merge_method": "fisher", "models": models}, tmp_path / "out.safetensors", BUDGET)
+    (tmp_path / "out.safetensors").unlink()
+    assert found["peak"] <= found["projected"] <= BUDGET
+
+
+def regmean(root: Path, rows: int, columns: int) -> dict[str, Any]:
+    """A recipe of two models of one matrix and their Gram matrices, sparse but for a diagonal."""
+    entries = []
+    for i in range(2):
+        model = root / f"r{i}.safetensors"
+        save_sparse(model, {"w": (rows, columns)}, "F32")
+        folder = root / f"r{i}-gram"
+        save_sparse(folder / "statistics.safetensors", {"w": (columns, columns)}, "F32")
+        for place in range(0, columns, max(columns // 1000, 1)):
+            fill(folder / "statistics.safetensors", "w", np.ones(1, np.float32), place * (columns + 1))
+        told = {"digest": hashes(model)["w"], "rows": 64, "is_transposed": False}
+        (folder / "statistics.json").write_text(json.dumps({"schema": 1, "kind": "gram", "tensors": {"w": told}}))
+        entries.append({"model": str(model), "parameters": {"gram": str(folder)}})
+    return {"merge_method": "regmean", "models": entries, "parameters": {"ridge": 1e-3}}
+
+
+@pytest.mark.slow
+def test_a_whole_matrix_stays_inside_what_the_plan_says(tmp_path: Path) -> None:
+    found = measured(regmean(tmp_path, 3000, 2000), tmp_path / "out.safetensors", 1 << 30)
+    assert found["peak"] <= found["projected"] <= 1 << 30
+
+
+@pytest.mark.slow
+def test_a_whole_matrix_larger_than_the_budget_is_refused_before_a_tensor_is_read(tmp_path: Path) -> None:
+    with pytest.raises(alnico.errors.ResourceError, match=r"plan: w is merged as a whole and needs .* at once") as caught:
+        alnico.plan(regmean(tmp_path, 12_000, 10_000), memory=BUDGET)
+    assert "Raise --memory to " in str(caught.value)
 
 
 def test_a_budget_that_is_too_small_is_refused_with_one_that_is_enough(tmp_path: Path) -> None:

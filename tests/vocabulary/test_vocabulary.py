@@ -93,12 +93,20 @@ def test_an_empty_vocabulary_has_size_0() -> None:
         ("tokenizer.json", '{"model": {"vocab": [1, 2]}}', "model.vocab holds entries that are no [token, score]."),
         ("tokenizer.json", '{"model": {"vocab": [{}]}}', "model.vocab holds entries that are no [token, score]."),
         ("tokenizer.json", '{"model": {"vocab": [[]]}}', "model.vocab holds entries that are no [token, score]."),
-        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": [{}]}', "added_tokens holds entries without content and id."),
-        ("tokenizer.json", '{"model": {"vocab": {}}, "added_tokens": 5}', "added_tokens holds entries without content and id."),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}}, "added_tokens": [{}]}',
+            "added_tokens holds entries without content and an id up to 4194303.",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {}}, "added_tokens": 5}',
+            "added_tokens holds entries without content and an id up to 4194303.",
+        ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": 1e999}]}',
-            "added_tokens holds entries without content and id.",
+            "added_tokens holds entries without content and an id up to 4194303.",
         ),
         ("tokenizer.model", "\n\x05ab", "is no sentencepiece model (it ends within a field)."),
         ("tokenizer.model", "\n\x03\n\x01\udcff", "is no sentencepiece model (a piece is no UTF-8)."),
@@ -125,7 +133,7 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tmp_path: Pat
     for read in (lambda: read_vocabulary(tmp_path), lambda: same_files(tmp_path, tmp_path)):
         with pytest.raises(ModelError) as caught:
             read()
-        assert str(caught.value) == f"{tmp_path / name}: cannot be read (Is a directory). Check the path and its permissions."
+        assert str(caught.value) == f"{tmp_path / name}: is a folder, a pipe or a device; expected a regular file. Check the path."
 
 
 def test_a_file_too_large_for_a_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

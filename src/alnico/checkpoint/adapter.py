@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.model import FileModel, is_hub_reference, open_shard, read_json, read_tensor
 from alnico.errors import ModelError
 from alnico.numerics import dtypes
@@ -162,8 +163,10 @@ def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
 def _open(reference: str, offline: bool) -> FileModel:
     location = Path(reference).expanduser()
     if location.is_dir():
-        names = [p.name for p in location.iterdir()]
-        return FileModel(reference, location, [open_shard(location / n) for n in _adapter_names(reference, names)])
+        names = _adapter_names(reference, [p.name for p in location.iterdir()])
+        for name in (CONFIG, *names):
+            check_inside(location / name, location)
+        return FileModel(reference, location, [open_shard(location / n) for n in names])
     if not location.exists() and is_hub_reference(reference):
         from alnico.checkpoint.hub import open_from_hub
 

@@ -9,6 +9,7 @@ import ctypes
 import errno
 import functools
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ from pathlib import Path
 
 from alnico.errors import ModelError, RunError
 
-MAX_OPEN_FILES = 128
-"""Input files open at once; the least recently used is closed first."""
+MAX_OPEN_FILES = 8
+"""Files of one model open at once; the least recently used is closed first. Sixty-four models then stay below the 1,024 descriptors
+that a process commonly may have, and opening a file anew takes microseconds."""
 
 
 class OpenFiles:
@@ -79,11 +81,48 @@ class OpenFiles:
 
 
 def open_to_read(path: Path) -> int:
-    """Open a file; returns its descriptor. Errors: ModelError with the system's reason."""
+    """Open a file; returns its descriptor. Errors: ModelError with the system's reason, and for what is no regular file."""
     try:
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        # O_NONBLOCK, since a pipe that nobody writes would be waited for; for a file it says nothing.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return descriptor
+        os.close(descriptor)
     except OSError as error:
         raise ModelError(f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions.") from None
+    raise ModelError(f"{path}: is a folder, a pipe or a device; expected a regular file. Check the path.")
+
+
+def read_small(path: Path, most: int, expected: str) -> bytes:
+    """Read a whole file of at most ``most`` bytes. Errors: ModelError, saying what was ``expected``."""
+    descriptor = open_to_read(path)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size > most:
+            raise ModelError(f"{path}: is larger than {most} bytes; expected {expected}. Check the model.")
+        data = bytearray(size)
+        read_fully(descriptor, memoryview(data), 0, path)
+        return bytes(data)
+    finally:
+        os.close(descriptor)
+
+
+def check_inside(path: Path, folder: Path) -> None:
+    """Refuse a file of a model that a link puts outside of the model's folder: reading it, or carrying it to the output, would give
+    away what is no part of the model. The hub's cache, where ``snapshots/COMMIT/`` links to ``blobs/``, is as it should be.
+
+    Errors: ModelError.
+    """
+    place, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if place.is_relative_to(root):
+        return
+    for part in (root, *root.parents):
+        if part.parent.name == "snapshots" and place.is_relative_to(part.parent.parent / "blobs"):
+            return
+    raise ModelError(
+        f"{path}: is a link to {place}, outside the model's directory; expected a file inside it. "
+        "If you trust the model, put the file itself there; else do not use it."
+    )
 
 
 def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object) -> None:

@@ -21,7 +21,7 @@ import xxhash
 from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
-from alnico.checkpoint.files import OpenFiles, copy_fully, open_to_read, read_fully
+from alnico.checkpoint.files import OpenFiles, check_inside, copy_fully, open_to_read, read_fully, read_small
 from alnico.errors import HubError, ModelError
 from alnico.numerics import dtypes
 
@@ -36,6 +36,10 @@ NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)
 """What trainers leave beside the weights."""
 MAX_JSON_BYTES = 200_000_000
 """Longest index or config that is read."""
+MAX_JSON_DEPTH = 100
+"""Deepest one: what is done with it is written by recursion, which Python bounds at a thousand calls."""
+HALF = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Where half of a character may stand, as JSON writes it."""
 
 
 class Tensor(Protocol):
@@ -438,6 +442,9 @@ def is_hub_reference(reference: str) -> bool:
 
 def _open(label: str, location: Path, offline: bool) -> FileModel:
     if location.is_dir():
+        from alnico.checkpoint.sidecars import check_links  # it reads JSON by this file
+
+        check_links(location)
         model = FileModel(label, location, [open_shard(p) for p in _shard_paths(location)])
         check_index(model)
     elif location.is_file():
@@ -491,22 +498,44 @@ def same_header(a: Shard, b: Shard) -> bool:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object. Errors: ModelError naming the file."""
+    return parse_json(read_small(path, MAX_JSON_BYTES, "a small JSON file"), path)
+
+
+def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON object of a file: of bounded depth, and of text that can be written again. Errors: ModelError naming the file."""
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelError(f"{path}: is larger than {MAX_JSON_BYTES} bytes; expected a small JSON file. Check the model.")
-        loaded = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        loaded = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({str(error)[:120]}). The file is damaged; download it again.") from None
     if not isinstance(loaded, dict):
         raise ModelError(f"{path}: holds a JSON {type(loaded).__name__}, expected an object. Check the model.")
+    if _is_deep(loaded):
+        raise ModelError(
+            f"{path}: is nested deeper than {MAX_JSON_DEPTH}; expected a file that describes a model. Check the model."
+        )
+    if HALF.search(data):
+        try:
+            json.dumps(loaded, ensure_ascii=False).encode("utf-8")
+        except UnicodeEncodeError:
+            raise ModelError(f"{path}: holds half of a character, expected Unicode text. Get the file from its source.") from None
     return loaded
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    level: list[Any] = [value]
+    for _ in range(MAX_JSON_DEPTH):
+        level = [v for c in level for v in (c.values() if type(c) is dict else c) if type(v) in (dict, list)]
+        if not level:
+            return False
+    return True
 
 
 def _shard_paths(directory: Path) -> list[Path]:
     names = [p.name for p in directory.iterdir() if not p.is_dir()]
-    return [directory / name for name in shard_names(str(directory), names, directory, lambda name: (directory / name).is_file())]
+    found = shard_names(str(directory), names, directory, lambda name: (directory / name).is_file())
+    for name in found:
+        check_inside(directory / name, directory)
+    return [directory / name for name in found]
 
 
 def shard_names(where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]) -> list[str]:

@@ -1,7 +1,7 @@
 """Where the tensors lie in a checkpoint that torch has pickled: ``.bin``, ``.pt``, ``.pth``, ``.ckpt``.
 
-Neither torch nor any code of the file is run. Its pickle is read by an unpickler that knows the few names a state dict is made of
-and refuses every other (torch's ``weights_only`` is the same list, on top of torch). The storages are then ranges of bytes in
+Neither torch nor any code of the file is run. Its pickle is read by an unpickler of ours, :mod:`alnico.checkpoint.unpickling`, which
+knows the few opcodes and names a state dict is made of and refuses every other. The storages are then ranges of bytes in
 the file, in the zip format (torch 1.6 and later, where storages are stored uncompressed) as in the one before it: tensors are
 read like those of safetensors, in part and by positioned reads.
 """
@@ -11,13 +11,12 @@ from __future__ import annotations
 import io
 import math
 import os
-import pickle
 import struct
 import zipfile
-from collections import Counter, OrderedDict, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import IO, Any
 
 import xxhash
@@ -25,13 +24,19 @@ import xxhash
 from alnico.checkpoint.files import open_to_read
 from alnico.checkpoint.header import MAX_DIMENSIONS, Header, TensorInfo
 from alnico.checkpoint.model import Shard
+from alnico.checkpoint.unpickling import MAX_PICKLE_BYTES, Known, Unpickler, put_pairs
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which trainers put the state dict, beside an optimizer, say."""
 
-MAX_PICKLE_BYTES = 200_000_000
+MOST_WRAPPED = 8
+"""Wrappers around a state dict that are taken off: a dict may hold itself."""
+
+MAX_EXPANDED_BYTES = 1 << 20
+"""A view that repeats its elements may be as large as its file, or this if that is more: a few bytes could ask for any memory."""
+
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
 LOCAL_HEADER = struct.Struct("<26xHH")
@@ -81,7 +86,7 @@ def open_pickle(path: Path) -> Shard:
             status = os.fstat(file.fileno())
             is_zip = file.read(4) == b"PK\x03\x04"
             file.seek(0)
-            loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(file, str(path))
+            loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(file, status.st_size, str(path))
             tensors, notes = _chosen(loaded, str(path))
             infos = [_placed(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()]
     except ModelError:
@@ -95,7 +100,7 @@ def open_pickle(path: Path) -> Shard:
     return Shard(path, Header(tuple(infos), {}, 0), status.st_size, status.st_mtime_ns, digest, notes)
 
 
-def _read_zip(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
+def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
     """Return what is pickled, the place (begin, end) of each storage in the file, and the pickle's digest."""
     with zipfile.ZipFile(file) as archive:
         records = {r.filename: r for r in archive.infolist()}
@@ -106,16 +111,21 @@ def _read_zip(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int, in
                 "Save the model's state_dict() and give that."
             )
         root = pickles[0].removesuffix("data.pkl")
-        record = records[pickles[0]]
-        if record.file_size > MAX_PICKLE_BYTES or record.compress_type != zipfile.ZIP_STORED:
-            raise ModelError(f"{where}: {record.filename} is larger than {MAX_PICKLE_BYTES} bytes or compressed. Check the model.")
-        text = archive.read(record)
-        if records.get(f"{root}byteorder") is not None and archive.read(f"{root}byteorder") != b"little":
+        most = min(MAX_PICKLE_BYTES, size)
+        for name in (pickles[0], f"{root}byteorder"):
+            record = records.get(name)
+            if record is not None and (record.file_size > most or record.compress_type != zipfile.ZIP_STORED):
+                raise ModelError(
+                    f"{where}: {name[:80]} has {record.file_size} bytes or is compressed; expected at most {most}, stored as they are. "
+                    "Check the model."
+                )
+        text = archive.read(pickles[0])
+        if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":
             raise ModelError(f"{where}: was written by a big-endian machine, expected little-endian. Convert it to safetensors.")
-    wanted: dict[str, _Storage] = {}
-    loaded = _Unpickler(io.BytesIO(text), where, wanted).load()
+    wanted = _Storages(where)
+    loaded = Unpickler(io.BytesIO(text), len(text), wanted.find, wanted.persistent).load()
     places = {}
-    for key in wanted:
+    for key in wanted.by_key:
         found = records.get(f"{root}data/{key}")
         if found is None or found.compress_type != zipfile.ZIP_STORED:
             raise ModelError(f"{where}: storage {key!r} is missing or compressed. The file is damaged; download it again.")
@@ -125,12 +135,12 @@ def _read_zip(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int, in
     return loaded, places, xxhash.xxh3_128_hexdigest(text)
 
 
-def _read_legacy(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
+def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tuple[int, int]], str]:
     """The same for the format before torch 1.6: five pickles, then for each storage its number of elements and its bytes."""
-    storages: dict[str, _Storage] = {}
+    wanted = _Storages(where)
 
     def load() -> Any:
-        return _Unpickler(file, where, storages).load()
+        return Unpickler(file, size, wanted.find, wanted.persistent).load()
 
     if load() != LEGACY_MAGIC or load() != LEGACY_PROTOCOL or not load().get("little_endian", False):
         raise ModelError(
@@ -142,8 +152,10 @@ def _read_legacy(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int,
     head = file.tell()
     places, position = {}, head
     for key in keys:
+        if not isinstance(key, str):
+            raise UnpicklingError("a storage whose key is no text")
         file.seek(position)
-        storage = storages[key]
+        storage = wanted.by_key[key]
         (count,) = struct.unpack("<q", file.read(8))
         begin = position + 8
         position = begin + storage.count * (DTYPES[storage.dtype].bytes if storage.dtype else 1)
@@ -156,15 +168,14 @@ def _read_legacy(file: IO[bytes], where: str) -> tuple[Any, dict[str, tuple[int,
     return loaded, places, xxhash.xxh3_128_hexdigest(file.read(head))
 
 
-class _Unpickler(pickle.Unpickler):
-    """Makes tensors of what a state dict is pickled as, and nothing else."""
+class _Storages:
+    """The storages that a pickle names, and what its other names mean."""
 
-    def __init__(self, file: IO[bytes], where: str, storages: dict[str, _Storage]) -> None:
-        super().__init__(file, encoding="utf-8")
+    def __init__(self, where: str) -> None:
         self._where = where
-        self._storages = storages
+        self.by_key: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find(self, module: str, name: str) -> Any:
         if module == "torch" and name in TORCH_DTYPES:
             return TORCH_DTYPES[name]
         if module == "torch" and name in STORAGES:
@@ -176,40 +187,65 @@ class _Unpickler(pickle.Unpickler):
             "of a model: get the model as safetensors, or save its state_dict() where you trust the file."
         )
 
-    def persistent_load(self, identifier: Any) -> _Storage:
+    def persistent(self, identifier: Any) -> _Storage:
         kind, dtype, key, _, count, *rest = identifier
         if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or not _is_size(count) or any(rest):
-            raise pickle.UnpicklingError("a storage of an unknown kind")
+            raise UnpicklingError("a storage of an unknown kind")
         storage = _Storage(key, dtype, count)
-        if self._storages.setdefault(key, storage) != storage:
-            raise pickle.UnpicklingError(f"storage {key!r} is two things")
+        if self.by_key.setdefault(key, storage) != storage:
+            raise UnpicklingError(f"storage {key!r} is two things")
         return storage
 
 
-def _rebuilt(storage: _Storage, offset: int, shape: tuple[int, ...], strides: tuple[int, ...], *_: object) -> _Tensor:
-    return _Tensor(storage, storage.dtype, offset, tuple(shape), tuple(strides))
+def _rebuilt(storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
+    return _view(storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides)
 
 
 def _rebuilt_typed(
-    storage: _Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    _grad: bool,
-    _hooks: object,
-    dtype: str,
-    *_: object,
+    storage: object, offset: object, shape: object, strides: object, _grad: object, _hooks: object, dtype: object, *_: object
 ) -> _Tensor:
-    return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides))
+    return _view(storage, dtype, offset, shape, strides)
 
 
-def _parameter(tensor: _Tensor, *_: object) -> _Tensor:
+def _view(storage: object, dtype: object, offset: object, shape: object, strides: object) -> _Tensor:
+    """A tensor of what a pickle says of it; whether it lies in the file is for :func:`_placed`."""
+    numbers = [offset]
+    for listed in (shape, strides):
+        if not isinstance(listed, (tuple, list)) or len(listed) > MAX_DIMENSIONS:
+            raise UnpicklingError(f"a tensor without a shape and strides of at most {MAX_DIMENSIONS} dimensions")
+        numbers += listed
+    if not isinstance(storage, _Storage) or not isinstance(dtype, str) or not all(map(_is_size, numbers)):
+        raise UnpicklingError("a tensor without a storage, a dtype and sizes, none negative")
+    return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides))  # type: ignore[arg-type]  # as was just seen
+
+
+def _parameter(tensor: object, *_: object) -> object:
     return tensor
 
 
-def _latin(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes encoded as {encoding!r}")
+def _mapping(*arguments: Any) -> dict[Any, Any]:
+    """A dict of any of Python's kinds: its pairs, or those of a mapping; that a missing key has a default is of no use here."""
+    found: dict[Any, Any] = {}
+    for given in arguments:
+        if isinstance(given, dict):
+            found |= given
+        elif isinstance(given, (list, tuple)):
+            put_pairs(found, ((pair[0], pair[1]) for pair in given))
+    return found
+
+
+def _listing(items: object = (), *_: object) -> list[object]:
+    """A list, or a set, whose members need not be told apart."""
+    return [*items] if isinstance(items, (list, tuple)) else []
+
+
+def _size(items: object = ()) -> tuple[object, ...]:
+    return tuple(items) if isinstance(items, (list, tuple)) else ()
+
+
+def _latin(text: object, encoding: object) -> bytes:
+    if encoding != "latin1" or not isinstance(text, str):
+        raise UnpicklingError("bytes in an unknown encoding")
     return text.encode("latin1")
 
 
@@ -217,25 +253,25 @@ def _nothing(*_: object) -> None:
     """A device: tensors are read to memory wherever they were."""
 
 
-KNOWN: dict[tuple[str, str], Callable[..., Any] | str] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("collections", "Counter"): Counter,
-    ("collections", "defaultdict"): defaultdict,
+KNOWN: dict[tuple[str, str], Known | str] = {
+    ("collections", "OrderedDict"): Known(_mapping),
+    ("collections", "Counter"): Known(_mapping),
+    ("collections", "defaultdict"): Known(_mapping),
     **{
-        (module, name): kind
+        (module, name): Known(call)
         for module in ("builtins", "__builtin__")
-        for name, kind in (("set", set), ("dict", dict), ("list", list))
+        for name, call in (("set", _listing), ("dict", _mapping), ("list", _listing))
     },
-    ("_codecs", "encode"): _latin,
-    ("torch", "Size"): tuple,
-    ("torch", "device"): _nothing,
+    ("_codecs", "encode"): Known(_latin),
+    ("torch", "Size"): Known(_size),
+    ("torch", "device"): Known(_nothing),
     ("torch", "UntypedStorage"): "",
     ("torch.storage", "UntypedStorage"): "",
-    ("torch._utils", "_rebuild_tensor"): _rebuilt,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuilt,
-    ("torch._utils", "_rebuild_tensor_v3"): _rebuilt_typed,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    ("torch._utils", "_rebuild_tensor"): Known(_rebuilt),
+    ("torch._utils", "_rebuild_tensor_v2"): Known(_rebuilt),
+    ("torch._utils", "_rebuild_tensor_v3"): Known(_rebuilt_typed),
+    ("torch._utils", "_rebuild_parameter"): Known(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): Known(_parameter),
 }
 
 
@@ -250,6 +286,11 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...
         ignored += [".".join([*inside, str(key)]) for key in loaded if key != wrapper]
         inside.append(wrapper)
         loaded = loaded[wrapper]
+        if len(inside) > MOST_WRAPPED:
+            raise ModelError(
+                f"{where}: its tensors lie in more than {MOST_WRAPPED} wrappers, {'.'.join(inside[:3])} and so on; expected a state "
+                "dict in one or two. Save the model's state_dict() and give that."
+            )
     if not isinstance(loaded, Mapping):
         raise ModelError(
             f"{where}: holds a {type(loaded).__name__}, expected tensors by name. Save the model's state_dict() and give that."
@@ -279,9 +320,8 @@ def _placed(name: str, tensor: _Tensor, storages: Mapping[str, tuple[int, int]],
     if tensor.dtype not in DTYPES:
         raise refuse("no dtype", f"one of {', '.join(DTYPES)}")
     shape, strides, width = tensor.shape, tensor.strides, DTYPES[tensor.dtype].bytes
-    numbers = (tensor.offset, *shape, *strides)
-    if len(shape) != len(strides) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in numbers):
-        raise refuse(f"the shape {str(shape)[:80]} with strides {str(strides)[:80]}", "sizes, none negative")
+    if len(shape) != len(strides):
+        raise refuse(f"the shape {str(shape)[:80]} with strides {str(strides)[:80]}", "a stride for each size")
     span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     begin, end = storages[tensor.storage.key]
     held = min((end - begin) // width, tensor.storage.count if tensor.storage.dtype else tensor.storage.count // width)
@@ -291,6 +331,9 @@ def _placed(name: str, tensor: _Tensor, storages: Mapping[str, tuple[int, int]],
         )
     if tensor.offset + span > held:
         raise refuse(f"elements to {tensor.offset + span} of its storage", f"at most {held}")
+    most = max(size, MAX_EXPANDED_BYTES)
+    if math.prod(shape) * width > most:
+        raise refuse(f"{math.prod(shape) * width} bytes, elements of its storage again and again", f"at most {most}")
     first = begin + tensor.offset * width
     is_in_order = 0 in shape or all(n == 1 or s == c for n, s, c in zip(shape, strides, _contiguous(shape), strict=True))
     return TensorInfo(name, tensor.dtype, shape, first, first + span * width, None if is_in_order else strides)

@@ -7,9 +7,10 @@ from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.lasting import copy_file, write_file
-from alnico.checkpoint.model import PICKLES, read_json
-from alnico.errors import RunError
+from alnico.checkpoint.model import MAX_JSON_BYTES, PICKLES, read_json
+from alnico.errors import ModelError, RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
 WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", *PICKLES)
@@ -53,11 +54,22 @@ def is_carried(name: PurePath, modules: set[str]) -> bool:
     return name.suffix not in WEIGHTS and not top.endswith(".index.json")
 
 
+def check_links(directory: Path) -> None:
+    """Refuse links, among the files that are read or carried, that lead out of a model's folder. Errors: ModelError."""
+    for relative in (*side_files(directory)[0], *map(Path, OURS)):
+        if (directory / relative).exists():
+            check_inside(directory / relative, directory)
+
+
 def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> None:
-    """Copy what :func:`side_files` carries, contents only, but the files of ``left``. Errors: RunError with the system's reason."""
+    """Copy what :func:`side_files` carries, contents only, but the files of ``left``.
+
+    Errors: ModelError for a link that leads out of the model; RunError with the system's reason.
+    """
     for relative in side_files(source)[0]:
         if relative.as_posix() in left:
             continue
+        check_inside(source / relative, source)
         try:
             (target / relative).parent.mkdir(parents=True, exist_ok=True)
             copy_file(source / relative, target / relative)
@@ -95,7 +107,7 @@ def module_folders(directory: Path) -> set[str]:
     if not path.exists():
         return set()
     try:
-        modules = json.loads(path.read_bytes())
+        modules = json.loads(read_small(path, MAX_JSON_BYTES, "a list of modules"))
         return {str(m["path"]) for m in modules if m.get("path")}
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ModelError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return set()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from alnico.checkpoint.model import FileModel, Source, Tensor, open_shard, read_json
+from alnico.checkpoint.files import check_inside, read_small
+from alnico.checkpoint.model import MAX_JSON_BYTES, FileModel, Source, Tensor, open_shard, read_json
 from alnico.checkpoint.shards import cut
 from alnico.checkpoint.writer import OutputFiles
 from alnico.errors import AlnicoError, ModelError, OutputError, RunError
@@ -110,6 +111,7 @@ def open_statistics(path: str, label: str = "") -> Statistics:
         raise ModelError(
             f"{summary}: holds no statistics of schema {SCHEMA}; expected what `alnico statistics` wrote. Measure anew."
         )
+    check_inside(folder / TENSORS, folder)
     files = FileModel(label or path, folder, [open_shard(folder / TENSORS)])
     try:
         entries = {
@@ -120,17 +122,21 @@ def open_statistics(path: str, label: str = "") -> Statistics:
         }
         numbers = {k: float(v) for k, v in data.items() if _is_number(v)}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
+        files.close()
         raise ModelError(f"{summary}: is damaged ({error}). Measure the model anew.") from None
     lacking = next((e.stored for e in entries.values() if e.stored not in files.tensors), None)
     if lacking is not None:
         raise ModelError(
             f"{summary}: names {lacking!r}, which {TENSORS} does not hold; they are of different measurements. Measure the model anew."
         )
-    return Statistics(files, data["kind"], entries, numbers, hashlib.sha256(summary.read_bytes()).hexdigest())
+    return Statistics(
+        files, data["kind"], entries, numbers, hashlib.sha256(read_small(summary, MAX_JSON_BYTES, "statistics")).hexdigest()
+    )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (bool, int, float)) and math.isfinite(value)
+    """Is it a finite number of float64, which a JSON of more digits need not be?"""
+    return isinstance(value, (bool, int, float)) and abs(value) <= sys.float_info.max
 
 
 def digest_of(source: Source, name: str) -> str:

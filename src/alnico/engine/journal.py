@@ -163,7 +163,7 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
     lines = read_lines(path, fingerprint, what)
     try:
         return Done([_record(x) for x in lines if "tensor" in x], _found("fact", lines), _found("norms", lines))
-    except (ValueError, KeyError, TypeError, IndexError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         raise _damaged(path, what) from None
 
 

@@ -40,10 +40,14 @@ MAGIC = b"alnico kernel 1\n"
 UNCALLED = "NRT_MemInfo_call_dtor"
 """What numba's code refers to for freeing arrays. Kernels own none, so it is never called."""
 
+MOST_KERNELS = 256
+"""Descriptions that are known again without writing their text. A method makes its functions anew for every merge, so that those of
+finished merges fill what there is; a merge of every method takes a few dozen."""
+
 _scratch = threading.local()
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=MOST_KERNELS)
 def compiled(kernel: Description) -> Kernel:
     """Return the kernel, from the cache or compiled now (0.5 to 3 s). Call it with what its ``interface`` lists."""
     # A method makes its equation anew for every merge: equal text is the same kernel, whatever function it came from.

@@ -188,7 +188,10 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 def tied_heads(config: Mapping[str, Any], names: Collection[str], heads: Iterable[str]) -> dict[str, str]:
     """Which of ``heads`` a config ties to an embedding among ``names``: head to embedding."""
-    if not (config.get("tie_word_embeddings") or any(config.get(k, {}).get("tie_word_embeddings") for k in TEXT_CONFIGS)):
+    if not (
+        config.get("tie_word_embeddings")
+        or any(isinstance(c := config.get(k), dict) and c.get("tie_word_embeddings") for k in TEXT_CONFIGS)
+    ):
         return {}
     found = {}
     for head in heads:

@@ -208,7 +208,7 @@ def _read(path: str, folders: Sequence[str]) -> _Analysis:
         named = [data["base"], *data["models"]]
         if any(not isinstance(m["reference"], str) for m in named) or any(len(n) != len(named) - 1 for _, n in norms.values()):
             raise ValueError("models")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{file}: is damaged ({error}). Make it anew with `alnico analyze`.") from None
     return _Analysis(file, named[0], named[1:], norms)
 

@@ -32,6 +32,9 @@ SEARCH_KEYS = {
 }
 """The keys of a value that is searched."""
 
+MOST_DIMENSIONS = 5_000
+"""Values that may be searched in all, those over layers counted each."""
+
 MAX_LAYERS = 1_000
 MAX_CHOICES = 1_000
 LEAST_SHARE, MOST_SHARE = 1e-9, 1 - 1e-9
@@ -156,7 +159,9 @@ class Space:
 def read_space(root: Node, name: str, folder: str, reading: Reading) -> Space:
     """Find what is searched in the tree of a recipe (its ``search`` settings taken out). Mistakes are told to ``reading``."""
     found: list[_Place] = []
-    _look(root, (), found, root, reading)
+    _look(root, (), found, root, _methods(root), reading)
+    if reading.is_broken:
+        raise reading.error()
     if isinstance(root.value, dict) and "stack" in root.value:
         stack = read_stack(root.value["stack"], reading)
         if stack is not None:
@@ -176,22 +181,28 @@ def read_space(root: Node, name: str, folder: str, reading: Reading) -> Space:
     return Space(root, _named(found, root), name, folder, reading.has_lines)
 
 
-def _look(node: Node, path: Path_, found: list[_Place], root: Node, reading: Reading) -> None:
+def _look(node: Node, path: Path_, found: list[_Place], root: Node, methods: Sequence[Method], reading: Reading) -> None:
+    if reading.is_broken:
+        return
     if isinstance(node.value, list):
         for i, item in enumerate(node.value):
-            _look(item, (*path, i), found, root, reading)
+            _look(item, (*path, i), found, root, methods, reading)
     if not isinstance(node.value, dict) or path[:1] in (("tokenizer",), ("stack",)):
         return
     if path and "search" in node.value:
-        place = _searched(node, path, root, reading)
+        place = _searched(node, path, root, methods, reading)
     elif path and "choice" in node.value:
         place = _choice(node, path, reading)
     else:
         for key, inner in node.value.items():
-            _look(inner, (*path, key), found, root, reading)
+            _look(inner, (*path, key), found, root, methods, reading)
         return
     if place is not None:
         found.append(place)
+        if sum(len(p.dimensions) for p in found) > MOST_DIMENSIONS:
+            reading.broken(
+                node.line, f"more than {MOST_DIMENSIONS} values are searched; expected fewer. Search one for several tensors."
+            )
 
 
 def written(path: Path_) -> str:
@@ -204,7 +215,7 @@ def written(path: Path_) -> str:
     return text.removeprefix(".")
 
 
-def _searched(node: Node, path: Path_, root: Node, reading: Reading) -> _Place | None:
+def _searched(node: Node, path: Path_, root: Node, methods: Sequence[Method], reading: Reading) -> _Place | None:
     where = written(path)
     keys = scalars.mapping(node, where, SEARCH_KEYS, "a value to search", reading)
     layers = scalars.whole(keys.get("layers"), f"{where}.layers", 1, reading)
@@ -223,7 +234,7 @@ def _searched(node: Node, path: Path_, root: Node, reading: Reading) -> _Place |
     if range_ is None:
         return None
     low, high, is_whole, is_log, step = range_
-    default = _inside(_default(path, root, low, high, is_log), low, high, is_whole, step)
+    default = _inside(_default(path, root, methods, low, high, is_log), low, high, is_whole, step)
     dimensions = [Dimension(n, "whole" if is_whole else "number", default, low, high, is_log, step) for n in names]
     return _Place(path, node.line, tuple(dimensions), layers is not None)
 
@@ -320,13 +331,14 @@ def _check_simplices(places: Sequence[_Place], reading: Reading) -> None:
                 )
 
 
-def _default(path: Path_, root: Node, low: float, high: float, is_log: bool) -> float:
+def _default(path: Path_, root: Node, methods: Sequence[Method], low: float, high: float, is_log: bool) -> float:
     """1/n for a weight of n models, the default of the method that takes the option, else the middle of the range."""
     middle = math.sqrt(low * high) if is_log else (low + high) / 2
-    if "parameters" not in path:
+    if "parameters" not in path[:-1]:  # a place of all parameters at once is told as a mistake when the space is checked
         return middle
-    key = str(path[len(path) - path[::-1].index("parameters")])
-    for method in _methods(root):
+    inside = path[:-1]
+    key = str(path[len(inside) - inside[::-1].index("parameters")])
+    for method in methods:
         name = dialect.own_name(method, key)
         if name == "weight":
             return 1 / max(_models(path, root), 1)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from alnico.checkpoint.model import Source, read_json
+from alnico.checkpoint.model import Source, parse_json, read_json
 from alnico.errors import RecipeError
 from alnico.vocabulary.build import VocabularyPlan
 from alnico.vocabulary.tokenizer import CONFIG, as_json, bytes_of
@@ -82,7 +80,7 @@ def chat_template(setting: str, sources: Sequence[Source], donor: int, vocabular
 
     files: dict[str, bytes] = {}
     config = held(CONFIG)
-    settings: dict[str, Any] = json.loads(config) if config is not None else {}
+    settings = parse_json(config, Path(CONFIG) if directory is None else directory / CONFIG) if config is not None else {}
     in_config = "chat_template" in settings
     if in_config and held(FILE) is None:
         files[CONFIG] = as_json({**settings, "chat_template": template})
@@ -92,7 +90,7 @@ def chat_template(setting: str, sources: Sequence[Source], donor: int, vocabular
             files[CONFIG] = as_json({k: v for k, v in settings.items() if k != "chat_template"})
     of_processor = held(OF_PROCESSOR)
     if of_processor is not None:
-        files[OF_PROCESSOR] = as_json({**json.loads(of_processor), "chat_template": template})
+        files[OF_PROCESSOR] = as_json({**parse_json(of_processor, Path(directory or "") / OF_PROCESSOR), "chat_template": template})
     return ChatTemplate(files, tuple(notes))
 
 
@@ -105,7 +103,11 @@ def template_of(directory: Path | None) -> str | None:
     for name in (CONFIG, OF_PROCESSOR):
         value = read_json(directory / name).get("chat_template") if (directory / name).exists() else None
         if isinstance(value, list):
-            named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, dict)}
+            named = {
+                entry.get("name"): entry.get("template")
+                for entry in value
+                if isinstance(entry, dict) and entry.get("name") == "default"
+            }
             value = named.get("default")
         if isinstance(value, str):
             return value

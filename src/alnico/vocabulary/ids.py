@@ -64,5 +64,5 @@ def rows_in(config: Mapping[str, Any]) -> int | None:
 def _ids(key: str, value: Any, remap: Remap) -> Any:
     if isinstance(value, list):
         found = [new for each in value if (new := _ids(key, each, remap)) is not None]
-        return found if any(isinstance(each, list) for each in found) else list(dict.fromkeys(found))
+        return found if any(isinstance(each, (list, dict)) for each in found) else list(dict.fromkeys(found))
     return remap(key, value) if type(value) is int and value >= 0 else value

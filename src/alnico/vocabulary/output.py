@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alnico.errors import ModelError
 from alnico.vocabulary.tokenizer import (
     ADDED,
     CONFIG,
@@ -20,6 +21,9 @@ from alnico.vocabulary.tokenizer import (
     plain_entry,
     role_tokens,
 )
+
+MOST_GAPS = 100_000
+"""Ids without a token that a small vocabulary may have."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
     removed = len(template.tokens) - len(here)
     if not new and not removed:
         return Result(template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0)
-    fillers = _fillers(parts) if has_document else {}
+    fillers = _fillers(parts, template) if has_document else {}
     parts |= fillers
     if has_document:
         added = added_ids(parts, [*kept, *new])
@@ -83,9 +87,14 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
     return Result(tokens, files, len(tokens) - len(here), removed)
 
 
-def _fillers(parts: Mapping[str, int]) -> dict[str, int]:
-    """Tokens for ids that no token has, so that the number of tokens is the first free id."""
+def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
+    """Tokens for ids that no token has, so that the number of tokens is the first free id. Errors: ModelError for too many."""
     taken = set(parts.values())
+    if 1 + max(taken, default=-1) - len(taken) > MOST_GAPS + len(taken):
+        raise ModelError(
+            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at most {MOST_GAPS} more ids "
+            "without a token than with one. Get the file again."
+        )
     gaps = [i for i in range(1 + max(taken, default=-1)) if i not in taken]
     surplus = len(parts) - len(taken)
     if not gaps or surplus >= len(gaps):
@@ -99,7 +108,13 @@ def _files(
     left = PARTS if has_other_parts and template.document is not None else ()
     files = {n: bytes_of(template.directory / n) for n in template.files if n not in left}
     if template.document is not None:
-        files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))
+        try:
+            files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))
+        except (TypeError, LookupError, AttributeError) as error:
+            raise ModelError(
+                f"{template.directory / JSON}: its merges, post_processor or padding are not as the tokenizers library writes them "
+                f"({str(error)[:80]}). Get the file again."
+            ) from None
     legacy = any(n in files for n in PARTS)
     settings = dict(template.settings)
     if "added_tokens_decoder" in settings or legacy:

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.files import read_small
 from alnico.checkpoint.model import read_json
 from alnico.errors import ModelError
 from alnico.vocabulary.sentencepiece import pieces
@@ -24,6 +25,8 @@ TEMPLATES = ("chat_template.jinja", "chat_template.json")
 FILES = (JSON, CONFIG, ROLES, ADDED, *PARTS, *TEMPLATES, "tekken.json")
 """All files that belong to a tokenizer and must come from one model."""
 MAX_BYTES = 200_000_000
+MAX_ROW = (1 << 22) - 1
+"""Highest row that a token may have: there is memory for each row up to it. The largest vocabularies have a million."""
 
 ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -135,19 +138,20 @@ def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | N
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: [[token, score], ...] in row order
-        try:
-            return {str(entry[0]): row for row, entry in enumerate(vocabulary)}
-        except (TypeError, LookupError):
-            raise ModelError(f"{path}: model.vocab holds entries that are no [token, score]. Get the file again.") from None
+        if not all(isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary):
+            raise ModelError(f"{path}: model.vocab holds entries that are no [token, score]. Get the file again.")
+        return {entry[0]: row for row, entry in enumerate(vocabulary)}
     return rows_of(vocabulary, path) if isinstance(vocabulary, dict) else None
 
 
 def added_entries(document: Mapping[str, Any], path: Path) -> list[Entry]:
     """The added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
     try:
-        return [{**t, "content": str(t["content"]), "id": int(t["id"])} for t in document.get("added_tokens") or []]
+        return [{**t, "content": str(t["content"]), "id": _row(t["id"])} for t in document.get("added_tokens") or []]
     except (TypeError, KeyError, ValueError, OverflowError):
-        raise ModelError(f"{path}: added_tokens holds entries without content and id. Get the file again.") from None
+        raise ModelError(
+            f"{path}: added_tokens holds entries without content and an id up to {MAX_ROW}. Get the file again."
+        ) from None
 
 
 def rows_of(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
@@ -155,7 +159,18 @@ def rows_of(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
     rows = {token: row for token, row in vocabulary.items() if type(row) is int and row >= 0}
     if len(rows) != len(vocabulary):
         raise ModelError(f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again.")
+    highest = max(rows.values(), default=0)
+    if highest > MAX_ROW:
+        raise ModelError(f"{path}: its vocabulary has the row {str(highest)[:40]}; expected at most {MAX_ROW}. Get the file again.")
     return rows
+
+
+def _row(value: Any) -> int:
+    """The id of an added token. ValueError for one that no vocabulary has."""
+    row = int(value)
+    if not 0 <= row <= MAX_ROW:
+        raise ValueError(f"an id outside 0 to {MAX_ROW}")
+    return row
 
 
 def pieces_of(path: Path) -> dict[str, int]:
@@ -175,12 +190,7 @@ def lines_of(path: Path) -> dict[str, int]:
 
 def bytes_of(path: Path) -> bytes:
     """Read a tokenizer file. Errors: ModelError naming it."""
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ModelError(f"{path}: is larger than {MAX_BYTES} bytes; expected a tokenizer. Check the model.")
-        return path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    return read_small(path, MAX_BYTES, "a tokenizer")
 
 
 def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[str, int] | None:
@@ -206,12 +216,14 @@ def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) 
     try:
         if ADDED in files:
             for content, row in read_json(directory / ADDED).items():
-                found[int(row)] = _entry(content, special=False)
+                found[_row(row)] = _entry(content, special=False)
         for row, entry in (settings.get("added_tokens_decoder") or {}).items():
-            kept = {k: v for k, v in entry.items() if k != "__type"}
-            found[int(row)] = {**_entry(str(entry["content"]), special=bool(entry.get("special"))), **kept}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise ModelError(f"{directory}: {ADDED} or {CONFIG} holds added tokens without content and id. Get them again.") from None
+            kept = {k: v for k, v in entry.items() if k not in ("__type", "content", "id")}
+            found[_row(row)] = {**_entry(str(entry["content"]), special=bool(entry.get("special"))), **kept}
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        raise ModelError(
+            f"{directory}: {ADDED} or {CONFIG} holds added tokens without content and an id up to {MAX_ROW}. Get them again."
+        ) from None
     return found
 
 

@@ -1,0 +1,78 @@
+"""Malformed tokenizers, each with the check that refuses it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import alnico
+from alnico.vocabulary.tokenizer import MAX_ROW, read_tokenizer
+from hostile.malformed import Malformed, Read, save, save_json
+
+BPE = {"model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}, "added_tokens": []}
+
+
+def files(**held: Any):
+    """A tokenizer of files, whose names have ``__`` for a dot: text, bytes or JSON."""
+
+    def make(folder: Path) -> Read:
+        for name, value in held.items():
+            path = folder / name.replace("__", ".")
+            if isinstance(value, bytes):
+                path.write_bytes(value)
+            else:
+                save_json(path, value)
+        return lambda: read_tokenizer(folder)
+
+    return make
+
+
+def document(**keys: Any):
+    return files(tokenizer__json={**BPE, **keys})
+
+
+def merged(changed: Mapping[str, Any]):
+    """A model with a tokenizer whose token is added to that of another."""
+
+    def make(folder: Path) -> Read:
+        for name, more in (("m", changed), ("other", {"model": {"type": "BPE", "vocab": {"c": 0, "d": 1}, "merges": []}})):
+            save(folder / name / "model.safetensors", {"model.embed_tokens.weight": ("F32", (200_000 if name == "m" else 2, 1))})
+            save_json(folder / name / "tokenizer.json", {**BPE, **more})
+            save_json(folder / name / "config.json", {"model_type": "llama", "tie_word_embeddings": True})
+        recipe = {"merge_method": "linear", "models": [str(folder / "m"), str(folder / "other")], "tokenizer_source": "union"}
+
+        def read() -> None:
+            for source in alnico.plan(recipe).sources:
+                source.close()
+
+        return read
+
+    return make
+
+
+def pieces(data: bytes):
+    return files(tokenizer__model=data)
+
+
+TOKENIZER_FILES = (
+    # tokenizer.py
+    Malformed("model.vocab holds entries that are no [token, score]", "model.vocab holds entries", document(model={"vocab": ["ab"]})),
+    Malformed("added_tokens holds entries without content and an id up to", "added_tokens holds entries without content", document(added_tokens=[{"id": 1}])),
+    Malformed("its vocabulary maps tokens to things that are no row numbers", "things that are no row numbers", document(model={"vocab": {"a": -1}})),
+    Malformed("its vocabulary has the row {}; expected at most", "its vocabulary has the row 4194304", document(model={"vocab": {"a": MAX_ROW + 1}})),
+    Malformed("an id outside 0 to {}", "added_tokens holds entries without content", document(added_tokens=[{"content": "<s>", "id": -1}])),
+    Malformed("is no sentencepiece model", "is no sentencepiece model (it holds no pieces)", pieces(b"")),
+    Malformed("the ids of a {} are not the places of its pieces", "the ids of a XLMRobertaTokenizer are not", files(tokenizer__model=b"\n\x03\n\x01a", tokenizer_config__json={"tokenizer_class": "XLMRobertaTokenizer"})),
+    Malformed("{} or {} holds added tokens without content and an id up to", "holds added tokens without content", files(vocab__json={"a": 0}, tokenizer_config__json={"added_tokens_decoder": {"1": {}}})),
+    # sentencepiece.py
+    Malformed("a piece is no message", "(a piece is no message)", pieces(b"\x08\x01\n\x03\n\x01a")),
+    Malformed("piece {} has no text", "(piece 0 has no text)", pieces(b"\n\x00\n\x03\n\x01a")),
+    Malformed("it holds no pieces", "(it holds no pieces)", pieces(b"\x12\x00")),
+    Malformed("byte {} begins no field", "begins no field)", pieces(b"\n\x03\n\x01a\x0b")),
+    Malformed("it ends within a field", "(it ends within a field)", pieces(b"\n\x03\n\x01a\n\x09\n\x01b")),
+    Malformed("it ends within a number", "(it ends within a number)", pieces(b"\n\x03\n\x01a" + b"\x80" * 12)),
+    # output.py
+    Malformed("more ids without a token than with one", "has 2 tokens and ids up to 199999", merged({"model": {"type": "BPE", "vocab": {"a": 0, "b": 199_999}, "merges": []}})),
+    Malformed("its merges, post_processor or padding are not as", "are not as the tokenizers library writes them", merged({"padding": {"pad_token": [1], "pad_id": 0}})),
+)  # fmt: skip

@@ -1,0 +1,81 @@
+"""Models of any size whose files hold headers and holes: no disk is used for their tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+WIDTHS = {"BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1}
+
+Shapes = Mapping[str, Sequence[int]]
+
+
+def llama_405b() -> dict[str, tuple[int, ...]]:
+    """The tensors of Llama 3.1 405B, as its repository on the hub lists them: 126 layers, 16,384 wide, 8 heads for keys and values."""
+    hidden, inner, keys, vocabulary = 16_384, 53_248, 1_024, 128_256
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for i in range(126):
+        at = f"model.layers.{i}."
+        shapes |= {
+            at + "self_attn.q_proj.weight": (hidden, hidden),
+            at + "self_attn.k_proj.weight": (keys, hidden),
+            at + "self_attn.v_proj.weight": (keys, hidden),
+            at + "self_attn.o_proj.weight": (hidden, hidden),
+            at + "mlp.gate_proj.weight": (inner, hidden),
+            at + "mlp.up_proj.weight": (inner, hidden),
+            at + "mlp.down_proj.weight": (hidden, inner),
+            at + "input_layernorm.weight": (hidden,),
+            at + "post_attention_layernorm.weight": (hidden,),
+        }
+    return shapes | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+
+
+CONFIG_405B = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16_384, "intermediate_size": 53_248, "num_hidden_layers": 126,
+    "num_attention_heads": 128, "num_key_value_heads": 8, "vocab_size": 128_256, "torch_dtype": "bfloat16", "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def save_sparse(path: Path, shapes: Shapes, dtype: str) -> None:
+    """A safetensors file of holes, which read as zeros."""
+    header: dict[str, Any] = {}
+    at = 0
+    for name, shape in shapes.items():
+        end = at + math.prod(shape) * WIDTHS[dtype]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, end]}
+        at = end
+    text = json.dumps(header).encode()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    os.truncate(path, 8 + len(text) + at)
+
+
+def fill(path: Path, name: str, values: np.ndarray, at: int = 0) -> None:
+    """Write values over the holes of a tensor, from its element ``at`` on."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        begin = 8 + length + json.loads(file.read(length))[name]["data_offsets"][0]
+        file.seek(begin + at * values.itemsize)
+        file.write(values.tobytes())
+
+
+def save_sparse_model(
+    folder: Path, shapes: Shapes, dtype: str = "BF16", shards: int = 1, config: Mapping[str, Any] | None = None
+) -> Path:
+    """A model directory of such files, with an index; tensors are dealt out in order, equally many a shard."""
+    names = list(shapes)
+    weight_map = {}
+    for i in range(shards):
+        part = names[i * len(names) // shards : (i + 1) * len(names) // shards]
+        file = f"model-{i + 1:05d}-of-{shards:05d}.safetensors"
+        save_sparse(folder / file, {n: shapes[n] for n in part}, dtype)
+        weight_map |= dict.fromkeys(part, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (folder / "config.json").write_text(json.dumps(config or {}))
+    return folder
