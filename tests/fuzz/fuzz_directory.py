@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import open_model
 from alnico.checkpoint.sidecars import copy_side_files
-from alnico.engine.card import licence_of
 from fuzz.harness import Target, files_of, header_of, put, put_header
 
 NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "config.json", "modules.json", "README.md")
@@ -30,7 +30,7 @@ def read(data: bytes, folder: Path) -> None:
         for name in opened.tensors:
             opened.read(name)
         assert "s" not in opened.tensors, "a tensor from outside"
-        licence_of(opened)
+        lineage_of(opened)
         out.mkdir(exist_ok=True)
         copy_side_files(model, out)
     secret = (folder / "secret" / "s.safetensors").read_bytes()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 import made
+from alnico.checkpoint.adapter import open_adapter
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
 BASE = {"q.weight": ("F32", (4, 6)), "q.bias": ("F32", (4,)), "head.weight": ("F32", (5, 4)), "n": ("I32", (3,))}
@@ -49,7 +51,42 @@ def without_config(folder: Path) -> Read:
     return read
 
 
+P = "base_model.model.experts"
+EXPERTS = {f"{P}.lora_A.weight": ("F32", (4, 6)), f"{P}.lora_B.weight": ("F32", (5, 4))}
+
+
+def packed(base: Mapping[str, Any], targets: list[str]):
+    """A base with experts in one tensor, and an adapter of two experts' (5, 6) matrices."""
+
+    def make(folder: Path) -> Read:
+        read = adapted(target_parameters=targets, tensors=EXPERTS)(folder)
+        save(folder / "base" / "model.safetensors", base)
+        return read
+
+    return make
+
+
+PAIR = {"experts.up": ("F32", (2, 5, 6)), "experts.down": ("F32", (2, 5, 6))}
+TWICE = {"base_model.model.n.original_module.weight": ("F32", (2,)), "base_model.model.n.modules_to_save.weight": ("F32", (2,))}
+
+
+def no_name(_: Path) -> Read:
+    return lambda: open_adapter("x" * 5000)
+
+
 ADAPTER_FILES = (
+    Malformed("adapter {}: cannot be read", "cannot be read (File name too long)", no_name),
+    Malformed("a rank is {}", "a rank is '2'", adapted(rank_pattern={"q": "2"})),
+    Malformed("an alpha is {}", "an alpha is inf", adapted(config=json.dumps(CONFIG | {"lora_alpha": 1}).replace('"lora_alpha": 1', '"lora_alpha": 1e400'))),
+    Malformed("repetitions at most and none of groups", "none of groups", adapted(rank_pattern={"(q+)+": 2})),
+    Malformed("without which its scale cannot be told", "has no lora_alpha", adapted(config={"peft_type": "LORA", "r": 2})),
+    Malformed("target_parameters is {}, expected a list of names", "expected a list of names", adapted(target_parameters={"q": 1})),
+    Malformed("both stand for", "both stand for 'n.weight'", adapted(tensors=LORA | TWICE)),
+    Malformed("holds no tensor; expected the factors", "holds no tensor; expected", adapted(tensors={})),
+    Malformed("{} is {}, expected numbers in floating point. Use another adapter.", "is I32, expected numbers in floating point. Use another adapter.", adapted(tensors={f"{Q}.lora_A.weight": ("I32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (4, 2))})),
+    Malformed("expected matrices of one rank", "expected matrices of one rank", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (4, 3))})),
+    Malformed("whose shapes are equal; the adapter does not say which", "whose shapes are equal", packed(PAIR, ["experts.up", "experts.down"])),
+    Malformed("{}: {} is for {} of {}, as {} matrices of", "as 2 matrices of (5, 6)", packed({"experts.up": ("F32", (2, 5, 7))}, ["experts.up"])),
     Malformed("has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter", "Mend or leave out this adapter", infinite),
     Malformed("a row of the adapted weight is 0", "a row of the adapted weight is 0", adapted(tensors=LORA | SCALED, use_dora=True)),
     Malformed("is no directory, expected that of a LoRA adapter", "is no directory, expected that of a LoRA adapter", a_file),
@@ -61,7 +98,7 @@ ADAPTER_FILES = (
     Malformed("the rank or alpha of {} cannot be told", "cannot be told (", adapted(rank_pattern={"(": 2})),
     Malformed("the adapter has {} without its lora_A or lora_B", "without its lora_A or lora_B", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6))})),
     Malformed("has rank {}, {} says {}; they must agree", "has rank 2, adapter_config.json says 3", adapted(r=3)),
-    Malformed("expected numbers in floating point. Use another adapter or base", "expected numbers in floating point", adapted(tensors={f"{Q}.lora_A.weight": ("I32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (4, 2))})),
+    Malformed("expected numbers in floating point. Use another adapter or base", "q.base_layer.weight is I32, expected numbers", adapted(tensors={"base_model.model.q.lora_A.weight": ("F32", (2, 6)), "base_model.model.q.lora_B.weight": ("F32", (4, 2)), "base_model.model.q.base_layer.weight": ("I32", (4, 6))})),
     Malformed("a vocabulary that was extended must be extended in the base too", "a vocabulary that was extended", adapted(tensors={"base_model.model.head.weight": ("F32", (6, 4))})),
     Malformed("{} | the same", "is (5,), expected the same. Use", adapted(tensors=LORA | {f"{Q}.lora_B.bias": ("F32", (5,))})),
     Malformed("{} | ({}, {})", "expected (4, 2)", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (3, 2))})),

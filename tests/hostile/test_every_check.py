@@ -10,11 +10,11 @@ from alnico.errors import AlnicoError
 from hostile.adapter_files import ADAPTER_FILES
 from hostile.checks import Check, checks_of, readers, without
 from hostile.malformed import Malformed
-from hostile.model_files import MODEL_FILES
+from hostile.model_files import FP8_FILES, MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
 from hostile.tokenizer_files import TOKENIZER_FILES
 
-FILES: tuple[Malformed, ...] = (*MODEL_FILES, *PICKLE_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
+FILES: tuple[Malformed, ...] = (*MODEL_FILES, *FP8_FILES, *PICKLE_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
 CHECKS = [check for reader in readers() for check in checks_of(reader)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import json
+import math
 import os
 import pickle
 import re
@@ -23,7 +24,7 @@ from alnico.analysis.results import SUMMARY, read_analysis
 from alnico.checkpoint.model import INDEX, open_model
 from alnico.checkpoint.sidecars import copy_side_files
 from alnico.checkpoint.statistics import open_statistics
-from alnico.engine.journal import NAME, read_journal
+from alnico.engine.journal import FORM, NAME, checked, read_journal
 from alnico.errors import AlnicoError, ModelError, OutputError, RecipeError
 from alnico.plan.families import tied_heads
 from alnico.tune.search_settings import read_search
@@ -223,11 +224,14 @@ def test_numbers_that_no_float_holds_are_refused(tmp_path: Path) -> None:
     save_json(tmp_path / "s" / "statistics.json", told)
     with pytest.raises(ModelError, match="says no mean of w"):
         open_statistics(str(tmp_path / "s")).number("w", "mean")
-    for line in ('{"fact": Infinity, "value": []}', f'{{"norms": 0, "value": [{big}]}}', "[" * 100_000, '{"tensor": 1}'):
-        (tmp_path / NAME).write_text('{"fingerprint": {}}\n' + line + "\n")
+    begun = checked({"journal": FORM, "fingerprint": {}})
+    for fields in ({"fact": math.inf, "value": []}, {"norms": 0, "value": [int(big)]}, {"tensor": 1}):
+        (tmp_path / NAME).write_text(begun + checked(fields))
         with pytest.raises(OutputError, match="is damaged"):
             read_journal(tmp_path, {})
-    (tmp_path / NAME).write_text('{"fingerprint": []}\n')
+    (tmp_path / NAME).write_text(begun + "[" * 100_000 + "\n")
+    assert not read_journal(tmp_path, {})  # a line without its check was cut off: what follows it is not known
+    (tmp_path / NAME).write_text(checked({"journal": FORM, "fingerprint": []}))
     with pytest.raises(OutputError, match="is damaged"):
         read_journal(tmp_path, {"recipe": 1})
 

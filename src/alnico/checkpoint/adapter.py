@@ -152,7 +152,7 @@ def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
     try:
         files = _open(reference, offline)
     except OSError as error:
-        raise ModelError(f"{reference}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(f"adapter {reference}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     try:
         return Adapter(files, _checked_config(files))
     except BaseException:
