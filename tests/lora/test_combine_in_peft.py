@@ -162,6 +162,22 @@ def test_peft_gives_the_logits_of_the_weighted_sum(tmp_path, case):
     compare(tmp_path, lambda: tiny(kind), options, weights, inputs)
 
 
+def test_peft_loads_experts_whose_parameters_need_unequal_ranks(tmp_path):
+    """An energy gives each its own rank; the config can say one for a module, whose parameters it cannot tell apart."""
+    options = [{"r": 8, "lora_alpha": 8, **EXPERTS}, {"r": 2, "lora_alpha": 8, **EXPERTS}]
+    made = [made_by_peft(tiny("mixtral"), tmp_path / str(i), o, seed=i + 1) for i, o in enumerate(options)]
+    result = combine([a for a, _ in made], tmp_path / "out", energy=0.9)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    of_experts = [m.rank for m in result.modules if "experts" in m.name]
+    assert len(of_experts) == 4
+    assert of_experts[0] == of_experts[1]
+    assert any("(down_proj|gate_up_proj)" in key for key in config["rank_pattern"]) or config["r"] == of_experts[0]
+    ours = in_peft(tiny("mixtral"), tmp_path / "out").merge_and_unload().state_dict()
+    base, expected = tiny("mixtral").state_dict(), with_sum(tiny("mixtral"), [m for _, m in made], [1.0, 1.0]).state_dict()
+    for name in (n for n in base if "experts" in n):
+        assert 0 < (ours[name] - expected[name]).norm() < 0.33 * (expected[name] - base[name]).norm()  # the root of 1 - 0.9
+
+
 def test_peft_gives_the_outputs_of_convolutions(tmp_path):
     options = [
         {"r": 4, "lora_alpha": 8, "target_modules": ["first", "second", "head"]},

@@ -46,6 +46,18 @@ class Module:
         return f"{self.module}.{self.parameter}"
 
     @property
+    def target(self) -> str:
+        """A pattern for the parameter, in PEFT's config; empty for a weight.
+
+        Which of several parameters of a module an update is of follows from the order in which the model has them, which no adapter
+        says. So one pattern is for all of them, and they have one rank.
+        """
+        if self.kind != "parameter":
+            return ""
+        named = sorted({p for u in self.updates if u is not None for p in u.parameters})
+        return named[0] if len(named) == 1 else f"({'|'.join(named)})"
+
+    @property
     def ranks(self) -> list[int]:
         return [u.rank for u in self.updates if u is not None]
 
@@ -100,7 +112,7 @@ def _module(adapters: Sequence[Adapter], key: str) -> Module:
     kind, experts, rows, right, left = shape
     parameter = update.parameters[0]
     if kind == "parameter" and update.depth < len(update.parameters):
-        parameter = sorted(update.parameters)[-1 - update.depth]  # PEFT wraps them in the order of their names
+        parameter = sorted(update.parameters)[-1 - update.depth]  # a name for each, which need not be its own: see `Module.target`
     turned = update.is_embedding or (kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in held))
     return Module(key, update.module, kind, parameter, update.depth, experts, rows, right, left, updates, turned)
 

@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +128,7 @@ def combine(
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
                 make = _maker(opened, modules, wish, limits, part, seed, budget, threads)
-                made = _all(modules, make, part, watch)
+                made = _at_one_rank(modules, _all(modules, make, part, watch))
                 output = OutputAdapter(
                     [_module(m, one, opened) for m, one in zip(modules, made, strict=True)],
                     {s.written: s.shape for s, _ in kept},
@@ -179,12 +179,25 @@ def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: C
     return done
 
 
+def _at_one_rank(modules: Sequence[Module], made: Sequence[_Done]) -> list[_Done]:
+    """Give the parameters of one module the largest of their ranks; zeros fill the others."""
+    largest: dict[str, int] = {}
+    for module, one in zip(modules, made, strict=True):
+        largest[module.module] = max(one.rank, largest.get(module.module, 0))
+    return [
+        replace(one, rank=largest[module.module]) if module.kind == "parameter" else one
+        for module, one in zip(modules, made, strict=True)
+    ]
+
+
 def _write(files: AdapterFiles, module: OutputModule, done: _Done, path: Path) -> None:
     """Pack the factors as PEFT does: of experts, A one expert after the other, B one rank after the other."""
     name_of_left, name_of_right = module.names
     with np.load(path) as arrays:
         left, right, bias = arrays["left"], arrays["right"], arrays["bias"]
     path.unlink()
+    more = done.rank - left.shape[2]
+    left, right = np.pad(left, ((0, 0), (0, 0), (0, more))), np.pad(right, ((0, 0), (0, more), (0, 0)))
     files.write(name_of_right, right)
     files.write(name_of_left, left.transpose(1, 2, 0))
     if module.bias:
@@ -236,7 +249,7 @@ def _module(module: Module, done: _Done, adapters: Sequence[Adapter]) -> OutputM
         alpha=done.scale * rank,
         depth=module.depth,
         bias=biased,
-        parameter=module.parameter if module.kind == "parameter" else "",
+        parameter=module.target,
     )
 
 

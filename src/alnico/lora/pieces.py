@@ -77,7 +77,8 @@ def of_cat(adapters: Sequence[Adapter], asked: Asked) -> Combine:
     def combine(module: Module) -> Piece:
         factors = read_factors(adapters, module)
         scales = {c * u.scale for c, u in zip(asked.coefficients, module.updates, strict=True) if u is not None and c * u.scale}
-        common = scales.pop() if len(scales) == 1 else 1.0
+        # Two parameters of one module cannot have an alpha each: see `Module.target`.
+        common = scales.pop() if len(scales) == 1 and module.kind != "parameter" else 1.0
         lefts, rights = [], []
         for of_expert in factors:
             parts = [
