@@ -55,11 +55,11 @@ P = "base_model.model.experts"
 EXPERTS = {f"{P}.lora_A.weight": ("F32", (4, 6)), f"{P}.lora_B.weight": ("F32", (5, 4))}
 
 
-def packed(base: Mapping[str, Any], targets: list[str]):
+def packed(base: Mapping[str, Any], targets: list[str], **more: Any):
     """A base with experts in one tensor, and an adapter of two experts' (5, 6) matrices."""
 
     def make(folder: Path) -> Read:
-        read = adapted(target_parameters=targets, tensors=EXPERTS)(folder)
+        read = adapted(target_parameters=targets, tensors=EXPERTS, **more)(folder)
         save(folder / "base" / "model.safetensors", base)
         return read
 
@@ -77,6 +77,7 @@ def no_name(_: Path) -> Read:
 ADAPTER_FILES = (
     Malformed("adapter {}: cannot be read", "cannot be read (File name too long)", no_name),
     Malformed("a rank is {}", "a rank is '2'", adapted(rank_pattern={"q": "2"})),
+    Malformed("no adapter says which factors are whose", "a pattern is for one of up and down", packed(PAIR, ["experts.up", "experts.down"], rank_pattern={"up": 1})),
     Malformed("an alpha is {}", "an alpha is inf", adapted(config=json.dumps(CONFIG | {"lora_alpha": 1}).replace('"lora_alpha": 1', '"lora_alpha": 1e400'))),
     Malformed("repetitions at most and none of groups", "none of groups", adapted(rank_pattern={"(q+)+": 2})),
     Malformed("without which its scale cannot be told", "has no lora_alpha", adapted(config={"peft_type": "LORA", "r": 2})),

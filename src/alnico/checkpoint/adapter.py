@@ -310,16 +310,25 @@ def _parameters(found: _Parts, config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
-    """The rank of a module and its scale: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns end a module's name."""
-    names = [update.module, *(f"{update.module}.{parameter}" for parameter in update.parameters if parameter != "weight")]
+    """The rank of a module and its scale: alpha / r, or alpha / sqrt(r) for rsLoRA; patterns end a module's name, or a parameter's.
 
-    def of(patterns: Any, default: Any) -> Any:
+    Where the config names several parameters, all must have the same: no adapter says which factors are of which.
+    """
+    names = [update.module if p == "weight" else f"{update.module}.{p}" for p in update.parameters]
+
+    def of(patterns: Any, default: Any, name: str) -> Any:
         for pattern, value in (patterns or {}).items():
-            if any(re.match(rf"(.*\.)?({pattern})$", name) for name in names):
+            if re.match(rf"(.*\.)?({pattern})$", name) or re.match(rf"(.*\.)?({pattern})$", update.module):
                 return value
         return default
 
-    rank, alpha = of(config.get("rank_pattern"), config["r"]), of(config.get("alpha_pattern"), config["lora_alpha"])
+    found = [
+        (of(config.get("rank_pattern"), config["r"], name), of(config.get("alpha_pattern"), config["lora_alpha"], name))
+        for name in names
+    ]
+    if any(one != found[0] for one in found):
+        raise ValueError(f"a pattern is for one of {' and '.join(update.parameters)}, and no adapter says which factors are whose")
+    rank, alpha = found[0]
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise ValueError(f"a rank is {rank!r}")
     if rank < 1:
