@@ -76,6 +76,20 @@ def test_the_readme_shows_what_an_analysis_of_the_demos_models_prints(
     assert capsys.readouterr().out.splitlines() == [line.removeprefix("    ") for line in shown.strip("\n").splitlines()]
 
 
+def test_the_readme_shows_what_an_extraction_of_the_demos_models_prints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from alnico.cli.main import app
+
+    shown = (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("<!-- lora -->")[1].split("<!-- /lora -->")[0]
+    monkeypatch.chdir(tmp_path)
+    for name, place in (("all-MiniLM-L6-v2", BASE), ("sre-embedding", TUNED)):
+        Path(name).symlink_to(installed(*place))
+    app(["lora", "extract", "sre-embedding", "all-MiniLM-L6-v2", "sre-lora", "--rank", "32"], standalone_mode=False)
+    lines = [line.removeprefix("    ") for line in shown.strip("\n").splitlines()]
+    assert capsys.readouterr().out.splitlines()[: len(lines)] == lines
+
+
 @pytest.mark.slow
 def test_the_midpoint_of_the_real_pair_is_the_mean(demonstrated: Path) -> None:
     base, tuned, merged = read_model(installed(*BASE)), read_model(installed(*TUNED)), read_model(demonstrated / "linear")
