@@ -356,14 +356,15 @@ def test_a_file_that_the_lock_does_not_list_is_no_pass_but_card_signature_and_hi
 
 
 def test_links_to_files_are_followed_and_those_to_folders_are_no_part_of_a_merge(tmp_path: Path) -> None:
-    alnico.merge(TIES, "out")
-    (tmp_path / "blobs").mkdir()
-    for path in [*Path("out").iterdir()]:  # as the hub's cache lays a model out
-        path.rename(tmp_path / "blobs" / path.name)
-        path.symlink_to(tmp_path / "blobs" / path.name)
-    assert alnico.verify("out").files == 4
-    Path("out/code").symlink_to(tmp_path / "base")
-    assert told(lambda: alnico.verify("out"), UncheckedError).startswith("out: could not check code: ")
+    out, blobs = Path("hub/snapshots/c0ffee"), tmp_path / "hub/blobs"  # as the hub's cache lays a model out
+    alnico.merge(TIES, out)
+    blobs.mkdir()
+    for path in [*out.iterdir()]:
+        path.rename(blobs / path.name)
+        path.symlink_to(blobs / path.name)
+    assert alnico.verify(out).files == 4
+    (out / "code").symlink_to(tmp_path / "base")
+    assert told(lambda: alnico.verify(out), UncheckedError).startswith(f"{out}: could not check code: ")
 
 
 def test_an_input_that_is_gone_or_another_is_named_and_where_it_lies_now_is_taken() -> None:

@@ -455,9 +455,9 @@ def test_factors_share_the_size_of_their_product(tmp_path, two):
 def test_the_lock_says_what_was_read(tmp_path, two):
     combine(two, tmp_path / "out", method="ties_svd", density=0.5, rank=4)
     lock = json.loads((tmp_path / "out" / "alnico.lock.json").read_text())
-    assert lock["combine"]["method"] == "ties"
-    assert lock["combine"]["written"] == "ties_svd"
-    assert lock["combine"]["options"] == {"elect": "mass", "divide": "count", "density": 0.5, "weight": [1.0, 1.0]}
+    assert lock["options"]["method"] == "ties"
+    assert lock["options"]["written"] == "ties_svd"
+    assert lock["options"]["options"] == {"elect": "mass", "divide": "count", "density": 0.5, "weight": [1.0, 1.0]}
     assert [set(i["tensors"]) for i in lock["inputs"]] == [set(made.read_model(a)) for a in two]
     assert set(lock["output"]) == set(made.read_model(tmp_path / "out"))
 

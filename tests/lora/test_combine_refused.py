@@ -269,7 +269,7 @@ def test_the_command_reads_options_as_a_recipe_does(run: Run) -> None:
     assert [m["rank"] for m in data["modules"]] == [6, 6]
     assert data["modules"][0].keys() == {"module", "rank", "error"}
     lock = json.loads((Path("out") / "alnico.lock.json").read_text())
-    assert lock["combine"]["options"] == {"density": [0.5, 0.25], "divide": "count", "elect": "mass", "weight": [1.0, 1.0]}
+    assert lock["options"]["options"] == {"density": [0.5, 0.25], "divide": "count", "elect": "mass", "weight": [1.0, 1.0]}
     assert lock["seed"] == 3
     combine(["a", "b"], "again", method="ties", density=[0.5, 0.25], divide="count", elect="mass", seed=3)
     assert made.model_bytes(Path("out")) == made.model_bytes(Path("again"))

@@ -46,7 +46,7 @@ class LockedTensor:
 
 @dataclass(frozen=True)
 class Lock:
-    """What the lock at ``path`` says. ``files`` maps files beside it to what is known of them (``size``, and ``digest`` or, of weights,
+    """What the lock at ``path`` says; that of an adapter, which no recipe makes, has no recipe. ``files`` maps files beside it to what is known of them (``size``, and ``digest`` or, of weights,
     the ``header``'s); None in locks of before 0.1.0, which do not tell."""
 
     path: Path
@@ -98,14 +98,15 @@ def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
             for n, t in data["output"].items()
         }
         files = data.get("files")
+        is_merge = "do" not in data
         if files is not None and not all(is_inside(name) and isinstance(told, dict) for name, told in files.items()):
             raise ValueError("a file outside the model's directory")
         return Lock(
             path,
             str(data["alnico"]),
             int(data["arithmetic"]),
-            {**data["recipe"], "seed": int(data["seed"])},
-            tuple(_input(path, entry, depth) for entry in data["inputs"]),
+            {**data["recipe"], "seed": int(data["seed"])} if is_merge else {},
+            tuple(_input(path, entry, depth) for entry in data["inputs"]) if is_merge else (),
             tensors,
             files,
         )

@@ -22,7 +22,7 @@ from alnico.engine.card import RECIPE
 from alnico.engine.lock import Lock, listed_files, read_lock
 from alnico.engine.run import Watcher
 from alnico.engine.stages import run_stages
-from alnico.engine.verify import check_headers, open_lock, opened
+from alnico.engine.verify import check_headers, made_by_no_recipe, open_lock, opened
 from alnico.errors import UncheckedError, VerificationError
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
@@ -61,6 +61,8 @@ def reproduce(
     """
     begin = time.perf_counter()
     lock = open_lock(out)
+    if not lock.recipe:
+        raise UncheckedError(made_by_no_recipe(out))
     check_places(lock, again)
     target = new or out.parent / f".{out.name}.alnico-again"
     if new is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.adapter import CONFIG, open_adapter
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.model import FileModel, Tensor, open_model
 from alnico.engine.again import Again
@@ -68,7 +70,9 @@ def verify(
             raise _damaged(out, lock, digests, damaged)
         checked, unchecked = _check_files(out, lock, model) if not damaged else (0, [])
         recomputed = None
-        if against_inputs:
+        if against_inputs and not lock.recipe:
+            unchecked.append(made_by_no_recipe(out))
+        elif against_inputs:
             try:
                 recomputed = recompute(lock, model, again, share=share, seed=seed, first=damaged, watch=watch)
             except UncheckedError as error:
@@ -95,6 +99,14 @@ def open_lock(out: Path) -> Lock:
     return read_lock(out)
 
 
+def made_by_no_recipe(out: Path) -> str:
+    """Why an adapter is not made again."""
+    return (
+        f"{out}: could not check against its inputs: it is an adapter, which no recipe makes. Run the command that made it with another "
+        "output, and compare the hashes in the locks."
+    )
+
+
 def refuse_unchecked(found: Verification) -> None:
     """Raise what could not be checked, for callers to whom only a pass is good. Errors: UncheckedError, with ``found``."""
     if found.unchecked:
@@ -112,7 +124,7 @@ def signed_by(found: Verification, check: Callable[[], Path]) -> Verification:
 def opened(out: Path) -> FileModel:
     """Open the output's own files; what is no model any more is damage. Errors: VerificationError."""
     try:
-        model = open_model(out)
+        model = open_adapter(os.fspath(out)).files if (out / CONFIG).is_file() else open_model(out)
     except ModelError as error:
         raise VerificationError(f"{out}: is damaged: {error}") from None
     assert isinstance(model, FileModel)

@@ -6,19 +6,17 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import xxhash
 
 from alnico.checkpoint.adapter import Adapter
 from alnico.checkpoint.lineage import LOCK, lineage_of
-from alnico.checkpoint.model import FileModel, is_hub_reference
-from alnico.engine.blocks import PieceHasher, TensorDigest
+from alnico.checkpoint.model import is_hub_reference
+from alnico.checkpoint.statistics import digest_of
 from alnico.engine.card import public_names
 from alnico.lora.aligned import Module, Saved
 from alnico.lora.asked import Asked
 from alnico.lora.written import OutputAdapter
 from alnico.methods import registry
-from alnico.numerics.digest import PIECE
 
 SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
 """Keys that say together which modules have an update."""
@@ -133,7 +131,8 @@ def lock(
 ) -> dict[str, Any]:
     """What was combined, of what: equal combinations give equal locks."""
     return {
-        "combine": {
+        "do": "combine",
+        "options": {
             **wish.data(),
             **({"rank": rank} if rank is not None else {}),
             **({"energy": energy} if energy is not None else {}),
@@ -152,16 +151,3 @@ def lock(
         ],
         "errors": dict(errors),
     }
-
-
-def digest_of(files: FileModel, name: str) -> str:
-    """The content hash of a tensor."""
-    tensor = files.tensors[name]
-    digest = TensorDigest(tensor.dtype, tensor.shape, tensor.byte_size)
-    hasher = PieceHasher(digest, 0)
-    for offset in range(0, tensor.byte_size, PIECE):
-        part = np.empty(min(PIECE, tensor.byte_size - offset), np.uint8)
-        files.read_into(name, offset, memoryview(part))
-        hasher.update(memoryview(part))
-    hasher.finish()
-    return digest.result()

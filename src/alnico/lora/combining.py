@@ -144,7 +144,8 @@ def combine(
                         _write(files, module, one, Path(one.path))
                     for tensor, values in kept:
                         files.write(PREFIX + tensor.written, values(opened))
-                    files.finish(*said, locked, __version__)
+                    files.finish(*said)
+                    files.lock(locked, __version__)
                     byte_size = files.byte_size
             part.publish(None, overwrite)
     return Combined(target, wish.method, found, error, byte_size, tuple(notes), time.perf_counter() - begin)

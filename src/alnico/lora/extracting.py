@@ -19,7 +19,7 @@ import xxhash
 
 from alnico.checkpoint.adapted import open_adapted, repositories
 from alnico.checkpoint.adapter import PREFIX
-from alnico.checkpoint.lasting import sync_directory
+from alnico.checkpoint.lasting import write_file
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Model, Source, open_model
 from alnico.checkpoint.shards import bytes_of, format_size
@@ -268,6 +268,8 @@ class _Work:
 
     def _made(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
         """The adapter, of factors that are all in the spool."""
+        from alnico import __version__
+
         ranks = self._ranks(spool)
         tensors = self._tensors(spool, ranks)
         if not any(t.change for t in tensors):
@@ -294,14 +296,15 @@ class _Work:
             len(spool.done),
         )
         shutil.rmtree(part.model, ignore_errors=True)  # of a run that was ended while it wrote the adapter
-        found = self._write(part, spool, found, reference)
+        files = self._write(part, spool, found, reference)
+        found = replace(found, byte_size=files.byte_size)
         if verify:
             found = self._verified(part, found)
         try:
-            (part.model / REPORT).write_text(laid_out(found.data()) + "\n", "utf-8")
-            sync_directory(part.model)
+            write_file(part.model / REPORT, laid_out(found.data()) + "\n")
         except OSError as error:
             raise RunError(f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk.") from None
+        files.lock(self._locked(), __version__)
         return found
 
     def fingerprint(self) -> dict[str, Any]:
@@ -434,7 +437,7 @@ class _Work:
             outputs, {saved.names[n]: shapes[saved.names[n]] for n in saved.names}, self.options.dtype, settings
         ), modules
 
-    def _write(self, part: PartDirectory, spool: Spool, found: Extraction, reference: str) -> Extraction:
+    def _write(self, part: PartDirectory, spool: Spool, found: Extraction, reference: str) -> AdapterFiles:
         ranks = {t.name: t.rank for t in found.tensors}
         saved = self._saved(spool, ranks)
         adapter, modules = self._adapter(ranks, saved, reference)
@@ -449,12 +452,11 @@ class _Work:
                 files.write(of_left, np.ascontiguousarray(left))
             for name, written in saved.names.items():
                 files.write(PREFIX + written, self.tuned.read(name))
-            found = replace(found, byte_size=files.byte_size)
-            files.finish(*self._beside(found))
-        return found
+            files.finish(*self._card(replace(found, byte_size=files.byte_size)))
+        return files
 
-    def _beside(self, found: Extraction) -> tuple[dict[str, Any], str, dict[str, Any], str]:
-        """The card's front matter and text, the lock and the version."""
+    def _card(self, found: Extraction) -> tuple[dict[str, Any], str]:
+        """The card's front matter and text."""
         from alnico import __version__
 
         licences = [lineage_of(model).licence for model in (self.tuned, self.base)]
@@ -465,7 +467,11 @@ class _Work:
         if licences[0] and licences[0] == licences[1]:
             front |= licences[0]
         tuned, base = public_names([self.tuned, self.base])
-        lock = {
+        return front, card_text(found, tuned, base, __version__)
+
+    def _locked(self) -> dict[str, Any]:
+        """What the lock says beside the hashes of what was made."""
+        return {
             "do": "extract",
             "options": self.options.data(),
             "inputs": [
@@ -477,7 +483,6 @@ class _Work:
                 for model in (self.tuned, self.base)
             ],
         }
-        return front, card_text(found, tuned, base, __version__), lock, __version__
 
     def _verified(self, part: PartDirectory, found: Extraction) -> Extraction:
         """Fold the adapter back and measure what is left of the change. Errors: VerificationError if it is more than it must be."""

@@ -15,10 +15,12 @@ import yaml
 from alnico.checkpoint.adapter import CONFIG, PREFIX, WEIGHTS
 from alnico.checkpoint.lasting import sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
+from alnico.checkpoint.model import open_shard
 from alnico.checkpoint.shards import OutputShard, cut
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.blocks import PieceHasher, TensorDigest
 from alnico.engine.card import laid_out
+from alnico.engine.lock import HASH, files_of
 from alnico.engine.output import PartDirectory
 from alnico.engine.whole import rounding_kernel
 from alnico.errors import NonFiniteError, RunError
@@ -121,7 +123,7 @@ class OutputAdapter:
 class AdapterFiles:
     """The open files of an adapter that is being written into the model directory of a :class:`PartDirectory`.
 
-    Tensors come in any order; :meth:`finish` checks that all came, and writes config, card and lock.
+    Tensors come in any order; :meth:`finish` checks that all came, and writes config and card. :meth:`lock` comes last.
     """
 
     def __init__(self, part: PartDirectory, adapter: OutputAdapter) -> None:
@@ -155,30 +157,33 @@ class AdapterFiles:
         self._files.write(name, 0, memoryview(raw))
         self.digests[name] = digest.result()
 
-    def finish(self, card: Mapping[str, Any], text: str, lock: Mapping[str, Any], version: str) -> None:
-        """Write what stands beside the tensors: ``card`` is the front matter, ``text`` what follows it; ``lock`` says what was done with what."""
+    def finish(self, card: Mapping[str, Any], text: str) -> None:
+        """Write the config, and the card: its front matter, and the ``text`` that follows it."""
         absent = [name for name in self._tensors if name not in self.digests]
         assert not absent, f"{absent[0]} was not written"
         self._files.sync()
         self._files.finish()
+        front = yaml.safe_dump(dict(card), sort_keys=False, allow_unicode=True)
+        self._put(CONFIG, json.dumps(self.adapter.config(), indent=2, sort_keys=True) + "\n")
+        self._put(CARD, f"---\n{front}---\n\n{text.rstrip()}\n")
+
+    def lock(self, done: Mapping[str, Any], version: str) -> None:
+        """Write the lock, when all other files are there: what was ``done`` with what, and the hashes of tensors and files."""
         output = {
             name: {"dtype": dtype, "shape": list(shape), "digest": self.digests[name]}
             for name, (dtype, shape) in self._tensors.items()
         }
-        whole = {"alnico": version, "arithmetic": ARITHMETIC, "hash": "xxh3-128", **lock, "output": output}
-        front = yaml.safe_dump(dict(card), sort_keys=False, allow_unicode=True)
-        texts = {
-            CONFIG: json.dumps(self.adapter.config(), indent=2, sort_keys=True) + "\n",
-            CARD: f"---\n{front}---\n\n{text.rstrip()}\n",
-            LOCK: laid_out(whole) + "\n",
-        }
+        files = files_of(self._part.model, [open_shard(self._part.model / WEIGHTS[0])])
+        whole = {"alnico": version, "arithmetic": ARITHMETIC, "hash": HASH, **done, "output": output, "files": files}
+        self._put(LOCK, laid_out(whole) + "\n")
+        sync_tree(self._part.model)
+
+    def _put(self, name: str, text: str) -> None:
         try:
-            for name, content in texts.items():
-                write_file(self._part.model / name, content)
-            sync_tree(self._part.model)
+            write_file(self._part.model / name, text)
         except OSError as error:
             raise RunError(
-                f"{error.filename or self._part.model}: cannot be written ({error.strerror}). Make room or check the disk."
+                f"{self._part.model / name}: cannot be written ({error.strerror}). Make room or check the disk."
             ) from None
 
     def close(self) -> None:
