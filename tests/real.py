@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,13 @@ def installed(package: str, folder: str) -> Path:
 
 
 def smollm2() -> tuple[Any, Any]:
-    """SmolLM2-135M-Instruct in float32, and its tokenizer."""
+    """SmolLM2-135M-Instruct in float32, to be changed at will, and its tokenizer."""
+    model, tokenizer = _smollm2()
+    return copy.deepcopy(model), tokenizer
+
+
+@functools.cache
+def _smollm2() -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 

@@ -208,7 +208,7 @@ def checked(fields: Mapping[str, Any]) -> str:
     """A line of a journal: its fields as JSON, with a check of them as the last.
 
     >>> checked({"fact": 1})
-    '{"fact": 1, "check": "b3d4a9a1b1d8a6d5"}\\n'
+    '{"fact": 1, "check": "7d96212a865af081"}\\n'
     """
     text = json.dumps(fields)
     return f'{text[:-1]}, "check": "{_check_of(text)}"}}\n'
