@@ -184,7 +184,7 @@ def test_what_is_no_adapter() -> None:
         ({"weights": [1, float("nan")]}, "weights has nan; expected finite numbers."),
         ({"weight": 1}, "weight is no option here; give weights, one number an adapter."),
         ({"method": "ties", "density": 2}, "ties.density is 2; density is the share of each tensor's entries that is kept, in (0, 1]."),
-        ({"method": "ties", "dnsity": 0.5}, "ties has no option 'dnsity'; it has density, weight, scale, elect, divide, rescale, scope."),
+        ({"method": "ties", "dnsity": 0.5}, "ties has no option 'dnsity'; it has density, weight, scale, elect, divide, rescale, scope. Did you mean density?"),
         ({"method": "ties", "density": [0.5, 0.5, 0.5]}, "ties.density has 3 values for 2 models; expected one for each."),
         ({"method": "ties", "space": "cores"}, "space is 'cores'; expected one of dense, core, knots."),
         ({"method": "svd", "space": "core"}, "svd has no space (found core): it works on the factors, and a sum is the same in all. Leave it out."),

@@ -15,6 +15,7 @@ A method is a factory: options in, a :class:`Merge` out. A ``Merge`` is the equa
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import math
@@ -243,7 +244,9 @@ class Method:
         self.check_models(models)
         for name in options:
             if name not in self.options:
-                raise MethodError(f"{self.name} has no option {name!r}; it has {', '.join(self.options) or 'none'}.")
+                near = difflib.get_close_matches(name, self.options, 1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise MethodError(f"{self.name} has no option {name!r}; it has {', '.join(self.options) or 'none'}.{hint}")
         bound: dict[str, Any] = {}
         for name, option in self.options.items():
             value = options.get(name, option.default)
