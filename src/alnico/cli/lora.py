@@ -11,8 +11,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from alnico.cli.options import Json, Memory, Offline, Quiet, ShardSize, Threads, Verbose, checked_seed, say, show_result, size_of
-from alnico.errors import INTERRUPTED
+from alnico.cli.options import (
+    Json,
+    Memory,
+    Offline,
+    Quiet,
+    ShardSize,
+    Threads,
+    Verbose,
+    checked_seed,
+    interrupted,
+    say,
+    show_result,
+    size_of,
+)
 
 if TYPE_CHECKING:
     from alnico.lora.combining import Combined
@@ -94,9 +106,8 @@ def fold(
                 offline=offline,
                 watch=watch,
             )
-    except KeyboardInterrupt:  # typer would leave without a word
-        print("alnico: interrupted. The same command takes the fold up again.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        raise interrupted("fold") from None
     for note in result.plan.notes:
         say(f"note: {note}", quiet or as_json)
     if as_json:
@@ -317,9 +328,8 @@ def extract(
                 offline=offline,
                 watch=watch,
             )
-    except KeyboardInterrupt:  # typer would leave without a word
-        print("alnico: interrupted. The same command takes the extraction up again.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        raise interrupted("extraction") from None
     if as_json:
         show_result(
             json.dumps({**found.data(), "out": str(found.path), "seconds": found.seconds, "resumed": found.resumed}, indent=1)

@@ -31,6 +31,7 @@ from alnico.cli.options import (
     TopShare,
     Verbose,
     checked_seed,
+    interrupted,
     say,
     show_result,
     size_of,
@@ -152,9 +153,8 @@ def merge(
                 require_signed=require_signed,
                 watch=watch,
             )
-    except KeyboardInterrupt:  # typer would leave without a word
-        print("alnico: interrupted. The same command takes the merge up again.", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        raise interrupted("merge") from None
     if as_json:
         show_result(json.dumps(_one_or_all([show.result_data(result) for result in results]), indent=1))
     elif not quiet:
@@ -347,10 +347,8 @@ def analyze(
                 offline=offline,
                 watch=watch,
             )
-    except KeyboardInterrupt:  # typer would leave without a word
-        taken_up = "" if out is None else " The same command takes the analysis up again."
-        print(f"alnico: interrupted.{taken_up}", file=sys.stderr)
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt:
+        raise interrupted("analysis" if out is not None else None) from None
     if as_json:
         show_result(json.dumps(found.data()))
     elif not quiet:

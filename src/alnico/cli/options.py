@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from alnico.errors import INTERRUPTED
+
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")]
 
 
@@ -82,3 +84,9 @@ def say(text: str, quiet: bool) -> None:
     """Write for people, to stderr."""
     if not quiet:
         print(text, file=sys.stderr)
+
+
+def interrupted(what: str | None) -> typer.Exit:
+    """Say that Ctrl-C ended a command, and what the same command takes up; typer would leave without a word."""
+    print("alnico: interrupted." + (f" The same command takes the {what} up again." if what else ""), file=sys.stderr)
+    return typer.Exit(INTERRUPTED)
