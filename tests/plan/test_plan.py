@@ -661,12 +661,12 @@ def test_ten_thousand_tensors_are_planned() -> None:
 def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_of_them() -> None:
     sources = {
         "a": Made("a", {f"model.layers.{i}.weight": ("BF16", (64, 64)) for i in range(10_000)}),
-        "b": Made("b", {f"layers.{i}.weight": ("BF16", (64, 64)) for i in range(10_000)}),
+        "b": Made("b", {f"model.blocks.{i}.weight": ("BF16", (64, 64)) for i in range(10_000)}),
     }
     with pytest.raises(MismatchError) as caught:
         build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
     lines = str(caught.value).splitlines()
-    assert "It has 'layers.0.weight'." in lines[0]
+    assert "It has 'model.blocks.0.weight'." in lines[0]
     assert lines[-1] == "... and 19995 more tensors that do not fit."
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from alnico.checkpoint.model import Source, Tensor
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
+from alnico.checkpoint.translated import TranslatedModel, as_stored_in
 from alnico.engine.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.engine.threads import do_all
 from alnico.errors import ResourceError
@@ -121,11 +122,14 @@ class Difference:
     only_in_b: tuple[Alone, ...]
     files: tuple[FilePair, ...] | None
     seconds: float
+    layout: str = ""
+    """How b's names differ from a's, under which its tensors are compared; '' where they do not."""
 
     @property
     def is_equal(self) -> bool:
-        """Have both the same tensors, byte for byte, and the same files?"""
-        return all(t.verdict == "equal" for t in self.tensors) and not (self.only_in_a or self.only_in_b or self.files)
+        """Have both the same tensors, byte for byte and under the same names, and the same files?"""
+        is_same = all(t.verdict == "equal" for t in self.tensors) and not self.layout
+        return is_same and not (self.only_in_a or self.only_in_b or self.files)
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""
@@ -139,6 +143,8 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
     of reading, and HubError.
     """
     begin = time.perf_counter()
+    b = as_stored_in(b, a)
+    layout = b.layout.title if isinstance(b, TranslatedModel) else ""
     workers = _workers((a, b), threads or os.cpu_count() or 1, memory_bytes)
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))
@@ -155,7 +161,8 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
         pair = (one.dtype, other.dtype), (one.shape, other.shape), (digests[0][name], digests[1][name])
         tensors.append(TensorPair(name, verdict, *pair, differ if verdict == "differs" else None))
     only_in_a, only_in_b = _alone(a, b, *digests), _alone(b, a, *digests[::-1])
-    return Difference(a.label, b.label, tuple(tensors), only_in_a, only_in_b, _files(a, b), time.perf_counter() - begin)
+    files, seconds = _files(a, b), time.perf_counter() - begin
+    return Difference(a.label, b.label, tuple(tensors), only_in_a, only_in_b, files, seconds, layout)
 
 
 def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:

@@ -25,6 +25,7 @@ from alnico.analysis.tally import Gathered, Tally
 from alnico.analysis.unfinished import Measured, Unfinished, measured
 from alnico.checkpoint.model import Source, changed_since, states_of
 from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.translated import as_stored_in
 from alnico.engine.arena import ALIGNMENT, Arena
 from alnico.engine.arguments import codes_of, working_precision
 from alnico.engine.blocks import Block, Span, blocks, chunks
@@ -103,6 +104,7 @@ def analyze_sources(
         raise AlnicoError("an analysis needs at least one model beside the base.")
     if not 0 < top_share <= 1:
         raise AlnicoError(f"the share of top parameters is {top_share}; expected a number in (0, 1]. The default is 0.2.")
+    models = [as_stored_in(model, base) for model in models]
     subjects, skipped = subjects_of(base, models)
     for position, model in enumerate(models):
         if not any(position in subject.models for subject in subjects):

@@ -123,11 +123,15 @@ class TensorScope(Scope):
 
 @dataclass(frozen=True)
 class AnalysedModel:
-    """A model: ``name`` is short and unique, good for a folder; ``reference`` is the path or hub id; ``commit`` that on the hub."""
+    """A model: ``name`` is short and unique, good for a folder; ``reference`` is the path or hub id; ``commit`` that on the hub.
+
+    ``layout`` says how its names differ from the base's, under which it was read; '' where they do not.
+    """
 
     name: str
     reference: str
     commit: str | None = None
+    layout: str = ""
 
 
 @dataclass(frozen=True)

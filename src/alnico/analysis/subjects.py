@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from alnico.analysis.results import AnalysedModel, Skipped
 from alnico.checkpoint.model import Source, Tensor
+from alnico.checkpoint.translated import TranslatedModel
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.families import group_of
 from alnico.plan.job import Input, Job
@@ -89,7 +90,8 @@ def _input(tensor: Tensor, name: str, model: int) -> Input:
 
 
 def model_of(source: Source, name: str) -> AnalysedModel:
-    return AnalysedModel(name, source.label, source.origin.commit if source.origin is not None else None)
+    layout = source.layout.title if isinstance(source, TranslatedModel) else ""
+    return AnalysedModel(name, source.label, source.origin.commit if source.origin is not None else None, layout)
 
 
 def named(sources: Sequence[Source]) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from alnico.checkpoint.adapter import CONFIG, Adapter, Update, open_adapter
 from alnico.checkpoint.computed import CHUNK, read_computed
-from alnico.checkpoint.model import Described, Model, Shard, Source, Tensor, open_model, read_tensor, split_weight
+from alnico.checkpoint.model import Described, Model, Shard, Source, Tensor, open_model, read_tensor, split_weight, unwrapped
 from alnico.errors import ModelError
 from alnico.kernels.build import compiled
 from alnico.kernels.folding import FoldKernel
@@ -373,6 +373,7 @@ def open_adapted(label: str, base: str, adapter: str, *, offline: bool = False) 
 
 def repositories(source: Source) -> list[Repository]:
     """The repositories on the hub that a model comes from: those of its base and of its adapter."""
+    source = unwrapped(source)
     if isinstance(source, AdaptedModel):
         return [*repositories(source.base), *repositories(source.adapter.files)]
     return [source.origin] if source.origin is not None else []

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel
-from alnico.checkpoint.model import Source, read_json
+from alnico.checkpoint.model import Source, read_json, unwrapped
 from alnico.errors import ModelError
 
 CARD = "README.md"
@@ -69,7 +69,7 @@ class Lineage:
 
 def lineage_of(source: Source) -> Lineage:
     """Read what a model's card, its lock and the names of its files say."""
-    source = getattr(source, "unmapped", source)  # rows of another vocabulary change nothing of it
+    source = unwrapped(source)  # other names, or the rows of another vocabulary, change nothing of it
     made_from = getattr(source, "made_from", None)
     if made_from is not None:  # the output of a stage that is not made yet
         return Lineage(_name(source), {}, parents=tuple(lineage_of(s) for s in made_from), is_merge=True)

@@ -357,6 +357,13 @@ def read_tensor(source: Source, name: str) -> np.ndarray:
     return values.astype(bool) if tensor.dtype == "BOOL" else values
 
 
+def unwrapped(source: Source) -> Source:
+    """The model as it was opened, without what reads it under other names or with the rows of another vocabulary."""
+    while (inner := getattr(source, "unmapped", None)) is not None:
+        source = inner
+    return source
+
+
 def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> Model:
     """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks them.
 

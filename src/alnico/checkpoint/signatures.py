@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.adapted import AdaptedModel
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.model import Source, unwrapped
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.errors import AlnicoError, UncheckedError, VerificationError
 
@@ -34,6 +34,7 @@ class SignedInputs:
 
     def check(self, source: Source) -> None:
         """Check a model before it is read. Errors: VerificationError; UncheckedError for what cannot be checked."""
+        source = unwrapped(source)
         if isinstance(source, AdaptedModel):
             self.check(source.base)
             self.check(source.adapter.files)

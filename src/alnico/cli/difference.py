@@ -27,6 +27,8 @@ def difference_text(found: Difference, verbose: int) -> str:
     counts += [(len(found.only_in_a), "only in A"), (len(found.only_in_b), "only in B")]
     lines = [f"A         {found.a}", f"B         {found.b}"]
     lines.append(f"tensors   {', '.join(f'{n} {what}' for n, what in counts if n) or 'none in both'}")
+    if found.layout:
+        lines.append(f"names     of B differ from A's ({found.layout}); its tensors are compared under A's names")
     if found.files is None:
         lines.append("files     not compared: a model is no directory")
     elif found.files:

@@ -13,7 +13,7 @@ import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel, repositories
 from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.model import Source, unwrapped
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
 from alnico.methods import find
@@ -114,7 +114,7 @@ def _told_of(plan: Plan, model: int) -> dict[str, Any]:
 def _repositories(source: Source) -> dict[str, Any]:
     """Where on the hub a model comes from; of a base with an adapter there are up to two places."""
     found = [{"repository": repository.name, "commit": repository.commit} for repository in repositories(source)]
-    return ({"repositories": found} if found else {}) if isinstance(source, AdaptedModel) else dict(*found)
+    return ({"repositories": found} if found else {}) if isinstance(unwrapped(source), AdaptedModel) else dict(*found)
 
 
 def card_of(plan: Plan, version: str) -> str:
@@ -251,6 +251,7 @@ def public_names(sources: Sequence[Source]) -> list[str]:
     """Names for a card: a hub id as it is, of a local path only the last part; no name twice."""
     names: list[str] = []
     for source in sources:
+        source = unwrapped(source)
         path = Path(source.label)
         if isinstance(source, AdaptedModel):
             base, adapter = public_names([source.base, source.adapter.files])

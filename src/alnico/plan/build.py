@@ -16,8 +16,9 @@ import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight
+from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
+from alnico.checkpoint.translated import as_stored_in
 from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, Whole, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
@@ -152,6 +153,8 @@ def _plan(
     single_file: str | None,
 ) -> Plan:
     donor = references.index(recipe.base_model) if recipe.base_model else 0
+    if not recipe.modules:
+        sources = [s if s is sources[donor] else as_stored_in(s, sources[donor]) for s in sources]
     spoken = _vocabulary(recipe, references, sources, donor)
     if spoken is not None:
         sources = _with_rows(sources, spoken)
@@ -229,6 +232,7 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
 
 def _commit(source: Source) -> str | None:
     """How a recipe names a model of the hub at its commit; None for one that is not from there."""
+    source = unwrapped(source)
     if isinstance(source, AdaptedModel):
         parts = [_commit(source.base), _commit(source.adapter.files)]
         return f"{parts[0] or source.base.label}+{source.weighted(parts[1] or source.adapter.label)}" if any(parts) else None
