@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import io
 import json
 import os
 import pickle
@@ -16,6 +17,9 @@ import torch
 import alnico
 import made
 from alnico.checkpoint.model import PICKLE_INDEX, open_model
+from alnico.checkpoint.pickles import KNOWN, _build
+from alnico.checkpoint.resident import ResidentModel, Room
+from alnico.checkpoint.unpickling import Unpickler
 from alnico.errors import ModelError
 
 DTYPES = [
@@ -65,6 +69,140 @@ def test_every_tensor_is_read_as_torch_reads_it(tmp_path, is_zip, suffix):
         part = bytearray(8)
         model.read_into("turned", 12, memoryview(part))
         assert part == loaded["turned"].contiguous().numpy().tobytes()[12:20]
+
+
+def lazy() -> dict[str, torch.Tensor]:
+    """Tensors whose values are the negative, or the conjugate, of what torch stores."""
+    torch.manual_seed(1)
+    pairs, whole = torch.randn(6, 5, dtype=torch.complex64), torch.randn(6, 5)
+    views = {
+        "conjugate": pairs.conj(), "negated_conjugate": torch._neg_view(pairs.conj()), "negated_complex": torch._neg_view(pairs),
+        "turned_conjugate": pairs.t().conj(), "turned": torch._neg_view(whole).t(), "rows": torch._neg_view(whole)[1:4],
+        "expanded": torch._neg_view(whole[:1]).expand(4, 5), "parameter": torch.nn.Parameter(torch._neg_view(whole)),
+        "scalar": torch._neg_view(whole[3, 3]), "empty": torch._neg_view(whole[:0]),
+    }  # fmt: skip
+    kinds = [
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.int64,
+        torch.int32,
+        torch.int16,
+        torch.int8,
+        torch.uint8,
+    ]
+    return views | {str(d): torch._neg_view((torch.randn(3, 4) * 50).abs().to(d)) for d in kinds}
+
+
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_the_lazy_bits_of_torch_are_applied(tmp_path, is_zip):
+    torch.save(lazy(), tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
+    loaded = {n: t.detach().resolve_conj().resolve_neg() for n, t in torch.load(tmp_path / "m.pt", weights_only=True).items()}
+    with open_model(tmp_path / "m.pt") as model:
+        for name, tensor in loaded.items():
+            assert same(model.read(name), tensor), name
+            expected = tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.numpy().tobytes()
+            assert model.tensors[name].byte_size == len(expected)
+            for begin, end in ((0, len(expected)), (1, len(expected) - 1), (9, 14)):
+                part = bytearray(max(0, min(end, len(expected)) - begin))
+                model.read_into(name, begin, memoryview(part))
+                assert part == expected[begin : begin + len(part)], name
+            assert model.place_of(name) is None
+        held = ("turned_conjugate", "turned", "expanded")
+        assert model.held_bytes == sum(loaded[n].numel() * loaded[n].element_size() for n in held)
+        resident = ResidentModel(model, Room(1 << 20))
+        assert np.array_equal(resident.held("torch.float32"), loaded["torch.float32"].view(torch.uint8).numpy().reshape(-1))
+
+
+@pytest.mark.parametrize("method", ["passthrough", "linear"])
+def test_a_negated_tensor_is_copied_as_its_values(tmp_path, method):
+    torch.manual_seed(0)
+    held = {"a": torch._neg_view(torch.randn(8, 8)), "b": torch.randn(8, 8), "n": torch._neg_view(torch.arange(4))}
+    (tmp_path / "lazy").mkdir()
+    (tmp_path / "plain").mkdir()
+    torch.save(held, tmp_path / "lazy" / "pytorch_model.bin")
+    torch.save({n: t.resolve_neg() for n, t in held.items()}, tmp_path / "plain" / "pytorch_model.bin")
+    for name in ("lazy", "plain"):
+        alnico.merge({"merge_method": method, "models": [{"model": str(tmp_path / name)}]}, tmp_path / f"out-{name}")
+    lazy, plain = (alnico.open(tmp_path / f"out-{n}") for n in ("lazy", "plain"))
+    assert all(lazy.read(n).tobytes() == plain.read(n).tobytes() == held[n].resolve_neg().numpy().tobytes() for n in held)
+    hashes = [json.loads((tmp_path / f"out-{n}" / "alnico.lock.json").read_text())["output"] for n in ("lazy", "plain")]
+    assert hashes[0] == hashes[1]
+    assert alnico.diff(tmp_path / "lazy", tmp_path / "plain").is_equal
+
+
+def test_a_negated_tensor_in_memory_is_not_tied_to_the_tensor_itself():
+    torch.manual_seed(0)
+    models = []
+    for _ in range(2):
+        whole, pairs = torch.randn(3, 4), torch.randn(3, 4, dtype=torch.complex64)
+        models.append({"w": whole, "n": torch._neg_view(whole), "i": pairs.imag, "j": pairs.conj().imag})
+    merged = alnico.merge_state_dicts(models, method="linear")
+    for name in models[0]:
+        expected = (models[0][name].double() + models[1][name].double()) / 2
+        assert np.allclose(merged[name], expected.numpy(), rtol=1e-6, atol=1e-7), name
+
+
+def test_attributes_of_tensors_are_named_as_left_out(tmp_path):
+    marked, parameter = torch.ones(2), torch.nn.Parameter(torch._neg_view(torch.ones(3)))
+    marked.tensor_model_parallel, parameter.output_dim = True, 0
+    torch.save({"w": marked, "p": parameter}, tmp_path / "m.pt")
+    with open_model(tmp_path / "m.pt") as model:
+        assert (model.read("w").tolist(), model.read("p").tolist()) == ([1, 1], [-1, -1, -1])
+        assert model.notes == [
+            f"{tmp_path}/m.pt: left out, since they are attributes of tensors, which no file of tensors has: "
+            "w.tensor_model_parallel, p.output_dim."
+        ]
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+@pytest.mark.parametrize(
+    ("thing", "told"),
+    [
+        (lambda: torch.ones(2, 2).to_sparse(), "holds a sparse tensor (_rebuild_sparse_tensor); expected dense tensors with values. Make it dense"),
+        (lambda: Calling(torch._utils._rebuild_qtensor, torch.ones(2), 0, (2,), (1,), (), False, {}), "holds a quantised tensor (_rebuild_qtensor)"),
+        (lambda: Calling(torch._utils._rebuild_nested_tensor, torch.ones(2), 0, 0, 0), "holds a nested tensor (_rebuild_nested_tensor)"),
+        (lambda: torch.ones(2, device="meta"), "holds a tensor of the device 'meta', which has no values"),
+        (lambda: torch.ones(2).as_subclass(Marked), "its pickle asks for test_pickles.Marked"),
+        (lambda: Calling(torch._utils._rebuild_device_tensor_from_numpy, np.ones(2), torch.float32, "cpu", False), "as an array of numpy"),
+    ],
+)  # fmt: skip
+def test_other_tensors_than_dense_ones_are_refused_by_what_they_are(tmp_path, thing, told):
+    torch.save({"w": torch.ones(2), "x": thing()}, tmp_path / "m.pt")
+    assert told in refusal(tmp_path / "m.pt")
+
+
+def test_a_tensor_that_came_by_way_of_the_cpu_is_read(tmp_path):
+    by_way = Calling(torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.ones(2), torch.float32, "cpu", False)
+    torch.save({"w": by_way}, tmp_path / "m.pt")
+    with open_model(tmp_path / "m.pt") as model:
+        assert model.read("w").tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["?", "i1", "i8", "u2", "f2", "f4", "f8", "c8", ">f8", ">i4"])
+@pytest.mark.parametrize("protocol", [2, 4])
+@pytest.mark.parametrize("module", ["numpy._core.multiarray", "numpy.core.multiarray"])
+def test_scalars_of_numpy_are_numbers(kind, protocol, module):
+    scalar = np.array([1.5], "f4").astype(kind)[0]
+    text = pickle.dumps(scalar, protocol)
+    if protocol == 2:
+        text = text.replace(b"numpy._core.multiarray\n", module.encode() + b"\n")
+    found = Unpickler(io.BytesIO(text), len(text), lambda *name: KNOWN[name], lambda _: None, _build).load()
+    assert (type(found), found) == (type(scalar.item()), scalar.item())
+
+
+def test_a_checkpoint_of_a_trainer_may_have_scalars_of_numpy(tmp_path):
+    held = {"state_dict": {"w": torch.ones(2), "scale": np.float32(0.5)}, "best": np.float64(0.25), "epoch": 3}
+    torch.save(held, tmp_path / "m.ckpt")
+    with open_model(tmp_path / "m.ckpt") as model:
+        assert model.read("w").tolist() == [1, 1]
+        assert (
+            model.notes[1] == f"{tmp_path}/m.ckpt: left out, since they are no tensors of the model: best, epoch, state_dict.scale."
+        )
 
 
 def test_reading_a_pickle_loads_no_torch_and_no_large_part_of_it(tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from alnico.checkpoint.model import open_model
 from alnico.checkpoint.pickles import KNOWN, STORAGES, TORCH_DTYPES
 from fuzz.harness import Target
-from made_pickles import Call, Name, legacy, pickled, tensor, zipped
+from made_pickles import Call, Name, Stored, legacy, pickled, tensor, zipped
 
 ZIP, LEGACY, WHOLE = 0, 1, 2
 MOST_READ = 1 << 16
@@ -29,6 +29,10 @@ def read(data: bytes, folder: Path) -> None:
         assert all(0 <= t.begin <= t.end <= size for t in opened.shards[0].header.tensors)
 
 
+def bits(said: object, kind: str = "FloatStorage") -> Call:
+    return Call(Name("torch._utils", "_rebuild_tensor_v2"), Stored(kind, "0", 8), 0, (2, 2), (1, 2), False, OrderedDict(), said)
+
+
 def seeds() -> list[bytes]:
     held: list[object] = [
         {"w": tensor((2, 3), (3, 1)), "v": tensor((4,), (1,), offset=6)},
@@ -38,6 +42,10 @@ def seeds() -> list[bytes]:
         {"w": Call(Name("os", "system"), "true")},
         {"w": Call(Name("builtins", "eval"), "1")},
         {"w": tensor((1 << 20, 1 << 20), (0, 0))},
+        {"w": bits({"neg": True})},
+        {"w": bits({"neg": True, "conj": True}, "ComplexFloatStorage")},
+        {"w": Call(Name("torch._tensor", "_rebuild_from_type_v2"), Name("torch._utils", "_rebuild_tensor_v2"), Name("torch", "Tensor"), tensor((2,), (1,)).arguments, {"mark": 1})},
+        {"w": tensor((2,), (1,)), "x": Call(Name("numpy._core.multiarray", "scalar"), Call(Name("numpy", "dtype"), "f8", False, True), b"12345678")},
     ]  # fmt: skip
     texts = [pickled(h) for h in held]
     return [

@@ -50,6 +50,25 @@ def nested() -> dict[str, object]:
 
 
 FLOAT = Name("torch", "FloatStorage")
+
+
+def made(bits: object, kind: str = "FloatStorage") -> Call:
+    """A tensor with what torch calls metadata."""
+    return Call(Name("torch._utils", "_rebuild_tensor_v2"), Stored(kind, "1", 8), 0, (2,), (1,), False, {}, bits)
+
+
+def of_type(rebuild: Name, kind: object) -> Call:
+    return Call(Name("torch._tensor", "_rebuild_from_type_v2"), rebuild, kind, ([],), {})
+
+
+def by_way_of_the_cpu(dtype: str) -> Call:
+    return Call(Name("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"), GOOD, Name("torch", dtype), "xla:0", False)
+
+
+def scalar(data: object) -> Call:
+    return Call(Name("numpy._core.multiarray", "scalar"), Call(Name("numpy", "dtype"), "f8", False, True), data)
+
+
 AS_BYTES = Call(Name("torch._utils", "_rebuild_tensor_v3"), Stored("UntypedStorage", "0", 64), 0, (2,), (1,), False, {}, "F33")
 
 PICKLE_FILES = (
@@ -67,6 +86,14 @@ PICKLE_FILES = (
     Malformed("storage {} is two things", "storage '0' is two things", held({"w": GOOD, "v": tensor((2,), (1,), count=8)})),
     Malformed("a tensor without a shape and strides of at most {} dimensions", "strides of at most 64 dimensions", held({"w": tensor((1,) * 65, (1,) * 65)})),
     Malformed("a tensor without a storage, a dtype and sizes", "a tensor without a storage, a dtype and sizes", held(view(Stored("FloatStorage", "0", 16), 0, (-1, -2), (1, 1)))),
+    Malformed("holds {} ({}); expected dense tensors", "holds a sparse tensor", held({"w": GOOD, "x": Name("torch._utils", "_rebuild_sparse_tensor")})),
+    Malformed("metadata other than the bits", "a tensor with metadata other than the bits", held({"w": made({"neg": 1})})),
+    Malformed("that is negated or conjugated", "a tensor of BOOL that is negated", held({"w": made({"neg": True}, "BoolStorage")})),
+    Malformed("another type than torch.Tensor", "a tensor of another type than torch.Tensor", held({"w": GOOD, "x": of_type(Name("torch", "Size"), Name("torch", "Tensor"))})),
+    Malformed("saved with another dtype than its own", "saved with another dtype than its own", held({"w": by_way_of_the_cpu("float16")})),
+    Malformed("of numpy, where a number's was expected", "the dtype 'O8' of numpy", held({"w": GOOD, "x": Call(Name("numpy", "dtype"), "O8", False, True)})),
+    Malformed("a scalar of numpy that is no number", "a scalar of numpy that is no number", held({"w": GOOD, "x": scalar(None)})),
+    Malformed("a state for a {}", "a state for a Tensor", file(zipped(pickled({"w": GOOD})[:-2] + pickle.NONE + pickle.BUILD + pickle.SETITEM + pickle.STOP))),
     Malformed("bytes in an unknown encoding", "bytes in an unknown encoding", held({"w": GOOD, "x": Call(Name("_codecs", "encode"), "a", "utf-7")})),
     Malformed("its tensors lie in more than {} wrappers", "in more than 8 wrappers", file(zipped(pickled(nested())))),
     Malformed("{}: holds a {}, expected tensors by name", "holds a list, expected tensors by name", held([GOOD])),

@@ -28,7 +28,8 @@ ALIGNMENT = 8
 class TensorInfo:
     """Where one tensor lies: ``begin`` and ``end`` are byte offsets in the file, not in its data part.
 
-    ``strides``, in elements, are those of a pickled view whose elements do not lie in row-major order.
+    ``strides``, in elements, are those of a pickled view whose elements do not lie in row-major order. ``is_negated`` and
+    ``is_conjugated`` are torch's lazy bits: the values are the negative, or the complex conjugate, of what is stored.
     """
 
     name: str
@@ -37,6 +38,13 @@ class TensorInfo:
     begin: int
     end: int
     strides: tuple[int, ...] | None = None
+    is_negated: bool = False
+    is_conjugated: bool = False
+
+    @property
+    def is_stored_as_is(self) -> bool:
+        """Are the bytes of the file the tensor's bytes, in row-major order?"""
+        return self.strides is None and not self.is_negated and not self.is_conjugated
 
     @property
     def elements(self) -> int:

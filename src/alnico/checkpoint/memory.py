@@ -256,7 +256,8 @@ def _place(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return (value.ctypes.data, value.shape, value.strides, str(value.dtype)) if value.size else None
     if is_torch_tensor(value) and value.layout == sys.modules["torch"].strided and value.numel() and value.device.type != "meta":
-        return (value.data_ptr(), tuple(value.shape), value.stride(), str(value.dtype), str(value.device))
+        lazy = (value.is_neg(), value.is_conj())  # a tensor and its negative may share memory
+        return (value.data_ptr(), tuple(value.shape), value.stride(), str(value.dtype), str(value.device), *lazy)
     return None
 
 

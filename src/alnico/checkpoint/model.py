@@ -21,6 +21,7 @@ import xxhash
 from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
+from alnico.checkpoint.computed import read_computed
 from alnico.checkpoint.files import OpenFiles, check_inside, copy_fully, open_to_read, read_fully, read_small
 from alnico.errors import HubError, ModelError
 from alnico.numerics import dtypes
@@ -243,9 +244,20 @@ class FileModel:
         shard, tensor = self._place[name]
         if tensor.strides is not None:
             buffer[:] = self._in_order(name)[offset : offset + len(buffer)]
-            return
+        elif not tensor.is_stored_as_is:
+            real = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
+            read_computed(offset, buffer, real, lambda first, out: self._read_negated(name, first, out))
+        else:
+            with self._files.descriptor(shard.path) as descriptor:
+                read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
+
+    def _read_negated(self, name: str, first: int, out: np.ndarray) -> None:
+        """Fill ``out`` with elements ``first`` on of a tensor whose values are the negative, or the conjugate, of what is stored."""
+        shard, tensor = self._place[name]
+        raw = out.view(np.uint8)
         with self._files.descriptor(shard.path) as descriptor:
-            read_fully(descriptor, buffer, tensor.begin + offset, shard.path, name)
+            read_fully(descriptor, memoryview(raw), tensor.begin + first * out.itemsize, shard.path, name)
+        dtypes.negate(raw, tensor.dtype, is_negated=tensor.is_negated, is_conjugated=tensor.is_conjugated)
 
     def _refuse_changed(self, path: Path, descriptor: int) -> None:
         """Refuse a file that is not the one whose header was read. Errors: ModelError."""
@@ -259,14 +271,14 @@ class FileModel:
             )
 
     def place_of(self, name: str) -> tuple[Path, int] | None:
-        """The file of a tensor and the byte where it begins; None for one whose bytes are not in row-major order."""
+        """The file of a tensor and the byte where it begins; None for one whose bytes do not lie there as they are read."""
         shard, tensor = self._place[name]
-        return (shard.path, tensor.begin) if tensor.strides is None else None
+        return (shard.path, tensor.begin) if tensor.is_stored_as_is else None
 
     def copy_to(self, name: str, offset: int, size: int, descriptor: int, begin: int) -> bool:
         """Copy a tensor's raw bytes into a file without reading them, at its byte ``begin``. Returns False where that cannot be."""
         shard, tensor = self._place[name]
-        if tensor.strides is not None:
+        if not tensor.is_stored_as_is:
             return False
         with self._files.descriptor(shard.path) as source:
             return copy_fully(source, tensor.begin + offset, descriptor, begin, size, shard.path, name)
@@ -282,7 +294,10 @@ class FileModel:
                 width = dtypes.DTYPES[tensor.dtype].bytes
                 assert tensor.strides is not None
                 view = as_strided(span.view(f"V{width}"), tensor.shape, [s * width for s in tensor.strides])
-                self._gathered[name] = memoryview(np.ascontiguousarray(view).view(np.uint8).reshape(-1))
+                raw = np.ascontiguousarray(view).view(np.uint8).reshape(-1)
+                if tensor.is_negated or tensor.is_conjugated:
+                    dtypes.negate(raw, tensor.dtype, is_negated=tensor.is_negated, is_conjugated=tensor.is_conjugated)
+                self._gathered[name] = memoryview(raw)
             return self._gathered[name]
 
     def read(self, name: str) -> np.ndarray:

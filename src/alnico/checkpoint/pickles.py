@@ -14,11 +14,12 @@ import os
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any
 
+import numpy as np
 import xxhash
 
 from alnico.checkpoint.files import open_to_read
@@ -66,13 +67,24 @@ class _Storage:
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
-    """A view of a storage, in elements."""
+    """A view of a storage, in elements. ``attributes`` are what Python code has set on it beside its values."""
 
     storage: _Storage
     dtype: str
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    is_negated: bool = False
+    is_conjugated: bool = False
+    attributes: tuple[str, ...] = ()
+
+
+class _NumpyType:
+    """A dtype of numpy; its byte order comes after it."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.order = "<"
 
 
 def open_pickle(path: Path) -> Shard:
@@ -123,7 +135,7 @@ def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tu
         if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":
             raise ModelError(f"{where}: was written by a big-endian machine, expected little-endian. Convert it to safetensors.")
     wanted = _Storages(where)
-    loaded = Unpickler(io.BytesIO(text), len(text), wanted.find, wanted.persistent).load()
+    loaded = Unpickler(io.BytesIO(text), len(text), wanted.find, wanted.persistent, _build).load()
     places = {}
     for key in wanted.by_key:
         found = records.get(f"{root}data/{key}")
@@ -140,7 +152,7 @@ def _read_legacy(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str,
     wanted = _Storages(where)
 
     def load() -> Any:
-        return Unpickler(file, size, wanted.find, wanted.persistent).load()
+        return Unpickler(file, size, wanted.find, wanted.persistent, _build).load()
 
     if load() != LEGACY_MAGIC or load() != LEGACY_PROTOCOL or not load().get("little_endian", False):
         raise ModelError(
@@ -182,6 +194,11 @@ class _Storages:
             return STORAGES[name]
         if (module, name) in KNOWN:
             return KNOWN[module, name]
+        if module == "torch._utils" and name in OTHER_TENSORS:
+            found, advice = OTHER_TENSORS[name]
+            raise ModelError(
+                f"{self._where}: holds {found} ({name}); expected dense tensors with values. {advice}, and save it again."
+            )
         raise ModelError(
             f"{self._where}: its pickle asks for {module}.{name}, expected tensors and plain values alone. alnico runs no code "
             "of a model: get the model as safetensors, or save its state_dict() where you trust the file."
@@ -197,18 +214,36 @@ class _Storages:
         return storage
 
 
-def _rebuilt(storage: object, offset: object, shape: object, strides: object, *_: object) -> _Tensor:
-    return _view(storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides)
+def _rebuilt(
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _grad: object = False,
+    _hooks: object = None,
+    bits: object = None,
+) -> _Tensor:
+    return _view(storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides, bits)
 
 
 def _rebuilt_typed(
-    storage: object, offset: object, shape: object, strides: object, _grad: object, _hooks: object, dtype: object, *_: object
+    storage: object,
+    offset: object,
+    shape: object,
+    strides: object,
+    _grad: object,
+    _hooks: object,
+    dtype: object,
+    bits: object = None,
 ) -> _Tensor:
-    return _view(storage, dtype, offset, shape, strides)
+    return _view(storage, dtype, offset, shape, strides, bits)
 
 
-def _view(storage: object, dtype: object, offset: object, shape: object, strides: object) -> _Tensor:
-    """A tensor of what a pickle says of it; whether it lies in the file is for :func:`_placed`."""
+def _view(storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object) -> _Tensor:
+    """A tensor of what a pickle says of it; whether it lies in the file is for :func:`_placed`.
+
+    ``bits`` is what torch calls its metadata: the values are the negative (``neg``) or the complex conjugate (``conj``) of what is stored.
+    """
     numbers = [offset]
     for listed in (shape, strides):
         if not isinstance(listed, (tuple, list)) or len(listed) > MAX_DIMENSIONS:
@@ -216,11 +251,57 @@ def _view(storage: object, dtype: object, offset: object, shape: object, strides
         numbers += listed
     if not isinstance(storage, _Storage) or not isinstance(dtype, str) or not all(map(_is_size, numbers)):
         raise UnpicklingError("a tensor without a storage, a dtype and sizes, none negative")
-    return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides))  # type: ignore[arg-type]  # as was just seen
+    said = bits or {}
+    if not isinstance(said, dict) or not set(said) <= {"neg", "conj"} or not all(isinstance(v, bool) for v in said.values()):
+        raise UnpicklingError("a tensor with metadata other than the bits 'neg' and 'conj'")
+    negated, conjugated = said.get("neg", False), said.get("conj", False)
+    if (negated and dtype not in NEGATABLE) or (conjugated and dtype != "C64"):
+        raise UnpicklingError(f"a tensor of {dtype[:20] or 'bytes'} that is negated or conjugated")
+    return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # as was just seen
 
 
-def _parameter(tensor: object, *_: object) -> object:
+def _parameter(tensor: object, _grad: object = True, _hooks: object = None, state: object = None) -> object:
+    """A parameter is its tensor; what else its state holds is named."""
+    held = state[0] if isinstance(state, tuple) and state else state
+    if isinstance(tensor, _Tensor) and isinstance(held, dict):
+        return replace(tensor, attributes=tuple(str(key)[:80] for key in held))
     return tensor
+
+
+def _of_type(rebuild: object, kind: object, arguments: object, state: object) -> object:
+    """A tensor on which attributes were set. Subclasses of tensors have no known name, and are refused by it."""
+    if rebuild not in PLAIN_REBUILDS or kind != TENSOR or not isinstance(arguments, tuple):
+        raise UnpicklingError("a tensor of another type than torch.Tensor")
+    return _parameter(rebuild.call(*arguments), state=state)
+
+
+def _from_cpu(tensor: object, dtype: object, _device: object, _grad: object) -> object:
+    """A tensor that was on a device without storages (a TPU, say), saved by way of the CPU."""
+    if not isinstance(tensor, _Tensor) or tensor.dtype != dtype:
+        raise UnpicklingError("a tensor of a device that was saved with another dtype than its own")
+    return tensor
+
+
+def _numpy_type(name: object, *_: object) -> _NumpyType:
+    if name not in NUMPY_NUMBERS:
+        raise UnpicklingError(f"the dtype {str(name)[:20]!r} of numpy, where a number's was expected")
+    return _NumpyType(str(name))
+
+
+def _numpy_scalar(kind: object, data: object) -> object:
+    """The number that a scalar of numpy is."""
+    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes) or len(data) != int(kind.name[1:]):
+        raise UnpicklingError("a scalar of numpy that is no number")
+    return np.frombuffer(data, kind.order + kind.name)[0].item()
+
+
+def _build(thing: object, state: object) -> None:
+    """Take a state for what has one: a dtype of numpy, whose byte order it says, and a dict, of which it is no part (it is the
+    metadata of a state dict). A tensor has none: torch would make another tensor of it."""
+    if isinstance(thing, _NumpyType) and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|"):
+        thing.order = state[1]
+    elif not isinstance(thing, dict):
+        raise UnpicklingError(f"a state for a {type(thing).__name__.strip('_')}")
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
@@ -253,6 +334,14 @@ def _nothing(*_: object) -> None:
     """A device: tensors are read to memory wherever they were."""
 
 
+NEGATABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "C64")
+"""Dtypes of which torch makes the negative."""
+NUMPY_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
+TENSOR = ".Tensor"
+"""Stands for the class of tensors, which is a name in pickles and no dtype."""
+
+PLAIN_REBUILDS = (Known(_rebuilt), Known(_rebuilt_typed))
+
 KNOWN: dict[tuple[str, str], Known | str] = {
     ("collections", "OrderedDict"): Known(_mapping),
     ("collections", "Counter"): Known(_mapping),
@@ -268,11 +357,28 @@ KNOWN: dict[tuple[str, str], Known | str] = {
     ("torch", "UntypedStorage"): "",
     ("torch.storage", "UntypedStorage"): "",
     ("torch._utils", "_rebuild_tensor"): Known(_rebuilt),
-    ("torch._utils", "_rebuild_tensor_v2"): Known(_rebuilt),
-    ("torch._utils", "_rebuild_tensor_v3"): Known(_rebuilt_typed),
+    ("torch._utils", "_rebuild_tensor_v2"): PLAIN_REBUILDS[0],
+    ("torch._utils", "_rebuild_tensor_v3"): PLAIN_REBUILDS[1],
     ("torch._utils", "_rebuild_parameter"): Known(_parameter),
     ("torch._utils", "_rebuild_parameter_with_state"): Known(_parameter),
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): Known(_from_cpu),
+    ("torch._tensor", "_rebuild_from_type_v2"): Known(_of_type),
+    ("torch", "Tensor"): TENSOR,
+    ("numpy", "dtype"): Known(_numpy_type),
+    ("numpy.core.multiarray", "scalar"): Known(_numpy_scalar),
+    ("numpy._core.multiarray", "scalar"): Known(_numpy_scalar),
 }
+
+OTHER_TENSORS = {
+    "_rebuild_sparse_tensor": ("a sparse tensor", "Make it dense with to_dense()"),
+    "_rebuild_qtensor": ("a quantised tensor", "Use the model in full precision, or dequantize() it"),
+    "_rebuild_nested_tensor": ("a nested tensor", "Make it dense with to_padded_tensor()"),
+    "_rebuild_meta_tensor_no_storage": ("a tensor of the device 'meta', which has no values", "Load the model's weights"),
+    "_rebuild_wrapper_subclass": ("a tensor of a class of its own", "Make it a plain tensor"),
+    "_rebuild_device_tensor_from_numpy": ("a tensor as an array of numpy", "Load it with torch"),
+    "_rebuild_xla_tensor": ("a tensor as an array of numpy", "Load it with torch"),
+}
+"""What else torch makes tensors of, by its functions in ``torch._utils``: what it is, and what to do."""
 
 
 def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...]]:
@@ -304,9 +410,14 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...
     if inside:
         notes.append(f"{where}: the tensors are those under {'.'.join(inside)}.")
     if ignored:
-        shown = ", ".join(ignored[:8]) + (f" and {len(ignored) - 8} more" if len(ignored) > 8 else "")
-        notes.append(f"{where}: left out, since they are no tensors of the model: {shown}.")
+        notes.append(f"{where}: left out, since they are no tensors of the model: {_some(ignored)}.")
+    if attributes := [f"{name}.{a}" for name, tensor in tensors.items() for a in tensor.attributes]:
+        notes.append(f"{where}: left out, since they are attributes of tensors, which no file of tensors has: {_some(attributes)}.")
     return tensors, tuple(notes)
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _placed(name: str, tensor: _Tensor, storages: Mapping[str, tuple[int, int]], size: int, where: str) -> TensorInfo:
@@ -336,7 +447,8 @@ def _placed(name: str, tensor: _Tensor, storages: Mapping[str, tuple[int, int]],
         raise refuse(f"{math.prod(shape) * width} bytes, elements of its storage again and again", f"at most {most}")
     first = begin + tensor.offset * width
     is_in_order = 0 in shape or all(n == 1 or s == c for n, s, c in zip(shape, strides, _contiguous(shape), strict=True))
-    return TensorInfo(name, tensor.dtype, shape, first, first + span * width, None if is_in_order else strides)
+    stored = None if is_in_order else strides
+    return TensorInfo(name, tensor.dtype, shape, first, first + span * width, stored, tensor.is_negated, tensor.is_conjugated)
 
 
 def _contiguous(shape: tuple[int, ...]) -> list[int]:

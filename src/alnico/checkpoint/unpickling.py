@@ -28,13 +28,21 @@ class Known:
 
 class Unpickler:
     """Reads one pickle from where ``file`` stands, of a file of ``size`` bytes. ``find`` says what a name means, ``persistent``
-    what an identifier does. Errors: UnpicklingError, and what these two raise."""
+    what an identifier does, ``build`` takes a thing and the state that is given to it. Errors: UnpicklingError, and what these raise."""
 
-    def __init__(self, file: IO[bytes], size: int, find: Callable[[str, str], Any], persistent: Callable[[Any], Any]) -> None:
+    def __init__(
+        self,
+        file: IO[bytes],
+        size: int,
+        find: Callable[[str, str], Any],
+        persistent: Callable[[Any], Any],
+        build: Callable[[Any, Any], None],
+    ) -> None:
         self._file = file
         self._left = min(size - file.tell(), MAX_PICKLE_BYTES)
         self._find = find
         self._persistent = persistent
+        self._state = build
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
@@ -152,8 +160,8 @@ class Unpickler:
         self._push(known.call(*arguments))
 
     def _build(self) -> None:
-        """A state, such as the metadata of a state dict: nothing of it is a tensor, and none is set on anything."""
-        self._stack.pop()
+        state = self._stack.pop()
+        self._state(self._stack[-1], state)
 
     def _persistent_id(self) -> None:
         self._push(self._persistent(self._stack.pop()))

@@ -132,6 +132,29 @@ def decode_into(raw: np.ndarray, name: str, values: np.ndarray) -> None:
         values[:] = decode(raw, name)
 
 
+def negate(raw: np.ndarray, name: str, *, is_negated: bool, is_conjugated: bool) -> None:
+    """Turn raw bytes (uint8, contiguous) into those of the negative, the complex conjugate, or both, in place.
+
+    Signs of floats are flipped, also of zeros and NaN; integers are negated modulo their size, as torch does it.
+
+    >>> raw = np.array([1 + 2j], np.complex64).view(np.uint8)
+    >>> negate(raw, "C64", is_negated=True, is_conjugated=True)
+    >>> raw.view(np.complex64)
+    array([-1.+2.j], dtype=complex64)
+    """
+    dtype = DTYPES[name]
+    if dtype.kind == "complex":
+        sign = raw.view(np.uint32)
+        sign[0::2] ^= np.uint32(is_negated << 31)
+        sign[1::2] ^= np.uint32((is_negated != is_conjugated) << 31)
+    elif is_negated and dtype.kind == "float":
+        sign = raw.view(f"<u{dtype.bytes}")
+        sign ^= sign.dtype.type(1 << (dtype.bits - 1))
+    elif is_negated:
+        values = raw.view(np.dtype(dtype.storage))
+        np.negative(values, out=values)
+
+
 @functools.cache
 def _float8_values(name: str) -> np.ndarray:
     """The value of each of the 256 codes: 4 bits of exponent and 3 of mantissa without infinities, or the upper byte of F16."""
