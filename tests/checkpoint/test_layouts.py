@@ -115,3 +115,44 @@ def test_analyses_and_differences_read_a_wrapped_model_too(pair: tuple[dict[str,
     assert (difference.only_in_a, difference.only_in_b, difference.is_equal) == ((), (), False)
     save_file(renamed(base, "model.".__add__), "same.safetensors")
     assert not alnico.diff("base.safetensors", "same.safetensors").is_equal  # its names differ
+
+
+# ---- Experts -----------------------------------------------------------------------------------------------------------------
+
+E, I, H = 3, 2, 4
+
+
+def experts_one_by_one(
+    stem: str = "model.layers.0.mlp.experts", names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
+) -> dict[str, tuple[int, ...]]:
+    return {f"{stem}.{e}.{n}.weight": (H, I) if n == names[2] else (I, H) for e in range(E) for n in names}
+
+
+def experts_packed(stem: str = "model.layers.0.mlp.experts") -> dict[str, tuple[int, ...]]:
+    return {f"{stem}.gate_up_proj": (E, 2 * I, H), f"{stem}.down_proj": (E, H, I)}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [experts_one_by_one(), experts_one_by_one("model.layers.0.block_sparse_moe.experts", ("w1", "w3", "w2"))],
+    ids=["qwen", "mixtral"],
+)
+def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_round(stored: dict[str, tuple[int, ...]]) -> None:
+    packed = experts_packed()
+    rng = np.random.default_rng(0)
+    values = {n: rng.standard_normal(s) for n, s in stored.items()}
+    whole = {
+        "gate_up_proj": np.stack([np.concatenate(list(values.values())[3 * e : 3 * e + 2]) for e in range(E)]),
+        "down_proj": np.stack([list(values.values())[3 * e + 2] for e in range(E)]),
+    }
+    layout = meet(stored, packed)
+    assert (layout.missing, layout.unused) == ((), ())
+    for name, pieces in layout.stored.items():
+        made = np.concatenate([values[p.name].reshape(-1)[p.first : p.first + p.elements] for p in pieces])
+        np.testing.assert_array_equal(made.reshape(packed[name]), whole[name.rpartition(".")[2]])
+    back = meet(packed, stored)
+    assert (back.missing, back.unused) == ((), ())
+    for name, pieces in back.stored.items():
+        (piece,) = pieces
+        found = whole[piece.name.rpartition(".")[2]].reshape(-1)[piece.first : piece.first + piece.elements]
+        np.testing.assert_array_equal(found.reshape(stored[name]), values[name])
