@@ -119,17 +119,17 @@ def test_analyses_and_differences_read_a_wrapped_model_too(pair: tuple[dict[str,
 
 # ---- Experts -----------------------------------------------------------------------------------------------------------------
 
-E, I, H = 3, 2, 4
+EXPERTS, INNER, WIDTH = 3, 2, 4
 
 
 def experts_one_by_one(
     stem: str = "model.layers.0.mlp.experts", names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 ) -> dict[str, tuple[int, ...]]:
-    return {f"{stem}.{e}.{n}.weight": (H, I) if n == names[2] else (I, H) for e in range(E) for n in names}
+    return {f"{stem}.{e}.{n}.weight": (WIDTH, INNER) if n == names[2] else (INNER, WIDTH) for e in range(EXPERTS) for n in names}
 
 
 def experts_packed(stem: str = "model.layers.0.mlp.experts") -> dict[str, tuple[int, ...]]:
-    return {f"{stem}.gate_up_proj": (E, 2 * I, H), f"{stem}.down_proj": (E, H, I)}
+    return {f"{stem}.gate_up_proj": (EXPERTS, 2 * INNER, WIDTH), f"{stem}.down_proj": (EXPERTS, WIDTH, INNER)}
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_ro
     rng = np.random.default_rng(0)
     values = {n: rng.standard_normal(s) for n, s in stored.items()}
     whole = {
-        "gate_up_proj": np.stack([np.concatenate(list(values.values())[3 * e : 3 * e + 2]) for e in range(E)]),
-        "down_proj": np.stack([list(values.values())[3 * e + 2] for e in range(E)]),
+        "gate_up_proj": np.stack([np.concatenate(list(values.values())[3 * e : 3 * e + 2]) for e in range(EXPERTS)]),
+        "down_proj": np.stack([list(values.values())[3 * e + 2] for e in range(EXPERTS)]),
     }
     layout = meet(stored, packed)
     assert (layout.missing, layout.unused) == ((), ())
