@@ -131,7 +131,8 @@ KEPT = re.compile(
 )
 SIZES: tuple[tuple[str, int], ...] = (
     # The first that fits a key of a whole number decides; -1 is the number of layers, -2 the vocabulary.
-    (r"vocab(ulary)?(_size)?(_per_layer_input)?(_base)?$|^encoder_hash_byte_group_vocab$|^(src|tgt)_vocab_size$", -2),
+    (r"^(src_|tgt_)?vocab_size(_per_layer_input)?$", -2),
+    (r"vocab(ulary)?(_size|_sizes)?$|vocab_size_base$", 40),  # of characters, entities, phonemes and the like
     (r"codebook_size|num_embeddings|num_centroids|num_clusters|^num_embeds$", 32),
     (r"(key_value|kv)_(attention_)?heads$", GROUPS),
     (r"heads$|(^|_)n_head$|num_head$|num_attention_heads|attention_heads", HEADS),
@@ -149,7 +150,8 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"num_mel_bins|feature_size|n_mels", 16),
     (r"state_size$|d_state$", 8),
     (r"n_groups$", 1),
-    (r"hidden|embd|embed|emb_dim|dim$|width|channels|model$|proj|size$|dims?$|features?$|units$", WIDTH),
+    (r"num_filters$", 4),
+    (r"hidden|embd|embed|emb_dim|dim$|width|channels?$|channels|model$|proj|size$|dims?$|features?$|units$", WIDTH),
     (r"num_queries|num_query_tokens|num_latents|num_denoising|num_proposals", 8),
     (r"labels$|classes$", 3),
     (r"window$", 8),
@@ -240,7 +242,77 @@ def cycle(*kinds: str) -> Any:
     return lambda layers: [kinds[i % len(kinds)] for i in range(layers)]
 
 
+def rope(*sections: int, **more: Any) -> dict[str, Any]:
+    """Rotary embeddings whose sections for time, height and width fill half a head."""
+    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **more}}
+
+
+MAPPED = {f"<{i}>": i for i in range(VOCAB - 32, VOCAB)} | {"<image>": VOCAB - 33, "<|extra_200|>": VOCAB - 34}
+
 SPECIAL: dict[str, dict[str, Any]] = {
+    "qwen2_vl_text": rope(2, 1, 1),
+    "qwen2_5_vl_text": rope(2, 1, 1),
+    "qwen2_5_omni_text": rope(2, 1, 1),
+    "qwen2_5_omni_talker": rope(2, 1, 1),
+    "paddleocr_vl_text": rope(2, 1, 1),
+    "glm4v_text": rope(2, 1, 1),
+    "glm4v_moe_text": rope(1, 1, 0, partial_rotary_factor=0.5),
+    "glm_ocr_text": rope(2, 1, 1),
+    "ernie4_5_vl_moe_text": rope(1, 1, 2),
+    "cosmos3_edge_text": rope(2, 1, 1),
+    "hy_v4_vl_text": rope(2, 1, 1),
+    "hunyuan_vl_text": {"head_dim": HEAD},
+    "glm5_next_text": {"index_kpool": 2, "num_key_value_heads": HEADS},
+    "chameleon": {"vocabulary_map": MAPPED},
+    "emu3": {"vocabulary_map": MAPPED},
+    "deepseek_ocr2_text": {"mlp_layer_types": cycle("dense", "sparse"), "num_experts_per_tok": 2},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "molmo2_adapter": {"vision_feature_layer": [-1, -2]},
+    "muse_spark_audio_encoder": {"num_hidden_layers": 4},
+    "muse_spark_audio": {"num_hidden_layers": 4},
+    "align_vision_model": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 32},
+    "fun_asr_nano_adaptor": {"intermediate_size": WIDTH // 4},
+    "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 24},
+    "qwen3_5_text": {"layer_types": cycle("linear_attention", "full_attention")},
+    "qwen3_5_moe_text": {"layer_types": cycle("linear_attention", "full_attention")},
+    "qwen4_exp_text": {
+        "layer_types": cycle("linear_attention", "full_attention"),
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": HEAD,
+        "indexer_budget": 8,
+        "indexer_compress_ratio": 4,
+        "ngram_vocab_size_base": 40,
+        "heads_per_ngram": 2,
+        "split_ngram_parts": 2,
+    },
+    "gemma3_text": {"layer_types": cycle("sliding_attention", "full_attention")},
+    "musicgen_decoder": {"num_codebooks": 1},
+    "musicgen_melody_decoder": {"num_codebooks": 1},
+    "voxtral_encoder": {"num_key_value_heads": HEADS},
+    "lilt": {"channel_shrink_ratio": 4},
+    "bit": {"num_groups": 4},
+    "perceiver": {
+        "num_latents": 8,
+        "d_latents": 32,
+        "d_model": 32,
+        "num_self_attention_heads": 1,
+        "num_cross_attention_heads": 1,
+        "num_self_attends_per_block": 1,
+    },
+    "focalnet": {"embed_dim": 16},
+    "hiera": {"embed_dim": 16},
+    "mobilenet_v1": {"depth_multiplier": 0.2},
+    "mobilenet_v2": {"depth_multiplier": 0.2},
+    "mobilevit": {"hidden_sizes": [16, 16, 16], "neck_hidden_sizes": [8, 8, 8, 16, 16, 16, 32]},
+    "janus_vq_gan": {
+        "base_channels": 32,
+        "channel_multiplier": [1, 1],
+        "num_res_blocks": 1,
+        "num_groups": 4,
+        "latent_channels": 32,
+    },
+    "vit_mae": {"decoder_intermediate_size": INNER},
     "gemma3n_text": {"num_kv_shared_layers": 0},
     "gpt_neo": {"attention_types": lambda layers: [[["global"], layers]]},
     "hunyuan_v1_dense": {"head_dim": HEAD},
