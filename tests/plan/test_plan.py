@@ -22,6 +22,8 @@ from alnico.recipe.load import load_recipe
 from made import Tensors, save_model
 
 MATRIX = np.arange(8, dtype=np.float32).reshape(4, 2)
+OTHER = MATRIX + 1
+"""Values of a tensor of its own: equal ones would be a tied copy."""
 OTHERS = "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
 
 
@@ -169,7 +171,7 @@ def test_a_near_name_of_another_shape_is_no_hint() -> None:
 
 
 def test_a_tensor_that_only_a_later_model_has_is_told_too() -> None:
-    model("a"), model("b"), model("c", {"w": ("F32", MATRIX), "extra": ("F32", MATRIX)})
+    model("a"), model("b"), model("c", {"w": ("F32", MATRIX), "extra": ("F32", OTHER)})
     assert told(models=("a", "b", "c")) == f"extra: c has it, a and b lack it; expected it in all models. {OTHERS}"
 
 
@@ -221,7 +223,7 @@ def test_a_packed_tensor_under_passthrough_keeps_its_dtype_whatever_the_recipe_a
 # ---- tensors missing somewhere ----------------------------------------------------------------------------------------
 
 LACKING = {"w": ("F32", MATRIX)}
-HAVING = {"w": ("F32", MATRIX), "extra": ("F32", MATRIX)}
+HAVING = {"w": ("F32", MATRIX), "extra": ("F32", OTHER)}
 
 
 def test_missing_copy_takes_the_donors_tensor() -> None:
@@ -293,7 +295,7 @@ def test_buffers_of_all_models_must_be_equal_and_are_read_from_all() -> None:
 # ---- tied heads -------------------------------------------------------------------------------------------------------
 
 TIED = {"model.embed_tokens.weight": ("F32", MATRIX)}
-UNTIED = {**TIED, "lm_head.weight": ("F32", MATRIX)}
+UNTIED = {**TIED, "lm_head.weight": ("F32", OTHER)}
 
 
 @pytest.mark.parametrize(("first", "second"), [(TIED, UNTIED), (UNTIED, TIED)])

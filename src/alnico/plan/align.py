@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from alnico.checkpoint.copies import original_of
 from alnico.checkpoint.model import Source, Tensor
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
@@ -25,6 +26,9 @@ from alnico.vocabulary.compare import (
 )
 
 MAX_SHOWN = 5
+
+MOST_COPIES = 64
+"""Most tensors that are looked for as tied copies: models that differ in more are not told apart by their ties."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Aligner:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     misfits: list[Misfit] = field(default_factory=list)
+    copies: int = 0
+    """Tensors that were looked for as tied copies."""
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
@@ -72,6 +78,14 @@ class Aligner:
                 name,
                 [*holders, *([donor] if donor else [])],
                 f"tied to {self.tied[name]} in the config, and {self._lack(lacking)} it",
+            )
+            return None
+        original = self._original(name, holders, donor, lacking)
+        if original is not None:
+            self._drop(
+                name,
+                [*holders, *([donor] if donor else [])],
+                f"a tied copy of {original}, which {self._they(lacking, 'store')} once",
             )
             return None
         if self.missing == "drop":
@@ -119,6 +133,26 @@ class Aligner:
         )
         return None
 
+    def _original(self, name: str, holders: Sequence[Part], donor: Part | None, lacking: Sequence[Part]) -> str | None:
+        """The tensor that ``name`` is a tied copy of in every model that has it, and that all models have; None if there is none.
+
+        A model that lacks the copy takes it from there when it is loaded, unless its config says that its head is not tied.
+        """
+        if len(self.problems) + self.copies > MOST_COPIES:
+            return None
+        untied = any(self.sources[p.model].config.get("tie_word_embeddings") is False for p in lacking)
+        if untied and "embed" not in name:
+            return None
+        having = [*holders, *([donor] if donor is not None and donor not in holders else [])]
+        shared = set.intersection(*(set(p.names) for p in (*having, *lacking)))
+        found = set()
+        for part in having:
+            named = {full: n for n, full in part.names.items() if n in shared}
+            original = original_of(self.sources[part.model], part.names[name], named)
+            found.add(named.get(original) if original is not None else None)
+        self.copies += 1
+        return found.pop() if len(found) == 1 else None
+
     def _drop(self, name: str, parts: Sequence[Part], why: str) -> None:
         self.dropped += dict.fromkeys((p.model, p.names[name], why) for p in parts)
 
@@ -153,9 +187,12 @@ class Aligner:
         )
 
     def _lack(self, parts: Sequence[Part]) -> str:
-        """The labels with the verb: "b lacks", "b and c lack"."""
+        return self._they(parts, "lack")
+
+    def _they(self, parts: Sequence[Part], verb: str) -> str:
+        """The labels with a verb: "b lacks", "b and c lack"."""
         labels = dict.fromkeys(self._label(p) for p in parts)
-        return f"{' and '.join(labels)} lack{'' if len(labels) > 1 else 's'}"
+        return f"{' and '.join(labels)} {verb}{'' if len(labels) > 1 else 's'}"
 
     def vocabularies(self, models: Sequence[int]) -> None:
         """Compare the vocabularies of the models whose embeddings are used with that of the donor."""
