@@ -21,6 +21,7 @@ from alnico.errors import (
     RecipeError,
     ResourceError,
 )
+from alnico.lora.asked import asked
 from alnico.lora.combining import combine
 from lora.made_adapters import factors, linear, save
 from lora.references.combined import deltas
@@ -184,7 +185,7 @@ def test_what_is_no_adapter() -> None:
         ({"weights": [1, float("nan")]}, "weights has nan; expected finite numbers."),
         ({"weight": 1}, "weight is no option here; give weights, one number an adapter."),
         ({"method": "ties", "density": 2}, "ties.density is 2; density is the share of each tensor's entries that is kept, in (0, 1]."),
-        ({"method": "ties", "dnsity": 0.5}, "ties has no option 'dnsity'; it has density, weight, scale, elect, divide, rescale, scope. Did you mean density?"),
+        ({"method": "ties", "dnsity": 0.5}, "ties has no option 'dnsity'; it has density, weight, scale, elect, tie, divide, rescale, scope. Did you mean density?"),
         ({"method": "ties", "density": [0.5, 0.5, 0.5]}, "ties.density has 3 values for 2 models; expected one for each."),
         ({"method": "ties", "space": "cores"}, "space is 'cores'; expected one of dense, core, knots."),
         ({"method": "svd", "space": "core"}, "svd has no space (found core): it works on the factors, and a sum is the same in all. Leave it out."),
@@ -298,3 +299,8 @@ def test_the_command_exits_with_the_code_of_its_error(run: Run, words, code, mes
     assert (found, stdout) == (code, "")
     assert message in " ".join(stderr.replace("│", " ").split())
     assert sorted(p.name for p in Path().iterdir()) == ["a", "b"]
+
+
+def test_pefts_vote_by_number_elects_plus_on_a_tie() -> None:
+    assert asked("ties_svd", 2, None, None, {"majority_sign_method": "frequency"}).options["tie"] == "plus"
+    assert "tie" not in asked("ties_svd", 2, None, None, {"majority_sign_method": "total"}).options

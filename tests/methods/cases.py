@@ -19,10 +19,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"density": 0.3, "weight": PER_MODEL},
         {"density": 0.2, "elect": "mass", "divide": "count", "scale": 0.8},
         {"density": 0.5, "elect": "count", "divide": "none", "rescale": "l1"},
+        {"density": 0.5, "elect": "count", "tie": "plus", "weight": PER_MODEL},
         {"density": 0.5, "rescale": "inverse"},
     ],
     "dare_linear": [{}, {"density": 0.4, "weight": PER_MODEL}, {"density": 0.4, "rescale": "inverse", "divide": "weight"}],
-    "dare_ties": [{}, {"density": 0.6, "weight": PER_MODEL}, {"density": 0.3, "rescale": "none", "elect": "mass"}],
+    "dare_ties": [{}, {"density": 0.6, "weight": PER_MODEL}, {"density": 0.3, "rescale": "none", "elect": "mass", "tie": "none"}],
     "breadcrumbs": [
         {},
         {"density": 0.3, "gamma": 0.05, "weight": PER_MODEL, "scale": 0.3},

@@ -26,7 +26,14 @@ def test_a_preset_binds_and_is_told_in_the_docstring(name: str, preset: str) -> 
 
 
 def test_the_presets_of_the_papers_are_there() -> None:
-    assert find("ties").presets["paper"] == {"density": 0.2, "elect": "mass", "divide": "count", "scope": "model", "scale": 1.0}
+    assert find("ties").presets["paper"] == {
+        "density": 0.2,
+        "elect": "mass",
+        "tie": "none",
+        "divide": "count",
+        "scope": "model",
+        "scale": 1.0,
+    }
     assert set(find("linear").presets) == {"uniform_soup", "wise_ft"}
 
 

@@ -95,6 +95,39 @@ def test_ties_gives_the_numbers_of_a_hand_made_example(tmp_path: Path) -> None:
     assert merged.tolist() == [4.0, 2.0, -3.0, 0.0, 0.0]
 
 
+TIED = [[2.0, -2.0, 3.0, -3.0, 0.0], [-3.0, 4.0, 3.0, -3.0, 0.0]]
+"""Two task vectors that disagree in their first two entries: one vote each."""
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # Yadav et al., algorithm 1: sgn(0) is 0, no kept entry has that sign, and nothing is added.
+        ({"elect": "count"}, [0.0, 0.0, 3.0, -3.0, 0.0]),
+        ({"elect": "count", "tie": "none"}, [0.0, 0.0, 3.0, -3.0, 0.0]),
+        ({"elect": "count", "tie": "plus"}, [2.0, 4.0, 3.0, -3.0, 0.0]),
+        ({"weight": [3.0, 2.0], "tie": "none"}, [0.0, 4.0, 3.0, -3.0, 0.0]),
+        ({"weight": [3.0, 2.0]}, [2.0, 4.0, 3.0, -3.0, 0.0]),
+    ],
+)
+@pytest.mark.parametrize("name", ["ties", "dare_ties", "della", "breadcrumbs_ties"])
+def test_a_tied_vote_elects_what_is_asked_for(name: str, given: dict, expected: list[float], tmp_path: Path) -> None:
+    models = [{"w": np.array(v, np.float32)} for v in TIED]
+    merged = merge_arrays(tmp_path, name, {"w": np.zeros(5, np.float32)}, models, {"divide": "weight", **given})["w"]
+    assert merged.tolist() == expected
+
+
+def test_ties_preset_of_the_paper_elects_no_sign_on_a_tie(tmp_path: Path) -> None:
+    base = {"w": np.zeros(4, np.float32)}
+    models = [{"w": np.array(v, np.float32)} for v in ([2.0, 2.0, 1.0, 0.0], [-2.0, 1.0, 1.0, 0.0])]
+    assert merge_arrays(tmp_path, "ties", base, models, {"density": [1.0, 1.0]}, keys={"preset": "paper"})["w"].tolist() == [
+        0.0,
+        1.5,
+        1.0,
+        0.0,
+    ]
+
+
 def test_ties_keeps_all_entries_equal_to_the_threshold(tmp_path: Path) -> None:
     base, one = np.zeros(8, np.float32), np.full(8, 0.5, np.float32)
     merged = merge_arrays(tmp_path, "ties", {"w": base}, [{"w": one}], {"density": [0.25]})["w"]

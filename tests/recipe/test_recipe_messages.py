@@ -233,7 +233,7 @@ VALUES = {
     "lambda: big": "parameters.lambda is 'big'; expected a number.",
     "densty: 0.5": "parameters.densty is no option of ties. Did you mean density?",
     "gamma: 0.5": (
-        "parameters.gamma is no option of ties. Known are density, weight, scale, elect, divide, rescale, scope, lambda, normalize."
+        "parameters.gamma is no option of ties. Known are density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
     ),
     "density: []": "parameters.density is a list of 0; expected at least one value.",
     "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis.",
@@ -416,7 +416,7 @@ def test_a_mapping_has_no_lines_in_its_messages() -> None:
     assert str(caught.value).splitlines() == [
         "recipe: parameters.density is 3; density is the share of each tensor's entries that is kept, in (0, 1]. Did you mean 0.3?",
         "recipe: parameters.int8 is no option of ties. "
-        "Known are density, weight, scale, elect, divide, rescale, scope, lambda, normalize.",
+        "Known are density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize.",
     ]
 
 

@@ -7,5 +7,5 @@ from references.ties import consensus
 def merge(models, base, options, noise):
     weight = options.get("weight", [1.0] * len(models))
     kept = kept_of(models, base, options, noise)
-    change = consensus(kept, weight, options.get("elect", "weighted"), options.get("divide", "none"))
+    change = consensus(kept, weight, options.get("elect", "weighted"), options.get("divide", "none"), options.get("tie", "auto"))
     return base + options.get("scale", 1.0) * change

@@ -15,11 +15,14 @@ def rescaled(kept, delta, density, how):
     return kept / density if how == "inverse" else kept
 
 
-def consensus(kept, weight, elect, divide):
+def consensus(kept, weight, elect, divide, tie="auto"):
+    """Algorithm 1 elects sgn(sum), 0 on a tie, which no kept entry has; mergekit, whose vote is weighted, takes +1."""
     weighted = [w * k for w, k in zip(weight, kept, strict=True)]
     ballots = {"weighted": weighted, "mass": kept, "count": [np.sign(k) for k in kept]}[elect]
-    majority = np.where(sum(ballots) >= 0, 1.0, -1.0)
-    agree = [np.sign(ballot) == majority for ballot in ballots]
+    majority = np.sign(sum(ballots))
+    if tie == "plus" or (tie == "auto" and elect != "count"):
+        majority = np.where(majority == 0, 1.0, majority)
+    agree = [(np.sign(ballot) == majority) & (ballot != 0) for ballot in ballots]
     total = sum(np.where(a, d, 0.0) for a, d in zip(agree, weighted, strict=True))
     if divide == "none":
         return total
@@ -48,5 +51,5 @@ def kept_of(models, base, options):
 
 def merge(models, base, options, noise):
     kept, weight = kept_of(models, base, options)
-    change = consensus(kept, weight, options.get("elect", "weighted"), options.get("divide", "weight"))
+    change = consensus(kept, weight, options.get("elect", "weighted"), options.get("divide", "weight"), options.get("tie", "auto"))
     return base + options.get("scale", 1.0) * change

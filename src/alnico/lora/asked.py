@@ -50,8 +50,8 @@ CORRECTED: Mapping[str, str] = {
     "dare_ties_svd": TWICE,
     "magnitude_prune_svd": TWICE,
 }
-ELECTS = {"total": "mass", "frequency": "count"}
-"""What PEFT's ``majority_sign_method`` is called here."""
+ELECTS: Mapping[str, Mapping[str, str]] = {"total": {"elect": "mass"}, "frequency": {"elect": "count", "tie": "plus"}}
+"""What PEFT's ``majority_sign_method`` means in our options: its ties elect plus."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def _in_our_words(options: Mapping[str, Any], target: str) -> dict[str, Any]:
         raise MethodError(f"{target} elects no sign (majority_sign_method is {sign!r}). Leave it out, or choose ties or dare_ties.")
     if sign not in ELECTS:
         raise MethodError(f"majority_sign_method is {sign!r}; expected one of {', '.join(ELECTS)} (elect: mass, count).")
-    return {**known, "elect": ELECTS[sign]}
+    return {**known, **{name: value for name, value in ELECTS[sign].items() if name not in options}}
 
 
 def _coefficients(target: str, weights: tuple[float, ...], options: Mapping[str, Any]) -> tuple[float, ...]:

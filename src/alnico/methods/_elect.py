@@ -13,6 +13,9 @@ Elect = Literal["weighted", "mass", "count"]
 Divide = Literal["weight", "count", "none"]
 """What the sum of the agreeing entries is divided by: their weights, their number, or nothing."""
 
+Tie = Literal["auto", "plus", "none"]
+"""What a balance of exactly 0 elects: plus, or no sign at all; ``auto`` is none where each model has one vote, else plus."""
+
 
 def vote_weighted(kept, weight):
     return weight * kept
@@ -38,13 +41,23 @@ def share_none(weight):
     return 0.0
 
 
+def agrees_or_plus(ballot, balance):
+    return (ballot > 0) if balance >= 0 else (ballot < 0)
+
+
+def agrees(ballot, balance):
+    return (ballot > 0 and balance > 0) or (ballot < 0 and balance < 0)
+
+
 VOTES = {"weighted": vote_weighted, "mass": vote_mass, "count": vote_count}
 SHARES = {"weight": share_weight, "count": share_count, "none": share_none}
 
 
-def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, divide: Divide) -> Merge:
-    """Sum the entries whose sign was elected, and divide by what agreed; a balance of exactly 0 elects plus."""
+def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, tie: Tie, divide: Divide) -> Merge:
+    """Sum the entries whose sign was elected, and divide by what agreed."""
     keep, vote, share_of = sparse.keep, VOTES[elect], SHARES[divide]
+    # One vote a model ties whenever two models disagree, and plus would then pull weights up.
+    is_elected = agrees if tie == "none" or (tie == "auto" and elect == "count") else agrees_or_plus
 
     def mix(delta, limit, ceiling, factor, weight, scale):
         balance = 0.0
@@ -55,7 +68,7 @@ def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elec
         for i in range(len(delta)):
             kept = factor[i] * keep(delta[i], limit[i], ceiling[i])
             ballot = vote(kept, weight[i])
-            if (ballot > 0) if balance >= 0 else (ballot < 0):
+            if is_elected(ballot, balance):
                 total += weight[i] * kept
                 share += share_of(weight[i])
         return scale * (total / share if share != 0 else total)

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, keep_middle
 from alnico.methods.base import Between, Merge, PerModel, Share, each, method
 
@@ -17,6 +17,7 @@ def breadcrumbs_ties(
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",
+    tie: Tie = "auto",
     divide: Divide = "none",
     rescale: Rescale = "none",
 ) -> Merge:
@@ -35,6 +36,8 @@ def breadcrumbs_ties(
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 0.2 to 0.3.
         elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is ``none`` with ``elect: count`` and
+            else ``plus``, as in mergekit.
         divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` of mergekit is
             ``weight``.
         rescale: ``l1`` scales what is kept to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
@@ -52,4 +55,4 @@ def breadcrumbs_ties(
     >>> len(breadcrumbs_ties.bind({"density": 0.15}, 2).levels())
     1
     """
-    return elected(keep_middle(density, gamma, rescale), weight, scale, elect, divide)
+    return elected(keep_middle(density, gamma, rescale), weight, scale, elect, tie, divide)

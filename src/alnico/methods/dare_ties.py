@@ -1,6 +1,6 @@
 """DARE with the sign election of TIES."""
 
-from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, keep_random
 from alnico.methods.base import Merge, PerModel, Share, each, method
 
@@ -8,7 +8,7 @@ from alnico.methods.base import Merge, PerModel, Share, each, method
 @method(
     space="delta",
     source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099",
-    presets={"paper": {"density": 0.1, "rescale": "inverse", "elect": "mass", "divide": "count"}},
+    presets={"paper": {"density": 0.1, "rescale": "inverse", "elect": "mass", "tie": "none", "divide": "count"}},
 )
 def dare_ties(
     *,
@@ -16,6 +16,7 @@ def dare_ties(
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",
+    tie: Tie = "auto",
     divide: Divide = "none",
     rescale: Rescale = "l1",
 ) -> Merge:
@@ -34,6 +35,8 @@ def dare_ties(
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number.
         elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is ``none`` with ``elect: count`` and
+            else ``plus``, as in mergekit.
         divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` of mergekit is
             ``weight``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density (the paper), ``none``.
@@ -53,4 +56,4 @@ def dare_ties(
     1
     """
     sparse = keep_random(density, rescale)
-    return elected(sparse, weight, scale, elect, divide)
+    return elected(sparse, weight, scale, elect, tie, divide)

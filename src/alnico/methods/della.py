@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, keep_by_rank
 from alnico.methods.base import Between, Merge, PerModel, Share, each, method
 
@@ -21,6 +21,7 @@ def della(
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",
+    tie: Tie = "auto",
     divide: Divide = "weight",
     rescale: Rescale = "l1",
 ) -> Merge:
@@ -41,6 +42,8 @@ def della(
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the authors use 1.1.
         elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are, ``count`` their signs.
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is ``none`` with ``elect: count`` and
+            else ``plus``, as in mergekit.
         divide: by the ``weight`` or the ``count`` of the models that agree, or ``none``; ``normalize: true`` and ``false``
             of mergekit are ``weight`` and ``none``.
         rescale: ``l1`` keeps each tensor's sum of magnitudes, ``inverse`` divides by the density, ``none``.
@@ -59,4 +62,4 @@ def della(
     >>> len(della.bind({"density": 0.5}, 2).levels())
     1
     """
-    return elected(keep_by_rank(density, epsilon, rescale), weight, scale, elect, divide)
+    return elected(keep_by_rank(density, epsilon, rescale), weight, scale, elect, tie, divide)

@@ -1,6 +1,6 @@
 """TIES: trim, elect a sign, merge what agrees."""
 
-from alnico.methods._elect import Divide, Elect, elected
+from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, Scope, keep_largest
 from alnico.methods.base import Merge, PerModel, Share, each, method
 
@@ -8,7 +8,7 @@ from alnico.methods.base import Merge, PerModel, Share, each, method
 @method(
     space="delta",
     source="Yadav et al. 2023, TIES-Merging, https://arxiv.org/abs/2306.01708, algorithm 1",
-    presets={"paper": {"density": 0.2, "elect": "mass", "divide": "count", "scope": "model", "scale": 1.0}},
+    presets={"paper": {"density": 0.2, "elect": "mass", "tie": "none", "divide": "count", "scope": "model", "scale": 1.0}},
 )
 def ties(
     *,
@@ -16,6 +16,7 @@ def ties(
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",
+    tie: Tie = "auto",
     divide: Divide = "weight",
     rescale: Rescale = "none",
     scope: Scope = "tensor",
@@ -35,26 +36,29 @@ def ties(
         weight: a model's coefficient, any number.
         scale: the factor on the merged task vector (``lambda`` in YAML), any number; the paper searches 0.8 to 2.5.
         elect: ``weighted`` sums the weighted entries, ``mass`` the entries as they are (the paper), ``count`` their signs.
+        tie: what a vote of exactly 0 elects: ``plus``, or ``none``, where the base stays; ``auto`` is ``none`` with ``elect: count`` and
+            else ``plus``, as in mergekit.
         divide: by the ``weight`` or the ``count`` (the paper) of the models that agree, or ``none``; ``normalize: true``
             and ``false`` of mergekit are ``weight`` and ``none``.
         rescale: ``l1`` scales what is kept of a tensor to the magnitude of the whole, ``inverse`` by 1/density, ``none``.
         scope: ``tensor`` keeps the density of each tensor; ``model`` (the paper) that of a model's whole task vector, with one
             threshold for all tensors that are merged with the same densities of the same models.
     Presets:
-        paper: keeps 20 % of each whole task vector, votes by mass, divides by count, scale 1.
+        paper: keeps 20 % of each whole task vector, votes by mass, elects no sign on a tie, divides by count, scale 1.
     Shapes: one task-vector entry a model in, one number out; any number of models besides the base.
     Measures: the kth largest magnitude, one to three passes, or, with ``scope: model``, two over all tensors before the first is
         merged (four in float64); with ``rescale: l1`` two sums, one pass more; then one to mix. Memory: blocks, a few MiB of
         counters, and at most 32 MiB of candidates while a large tensor is searched. Grain: element.
-    Edge cases: a task vector of zeros stays zero; entries equal to the threshold are all kept; a balance of exactly 0
-        elects plus; where weights of the agreeing models sum to 0 the sum is not divided.
+    Edge cases: a task vector of zeros stays zero; entries equal to the threshold are all kept; where the weights
+        of the agreeing models sum to 0 the sum is not divided.
     Errors: MethodError if a density is outside (0, 1].
     Differs from the source: by default trims each tensor by itself, weighs the vote and divides by weights, as mergekit does
-        and recipes in circulation mean; the paper trims the whole model, votes by mass and divides by count.
+        and recipes in circulation mean; the paper trims the whole model, votes by mass and divides by count. On a tie the paper's
+        ``sgn(0)`` elects no sign (``tie: none``); its authors' code takes the sign that most parameters of the model have.
     Source: Yadav et al. 2023, https://arxiv.org/abs/2306.01708, algorithm 1.
 
     >>> len(ties.bind({"density": 0.2}, 3).levels())
     1
     """
     sparse = keep_largest(density, rescale, scope)
-    return elected(sparse, weight, scale, elect, divide)
+    return elected(sparse, weight, scale, elect, tie, divide)
