@@ -48,7 +48,9 @@ def _aliases() -> list[str]:
         (f"`{name}`", f"`{a.option}`" + "".join(f"; {_truth(v)}: `{w}`" for v, w in a.values.items()))
         for name, a in dialect.ALIASES.items()
     ]
-    rows += [(f"`{name}`", f"nothing: it {why}") for name, why in dialect.WITHOUT_EFFECT.items()]
+    rows += [(f"`{name}`", f"nothing, at any level: it {why}") for name, why in dialect.WITHOUT_EFFECT.items()]
+    at_the_top = {name: why for name, why in dialect.WITHOUT_EFFECT_AT_THE_TOP.items() if name not in dialect.WITHOUT_EFFECT}
+    rows += [(f"`{name}`", f"nothing, at the top: it {why}") for name, why in at_the_top.items()]
     return _table(("mergekit", "here"), rows)
 
 

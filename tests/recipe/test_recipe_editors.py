@@ -12,8 +12,8 @@ import yaml
 from good_recipes import GOOD
 
 from alnico.methods import registry
-from alnico.recipe import keys
-from alnico.recipe.editors import json_schema
+from alnico.recipe import dialect, keys
+from alnico.recipe.editors import TRUTH, json_schema
 from alnico.recipe.load import parse_recipes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -69,7 +69,10 @@ TIES = "merge_method: ties\nbase_model: b\nmodels: [a]\n"
         LINEAR + "parameters: {weight: {filter: mlp}}",
         LINEAR + "parameters: {weight: {filter: '', value: 1}}",
         LINEAR + "parameters: {weight: [{filter: mlp, value: heavy}]}",
-        LINEAR + "parameters: {normalize: 1}",
+        LINEAR + "parameters: {normalize: 2}",
+        LINEAR + "parameters: {normalize: weight}",
+        LINEAR + "out_pth: x",
+        LINEAR + "tokenizer: {smooth: 1}",
         TIES + "parameters: {weight: {from: fisher}}",
         TIES + "parameters: {weight: {from: l2_norm, mode: cubic}}",
         TIES + "parameters: {weight: {from: l2_norm, beta: -1}}",
@@ -102,7 +105,8 @@ def test_a_mistake_is_none(text: str) -> None:
 
 def test_every_key_and_option_is_there_and_says_what_it_is() -> None:
     properties = SCHEMA["properties"]
-    assert {k: p["description"] for k, p in properties.items()} == dict(keys.TOP)
+    idle = {key: f"Without effect: it {why}." for key, why in dialect.WITHOUT_EFFECT_AT_THE_TOP.items()}
+    assert {k: p["description"] for k, p in properties.items()} == dict(keys.TOP) | idle
     options = SCHEMA["$defs"]["parameters"]["properties"]
     for method in registry().values():
         for option in method.options.values():
@@ -119,4 +123,4 @@ def test_a_number_has_the_range_of_its_option() -> None:
     share = {"type": "number", "exclusiveMinimum": 0, "maximum": 1}
     assert share in shapes(SCHEMA["$defs"]["option_density"])
     assert {"type": "number"} in shapes(SCHEMA["$defs"]["option_lambda"])
-    assert shapes(SCHEMA["$defs"]["option_normalize"]) == [{"type": "boolean"}]
+    assert shapes(SCHEMA["$defs"]["option_normalize"]) == TRUTH

@@ -206,16 +206,16 @@ LANGUAGE = {
         "3: parameters.weight[1] is 'heavy'; expected a number.",
     ),
     "a truth in a gradient": (
-        "merge_method: linear\nmodels: [a]\nparameters: {normalize: [true, 1]}",
-        "3: parameters.normalize[1] is 1; expected true or false.",
+        "merge_method: linear\nmodels: [a]\nparameters: {normalize: [true, 2]}",
+        "3: parameters.normalize[1] is 2; expected true or false.",
     ),
     "a value wrong for one of two methods": (
         "merge_method: task_arithmetic\nbase_model: c\nmodels: [a, b]\nparameters: {divide: count}\nmethods: [{filter: mlp, merge_method: ties}]",
         "4: parameters.divide is 'count'; expected one of weight, none (as task_arithmetic has it).",
     ),
     "an option of none of two methods": (
-        "merge_method: linear\nbase_model: a\nmodels: [a, b]\nparameters: {gamma: 1}\nmethods: [{filter: mlp, merge_method: slerp, parameters: {t: 1}}]",
-        "4: parameters.gamma is no option of linear or slerp. Known are weight, normalize, t, over.",
+        "merge_method: linear\nbase_model: a\nmodels: [a, b]\nparameters: {gama: 1}\nmethods: [{filter: mlp, merge_method: slerp, parameters: {t: 1}}]",
+        "4: parameters.gama is no option of linear or slerp. Known are weight, normalize, t, over.",
     ),
     "lines a number": (
         "merge_method: ties\nbase_model: c\nmodels: [a]\nlines: 3",
@@ -278,8 +278,8 @@ LANGUAGE = {
         "3: tokenizer.pad_to_multiple_of is 0; expected a whole number of at least 1.",
     ),
     "force a number": (
-        "merge_method: linear\nmodels: [a]\ntokenizer: {tokens: {<s>: {source: a, force: 1}}}",
-        "3: tokenizer.tokens.<s>.force is 1; expected true or false.",
+        "merge_method: linear\nmodels: [a]\ntokenizer: {tokens: {<s>: {source: a, force: 2}}}",
+        "3: tokenizer.tokens.<s>.force is 2; expected true or false.",
     ),
     "a token of an unknown kind": (
         "merge_method: linear\nmodels: [a]\ntokenizer: {tokens: {<s>: {source: {kind: mean}}}}",

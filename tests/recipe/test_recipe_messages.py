@@ -63,7 +63,10 @@ KEYS = {
         "merge_method: linear\nmodels:\n  - parameters: {weight: 1}",
         "3: models[0].model is missing; expected the path of a model.",
     ),
-    "base empty": ("merge_method: linear\nbase_model:" + TAIL, "2: base_model is empty; expected text."),
+    "base empty where it is needed": (
+        "merge_method: ties\nbase_model:" + TAIL,
+        "1: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
+    ),
     "base a number": ("merge_method: linear\nbase_model: 12" + TAIL, "2: base_model is 12; expected text. Put it in quotes."),
     "base two lines": (
         'merge_method: linear\nbase_model: "a\\nb"' + TAIL,
@@ -175,7 +178,7 @@ KEYS = {
     ),
     "a part of a step": (
         "merge_method: karcher\nparameters: {max_iter: 2.5}" + TAIL,
-        "2: parameters.max_iter is 2.5; expected a whole number in [0, 10000].",
+        "2: parameters.max_iter is 2.5; expected a whole number in [0, 100000].",
     ),
     "della without room for its window": (
         "merge_method: della\nbase_model: x\nparameters: {density: 0.9, epsilon: 0.2}" + TAIL,
@@ -232,8 +235,8 @@ VALUES = {
     "rescale: 2": "parameters.rescale is 2; expected one of l1, inverse, none.",
     "lambda: big": "parameters.lambda is 'big'; expected a number.",
     "densty: 0.5": "parameters.densty is no option of ties. Did you mean density?",
-    "gamma: 0.5": (
-        "parameters.gamma is no option of ties. Known are density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
+    "cutoff: 0.5": (
+        "parameters.cutoff is no option of ties. Known are density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
     ),
     "density: []": "parameters.density is a list of 0; expected at least one value.",
     "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis.",

@@ -156,8 +156,8 @@ def test_what_means_nothing_in_mergekit_is_accepted_with_a_note() -> None:
     assert recipe.parameters == {}
     assert recipe.notes == (
         "recipe.yml:5: int8_mask has no effect: it only changes the type of a temporary in mergekit.",
-        "recipe.yml:6: density has no effect on task_arithmetic, here as in mergekit.",
-        "recipe.yml:7: rescale has no effect on task_arithmetic, here as in mergekit.",
+        "recipe.yml:6: parameters.density has no effect on task_arithmetic, as in mergekit.",
+        "recipe.yml:7: parameters.rescale has no effect on task_arithmetic, as in mergekit.",
     )
 
 

@@ -14,7 +14,7 @@ from alnico.numerics.sphere import karcher_coefficients
 def karcher(
     *,
     weight: PerModel[float] = each(1.0),
-    max_iter: Annotated[int, Between(0, 10_000)] = 10,
+    max_iter: Annotated[int, Between(0, 100_000)] = 10,
     tol: Annotated[float, Between(0, 1)] = 1e-5,
 ) -> Merge:
     """Take the Riemannian mean of the models' directions on the sphere, at their mean length.
@@ -27,7 +27,7 @@ def karcher(
 
     Options:
         weight: a model's coefficient, any number; divided by their sum.
-        max_iter: most steps of the iteration, in [0, 10000]; 0 gives the mean direction.
+        max_iter: most steps of the iteration, in [0, 100000]; 0 gives the mean direction.
         tol: the step below which it ends, in radians, in [0, 1].
     Shapes: one value a model in, one number out; any number of models.
     Measures: Gram, one pass; then one to mix. Memory: blocks. Grain: element.

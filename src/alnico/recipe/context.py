@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
+from alnico.recipe.keys import TOKENIZER, TOP
 from alnico.recipe.nodes import Node, Reading, cut
 from alnico.recipe.schema import ModelEntry, Parameters
 
@@ -65,10 +66,47 @@ class Context:
     def check_keys(self, node: Node, where: str, known: Iterable[str], options_under: str = "") -> None:
         """Tell the keys of a mapping that are unknown."""
         for key, value in node.value.items():
-            if key not in known:
-                hint = (options_under and self.belongs(key, options_under, known)) or scalars.nearest(key, list(known))
-                start = f"{where} has the unknown key" if where else "unknown key"
-                self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
+            if key in known or self._means_nothing(key, value, where, known):
+                continue
+            hint = _place_of(key, node, where, known)
+            hint = hint or (options_under and self.belongs(key, options_under, known)) or scalars.nearest(key, list(known))
+            start = f"{where} has the unknown key" if where else "unknown key"
+            self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
+
+    def _means_nothing(self, key: str, value: Node, where: str, known: Iterable[str]) -> bool:
+        """Note a key that has no effect: one that mergekit's users write, or a place for YAML anchors at the top."""
+        idle = dialect.WITHOUT_EFFECT if where else dialect.WITHOUT_EFFECT_AT_THE_TOP
+        if key in idle and "parameters" in known:
+            self.reading.note(value.line, f"{where}.{key} has no effect: it {idle[key]}.".removeprefix("."))
+            return True
+        if where or not value.has_anchor or _is_misspelt(key, value, known):
+            return False
+        self.reading.note(value.line, f"{cut(key)} is no key of a recipe, and is left out but for its YAML anchors.")
+        return True
+
+
+def _place_of(key: str, node: Node, where: str, known: Iterable[str]) -> str:
+    """A hint for a key that belongs elsewhere: into the reference of a model, under tokenizer, at the top."""
+    if not where:
+        return "Write it under tokenizer." if key in TOKENIZER else ""
+    if key in TOP:
+        return "Write it at the top of the recipe."
+    if "model" not in known:
+        return ""
+    named = {k: v.value for k, v in node.value.items() if isinstance(v.value, str)}
+    model = named.get("model", "NAME")
+    if key == "revision":
+        return f"Write it behind the model's name: model: {cut(model)}@{cut(named.get(key, 'REVISION'))}"
+    if key in ("lora", "adapter"):
+        return f"Write it behind the model's name: model: {cut(model)}+{cut(named.get(key, 'ADAPTER'))}"
+    return ""
+
+
+def _is_misspelt(key: str, value: Node, known: Iterable[str]) -> bool:
+    """Is a key at the top a misspelt one that could have this value, rather than a name of the author's own?"""
+    near = difflib.get_close_matches(key, list(known), 1, 0.9)
+    kind = {"models": list, "slices": list, "methods": list, "modules": dict, "parameters": dict, "lines": dict}
+    return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 
 
 def context_of(keys: Mapping[str, Node], reading: Reading) -> Context:

@@ -32,14 +32,92 @@ ALIASES = {
 
 WITHOUT_EFFECT = {
     "int8_mask": "only changes the type of a temporary in mergekit",
+    "random_seed": "is an option of mergekit's command line; `seed` at the top of a recipe is the seed here",
+    "allow_negative_weights": "is for mergekit-evolve",
+    "smooth": "is for mergekit-evolve",
+    "embed_slerp": "was an option of mergekit before 0.0.5; embeddings are merged like other tensors",
 }
-"""Keys that mean nothing for any method."""
+"""Keys that mean nothing at any level of a recipe."""
+
+WITHOUT_EFFECT_AT_THE_TOP = {
+    **WITHOUT_EFFECT,
+    **dict.fromkeys(("out_path", "output_path"), "is for the command; give it the path of the output"),
+    **dict.fromkeys(
+        ("copy_tokenizer", "cuda", "lazy_unpickle", "low_cpu_memory", "trust_remote_code"),
+        "is an option of mergekit's command line",
+    ),
+}
+"""Keys that mean nothing at the top of a recipe."""
 
 WITHOUT_EFFECT_FOR = {
-    "task_arithmetic": dict.fromkeys(("density", "rescale"), ", here as in mergekit"),
     "multislerp": {"eps": ": a length of 0 is told exactly, without a bound"},
 }
-"""Keys that mergekit accepts for a method and that change nothing: how the note goes on."""
+"""Keys of a method of mergekit that change nothing here: how the note goes on."""
+
+_OF_DELTAS = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
+
+OPTIONS_OF_MERGEKIT: Mapping[str, tuple[str, ...]] = {
+    "linear": ("weight", "normalize"),
+    "slerp": ("t",),
+    "nuslerp": ("weight", "nuslerp_row_wise", "nuslerp_flatten"),
+    "multislerp": ("weight", "normalize_weights", "eps"),
+    "karcher": ("max_iter", "tol"),
+    "passthrough": ("scale",),
+    "model_stock": ("filter_wise",),
+    "arcee_fusion": (),
+    "nearswap": ("t",),
+    "sce": ("int8_mask", "select_topk"),
+    "ram": ("epsilon",),
+    "ramplus_tl": ("r", "alpha", "epsilon"),
+    "task_arithmetic": _OF_DELTAS,
+    "ties": _OF_DELTAS,
+    "dare_linear": _OF_DELTAS,
+    "dare_ties": _OF_DELTAS,
+    "breadcrumbs": (*_OF_DELTAS, "gamma"),
+    "breadcrumbs_ties": (*_OF_DELTAS, "gamma"),
+    "della": (*_OF_DELTAS, "epsilon"),
+    "della_linear": (*_OF_DELTAS, "epsilon"),
+}
+"""The parameters that mergekit 0.1.5 has for each of its methods. It ignores others, and recipes in circulation have them."""
+
+KNOWN_TO_MERGEKIT = frozenset(name for names in OPTIONS_OF_MERGEKIT.values() for name in names)
+
+OURS = {"karcher": {"weight": "weighs the models; mergekit's karcher has no weights and averages all alike"}}
+"""Words of mergekit for other methods that are options of ours: a recipe that has them gives another result there."""
+
+TRUTHS = {"1": True, "on": True, "t": True, "true": True, "y": True, "yes": True} | {
+    "0": False, "off": False, "f": False, "false": False, "n": False, "no": False,
+}  # fmt: skip
+"""Text that mergekit reads as true or false, in small letters."""
+
+
+def truth(value: Any) -> Any:
+    """Return what mergekit reads as true or false as that, and anything else as it is.
+
+    >>> [truth(v) for v in (1.0, 0, "True", "off", 2, "l1")]
+    [True, False, True, False, 2, 'l1']
+    """
+    if isinstance(value, (int, float)) and value in (0, 1):
+        return bool(value)
+    return TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+
+
+def takes_truths(method: Method, key: str) -> bool:
+    """Is ``key`` true or false for ``method``, under its own name or mergekit's?"""
+    name = own_name(method, key)
+    return name is not None and (method.options[name].kind == "bool" or bool(key in ALIASES and ALIASES[key].values))
+
+
+def why_idle(method: Method, key: str) -> str | None:
+    """Say how a note goes on about a key that has no effect on ``method``, here as in mergekit; None for any other key.
+
+    >>> from alnico.methods import find
+    >>> why_idle(find("slerp"), "weight"), why_idle(find("slerp"), "wieght"), why_idle(find("ties"), "weight")
+    (', as in mergekit', None, None)
+    """
+    if own_name(method, key) is not None or method.name not in OPTIONS_OF_MERGEKIT:
+        return None
+    return WITHOUT_EFFECT_FOR.get(method.name, {}).get(key) or (", as in mergekit" if key in KNOWN_TO_MERGEKIT else None)
 
 
 def own_name(method: Method, key: str) -> str | None:

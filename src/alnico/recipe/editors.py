@@ -13,6 +13,7 @@ from alnico.recipe.keys import (
     CASE,
     ENTRY,
     LINES,
+    MAY_BE_EMPTY,
     MODEL_TOKEN,
     MODULE,
     NORM_WEIGHT,
@@ -25,7 +26,7 @@ from alnico.recipe.keys import (
     TOKENIZER,
     TOP,
 )
-from alnico.recipe.models import MAX_MODELS
+from alnico.recipe.models import MAX_DIGITS, MAX_MODELS
 from alnico.recipe.norm_weight import NUMBERS, WORDS, takes_norms
 from alnico.recipe.scalars import SEEDS
 
@@ -34,6 +35,14 @@ Schema = dict[str, Any]
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NUMBER_AS_TEXT: Schema = {"type": "string", "pattern": r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"}
 """What YAML 1.1 reads as text, and mergekit and we as a number: 1e-5."""
+
+
+def _of_any_case(words: Iterable[str]) -> str:
+    return f"^({'|'.join(''.join(f'[{c}{c.upper()}]' if c.isalpha() else c for c in word) for word in words)})$"
+
+
+TRUTH: list[Schema] = [{"type": "boolean"}, {"enum": [0, 1]}, {"type": "string", "pattern": _of_any_case(dialect.TRUTHS)}]
+"""True or false, and the numbers and text that mergekit reads as that."""
 TEXT: Schema = {"type": "string", "minLength": 1}
 FILTER: Schema = {"type": "string", "minLength": 1, "not": {"enum": ["=", "re:"]}}
 
@@ -60,7 +69,12 @@ def json_schema() -> Schema:
         "preset": {"enum": presets},
     }
     dtypes = [*TORCH_NAMES, *(f"torch.{name}" for name in TORCH_NAMES), *CONFIG_NAMES]
-    whole = {**shared, "residual_weight": {}, "sources": {**listed, "items": _ref("source")}}
+    whole = {
+        **shared,
+        "base_model": _or_null(_ref("reference")),
+        "residual_weight": {},
+        "sources": {**listed, "items": _ref("source")},
+    }
     top = shared | {
         "modules": {"type": "object", "minProperties": 1, "additionalProperties": _ref("module")},
         "methods": {**listed, "items": _ref("rule")},
@@ -75,7 +89,9 @@ def json_schema() -> Schema:
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }
-    layers: Schema = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 2, "maxItems": 2}
+    number: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^[0-9]{{1,{MAX_DIGITS - 1}}}$"}]}
+    layers: Schema = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
+    top |= {key: _or_null(top[key]) for key in MAY_BE_EMPTY}
     path: Schema = {"anyOf": [TEXT, _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",))]}
     one_of = [{"required": [key]} for key in ("models", "slices", "modules")]
     options = _options(methods.values())
@@ -83,16 +99,16 @@ def json_schema() -> Schema:
         "$schema": DIALECT,
         "title": "A recipe of alnico",
         "description": "What to merge, and how; the dialect of mergekit, and more.",
-        **_object(TOP, top, ()),
+        **_object(TOP, top, (), dialect.WITHOUT_EFFECT_AT_THE_TOP),
         "oneOf": one_of,
         "anyOf": [{"required": [key]} for key in ("merge_method", "slices", "modules")],
         "not": {"required": ["tokenizer", "tokenizer_source"]},
         "$defs": {
-            "model": _object(ENTRY, shared, ("model",)),
-            "source": _object(SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range")),
-            "slice": _object(SLICE, whole, ("sources",)),
-            "module": {**_object(MODULE, shared, ()), "oneOf": one_of[:2]},
-            "rule": _object(RULE, shared, ("filter", "merge_method")),
+            "model": _object(ENTRY, shared, ("model",), dialect.WITHOUT_EFFECT),
+            "source": _object(SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range"), dialect.WITHOUT_EFFECT),
+            "slice": _object(SLICE, whole, ("sources",), dialect.WITHOUT_EFFECT),
+            "module": {**_object(MODULE, shared, (), dialect.WITHOUT_EFFECT), "oneOf": one_of[:2]},
+            "rule": _object(RULE, shared, ("filter", "merge_method"), dialect.WITHOUT_EFFECT),
             "reference": {
                 "anyOf": [
                     TEXT,
@@ -109,7 +125,7 @@ def json_schema() -> Schema:
                 },
                 (),
             ),
-            "token": _object(TOKEN, {"source": _token_source(), "force": {"type": "boolean"}}, ()),
+            "token": _object(TOKEN, {"source": _token_source(), "force": {"anyOf": TRUTH}}, ()),
             "norm_weight": {
                 **_object(
                     NORM_WEIGHT,
@@ -141,9 +157,12 @@ def _or_null(schema: Schema) -> Schema:
     return {"anyOf": [schema, {"type": "null"}]}
 
 
-def _object(keys: Mapping[str, str], shapes: Mapping[str, Schema], required: Iterable[str]) -> Schema:
-    """A mapping of these keys and no others, each with what it says."""
+def _object(
+    keys: Mapping[str, str], shapes: Mapping[str, Schema], required: Iterable[str], idle: Mapping[str, str] | None = None
+) -> Schema:
+    """A mapping of these keys and no others, each with what it says; those that are ``idle`` have no effect."""
     properties = {key: _described(shapes[key], meaning) for key, meaning in keys.items()}
+    properties |= {key: {"description": f"Without effect: it {why}."} for key, why in (idle or {}).items()}
     needed = {"required": [*required]} if [*required] else {}
     return {"type": "object", "additionalProperties": False, "properties": properties, **needed}
 
@@ -193,7 +212,7 @@ def _idle() -> dict[str, Schema]:
     found: dict[str, Schema] = {key: {"description": f"Without effect: it {why}."} for key, why in dialect.WITHOUT_EFFECT.items()}
     taken = _options(registry().values())
     for method, keys in dialect.WITHOUT_EFFECT_FOR.items():
-        found |= {key: {"description": f"Without effect on {method}."} for key in keys if key not in taken}
+        found |= {key: {"description": f"Without effect on {method}{why}."} for key, why in keys.items() if key not in taken}
     return found
 
 
@@ -233,7 +252,7 @@ def _scalar(key: str, option: Option) -> list[Schema]:
     if option.kind == "number":
         return [_number(option.range, is_whole=option.is_whole), NUMBER_AS_TEXT]
     alias = dialect.ALIASES.get(key)
-    truths: list[Schema] = [{"type": "boolean"}] if option.kind == "bool" or (alias and alias.option == option.name) else []
+    truths = TRUTH if option.kind == "bool" or (alias and alias.option == option.name) else []
     return [*truths, *([{"enum": [*option.choices]}] if option.kind == "choice" and key == option.name else [])]
 
 

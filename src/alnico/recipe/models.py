@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from alnico.methods.base import Method
 from alnico.recipe import scalars
@@ -13,6 +14,8 @@ from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
 from alnico.recipe.values import read_parameters
 
 MAX_MODELS = 1_000
+MAX_DIGITS = 10
+"""Of a layer's number that is written as text."""
 
 Shared = tuple[tuple[str, Parameters], ...]
 
@@ -70,13 +73,20 @@ def _layers(source: Node, where: str, reading: Reading) -> tuple[int, int] | Non
     if node is None:
         reading.wrong(source.line, f"{where}.layer_range is missing; {wanted}.")
         return None
-    ends = [i.value for i in node.value] if isinstance(node.value, list) else []
+    ends = [_whole(i.value) for i in node.value] if isinstance(node.value, list) else []
     whole = all(isinstance(e, int) and not isinstance(e, bool) for e in ends)
     if len(ends) == 2 and whole and 0 <= ends[0] < ends[1]:
         return ends[0], ends[1]
     found = cut(f"[{', '.join(shown(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
     reading.wrong(node.line, f"{where}.layer_range is {found}; {wanted}.")
     return None
+
+
+def _whole(value: Any) -> Any:
+    """A whole number where it is written as text or with a point, as mergekit reads it; else the value."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_DIGITS:
+        return int(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _slices(node: Node, where: str, method: Method | None, asked: int, shared: Shared, context: Context) -> tuple[Slice, ...]:
@@ -102,7 +112,12 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
     method = own if line else outer
     level = context.level(method)
     parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", level, context)
-    base = read_reference(keys["base_model"], f"{where}.base_model", 0, reading) if "base_model" in keys else None
+    own_base = keys.get("base_model")
+    base = None
+    if own_base is not None and own_base.value is None:
+        reading.note(own_base.line, f"{where}.base_model is empty, and counts as not given.")
+    elif own_base is not None:
+        base = read_reference(own_base, f"{where}.base_model", 0, reading)
     if "sources" not in keys:
         reading.wrong(node.line, f"{where}.sources is missing; expected a list of models, each with its layer_range.")
         return None

@@ -11,6 +11,7 @@ import yaml
 from yaml.reader import ReaderError
 
 from alnico.errors import RecipeError
+from alnico.recipe.keys import TOP
 
 MAX_NODES = 50_000
 MAX_DEPTH = 32
@@ -55,10 +56,19 @@ class Node:
 
     value: Any
     line: int
+    has_anchor: bool = field(default=False, compare=False)
+    """Does it, or something inside it, carry a YAML anchor?"""
 
     @property
     def kind(self) -> str:
         return shown(self.value)
+
+
+ANCHORED = "has_anchor"
+"""What a node of PyYAML is given that carries an anchor."""
+
+OF_A_DOCUMENT = {*TOP, "search", "stack", "tasks"}
+"""The words at the top of a document that mean something: each may be given once."""
 
 
 class _TooLarge(yaml.MarkedYAMLError):
@@ -77,8 +87,11 @@ class _Loader(yaml.SafeLoader):
         if self.nodes > MAX_NODES or self.depth > MAX_DEPTH + 1:
             mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
             raise _TooLarge(problem=_too_large(), problem_mark=mark)
+        event = self.peek_event()  # type: ignore[no-untyped-call]
         node: yaml.Node | None = super().compose_node(parent, index)
         self.depth -= 1
+        if node is not None and event.anchor is not None and not isinstance(event, yaml.AliasEvent):
+            setattr(node, ANCHORED, True)
         return node
 
 
@@ -88,6 +101,7 @@ class Document:
 
     root: Node
     text: str
+    notes: tuple[str, ...] = ()
 
 
 def compose(text: str, reading: Reading) -> list[Document]:
@@ -123,8 +137,13 @@ def compose(text: str, reading: Reading) -> list[Document]:
         reading.wrong(1, f"is empty; expected {reading.expected}.")
         return []
     begins = [0, *(begin for begin, _ in found[1:]), len(text)]
-    roots = [_node(document, reading, 0) for _, document in found]
-    return [Document(r, text[i:j]) for r, i, j in zip(roots, begins, begins[1:], strict=False) if r is not None]
+    documents = []
+    for (_, document), begin, end in zip(found, begins, begins[1:], strict=False):
+        reading.notes = []
+        root = _node(document, reading, 0)
+        if root is not None:
+            documents.append(Document(root, text[begin:end], tuple(reading.notes)))
+    return documents
 
 
 def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
@@ -138,11 +157,14 @@ def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
     if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
         _refuse_tag(node, reading)
         return None
+    has_anchor = getattr(node, ANCHORED, False)
     if isinstance(node, yaml.SequenceNode):
-        items = [_node(n, reading, depth + 1) for n in node.value]
-        return Node([i for i in items if i is not None], line)
+        items = [_placed(n, node, reading, depth + 1) for n in node.value]
+        given = [i for i in items if i is not None]
+        return Node(given, line, has_anchor or any(i.has_anchor for i in given))
     if isinstance(node, yaml.MappingNode):
-        return Node(_mapping(node, reading, depth), line)
+        values = _mapping(node, reading, depth)
+        return Node(values, line, has_anchor or any(v.has_anchor for v in values.values()))
     try:
         value = _Loader("").construct_object(node)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError):  # what PyYAML's scalars raise
@@ -151,7 +173,15 @@ def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
     if not isinstance(value, (str, int, float, type(None))):
         _refuse_tag(node, reading)
         return None
-    return Node(value, line)
+    return Node(value, line, has_anchor)
+
+
+def _placed(node: yaml.Node, before: yaml.Node, reading: Reading, depth: int) -> Node | None:
+    """A node in its place behind ``before``: an alias stands for a node from further up, whose anchors are not this place's."""
+    made = _node(node, reading, depth)
+    if made is None or node.start_mark.index >= before.start_mark.index:
+        return made
+    return Node(made.value, made.line)
 
 
 def _is_empty(document: yaml.Node) -> bool:
@@ -173,7 +203,7 @@ def _mapping(node: yaml.MappingNode, reading: Reading, depth: int) -> dict[str, 
     found: dict[str, Node] = {}
     merged: dict[str, Node] = {}
     for key, value in node.value:
-        inner = _node(value, reading, depth + 1)
+        inner = _placed(value, key, reading, depth + 1)
         if inner is None:
             continue
         line = key.start_mark.line + 1
@@ -186,12 +216,29 @@ def _mapping(node: yaml.MappingNode, reading: Reading, depth: int) -> dict[str, 
                 merged |= part.value
         elif not isinstance(key, yaml.ScalarNode):
             reading.broken(line, "a key is a list or a mapping; expected a name.")
-        elif key.value in found:
+        elif key.value in found and not _may_repeat(key.value, found[key.value], inner, depth):
             first = found[key.value].line
+            if written(found[key.value]) == written(inner):
+                reading.note(line, f"{bare(key.value)} is given twice, first in line {first}, and is the same.")
+                continue
             reading.wrong(line, f"{bare(key.value)} is given twice, first in line {first}. Remove one.")
         else:
-            found[key.value] = Node(inner.value, line)
+            found[key.value] = Node(inner.value, line, inner.has_anchor)
     return {**merged, **found}
+
+
+def _may_repeat(key: str, first: Node, other: Node, depth: int) -> bool:
+    """Is it a place for anchors at the top of a document, which nothing else reads?"""
+    return depth == 0 and key not in OF_A_DOCUMENT and first.has_anchor and other.has_anchor
+
+
+def written(node: Node) -> Any:
+    """A node as plain data, without its lines."""
+    if isinstance(node.value, dict):
+        return {key: written(value) for key, value in node.value.items()}
+    if isinstance(node.value, list):
+        return [written(item) for item in node.value]
+    return node.value, type(node.value)
 
 
 def plain(value: Any, where: str, depth: int) -> Any:

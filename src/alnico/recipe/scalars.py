@@ -11,6 +11,7 @@ from alnico.errors import MethodError
 from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
+from alnico.recipe import dialect
 from alnico.recipe.nodes import MAX_SHOWN, Node, Reading, cut, shown
 from alnico.recipe.schema import Missing, Unrelated
 
@@ -81,10 +82,13 @@ def truth(node: Node | None, where: str, reading: Reading) -> bool:
     """True or false; false if not given."""
     if node is None:
         return False
-    if not isinstance(node.value, bool):
+    value = dialect.truth(node.value)
+    if not isinstance(value, bool):
         reading.wrong(node.line, f"{where} is {node.kind}; expected true or false.")
         return False
-    return node.value
+    if not isinstance(node.value, bool):
+        reading.note(node.line, f"{where}: {node.kind} as {shown(value)}, as in mergekit.")
+    return value
 
 
 def method(node: Node | None, where: str, reading: Reading) -> Method | None:
@@ -118,7 +122,8 @@ def dtype(node: Node | None, where: str, reading: Reading) -> str | None:
     plain = name.removeprefix("torch.").lower()
     known = TORCH_NAMES.get(plain) or (plain.upper() if plain.upper() in CONFIG_NAMES else None)
     if known is None:
-        near = difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
+        begun = [n for n in TORCH_NAMES if plain and n.startswith(plain)]
+        near = begun or difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         if plain in ("int64", "long"):
             hint = " Weights would become whole numbers; buffers of whole numbers keep their dtype anyway."

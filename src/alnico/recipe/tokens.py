@@ -17,13 +17,30 @@ def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting 
     if long is None:
         if short is None:
             return None
-        source = read_reference(short, "tokenizer_source", short.line, reading)
+        source = _source(short, "tokenizer_source", reading)
         return TokenizerSetting(source) if source is not None else None
     found = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
-    source = read_reference(found["source"], "tokenizer.source", 0, reading) if "source" in found else "union"
+    source = _source(found["source"], "tokenizer.source", reading) if "source" in found else "union"
     padding = scalars.whole(found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading)
     tokens = _tokens(found.get("tokens"), reading)
     return TokenizerSetting(source, tokens, padding) if source is not None else None
+
+
+OF_A_MODEL = "model:"
+"""What mergekit wanted before the path of a tokenizer's model until its version 0.0.4."""
+
+
+def _source(node: Node, where: str, reading: Reading) -> str | None:
+    """Whose vocabulary the output has: union, base, or a model."""
+    source = read_reference(node, where, node.line, reading)
+    if source is None or not source.startswith(OF_A_MODEL):
+        return source
+    model = source.removeprefix(OF_A_MODEL).strip()
+    if not model:
+        reading.wrong(node.line, f"{where} is {shown(source)}; expected union, base or the path of a model.")
+        return None
+    reading.note(node.line, f"{where}: {shown(source)} as the model {shown(model)}, as mergekit once wrote it.")
+    return model
 
 
 def _tokens(node: Node | None, reading: Reading) -> dict[str, TokenSource]:

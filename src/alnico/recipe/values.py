@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
-from alnico.recipe.keys import CASE
+from alnico.recipe.keys import CASE, TOP
 from alnico.recipe.nodes import Node, bare, cut, shown
 from alnico.recipe.norm_weight import read_norm_weight
 from alnico.recipe.options import own_setting
@@ -46,25 +46,60 @@ def read_parameters(
             reading.note(value.line, f"{key} has no effect: it {dialect.WITHOUT_EFFECT[key]}.")
             continue
         takers = _takers(level, key)
-        idle = next((m for m in level if key in dialect.WITHOUT_EFFECT_FOR.get(m.name, {})), None)
-        if not takers and idle is not None:
-            reading.note(value.line, f"{key} has no effect on {idle.name}{dialect.WITHOUT_EFFECT_FOR[idle.name][key]}.")
-            continue
         elsewhere = _takers(context.methods, key)
+        if not takers and not elsewhere and _is_idle(value, key, where, level, context):
+            continue
         if not takers and not elsewhere:
             if context.is_complete:
                 _tell_unknown(value, where, key, level, context)
             continue
+        if any(dialect.takes_truths(m, key) for m, _ in takers or elsewhere):
+            value = _read_truths(value, f"{where}.{key}", context)
         setting = _setting(value, f"{where}.{key}", takers or elsewhere, key, context, is_rule=is_rule)
         if setting is None:
             context.failed.add(key)
         elif takers:
             found[key], lines[key] = setting, value.line
+            for ours in (dialect.OURS[m.name][key] for m, _ in takers if key in dialect.OURS.get(m.name, {})):
+                reading.note(value.line, f"{where}.{key} {ours}.")
         else:
             names = " and ".join(m.name for m, _ in elsewhere)
             reading.note(value.line, f"{where}.{key} has no effect: it is an option of {names}, which this level does not use.")
     _check_aliases(found, lines, where, level, context)
     return found
+
+
+def _read_truths(node: Node, where: str, context: Context) -> Node:
+    """Read numbers and text as true or false where mergekit does, with one note for the option."""
+    found: dict[str, bool] = {}
+
+    def read(node: Node) -> Node:
+        if isinstance(node.value, list):
+            return Node([read(item) for item in node.value], node.line)
+        if isinstance(node.value, dict):
+            return Node({k: v if k == "filter" else read(v) for k, v in node.value.items()}, node.line)
+        value = dialect.truth(node.value)
+        if value is node.value or isinstance(node.value, bool):
+            return node
+        found[node.kind] = value
+        return Node(value, node.line)
+
+    read_as = read(node)
+    if found:
+        said = ", ".join(f"{written} as {shown(value)}" for written, value in found.items())
+        context.reading.note(node.line, f"{where}: {said}, as in mergekit.")
+    return read_as
+
+
+def _is_idle(node: Node, key: str, where: str, level: Sequence[Method], context: Context) -> bool:
+    """Note an option that has no effect on any method that could meet it, as in mergekit."""
+    methods = level or context.methods
+    reasons = {m.name: dialect.why_idle(m, key) for m in methods}
+    if not methods or None in reasons.values():
+        return False
+    names = " and ".join(reasons)
+    context.reading.note(node.line, f"{where}.{key} has no effect on {names}{next(iter(reasons.values()))}.")
+    return True
 
 
 def _takers(methods: Sequence[Method], key: str) -> list[Taker]:
@@ -76,6 +111,7 @@ def _tell_unknown(node: Node, where: str, key: str, level: Sequence[Method], con
     known = list(dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.known_names(m)))
     names = " or ".join(m.name for m in level)
     hint = scalars.nearest(key, known) if known else f"{names} has none."
+    hint = "Write it at the top of the recipe." if key in TOP else hint
     context.reading.wrong(node.line, f"{where}.{bare(key)} is no option of {names}. {hint}")
 
 
