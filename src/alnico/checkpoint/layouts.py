@@ -1,0 +1,589 @@
+"""The spellings of one model: how its tensors are named in different files and modules, and how one is read as another.
+
+The same weights carry different names in different places: a wrapper puts a prefix before them, transformers 5 renamed modules
+that files of transformers 4 still use, and experts are stored one by one or packed into one tensor. :data:`SPELLINGS` lists the
+renames, :func:`meet` finds the one under which the names and shapes of two models meet.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import itertools
+import math
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from alnico.errors import MismatchError
+
+Shape = tuple[int, ...]
+Rename = Callable[[str], str]
+Joined = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Renames that bring the names of a file to those of transformers' module, for some types of models.
+
+    ``renames`` are pairs of a regular expression and its replacement, applied in order; a name of the module stays as it is.
+    ``joined`` are modules that the one side stores as one, and the parts that the other stores by themselves, in the order of rows.
+    """
+
+    types: tuple[str, ...]
+    renames: tuple[tuple[str, str], ...] = ()
+    joined: Joined = ()
+
+    @functools.cached_property
+    def _compiled(self) -> tuple[tuple[re.Pattern[str], str], ...]:
+        return tuple((re.compile(pattern), replacement) for pattern, replacement in self.renames)
+
+    def __call__(self, name: str) -> str:
+        for pattern, replacement in self._compiled:
+            name = pattern.sub(replacement, name)
+        return name
+
+    @property
+    def title(self) -> str:
+        return f"names of files and of modules of {self.types[0]}"
+
+
+_QKV = ("q_proj", "k_proj", "v_proj")
+_CONVOLUTIONS = (("conv1d", ("q_conv1d", "k_conv1d", "v_conv1d")),)
+_MIXTRAL = (
+    (r"\.block_sparse_moe\.", ".mlp."),
+    (r"(\.experts\.\d+)\.w1\.", r"\1.gate_proj."),
+    (r"(\.experts\.\d+)\.w3\.", r"\1.up_proj."),
+    (r"(\.experts\.\d+)\.w2\.", r"\1.down_proj."),
+)
+_VIT = (
+    (r"(^|\.)encoder\.layer\.", r"\1layers."),
+    (r"\.attention\.attention\.(query|key|value)\.", r".attention.\1."),
+    (r"\.attention\.query\.", ".attention.q_proj."),
+    (r"\.attention\.key\.", ".attention.k_proj."),
+    (r"\.attention\.value\.", ".attention.v_proj."),
+    (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+    (r"\.intermediate\.dense\.", ".mlp.fc1."),
+    (r"\.output\.dense\.", ".mlp.fc2."),
+)
+_FORGET_GATE = ((r"\.self_attn\.(A_log|dt_bias|f_proj\.|f_a_proj\.|f_b_proj\.)", r".self_attn.forget_gate.\1"),)
+
+SPELLINGS: tuple[Spelling, ...] = (
+    # Vision and audio beside a text decoder: ``language_model.model.`` in files, ``model.language_model.`` in modules.
+    Spelling(
+        ("llava", "llava_next", "gemma3", "mistral3", "paligemma", "mllama", "internvl", "aya_vision", "vipllava", "got_ocr2", "qwen2_audio"),
+        (
+            (r"^language_model\.lm_head\.", "lm_head."),
+            (r"^language_model\.model\.", "model.language_model."),
+            (
+                r"^(language_model|vision_tower|vision_model|multi_modal_projector|image_newline|audio_tower|image_tower|video_tower)(?=\.|$)",
+                r"model.\1",
+            ),
+        ),
+    ),
+    Spelling(
+        ("qwen2_vl", "qwen2_5_vl"),
+        ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model.")),
+    ),
+    Spelling(
+        ("qwen2_5_omni_thinker",),
+        (
+            (r"^thinker\.", ""),
+            (r"^(visual|audio_tower)\.", r"model.\1."),
+            (r"^model\.(?!language_model\.|visual\.|audio_tower\.)", "model.language_model."),
+        ),
+    ),
+    Spelling(("t5gemma2",), ((r"^(model\.)?encoder\.(?!text_model\.|vision_tower\.|multi_modal_projector\.)", r"\1encoder.text_model."),)),
+    # Mixtures of experts.
+    Spelling(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
+    Spelling(("phimoe",), ((r"\.block_sparse_moe\.gate\.", ".mlp.router."), *_MIXTRAL)),
+    Spelling(("kimi_linear",), (*_MIXTRAL, *_FORGET_GATE), _CONVOLUTIONS),
+    Spelling(
+        ("granitemoe", "granitemoeshared", "granitemoehybrid"),
+        (
+            (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
+            (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
+            (r"\.block_sparse_moe\.router\.layer\.", ".block_sparse_moe.router."),
+        ),
+    ),
+    Spelling(
+        ("aria_text",), ((r"\.mlp\.experts\.fc1\.weight$", ".mlp.experts.gate_up_proj"), (r"\.mlp\.experts\.fc2\.weight$", ".mlp.experts.down_proj"))
+    ),
+    Spelling(("ernie4_5_moe",), ((r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."),)),
+    Spelling(("exaone_moe",), ((r"\.mlp\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),)),
+    Spelling(
+        ("hy_v3", "hunyuan_v1_moe"),
+        (
+            (r"\.mlp\.expert_bias$", ".mlp.e_score_correction_bias"),
+            (r"\.mlp\.router\.gate\.", ".mlp.gate."),
+            (r"\.mlp\.shared_mlp\.", ".mlp.shared_experts."),
+        ),
+    ),
+    Spelling(
+        ("kolibri1",),
+        (
+            (r"\.moe\.router\.expert_bias$", ".mlp.gate.e_score_correction_bias"),
+            (r"\.moe\.router\.", ".mlp.gate."),
+            (r"\.moe\.", ".mlp."),
+            (r"\.post_attn_norm\.", ".post_self_attn_layernorm."),
+            (r"\.post_ffn_norm\.", ".post_mlp_layernorm."),
+        ),
+    ),
+    Spelling(
+        ("laguna",),
+        (
+            (r"\.mlp\.experts\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),
+            (r"\.mlp\.shared_expert\.", ".mlp.shared_experts."),
+        ),
+    ),
+    Spelling(("nemotron_h",), ((r"^backbone\.", "model."),)),
+    Spelling(
+        ("dory",), ((r"^backbone\.embeddings\.", "model.embed_tokens."), (r"^backbone\.", "model."), (r"\.self_attn\.g_proj\.", ".self_attn.gate_proj."))
+    ),
+    Spelling(
+        ("deepseek_v4",),
+        (
+            (r"^head\.", "lm_head."),
+            (r"^embed\.", "embed_tokens."),
+            (r"(^|\.)hc_head_(fn|base|scale)$", r"\1hc_head.hc_\2"),
+            (r"\.attn\.", ".self_attn."),
+            (r"\.ffn\.", ".mlp."),
+            (r"\.attn_norm\.", ".input_layernorm."),
+            (r"\.ffn_norm\.", ".post_attention_layernorm."),
+            (r"\.hc_(attn|ffn)_(fn|base|scale)$", r".\1_hc.\2"),
+            (r"\.attn_sink$", ".sinks"),
+            (r"\.(self_attn|compressor)\.norm\.", r".\1.kv_norm."),
+            (r"\.ape$", ".position_bias"),
+            (r"\.wq_a\.", ".q_a_proj."),
+            (r"\.wq_b\.", ".q_b_proj."),
+            (r"\.wkv\.", ".kv_proj."),
+            (r"\.wgate\.", ".gate_proj."),
+            (r"\.wo_(a|b)\.", r".o_\1_proj."),
+            (r"\.self_attn\.q_norm\.", ".self_attn.q_a_norm."),
+            (r"\.gate\.bias$", ".gate.e_score_correction_bias"),
+            (r"\.(shared_experts|experts\.\d+)\.w1\.", r".\1.gate_proj."),
+            (r"\.(shared_experts|experts\.\d+)\.w2\.", r".\1.down_proj."),
+            (r"\.(shared_experts|experts\.\d+)\.w3\.", r".\1.up_proj."),
+        ),
+    ),
+    # Decoders.
+    Spelling(("gpt_neox",), ((r"^embed_out\.", "lm_head."),)),
+    Spelling(("mimo_v2_flash", "flint"), ((r"\.self_attn\.(attention_sink_bias|softmax_offset)$", ".self_attn.sinks"),)),
+    Spelling(("axk1",), ((r"(?<!\.mlp)\.post_mlp_layernorm\.", ".mlp.post_mlp_layernorm."),)),
+    Spelling(
+        ("axk2",),
+        (
+            (r"_layernorm\.W_down\.", "_layernorm.mlp.fc1."),
+            (r"_layernorm\.W_up\.", "_layernorm.mlp.fc2."),
+            (r"\.self_attn\.q_b_proj\.", ".self_attn.q_gate_proj."),
+        ),
+    ),
+    Spelling(
+        ("olmo_hybrid",),
+        ((r"\.attention_layer_norm\.", ".input_layernorm."), (r"\.feedforward_layer_norm\.", ".post_attention_layernorm.")),
+        _CONVOLUTIONS,
+    ),
+    Spelling(
+        ("bailing_hybrid",),
+        (
+            (r"\.word_embeddings\.", ".embed_tokens."),
+            (r"\.attention\.dense\.", ".self_attn.o_proj."),
+            (r"\.attention\.", ".self_attn."),
+            *_FORGET_GATE,
+        ),
+        _CONVOLUTIONS,
+    ),
+    Spelling(
+        ("hrm_text",),
+        ((r"\.attn\.", ".self_attn."),),
+        (("gqkv_proj", ("gate_proj", *_QKV)), ("gate_up_proj", ("gate_proj", "up_proj"))),
+    ),
+    Spelling(
+        ("hy_v4",),
+        (
+            (r"\.hc_pre\.hc_", ".hc_"),
+            (r"\.learnable_sink_param$", ".sinks"),
+            (r"\.linear_gate\.", ".gate_proj."),
+            (r"\.hc_attn_layer\.hc_", ".attn_hc."),
+            (r"\.hc_mlp_layer\.hc_", ".ffn_hc."),
+            (r"\.hc_head_(fn|base|scale)$", r".hc_\1"),
+        ),
+    ),
+    # Encoders.
+    Spelling(("bert", "esm", "roberta"), ((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias"))),
+    Spelling(
+        ("gte",),
+        (
+            (r"\.encoder\.layer\.", ".layers."),
+            (r"\.attention\.", ".self_attn."),
+            (r"\.attn_ln\.", ".post_attention_layernorm."),
+            (r"\.mlp_ln\.", ".post_mlp_layernorm."),
+            (r"^lm_head\.norm\.", "lm_head.layer_norm."),
+        ),
+        (("qkv_proj", _QKV), ("up_gate_proj", ("up_proj", "gate_proj"))),
+    ),
+    Spelling(
+        ("jina_embeddings_v3",),
+        (
+            (r"\.emb_ln\.", ".embeddings.LayerNorm."),
+            (r"\.encoder\.layers\.", ".layers."),
+            (r"\.(attn|mixer)\.out_proj\.", ".self_attn.o_proj."),
+            (r"\.(attn|mixer)\.", ".self_attn."),
+            (r"\.norm1\.", ".post_attention_layernorm."),
+            (r"\.norm2\.", ".post_mlp_layernorm."),
+        ),
+        (("Wqkv", _QKV),),
+    ),
+    Spelling(
+        ("nomic_bert",),
+        (
+            (r"\.emb_ln\.", ".embeddings.LayerNorm."),
+            (r"\.encoder\.layers\.", ".layers."),
+            (r"\.attn\.out_proj\.", ".self_attn.o_proj."),
+            (r"\.attn\.", ".self_attn."),
+            (r"\.norm1\.", ".post_attention_layernorm."),
+            (r"\.norm2\.", ".post_mlp_layernorm."),
+            (r"\.mlp\.fc11\.", ".mlp.up_proj."),
+            (r"\.mlp\.fc12\.", ".mlp.gate_proj."),
+            (r"\.mlp\.fc2\.", ".mlp.down_proj."),
+        ),
+        (("Wqkv", _QKV),),
+    ),
+    Spelling(("ultrabert",), ((r"^ultrabert\.", "model."), (r"^cls\.", "head.decoder."))),
+    Spelling(("ultravbert",), ((r"^head\.decoder\.", "lm_head."), (r"^head\.", "projection_head."))),
+    # Images and sound.
+    Spelling(("vit", "deit", "beit", "vit_mae", "ijepa", "vivit"), ((r"\.decoder_encoder\.layer\.", ".decoder_layers."), *_VIT)),
+    Spelling(("vit_msn",), ((r"^encoder\.", "vit.encoder."), *_VIT)),
+    Spelling(
+        ("dinov2", "dinov2_with_registers", "lw_detr"),
+        (
+            (r"\.attention\.attention\.query\.", ".attention.q_proj."),
+            (r"\.attention\.attention\.key\.", ".attention.k_proj."),
+            (r"\.attention\.attention\.value\.", ".attention.v_proj."),
+            (r"\.attention\.output(\.dense)?\.", ".attention.o_proj."),
+            (r"\.mlp\.weights_out\.", ".mlp.down_proj."),
+        ),
+        (("weights_in", ("gate_proj", "up_proj")),),
+    ),
+    Spelling(
+        ("swin", "segformer"),
+        (
+            (r"\.attention\.self\.query\.", ".attention.q_proj."),
+            (r"\.attention\.self\.key\.", ".attention.k_proj."),
+            (r"\.attention\.self\.value\.", ".attention.v_proj."),
+            (r"\.attention\.self\.relative_position_bias_table$", ".attention.relative_position_bias.relative_position_bias_table"),
+            (r"\.attention\.self\.sr\.", ".attention.sequence_reduction.sequence_reduction."),
+            (r"\.attention\.self\.layer_norm\.", ".attention.sequence_reduction.layer_norm."),
+            (r"\.attention\.output\.dense\.", ".attention.o_proj."),
+            (r"\.intermediate\.dense\.", ".mlp.fc1."),
+            (r"\.output\.dense\.", ".mlp.fc2."),
+            (r"(^|\.)encoder\.patch_embeddings\.(\d+)\.", r"\1stages.\2.patch_embeddings."),
+            (r"(^|\.)encoder\.block\.(\d+)\.", r"\1stages.\2.blocks."),
+            (r"(^|\.)encoder\.layer_norm\.(\d+)\.", r"\1stages.\2.layer_norm."),
+            (r"\.mlp\.dense(\d)\.", r".mlp.fc\1."),
+            (r"\.layer_norm_1\.", ".layernorm_before."),
+            (r"\.layer_norm_2\.", ".layernorm_after."),
+            (r"(^|\.)decode_head\.linear_c\.", r"\1decode_head.linear_projections."),
+        ),
+    ),
+    Spelling(
+        ("wav2vec2", "hubert", "wavlm"),
+        ((r"\.weight_g$", ".parametrizations.weight.original0"), (r"\.weight_v$", ".parametrizations.weight.original1")),
+    ),
+)
+"""The table. Each line is tested on models that transformers makes (tests/checkpoint/test_layouts.py)."""
+
+WRAPPERS = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""Components that ``torch.compile``, FSDP and activation checkpointing put into names, at any place."""
+
+PACKED = {
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "gate_proj": ("gate_proj",),
+    "up_proj": ("up_proj",),
+    "down_proj": ("down_proj",),
+}
+"""Packed parameters of experts, ``(experts, rows, columns)``: the matrices of each expert, from the first row on."""
+
+_PACKED_NAME = re.compile(r"(?P<stem>.+\.experts)\.(?P<parameter>gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
+_EXPERT_NAME = re.compile(r"(?P<stem>.+\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight")
+
+ENOUGH = 0.5
+"""Least share of the smaller model's tensors that a layout must bring together."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run of consecutive elements of a stored tensor, in row-major order."""
+
+    name: str
+    first: int
+    elements: int
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the tensors of one model stand under the names of another.
+
+    ``stored`` maps each wanted name to the pieces that make the tensor, one after another in row-major order. ``missing`` are wanted
+    names that are stored nowhere, ``unused`` stored names that nothing is made of. ``title`` says how the names differ, '' where
+    they do not. ``halves`` are the packed tensors whose two matrices, gate and up, were paired by their order alone.
+    """
+
+    title: str
+    stored: Mapping[str, tuple[Piece, ...]]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    halves: tuple[str, ...] = ()
+
+    def whole(self, wanted: str) -> str | None:
+        """The one stored tensor that a wanted one is all of; None if it is part of one or made of several."""
+        pieces = self.stored.get(wanted, ())
+        return pieces[0].name if len(pieces) == 1 and pieces[0].first == 0 and wanted not in self._parts else None
+
+    @functools.cached_property
+    def _parts(self) -> frozenset[str]:
+        """Wanted names that share their stored tensor with another."""
+        users: dict[str, list[str]] = {}
+        for name, pieces in self.stored.items():
+            for piece in pieces:
+                users.setdefault(piece.name, []).append(name)
+        return frozenset(name for names in users.values() if len(names) > 1 for name in names)
+
+    @property
+    def is_identity(self) -> bool:
+        return not self.title
+
+
+def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool = False) -> Layout:
+    """Find the layout under which the tensors ``have`` of one model meet the names and shapes ``want`` of another.
+
+    Names that meet as they are give the identity; else the spelling that brings most tensors together, if that is at least half of
+    the smaller model. ``swapped`` takes the up projection for the first half of a packed ``gate_up_proj`` that is stored whole in one of
+    the two models alone. Errors: MismatchError where two spellings bring equally many tensors together, and differ.
+    """
+    few, wanted_few = _representatives(have), _representatives(want)
+    as_named = _Trial(few, wanted_few, _same, _same, "")
+    most = as_named.count()
+    if most == min(len(few), len(wanted_few)):
+        return _Trial(have, want, _same, _same, "").layout(swapped)
+    best: list[_Trial] = []
+    for title, of_have, of_want, joined in _spellings(few, wanted_few):
+        trial = _Trial(few, wanted_few, of_have, of_want, title, joined)
+        count = trial.count()
+        if count > most and count >= ENOUGH * min(len(few), len(wanted_few)):
+            best, most = [trial], count
+        elif best and count == most:
+            best.append(trial)
+    if not best:
+        return _Trial(have, want, _same, _same, "").layout(swapped)
+    layouts = [_Trial(have, want, t.of_have, t.of_want, t.title, t.joined).layout(swapped) for t in best]
+    others = [other for other in layouts[1:] if other.stored != layouts[0].stored]
+    if others:
+        name, pieces, others_pieces = next(
+            (n, layouts[0].stored[n], other.stored.get(n, ()))
+            for other in others
+            for n in layouts[0].stored
+            if other.stored.get(n) != layouts[0].stored[n]
+        )
+        found = [" and ".join(dict.fromkeys(p.name for p in made)) or "nothing" for made in (pieces, others_pieces)]
+        raise MismatchError(
+            f"{name}: may be {found[0]} ({layouts[0].title}) or {found[1]} ({others[0].title}); expected names that fit in one way. "
+            "Rename the tensors of one model, or name the module that is meant under modules in the recipe."
+        )
+    return layouts[0]
+
+
+def nearest(name: str, names: Iterable[str], count: int = 1) -> list[str]:
+    """The names that are most like one that is not among them, best first.
+
+    >>> nearest("bert.encoder.layer.0.weight", ["encoder.layer.0.weight", "pooler.weight"])
+    ['encoder.layer.0.weight']
+    """
+    return difflib.get_close_matches(name, list(names), count, 0.6)
+
+
+def shapes_of(tensors: Mapping[str, object]) -> dict[str, Shape]:
+    """The shapes of a source's tensors, or of tensors in memory."""
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}  # type: ignore[attr-defined]
+
+
+def _same(name: str) -> str:
+    return name
+
+
+def _representatives(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
+    """The tensors by which spellings are told apart: layers and experts with the lowest numbers stand for all others."""
+    lowest = 3
+    chosen: dict[str, Shape] = {}
+    seen: set[tuple[str, Shape]] = set()
+    for name, shape in shapes.items():
+        numbers = [int(n) for n in re.findall(r"(?:^|\.)(\d+)(?=\.|$)", name)]
+        kind = (re.sub(r"\d+", "#", name), shape)
+        if kind not in seen or all(n < lowest for n in numbers):
+            is_packed = len(shape) == 3 and "experts" in name
+            chosen[name] = (min(shape[0], lowest), *shape[1:]) if is_packed else shape
+        seen.add(kind)
+    return chosen
+
+
+def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[str, Rename, Rename, Joined]]:
+    """Ways to bring the names of two models to one spelling: a title, what is done to the names of each, what one of them joins."""
+    prefixes: list[tuple[str, Rename, Rename]] = [("", _same, _same)]
+    if any(WRAPPERS.search(n) for n in itertools.chain(have, want)):
+        bare = functools.partial(WRAPPERS.sub, "")
+        prefixes = [("names without what torch.compile or FSDP puts into them", bare, bare)]
+    of_have, of_want = prefixes[0][1], prefixes[0][2]
+    plain = prefixes[0][0]
+    for prefix in _prefixes([of_have(n) for n in have]):
+        prefixes.append((_joined(plain, f"names without the prefix {prefix!r}"), _then(of_have, _without(prefix)), of_want))
+    for prefix in _prefixes([of_want(n) for n in want]):
+        prefixes.append((_joined(plain, f"names with the prefix {prefix!r}"), of_have, _then(of_want, _without(prefix))))
+    for title, first, second in prefixes:
+        if title:
+            yield title, first, second, ()
+        for spelling in SPELLINGS:
+            if any(spelling(first(n)) != first(n) for n in have) or any(spelling(second(n)) != second(n) for n in want):
+                yield _joined(title, spelling.title), _then(first, spelling), _then(second, spelling), spelling.joined
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """Prefixes of up to three components that at least a quarter of the names begin with, the shortest first."""
+    counts: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        for length in range(1, min(4, len(parts))):
+            prefix = ".".join(parts[:length]) + "."
+            counts[prefix] = counts.get(prefix, 0) + 1
+    frequent = [p for p, count in counts.items() if 4 * count >= len(names) and not re.search(r"(^|\.)\d+\.", p)]
+    return sorted(frequent, key=len)
+
+
+def _without(prefix: str) -> Rename:
+    return lambda name: name.removeprefix(prefix)
+
+
+def _then(first: Rename, second: Rename) -> Rename:
+    if first is _same:
+        return second
+    return lambda name: second(first(name))
+
+
+def _joined(*titles: str) -> str:
+    return ", ".join(title for title in titles if title)
+
+
+class _Trial:
+    """Two models under one spelling."""
+
+    def __init__(
+        self,
+        have: Mapping[str, Shape],
+        want: Mapping[str, Shape],
+        of_have: Rename,
+        of_want: Rename,
+        title: str,
+        joined: Joined = (),
+    ) -> None:
+        self.have, self.want = have, want
+        self.of_have, self.of_want, self.title, self.joined = of_have, of_want, title, joined
+        self._held: dict[str, list[str]] = {}
+        for name in have:
+            self._held.setdefault(of_have(name), []).append(name)
+        self._wanted = {of_want(name): shape for name, shape in want.items()} if joined else {}
+
+    def count(self) -> int:
+        """How many of the tensors of the smaller model are brought together."""
+        layout = self.layout(False)
+        return min(len(layout.stored), len(self.have) - len(layout.unused)) if layout.stored else 0
+
+    def layout(self, swapped: bool) -> Layout:
+        stored: dict[str, tuple[Piece, ...]] = {}
+        halves: list[str] = []
+        used: set[str] = set()
+        for name, shape in self.want.items():
+            pieces, is_halved = self._pieces(self.of_want(name), shape, swapped)
+            if pieces:
+                stored[name] = pieces
+                used.update(p.name for p in pieces)
+                if is_halved:
+                    halves.append(name)
+        missing = tuple(n for n in self.want if n not in stored)
+        is_repacked = any(self.have[p.name] != self.want[n] for n, pieces in stored.items() for p in pieces[:1])
+        title = _joined(self.title, "some tensors packed in one and stored one by one in the other" if is_repacked else "")
+        return Layout(title, stored, missing, tuple(n for n in self.have if n not in used), tuple(halves))
+
+    def _one(self, canonical: str, shape: Shape) -> str | None:
+        held = self._held.get(canonical, ())
+        return held[0] if len(held) == 1 and self.have[held[0]] == shape else None
+
+    def _pieces(self, canonical: str, shape: Shape, swapped: bool) -> tuple[tuple[Piece, ...], bool]:
+        """Where a wanted tensor is stored; and whether gate and up were paired by their order in a packed tensor."""
+        whole = self._one(canonical, shape)
+        if whole is not None:
+            return (Piece(whole, 0, math.prod(shape)),), False
+        packed = _PACKED_NAME.fullmatch(canonical) if len(shape) == 3 else None
+        if packed is not None:
+            return self._packed(packed["stem"], PACKED[packed["parameter"]], shape, swapped)
+        alone = _EXPERT_NAME.fullmatch(canonical) if len(shape) == 2 else None
+        if alone is not None:
+            found = self._matrix(alone["stem"], int(alone["expert"]), alone["matrix"], shape, swapped)
+            return ((found[0],), found[1]) if found else ((), False)
+        return self._joined(canonical, shape), False
+
+    def _joined(self, canonical: str, shape: Shape) -> tuple[Piece, ...]:
+        """The parts of a wanted tensor that are stored by themselves, or the rows of a stored tensor that are a wanted part."""
+        before, _, parameter = canonical.rpartition(".")
+        stem, _, module = before.rpartition(".")
+        for fused, parts in self.joined:
+            names = [f"{stem}.{part}.{parameter}" for part in parts]
+            if module == fused:
+                held = [self._held.get(name, ()) for name in names]
+                found = [of[0] for of in held if len(of) == 1]
+                rows = [self.have[name] for name in found]
+                if len(found) == len(parts) and sum(r[0] for r in rows) == shape[0] and all(r[1:] == shape[1:] for r in rows):
+                    return tuple(Piece(name, 0, math.prod(self.have[name])) for name in found)
+            elif module in parts:
+                held = [self._held.get(f"{stem}.{fused}.{parameter}", ())]
+                siblings = [self._wanted.get(name, ()) for name in names]
+                if len(held[0]) == 1 and all(siblings):
+                    whole = (sum(s[0] for s in siblings), *shape[1:])
+                    if self.have[held[0][0]] == whole:
+                        width = math.prod(shape[1:])
+                        first = sum(s[0] for s in siblings[: parts.index(module)])
+                        return (Piece(held[0][0], first * width, math.prod(shape)),)
+        return ()
+
+    def _packed(self, stem: str, matrices: tuple[str, ...], shape: Shape, swapped: bool) -> tuple[tuple[Piece, ...], bool]:
+        experts, rows, columns = shape
+        if rows % len(matrices):
+            return (), False
+        order = matrices[::-1] if swapped else matrices
+        pieces = []
+        for expert in range(experts):
+            for matrix in order:
+                found = self._matrix(stem, expert, matrix, (rows // len(matrices), columns), False, is_packed_wanted=True)
+                if found is None:
+                    return (), False
+                pieces.append(found[0])
+        return tuple(pieces), len(matrices) > 1
+
+    def _matrix(
+        self, stem: str, expert: int, matrix: str, shape: Shape, swapped: bool, is_packed_wanted: bool = False
+    ) -> tuple[Piece, bool] | None:
+        """Where the matrix of one expert is stored: by itself, or as rows of a packed tensor."""
+        rows, columns = shape
+        alone = self._one(f"{stem}.{expert}.{matrix}.weight", shape)
+        if alone is not None:
+            return Piece(alone, 0, rows * columns), False
+        for parameter, matrices in PACKED.items():
+            if matrix not in matrices or (is_packed_wanted and len(matrices) > 1):
+                continue
+            for name in (f"{stem}.{parameter}", f"{stem}.{parameter}.weight"):
+                held = self._held.get(name, ())
+                height = rows * len(matrices)
+                if len(held) == 1 and len(of := self.have[held[0]]) == 3 and of[1:] == (height, columns) and expert < of[0]:
+                    order = matrices[::-1] if swapped else matrices
+                    return Piece(held[0], (expert * height + order.index(matrix) * rows) * columns, rows * columns), len(
+                        matrices
+                    ) > 1
+        return None
