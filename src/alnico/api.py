@@ -288,9 +288,10 @@ def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     """Open a model directory, a ``.safetensors`` file, or ``owner/name@revision`` on the hub; reads headers only.
 
     ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` gives a numpy array, ``model.config`` the config.
-    Close it, or use it in ``with``. ``offline`` looks at the hub's cache alone. Errors: ModelError, HubError.
+    Close it, or use it in ``with``. ``offline`` looks at the hub's cache alone. The tensors of an adapter are read as they are; what merges
+    or compares models takes no such file. Errors: ModelError, HubError.
     """
-    return open_model(model, offline=offline)
+    return open_model(model, offline=offline, may_be_adapter=True)
 
 
 def compare(
@@ -690,7 +691,7 @@ def diff(
     Other arguments as for :func:`plan`. Errors: ModelError, ResourceError, HubError.
     """
     with ExitStack() as opened:
-        one, other = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (a, b))
+        one, other = (opened.enter_context(closing(open_model(r, offline=offline, may_be_adapter=True))) for r in (a, b))
         return diff_sources(one, other, threads=threads, memory_bytes=bytes_of(memory))
 
 

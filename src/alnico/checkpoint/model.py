@@ -22,6 +22,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from alnico.checkpoint import header as headers
 from alnico.checkpoint.computed import read_computed
+from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.files import OpenFiles, check_inside, copy_fully, open_to_read, read_fully, read_small
 from alnico.errors import HubError, ModelError
 from alnico.numerics import dtypes
@@ -379,12 +380,12 @@ def unwrapped(source: Source) -> Source:
     return source
 
 
-def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> Model:
+def open_model(reference: str | os.PathLike[str], *, offline: bool = False, may_be_adapter: bool = False) -> Model:
     """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks them.
 
     A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over the ``+`` of an
-    adapter; with ``offline`` only what the hub's cache holds is looked at. Errors: ModelError for a path that is not there, files
-    that are no model, an index that does not fit its files or points outside the directory, a header that lies, a pickle that is
+    adapter; with ``offline`` only what the hub's cache holds is looked at. With ``may_be_adapter`` the factors of an adapter are
+    opened as they are, to be looked at. Errors: ModelError for a path that is not there, files that are no model, those of an adapter, an index that does not fit its files or points outside the directory, a header that lies, a pickle that is
     more than tensors, an adapter that does not fit its base, and quantised weights; HubError.
     """
     label = os.fspath(reference)
@@ -405,7 +406,13 @@ def open_model(reference: str | os.PathLike[str], *, offline: bool = False) -> M
         except BaseException:
             model.close()
             raise
-    _refuse_quantised(model)
+    try:
+        _refuse_quantised(model)
+        if not may_be_adapter:
+            refuse_adapter(label, model.tensors)
+    except BaseException:
+        model.close()
+        raise
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from alnico.analysis.diff import Alone, Difference, FilePair, TensorPair
+from alnico.checkpoint.factors import is_factor
 
 SHOWN = 12
 """Lines of a list, and keys of a file, unless all are asked for."""
@@ -49,6 +50,8 @@ def difference_text(found: Difference, verbose: int) -> str:
         lines += ["", *(line for file in found.files for line in _file(file, verbose))]
     if differing:
         lines += ["", "change: |b - a| / |a|, over a tensor."]
+    if any(is_factor(t.name) for t in differing):
+        lines += ["", "The factors of adapters are compared by themselves: other factors may make the same update."]
     if found.is_equal:
         lines += ["", "The models are equal." if found.files is not None else "The tensors are equal."]
     return "\n".join(lines)

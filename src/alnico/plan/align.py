@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from alnico.checkpoint.copies import original_of
+from alnico.checkpoint.factors import is_factor
 from alnico.checkpoint.model import Source, Tensor
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import Misfit, explain_mismatch
+from alnico.plan.job import Job
 from alnico.plan.sections import Asked, Part, Section
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import (
@@ -220,3 +222,16 @@ class Aligner:
                     f"{count} added tokens of {donor.label} have another row in {source.label}; "
                     f"the output has the tokenizer of {donor.label}."
                 )
+
+
+def check_factors(jobs: Iterable[Job], sources: Sequence[Source]) -> None:
+    """Refuse to merge factors of an adapter that a model has beside its weights. Errors: MismatchError."""
+    found = [job for job in jobs if job.kind in ("mix", "whole") and is_factor(job.name)]
+    if found:
+        labels = ", ".join(dict.fromkeys(sources[given.model].label for given in found[0].merged))
+        raise MismatchError(
+            f"{found[0].name}: is a factor of an adapter's update, and would be merged by itself ({len(found)} such tensors of {labels}); the "
+            "merge of factors is not that of their products. Expected models without adapters, or with adapters that are merged into their "
+            "weights. Merge each model's adapter into it first (merge_and_unload of PEFT), or take the factors from one model, by a rule "
+            "of `methods` with merge_method: passthrough."
+        )

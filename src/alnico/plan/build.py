@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel
+from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
@@ -23,7 +24,7 @@ from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, Whole, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
-from alnico.plan.align import Aligner, Fate
+from alnico.plan.align import Aligner, Fate, check_factors
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config
 from alnico.plan.filters import idle_filters
@@ -69,6 +70,8 @@ def build_plan(
                 sources.append(opener(reference))
             except ModelError as error:
                 raise ModelError(f"{error}{_meant(recipe, reference)}") from None
+        for source in sources:
+            refuse_adapter(source.label, source.tensors)
         models = licensed(lineage_of(source) for source in sources)
         if strict_licence:
             check_licences(models)
@@ -163,6 +166,7 @@ def _plan(
     made = _Jobs(recipe, sources, donor, sections)
     jobs = made.all()
     made.sides.check_used()
+    check_factors(jobs, sources)
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
