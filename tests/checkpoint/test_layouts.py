@@ -10,7 +10,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import alnico
-from alnico.checkpoint.layouts import Layout, meet
+import architectures
+from alnico.checkpoint.layouts import SPELLINGS, Layout, meet, shapes_of
+from alnico.checkpoint.translated import as_stored_in
 from alnico.errors import MismatchError
 
 
@@ -156,3 +158,138 @@ def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_ro
         (piece,) = pieces
         found = whole[piece.name.rpartition(".")[2]].reshape(-1)[piece.first : piece.first + piece.elements]
         np.testing.assert_array_equal(found.reshape(stored[name]), values[name])
+
+
+# ---- The table, line by line, on models that transformers makes ------------------------------------------------------------------
+
+MADE = {
+    "llava": "LlavaForConditionalGeneration",
+    "qwen2_vl": "Qwen2VLForConditionalGeneration",
+    "qwen2_5_omni_thinker": "Qwen2_5OmniThinkerForConditionalGeneration",
+    "t5gemma2": "T5Gemma2ForConditionalGeneration",
+    "mixtral": "MixtralForCausalLM",
+    "phimoe": "PhimoeForCausalLM",
+    "kimi_linear": "KimiLinearForCausalLM",
+    "granitemoe": "GraniteMoeForCausalLM",
+    "aria_text": "AriaTextForCausalLM",
+    "ernie4_5_moe": "Ernie4_5_MoeForCausalLM",
+    "exaone_moe": "ExaoneMoeForCausalLM",
+    "hy_v3": "HYV3ForCausalLM",
+    "kolibri1": "Kolibri1ForCausalLM",
+    "laguna": "LagunaForCausalLM",
+    "nemotron_h": "NemotronHForCausalLM",
+    "dory": "DoryForCausalLM",
+    "deepseek_v4": "DeepseekV4ForCausalLM",
+    "gpt_neox": "GPTNeoXForCausalLM",
+    "mimo_v2_flash": "MiMoV2FlashForCausalLM",
+    "axk1": "AXK1ForCausalLM",
+    "axk2": "AXK2ForCausalLM",
+    "olmo_hybrid": "OlmoHybridForCausalLM",
+    "bailing_hybrid": "BailingHybridForCausalLM",
+    "hrm_text": "HrmTextForCausalLM",
+    "hy_v4": "HYV4ForCausalLM",
+    "bert": "EsmForMaskedLM",
+    "gte": "GteForMaskedLM",
+    "jina_embeddings_v3": "JinaEmbeddingsV3ForMaskedLM",
+    "nomic_bert": "NomicBertForMaskedLM",
+    "ultrabert": "UltrabertForMaskedLM",
+    "ultravbert": "UltraVBertForMaskedLM",
+    "vit": "ViTForImageClassification",
+    "vit_msn": "ViTMSNForImageClassification",
+    "dinov2": "Dinov2WithRegistersForImageClassification",
+    "swin": "SegformerForImageClassification",
+    "wav2vec2": "Wav2Vec2ForCTC",
+}
+"""For each line of the table an architecture that it is needed for."""
+
+FAST = ("llava", "qwen2_vl", "mixtral", "vit")
+
+
+def test_every_line_of_the_table_has_a_model_here() -> None:
+    assert [s.types[0] for s in SPELLINGS] == list(MADE)
+
+
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in MADE])
+def test_every_parameter_of_a_module_is_found_in_its_file_with_its_values(kind: str, tmp_path: Path) -> None:
+    module = architectures.make(MADE[kind])
+    module.save_pretrained(tmp_path)
+    held = {n: v.detach().float().numpy() for n, v in module.state_dict().items()}
+    with alnico.open(tmp_path) as file:
+        stored = {name: file.read(name) for name in file.tensors}
+    if kind == "wav2vec2":  # as torch wrote weight norms before it had parametrizations
+        old = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
+        stored = {n.replace(k, old[k]) if (k := next((k for k in old if n.endswith(k)), "")) else n: v for n, v in stored.items()}
+    tied = set(getattr(module, "all_tied_weights_keys", None) or {})
+    layout = meet(shapes_of(stored), shapes_of(held))
+    assert set(stored) != set(held) - tied, "names agree: this model shows nothing"
+    assert layout.unused == ()
+    assert set(layout.missing) <= tied
+    for name, pieces in layout.stored.items():
+        made = np.concatenate([stored[p.name].reshape(-1)[p.first : p.first + p.elements] for p in pieces])
+        np.testing.assert_array_equal(made.reshape(held[name].shape), held[name], err_msg=name)
+    back = meet(shapes_of(held), shapes_of(stored))
+    assert back.missing == ()
+    for name, pieces in back.stored.items():
+        made = np.concatenate([held[p.name].reshape(-1)[p.first : p.first + p.elements] for p in pieces])
+        np.testing.assert_array_equal(made.reshape(stored[name].shape), stored[name], err_msg=name)
+
+
+# ---- Gate and up ---------------------------------------------------------------------------------------------------------------
+
+
+def experts(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return {n: rng.standard_normal(s).astype(np.float32) for n, s in experts_one_by_one().items()}
+
+
+def pack(one_by_one: dict[str, np.ndarray], first: str, second: str) -> dict[str, np.ndarray]:
+    stem = "model.layers.0.mlp.experts"
+    halves = [np.concatenate([one_by_one[f"{stem}.{e}.{n}.weight"] for n in (first, second)]) for e in range(EXPERTS)]
+    down = [one_by_one[f"{stem}.{e}.down_proj.weight"] for e in range(EXPERTS)]
+    return {f"{stem}.gate_up_proj": np.stack(halves), f"{stem}.down_proj": np.stack(down)}
+
+
+@pytest.mark.parametrize("order", [("gate_proj", "up_proj"), ("up_proj", "gate_proj")], ids=["gate first", "up first"])
+@pytest.mark.parametrize("base", ["packed", "one by one"])
+def test_the_order_of_gate_and_up_is_told_by_their_values(order: tuple[str, str], base: str, tmp_path: Path) -> None:
+    before = experts(0)
+    tuned = {n: v + np.float32(0.1) * experts(1)[n] for n, v in before.items()}
+    mean = {n: (before[n].astype(float) + tuned[n]) / 2 for n in before}
+    first, second = (pack(before, *order), tuned) if base == "packed" else (before, pack(tuned, *order))
+    expected = pack(mean, *order) if base == "packed" else mean
+    save_file(first, tmp_path / "a.safetensors")
+    save_file(second, tmp_path / "b.safetensors")
+    alnico.merge(
+        {"merge_method": "linear", "models": [str(tmp_path / n) for n in ("a.safetensors", "b.safetensors")]},
+        tmp_path / "out.safetensors",
+    )
+    got = load_file(tmp_path / "out.safetensors")
+    assert set(got) == set(expected)
+    for name in expected:
+        np.testing.assert_allclose(got[name], expected[name], atol=1e-6)
+
+
+def test_gate_and_up_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    before = experts(0)
+    other = experts(1)  # of another model: neither half is like the other's
+    save_file(pack(before, "gate_proj", "up_proj"), tmp_path / "a.safetensors")
+    save_file(other | {n: np.zeros_like(v) for n, v in other.items() if "down_proj" not in n}, tmp_path / "b.safetensors")
+    with pytest.raises(
+        MismatchError, match=r"gate_up_proj: the gate and up projections of .* cannot be told apart by their values"
+    ):
+        alnico.plan({"merge_method": "linear", "models": [str(tmp_path / n) for n in ("a.safetensors", "b.safetensors")]})
+
+
+def test_a_packed_tensor_is_read_from_any_byte_on(tmp_path: Path) -> None:
+    before = experts(0)
+    save_file(before, tmp_path / "one.safetensors")
+    save_file(pack(before, "gate_proj", "up_proj"), tmp_path / "packed.safetensors")
+    with alnico.open(tmp_path / "one.safetensors") as one, alnico.open(tmp_path / "packed.safetensors") as packed:
+        for source, like in ((one, packed), (packed, one)):
+            translated = as_stored_in(source, like)
+            for name in like.tensors:
+                raw = like.read(name).tobytes()
+                for offset, size in ((0, len(raw)), (4, 12), (len(raw) // 2 - 4, 20), (len(raw) - 4, 4)):
+                    buffer = bytearray(size)
+                    translated.read_into(name, offset, memoryview(buffer))
+                    assert bytes(buffer) == raw[offset : offset + size]
