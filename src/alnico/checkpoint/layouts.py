@@ -71,7 +71,19 @@ _FORGET_GATE = ((r"\.self_attn\.(A_log|dt_bias|f_proj\.|f_a_proj\.|f_b_proj\.)",
 SPELLINGS: tuple[Spelling, ...] = (
     # Vision and audio beside a text decoder: ``language_model.model.`` in files, ``model.language_model.`` in modules.
     Spelling(
-        ("llava", "llava_next", "gemma3", "mistral3", "paligemma", "mllama", "internvl", "aya_vision", "vipllava", "got_ocr2", "qwen2_audio"),
+        (
+            "llava",
+            "llava_next",
+            "gemma3",
+            "mistral3",
+            "paligemma",
+            "mllama",
+            "internvl",
+            "aya_vision",
+            "vipllava",
+            "got_ocr2",
+            "qwen2_audio",
+        ),
         (
             (r"^language_model\.lm_head\.", "lm_head."),
             (r"^language_model\.model\.", "model.language_model."),
@@ -93,7 +105,9 @@ SPELLINGS: tuple[Spelling, ...] = (
             (r"^model\.(?!language_model\.|visual\.|audio_tower\.)", "model.language_model."),
         ),
     ),
-    Spelling(("t5gemma2",), ((r"^(model\.)?encoder\.(?!text_model\.|vision_tower\.|multi_modal_projector\.)", r"\1encoder.text_model."),)),
+    Spelling(
+        ("t5gemma2",), ((r"^(model\.)?encoder\.(?!text_model\.|vision_tower\.|multi_modal_projector\.)", r"\1encoder.text_model."),)
+    ),
     # Mixtures of experts.
     Spelling(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
     Spelling(("phimoe",), ((r"\.block_sparse_moe\.gate\.", ".mlp.router."), *_MIXTRAL)),
@@ -107,7 +121,11 @@ SPELLINGS: tuple[Spelling, ...] = (
         ),
     ),
     Spelling(
-        ("aria_text",), ((r"\.mlp\.experts\.fc1\.weight$", ".mlp.experts.gate_up_proj"), (r"\.mlp\.experts\.fc2\.weight$", ".mlp.experts.down_proj"))
+        ("aria_text",),
+        (
+            (r"\.mlp\.experts\.fc1\.weight$", ".mlp.experts.gate_up_proj"),
+            (r"\.mlp\.experts\.fc2\.weight$", ".mlp.experts.down_proj"),
+        ),
     ),
     Spelling(("ernie4_5_moe",), ((r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."),)),
     Spelling(("exaone_moe",), ((r"\.mlp\.e_score_correction_bias$", ".mlp.gate.e_score_correction_bias"),)),
@@ -138,7 +156,12 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(("nemotron_h",), ((r"^backbone\.", "model."),)),
     Spelling(
-        ("dory",), ((r"^backbone\.embeddings\.", "model.embed_tokens."), (r"^backbone\.", "model."), (r"\.self_attn\.g_proj\.", ".self_attn.gate_proj."))
+        ("dory",),
+        (
+            (r"^backbone\.embeddings\.", "model.embed_tokens."),
+            (r"^backbone\.", "model."),
+            (r"\.self_attn\.g_proj\.", ".self_attn.gate_proj."),
+        ),
     ),
     Spelling(
         ("deepseek_v4",),
@@ -210,7 +233,9 @@ SPELLINGS: tuple[Spelling, ...] = (
         ),
     ),
     # Encoders.
-    Spelling(("bert", "esm", "roberta"), ((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias"))),
+    Spelling(
+        ("bert", "esm", "roberta"), ((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias"))
+    ),
     Spelling(
         ("gte",),
         (

@@ -57,7 +57,8 @@ def build_plan(
 
     ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go together are notes, with
     ``strict_licence`` a MismatchError. Errors: ModelError, MismatchError,
-    MethodError, ResourceError, HubError; see ``errors``. No tensor is read, and nothing is written but the hub's cache.
+    MethodError, ResourceError, HubError; see ``errors``. Values are read only where names do not meet
+    (packed experts, tied copies), and nothing is written but the hub's cache.
     """
     if recipe.chat_template is not None:
         check_setting(recipe.chat_template)
