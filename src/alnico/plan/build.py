@@ -17,7 +17,7 @@ import yaml
 from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, unwrapped
+from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, stem_of, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.checkpoint.translated import as_stored_in
 from alnico.errors import MethodError, ModelError
@@ -196,7 +196,7 @@ def _plan(
         tuple(jobs),
         tuple(made.dropped(jobs)),
         tuple(notes),
-        cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file),
+        cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file, stem_of(sources[donor])),
         dtypes.pop() if len(dtypes) == 1 else None,
         fit(
             [*jobs, *(t.delta for w in weighings for t in w.tensors.values())],
