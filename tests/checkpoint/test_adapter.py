@@ -146,15 +146,19 @@ def test_an_adapter_tensor_that_matches_nothing_is_named(tmp_path):
     reference = small(tmp_path)
     made.save_model(tmp_path / "base", {"m.x.weight": ("F32", np.ones((6, 5)))})
     assert refusal(reference) == (
-        f"{reference}: the adapter's base_model.model.m.w.lora_A.weight is for 'm.w.weight', which the base does not have. "
-        "Use the base that the adapter was trained on."
+        f"{reference}: the adapter's base_model.model.m.w.lora_A.weight is for 'm.w.weight'; the base has m.x.weight, and has no such "
+        "tensor. If PEFT loads this adapter on this base, merge it there (merge_and_unload) and give the result; if not, use another base."
     )
+    save_adapter(
+        tmp_path / "adapter", made.read_model(tmp_path / "adapter"), {"r": 2, "lora_alpha": 4, "base_model_name_or_path": "x/other"}
+    )
+    assert refusal(reference).endswith(" The adapter was trained on x/other: use that as its base.")
 
 
 def test_an_ambiguous_name_is_named(tmp_path):
     reference = small(tmp_path)
     made.save_model(tmp_path / "base", {n: ("F32", np.ones((6, 5))) for n in ("a.m.w.weight", "b.m.w.weight")})
-    assert "; it could be a.m.w.weight or b.m.w.weight. " in refusal(reference)
+    assert "is for 'm.w.weight', which could be a.m.w.weight or b.m.w.weight of the base; expected one. " in refusal(reference)
 
 
 # What does not fit.
@@ -187,7 +191,7 @@ def test_an_option_that_is_not_applied_is_refused_by_name(tmp_path, config, told
         ({"lora_B.weight": np.ones((7, 2))}, "the adapter's base_model.model.m.w.lora_B.weight is (7, 2), expected (6, 2)."),
         ({"lora_B.weight": None}, "the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B."),
         ({"lora_magnitude_vector": np.ones(5)}, "lora_magnitude_vector is (5,), expected 6 numbers."),
-        ({"lora_B.bias": np.ones(6)}, "is for 'm.w.bias', which the base does not have."),
+        ({"lora_B.bias": np.ones(6)}, "is for 'm.w.bias'; the base has m."),
         (
             {"weight": np.ones((7, 5))},
             "is (7, 5), expected the same; a vocabulary that was extended must be extended in the base too.",

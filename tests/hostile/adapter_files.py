@@ -70,6 +70,44 @@ PAIR = {"experts.up": ("F32", (2, 5, 6)), "experts.down": ("F32", (2, 5, 6))}
 TWICE = {"base_model.model.n.original_module.weight": ("F32", (2,)), "base_model.model.n.modules_to_save.weight": ("F32", (2,))}
 
 
+ROWS = {"base_model.model.head.token_adapter.trainable_tokens_delta": ("F32", (1, 4))}
+
+
+def ambiguous(folder: Path) -> Read:
+    read = adapted(tensors={"base_model.model.z": ("F32", (2,))})(folder)
+    save(folder / "base" / "model.safetensors", {"a.z": ("F32", (2,)), "b.z": ("F32", (2,))})
+    return read
+
+
+def differing(folder: Path) -> Read:
+    """An embedding and a head that the adapter says are tied, and that differ."""
+    saved = {f"base_model.model.{m}.weight": ("F32", (5, 4)) for m in ("embed_tokens", "lm_head")}
+    read = adapted(tensors=saved, modules_to_save=["embed_tokens"], ensure_weight_tying=True)(folder)
+    save(folder / "base" / "model.safetensors", {"embed_tokens.weight": ("F32", (5, 4))})
+    save_json(folder / "base" / "config.json", {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True})
+    values = {name: ("F32", np.full(shape, float(i), np.float32)) for i, (name, (_, shape)) in enumerate(saved.items())}
+    made.save_file(folder / "adapter" / "adapter_model.safetensors", values)
+    return read
+
+
+def other_factors(folder: Path) -> Read:
+    """Factors of an embedding, and others of a head that is tied to it."""
+    at, head = "base_model.model.embed_tokens", "base_model.model.lm_head"
+    factors = {
+        f"{at}.lora_embedding_A": (2, 5),
+        f"{at}.lora_embedding_B": (4, 2),
+        f"{head}.lora_A.weight": (2, 4),
+        f"{head}.lora_B.weight": (5, 2),
+    }
+    read = differing(folder)
+    save_json(
+        folder / "adapter" / "adapter_config.json", CONFIG | {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+    )
+    values = {name: ("F32", np.full(shape, float(i), np.float32)) for i, (name, shape) in enumerate(factors.items())}
+    made.save_file(folder / "adapter" / "adapter_model.safetensors", values)
+    return read
+
+
 def no_name(_: Path) -> Read:
     return lambda: open_adapter("x" * 5000)
 
@@ -93,15 +131,23 @@ ADAPTER_FILES = (
     Malformed("is no directory, expected that of a LoRA adapter", "is no directory, expected that of a LoRA adapter", a_file),
     Malformed("has no {}, expected a LoRA adapter as PEFT saves it", "has no adapter_config.json", without_config),
     Malformed("peft_type is {}, expected 'LORA'", "peft_type is 'IA3'", adapted(peft_type="IA3")),
-    Malformed("which changes what the adapter does", "which changes what the adapter does", adapted(trainable_token_indices=[1])),
+    Malformed("which changes what the adapter does", "which changes what the adapter does", adapted(layer_replication=[[0, 1]])),
     Malformed("expected a mapping from modules to numbers", "expected a mapping from modules to numbers", adapted(rank_pattern=[1])),
-    Malformed("which the base does not have", "which the base does not have", adapted(tensors={"base_model.model.x.weight": ("F32", (2,))})),
+    Malformed("has no such tensor. {}", "and has no such tensor", adapted(tensors={"base_model.model.hea.weight": ("F32", (2,))})),
+    Malformed("of the base; expected one", "could be a.z or b.z of the base", ambiguous),
+    Malformed("are both for {}; expected one", "are both for q.weight", adapted(tensors=LORA | {n.replace("q.", "base.q."): t for n, t in LORA.items()})),
+    Malformed("{} are rows of {}, which the adapter changes as a whole", "which the adapter changes as a whole", adapted(tensors=LORA | {f"{Q}.token_adapter.trainable_tokens_delta": ("F32", (1, 6))}, trainable_token_indices=[1])),
+    Malformed("trainable_token_indices names {} for {}", "trainable_token_indices names [-1] for head", adapted(tensors=ROWS, trainable_token_indices=[-1])),
+    Malformed("trainable_token_indices names {} rows", "trainable_token_indices names 2 rows", adapted(tensors=ROWS, trainable_token_indices=[0, 1])),
+    Malformed("{} | rows of {}, by numbers below its number of rows", "by numbers below its number of rows", adapted(tensors=ROWS, trainable_token_indices=[5])),
+    Malformed("differ, and stand for tensors that are tied", "stand for tensors that are tied", differing),
+    Malformed("differ, and are factors of one tied tensor", "are factors of one tied tensor", other_factors),
     Malformed("the rank or alpha of {} cannot be told", "cannot be told (", adapted(rank_pattern={"(": 2})),
     Malformed("the adapter has {} without its lora_A or lora_B", "without its lora_A or lora_B", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6))})),
     Malformed("has rank {}, {} says {}; they must agree", "has rank 2, adapter_config.json says 3", adapted(r=3)),
     Malformed("expected numbers in floating point. Use another adapter or base", "q.base_layer.weight is I32, expected numbers", adapted(tensors={"base_model.model.q.lora_A.weight": ("F32", (2, 6)), "base_model.model.q.lora_B.weight": ("F32", (4, 2)), "base_model.model.q.base_layer.weight": ("I32", (4, 6))})),
     Malformed("a vocabulary that was extended must be extended in the base too", "a vocabulary that was extended", adapted(tensors={"base_model.model.head.weight": ("F32", (6, 4))})),
-    Malformed("{} | the same", "is (5,), expected the same. Use", adapted(tensors=LORA | {f"{Q}.lora_B.bias": ("F32", (5,))})),
+    Malformed("{} | the same", "is (5,), expected the same. If", adapted(tensors=LORA | {f"{Q}.lora_B.bias": ("F32", (5,))})),
     Malformed("{} | ({}, {})", "expected (4, 2)", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (3, 2))})),
     Malformed("{} | {} columns", "expected 6 columns", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 7)), f"{Q}.lora_B.weight": ("F32", (4, 2))})),
     Malformed("{} | {} numbers", "expected 4 numbers", adapted(tensors=LORA | {f"{Q}.lora_magnitude_vector.weight": ("F32", (5,))}, use_dora=True)),

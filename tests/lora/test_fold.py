@@ -266,7 +266,7 @@ def change(tmp_path: Path, config: dict[str, object] | None = None, drop: str = 
         (
             {"A": np.ones((3, 21))},
             "base+a: m.w.weight is (30, 20) in the base, and the adapter's base_model.model.m.w.lora_A.weight is (3, 21), expected 20 "
-            "columns. Use the base that the adapter was trained on.",
+            "columns. If PEFT loads this adapter on this base, merge it there (merge_and_unload) and give the result; if not, use another base.",
         ),
     ],
     ids=["no A", "no B", "rank 0", "no alpha", "alpha null", "peft_type", "pattern", "shape"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import threading
 from collections import OrderedDict
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alnico.checkpoint.adapter import CONFIG, Adapter, Update, open_adapter
+from alnico.checkpoint.adapter import CONFIG, Adapter, Rows, open_adapter
+from alnico.checkpoint.adapting import Change, Effect, effect_of, last_part
 from alnico.checkpoint.computed import CHUNK, read_computed
 from alnico.checkpoint.model import Described, Model, Shard, Source, Tensor, open_model, read_tensor, split_weight, unwrapped
 from alnico.errors import ModelError
@@ -28,28 +28,6 @@ if TYPE_CHECKING:
 HELD = 4
 """Tensors whose factors stay in memory: those of the tensor being read, and of those that other threads are at."""
 
-TRANSPOSED_EXPERTS = ("gpt_oss", "llama4", "llama4_text")
-"""Types of models that store experts as (experts, in, out). Asked only where the shape is square and does not tell."""
-
-EXPERT_PARTS = {"gate_up_proj": (("gate_proj", "w1"), ("up_proj", "w3")), "down_proj": (("down_proj", "w2"),)}
-"""Of a fused parameter of experts, the matrices that checkpoints store one expert at a time, from its first output on."""
-
-
-@dataclass(frozen=True)
-class _Change:
-    """What an adapter does to one tensor of the base."""
-
-    update: Update | None = None
-    is_turned: bool = False
-    """The product is the transpose of what is stored: embeddings, and GPT-2's linear layers."""
-    expert: int | None = None
-    """The expert whose matrix this is, where the base stores them one by one."""
-    rows: tuple[int, int] | None = None
-    """The rows of the update that this is, where the base stores the parts of a fused matrix one by one."""
-    added: Update | None = None
-    """The update whose bias is added to this."""
-    replaced: str = ""
-
 
 @dataclass(frozen=True)
 class _Factors:
@@ -61,6 +39,8 @@ class _Factors:
     by_row: np.ndarray | None = None
     by_column: np.ndarray | None = None
     """DoRA's factors, magnitude / norm, on rows or on columns."""
+    rows: np.ndarray | None = None
+    """Rows that stand for those of an embedding."""
 
 
 QUANTISED = re.compile(
@@ -94,10 +74,6 @@ class _Recent:
             return made[0]
 
 
-def _last_part(reference: str) -> str:
-    return Path(reference.partition("@")[0]).name.lower()
-
-
 class AdaptedModel:
     """A base and an adapter as one source: ``W + weight * (the adapted W - W)``. Made by :func:`open_adapted`.
 
@@ -110,20 +86,23 @@ class AdaptedModel:
         self.base = base
         self.adapter = adapter
         self.weight = weight
-        self._changes = _changes(label, base, adapter)
+        self._effect: Effect = effect_of(label, base, adapter)
+        self._changes = self._effect.changes
         self._scratch = threading.local()
         self._recent = _Recent(self._read_factors)
         self._dora: dict[str, np.ndarray] = {}
-        self.tensors: Mapping[str, Tensor] = {name: self._tensor(name, tensor) for name, tensor in base.tensors.items()}
-        self.notes = [*base.notes, *adapter.files.notes]
+        kept = [name for name in base.tensors if name not in self._effect.removed]
+        added = [name for name in self._changes if name not in base.tensors]
+        self.tensors: Mapping[str, Tensor] = {name: self._tensor(name) for name in (*kept, *added)}
+        self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
         named = adapter.trained_on
         of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
-        if named and QUANTISED.sub("", _last_part(named)) == _last_part(of_base) != _last_part(named):
+        if named and QUANTISED.sub("", last_part(named)) == last_part(of_base) != last_part(named):
             self.notes.append(
                 f"{label}: the adapter was trained on {named}, a quantised model; it is folded into the full precision of {of_base}, as is "
                 "usual. What it made up for of the quantisation's error stays in it."
             )
-        elif named and _last_part(named) != _last_part(of_base):
+        elif named and last_part(named) != last_part(of_base):
             self.notes.append(f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant.")
 
     def weighted(self, name: str) -> str:
@@ -135,27 +114,42 @@ class AdaptedModel:
         """The base without any adapter."""
         return self.base.innermost if isinstance(self.base, AdaptedModel) else self.base
 
-    def _tensor(self, name: str, of_base: Tensor) -> Tensor:
+    def _tensor(self, name: str) -> Tensor:
         change = self._changes.get(name)
         if change is None:
-            return of_base
+            return self.base.tensors[name]
         parts = self._parts(change)
-        begin = self.adapter.files.tensors[change.replaced] if change.replaced else of_base
-        if not parts and self.weight == 1:
-            return Described(begin.dtype, of_base.shape, of_base.nominal)
+        source, stored = self._begin(name)
+        begin = source.tensors[stored]
+        of_base = self.base.tensors.get(change.origin or name, begin)
+        if self._is_moved(name):
+            return Described(begin.dtype, begin.shape, of_base.nominal)
         wide = "F64" in [of_base.dtype, begin.dtype, *(self.adapter.files.tensors[p].dtype for p in parts)]
         return Described("F64" if wide else "F32", of_base.shape, of_base.nominal)
 
+    def _begin(self, name: str) -> tuple[Source, str]:
+        """The tensor that a changed one begins as: the adapter's or the base's."""
+        change = self._changes[name]
+        return (self.adapter.files, change.replaced) if change.replaced else (self.base, change.origin or name)
+
+    def _is_moved(self, name: str) -> bool:
+        """Are the bytes of a changed tensor those of another, with nothing to compute?"""
+        change = self._changes[name]
+        is_new = (change.origin or name) not in self.base.tensors
+        return not self._parts(change) and (self.weight == 1 or not change.replaced or is_new)
+
     @staticmethod
-    def _parts(change: _Change) -> list[str]:
+    def _parts(change: Change) -> list[str]:
         """The tensors of the adapter that are computed with."""
         update = change.update
         of_update = [update.left, update.right, update.magnitude] if update is not None else []
-        return [p for p in (*of_update, change.added.bias if change.added is not None else "") if p]
+        others = [change.added.bias if change.added is not None else "", change.rows.name if change.rows is not None else ""]
+        return [p for p in (*of_update, *others) if p]
 
     @property
     def config(self) -> Mapping[str, Any]:
-        return self.base.config
+        """The base's config, true of the adapted model: a head that is not tied any more, or another class with a new head."""
+        return self._effect.config
 
     @property
     def directory(self) -> Path | None:
@@ -172,9 +166,11 @@ class AdaptedModel:
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         names, files = list(tensors), self.adapter.files
+        of_base = [c.origin if (c := self._changes.get(n)) is not None and c.origin else n for n in names]
+        of_base = [n for n in dict.fromkeys(of_base) if n in self.base.tensors]
         of_adapter = list(files.tensors) if any(name in self._changes for name in names) else []
         needed = {f"{CONFIG}/{file}": size for file, size in files.absent(of_adapter, False).items()}
-        return {**{f"base/{file}": size for file, size in self.base.absent(names, side_files).items()}, **needed}
+        return {**{f"base/{file}": size for file, size in self.base.absent(of_base, side_files).items()}, **needed}
 
     def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
         wanted = list(files)
@@ -186,8 +182,11 @@ class AdaptedModel:
         if change is None:
             self.base.read_into(name, offset, buffer)
             return
-        if self.weight == 1 and not self._parts(change):
-            self.adapter.files.read_into(change.replaced, offset, buffer)
+        if change.twin:
+            self._check_twin(change, offset, len(buffer), self.tensors[name])
+        if self._is_moved(name):
+            source, stored = self._begin(name)
+            source.read_into(stored, offset, buffer)
             return
         real = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
         factors = self._recent(name)
@@ -196,8 +195,8 @@ class AdaptedModel:
     def _compute(self, name: str, factors: _Factors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
         """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""
         change = self._changes[name]
-        source: Source = self.adapter.files if change.replaced else self.base
-        stored = change.replaced or name
+        source, stored = self._begin(name)
+        origin = change.origin or name
         code = source.tensors[stored].dtype
         raw = self._raw(source, stored, first, out.size, 0)
         update = change.update
@@ -206,6 +205,8 @@ class AdaptedModel:
             out[:] = dtypes.decode(raw, code)
             if factors.added is not None:
                 out += factors.added[first : first + out.size]
+            if change.rows is not None:
+                self._put_rows(change.rows, factors, self.tensors[name].shape[1], first, out)
         else:
             rows, columns = factors.left.shape[1], factors.right.shape[2]
             width = dtypes.DTYPES[code].bytes
@@ -224,13 +225,36 @@ class AdaptedModel:
             return
         if factors.by_row is not None or factors.by_column is not None:
             self._turn(factors, first, out)
-        if self.weight != 1 and (change.replaced or not is_plain):
+        if self.weight != 1 and (change.replaced or change.rows is not None or not is_plain):
             begun = np.empty_like(out)
-            begun[:] = dtypes.decode(self._raw(self.base, name, first, out.size, 1), self.base.tensors[name].dtype)
+            begun[:] = dtypes.decode(self._raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype)
             with np.errstate(all="ignore"):  # what overflows is an infinity, which is refused where it is merged
                 out -= begun
                 out *= out.dtype.type(self.weight)
                 out += begun
+
+    @staticmethod
+    def _put_rows(rows: Rows, factors: _Factors, columns: int, first: int, out: np.ndarray) -> None:
+        """Put an adapter's rows over those of elements ``first`` on."""
+        assert factors.rows is not None
+        for i, row in enumerate(rows.indices):
+            begin, end = max(row * columns, first), min((row + 1) * columns, first + out.size)
+            if begin < end:
+                out[begin - first : end - first] = factors.rows[i, begin - row * columns : end - row * columns]
+
+    def _check_twin(self, change: Change, offset: int, size: int, tensor: Tensor) -> None:
+        """Compare what an adapter stores twice of a tied tensor. Errors: ModelError."""
+        width, own = dtypes.DTYPES[tensor.dtype].bytes, dtypes.DTYPES[self.adapter.files.tensors[change.twin].dtype].bytes
+        for first in range(offset // width, -(-(offset + size) // width), CHUNK):
+            count = min(CHUNK, -(-(offset + size) // width) - first)
+            one, other = bytearray(count * own), bytearray(count * own)
+            self.adapter.files.read_into(change.replaced, first * own, memoryview(one))
+            self.adapter.files.read_into(change.twin, first * own, memoryview(other))
+            if one != other:
+                raise ModelError(
+                    f"{self.label}: the adapter's {change.replaced} and {change.twin} differ, and stand for tensors that are tied; expected "
+                    "equal ones. Take out the one that is not meant."
+                )
 
     @staticmethod
     def _turn(factors: _Factors, first: int, out: np.ndarray) -> None:
@@ -263,12 +287,20 @@ class AdaptedModel:
             scale = change.added.scale * (self.weight if not change.replaced else 1.0)
             added = self.adapter.read(change.added.bias, real) * real.type(scale)
         if change.update is None:
-            return _Factors(NOTHING, NOTHING, added)
+            rows = self.adapter.read(change.rows.name, real) if change.rows is not None else None
+            return _Factors(NOTHING, NOTHING, added, rows=rows)
         left, right = self.adapter.matrices(change.update, real)
+        if change.twin_update is not None:
+            other = self.adapter.matrices(change.twin_update, real)
+            if not np.array_equal(other[0], right.transpose(0, 2, 1)) or not np.array_equal(other[1], left.transpose(0, 2, 1)):
+                raise ModelError(
+                    f"{self.label}: the adapter's {change.update.left} and {change.twin_update.right} differ, and are factors of one tied "
+                    "tensor; expected one to be the other's transpose. Take out the one that is not meant."
+                )
         if change.expert is not None:
             left, right = left[change.expert : change.expert + 1], right[change.expert : change.expert + 1]
-        if change.rows is not None:
-            left = left[:, slice(*change.rows)]
+        if change.part is not None:
+            left = left[:, slice(*change.part)]
         if change.is_turned:
             left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
         factors = _Factors(np.ascontiguousarray(left), np.ascontiguousarray(right))
@@ -382,154 +414,6 @@ def repositories(source: Source) -> list[Repository]:
 def _kernel(real: np.dtype[Any]) -> Callable[..., int]:
     with _compiling:
         return compiled(FoldKernel("float64" if real == np.float64 else "float32"))
-
-
-def _changes(label: str, base: Model, adapter: Adapter) -> dict[str, _Change]:
-    """What the adapter does to which tensors of the base. Errors: ModelError naming a tensor that fits nowhere."""
-    find = _Names(label, base.tensors)
-    changes: dict[str, _Change] = {}
-    for wanted, name in adapter.replaced.items():
-        changes[find(name, wanted)] = _Change(replaced=name)
-    for update in adapter.updates.values():
-        for target, change in _targets(label, base, adapter, update, find):
-            changes[target] = _Change(
-                change.update, change.is_turned, change.expert, change.rows, None, changes.get(target, change).replaced
-            )
-        if update.bias:
-            target = find(update.bias, f"{update.module}.bias")
-            changes[target] = _Change(added=update, replaced=changes[target].replaced if target in changes else "")
-    for target, change in changes.items():
-        _check_shapes(label, target, change, base, adapter)
-    return changes
-
-
-def _targets(label: str, base: Model, adapter: Adapter, update: Update, find: _Names) -> list[tuple[str, _Change]]:
-    """The tensors of the base that an update is for: one, or the matrices of experts that are stored one by one."""
-    rows, columns = adapter.shape(update)
-    if update.parameters == ("weight",):
-        target = find(update.right, f"{update.module}.weight")
-        is_turned = update.is_embedding or _is_turned(base.tensors[target].shape, adapter, update)
-        return [(target, _Change(update, is_turned))]
-    fitting: list[list[tuple[str, _Change]]] = []
-    wanted: dict[str, tuple[int, ...]] = {}
-    for parameter in update.parameters:
-        name = find.found(f"{update.module}.{parameter}")
-        if name is not None:
-            shape = wanted[name] = base.tensors[name].shape
-            matrix = shape if update.experts == 1 and len(shape) == 2 else shape[1:]
-            if (
-                len(shape) in (2, 3)
-                and math.prod(shape) == update.experts * rows * columns
-                and matrix in ((rows, columns), (columns, rows))
-            ):
-                is_square = rows == columns
-                turned = matrix != (rows, columns) or (is_square and base.config.get("model_type") in TRANSPOSED_EXPERTS)
-                fitting.append([(name, _Change(update, turned))])
-        else:
-            apart = _stored_apart(base, update, parameter, rows, columns)
-            if apart:
-                fitting.append(apart)
-    if len(fitting) == 1:
-        return fitting[0]
-    if len(fitting) > 1:
-        raise ModelError(
-            f"{label}: {update.left} may be for {' or '.join(update.parameters)} of {update.module}, whose shapes are equal; the adapter "
-            "does not say which. Merge it into its base with PEFT, and give that."
-        )
-    found = "; ".join(f"{name} is {shape}" for name, shape in wanted.items()) or "the base has no such tensor"
-    raise ModelError(
-        f"{label}: {update.left} is for {' or '.join(update.parameters)} of {update.module!r}, as {update.experts} matrices of "
-        f"({rows}, {columns}); {found}. Use the base that the adapter was trained on."
-    )
-
-
-def _stored_apart(base: Model, update: Update, parameter: str, rows: int, columns: int) -> list[tuple[str, _Change]]:
-    """The matrices of a fused parameter of experts, where the base stores each by itself: ``...experts.3.w1.weight``."""
-    parts = EXPERT_PARTS.get(parameter, ())
-    layer, _, block = update.module.removesuffix(".experts").rpartition(".")
-    if not parts or not update.module.endswith(".experts") or rows % len(parts):
-        return []
-    height = rows // len(parts)
-    for module in dict.fromkeys((f"{layer}.{block}", f"{layer}.block_sparse_moe", f"{layer}.mlp")):
-        found = []
-        for expert in range(update.experts):
-            for i, names in enumerate(parts):
-                for name in (f"{module}.experts.{expert}.{n}.weight" for n in names):
-                    if name in base.tensors and base.tensors[name].shape == (height, columns):
-                        found.append((name, _Change(update, False, expert, (i * height, (i + 1) * height))))
-        if len(found) == update.experts * len(parts):
-            return found
-    return []
-
-
-class _Names:
-    """Finds the base's tensor that a name of the adapter means: as it is, or with one component more or less at its begin."""
-
-    def __init__(self, label: str, tensors: Mapping[str, Tensor]) -> None:
-        self._label = label
-        self._tensors = tensors
-        self._firsts = sorted({name.split(".")[0] for name in tensors})
-
-    def candidates(self, wanted: str) -> list[str]:
-        if wanted in self._tensors:
-            return [wanted]
-        named = [wanted.partition(".")[2], *(f"{first}.{wanted}" for first in self._firsts)]
-        return [c for c in named if c in self._tensors]
-
-    def found(self, wanted: str) -> str | None:
-        """The one tensor that is meant; None if there is none, or several."""
-        candidates = self.candidates(wanted)
-        return candidates[0] if len(candidates) == 1 else None
-
-    def __call__(self, name: str, wanted: str) -> str:
-        found = self.candidates(wanted)
-        if len(found) == 1:
-            return found[0]
-        many = f"; it could be {' or '.join(found)}" if found else ""
-        raise ModelError(
-            f"{self._label}: the adapter's {name} is for {wanted!r}, which the base does not have{many}. "
-            "Use the base that the adapter was trained on."
-        )
-
-
-def _is_turned(shape: tuple[int, ...], adapter: Adapter, update: Update) -> bool:
-    """Is a matrix stored (in, out)? Its shape says so, as in PEFT its layer's kind does; the config is asked where it is square."""
-    if len(shape) != 2:
-        return False
-    rows, columns = adapter.shape(update)
-    return shape == (columns, rows) and (rows != columns or bool(adapter.config.get("fan_in_fan_out")))
-
-
-def _check_shapes(label: str, target: str, change: _Change, base: Model, adapter: Adapter) -> None:
-    tensor: Tensor = base.tensors[target]
-    tensors: Mapping[str, Tensor] = adapter.files.tensors
-    shape, update = tensor.shape, change.update
-
-    def refuse(part: str, expected: object) -> ModelError:
-        return ModelError(
-            f"{label}: {target} is {shape} in the base, and the adapter's {part} is {tensors[part].shape}, expected {expected}. "
-            "Use the base that the adapter was trained on."
-        )
-
-    begin, name = (tensors[change.replaced], change.replaced) if change.replaced else (tensor, target)
-    if (update is not None or change.added is not None) and begin.dtype not in dtypes.MERGEABLE:
-        raise ModelError(f"{label}: {name} is {begin.dtype}, expected numbers in floating point. Use another adapter or base.")
-    if change.replaced and tensors[change.replaced].shape != shape:
-        raise refuse(change.replaced, "the same; a vocabulary that was extended must be extended in the base too")
-    if change.added is not None and tensors[change.added.bias].shape != shape:
-        raise refuse(change.added.bias, "the same")
-    if update is None or update.parameters != ("weight",):
-        return
-    rows, columns = shape[0] if shape else 0, math.prod(shape[1:])
-    if change.is_turned:
-        rows, columns = columns, rows
-    found = adapter.shape(update)
-    if found[0] != rows:
-        raise refuse(update.left, f"({rows}, {update.rank})")
-    if found[1] != columns or len(shape) < 2:
-        raise refuse(update.right, f"{columns} columns")
-    if update.magnitude and tensors[update.magnitude].elements != rows:
-        raise refuse(update.magnitude, f"{rows} numbers")
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:

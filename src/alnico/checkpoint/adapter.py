@@ -6,6 +6,7 @@ The format is PEFT's; LoRA is Hu et al. 2021 (https://arxiv.org/abs/2106.09685),
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -24,17 +25,18 @@ CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 PREFIX = "base_model.model."
 PART = re.compile(r"\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.(weight|bias))?$")
-WRAPPED = re.compile(r"\.(base_layer|original_module|modules_to_save(\.default)?)(?=\.|$)")
+TOKENS = re.compile(r"\.token_adapter\.trainable_tokens_delta(?:\.default)?$")
+WRAPPED = re.compile(r"\.(base_layer|token_adapter|original_module|modules_to_save(\.default)?)(?=\.|$)")
 """What PEFT puts between a module and its tensors."""
 
 READ = frozenset((
     "peft_type", "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out", "bias", "lora_bias",
-    "init_lora_weights", "target_parameters",
+    "init_lora_weights", "target_parameters", "target_modules", "modules_to_save", "ensure_weight_tying", "trainable_token_indices",
 ))  # fmt: skip
 HARMLESS = frozenset((
-    "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode", "target_modules",
-    "exclude_modules", "modules_to_save", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "ensure_weight_tying",
+    "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "task_type", "inference_mode",
+    "exclude_modules", "lora_dropout", "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size", "runtime_config",
 ))  # fmt: skip
 """Keys of the config that say how an adapter was trained, or what its tensors say too."""
 
@@ -76,6 +78,14 @@ class Update:
         return self.module + ".base_layer" * self.depth
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of an embedding that an adapter trained by themselves (``trainable_token_indices``): ``name`` is that of the adapter's tensor."""
+
+    name: str
+    indices: tuple[int, ...]
+
+
 @dataclass
 class _Parts:
     """The tensors of an update while they are collected."""
@@ -96,7 +106,7 @@ class Adapter:
         self.label = files.label
         self.files = files
         self.config = config
-        self.updates, self.replaced = _understood(files, config)
+        self.updates, self.replaced, self.rows = _understood(files, config)
 
     def matrices(self, update: Update, real: np.dtype[Any]) -> tuple[np.ndarray, np.ndarray]:
         """The factors of an update, of dtype ``real`` and without its scale: left (experts, out, r) and right (experts, r, in).
@@ -208,7 +218,7 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
                 f"{where}: {key} is {str(config[key])[:60]!r}, expected a mapping from modules to numbers. Check the adapter."
             )
         for pattern in config.get(key) or {}:
-            if len(pattern) > 1_000 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS:
+            if not _is_quick(pattern):
                 raise ModelError(
                     f"{where}: {key} has the pattern {pattern[:60]!r}; expected names of modules, or expressions with {MAX_REPEATS} "
                     "repetitions at most and none of groups. Write the modules out."
@@ -222,12 +232,18 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
     return config
 
 
-def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str]]:
-    """The updates by their key, and the replaced tensors: name as in the base to name in the adapter."""
+def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
+    """The updates by their key, the replaced tensors (name as in the base to name in the adapter), and the tensors with trained rows."""
     parts: dict[str, _Parts] = {}
     replaced: dict[str, str] = {}
+    rows: dict[str, Rows] = {}
     for name in files.tensors:
         plain = name.removeprefix(PREFIX)
+        of_tokens = TOKENS.search(plain)
+        if of_tokens is not None:
+            module = WRAPPED.sub("", plain[: of_tokens.start()])
+            rows[f"{module}.weight"] = Rows(name, _indices(files, config, module, name))
+            continue
         part = PART.search(plain)
         if part is None:
             target = WRAPPED.sub("", plain)
@@ -250,12 +266,70 @@ def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, 
         else:
             found.magnitude = name
         found.is_embedding |= part[1].startswith("embedding")
-    if not parts and not replaced:
+    if not parts and not replaced and not rows:
         raise ModelError(f"{files.label}: holds no tensor; expected the factors of a LoRA adapter. Complete the download.")
-    return {key: _update(files, found, config) for key, found in parts.items()}, replaced
+    chosen = _chosen_parameters(files, parts, config)
+    return {key: _update(files, found, config, chosen[key]) for key, found in parts.items()}, replaced, rows
 
 
-def _update(files: FileModel, found: _Parts, config: Mapping[str, Any]) -> Update:
+def _indices(files: FileModel, config: Mapping[str, Any], module: str, name: str) -> tuple[int, ...]:
+    """The rows that ``trainable_token_indices`` names for a module: one list for the input embedding, or a list by a module's last words."""
+    named = config.get("trainable_token_indices")
+    if isinstance(named, dict):
+        named = next((v for k, v in named.items() if module == k or module.endswith(f".{k}")), None)
+    shape, dtype = files.tensors[name].shape, files.tensors[name].dtype
+    whole = isinstance(named, list) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in named)
+    if not whole or len(set(named or ())) != len(named or ()):
+        raise ModelError(
+            f"{files.label}: {CONFIG}: trainable_token_indices names {str(named)[:60]} for {module}; expected a list of different row "
+            "numbers. Check the adapter."
+        )
+    assert named is not None
+    if len(shape) != 2 or shape[0] != len(named) or dtype not in dtypes.MERGEABLE:
+        raise ModelError(
+            f"{files.label}: {name} is {dtype} of {shape}, and trainable_token_indices names {len(named)} rows; expected a row of numbers in "
+            "floating point for each. Get the adapter from its source."
+        )
+    return tuple(named)
+
+
+def is_trained(config: Mapping[str, Any], name: str) -> bool:
+    """Was a tensor that an adapter holds whole trained with it: one of ``modules_to_save``, or a bias?
+
+    Other tensors are the base's own, which PEFT stores beside an adapter of embeddings.
+    """
+    parameter = name.rpartition(".")[2]
+    return (parameter == "bias" and config.get("bias") not in (None, "none")) or is_saved_module(config, name)
+
+
+def is_saved_module(config: Mapping[str, Any], name: str) -> bool:
+    """Is a tensor inside of a module that ``modules_to_save`` names? PEFT takes what ends with a word, "norm" for "input_layernorm" too."""
+    parts = name.split(".")[:-1]
+    inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
+    return any(name.endswith(word) for word in _texts(config.get("modules_to_save")) for name in inside)
+
+
+def is_targeted(config: Mapping[str, Any], module: str) -> bool:
+    """Do ``target_modules`` name a module: by an ending in a list, by an expression for the whole name in a text?"""
+    targets = config.get("target_modules")
+    if isinstance(targets, str):
+        try:
+            return _is_quick(targets) and re.fullmatch(targets, module) is not None
+        except re.error:
+            return False
+    return any(module == t or module.endswith(f".{t}") for t in _texts(targets))
+
+
+def _texts(value: Any) -> list[str]:
+    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
+
+
+def _is_quick(pattern: str) -> bool:
+    """Does matching a pattern take no longer than a name's length to a small power?"""
+    return not (len(pattern) > 1_000 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS)
+
+
+def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], parameters: tuple[str, ...]) -> Update:
     where = files.label
     if not found.left or not found.right:
         held = found.left or found.right or found.magnitude or found.bias
@@ -274,7 +348,7 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any]) -> Updat
         magnitude=found.magnitude,
         bias=found.bias,
         is_embedding=found.is_embedding,
-        parameters=_parameters(found, config),
+        parameters=parameters,
         depth=found.depth,
     )
     try:
@@ -300,13 +374,60 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any]) -> Updat
 
 
 def _parameters(found: _Parts, config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The parameter that factors are of, by the config: the weight, or those of its ``target_parameters`` that the module may have."""
-    named = []
-    for target in config.get("target_parameters") or []:
-        module, _, parameter = target.rpartition(".")
-        if found.module == module or found.module.endswith(f".{module}") or not module:
-            named.append(parameter)
+    """The parameter that factors are of, by the config: the weight, or those of its ``target_parameters`` that the module may have.
+
+    A name without its module ("down_proj") is for every module that ``target_modules`` do not name.
+    """
+    targets = [target.rpartition(".") for target in config.get("target_parameters") or []]
+    named = [p for module, _, p in targets if module and (found.module == module or found.module.endswith(f".{module}"))]
+    if not named and not is_targeted(config, found.module):
+        named = [p for module, _, p in targets if not module]
     return tuple(dict.fromkeys(named)) or ("weight",)
+
+
+def _chosen_parameters(files: FileModel, parts: Mapping[str, _Parts], config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The parameters that each update may be of. Where ranks differ between the parameters of a module, ranks tell which update is whose.
+
+    PEFT fuses the factors of gate and up projections at twice the rank (``rank_pattern: {".*\\.gate_up_proj": 2 r}``). All updates of a
+    module are of equally many experts, and A has a rank for each: one assignment of parameters to updates fulfils that.
+    """
+    chosen = {key: _parameters(found, config) for key, found in parts.items()}
+    modules: dict[str, list[str]] = {}
+    for key, found in parts.items():
+        modules.setdefault(found.module, []).append(key)
+    for module, keys in modules.items():
+        several = chosen[keys[0]]
+        if len(several) < 2 or len(several) > 4:
+            continue
+        try:
+            ranks = {p: _rank_and_alpha(module, p, config) for p in several}
+        except re.error:
+            continue  # told where the scale is computed
+        if not all(type(r) is int and r > 0 for r, _ in ranks.values()) or len({str(r) for r in ranks.values()}) == 1:
+            continue
+        fitting = []
+        for order in itertools.permutations(several, len(keys)):
+            rows = [(files.tensors[parts[k].right].shape or (0,))[0] if parts[k].right else 0 for k in keys]
+            if all(n % ranks[p][0] == 0 for n, p in zip(rows, order, strict=True)):
+                experts = {n // ranks[p][0] for n, p in zip(rows, order, strict=True)}
+                if len(experts) == 1:
+                    fitting.append(order)
+        if len(fitting) == 1:
+            chosen |= {k: (p,) for k, p in zip(keys, fitting[0], strict=True)}
+    return chosen
+
+
+def _rank_and_alpha(module: str, parameter: str, config: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The rank and alpha of a module's parameter, by the patterns of the config."""
+    name = module if parameter == "weight" else f"{module}.{parameter}"
+
+    def of(patterns: Any, default: Any) -> Any:
+        for pattern, value in (patterns or {}).items():
+            if re.match(rf"(.*\.)?({pattern})$", name) or re.match(rf"(.*\.)?({pattern})$", module):
+                return value
+        return default
+
+    return of(config.get("rank_pattern"), config["r"]), of(config.get("alpha_pattern"), config["lora_alpha"])
 
 
 def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
@@ -314,18 +435,7 @@ def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
 
     Where the config names several parameters, all must have the same: no adapter says which factors are of which.
     """
-    names = [update.module if p == "weight" else f"{update.module}.{p}" for p in update.parameters]
-
-    def of(patterns: Any, default: Any, name: str) -> Any:
-        for pattern, value in (patterns or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", name) or re.match(rf"(.*\.)?({pattern})$", update.module):
-                return value
-        return default
-
-    found = [
-        (of(config.get("rank_pattern"), config["r"], name), of(config.get("alpha_pattern"), config["lora_alpha"], name))
-        for name in names
-    ]
+    found = [_rank_and_alpha(update.module, parameter, config) for parameter in update.parameters]
     if any(one != found[0] for one in found):
         raise ValueError(f"a pattern is for one of {' and '.join(update.parameters)}, and no adapter says which factors are whose")
     rank, alpha = found[0]

@@ -6,11 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapter import PREFIX, Adapter, Update
+from alnico.checkpoint.adapter import PREFIX, Adapter, Update, is_trained
 from alnico.errors import MismatchError, ModelError
 from alnico.lora.written import Kind
 from alnico.numerics.dtypes import MERGEABLE
@@ -85,6 +84,11 @@ def aligned(adapters: Sequence[Adapter]) -> list[Module]:
                     "adds cannot be told without its base. Merge it by a recipe instead, as BASE+ADAPTER, with the base as base_model "
                     "(task_arithmetic, say); `alnico lora extract` makes an adapter of the result."
                 )
+        for name, rows in adapter.rows.items():
+            raise ModelError(
+                f"{adapter.label}: {rows.name} are rows of {name} that were trained by themselves, which no sum of adapters keeps. Merge it "
+                "by a recipe instead, as BASE+ADAPTER, with the base as base_model (task_arithmetic, say)."
+            )
     named = {a.label: sorted(a.config.get("target_parameters") or []) for a in adapters if a.config.get("target_parameters")}
     (first, targets), *others = named.items() or [("", [])]
     for label, found in others:
@@ -208,7 +212,7 @@ def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list
     for name in dict.fromkeys(n for adapter in adapters for n in adapter.replaced):
         holders = [(i, a.replaced[name]) for i, a in enumerate(adapters) if name in a.replaced]
         tensors = [(adapters[i].label, adapters[i].files.tensors[stored]) for i, stored in holders]
-        trained = any(_is_trained(adapters[i].config, name) for i, _ in holders)
+        trained = any(is_trained(adapters[i].config, name) for i, _ in holders)
         for label, tensor in [] if trained and dropped else tensors:
             if tensor.dtype not in MERGEABLE:
                 raise ModelError(
@@ -222,13 +226,3 @@ def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list
                 )
         found.append(Saved(name, tuple(holders), tensors[0][1].shape, trained))
     return found
-
-
-def _is_trained(config: Any, name: str) -> bool:
-    module, _, parameter = name.rpartition(".")
-    if parameter == "bias" and config.get("bias") not in (None, "none"):
-        return True
-    parts = module.split(".")
-    inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    # A module to save may hold others; PEFT takes every module whose name ends with the word, "norm" for "input_layernorm" too.
-    return any(name.endswith(word) for word in config.get("modules_to_save") or [] for name in inside)
