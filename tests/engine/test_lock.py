@@ -2,7 +2,7 @@
 
 import json
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alnico.engine.card import LINE, laid_out
@@ -14,6 +14,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(VALUES)
 def test_what_is_laid_out_reads_back_as_it_was(value):
     assert json.loads(laid_out(value)) == value
