@@ -241,6 +241,7 @@ def merge_state_dicts(
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     missing: str = "error",
+    unrelated: str = "error",
     threads: int | None = None,
     **options: Any,
 ) -> dict[str, Any]:
@@ -250,13 +251,14 @@ def merge_state_dicts(
     among the dicts. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
     of the models, or say what they follow from, as in a recipe: ``{"from": "l2_norm"}``. ``layers`` gives tensors a method of their own, ``{"fc1": {"method": "ties", "density": 0.7}}``: a key fits
     whole dotted components of names, and the first that fits wins. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
-    share it in the result. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
+    share it in the result. Models that were not tuned from one base are refused, unless ``unrelated="allow"``. Inputs are never changed.
+    Errors: all of ``alnico.errors``, worded as for a recipe.
 
     >>> import numpy as np
     >>> merge_state_dicts([{"w": np.float32([1, 2])}, {"w": np.float32([3, 6])}], weights=[1, 3])
     {'w': array([2.5, 5. ], dtype=float32)}
     """
-    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "options": options}
+    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "unrelated": unrelated, "options": options}
     return merge_values(state_dicts, base, "state_dicts", method, layers, threads, **asked)
 
 
@@ -270,6 +272,7 @@ def merge_models(
     layers: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
     missing: str = "error",
+    unrelated: str = "error",
     threads: int | None = None,
     **options: Any,
 ) -> Any:
@@ -280,7 +283,7 @@ def merge_models(
     tensor that some model lacks stays as it is in the copy. Other arguments as for :func:`merge_state_dicts`; paths and hub
     ids may stand among the models. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
     """
-    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "options": options}
+    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "unrelated": unrelated, "options": options}
     return merge_modules(models, base, method, layers, threads, missing == "drop", **asked)
 
 
@@ -629,6 +632,7 @@ def adamerge(
     init: float = 0.3,
     clamp: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
+    unrelated: str = "error",
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
     watch: Callable[[LearningStep], None] | None = None,
@@ -667,6 +671,7 @@ def adamerge(
         init=init,
         clamp=clamp,
         seed=seed,
+        unrelated=unrelated,
         written_from=[reference_from(name, Path(out).parent) for name in names] if out is not None else None,
         memory_bytes=bytes_of(memory),
         offline=offline,
@@ -742,6 +747,7 @@ def soup(
     least_gain: float = 0.0,
     objective: str = "mean",
     base: str | os.PathLike[str] | None = None,
+    unrelated: str = "error",
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
@@ -772,6 +778,7 @@ def soup(
         least_gain=least_gain,
         objective=objective,
         base=os.fspath(base) if base is not None else None,
+        unrelated=unrelated,
         memory=memory,
         threads=threads,
         offline=offline,

@@ -224,7 +224,7 @@ def test_a_nan_is_left_to_the_merge_which_names_it() -> None:
 
 def test_looking_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     alnico.merge(recipe("tuned-0", "tuned-1"), "looked", threads=1)
-    monkeypatch.setattr("alnico.engine.run.judge", lambda plan: plan)
+    monkeypatch.setattr("alnico.engine.run.judge", lambda plan, _: plan)
     alnico.merge(recipe("tuned-0", "tuned-1"), "not-looked", threads=1)
     assert model_bytes(Path("looked")) == model_bytes(Path("not-looked"))
 
@@ -250,17 +250,18 @@ def test_no_more_than_32_tensors_are_read_before_a_merge(monkeypatch: pytest.Mon
     from alnico.engine import judge
 
     genuine = judge.look
-    monkeypatch.setattr(judge, "look", lambda sources, found: genuine(sources, places.append([p.name for p in found]) or found))
+    monkeypatch.setattr(judge, "look", lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found))
     alnico.merge(recipe("one", "other", method="linear"), "out", threads=1)
     assert len(places[0]) == 32
     assert (places[0][0], places[0][-1]) == ("w000", "w099")
 
 
-def test_a_task_vector_of_another_base_is_added_in_so_many_words() -> None:
+def test_a_task_vector_of_an_unrelated_base_is_refused_unless_it_is_allowed() -> None:
     family(Path("others"), 1, seed=1, **WIDE)
     analogy = alnico.TaskVector("others/tuned-0", "others/base")
-    assert "unrelated" not in ("base" + alnico.TaskVector("tuned-0", "base")).recipe
     made = "base" + 0.5 * analogy
-    assert made.recipe["unrelated"] == "allow"
-    made.save("out")
-    assert Path("out/model.safetensors").exists()
+    with pytest.raises(MismatchError, match=r'or pass unrelated="allow"\.$'):
+        made.save("out")
+    assert "unrelated" not in made.recipe
+    made.save("out", unrelated="allow")
+    assert "unrelated: allow" in Path("out/mergekit_config.yml").read_text()

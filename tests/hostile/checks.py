@@ -14,7 +14,7 @@ from typing import Any
 from test_house import SOURCE
 
 READERS = (
-    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/dequantised.py", "checkpoint/pickles.py", "checkpoint/unpickling.py",
+    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/factors.py", "checkpoint/dequantised.py", "checkpoint/pickles.py", "checkpoint/unpickling.py",
     "checkpoint/statistics.py", "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output.py",
 )  # fmt: skip
 ADAPTERS = "checkpoint/adapt*.py"

@@ -140,6 +140,18 @@ def measured(**keys: Any) -> dict[str, Any]:
 
 DEEP = '{"a": ' + "[" * MAX_JSON_DEPTH + "]" * MAX_JSON_DEPTH + "}"
 
+
+def factors(folder: Path) -> Read:
+    save(folder / "m.safetensors", {"q.lora_A.weight": ("F32", [2, 8]), "q.lora_B.weight": ("F32", [8, 2])})
+    return reading(folder / "m.safetensors")
+
+
+def pipeline(folder: Path) -> Read:
+    save(folder / "unet" / "diffusion_pytorch_model.safetensors", {"w": ("F32", [2])})
+    save_json(folder / "model_index.json", {})
+    return reading(folder)
+
+
 MODEL_FILES = (
     # header.py
     Malformed("the file has {} bytes; a safetensors file begins", "begins with an 8-byte header length", raw(b"\1\0\0")),
@@ -177,6 +189,8 @@ MODEL_FILES = (
     Malformed("is nested deeper than {}; expected a file that describes", "is nested deeper than 100", directory(model=ONE, config=DEEP)),
     Malformed("{}: holds half of a character, expected Unicode text", "holds half of a character", directory(model=ONE, config='{"a": "\\ud800"}')),
     Malformed("is a LoRA adapter, expected a whole model", "is a LoRA adapter", adapter),
+    Malformed("is an adapter ({} of its {} tensors", "is an adapter (2 of its 2 tensors", factors),
+    Malformed("is a pipeline of diffusers", "is a pipeline of diffusers", pipeline),
     Malformed("has no .safetensors or .bin file", "has no .safetensors or .bin file", lambda folder: reading(folder)),
     Malformed("has {} checkpoints ({}), expected one", "has 2 checkpoints", pickles),
     Malformed("shards of one model, or an index", "misses m-00002-of-00002", directory(**{"m-00001-of-00002": ONE})),

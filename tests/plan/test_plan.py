@@ -551,6 +551,9 @@ class Made:
     def identity(self) -> list[dict[str, Any]]:
         return []
 
+    def paths(self) -> list[Path]:
+        return []
+
     def absent(self, tensors: Iterable[str], side_files: bool) -> dict[str, int]:
         return {}
 

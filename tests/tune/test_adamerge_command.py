@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 import yaml
 from made_tasks import Made, save_tasks
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 import alnico
 from alnico.tune.adamerging import learn
@@ -130,3 +131,20 @@ def test_a_wrong_option_is_a_mistake_of_the_recipe(made: Made, run: Run) -> None
         said
         == f"alnico: adamerge: {made.base} is the base, and among the models; expected models tuned from it. Leave it out of the models.\n"
     )
+
+
+def test_a_model_of_another_start_is_refused_unless_it_is_allowed(made: Made, tmp_path: Path, run: Run) -> None:
+    config = BertConfig.from_pretrained(made.base, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
+    for seed, name in enumerate(("base", "stranger")):
+        shutil.copytree(made.base, tmp_path / name)
+        torch.manual_seed(seed)
+        BertModel(config).save_pretrained(tmp_path / name)
+    tasks = {"tasks": [{**entry, "encoder": str(tmp_path / "base")} for entry in entries(made)[:1]]}
+    (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
+    words = [str(tmp_path / "stranger"), "--base", str(tmp_path / "base"), "--tasks", str(tmp_path / "tasks.yml"), "--steps", "1"]
+    code, _, said = run("adamerge", *words)
+    assert code == 5
+    assert 'or pass unrelated="allow" (--unrelated allow on the command line).' in said
+    code, shown, _ = run("adamerge", *words, "--unrelated", "allow")
+    assert code == 0
+    assert yaml.safe_load(shown)["unrelated"] == "allow"

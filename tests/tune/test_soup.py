@@ -13,7 +13,7 @@ from made_tasks import Made
 from safetensors.torch import load_file
 
 import alnico
-from alnico.errors import EvaluationError, OutputError, RecipeError
+from alnico.errors import EvaluationError, MismatchError, OutputError, RecipeError
 from alnico.tune.soup import soup
 from alnico.tune.subject import open_subject
 from alnico.tune.task_file import read_tasks
@@ -251,3 +251,20 @@ def test_the_report_scores_soup_models_and_base_on_held_out_examples(made: Made,
     same = alnico.soup(names, "valid.yml", report="valid.yml", shared=True)
     assert same.report is not None
     assert next(m.mean.value for m in same.report.models if m.reference == "soup" and m.mean) == pytest.approx(same.score)
+
+
+def test_unrelated_models_are_refused_in_the_words_of_python_and_of_the_command_line(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    names = [
+        str(save_model(tmp_path / n, {f"w{i}": ("F32", random.standard_normal((64, 64))) for i in range(4)})) for n in ("a", "b")
+    ]
+
+    class Same(Near):
+        def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+            return Score(1.0)
+
+    with pytest.raises(MismatchError, match=r'or pass unrelated="allow" \(--unrelated allow on the command line\)\.$'):
+        alnico.soup(names, [Same((0, 0))])
+    found = alnico.soup(names, [Same((0, 0))], unrelated="allow")
+    (tmp_path / "r.yml").write_text(found.recipe(tmp_path))
+    alnico.merge(tmp_path / "r.yml", tmp_path / "out")

@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from alnico.checkpoint.model import (
-    INDEX,
+    INDICES,
     MAX_JSON_BYTES,
     PICKLES,
     FileModel,
@@ -199,7 +199,7 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
         if branch is not None:
             api.create_branch(name, branch=branch, exist_ok=True)
         there = api.list_repo_files(name, revision=branch)
-        stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f == INDEX)]
+        stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)]
         operations = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=f) for f in stale]
         api.create_commit(name, [*operations, *deletions], commit_message=message, revision=branch)

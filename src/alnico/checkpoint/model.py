@@ -30,8 +30,13 @@ from alnico.numerics import dtypes
 if TYPE_CHECKING:
     from alnico.checkpoint.hub import Repository
 
-INDEX = "model.safetensors.index.json"
+STEM = "model"
+DIFFUSERS_STEM = "diffusion_pytorch_model"
+"""What the names of weights begin with, as transformers writes them, and diffusers."""
+INDEX = f"{STEM}.safetensors.index.json"
+INDICES = (INDEX, f"{DIFFUSERS_STEM}.safetensors.index.json")
 PICKLE_INDEX = "pytorch_model.bin.index.json"
+PICKLE_INDICES = (PICKLE_INDEX, f"{DIFFUSERS_STEM}.bin.index.json")
 SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.safetensors|\.bin)")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 NO_WEIGHTS = re.compile(r"(training_args|optimizer|scheduler|scaler|rng_state.*)\.(bin|pt|pth)")
@@ -569,17 +574,23 @@ def _shard_paths(directory: Path) -> list[Path]:
 
 def shard_names(where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]) -> list[str]:
     """Tell which of a model's files hold its weights: those of the index, if it has one. Errors: ModelError."""
-    if INDEX in names:
-        return _indexed_names(folder / INDEX, is_there)
-    found = _weights_among(where, [n for n in names if n.endswith(".safetensors")], "model.safetensors")
+    if index := next((i for i in INDICES if i in names), None):
+        return _indexed_names(folder / index, is_there)
+    usual = [f"{stem}.safetensors" for stem in (STEM, DIFFUSERS_STEM)]
+    found = _weights_among(where, [n for n in names if n.endswith(".safetensors")], usual)
     if found:
         return found
     if "adapter_config.json" in names:
         raise ModelError(f"{where}: is a LoRA adapter, expected a whole model. Write it with its base, as BASE+{where}.")
-    if PICKLE_INDEX in names:
-        return _indexed_names(folder / PICKLE_INDEX, is_there)
+    if index := next((i for i in PICKLE_INDICES if i in names), None):
+        return _indexed_names(folder / index, is_there)
     pickles = [n for n in names if n.endswith(PICKLES) and not NO_WEIGHTS.fullmatch(n)]
-    found = _weights_among(where, pickles, "pytorch_model.bin")
+    found = _weights_among(where, pickles, ["pytorch_model.bin", f"{DIFFUSERS_STEM}.bin"])
+    if not found and "model_index.json" in names:
+        raise ModelError(
+            f"{where}: is a pipeline of diffusers, expected one of its parts. Merge its parts by themselves, each by its folder (unet, "
+            "transformer, vae, text_encoder), and put the results into a copy of the pipeline."
+        )
     if not found:
         raise ModelError(f"{where}: has no .safetensors or .bin file, expected a model. Check the path.")
     if len(found) > 1 and not SHARD_NAME.fullmatch(found[0]):
@@ -590,11 +601,11 @@ def shard_names(where: str, names: Collection[str], folder: Path, is_there: Call
     return found
 
 
-def _weights_among(where: str, names: Collection[str], usual: str) -> list[str]:
+def _weights_among(where: str, names: Collection[str], usual: Sequence[str]) -> list[str]:
     """The files that hold the weights, of files of one format; none if there are none."""
     weights = sorted(n for n in names if not n.startswith("adapter_"))
-    if usual in weights:
-        return [usual]
+    if whole := next((name for name in usual if name in weights), None):
+        return [whole]
     numbered = {name: match for name in weights if (match := SHARD_NAME.fullmatch(name))}
     return _complete_set(where, numbered) if numbered else weights
 
@@ -639,8 +650,9 @@ def is_inside(name: str) -> bool:
 def check_index(model: FileModel) -> None:
     """Refuse an index that does not say what the headers say. Errors: ModelError."""
     is_pickled = any(shard.path.suffix in PICKLES for shard in model.shards)
-    index = model.location / (PICKLE_INDEX if is_pickled and not (model.location / INDEX).exists() else INDEX)
-    if not index.exists():
+    names = (*INDICES, *PICKLE_INDICES) if is_pickled else INDICES
+    index = next((path for name in names if (path := model.location / name).exists()), None)
+    if index is None:
         return
     weight_map = read_json(index)["weight_map"]
     held = {t.name: s.path for s in model.shards for t in s.header.tensors}
@@ -657,6 +669,14 @@ def check_index(model: FileModel) -> None:
             f"{held[unlisted[0]]}: holds {unlisted[0]!r}, which {index.name} does not list ({len(unlisted)} such tensors). "
             "Index and shards are of different downloads; download the model again."
         )
+
+
+def stem_of(source: Source) -> str:
+    """What the names of a model's weights begin with: diffusers', if the config says that it loads the model, or without a config its
+    files are called so; else that of transformers."""
+    if source.config:
+        return DIFFUSERS_STEM if "_diffusers_version" in source.config else STEM
+    return DIFFUSERS_STEM if any(path.name.startswith(DIFFUSERS_STEM) for path in source.paths()) else STEM
 
 
 def is_decodable(config: Mapping[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from alnico.checkpoint.header import Header, build
-from alnico.checkpoint.model import INDEX
+from alnico.checkpoint.model import STEM
 from alnico.errors import AlnicoError
 from alnico.numerics.dtypes import DTYPES
 
@@ -70,12 +70,12 @@ def format_size(size: float) -> str:
 
 
 def cut(
-    tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int, single_name: str | None
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int, single_name: str | None, stem: str = STEM
 ) -> tuple[OutputShard, ...]:
     """Cut tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
-    A larger tensor has a shard of its own. One shard is ``model.safetensors``; ``single_name`` puts all into one file of
-    that name. Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
+    A larger tensor has a shard of its own. One shard is ``model.safetensors``, or what ``stem`` says in place of ``model``; ``single_name``
+    puts all into one file of that name. Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
     """
     groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
@@ -87,9 +87,9 @@ def cut(
         groups[-1].append(tensor)
         filled += size
     count = len(groups)
-    names = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
     if count == 1:
-        names = [single_name or "model.safetensors"]
+        names = [single_name or f"{stem}.safetensors"]
     shards = []
     for name, group in zip(names, groups, strict=True):
         start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})
@@ -102,4 +102,5 @@ def index_of(shards: Iterable[OutputShard]) -> tuple[str, str]:
     weight_map = {t.name: shard.name for shard in shards for t in shard.header.tensors}
     total = sum(t.byte_size for shard in shards for t in shard.header.tensors)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
-    return INDEX, text + "\n"
+    stem = next(iter(weight_map.values())).partition("-")[0]
+    return f"{stem}.safetensors.index.json", text + "\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,6 +15,8 @@ from alnico.errors import ModelError, RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
 WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", *PICKLES)
+INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$")
+"""How the name of an index ends, that of a variant (``model.safetensors.index.fp16.json``) too."""
 SIGNATURE = "model.sig"
 """Where model-signing puts a signature: of one model, never of another that has its side files."""
 
@@ -51,7 +54,7 @@ def is_carried(name: PurePath, modules: set[str]) -> bool:
         return False
     if len(name.parts) > 1:
         return top in modules
-    return name.suffix not in WEIGHTS and not top.endswith(".index.json")
+    return name.suffix not in WEIGHTS and not INDEX_NAME.search(top)
 
 
 def check_links(directory: Path) -> None:

@@ -46,6 +46,7 @@ StrictLicence = Annotated[
     bool,
     typer.Option("--strict-licence", "--strict-license", help="Refuse models whose licences do not go together, or are not known."),
 ]
+Unrelated = Annotated[str, typer.Option("--unrelated", help="Models that were not tuned from one base: error or allow.")]
 Inputs = Annotated[
     list[str] | None,
     typer.Option(

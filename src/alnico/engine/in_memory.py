@@ -11,6 +11,7 @@ import numpy as np
 from alnico.checkpoint.model import Source
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.journal import Done, Record
+from alnico.engine.judge import IN_PYTHON, Caller, judge
 from alnico.engine.run import Run
 from alnico.engine.weigh import weigh
 from alnico.numerics.dtypes import DTYPES, decode_into
@@ -72,13 +73,17 @@ class Unwritten:
         """Nothing is kept."""
 
 
-def run_in_memory(plan: Plan) -> dict[str, np.ndarray]:
+def run_in_memory(plan: Plan, caller: Caller = IN_PYTHON) -> dict[str, np.ndarray]:
     """Return the bytes of every output tensor, by name, in the order of the plan.
+
+    Models that were not tuned from one base are refused as on disk, in the words of the ``caller``.
 
     The memory budget of the plan holds for what the run works with; inputs and result are the caller's.
     Errors: as for :func:`alnico.engine.run.run_plan`.
     """
     fetch_weights(plan)
+    if plan.recipe.unrelated == "error":
+        judge(plan, caller)
     tensors = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
     Run(weigh(plan, {}), Arrays(tensors), Unwritten(plan), Done(), None).all()
     return tensors

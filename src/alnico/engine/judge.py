@@ -8,6 +8,7 @@ neurons were put in another order. A sample of the large tensors tells them apar
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -33,7 +34,16 @@ LARGE = 4_096
 deviations."""
 
 LEAST_TENSORS = 4
-"""Fewer large tensors than this are not judged."""
+"""Fewer large tensors than this are not judged, but for networks in memory (:data:`SMALL`)."""
+
+SMALL = 64
+"""Least elements of a matrix that is looked at where networks in memory have fewer large ones than that."""
+
+LEAST_ELEMENTS = 4_096
+"""Elements that all these matrices, two at least, must have together to be judged: networks of 784, 128 and 10 units have more."""
+
+DEVIATIONS = 3.0
+"""Standard deviations of the cosine of independent matrices, 1/sqrt(elements), within which a small matrix is uncorrelated."""
 
 UNCORRELATED = 0.1
 """Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0005): 0.05 at most between Llamas
@@ -55,6 +65,23 @@ NEAR_DUPLICATE = 0.1
 
 
 @dataclass(frozen=True)
+class Caller:
+    """Who asks for a merge: the words that allow unrelated models there, and whether small networks are judged, too."""
+
+    allow: str
+    judges_small: bool = False
+    report: str = ""
+    """What shows how far the models are from one another, for the advice."""
+
+
+IN_A_RECIPE = Caller("say unrelated: allow in the recipe", report=" (`alnico analyze` shows how far each is from it)")
+IN_PYTHON = Caller('pass unrelated="allow"', judges_small=True)
+PYTHON_OR_COMMAND = Caller(
+    'pass unrelated="allow" (--unrelated allow on the command line)', report=" (`alnico analyze` shows how far each is from it)"
+)
+
+
+@dataclass(frozen=True)
 class Likeness:
     """How a model lies to another, by what was looked at: ``change`` is |model - other| / |other|.
 
@@ -70,20 +97,35 @@ class Likeness:
     length: float
     """|model| / |other|"""
     cosines: Mapping[str, float] = field(repr=False)
+    sizes: Mapping[str, int] = field(repr=False)
+    """Elements that were looked at of the tensors with a cosine."""
+    least: int
+    """Elements that a matrix needed to have one."""
 
     @property
     def uncorrelated(self) -> dict[str, float]:
-        """The large tensors that have nothing to do with the other model's, with their cosines."""
-        return {name: c for name, c in self.cosines.items() if c < UNCORRELATED}
+        """The tensors that have nothing to do with the other model's, with their cosines."""
+        return {name: c for name, c in self.cosines.items() if c < self._bound(name)}
+
+    def _bound(self, name: str) -> float:
+        """The cosine below which a tensor is uncorrelated: that of a small one is far from 0 by chance."""
+        return max(UNCORRELATED, DEVIATIONS / math.sqrt(self.sizes[name]))
+
+    @property
+    def is_judged(self) -> bool:
+        """Was enough looked at? Four large matrices; where small ones count, two with elements enough together."""
+        if self.least < LARGE:
+            return len(self.cosines) > 1 and sum(self.sizes.values()) >= LEAST_ELEMENTS
+        return len(self.cosines) >= LEAST_TENSORS
 
     @property
     def verdict(self) -> Verdict:
         if self.elements_differ == 0:
             return "equal"
-        if len(self.cosines) >= LEAST_TENSORS and len(self.uncorrelated) >= NEARLY_ALL * len(self.cosines):
+        if self.is_judged and len(self.uncorrelated) >= NEARLY_ALL * len(self.cosines):
             return "unrelated"
         near = self.cosine >= FAR and LENGTHS[0] <= self.length <= LENGTHS[1]
-        return "tuned" if near or len(self.cosines) < LEAST_TENSORS else "far"
+        return "tuned" if near or not self.is_judged else "far"
 
 
 @dataclass(frozen=True)
@@ -97,10 +139,12 @@ class Place:
 class _Tally:
     """Sums over what two models hold at the same places, and the delta of one from the other."""
 
-    def __init__(self) -> None:
+    def __init__(self, least: int) -> None:
+        self.least = least
         self.other = self.change = self.product = 0.0
         self.tensors = self.elements_differ = 0
         self.cosines: dict[str, float] = {}
+        self.sizes: dict[str, int] = {}
 
     def add(self, name: str, other: np.ndarray, delta: np.ndarray, is_large: bool) -> None:
         of_other, of_delta, product = _dot(other, other), _dot(delta, delta), _dot(other, delta)
@@ -111,6 +155,7 @@ class _Tally:
         self.elements_differ += int(np.count_nonzero(delta))
         if is_large and of_other > 0 and of_other + 2 * product + of_delta > 0:
             self.cosines[name] = _cosine(of_other, product, of_delta)
+            self.sizes[name] = other.size
 
     def likeness(self, model: str, other: str) -> Likeness:
         length = max(self.other + 2 * self.product + self.change, 0.0)
@@ -124,6 +169,8 @@ class _Tally:
             _cosine(self.other, self.product, self.change),
             (length / scale) ** 0.5,
             self.cosines,
+            self.sizes,
+            self.least,
         )
 
 
@@ -150,8 +197,10 @@ class Comparison:
     duplicates: tuple[tuple[str, str, str, float], ...] = ()
 
 
-def look(sources: Sequence[Source], places: Iterable[Place]) -> Comparison:
+def look(sources: Sequence[Source], places: Iterable[Place], least: int = LARGE) -> Comparison:
     """Read a sample of tensors and say how the models lie to one another. The same reads every time, in order.
+
+    Matrices of ``least`` elements or more have a cosine.
 
     Errors: those of reading; tensors with a NaN or an infinity are left to the merge, which names them.
     """
@@ -163,9 +212,9 @@ def look(sources: Sequence[Source], places: Iterable[Place]) -> Comparison:
             deltas = [values - first for values in rest]
             if not np.isfinite([_dot(x, x) for x in (first, *deltas)]).all():
                 continue
-        is_large = is_matrix(sources[place.models[0]].tensors[place.name])
+        is_large = is_matrix(sources[place.models[0]].tensors[place.name], least)
         for model, delta in zip(place.models[1:], deltas, strict=True):
-            tallies.setdefault((place.models[0], model), _Tally()).add(place.name, first, delta, is_large)
+            tallies.setdefault((place.models[0], model), _Tally(least)).add(place.name, first, delta, is_large)
         for (a, one), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
             sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
             sums[0] += _dot(one - other, one - other)
@@ -176,11 +225,13 @@ def look(sources: Sequence[Source], places: Iterable[Place]) -> Comparison:
     return Comparison(tuple(likenesses), tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near))
 
 
-def judge(plan: Plan) -> Plan:
+def judge(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     """Look at the models of a plan; gives it back with notes on those of which there is something to say.
 
     Only values that are mixed are looked at: copies and layers put together from several models are as the recipe wants them.
-    Errors: MismatchError for models that were not tuned from one base, unless the recipe says ``unrelated: allow``.
+    Networks in memory are often small: where a ``caller`` has fewer than four large matrices and ``judges_small``, small ones count.
+    Errors: MismatchError for models that were not tuned from one base, unless the recipe says ``unrelated: allow``. The advice is in
+    the words of the ``caller``.
     """
     places = {}
     for job in plan.jobs:
@@ -192,11 +243,14 @@ def judge(plan: Plan) -> Plan:
             and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)
         ):
             places[job.name] = Place(read[0].name, tuple(dict.fromkeys(i.model for i in read)))
-    matrices = [p for p in places.values() if is_matrix(plan.sources[p.models[0]].tensors[p.name])]
-    comparison = look(plan.sources, spread(matrices or list(places.values()), TENSORS))
+    matrices = [p for p in places.values() if is_matrix(_first(plan, p))]
+    least = LARGE
+    if caller.judges_small and len(matrices) < LEAST_TENSORS:
+        matrices, least = [p for p in places.values() if is_matrix(_first(plan, p), SMALL)], SMALL
+    comparison = look(plan.sources, spread(matrices or list(places.values()), TENSORS), least)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
-        raise MismatchError("\n".join(_refusal(x) for x in unrelated))
+        raise MismatchError("\n".join(_refusal(x, caller) for x in unrelated))
     with_base = any(job.base is not None for job in plan.jobs)
     return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
 
@@ -233,9 +287,13 @@ def notes(comparison: Comparison, with_base: bool) -> list[str]:
     return said
 
 
-def is_matrix(tensor: Tensor) -> bool:
+def is_matrix(tensor: Tensor, least: int = LARGE) -> bool:
     """Has a tensor two dimensions or more, and elements enough for its cosine to say something?"""
-    return sum(n > 1 for n in tensor.shape) > 1 and tensor.elements >= LARGE
+    return sum(n > 1 for n in tensor.shape) > 1 and tensor.elements >= least
+
+
+def _first(plan: Plan, place: Place) -> Tensor:
+    return plan.sources[place.models[0]].tensors[place.name]
 
 
 def spread(places: Sequence[Place], count: int) -> list[Place]:
@@ -254,12 +312,12 @@ def _read(source: Source, name: str) -> np.ndarray:
     return decode(raw, tensor.dtype).astype(np.float64)
 
 
-def _refusal(x: Likeness) -> str:
+def _refusal(x: Likeness, caller: Caller) -> str:
     return (
         f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at "
         f"have nothing to do with one another: {_named(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
-        "parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base (`alnico "
-        "analyze` shows how far each is from it), or say unrelated: allow in the recipe."
+        f"parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base"
+        f"{caller.report}, or {caller.allow}."
     )
 
 

@@ -17,7 +17,7 @@ from alnico.checkpoint.resident import ResidentModel, Room
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.in_memory import Arrays, Follower, Unwritten
 from alnico.engine.journal import Done
-from alnico.engine.judge import judge
+from alnico.engine.judge import IN_A_RECIPE, Caller, judge
 from alnico.engine.recall import Recall, Store
 from alnico.engine.run import Run
 from alnico.engine.weigh import weigh
@@ -35,12 +35,19 @@ class Resident:
 
     ``open_source`` opens the model of a reference when a recipe first names it. ``memory_bytes`` is the budget of what a merge works
     with, and of what is computed from models once and kept; mapped files and the result are beside it. One merge at a time.
+    ``caller`` says in whose words unrelated models are refused.
     """
 
     def __init__(
-        self, open_source: Callable[[str], Source], *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES
+        self,
+        open_source: Callable[[str], Source],
+        *,
+        threads: int | None = None,
+        memory_bytes: int = DEFAULT_BUDGET_BYTES,
+        caller: Caller = IN_A_RECIPE,
     ) -> None:
         self._open_source = open_source
+        self._caller = caller
         self._threads = threads
         self._memory_bytes = memory_bytes
         self._room = Room(memory_bytes)
@@ -109,7 +116,7 @@ class Resident:
         together = {frozenset(plan.sources[i.model] for i in job.merged) for job in plan.jobs if job.kind in ("mix", "whole")}
         if plan.recipe.unrelated == "allow" or all(any(met <= one for one in self._judged) for met in together):
             return
-        judge(plan)
+        judge(plan, self._caller)
         self._judged |= together
 
     def _weighed(self, plan: Plan, recall: Recall) -> Plan:

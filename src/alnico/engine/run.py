@@ -29,7 +29,7 @@ from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, Unhashe
 from alnico.engine.card import RECIPE, card_of, lock_of, recipe_text
 from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
 from alnico.engine.journal import Done, Journal, Record, read_journal
-from alnico.engine.judge import judge
+from alnico.engine.judge import IN_A_RECIPE, Caller, judge
 from alnico.engine.lock import files_of
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
 from alnico.engine.output import PartDirectory, check_disk, check_target
@@ -79,11 +79,13 @@ def run_plan(
     restart: bool = False,
     watch: Watcher | None = None,
     mark: Path | None = None,
+    caller: Caller = IN_A_RECIPE,
 ) -> Result:
     """Carry out a plan; the output stands under ``out`` when this returns, complete and checked.
 
     An interrupted merge of the same plan is taken up; ``restart`` forgets it. ``watch`` gets events, from any thread but
     one at a time. ``mark`` is a file that says afterwards which output was made (:func:`alnico.engine.output.is_published`).
+    ``caller`` says in whose words unrelated models are refused.
     Errors: see ``errors``; a wrong input removes what was begun, all else keeps it.
     """
     begin = time.perf_counter()
@@ -106,7 +108,7 @@ def run_plan(
                 raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
             try:
                 before = states_of(_read_from(plan, single))
-                plan = plan if found else judge(plan)
+                plan = plan if found else judge(plan, caller)
                 files = OutputFiles(part.model, plan.shards)
                 run = _merge(plan, part, files, fingerprint, found, watch)
                 plan = run.plan

@@ -22,5 +22,5 @@ F64, F32, F16, BF16, E4M3, E5M2 = 0, 1, 2, 3, 4, 5
 CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16, "F8_E4M3": E4M3, "F8_E5M2": E5M2}
 """What a kernel calls the dtypes."""
 
-ARITHMETIC = 2
+ARITHMETIC = 3
 """Raised only when the bits of some merge change; recorded in every lock and journal."""

@@ -71,7 +71,7 @@ class Aligner:
             return self._all_have_it(name, holders, donor)
         reference = donor or holders[0]
         tensor = self._tensor(reference, name)
-        if DTYPES[tensor.dtype].kind in COPYABLE_KINDS:
+        if DTYPES[tensor.dtype].kind in COPYABLE_KINDS or families.counted(name):
             why = f"a buffer that {self._lack(lacking)}"
             self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
             return Fate("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
@@ -119,13 +119,18 @@ class Aligner:
                 self.problems.append(self._shapes(name, parts[0], part))
                 return None
         kinds = {DTYPES[t.dtype].kind for t in tensors}
-        if kinds == {"float"}:
-            return Fate("merged")
-        if name.endswith(families.BATCH_COUNT) and len(parts) > 1:
+        what, is_position = families.counted(name), name.endswith("position_ids")
+        if what is not None and len(parts) > 1 and (len({t.dtype for t in tensors}) > 1 if is_position else True):
             origin = donor or parts[0]
-            why = f"a count of batches; taken from {self._label(origin)}"
+            if not name.endswith(families.BATCH_COUNT):
+                held = ", ".join(dict.fromkeys(t.dtype for t in tensors))
+                found = f" (stored as {held})" if len({t.dtype for t in tensors}) > 1 else ""
+                self.notes.append(f"{name}: {what}{found}, no weight; it is taken from {self._label(origin)} as it is.")
+            why = f"{what}; taken from {self._label(origin)}"
             self._drop(name, [p for p in parts if p.place != origin.place], why)
             return Fate("from one", origin, why)
+        if kinds == {"float"}:
+            return Fate("merged")
         if len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
             return Fate("buffer")
         held = ", ".join(f"{self._label(p)}: {t.dtype}" for p, t in zip(parts, tensors, strict=True))

@@ -17,7 +17,7 @@ import yaml
 from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, unwrapped
+from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, stem_of, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
@@ -58,7 +58,8 @@ def build_plan(
 
     ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go together are notes, with
     ``strict_licence`` a MismatchError. Errors: ModelError, MismatchError,
-    MethodError, ResourceError, HubError; see ``errors``. No tensor is read, and nothing is written but the hub's cache.
+    MethodError, ResourceError, HubError; see ``errors``. Values are read only where names do not meet
+    (packed experts, tied copies), and nothing is written but the hub's cache.
     """
     if recipe.chat_template is not None:
         check_setting(recipe.chat_template)
@@ -197,7 +198,7 @@ def _plan(
         tuple(jobs),
         tuple(made.dropped(jobs)),
         tuple(notes),
-        cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file),
+        cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file, stem_of(sources[donor])),
         dtypes.pop() if len(dtypes) == 1 else None,
         fit(
             [*jobs, *(t.delta for w in weighings for t in w.tensors.values())],

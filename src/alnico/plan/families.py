@@ -47,6 +47,13 @@ STATISTICS = "running_var"
 BATCH_COUNT = "num_batches_tracked"
 """The last words in the names of BatchNorm's buffers: statistics of activations, which averaging weights does not average."""
 
+COUNTERS = {
+    BATCH_COUNT: "a count of batches", "model_ema.num_updates": "a count of updates", "ema.num_updates": "a count of updates",
+    "model_ema.decay": "a setting of the moving average", "ema.decay": "a setting of the moving average",
+    "position_ids": "numbers of positions",
+}  # fmt: skip
+"""Ends of the names of buffers that are no weights, and what they are: of Stable Diffusion's checkpoints, which store them in any dtype, also."""
+
 COUNTS = (
     "num_hidden_layers",
     "n_layer",
@@ -270,3 +277,12 @@ def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
     """
     words = name.split(".")
     return config.get("model_type") in TURNED_TYPES and len(words) > 1 and words[-1] == "weight" and words[-2] in TURNED_MODULES
+
+
+def counted(name: str) -> str | None:
+    """What a buffer is that is no weight, by its name; None for all others.
+
+    >>> counted("bn1.num_batches_tracked"), counted("model_ema.decay"), counted("head.weight")
+    ('a count of batches', 'a setting of the moving average', None)
+    """
+    return next((what for end, what in COUNTERS.items() if name == end or name.endswith(f".{end}")), None)

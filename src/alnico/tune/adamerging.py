@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from alnico.engine.fetch import fetch_weights
+from alnico.engine.judge import PYTHON_OR_COMMAND, judge
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, MethodError, MismatchError
 from alnico.methods._sparsify import Scope
@@ -113,6 +114,7 @@ def learn(
     init: float = 0.3,
     clamp: tuple[float, float] | None = (0.0, 1.0),
     seed: int = 0,
+    unrelated: str = "error",
     written_from: Sequence[str] | None = None,
     memory_bytes: int = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
@@ -138,6 +140,7 @@ def learn(
         steps, batch_size, learning_rate, init: the paper's 500, 16, 1e-3 and 0.3.
         clamp: the range of coefficients, or None; without one they may run away.
         seed: decides the batches: of each task its inputs in a shuffled order, shuffled anew when too few are left for a batch.
+        unrelated: ``allow`` takes models that were not tuned from the base; they are refused without it.
         written_from: how the recipe names the base and the models, where that is not as here.
         memory_bytes: how much the task vectors may take; what has no room is read anew at every step.
     Edge cases: tensors that are equal in base and models take no part; coefficients that no input has a gradient for, of a head that no task
@@ -151,10 +154,11 @@ def learn(
     import_extra("torch", "adamerge", "eval")
     asked = _logit_tasks(tasks)
     names = tuple(written_from) if written_from is not None else (base, *models)
-    plan = build_plan(load_recipe(_mapping((base, *models), plus, density, scope, 0.5)), offline=offline)
+    plan = build_plan(load_recipe(_mapping((base, *models), plus, density, scope, 0.5, unrelated)), offline=offline)
     try:
         _check_heads(plan, asked)
         fetch_weights(plan)
+        judge(plan, PYTHON_OR_COMMAND)
         vectors = TaskVectors(plan, density=density if plus else None, scope=scope, memory_bytes=memory_bytes)
         written = Written(vectors, [subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)])
         try:
@@ -176,7 +180,7 @@ def learn(
         f"# Learned on {', '.join(f'{task} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
     text = said + yaml.safe_dump(
-        _mapping(names, plus, density, scope, weights), sort_keys=False, default_flow_style=None, width=1000
+        _mapping(names, plus, density, scope, weights, unrelated), sort_keys=False, default_flow_style=None, width=1000
     )
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
     return Learned(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, text)
@@ -337,7 +341,7 @@ def _filter(group: str, groups: Groups, names: Sequence[str]) -> str:
     return part if all(name.startswith(part) for name in names if part in name) else f"re:^{re.escape(part)}"
 
 
-def _mapping(names: Sequence[str], plus: bool, density: float, scope: Scope, weights: Any) -> dict[str, Any]:
+def _mapping(names: Sequence[str], plus: bool, density: float, scope: Scope, weights: Any, unrelated: str) -> dict[str, Any]:
     """The recipe of a base and models with these weights: one for all, or one each."""
     base, *models = names
     each = weights if isinstance(weights, list) else [weights] * len(models)
@@ -347,6 +351,7 @@ def _mapping(names: Sequence[str], plus: bool, density: float, scope: Scope, wei
         "base_model": base,
         "models": [{"model": model, "parameters": {"weight": weight}} for model, weight in zip(models, each, strict=True)],
         **trim,
+        **({"unrelated": unrelated} if unrelated != "error" else {}),
     }
 
 

@@ -14,6 +14,7 @@ from alnico.checkpoint.memory import import_torch, torch_of
 from alnico.checkpoint.model import open_model
 from alnico.checkpoint.shards import bytes_of
 from alnico.checkpoint.sidecars import side_files
+from alnico.engine.judge import IN_A_RECIPE, Caller
 from alnico.engine.resident import Resident
 from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, ModelError
@@ -39,6 +40,7 @@ class Candidates:
     (:class:`alnico.engine.resident.Resident`), and nothing is written. Every merge has the bits that ``alnico merge`` of its recipe
     writes. ``donor`` is the model whose config and tokenizer are taken where that of a recipe is a file without any. ``memory`` is the
     budget of what a merge works with; beside it are the result, its modules, and the models in the system's page cache.
+    ``caller`` says in whose words unrelated models are refused.
     Errors: ModelError, HubError, and those of :meth:`make`.
     """
 
@@ -51,10 +53,14 @@ class Candidates:
         offline: bool = False,
         threads: int | None = None,
         memory: int | str = DEFAULT_BUDGET_BYTES,
+        caller: Caller = IN_A_RECIPE,
     ) -> None:
         place = os.fspath(folder)
         self._resident = Resident(
-            lambda reference: open_model(located(reference, place), offline=offline), threads=threads, memory_bytes=bytes_of(memory)
+            lambda reference: open_model(located(reference, place), offline=offline),
+            threads=threads,
+            memory_bytes=bytes_of(memory),
+            caller=caller,
         )
         self._donor = os.fspath(donor) if donor is not None else None
         self._modules: dict[Kind, BoundModule] = {}

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from alnico.engine.judge import PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError
 from alnico.plan.build import reference_from
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
@@ -68,6 +69,7 @@ class Soup:
     goal: Goal
     steps: tuple[Step, ...]
     base: str | None = None
+    unrelated: str = "error"
     report: Scorecard | None = None
     """The soup, the uniform soup, every model and the base on tasks that chose nothing."""
 
@@ -79,7 +81,7 @@ class Soup:
 
     def recipe(self, folder: str | os.PathLike[str] = ".") -> str:
         """The recipe that makes the soup, as YAML that lies in ``folder``: its merge is the model that was scored, bit for bit."""
-        mapping = _recipe(self.counts, self.base)
+        mapping = _recipe(self.counts, self.base, self.unrelated)
         for entry in mapping["models"]:
             entry["model"] = reference_from(entry["model"], folder)
         if self.base is not None:
@@ -115,6 +117,7 @@ def soup(
     least_gain: float = 0.0,
     objective: str = MEAN,
     base: str | None = None,
+    unrelated: str = "error",
     folder: str | os.PathLike[str] = ".",
     offline: bool = False,
     threads: int | None = None,
@@ -127,7 +130,8 @@ def soup(
     not worse. ``all`` tries every model in each round and keeps the best of these averages; with ``replace`` a model may come in again,
     which weighs it. ``uniform`` takes all of them. An average is kept if it gains ``least_gain`` at least (below 0 is a tolerance);
     ``strict``, and ``replace``, want more than that. ``objective`` is one task, or the mean over all by their weights. ``base`` gives
-    the soup its config and tokenizer; it is not averaged in.
+    the soup its config and tokenizer; it is not averaged in. Models that were not tuned from one base are refused, unless ``unrelated`` is
+    ``allow``.
 
     Each average is made from the models as they are, by ``linear`` with the counts as weights: ``sum_i count_i / n * model_i`` in
     float32, rounded once to the output's dtype. So nothing is averaged twice, as with averages of averages; and the model is the
@@ -143,13 +147,18 @@ def soup(
     seeks = _objective(tasks, objective)
     sought = {name for name, _ in seeks.tasks}
     with Candidates(
-        [*references, *([base] if base else [])], folder=folder, offline=offline, threads=threads, memory=memory
+        [*references, *([base] if base else [])],
+        folder=folder,
+        offline=offline,
+        threads=threads,
+        memory=memory,
+        caller=PYTHON_OR_COMMAND,
     ) as made:
 
         @functools.cache
         def value(portions: tuple[int, ...]) -> float:
             counts = {r: n for r, n in zip(references, portions, strict=True) if n}
-            subject = made.make(load_recipe(_recipe(counts, base)), label=" + ".join(counts))
+            subject = made.make(load_recipe(_recipe(counts, base, unrelated)), label=" + ".join(counts))
             return seeks.value({task.name: task.evaluate(subject).value for task in tasks if task.name in sought})
 
         def score(portions: Sequence[int]) -> float:
@@ -164,7 +173,7 @@ def soup(
         counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
         scores = dict(zip(references, alone, strict=True))
         uniform = score([1] * len(references))
-        return Soup(counts, score(portions), scores, uniform, order, objective, seeks.goal, tuple(steps), base)
+        return Soup(counts, score(portions), scores, uniform, order, objective, seeks.goal, tuple(steps), base, unrelated)
 
 
 def report(
@@ -190,8 +199,10 @@ def report(
     merges = {SOUP: found.counts, UNIFORM: dict.fromkeys(references, 1)}
     every = [*([found.base] if found.base is not None and found.base not in references else []), *references]
     with Candidates(every, folder=folder, offline=offline, threads=threads, memory=memory) as made:
-        each = (made.make(load_recipe(_recipe({r: 1}, None)), label=r) for r in every)
-        merged = (made.make(load_recipe(_recipe(counts, found.base)), label=label) for label, counts in merges.items())
+        each = (made.make(load_recipe(_recipe({r: 1}, None, found.unrelated)), label=r) for r in every)
+        merged = (
+            made.make(load_recipe(_recipe(counts, found.base, found.unrelated)), label=label) for label, counts in merges.items()
+        )
         card = evaluate(itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=watch)
     return dataclasses.replace(found, report=card)
 
@@ -296,9 +307,10 @@ def _check(references: Sequence[str], order: Order, replace: bool, least_gain: f
         raise RecipeError(f"least_gain is {least_gain:g}; expected {'0 or more with replace' if replace else 'a finite number'}.")
 
 
-def _recipe(counts: Counts, base: str | None) -> dict[str, Any]:
+def _recipe(counts: Counts, base: str | None, unrelated: str) -> dict[str, Any]:
     entries = [{"model": reference, "parameters": {"weight": count}} for reference, count in counts.items()]
-    return {"merge_method": "linear", "models": entries, **({"base_model": base} if base is not None else {})}
+    allowed = {"unrelated": unrelated} if unrelated != "error" else {}
+    return {"merge_method": "linear", "models": entries, **({"base_model": base} if base is not None else {}), **allowed}
 
 
 def _with(portions: Sequence[int], one: int) -> list[int]:

@@ -56,6 +56,7 @@ def recipe_of(
     dtype: Any,
     seed: int,
     missing: str,
+    unrelated: str,
     options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the recipe of a call. A list for an option of a model gives one value for each, in order. Errors: RecipeError."""
@@ -75,6 +76,7 @@ def recipe_of(
         for i, reference in enumerate(references)
     ]
     recipe: dict[str, Any] = {"merge_method": method, "models": entries, "seed": seed, "missing": missing}
+    recipe |= {"unrelated": unrelated} if unrelated != "error" else {}
     if base is not None:
         recipe["base_model"] = base
     if shared := {n: plain_number(v) for n, v in options.items() if n not in lists}:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.memory import is_torch_module, unwrapped
+from alnico.engine.judge import IN_PYTHON
 from alnico.engine.resident import Resident
 from alnico.errors import EvaluationError, RecipeError
 from alnico.recipe.load import load_recipe
@@ -50,6 +51,7 @@ def search_scales(
     high: float = 1.0,
     minimize: bool = False,
     seed: int = 0,
+    unrelated: str = "error",
     threads: int | None = None,
     watch: Callable[[ScaleTrial], None] | None = None,
 ) -> ScaleSearch:
@@ -64,6 +66,8 @@ def search_scales(
     The score of the best of many is too good: score the merge on data that did not choose it. Each trial is told to ``watch``. An
     evaluation that raises, or gives no finite number, is a failed trial; after five of them the search ends.
     For more than scales, or a study that can be taken up again: ``alnico.search``.
+
+    Models that were not tuned from ``base`` are refused, unless ``unrelated="allow"``.
 
     Errors: RecipeError for options that cannot be, EvaluationError for evaluations that fail too often; those of merging.
 
@@ -81,7 +85,7 @@ def search_scales(
     sign = -1.0 if minimize else 1.0
     done: list[ScaleTrial] = []
     try:
-        with Resident(opened.sources.__getitem__, threads=threads) as resident:
+        with Resident(opened.sources.__getitem__, threads=threads, caller=IN_PYTHON) as resident:
             for number in range(trials):
                 drawn = random.uniform(low, high, len(models))
                 scales = tuple((np.full(len(models), 1 / len(models)) if number == 0 else drawn).tolist())
@@ -94,6 +98,7 @@ def search_scales(
                     dtype=None,
                     seed=0,
                     missing="error",
+                    unrelated=unrelated,
                     options={},
                 )
                 plan = resident.plan(load_recipe(asked))

@@ -16,6 +16,7 @@ from alnico.checkpoint.memory import is_torch_module
 from alnico.checkpoint.opened import OPENED
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
+from alnico.engine.judge import IN_PYTHON
 from alnico.engine.products import inner_products
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import AlnicoError, ModelError
@@ -148,6 +149,7 @@ class LazyModel:
     output's rounding hides all of it.
 
     Config, tokenizer and buffers come from the base. ``+`` and ``-`` take more task vectors. Inputs are never changed.
+    Models that were not tuned from one base are refused when it is computed, unless ``unrelated="allow"`` is passed there.
     """
 
     def __init__(self, base: Any, tau: TaskVector) -> None:
@@ -165,13 +167,14 @@ class LazyModel:
     @property
     def recipe(self) -> dict[str, Any]:
         """The recipe that makes the model; models in memory have a made-up name in it."""
-        return self._made(None)[0]
+        return self._made()[0]
 
     def save(
         self,
         out: str | os.PathLike[str],
         *,
         dtype: Any = None,
+        unrelated: str = "error",
         memory: int | str = DEFAULT_BUDGET_BYTES,
         threads: int | None = None,
         max_shard_size: int | str = DEFAULT_MAX_SHARD_BYTES,
@@ -186,7 +189,7 @@ class LazyModel:
         """
         from alnico import __version__
 
-        recipe, models = self._made(dtype)
+        recipe, models = self._made(dtype, unrelated)
         target = Path(out)
         opened = open_models(models)
         try:
@@ -199,29 +202,29 @@ class LazyModel:
             )
             fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
             anew = restart or any(path_of(model) is None for model in models.values())
-            return run_plan(plan, target, __version__, overwrite=overwrite, restart=anew, watch=watch)
+            return run_plan(plan, target, __version__, overwrite=overwrite, restart=anew, watch=watch, caller=IN_PYTHON)
         finally:
             opened.close()
 
-    def state_dict(self, *, dtype: Any = None, threads: int | None = None) -> dict[str, Any]:
+    def state_dict(self, *, dtype: Any = None, unrelated: str = "error", threads: int | None = None) -> dict[str, Any]:
         """Return the tensors: numpy arrays if all models are dicts of them, else torch tensors on the CPU."""
-        recipe, models = self._made(dtype)
+        recipe, models = self._made(dtype, unrelated)
         return merged(open_models(models), recipe, threads)
 
-    def apply(self, module: Any, *, threads: int | None = None) -> Any:
+    def apply(self, module: Any, *, unrelated: str = "error", threads: int | None = None) -> Any:
         """Put the tensors into a module, in place, and return it.
 
         Errors: AlnicoError for a module that the model is computed from; MismatchError if its names or shapes differ.
         """
         check_module(module, "the module to fill")
-        if any(value is module for value in self._made(None)[1].values()):
+        if any(value is module for value in self._made()[1].values()):
             raise AlnicoError(
                 "the module to fill is one that the model is computed from, and those are never changed. Fill a copy."
             )
-        fill(module, self.state_dict(threads=threads))
+        fill(module, self.state_dict(unrelated=unrelated, threads=threads))
         return module
 
-    def _made(self, dtype: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _made(self, dtype: Any = None, unrelated: str = "error") -> tuple[dict[str, Any], dict[str, Any]]:
         """The recipe, and the models by the references in it."""
         names, models = _named([self._base, *_operands([self._tau])])
         entries = []
@@ -230,10 +233,10 @@ class LazyModel:
         entries = [(one, weight) for one, weight in entries if one != self._base]
         recipe: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": names[self._base]}
         recipe["models"] = [{"model": names[one], "parameters": {"weight": weight}} for one, weight in entries]
-        if any(base != self._base for _, _, base in self._tau.terms):
-            recipe["unrelated"] = "allow"  # a task vector of another base was asked for in so many words
         if not entries:
             recipe = {"merge_method": "passthrough", "models": [names[self._base]]}
+        if unrelated != "error":
+            recipe["unrelated"] = unrelated
         if dtype is not None:
             recipe["dtype"] = dtype_name(dtype)
         return recipe, models
