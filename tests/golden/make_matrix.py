@@ -1,7 +1,7 @@
 """Make the matrix: every method of mergekit over models and slices, with plain values, gradients and filters; and what goes across.
 
     pip install mergekit==0.1.5 torch==2.14.1 xxhash
-    PYTHONHASHSEED=0 python tests/golden/make_matrix.py      # alnico is not needed
+    PYTHONHASHSEED=0 python tests/golden/make_matrix.py      # alnico is not needed; with names of groups, only these
 
 Writes ``matrix/``: ``GROUP/CASE.yml``, recipes that both programs read unchanged; ``GROUP.safetensors``, what mergekit made of them,
 a case the tensors of its output in the order of their names, one after the other; ``inputs.safetensors``, the models in the same way;
@@ -29,6 +29,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from make import THREE, Drawn  # noqa: E402
+from recipes_in_circulation import circulation  # noqa: E402
 
 from made import llama_config, llama_shapes, read_file, read_model, save_file, save_model  # noqa: E402
 from made_tokenizers import CASES, EMBED, save_family  # noqa: E402
@@ -376,6 +377,7 @@ GROUPS: dict[str, Callable[[], dict[str, str]]] = {
     "stages": stages,
     "tokenizers": tokenizers,
     "differences": differences,
+    "circulation": circulation,
 }
 
 
@@ -451,12 +453,17 @@ def record(out: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
 
 def main() -> None:
     os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    shutil.rmtree(MATRIX, ignore_errors=True)
+    asked = sys.argv[1:]
+    about: dict[str, Any] = json.loads((MATRIX / "outputs.json").read_text()) if asked else {}
+    about = {case: found for case, found in about.items() if case.split("/")[0] not in asked}
+    for part in [MATRIX / group for group in asked] or [MATRIX]:
+        shutil.rmtree(part, ignore_errors=True)
     made = models()
-    save_file(MATRIX / "inputs.safetensors", {k: ("F32", flat(m)) for k, m in made.items()})
+    if not asked:
+        save_file(MATRIX / "inputs.safetensors", {k: ("F32", flat(m)) for k, m in made.items()})
     cases = matrix() | {f"{group}/{name}": text for group, make in GROUPS.items() for name, text in make().items()}
+    cases = {case: text for case, text in cases.items() if not asked or case.split("/")[0] in asked}
     Drawn()
-    about: dict[str, Any] = {}
     values: dict[str, dict[str, tuple[str, np.ndarray]]] = {}
     with tempfile.TemporaryDirectory() as work:
         save_inputs(Path(work), made)

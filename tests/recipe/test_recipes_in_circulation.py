@@ -3,6 +3,7 @@ author's intent would be lost."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -21,6 +22,19 @@ LINEAR = "merge_method: linear\nmodels: [a, b]\n"
 SLERP = "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: 0.5}\n"
 
 VALIDATOR = jsonschema.Draft202012Validator(json_schema())
+
+
+WRITTEN = Path(__file__).parents[1] / "golden" / "matrix" / "circulation"
+"""Recipes that mergekit ran; what it made of them is held in tests/golden."""
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in WRITTEN.glob("*.yml")))
+def test_a_recipe_that_mergekit_ran_is_read_with_notes_and_right_by_the_schema(name: str) -> None:
+    text = (WRITTEN / f"{name}.yml").read_text()
+    recipe = parse_recipe(text, "r")
+    assert VALIDATOR.is_valid(recipe.canonical())
+    assert recipe.notes
+    assert VALIDATOR.is_valid(yaml.safe_load(text)) == (not name.startswith("anchors-")), "a schema does not see anchors"
 
 
 def read(text: str) -> Recipe:
@@ -295,3 +309,29 @@ def test_numbers_of_layers_may_be_text_or_have_a_point() -> None:
     assert read(text).slices[0].models[0].layers == (0, 24)
     assert "layer_range is [0, 2.5]; expected" in mistake(text.replace("'0', 24.0", "0, 2.5"))
     assert "layer_range is ['-1', 2]; expected" in mistake(text.replace("'0', 24.0", "'-1', 2"))
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ("[1, 0.5, 0]", "parameters.density[2]"),
+        ("[0.0, 0.5]", "parameters.density[0]"),
+        ("[{filter: mlp, value: 0}, {value: 0.5}]", "parameters.density[0].value"),
+        ("[{filter: mlp, value: [0.5, 0]}, {value: 0.5}]", "parameters.density[0].value[1]"),
+        ("[{filter: mlp, value: 0.5}, 0]", "parameters.density[1]"),
+    ],
+)
+@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"])
+def test_a_density_of_0_may_stand_for_some_of_the_tensors(method: str, written: str, told: str) -> None:
+    recipe = read(TIES.replace("ties", method) + f"parameters:\n  density: {written}\n")
+    assert recipe.notes == (f"r:5: {told} is 0: nothing is kept there.",)
+
+
+def test_a_density_of_0_for_all_tensors_stays_an_error() -> None:
+    assert "density is 0; density is the share" in mistake(TIES + "parameters: {density: 0}\n")
+    rule = "methods: [{filter: mlp, merge_method: ties, parameters: {density: [0.5, 0]}}]\n"
+    assert "density[1] is 0; density is the share" in mistake(TIES + rule)
+    assert "density[1] is -0.1; density is the share" in mistake(TIES + "parameters: {density: [0.5, -0.1]}\n")
+    assert "select_topk is 0; select_topk is the share" in mistake(
+        "merge_method: sce\nbase_model: a\nmodels: [b]\nparameters: {select_topk: 0}\n"
+    )

@@ -6,8 +6,10 @@ keep by the limit alone), and a ``factor`` a model on what is kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from alnico.errors import MethodError
@@ -68,7 +70,7 @@ def keep_largest(density: tuple[float, ...], rescale: Rescale, scope: Scope = "t
     """Keep the share ``density`` of largest magnitude; entries equal to the threshold are all kept."""
     if set(density) == {1.0}:
         return keep_all(len(density))
-    limit = KthLargest(density, over=scope)
+    limit = _or_nothing(KthLargest(_measured(density), over=scope), density)
     return Sparse(keep_large, limit, (0.0,) * len(density), _factor(rescale, density, Sum(large_kept, (limit,))), trims=True)
 
 
@@ -76,7 +78,8 @@ def keep_middle(density: tuple[float, ...], gamma: tuple[float, ...], rescale: R
     """Leave out the share ``gamma`` of largest magnitude and keep the share ``density`` below it."""
     if set(density) == {1.0}:
         return keep_all(len(density))
-    limit, ceiling = KthLargest(density, skip=gamma), KthLargest(density, skip=gamma, end="first")
+    shares = _measured(density)
+    limit, ceiling = _or_nothing(KthLargest(shares, skip=gamma), density), KthLargest(shares, skip=gamma, end="first")
     factor = _factor(rescale, density, Sum(between_kept, (limit, ceiling)))
     return Sparse(keep_between, limit, ceiling, factor, trims=True)
 
@@ -89,12 +92,12 @@ def keep_random(density: tuple[float, ...], rescale: Rescale) -> Sparse:
 def keep_by_rank(density: tuple[float, ...], epsilon: tuple[float, ...], rescale: Rescale) -> Sparse:
     """Keep each entry with a probability from ``density - epsilon`` to ``density + epsilon``, by its rank in its row."""
     for d, e in zip(density, epsilon, strict=True):
-        if d < 1 and not (d - e > 0 and d + e < 1):
+        if 0 < d < 1 and not (d - e > 0 and d + e < 1):
             raise MethodError(
                 f"density {d:g} and epsilon {e:g} give probabilities from {d - e:g} to {d + e:g}; expected them between 0 and 1. "
                 "Choose a smaller epsilon."
             )
-    return _keep_drawn(Bernoulli(density, tuple(0.0 if d == 1 else e for d, e in zip(density, epsilon, strict=True))), rescale)
+    return _keep_drawn(Bernoulli(density, tuple(0.0 if d in (0, 1) else e for d, e in zip(density, epsilon, strict=True))), rescale)
 
 
 def _keep_drawn(drawn: Bernoulli, rescale: Rescale) -> Sparse:
@@ -107,7 +110,21 @@ def _keep_drawn(drawn: Bernoulli, rescale: Rescale) -> Sparse:
 def _factor(rescale: Rescale, density: tuple[float, ...], kept: Sum) -> Argument:
     if rescale == "l1":
         return Derived(_same_l1, (Sum(magnitude), kept))
-    return tuple(1.0 / d for d in density) if rescale == "inverse" else (1.0,) * len(density)
+    return tuple(1.0 / d if d else 1.0 for d in density) if rescale == "inverse" else (1.0,) * len(density)
+
+
+def _measured(density: tuple[float, ...]) -> tuple[float, ...]:
+    """The shares whose thresholds are measured: where nothing is kept there is none to measure, as where all is."""
+    return tuple(d or 1.0 for d in density)
+
+
+def _or_nothing(limit: KthLargest, density: tuple[float, ...]) -> KthLargest | Derived:
+    """A threshold that no entry reaches for models of which nothing is kept."""
+    return limit if all(density) else Derived(partial(_raised, density), (limit,))
+
+
+def _raised(density: tuple[float, ...], limit: Sequence[float]) -> tuple[float, ...]:
+    return tuple(float(threshold) if d else math.inf for threshold, d in zip(limit, density, strict=True))
 
 
 def _same_l1(total: tuple[float, ...], kept: tuple[float, ...]) -> tuple[float, ...]:

@@ -44,11 +44,15 @@ def each(value: T) -> PerModel[T]:
 
 @dataclass(frozen=True)
 class Between:
-    """The range of a number: ``low`` and ``high`` belong to it unless said otherwise."""
+    """The range of a number: ``low`` and ``high`` belong to it unless said otherwise.
+
+    ``low_in_places``: a ``low`` that does not belong to it may stand for some of the tensors, in a gradient or under a filter.
+    """
 
     low: float = -float("inf")
     high: float = float("inf")
     without_low: bool = False
+    low_in_places: bool = False
 
     def __contains__(self, value: float) -> bool:
         return (value > self.low if self.without_low else value >= self.low) and value <= self.high
@@ -61,6 +65,9 @@ class Between:
 
 Share = Annotated[float, Between(0, 1, without_low=True)]
 """A share of a whole, in (0, 1]."""
+
+Kept = Annotated[float, Between(0, 1, without_low=True, low_in_places=True)]
+"""The share of a tensor's entries that is kept, in (0, 1]; 0 for some of the tensors, of which nothing is then kept."""
 
 Statistics = NewType("Statistics", str)
 """The path of statistics that `alnico statistics` wrote. The option that has it is called like their kind, and is one a model."""
@@ -89,8 +96,11 @@ class Option:
     def required(self) -> bool:
         return self.default is REQUIRED
 
-    def problem(self, value: object) -> str | None:
-        """Say what is wrong with one value, as ``is X; expected Y``; None if nothing is."""
+    def problem(self, value: object, *, in_places: bool = False) -> str | None:
+        """Say what is wrong with one value, as ``is X; expected Y``; None if nothing is.
+
+        ``in_places``: it is for some of the tensors only.
+        """
         if self.kind == "bool":
             return None if isinstance(value, bool) else f"is {value!r}; expected true or false"
         if self.kind == "statistics":
@@ -102,7 +112,7 @@ class Option:
             return f"is {value!r}; expected a number"
         if self.is_whole and not float(value).is_integer():
             return f"is {value:g}; expected a whole number in {self.range}"
-        if math.isfinite(value) and value in self.range:
+        if math.isfinite(value) and (value in self.range or (in_places and self.range.low_in_places and value == self.range.low)):
             return None
         if self.meaning:
             return f"is {value:g}; {self.name} is {self.meaning}"
@@ -235,8 +245,8 @@ class Method:
     def documentation(self) -> str:
         return inspect.getdoc(self.factory) or ""
 
-    def bind(self, options: Mapping[str, Any], models: int) -> Merge | Whole:
-        """Build the ``Merge`` for ``models`` values (non-base models in delta space).
+    def bind(self, options: Mapping[str, Any], models: int, *, in_places: bool = False) -> Merge | Whole:
+        """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some of the tensors only.
 
         A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the option, for
         unknown and missing options, values outside their range, or a wrong number of them.
@@ -260,7 +270,7 @@ class Method:
                 if len(values) != models:
                     raise MethodError(f"{self.name}.{name} has {len(values)} values for {models} models; expected one for each.")
             for one in values:
-                if (problem := option.problem(one)) is not None:
+                if (problem := option.problem(one, in_places=in_places)) is not None:
                     raise MethodError(f"{self.name}.{name} {problem}.")
             if option.kind == "number":
                 values = tuple(float(one) for one in values)
@@ -378,6 +388,6 @@ def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> fl
 
 
 __all__ = [
-    "Argument", "Between", "Derived", "Matrices", "Merge", "Method", "Option", "PerModel", "Recorded", "Share", "Side", "Statistics",
+    "Argument", "Between", "Derived", "Kept", "Matrices", "Merge", "Method", "Option", "PerModel", "Recorded", "Share", "Side", "Statistics",
     "Whole", "combine", "each", "method", "total_weight",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from alnico.methods._elect import summed
 from alnico.methods._sparsify import Rescale, keep_middle
-from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
 
 Tail = Annotated[float, Between(0, 1)]
 
@@ -16,7 +16,7 @@ Tail = Annotated[float, Between(0, 1)]
 )
 def breadcrumbs(
     *,
-    density: PerModel[Share] = each(1.0),
+    density: PerModel[Kept] = each(1.0),
     gamma: PerModel[Tail] = each(0.01),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, keep_middle
-from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
 
 Tail = Annotated[float, Between(0, 1)]
 
@@ -12,7 +12,7 @@ Tail = Annotated[float, Between(0, 1)]
 @method(space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795")
 def breadcrumbs_ties(
     *,
-    density: PerModel[Share] = each(1.0),
+    density: PerModel[Kept] = each(1.0),
     gamma: PerModel[Tail] = each(0.01),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,

@@ -4,7 +4,7 @@ from typing import Literal
 
 from alnico.methods._elect import summed
 from alnico.methods._sparsify import Rescale, keep_random
-from alnico.methods.base import Merge, PerModel, Share, each, method
+from alnico.methods.base import Kept, Merge, PerModel, each, method
 
 
 @method(
@@ -14,7 +14,7 @@ from alnico.methods.base import Merge, PerModel, Share, each, method
 )
 def dare_linear(
     *,
-    density: PerModel[Share] = each(1.0),
+    density: PerModel[Kept] = each(1.0),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     divide: Literal["weight", "none"] = "none",

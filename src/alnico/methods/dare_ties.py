@@ -2,7 +2,7 @@
 
 from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, keep_random
-from alnico.methods.base import Merge, PerModel, Share, each, method
+from alnico.methods.base import Kept, Merge, PerModel, each, method
 
 
 @method(
@@ -12,7 +12,7 @@ from alnico.methods.base import Merge, PerModel, Share, each, method
 )
 def dare_ties(
     *,
-    density: PerModel[Share] = each(1.0),
+    density: PerModel[Kept] = each(1.0),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",

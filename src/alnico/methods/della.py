@@ -4,7 +4,7 @@ from typing import Annotated
 
 from alnico.methods._elect import Divide, Elect, Tie, elected
 from alnico.methods._sparsify import Rescale, keep_by_rank
-from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
 
 HalfWidth = Annotated[float, Between(0, 1)]
 
@@ -16,7 +16,7 @@ HalfWidth = Annotated[float, Between(0, 1)]
 )
 def della(
     *,
-    density: PerModel[Share] = each(1.0),
+    density: PerModel[Kept] = each(1.0),
     epsilon: PerModel[HalfWidth] = each(0.15),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from alnico.methods._elect import summed
 from alnico.methods._sparsify import Rescale, keep_by_rank
-from alnico.methods.base import Between, Merge, PerModel, Share, each, method
+from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
 
 HalfWidth = Annotated[float, Between(0, 1)]
 
@@ -12,7 +12,7 @@ HalfWidth = Annotated[float, Between(0, 1)]
 @method(space="delta", source="Deep et al. 2024, DELLA-Merging, https://arxiv.org/abs/2406.11617")
 def della_linear(
     *,
-    density: PerModel[Share] = each(1.0),
+    density: PerModel[Kept] = each(1.0),
     epsilon: PerModel[HalfWidth] = each(0.15),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,

@@ -463,7 +463,7 @@ class _Jobs:
         """The method with its options; tensors with the same options share it."""
         key = (asked.method.name, tuple(options.items()), len(asked.values))
         if key not in self._bound:
-            self._bound[key] = asked.method.bind(options, len(asked.values))
+            self._bound[key] = asked.method.bind(options, len(asked.values), in_places=True)
         return self._bound[key]
 
     def _line(self, name: str) -> float:

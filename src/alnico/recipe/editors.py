@@ -228,7 +228,10 @@ def _setting(key: str, takers: Takers) -> Schema:
             shapes.append(schema)
     scalar = {"anyOf": shapes}
     again = _ref(f"option_{key}")
-    case = _object(CASE, {"filter": _or_null(FILTER), "value": again}, ("value",))
+    lowest = {o.range.low for _, o in takers if o.range.low_in_places}
+    varied: Schema = {"anyOf": [*shapes, *({"const": low} for low in lowest)]}
+    value = {"anyOf": [again, *({"const": low} for low in lowest)]} if lowest else again
+    case = _object(CASE, {"filter": _or_null(FILTER), "value": value}, ("value",))
     measured = [_ref("norm_weight")] if all(takes_norms(option) for _, option in takers) else []
     return {
         "description": "\n".join(f"{', '.join(names)}: {said}" for said, names in meanings.items()),
@@ -236,11 +239,11 @@ def _setting(key: str, takers: Takers) -> Schema:
             scalar,
             case,
             *measured,
-            {"type": "array", "minItems": 1, "items": scalar},
+            {"type": "array", "minItems": 1, "items": varied},
             {
                 "type": "array",
                 "minItems": 1,
-                "items": {"anyOf": [case, scalar, *measured, {"type": "array", "minItems": 1, "items": scalar}]},
+                "items": {"anyOf": [case, varied, *measured, {"type": "array", "minItems": 1, "items": varied}]},
             },
         ],
     }

@@ -147,30 +147,33 @@ def said_of(setting: Setting) -> str:
     return shown(setting)
 
 
-def _setting(node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool) -> Setting | None:
+def _setting(
+    node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool, in_places: bool = False
+) -> Setting | None:
     reading = context.reading
     if _is_measured(node):
         return read_norm_weight(node, where, takers, context)
     if isinstance(node.value, dict):
         return _cases([node], [where], takers, key, context, is_rule=is_rule)
     if not isinstance(node.value, list):
-        return _scalar(node, where, takers, key, context)
+        return _scalar(node, where, takers, key, context, in_places=in_places)
     if not node.value:
         reading.wrong(node.line, f"{where} is a list of 0; expected at least one value.")
         return None
     places = [f"{where}[{i}]" for i in range(len(node.value))]
     if any(isinstance(item.value, dict) for item in node.value):
         return _cases(node.value, places, takers, key, context, is_rule=is_rule)
+    is_gradient = not (is_rule and takers[0][1].per_model)
     values = []
     for item, place in zip(node.value, places, strict=True):
         if isinstance(item.value, list):
             reading.wrong(item.line, f"{place} is a list inside a list; expected one value.")
             continue
-        value = _scalar(item, place, takers, key, context)
+        value = _scalar(item, place, takers, key, context, in_places=in_places or is_gradient)
         values += [value] if value is not None else []
     if len(values) < len(node.value):
         return None
-    if is_rule and takers[0][1].per_model:
+    if not is_gradient:
         return EachModel(tuple(values))
     if any(option.kind == "statistics" for _, option in takers):
         reading.wrong(
@@ -204,7 +207,7 @@ def _cases(
                 f"{where} is {node.kind} before other filters, and would win over them; expected filter and value. Move it to the end.",
             )
             is_right = False
-        setting = _setting(inner, where, takers, key, context, is_rule=is_rule) if inner is not None else None
+        setting = _setting(inner, where, takers, key, context, is_rule=is_rule, in_places=True) if inner is not None else None
         if pattern is None or setting is None:
             is_right = False
             continue
@@ -252,9 +255,11 @@ def read_filter(node: Node | None, where: str, context: Context) -> str | None:
     return pattern
 
 
-def _scalar(node: Node, where: str, takers: Sequence[Taker], key: str, context: Context) -> Scalar | None:
-    """One value, right for every method that takes it."""
-    told = [(_problem(node, method, option, key), method, option) for method, option in takers]
+def _scalar(
+    node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, in_places: bool = False
+) -> Scalar | None:
+    """One value, right for every method that takes it; ``in_places``: of a gradient, or under a filter."""
+    told = [(_problem(node, method, option, key, in_places), method, option) for method, option in takers]
     wrong = [(problem, method, option) for problem, method, option in told if problem is not None]
     if wrong:
         problem, method, option = wrong[0]
@@ -262,12 +267,15 @@ def _scalar(node: Node, where: str, takers: Sequence[Taker], key: str, context: 
         context.reading.wrong(node.line, f"{where} {problem}{whose}.{_slipped_point(scalars.number(node.value), option)}")
         return None
     if any(option.kind == "number" for _, option in takers):
-        return scalars.number(node.value)
+        number = scalars.number(node.value)
+        if any(option.range.low_in_places and number == option.range.low for _, option in takers):
+            context.reading.note(node.line, f"{where} is {number:g}: nothing is kept there.")
+        return number
     value: Scalar = node.value
     return value
 
 
-def _problem(node: Node, method: Method, option: Option, key: str) -> str | None:
+def _problem(node: Node, method: Method, option: Option, key: str, in_places: bool) -> str | None:
     value = dialect.own_value(method, key, node.value)
     number = scalars.number(value) if option.kind == "number" else None
     if option.name != key and option.kind != "number" and not isinstance(node.value, bool):
@@ -275,7 +283,7 @@ def _problem(node: Node, method: Method, option: Option, key: str) -> str | None
     if option.kind == "number":
         if number is None:
             return f"is {node.kind}; expected a number"
-        return option.problem(number) if math.isfinite(number) else f"is {node.kind}; expected a finite number"
+        return option.problem(number, in_places=in_places) if math.isfinite(number) else f"is {node.kind}; expected a finite number"
     if option.kind == "statistics":
         return option.problem(value)
     if option.problem(value) is not None:
