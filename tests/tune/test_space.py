@@ -232,3 +232,27 @@ def test_settings_have_their_defaults() -> None:
 def test_a_name_that_no_file_can_have_is_told() -> None:
     with pytest.raises(RecipeError, match=r"is no path\. Check the path of the recipe\."):
         read_search("a\0b.yml")
+
+
+def test_a_search_takes_what_recipes_in_circulation_have() -> None:
+    text = """\
+anchors: [&range {search: [0, 1]}]
+merge_method: slerp
+base_model: a
+models: [{model: a, parameters: {weight: 0.3}}, b]
+parameters: {t: *range, normalize: 1.0, density: 0.5}
+out_path: x
+search: {tasks: t.yml}
+"""
+    space, _ = read_search(text)
+    plain = read_search(
+        "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: {search: [0, 1]}}\nsearch: {tasks: t.yml}\n"
+    )[0]
+    assert space.default == plain.default
+    assert space.instantiate(space.default).canonical() == plain.instantiate(plain.default).canonical()
+
+
+def test_a_choice_of_true_and_false_may_be_of_numbers() -> None:
+    text = "merge_method: linear\nmodels: [a, b]\nparameters: {normalize: {choice: [CHOICE]}}\nsearch: {tasks: t.yml}\n"
+    space, meant = (read_search(text.replace("CHOICE", c))[0] for c in ("1.0, 0", "true, false"))
+    assert space.instantiate(space.default).canonical() == meant.instantiate(meant.default).canonical()

@@ -295,9 +295,28 @@ def told(kind: type[AlnicoError], *arguments: Any, **options: Any) -> str:
 W = {"w": np.ones((2, 3), np.float32)}
 
 
+@pytest.mark.parametrize(("written", "meant"), [(1.0, True), (0, False), ("no", False), (np.float32(1), True)])
+def test_true_and_false_may_be_numbers_and_text_as_in_a_recipe(written: Any, meant: bool) -> None:
+    base, given = layered(2), [layered(0), layered(1)]
+    for method, base_of in (("linear", None), ("ties", base)):
+        keys = {"base": base_of} if base_of is not None else {}
+        found = alnico.merge_state_dicts(given, method, weights=[0.2, 0.5], normalize=written, **keys)
+        expected = alnico.merge_state_dicts(given, method, weights=[0.2, 0.5], normalize=meant, **keys)
+        assert all(found[n].tobytes() == expected[n].tobytes() for n in expected)
+
+
 def test_mistakes_are_those_of_a_recipe() -> None:
     assert told(RecipeError, [W, W], "linaer").startswith("unknown merge method 'linaer';")
     assert told(RecipeError, [W, W], wieght=1) == "recipe: parameters.wieght is no option of linear. Did you mean weight?"
+    assert told(RecipeError, [W, W], method="slerp", base=W, t=0.5, weights=[1, 2]) == (
+        "weights has no effect on slerp; expected options of slerp: t, over. Leave it out."
+    )
+    assert told(RecipeError, [W, W], density=0.5) == (
+        "density has no effect on linear; expected options of linear: weights, normalize. Leave it out."
+    )
+    assert told(RecipeError, [W, W], random_seed=0) == (
+        "random_seed has no effect on linear; expected options of linear: weights, normalize. Leave it out."
+    )
     assert "ties needs base_model" in told(RecipeError, [W, W], "ties")
     assert "parameters.density is 1.4; density is the share" in told(RecipeError, [W, W], "ties", base=W, density=1.4)
     assert told(RecipeError, [W, W], weights=[1]) == "weights has 1 values for 2 state_dicts; expected one for each."

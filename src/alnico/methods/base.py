@@ -102,7 +102,8 @@ class Option:
         ``in_places``: it is for some of the tensors only.
         """
         if self.kind == "bool":
-            return None if isinstance(value, bool) else f"is {value!r}; expected true or false"
+            is_truth = isinstance(value, (bool, int, float)) and value in (0, 1)
+            return None if is_truth else f"is {value!r}; expected true or false"
         if self.kind == "statistics":
             is_path = isinstance(value, str) and bool(value.strip())
             return None if is_path else f"is {value!r}; expected the directory that `alnico statistics {self.name}` wrote"
@@ -272,8 +273,8 @@ class Method:
             for one in values:
                 if (problem := option.problem(one, in_places=in_places)) is not None:
                     raise MethodError(f"{self.name}.{name} {problem}.")
-            if option.kind == "number":
-                values = tuple(float(one) for one in values)
+            if option.kind in ("number", "bool"):
+                values = tuple((float if option.kind == "number" else bool)(one) for one in values)
             bound[name] = PerModel(values) if option.per_model else values[0]
         return self.factory(**bound)
 

@@ -79,7 +79,7 @@ class Context:
         if key in idle and "parameters" in known:
             self.reading.note(value.line, f"{where}.{key} has no effect: it {idle[key]}.".removeprefix("."))
             return True
-        if where or not value.has_anchor or _is_misspelt(key, value, known):
+        if where or not holds_anchors(key, value, known):
             return False
         self.reading.note(value.line, f"{cut(key)} is no key of a recipe, and is left out but for its YAML anchors.")
         return True
@@ -100,6 +100,11 @@ def _place_of(key: str, node: Node, where: str, known: Iterable[str]) -> str:
     if key in ("lora", "adapter"):
         return f"Write it behind the model's name: model: {cut(model)}+{cut(named.get(key, 'ADAPTER'))}"
     return ""
+
+
+def holds_anchors(key: str, value: Node, known: Iterable[str]) -> bool:
+    """Is an unknown key at the top a place for YAML anchors, and no misspelt word?"""
+    return value.has_anchor and key not in known and not _is_misspelt(key, value, known)
 
 
 def _is_misspelt(key: str, value: Node, known: Iterable[str]) -> bool:

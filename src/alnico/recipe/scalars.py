@@ -82,12 +82,18 @@ def truth(node: Node | None, where: str, reading: Reading) -> bool:
     """True or false; false if not given."""
     if node is None:
         return False
-    value = dialect.truth(node.value)
-    if not isinstance(value, bool):
+    if not isinstance(node.value, bool):
         reading.wrong(node.line, f"{where} is {node.kind}; expected true or false.")
         return False
-    if not isinstance(node.value, bool):
-        reading.note(node.line, f"{where}: {node.kind} as {shown(value)}, as in mergekit.")
+    return node.value
+
+
+def truth_of_mergekit(node: Node | None, where: str, reading: Reading) -> bool:
+    """True or false, also as the numbers and text that mergekit reads as that, with a note; false if not given."""
+    value = None if node is None else dialect.truth(node.value)
+    if node is None or isinstance(node.value, bool) or not isinstance(value, bool):
+        return truth(node, where, reading)
+    reading.note(node.line, f"{where}: {node.kind} as {shown(value)}, as in mergekit.")
     return value
 
 

@@ -54,7 +54,7 @@ def _tokens(node: Node | None, reading: Reading) -> dict[str, TokenSource]:
 
 def _token(node: Node, where: str, reading: Reading) -> TokenSource:
     keys = scalars.mapping(node, where, TOKEN, "a mapping with `source` and perhaps `force`", reading)
-    force = scalars.truth(keys.get("force"), f"{where}.force", reading)
+    force = scalars.truth_of_mergekit(keys.get("force"), f"{where}.force", reading)
     source = keys.get("source")
     if source is None or source.value is None:
         return TokenSource(force=force)

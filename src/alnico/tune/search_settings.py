@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from alnico.recipe import scalars
+from alnico.recipe.context import holds_anchors
 from alnico.recipe.load import found_text
-from alnico.recipe.nodes import Node, Reading, compose
+from alnico.recipe.nodes import OF_A_DOCUMENT, Node, Reading, compose
 from alnico.tune.samplers import SAMPLERS
 from alnico.tune.space import Space, read_space
 
@@ -105,7 +106,7 @@ def read_search(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Spa
     if not isinstance(root.value, dict):
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         raise reading.error()
-    keys = dict(root.value)
+    keys = {key: value for key, value in root.value.items() if not holds_anchors(key, value, OF_A_DOCUMENT)}
     settings = _settings(keys.pop("search", None), reading)
     space = read_space(Node(keys, root.line), name, folder, reading)
     if reading.mistakes:

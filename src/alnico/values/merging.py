@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from alnico.checkpoint.memory import import_torch, is_torch_module, unwrapped
 from alnico.errors import RecipeError
 from alnico.methods import find
+from alnico.recipe import dialect
 from alnico.values.models import fill, merged, open_models
 
 
@@ -65,6 +66,7 @@ def recipe_of(
         options = {**options, "weight": weights}
     elif weights is not None:
         lists["weight"] = weights
+    refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
     known = find(method).options
     lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model}
     for name, values in lists.items():
@@ -86,6 +88,23 @@ def recipe_of(
     return recipe
 
 
+def refuse_idle(method: str, names: Iterable[str]) -> None:
+    """Refuse options that the loader of recipes would take with a note, which a call in Python has no place for.
+
+    What mergekit has for this very method is taken. Errors: RecipeError, in the words of the call.
+    """
+    merges = find(method)
+    for name in names:
+        is_of_mergekits = name in dialect.OPTIONS_OF_MERGEKIT.get(method, ()) or name == "int8_mask"
+        if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_idle(merges, name)):
+            continue
+        written = "weights" if name == "weight" else name
+        known = ["weights" if n == "weight" else n for n in dialect.known_names(merges)]
+        raise RecipeError(
+            f"{written} has no effect on {method}; expected options of {method}: {', '.join(known) or 'it has none'}. Leave it out."
+        )
+
+
 def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Write ``layers`` as a recipe's ``methods``. A key fits whole dotted components of a name; the first that fits wins.
 
@@ -105,6 +124,7 @@ def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequen
             near = difflib.get_close_matches(key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3)
             hint = f"Did you mean {' or '.join(near)}?" if near else f"The first tensor is {names[0]}."
             raise RecipeError(f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}")
+        refuse_idle(asked.get("method", method), [{"weights": "weight"}.get(n, n) for n in asked if n != "method"])
         rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": asked.get("method", method)}
         options = {n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else plain_number(v) for n, v in asked.items()}
         options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
