@@ -110,6 +110,11 @@ class AdaptedModel:
         return name if self.weight == 1 else f"{self.weight!r}*{name}"
 
     @property
+    def unties(self) -> bool:
+        """Does an adapter make a tensor of its own of one that the base ties?"""
+        return self._effect.is_untied or (isinstance(self.base, AdaptedModel) and self.base.unties)
+
+    @property
     def innermost(self) -> Model:
         """The base without any adapter."""
         return self.base.innermost if isinstance(self.base, AdaptedModel) else self.base

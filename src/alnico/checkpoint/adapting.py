@@ -70,6 +70,8 @@ class Effect:
     removed: frozenset[str]
     config: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    is_untied: bool = False
+    """The config says so: of tensors that the base ties, one is changed and another not."""
 
 
 def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
@@ -130,7 +132,7 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
             removed = [n for n in base.tensors if n.startswith(OTHER_HEADS) and n not in changes]
         others = f", without {_some(removed)}, which belongs to another head" if removed else ""
         notes.append(f"{label}: {_some(list(heads))} is the adapter's own head; with it the model is a {kind}{others}.")
-    return Effect(changes, frozenset(removed), config, tuple(notes))
+    return Effect(changes, frozenset(removed), config, tuple(notes), is_untied)
 
 
 def task_class(adapter: Adapter, config: Mapping[str, Any]) -> str:

@@ -52,6 +52,7 @@ class ResidentModel:
         self.reading_bytes = source.reading_bytes
         self.notes = getattr(source, "notes", [])
         self.location: Path | None = getattr(source, "location", None)
+        self.unties = getattr(source, "unties", False)
         self._room = room
         self._lock = threading.Lock()
         self._files: dict[Path, np.ndarray] = {}

@@ -73,15 +73,15 @@ class UntiedModel:
         self.unmapped.close()
 
 
-def untied(sources: Sequence[Source]) -> list[Source]:
-    """Read the tied models among ``sources`` with their copies stored, where another stores such a copy and says that it is not tied.
+def untied(sources: Sequence[Source], speaking: Sequence[Source]) -> list[Source]:
+    """Read the tied models among ``sources`` with their copies stored, where one of ``speaking`` stores a copy and says it is not tied.
 
     An adapter of an embedding unties it from the head: then the base beside it has a head of its own, equal to its embedding.
     """
-    stored = {name for source in sources if is_tied(source.config) is False for name in source.tensors}
+    stored = {name for source in speaking if is_tied(source.config) is False for name in source.tensors}
     found: list[Source] = []
     for source in sources:
-        copies = tied_copies(source.config, source.tensors)
+        copies = tied_copies(source.config, source.tensors) if stored else {}
         found.append(UntiedModel(source, copies) if stored & copies.keys() else source)
     return found
 

@@ -158,7 +158,7 @@ def _plan(
     single_file: str | None,
 ) -> Plan:
     donor = references.index(recipe.base_model) if recipe.base_model else 0
-    sources = untied(sources)
+    sources = untied(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
         sources = [s if s is sources[donor] else as_stored_in(s, sources[donor]) for s in sources]
     spoken = _vocabulary(recipe, references, sources, donor)
