@@ -325,7 +325,7 @@ def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(m
     for i, name in enumerate("ab"):
         model(name, i, layers=1)
     whole = run.open_shard
-    monkeypatch.setattr(run, "open_shard", lambda _: whole(Path("a/model.safetensors")))
+    monkeypatch.setattr(run, "open_shard", lambda *_: whole(Path("a/model.safetensors")))
     with pytest.raises(VerificationError, match="is not what the plan says"):
         alnico.merge({**LINEAR, "dtype": "bfloat16"}, "out")
     assert not Path("out").exists()

@@ -257,13 +257,15 @@ def test_side_files_are_carried_and_the_rest_is_named(tmp_path):
     assert sorted(str(p) for p in left) == sorted([*LEFT, "onnx", "runs"])
 
 
-def test_the_modules_of_sentence_transformers_are_carried_whole(tmp_path):
+def test_the_modules_of_sentence_transformers_are_carried_but_for_weights(tmp_path):
     modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../outside"}, {"path": ".."}, {}]
     fill(tmp_path / "m", "1_Pooling/config.json", "2_Dense/model.safetensors", "2_Dense/deep/x", "3_Other/x", "../outside/x")
+    fill(tmp_path / "m", "2_Dense/model.safetensors.index.json", "2_Dense/onnx/model.onnx", "adapter_config.json")
     (tmp_path / "m" / "modules.json").write_text(json.dumps(modules))
     carried, left = side_files(tmp_path / "m")
-    assert [str(p) for p in carried] == ["1_Pooling/config.json", "2_Dense/deep/x", "2_Dense/model.safetensors", "modules.json"]
-    assert [str(p) for p in left] == ["3_Other"]
+    assert [str(p) for p in carried] == ["1_Pooling/config.json", "2_Dense/deep/x", "modules.json"]
+    weights = ["2_Dense/model.safetensors", "2_Dense/model.safetensors.index.json", "2_Dense/onnx/model.onnx"]
+    assert [str(p) for p in left] == [*weights, "3_Other", "adapter_config.json"]
     (tmp_path / "out").mkdir()
     copy_side_files(tmp_path / "m", tmp_path / "out")
     assert (tmp_path / "out" / "2_Dense" / "deep" / "x").read_text() == "text of 2_Dense/deep/x"

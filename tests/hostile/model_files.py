@@ -152,6 +152,13 @@ def pipeline(folder: Path) -> Read:
     return reading(folder)
 
 
+def forgotten(folder: Path) -> Read:
+    for i in (1, 2):
+        save(folder / f"m-0000{i}-of-00002.safetensors", {f"w{i}": ("F32", [2])})
+    save_json(folder / "model.safetensors.index.json", {"weight_map": {"w1": "m-00001-of-00002.safetensors"}})
+    return reading(folder)
+
+
 MODEL_FILES = (
     # header.py
     Malformed("the file has {} bytes; a safetensors file begins", "begins with an 8-byte header length", raw(b"\1\0\0")),
@@ -194,6 +201,7 @@ MODEL_FILES = (
     Malformed("has no .safetensors or .bin file", "has no .safetensors or .bin file", lambda folder: reading(folder)),
     Malformed("has {} checkpoints ({}), expected one", "has 2 checkpoints", pickles),
     Malformed("shards of one model, or an index", "misses m-00002-of-00002", directory(**{"m-00001-of-00002": ONE})),
+    Malformed("does not list {}, which lies beside it", "does not list m-00002-of-00002.safetensors", forgotten),
     Malformed("has no weight_map from tensor names to files", "has no weight_map", directory(model=ONE, index={"weight_map": {"w": 1}})),
     Malformed("is said to be in {}, outside the model's directory", "is said to be in '../secret/s.safetensors', outside", escaping),
     Malformed("names {}, which is not there", "which is not there. Complete", directory(model=ONE, index={"weight_map": {"w": "x.safetensors"}})),

@@ -60,7 +60,8 @@ def test_a_merge_from_the_hub_has_the_bytes_of_a_merge_of_local_copies(hub: Hub,
     Path("hub.yml").write_text(TIES.format("org/base", "org/one@main", "org/two"))
     Path("local.yml").write_text(TIES.format(*local))
     code, _, stderr = run("merge", "hub.yml", "out")
-    assert (code, stderr) == (0, "fetching 7 files of org/one@main, org/two, org/base, 46.5 kB\n")
+    note = "note: org/base: weights in other files are left out, neither merged nor carried: pytorch_model.bin.\n"
+    assert (code, stderr) == (0, "fetching 7 files of org/one@main, org/two, org/base, 46.5 kB\n" + note)
     assert run("merge", "local.yml", "expected")[0] == 0
     assert weights("out") == weights("expected")
     assert {p.name for p in Path("out").iterdir()} == {p.name for p in Path("expected").iterdir()}
@@ -403,12 +404,35 @@ def test_a_module_that_is_a_pickle_is_refused_before_weights_come(hub: Hub) -> N
     (local,) = models(hub)[:1]
     hub.add("org/st", {p.name: p.read_bytes() for p in local.iterdir()} | files)
     assert told(lambda: alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out"), ModelError) == (
-        "org/st: modules.json names a module whose weights are a pickle (2_Dense/pytorch_model.bin), expected .safetensors; "
-        "alnico fetches no pickles. Download the model yourself, and give its path."
+        "org/st: its weights are a pickle (2_Dense/pytorch_model.bin), expected .safetensors; alnico fetches no pickles. "
+        "Download the model yourself, and give its path."
     )
-    hub.add("org/st", {**hub.files("org/st"), "2_Dense/model.safetensors": b"y"})
-    alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out")
-    assert sorted(p.name for p in Path("out/2_Dense").iterdir()) == ["config.json", "model.safetensors"]
+    assert not any(r.path.endswith(".bin") for r in hub.requests)
+
+
+def test_the_weights_of_modules_come_from_the_hub_and_are_merged(hub: Hub) -> None:
+    folders = []
+    for i, local in enumerate(models(hub)[1:]):
+        dense = {"linear.weight": ("F32", np.full((2, 2), float(i), np.float32))}
+        save_file(local / "2_Dense" / "model.safetensors", dense)
+        (local / "2_Dense" / "pytorch_model.bin").write_bytes(b"a pickle")
+        (local / "2_Dense" / "config.json").write_text("{}")
+        (local / "modules.json").write_text(json.dumps([{"path": ""}, {"path": "2_Dense"}]))
+        inside = {p.relative_to(local).as_posix(): p.read_bytes() for p in local.rglob("*") if p.is_file()}
+        hub.add(f"org/st{i}", inside)
+        folders.append(local)
+    recipe = {"merge_method": "linear", "models": ["org/st0", "org/st1"], "unrelated": "allow"}
+    plan = alnico.plan(recipe)
+    assert "org/st0: weights in other files are left out, neither merged nor carried: 2_Dense/pytorch_model.bin." in plan.notes
+    assert not any(r.path.endswith("2_Dense/model.safetensors") and not r.range for r in hub.requests)
+    alnico.merge(recipe, "out")
+    alnico.merge({**recipe, "models": [str(f) for f in folders]}, "local-out")
+    assert weights("out") == weights("local-out")
+    found = Path("out/2_Dense/model.safetensors").read_bytes()
+    assert found == Path("local-out/2_Dense/model.safetensors").read_bytes()
+    with alnico.open("out") as out:
+        assert out.read("2_Dense/linear.weight").tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    assert not any(r.path.endswith(".bin") for r in hub.requests)
 
 
 @pytest.mark.parametrize("length", [1 << 62, 1 << 30, 100])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from alnico.errors import ModelError
@@ -66,6 +66,12 @@ class Header:
     tensors: tuple[TensorInfo, ...]
     metadata: Mapping[str, str]
     data_begin: int
+
+
+def prefixed(header: Header, prefix: str) -> Header:
+    """A header whose tensors have a prefix before their names."""
+    tensors = tuple(replace(tensor, name=prefix + tensor.name) for tensor in header.tensors)
+    return replace(header, tensors=tensors)
 
 
 def parse_length(prefix: bytes, file_size: int, where: str) -> int:

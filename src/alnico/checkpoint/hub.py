@@ -26,12 +26,14 @@ from alnico.checkpoint.model import (
     FileModel,
     Shard,
     check_index,
+    holds_weights,
     is_inside,
     open_shard,
+    prefixed,
     read_shard,
     shard_names,
 )
-from alnico.checkpoint.sidecars import is_carried, module_folders
+from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
 from alnico.errors import AlnicoError, HubError, ModelError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -64,17 +66,9 @@ class Repository:
         return {file: self.sizes[file] for file in files if not (self.folder / file).exists()}
 
     def side_files(self) -> list[str]:
-        """The files that go with the weights into an output. A module's pickle is never one of them. Errors: ModelError."""
+        """The files that go with the weights into an output."""
         modules = module_folders(self.folder)
-        carried = [f for f in self.sizes if is_carried(PurePosixPath(f), modules)]
-        folders = {str(PurePosixPath(f).parent) for f in carried if f.endswith(".safetensors")}
-        for pickle in (f for f in carried if f.endswith(PICKLES)):
-            if str(PurePosixPath(pickle).parent) not in folders:
-                raise ModelError(
-                    f"{self.label}: modules.json names a module whose weights are a pickle ({pickle}), expected .safetensors; "
-                    "alnico fetches no pickles. Download the model yourself, and give its path."
-                )
-        return [f for f in carried if not f.endswith(PICKLES)]
+        return [f for f in self.sizes if is_carried(PurePosixPath(f), modules)]
 
     def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
         """Download files into the cache; ``tell`` gets numbers of bytes, from any thread. Errors: HubError."""
@@ -100,12 +94,13 @@ class Repository:
                 raise
         pool.shutdown()
 
-    def shard(self, file: str) -> Shard:
+    def shard(self, file: str, prefix: str = "") -> Shard:
         """Read a weight file's header: from the cache, else by asking the hub for that part of the file alone."""
         path, size = self.folder / file, self.sizes[file]
         if path.exists():
-            return open_shard(path)
-        return read_shard(path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count))
+            return open_shard(path, prefix)
+        read = read_shard(path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count))
+        return prefixed(read, prefix)
 
     def _part(self, file: str, offset: int, count: int) -> bytes:
         """Bytes of a file on the hub. A server that sends the whole file is cut off after them."""
@@ -152,8 +147,14 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     repository.fetch(f for f in sizes if "/" not in f and f.endswith(READ_WHILE_PLANNING) and sizes[f] <= MAX_JSON_BYTES)
     if not is_offline and not COMMIT.fullmatch(revision):
         _remember(cache / "refs" / revision, repository.commit)
+    modules = module_folders(repository.folder) if choose is shard_names else []
+    if modules:  # configs of modules, and indices
+        inside = [f for f in sizes if "/" in f and any(f.startswith(f"{m}/") for m in modules)]
+        repository.fetch(f for f in inside if f.endswith(READ_WHILE_PLANNING) and sizes[f] <= MAX_JSON_BYTES)
     try:
-        names = choose(label, [f for f in sizes if "/" not in f], repository.folder, sizes.__contains__)
+        found = modules_among(repository.folder, list(sizes), modules)
+        top = [f for f in sizes if "/" not in f]
+        names = [] if found and not holds_weights(top) else choose(label, top, repository.folder, sizes.__contains__)
     except ModelError as error:
         if not is_offline:
             raise
@@ -161,16 +162,19 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
             f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: {error} "
             "Go online (without --offline and HF_HUB_OFFLINE) once."
         ) from None
-    pickle = next((name for name in names if name.endswith(PICKLES)), None)
+    folder_of = {f"{folder}/{name}": f"{folder}/" for folder, inside_it in found.items() for name in inside_it}
+    pickle = next((name for name in (*names, *folder_of) if name.endswith(PICKLES)), None)
     if pickle is not None:
         raise ModelError(
             f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico fetches no pickles. "
             "Download the model yourself, and give its path."
         )
     with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="alnico-hub") as pool:
-        shards = list(pool.map(repository.shard, names))
+        shards = list(pool.map(repository.shard, [*names, *folder_of], ["" for _ in names] + list(folder_of.values())))
     model = FileModel(label, repository.folder, shards, repository)
     check_index(model)
+    if choose is shard_names:
+        model.notes += unread_weights(label, sizes, [s.name for s in shards])
     return model
 
 
@@ -200,6 +204,8 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
             api.create_branch(name, branch=branch, exist_ok=True)
         there = api.list_repo_files(name, revision=branch)
         stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)]
+        inside = tuple(f"{module}/" for module in module_folders(folder))
+        stale += [f for f in there if f.startswith(inside) and f not in files and f.endswith((".safetensors", *PICKLES))]
         operations = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=f) for f in stale]
         api.create_commit(name, [*operations, *deletions], commit_message=message, revision=branch)

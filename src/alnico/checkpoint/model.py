@@ -11,7 +11,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol
@@ -174,7 +174,8 @@ class Model(Source, Protocol):
 class Shard:
     """One input file with its checked header; size and mtime are of the moment when the header was read.
 
-    A file that is still on the hub has the path where it will be, and no mtime.
+    A file that is still on the hub has the path where it will be, and no mtime. Tensors of a file in a module's folder are named by
+    the folder, ``prefix``, and their name in the file: ``2_Dense/linear.weight``.
     """
 
     path: Path
@@ -183,6 +184,12 @@ class Shard:
     mtime_ns: int
     header_digest: str
     notes: tuple[str, ...] = ()
+    prefix: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name, in a module's folder with the folder."""
+        return self.prefix + self.path.name
 
 
 class FileModel:
@@ -203,9 +210,9 @@ class FileModel:
         for shard in shards:
             for tensor in shard.header.tensors:
                 if tensor.name in self._place:
-                    other = self._place[tensor.name][0].path.name
+                    other = self._place[tensor.name][0].name
                     raise ModelError(
-                        f"{location}: tensor {tensor.name!r} is in {other} and in {shard.path.name}; "
+                        f"{location}: tensor {tensor.name!r} is in {other} and in {shard.name}; "
                         "it must be in one file. Remove the file that does not belong to the model."
                     )
                 self._place[tensor.name] = (shard, tensor)
@@ -222,8 +229,8 @@ class FileModel:
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
-        path = self.location / "config.json"
-        return read_json(path) if self.location.is_dir() and path.exists() else {}
+        path = config_path(self.location)
+        return read_json(path) if path is not None else {}
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         if self.origin is None:
@@ -312,8 +319,8 @@ class FileModel:
     def identity(self) -> list[dict[str, Any]]:
         if self.origin is not None:  # the commit says more than a time, which a new download changes
             commit = self.origin.commit
-            return [{"file": s.path.name, "size": s.size, "commit": commit, "header": s.header_digest} for s in self.shards]
-        return [{"file": s.path.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest} for s in self.shards]
+            return [{"file": s.name, "size": s.size, "commit": commit, "header": s.header_digest} for s in self.shards]
+        return [{"file": s.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest} for s in self.shards]
 
     def paths(self) -> list[Path]:
         return [shard.path for shard in self.shards]
@@ -476,11 +483,20 @@ def is_hub_reference(reference: str) -> bool:
 
 def _open(label: str, location: Path, offline: bool) -> FileModel:
     if location.is_dir():
-        from alnico.checkpoint.sidecars import check_links  # it reads JSON by this file
+        from alnico.checkpoint.sidecars import (  # they read JSON by this file
+            check_links,
+            listed_weights,
+            module_weights,
+            unread_weights,
+        )
 
         check_links(location)
-        model = FileModel(label, location, [open_shard(p) for p in _shard_paths(location)])
+        modules = module_weights(location)
+        shards = [open_shard(p) for p in _shard_paths(location, bool(modules))]
+        shards += [open_shard(location / folder / name, f"{folder}/") for folder, names in modules.items() for name in names]
+        model = FileModel(label, location, shards)
         check_index(model)
+        model.notes += unread_weights(label, listed_weights(location), [s.name for s in shards])
     elif location.is_file():
         model = FileModel(label, location, [open_shard(location)])
     elif is_hub_reference(label):
@@ -500,12 +516,12 @@ def _open(label: str, location: Path, offline: bool) -> FileModel:
     return model
 
 
-def open_shard(path: Path) -> Shard:
-    """Open one file and check its header."""
+def open_shard(path: Path, prefix: str = "") -> Shard:
+    """Open one file and check its header. ``prefix`` is put before the names of its tensors."""
     if path.suffix in PICKLES:
         from alnico.checkpoint.pickles import open_pickle
 
-        return open_pickle(path)
+        return prefixed(open_pickle(path), prefix)
     descriptor = open_to_read(path)
     try:
         status = os.fstat(descriptor)
@@ -515,9 +531,29 @@ def open_shard(path: Path) -> Shard:
             read_fully(descriptor, memoryview(data), offset, str(path))
             return bytes(data)
 
-        return read_shard(path, status.st_size, status.st_mtime_ns, str(path), read)
+        return prefixed(read_shard(path, status.st_size, status.st_mtime_ns, str(path), read), prefix)
     finally:
         os.close(descriptor)
+
+
+def prefixed(shard: Shard, prefix: str) -> Shard:
+    """A file with the folder of its module before the names of its tensors."""
+    if not prefix:
+        return shard
+    return replace(shard, header=headers.prefixed(shard.header, prefix), prefix=prefix)
+
+
+def config_path(location: Path) -> Path | None:
+    """Where the config of a model lies: in its directory, or with sentence-transformers' modules in that of its first transformer."""
+    if not location.is_dir():
+        return None
+    own = location / "config.json"
+    if own.exists():
+        return own
+    from alnico.checkpoint.sidecars import module_folders
+
+    paths = (location / folder / "config.json" for folder in module_folders(location))
+    return next((path for path in paths if path.exists() and "model_type" in read_json(path)), None)
 
 
 def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[[int, int], bytes]) -> Shard:
@@ -564,12 +600,19 @@ def _is_deep(value: dict[str, Any]) -> bool:
     return True
 
 
-def _shard_paths(directory: Path) -> list[Path]:
+def _shard_paths(directory: Path, has_modules: bool) -> list[Path]:
     names = [p.name for p in directory.iterdir() if not p.is_dir()]
+    if has_modules and not holds_weights(names):
+        return []
     found = shard_names(str(directory), names, directory, lambda name: (directory / name).is_file())
     for name in found:
         check_inside(directory / name, directory)
     return [directory / name for name in found]
+
+
+def holds_weights(names: Iterable[str]) -> bool:
+    """Are there files with weights, of the formats that are read, among some names?"""
+    return any(n.endswith((".safetensors", *PICKLES)) and not NO_WEIGHTS.fullmatch(n) for n in names)
 
 
 def shard_names(where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]) -> list[str]:
@@ -635,10 +678,25 @@ def _indexed_names(index: Path, is_there: Callable[[str], bool]) -> list[str]:
                 "expected a file inside it. Do not use this model: its index is hostile or damaged."
             )
     names = sorted(set(weight_map.values()))
+    if (forgotten := _forgotten(names, is_there)) is not None:
+        raise ModelError(
+            f"{index}: does not list {forgotten}, which lies beside it and is one of the shards of {names[0]}; expected all of them. Index and "
+            "shards are of different downloads; download the model again, or remove the file that is no part of the model."
+        )
     for name in names:
         if not is_there(name):
             raise ModelError(f"{index}: names {PurePosixPath(name).name}, which is not there. Complete the download.")
     return names
+
+
+def _forgotten(names: Sequence[str], is_there: Callable[[str], bool]) -> str | None:
+    """A shard of the set that an index lists, which lies there and is not listed."""
+    for stem, count, suffix in dict.fromkeys((m["stem"], m["count"], m["suffix"]) for n in names if (m := SHARD_NAME.fullmatch(n))):
+        expected = (f"{stem}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1))
+        found = next((name for name in expected if name not in names and is_there(name)), None)
+        if found is not None:
+            return found
+    return None
 
 
 def is_inside(name: str) -> bool:
@@ -649,14 +707,19 @@ def is_inside(name: str) -> bool:
 
 def check_index(model: FileModel) -> None:
     """Refuse an index that does not say what the headers say. Errors: ModelError."""
-    is_pickled = any(shard.path.suffix in PICKLES for shard in model.shards)
+    for prefix in dict.fromkeys(shard.prefix for shard in model.shards):
+        _check_index([shard for shard in model.shards if shard.prefix == prefix], prefix, model.location / prefix)
+
+
+def _check_index(shards: Sequence[Shard], prefix: str, folder: Path) -> None:
+    is_pickled = any(shard.path.suffix in PICKLES for shard in shards)
     names = (*INDICES, *PICKLE_INDICES) if is_pickled else INDICES
-    index = next((path for name in names if (path := model.location / name).exists()), None)
+    index = next((path for name in names if (path := folder / name).exists()), None)
     if index is None:
         return
     weight_map = read_json(index)["weight_map"]
-    held = {t.name: s.path for s in model.shards for t in s.header.tensors}
-    paths = {name: model.location / name for name in set(weight_map.values())}
+    held = {t.name.removeprefix(prefix): s.path for s in shards for t in s.header.tensors}
+    paths = {name: folder / name for name in set(weight_map.values())}
     for tensor, name in weight_map.items():
         if held.get(tensor) != paths[name]:
             raise ModelError(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from alnico.checkpoint.header import Header, build
+from alnico.checkpoint.header import Header, build, prefixed
 from alnico.checkpoint.model import STEM
 from alnico.errors import AlnicoError
 from alnico.numerics.dtypes import DTYPES
@@ -26,6 +26,8 @@ class OutputShard:
     name: str
     start: bytes
     header: Header
+    prefix: str = ""
+    """The folder of the module whose tensors it holds, with a ``/``; empty for those of the model itself."""
 
     @property
     def byte_size(self) -> int:
@@ -70,37 +72,68 @@ def format_size(size: float) -> str:
 
 
 def cut(
-    tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int, single_name: str | None, stem: str = STEM
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]],
+    max_shard_bytes: int,
+    single_name: str | None,
+    stem: str = STEM,
+    folders: Collection[str] = (),
 ) -> tuple[OutputShard, ...]:
     """Cut tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
     A larger tensor has a shard of its own. One shard is ``model.safetensors``, or what ``stem`` says in place of ``model``; ``single_name``
-    puts all into one file of that name. Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
+    puts all into one file of that name. A tensor that is named by one of ``folders``, as ``2_Dense/linear.weight``, goes into files of
+    that folder. Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
     """
+    parts: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
+    for name, dtype, shape in tensors:
+        prefix = _prefix(name, folders) if single_name is None else ""
+        parts.setdefault(prefix, []).append((name.removeprefix(prefix), dtype, shape))
+    shards: list[OutputShard] = []
+    for prefix, inside in parts.items() or {"": []}.items():
+        groups = _groups(inside, max_shard_bytes if single_name is None else None)
+        own, count = STEM if prefix else stem, len(groups)
+        names = [f"{own}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+        if count == 1:
+            names = [single_name or f"{own}.safetensors"]
+        for name, group in zip(names, groups, strict=True):
+            start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})
+            shards.append(OutputShard(prefix + name, start, prefixed(header, prefix), prefix))
+    return tuple(shards)
+
+
+def _prefix(name: str, folders: Collection[str]) -> str:
+    """The folder that a tensor is named by, with a ``/``; empty where it is none of ``folders`` or inside one."""
+    folder = name.rpartition("/")[0]
+    return f"{folder}/" if any(folder == known or folder.startswith(f"{known}/") for known in folders) else ""
+
+
+def _groups(
+    tensors: Sequence[tuple[str, str, tuple[int, ...]]], max_shard_bytes: int | None
+) -> list[list[tuple[str, str, tuple[int, ...]]]]:
     groups: list[list[tuple[str, str, tuple[int, ...]]]] = [[]]
     filled = 0
     for tensor in tensors:
         size = math.prod(tensor[2]) * DTYPES[tensor[1]].bits // 8
-        if groups[-1] and filled + size > max_shard_bytes and single_name is None:
+        if groups[-1] and max_shard_bytes is not None and filled + size > max_shard_bytes:
             groups.append([])
             filled = 0
         groups[-1].append(tensor)
         filled += size
-    count = len(groups)
-    names = [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    if count == 1:
-        names = [single_name or f"{stem}.safetensors"]
-    shards = []
-    for name, group in zip(names, groups, strict=True):
-        start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})
-        shards.append(OutputShard(name, start, header))
-    return tuple(shards)
+    return groups
 
 
-def index_of(shards: Iterable[OutputShard]) -> tuple[str, str]:
-    """Return the name and text of the index of several shards."""
-    weight_map = {t.name: shard.name for shard in shards for t in shard.header.tensors}
+def indices_of(shards: Iterable[OutputShard]) -> dict[str, str]:
+    """Return the indices of what is in several shards: name to text."""
+    parts: dict[str, list[OutputShard]] = {}
+    for shard in shards:
+        parts.setdefault(shard.prefix, []).append(shard)
+    return dict(index_of(inside, prefix) for prefix, inside in parts.items() if len(inside) > 1)
+
+
+def index_of(shards: Iterable[OutputShard], prefix: str = "") -> tuple[str, str]:
+    """Return the name and text of the index of several shards, in the folder ``prefix``."""
+    weight_map = {t.name.removeprefix(prefix): shard.name.removeprefix(prefix) for shard in shards for t in shard.header.tensors}
     total = sum(t.byte_size for shard in shards for t in shard.header.tensors)
     text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
     stem = next(iter(weight_map.values())).partition("-")[0]
-    return f"{stem}.safetensors.index.json", text + "\n"
+    return f"{prefix}{stem}.safetensors.index.json", text + "\n"

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from pathlib import Path, PurePath
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.lasting import copy_file, write_file
-from alnico.checkpoint.model import MAX_JSON_BYTES, PICKLES, read_json
+from alnico.checkpoint.model import (
+    MAX_JSON_BYTES,
+    NO_WEIGHTS,
+    PICKLES,
+    Source,
+    config_path,
+    holds_weights,
+    is_inside,
+    read_json,
+    shard_names,
+)
 from alnico.errors import ModelError, RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
@@ -20,6 +31,16 @@ INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$")
 SIGNATURE = "model.sig"
 """Where model-signing puts a signature: of one model, never of another that has its side files."""
 
+MODULES = "modules.json"
+ROUTER = "router_config.json"
+"""Where sentence-transformers names the folders of a model's modules."""
+
+NOT_CARRIED = ("adapter_config.json",)
+"""A loader would look for the adapter that it describes, and for that adapter's base, in place of the merged weights."""
+
+SHOWN = 8
+"""Files that a note names."""
+
 OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", SIGNATURE)
 """Written new for every merge, or not at all."""
 
@@ -27,8 +48,8 @@ OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", S
 def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
     """Return (carried, left): paths relative to ``directory`` of files that go with the model, and of those that do not.
 
-    Carried are the files beside the weights and whole folders that sentence-transformers' ``modules.json`` names (their
-    own small weights too). Left are other weights, indices, hidden files and other folders.
+    Carried are the files beside the weights, and those in the folders of sentence-transformers' modules. Left are weights (those that are
+    read are merged, and written anew), indices, hidden files and other folders.
     """
     carried: list[Path] = []
     left: list[Path] = []
@@ -38,8 +59,11 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
         if path.name.startswith(".") or path.name in OURS or path.name == "__pycache__":
             continue
         if path.is_dir():
-            inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if p.is_file()]
-            (carried if path.name in modules else left).extend(inside if path.name in modules else [name])
+            is_module = any(folder.split("/")[0] == path.name for folder in modules)
+            inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if p.is_file()] if is_module else []
+            kept = [p for p in inside if is_carried(p, modules)]
+            carried += kept
+            left += [p for p in inside if p not in kept] if kept else [name]
         elif is_carried(name, modules):
             carried.append(name)
         elif not (path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))):
@@ -47,14 +71,64 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
     return carried, left
 
 
-def is_carried(name: PurePath, modules: set[str]) -> bool:
-    """Does a file go with the model, by its name relative to the model's folder? ``modules`` are whole folders that do."""
+def is_carried(name: PurePath, modules: Collection[str]) -> bool:
+    """Does a file go with the model, by its name relative to the model's folder? ``modules`` are folders whose files may."""
     top = name.parts[0]
-    if top.startswith(".") or top in OURS or top == "__pycache__":
+    if top.startswith(".") or top in OURS or top == "__pycache__" or top in NOT_CARRIED:
         return False
-    if len(name.parts) > 1:
-        return top in modules
-    return name.suffix not in WEIGHTS and not INDEX_NAME.search(top)
+    if len(name.parts) > 1 and not any(name.is_relative_to(folder) for folder in modules):
+        return False
+    return name.suffix not in WEIGHTS and not INDEX_NAME.search(name.name)
+
+
+def modules_of(source: Source) -> list[str]:
+    """The folders of a model's modules; none where it is no directory."""
+    return module_folders(source.directory) if source.directory is not None else []
+
+
+def module_weights(directory: Path) -> dict[str, list[str]]:
+    """The files with weights of each module's folder. Errors: ModelError, as of :func:`alnico.checkpoint.model.shard_names`."""
+    modules = module_folders(directory)
+    tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
+    paths = [p for top in tops if (directory / top).is_dir() for p in sorted((directory / top).rglob("*")) if p.is_file()]
+    found = modules_among(directory, [p.relative_to(directory).as_posix() for p in paths], modules)
+    for folder, names in found.items():
+        for name in names:
+            check_inside(directory / folder / name, directory)
+    return found
+
+
+def modules_among(directory: Path, files: Collection[str], modules: Collection[str]) -> dict[str, list[str]]:
+    """The files with weights of each module's folder, of a model whose files are ``files``, relative to it."""
+    folders: dict[str, list[str]] = {}
+    for file in files:
+        path = PurePosixPath(file)
+        if len(path.parts) > 1 and not path.name.startswith(".") and any(path.is_relative_to(folder) for folder in modules):
+            folders.setdefault(path.parent.as_posix(), []).append(path.name)
+    there = set(files)
+    return {
+        folder: shard_names(str(directory / folder), names, directory / folder, lambda name, at=folder: f"{at}/{name}" in there)  # type: ignore[misc]
+        for folder, names in sorted(folders.items())
+        if holds_weights(n for n in names if not n.startswith("adapter_"))
+    }
+
+
+def listed_weights(directory: Path) -> list[str]:
+    """Files with weights of any format in a model's directory and the folders in it, relative to it."""
+    paths = [p for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
+    inside = [p for folder in paths if folder.is_dir() and not folder.is_symlink() for p in sorted(folder.iterdir())]
+    return [p.relative_to(directory).as_posix() for p in (*paths, *inside) if p.suffix in WEIGHTS and p.is_file()]
+
+
+def unread_weights(label: str, files: Iterable[str], read: Collection[str]) -> list[str]:
+    """A note on files with weights that are no part of the model as it is read; none if there are none."""
+    left = [
+        f for f in files if f not in read and PurePosixPath(f).suffix in WEIGHTS and not NO_WEIGHTS.fullmatch(PurePosixPath(f).name)
+    ]
+    if not left:
+        return []
+    shown = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
+    return [f"{label}: weights in other files are left out, neither merged nor carried: {shown}."]
 
 
 def check_links(directory: Path) -> None:
@@ -82,19 +156,22 @@ def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> N
 
 def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path) -> None:
     """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs. Errors: RunError."""
-    if not (source / "config.json").exists():
+    place = config_path(source)
+    if place is None:
         return
+    made = target / place.relative_to(source)
+    made.parent.mkdir(parents=True, exist_ok=True)
     changed = dict(config)
     if dtype in CONFIG_NAMES:
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if dtype != "F32" else [])
         changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
     try:
-        if changed == read_json(source / "config.json"):
-            copy_file(source / "config.json", target / "config.json")
+        if changed == read_json(place):
+            copy_file(place, made)
         else:
-            write_file(target / "config.json", json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+            write_file(made, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        raise _not_carried(source / "config.json", error) from None
+        raise _not_carried(place, error) from None
 
 
 def _not_carried(path: Path, error: OSError) -> RunError:
@@ -104,13 +181,17 @@ def _not_carried(path: Path, error: OSError) -> RunError:
     )
 
 
-def module_folders(directory: Path) -> set[str]:
-    """The folders that sentence-transformers' ``modules.json`` names."""
-    path = directory / "modules.json"
-    if not path.exists():
-        return set()
-    try:
-        modules = json.loads(read_small(path, MAX_JSON_BYTES, "a list of modules"))
-        return {str(m["path"]) for m in modules if m.get("path")}
-    except (ModelError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return set()
+def module_folders(directory: Path) -> list[str]:
+    """The folders inside a model that sentence-transformers' ``modules.json`` names, in its order, or a router's config."""
+    found: list[str] = []
+    with suppress(ModelError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        if (directory / MODULES).exists():
+            found += [
+                str(m["path"])
+                for m in json.loads(read_small(directory / MODULES, MAX_JSON_BYTES, "a list of modules"))
+                if m.get("path")
+            ]
+            if (directory / ROUTER).exists():
+                found += [str(name) for name in read_json(directory / ROUTER)["types"]]
+    paths = (PurePosixPath(name) for name in found if is_inside(name))
+    return list(dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith(".")))

@@ -37,10 +37,13 @@ class OutputFiles:
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
         try:
+            for folder in {self.path(shard.name).parent for shard in shards} - {directory}:
+                folder.mkdir(parents=True, exist_ok=True)
             for shard in shards:
                 self._take_back(shard.name)
                 self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard)
-            sync_directory(directory)  # a journal's line about a file is worth nothing if the file's name is lost
+            for folder in {directory, *(self.path(shard.name).parent for shard in shards)}:
+                sync_directory(folder)  # a journal's line about a file is worth nothing if the file's name is lost
         except BaseException:
             self.close()
             raise

@@ -161,7 +161,7 @@ def model_data(model: Model) -> dict[str, Any]:
             "config": model.config.get("vocab_size"),
             "tokens": vocabulary and len(set(vocabulary.tokens.values()) | set(vocabulary.added.values())),
         },
-        "files": [{"name": s.path.name, "bytes": s.size, "tensors": len(s.header.tensors)} for s in model.shards],
+        "files": [{"name": s.name, "bytes": s.size, "tensors": len(s.header.tensors)} for s in model.shards],
         "dtypes": dtypes,
         "parameters": sum(t.elements for t in model.tensors.values()),
         "bytes": sum(t.byte_size for t in model.tensors.values()),

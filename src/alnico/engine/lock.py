@@ -66,7 +66,7 @@ class Lock:
 def files_of(folder: Path, shards: Iterable[Shard], unfinished: Collection[str] = ()) -> dict[str, dict[str, Any]]:
     """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. ``unfinished`` are the names
     that the weights have until the end. Errors: OSError."""
-    found = {s.path.name: {"size": s.size, "header": s.header_digest} for s in shards}
+    found = {s.name: {"size": s.size, "header": s.header_digest} for s in shards}
     for name in listed_files(folder):
         if name not in found and name not in UNLOCKED and name not in unfinished:
             path = folder / name

@@ -142,7 +142,7 @@ class PartDirectory(Hold):
 
     def used_bytes(self) -> int:
         """Bytes on the disk that an interrupted merge holds."""
-        return sum(p.stat().st_blocks * 512 for p in self.model.glob("*")) if self.model.exists() else 0
+        return sum(p.stat().st_blocks * 512 for p in self.model.rglob("*")) if self.model.exists() else 0
 
     def clear(self) -> None:
         """Forget an unfinished merge."""

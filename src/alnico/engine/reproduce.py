@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.lineage import CARD, LOCK
-from alnico.checkpoint.model import FileModel, Source, open_model
+from alnico.checkpoint.model import FileModel, Source, open_model, stem_of
 from alnico.checkpoint.shards import cut
-from alnico.checkpoint.sidecars import SIGNATURE
+from alnico.checkpoint.sidecars import SIGNATURE, modules_of
 from alnico.engine.again import Again, check_places, locks_of, plan_again, recipe_of
 from alnico.engine.card import RECIPE
 from alnico.engine.lock import Lock, listed_files, read_lock
@@ -108,8 +108,12 @@ def _cut_like(model: FileModel, plan: Plan) -> Plan:
     file_of = {t.name: i for i, shard in enumerate(model.shards) for t in shard.header.tensors}
     groups = [list(group) for _, group in groupby(plan.jobs, lambda job: file_of[job.name])]
     sizes = [sum(job.byte_size for job in group) for group in groups]
-    limit = min((size + after[0].byte_size - 1 for size, after in zip(sizes, groups[1:], strict=False)), default=sum(sizes))
-    return dataclasses.replace(plan, shards=cut([(j.name, j.dtype, j.shape) for j in plan.jobs], max(limit, 1), None))
+    folders = [model.shards[file_of[group[0].name]].prefix for group in groups]
+    following = zip(sizes, groups[1:], folders, folders[1:], strict=False)
+    limit = min((size + after[0].byte_size - 1 for size, after, one, other in following if one == other), default=sum(sizes))
+    donor = plan.sources[plan.donor]
+    tensors = [(j.name, j.dtype, j.shape) for j in plan.jobs]
+    return dataclasses.replace(plan, shards=cut(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor)))
 
 
 def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:

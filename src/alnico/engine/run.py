@@ -19,7 +19,7 @@ from alnico.checkpoint.lasting import sync_directory, sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import Shard, Source, changed_since, open_shard, states_of
 from alnico.checkpoint.resident import held_bytes
-from alnico.checkpoint.shards import index_of
+from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine import measure, rank
@@ -629,7 +629,7 @@ def _complete(
     """Check what was written against the plan, put the other files beside it, and bring all to the disk."""
     shards: list[Shard] = []
     for shard in plan.shards:
-        written = open_shard(files.path(shard.name))
+        written = open_shard(files.path(shard.name), shard.prefix)
         shards.append(dataclasses.replace(written, path=part.model / shard.name))
         if written.header.tensors != shard.header.tensors or written.size != shard.byte_size:
             raise VerificationError(
@@ -640,7 +640,7 @@ def _complete(
         raise VerificationError(f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again.")
     if single is not None:
         return
-    _remove_others(part.model, {files.path(shard.name).name for shard in plan.shards})
+    _remove_others(part.model, {files.path(shard.name) for shard in plan.shards})
     donor = plan.sources[plan.donor]
     if donor.directory is not None:
         copy_side_files(donor.directory, part.model, plan.left | set(plan.files))
@@ -648,21 +648,22 @@ def _complete(
     for name, data in plan.files.items():
         write_file(part.model / name, data)
     texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan, version)}
-    if len(plan.shards) > 1:
-        texts.update([index_of(plan.shards)])
+    texts |= indices_of(plan.shards)
     for name, text in texts.items():
         write_file(part.model / name, text)
-    unfinished = {files.path(shard.name).name for shard in plan.shards}
+    unfinished = {files.path(shard.name).relative_to(part.model).as_posix() for shard in plan.shards}
     write_file(part.model / LOCK, lock_of(plan, records, version, files_of(part.model, shards, unfinished)))
     sync_tree(part.model)
 
 
-def _remove_others(folder: Path, own: set[str]) -> None:
+def _remove_others(folder: Path, own: set[Path]) -> None:
     """Remove what an earlier run put beside its weights: it is put there anew."""
     for path in folder.iterdir():
-        if path.name in own:
+        if path in own:
             continue
-        if path.is_dir() and not path.is_symlink():
+        if any(path in place.parents for place in own):
+            _remove_others(path, own)
+        elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
             path.unlink()

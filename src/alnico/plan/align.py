@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from alnico.checkpoint.copies import original_of
 from alnico.checkpoint.factors import is_factor
-from alnico.checkpoint.model import Source, Tensor
+from alnico.checkpoint.model import Source, Tensor, read_json
+from alnico.checkpoint.sidecars import modules_of
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
@@ -28,6 +30,10 @@ from alnico.vocabulary.compare import (
 )
 
 MAX_SHOWN = 5
+
+WORD_LISTS = ("whitespacetokenizer_config.json", "phrasetokenizer_config.json")
+"""Vocabularies of sentence-transformers' word embeddings."""
+NO_SETTINGS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 MOST_COPIES = 64
 """Most tensors that are looked for as tied copies: models that differ in more are not told apart by their ties."""
@@ -240,3 +246,50 @@ def check_factors(jobs: Iterable[Job], sources: Sequence[Source]) -> None:
             "weights. Merge each model's adapter into it first (merge_and_unload of PEFT), or take the factors from one model, by a rule "
             "of `methods` with merge_method: passthrough."
         )
+
+
+def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) -> list[str]:
+    """Compare what lies beside the weights in the folders of the donor's modules with the other models'; return notes.
+
+    Errors: MismatchError where a module has a vocabulary of its own, and rows of other tokens would be merged.
+    """
+    notes = []
+    for folder in modules_of(sources[donor]):
+        merged = [job for job in jobs if job.kind in ("mix", "whole") and job.name.startswith(f"{folder}/")]
+        for model in sorted({given.model for job in merged for given in job.merged} - {donor}):
+            roots = [sources[i].directory for i in (donor, model)]
+            if roots[0] is None or roots[1] is None:
+                continue
+            one, other = roots[0] / folder, roots[1] / folder
+            labels = f"{sources[donor].label} and {sources[model].label}"
+            if (differs := _differing_words(one, other)) is not None:
+                raise MismatchError(
+                    f"{folder}: {labels} have different vocabularies ({differs}); expected one, as rows are merged by their place "
+                    f"({merged[0].name}). Use models of one vocabulary, or take the module from one model, by a rule of `methods` with "
+                    "merge_method: passthrough."
+                )
+            if _settings(one) != _settings(other):
+                notes.append(f"{folder}: the configs of {labels} differ; the output has that of {sources[donor].label}.")
+    return notes
+
+
+def _differing_words(one: Path, other: Path) -> str | None:
+    """How the vocabularies of two folders differ; None if they do not, or there are none."""
+    for name in WORD_LISTS:
+        if (one / name).exists() or (other / name).exists():
+            contents = [read_json(folder / name) if (folder / name).exists() else None for folder in (one, other)]
+            return None if contents[0] == contents[1] else f"{name} is not the same in both"
+    if same_files(one, other):
+        return None
+    reference, others = read_vocabulary(one), read_vocabulary(other)
+    if reference is None or others is None:
+        unread = [name for name in (unread_file(one), unread_file(other)) if name is not None]
+        return f"{unread[0]} is not the same in both, and cannot be read" if unread else None
+    return difference(reference, others)
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """The config of a module, but for what differs between equal ones."""
+    path = folder / "config.json"
+    found = read_json(path) if path.exists() else {}
+    return {key: value for key, value in found.items() if key not in NO_SETTINGS}

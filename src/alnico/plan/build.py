@@ -19,13 +19,14 @@ from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, stem_of, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
+from alnico.checkpoint.sidecars import modules_of
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
 from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, Whole, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
-from alnico.plan.align import Aligner, Fate, check_factors
+from alnico.plan.align import Aligner, Fate, check_factors, check_modules
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, layered_config
 from alnico.plan.filters import idle_filters
@@ -173,7 +174,7 @@ def _plan(
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
-    notes += _unused(recipe, references, sections, jobs)
+    notes += [*check_modules(jobs, sources, donor), *_unused(recipe, references, sections, jobs)]
     notes += [*config_notes(_together(sources, jobs), sources[donor]), *_same_places(sources)]
     config: Mapping[str, Any] = sources[donor].config
     files: dict[str, bytes] = {}
@@ -198,7 +199,13 @@ def _plan(
         tuple(jobs),
         tuple(made.dropped(jobs)),
         tuple(notes),
-        cut([(j.name, j.dtype, j.shape) for j in jobs], max_shard_bytes, single_file, stem_of(sources[donor])),
+        cut(
+            [(j.name, j.dtype, j.shape) for j in jobs],
+            max_shard_bytes,
+            single_file,
+            stem_of(sources[donor]),
+            modules_of(sources[donor]),
+        ),
         dtypes.pop() if len(dtypes) == 1 else None,
         fit(
             [*jobs, *(t.delta for w in weighings for t in w.tensors.values())],
