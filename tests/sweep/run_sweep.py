@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ sys.path[:0] = [p for p in (str(HERE.parent), str(HERE)) if p not in sys.path]
 import architectures  # noqa: E402
 
 TIMEOUT_SECONDS = 180
+WHATS = ("equal", "refused", "wrong", "untested")
 Table = dict[str, dict[str, Any]]
 """Architecture to its kind and its outcomes: ``{"kind": ..., "outcomes": {check: [what, detail]}}``."""
 
@@ -133,6 +136,93 @@ def counts(table: Table) -> dict[tuple[str, str], Counter[str]]:
     return found
 
 
+# --- The page
+
+TITLES = {
+    "average": "an average of two fine-tunes, held against the weighted mean in float64",
+    "ties": "TIES of two fine-tunes, held against the reference in float64",
+    "tied copies": "an average with a fine-tune that was saved by `torch.save(module.state_dict())`",
+    "prefix": "an average with a fine-tune whose names begin with `module.`",
+    "stack": "six layers out of two models of four, held against the module put together by hand",
+    "union": "`tokenizer_source: union` of two models that number their words otherwise",
+    "lora": "a LoRA adapter of PEFT on all linear layers, held against `merge_and_unload`",
+    "adamerging": "the entropy that AdaMerging tells, held against that of the model its recipe makes",
+}
+BEFORE = HERE / "before.json"
+"""The counts on the commit before the sweep was first run: ``{check: {what: how many}}``."""
+
+
+def by_check(table: Table) -> dict[str, Counter[str]]:
+    found: dict[str, Counter[str]] = {check: Counter() for check in TITLES}
+    for (_, check), counted in counts(table).items():
+        found.setdefault(check, Counter()).update(counted)
+    return found
+
+
+def cause(detail: str) -> str:
+    """The first error of a refusal, in its own words, without folders and without the names of one model's tensors."""
+    first = detail.split(" / ")[0]
+    first = re.sub(r"/\S*/(?:deep/)?(base|a|b|second|b-state|b-prefix|a-words|b-words|adapter)\b", r"\1", first)
+    first = re.sub(r"\s*(Use models of one architecture|It has ').*$", "", first)
+    return first.replace("|", "\\|").replace("<", "&lt;")
+
+
+def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
+    """``docs/architectures.md``."""
+    import transformers
+
+    lines = [
+        "# Architectures",
+        "",
+        f"Small models of {len(table)} architectures of transformers {transformers.__version__} were made, fine-tuned at random, saved, and put through the checks below.",
+        "What transformers loads from the output must use every tensor and lack none, have the values of the reference, and give its forward pass.",
+        "*Refused* is an error instead of a model, with its cause. *Untested* is what transformers or PEFT cannot do with that architecture.",
+        "",
+        "    python tests/sweep/run_sweep.py --processes 2 --out sweep.json --page docs/architectures.md    # an hour; this page is its output",
+        "",
+        "| check | equal | refused | wrong | untested | before: equal | refused | wrong |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for check, counted in by_check(table).items():
+        row = [str(counted[w]) for w in WHATS] + [str(before.get(check, {}).get(w, "")) for w in WHATS[:3]]
+        lines.append(f"| {check}: {TITLES.get(check, check)} | {' | '.join(row)} |")
+    lines += [
+        "",
+        "*Before* is commit 95f1985. By kind (equal / refused / wrong; each architecture counts once, under the first kind that lists it):",
+        "",
+    ]
+    checks = list(by_check(table))
+    lines += [f"| kind | architectures | {' | '.join(checks)} |", "|---|---|" + "---|" * len(checks)]
+    counted_by = counts(table)
+    for kind in dict.fromkeys(entry["kind"] for entry in table.values()):
+        many = sum(entry["kind"] == kind for entry in table.values())
+        cells = [counted_by.get((kind, check)) for check in checks]
+        shown = [f"{c['equal']} / {c['refused']} / {c['wrong']}" if c else "" for c in cells]
+        lines.append(f"| {kind.replace('_', ' ')} | {many} | {' | '.join(shown)} |")
+    for what, title in (("refused", "Refused"), ("wrong", "Wrong")):
+        lines += ["", f"## {title}", ""]
+        rows = [(c, n, cause(d)) for n, e in table.items() for c, (w, d) in e["outcomes"].items() if w == what]
+        if not rows:
+            lines.append("Nothing.")
+            continue
+        lines += ["| check | architecture | cause |", "|---|---|---|"]
+        lines += [f"| {check} | {name} | {why} |" for check, name, why in sorted(rows, key=lambda r: (checks.index(r[0]), r[1]))]
+    lines += ["", "## Not made", "", "Architectures of transformers of which no small model can be made here:", ""]
+    lines += [
+        "| architecture | why |",
+        "|---|---|",
+        *(f"| {name} | {why} |" for name, why in sorted(architectures.NOT_MADE.items())),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def refused_on(written: str) -> set[tuple[str, str]]:
+    """(check, architecture) of the refusals that a page lists."""
+    part = written.partition("## Refused")[2].partition("\n## ")[0]
+    rows = [line.split(" | ") for line in part.splitlines() if line.startswith("| ") and not line.startswith("| check")]
+    return {(row[0].removeprefix("| "), row[1]) for row in rows}
+
+
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__)
     words.add_argument("--kind", action="append", default=[])
@@ -140,14 +230,17 @@ def main() -> None:
     words.add_argument("--check", action="append", default=[])
     words.add_argument("--processes", type=int, default=1)
     words.add_argument("--out", type=Path)
+    words.add_argument("--page", type=Path, help="write docs/architectures.md")
     words.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = words.parse_args()
     if given.worker:
         work(given.check)
         return
     table = run(chosen(given.kind, given.arch), given.check, given.processes, out=given.out, say=True)
+    if given.page:
+        given.page.write_text(page(table, json.loads(BEFORE.read_text())), "utf-8")
     for (kind, check), found in counts(table).items():
-        print(f"{kind:28} {check:12} " + "  ".join(f"{w} {found[w]}" for w in ("equal", "refused", "wrong", "untested")))
+        print(f"{kind:28} {check:12} " + "  ".join(f"{w} {found[w]}" for w in WHATS))
     for name, entry in table.items():
         for check, (what, detail) in entry["outcomes"].items():
             if what in ("wrong", "refused") or given.arch:

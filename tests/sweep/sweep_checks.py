@@ -71,7 +71,11 @@ class Case:
 
     @cached_property
     def base(self) -> Any:
-        return self.saved(architectures.make(self.name, **self.options), "base")
+        try:
+            made = architectures.make(self.name, **self.options)
+        except Exception as error:
+            raise Untested(f"cannot be made: {type(error).__name__}: {first_line(error)}") from None
+        return self.saved(made, "base")
 
     @cached_property
     def a(self) -> Any:
