@@ -147,7 +147,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"image_size$|^img_size$|crop_size$|^input_size$|^resolution$", 32),
     (r"patch_size$", 8),
     (r"position|^n_positions$|^n_ctx$|max_seq|max_ep_len|max_.*length|^max_len|^max_source|^max_target", 64),
-    (r"num_mel_bins|feature_size|n_mels", 16),
+    (r"num_mel_bins|^feature_size|n_mels", 16),
     (r"state_size$|d_state$", 8),
     (r"n_groups$", 1),
     (r"num_filters$", 4),
@@ -156,7 +156,6 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"labels$|classes$", 3),
     (r"window$", 8),
 )
-LEAST = {-1: 1, -2: 16}
 
 
 def size_of(key: str, default: int, layers: int, vocab: int) -> int:
@@ -166,7 +165,8 @@ def size_of(key: str, default: int, layers: int, vocab: int) -> int:
     for pattern, value in SIZES:
         if re.search(pattern, key):
             if value == -1:
-                return min(default, layers) if default < 4 else layers
+                is_stack = re.search(r"^(num_hidden_layers|n_layers?|num_layers|(encoder|decoder)_layers|layers)$", key)
+                return layers if default >= 4 or is_stack else min(default, layers)
             if value == -2:
                 return vocab if default > 64 else default
             return min(default, value) if default > 0 else default
@@ -266,7 +266,14 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "chameleon": {"vocabulary_map": MAPPED},
     "emu3": {"vocabulary_map": MAPPED},
     "deepseek_ocr2_text": {"mlp_layer_types": cycle("dense", "sparse"), "num_experts_per_tok": 2},
-    "granite4_vision": {"deepstack_layer_map": [[-1, 0]]},
+    "granite4_vision": {"deepstack_layer_map": [[-1, 0]], "vision_config": {"hidden_size": 64}},
+    "fun_asr_nano": {"adaptor_config": {"intermediate_size": WIDTH // 4}},
+    "nemotron_h_omni": {"vision_config": {"video_temporal_patch_size": 2}},
+    "moonshine_streaming": {"num_key_value_heads": HEADS},
+    "mimi": {"upsample_groups": WIDTH},
+    "swin2sr": {"embed_dim": 24, "num_heads": [1, 1, 2, 2], "depths": [1, 1, 1, 1], "window_size": 2},
+    "lw_detr_vit": {"num_windows": 4},
+    "BeitForSemanticSegmentation": {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
     "molmo2_adapter": {"vision_feature_layer": [-1, -2]},
     "muse_spark_audio_encoder": {"num_hidden_layers": 4},
     "muse_spark_audio": {"num_hidden_layers": 4},
