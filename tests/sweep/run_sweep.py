@@ -25,19 +25,39 @@ sys.path[:0] = [p for p in (str(HERE.parent), str(HERE)) if p not in sys.path]
 import architectures  # noqa: E402
 
 TIMEOUT_SECONDS = 180
+WHOLE = (
+    "causal_lm",
+    "masked_lm",
+    "seq2seq_lm",
+    "sequence_classification",
+    "image_classification",
+    "image_text_to_text",
+    "multimodal_lm",
+    "clip_like",
+    "speech_seq2seq",
+    "ctc",
+)
+"""The kinds of which every architecture is run."""
 WHATS = ("equal", "refused", "wrong", "untested")
 Table = dict[str, dict[str, Any]]
 """Architecture to its kind and its outcomes: ``{"kind": ..., "outcomes": {check: [what, detail]}}``."""
 
 
 def chosen(kinds: list[str], names: list[str]) -> list[tuple[str, str]]:
-    """(architecture, kind), each architecture once, under its first kind."""
+    """(architecture, kind), each architecture once, under its first kind.
+
+    Beyond ``WHOLE``, a type of model that is there already is left out: its other heads have the same layers under the same names.
+    """
     if names:
         return [(name, architectures.first_kind(name)) for name in names]
     found: dict[str, str] = {}
+    seen: set[str] = set()
     for kind in architectures.KINDS:
         for name in architectures.of_kind(kind):
-            found.setdefault(name, kind)
+            types = architectures.types()[name]
+            if kind in WHOLE or not seen.issuperset(types):
+                found.setdefault(name, kind)
+                seen.update(types)
     return [(name, kind) for name, kind in found.items() if not kinds or kind in kinds]
 
 
@@ -176,6 +196,7 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         "",
         f"Small models of {len(table)} architectures of transformers {transformers.__version__} were made, fine-tuned at random, saved, and put through the checks below.",
         "What transformers loads from the output must use every tensor and lack none, have the values of the reference, and give its forward pass.",
+        "All causal, masked and sequence-to-sequence language models, classifiers of texts and images, models of images and text, CLIP's kin and speech recognisers are here, and of all other types of model one head each.",
         "*Refused* is an error instead of a model, with its cause. *Untested* is what transformers or PEFT cannot do with that architecture.",
         "",
         "    python tests/sweep/run_sweep.py --processes 2 --out sweep.json --page docs/architectures.md    # an hour; this page is its output",

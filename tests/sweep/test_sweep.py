@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import architectures
-from sweep.run_sweep import Table, by_check, chosen, refused_on, run
+from sweep.run_sweep import WHOLE, Table, by_check, chosen, refused_on, run
 
 PAGE = Path(__file__).parents[2] / "docs" / "architectures.md"
 SOME = (
@@ -56,4 +55,4 @@ def test_no_architecture_is_merged_wrongly_and_the_page_lists_what_is_refused(tm
     assert not wrong(table)
     refused = {(c, n) for n, e in table.items() for c, (w, _) in e["outcomes"].items() if w == "refused"}
     assert refused == refused_on(PAGE.read_text("utf-8"))
-    assert set(table) == {n for kind in architectures.KINDS for n in architectures.of_kind(kind)}
+    assert {entry["kind"] for entry in table.values()} >= set(WHOLE)
