@@ -205,7 +205,7 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for check, counted in by_check(table).items():
-        row = [str(counted[w]) for w in WHATS] + [str(before.get(check, {}).get(w, "")) for w in WHATS[:3]]
+        row = [str(counted[w]) for w in WHATS] + [str(before[check].get(w, 0) if check in before else "") for w in WHATS[:3]]
         lines.append(f"| {check}: {TITLES.get(check, check)} | {' | '.join(row)} |")
     lines += [
         "",
