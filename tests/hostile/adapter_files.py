@@ -126,7 +126,7 @@ ADAPTER_FILES = (
     Malformed("expected matrices of one rank", "expected matrices of one rank", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (4, 3))})),
     Malformed("whose shapes are equal; the adapter does not say which", "whose shapes are equal", packed(PAIR, ["experts.up", "experts.down"])),
     Malformed("{}: {} is for {} of {}, as {} matrices of", "as 2 matrices of (5, 6)", packed({"experts.up": ("F32", (2, 5, 7))}, ["experts.up"])),
-    Malformed("has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter", "Mend or leave out this adapter", infinite),
+    Malformed("{}: {}{} has {}; expected finite numbers. Mend or leave out this adapter", "Mend or leave out this adapter", infinite),
     Malformed("a row of the adapted weight is 0", "a row of the adapted weight is 0", adapted(tensors=LORA | SCALED, use_dora=True)),
     Malformed("is no directory, expected that of a LoRA adapter", "is no directory, expected that of a LoRA adapter", a_file),
     Malformed("has no {}, expected a LoRA adapter as PEFT saves it", "has no adapter_config.json", without_config),

@@ -149,8 +149,8 @@ def test_numbers_that_are_not_finite(method) -> None:
     tensors = factors("m.q", 30, 20, 3, 0)
     tensors["m.q.lora_B.weight"][3, 1] = np.nan
     save(Path("c"), tensors, r=3, lora_alpha=3)
-    assert refusal(ModelError, ["a", "c"], method=method) == (
-        "c: base_model.model.m.q.lora_B.weight has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter."
+    assert refusal(NonFiniteError, ["a", "c"], method=method) == (
+        "c: base_model.model.m.q.lora_B.weight[3, 1] has NaN; expected finite numbers. Mend or leave out this adapter."
     )
 
 

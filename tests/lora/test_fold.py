@@ -279,8 +279,8 @@ def test_a_wrong_adapter_is_refused_in_one_message(tmp_path: Path, how: dict[str
 @pytest.mark.usefixtures("two")
 def test_a_nan_in_an_adapter_ends_the_fold(tmp_path: Path) -> None:
     change(tmp_path, A=np.full((3, 20), math.nan))
-    assert refused(tmp_path) == (
-        "a: base_model.model.m.w.lora_A.weight has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter."
+    assert refused(tmp_path, NonFiniteError) == (
+        "a: base_model.model.m.w.lora_A.weight[0, 0] has NaN; expected finite numbers. Mend or leave out this adapter."
     )
 
 

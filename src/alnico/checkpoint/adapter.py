@@ -18,7 +18,7 @@ import numpy as np
 
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.model import FileModel, is_hub_reference, open_shard, read_json, read_tensor
-from alnico.errors import ModelError
+from alnico.errors import ModelError, NonFiniteError
 from alnico.numerics import dtypes
 
 CONFIG = "adapter_config.json"
@@ -122,11 +122,13 @@ class Adapter:
         )
 
     def read(self, name: str, real: np.dtype[Any]) -> np.ndarray:
-        """A tensor of finite numbers. Errors: ModelError."""
+        """A tensor of finite numbers. Errors: NonFiniteError, naming tensor and index."""
         values = read_tensor(self.files, name).astype(real)
         if not np.isfinite(values).all():
-            raise ModelError(
-                f"{self.label}: {name} has a NaN or an infinity; expected finite numbers. Mend or leave out this adapter."
+            place = [int(i) for i in np.argwhere(~np.isfinite(values))[0]]
+            found = "NaN" if np.isnan(values[tuple(place)]) else "an infinity"
+            raise NonFiniteError(
+                f"{self.label}: {name}{place or ''} has {found}; expected finite numbers. Mend or leave out this adapter."
             )
         return values
 

@@ -22,7 +22,7 @@ from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.model import MAX_JSON_BYTES, FileModel, Source, Tensor, open_shard, read_json
 from alnico.checkpoint.shards import cut
 from alnico.checkpoint.writer import OutputFiles
-from alnico.errors import AlnicoError, ModelError, OutputError, RunError
+from alnico.errors import ModelError, NonFiniteError, OutputError, RunError
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
 
 if TYPE_CHECKING:
@@ -167,13 +167,14 @@ def write_statistics(
     ``tensors`` are stored as float32 under their names; ``entries`` say of each of the model's tensors what its statistics are
     (``stored``, if it is another's name, and numbers); ``told`` is what goes for all: how they were measured. ``reference`` is the model's name, where it is not that of its files.
 
-    Errors: OutputError if ``out`` holds something; RunError for a disk that fails; AlnicoError for numbers that are not finite.
+    Errors: OutputError if ``out`` holds something; RunError for a disk that fails; NonFiniteError for numbers that are not finite.
     """
     check_place(out, overwrite)
     bad = next((name for name, values in tensors.items() if not np.isfinite(values).all()), None)
     if bad is not None:
-        raise AlnicoError(
-            f"{model.label}: the {kind} of {bad} has a NaN or an infinity; expected finite numbers. Look at the model."
+        place = [int(i) for i in np.argwhere(~np.isfinite(tensors[bad]))[0]]
+        raise NonFiniteError(
+            f"{model.label}: the {kind} of {bad} has a NaN or an infinity at {place}; expected finite numbers. Look at the model."
         )
     head = {
         "schema": SCHEMA,

@@ -90,4 +90,9 @@ def _first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> str:
+    """Where an element is, as messages have it; nothing in a tensor of no dimensions.
+
+    >>> _index(5, (2, 3))
+    '[1, 2]'
+    """
     return str([int(i) for i in np.unravel_index(flat, shape)]) if shape else ""

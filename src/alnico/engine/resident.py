@@ -14,13 +14,16 @@ import numpy as np
 
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.resident import ResidentModel, Room
+from alnico.engine.blocks import blocks
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.in_memory import Arrays, Follower, Unwritten
 from alnico.engine.journal import Done
 from alnico.engine.judge import IN_A_RECIPE, Caller, judge
+from alnico.engine.mix import refuse_tensor
 from alnico.engine.recall import Recall, Store
 from alnico.engine.run import Run
 from alnico.engine.weigh import weigh
+from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
@@ -99,8 +102,21 @@ class Resident:
         finally:
             for statistics in plan.statistics:
                 statistics.close()
+        for job in left:
+            if job.name in origins:
+                self._refuse_copy(job, plan)
         self._copied |= origins
         return self.arrays
+
+    def _refuse_copy(self, job: Job, plan: Plan) -> None:
+        """Refuse a NaN or an infinity that was copied, as it would be scored. Errors: NonFiniteError, naming tensor and index."""
+        tensor = job.inputs[0]
+        if tensor.dtype not in MERGEABLE or not job.elements:
+            return
+        width = job.byte_size // job.elements
+        for start, stop in blocks((0, job.elements), plan.memory.block_elements):
+            raw = self.arrays[job.name][start * width : stop * width]
+            refuse_tensor(tensor, plan.sources[tensor.model].label, job.shape, start, raw)
 
     def follow(self, tensor: str, arrays: Iterable[np.ndarray]) -> None:
         """Let flat float32 arrays that hold the values of an output tensor hold those of the next merges, too, until the layout changes."""

@@ -139,12 +139,17 @@ def _decode_f16(raw, tile):
         tile[j] *= np.float32(2.0**112)
     for j in range(source.size):
         bits[j] = np.uint32(bits[j] | np.uint32(np.uint32(np.uint32(source[j]) & np.uint32(0x8000)) << np.uint32(16)))
-    return _largest16(raw) >= 0x7C00
+    found = _largest16(raw) >= 0x7C00
+    if found:  # the multiplication made large numbers of NaN and infinities; facts that are measured of them would be finite
+        for j in range(source.size):
+            if np.uint16(source[j] & np.uint16(0x7FFF)) >= 0x7C00:
+                bits[j] = np.uint32(bits[j] | np.uint32(0x7F800000))
+    return found
 
 
 @njit(nogil=True, error_model="numpy")
-def _decode_f8(raw, shift, scale, tile):
-    # As for halves; ``scale`` is 2 to the difference of the exponents' biases.
+def _decode_f8(raw, shift, scale, bad, tile):
+    # As for halves; ``scale`` is 2 to the difference of the exponents' biases. Magnitudes from ``bad`` on are no numbers.
     bits = tile.view(np.uint32)
     for j in range(raw.size):
         bits[j] = np.uint32(np.uint32(raw[j]) & np.uint32(0x7F)) << shift
@@ -152,7 +157,12 @@ def _decode_f8(raw, shift, scale, tile):
         tile[j] *= scale
     for j in range(raw.size):
         bits[j] = np.uint32(bits[j] | np.uint32(np.uint32(np.uint32(raw[j]) & np.uint32(0x80)) << np.uint32(24)))
-    return _largest8(raw)
+    found = _largest8(raw) >= bad
+    if found:
+        for j in range(raw.size):
+            if np.uint8(raw[j] & np.uint8(0x7F)) >= bad:
+                bits[j] = np.uint32(bits[j] | np.uint32(0x7F800000))
+    return found
 
 
 @njit(nogil=True, error_model="numpy")
@@ -179,8 +189,8 @@ def decode32(raw, code, tile):
     if code == F16:
         return _decode_f16(raw, tile)
     if code == E5M2:
-        return _decode_f8(raw, np.uint32(21), np.float32(2.0**112), tile) >= 0x7C
-    return _decode_f8(raw, np.uint32(20), np.float32(2.0**120), tile) >= 0x7F  # E4M3 has no infinities
+        return _decode_f8(raw, np.uint32(21), np.float32(2.0**112), np.uint8(0x7C), tile)
+    return _decode_f8(raw, np.uint32(20), np.float32(2.0**120), np.uint8(0x7F), tile)  # E4M3 has no infinities
 
 
 @njit(nogil=True, error_model="numpy")

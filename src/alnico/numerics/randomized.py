@@ -103,6 +103,8 @@ def randomized_svd(
         for block in blocks():
             if i == 0:
                 squares += _squares(block)
+                if not np.isfinite(squares):
+                    return _nothing(shape, squares, block.dtype)
             basis = basis.astype(block.dtype, copy=False)
             product = block.T @ (block @ basis)
             found = product if found is None else np.add(found, product, out=found)
@@ -130,6 +132,8 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
         for block in blocks():
             wide, real = block.astype(np.float64), block.dtype
             squares += _squares(wide)
+            if not np.isfinite(squares):
+                return _nothing(shape, squares, real)
             gram += wide.T @ wide
         if not np.isfinite(squares) or squares == 0:
             return _nothing(shape, squares, real)
@@ -141,6 +145,8 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
     for (first, last), block in zip(cuts, blocks(), strict=True):
         wide, real = block.astype(np.float64), block.dtype
         squares += _squares(wide)
+        if not np.isfinite(squares):
+            return _nothing(shape, squares, real)
         gram[first:last, first:last] = wide @ wide.T
         for (begin, end), other in zip(cuts, blocks() if first else (), strict=False):
             if begin >= first:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.memory import import_torch
-from alnico.errors import AlnicoError
+from alnico.errors import AlnicoError, NonFiniteError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -20,7 +20,7 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> int:
     (of a loader of pairs give ``(inputs for inputs, _ in loader)``). Modes and momenta are as before when this returns; when it
     fails, the statistics are too.
 
-    Errors: AlnicoError without torch, BatchNorm layers or batches.
+    Errors: AlnicoError without torch, BatchNorm layers or batches; NonFiniteError for statistics that are not finite.
     Source: averaged weights need it, Izmailov et al. 2018, https://arxiv.org/abs/1803.05407, section 3.2; merged ones, Jordan et al.
     2022, https://arxiv.org/abs/2211.08403.
     """
@@ -54,6 +54,12 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> int:
             raise AlnicoError(
                 "recalibrate_batchnorm: there are no batches, expected one at least. Give batches of the model's inputs."
             )
+        for name, buffer in module.named_buffers():
+            if name.endswith(("running_mean", "running_var")) and not bool(buffer.isfinite().all()):
+                raise NonFiniteError(
+                    f"recalibrate_batchnorm: {name} becomes NaN or infinite on these batches, first at "
+                    f"{(~buffer.isfinite()).nonzero()[0].tolist()}; expected finite numbers. Look for NaN in the module and the batches."
+                )
     except BaseException:
         for layer, buffers in zip(layers, before, strict=True):
             for name, value in buffers.items():

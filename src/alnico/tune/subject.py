@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.model import FileModel, open_model
-from alnico.errors import EvaluationError, ModelError
+from alnico.errors import EvaluationError, ModelError, NonFiniteError
 from alnico.tune.extras import import_extra, quiet_transformers
 from alnico.tune.tasks import Kind, Subject
 
@@ -77,7 +77,18 @@ def load_module(directory: Path, kind: Kind, label: str) -> Any:
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             raise _unloadable(label, kind, error) from None
     _refuse_missing(told["missing_keys"], kind, label)
+    refuse_not_finite(module, label)
     return module.eval()
+
+
+def refuse_not_finite(module: Any, label: str) -> None:
+    """Refuse a module with a NaN or an infinity before it is scored or measured. Errors: NonFiniteError, naming tensor and index."""
+    for name, value in module.named_parameters():
+        if not value.is_floating_point() or value.is_meta or bool(value.isfinite().all()):
+            continue
+        place = (~value.isfinite()).nonzero()[0].tolist()
+        found = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
+        raise NonFiniteError(f"{name}{place or ''}: {label} has {found}; expected finite numbers. Mend or leave out this model.")
 
 
 def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: Kind, label: str) -> tuple[Any, frozenset[str]]:
@@ -149,6 +160,7 @@ class ModuleSubject:
         self._module = module
         self._tokenizer = tokenizer
         self._folder: Path | None = None
+        self._checked: set[int] = set()
 
     @property
     def directory(self) -> Path:
@@ -171,6 +183,9 @@ class ModuleSubject:
         found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
         if found is None:
             raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {_article(kind)}. Give a module that is one.")
+        if id(found) not in self._checked and hasattr(found, "named_parameters"):
+            refuse_not_finite(found, self.label)
+            self._checked.add(id(found))
         return found
 
     def tokenizer(self) -> Any:

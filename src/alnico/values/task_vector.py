@@ -120,11 +120,14 @@ class TaskVector:
         return self * (1.0 / float(divisor)) if isinstance(divisor, numbers.Real) else NotImplemented
 
     def norm(self) -> float:
-        """Return the length over all float tensors, from float64 sums."""
+        """Return the length over all float tensors, from float64 sums. Errors: NonFiniteError naming tensor and index of a NaN or infinity."""
         return math.sqrt(max(_products([self])[0][0], 0.0))
 
     def cosine(self, other: TaskVector) -> float:
-        """Return the cosine of the angle to another task vector, from float64 sums. Errors: AlnicoError if one is 0."""
+        """Return the cosine of the angle to another task vector, from float64 sums.
+
+        Errors: AlnicoError if one is 0; NonFiniteError naming tensor and index of a NaN or an infinity.
+        """
         (one, both), (_, two) = _products([self, other])
         if one <= 0 or two <= 0:
             raise AlnicoError(f"{self if one <= 0 else other!r} is 0 in every tensor; a cosine needs two directions.")
