@@ -12,7 +12,7 @@ from alnico.checkpoint.translated import TranslatedModel
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.families import group_of
 from alnico.plan.job import Input, Job
-from alnico.plan.layers import place_of
+from alnico.plan.layers import layers_of
 
 MOST_SUBSPACE_ELEMENTS = 1 << 22
 """Most elements of a matrix whose singular vectors are compared: it is held in float64."""
@@ -40,6 +40,7 @@ class Subject:
 def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], list[Skipped]]:
     """Pair the tensors of a base with those of models, by name and shape; what cannot be compared is named with its reason."""
     subjects, skipped = [], []
+    layers = layers_of(base.tensors)
     for name, tensor in base.tensors.items():
         if tensor.dtype not in MERGEABLE:
             skipped.append(Skipped(name, None, tensor.elements, f"its dtype is {tensor.dtype}"))
@@ -63,7 +64,7 @@ def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], 
                 inputs,
                 _input(tensor, name, len(models)),
             )
-            place = place_of(name)
+            place = layers.place(name)
             layer, module = (place.layer, place.rest) if place is not None else (None, name)
             subjects.append(Subject(job, tuple(fitting), group_of(name), layer, module))
     for model in models:

@@ -28,10 +28,10 @@ from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
 from alnico.plan.align import Aligner, Fate, check_factors, check_modules
 from alnico.plan.compatibility import config_notes
-from alnico.plan.config import check_layers, layered_config
+from alnico.plan.config import check_layers, further_notes, layered_config
 from alnico.plan.filters import idle_filters
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
-from alnico.plan.layers import depth_of, place_of, stacks
+from alnico.plan.layers import Layers, depth_of, layers_of, place_of
 from alnico.plan.licences import check_licences, conflicts, licensed
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
 from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
@@ -187,7 +187,8 @@ def _plan(
         notes += chat.notes
         files |= chat.files
     for stack, layers in sections.layers.items():
-        config = layered_config(config, stack, layers, sources, donor, notes)
+        config = layered_config(config, stack, layers, sources, donor, [j.name for j in jobs])
+        notes += further_notes(jobs, stack, len(layers), sources)
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
     commits = {r: commit for r, s in zip(references, sources, strict=False) if (commit := _commit(s)) is not None}
@@ -329,7 +330,7 @@ class _Jobs:
         found = [
             name
             for name, section, asked, fate in fated
-            if fate.kind == "merged" and place_of(name) is None and section.varies(asked)
+            if fate.kind == "merged" and self._layers.place(name) is None and section.varies(asked)
             if section.options(name, asked) != section.options(name, asked, 1.0)
         ]
         if found:
@@ -389,10 +390,11 @@ class _Jobs:
         """What comes before the layers, the layers by number, what comes after them."""
 
         def place(name: str) -> tuple[int, int]:
-            found = place_of(name)
+            found = self._layers.place(name)
             if found is not None and found.stack in self.sections.layers:
                 return 1, found.layer
-            return (0 if families.comes_first(name) else 2), 0
+            is_first = families.comes_first(name) and self._layers.further(name) is None
+            return (0 if is_first else 2), 0
 
         return sorted(self.jobs.values(), key=lambda job: place(job.name))
 
@@ -477,14 +479,15 @@ class _Jobs:
         """LiNeS: the factor on the merged task vector at a tensor's depth in the whole model."""
         lines = self.recipe.lines
         assert lines is not None
-        place = place_of(name)
+        place = self._layers.place(name)
         if place is None:
-            return lines.alpha if families.comes_first(name) else lines.alpha + lines.beta
-        return lines.alpha + lines.beta * depth_of(place.layer, self._stacks[place.stack])
+            is_first = families.comes_first(name) and self._layers.further(name) is None
+            return lines.alpha if is_first else lines.alpha + lines.beta
+        return lines.alpha + lines.beta * depth_of(place.layer, self._layers.counts[place.stack])
 
     @functools.cached_property
-    def _stacks(self) -> dict[str, int]:
-        return stacks(n for section in self.sections.parts for n in section.names)
+    def _layers(self) -> Layers:
+        return layers_of(n for section in self.sections.parts for n in section.names)
 
     def _copied(self, name: str, origin: Part, why: str, dtype: str | None = None) -> Job:
         tensor = self._tensor(origin, name)

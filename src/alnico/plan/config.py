@@ -2,68 +2,105 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan import families
 from alnico.plan.job import Job
-from alnico.plan.layers import place_of, stacks
+from alnico.plan.layers import Layers, layers_of
 from alnico.plan.sections import Layer
 
 Path = tuple[str, ...]
 """Keys from the top of a config down."""
 
+Section = Mapping[str, Any]
+"""The part of a config that speaks of one stack."""
+
+SAVE_AGAIN = (
+    "Load the model's config with the program that it was made for and save it again, so that config.json says it, or take layers such "
+    "that each keeps its number."
+)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a config says of the model that a layer of the output is from: its section, and how many layers it has."""
+
+    section: Section
+    layers: int
+    layer: int
+    label: str
+
 
 def layered_config(
-    config: Mapping[str, Any], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int, notes: list[str]
+    config: Mapping[str, Any],
+    stack: str,
+    layers: Sequence[Layer],
+    sources: Sequence[Source],
+    donor: int,
+    names: Iterable[str],
 ) -> dict[str, Any]:
-    """Return ``config`` for a stack made of ``layers``.
+    """Return ``config`` for a stack made of ``layers``; ``names`` are the tensors of the output.
 
     The number of layers is set wherever it stands; a list with an entry a layer takes each entry from the config of the model
-    that the layer is from; a list of layer numbers is renumbered. A rule by number, such as "every second layer", is checked
-    for every layer. Errors: MismatchError naming the key for a rule that the new order breaks.
+    that the layer is from; a list of layer numbers is renumbered. A rule by number, such as "the first three are dense", is written
+    anew where a number can say it, and checked for every layer. Errors: MismatchError naming the key for what cannot be said of the
+    new order, or is not known.
     """
-    old = stacks(sources[donor].tensors).get(stack, 0)
+    numbered = layers_of(sources[donor].tensors)
+    old = numbered.counts.get(stack, 0)
     changed = dict(config)
-    places = [place for place in _places(config, stack) if _counts(_at(config, place), old)]
-    if not config:
+    if not config or not old:
         return changed
-    if not places:
-        if len(layers) != old:
-            notes.append(
-                f"config.json does not say that there are {old} layers, so it cannot be made to say {len(layers)}. Check it by hand."
-            )
-        return changed
+    places = _places(config, stack, old)
+    is_moved = [layer.layer for layer in layers] != list(range(old))
+    if not places and (len(layers) != old or (is_moved and any(key in config for key in families.COUNTS))):
+        raise MismatchError(
+            f"config.json: no key of {sources[donor].label} says that it has {old} layers, so it cannot say that the output has "
+            f"{len(layers)}. Add num_hidden_layers: {old} to its config.json if the model's code reads it, or keep the number of layers."
+        )
+    further = Layers({stack: len(layers)})
+    predicts = any(further.further(name) for name in names)
     for place in places:
         section = dict(_at(config, place))
-        others = [_at(sources[layer.model].config, place) or _text(sources[layer.model].config) for layer in layers]
-        _implied(section, old)
-        _check_rules(section, others, layers, sources)
-        _lists(section, others, layers, old, notes)
-        for key in _counts(section, old):
-            section[key] = len(layers)
+        if not predicts and any(numbered.further(name) for name in sources[donor].tensors):
+            section |= {key: 0 for key in families.FURTHER_LAYERS if section.get(key)}
+        origins = [_origin(layer, sources, stack, place) for layer in layers]
+        is_moved = any(origin.layer != i for i, origin in enumerate(origins))
+        _write_implied(section, old, is_moved=is_moved)
+        _write_lists(section, origins, old)
+        _write_counts(section, stack, old, len(layers))
+        _write_rules(section, origins)
+        _check_unknown(section, old, len(layers), is_moved=is_moved)
+        _check_ends(section, origins)
         changed = _with(changed, place, section)
     return changed
 
 
 def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int) -> None:
     """Check that every layer of the output is one that the donor's config can describe: it has the tensors and shapes of one of the
-    donor's own layers, and what is outside of the layers is there. Errors: MismatchError naming layer and tensor.
+    donor's own layers, at a place where a layer of the donor has them, and what is outside of the layers is there.
+    Errors: MismatchError naming layer and tensor.
     """
+    numbered = layers_of(sources[donor].tensors)
     own: dict[int, dict[str, tuple[int, ...]]] = {}
     outside = []
     for name, tensor in sources[donor].tensors.items():
-        place = place_of(name)
+        place = numbered.place(name)
         if place is not None and place.stack == stack:
             own.setdefault(place.layer, {})[place.rest] = tensor.shape
-        elif not families.is_vision(name) and DTYPES[tensor.dtype].kind == "float":
+        elif not families.is_vision(name) and DTYPES[tensor.dtype].kind == "float" and numbered.further(name) is None:
             outside.append(name)
     made: dict[int, dict[str, tuple[int, ...]]] = {}
+    new = Layers({**numbered.counts, stack: len(layers)})
     for job in jobs:
-        place = place_of(job.name)
+        place = new.place(job.name)
         if place is not None and place.stack == stack:
             made.setdefault(place.layer, {})[place.rest] = job.shape
     kinds = {frozenset(kind.items()) for kind in own.values()}
@@ -78,6 +115,8 @@ def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sourc
                 f"{kind.get(rest, 'none')}, layers of {label}, whose config the output has, have {nearest.get(rest, 'none')}. "
                 "Put layers together from models of one architecture and width."
             )
+    _check_odd(stack, own, made, layers, sources, donor)
+    _check_across(outside, jobs, layers, sources, donor)
     names = {job.name for job in jobs}
     heads = families.tied_heads(sources[donor].config, sources[donor].tensors, outside)
     lost = [n for n in outside if n not in names and n not in heads]
@@ -88,83 +127,391 @@ def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sourc
         )
 
 
-def _places(config: Mapping[str, Any], stack: str) -> list[Path]:
-    """Where a config may speak of a stack: at the top, or in the part for text or for vision."""
-    is_vision = any(word in stack for word in ("vision", "visual"))
-    inner = families.VISION_CONFIGS if is_vision else families.TEXT_CONFIGS
-    return [*([] if is_vision else [()]), *((key,) for key in inner if isinstance(config.get(key), dict))]
+def further_notes(jobs: Sequence[Job], stack: str, count: int, sources: Sequence[Source]) -> list[str]:
+    """A note on layers that predict further tokens, which follow the layers of a stack."""
+    numbered = Layers({stack: count})
+    found = {place.layer: job for job in jobs if (place := numbered.further(job.name)) is not None}
+    return [
+        f"{stack}{count + i}.*: predicts further tokens and is no layer of the stack; it is that of {sources[job.inputs[0].model].label}, "
+        "the model of the last slice, under the next number."
+        for i, job in sorted(found.items())
+    ]
 
 
-def _at(config: Mapping[str, Any], place: Path) -> Mapping[str, Any]:
-    for key in place:
-        config = config.get(key, {})
-    return config
-
-
-def _text(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((config[k] for k in families.TEXT_CONFIGS if isinstance(config.get(k), dict)), config)
-
-
-def _with(config: Mapping[str, Any], place: Path, section: Mapping[str, Any]) -> dict[str, Any]:
-    return {**config, place[0]: _with(config[place[0]], place[1:], section)} if place else dict(section)
-
-
-def _counts(config: Mapping[str, Any], layers: int) -> list[str]:
-    return [key for key in families.COUNTS if config.get(key) == layers and not isinstance(config[key], bool)]
-
-
-def _implied(section: dict[str, Any], old: int) -> None:
-    """Write out the types of layers where the family implies them by number."""
-    kind = families.IMPLIED_TYPES.get(str(section.get("model_type")))
-    if kind is not None and "layer_types" not in section and not section.get("sliding_window_pattern"):
-        section["layer_types"] = [kind(i) for i in range(old)]
-
-
-def _lists(
-    section: dict[str, Any], others: Sequence[Mapping[str, Any]], layers: Sequence[Layer], old: int, notes: list[str]
+def _check_odd(
+    stack: str,
+    own: Mapping[int, Mapping[str, tuple[int, ...]]],
+    made: Mapping[int, Mapping[str, tuple[int, ...]]],
+    layers: Sequence[Layer],
+    sources: Sequence[Source],
+    donor: int,
 ) -> None:
-    for key, value in list(section.items()):
-        if not isinstance(value, list):
-            continue
-        if key in families.LAYER_INDICES:
-            section[key] = [
-                i for i, (layer, other) in enumerate(zip(layers, others, strict=True)) if layer.layer in other.get(key, value)
-            ]
-        elif len(value) == old and any(word in key for word in families.PER_LAYER_WORDS):
-            entries = []
-            for layer, other in zip(layers, others, strict=True):
-                theirs = other.get(key)
-                own = theirs if isinstance(theirs, list) and len(theirs) > layer.layer else value
-                if layer.layer >= len(own):
-                    raise MismatchError(
-                        f"config.json: {key} has {len(own)} entries; layer {layer.layer} is taken from a model that does not say its own. "
-                        "Use models whose configs have it."
-                    )
-                entries.append(own[layer.layer])
-            section[key] = entries
-        elif len(value) == old and len(layers) != old:
-            notes.append(
-                f"config.json: {key} has {old} entries, as many as there were layers; it is left as it is. Check it by hand."
+    """Check that layers with other tensors than those of which the config says the same stand where the donor has them.
+
+    The first layer of ModernBERT has no norm, the first of T5 a table of positions, the last of GPT-NeoX-Japanese a bias: no key says
+    so, the model's code does, by the number. Such layers at the beginning must stay there, those at the end at the end; where others
+    differ, none may move. Errors: MismatchError naming the tensor.
+    """
+    config, old, new = sources[donor].config, len(own), len(made)
+    if not config or sorted(own) != list(range(old)) or sorted(made) != list(range(new)):
+        return
+    classes: dict[str, list[int]] = {}
+    for i, said in enumerate(_said(config, stack, old)):
+        classes.setdefault(said, []).append(i)
+    for rest in dict.fromkeys(rest for kind in own.values() for rest in kind):
+        odd, where = _odd(rest, own, list(classes.values()))
+        for i in range(new if odd else 0):
+            back = i - new + old
+            at = {"start": i, "end": back, "": i}[where]
+            origin = layers[i].layer
+            is_moved = (at in odd) != (origin in odd) or (at in odd and made[i].get(rest) != own[at].get(rest))
+            if not is_moved and (where or old == new):
+                continue
+            label = sources[donor].label
+            counted = {"start": "", "end": ", counted from the end", "": ", and their number"}[where]
+            raise MismatchError(
+                f"{stack}{i}.{rest}: layers of {label} of which its config says the same differ in this tensor, so the model's code chooses "
+                f"by the number of a layer: layer {_first_odd(odd, at, origin)} has {own[_first_odd(odd, at, origin)].get(rest, 'none')}; "
+                f"place {i} of {new} is given to layer {origin} of {sources[layers[i].model].label}. Take slices that keep such layers at "
+                f"their places{counted}."
             )
 
 
-def _check_rules(
-    section: Mapping[str, Any], others: Sequence[Mapping[str, Any]], layers: Sequence[Layer], sources: Sequence[Source]
+def _first_odd(odd: Sequence[int], at: int, origin: int) -> int:
+    return next((i for i in (at, origin) if i in odd), odd[0])
+
+
+def _odd(
+    rest: str, own: Mapping[int, Mapping[str, tuple[int, ...]]], classes: Sequence[Sequence[int]]
+) -> tuple[Sequence[int], Literal["start", "end", ""]]:
+    """The layers in which a tensor is not as in others of which the config says the same, and from where their places count."""
+    varying = [members for members in classes if len({own[i].get(rest) for i in members}) > 1]
+    if not varying:
+        return (), ""
+    overall = _most([kind.get(rest) for kind in own.values()])
+    odd: list[int] = []
+    is_early = is_late = True
+    for members in varying:
+        shapes = [own[i].get(rest) for i in members]
+        ordinary = _most(shapes)
+        ordinary = overall if ordinary is _UNCLEAR else ordinary
+        ordinary = next(s for s in shapes[::-1] if s != shapes[0]) if ordinary is _UNCLEAR else ordinary
+        found = [k for k, shape in enumerate(shapes) if shape != ordinary]
+        is_early &= found == list(range(len(found)))
+        is_late &= found == list(range(len(members) - len(found), len(members)))
+        odd += [members[k] for k in found]
+    return odd, "start" if is_early else "end" if is_late else ""
+
+
+_UNCLEAR: tuple[int, ...] = (-1,)
+
+
+def _most(shapes: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """The shape that most have; ``_UNCLEAR`` if two are as frequent."""
+    ranked = Counter(shapes).most_common(2)
+    return ranked[0][0] if len(ranked) == 1 or ranked[0][1] > ranked[1][1] else _UNCLEAR
+
+
+def _check_across(
+    outside: Sequence[str], jobs: Sequence[Job], layers: Sequence[Layer], sources: Sequence[Source], donor: int
 ) -> None:
-    for rule in families.LAYER_RULES:
-        if not _holds(rule, section):
+    """Check that tensors with a part for each layer still fit. Errors: MismatchError."""
+    found = [n for n in outside if n.endswith(families.ACROSS_LAYERS)]
+    names = {job.name for job in jobs}
+    old = [n for n in found if n in names]
+    if not old:
+        return
+    count = max(layers_of(sources[donor].tensors).counts.values())
+    if [layer.layer for layer in layers] != list(range(count)) or len({layer.model for layer in layers}) > 1:
+        raise MismatchError(
+            f"{old[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and layers are put together anew; "
+            "expected each layer of one model at its place. Use models without inputs by layer "
+            "(hidden_size_per_layer_input: 0), or take all layers in order."
+        )
+
+
+def _said(config: Mapping[str, Any], stack: str, layers: int) -> list[str]:
+    """What a config says of each layer of a stack, all of it, to tell layers that it tells apart."""
+    said: list[list[str]] = [[] for _ in range(layers)]
+    for place in _places(config, stack, layers):
+        section = dict(_at(config, place))
+        _write_implied(section, layers, is_moved=False)
+        for key, entries in _by_layer(section, layers).items():
+            for found, entry in zip(said, entries, strict=True):
+                found.append(f"{'.'.join(key)}={entry}")
+        for path, numbers in _indices(section).items():
+            first = _first_number(path)
+            for i, found in enumerate(said):
+                found.append(f"{'.'.join(path)}={i + first in numbers}")
+        for rule in families.LAYER_RULES:
+            if _holds(rule, section) and rule.key != "model_type":
+                for i, found in enumerate(said):
+                    found.append(f"{rule.key}={rule.says(section, i, layers)}")
+    return ["; ".join(found) for found in said]
+
+
+def _role(stack: str) -> str:
+    words = stack.split(".")
+    return next((role for role in ("decoder", "encoder") if role in words), "")
+
+
+def _places(config: Mapping[str, Any], stack: str, layers: int) -> list[Path]:
+    """Where a config speaks of a stack of so many layers: at the top, or in the part for text, vision, audio, encoder or decoder."""
+    parts = (("vision", "visual", "image"), families.VISION_CONFIGS), (("audio", "speech"), families.AUDIO_CONFIGS)
+    own = next((keys for words, keys in parts if any(w in stack for w in words)), None)
+    role = _role(stack)
+    if own is not None and any(isinstance(config.get(key), dict) for key in own):
+        places: list[Path] = [(key,) for key in own if isinstance(config.get(key), dict)]
+    elif isinstance(config.get(role), dict):
+        places = [(role,)]
+    else:
+        places = [(), *((key,) for key in families.TEXT_CONFIGS if isinstance(config.get(key), dict))]
+    return [place for place in places if _speaks(_at(config, place), stack, layers)]
+
+
+def _speaks(section: Section, stack: str, layers: int) -> bool:
+    return bool(_counts(section, stack, layers)) or any(len(path) == 1 for path in _by_layer(section, layers))
+
+
+def _at(config: Mapping[str, Any], place: Path) -> Section:
+    for key in place:
+        config = config.get(key) or {}
+    return config
+
+
+def _origin(layer: Layer, sources: Sequence[Source], stack: str, place: Path) -> _Origin:
+    source = sources[layer.model]
+    config = source.config
+    inner = next((config[k] for k in families.TEXT_CONFIGS if isinstance(config.get(k), dict)), config)
+    counts = layers_of(source.tensors).counts
+    count = counts.get(stack) or max((n for s, n in counts.items() if s.endswith(stack[-12:])), default=max(counts.values()))
+    section = dict(_at(config, place) or inner)
+    _write_implied(section, count, is_moved=False)
+    return _Origin(section, count, layer.layer, source.label)
+
+
+def _with(config: Mapping[str, Any], place: Path, section: Section) -> dict[str, Any]:
+    return {**config, place[0]: _with(config[place[0]], place[1:], section)} if place else dict(section)
+
+
+def _counts(section: Section, stack: str, layers: int) -> list[str]:
+    """The keys of a config that give the number of layers of a stack: a decoder's, where the config speaks of an encoder too."""
+    keys = [k for k in families.COUNTS if section.get(k) == layers and not isinstance(section[k], bool)]
+    role = _role(stack)
+    if role and any(key in section for key in families.DECODER_COUNTS):
+        keys = [k for k in keys if (k in families.DECODER_COUNTS) == (role == "decoder")]
+    elif role and section.get("is_encoder_decoder") and role == "decoder":
+        keys = ["num_decoder_layers"] if keys else []
+    return keys
+
+
+def _write_counts(section: dict[str, Any], stack: str, old: int, new: int) -> None:
+    keys = _counts(section, stack, old)
+    if section.get("is_encoder_decoder") and "num_layers" in keys and "num_decoder_layers" not in section:
+        section["num_decoder_layers"] = old  # T5's decoder has as many layers as the encoder, if nothing else is said
+    for key in keys:
+        section[key] = new
+    for key in families.ROOTS_OF_COUNT:
+        if new != old and isinstance(section.get(key), (int, float)):
+            section[key] *= math.sqrt(new / old)
+
+
+def _write_implied(section: dict[str, Any], layers: int, *, is_moved: bool) -> None:
+    """Write out the lists by layer that the family implies. Errors: MismatchError where they are not known and layers move."""
+    for key, implied in families.IMPLIED.get(str(section.get("model_type")), {}).items():
+        if not section.get(key):
+            section[key] = implied(section, layers)
+    for key in families.UNSAID.get(str(section.get("model_type")), ()):
+        if is_moved and not section.get(key) and not section.get("linear_attn_config"):
+            raise MismatchError(
+                f"config.json: {key} is not there, and models of type {section['model_type']} choose it by the number of a layer; "
+                f"expected a list, as layers get other numbers. {SAVE_AGAIN}"
+            )
+
+
+def _by_layer(section: Section, layers: int) -> dict[Path, list[Any]]:
+    """All that a config lists layer by layer, by its keys: the entries of ``layers`` layers."""
+    found: dict[Path, list[Any]] = {}
+    for key, value in section.items():
+        if key in families.LAYER_INDICES or key.startswith("mtp_"):
             continue
-        for place, (layer, other) in enumerate(zip(layers, others, strict=True)):
-            was = rule.says(other if _holds(rule, other) else section, layer.layer)
-            if rule.says(section, place) != was:
+        is_named = any(word in key for word in families.PER_LAYER_WORDS) and not families.NOT_BY_LAYER.search(key)
+        if key in families.CYCLES and isinstance(value, list) and value:
+            found[key,] = [value[i % len(value)] for i in range(layers)]
+        elif isinstance(value, list):
+            further = sum(int(section.get(k) or 0) for k in families.FURTHER_LAYERS[:1])
+            if len(value) in (layers, layers + further) and layers and (is_named or key in families.PER_LAYER_SIZES):
+                found[key,] = value[:layers]
+        elif isinstance(value, str):
+            if key.endswith("pattern") and key != "sliding_window_pattern" and len(value) == layers:
+                found[key,] = list(value)
+        elif isinstance(value, dict) and value and "layer" in key and all(k.isdecimal() for k in value):
+            found[key,] = [value.get(str(i)) for i in range(layers)]
+    return found
+
+
+def _indices(section: Section) -> dict[Path, list[int]]:
+    """The lists of layer numbers of a config, also those one level down."""
+    found: dict[Path, list[int]] = {}
+    for key, value in section.items():
+        if key in families.LAYER_INDICES and isinstance(value, list):
+            found[key,] = value
+        elif isinstance(value, dict):
+            inner = {k: v for k, v in value.items() if k in families.LAYER_INDICES and isinstance(v, list)}
+            found |= {(key, k): v for k, v in inner.items()}
+    return found
+
+
+def _first_number(path: Path) -> int:
+    return 1 if path[-1] in families.FROM_ONE else 0
+
+
+def _write_lists(section: dict[str, Any], origins: Sequence[_Origin], old: int) -> None:
+    is_new = [o.layer for o in origins] != list(range(old))
+    theirs = [(_by_layer(o.section, o.layers), _indices(o.section)) for o in origins]
+    for path, numbers in _indices(section).items():
+        first = _first_number(path)
+        kept = [
+            i + first
+            for i, (origin, (_, other)) in enumerate(zip(origins, theirs, strict=True))
+            if origin.layer + first in other.get(path, numbers)
+        ]
+        if len(path) == 1:
+            section[path[0]] = kept
+        else:
+            section[path[0]] = {**section[path[0]], path[1]: kept}
+    for (key, *_), entries in _by_layer(section, old).items():
+        value = section[key]
+        moved = []
+        for origin, (other, _) in zip(origins, theirs, strict=True):
+            own = other.get((key,), entries)
+            if origin.layer >= len(own):
                 raise MismatchError(
-                    f"config.json: {rule.key} is {section[rule.key]}, so layer {place} of the output would be of another kind than "
-                    f"layer {layer.layer} of {sources[layer.model].label}, which it is made of. "
+                    f"config.json: {key} has {len(own)} entries; layer {origin.layer} is taken from {origin.label}, whose config does not "
+                    "say its own. Use models whose configs have it."
+                )
+            moved.append(own[origin.layer])
+        if key in families.LAYER_REFERENCES:
+            section[key] = _references(key, moved, origins)
+        elif isinstance(value, str):
+            section[key] = "".join(moved)
+        elif isinstance(value, dict):
+            section[key] = {str(i): entry for i, entry in enumerate(moved) if entry is not None}
+        elif key in families.CYCLES and not is_new:
+            continue
+        else:
+            section[key] = moved + (value[old:] if key not in families.CYCLES else [])
+    for key, value in section.items():
+        is_known = key in families.LAYER_INDICES or (key,) in _by_layer(section, len(origins)) or families.NOT_BY_LAYER.search(key)
+        if isinstance(value, list) and len(value) == old > 1 and is_new and not is_known:
+            raise MismatchError(
+                f"config.json: {key} has {old} entries, as many as there were layers, and it is not known whether each is a layer's; "
+                "expected keys that are known, as layers are put together anew. Remove the key if the model's code does not read it, or "
+                "take all layers in order."
+            )
+
+
+def _references(key: str, moved: Sequence[Any], origins: Sequence[_Origin]) -> list[int]:
+    if all(entry == origin.layer for entry, origin in zip(moved, origins, strict=True)):
+        return list(range(len(moved)))
+    if all(origin.layer == i for i, origin in enumerate(origins)):
+        return list(moved)
+    raise MismatchError(
+        f"config.json: {key} says which layer's keys and values a layer uses, and layers move; expected each layer to use its own. "
+        "Take layers such that each keeps its number."
+    )
+
+
+def _write_rules(section: dict[str, Any], origins: Sequence[_Origin]) -> None:
+    before = dict(section)
+    count = len(origins)
+    for rule in families.LAYER_RULES:
+        if not _holds(rule, before):
+            if rule.written is not None and rule.unless and _is_number(before.get(rule.key)):
+                section |= _beside_a_list(rule, before, origins)
+            continue
+        said = [rule.says(o.section if _holds(rule, o.section) else before, o.layer, o.layers) for o in origins]
+        if rule.written is not None and [rule.says(section, i, count) for i in range(count)] != said:
+            section |= rule.written(said)
+        for i, origin in enumerate(origins):
+            if rule.says(section, i, count) != said[i]:
+                value = before[rule.key]
+                raise MismatchError(
+                    f"config.json: {rule.key} is {value}, so layer {i} of the output would be of another kind than "
+                    f"layer {origin.layer} of {origin.label}, which it is made of. "
                     "Take layers such that each keeps its place in the pattern."
                 )
+    _check_sharing(section, origins)
 
 
-def _holds(rule: families.LayerRule, config: Mapping[str, Any]) -> bool:
-    value = config.get(rule.key)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value > 0
-    return is_number and not any(config.get(key) for key in rule.unless)
+def _holds(rule: families.LayerRule, section: Section) -> bool:
+    value = section.get(rule.key)
+    if rule.types:
+        return value in rule.types
+    return _is_number(value) and not any(section.get(key) for key in rule.unless)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and value >= 0
+
+
+def _beside_a_list(rule: families.LayerRule, section: Section, origins: Sequence[_Origin]) -> Mapping[str, int]:
+    """The number that older programs read, where the config says the same by a list; none where a number cannot say it."""
+    assert rule.written is not None
+    said = [rule.says({**section, **o.section}, o.layer, o.layers) for o in origins]
+    written = rule.written(said)
+    after = {**section, **written}
+    return written if [rule.says(after, i, len(origins)) for i in range(len(origins))] == said else {}
+
+
+def _check_sharing(section: Section, origins: Sequence[_Origin]) -> None:
+    """Check that layers which use the keys and values of an earlier layer use those of the same layer as before."""
+    shared = int(section.get("num_kv_shared_layers") or 0)
+    types = section.get("layer_types")
+    if not shared or not isinstance(types, list):
+        return
+    first = len(origins) - shared
+    for kind in dict.fromkeys(types[first:]):
+        storing = [i for i in range(first) if types[i] == kind]
+        before = [
+            [i for i in range(o.layers - int(o.section.get("num_kv_shared_layers") or 0)) if o.section["layer_types"][i] == kind]
+            for o in (o for o, t in zip(origins[first:], types[first:], strict=True) if t == kind)
+        ]
+        used = {(o.label, b[-1] if b else None) for o, b in zip(_of(origins[first:], types[first:], kind), before, strict=True)}
+        if not storing or used != {(origins[storing[-1]].label, origins[storing[-1]].layer)}:
+            asked = ", ".join(f"layer {layer} of {label}" for label, layer in sorted(used, key=str))
+            got = f"layer {origins[storing[-1]].layer} of {origins[storing[-1]].label}" if storing else "none"
+            raise MismatchError(
+                f"config.json: num_kv_shared_layers is {shared}, so layers of {kind} at the end use the keys and values of the last such "
+                f"layer before them: that would be {got}, and was {asked}. Keep that layer the last of its kind before the shared ones."
+            )
+
+
+def _of(origins: Sequence[_Origin], types: Sequence[str], kind: str) -> list[_Origin]:
+    return [o for o, t in zip(origins, types, strict=True) if t == kind]
+
+
+def _check_unknown(section: Section, old: int, new: int, *, is_moved: bool) -> None:
+    """Refuse numbers that say something of layers by their numbers in a way that is not known. Errors: MismatchError."""
+    known = {*families.COUNTS, *families.FURTHER_LAYERS, *(rule.key for rule in families.LAYER_RULES)}
+    for key, value in section.items():
+        is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
+        if not is_number or key in known or not families.OTHER_NUMBERS.search(key) or families.NO_LAYER_NUMBERS.search(key):
+            continue
+        if is_moved or new < value <= old:
+            raise MismatchError(
+                f"config.json: {key} is {value}, which may say something of layers by their numbers, and layers get other numbers; "
+                "expected keys that are known. Remove the key if the model's code does not read it, or take layers such that each keeps "
+                "its number."
+            )
+
+
+def _check_ends(section: Section, origins: Sequence[_Origin]) -> None:
+    types = section.get("layer_types")
+    if section.get("model_type") in families.ENDS_IN_FULL_ATTENTION and isinstance(types, list) and types:
+        last = origins[-1]
+        if types[-1] != "full_attention":
+            raise MismatchError(
+                f"config.json: the last layer of a {section['model_type']} model has full attention, and the last of the output, layer "
+                f"{last.layer} of {last.label}, has {types[-1]}. Let the last slice end with a layer of full attention."
+            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,64 +61,238 @@ COUNTS = (
     "n_layer",
     "n_layers",
     "num_layers",
+    "num_blocks",
     "depth",
     "encoder_layers",
+    "num_encoder_layers",
     "decoder_layers",
     "num_decoder_layers",
 )
 """Keys of a config that give the number of layers."""
 
+DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
+"""Those of a decoder, where a config speaks of an encoder too; the others are the encoder's there."""
+
+FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
+"""Keys that count the layers that predict further tokens."""
+
 TEXT_CONFIGS = ("text_config", "language_config", "llm_config", "thinker_config")
 VISION_CONFIGS = ("vision_config", "visual_config")
+AUDIO_CONFIGS = ("audio_config", "speech_config")
 
 PER_LAYER_WORDS = ("layer", "block", "freq", "types", "pattern", "window")
 """A list of a config whose name has one of these words, and that is as long as the model has layers, has an entry for each."""
 
+PER_LAYER_SIZES = (
+    "intermediate_size", "moe_intermediate_size", "num_experts", "num_local_experts", "num_shared_expert", "moe_topk",
+    "num_experts_per_tok", "num_attention_heads", "num_key_value_heads", "num_query_heads", "num_kv_heads", "head_dim",
+    "ffn_multipliers", "rope_theta",
+)  # fmt: skip
+"""Keys that are a number in most configs, and a list with an entry for each layer in some."""
+
+NOT_BY_LAYER = re.compile(
+    r"token|architectures|section|kernel|stride|conv|tdnn|dilation|_dims?$|features?|factor|mean$|std$|image|patch|limit|^mtp_|label"
+    r"|suppress|names?$|ratio|depths|sizes$|indices$|auto_map"
+)
+"""Names of lists that have no entry for each layer, however long they are."""
+
+CYCLES = ("block_types",)
+"""Lists by layer that are repeated, where they are shorter than the model has layers."""
+
 LAYER_INDICES = (
     "mlp_only_layers", "full_attn_idxs", "full_attention_layers", "attn_layer_indices", "cross_attention_layers",
-    "global_attn_indexes", "moe_layers", "dense_layers", "fullatt_block_indexes", "deepstack_visual_indexes",
+    "global_attn_indexes", "moe_layers", "dense_layers", "fullatt_block_indexes", "deepstack_visual_indexes", "hybrid_layer_ids",
+    "local_layer_ids", "window_block_indexes", "rope_scaling_layers", "full_attn_layers", "kda_layers", "ple_layer_ids",
 )  # fmt: skip
 """Lists of a config that hold numbers of layers."""
+
+FROM_ONE = ("full_attn_layers", "kda_layers", "ple_layer_ids")
+"""Those of them in which the first layer is 1."""
+
+LAYER_REFERENCES = ("kv_source_layers",)
+"""Lists by layer whose entries are numbers of layers."""
+
+ACROSS_LAYERS = ("embed_tokens_per_layer.weight", "per_layer_model_projection.weight")
+"""Endings of tensors that are in no layer and have a part for each one."""
+
+ROOTS_OF_COUNT = ("scale_depth",)
+"""Numbers that are divided by the square root of the number of layers."""
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Something that a config says of layer ``i`` by a number, and that must stay true of a layer that moves."""
+    """Something that a config says of layer ``i`` of ``n`` by a number, and that must stay true of a layer that moves."""
 
     key: str
-    says: Callable[[Mapping[str, Any], int], object]
+    says: Callable[[Mapping[str, Any], int, int], object]
     unless: tuple[str, ...] = ()
     """Lists of the config that say it by layer, and win."""
+    written: Callable[[Sequence[object]], Mapping[str, int]] | None = None
+    """The numbers that say it of the layers of the output, if numbers can."""
+    types: tuple[str, ...] = ()
+    """The types of model that the rule is for; empty for all."""
 
 
 def _every(key: str, config: Mapping[str, Any], i: int, offset: int = 1) -> bool:
-    return (i + offset) % int(config[key]) == 0
+    return not config[key] or (i + offset) % int(config[key]) == 0
+
+
+def _leading(key: str) -> Callable[[Sequence[object]], Mapping[str, int]]:
+    return lambda says: {key: len(list(itertools.takewhile(bool, says)))}
+
+
+def _in_range(config: Mapping[str, Any], i: int, n: int) -> bool:
+    end = config.get("moe_layer_end_index", -1)
+    last = n - 1 if end is None or end < 0 else end
+    return config["moe_layer_start_index"] <= i <= last and (i + 1) % int(config.get("moe_layer_interval", 1)) == 0
+
+
+def _written_range(says: Sequence[object]) -> Mapping[str, int]:
+    found = [i for i, is_sparse in enumerate(says) if is_sparse]
+    first, last = (found[0], found[-1]) if found else (len(says), len(says))
+    return {"moe_layer_start_index": first, "moe_layer_end_index": last}
 
 
 LAYER_RULES = (
-    LayerRule("decoder_sparse_step", lambda c, i: _every("decoder_sparse_step", c, i)),
-    LayerRule("first_k_dense_replace", lambda c, i: i < c["first_k_dense_replace"]),
-    LayerRule("num_dense_layers", lambda c, i: i < c["num_dense_layers"]),
-    LayerRule("moe_layer_freq", lambda c, i: isinstance(c["moe_layer_freq"], list) or i % int(c["moe_layer_freq"]) == 0),
-    LayerRule("interleave_moe_layer_step", lambda c, i: _every("interleave_moe_layer_step", c, i), ("moe_layers",)),
-    LayerRule("sliding_window_pattern", lambda c, i: _every("sliding_window_pattern", c, i), ("layer_types",)),
+    LayerRule("decoder_sparse_step", lambda c, i, _: _every("decoder_sparse_step", c, i)),
     LayerRule(
-        "max_window_layers", lambda c, i: bool(c.get("use_sliding_window")) and i >= c["max_window_layers"], ("layer_types",)
+        "first_k_dense_replace",
+        lambda c, i, _: i < c["first_k_dense_replace"],
+        ("mlp_layer_types",),
+        _leading("first_k_dense_replace"),
     ),
-    LayerRule("full_attention_interval", lambda c, i: _every("full_attention_interval", c, i), ("layer_types",)),
-    LayerRule("no_rope_layer_interval", lambda c, i: _every("no_rope_layer_interval", c, i), ("no_rope_layers",)),
-    LayerRule("global_attn_every_n_layers", lambda c, i: i % int(c["global_attn_every_n_layers"]) == 0, ("layer_types",)),
-    LayerRule("attn_layer_period", lambda c, i: i % int(c["attn_layer_period"]) == c.get("attn_layer_offset", 0)),
-    LayerRule("expert_layer_period", lambda c, i: i % int(c["expert_layer_period"]) == c.get("expert_layer_offset", 0)),
-    LayerRule("cross_attention_freq", lambda c, i: i % int(c["cross_attention_freq"]) == 0),
+    LayerRule("num_dense_layers", lambda c, i, _: i < c["num_dense_layers"], (), _leading("num_dense_layers")),
+    LayerRule("moe_layer_start_index", _in_range, ("mlp_layer_types",), _written_range),
+    LayerRule("moe_layer_freq", lambda c, i, _: isinstance(c["moe_layer_freq"], list) or i % int(c["moe_layer_freq"] or 1) == 0),
+    LayerRule("interleave_moe_layer_step", lambda c, i, _: _every("interleave_moe_layer_step", c, i), ("moe_layers",)),
+    LayerRule("sliding_window_pattern", lambda c, i, _: _every("sliding_window_pattern", c, i), ("layer_types",)),
+    LayerRule("_sliding_window_pattern", lambda c, i, _: _every("_sliding_window_pattern", c, i), ("layer_types",)),
+    LayerRule(
+        "max_window_layers", lambda c, i, _: bool(c.get("use_sliding_window")) and i >= c["max_window_layers"], ("layer_types",)
+    ),
+    LayerRule("full_attention_interval", lambda c, i, _: _every("full_attention_interval", c, i), ("layer_types",)),
+    LayerRule("layer_group_size", lambda c, i, _: _every("layer_group_size", c, i), ("layer_types",)),
+    LayerRule("no_rope_layer_interval", lambda c, i, _: _every("no_rope_layer_interval", c, i), ("no_rope_layers",)),
+    LayerRule("global_attn_every_n_layers", lambda c, i, _: i % int(c["global_attn_every_n_layers"] or 1) == 0, ("layer_types",)),
+    LayerRule(
+        "attn_layer_period",
+        lambda c, i, _: i % int(c["attn_layer_period"] or 1) == c.get("attn_layer_offset", 0),
+        ("layers_block_type", "layer_types"),
+    ),
+    LayerRule("expert_layer_period", lambda c, i, _: i % int(c["expert_layer_period"] or 1) == c.get("expert_layer_offset", 0)),
+    LayerRule("cross_attention_freq", lambda c, i, _: i % int(c["cross_attention_freq"] or 1) == 0),
+    LayerRule("cross_attention_frequency", lambda c, i, _: i % int(c["cross_attention_frequency"] or 1) == 0),
+    LayerRule("cross_layer_interval", lambda c, i, _: i % int(c["cross_layer_interval"] or 1) == 0),
+    LayerRule(
+        "num_kv_shared_layers",
+        lambda c, i, n: i >= n - c["num_kv_shared_layers"],
+        (),
+        lambda says: {"num_kv_shared_layers": len(list(itertools.takewhile(bool, reversed(says))))},
+    ),
+    LayerRule("n_layers_per_attn_res_block", lambda c, i, _: i % int(c["n_layers_per_attn_res_block"] or 1) == 0),
+    LayerRule("scale_attn_by_inverse_layer_idx", lambda c, i, _: bool(c["scale_attn_by_inverse_layer_idx"]) and i),
+    LayerRule("model_type", lambda _, i, __: i, types=("diffllama", "beam")),  # constants that follow from the number of a layer
+    LayerRule(
+        "model_type", lambda _, i, n: (i, n), types=("inkling2_text", "inkling2_loop_text")
+    ),  # files name a part by the next one
 )
 
-IMPLIED_TYPES: Mapping[str, Callable[[int], str]] = {
-    "gemma2": lambda i: "full_attention" if i % 2 else "sliding_attention",
-    "gemma3_text": lambda i: "sliding_attention" if (i + 1) % 6 else "full_attention",
-    "cohere2": lambda i: "sliding_attention" if (i + 1) % 4 else "full_attention",
+ENDS_IN_FULL_ATTENTION = ("gemma4_text", "gemma4_unified_text", "diffusion_gemma_text", "embedding_gemma2_text")
+"""Types of models whose last layer has full attention, whatever the config says of it."""
+
+OTHER_NUMBERS = re.compile(r"(^|_)(layers?|interval|every|period|frequency|freq)(_|$)|first_k")
+NO_LAYER_NUMBERS = re.compile(
+    r"_offset$|_input$|_size$|_dim$|_stride$|moe_layer_(end_index|interval)$|diffusion_max_period|update_period|token|norm|dropout|scale"
+    r"|(adapter|conv|extract|pooler|residual|lstm|add|predictor|postnet|prenet|wavenet|lqe|proj|head|auxiliary|feature)_layers?$"
+    r"|^(r|l|x|t2u_encoder|t2u_decoder|speech_encoder)_layers$|(conf|decoder|encoder|pred|mit|trunk)_num_(hidden_)?layers$"
+)
+"""How the names of numbers look that say something of layers by their numbers, and those of them that do not."""
+
+
+_Implied = Callable[[Mapping[str, Any], int], list[Any]]
+
+
+def _cycle(*kinds: str) -> _Implied:
+    return lambda _, n: [kinds[i % len(kinds)] for i in range(n)]
+
+
+def _last_of(key: str, default: int, last: str = "full_attention", others: str = "sliding_attention") -> _Implied:
+    """Every ``key``-th layer, the last of each group, is of another kind."""
+    return lambda c, n: [others if (i + 1) % int(c.get(key) or default) else last for i in range(n)]
+
+
+def _first_of(key: str, default: int) -> _Implied:
+    return lambda c, n: ["sliding_attention" if i % int(c.get(key) or default) else "full_attention" for i in range(n)]
+
+
+def _rotates(config: Mapping[str, Any], n: int) -> list[Any]:
+    return [int((i + 1) % int(config.get("no_rope_layer_interval") or 4) != 0) for i in range(n)]
+
+
+def _dense_first(default: int) -> _Implied:
+    def implied(config: Mapping[str, Any], n: int) -> list[Any]:
+        dense = config.get("first_k_dense_replace", default)
+        return ["dense" if i < dense else "sparse" for i in range(n)]
+
+    return implied
+
+
+def _sparse_first(_: Mapping[str, Any], n: int) -> list[Any]:
+    return [0.95 if n > 10 and i < 10 else 0.0 for i in range(n)]
+
+
+_QWEN = _last_of("full_attention_interval", 4, others="linear_attention")
+IMPLIED: Mapping[str, Mapping[str, _Implied]] = {
+    "gemma2": {"layer_types": _last_of("", 2)},
+    "vaultgemma": {"layer_types": _last_of("", 2)},
+    "t5_gemma_module": {"layer_types": _last_of("", 2)},
+    "gpt_oss": {"layer_types": _last_of("", 2)},
+    "gemma3_text": {"layer_types": _last_of("sliding_window_pattern", 6)},
+    "gemma3n_text": {"layer_types": _last_of("", 5), "activation_sparsity_pattern": _sparse_first},
+    "cohere2": {"layer_types": _last_of("sliding_window_pattern", 4)},
+    "exaone4": {"layer_types": _last_of("sliding_window_pattern", 4)},
+    "olmo3": {"layer_types": _last_of("", 4)},
+    "afmoe": {"layer_types": _last_of("global_attn_every_n_layers", 4)},
+    "kolibri1": {"layer_types": _last_of("", 5)},
+    "cwm": {"layer_types": _first_of("", 4)},
+    "granite_swa": {"layer_types": _first_of("", 4)},
+    "granitemoe_swa": {"layer_types": _first_of("", 4)},
+    "modernbert": {"layer_types": _first_of("global_attn_every_n_layers", 3)},
+    "modernbert-decoder": {"layer_types": _first_of("global_attn_every_n_layers", 3)},
+    "minimax": {"layer_types": _cycle("full_attention", "linear_attention")},
+    "qwen3_next": {"layer_types": _QWEN},
+    "qwen3_5_text": {"layer_types": _QWEN},
+    "qwen3_5_moe_text": {"layer_types": _QWEN},
+    "recurrent_gemma": {"block_types": _cycle("recurrent", "recurrent", "attention")},
+    "smollm3": {"no_rope_layers": _rotates},
+    "llama4_text": {"no_rope_layers": _rotates},
+    **{
+        kind: {"mlp_layer_types": _dense_first(1)}
+        for kind in ("axk1", "axk2", "ernie4_5_vl_moe_text", "glm4_moe_lite", "hy_v3", "laguna", "unlimited_ocr_text")
+    },
+    "deepseek_v32": {"mlp_layer_types": _dense_first(3)},
+    "exaone_moe": {"layer_types": _last_of("sliding_window_pattern", 4), "mlp_layer_types": _dense_first(1)},
+    "kimi_linear": {"mlp_layer_types": _dense_first(1)},
 }
-"""What a layer is in families whose configs of older days do not say it, by ``model_type``."""
+"""What families say of their layers where a config of older days leaves the list out: ``model_type``, key, list."""
+
+_CHOSEN_BY_CODE = (
+    "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text", "embedding_gemma2_text",
+    "flint", "gemma4_text", "gemma4_unified_text", "glm5_next_text", "inkling_text", "inkling2_text", "inkling2_loop_text",
+    "kimi_linear", "lara_mini", "lfm3", "lfm3_vl_vision", "mimo_v2_flash", "muse_glimmer_text", "muse_glimmer_vision",
+    "muse_spark_text", "muse_spark_vision", "neomme", "olmo_hybrid", "qwen4_exp_text", "t5gemma2_text", "t5gemma2_decoder",
+    "ultrabert",
+)  # fmt: skip
+UNSAID: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_CHOSEN_BY_CODE, ("layer_types",)),
+    "glm_moe_dsa": ("mlp_layer_types", "indexer_types"),
+    "hy_v4": ("mlp_layer_types", "indexer_types"),
+    "hy_v4_vl_text": ("mlp_layer_types", "indexer_types"),
+    "mistral_large4_text": ("mlp_layer_types", "no_rope_layers", "kv_source_layers"),
+    "step3p5": ("mlp_layer_types",),
+    "zamba": ("layers_block_type",),
+}
+"""Lists by layer that families imply in ways that are not known here, by ``model_type``: where one is absent, no layer moves."""
 
 _VISION = ("model.vision_tower.", "vision_tower.", "model.visual.", "visual.", "model.vision_model.", "vision_model.")
 

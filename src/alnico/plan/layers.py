@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 _NUMBERED = re.compile(r"(?P<stack>(?:[^.]+\.)*?)(?P<layer>\d+)\.(?P<rest>.+)", re.ASCII)
+_OF_PREDICTORS = re.compile(r"(?:eh_proj|enorm|hnorm|shared_head)\.", re.ASCII)
+"""What only layers have that predict further tokens, as DeepSeek's and GLM's, which are numbered on from the last layer."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +25,61 @@ class Place:
 
 
 def place_of(name: str) -> Place | None:
-    """Take a name apart at its first number; None if it has none.
+    """Take a name apart at its first number; None if it has none, and for modules that predict further tokens (``mtp``).
 
     >>> place_of("model.layers.3.mlp.experts.7.w1.weight")
     Place(stack='model.layers.', layer=3, rest='mlp.experts.7.w1.weight')
-    >>> place_of("lm_head.weight")
+    >>> place_of("lm_head.weight"), place_of("mtp.layers.0.mlp.up_proj.weight")
+    (None, None)
     """
     found = _NUMBERED.fullmatch(name)
-    return Place(found["stack"], int(found["layer"]), found["rest"]) if found else None
+    if found is None or any(word.startswith("mtp") for word in found["stack"].split(".")):
+        return None
+    return Place(found["stack"], int(found["layer"]), found["rest"])
 
 
-def stacks(names: Iterable[str]) -> dict[str, int]:
-    """The stacks of layers among names, and how many layers each has.
+@dataclass(frozen=True)
+class Layers:
+    """The layers of a model. ``counts`` has the number of layers of each stack.
 
-    >>> stacks(["h.0.w", "h.1.w", "v.0.w", "norm.w"])
-    {'h.': 2, 'v.': 1}
+    Layers that predict further tokens stand behind the last layer under the next numbers; they are no layers of the stack, and
+    their tensors are in no layer.
     """
-    found: dict[str, int] = {}
+
+    counts: Mapping[str, int]
+
+    def place(self, name: str) -> Place | None:
+        """The place of a tensor; None if it is in no layer."""
+        place = place_of(name)
+        return place if place is not None and place.layer < self.counts.get(place.stack, place.layer + 1) else None
+
+    def further(self, name: str) -> Place | None:
+        """The place of a tensor of a layer that predicts further tokens, counted from 0; None for all others."""
+        place = place_of(name)
+        if place is None or self.place(name) is not None:
+            return None
+        return Place(place.stack, place.layer - self.counts[place.stack], place.rest)
+
+
+def layers_of(names: Iterable[str]) -> Layers:
+    """Count the layers of a model, whose tensors have these names.
+
+    >>> layers_of(["h.0.w", "h.1.w", "v.0.w", "norm.w"]).counts
+    {'h.': 2, 'v.': 1}
+    >>> found = layers_of(["h.0.w", "h.1.w", "h.1.eh_proj.weight"])
+    >>> found.counts, found.place("h.1.w"), found.further("h.1.w")
+    ({'h.': 1}, None, Place(stack='h.', layer=0, rest='w'))
+    """
+    counts: dict[str, int] = {}
+    further: dict[str, int] = {}
     for name in names:
         place = place_of(name)
-        if place is not None:
-            found[place.stack] = max(found.get(place.stack, 0), place.layer + 1)
-    return found
+        if place is None:
+            continue
+        counts[place.stack] = max(counts.get(place.stack, 0), place.layer + 1)
+        if _OF_PREDICTORS.match(place.rest):
+            further[place.stack] = min(further.get(place.stack, place.layer), place.layer)
+    return Layers({stack: further.get(stack, count) for stack, count in counts.items()})
 
 
 def depth_of(layer: int, layers: int) -> float:
@@ -55,9 +90,9 @@ def depth_of(layer: int, layers: int) -> float:
 def depths(names: Iterable[str]) -> Mapping[str, float]:
     """The depth of every tensor in its stack; 0 for those in no layer, as in mergekit (its last norm and head too)."""
     listed = list(names)
-    counts = stacks(listed)
+    layers = layers_of(listed)
     found = {}
     for name in listed:
-        place = place_of(name)
-        found[name] = depth_of(place.layer, counts[place.stack]) if place is not None else 0.0
+        place = layers.place(name)
+        found[name] = depth_of(place.layer, layers.counts[place.stack]) if place is not None else 0.0
     return found

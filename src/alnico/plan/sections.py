@@ -11,7 +11,7 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.plan import families
-from alnico.plan.layers import Place, depth_of, depths, place_of, stacks
+from alnico.plan.layers import Layers, Place, depth_of, depths, layers_of, place_of
 from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
 from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, NormWeight, Parameters, Recipe, Rule, Setting, Slice
 
@@ -176,6 +176,10 @@ class _Members:
     names: Mapping[str, str]
 
     @functools.cached_property
+    def layers(self) -> Layers:
+        return layers_of(self.names)
+
+    @functools.cached_property
     def beginnings(self) -> dict[str, str]:
         """What stands before the names of a stack of layers within the module, in the model's own."""
         found: dict[str, str] = {}
@@ -331,7 +335,7 @@ class _Maker:
         source = self.sources[model]
         stack = self._stack(model, module)
         members = self.members(model, module)
-        count = stacks(members.names)[stack]
+        count = members.layers.counts[stack]
         assert entry.layers is not None
         low, high = entry.layers
         if high > count:
@@ -341,10 +345,14 @@ class _Maker:
             )
         names = {}
         for name, full in members.names.items():
-            place = place_of(name)
+            place, further = members.layers.place(name), members.layers.further(name)
             if place is not None and place.stack == stack:
                 if low <= place.layer < high:
                     moved = Place(out_stack, place.layer, place.rest).at(begin + place.layer - low)
+                    names[mine.output_name(moved, members)] = full
+            elif further is not None and further.stack == stack:
+                if ends[1]:  # what predicts further tokens follows the last layer, and has the numbers after it
+                    moved = Place(out_stack, further.layer, further.rest).at(begin + high - low + further.layer)
                     names[mine.output_name(moved, members)] = full
             elif ends[0 if families.comes_first(name) else 1]:
                 names[mine.output_name(name, members)] = full
@@ -398,6 +406,8 @@ class _Maker:
     def rest_of_donor(self) -> None:
         """What belongs to no module asked for stays as the donor has it."""
         given = {n for s in self.sections for n in s.names}
+        for module in self.recipe.modules:  # layers that no slice takes are in a module all the same
+            given.update(self.members(self.donor, module).names.values() if module.slices else ())
         rest = [n for n in self.sources[self.donor].tensors if n not in given]
         if rest:
             entry = ModelEntry(self.references[self.donor])
