@@ -205,6 +205,31 @@ def test_a_checkpoint_of_a_trainer_may_have_scalars_of_numpy(tmp_path):
         )
 
 
+def test_what_a_trainer_keeps_beside_the_weights_is_left_out(tmp_path):
+    """States of random generators, words of numpy, and callbacks under their classes, as older versions of Lightning save them."""
+    rest = {"rng": np.random.RandomState(0).get_state(), "text": np.str_("höhe"), "callbacks": {"KEY": {"best": np.float64(0.5)}}}
+    torch.save({"state_dict": {"w": torch.ones(2)}, **rest}, tmp_path / "m.ckpt")
+    name = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
+    rezipped(tmp_path / "m.ckpt", lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", name)}))
+    with open_model(tmp_path / "m.ckpt") as model:
+        assert model.read("w").tolist() == [1, 1]
+        assert model.notes[1].endswith("no tensors of the model: rng, text, callbacks.")
+
+
+def test_an_array_of_numpy_in_a_state_dict_is_refused(tmp_path):
+    torch.save({"w": torch.ones(2), "v": np.ones(2)}, tmp_path / "m.pt")
+    assert refusal(tmp_path / "m.pt") == (
+        f"{tmp_path}/m.pt: v is an array of numpy, expected a tensor. Make a tensor of it with torch.from_numpy, and save again."
+    )
+
+
+def test_the_classes_of_callbacks_are_not_called(tmp_path):
+    torch.save({"w": torch.ones(2), "x": {"KEY": 1}}, tmp_path / "m.pt")
+    call = b"cpytorch_lightning.callbacks\nModelCheckpoint\n)R"
+    rezipped(tmp_path / "m.pt", lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", call)}))
+    assert "a call of what is no known name" in refusal(tmp_path / "m.pt")
+
+
 def test_reading_a_pickle_loads_no_torch_and_no_large_part_of_it(tmp_path):
     torch.save({"w": torch.zeros(3_000_000), "v": torch.ones(2)}, tmp_path / "m.pt")
     code = (
@@ -246,7 +271,8 @@ def test_a_directory_is_read_by_its_index(tmp_path):
             (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
         with open_model(tmp_path) as model:
             assert [(n, model.read(n).tolist()) for n in sorted(model.tensors)] == [("a", [1, 1]), ("b", [0, 0, 0])]
-    (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": {"a": "pytorch_model-00002-of-00002.bin"}}))
+    swapped = {"a": "pytorch_model-00002-of-00002.bin", "b": "pytorch_model-00001-of-00002.bin"}
+    (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": swapped}))
     assert "says that 'a' is in pytorch_model-00002-of-00002.bin, which does not hold it." in refusal(tmp_path)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -37,6 +38,9 @@ MOST_WRAPPED = 8
 
 MAX_EXPANDED_BYTES = 1 << 20
 """A view that repeats its elements may be as large as its file, or this if that is more: a few bytes could ask for any memory."""
+
+CALLBACKS = re.compile(r"(pytorch_lightning|lightning\.pytorch)\.callbacks(\.|$)")
+"""Modules whose names stand for themselves, as text: nothing of them is called."""
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -85,6 +89,10 @@ class _NumpyType:
     def __init__(self, name: str) -> None:
         self.name = name
         self.order = "<"
+
+
+class _NumpyArray:
+    """An array of numpy, as trainers keep the states of generators: it is no tensor."""
 
 
 def open_pickle(path: Path) -> Shard:
@@ -194,6 +202,8 @@ class _Storages:
             return STORAGES[name]
         if (module, name) in KNOWN:
             return KNOWN[module, name]
+        if CALLBACKS.match(module):  # Lightning's trainers keep what callbacks know under their classes
+            return f"{module}.{name}"
         if module == "torch._utils" and name in OTHER_TENSORS:
             found, advice = OTHER_TENSORS[name]
             raise ModelError(
@@ -283,24 +293,32 @@ def _from_cpu(tensor: object, dtype: object, _device: object, _grad: object) -> 
 
 
 def _numpy_type(name: object, *_: object) -> _NumpyType:
-    if name not in NUMPY_NUMBERS:
-        raise UnpicklingError(f"the dtype {str(name)[:20]!r} of numpy, where a number's was expected")
-    return _NumpyType(str(name))
+    if not isinstance(name, str) or len(name) > MAX_TYPE_NAME:
+        raise UnpicklingError("a dtype of numpy without a name")
+    return _NumpyType(name)
 
 
 def _numpy_scalar(kind: object, data: object) -> object:
-    """The number that a scalar of numpy is."""
-    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes) or len(data) != int(kind.name[1:]):
-        raise UnpicklingError("a scalar of numpy that is no number")
+    """The number or text that a scalar of numpy is."""
+    if not isinstance(kind, _NumpyType) or not isinstance(data, bytes):
+        raise UnpicklingError("a scalar of numpy without a dtype and bytes")
+    if kind.name[:1] in ("U", "S"):
+        return data.decode("utf-32-le" if kind.name[0] == "U" else "latin1").rstrip("\0")
+    if kind.name not in NUMPY_NUMBERS or len(data) != int(kind.name[1:]):
+        raise UnpicklingError(f"a scalar of numpy that is no number ({kind.name!r})")
     return np.frombuffer(data, kind.order + kind.name)[0].item()
 
 
+def _numpy_array(*_: object) -> _NumpyArray:
+    return _NumpyArray()
+
+
 def _build(thing: object, state: object) -> None:
-    """Take a state for what has one: a dtype of numpy, whose byte order it says, and a dict, of which it is no part (it is the
-    metadata of a state dict). A tensor has none: torch would make another tensor of it."""
+    """Take a state for what has one: a dtype of numpy, whose byte order it says, an array of numpy, which is not read, and a dict, of
+    which it is no part (it is the metadata of a state dict). A tensor has none: torch would make another tensor of it."""
     if isinstance(thing, _NumpyType) and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|"):
         thing.order = state[1]
-    elif not isinstance(thing, dict):
+    elif not isinstance(thing, (dict, _NumpyType, _NumpyArray)):
         raise UnpicklingError(f"a state for a {type(thing).__name__.strip('_')}")
 
 
@@ -336,6 +354,7 @@ def _nothing(*_: object) -> None:
 
 NEGATABLE = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "C64")
 """Dtypes of which torch makes the negative."""
+MAX_TYPE_NAME = 20
 NUMPY_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8", "c8", "c16")
 TENSOR = ".Tensor"
 """Stands for the class of tensors, which is a name in pickles and no dtype."""
@@ -365,8 +384,12 @@ KNOWN: dict[tuple[str, str], Known | str] = {
     ("torch._tensor", "_rebuild_from_type_v2"): Known(_of_type),
     ("torch", "Tensor"): TENSOR,
     ("numpy", "dtype"): Known(_numpy_type),
-    ("numpy.core.multiarray", "scalar"): Known(_numpy_scalar),
-    ("numpy._core.multiarray", "scalar"): Known(_numpy_scalar),
+    ("numpy", "ndarray"): "numpy.ndarray",
+    **{
+        (f"numpy.{core}.multiarray", name): Known(call)
+        for core in ("core", "_core")
+        for name, call in (("scalar", _numpy_scalar), ("_reconstruct", _numpy_array))
+    },
 }
 
 OTHER_TENSORS = {
@@ -402,6 +425,11 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...
             f"{where}: holds a {type(loaded).__name__}, expected tensors by name. Save the model's state_dict() and give that."
         )
     tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, _Tensor)}
+    arrays = [str(key) for key, value in loaded.items() if isinstance(value, _NumpyArray)]
+    if arrays:
+        raise ModelError(
+            f"{where}: {arrays[0][:80]} is an array of numpy, expected a tensor. Make a tensor of it with torch.from_numpy, and save again."
+        )
     ignored += [".".join([*inside, str(key)]) for key in loaded if key not in tensors]
     if not tensors:
         held = f"its keys: {', '.join(map(str, list(loaded)[:5]))}"[:120] if loaded else "it is empty"

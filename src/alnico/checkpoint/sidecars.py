@@ -25,7 +25,11 @@ from alnico.checkpoint.model import (
 from alnico.errors import ModelError, RunError
 from alnico.numerics.dtypes import CONFIG_NAMES
 
-WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", ".ot", ".tflite", ".npz", *PICKLES)
+WEIGHTS = (
+    ".safetensors", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".npz", ".npy", ".pkl", ".pickle", ".pdparams",
+    ".nemo", ".pt2", ".pte", ".mlmodel", *PICKLES,
+)  # fmt: skip
+"""Endings of files that hold weights, or may: none is carried to an output, whose weights are others."""
 INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$")
 """How the name of an index ends, that of a variant (``model.safetensors.index.fp16.json``) too."""
 SIGNATURE = "model.sig"
