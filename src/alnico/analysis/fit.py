@@ -11,11 +11,11 @@ from alnico.analysis.results import AnalysedModel, Analysis
 from alnico.analysis.suggest import Fit, reference
 from alnico.checkpoint.model import Source, is_path, open_model, split_adapter
 from alnico.errors import HubError, MismatchError, ModelError
-from alnico.plan import families
 from alnico.plan.build import build_plan, reference_from
 from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
 from alnico.vocabulary.compare import difference, read_vocabulary
+from alnico.vocabulary.tables import tables_of
 
 Keys = dict[str, Any]
 
@@ -59,7 +59,8 @@ def _ways(names: tuple[str, str], offline: bool) -> list[tuple[Keys, str]]:
         ways = [_vocabulary(base, model)]
         most = FEW * max(len(base.tensors), len(model.tensors))
         others = [n for n, t in base.tensors.items() if n in model.tensors and model.tensors[n].shape != t.shape]
-        others = [n for n in others if not n.endswith((*families.EMBEDDINGS, *families.HEADS))]
+        tables = {*tables_of(base).rows, *tables_of(model).rows}
+        others = [n for n in others if n not in tables]
         if 0 < len(others) <= most:
             rules = [{"filter": f"={n}", "merge_method": "passthrough", "model": "base"} for n in others]
             ways.append(({"methods": rules}, f"{_some(others)} of another shape, taken from the base"))

@@ -28,6 +28,7 @@ from alnico.vocabulary.compare import (
     same_files,
     unread_file,
 )
+from alnico.vocabulary.tables import rows_of, tables_of
 
 MAX_SHOWN = 5
 
@@ -178,9 +179,9 @@ class Aligner:
     def _shapes(self, name: str, one: Part, other: Part) -> str:
         a, b = self._tensor(one, name).shape, self._tensor(other, name).shape
         text = f"{name}: {self._label(one)} is {a}, {self._label(other)} is {b}; "
-        if name.endswith((*families.EMBEDDINGS, *families.HEADS)) and a[1:] == b[1:]:
+        if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (one, other)) and _widths(a) == _widths(b):
             size = self._shared_size(one.model, other.model)
-            return different_rows(name, self._label(one), a[0], self._label(other), b[0], size)
+            return different_rows(name, self._label(one), rows_of(a), self._label(other), rows_of(b), size)
         return text + "expected one shape. Use models of one architecture and size."
 
     def _shared_size(self, one: int, other: int) -> int | None:
@@ -293,3 +294,8 @@ def _settings(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     found = read_json(path) if path.exists() else {}
     return {key: value for key, value in found.items() if key not in NO_SETTINGS}
+
+
+def _widths(shape: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions of a table of tokens but its rows."""
+    return tuple(n for n in shape if n != 1)[1:]

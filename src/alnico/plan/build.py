@@ -8,7 +8,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.chat import chat_template, check_setting
 from alnico.vocabulary.mapped import mapped
+from alnico.vocabulary.tables import tables_of
 
 
 def build_plan(
@@ -167,7 +168,7 @@ def _plan(
         sources = _with_rows(sources, spoken)
     sections = sections_of(recipe, references, sources, donor)
     idle = idle_filters(recipe, sections.parts)
-    made = _Jobs(recipe, sources, donor, sections)
+    made = _Jobs(recipe, sources, donor, sections, [t.rows for t in spoken.tables] if spoken is not None else ())
     jobs = made.all()
     made.sides.check_used()
     check_factors(jobs, sources)
@@ -229,20 +230,24 @@ def _vocabulary(recipe: Recipe, references: list[str], sources: list[Source], do
     if recipe.tokenizer is None:
         return None
     models = list(dict.fromkeys(references.index(e.reference) for e in recipe.entries))
-    names = [families.vocabulary_tensors(s) for s in sources]
-    return plan_vocabulary(recipe.tokenizer, sources, references, donor, models, names, has_base=recipe.base_model is not None)
+    return plan_vocabulary(recipe.tokenizer, sources, references, donor, models, has_base=recipe.base_model is not None)
 
 
 def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source]:
     """All models, with the rows of the output's vocabulary."""
-    stored = dict.fromkeys(n for s in sources for n in families.vocabulary_tensors(s))
+    stored = dict.fromkeys(n for tables in vocabulary.tables for n in tables.rows)
     ties: dict[str, str] = {}
     for source in sources:
         ties |= families.tied_heads(source.config, source.tensors, [n for n in stored if n not in source.tensors])
-    return [
-        mapped(source, sources, families.vocabulary_tensors(source), rows, ties)
-        for source, rows in zip(sources, vocabulary.rows, strict=True)
-    ]
+    made = []
+    for i, (source, tables) in enumerate(zip(sources, vocabulary.tables, strict=True)):
+        alike = [n for n in tables.rows if n not in vocabulary.apart]
+        model = mapped(source, sources, alike, vocabulary.rows[i], ties, tables.turned)
+        for name in tables.rows:
+            if name in vocabulary.apart:
+                model = mapped(model, sources, [name], vocabulary.apart[name][i], ties, tables.turned)
+        made.append(model)
+    return made
 
 
 def _commit(source: Source) -> str | None:
@@ -290,13 +295,15 @@ def _unused(recipe: Recipe, references: list[str], sections: Sections, jobs: lis
 class _Jobs:
     """Makes the jobs of a recipe's sections, in the order of the donor's tensors, then of the others'."""
 
-    def __init__(self, recipe: Recipe, sources: list[Source], donor: int, sections: Sections) -> None:
+    def __init__(
+        self, recipe: Recipe, sources: list[Source], donor: int, sections: Sections, new_rows: Sequence[Collection[str]] = ()
+    ) -> None:
         self.recipe = recipe
         self.sources = sources
         self.donor = donor
         self.sections = sections
         self.aligner = Aligner(sources, donor, recipe.missing)
-        self.sides = Sides(sources, recipe.folder, has_new_rows=recipe.tokenizer is not None)
+        self.sides = Sides(sources, recipe.folder, new_rows)
         self.jobs: dict[str, Job] = {}
         self.notes: list[str] = []
         self._bound: dict[Any, Merge | Whole] = {}
@@ -380,8 +387,8 @@ class _Jobs:
 
     def _speaking(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> list[int]:
         """The models whose vocabularies must agree: those that give rows of embeddings; all, where no name tells which these are."""
-        rows = (*families.EMBEDDINGS, *families.HEADS)
-        of_rows = [f for f in fated if f[0].endswith(rows)]
+        rows = {n for s in self.sources for n in tables_of(s).rows}
+        of_rows = [f for f in fated if f[0] in rows]
         chosen = of_rows or fated
         given = [[f.origin] if f.origin is not None else a.needed for _, _, a, f in chosen]
         return list(dict.fromkeys(p.model for parts in given for p in parts))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from alnico.checkpoint.statistics import Entry, Statistics, open_statistics
 from alnico.errors import MismatchError
 from alnico.kernels.facts import Argument, Recorded, Side
 from alnico.methods.base import Merge, Whole
-from alnico.plan import families
 from alnico.plan.job import Input
 from alnico.plan.sections import Asked, Part
 
@@ -45,10 +44,11 @@ class _Found:
 class Sides:
     """The statistics of one plan, opened when the first tensor asks for them, and added to its ``sources``."""
 
-    def __init__(self, sources: list[Source], folder: str, has_new_rows: bool) -> None:
+    def __init__(self, sources: list[Source], folder: str, new_rows: Sequence[Collection[str]] = ()) -> None:
+        """``new_rows`` are the tensors of each model that have the rows of another vocabulary."""
         self.sources = sources
         self.folder = folder
-        self.has_new_rows = has_new_rows
+        self.new_rows = new_rows
         self._opened: dict[str, tuple[int, Statistics]] = {}
         self._used: set[str] = set()
 
@@ -85,7 +85,7 @@ class Sides:
         """The statistics of a model's tensor; None where there are none, or its rows are those of another vocabulary."""
         place, statistics = self._open(path, kind)
         own = part.names[name]
-        if own not in statistics.entries or (self.has_new_rows and own in families.vocabulary_tensors(self.sources[part.model])):
+        if own not in statistics.entries or (self.new_rows and own in self.new_rows[part.model]):
             return None
         self._used.add(path)
         return _Found(place, statistics, own)

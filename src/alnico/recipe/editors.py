@@ -122,6 +122,7 @@ def json_schema() -> Schema:
                     "source": _ref("reference"),
                     "tokens": {"type": ["object", "null"], "additionalProperties": _ref("token")},
                     "pad_to_multiple_of": {"type": "integer", "minimum": 1},
+                    "tables": {"anyOf": [FILTER, {"type": ["array", "null"], "items": FILTER}]},
                 },
                 (),
             ),

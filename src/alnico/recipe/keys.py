@@ -89,6 +89,7 @@ TOKENIZER: Keys = {
     "source": "The tokens of the output: union of all, base, or those of a model.",
     "tokens": "Tokens by name, each with where its row comes from.",
     "pad_to_multiple_of": "Rows are added until their number is a multiple of this.",
+    "tables": "Filters of the tensors with a row for each token, where sizes coincide and shapes do not tell which these are.",
 }
 
 TOKEN: Keys = {

@@ -145,6 +145,8 @@ class TokenizerSetting:
     source: str = "union"
     tokens: Mapping[str, TokenSource] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
+    tables: tuple[str, ...] = ()
+    """Filters of the tensors with a row for each token, where shapes and names do not tell."""
 
     @property
     def references(self) -> tuple[str, ...]:
@@ -321,4 +323,5 @@ def _tokenizer(setting: TokenizerSetting) -> dict[str, Any]:
             source = {"kind": "model_token", "model": origin.model, **which}
         tokens[token] = {**({"source": source} if source else {}), **({"force": True} if origin.force else {})}
     padding = {"pad_to_multiple_of": setting.pad_to_multiple_of} if setting.pad_to_multiple_of else {}
-    return {"source": setting.source, **({"tokens": tokens} if tokens else {}), **padding}
+    tables = {"tables": list(setting.tables)} if setting.tables else {}
+    return {"source": setting.source, **({"tokens": tokens} if tokens else {}), **padding, **tables}

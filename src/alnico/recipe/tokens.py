@@ -7,6 +7,7 @@ from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
 from alnico.recipe.models import read_reference
 from alnico.recipe.nodes import Node, Reading, bare, shown
 from alnico.recipe.schema import TokenizerSetting, TokenSource
+from alnico.recipe.values import pattern_of
 
 
 def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting | None:
@@ -23,7 +24,16 @@ def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting 
     source = _source(found["source"], "tokenizer.source", reading) if "source" in found else "union"
     padding = scalars.whole(found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading)
     tokens = _tokens(found.get("tokens"), reading)
-    return TokenizerSetting(source, tokens, padding) if source is not None else None
+    tables = _tables(found.get("tables"), reading)
+    return TokenizerSetting(source, tokens, padding, tables) if source is not None else None
+
+
+def _tables(node: Node | None, reading: Reading) -> tuple[str, ...]:
+    if node is None or node.value is None:
+        return ()
+    items = node.value if isinstance(node.value, list) else [node]
+    found = [pattern_of(item, f"tokenizer.tables[{i}]", reading) for i, item in enumerate(items)]
+    return tuple(f for f in found if f)
 
 
 OF_A_MODEL = "model:"

@@ -11,7 +11,7 @@ from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE, TOP
-from alnico.recipe.nodes import Node, bare, cut, shown
+from alnico.recipe.nodes import Node, Reading, bare, cut, shown
 from alnico.recipe.norm_weight import read_norm_weight
 from alnico.recipe.options import own_setting
 from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, Scalar, Setting
@@ -236,13 +236,16 @@ def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | N
 
 def read_filter(node: Node | None, where: str, context: Context) -> str | None:
     """Read a filter; one that is not given, or empty as YAML's null, fits all. None if it is wrong."""
-    if node is None or node.value is None:
-        return "*"
+    return "*" if node is None or node.value is None else pattern_of(node, where, context.reading)
+
+
+def pattern_of(node: Node, where: str, reading: Reading) -> str | None:
+    """Read a filter that is given. None if it is wrong."""
     pattern = node.value
     if pattern in ("", "=", "re:"):
-        context.reading.wrong(node.line, f"{where} is {shown(pattern)}; expected a part of a tensor's name, or * for all.")
+        reading.wrong(node.line, f"{where} is {shown(pattern)}; expected a part of a tensor's name, or * for all.")
         return None
-    pattern = scalars.text(node, where, context.reading)
+    pattern = scalars.text(node, where, reading)
     if pattern is None or not pattern.startswith("re:"):
         return pattern
     try:
@@ -250,7 +253,7 @@ def read_filter(node: Node | None, where: str, context: Context) -> str | None:
             warnings.simplefilter("ignore")
             re.compile(pattern[3:])
     except (re.error, OverflowError, RecursionError) as error:
-        context.reading.wrong(node.line, f"{where} is {shown(pattern)}, which is no regular expression ({error}). Mend it.")
+        reading.wrong(node.line, f"{where} is {shown(pattern)}, which is no regular expression ({error}). Mend it.")
         return None
     return pattern
 

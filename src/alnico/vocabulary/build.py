@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import numpy as np
 from alnico.checkpoint.model import Source, read_json
 from alnico.errors import MismatchError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
+from alnico.vocabulary.apart import OF_LAYERS, maps_apart, refuse_other_meanings, refuse_unclear, settled
 from alnico.vocabulary.ids import remapped, remapped_all, rows_in, with_rows
 from alnico.vocabulary.output import combine, union_entries
 from alnico.vocabulary.rows import MEAN, ZEROS, Asked, RowMap, row_maps
+from alnico.vocabulary.tables import Tables, tables_of
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
 
 GENERATION = "generation_config.json"
@@ -33,9 +36,9 @@ class Left:
 class VocabularyPlan:
     """The output's vocabulary.
 
-    ``size`` rows; a map of rows a source; ``files`` to write by name, and ``without``, names of the donor's files that must
-    not be carried; ``config``, the keys of ``config.json`` with new values; ``left`` says for each source what is not in
-    the output.
+    ``size`` rows; a map of rows a source, and ``apart`` those of tensors with other rows than the vocabulary, by name; ``files`` to
+    write by name, and ``without``, names of the donor's files that must not be carried; ``config``, the keys of ``config.json`` with
+    new values; ``left`` says for each source what is not in the output. ``tables`` are each source's, as they were found.
     """
 
     size: int
@@ -45,6 +48,8 @@ class VocabularyPlan:
     config: Mapping[str, Any]
     left: tuple[Left, ...]
     notes: tuple[str, ...]
+    tables: tuple[Tables, ...] = ()
+    apart: Mapping[str, tuple[RowMap, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def plan_vocabulary(
@@ -53,7 +58,6 @@ def plan_vocabulary(
     references: Sequence[str],
     donor: int,
     models: Sequence[int],
-    names: Sequence[Sequence[str]] = (),
     *,
     has_base: bool = True,
 ) -> VocabularyPlan:
@@ -63,21 +67,22 @@ def plan_vocabulary(
     ``models`` that it lacks, in recipe order, in each model by id: plain ones as added tokens (merges are not merged), then
     each model's added tokens; of two descriptions of one token the first counts. Tokens of the recipe's ``tokens`` that are
     not there are added after them. How rows are found is told at :func:`~alnico.vocabulary.rows.row_maps`; the donor votes
-    with the models, and its row goes before others' if ``has_base``. ``names`` are each source's tensors with vocabulary
-    rows; without them the rows are the config's.
+    with the models, and its row goes before others' if ``has_base``. Which tensors have a row for each token is told at
+    :func:`~alnico.vocabulary.tables.tables_of`, or by the recipe's ``tables``; without any, the rows are the config's.
 
     Edge cases: a token whose id is beyond its model's rows is one that the model lacks, in the template one that is taken
     out, unless it has a role. Ids that no token has are padding, as are the rows up to ``pad_to_multiple_of``.
     Errors: RecipeError for tokens asked from where they are not; ModelError for a tokenizer that cannot be read;
-    MismatchError for a model that has none, and other rows than the donor.
+    MismatchError for a model that has none, and other rows than the donor; for rows that move where it cannot be told which
+    tensors have them; for ids that mean more than the tokenizer says.
     Differs from mergekit 0.1.5: the output has a row for each id up to the highest, not one a token; ids beyond a model's
     rows, and gaps, are no error; the padding is the mean of the rows that mean a token; ids come in recipe order; token ids
     of the configs follow their tokens.
     """
     labels = [s.label for s in sources]
     notes: list[str] = []
-    tokenizers = _tokenizers(sources, references, setting, donor, names, notes)
-    counts = [_rows(s, names[i] if i < len(names) else (), tokenizers[i]) for i, s in enumerate(sources)]
+    tokenizers, tables = _tokenizers(sources, references, setting, donor, notes)
+    counts = [_rows(s, tables[i], tokenizers[i]) for i, s in enumerate(sources)]
     template = donor if setting.source in ("union", "base") else _reference(setting.source, references, "tokenizer.source")
     order = list(dict.fromkeys([donor, *models]))
     entries = union_entries([(tokenizers[m], counts[m]) for m in order]) if setting.source == "union" else []
@@ -96,13 +101,21 @@ def plan_vocabulary(
     voters = list(dict.fromkeys([*models, donor]))
     asked = _asked(setting.tokens, tokens, references, labels, tokenizers, counts)
     maps = row_maps(held, size, voters, donor if has_base else None, asked)
+    base = donor if has_base else None
+    apart: dict[str, tuple[RowMap, ...]] = {}
+    if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
+        tables = settled(tables, sources, setting.tables)
+        refuse_unclear(tables, sources, setting.source, bool(setting.tables))
+        refuse_other_meanings(sources, tables, held, tokens)
+        apart = maps_apart(tables, sources, donor, held, size, lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked))
 
     left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, counts, strict=True))
     notes += _told(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
-    config, generation = _configs(sources[donor], tokenizers[donor], tokenizers[template], tokens, size, notes)
+    sizes = size, tables[donor].size, next((m[donor].size for n, m in apart.items() if n.endswith(OF_LAYERS)), None)
+    config, generation = _configs(sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes)
     files = {**result.files, **({GENERATION: generation} if generation is not None else {})}
     without = frozenset(FILES) - set(files)
-    return VocabularyPlan(size, maps, files, without, config, left, tuple(notes))
+    return VocabularyPlan(size, maps, files, without, config, left, tuple(notes), tuple(tables), apart)
 
 
 def _tokenizers(
@@ -110,12 +123,15 @@ def _tokenizers(
     references: Sequence[str],
     setting: TokenizerSetting,
     donor: int,
-    names: Sequence[Sequence[str]],
     notes: list[str],
-) -> list[Tokenizer]:
-    """The tokenizers of all sources; the donor's for a model that has none and as many rows."""
+) -> tuple[list[Tokenizer], list[Tables]]:
+    """The tokenizers and tables of all sources; the donor's tokenizer for a model that has none and as many rows."""
     read = [read_tokenizer(s.directory) for s in sources]
     stand_in = read[donor]
+    tables = []
+    for source, tokenizer in zip(sources, read, strict=True):
+        needed = 1 + max(tokenizer.tokens.values(), default=-1) if tokenizer is not None else 0
+        tables.append(tables_of(source, needed, setting.tables))
     found = []
     for i, (source, tokenizer) in enumerate(zip(sources, read, strict=True)):
         if tokenizer is None:
@@ -125,7 +141,7 @@ def _tokenizers(
                     f"sentencepiece model), and the recipe asks for tokenizer: {{source: {setting.source}}}. "
                     "Put the tokenizer's files into the model's folder."
                 )
-            rows = [_rows(sources[m], names[m] if m < len(names) else (), None) for m in (i, donor)]
+            rows = [_rows(sources[m], tables[m], None) for m in (i, donor)]
             if rows[0] != rows[1] or setting.source == references[i]:
                 raise MismatchError(
                     f"{source.label}: has no tokenizer that can be read, and {rows[0]} rows where {sources[donor].label} has "
@@ -133,13 +149,12 @@ def _tokenizers(
                 )
             notes.append(f"{source.label} has no tokenizer that can be read; it is taken to have that of {sources[donor].label}.")
         found.append(tokenizer or stand_in)
-    return [t for t in found if t is not None]
+    return [t for t in found if t is not None], tables
 
 
-def _rows(source: Source, names: Sequence[str], tokenizer: Tokenizer | None) -> int:
+def _rows(source: Source, tables: Tables, tokenizer: Tokenizer | None) -> int:
     """The rows of a model's vocabulary matrices: as its headers say, else its config, else its tokenizer."""
-    held = [source.tensors[n].shape[0] for n in names if n in source.tensors and source.tensors[n].shape]
-    stated = min(held) if held else rows_in(source.config)
+    stated = max(tables.rows.values()) if tables.rows else rows_in(source.config)
     if stated is not None:
         return stated
     return 1 + max(tokenizer.tokens.values(), default=-1) if tokenizer is not None else 0
@@ -248,9 +263,17 @@ def _told(
 
 
 def _configs(
-    donor: Source, of_donor: Tokenizer, template: Tokenizer, tokens: Mapping[str, int], size: int, notes: list[str]
+    donor: Source,
+    of_donor: Tokenizer,
+    template: Tokenizer,
+    tokens: Mapping[str, int],
+    sizes: tuple[int, int | None, int | None],
+    notes: list[str],
 ) -> tuple[dict[str, Any], bytes | None]:
-    """Changes of ``config.json``, and ``generation_config.json`` where it changes. Token ids follow their tokens."""
+    """Changes of ``config.json``, and ``generation_config.json`` where it changes. Token ids follow their tokens.
+
+    ``sizes`` are the rows of the output, those that the donor has, and new rows of embeddings per layer.
+    """
     meanings: dict[int, list[str]] = {}
     for token, row in of_donor.tokens.items():
         meanings.setdefault(row, []).append(token)
@@ -272,7 +295,7 @@ def _configs(
         return new
 
     config = dict(donor.config)
-    changed = with_rows(remapped_all(config, remap), size) if config else {}
+    changed = with_rows(remapped_all(config, remap), *sizes) if config else {}
     changes = {key: value for key, value in changed.items() if key not in config or config[key] != value}
     path = donor.directory / GENERATION if donor.directory is not None else None
     generation = read_json(path) if path is not None and path.exists() else {}

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 TEXT = ("text_config", "language_config", "llm_config", "thinker_config")
 """Keys of a config under which the language model of a larger one is described."""
+
+SIZES = (
+    "vocab_size", "n_words", "n_vocab", "text_vocab_size", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size",
+    "text_encoder_vocab_size",
+)  # fmt: skip
+PER_LAYER = "vocab_size_per_layer_input"
+"""Keys of a config that state the rows of tables of tokens; the last one those of Gemma's embeddings per layer."""
+WITHOUT_TEXT = ("vision", "visual", "image", "audio", "speech", "codec", "quant", "vq_", "depth", "talker", "code2wav", "t2u")
+"""Parts of the keys of sections that describe a vocabulary of something else."""
 
 ENDINGS = ("_token_id", "_token_ids", "_token_index")
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
@@ -37,28 +46,53 @@ def remapped_all(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     return {**config, **remapped(config, remap)}
 
 
-def with_rows(config: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """A whole config whose language model has a vocabulary of ``rows``, said where the config says it.
+def with_rows(config: Mapping[str, Any], new: int, old: int | None, per_layer: int | None = None) -> dict[str, Any]:
+    """A whole config whose language model has a vocabulary of ``new`` rows in the place of ``old``, said where the config says it.
 
-    >>> with_rows({"text_config": {"vocab_size": 5}, "vision_config": {"vocab_size": 2}}, 7)
+    ``per_layer`` are the new rows of the embeddings of layers, where they change.
+
+    >>> with_rows({"text_config": {"vocab_size": 5}, "vision_config": {"vocab_size": 2}}, 7, 5)
     {'text_config': {'vocab_size': 7}, 'vision_config': {'vocab_size': 2}}
     """
     changed = copy.deepcopy(dict(config))
-    inner = [key for key in TEXT if isinstance(changed.get(key), dict)]
-    for key in inner:
-        changed[key] = with_rows(changed[key], rows)
-    if "vocab_size" in changed or not inner:
-        changed["vocab_size"] = rows
+    is_said = False
+    for place, key, rows in list(stated_rows(config)):
+        section = changed
+        for part in place:
+            section = section[part]
+        if key == PER_LAYER and per_layer is not None:
+            section[key] = per_layer
+        elif rows == old:
+            section[key] = new
+            is_said = is_said or key != PER_LAYER
+    if not is_said:
+        section, inner = changed, [key for key in TEXT if isinstance(changed.get(key), dict)]
+        while inner:
+            section = section[inner[0]]
+            inner = [key for key in TEXT if isinstance(section.get(key), dict)]
+        section["vocab_size"] = new
     return changed
 
 
+def stated_rows(config: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, int]]:
+    """The sizes of vocabularies of tokens that a config states: the keys down to a section, the key there, and the rows."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            if not any(word in str(key) for word in WITHOUT_TEXT):
+                yield from stated_rows(value, (*place, str(key)))
+        elif key in (*SIZES, PER_LAYER) and type(value) is int:
+            yield place, str(key), value
+
+
+def is_text(place: Sequence[str]) -> bool:
+    """Is a section of a config, by the keys down to it, that of the language model or the whole?"""
+    return all(key in TEXT for key in place)
+
+
 def rows_in(config: Mapping[str, Any]) -> int | None:
-    """The rows of the vocabulary that a config states."""
-    for key in TEXT:
-        if isinstance(config.get(key), Mapping) and (found := rows_in(config[key])) is not None:
-            return found
-    rows = config.get("vocab_size")
-    return rows if type(rows) is int else None
+    """The rows of the vocabulary that a config states, in its innermost section on text."""
+    said = [(place, rows) for place, key, rows in stated_rows(config) if key == SIZES[0] and is_text(place)]
+    return max(said, key=lambda found: len(found[0]))[1] if said else None
 
 
 def _ids(key: str, value: Any, remap: Remap) -> Any:

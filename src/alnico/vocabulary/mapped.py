@@ -1,11 +1,11 @@
-"""A model whose vocabulary matrices have the output's rows: gathered while they are read."""
+"""A model whose vocabulary matrices have the output's rows, or columns: gathered while they are read."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,19 +29,30 @@ FOREIGN = "::"
 
 @dataclass(frozen=True)
 class _Gathered:
-    """How one tensor is read: its name in each source that rows come from; ``raw`` if bytes are moved and never decoded."""
+    """How one tensor is read: its name in each source that rows come from; ``raw`` if bytes are moved and never decoded.
+
+    One that ``is_turned`` has a column for each token; it is read by whole rows, of ``columns`` elements.
+    """
 
     name: str
     tensor: Described
     columns: int
     names: Mapping[int, str]
     raw: bool
+    is_turned: bool = False
 
 
 def mapped(
-    source: Source, others: Sequence[Source], names: Iterable[str], row_map: RowMap, ties: Mapping[str, str] | None = None
+    source: Source,
+    others: Sequence[Source],
+    names: Iterable[str],
+    row_map: RowMap,
+    ties: Mapping[str, str] | None = None,
+    turned: Collection[str] = (),
 ) -> Source:
     """Give a model the output's vocabulary rows; returns ``source`` itself where nothing changes.
+
+    Tensors in ``turned`` have a column for each token. Dimensions of 1 before the rows stay: a bias may be (1, tokens).
 
     ``others`` are all sources, in the order that ``row_map`` counts them, ``source`` among them; ``names`` are the tensors of
     ``source`` that have vocabulary rows. ``ties`` tells which tensor stands for one that another model does not store: the
@@ -53,15 +64,20 @@ def mapped(
     """
     found = {}
     for name in names:
-        gathered = _gathered(source, others, name, row_map, ties or {})
+        gathered = _gathered(source, others, name, row_map, ties or {}, is_turned=name in turned)
         if gathered is not None:
             found[name] = gathered
     return MappedModel(source, others, found, row_map) if found else source
 
 
-def _gathered(source: Source, others: Sequence[Source], name: str, row_map: RowMap, ties: Mapping[str, str]) -> _Gathered | None:
+def _gathered(
+    source: Source, others: Sequence[Source], name: str, row_map: RowMap, ties: Mapping[str, str], *, is_turned: bool = False
+) -> _Gathered | None:
     own = source.tensors[name]
-    if not own.shape or row_map.keeps(own.shape[0]):
+    if not own.shape:
+        return None
+    axis = 1 if is_turned else next((i for i, n in enumerate(own.shape) if n != 1), 0)
+    if row_map.keeps(own.shape[axis]):
         return None
     held = {}
     for i in row_map.read_from:
@@ -74,7 +90,7 @@ def _gathered(source: Source, others: Sequence[Source], name: str, row_map: RowM
             )
         held[i] = alias
         shape = others[i].tensors[alias].shape
-        if shape[1:] != own.shape[1:]:
+        if _beside(shape, axis) != _beside(own.shape, axis):
             raise MismatchError(
                 f"{name}: {source.label} is {own.shape}, {others[i].label} is {shape}; expected rows of one width. "
                 "Use models of one architecture and size."
@@ -87,8 +103,13 @@ def _gathered(source: Source, others: Sequence[Source], name: str, row_map: RowM
             f"expected {', '.join(MERGEABLE)}. Convert the models."
         )
     dtype = own.dtype if raw else promote(["F32", *dtypes])
-    tensor = Described(dtype, (row_map.size, *own.shape[1:]), own.nominal)
-    return _Gathered(name, tensor, math.prod(own.shape[1:]), held, raw)
+    tensor = Described(dtype, (*own.shape[:axis], row_map.size, *own.shape[axis + 1 :]), own.nominal)
+    columns = row_map.size if is_turned else math.prod(own.shape[axis + 1 :])
+    return _Gathered(name, tensor, columns, held, raw, is_turned)
+
+
+def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
 
 
 class MappedModel:
@@ -108,7 +129,7 @@ class MappedModel:
     @property
     def unmapped(self) -> Source:
         """The model as it is on the disk."""
-        return self._source
+        return getattr(self._source, "unmapped", self._source)
 
     @property
     def label(self) -> str:
@@ -132,17 +153,23 @@ class MappedModel:
 
     @property
     def held_bytes(self) -> int:
-        padding = sum(8 * g.columns for g in self._gathered.values() if not g.raw)
+        padding = sum(8 * g.columns for g in self._gathered.values() if not g.raw and not g.is_turned)
         return self._source.held_bytes + self._map.held_bytes + padding
 
     @property
     def reading_bytes(self) -> int:
-        columns = max((g.columns for g in self._gathered.values() if not g.raw), default=0)
+        columns = max((self._widest(g) for g in self._gathered.values() if not g.raw or g.is_turned), default=0)
         below = max(source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from)))
         if not columns:
             return below
         piece = max(PIECE_ELEMENTS, columns)
         return below + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
+
+    def _widest(self, gathered: _Gathered) -> int:
+        """The elements of a row, here and where it comes from."""
+        if not gathered.is_turned:
+            return gathered.columns
+        return max(gathered.columns, *(self._others[i].tensors[n].shape[1] for i, n in gathered.names.items()))
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
@@ -186,7 +213,9 @@ class MappedModel:
         elif len(buffer):
             row_bytes = gathered.columns * DTYPES[gathered.tensor.dtype].bits // 8
             low, high = offset // row_bytes, -(-(offset + len(buffer)) // row_bytes)
-            if gathered.raw:
+            if gathered.is_turned:
+                self._turn(gathered, low, high, row_bytes, offset, buffer)
+            elif gathered.raw:
                 self._move(gathered, low, high, row_bytes, offset, buffer)
             else:
                 self._compute(gathered, low, high, row_bytes, offset, buffer)
@@ -217,6 +246,40 @@ class MappedModel:
             data = values.view(np.uint8).ravel()
             at, to = max(offset, first * row_bytes), min(end, last * row_bytes)
             out[at - offset : to - offset] = data[at - first * row_bytes : to - first * row_bytes]
+
+    def _turn(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer likewise, where tokens have columns: a row at a time."""
+        out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
+        for row in range(low, high):
+            values = self._turned_row(gathered, row).view(np.uint8)
+            at, to = max(offset, row * row_bytes), min(end, (row + 1) * row_bytes)
+            out[at - offset : to - offset] = values[at - row * row_bytes : to - row * row_bytes]
+
+    def _turned_row(self, gathered: _Gathered, row: int) -> np.ndarray:
+        """One row of a tensor with a column for each token, (columns,)."""
+        origin, column = self._map.origin, self._map.row
+        size = DTYPES[gathered.tensor.dtype].bytes
+        kind = np.dtype(f"u{size}") if gathered.raw else np.dtype(DTYPES[gathered.tensor.dtype].storage)
+        out = np.zeros(gathered.columns, kind)
+        total = np.zeros(len(self._map.means), np.float64)
+        averaged = np.flatnonzero(origin == MEAN)
+        for source, name in gathered.names.items():
+            tensor = self._others[source].tensors[name]
+            width = tensor.shape[1] * DTYPES[tensor.dtype].bytes
+            raw = np.empty(width, np.uint8)
+            self._others[source].read_into(name, row * width, memoryview(raw))
+            values = raw.view(kind) if gathered.raw else decode(raw, tensor.dtype)
+            here = origin == source
+            out[here] = values[column[here]]
+            if len(averaged):
+                table = self._map.means[:, source]
+                total[table >= 0] += values[table[table >= 0]]
+        if len(averaged):
+            out[averaged] = (total / (self._map.means >= 0).sum(axis=1))[column[averaged]]
+        padding = origin == PADDING
+        if padding.any():
+            out[padding] = out[~padding].astype(np.float64).sum() / max(int((~padding).sum()), 1)
+        return out
 
     def _pieces(self, gathered: _Gathered, low: int, high: int) -> Iterable[tuple[int, int]]:
         step = max(PIECE_ELEMENTS // gathered.columns, 1)

@@ -1,0 +1,172 @@
+"""Which tensors of a model have a row for each token: told by shapes and the config, and by names only where sizes coincide."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from alnico.checkpoint.model import Source
+from alnico.recipe.options import fits
+from alnico.vocabulary.ids import PER_LAYER, is_text, stated_rows
+
+EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight", "shared.weight")
+HEADS = (
+    "lm_head.weight", "lm_head.bias", "embed_out.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias",
+)  # fmt: skip
+"""Endings of names that are tables of tokens in every family that has them."""
+
+LOOKS_UP = (
+    "embed_tokens", "embed_tokens_per_layer", "word_embeddings", "word_embedding", "token_embedding", "token_embeddings", "tok_embeddings",
+    "tok_emb", "tokens_embed", "embed_in", "embeddings", "embedding", "embed", "emb", "wte", "shared",
+)  # fmt: skip
+"""How the last word of a module ends that looks rows up by token; one that is called ``w`` is CTRL's."""
+SCORES = (
+    "head", "embed_out", "unembed", "predictions", "decoder", "pred_layer.proj", "projector", "vocab_proj", "lm_loss", "logits",
+    "final_logits_bias", "output_projection",
+)  # fmt: skip
+"""How the name of a module ends that gives each token a score."""
+POSITIONS = ("position", "pos_", "_pos", "wpe", "type_emb", "segment", "lang_emb", "langs")
+"""Parts of the names of tables that are looked up by something else than a token, whatever their number of rows."""
+OTHERS = (
+    "norm", "ln_", "layernorm", "patch", "conv", "time", "rel_", "relative", "rotary", "class", "score", "seq_rel", "dense", "pooler",
+    "mask", "query", "latent", "codebook", "router", "gate",
+)  # fmt: skip
+"""Parts of the last words of other tensors."""
+TURNED = "predictions.dense.weight"
+"""How the name of MobileBERT's matrix ends that has a column for each token."""
+NEAR = 128
+"""Most rows that an embedding has beyond the vocabulary: for images, or for what begins a text."""
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The tensors of a model with a row for each token.
+
+    ``size`` is that of the vocabulary, None where nothing tells; ``rows`` says how many each tensor has; those in ``turned`` have a
+    column for each token instead; ``unclear`` are tensors of that size that may be tables or not.
+    """
+
+    size: int | None = None
+    rows: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    turned: frozenset[str] = frozenset()
+    unclear: tuple[str, ...] = ()
+
+
+def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tables:
+    """Tell the tables of a model.
+
+    The size of the vocabulary is what the config says of the text model, if a matrix has as many rows; else the rows of the
+    embeddings that go by a known name. ``tokens``, the rows that the tokenizer needs, chooses among several. Every tensor of this
+    size (in its first dimension, ones left out, or in its second outside of layers) is a table. Where the size is another one of the
+    model too, a hidden size say, the names decide, and what they leave open is ``unclear``. An embedding of a few more rows is a table
+    (Mllama's), and so is one whose rows the config states by themselves (Gemma 3n's per layer). ``named``, filters of a recipe, stand
+    in the place of all this.
+    """
+    if named:
+        rows = {n: rows_of(t.shape) for n, t in source.tensors.items() if t.shape and any(fits(f, n) for f in named)}
+        return Tables(Counter(rows.values()).most_common(1)[0][0] if rows else None, rows)
+    shapes = {n: t.shape for n, t in source.tensors.items() if t.shape}
+    size = _size(source.config, shapes, tokens)
+    if size is None:
+        return Tables()
+    may_be = {n: shape for n, shape in shapes.items() if not any(word in n.lower() for word in POSITIONS)}
+    alike = [n for n, shape in may_be.items() if rows_of(shape) == size]
+    turned = [n for n, s in may_be.items() if len(s) == 2 and s[1] == size and s[0] not in (1, size) and not _is_numbered(n)]
+    unclear: tuple[str, ...] = ()
+    if _is_another_size_too(size, source):
+        kinds = {n: _is_table(n, shapes) for n in alike}
+        alike = [n for n in alike if kinds[n]]
+        turned = [n for n in turned if n.endswith(TURNED)]
+        unclear = tuple(n for n in kinds if kinds[n] is None)
+    rows = dict.fromkeys([*alike, *turned], size)
+    apart = {r for _, key, r in stated_rows(source.config) if key == PER_LAYER}
+    has_embedding = any(_looks_up(n) for n in alike)
+    for name, shape in may_be.items():
+        if len(shape) == 2 and name not in rows and _looks_up(name):
+            is_near = not has_embedding and 0 < shape[0] - size <= NEAR
+            if is_near or (shape[0] in apart and _module(name).endswith("per_layer")):
+                rows[name] = shape[0]
+    return Tables(size, {n: rows[n] for n in shapes if n in rows}, frozenset(turned), unclear)
+
+
+def rows_of(shape: Sequence[int]) -> int:
+    """The rows of a tensor, dimensions of 1 before them left out: the bias of a head may be (1, tokens).
+
+    >>> rows_of((5, 3)), rows_of((1, 5)), rows_of((1, 1))
+    (5, 5, 1)
+    """
+    return next((n for n in shape if n != 1), 1)
+
+
+def is_input(name: str) -> bool:
+    """Does a table of tokens look rows up, as its name says? Else it is a head.
+
+    >>> [is_input(n) for n in ("transformer.w.weight", "model.embed_tokens.weight", "embed_out.weight", "cls.predictions.decoder.weight")]
+    [True, True, False, False]
+    """
+    return name.endswith(".weight") and _looks_up(name) and not _module(name).endswith(SCORES)
+
+
+def _module(name: str) -> str:
+    """The name of the module that has a tensor, of its last two words that are no numbers."""
+    words = [w for w in name.lower().split(".") if not w.isdigit()]
+    return ".".join(words[-3:-1] if words[-1] in ("weight", "bias") else words[-2:])
+
+
+def _looks_up(name: str) -> bool:
+    last = _module(name).rpartition(".")[2]
+    return last == "w" or last.endswith(LOOKS_UP)
+
+
+def _is_numbered(name: str) -> bool:
+    return any(word.isdigit() for word in name.split("."))
+
+
+def _size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tokens: int) -> int | None:
+    """The size of the vocabulary that the tokenizer is of."""
+    held = {shape[0] for shape in shapes.values() if len(shape) == 2}
+    said = [(place, rows) for place, key, rows in stated_rows(config) if key != PER_LAYER]
+    is_there = [(place, rows) for place, rows in said if rows in held]
+    main = [rows for place, rows in is_there if is_text(place)] or [rows for _, rows in is_there]
+    if not main:
+        main = [s[0] for n, s in shapes.items() if len(s) == 2 and n.endswith((*EMBEDDINGS, *HEADS)) and rows_of(s) >= tokens]
+    if not main:
+        main = [rows_of(s) for n, s in shapes.items() if n.endswith((*EMBEDDINGS, *HEADS))]
+    enough = [rows for rows in main if rows >= tokens]
+    return min(enough) if enough else max(main, default=None)
+
+
+def _is_another_size_too(size: int, source: Source) -> bool:
+    """Is the vocabulary as large as something else: the inputs of a matrix in a layer, or what else the config states?"""
+    inputs = (t.shape for n, t in source.tensors.items() if _is_numbered(n))
+    return any(size in [n for n in shape if n != 1][1:] for shape in inputs) or size in _numbers(source.config)
+
+
+def _numbers(config: Mapping[str, Any]) -> Iterator[int]:
+    """The sizes that a config states, but for those of vocabularies, ids of tokens and settings of generation."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            if key in ("id2label", "label2id"):
+                yield len(value)
+            elif key != "vocabulary_map":
+                yield from _numbers({str(k): v for k, v in value.items()})
+        elif any(word in str(key) for word in ("vocab", "token", "_id", "index", "max_length", "min_length", "top_k", "n_words")):
+            continue
+        else:
+            yield from (v for v in (value if isinstance(value, list) else [value]) if type(v) is int)
+
+
+def _is_table(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
+    """What a name says of a tensor whose size may be that of the vocabulary or another; None if nothing."""
+    if name.endswith((*EMBEDDINGS, *HEADS)):
+        return True
+    module = _module(name)
+    if any(word in module.rpartition(".")[2] for word in OTHERS):
+        return False
+    is_told = module.endswith(SCORES) or (len(shapes[name]) == 2 and _looks_up(name))
+    if _is_numbered(name):
+        return None if is_told else False
+    return True if is_told else None
