@@ -146,9 +146,8 @@ def planned(case: Mapping[str, Any], sources: Sequence[Source], **keys: Any) -> 
 
     names = case["models"]
     donor = names.index(case.get("base_model", names[0]))
-    tensors = [(EMBED, HEAD)] * len(sources)
     has_base = "base_model" in case
-    return plan_vocabulary(setting_of(case), sources, names, donor, range(len(names)), tensors, has_base=has_base, **keys)
+    return plan_vocabulary(setting_of(case), sources, names, donor, range(len(names)), has_base=has_base, **keys)
 
 
 def matrix(source: Source, name: str) -> np.ndarray:

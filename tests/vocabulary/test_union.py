@@ -19,19 +19,15 @@ from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.mapped import mapped
 from alnico.vocabulary.rows import PADDING, ZEROS
 from alnico.vocabulary.tokenizer import added_ids, read_tokenizer
-from made_tokenizers import CASES, EMBED, HEAD, entry, letters, matrix, planned, save_family, save_matrices, save_tokenizer, special
+from made_tokenizers import CASES, EMBED, entry, letters, matrix, planned, save_family, save_matrices, save_tokenizer, special
 
 UNION = TokenizerSetting()
 TEXT = "abcd efgh bad cab hedge"
 
 
-def tensors(count: int) -> list[tuple[str, str]]:
-    return [(EMBED, HEAD)] * count
-
-
 def plan_of(sources: Sequence[Model], setting: TokenizerSetting = UNION, **keys: Any) -> VocabularyPlan:
     names = [s.location.name for s in sources]
-    return plan_vocabulary(setting, sources, names, 0, range(len(sources)), tensors(len(sources)), **keys)
+    return plan_vocabulary(setting, sources, names, 0, range(len(sources)), **keys)
 
 
 def written(plan: VocabularyPlan, folder: Path) -> Library:
@@ -260,7 +256,7 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(fam
         "x_token_id": 77,
     }
     (folder / "generation_config.json").write_text(json.dumps(generation))
-    plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1], tensors(2))
+    plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1])
     assert plan.config == {
         "vocab_size": 16, "bos_token_id": 1, "eos_token_id": [2, 4], "pad_token_id": None, "image_token_index": None,
         "text_config": {"vocab_size": 16, "bos_token_id": 1},
@@ -276,7 +272,7 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(fam
 def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(family: dict[str, Model], tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "a", {"a": 0, "<eot>": 1}, [], eos_token="<eot>")
     source = opened(folder, 0, 2, eos_token_id=[1, 1], bos_token_id=1)
-    plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1], tensors(2))
+    plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1])
     assert (plan.config["eos_token_id"], plan.config.get("bos_token_id", 1)) == ([2], 1)
     assert "eos_token_id: '<eot>' is not in the output; '</s>' takes its place." in plan.notes
 
@@ -296,7 +292,7 @@ def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
 
 def test_a_model_outside_the_merge_gives_rows_to_tokens_that_only_it_has(family: dict[str, Model]) -> None:
     sources = [family["chat"], family["base"]]
-    plan = plan_vocabulary(TokenizerSetting("base"), sources, ["chat", "base"], 0, [1], tensors(2))
+    plan = plan_vocabulary(TokenizerSetting("base"), sources, ["chat", "base"], 0, [1])
     assert (plan.rows[1].origin.tolist(), plan.rows[1].row.tolist()) == ([1] * 14 + [0, 0], list(range(16)))
 
 
@@ -318,12 +314,6 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
         MismatchError, match=r"has no tokenizer that can be read .*and the recipe asks for tokenizer: {source: union}"
     ):
         plan_of([bare, family["base"]])
-
-
-def test_rows_are_counted_by_the_config_where_the_tensors_are_not_named(family: dict[str, Model]) -> None:
-    sources = [family["base"], family["unused"]]
-    plan = plan_vocabulary(UNION, sources, ["base", "unused"], 0, [0, 1])
-    assert plan.size == 14
 
 
 def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, Model]) -> None:

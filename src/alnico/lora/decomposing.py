@@ -12,8 +12,9 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.lora.written import Kind
 from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.plan.compatibility import Misfit, explain_mismatch
-from alnico.plan.families import EMBEDDINGS, HEADS, OTHER_TABLES, ROUTERS, is_lookup, is_tied, is_turned_linear, tied_heads
+from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, is_turned_linear, tied_heads
 from alnico.recipe.options import fits
+from alnico.vocabulary.tables import is_input, tables_of
 
 Fate = Literal["factors", "saved", "left out"]
 OthersChoice = Literal["save", "leave"]
@@ -90,8 +91,9 @@ def subjects_of(
     compared: list[Subject] = []
     apart: list[Apart] = []
     has_head = any("For" in str(a) or "LMHead" in str(a) for a in base.config.get("architectures") or ())
-    tied = tuple(n for n in base.tensors if n.endswith(EMBEDDINGS)) if has_head and is_tied(base.config) else ()
-    heads = tied_heads(base.config, base.tensors, [n for n in base.tensors if n.endswith(HEADS)])
+    tables = tables_of(base).rows
+    tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
+    heads = tied_heads(base.config, base.tensors, [n for n in tables if not is_input(n)])
     for name, tensor in base.tensors.items():
         other = tuned.tensors.get(name)
         if other is None:
@@ -105,7 +107,7 @@ def subjects_of(
             if not _are_equal(tuned, base, name):
                 apart.append(Apart(name, f"is {other.dtype}, which has no difference in floating point"))
         else:
-            fate, why, kind = _fate(name, tensor.shape, include, exclude, others, embeddings)
+            fate, why, kind = _fate(name, tensor.shape, include, exclude, others, embeddings, is_of_tokens=name in tables)
             if name in tied and fate == "factors":
                 fate, why = "left out", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved"
             turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
@@ -121,12 +123,14 @@ def _fate(
     exclude: Sequence[str],
     others: OthersChoice,
     embeddings: EmbeddingsChoice,
+    *,
+    is_of_tokens: bool,
 ) -> tuple[Fate, str, Kind]:
     if any(fits(pattern, name) for pattern in exclude) or (include and not any(fits(pattern, name) for pattern in include)):
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
-    is_table = is_weight and len(shape) == 2 and is_lookup(name)
-    if (is_table or name.endswith((*OTHER_TABLES, *HEADS))) and embeddings != "lora":
+    is_table = is_weight and len(shape) == 2 and (is_lookup(name) or (is_of_tokens and is_input(name)))
+    if (is_table or is_of_tokens or name.endswith(OTHER_TABLES)) and embeddings != "lora":
         return (
             ("saved", "", "linear")
             if embeddings == "save"

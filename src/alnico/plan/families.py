@@ -8,24 +8,19 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alnico.checkpoint.model import Source
+from alnico.vocabulary.tables import is_head
 
 TIED = {"lm_head.weight": "embed_tokens.weight", "decoder.weight": "embeddings.word_embeddings.weight"}
 """Heads that a config with ``tie_word_embeddings`` takes from the embedding. Matched at the end of a name."""
 
-EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight", "shared.weight")
-HEADS = (
-    "lm_head.weight",
-    "lm_head.bias",
-    "embed_out.weight",
-    "predictions.decoder.weight",
-    "predictions.decoder.bias",
-    "predictions.bias",
+BEFORE_LAYERS = re.compile(
+    r"(^|_)emb|embed(ding)?s?$|^(w[tp]e|shared|position|project_in|altup_projections|per_layer_(model_)?projection|input_hidden_states)|^w$",
+    re.IGNORECASE,
 )
-"""Endings of the tensors with a row for each token."""
+"""How a word in the name of a tensor reads that is used before the layers; what is in no layer else comes after."""
 
-BEFORE_LAYERS = ("embed", "wte", "wpe", "shared", "position_ids")
-"""Beginnings of the words in the name of a tensor that is used before the layers; what is in no layer else comes after."""
+AFTER_LAYERS = ("embed_out", "embedding_norm", "altup_unembed")
+"""Beginnings of words that read like an embedding's and come after the layers: heads, and the last norm of LFM2."""
 
 LOOKUPS = (
     "embed_tokens", "embeddings", "embedding", "wte", "wpe", "embed_in", "embed_tokens_per_layer", "shared", "relative_attention_bias",
@@ -352,11 +347,6 @@ def group_of(name: str) -> str:
     return OTHER
 
 
-def vocabulary_tensors(source: Source) -> tuple[str, ...]:
-    """The tensors of a model with a row for each token: embeddings and heads."""
-    return tuple(n for n in source.tensors if n.endswith((*EMBEDDINGS, *HEADS)))
-
-
 def is_tied(config: Mapping[str, Any]) -> bool:
     """Does a model of this config take its head, if it has one, from its embedding?
 
@@ -390,8 +380,11 @@ def comes_first(name: str) -> bool:
 
     >>> [comes_first(n) for n in ("model.embed_tokens.weight", "embeddings.LayerNorm.bias", "model.norm.weight", "lm_head.weight")]
     [True, True, False, False]
+    >>> [comes_first(n) for n in ("transformer.word_embeddings.weight", "transformer.w.weight", "embed_out.weight")]
+    [True, True, False]
     """
-    return any(word.startswith(BEFORE_LAYERS) for word in name.split("."))
+    words = name.split(".")
+    return any(BEFORE_LAYERS.search(word) for word in words) and not any(word.startswith(AFTER_LAYERS) for word in words)
 
 
 def is_vision(name: str) -> bool:
@@ -424,14 +417,14 @@ def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tup
     if found:
         holders = [m for m in named if found in MODULES[m]]
         return (holders[0], name[len(found) :].removeprefix("model.")) if holders else None
-    owner = "shared" if "shared" in named and name.endswith(HEADS) else "text_decoder"
+    owner = "shared" if "shared" in named and is_head(name) else "text_decoder"
     return (owner, name.removeprefix("language_model.").removeprefix("model.")) if owner in named else None
 
 
 def prefixes_of(names: Iterable[str]) -> tuple[str, ...]:
     """The beginnings of module names that occur among the names of a model's tensors."""
     known = dict.fromkeys(p for prefixes in MODULES.values() for p in prefixes)
-    others = [n for n in names if not n.endswith(HEADS)]
+    others = [n for n in names if not is_head(n)]
     return tuple(p for p in known if any(n.startswith(p) for n in others))
 
 

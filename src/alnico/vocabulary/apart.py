@@ -15,6 +15,8 @@ from alnico.vocabulary.tables import Tables, rows_of
 
 OF_LAYERS = "per_layer.weight"
 """How the name of an embedding ends whose rows the config states by themselves."""
+HASHED = ("ngram_vocab_size_base", "encoder_hash_byte_group_vocab")
+"""Keys of configs whose models look up hashes of the ids of tokens."""
 SHOWN = 3
 
 
@@ -73,7 +75,7 @@ def refuse_other_meanings(sources: Sequence[Source], tables: Sequence[Tables], h
                 what = f"ids from {value} on are those of images and sounds, not the tokenizer's"
             elif key == "additional_vocab_size" and value and any("additional" in n for n in source.tensors):
                 changes, what = True, "the rows of added tokens are kept in tensors of their own"
-            elif "ngram" in key or "hash_byte" in key:
+            elif key in HASHED:
                 changes, what = bool(moves.any()), "rows are chosen by hashes of the ids of tokens"
             else:
                 continue

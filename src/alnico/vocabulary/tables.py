@@ -10,7 +10,7 @@ from typing import Any
 
 from alnico.checkpoint.model import Source
 from alnico.recipe.options import fits
-from alnico.vocabulary.ids import PER_LAYER, is_text, stated_rows
+from alnico.vocabulary.ids import PER_LAYER, SIZES, WITHOUT_TEXT, is_text, stated_rows
 
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight", "shared.weight")
 HEADS = (
@@ -20,25 +20,29 @@ HEADS = (
 
 LOOKS_UP = (
     "embed_tokens", "embed_tokens_per_layer", "word_embeddings", "word_embedding", "token_embedding", "token_embeddings", "tok_embeddings",
-    "tok_emb", "tokens_embed", "embed_in", "embeddings", "embedding", "embed", "emb", "wte", "shared",
+    "tok_emb", "tokens_embed", "embed_in", "text_tokens", "embeddings", "embedding", "embed", "emb", "wte", "shared",
 )  # fmt: skip
 """How the last word of a module ends that looks rows up by token; one that is called ``w`` is CTRL's."""
 SCORES = (
-    "head", "embed_out", "unembed", "predictions", "decoder", "pred_layer.proj", "projector", "vocab_proj", "lm_loss", "logits",
-    "final_logits_bias", "output_projection",
+    "head", "heads", "embed_out", "unembed", "predictions", "decoder", "pred_layer.proj", "projector", "vocab_proj", "lm_loss", "logits",
+    "final_logits_bias", "output_projection", "output_proj", "proj_out", "lm_head.out_proj",
 )  # fmt: skip
 """How the name of a module ends that gives each token a score."""
-POSITIONS = ("position", "pos_", "_pos", "wpe", "type_emb", "segment", "lang_emb", "langs")
+POSITIONS = ("position", "pos_", "_pos", "wpe", "type_emb", "segment", "lang_emb", "langs", "pronunciation", "shape_emb", "entity", "entities")
 """Parts of the names of tables that are looked up by something else than a token, whatever their number of rows."""
 OTHERS = (
     "norm", "ln_", "layernorm", "patch", "conv", "time", "rel_", "relative", "rotary", "class", "score", "seq_rel", "dense", "pooler",
     "mask", "query", "latent", "codebook", "router", "gate",
 )  # fmt: skip
 """Parts of the last words of other tensors."""
+MODAL = (
+    "audio", "codec", "codebook", "speech_", "vision", "image", "depth_", "t2u", "unit_", "talker", "semantic", "coarse", "fine_", "vocoder",
+)  # fmt: skip
+"""Parts of the names of what may have a vocabulary of its own."""
+BY_ID = "gate.tid2eid"
+"""How the name of DeepSeek V4's table of experts by token ends."""
 TURNED = "predictions.dense.weight"
 """How the name of MobileBERT's matrix ends that has a column for each token."""
-NEAR = 128
-"""Most rows that an embedding has beyond the vocabulary: for images, or for what begins a text."""
 
 
 @dataclass(frozen=True)
@@ -75,21 +79,21 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
     may_be = {n: shape for n, shape in shapes.items() if not any(word in n.lower() for word in POSITIONS)}
     alike = [n for n, shape in may_be.items() if rows_of(shape) == size]
     turned = [n for n, s in may_be.items() if len(s) == 2 and s[1] == size and s[0] not in (1, size) and not _is_numbered(n)]
-    unclear: tuple[str, ...] = ()
-    if _is_another_size_too(size, source):
+    unclear = [n for n in alike if _is_listed(n) and _is_named(n, shapes[n])]
+    alike = [n for n in alike if n not in unclear]
+    if _is_another_size_too(size, source.config, shapes):
         kinds = {n: _is_table(n, shapes) for n in alike}
         alike = [n for n in alike if kinds[n]]
         turned = [n for n in turned if n.endswith(TURNED)]
-        unclear = tuple(n for n in kinds if kinds[n] is None)
+        unclear += [n for n in kinds if kinds[n] is None]
     rows = dict.fromkeys([*alike, *turned], size)
     apart = {r for _, key, r in stated_rows(source.config) if key == PER_LAYER}
-    has_embedding = any(_looks_up(n) for n in alike)
-    for name, shape in may_be.items():
-        if len(shape) == 2 and name not in rows and _looks_up(name):
-            is_near = not has_embedding and 0 < shape[0] - size <= NEAR
-            if is_near or (shape[0] in apart and _module(name).endswith("per_layer")):
-                rows[name] = shape[0]
-    return Tables(size, {n: rows[n] for n in shapes if n in rows}, frozenset(turned), unclear)
+    others = [n for n, s in may_be.items() if len(s) == 2 and n not in rows and s[0] != size and _looks_up(n) and not _is_apart(n)]
+    longer = [n for n in others if shapes[n][0] > size and not _module(n).endswith(SCORES)]
+    if len(longer) == 1 and not any(_looks_up(n) for n in alike):
+        rows[longer[0]] = shapes[longer[0]][0]
+    rows |= {n: shapes[n][0] for n in others if shapes[n][0] in apart and _module(n).endswith("per_layer")}
+    return Tables(size, {n: rows[n] for n in shapes if n in rows}, frozenset(turned), tuple(unclear))
 
 
 def rows_of(shape: Sequence[int]) -> int:
@@ -108,6 +112,15 @@ def is_input(name: str) -> bool:
     [True, True, False, False]
     """
     return name.endswith(".weight") and _looks_up(name) and not _module(name).endswith(SCORES)
+
+
+def is_head(name: str) -> bool:
+    """Does a tensor belong to what gives each token a score, as its name says?
+
+    >>> [is_head(n) for n in ("lm_head.bias", "decoder.weight", "embed_out.weight", "decoder.layers.0.fc1.weight")]
+    [True, True, True, False]
+    """
+    return name.endswith(HEADS) or _module(name).endswith(SCORES)
 
 
 def _module(name: str) -> str:
@@ -139,21 +152,28 @@ def _size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], toke
     return min(enough) if enough else max(main, default=None)
 
 
-def _is_another_size_too(size: int, source: Source) -> bool:
-    """Is the vocabulary as large as something else: the inputs of a matrix in a layer, or what else the config states?"""
-    inputs = (t.shape for n, t in source.tensors.items() if _is_numbered(n))
-    return any(size in [n for n in shape if n != 1][1:] for shape in inputs) or size in _numbers(source.config)
+def _is_another_size_too(size: int, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Is the vocabulary as large as something else: what the config states, or a dimension of a tensor in a layer?"""
+    if size in _numbers(config):
+        return True
+    return any(size in shape and _is_numbered(n) and not (shape[0] == size and _is_named(n, shape)) for n, shape in shapes.items())
 
 
-def _numbers(config: Mapping[str, Any]) -> Iterator[int]:
-    """The sizes that a config states, but for those of vocabularies, ids of tokens and settings of generation."""
+def _numbers(config: Mapping[str, Any], is_other: bool = False) -> Iterator[int]:
+    """The sizes that a config states, but for those of vocabularies of text, ids of tokens and settings of generation.
+
+    ``is_other`` says that it is the section of something else than text.
+    """
     for key, value in config.items():
         if isinstance(value, Mapping):
             if key in ("id2label", "label2id"):
                 yield len(value)
             elif key != "vocabulary_map":
-                yield from _numbers({str(k): v for k, v in value.items()})
-        elif any(word in str(key) for word in ("vocab", "token", "_id", "index", "max_length", "min_length", "top_k", "n_words")):
+                is_apart = any(word in str(key) for word in WITHOUT_TEXT)
+                yield from _numbers({str(k): v for k, v in value.items()}, is_apart or is_other)
+        elif any(word in str(key) for word in ("token", "_id", "index", "max_length", "min_length", "top_k")):
+            continue
+        elif not is_other and key in (*SIZES, PER_LAYER, "unpadded_vocab_size"):
             continue
         else:
             yield from (v for v in (value if isinstance(value, list) else [value]) if type(v) is int)
@@ -161,12 +181,24 @@ def _numbers(config: Mapping[str, Any]) -> Iterator[int]:
 
 def _is_table(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
     """What a name says of a tensor whose size may be that of the vocabulary or another; None if nothing."""
-    if name.endswith((*EMBEDDINGS, *HEADS)):
-        return True
-    module = _module(name)
-    if any(word in module.rpartition(".")[2] for word in OTHERS):
+    is_named = name.endswith((*EMBEDDINGS, *HEADS)) or _is_named(name, shapes[name])
+    if not is_named and (_is_numbered(name) or any(word in _module(name).rpartition(".")[2] for word in OTHERS)):
         return False
-    is_told = module.endswith(SCORES) or (len(shapes[name]) == 2 and _looks_up(name))
-    if _is_numbered(name):
-        return None if is_told else False
-    return True if is_told else None
+    return True if is_named and not _is_apart(name) else None
+
+
+def _is_apart(name: str) -> bool:
+    return _is_listed(name) or any(word in name.lower() for word in MODAL)
+
+
+def _is_listed(name: str) -> bool:
+    """Is a tensor of one of several modules in a list, as the heads of codebooks are?"""
+    words = name.split(".")
+    return len(words) > 1 and words[-2].isdigit()
+
+
+def _is_named(name: str, shape: tuple[int, ...]) -> bool:
+    """Is a tensor of a table of tokens, as its name says?"""
+    module = _module(name)
+    is_other = any(word in module.rpartition(".")[2] for word in OTHERS)
+    return not is_other and (module.endswith((*SCORES, BY_ID)) or (len(shape) == 2 and _looks_up(name)))
