@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import alnico
 import architectures
 import made_tokenizers
-
-import alnico
 
 VOCAB = 101
 """No other size of the small models, nor three times one."""
@@ -46,8 +45,10 @@ def grown(config: Any, by: int = 1) -> Any:
     """A config whose text vocabulary is larger, told by transformers alone. ValueError where it has several."""
     text = config.get_text_config()
     old = text.vocab_size
-    for part in {id(c): c for c in (config, text)}.values():
-        for key in ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size"):
+    sides = [getattr(config, key, None) for key in ("encoder", "decoder")]  # both of one tokenizer
+    sides += [side.get_text_config() for side in sides if hasattr(side, "get_text_config")]
+    for part in {id(c): c for c in (config, text, *sides)}.values():
+        for key in ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size"):
             if getattr(part, key, None) == old:
                 setattr(part, key, old + by)
     return config

@@ -10,7 +10,7 @@ import numpy as np
 
 from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError
-from alnico.vocabulary.rows import PADDING, RowMap
+from alnico.vocabulary.rows import RowMap
 from alnico.vocabulary.tables import Tables, rows_of
 
 OF_LAYERS = "per_layer.weight"
@@ -53,21 +53,23 @@ def refuse_unclear(tables: Sequence[Tables], sources: Sequence[Source], source: 
                 f"tokenizer: {{source: {source}, tables: [{names}, ...]}}."
             )
         if not table.rows:
-            where = "tokenizer.tables names none" if is_named else "no tensor has as many rows as its config or tokenizer has tokens"
+            where = (
+                "tokenizer.tables names none" if is_named else "no tensor has as many rows as its config or tokenizer has tokens"
+            )
             raise MismatchError(
                 f"{model.label}: {where}; expected an embedding with a row for each token, as the tokens of the output have other rows. "
                 f"Name it in the recipe: tokenizer: {{source: {source}, tables: [NAME, ...]}}."
             )
 
 
-def refuse_other_meanings(sources: Sequence[Source], tables: Sequence[Tables], held: np.ndarray, tokens: Mapping[str, int]) -> None:
+def refuse_other_meanings(sources: Sequence[Source], held: np.ndarray, tokens: Mapping[str, int]) -> None:
     """Refuse to move tokens whose ids a config or the program gives a meaning. Errors: MismatchError.
 
     Gemma 3n takes ids from ``vocab_offset`` on as those of images and sounds, Idefics keeps the rows from ``vocab_size`` on apart,
     and hashes of ids choose rows where a config speaks of n-grams.
     """
     at = np.fromiter(tokens.values(), np.int64, len(tokens))
-    for i, (source, table) in enumerate(zip(sources, tables, strict=True)):
+    for i, source in enumerate(sources):
         moves = held[i, at] != at
         for key, value in _keys(source.config):
             if key == "vocab_offset":

@@ -106,8 +106,10 @@ def plan_vocabulary(
     if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
         tables = settled(tables, sources, setting.tables)
         refuse_unclear(tables, sources, setting.source, bool(setting.tables))
-        refuse_other_meanings(sources, tables, held, tokens)
-        apart = maps_apart(tables, sources, donor, held, size, lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked))
+        refuse_other_meanings(sources, held, tokens)
+        apart = maps_apart(
+            tables, sources, donor, held, size, lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked)
+        )
 
     left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, counts, strict=True))
     notes += _told(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)

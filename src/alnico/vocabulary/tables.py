@@ -28,7 +28,20 @@ SCORES = (
     "final_logits_bias", "output_projection", "output_proj", "proj_out", "lm_head.out_proj",
 )  # fmt: skip
 """How the name of a module ends that gives each token a score."""
-POSITIONS = ("position", "pos_", "_pos", "wpe", "type_emb", "segment", "lang_emb", "langs", "pronunciation", "shape_emb", "entity", "entities")
+POSITIONS = (
+    "position",
+    "pos_",
+    "_pos",
+    "wpe",
+    "type_emb",
+    "segment",
+    "lang_emb",
+    "langs",
+    "pronunciation",
+    "shape_emb",
+    "entity",
+    "entities",
+)
 """Parts of the names of tables that are looked up by something else than a token, whatever their number of rows."""
 OTHERS = (
     "norm", "ln_", "layernorm", "patch", "conv", "time", "rel_", "relative", "rotary", "class", "score", "seq_rel", "dense", "pooler",
@@ -36,7 +49,7 @@ OTHERS = (
 )  # fmt: skip
 """Parts of the last words of other tensors."""
 MODAL = (
-    "audio", "codec", "codebook", "speech_", "vision", "image", "depth_", "t2u", "unit_", "talker", "semantic", "coarse", "fine_", "vocoder",
+    "audio", "codec", "codebook", "speech_", "vision", "image", "depth_", "t2u", "unit_", "talker", "semantic", "coarse", "fine_", "vocoder", "qformer", "protein",
 )  # fmt: skip
 """Parts of the names of what may have a vocabulary of its own."""
 BY_ID = "gate.tid2eid"
@@ -154,7 +167,8 @@ def _size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], toke
 
 def _is_another_size_too(size: int, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Is the vocabulary as large as something else: what the config states, or a dimension of a tensor in a layer?"""
-    if size in _numbers(config):
+    said = [is_text(place) for place, _, rows in stated_rows(config) if rows == size]
+    if size in _numbers(config) or (any(said) and not all(said)):
         return True
     return any(size in shape and _is_numbered(n) and not (shape[0] == size and _is_named(n, shape)) for n, shape in shapes.items())
 
@@ -171,9 +185,9 @@ def _numbers(config: Mapping[str, Any], is_other: bool = False) -> Iterator[int]
             elif key != "vocabulary_map":
                 is_apart = any(word in str(key) for word in WITHOUT_TEXT)
                 yield from _numbers({str(k): v for k, v in value.items()}, is_apart or is_other)
-        elif any(word in str(key) for word in ("token", "_id", "index", "max_length", "min_length", "top_k")):
-            continue
-        elif not is_other and key in (*SIZES, PER_LAYER, "unpadded_vocab_size"):
+        elif any(word in str(key) for word in ("token", "_id", "index", "max_length", "min_length", "top_k")) or (
+            not is_other and key in (*SIZES, PER_LAYER, "unpadded_vocab_size")
+        ):
             continue
         else:
             yield from (v for v in (value if isinstance(value, list) else [value]) if type(v) is int)
