@@ -16,20 +16,8 @@ SIZES = (
 PER_LAYER = "vocab_size_per_layer_input"
 """Keys of a config that state the rows of tables of tokens; the last one those of Gemma's embeddings per layer."""
 WITHOUT_TEXT = (
-    "vision",
-    "visual",
-    "image",
-    "audio",
-    "speech",
-    "codec",
-    "quant",
-    "vq_",
-    "depth",
-    "talker",
-    "code2wav",
-    "t2u",
-    "timestamp",
-)
+    "vision", "visual", "image", "audio", "speech", "codec", "quant", "vq_", "depth", "talker", "code2wav", "t2u", "timestamp", "protein",
+)  # fmt: skip
 """Parts of the keys of sections that describe a vocabulary of something else."""
 
 ENDINGS = ("_token_id", "_token_ids", "_token_index")

@@ -24,7 +24,7 @@ LOOKS_UP = (
 )  # fmt: skip
 """How the last word of a module ends that looks rows up by token; one that is called ``w`` is CTRL's."""
 SCORES = (
-    "head", "heads", "embed_out", "unembed", "predictions", "decoder", "pred_layer.proj", "projector", "vocab_proj", "lm_loss", "logits",
+    "head", "heads", "embed_out", "unembed", "predictions", "decoder", "pred_layer.proj", "vocab_projector", "vocab_proj", "lm_loss", "logits",
     "final_logits_bias", "output_projection", "output_proj", "proj_out", "lm_head.out_proj",
 )  # fmt: skip
 """How the name of a module ends that gives each token a score."""
