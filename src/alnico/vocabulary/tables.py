@@ -85,7 +85,7 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
     if named:
         rows = {n: rows_of(t.shape) for n, t in source.tensors.items() if t.shape and any(fits(f, n) for f in named)}
         return Tables(Counter(rows.values()).most_common(1)[0][0] if rows else None, rows)
-    shapes = {n: t.shape for n, t in source.tensors.items() if t.shape}
+    shapes = {n: t.shape for n, t in source.tensors.items() if t.shape and "/" not in n}  # a module's folder has words of its own
     size = _size(source.config, shapes, tokens)
     if size is None:
         return Tables()
