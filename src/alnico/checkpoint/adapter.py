@@ -40,6 +40,9 @@ HARMLESS = frozenset((
 ))  # fmt: skip
 """Keys of the config that say how an adapter was trained, or what its tensors say too."""
 
+INSIDE = ".base_layer.out_proj"
+"""How the output projection of torch's ``nn.MultiheadAttention`` ends in PEFT, which wraps attention and projection."""
+
 MAX_REPEATS = 3
 """Most quantifiers in a pattern of the config: matching then takes no longer than its length to that power."""
 
@@ -71,6 +74,8 @@ class Update:
     depth: int = 0
     """How many of the module's parameters are wrapped inside this one: tells updates of one module apart."""
     experts: int = 1
+    is_inside: bool = False
+    """The output projection inside of an ``nn.MultiheadAttention``. PEFT adds its product twice, in the forward pass and when it merges."""
 
     @property
     def key(self) -> str:
@@ -97,6 +102,7 @@ class _Parts:
     magnitude: str = ""
     bias: str = ""
     is_embedding: bool = False
+    is_inside: bool = False
 
 
 class Adapter:
@@ -257,8 +263,9 @@ def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, 
             continue
         wrapped = plain[: part.start()]
         module = WRAPPED.sub("", wrapped)
-        depth = wrapped.count(".base_layer")
-        found = parts.setdefault(module + ".base_layer" * depth, _Parts(module, depth))
+        is_inside = wrapped.endswith(INSIDE)
+        depth = wrapped.removesuffix(INSIDE).count(".base_layer")
+        found = parts.setdefault(module + ".base_layer" * depth, _Parts(module, depth, is_inside=is_inside))
         if part[2] == "bias":
             found.bias = name
         elif part[1] in ("B", "embedding_B"):
@@ -352,6 +359,7 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], paramete
         is_embedding=found.is_embedding,
         parameters=parameters,
         depth=found.depth,
+        is_inside=found.is_inside,
     )
     try:
         rank, scale = _scale(update, config)
@@ -372,7 +380,7 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], paramete
             f"{where}: {found.left} is {left} and {found.right} is {right}; expected matrices of one rank, ({rows}). "
             "Get the adapter from its source."
         )
-    return replace(update, rank=rank, scale=scale, experts=experts)
+    return replace(update, rank=rank, scale=2 * scale if update.is_inside else scale, experts=experts)
 
 
 def _parameters(found: _Parts, config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -78,6 +78,11 @@ def aligned(adapters: Sequence[Adapter]) -> list[Module]:
     """The parameters that adapters update, in the order of the first that has each. Errors: MismatchError, ModelError."""
     for adapter in adapters:
         for update in adapter.updates.values():
+            if update.is_inside:
+                raise ModelError(
+                    f"{adapter.label}: {update.module} is the output projection of an nn.MultiheadAttention, which PEFT loads at the rank of the "
+                    "attention alone. Merge it by a recipe instead, as BASE+ADAPTER; `alnico lora extract` makes an adapter of the result."
+                )
             if update.magnitude:
                 raise ModelError(
                     f"{adapter.label}: {update.module} has DoRA's magnitudes, which turn the whole weight, so that what the adapter "
