@@ -131,7 +131,7 @@ KEPT = re.compile(
 )
 SIZES: tuple[tuple[str, int], ...] = (
     # The first that fits a key of a whole number decides; -1 is the number of layers, -2 the vocabulary.
-    (r"^(src_|tgt_)?vocab_size(_per_layer_input)?$", -2),
+    (r"^(src_|tgt_|unpadded_)?vocab_size(_per_layer_input)?$", -2),
     (r"vocab(ulary)?(_size|_sizes)?$|vocab_size_base$", 40),  # of characters, entities, phonemes and the like
     (r"codebook_size|num_embeddings|num_centroids|num_clusters|^num_embeds$", 32),
     (r"(key_value|kv)_(attention_)?heads$", GROUPS),

@@ -29,6 +29,8 @@ VOCAB = 101
 """Prime, and no other size of the small models: a dimension of so many is one of the vocabulary."""
 SPECIAL = 12
 """Tokens at the end of the vocabulary that stand for images and the like."""
+MORE = 8
+"""Rows beyond the tokens that a table may have: Mllama's for its image, Moshi's for its padding."""
 WEIGHTS = (0.3, 0.7)
 
 
@@ -415,7 +417,8 @@ def union(case: Case) -> None:
         state = {}
         for name, value in module.state_dict().items():
             for axis, size in enumerate(value.shape):
-                value = value.index_select(axis, order) if size == VOCAB and value.is_floating_point() else value
+                if VOCAB <= size <= VOCAB + MORE and value.is_floating_point():
+                    value = value.index_select(axis, torch.cat([order, torch.arange(VOCAB, size)]))
             state[name] = value
         return state
 
