@@ -247,6 +247,7 @@ def rope(*sections: int, **more: Any) -> dict[str, Any]:
     return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **more}}
 
 
+SWIN = {"embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2, "patch_size": 4, "image_size": 64}
 MAPPED = {f"<{i}>": i for i in range(VOCAB - 32, VOCAB)} | {"<image>": VOCAB - 33, "<|extra_200|>": VOCAB - 34}
 
 SPECIAL: dict[str, dict[str, Any]] = {
@@ -277,7 +278,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "mask2former": {"feature_size": WIDTH, "mask_feature_size": WIDTH},
     "oneformer": {"conv_dim": WIDTH, "mask_dim": WIDTH},
     "pocket_tts_audio_tokenizer": {"upsample_groups": WIDTH},
-    "maskformer-swin": {"embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2},
+    "maskformer-swin": SWIN,
     "hiera": {"embed_dim": 16, "decoder_hidden_size": 16, "decoder_depth": 1, "decoder_num_heads": 2},
     "dinov3_convnext": {"hidden_sizes": [8, 16, 16, 32]},
     "sam2_hiera_det_model": {
@@ -297,7 +298,7 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "molmo2_adapter": {"vision_feature_layer": [-1, -2]},
     "muse_spark_audio_encoder": {"num_hidden_layers": 4},
     "muse_spark_audio": {"num_hidden_layers": 4},
-    "align_vision_model": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 32},
+    "align_vision_model": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128},
     "fun_asr_nano_adaptor": {"intermediate_size": WIDTH // 4},
     "qwen3_omni_moe_talker_text": {"shared_expert_intermediate_size": 24},
     "qwen3_5_text": {"layer_types": cycle("linear_attention", "full_attention")},
@@ -409,10 +410,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "funnel": {"block_sizes": [1, 1], "d_head": HEAD, "d_inner": INNER},
     "canine": {"num_hash_buckets": 64},
     "align": {},
-    "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 32},
-    "swin": {"embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2},
-    "swinv2": {"embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2},
-    "donut-swin": {"embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2},
+    "efficientnet": {"width_coefficient": 0.1, "depth_coefficient": 0.1, "hidden_dim": 128},
+    "swin": SWIN,
+    "swinv2": SWIN,
+    "donut-swin": SWIN,
+    "levit": {"image_size": 64, "patch_size": 16},
+    "mobilevitv2": {"image_size": 128},
     "esm": {"vocab_size": VOCAB, "pad_token_id": 0, "mask_token_id": 3},
 }
 """What a config needs beyond small sizes, by its type or by the class of the architecture; ``...`` leaves a key out."""

@@ -476,7 +476,7 @@ def adamerging(case: Case) -> None:
     import alnico
 
     a, b = case.files
-    labels = len(case.a.config.id2label)
+    labels = case.a.config.num_labels or 2
     if "ImageClassification" in case.name:
         given = architectures.inputs(case.a)
         if set(given) != {"pixel_values"}:
@@ -527,12 +527,14 @@ CHECKS: dict[str, Callable[[Case], None]] = {
 ONLY_FOR: dict[str, tuple[str, ...]] = {
     "stack": ("causal_lm", "masked_lm", "image_classification", "image_text_to_text"),
     "union": (
-        "causal_lm", "masked_lm", "seq2seq_lm", "sequence_classification", "image_text_to_text", "multimodal_lm", "clip_like",
+        "causal_lm", "masked_lm", "seq2seq_lm", "image_text_to_text", "multimodal_lm", "clip_like",
         "speech_seq2seq", "ctc", "text_encoding",
     ),
     "adamerging": ("image_classification", "sequence_classification"),
 }  # fmt: skip
-"""The kinds that a check is for; those that are not listed are for all."""
+"""The kinds that a check is for; checks that are not listed are for all."""
+NOT_FOR = {"tied copies": ("sequence_classification",), "prefix": ("sequence_classification",)}
+"""Kinds that a check is not for: a classifier of texts has the layers and the names of its language model."""
 
 
 @contextmanager
@@ -553,7 +555,7 @@ def outcomes(name: str, kind: str, folder: Path, checks: tuple[str, ...] = tuple
     case = Case(name, folder)
     found: dict[str, Outcome] = {}
     for check in checks:
-        if kind not in ONLY_FOR.get(check, (kind,)):
+        if kind not in ONLY_FOR.get(check, (kind,)) or kind in NOT_FOR.get(check, ()):
             continue
         try:
             with at(folder):
