@@ -72,6 +72,13 @@ def test_files_have_the_names_that_the_library_of_the_config_looks_for(tmp_path,
         assert np.array_equal(out.read("block.0.weight"), found["block.0.weight"])
 
 
+def test_the_config_and_the_card_are_those_of_diffusers(tmp_path):
+    models = [part(tmp_path / n, i, "diffusion_pytorch_model.safetensors", UNET) for i, n in enumerate("ab")]
+    alnico.merge({**RECIPE, "models": models, "dtype": "bfloat16"}, tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text()) == UNET  # diffusers warns of keys that it does not know
+    assert "library_name: diffusers\n" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_variants_and_their_indices_are_not_carried(tmp_path):
     folder = Path(part(tmp_path / "a", 0, "diffusion_pytorch_model.safetensors", UNET))
     for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"):

@@ -112,6 +112,22 @@ def test_modules_are_cut_into_shards_of_their_own_folders(tmp_path):
         alnico.open(tmp_path / "out")
 
 
+def test_the_routes_of_a_router_are_merged_each_with_its_dtype(tmp_path):
+    routes = ("query_0_Transformer", "document_0_Transformer")
+    models = []
+    for i, name in enumerate("ab"):
+        models.append(folder(tmp_path / name, i, {route: {"layer.0.w": (4, 4)} for route in routes}))
+        (tmp_path / name / "modules.json").write_text(json.dumps([{"idx": 0, "path": "", "type": "Router"}]))
+        (tmp_path / name / "router_config.json").write_text(json.dumps({"types": dict.fromkeys(routes, TRANSFORMER)}))
+        for route in routes:
+            (tmp_path / name / route / "config.json").write_text(json.dumps({"model_type": "bert", "dtype": "float32"}))
+    alnico.merge({**RECIPE, "models": models, "dtype": "float16"}, tmp_path / "out")
+    for route in routes:
+        found = load_file(tmp_path / "out" / route / "model.safetensors")["layer.0.w"]
+        np.testing.assert_allclose(found.numpy(), mean(models, f"{route}/model.safetensors")["layer.0.w"], rtol=2**-10, atol=1e-4)
+        assert json.loads((tmp_path / "out" / route / "config.json").read_text())["dtype"] == "float16"
+
+
 def test_a_merge_of_modules_is_taken_up_after_it_was_killed(tmp_path):
     models = [folder(tmp_path / n, i, PARTS) for i, n in enumerate("ab")]
     recipe = {**RECIPE, "models": models}

@@ -39,6 +39,8 @@ MODULES = "modules.json"
 ROUTER = "router_config.json"
 """Where sentence-transformers names the folders of a model's modules."""
 
+DTYPE_KEYS = frozenset(("dtype", "torch_dtype"))
+
 NOT_CARRIED = ("adapter_config.json",)
 """A loader would look for the adapter that it describes, and for that adapter's base, in place of the merged weights."""
 
@@ -159,17 +161,24 @@ def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> N
 
 
 def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path) -> None:
-    """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs. Errors: RunError."""
+    """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs; those of other modules
+    with the dtype. Errors: RunError."""
     place = config_path(source)
-    if place is None:
-        return
-    made = target / place.relative_to(source)
-    made.parent.mkdir(parents=True, exist_ok=True)
+    if place is not None:
+        _write_config(place, config, dtype, target / place.relative_to(source))
+    for path in (source / folder / "config.json" for folder in module_folders(source)):
+        if path != place and path.exists() and DTYPE_KEYS & (held := read_json(path)).keys():
+            _write_config(path, held, dtype, target / path.relative_to(source))
+
+
+def _write_config(place: Path, config: Mapping[str, Any], dtype: str | None, made: Path) -> None:
     changed = dict(config)
     if dtype in CONFIG_NAMES:
-        keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if dtype != "F32" else [])
+        is_told = dtype != "F32" and "_diffusers_version" not in config  # diffusers knows no such key
+        keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if is_told else [])
         changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
     try:
+        made.parent.mkdir(parents=True, exist_ok=True)
         if changed == read_json(place):
             copy_file(place, made)
         else:

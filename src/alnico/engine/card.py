@@ -13,7 +13,7 @@ import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel, repositories
 from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
-from alnico.checkpoint.model import Source, unwrapped
+from alnico.checkpoint.model import DIFFUSERS_STEM, Source, stem_of, unwrapped
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
 from alnico.methods import find
@@ -292,4 +292,6 @@ def _library(plan: Plan) -> str | None:
     donor = plan.sources[plan.donor]
     if donor.directory is not None and (donor.directory / "modules.json").exists():
         return "sentence-transformers"
+    if stem_of(donor) == DIFFUSERS_STEM:
+        return "diffusers"
     return "transformers" if donor.config.get("architectures") or donor.config.get("model_type") else None
