@@ -157,3 +157,21 @@ def test_statistics_by_the_rows_of_another_vocabulary_are_not_used(tmp_path: Pat
     alnico.merge(recipe, tmp_path / "out")
     one = np.arange(12, dtype=np.float64).reshape(4, 3)
     np.testing.assert_allclose(read_model(tmp_path / "out")["transformer.w.weight"], (one + 2 * one[::-1]) / 2)
+
+
+def test_rows_that_a_tied_head_lacks_are_those_of_another_models_head(tmp_path: Path) -> None:
+    shapes = {"backbone.embeddings.weight": (4, 3), "lm_head.weight": (4, 3)}
+    kind = {"architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": 4}
+    model(tmp_path / "a", shapes, "abcd", 3.0, **kind, tie_word_embeddings=False)
+    model(tmp_path / "b", {"backbone.embeddings.weight": (4, 3)}, "ebca", **kind, tie_word_embeddings=True)
+    out = merged(tmp_path)
+    one = np.arange(12, dtype=np.float64).reshape(4, 3)
+    expected = [(3 * one[0] + one[3]) / 2, 2 * one[1], 2 * one[2], 3 * one[3], one[0]]
+    np.testing.assert_allclose(out["lm_head.weight"], expected)
+    np.testing.assert_allclose(out["backbone.embeddings.weight"], expected)
+
+
+def test_a_base_model_with_a_longer_embedding_and_a_head_with_lengths_behind_the_tokens_follow(tmp_path: Path) -> None:
+    assert tables_of(model(tmp_path / "a", {"embed_tokens.weight": (V + 8, WIDTH), **LAYER}, vocab_size=V), V).size == V
+    shapes = {"decoder.embedding.weight": (V, WIDTH), "joint.head.weight": (V + 5, WIDTH), "joint.head.bias": (V + 5,)}
+    assert tables_of(model(tmp_path / "b", shapes, vocab_size=V)).rows == {n: s[0] for n, s in shapes.items()}

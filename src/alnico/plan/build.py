@@ -20,6 +20,7 @@ from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, stem_of, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.checkpoint.sidecars import modules_of
+from alnico.checkpoint.ties import tied_copies
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
 from alnico.errors import MethodError, ModelError
@@ -163,6 +164,8 @@ def _plan(
     sources = untied(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
         sources = [s if s is sources[donor] else as_stored_in(s, sources[donor]) for s in sources]
+    if recipe.tokenizer is not None:  # a row that a tied head lacks is that of another's head, not of its embedding
+        sources = untied(sources, [sources[donor]])
     spoken = _vocabulary(recipe, references, sources, donor)
     if spoken is not None:
         sources = _with_rows(sources, spoken)
@@ -239,6 +242,8 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
     ties: dict[str, str] = {}
     for source in sources:
         ties |= families.tied_heads(source.config, source.tensors, [n for n in stored if n not in source.tensors])
+        copies = tied_copies(source.config, source.tensors)
+        ties |= {copy: original for copy, original in copies.items() if copy in stored and copy not in source.tensors}
     made = []
     for i, (source, tables) in enumerate(zip(sources, vocabulary.tables, strict=True)):
         alike = [n for n in tables.rows if n not in vocabulary.apart]

@@ -72,7 +72,7 @@ def refuse_other_meanings(sources: Sequence[Source], held: np.ndarray, tokens: M
     for i, source in enumerate(sources):
         moves = held[i, at] != at
         for key, value in _keys(source.config):
-            if key == "vocab_offset":
+            if key == "vocab_offset" or key.endswith("token_offset"):
                 changes = bool((moves & ((at >= value) | (held[i, at] >= value))).any())
                 what = f"ids from {value} on are those of images and sounds, not the tokenizer's"
             elif key == "additional_vocab_size" and value and any("additional" in n for n in source.tensors):

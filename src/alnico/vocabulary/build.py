@@ -289,7 +289,7 @@ def _configs(
         if not here:
             lost[f"{key}: {row} is no token of {donor.label}; it is left as it is."] = None
             return row
-        stand_in = template.special(key.removesuffix("s").removesuffix("_token_id"))
+        stand_in = template.special(key.removesuffix("s").removesuffix("_token_id").removesuffix("_index"))
         new = tokens.get(stand_in) if stand_in else None
         lost[
             f"{key}: {here[0]!r} is not in the output; " + (f"{stand_in!r} takes its place." if new is not None else "left out.")

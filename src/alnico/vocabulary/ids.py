@@ -21,6 +21,15 @@ WITHOUT_TEXT = (
 """Parts of the keys of sections that describe a vocabulary of something else."""
 
 ENDINGS = ("_token_id", "_token_ids", "_token_index")
+INDICES = (
+    "pad_index", "bos_index", "eos_index", "unk_index", "mask_index", "im_start_id", "im_end_id", "im_newline_id", "image_start_id",
+    "image_patch_id", "image_end_id", "slice_start_id", "slice_end_id",
+)  # fmt: skip
+"""Other keys with the id of a token: those of XLM, FlauBERT and MiniCPM."""
+MAPS = ("lang_to_id", "task_to_id", "vocabulary_map")
+"""Keys with ids by names: languages and tasks of Whisper, pieces of images."""
+PLACED = "forced_decoder_ids"
+"""A list of places and ids."""
 LISTS = ("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "force_words_ids")
 
 Remap = Callable[[str, int], int | None]
@@ -32,11 +41,17 @@ def remapped(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
 
     >>> remapped({"bos_token_id": 1, "eos_token_id": [2, 9], "vocab_size": 10}, lambda _, i: {1: 1, 2: 7}.get(i))
     {'eos_token_id': [7]}
+    >>> remapped({"pad_index": 2, "lang_to_id": {"<|en|>": 2}, "forced_decoder_ids": [[1, 2]]}, lambda _, i: 7)
+    {'pad_index': 7, 'lang_to_id': {'<|en|>': 7}, 'forced_decoder_ids': [[1, 7]]}
     """
     changes: dict[str, Any] = {}
     for key, value in config.items():
         new = remapped_all(value, remap) if isinstance(value, Mapping) else value
-        if key in LISTS or key.endswith(ENDINGS):
+        if key in MAPS and isinstance(value, Mapping):
+            new = {name: found for name, each in value.items() if (found := _ids(key, each, remap)) is not None}
+        elif key == PLACED and isinstance(value, list):
+            new = [_placed(pair, remap) for pair in value]
+        elif key in (*LISTS, *INDICES) or key.endswith(ENDINGS):
             new = _ids(key, value, remap)
         if new != value:
             changes[key] = new
@@ -68,7 +83,7 @@ def with_rows(config: Mapping[str, Any], new: int, old: int | None, per_layer: i
             section[key] = new
             is_said = is_said or key != PER_LAYER
     if not is_said:
-        section, inner = changed, [key for key in TEXT if isinstance(changed.get(key), dict)]
+        section, inner = changed, [key for key in (*TEXT, "text_encoder") if isinstance(changed.get(key), dict)]
         while inner:
             section = section[inner[0]]
             inner = [key for key in TEXT if isinstance(section.get(key), dict)]
@@ -95,6 +110,12 @@ def rows_in(config: Mapping[str, Any]) -> int | None:
     """The rows of the vocabulary that a config states, in its innermost section on text."""
     said = [(place, rows) for place, key, rows in stated_rows(config) if key == SIZES[0] and is_text(place)]
     return max(said, key=lambda found: len(found[0]))[1] if said else None
+
+
+def _placed(pair: Any, remap: Remap) -> Any:
+    """A place and an id."""
+    is_pair = isinstance(pair, list) and len(pair) == 2 and type(pair[1]) is int
+    return [pair[0], remap(PLACED, pair[1])] if is_pair else pair
 
 
 def _ids(key: str, value: Any, remap: Remap) -> Any:

@@ -29,19 +29,9 @@ SCORES = (
 )  # fmt: skip
 """How the name of a module ends that gives each token a score."""
 POSITIONS = (
-    "position",
-    "pos_",
-    "_pos",
-    "wpe",
-    "type_emb",
-    "segment",
-    "lang_emb",
-    "langs",
-    "pronunciation",
-    "shape_emb",
-    "entity",
-    "entities",
-)
+    "position", "pos_emb", "pos_enc", "_pos.", "wpe", "rel_emb", "rel_attn", "type_emb", "segment", "lang_emb", "langs", "pronunciation",
+    "shape_emb", "entity", "entities",
+)  # fmt: skip
 """Parts of the names of tables that are looked up by something else than a token, whatever their number of rows."""
 OTHERS = (
     "norm", "ln_", "layernorm", "patch", "conv", "time", "rel_", "relative", "rotary", "class", "score", "seq_rel", "dense", "pooler",
@@ -54,6 +44,8 @@ MODAL = (
 """Parts of the names of what may have a vocabulary of its own."""
 BY_ID = "gate.tid2eid"
 """How the name of DeepSeek V4's table of experts by token ends."""
+NEAR = 128
+"""Fewer rows than this may follow the vocabulary's in a head."""
 TURNED = "predictions.dense.weight"
 """How the name of MobileBERT's matrix ends that has a column for each token."""
 
@@ -105,6 +97,8 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
     longer = [n for n in others if shapes[n][0] > size and not _module(n).endswith(SCORES)]
     if len(longer) == 1 and not any(_looks_up(n) for n in alike):
         rows[longer[0]] = shapes[longer[0]][0]
+    if not any(is_head(n) for n in alike):  # and the lengths of sounds after the tokens
+        rows |= {n: r for n in may_be if is_head(n) and not _is_apart(n) and 0 < (r := rows_of(shapes[n])) - size < NEAR}
     rows |= {n: shapes[n][0] for n in others if shapes[n][0] in apart and _module(n).endswith("per_layer")}
     return Tables(size, {n: rows[n] for n in shapes if n in rows}, frozenset(turned), tuple(unclear))
 
@@ -153,16 +147,25 @@ def _is_numbered(name: str) -> bool:
 
 def _size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], tokens: int) -> int | None:
     """The size of the vocabulary that the tokenizer is of."""
-    held = {shape[0] for shape in shapes.values() if len(shape) == 2}
+    held = {rows_of(shape) for shape in shapes.values() if len(shape) > 1}
     said = [(place, rows) for place, key, rows in stated_rows(config) if key != PER_LAYER]
     is_there = [(place, rows) for place, rows in said if rows in held]
     main = [rows for place, rows in is_there if is_text(place)] or [rows for _, rows in is_there]
-    if not main:
-        main = [s[0] for n, s in shapes.items() if len(s) == 2 and n.endswith((*EMBEDDINGS, *HEADS)) and rows_of(s) >= tokens]
-    if not main:
-        main = [rows_of(s) for n, s in shapes.items() if n.endswith((*EMBEDDINGS, *HEADS))]
+    known = {n: rows_of(s) for n, s in shapes.items() if n.endswith((*EMBEDDINGS, *HEADS)) and not _is_apart(n)}
+    if not main and (longer := _longer(shapes, [rows for place, rows in said if is_text(place) and rows >= tokens])):
+        return longer
+    if not main or (tokens and max(main) < tokens):
+        main += [rows for n, rows in known.items() if rows >= tokens] or (list(known.values()) if not main else [])
     enough = [rows for rows in main if rows >= tokens]
-    return min(enough) if enough else max(main, default=None)
+    return (min(enough) if tokens else max(main)) if enough else max(main, default=None)
+
+
+def _longer(shapes: Mapping[str, tuple[int, ...]], said: Sequence[int]) -> int | None:
+    """The size that a config states where one embedding has more rows and no head has as many: Mllama's without its head."""
+    tables = [s[0] for n, s in shapes.items() if len(s) == 2 and _looks_up(n) and not _is_apart(n) and not is_head(n)]
+    heads = {rows_of(s) for n, s in shapes.items() if is_head(n)}
+    most = max(tables, default=0)
+    return next((rows for rows in said if rows < most and tables.count(most) == 1 and most not in heads), None)
 
 
 def _is_another_size_too(size: int, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
