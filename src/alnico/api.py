@@ -248,7 +248,7 @@ def merge_state_dicts(
     """Merge dicts of tensors in memory; the bits are those of the same merge on disk.
 
     Torch tensors in, torch tensors on the CPU out; numpy arrays in, numpy arrays out. Modules, paths and hub ids may stand
-    among the dicts. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
+    among the dicts; a module with adapters of PEFT stands for its merged weights. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
     of the models, or say what they follow from, as in a recipe: ``{"from": "l2_norm"}``. ``layers`` gives tensors a method of their own, ``{"fc1": {"method": "ties", "density": 0.7}}``: a key fits
     whole dotted components of names, and the first that fits wins. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
     share it in the result. Models that were not tuned from one base are refused, unless ``unrelated="allow"``. Inputs are never changed.

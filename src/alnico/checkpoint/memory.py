@@ -5,6 +5,7 @@ torch is never imported here: what comes from it brings it along.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import sys
 import uuid
@@ -61,8 +62,8 @@ PARALLEL = "module."
 class MemoryModel:
     """Tensors in memory as a source. They are read where they lie, never copied as a whole and never written to.
 
-    Values are numpy arrays and torch tensors, of any strides, on any device. Errors: ModelError for what is neither, or has
-    no values or a dtype that no file could hold.
+    Values are numpy arrays and torch tensors, of any strides, on any device. ``nominal`` are the dtypes that tensors count as where that
+    is not their own. Errors: ModelError for what is neither, or has no values or a dtype that no file could hold.
     """
 
     held_bytes = 0
@@ -70,7 +71,7 @@ class MemoryModel:
     directory: Path | None = None
     origin: Repository | None = None
 
-    def __init__(self, label: str, tensors: Mapping[str, Any]) -> None:
+    def __init__(self, label: str, tensors: Mapping[str, Any], nominal: Mapping[str, str] = MappingProxyType({})) -> None:
         self.label = label
         self._token = uuid.uuid4().hex
         self._flat: dict[str, Any] = {}
@@ -78,6 +79,7 @@ class MemoryModel:
         held: dict[str, Described] = {}
         for name, value in tensors.items():
             held[name], raw, is_flat = _opened(value, f"{label}: {name}")
+            held[name] = dataclasses.replace(held[name], nominal=nominal.get(name, held[name].nominal))
             (self._flat if is_flat else self._strided)[name] = raw
         self.tensors: Mapping[str, Described] = held
         rows = [min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided]

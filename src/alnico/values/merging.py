@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from alnico.checkpoint.memory import import_torch, is_torch_module, unwrapped
+from alnico.checkpoint.memory import import_torch, is_torch_module
 from alnico.errors import RecipeError
 from alnico.methods import find
 from alnico.recipe import dialect
-from alnico.values.models import fill, merged, open_models
+from alnico.values.models import fill, merged, open_models, plain_copy
 
 
 def merge_values(
@@ -162,6 +161,6 @@ def merge_modules(
     if template is None:
         raise RecipeError("models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors.")
     state = merge_values(models, base, "models", method, layers, threads, **asked)
-    made = copy.deepcopy(unwrapped(template))
+    made = plain_copy(template)
     fill(made, state, partly=partly)
     return made

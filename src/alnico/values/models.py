@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.factors import factors_alone, is_factor
 from alnico.checkpoint.memory import (
     COMPILED,
     MemoryModel,
@@ -26,11 +28,12 @@ from alnico.checkpoint.memory import (
 from alnico.checkpoint.model import Source, open_model
 from alnico.checkpoint.opened import OPENED
 from alnico.engine.in_memory import run_in_memory
-from alnico.errors import AlnicoError, MismatchError
+from alnico.errors import AlnicoError, MismatchError, ModelError
 from alnico.plan.build import build_plan, located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
+from alnico.values.wrapped import has_adapters, state_without_adapters, without_adapters
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ def open_models(models: Mapping[str, Any]) -> Opened:
     ``module.`` before the names of some models is taken off, with a warning, where the others have it not.
     """
     paths = {reference: path for reference, model in models.items() if (path := path_of(model)) is not None}
-    states = {reference: state_of(model, reference) for reference, model in models.items() if reference not in paths}
+    states: dict[str, dict[str, Any]] = {}
+    nominal: dict[str, dict[str, str]] = {}
+    for reference, model in models.items():
+        if reference not in paths:
+            states[reference], nominal[reference] = _state_of(model, reference)
     sources: dict[str, Source] = {}
     try:
         for reference, path in paths.items():
@@ -79,7 +86,7 @@ def open_models(models: Mapping[str, Any]) -> Opened:
             states[reference] = state
         tied = tied_in_common(list(states.values()), files)
         for reference, state in states.items():
-            sources[reference] = MemoryModel(reference, {n: v for n, v in state.items() if n not in tied})
+            sources[reference] = MemoryModel(reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference])
     except BaseException:
         for source in sources.values():
             source.close()
@@ -87,6 +94,30 @@ def open_models(models: Mapping[str, Any]) -> Opened:
     names = tuple(dict.fromkeys(n for state in states.values() for n in state))
     has_torch = any(is_torch_tensor(v) for state in states.values() for v in state.values())
     return Opened(sources, names, tied, has_torch or not states)
+
+
+def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The tensors of a model, and the dtypes that some count as. A module with adapters of PEFT stands for its merged weights.
+
+    Errors: ModelError, also for the factors of an adapter by themselves, whose mean makes not the mean of their products.
+    """
+    if is_torch_module(model) and has_adapters(unwrapped(model)):
+        return state_without_adapters(unwrapped(model), reference)
+    state = state_of(model, reference)
+    if factors := factors_alone(state) or [name for name in state if ".base_layer." in name and any(map(is_factor, state))]:
+        raise ModelError(
+            f"{reference}: has the factors of an adapter, such as {next(n for n in state if is_factor(n))}, and not what they add to "
+            f"{'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. The mean of factors does not make the mean of their products. "
+            "Give the PEFT module itself, which stands for its merged weights, or what its merge_and_unload() returns; or combine the adapters' "
+            "folders with alnico.lora.combine."
+        )
+    return state, {}
+
+
+def plain_copy(module: Any) -> Any:
+    """Return a copy of a module, of the one inside of ``torch.compile``, ``DataParallel`` and adapters of PEFT, to be filled."""
+    inner = unwrapped(module)
+    return without_adapters(inner, type(inner).__name__, merge=False) if has_adapters(inner) else copy.deepcopy(inner)
 
 
 def merged(
@@ -133,6 +164,8 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
         for n, v in state.items()
         if n in held and v.shape != held[n].shape
     ]
+    if not problems:
+        problems = _tied_apart(state, held, kind)
     if problems:
         rest = f" There are {len(problems)} such tensors." if len(problems) > 1 else ""
         raise MismatchError(f"{problems[0]} Give a module of the models' architecture.{rest}")
@@ -144,6 +177,19 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
             target.data.copy_(value)  # in place: recurrent layers keep views of their parameters
         else:
             target.data = value.to(target.device)
+
+
+def _tied_apart(state: Mapping[str, Any], held: Mapping[str, Any], kind: str) -> list[str]:
+    """Tensors that are one in a module, and differ in what is to fill it."""
+    first: dict[int, str] = {}
+    problems = []
+    for name, value in state.items():
+        other = first.setdefault(id(held[name]), name)
+        if other != name and value is not state[other] and not bool((value == state[other]).all()):
+            problems.append(
+                f"{name}: is one tensor with {other} in the module ({kind}), and differs from it in the merge; expected two."
+            )
+    return problems
 
 
 def check_module(model: Any, where: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.memory import is_torch_module, unwrapped
+from alnico.checkpoint.memory import is_torch_module
 from alnico.engine.judge import IN_PYTHON
 from alnico.engine.resident import Resident
 from alnico.errors import EvaluationError, RecipeError
 from alnico.recipe.load import load_recipe
 from alnico.tune.tasks import checked_value, evaluation_failed
 from alnico.values.merging import recipe_of
-from alnico.values.models import fill, named, open_models
+from alnico.values.models import fill, named, open_models, plain_copy
 
 MOST_FAILURES = 5
 """Evaluations that may fail before the search gives up."""
@@ -81,7 +80,7 @@ def search_scales(
     random = np.random.default_rng(seed)
     references = [f"models[{i}]" for i in range(len(models))]
     opened = open_models({"base": base, **dict(zip(references, models, strict=True))})
-    module = copy.deepcopy(unwrapped(base)) if is_torch_module(base) else None
+    module = plain_copy(base) if is_torch_module(base) else None
     sign = -1.0 if minimize else 1.0
     done: list[ScaleTrial] = []
     try:
