@@ -13,6 +13,7 @@ import torch
 
 import architectures
 import made
+from alnico.lora.extracting import extract
 from alnico.lora.folding import fold
 from lora.test_tied_adapters import SMALL, logits
 
@@ -140,3 +141,24 @@ def test_an_adapter_of_torch_s_attention_is_what_peft_s_live_model_computes(tmp_
     found = Attending().eval()
     found.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
     assert torch.allclose(found(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name", ["LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration", "MixtralForCausalLM", "Qwen3MoeForCausalLM"]
+)
+def test_an_extracted_adapter_has_the_names_of_the_modules(tmp_path: Path, name: str) -> None:
+    from peft import PeftModel
+
+    base = architectures.make(name)
+    base.save_pretrained(tmp_path / "base")
+    tuned = copy.deepcopy(base)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for parameter in tuned.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.02)
+    tuned.save_pretrained(tmp_path / "tuned")
+    extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "adapter", rank=400)
+    found = PeftModel.from_pretrained(copy.deepcopy(base), tmp_path / "adapter").merge_and_unload()
+    held = dict(found.state_dict())
+    for tensor, values in tuned.state_dict().items():
+        assert torch.allclose(held[tensor], values, atol=1e-5), tensor

@@ -16,6 +16,7 @@ import alnico
 import made
 from alnico.checkpoint.ties import tied_copies
 from alnico.lora.combining import combine
+from alnico.lora.extracting import extract
 from alnico.lora.folding import fold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft
@@ -227,3 +228,21 @@ def test_copies_are_those_that_transformers_ties(bases: Callable[[str], tuple[An
     model = cls.from_pretrained(base)
     found = tied_copies(json.loads((base / "config.json").read_text()), made.read_model(base))
     assert set(found) == set(model.all_tied_weights_keys)
+
+
+@pytest.mark.parametrize("embeddings", ["lora", "save"])
+def test_an_adapter_extracted_of_an_untied_fine_tune_has_its_logits(
+    bases: Callable[[str], tuple[Any, Path]], tmp_path: Path, embeddings: Any
+) -> None:
+    from peft import PeftModel
+
+    cls, base = bases("llama")
+    adapted(cls, base, tmp_path / "a", options("LoRA on both", "embed_tokens", "lm_head"), "q_proj")
+    fold(base, tmp_path / "a", tmp_path / "tuned")
+    extract(tmp_path / "tuned", base, tmp_path / "extracted", rank=32, embeddings=embeddings)
+    expected = logits(cls.from_pretrained(tmp_path / "tuned"))
+    near = 1e-4 * float(expected.abs().max())
+    found = PeftModel.from_pretrained(cls.from_pretrained(base), tmp_path / "extracted")
+    assert torch.allclose(logits(found), expected, atol=near)
+    fold(base, tmp_path / "extracted", tmp_path / "again")
+    assert torch.allclose(logits(cls.from_pretrained(tmp_path / "again")), expected, atol=near)

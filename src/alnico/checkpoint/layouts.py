@@ -427,6 +427,25 @@ def nearest(name: str, names: Iterable[str], count: int = 1) -> list[str]:
     return difflib.get_close_matches(name, list(names), count, 0.6)
 
 
+def module_names_of(config: Mapping[str, object], names: Iterable[str]) -> dict[str, str]:
+    """The names that modules of transformers 5 have for the tensors of a file, by the spellings of the config's types of models.
+
+    Matrices of experts that are stored one by one keep their names: the module has them packed.
+
+    >>> module_names_of({"model_type": "qwen2_vl"}, ["visual.a", "model.norm.weight"])
+    {'visual.a': 'model.visual.a', 'model.norm.weight': 'model.language_model.norm.weight'}
+    """
+    types = {str(part.get("model_type")) for part in (config, *config.values()) if isinstance(part, Mapping)}
+    spellings = [s for s in SPELLINGS if types & set(s.types)]
+    found = {}
+    for name in names:
+        spelled = name
+        for spelling in () if re.search(r"\.experts\.\d+\.", name) else spellings:
+            spelled = spelling(spelled)
+        found[name] = spelled
+    return found
+
+
 def shapes_of(tensors: Mapping[str, object]) -> dict[str, Shape]:
     """The shapes of a source's tensors, or of tensors in memory."""
     return {name: tuple(tensor.shape) for name, tensor in tensors.items()}  # type: ignore[attr-defined]

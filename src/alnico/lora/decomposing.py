@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alnico.checkpoint.layouts import module_names_of
 from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError, RecipeError
 from alnico.lora.written import Kind
@@ -94,6 +95,7 @@ def subjects_of(
     tables = tables_of(base).rows
     tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
     heads = tied_heads(base.config, base.tensors, [n for n in tables if not is_input(n)])
+    spelled = module_names_of(base.config, base.tensors)
     for name, tensor in base.tensors.items():
         other = tuned.tensors.get(name)
         if other is None:
@@ -107,7 +109,9 @@ def subjects_of(
             if not _are_equal(tuned, base, name):
                 apart.append(Apart(name, f"is {other.dtype}, which has no difference in floating point"))
         else:
-            fate, why, kind = _fate(name, tensor.shape, include, exclude, others, embeddings, is_of_tokens=name in tables)
+            fate, why, kind = _fate(
+                spelled[name], name, tensor.shape, include, exclude, others, embeddings, is_of_tokens=name in tables
+            )
             if name in tied and fate == "factors":
                 fate, why = "left out", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved"
             turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
@@ -118,6 +122,7 @@ def subjects_of(
 
 def _fate(
     name: str,
+    stored: str,
     shape: tuple[int, ...],
     include: Sequence[str],
     exclude: Sequence[str],
@@ -126,7 +131,7 @@ def _fate(
     *,
     is_of_tokens: bool,
 ) -> tuple[Fate, str, Kind]:
-    if any(fits(pattern, name) for pattern in exclude) or (include and not any(fits(pattern, name) for pattern in include)):
+    if any(fits(pattern, stored) for pattern in exclude) or (include and not any(fits(pattern, stored) for pattern in include)):
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
     is_table = is_weight and len(shape) == 2 and (is_lookup(name) or (is_of_tokens and is_input(name)))
@@ -233,9 +238,9 @@ def saved_of(base: Source, changed: Collection[str], factored: Collection[str], 
     return Saved(names, tuple(modules), has_biases)
 
 
-def module_names(base: Source, wanted: Collection[str]) -> list[str]:
+def module_names(names: Collection[str], wanted: Collection[str]) -> list[str]:
     """Names for ``modules_to_save``: the shortest endings that stand for ``wanted`` alone; PEFT takes what ends with one of them."""
-    every = {".".join(words[:i]) for name in base.tensors if (words := name.split(".")) for i in range(1, len(words))}
+    every = {".".join(words[:i]) for name in names if (words := name.split(".")) for i in range(1, len(words))}
     found: set[str] = set()
     for module in wanted:
         last = module.rpartition(".")[2]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import shutil
@@ -21,8 +22,11 @@ from alnico.checkpoint.adapted import open_adapted, repositories
 from alnico.checkpoint.adapter import PREFIX
 from alnico.checkpoint.lasting import write_file
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.model import Model, Source, open_model
+from alnico.checkpoint.layouts import module_names_of
+from alnico.checkpoint.model import Source, open_model, read_tensor
 from alnico.checkpoint.shards import bytes_of, format_size
+from alnico.checkpoint.translated import as_stored_in
+from alnico.checkpoint.untied import untied
 from alnico.engine.arena import Arena
 from alnico.engine.card import laid_out, public_names
 from alnico.engine.events import Advanced, Event, Reading
@@ -155,7 +159,9 @@ def extract(
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
     target = Path(out)
     with ExitStack() as stack:
-        models = [stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)]
+        opened: list[Source] = [stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)]
+        models = untied(opened, opened)
+        models[0] = as_stored_in(models[0], models[1])
         subjects = subjects_of(
             models[0],
             models[1],
@@ -229,7 +235,7 @@ def _checked(
     )
 
 
-def _judge(tuned: Model, base: Model, subjects: Subjects) -> None:
+def _judge(tuned: Source, base: Source, subjects: Subjects) -> None:
     """Look at a sample before anything is computed. Errors: MismatchError for models that were not tuned from one another."""
     names = [s.name for s in subjects.compared if is_matrix(base.tensors[s.name])]
     found = look((base, tuned), spread([Place(name, (0, 1)) for name in names], TENSORS)).likenesses
@@ -244,7 +250,9 @@ def _judge(tuned: Model, base: Model, subjects: Subjects) -> None:
 class _Work:
     """One extraction: all its tensors, threads and results."""
 
-    def __init__(self, tuned: Model, base: Model, options: Options, subjects: Subjects, room: Room, watch: Watcher | None) -> None:
+    def __init__(
+        self, tuned: Source, base: Source, options: Options, subjects: Subjects, room: Room, watch: Watcher | None
+    ) -> None:
         self.tuned = tuned
         self.base = base
         self.options = options
@@ -416,9 +424,11 @@ class _Work:
     def _adapter(self, ranks: Mapping[str, int], saved: Saved, reference: str) -> tuple[OutputAdapter, dict[str, Subject]]:
         """What the adapter holds, and the subject of each of its modules."""
         modules: dict[str, Subject] = {s.module: s for s in self.subjects.factored if ranks[s.name]}
-        outputs = [_module(s, ranks[s.name]) for s in modules.values()]
-        words = [name.split(".") for name in self.base.tensors]
+        outputs = [replace(_module(s, ranks[s.name]), module=self._spelled[s.name].rpartition(".")[0]) for s in modules.values()]
+        spelled = self._spelled
+        words = [spelled[name].split(".") for name in self.base.tensors]
         every = {".".join(w[:i]) for w in words for i in range(1, len(w))}
+        named = {spelled[s.name].rpartition(".")[0] for s in modules.values()}
         kinds = [str(a) for a in self.base.config.get("architectures") or ()]
         is_causal = any(k.endswith("ForCausalLM") for k in kinds)
         is_both = bool(self.base.config.get("is_encoder_decoder")) and any(k.endswith("ForConditionalGeneration") for k in kinds)
@@ -427,15 +437,28 @@ class _Work:
             "task_type": "CAUSAL_LM" if is_causal else "SEQ_2_SEQ_LM" if is_both else None,
             "base_model_name_or_path": origin.name if origin is not None else reference,
             "revision": origin.commit if origin is not None else None,
-            "target_modules": target_modules(list(modules), sorted(every - set(modules))),
-            "modules_to_save": module_names(self.base, saved.modules) or None,
+            "target_modules": target_modules(sorted(named), sorted(every - named)),
+            "modules_to_save": module_names(list(spelled.values()), self._spelled_modules(saved)) or None,
             "bias": "all" if saved.has_biases else "none",
             "fan_in_fan_out": any(s.is_turned and s.kind == "linear" for s in modules.values()),
         }
-        shapes = {written: self.base.tensors[name].shape for name, written in saved.names.items()}
-        return OutputAdapter(
-            outputs, {saved.names[n]: shapes[saved.names[n]] for n in saved.names}, self.options.dtype, settings
-        ), modules
+        shapes = {self._written(name, written): self.base.tensors[name].shape for name, written in saved.names.items()}
+        return OutputAdapter(outputs, shapes, self.options.dtype, settings), modules
+
+    @functools.cached_property
+    def _spelled(self) -> dict[str, str]:
+        """The base's tensors as its module has them, by their names in the file: an adapter has the module's names."""
+        return module_names_of(self.base.config, self.base.tensors)
+
+    def _spelled_modules(self, saved: Saved) -> list[str]:
+        """The modules that are saved whole, by the module's names."""
+        whole = set(saved.modules)
+        return sorted({self._spelled[n].rpartition(".")[0] for n in self.base.tensors if n.rpartition(".")[0] in whole})
+
+    def _written(self, name: str, written: str) -> str:
+        """How a tensor that is saved is called in the adapter; ``written`` is that by the file's names."""
+        module, _, parameter = self._spelled[name].rpartition(".")
+        return f"{module}.base_layer.{parameter}" if written != name else self._spelled[name]
 
     def _write(self, part: PartDirectory, spool: Spool, found: Extraction, reference: str) -> AdapterFiles:
         ranks = {t.name: t.rank for t in found.tensors}
@@ -451,7 +474,7 @@ class _Work:
                 files.write(of_right, np.ascontiguousarray(right))
                 files.write(of_left, np.ascontiguousarray(left))
             for name, written in saved.names.items():
-                files.write(PREFIX + written, self.tuned.read(name))
+                files.write(PREFIX + self._written(name, written), read_tensor(self.tuned, name))
             files.finish(*self._card(replace(found, byte_size=files.byte_size)))
         return files
 
