@@ -129,7 +129,7 @@ dtype: float64
     "karcher-many-steps": """\
 merge_method: karcher
 models: [{model: one}, {model: far}, {model: two}]
-parameters: {max_iter: 20000, tol: 1e-9, normalize: true, t: 0.5}
+parameters: {max_iter: 20000, tol: 1e-6, normalize: true, t: 0.5}
 """,
     "passthrough-options": f"merge_method: passthrough\nmodels: [{{model: one}}]\nparameters: {{scale: 0.5, t: 1, {IDLE}}}\n",
     "ram-options": deltas("ram", f"epsilon: 0.03, {IDLE}"),
@@ -201,6 +201,14 @@ models:
     "keys-of-evolve": f"merge_method: linear\n{PLAIN}parameters: {{random_seed: 3, smooth: true, allow_negative_weights: 1}}\nsmooth: false\n",
     "empty-keys": f"merge_method: linear\nbase_model:\n{PLAIN}tokenizer_source:\nchat_template: null\nout_dtype: ~\nparameters:\n",
     "keys-given-twice": f"dtype: float32\nmerge_method: linear\nmerge_method: linear\n{PLAIN}",
+    "layers-of-whole-models": """\
+merge_method: slerp
+base_model: base
+models:
+- {model: base, layer_range: [0, 3]}
+- {model: far, layer_range: [0, 3], parameters: {weight: 0.5}}
+parameters: {t: [0.2, 0.8]}
+""",
     "layers-as-text": """\
 merge_method: passthrough
 slices:

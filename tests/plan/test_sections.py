@@ -103,6 +103,19 @@ parameters: {t: [0.2, 0.4, 0.9]}
     assert expected in made.notes
 
 
+def test_a_layer_range_under_a_model_that_is_merged_whole_must_be_all_its_layers() -> None:
+    stack("a", 3), stack("b", 3)
+    recipe = "{merge_method: linear, models: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: RANGE}]}\n"
+    assert origins(plan(recipe.replace("RANGE", "[0, 3]"))) == origins(plan("{merge_method: linear, models: [a, b]}\n"))
+    for written in ("[0, 2]", "[1, 3]", "[0, 4]"):
+        with pytest.raises(MismatchError) as told:
+            plan(recipe.replace("RANGE", written))
+        assert str(told.value) == (
+            f"models: b has 3 layers; layer_range is {written}, and models are merged whole. "
+            "Write slices to take layers, or leave layer_range out."
+        )
+
+
 def test_a_slice_of_one_layer_takes_a_gradients_last_value() -> None:
     stack("a", 1), stack("b", 1)
     made = plan("{merge_method: slerp, base_model: a, models: [a, b], parameters: {t: [0.2, 0.4]}}\n")

@@ -54,7 +54,7 @@ TIES = "merge_method: ties\nbase_model: b\nmodels: [a]\n"
         "merge_method: tise\nmodels: [a]",
         "merge_method: linear\nmodels: []",
         "merge_method: linear\nmodels: [{parameters: {weight: 1}}]",
-        "merge_method: linear\nmodels: [{model: a, layer_range: [0, 3]}]",
+        "merge_method: linear\nmodels: [{model: a, layer_range: [0, -3]}]",
         "merge_method: linear\nmodels: [{model: a, paramters: {}}]",
         "merge_method: linear\nmodels: [a]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
         "merge_method: linear\nslices: [{sources: [{model: a}]}]",

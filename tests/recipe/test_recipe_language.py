@@ -62,7 +62,10 @@ def test_slices_take_layers_of_their_sources() -> None:
         ),
     )
     assert found.references == ("a", "b", "other", "base")
-    assert found.notes == ("r:8: slices[0].residual_weight has no effect, here as in mergekit.",)
+    assert found.notes == (
+        "r:8: slices[0].residual_weight has no effect, here as in mergekit.",
+        "r:12: slices[1] is merged by dare_ties, as its merge_method says; mergekit takes linear there too.",
+    )
 
 
 @pytest.mark.parametrize("form", ["linear over slices, the method inside", "linear over slices, the method inside only"])
@@ -88,6 +91,7 @@ def test_modules_have_models_or_slices_and_a_method_of_their_own() -> None:
         ),
     )
     assert found.notes == (
+        "r:9: modules.vision_tower is merged by ties, as its merge_method says; mergekit takes passthrough there too.",
         "r:13: modules.vision_tower.models[1].model.override_architecture has no effect: names and shapes are read from the headers.",
     )
 
@@ -180,6 +184,7 @@ slices:
     assert [dict(s.models[0].parameters) for s in found.slices] == [{}, {"density": 0.75}]
     assert found.notes == (
         "r:5: slices[0].sources[0].parameters.density has no effect: it is an option of ties, which this level does not use.",
+        "r:7: slices[1] is merged by ties, as its merge_method says; mergekit takes linear there too.",
     )
 
 

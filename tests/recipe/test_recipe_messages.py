@@ -85,8 +85,8 @@ KEYS = {
         "4: models[0] has the unknown key 'paramters'. Did you mean parameters?",
     ),
     "model key without a neighbour": (
-        "merge_method: linear\nmodels:\n  - model: a\n    layer_range: [0, 3]",
-        "4: models[0] has the unknown key 'layer_range'. Known are model, parameters.",
+        "merge_method: linear\nmodels:\n  - model: a\n    xyz: [0, 3]",
+        "4: models[0] has the unknown key 'xyz'. Known are model, parameters, layer_range.",
     ),
     "option beside model": (
         "merge_method: linear\nmodels:\n  - model: a\n    weight: 1",

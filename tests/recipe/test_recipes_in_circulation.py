@@ -210,6 +210,7 @@ def test_a_harmless_key_is_noted_at_every_level(key: str) -> None:
         ".half: &half 0.5\n.half: &other 0.7\n",
         "model_a: &a some/path\nbase: &b {density: 0.5}\nmodel: &m x\n",
         "definitions:\n  deep: {er: [&x 1]}\n",
+        "parameters2: &p {weight: 1}\nslices_1: &s [1]\ndtype.old: &d bfloat16\n",
     ],
 )
 def test_places_for_anchors_at_the_top_are_left_out(lines: str) -> None:
@@ -334,4 +335,14 @@ def test_a_density_of_0_for_all_tensors_stays_an_error() -> None:
     assert "density[1] is -0.1; density is the share" in mistake(TIES + "parameters: {density: [0.5, -0.1]}\n")
     assert "select_topk is 0; select_topk is the share" in mistake(
         "merge_method: sce\nbase_model: a\nmodels: [b]\nparameters: {select_topk: 0}\n"
+    )
+
+
+def test_a_method_of_a_slice_that_mergekit_would_ignore_is_told() -> None:
+    slices = (
+        "slices:\n- merge_method: METHOD\n  sources:\n  - {model: a, layer_range: [0, 1]}\n  - {model: b, layer_range: [0, 1]}\n"
+    )
+    assert read("merge_method: linear\n" + slices.replace("METHOD", "linear")).notes == ()
+    assert read("merge_method: linear\n" + slices.replace("METHOD", "karcher")).notes == (
+        "r:3: slices[0] is merged by karcher, as its merge_method says; mergekit takes linear there too.",
     )

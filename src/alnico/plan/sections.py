@@ -261,6 +261,7 @@ class _Maker:
         def part(entry: ModelEntry) -> Part:
             model = self.references.index(entry.reference)
             members = self.members(model, module)
+            self._check_whole(entry, model, members)
             return Part(model, entry, {mine.output_name(n, members): full for n, full in members.names.items()})
 
         listed = tuple(part(e) for e in models)
@@ -270,6 +271,18 @@ class _Maker:
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
         self._add(label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names))
+
+    def _check_whole(self, entry: ModelEntry, model: int, members: _Members) -> None:
+        """A ``layer_range`` under a model that is merged whole must be all its layers. Errors: MismatchError."""
+        if entry.all_layers is None:
+            return
+        counts = sorted(set(stacks(members.names).values()))
+        low, high = entry.all_layers
+        if low != 0 or high not in counts:
+            raise MismatchError(
+                f"models: {self.sources[model].label} has {' and '.join(map(str, counts)) or 'no'} layers; layer_range is [{low}, {high}], "
+                "and models are merged whole. Write slices to take layers, or leave layer_range out."
+            )
 
     def sliced(self, slices: Sequence[Slice], module: Module | None, method: str) -> None:
         mine = self.members(self.donor, module)

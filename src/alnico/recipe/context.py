@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -110,6 +111,8 @@ def holds_anchors(key: str, value: Node, known: Iterable[str]) -> bool:
 def _is_misspelt(key: str, value: Node, known: Iterable[str]) -> bool:
     """Is a key at the top a misspelt one that could have this value, rather than a name of the author's own?"""
     near = difflib.get_close_matches(key, list(known), 1, 0.9)
+    if near and re.match(rf"{near[0]}[-_.\d]", key):  # parameters_2 is no slip
+        return False
     kind = {"models": list, "slices": list, "methods": list, "modules": dict, "parameters": dict, "lines": dict}
     return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 

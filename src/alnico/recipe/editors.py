@@ -104,7 +104,7 @@ def json_schema() -> Schema:
         "anyOf": [{"required": [key]} for key in ("merge_method", "slices", "modules")],
         "not": {"required": ["tokenizer", "tokenizer_source"]},
         "$defs": {
-            "model": _object(ENTRY, shared, ("model",), dialect.WITHOUT_EFFECT),
+            "model": _object(ENTRY, {**shared, "layer_range": layers}, ("model",), dialect.WITHOUT_EFFECT),
             "source": _object(SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range"), dialect.WITHOUT_EFFECT),
             "slice": _object(SLICE, whole, ("sources",), dialect.WITHOUT_EFFECT),
             "module": {**_object(MODULE, shared, (), dialect.WITHOUT_EFFECT), "oneOf": one_of[:2]},

@@ -33,6 +33,7 @@ MAY_BE_EMPTY = ("base_model", "chat_template", "dtype", "out_dtype", "tokenizer"
 ENTRY: Keys = {
     "model": "A path, or owner/name@revision on the hub, perhaps with +adapter.",
     "parameters": "Options for this model; they win over those of all other levels but the rules under `methods`.",
+    "layer_range": "Without effect, as in mergekit: models are merged whole. Another range than all layers of the model is an error.",
 }
 
 SOURCE: Keys = {

@@ -60,10 +60,15 @@ def _entries(
         context.check_keys(item, place, known, f"{place}.parameters")
         reference = read_reference(item.value.get("model"), f"{place}.model", item.line, reading)
         parameters = read_parameters(item.value.get("parameters"), f"{place}.parameters", level, context)
-        layers = _layers(item, place, reading) if has_layers else None
-        if reference is not None and (layers is not None or not has_layers):
-            entries.append(ModelEntry(reference, parameters, layers))
-            lines.append(item.line)
+        layers = _layers(item, place, reading) if has_layers or "layer_range" in item.value else None
+        if reference is None or (layers is None and has_layers):
+            continue
+        if layers is not None and not has_layers:
+            reading.note(
+                item.value["layer_range"].line, f"{place}.layer_range has no effect, as in mergekit: models are merged whole."
+            )
+        entries.append(ModelEntry(reference, parameters, layers) if has_layers else ModelEntry(reference, parameters, None, layers))
+        lines.append(item.line)
     return tuple(entries), tuple(lines)
 
 
@@ -110,6 +115,7 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
         reading.note(keys["residual_weight"].line, f"{where}.residual_weight has no effect, here as in mergekit.")
     own, line = _slice_method(keys, where, context)
     method = own if line else outer
+    _note_other_method(own, outer, line, where, reading)
     level = context.level(method)
     parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", level, context)
     own_base = keys.get("base_model")
@@ -137,6 +143,11 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
             Part(place, keys["sources"].line, line or asked, method, sources, lines, base or context.base_model, below)
         )
     return Slice(sources, parameters, base, own.name if own is not None else None)
+
+
+def _note_other_method(own: Method | None, outer: Method | None, line: int, where: str, reading: Reading) -> None:
+    if own is not None and outer is not None and own != outer:
+        reading.note(line, f"{where} is merged by {own.name}, as its merge_method says; mergekit takes {outer.name} there too.")
 
 
 def _slice_method(keys: dict[str, Node], where: str, context: Context) -> tuple[Method | None, int]:
@@ -179,6 +190,7 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
         own = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
         method = own if "merge_method" in keys else outer
         line = keys["merge_method"].line if "merge_method" in keys else asked
+        _note_other_method(own, outer, line, where, reading)
         one_of(keys, ("models", "slices"), item.line, where, reading)
         nested = [scalars.named_method(n) for n in _methods_of_slices(keys)]
         parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", context.level(method, *nested), context)

@@ -218,7 +218,7 @@ def _mapping(node: yaml.MappingNode, reading: Reading, depth: int) -> dict[str, 
             reading.broken(line, "a key is a list or a mapping; expected a name.")
         elif key.value in found and not _may_repeat(key.value, found[key.value], inner, depth):
             first = found[key.value].line
-            if written(found[key.value]) == written(inner):
+            if _are_same(found[key.value], inner):
                 reading.note(line, f"{bare(key.value)} is given twice, first in line {first}, and is the same.")
                 continue
             reading.wrong(line, f"{bare(key.value)} is given twice, first in line {first}. Remove one.")
@@ -232,13 +232,16 @@ def _may_repeat(key: str, first: Node, other: Node, depth: int) -> bool:
     return depth == 0 and key not in OF_A_DOCUMENT and first.has_anchor and other.has_anchor
 
 
-def written(node: Node) -> Any:
-    """A node as plain data, without its lines."""
-    if isinstance(node.value, dict):
-        return {key: written(value) for key, value in node.value.items()}
-    if isinstance(node.value, list):
-        return [written(item) for item in node.value]
-    return node.value, type(node.value)
+def _are_same(one: Node, other: Node) -> bool:
+    """Do two nodes hold the same, wherever they stand? Takes no longer than the smaller one has nodes."""
+    first, second = one.value, other.value
+    if isinstance(first, dict) and isinstance(second, dict):
+        return (
+            len(first) == len(second) and list(first) == list(second) and all(_are_same(first[key], second[key]) for key in first)
+        )
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(_are_same, first, second))
+    return type(first) is type(second) and not isinstance(first, (dict, list)) and first == second
 
 
 def plain(value: Any, where: str, depth: int) -> Any:

@@ -91,6 +91,8 @@ class ModelEntry:
     reference: str
     parameters: Parameters = field(default_factory=dict)
     layers: tuple[int, int] | None = None
+    all_layers: tuple[int, int] | None = field(default=None, compare=False)
+    """What a ``layer_range`` says under a model that is merged whole: the plan checks that these are all its layers."""
 
 
 @dataclass(frozen=True)
