@@ -46,6 +46,8 @@ def seeds() -> list[bytes]:
         {"w": bits({"neg": True, "conj": True}, "ComplexFloatStorage")},
         {"w": Call(Name("torch._tensor", "_rebuild_from_type_v2"), Name("torch._utils", "_rebuild_tensor_v2"), Name("torch", "Tensor"), tensor((2,), (1,)).arguments, {"mark": 1})},
         {"w": tensor((2,), (1,)), "x": Call(Name("numpy._core.multiarray", "scalar"), Call(Name("numpy", "dtype"), "f8", False, True), b"12345678")},
+        {"w": tensor((2,), (1,)), "x": Call(Name("numpy.core.multiarray", "_reconstruct"), Name("numpy", "ndarray"), (0,), b"b")},
+        {"w": tensor((2,), (1,)), "x": Name("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")},
     ]  # fmt: skip
     texts = [pickled(h) for h in held]
     return [
