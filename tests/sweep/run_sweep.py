@@ -24,7 +24,7 @@ sys.path[:0] = [p for p in (str(HERE.parent), str(HERE)) if p not in sys.path]
 
 import architectures  # noqa: E402
 
-TIMEOUT_SECONDS = 180
+TIMEOUT_SECONDS = 900
 WHOLE = (
     "causal_lm",
     "masked_lm",

@@ -417,7 +417,8 @@ def union(case: Case) -> None:
         state = {}
         for name, value in module.state_dict().items():
             for axis, size in enumerate(value.shape):
-                if VOCAB <= size <= VOCAB + MORE and value.is_floating_point():
+                tokens_first = name.endswith("cpmant.input_embedding.weight") and axis == 0  # rows of prompts come after them
+                if (VOCAB <= size <= VOCAB + MORE or tokens_first) and value.is_floating_point():
                     value = value.index_select(axis, torch.cat([order, torch.arange(VOCAB, size)]))
             state[name] = value
         return state
