@@ -259,11 +259,34 @@ def test_keys_given_twice_stay_errors_where_they_differ() -> None:
     )
 
 
-@pytest.mark.parametrize("key", ["base_model", "tokenizer_source", "tokenizer", "chat_template", "dtype", "out_dtype"])
+@pytest.mark.parametrize(
+    "key", ["base_model", "tokenizer_source", "tokenizer", "chat_template", "dtype", "out_dtype", "modules", "slices", "name"]
+)
 def test_an_empty_key_counts_as_not_given(key: str) -> None:
     recipe = read(LINEAR + f"{key}:\n")
     assert recipe.canonical() == read(LINEAR).canonical()
     assert recipe.notes == (f"r:3: {key} is empty, and counts as not given.",)
+
+
+def test_empty_keys_leave_room_for_the_one_that_is_meant() -> None:
+    sources = "slices: [{sources: [{model: a, layer_range: [0, 1]}]}]"
+    recipe = read(f"merge_method: linear\nmodels:\n{sources}\ntokenizer:\ntokenizer_source: union\n")
+    assert recipe.slices
+    assert recipe.tokenizer is not None
+    modules = read(f"merge_method: linear\nmodules: {{default: {{models: null, {sources}}}}}\n").modules
+    assert modules[0].slices
+
+
+@pytest.mark.parametrize("written", ["64", "'64'", "64.0"])
+def test_whole_numbers_of_vocabularies_may_be_text_or_have_a_point(written: str) -> None:
+    tokens = f"tokens: {{<s>: {{source: {{kind: model_token, model: a, token_id: {written}}}}}}}"
+    recipe = read(LINEAR + f"tokenizer: {{pad_to_multiple_of: {written}, {tokens}}}\n")
+    assert recipe.tokenizer is not None
+    assert (recipe.tokenizer.pad_to_multiple_of, recipe.tokenizer.tokens["<s>"].token_id) == (64, 64)
+    assert read(LINEAR + "tokenizer: {pad_to_multiple_of: null}\n").tokenizer is not None
+    assert "pad_to_multiple_of is '0'; expected a whole number of at least 1" in mistake(
+        LINEAR + "tokenizer: {pad_to_multiple_of: '0'}\n"
+    ).replace("is 0;", "is '0';")
 
 
 @pytest.mark.parametrize("line", ["tokenizer_source: model:some/path\n", "tokenizer: {source: 'model:some/path'}\n"])

@@ -276,7 +276,7 @@ class _Maker:
         """A ``layer_range`` under a model that is merged whole must be all its layers. Errors: MismatchError."""
         if entry.all_layers is None:
             return
-        counts = sorted(set(stacks(members.names).values()))
+        counts = sorted(set(layers_of(members.names).counts.values()))
         low, high = entry.all_layers
         if low != 0 or high not in counts:
             raise MismatchError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
-from alnico.recipe.keys import TOKENIZER, TOP
+from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
 from alnico.recipe.nodes import Node, Reading, cut
 from alnico.recipe.schema import ModelEntry, Parameters
 
@@ -73,6 +73,13 @@ class Context:
             hint = hint or (options_under and self.belongs(key, options_under, known)) or scalars.nearest(key, list(known))
             start = f"{where} has the unknown key" if where else "unknown key"
             self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
+
+    def given(self, keys: dict[str, Node], where: str = "") -> dict[str, Node]:
+        """The keys that have a value, or must have one: mergekit takes the others as not given where they are empty."""
+        empty = [key for key in MAY_BE_EMPTY if key in keys and keys[key].value is None]
+        for key in empty:
+            self.reading.note(keys[key].line, f"{where}.{key} is empty, and counts as not given.".removeprefix("."))
+        return {key: node for key, node in keys.items() if key not in empty}
 
     def _means_nothing(self, key: str, value: Node, where: str, known: Iterable[str]) -> bool:
         """Note a key that has no effect: one that mergekit's users write, or a place for YAML anchors at the top."""

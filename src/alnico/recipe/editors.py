@@ -93,7 +93,7 @@ def json_schema() -> Schema:
     layers: Schema = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
     top |= {key: _or_null(top[key]) for key in MAY_BE_EMPTY}
     path: Schema = {"anyOf": [TEXT, _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",))]}
-    one_of = [{"required": [key]} for key in ("models", "slices", "modules")]
+    one_of = [_has(key) for key in ("models", "slices", "modules")]
     options = _options(methods.values())
     return {
         "$schema": DIALECT,
@@ -102,12 +102,15 @@ def json_schema() -> Schema:
         **_object(TOP, top, (), dialect.WITHOUT_EFFECT_AT_THE_TOP),
         "oneOf": one_of,
         "anyOf": [{"required": [key]} for key in ("merge_method", "slices", "modules")],
-        "not": {"required": ["tokenizer", "tokenizer_source"]},
+        "not": _has("tokenizer", "tokenizer_source"),
         "$defs": {
             "model": _object(ENTRY, {**shared, "layer_range": layers}, ("model",), dialect.WITHOUT_EFFECT),
             "source": _object(SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range"), dialect.WITHOUT_EFFECT),
             "slice": _object(SLICE, whole, ("sources",), dialect.WITHOUT_EFFECT),
-            "module": {**_object(MODULE, shared, (), dialect.WITHOUT_EFFECT), "oneOf": one_of[:2]},
+            "module": {
+                **_object(MODULE, {**shared, **{k: _or_null(shared[k]) for k in ("models", "slices")}}, (), dialect.WITHOUT_EFFECT),
+                "oneOf": one_of[:2],
+            },
             "rule": _object(RULE, shared, ("filter", "merge_method"), dialect.WITHOUT_EFFECT),
             "reference": {
                 "anyOf": [
@@ -121,7 +124,7 @@ def json_schema() -> Schema:
                 {
                     "source": _ref("reference"),
                     "tokens": {"type": ["object", "null"], "additionalProperties": _ref("token")},
-                    "pad_to_multiple_of": {"type": "integer", "minimum": 1},
+                    "pad_to_multiple_of": _or_null(_whole(1)),
                     "tables": {"anyOf": [FILTER, {"type": ["array", "null"], "items": FILTER}]},
                 },
                 (),
@@ -152,6 +155,17 @@ def json_schema() -> Schema:
 
 def _ref(name: str) -> Schema:
     return {"$ref": f"#/$defs/{name}"}
+
+
+def _has(*keys: str) -> Schema:
+    """These keys are given, and not empty."""
+    return {"required": [*keys], "properties": {key: {"not": {"type": "null"}} for key in keys}}
+
+
+def _whole(least: int) -> Schema:
+    return {
+        "anyOf": [{"type": "integer", "minimum": least}, {"type": "string", "pattern": "^0*[1-9][0-9]*$" if least else "^[0-9]+$"}]
+    }
 
 
 def _or_null(schema: Schema) -> Schema:
@@ -185,7 +199,7 @@ def _token_source() -> Schema:
                         "kind": {"const": "model_token"},
                         "model": _ref("reference"),
                         "token": TEXT,
-                        "token_id": {"type": "integer", "minimum": 0},
+                        "token_id": _whole(0),
                     },
                     ("kind", "model"),
                 ),

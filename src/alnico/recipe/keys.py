@@ -27,8 +27,10 @@ TOP: Keys = {
     "name": "The name of this merge among several documents of a file; others take its output under this name.",
 }
 
-MAY_BE_EMPTY = ("base_model", "chat_template", "dtype", "out_dtype", "tokenizer", "tokenizer_source")
-"""Keys at the top that count as not given where they are empty."""
+MAY_BE_EMPTY = (
+    "base_model", "chat_template", "dtype", "models", "modules", "name", "out_dtype", "slices", "tokenizer", "tokenizer_source"
+)  # fmt: skip
+"""Keys of a recipe, and of a module, that count as not given where they are empty."""
 
 ENTRY: Keys = {
     "model": "A path, or owner/name@revision on the hub, perhaps with +adapter.",

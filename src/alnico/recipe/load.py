@@ -15,7 +15,7 @@ from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.check import check
 from alnico.recipe.context import Context, context_of, nested_methods
-from alnico.recipe.keys import MAY_BE_EMPTY, TOP
+from alnico.recipe.keys import TOP
 from alnico.recipe.models import one_of, read_listed, read_modules, read_reference
 from alnico.recipe.nodes import Document, Node, Reading, compose, plain, shown
 from alnico.recipe.rules import read_lines, read_preset, read_rules
@@ -141,7 +141,7 @@ def _recipe(document: Document, reading: Reading, folder: str) -> Recipe | None:
     context = context_of(keys, reading)
     method, asked = _method(keys, root, context)
     context.check_keys(root, "", TOP, "parameters")
-    keys = _given(keys, reading)
+    keys = context.given(keys)
     base = read_reference(keys["base_model"], "base_model", 0, reading) if "base_model" in keys else None
     context.base_model = base
     if base is None and "base_model" in keys:
@@ -180,14 +180,6 @@ def _recipe(document: Document, reading: Reading, folder: str) -> Recipe | None:
     if len(reading.mistakes) > before:
         return None
     return dataclasses.replace(recipe, notes=tuple(reading.notes), written_seed=recipe.seed)
-
-
-def _given(keys: dict[str, Node], reading: Reading) -> dict[str, Node]:
-    """The keys that have a value, or must have one."""
-    empty = [key for key in MAY_BE_EMPTY if key in keys and keys[key].value is None]
-    for key in empty:
-        reading.note(keys[key].line, f"{key} is empty, and counts as not given.")
-    return {key: node for key, node in keys.items() if key not in empty}
 
 
 def _method(keys: dict[str, Node], root: Node, context: Context) -> tuple[Method | None, int]:

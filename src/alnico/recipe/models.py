@@ -187,6 +187,7 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
             continue
         keys: dict[str, Node] = item.value
         context.check_keys(item, where, MODULE, f"{where}.parameters")
+        keys = context.given(keys, where)
         own = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
         method = own if "merge_method" in keys else outer
         line = keys["merge_method"].line if "merge_method" in keys else asked

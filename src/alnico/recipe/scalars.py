@@ -78,6 +78,16 @@ def whole(node: Node | None, where: str, least: int, reading: Reading) -> int | 
     return node.value
 
 
+def whole_of_mergekit(node: Node | None, where: str, least: int, reading: Reading) -> int | None:
+    """A whole number, also as the text or with the point that mergekit reads as one; None if not given, or empty."""
+    value = None if node is None else node.value
+    if node is None or value is None:
+        return None
+    if (isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_SHOWN) or (isinstance(value, float) and value.is_integer()):
+        node = Node(int(value), node.line)
+    return whole(node, where, least, reading)
+
+
 def truth(node: Node | None, where: str, reading: Reading) -> bool:
     """True or false; false if not given."""
     if node is None:

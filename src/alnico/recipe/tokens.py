@@ -22,7 +22,7 @@ def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting 
         return TokenizerSetting(source) if source is not None else None
     found = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
     source = _source(found["source"], "tokenizer.source", reading) if "source" in found else "union"
-    padding = scalars.whole(found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading)
+    padding = scalars.whole_of_mergekit(found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading)
     tokens = _tokens(found.get("tokens"), reading)
     tables = _tables(found.get("tables"), reading)
     return TokenizerSetting(source, tokens, padding, tables) if source is not None else None
@@ -80,7 +80,7 @@ def _token(node: Node, where: str, reading: Reading) -> TokenSource:
         return TokenSource(force=force)
     inner = scalars.mapping(source, f"{where}.source", MODEL_TOKEN, "a mapping with `kind`", reading)
     model = read_reference(inner.get("model"), f"{where}.source.model", source.line, reading)
-    number = scalars.whole(inner.get("token_id"), f"{where}.source.token_id", 0, reading)
+    number = scalars.whole_of_mergekit(inner.get("token_id"), f"{where}.source.token_id", 0, reading)
     token = inner["token"].value if "token" in inner else None
     if "token" in inner and (not isinstance(token, str) or not token):
         reading.wrong(inner["token"].line, f"{where}.source.token is {shown(token)}; expected text. Put it in quotes.")
