@@ -24,6 +24,10 @@ from made import Tensors, save_model
 MATRIX = np.arange(8, dtype=np.float32).reshape(4, 2)
 OTHER = MATRIX + 1
 """Values of a tensor of its own: equal ones would be a tied copy."""
+NOTHING_LEFT = (
+    "{0} of {0} tensors are not in all models, so that missing: drop would leave next to nothing. Look at the names: one model may have "
+    "a prefix that the others lack."
+)
 OTHERS = "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
 
 
@@ -122,10 +126,12 @@ def test_the_output_has_the_donors_order_wherever_the_donor_is_listed() -> None:
     assert [j.name for j in build_plan(recipe, open_source=sources.__getitem__).jobs] == ["z", "y"]
 
 
-def test_no_tensors_make_a_plan_of_nothing() -> None:
+def test_no_tensors_make_no_plan() -> None:
     model("a", {}), model("b", {})
-    plan = planned()
-    assert (plan.jobs, plan.bytes_to_read, plan.elements) == ((), 0, 0)
+    assert told() == (
+        "the output would have no tensors: nothing of a, b is taken into it; expected some. Check the models, and the modules, slices and "
+        "filters of the recipe."
+    )
 
 
 def test_a_scalar_and_an_empty_tensor_are_tensors() -> None:
@@ -160,14 +166,19 @@ def test_embeddings_of_other_widths_are_told_as_other_shapes() -> None:
 
 def test_a_float_tensor_that_a_model_lacks_is_told_with_the_name_that_is_near() -> None:
     model("a", {"layers.0.attn.weight": ("F32", MATRIX)}), model("b", {"layers.0.attn.wieght": ("F32", MATRIX)})
-    assert told().splitlines()[0] == (
-        "layers.0.attn.weight: a has it, b lacks it; expected it in all models. It has 'layers.0.attn.wieght'. " + OTHERS
-    )
+    assert told().splitlines() == [
+        "layers.0.attn.weight: a has it, b lacks it; expected it in all models. It has 'layers.0.attn.wieght'. Use models of one architecture.",
+        "layers.0.attn.wieght: b has it, a lacks it; expected it in all models. It has 'layers.0.attn.weight'. Use models of one architecture.",
+        NOTHING_LEFT.format(2),
+    ]
 
 
 def test_a_near_name_of_another_shape_is_no_hint() -> None:
     model("a", {"layers.0.weight": ("F32", MATRIX)}), model("b", {"layers.0.wieght": ("F32", MATRIX[0])})
-    assert told().splitlines()[0] == f"layers.0.weight: a has it, b lacks it; expected it in all models. {OTHERS}"
+    assert (
+        told().splitlines()[0]
+        == "layers.0.weight: a has it, b lacks it; expected it in all models. Use models of one architecture."
+    )
 
 
 def test_a_tensor_that_only_a_later_model_has_is_told_too() -> None:
@@ -192,7 +203,7 @@ def test_five_misfits_are_told_and_the_rest_counted() -> None:
     model("a", {f"w{i}": ("F32", MATRIX) for i in range(8)}), model("b", {})
     lines = told().splitlines()
     assert [line.partition(":")[0] for line in lines[:5]] == ["w0", "w1", "w2", "w3", "w4"]
-    assert lines[5:] == ["... and 3 more tensors that do not fit."]
+    assert lines[5:] == ["... and 3 more tensors that do not fit.", NOTHING_LEFT.format(8)]
 
 
 # ---- packed dtypes -------------- -----------------------------------------------------------------------------------
@@ -672,7 +683,7 @@ def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_o
         build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
     lines = str(caught.value).splitlines()
     assert "It has 'model.blocks.0.weight'." in lines[0]
-    assert lines[-1] == "... and 19995 more tensors that do not fit."
+    assert lines[-2:] == ["... and 19995 more tensors that do not fit.", NOTHING_LEFT.format(20_000)]
 
 
 # ---- float8 ------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from alnico.checkpoint.sidecars import modules_of
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
-from alnico.plan.compatibility import Misfit, explain_mismatch
+from alnico.plan.compatibility import NEARLY_ALL, Misfit, explain_mismatch
 from alnico.plan.job import Job
 from alnico.plan.sections import Asked, Part, Section
 from alnico.recipe.schema import Missing
@@ -31,6 +31,9 @@ from alnico.vocabulary.compare import (
 from alnico.vocabulary.tables import rows_of, tables_of
 
 MAX_SHOWN = 5
+
+OR_MISSING = ", or say missing: copy or missing: drop in the recipe."
+"""How the advice on a tensor that some model lacks ends, unless nearly all are such."""
 
 WORD_LISTS = ("whitespacetokenizer_config.json", "phrasetokenizer_config.json")
 """Vocabularies of sentence-transformers' word embeddings."""
@@ -60,6 +63,8 @@ class Aligner:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     misfits: list[Misfit] = field(default_factory=list)
+    asked: int = 0
+    """Tensors whose fate was asked for."""
     copies: int = 0
     """Tensors that were looked for as tied copies."""
 
@@ -69,6 +74,7 @@ class Aligner:
 
     def fate(self, name: str, section: Section, asked: Asked) -> Fate | None:
         """Say what becomes of the tensor ``name``; None if it is dropped, or does not fit."""
+        self.asked += 1
         holders = [p for p in asked.needed if name in p.names]
         lacking = [p for p in asked.needed if name not in p.names]
         donor = section.donor if section.donor is not None and name in section.donor.names else None
@@ -116,7 +122,34 @@ class Aligner:
                 raise MismatchError(explained)
             more = len(self.problems) - MAX_SHOWN
             rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
-            raise MismatchError("\n".join(self.problems[:MAX_SHOWN] + rest))
+            told = "\n".join(self.problems[:MAX_SHOWN] + rest)
+            lacking = sum(None in m.shapes.values() for m in self.misfits)
+            if lacking > NEARLY_ALL * self.asked:
+                nothing = (
+                    f"{lacking} of {self.asked} tensors are not in all models, so that missing: drop would leave next to nothing"
+                )
+                told = f"{told.replace(OR_MISSING, '.')}\n{nothing}. Look at the names: one model may have a prefix that the others lack."
+            raise MismatchError(told)
+
+    def refuse_nothing(self, jobs: Collection[Job]) -> None:
+        """Refuse an output without weights. Errors: MismatchError, saying what became of the models' tensors."""
+        has_weights = any(t.dtype in MERGEABLE and t.elements for s in self.sources for t in s.tensors.values())
+        if any(job.dtype in MERGEABLE and job.elements for job in jobs) or (jobs and not has_weights):
+            return
+        what = "weights" if jobs else "tensors"
+        dropped = [(m, name, why) for m, name, why in self.dropped if self.sources[m].tensors[name].dtype in MERGEABLE]
+        first = {m: name for m, name, _ in reversed(dropped)}
+        found = ", ".join(f"{name} of {self.sources[m].label}" for m, name in sorted(first.items()))
+        if self.missing == "drop" and dropped:
+            raise MismatchError(
+                f"the output would have no {what}: no weight is in all models, and missing: drop leaves out the others (the first are {found}); "
+                "expected weights that all models have. Use models of one architecture, under the same names."
+            )
+        names = ", ".join(s.label for s in self.sources)
+        raise MismatchError(
+            f"the output would have no {what}: nothing of {names} is taken into it; expected some. Check the models, and the modules, slices and "
+            "filters of the recipe."
+        )
 
     def _all_have_it(self, name: str, parts: Sequence[Part], donor: Part | None) -> Fate | None:
         tensors = [self._tensor(p, name) for p in parts]
@@ -197,7 +230,7 @@ class Aligner:
         hint = f" It has {near[0]!r}." if near else ""
         return (
             f"{name}: {self._label(reference)} has it, {self._lack(lacking)} it; expected it in all models.{hint} "
-            "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
+            f"Use models of one architecture{OR_MISSING}"
         )
 
     def _lack(self, parts: Sequence[Part]) -> str:

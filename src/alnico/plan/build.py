@@ -175,6 +175,7 @@ def _plan(
     jobs = made.all()
     made.sides.check_used()
     check_factors(jobs, sources)
+    made.aligner.refuse_nothing(jobs)
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]

@@ -27,6 +27,9 @@ MEANINGS = ("head_dim", "hidden_act", "hidden_activation", "activation_function"
 SHOWN = 3
 """Tensors that a message names."""
 
+NEARLY_ALL = 0.75
+"""Share of the tensors that are not in all models beyond which dropping them is no advice: it would leave next to nothing."""
+
 FEW = 0.1
 """Share of the tensors up to which those that do not fit are an exception that a filter can name."""
 
@@ -68,7 +71,8 @@ def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> st
         absent = [m.name for m in lacking if m.shapes.get(model, ()) is None]
         if absent:
             lines.append(f"  {label} lacks {len(absent)} tensors, such as {_joined(absent[:SHOWN])}.")
-    return "\n".join([*lines, _advice(bool(reshaped), bool(kinds), dict(sizes), len(misfits) <= FEW * total)])
+    share = len(misfits) / max(total, 1)
+    return "\n".join([*lines, _advice(bool(reshaped), bool(kinds), dict(sizes), share)])
 
 
 def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
@@ -137,7 +141,8 @@ def _such_as(misfits: Sequence[Misfit], labels: Sequence[str], models: Sequence[
     return ", such as" + "".join(shown) if shown else "."
 
 
-def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], few: bool) -> str:
+def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], share: float) -> str:
+    few = share <= FEW
     ways = ["Use models of one kind and size" if kinds or reshaped else "Use models of one depth"]
     if few:
         ways.append("take the tensors that do not fit from one model (methods: with a filter and merge_method: passthrough)")
@@ -145,10 +150,10 @@ def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], few: bool) ->
         ways.append("merge the layers that all have (slices with a layer_range)")
     if reshaped:
         ways.append("stack whole layers of one of them (slices, merge_method: passthrough)")
-    else:
+    elif share <= NEARLY_ALL:
         ways.append("say missing: copy or missing: drop")
     end = " What one of them knows comes into the other by training alone (distillation)." if reshaped and not few else ""
-    return f"{', '.join(ways[:-1])}, or {ways[-1]}.{end}"
+    return f"{', '.join(ways[:-1])}, or {ways[-1]}.{end}" if len(ways) > 1 else f"{ways[0]}.{end}"
 
 
 def _joined(words: Sequence[str]) -> str:
