@@ -200,7 +200,7 @@ def test_factors_beside_the_weights_of_a_model_are_not_merged_but_may_be_taken_f
 
 def test_dicts_of_factors_are_refused():
     states = [{"q.lora_A.weight": torch.randn(2, 8), "q.lora_B.weight": torch.randn(8, 2)} for _ in range(2)]
-    with pytest.raises(ModelError, match="is an adapter"):
+    with pytest.raises(ModelError, match="factors of an adapter"):
         alnico.merge_state_dicts(states)
 
 
