@@ -63,6 +63,12 @@ def test_every_tensor_of_the_vocabularys_size_is_a_table(
 def test_names_decide_where_the_vocabulary_is_as_large_as_the_hidden_size(tmp_path: Path) -> None:
     tables = {"embeddings.word_embeddings.weight": (V, V), "lm_head.bias": (V,), "pred_layer.proj.weight": (V, V)}
     others = {"norm.weight": (V,), "layers.0.q_proj.weight": (V, V), "pooler.dense.weight": (V, V), "classifier.weight": (V, V)}
+    others |= {
+        "vision_tower.head.probe": (1, 1, V),
+        "encoder.ln.weight": (V,),
+        "encoder.ln.bias": (V,),
+        "multi_modal_projector.w": (V, V),
+    }
     found = tables_of(model(tmp_path / "a", {**tables, **others}, vocab_size=V, hidden_size=V))
     assert (set(found.rows), found.unclear) == (set(tables), ())
     found = tables_of(model(tmp_path / "b", {**tables, **others, "mystery.weight": (V, V)}, vocab_size=V, hidden_size=V))

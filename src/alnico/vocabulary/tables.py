@@ -38,6 +38,8 @@ OTHERS = (
     "mask", "query", "latent", "codebook", "router", "gate",
 )  # fmt: skip
 """Parts of the last words of other tensors."""
+LINEAR = ("conv", "projection", "projector", "pooler", "attention", "mlp")
+"""Parts of names, wherever they stand, of what has the hidden size."""
 MODAL = (
     "audio", "codec", "codebook", "speech_", "vision", "image", "depth_", "t2u", "unit_", "talker", "semantic", "coarse", "fine_", "vocoder", "qformer", "protein",
 )  # fmt: skip
@@ -138,7 +140,7 @@ def _module(name: str) -> str:
 
 def _looks_up(name: str) -> bool:
     last = _module(name).rpartition(".")[2]
-    return last == "w" or last.endswith(LOOKS_UP)
+    return f".{name}".endswith(".w.weight") or last.endswith(LOOKS_UP)
 
 
 def _is_numbered(name: str) -> bool:
@@ -199,9 +201,17 @@ def _numbers(config: Mapping[str, Any], is_other: bool = False) -> Iterator[int]
 def _is_table(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool | None:
     """What a name says of a tensor whose size may be that of the vocabulary or another; None if nothing."""
     is_named = name.endswith((*EMBEDDINGS, *HEADS)) or _is_named(name, shapes[name])
-    if not is_named and (_is_numbered(name) or any(word in _module(name).rpartition(".")[2] for word in OTHERS)):
+    is_other = any(word in _module(name).rpartition(".")[2] for word in OTHERS)
+    is_other |= any(word in name.lower() for word in (*LINEAR, *MODAL))
+    if not is_named and (_is_numbered(name) or is_other or _is_scale(name, shapes)):
         return False
     return True if is_named and not _is_apart(name) else None
+
+
+def _is_scale(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Is a tensor the weight or the bias of a norm: a vector each?"""
+    module, _, parameter = name.rpartition(".")
+    return parameter in ("weight", "bias") and len(shapes.get(f"{module}.weight", ())) == 1
 
 
 def _is_apart(name: str) -> bool:
@@ -218,4 +228,6 @@ def _is_named(name: str, shape: tuple[int, ...]) -> bool:
     """Is a tensor of a table of tokens, as its name says?"""
     module = _module(name)
     is_other = any(word in module.rpartition(".")[2] for word in OTHERS)
-    return not is_other and (module.endswith((*SCORES, BY_ID)) or (len(shape) == 2 and _looks_up(name)))
+    return not is_other and (
+        module.endswith((*SCORES, BY_ID)) or module.startswith("lm_head.") or (len(shape) == 2 and _looks_up(name))
+    )
