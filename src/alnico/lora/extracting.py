@@ -21,8 +21,8 @@ import xxhash
 from alnico.checkpoint.adapted import open_adapted, repositories
 from alnico.checkpoint.adapter import PREFIX
 from alnico.checkpoint.lasting import write_file
-from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.layouts import module_names_of
+from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, open_model, read_tensor
 from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.checkpoint.translated import as_stored_in
