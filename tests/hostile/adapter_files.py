@@ -108,6 +108,15 @@ def other_factors(folder: Path) -> Read:
     return read
 
 
+def joined(folder: Path) -> Read:
+    """A base that stores q, k and v in one matrix, and an adapter of q that is for another width."""
+    q = "base_model.model.x.q_proj.lora_"
+    read = adapted(tensors={f"{q}A.weight": ("F32", (2, 5)), f"{q}B.weight": ("F32", (2, 2))})(folder)
+    save(folder / "base" / "model.safetensors", {"x.Wqkv.weight": ("F32", (6, 4))})
+    save_json(folder / "base" / "config.json", {"model_type": "nomic_bert"})
+    return read
+
+
 def no_name(_: Path) -> Read:
     return lambda: open_adapter("x" * 5000)
 
@@ -141,6 +150,7 @@ ADAPTER_FILES = (
     Malformed("trainable_token_indices names {} rows", "trainable_token_indices names 2 rows", adapted(tensors=ROWS, trainable_token_indices=[0, 1])),
     Malformed("{} | rows of {}, by numbers below its number of rows", "by numbers below its number of rows", adapted(tensors=ROWS, trainable_token_indices=[5])),
     Malformed("differ, and stand for tensors that are tied", "stand for tensors that are tied", differing),
+    Malformed("{} | as many columns as {}", "as many columns as x.Wqkv.weight", joined),
     Malformed("differ, and are factors of one tied tensor", "are factors of one tied tensor", other_factors),
     Malformed("the rank or alpha of {} cannot be told", "cannot be told (", adapted(rank_pattern={"(": 2})),
     Malformed("the adapter has {} without its lora_A or lora_B", "without its lora_A or lora_B", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6))})),

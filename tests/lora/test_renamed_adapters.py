@@ -23,6 +23,7 @@ OTHERS = (
     "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Gemma3ForConditionalGeneration",
     "Mistral3ForConditionalGeneration", "PaliGemmaForConditionalGeneration", "MllamaForConditionalGeneration",
     "InternVLForConditionalGeneration", "GraniteMoeForCausalLM", "PhimoeForCausalLM", "Qwen3MoeForCausalLM", "Dinov2ForImageClassification",
+    "NomicBertForMaskedLM", "HrmTextForCausalLM", "MobileBertForMaskedLM",
 )  # fmt: skip
 
 
@@ -62,6 +63,7 @@ def check(root: Path, name: str, targets: Any) -> None:
         ("MixtralForCausalLM", ["q_proj", "gate", "w1", "w2", "w3"]),
         ("Qwen3MoeForCausalLM", ["q_proj", "down_proj"]),
         ("Qwen3MoeForCausalLM", ["gate_proj", "up_proj"]),
+        ("GteForMaskedLM", ["q_proj", "v_proj", "up_proj"]),
     ],
 )
 def test_an_adapter_of_renamed_modules_is_what_peft_merges(tmp_path: Path, name: str, targets: list[str]) -> None:

@@ -148,6 +148,7 @@ class AdaptedModel:
         """The tensors of the adapter that are computed with."""
         update = change.update
         of_update = [update.left, update.right, update.magnitude] if update is not None else []
+        of_update += [name for part, _ in change.joined for name in (part.left, part.right)]
         others = [change.added.bias if change.added is not None else "", change.rows.name if change.rows is not None else ""]
         return [p for p in (*of_update, *others) if p]
 
@@ -206,7 +207,7 @@ class AdaptedModel:
         raw = self._raw(source, stored, first, out.size, 0)
         update = change.update
         is_plain = update is None or not update.magnitude
-        if update is None:
+        if update is None and not change.joined:
             out[:] = dtypes.decode(raw, code)
             if factors.added is not None:
                 out += factors.added[first : first + out.size]
@@ -215,7 +216,7 @@ class AdaptedModel:
         else:
             rows, columns = factors.left.shape[1], factors.right.shape[2]
             width = dtypes.DTYPES[code].bytes
-            scale = update.scale * (self.weight if is_plain and not change.replaced else 1.0)
+            scale = (update.scale if update is not None else 1.0) * (self.weight if is_plain and not change.replaced else 1.0)
             for expert, begin, at, count in _by_expert(first, out.size, rows * columns):
                 _kernel(out.dtype)(
                     raw[at * width : (at + count) * width],
@@ -291,6 +292,8 @@ class AdaptedModel:
         if change.added is not None:
             scale = change.added.scale * (self.weight if not change.replaced else 1.0)
             added = self.adapter.read(change.added.bias, real) * real.type(scale)
+        if change.joined:
+            return self._joined(change, tensor.shape[0], real)
         if change.update is None:
             rows = self.adapter.read(change.rows.name, real) if change.rows is not None else None
             return _Factors(NOTHING, NOTHING, added, rows=rows)
@@ -322,6 +325,17 @@ class AdaptedModel:
             self._dora[name] = factor
         factor = self._dora[name]
         return _Factors(factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None)))
+
+    def _joined(self, change: Change, rows: int, real: np.dtype[Any]) -> _Factors:
+        """Several updates as one: their right factors under one another, each left factor, with its scale, at its rows."""
+        pairs = [(update, first, *self.adapter.matrices(update, real)) for update, first in change.joined]
+        ranks = sum(right.shape[1] for *_, right in pairs)
+        whole = np.zeros((1, rows, ranks), real)
+        at = 0
+        for update, first, left, right in pairs:
+            whole[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(update.scale)
+            at += right.shape[1]
+        return _Factors(whole, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1)))
 
     def _norms(self, name: str, factors: _Factors) -> np.ndarray:
         """The norm of each row of ``W + s B A``, or of each column if the tensor is turned: one pass, in float64."""
@@ -357,7 +371,9 @@ class AdaptedModel:
         sizes = []
         for name, change in self._changes.items():
             width = dtypes.DTYPES[self.tensors[name].dtype].bytes
-            sizes.append(width * sum(self.adapter.files.tensors[p].elements for p in self._parts(change)))
+            sizes.append(
+                width * max(len(change.joined), 1) ** 2 * sum(self.adapter.files.tensors[p].elements for p in self._parts(change))
+            )
         return sorted(sizes, reverse=True)
 
     @property

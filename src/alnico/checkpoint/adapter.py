@@ -120,11 +120,12 @@ class Adapter:
         What is beside a convolution's outputs is flattened. Errors: ModelError naming a tensor with a NaN or an infinity.
         """
         left, right = self.read(update.left, real), self.read(update.right, real)
-        left, right = left.reshape(left.shape[0], -1), right.reshape(right.shape[0], -1)
+        left = left.reshape(left.shape[0], math.prod(left.shape[1:]))
+        right = right.reshape(right.shape[0], math.prod(right.shape[1:]))
         experts = update.experts
         return (
-            np.ascontiguousarray(left.reshape(len(left), -1, experts).transpose(2, 0, 1)),
-            np.ascontiguousarray(right.reshape(experts, -1, right.shape[1])),
+            np.ascontiguousarray(left.reshape(len(left), left.shape[1] // experts, experts).transpose(2, 0, 1)),
+            np.ascontiguousarray(right.reshape(experts, len(right) // experts, right.shape[1])),
         )
 
     def read(self, name: str, real: np.dtype[Any]) -> np.ndarray:

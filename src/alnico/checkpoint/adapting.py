@@ -56,6 +56,8 @@ class Change:
     """Rows that stand for the base's."""
     origin: str = ""
     """The base's tensor that this one is a copy of, where the base does not store it."""
+    joined: tuple[tuple[Update, int], ...] = ()
+    """Updates of parts that the base stores as one, each with its first row: q, k and v in one matrix."""
     twin: str = ""
     """Another tensor of the adapter that must equal ``replaced``."""
     twin_update: Update | None = None
@@ -95,6 +97,9 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
     for update in adapter.updates.values():
         for target, change in _targets(label, base, tensors, adapter, update, find):
             held = changes.get(target, change)
+            if change.joined and held.joined and held is not change:
+                changes[target] = replace(held, joined=(*held.joined, *change.joined))
+                continue
             if held.update is not None and held is not change:
                 raise ModelError(
                     f"{label}: {held.update.left} and {update.left} are both for {target}; expected one. Remove the one that is not meant."
@@ -231,7 +236,8 @@ def _follows(adapter: Adapter, member: str, change: Change, lead: Change) -> boo
 
 def _essence(change: Change) -> tuple[Any, ...]:
     """What tells the values of two tied tensors apart."""
-    return change.replaced, change.update.key if change.update else "", change.rows, change.added.key if change.added else ""
+    updates = [*([change.update] if change.update else []), *(u for u, _ in change.joined)]
+    return change.replaced, tuple(u.key for u in updates), change.rows, change.added.key if change.added else ""
 
 
 def _targets(
@@ -244,6 +250,9 @@ def _targets(
     )
     if update.parameters == ("weight",) or (is_bare and find.found(f"{update.module}.weight") is not None):
         target = find.found(f"{update.module}.weight") or find.found(f"{update.module}.in_proj_weight")
+        place = find.joined(update) if target is None and not update.magnitude else None
+        if place is not None:
+            return [(place[0], Change(joined=((update, place[1]),)))]
         target = target or find(update.right, f"{update.module}.weight")
         is_turned = update.is_embedding or _is_turned(tensors[target].shape, adapter, update)
         return [(target, Change(replace(update, parameters=("weight",)), is_turned))]
@@ -347,6 +356,28 @@ class _Names:
         candidates = self.candidates(wanted)
         return candidates[0] if len(candidates) == 1 else None
 
+    def joined(self, update: Update) -> tuple[str, int] | None:
+        """The tensor that has a module's weight as some of its rows, and the first of them."""
+        stem, _, last = update.module.rpartition(".")
+        for fused, parts in (j for s in SPELLINGS if self._types & set(s.types) for j in s.joined):
+            target = self.found(f"{stem}.{fused}.weight") if last in parts else None
+            if target is None:
+                continue
+            total = self.tensors[target].shape[0] if self.tensors[target].shape else 0
+            held = {p: u for p in parts if (u := self._adapter.updates.get(f"{stem}.{p}")) is not None}
+            sizes = {p: self._adapter.shape(u)[0] for p, u in held.items()}
+            if set(sizes.values()) == {total // len(parts)}:
+                sizes = dict.fromkeys(parts, total // len(parts))
+            for one, other in (("k_proj", "v_proj"), ("v_proj", "k_proj")):
+                if one in sizes and other in parts:
+                    sizes.setdefault(other, sizes[one])
+            unknown = [p for p in parts if p not in sizes]
+            if (unknown and set(unknown) <= {"k_proj", "v_proj"}) or len(unknown) == 1:
+                sizes |= dict.fromkeys(unknown, (total - sum(sizes.values())) // len(unknown))
+            if all(p in sizes for p in parts) and sum(sizes.values()) == total:
+                return target, sum(sizes[p] for p in parts[: parts.index(last)])
+        return None
+
     @property
     def advice(self) -> str:
         """What to do about a base that does not fit, by what the adapter says of its own."""
@@ -396,7 +427,7 @@ def _check_shapes(label: str, target: str, change: Change, of_base: Mapping[str,
         )
 
     begin, name = (tensors[change.replaced], change.replaced) if change.replaced else (tensor, target)
-    is_computed = update is not None or change.added is not None or change.rows is not None
+    is_computed = bool(change.joined) or update is not None or change.added is not None or change.rows is not None
     if is_computed and begin.dtype not in dtypes.MERGEABLE:
         raise ModelError(f"{label}: {name} is {begin.dtype}, expected numbers in floating point. Use another adapter or base.")
     if change.replaced and tensors[change.replaced].shape != shape:
@@ -407,6 +438,9 @@ def _check_shapes(label: str, target: str, change: Change, of_base: Mapping[str,
         width = tensors[change.rows.name].shape[1]
         if len(shape) != 2 or shape[1] != width or max(change.rows.indices, default=0) >= shape[0]:
             raise refuse(change.rows.name, f"rows of {target}, by numbers below its number of rows")
+    for part, _ in change.joined:
+        if len(shape) != 2 or adapter.shape(part)[1] != shape[1]:
+            raise refuse(part.right, f"as many columns as {target}")
     if update is None or update.parameters != ("weight",):
         return
     rows, columns = shape[0] if shape else 0, math.prod(shape[1:])
