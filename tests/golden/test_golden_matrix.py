@@ -194,3 +194,14 @@ def test_documents_without_names_are_merges_of_their_own(merge: Merge) -> None:
     out = merge("differences/documents-without-names")
     for folder, same_as in (("1-linear", "linear/models-scalar"), ("2-slerp", "slerp/models-scalar")):
         assert differing(read_model(out / folder), theirs(same_as)) == {}
+
+
+def test_a_tokenizer_source_may_have_the_word_model_before_its_path(merge: Merge, tmp_path: Path) -> None:
+    """As mergekit wanted it once; its 0.1.5 looks for a model of that name."""
+    case = "tokenizers/tokenizer_source-other"
+    expected = merge(case)
+    text = (MATRIX / f"{case}.yml").read_text().replace("tokenizer_source: other", "tokenizer_source: model:other")
+    assert "model:other" in text
+    alnico.merge(text, tmp_path / "again")
+    for name in ("model.safetensors", "tokenizer.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (expected / name).read_bytes()
