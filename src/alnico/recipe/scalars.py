@@ -83,7 +83,9 @@ def whole_of_mergekit(node: Node | None, where: str, least: int, reading: Readin
     value = None if node is None else node.value
     if node is None or value is None:
         return None
-    if (isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_SHOWN) or (isinstance(value, float) and value.is_integer()):
+    if (isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_SHOWN) or (
+        isinstance(value, float) and value.is_integer()
+    ):
         node = Node(int(value), node.line)
     return whole(node, where, least, reading)
 
