@@ -30,6 +30,9 @@ WEIGHTS = (
     ".nemo", ".pt2", ".pte", ".mlmodel", *PICKLES,
 )  # fmt: skip
 """Endings of files that hold weights, or may: none is carried to an output, whose weights are others."""
+ASIDE = (".bak", ".old", ".orig", ".data", ".part", ".tmp")
+"""What follows the ending of a file that somebody put aside, or that was not fetched whole."""
+
 INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$")
 """How the name of an index ends, that of a variant (``model.safetensors.index.fp16.json``) too."""
 SIGNATURE = "model.sig"
@@ -84,7 +87,12 @@ def is_carried(name: PurePath, modules: Collection[str]) -> bool:
         return False
     if len(name.parts) > 1 and not any(name.is_relative_to(folder) for folder in modules):
         return False
-    return name.suffix not in WEIGHTS and not INDEX_NAME.search(name.name)
+    return not may_hold_weights(name) and not INDEX_NAME.search(name.name)
+
+
+def may_hold_weights(name: PurePath) -> bool:
+    """Does a file hold weights, by the end of its name, also of one that was put aside (``model.safetensors.bak``)?"""
+    return (PurePath(name.stem).suffix if name.suffix in ASIDE else name.suffix) in WEIGHTS
 
 
 def modules_of(source: Source) -> list[str]:
@@ -123,7 +131,7 @@ def listed_weights(directory: Path) -> list[str]:
     """Files with weights of any format in a model's directory and the folders in it, relative to it."""
     paths = [p for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
     inside = [p for folder in paths if folder.is_dir() and not folder.is_symlink() for p in sorted(folder.iterdir())]
-    return [p.relative_to(directory).as_posix() for p in (*paths, *inside) if p.suffix in WEIGHTS and p.is_file()]
+    return [p.relative_to(directory).as_posix() for p in (*paths, *inside) if may_hold_weights(p) and p.is_file()]
 
 
 def unread_weights(label: str, files: Iterable[str], read: Collection[str]) -> list[str]:
