@@ -6,6 +6,7 @@ What a config means is taken from the classes of transformers 5; ``tests/test_la
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,12 @@ REFUSED: dict[str, tuple[list[list[str]], dict[str, Any], list[tuple[int, int]],
     "layers whose constants follow from their numbers": (
         ALIKE, {"model_type": "diffllama", "num_hidden_layers": 4}, [(0, 3), (1, 4)], "model_type is diffllama",
     ),
+    "a constant that the files do not have": (
+        ALIKE, {"model_type": "minimax", "num_hidden_layers": 4, "layer_types": [FULL] * 4}, [(0, 3), (1, 4)], "compute slope_rate from",
+    ),
+    "residuals that are scaled by the number of layers": (
+        ALIKE, {"model_type": "esmc", "num_hidden_layers": 4}, [(0, 3)], "model_type is esmc",
+    ),
     "types that the code chooses": (
         ALIKE, {"model_type": "lfm3", "num_hidden_layers": 4}, [(0, 3), (1, 4)], "layer_types is not there",
     ),
@@ -180,9 +187,11 @@ def test_what_the_config_cannot_say_is_refused_before_anything_is_read(what: str
     assert not Path("out").exists()
 
 
-def test_tensors_with_a_part_for_each_layer_are_not_put_under_other_layers() -> None:
-    save("a", ALIKE, {"num_hidden_layers": 4}, more=["model.embed_tokens_per_layer.weight"])
+@pytest.mark.parametrize("name", ["model.embed_tokens_per_layer.weight", "esm.contact_head.regression.weight", "layer_weights"])
+def test_tensors_with_a_part_for_each_layer_are_not_put_under_other_layers(name: str) -> None:
+    save("a", ALIKE, {"num_hidden_layers": 4}, more=[name])
     assert stacked(("a", 0, 2), ("a", 2, 4))["num_hidden_layers"] == 4
+    shutil.rmtree("out")
     with pytest.raises(MismatchError, match="a part for each of the 4 layers"):
         stacked(("a", 0, 3))
 
@@ -218,6 +227,13 @@ def test_layers_of_a_module_that_no_slice_takes_are_not_written() -> None:
     stacked(("a", 0, 2), module="encoder")
     written = sorted(n for n in read_model(Path("out")) if ".layers." in n)
     assert written == sorted(n for n in names if n != "encoder.layers.2.attn.weight")
+
+
+def test_lists_of_modules_that_one_number_counts_are_stacked_together() -> None:
+    names = [f"transformer.{part}.{i}.lin.weight" for part in ("attentions", "ffns") for i in range(3)]
+    save("a", [], {"n_layers": 3}, more=names)
+    with pytest.raises(MismatchError, match=r"n_layers of a counts transformer\.attentions\.\* and transformer\.ffns\.\*"):
+        stacked(("a", 0, 2), module="transformer.attentions")
 
 
 # --- Layers that predict further tokens

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -44,7 +44,7 @@ def layered_config(
     layers: Sequence[Layer],
     sources: Sequence[Source],
     donor: int,
-    names: Iterable[str],
+    names: Collection[str],
 ) -> dict[str, Any]:
     """Return ``config`` for a stack made of ``layers``; ``names`` are the tensors of the output.
 
@@ -69,6 +69,7 @@ def layered_config(
     predicts = any(further.further(name) for name in names)
     for place in places:
         section = dict(_at(config, place))
+        _check_beside(section, stack, numbered, layers_of(names), sources[donor].label)
         if not predicts and any(numbered.further(name) for name in sources[donor].tensors):
             section |= {key: 0 for key in families.FURTHER_LAYERS if section.get(key)}
         origins = [_origin(layer, sources, stack, place) for layer in layers]
@@ -81,6 +82,26 @@ def layered_config(
         _check_ends(section, origins)
         changed = _with(changed, place, section)
     return changed
+
+
+def _check_beside(section: Section, stack: str, before: Layers, after: Layers, label: str) -> None:
+    """Check that lists of modules beside a stack which the same key counts are as long, such as XLM's. Errors: MismatchError."""
+    parent = stack.rstrip(".").rpartition(".")[0]
+    old, new = before.counts[stack], after.counts.get(stack, 0)
+    keys = _counts(section, stack, old)
+    for other, count in before.counts.items():
+        is_beside = other != stack and count == old and other.rstrip(".").rpartition(".")[0] == parent
+        if keys and is_beside and new != old and after.counts.get(other) == old and _is_as_large(section, other, old):
+            raise MismatchError(
+                f"config.json: {keys[0]} of {label} counts {stack}* and {other}*, which would have {new} and {old} layers; expected as many "
+                "of each. Write the same slices for both, each under its module."
+            )
+
+
+def _is_as_large(section: Section, stack: str, layers: int) -> bool:
+    """Is a list of modules counted by the layers, and not by a key of its own, such as Gemma 3n's altup_num_inputs?"""
+    own = [key for key, value in section.items() if key not in families.COUNTS and value in (layers, layers + 1)]
+    return not any(word in key for key in own for word in stack.rstrip(".").rpartition(".")[2].split("_"))
 
 
 def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int) -> None:
@@ -115,6 +136,13 @@ def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sourc
                 f"{kind.get(rest, 'none')}, layers of {label}, whose config the output has, have {nearest.get(rest, 'none')}. "
                 "Put layers together from models of one architecture and width."
             )
+    constant = families.CONSTANTS.get(str(sources[donor].config.get("model_type")))
+    is_held = constant is None or any(rest.endswith(constant) for kind in own.values() for rest in kind)
+    if not is_held and [layer.layer for layer in layers] != list(range(len(own))):
+        raise MismatchError(
+            f"{stack}*: layers of {label} compute {constant} from their numbers, and its files have no tensor of that name that a moved "
+            "layer could keep. Load the model with transformers and save it again, which writes it, or take all layers in order."
+        )
     _check_odd(stack, own, made, layers, sources, donor)
     _check_across(outside, jobs, layers, sources, donor)
     names = {job.name for job in jobs}
@@ -225,8 +253,8 @@ def _check_across(
     if [layer.layer for layer in layers] != list(range(count)) or len({layer.model for layer in layers}) > 1:
         raise MismatchError(
             f"{old[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and layers are put together anew; "
-            "expected each layer of one model at its place. Use models without inputs by layer "
-            "(hidden_size_per_layer_input: 0), or take all layers in order."
+            "expected each layer of one model at its place. Take all layers in order, or a model without such a table "
+            "(Gemma's have none with hidden_size_per_layer_input: 0)."
         )
 
 
@@ -436,6 +464,12 @@ def _write_rules(section: dict[str, Any], origins: Sequence[_Origin]) -> None:
         for i, origin in enumerate(origins):
             if rule.says(section, i, count) != said[i]:
                 value = before[rule.key]
+                if rule.types:
+                    raise MismatchError(
+                        f"config.json: model_type is {value}, and such a model computes with the numbers of its layers; layer {i} of "
+                        f"{count} would be layer {origin.layer} of {origin.label}, which has {origin.layers}. Take layers such that each "
+                        "keeps its number, and all of them."
+                    )
                 raise MismatchError(
                     f"config.json: {rule.key} is {value}, so layer {i} of the output would be of another kind than "
                     f"layer {origin.layer} of {origin.label}, which it is made of. "

@@ -57,6 +57,7 @@ COUNTS = (
     "n_layers",
     "num_layers",
     "num_blocks",
+    "layers",
     "depth",
     "encoder_layers",
     "num_encoder_layers",
@@ -107,7 +108,9 @@ FROM_ONE = ("full_attn_layers", "kda_layers", "ple_layer_ids")
 LAYER_REFERENCES = ("kv_source_layers",)
 """Lists by layer whose entries are numbers of layers."""
 
-ACROSS_LAYERS = ("embed_tokens_per_layer.weight", "per_layer_model_projection.weight")
+ACROSS_LAYERS = (
+    "embed_tokens_per_layer.weight", "per_layer_model_projection.weight", "contact_head.regression.weight", "layer_weights",
+)  # fmt: skip
 """Endings of tensors that are in no layer and have a part for each one."""
 
 ROOTS_OF_COUNT = ("scale_depth",)
@@ -186,11 +189,15 @@ LAYER_RULES = (
     ),
     LayerRule("n_layers_per_attn_res_block", lambda c, i, _: i % int(c["n_layers_per_attn_res_block"] or 1) == 0),
     LayerRule("scale_attn_by_inverse_layer_idx", lambda c, i, _: bool(c["scale_attn_by_inverse_layer_idx"]) and i),
-    LayerRule("model_type", lambda _, i, __: i, types=("diffllama", "beam")),  # constants that follow from the number of a layer
-    LayerRule(
-        "model_type", lambda _, i, n: (i, n), types=("inkling2_text", "inkling2_loop_text")
-    ),  # files name a part by the next one
+    # Layers compute with constants that follow from their numbers.
+    LayerRule("model_type", lambda _, i, __: i, types=("diffllama", "beam")),
+    # Residuals are scaled by the root of the number of layers; files name a part of a layer by the next one.
+    LayerRule("model_type", lambda _, __, n: n, types=("esmc",)),
+    LayerRule("model_type", lambda _, i, n: (i, n), types=("inkling2_text", "inkling2_loop_text")),
 )
+
+CONSTANTS: Mapping[str, str] = {"minimax": "slope_rate", "minimax_text_01": "slope_rate"}
+"""Types of models whose layers hold a constant that follows from their numbers, and how its name ends in files that have it."""
 
 ENDS_IN_FULL_ATTENTION = ("gemma4_text", "gemma4_unified_text", "diffusion_gemma_text", "embedding_gemma2_text")
 """Types of models whose last layer has full attention, whatever the config says of it."""
