@@ -46,8 +46,8 @@ MODAL = (
 """Parts of the names of what may have a vocabulary of its own."""
 BY_ID = "gate.tid2eid"
 """How the name of DeepSeek V4's table of experts by token ends."""
-NEAR = 128
-"""Fewer rows than this may follow the vocabulary's in a head."""
+JOINT, NEAR = "joint.head", 128
+"""The head of a transducer, in which the lengths of sounds follow the tokens: fewer than this."""
 TURNED = "predictions.dense.weight"
 """How the name of MobileBERT's matrix ends that has a column for each token."""
 
@@ -99,8 +99,7 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
     longer = [n for n in others if shapes[n][0] > size and not _module(n).endswith(SCORES)]
     if len(longer) == 1 and not any(_looks_up(n) for n in alike):
         rows[longer[0]] = shapes[longer[0]][0]
-    if not any(is_head(n) for n in alike):  # and the lengths of sounds after the tokens
-        rows |= {n: r for n in may_be if is_head(n) and not _is_apart(n) and 0 < (r := rows_of(shapes[n])) - size < NEAR}
+    rows |= {n: r for n in may_be if _module(n) == JOINT and 0 < (r := rows_of(shapes[n])) - size < NEAR}
     rows |= {n: shapes[n][0] for n in others if shapes[n][0] in apart and _module(n).endswith("per_layer")}
     return Tables(size, {n: rows[n] for n in shapes if n in rows}, frozenset(turned), tuple(unclear))
 
