@@ -414,7 +414,8 @@ def evaluate(
 ) -> Scorecard:
     """Score models on tasks: a :class:`Scorecard` with intervals, paired differences and what merges kept of their parents.
 
-    Models are transformers checkpoints, directories or hub ids, or subjects (``alnico.tune.subject.ModuleSubject`` for modules in
+    Models are transformers checkpoints, directories or hub ids; files of weights and folders without a config, for tasks that are functions
+    of one's own with a parameter ``path``; or subjects (``alnico.tune.subject.ModuleSubject`` for modules in
     memory); they are loaded one after the other. Among ``models`` base and merges may stand again. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
     parents of the ``merged`` ones; ``base`` is what they were tuned from. ``out`` is a folder for ``evaluation.json`` and, with
     ``alnico[report]``, ``report.html``. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
@@ -428,7 +429,7 @@ def evaluate(
     from alnico.tune.task_file import read_tasks
 
     def opened(model: Any) -> Any:
-        return open_subject(model, offline=offline) if isinstance(model, (str, os.PathLike)) else model
+        return open_subject(model, offline=offline, may_be_plain=True) if isinstance(model, (str, os.PathLike)) else model
 
     read = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tuple(tasks)
     folder = None if out is None else scorecard_folder(out)

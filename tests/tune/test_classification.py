@@ -18,7 +18,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from alnico.errors import EvaluationError, ModelError
+from alnico.errors import EvaluationError, ModelError, NonFiniteError
 from alnico.tune.classification import Classification
 from alnico.tune.subject import ModuleSubject, open_subject
 from alnico.tune.task_file import read_tasks
@@ -186,6 +186,10 @@ def test_a_head_of_another_size_is_told(classifier):
 def test_a_nan_is_no_class(classifier):
     module = BertForSequenceClassification.from_pretrained(classifier).eval()
     module.classifier.bias.data[1] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"^classifier\.bias\[1\]: merged has NaN; expected finite numbers\."):
+        Classification("pets", ["noise1"], ["cat"]).evaluate(ModuleSubject("merged", module, open_subject(classifier).tokenizer()))
+    module.classifier.bias.data[1] = 0
+    module.classifier.weight.data[:] = 3e38  # finite, and its products are not
     subject = ModuleSubject("merged", module, open_subject(classifier).tokenizer())
     with pytest.raises(EvaluationError) as caught:
         Classification("pets", ["noise1"], ["cat"]).evaluate(subject)

@@ -364,7 +364,9 @@ def evaluate(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            help="Models: transformers checkpoints, or owner/name@revision; --models may stand before them.", metavar="MODEL..."
+            help="Models: transformers checkpoints, or owner/name@revision; for functions of one's own also weights alone. --models may "
+            "stand before them.",
+            metavar="MODEL...",
         ),
     ] = None,
     base: Annotated[

@@ -22,7 +22,8 @@ PATHS = ("model_dir", "path")
 class Call:
     """What ``function(model) -> float | dict | Score`` says of a model.
 
-    A parameter called ``model_dir`` or ``path`` gets the directory of the checkpoint (a merge in memory is written for it), one called
+    A parameter called ``model_dir`` or ``path`` gets the directory of the checkpoint (a merge in memory is written for it, and so are weights
+    without a config, as ``model.safetensors``), one called
     ``tokenizer`` the tokenizer, the other one the module of ``kind``, in evaluation mode. A dict of metrics gives the one called
     ``metric``, else its only one, else ``score``. With a :class:`alnico.tune.tasks.Score` that has its examples there are intervals.
     What it raises, and anything but a finite number, is an EvaluationError.

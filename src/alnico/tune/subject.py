@@ -12,6 +12,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from alnico.checkpoint.memory import torch_of
 from alnico.checkpoint.model import FileModel, open_model
 from alnico.errors import EvaluationError, ModelError, NonFiniteError
 from alnico.tune.extras import import_extra, quiet_transformers
@@ -21,13 +24,16 @@ MAY_BE_MISSING = "pooler."
 """Tensors of an encoder that no task reads, and that many checkpoints lack."""
 
 
-def open_subject(reference: str | os.PathLike[str], *, offline: bool = False) -> Subject:
+def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False) -> Subject:
     """Open a transformers checkpoint to be scored: a directory, or a model of the hub, which is fetched.
 
-    Modules are loaded when they are first asked for, in float32, and kept. No code of a model is run. Errors: ModelError, HubError.
+    Modules are loaded when they are first asked for, in float32, and kept. No code of a model is run. With ``may_be_plain`` weights alone
+    do: a file, or a folder without a config, for tasks that are functions of one's own. Errors: ModelError, HubError.
     """
     label = os.fspath(reference)
     path = Path(label).expanduser()
+    if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
+        return _Plain(label, offline)
     if not path.is_dir():
         path = _fetched(label, offline)
     if not (path / "config.json").is_file():
@@ -63,6 +69,58 @@ class _Checkpoint:
         if self._tokenizer is None:
             self._tokenizer = load_tokenizer(self.directory, self.label)
         return self._tokenizer
+
+    def state(self) -> dict[str, Any]:
+        """The tensors by name, as they are stored: torch tensors on the CPU."""
+        with closing(open_model(self.directory)) as model:
+            found = {}
+            for name, tensor in model.tensors.items():
+                raw = np.empty(tensor.byte_size, np.uint8)
+                model.read_into(name, 0, memoryview(raw))
+                found[name] = torch_of(raw, tensor.dtype, tensor.shape)
+            return found
+
+
+class _Plain:
+    """Weights without a config: a file, or a folder of them. It is to tasks what a merge in memory of it alone is."""
+
+    def __init__(self, label: str, offline: bool) -> None:
+        self.label = label
+        self._offline = offline
+        self._made: Any = None
+        open_model(label, offline=offline).close()  # what is no model is told before the first task
+
+    @property
+    def directory(self) -> Path:
+        """A folder with the weights as safetensors, and what lies beside them; it is made when first asked for."""
+        found: Path = self._candidate().directory
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The tensors by name: torch tensors on the CPU."""
+        found: dict[str, Any] = self._candidate().state()
+        return found
+
+    def module(self, kind: Kind) -> Any:
+        raise ModelError(
+            f"{self.label}: has no config.json, and the task needs {_article(kind)}; expected a transformers checkpoint. Give the directory of "
+            "one, or a task of your own function with a parameter called path or model_dir, which gets a folder with the weights."
+        )
+
+    def tokenizer(self) -> Any:
+        raise ModelError(
+            f"{self.label}: has no config.json; a task of texts needs a transformers checkpoint. Give the directory of one."
+        )
+
+    def _candidate(self) -> Any:
+        if self._made is None:
+            from alnico.recipe.load import load_recipe
+            from alnico.tune.candidates import Candidates
+
+            candidates = Candidates([self.label], offline=self._offline)
+            weakref.finalize(self, candidates.close)
+            self._made = candidates.make(load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label)
+        return self._made
 
 
 def load_module(directory: Path, kind: Kind, label: str) -> Any:
