@@ -23,7 +23,7 @@ OTHERS = (
     "Qwen2VLForConditionalGeneration", "Qwen2_5_VLForConditionalGeneration", "Gemma3ForConditionalGeneration",
     "Mistral3ForConditionalGeneration", "PaliGemmaForConditionalGeneration", "MllamaForConditionalGeneration",
     "InternVLForConditionalGeneration", "GraniteMoeForCausalLM", "PhimoeForCausalLM", "Qwen3MoeForCausalLM", "Dinov2ForImageClassification",
-    "NomicBertForMaskedLM", "HrmTextForCausalLM", "MobileBertForMaskedLM",
+    "NomicBertForMaskedLM", "HrmTextForCausalLM", "MobileBertForMaskedLM", "ImageGPTForImageClassification",
 )  # fmt: skip
 
 

@@ -21,6 +21,10 @@ from alnico.numerics import dtypes
 TRANSPOSED_EXPERTS = ("gpt_oss", "llama4", "llama4_text")
 """Types of models that store experts as (experts, in, out). Asked only where the shape is square and does not tell."""
 
+TURNED_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+TURNED_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
+"""Types of models whose modules of these names are ``Conv1D`` of transformers: a linear layer that stores (in, out)."""
+
 EXPERT_PARTS = {"gate_up_proj": (("gate_proj", "w1"), ("up_proj", "w3")), "down_proj": (("down_proj", "w2"),)}
 """Of a fused parameter of experts, the matrices that checkpoints store one expert at a time, from its first output on."""
 
@@ -254,7 +258,7 @@ def _targets(
         if place is not None:
             return [(place[0], Change(joined=((update, place[1]),)))]
         target = target or find(update.right, f"{update.module}.weight")
-        is_turned = update.is_embedding or _is_turned(tensors[target].shape, adapter, update)
+        is_turned = update.is_embedding or _is_turned(target, tensors[target].shape, base, adapter, update)
         return [(target, Change(replace(update, parameters=("weight",)), is_turned))]
     fitting: list[list[tuple[str, Change]]] = []
     wanted: dict[str, tuple[int, ...]] = {}
@@ -407,11 +411,26 @@ def last_part(reference: str) -> str:
     return Path(reference.partition("@")[0].rstrip("/")).name.lower()
 
 
-def _is_turned(shape: tuple[int, ...], adapter: Adapter, update: Update) -> bool:
-    """Is a matrix stored (in, out)? Its shape says so, as in PEFT its layer's kind does; the config is asked where it is square."""
+def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
+    """Is a weight that of a linear layer which stores (in, out)?
+
+    >>> [is_turned_linear("h.0.attn.c_attn.weight", {"model_type": t}) for t in ("gpt2", "gpt_bigcode")]
+    [True, False]
+    """
+    words = name.split(".")
+    return config.get("model_type") in TURNED_TYPES and len(words) > 1 and words[-1] == "weight" and words[-2] in TURNED_MODULES
+
+
+def _is_turned(target: str, shape: tuple[int, ...], base: Model, adapter: Adapter, update: Update) -> bool:
+    """Is a matrix stored (in, out)? Its shape says so, as in PEFT its layer's kind does.
+
+    Of one that is square the type of the model tells, and else the adapter's config, in which PEFT writes what the last layer was.
+    """
     if len(shape) != 2:
         return False
     rows, columns = adapter.shape(update)
+    if base.config.get("model_type") in TURNED_TYPES and rows == columns:
+        return is_turned_linear(target, base.config)
     return shape == (columns, rows) and (rows != columns or bool(adapter.config.get("fan_in_fan_out")))
 
 

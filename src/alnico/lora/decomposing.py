@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from alnico.checkpoint.adapting import is_turned_linear
 from alnico.checkpoint.layouts import module_names_of
 from alnico.checkpoint.model import Source
 from alnico.errors import MismatchError, RecipeError
 from alnico.lora.written import Kind
 from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.plan.compatibility import Misfit, explain_mismatch
-from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, is_turned_linear, tied_heads
+from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, tied_heads
 from alnico.recipe.options import fits
 from alnico.vocabulary.tables import is_input, tables_of
 

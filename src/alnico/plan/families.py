@@ -36,10 +36,6 @@ TIED_BY_ITSELF = ("gpt2", "t5", "mt5", "bert", "roberta", "distilbert", "opt", "
 ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "feed_forward.gate.weight")
 """Endings of matrices that choose experts; their modules are no linear layers in all versions of transformers."""
 
-TURNED_TYPES = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
-TURNED_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
-"""Types of models whose modules of these names are ``Conv1D`` of transformers: a linear layer that stores (in, out)."""
-
 STATISTICS = "running_var"
 BATCH_COUNT = "num_batches_tracked"
 """The last words in the names of BatchNorm's buffers: statistics of activations, which averaging weights does not average."""
@@ -444,15 +440,6 @@ def is_lookup(name: str) -> bool:
     module, _, parameter = name.rpartition(".")
     return parameter == "weight" and module.rpartition(".")[2].endswith(LOOKUPS)
 
-
-def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
-    """Is a weight that of a linear layer which stores (in, out)?
-
-    >>> [is_turned_linear("h.0.attn.c_attn.weight", {"model_type": t}) for t in ("gpt2", "gpt_bigcode")]
-    [True, False]
-    """
-    words = name.split(".")
-    return config.get("model_type") in TURNED_TYPES and len(words) > 1 and words[-1] == "weight" and words[-2] in TURNED_MODULES
 
 
 def counted(name: str) -> str | None:
