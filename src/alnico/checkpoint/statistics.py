@@ -2,7 +2,7 @@
 
 A directory of two files. ``statistics.safetensors`` holds float32 tensors. ``statistics.json`` says what they are: of which kind, of
 which model (its reference, the headers of its files, the hash of each tensor), measured how, and under which name a tensor's
-statistics are stored: layers that share an input share a Gram matrix.
+statistics are stored: layers that share an input share a Gram matrix. ``left_out`` names every other tensor of the model, and why it has none.
 """
 
 from __future__ import annotations
@@ -57,12 +57,20 @@ class Statistics:
     reading_bytes = 0
 
     def __init__(
-        self, files: FileModel, kind: str, entries: Mapping[str, Entry], numbers: Mapping[str, float], digest: str
+        self,
+        files: FileModel,
+        kind: str,
+        entries: Mapping[str, Entry],
+        numbers: Mapping[str, float],
+        digest: str,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
         self.label = files.label
         self.kind = kind
         self.entries = entries
         self.numbers = numbers
+        self.left_out = left_out
+        """The tensors of the model that have no statistics, and why; None in files of older versions, which do not say."""
         self.tensors: Mapping[str, Tensor] = files.tensors
         self._files = files
         self._digest = digest
@@ -121,6 +129,7 @@ def open_statistics(path: str, label: str = "") -> Statistics:
             for name, told in data["tensors"].items()
         }
         numbers = {k: float(v) for k, v in data.items() if _is_number(v)}
+        left_out = {str(n): str(why) for n, why in data["left_out"].items()} if "left_out" in data else None
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         files.close()
         raise ModelError(f"{summary}: is damaged ({error}). Measure the model anew.") from None
@@ -130,7 +139,12 @@ def open_statistics(path: str, label: str = "") -> Statistics:
             f"{summary}: names {lacking!r}, which {TENSORS} does not hold; they are of different measurements. Measure the model anew."
         )
     return Statistics(
-        files, data["kind"], entries, numbers, hashlib.sha256(read_small(summary, MAX_JSON_BYTES, "statistics")).hexdigest()
+        files,
+        data["kind"],
+        entries,
+        numbers,
+        hashlib.sha256(read_small(summary, MAX_JSON_BYTES, "statistics")).hexdigest(),
+        left_out,
     )
 
 

@@ -40,6 +40,12 @@ def note_lines(found: Learned, tasks: str) -> list[str]:
             f"note: {len(found.fixed)} of {len(found.groups)} coefficients a model stayed as they began, as no input depends on them: "
             f"{', '.join(found.fixed[:3])}{', ...' if len(found.fixed) > 3 else ''}."
         )
+    if found.left_out:
+        first, why = next(iter(found.left_out.items()))
+        lines.append(
+            f"note: {len(found.left_out)} tensors have no part in the entropy and are merged as the model began: {first} ({why})"
+            f"{' and others' if len(found.left_out) > 1 else ''}."
+        )
     return lines
 
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.layouts import nearest
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.statistics import Entry, Statistics, open_statistics
+from alnico.checkpoint.translated import TranslatedModel
 from alnico.errors import MismatchError
 from alnico.kernels.facts import Argument, Recorded, Side
 from alnico.methods.base import Merge, Whole
@@ -84,11 +86,31 @@ class Sides:
     def _found(self, name: str, part: Part, kind: str, path: str) -> _Found | None:
         """The statistics of a model's tensor; None where there are none, or its rows are those of another vocabulary."""
         place, statistics = self._open(path, kind)
-        own = part.names[name]
-        if own not in statistics.entries or (self.new_rows and own in self.new_rows[part.model]):
+        own = self._own_name(part, name, kind)
+        if statistics.left_out is not None and own not in statistics.entries and own not in statistics.left_out:
+            near = nearest(own, [*statistics.entries, *statistics.left_out])
+            raise MismatchError(
+                f"{own}: the {kind} statistics of {statistics.label} neither have it nor say why not"
+                f"{f'; they name {near[0]}' if near else ''}. Expected every tensor of {self.sources[part.model].label}: they were measured of "
+                "a model with other names. Measure this one."
+            )
+        if own not in statistics.entries or (self.new_rows and part.names[name] in self.new_rows[part.model]):
             return None
         self._used.add(path)
         return _Found(place, statistics, own)
+
+    def _own_name(self, part: Part, name: str, kind: str) -> str:
+        """What the files of a model call a tensor, which the plan may read under another's names."""
+        source, read_as = self.sources[part.model], part.names[name]
+        if not isinstance(source, TranslatedModel):
+            return read_as
+        stored = source.stored_names(read_as)
+        if len(stored) > 1 or source.unmapped.tensors[stored[0]].shape != source.tensors[read_as].shape:
+            raise MismatchError(
+                f"{name}: {source.label} stores it as {'parts' if len(stored) > 1 else 'a part'} of {stored[0]}, in another layout than the "
+                f"output's; expected one tensor for its {kind} statistics. Save {source.label} in the output's layout and measure it anew."
+            )
+        return stored[0]
 
     def _open(self, path: str, kind: str) -> tuple[int, Statistics]:
         if path not in self._opened:

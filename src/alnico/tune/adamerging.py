@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -63,7 +64,8 @@ class Learned:
 
     ``groups`` names what each row is for: ``all``, layers and the tensors in none (``per: layer``), or tensors. ``steps`` is the course;
     each has the coefficients it was taken at. ``used`` counts the inputs of each task, none of whose labels was read.
-    ``fixed`` are groups whose coefficients no input says anything about: they stayed as they were.
+    ``fixed`` are groups whose coefficients no input says anything about: they stayed as they were. ``left_out`` names the tensors that
+    have no part in the entropy, and why: the recipe merges them with the coefficient of their group all the same.
     """
 
     models: tuple[str, ...]
@@ -74,6 +76,7 @@ class Learned:
     steps: tuple[LearningStep, ...]
     used: Mapping[str, int]
     fixed: tuple[str, ...]
+    left_out: Mapping[str, str]
     recipe: str
 
     def data(self) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class Learned:
             "per": self.per,
             "groups": list(self.groups),
             "fixed": list(self.fixed),
+            "left_out": dict(self.left_out),
             "inputs": dict(self.used),
             "coefficients": self.coefficients.tolist(),
             "steps": [
@@ -144,7 +148,8 @@ def learn(
         written_from: how the recipe names the base and the models, where that is not as here.
         memory_bytes: how much the task vectors may take; what has no room is read anew at every step.
     Edge cases: tensors that are equal in base and models take no part; coefficients that no input has a gradient for, of a head that no task
-        uses say, stay at ``init`` (``fixed``).
+        uses say, stay at ``init`` (``fixed``). Names are those of the files: experts that the module packs into one parameter have a
+        coefficient for each of the files' matrices, and a tied tensor that the files hold twice has one.
     Errors: EvaluationError for tasks without logits or inputs, and for a loss that is not finite; MismatchError for models that do not fit together or
         not the module, and for models with classifiers of different classes; MethodError for options out of range; and those of a merge.
     Differs from the source: the authors clamp in the forward pass, where a coefficient outside has no gradient any more, and learn on test inputs.
@@ -153,6 +158,7 @@ def learn(
     _check_options(per, scope, density, steps, batch_size, learning_rate, init, clamp, models, base)
     import_extra("torch", "adamerge", "eval")
     asked = _logit_tasks(tasks)
+    kinds = " and ".join(dict.fromkeys(task.kind for task in asked))
     names = tuple(written_from) if written_from is not None else (base, *models)
     plan = build_plan(load_recipe(_mapping((base, *models), plus, density, scope, 0.5, unrelated)), offline=offline)
     try:
@@ -160,9 +166,9 @@ def learn(
         fetch_weights(plan)
         judge(plan, PYTHON_OR_COMMAND)
         vectors = TaskVectors(plan, density=density if plus else None, scope=scope, memory_bytes=memory_bytes)
-        written = Written(vectors, [subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)])
+        written = Written(vectors, {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)}, plan)
         try:
-            groups = Groups(per, [job.name for job in vectors.changing])
+            groups = Groups(per, [job.name for job in vectors.changing], written.copies)
             course = _descend(
                 asked, subject, written, groups, len(models), steps, batch_size, learning_rate, init, clamp, seed, watch
             )
@@ -183,7 +189,8 @@ def learn(
         _mapping(names, plus, density, scope, weights, unrelated), sort_keys=False, default_flow_style=None, width=1000
     )
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
-    return Learned(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, text)
+    left_out = dict.fromkeys(written.absent, f"not in the module of the tasks ({kinds})")
+    return Learned(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text)
 
 
 def course_beside(recipe: str | os.PathLike[str]) -> Path:
@@ -202,11 +209,12 @@ def write_learned(learned: Learned, recipe: str | os.PathLike[str]) -> None:
 
 
 class Groups:
-    """Which coefficient is a tensor's: the rows of an array (groups, models)."""
+    """Which coefficient is a tensor's: the rows of an array (groups, models). ``copies`` have the coefficient of what they are copies of:
+    a tied tensor that is in the files twice stays one."""
 
-    def __init__(self, per: Per, names: Sequence[str]) -> None:
+    def __init__(self, per: Per, names: Sequence[str], copies: Mapping[str, str] = MappingProxyType({})) -> None:
         self.per = per
-        self.of = {name: group_of(name, per) for name in names}
+        self.of = {name: group_of(copies.get(name, name), per) for name in names}
         self.names = tuple(dict.fromkeys(self.of.values()))
         self.row = {group: i for i, group in enumerate(self.names)}
 
@@ -329,19 +337,24 @@ def _setting(groups: Groups, column: np.ndarray, init: float, names: Sequence[st
     values = [float(value) for value in column]
     if groups.per == "task":
         return values[0]
-    filters = [_filter(group, groups, names) for group in groups.names]
-    return [{"filter": f, "value": v} for f, v in zip(filters, values, strict=True)] + [float(init)]
+    filters = [(f, value) for group, value in zip(groups.names, values, strict=True) for f in _filters(group, groups, names)]
+    return [{"filter": f, "value": v} for f, v in filters] + [float(init)]
 
 
-def _filter(group: str, groups: Groups, names: Sequence[str]) -> str:
-    """A filter that fits the tensors of a group alone."""
-    if group in groups.of:
-        return f"={group}"
+def _filters(group: str, groups: Groups, names: Sequence[str]) -> list[str]:
+    """Filters that fit the tensors of a group alone."""
     part = f"{group}."
-    return part if all(name.startswith(part) for name in names if part in name) else f"re:^{re.escape(part)}"
+    of_group = [name for name, own in groups.of.items() if own == group]
+    strangers = [f"={name}" for name in of_group if name == group or not name.startswith(part)]
+    if len(strangers) == len(of_group):
+        return strangers
+    layer = part if all(name.startswith(part) for name in names if part in name) else f"re:^{re.escape(part)}"
+    return [*strangers, layer]
 
 
-def _mapping(names: Sequence[str], plus: bool, density: float, scope: Scope, weights: Any, unrelated: str) -> dict[str, Any]:
+def _mapping(
+    names: Sequence[str], plus: bool, density: float, scope: Scope, weights: Any, unrelated: str = "error"
+) -> dict[str, Any]:
     """The recipe of a base and models with these weights: one for all, or one each."""
     base, *models = names
     each = weights if isinstance(weights, list) else [weights] * len(models)

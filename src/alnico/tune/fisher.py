@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 from alnico.errors import EvaluationError
 from alnico.tune.extras import import_extra
-from alnico.tune.statistics import Measured, checkpoint_names, differentiable, kind_of, places, with_gradients
+from alnico.tune.placed import sum_of
+from alnico.tune.statistics import Measured, differentiable, kind_of, places, stored_in, with_gradients
 from alnico.tune.tasks import Subject, Task
 
 Expectation = Literal["exact", "sampled"]
@@ -33,8 +34,9 @@ def measure_fisher(
     """
     torch = import_extra("torch", "Fisher information", "eval")
     given = differentiable(tasks)
-    module = subject.module(kind_of(tasks, "Fisher information"))
-    names, left_out = checkpoint_names(subject, module)
+    kind = kind_of(tasks, "Fisher information")
+    module = subject.module(kind)
+    stored = stored_in(subject, module, kind)
     parameters = dict(module.named_parameters())
     sums: dict[str, Any] = {}
     draws = torch.Generator().manual_seed(seed)
@@ -71,13 +73,27 @@ def measure_fisher(
         )
     tensors: dict[str, Any] = {}
     entries: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
     squares = []
-    for name, total in sums.items():
-        if names[name]:
-            stored = names[name][0]
-            values = tensors[stored] = total.cpu().numpy()
-            squares.append(float((values.astype("f8") ** 2).sum()))
-            entries |= {own: {"stored": stored, "mean": float(values.astype("f8").mean())} for own in names[name]}
+    of_own = {id(parameters[name]): total for name, total in sums.items()}
+    for name, held in stored.placement.of.items():
+        shape = stored.shapes[name]
+        values = sum_of(held, math.prod(shape), lambda own: of_own.get(id(own)))
+        if values is None:
+            is_parameter = any(one.own is p for one in held for p in parameters.values())
+            left_out[name] = (
+                f"not in the module of the tasks ({kind})"
+                if not held
+                else "no prediction depends on it"
+                if is_parameter
+                else "a buffer, no parameter"
+            )
+            continue
+        first = stored.original(name)
+        if first not in tensors:
+            tensors[first] = values.reshape(shape).cpu().numpy()
+            squares.append(float((tensors[first].astype("f8") ** 2).sum()))
+        entries[name] = {"stored": first, "mean": float(tensors[first].astype("f8").mean())}
     told = {
         "l2_norm": math.sqrt(math.fsum(squares)),
         "examples": len(chosen),

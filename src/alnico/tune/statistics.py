@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.model import open_model, read_tensor
 from alnico.checkpoint.statistics import StatisticsKind, write_statistics
-from alnico.errors import EvaluationError, ModelError
+from alnico.errors import EvaluationError
+from alnico.tune.placed import Placement, place
 from alnico.tune.tasks import Differentiable, Kind, Subject, Task
 
 
@@ -21,20 +22,27 @@ class Measured:
     """The statistics of one model, under the names of its checkpoint.
 
     ``tensors`` are what is stored, ``entries`` say of each tensor of the model under which name (``stored``) and numbers about it,
-    ``told`` is what goes for all. ``left_out`` are parameters that the checkpoint does not have under a name that is known.
+    ``told`` is what goes for all. ``left_out`` are the tensors of the checkpoint that have no statistics, and why.
     """
 
     kind: StatisticsKind
     tensors: Mapping[str, np.ndarray] = field(repr=False)
     entries: Mapping[str, Mapping[str, Any]] = field(repr=False)
     told: Mapping[str, Any]
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def write(self, out: Path, subject: Subject, *, overwrite: bool = False) -> None:
         """Write them into a directory, as ``merge_method: fisher`` and ``regmean`` read them. Errors: OutputError, RunError."""
         with open_model(subject.directory) as model:
             write_statistics(
-                out, self.kind, model, self.tensors, self.entries, self.told, reference=subject.label, overwrite=overwrite
+                out,
+                self.kind,
+                model,
+                self.tensors,
+                self.entries,
+                {**self.told, "left_out": dict(self.left_out)},
+                reference=subject.label,
+                overwrite=overwrite,
             )
 
 
@@ -78,31 +86,24 @@ def differentiable(tasks: Sequence[Task]) -> list[Differentiable]:
     return found
 
 
-def checkpoint_names(subject: Subject, module: Any) -> tuple[dict[str, list[str]], tuple[str, ...]]:
-    """What the checkpoint calls each parameter of a module (several names for one that is tied), and the parameters that it lacks.
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """The tensors of a checkpoint, by name, and where they stand in a module that was loaded from it."""
 
-    Errors: ModelError where it has none of them.
-    """
-    prefix = getattr(module, "base_model_prefix", "")
-    every: dict[int, list[str]] = {}
-    first: dict[int, str] = {}
-    found: dict[str, list[str]] = {}
+    shapes: Mapping[str, tuple[int, ...]]
+    placement: Placement
+
+    def original(self, name: str) -> str:
+        """The name under which a tensor's statistics are stored: a tied tensor may have several."""
+        whole = (one for one in self.placement.of[name] if one.is_whole)
+        return next((self.placement.files_of[id(one.own)][0] for one in whole), name)
+
+
+def stored_in(subject: Subject, module: Any, kind: Kind) -> Stored:
+    """Find where a checkpoint's tensors stand in its module. Errors: MismatchError for a parameter that is in no file; ModelError."""
     with open_model(subject.directory) as model:
-        for name, parameter in module.named_parameters(remove_duplicate=False):
-            every.setdefault(id(parameter), [])
-            first.setdefault(id(parameter), name)
-            for own in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
-                if own in model.tensors and model.tensors[own].shape == tuple(parameter.shape) and own not in every[id(parameter)]:
-                    every[id(parameter)].append(own)
-        for key, name in first.items():
-            found[name] = every[key]
-    lacking = tuple(name for name, names in found.items() if not names)
-    if len(lacking) == len(found):
-        raise ModelError(
-            f"{subject.label}: its files have no tensor that is called as its module's parameters are ({lacking[0]}); expected a checkpoint "
-            "with the names of transformers. Save it anew with transformers."
-        )
-    return found, lacking
+        shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
+        return Stored(shapes, place(module, shapes, lambda name: read_tensor(model, name), subject.label, kind))
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from alnico.kernels.facts import KthLargest
 from alnico.methods._sparsify import Scope
 from alnico.numerics.dtypes import CONFIG_NAMES
 from alnico.plan.job import Job, Plan
+from alnico.tune.placed import Place, place, sum_of
 
 if TYPE_CHECKING:
     import torch
@@ -120,26 +121,52 @@ class TaskVectors:
 class Written:
     """Modules whose parameters and buffers hold a weighted sum of task vectors, and the tensors of which one wants gradients.
 
-    What a task vector changes has its gradient recorded while this is open; nothing else has. Closing puts that back.
-    Errors: MismatchError for modules that have none of the merged tensors, or one in another shape.
+    ``modules`` are by the kind that they were loaded as; each must begin as the base. What a task vector changes has its gradient recorded while this
+    is open; nothing else has. Closing puts that back. ``absent`` are the tensors that the merge changes and no module has, and ``copies`` those
+    that stand in a module's tensor in which another does, too: a tied tensor that the files hold twice.
+    Errors: MismatchError for modules that have none of the merged tensors, one in another shape, or one that is in no file.
     """
 
-    def __init__(self, vectors: TaskVectors, modules: Sequence[Any]) -> None:
+    def __init__(self, vectors: TaskVectors, modules: Mapping[str, Any], plan: Plan) -> None:
         self.vectors = vectors
-        self.places: dict[str, list[torch.Tensor]] = {job.name: [] for job in vectors.jobs}
-        for module in modules:
-            for name, place in _places(module, vectors.jobs):
-                self.places[name].append(place)
-        if modules and not any(self.places.values()):
-            kinds = " and ".join(type(m).__name__ for m in modules)
+        self.places: dict[str, list[Place]] = {job.name: [] for job in vectors.jobs}
+        self.copies: dict[str, str] = {}
+        jobs = {job.name: job for job in plan.jobs}
+        shapes = {name: job.shape for name, job in jobs.items()}
+
+        def read(name: str) -> np.ndarray:
+            given = jobs[name].base or jobs[name].inputs[0]
+            return read_tensor(plan.sources[given.model], given.name)
+
+        for kind, module in modules.items():
+            found = place(module, shapes, read, plan.sources[plan.donor].label, kind)
+            for name, places in found.of.items():
+                self.places.setdefault(name, []).extend(places)
+                first = next((n for p in places if p.is_whole for n in found.files_of[id(p.own)]), name)
+                if first != name:
+                    self.copies[name] = first
+        if modules and not any(self.places[job.name] for job in vectors.jobs):
+            kinds = " and ".join(type(m).__name__ for m in modules.values())
             raise MismatchError(
                 f"{vectors.jobs[0].name if vectors.jobs else 'the merge'}: no tensor that the merge changes is in the module ({kinds}); "
                 "expected the names of the models. Give tasks for models of this architecture."
             )
-        wanted = {id(p) for job in vectors.changing for p in self.places[job.name]}
-        self._before = [(p, p.requires_grad) for module in modules for p in module.parameters()]
+        for name, first in self.copies.items():
+            self._check_copy(jobs[name], jobs[first])
+        self.absent = tuple(job.name for job in vectors.changing if not self.places[job.name])
+        wanted = {id(place.own) for job in vectors.changing for place in self.places[job.name]}
+        self._before = [(p, p.requires_grad) for module in modules.values() for p in module.parameters()]
         for parameter, _ in self._before:
             parameter.requires_grad_(id(parameter) in wanted)
+
+    def _check_copy(self, job: Job, first: Job) -> None:
+        """A tied tensor that the files hold twice must be changed as one."""
+        mixed = [one in self.vectors.jobs for one in (job, first)]
+        if any(mixed) and not (all(mixed) and bool((self.vectors.of(job)[1] == self.vectors.of(first)[1]).all())):
+            raise MismatchError(
+                f"{job.name}: the module ties it to {first.name}, and a model has other values for it; expected one tensor. "
+                "Leave one of them out of the files, or set tie_word_embeddings to false in the base's config.json."
+            )
 
     def write(self, weights: Mapping[str, np.ndarray]) -> None:
         """Write the merge with these weights: of each tensor's name, one a model."""
@@ -147,14 +174,14 @@ class Written:
             if places := self.places[job.name]:
                 merged = self.vectors.merged(job, weights[job.name])
                 for place in places:
-                    place.data.copy_(merged)
+                    place.put(merged)
 
     def slopes(self) -> Iterator[tuple[Job, np.ndarray]]:
         """Give the derivative of each changing tensor's weights (k,), where a backward pass left a gradient, and forget the gradients."""
         for job in self.vectors.changing:
-            found = [self.vectors.slope(job, place.grad) for place in self.places[job.name] if place.grad is not None]
-            if found:
-                yield job, np.sum(found, axis=0)
+            gradient = sum_of(self.places[job.name], job.elements, lambda own: own.grad)
+            if gradient is not None:
+                yield job, self.vectors.slope(job, gradient)
         for parameter, _ in self._before:
             parameter.grad = None
 
@@ -162,19 +189,3 @@ class Written:
         for parameter, wanted in self._before:
             parameter.grad = None
             parameter.requires_grad_(wanted)
-
-
-def _places(module: Any, jobs: Sequence[Job]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Where a module keeps merged tensors; a module without a head has names without the part that leads to it, or the other way round."""
-    held = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
-    for job in jobs:
-        place = next((held[n] for n in (job.name, job.name.removeprefix(prefix), prefix + job.name) if n in held), None)
-        if place is None:
-            continue
-        if tuple(place.shape) != job.shape:
-            raise MismatchError(
-                f"{job.name}: is {job.shape} in the models, {tuple(place.shape)} in the module ({type(module).__name__}); "
-                "expected one shape. Give tasks for models of this architecture."
-            )
-        yield job.name, place
