@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -14,18 +15,22 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.memory import torch_of
-from alnico.checkpoint.model import FileModel, open_model
+from alnico.checkpoint.memory import torch_of, unwrapped
+from alnico.checkpoint.model import FileModel, is_path, open_model, split_adapter
+from alnico.engine.fetch import fetch_weights
+from alnico.engine.run import run_plan
+from alnico.engine.stages import close
 from alnico.errors import EvaluationError, ModelError, NonFiniteError
+from alnico.plan.build import build_plan
+from alnico.recipe.load import load_recipe
 from alnico.tune.extras import import_extra, quiet_transformers
+from alnico.tune.placed import MAY_BE_MISSING
 from alnico.tune.tasks import Kind, Subject
-
-MAY_BE_MISSING = "pooler."
-"""Tensors of an encoder that no task reads, and that many checkpoints lack."""
 
 
 def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False) -> Subject:
-    """Open a transformers checkpoint to be scored: a directory, or a model of the hub, which is fetched.
+    """Open a transformers checkpoint to be scored: a directory, a model of the hub, which is fetched, or ``base+adapter``, which is
+    folded into a checkpoint among the system's temporary files, for as long as this lives.
 
     Modules are loaded when they are first asked for, in float32, and kept. No code of a model is run. With ``may_be_plain`` weights alone
     do: a file, or a folder without a config, for tasks that are functions of one's own. Errors: ModelError, HubError.
@@ -34,11 +39,36 @@ def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, ma
     path = Path(label).expanduser()
     if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
         return _Plain(label, offline)
+    if not path.is_dir() and split_adapter(label, is_path) is not None:
+        folder = _folded(label, offline)
+        subject = _Checkpoint(label, folder / "model")
+        weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
+        return subject
     if not path.is_dir():
         path = _fetched(label, offline)
     if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{label}.")
         raise ModelError(f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one.")
     return _Checkpoint(label, path)
+
+
+def _folded(label: str, offline: bool) -> Path:
+    """Write a base with its adapters as a checkpoint; returns the folder that it lies in."""
+    from alnico import __version__
+
+    folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+    try:
+        plan = build_plan(load_recipe({"merge_method": "passthrough", "models": [label]}), offline=offline)
+        try:
+            fetch_weights(plan)
+            run_plan(plan, folder / "model", __version__)
+        finally:
+            close([plan])
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def _fetched(label: str, offline: bool) -> Path:
@@ -208,14 +238,18 @@ class ModuleSubject:
     """A transformers module in memory as tasks see it, or one module for each kind.
 
     ``module`` is what tasks call; the encoder of a model with a head is its ``base_model``. A mapping of ``encoder``, ``classifier``
-    and ``causal`` to modules says it outright, and so does a module that is none of transformers': it is given for any kind.
-    Modules must be in evaluation mode. ``directory`` writes the module and the tokenizer once, when first asked, and keeps them as
+    and ``causal`` to modules says it outright, and so does a module that is none of transformers': it is given for any kind. Modules inside
+    of ``torch.compile`` and ``DataParallel`` are taken out. A module of PEFT is folded into a copy, once, when this is made: the names are then those of
+    its base. Modules must be in evaluation mode. ``directory`` writes the module and the tokenizer once, when first asked, and keeps them as
     long as this lives.
     """
 
     def __init__(self, label: str, module: Any, tokenizer: Any = None) -> None:
         self.label = label
-        self._module = module
+        if isinstance(module, Mapping):
+            self._module: Any = {kind: _plain(label, one) for kind, one in module.items()}
+        else:
+            self._module = _plain(label, module)
         self._tokenizer = tokenizer
         self._folder: Path | None = None
         self._checked: set[int] = set()
@@ -250,6 +284,20 @@ class ModuleSubject:
         if self._tokenizer is None:
             raise EvaluationError(f"{self.label}: has no tokenizer; a task of texts needs one. Give it with the module.")
         return self._tokenizer
+
+
+def _plain(label: str, module: Any) -> Any:
+    """A module without wrappers, and with its adapters folded. Errors: EvaluationError for adapters that cannot be."""
+    inner = unwrapped(module)
+    if not hasattr(inner, "peft_config") or not hasattr(inner, "get_base_model"):
+        return inner
+    try:
+        return copy.deepcopy(inner).merge_and_unload()
+    except (AttributeError, ValueError, NotImplementedError) as error:
+        raise EvaluationError(
+            f"{label}: its adapter cannot be folded into its base ({_first_line(error)}); expected one that can, as LoRA. "
+            "Give the module that it changes."
+        ) from None
 
 
 def _part(module: Any, kind: Kind) -> Any:
