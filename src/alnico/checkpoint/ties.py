@@ -24,15 +24,17 @@ WITH_HEAD = (
     "ForPreTraining",
     "LMHead",
     "ForSpeechSeq2Seq",
+    "MTModel",
+    "GenerationDecoder",
 )
 """Endings of the classes whose head has the embedding's rows."""
 
 HEADS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("embed_tokens.weight", (("proj_out", "whisper moonshine moonshine_streaming canary cohere_asr"), ("output_projection", "biogpt trocr fsmt"),
-                             ("lm_head.out_proj", "t5gemma t5gemma2"), ("text_model.lm_head", "kosmos-2"))),
+                             ("lm_head.out_proj", "t5gemma t5gemma2"), ("text_model.lm_head", "kosmos-2 kosmos-2.5"), ("language_model.lm_head", "blip-2 instructblip instructblipvideo"))),
     ("shared.weight", ()),
     ("wte.weight", ()),
-    ("word_embeddings.weight", (("output", "git"),)),
+    ("word_embeddings.weight", (("output", "git"), ("lm_head.decoder", "bert-generation"))),
     ("tok_embeddings.weight", (("decoder", "modernbert modernbert-decoder"),)),
     ("backbone.embeddings.weight", ()),
     ("rwkv.embeddings.weight", (("head", "rwkv"),)),
@@ -103,7 +105,7 @@ def tied_copies(config: Mapping[str, Any], names: Collection[str]) -> dict[str, 
         if says or f"{head}.weight" not in names or config.get("model_type") in TIED_BY_ITSELF:
             found[f"{head}.weight"] = original
             stem, _, last = head.rpartition(".")
-            if last == "decoder" and stem in BIASES and f"{stem}.bias" in names:
+            if last == "decoder" and stem.endswith(BIASES) and f"{stem}.bias" in names and config.get("model_type") != "esm":
                 found[f"{head}.bias"] = f"{stem}.bias"
     return found
 
@@ -126,8 +128,9 @@ def _head(kind: str, ending: str, names: Collection[str]) -> str:
             return head
     if ending == "word_embeddings.weight":
         for begin, head in HEAD_OF_WORDS:
-            if any(n.startswith(begin) for n in names):
-                return head
+            held = next((n for n in names if f".{begin}" in f".{n}"), None)
+            if held is not None:
+                return held[: f".{held}".index(f".{begin}")] + head
     return "lm_head"
 
 
