@@ -29,7 +29,9 @@ def shapes(*names: str, shape: tuple[int, ...] = (4, 4)) -> dict[str, tuple[int,
 ENCODER = ("encoder.layer.0.w", "encoder.layer.1.w", "pooler.w")
 
 
-@pytest.mark.parametrize("prefix", ["bert.", "module.", "_orig_mod.", "model.", "base_model.model.", "module._orig_mod.model."])
+@pytest.mark.parametrize(
+    "prefix", ["bert.", "module.", "_orig_mod.", "model.", "base_model.model.", "module._orig_mod.model.", "0_Transformer/"]
+)
 def test_a_prefix_is_taken_off_and_put_on(prefix: str) -> None:
     plain, wrapped = shapes(*ENCODER), shapes(*(prefix + n for n in ENCODER))
     assert named(meet(wrapped, plain)) == {n: prefix + n for n in plain}

@@ -491,9 +491,12 @@ def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[s
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """Prefixes of up to three components that at least a quarter of the names begin with, the shortest first."""
+    """Prefixes of up to three components, and folders of modules, that at least a quarter of the names begin with, the shortest first."""
     counts: dict[str, int] = {}
     for name in names:
+        folder = name.rpartition("/")[0]
+        if folder:
+            counts[f"{folder}/"] = counts.get(f"{folder}/", 0) + 1
         parts = name.split(".")
         for length in range(1, min(4, len(parts))):
             prefix = ".".join(parts[:length]) + "."

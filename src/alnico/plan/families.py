@@ -441,7 +441,6 @@ def is_lookup(name: str) -> bool:
     return parameter == "weight" and module.rpartition(".")[2].endswith(LOOKUPS)
 
 
-
 def counted(name: str) -> str | None:
     """What a buffer is that is no weight, by its name; None for all others.
 
