@@ -32,10 +32,11 @@ NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")
 
 
 def stack_of(module: Any) -> str:
-    """The list of layers with the most parameters."""
+    """The list of layers with the most parameters, of the text decoder where there are others."""
     import torch
 
     lists = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == LAYERS}
+    lists = {n: m for n, m in lists.items() if not any(word in n for word in ("vis", "image", "audio"))} or lists
     return max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
 
 
@@ -53,7 +54,7 @@ def put_together(module: Any, order: Sequence[int]) -> Any:
                     setattr(part, key, place)
     parent, _, name = path.rpartition(".")
     setattr(hand.get_submodule(parent), name, moved)
-    config = hand.config
+    config = hand.config.get_text_config(decoder=True)
     for key, value in list(vars(config).items()):
         if key in INDICES and isinstance(value, list) and value and not (key == "no_rope" and len(value) == LAYERS):
             vars(config)[key] = [place for place, i in enumerate(order) if i in value]
