@@ -171,6 +171,9 @@ REFUSED: dict[str, tuple[list[list[str]], dict[str, Any], list[tuple[int, int]],
         ALIKE, {"num_hidden_layers": 4, "num_kv_shared_layers": 1, "layer_types": [FULL] * 4}, [(0, 2), (3, 4)],
         "that would be layer 1 of a, and was layer 2 of a",
     ),
+    "a first layer that uses what an earlier one chose": (
+        ALIKE, {"num_hidden_layers": 4, "indexer_types": ["full", "shared"] * 2}, [(1, 4)], "indexer_types says that layer 1 of a uses",
+    ),
     "a last layer without full attention": (
         ALIKE, {"model_type": "gemma4_text", "num_hidden_layers": 4, "layer_types": [SLIDING, FULL] * 2}, [(0, 3)],
         "has sliding_attention",

@@ -541,6 +541,13 @@ def _check_unknown(section: Section, old: int, new: int, *, is_moved: bool) -> N
 
 
 def _check_ends(section: Section, origins: Sequence[_Origin]) -> None:
+    indexers = section.get("indexer_types")
+    if isinstance(indexers, list) and indexers and indexers[0] == "shared":
+        first = origins[0]
+        raise MismatchError(
+            f"config.json: indexer_types says that layer {first.layer} of {first.label} uses what an earlier layer chose, and it would be the "
+            "first of the output; expected a layer that chooses for itself. Let the first slice begin with such a layer."
+        )
     types = section.get("layer_types")
     if section.get("model_type") in families.ENDS_IN_FULL_ATTENTION and isinstance(types, list) and types:
         last = origins[-1]
