@@ -327,3 +327,14 @@ def test_an_analysis_counts_the_layers_of_the_stack() -> None:
     deepseek("a", 3, further=True, scale=2.0)
     found = alnico.analyze(["a"], base="base")
     assert sorted(found.layers) == [0, 1, 2]
+
+
+def test_slices_mean_the_text_decoder_also_where_a_tower_has_more_tensors() -> None:
+    audio = [f"model.embed_tokens_extend.audio_embed.encoder.encoders.{i}.{n}.weight" for i in range(4) for n in "abcdef"]
+    save("a", ALIKE, {"num_hidden_layers": 4, "audio_config": {"num_blocks": 4}}, audio)
+    config = stacked(("a", 0, 3), ("a", 1, 4))
+    assert config["num_hidden_layers"] == 6
+    assert config["audio_config"] == {"num_blocks": 4}
+    found = read_model(Path("out"))
+    assert [found[f"model.layers.{i}.attn.weight"][0, 0] for i in range(6)] == [0, 1, 2, 1, 2, 3]
+    assert {n for n in found if "audio" in n} == set(audio)

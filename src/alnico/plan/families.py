@@ -22,6 +22,8 @@ BEFORE_LAYERS = re.compile(
 AFTER_LAYERS = ("embed_out", "embedding_norm", "altup_unembed")
 """Beginnings of words that read like an embedding's and come after the layers: heads, and the last norm of LFM2."""
 
+TOWERS = ("audio", "image", "img", "speech", "vision", "visual")
+"""Beginnings of words in the names of modules that read images or sounds for a text decoder."""
 LOOKUPS = (
     "embed_tokens", "embeddings", "embedding", "wte", "wpe", "embed_in", "embed_tokens_per_layer", "shared", "relative_attention_bias",
 )  # fmt: skip
@@ -393,6 +395,15 @@ def comes_first(name: str) -> bool:
 def is_vision(name: str) -> bool:
     """Is a tensor of a vision tower, or between it and the text decoder?"""
     return name.startswith((*MODULES["vision_tower"], *MODULES["multi_modal_projector"]))
+
+
+def is_tower(stack: str) -> bool:
+    """Is a stack of layers one for images or sounds beside a text decoder, by a word in its name?
+
+    >>> [is_tower(s) for s in ("model.embed_tokens_extend.audio_embed.encoder.encoders.", "model.audio_tower.layers.", "model.layers.")]
+    [True, True, False]
+    """
+    return any(word.startswith(TOWERS) for word in stack.split("."))
 
 
 def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tuple[str, str] | None:

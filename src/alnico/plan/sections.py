@@ -323,6 +323,8 @@ class _Maker:
             place = place_of(name)
             if place is not None and not (module is None and families.is_vision(name)):
                 sizes[place.stack] = sizes.get(place.stack, 0) + 1
+        if module is None:  # a tower may have more tensors than the text decoder, as the one for sounds of Phi-4 multimodal
+            sizes = {s: size for s, size in sizes.items() if not families.is_tower(s)} or sizes
         largest = max(sizes.values(), default=0)
         likely = [s for s, size in sizes.items() if 2 * size >= largest]
         if len(likely) == 1:
