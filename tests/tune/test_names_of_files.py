@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -28,11 +29,23 @@ def made_all() -> dict[str, Made]:
     return {}
 
 
-@pytest.fixture(params=list(FAMILIES))
+QUICK = ("vit", "qwen3_moe")
+SOME = ("vit", "qwen2_vl", "qwen3_moe")
+"""Families for what is the same for all of them but the names."""
+
+
+def each(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in names]
+
+
+@pytest.fixture(params=each(FAMILIES))
 def family(request: pytest.FixtureRequest, made_all: dict[str, Made], tmp_path_factory: pytest.TempPathFactory) -> Made:
     if request.param not in made_all:
         made_all[request.param] = Made(request.param, tmp_path_factory.mktemp("family"))
     return made_all[request.param]
+
+
+for_some = pytest.mark.parametrize("family", each(SOME), indirect=True)
 
 
 WAYS: list[dict[str, Any]] = [{"per": "task"}, {"per": "layer"}, {"per": "tensor"}, {"plus": True, "density": 0.5}]
@@ -73,6 +86,7 @@ def test_a_candidate_in_memory_scores_as_the_model_on_disk(family: Made, tmp_pat
             assert score == pytest.approx(float(family.logits(tmp_path / str(i), task).softmax(-1)[:, 0].mean()), abs=1e-5)
 
 
+@for_some
 def test_a_soups_score_is_that_of_the_model_that_its_recipe_makes(family: Made, tmp_path: Path) -> None:
     task = family.tasks[0]
     found = alnico.soup(family.models, [task], order="uniform")
@@ -189,6 +203,7 @@ def by_difference(made: Made, task: Direct) -> dict[str, tuple[np.ndarray, int]]
     return found
 
 
+@for_some
 @pytest.mark.parametrize(("method", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
 def test_a_merge_takes_the_statistics_of_every_tensor_that_has_some(family: Made, method: str, kind: str, tmp_path: Path) -> None:
     entries = []
@@ -202,6 +217,7 @@ def test_a_merge_takes_the_statistics_of_every_tensor_that_has_some(family: Made
     assert without == set(told[0]["left_out"]) | set(told[1]["left_out"])
 
 
+@for_some
 def test_regmean_plus_measures_the_same_tensors(family: Made, tmp_path: Path) -> None:
     alnico.gram_statistics(family.models, tmp_path / "plus", tasks=[[t] for t in family.tasks], plus=True)
     alnico.gram_statistics(family.models[1], tmp_path / "plain", tasks=family.tasks[1:])
