@@ -62,6 +62,9 @@ FAMILIES = {
     "mixtral": Family(
         T.MixtralForCausalLM, lambda: T.MixtralConfig(**GROUPED, num_local_experts=3, num_experts_per_tok=2), "causal"
     ),
+    "nomic_bert": Family(  # transformers 5 cuts the files' fused Wqkv into three
+        T.NomicBertForSequenceClassification, lambda: T.NomicBertConfig(**TEXT, num_labels=3), "classifier"
+    ),
     "bert": Family(T.BertForSequenceClassification, lambda: T.BertConfig(**TEXT, num_labels=3), "encoder"),
     "tied gpt2": Family(T.GPT2LMHeadModel, lambda: T.GPT2Config(vocab_size=40, n_embd=16, n_layer=2, n_head=2, n_positions=16), "causal"),
 }  # fmt: skip

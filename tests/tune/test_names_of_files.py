@@ -175,6 +175,8 @@ def by_difference(made: Made, task: Direct) -> dict[str, tuple[np.ndarray, int]]
     found: dict[str, tuple[np.ndarray, int]] = {}
     linear = torch.nn.functional.linear
     by_values = {values.astype("f8").tobytes(): name for name, values in files.items() if values.ndim == 2}
+    fused = {name: values for name, values in files.items() if name.endswith("Wqkv.weight")}
+    by_values |= {values[: len(values) // 3].astype("f8").tobytes(): name for name, values in fused.items()}
     tied = {id(p) for p in [module.get_input_embeddings().weight]} if not task.has_pictures else set()
 
     def note(x: torch.Tensor, weight: torch.Tensor, bias: Any = None) -> torch.Tensor:

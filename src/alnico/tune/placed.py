@@ -213,7 +213,7 @@ def _fits(
 
     if not parts or any(file not in files for file, _, _ in parts):
         return False
-    if len(parts) == 1 and parts[0][1] == slice(0, own.numel()) == parts[0][2] and files[parts[0][0]] != tuple(own.shape):
+    if any(isinstance(of, slice) and of.stop > np.prod(files[file], dtype=np.int64) for file, _, of in parts):
         return False
     expected = torch.zeros(own.numel(), dtype=own.dtype)
     filled = torch.zeros(own.numel(), dtype=torch.bool)
