@@ -68,6 +68,19 @@ _VIT = (
 )
 _FORGET_GATE = ((r"\.self_attn\.(A_log|dt_bias|f_proj\.|f_a_proj\.|f_b_proj\.)", r".self_attn.forget_gate.\1"),)
 
+_LLAVA = (
+    (r"^language_model\.lm_head\.", "lm_head."),
+    (r"^language_model\.model\.", "model.language_model."),
+    (
+        r"^(language_model|vision_tower|vision_model|multi_modal_projector|image_newline|audio_tower|image_tower|video_tower)(?=\.|$)",
+        r"model.\1",
+    ),
+)
+_ARIA = (
+    (r"\.mlp\.experts\.fc1\.weight$", ".mlp.experts.gate_up_proj"),
+    (r"\.mlp\.experts\.fc2\.weight$", ".mlp.experts.down_proj"),
+)
+
 SPELLINGS: tuple[Spelling, ...] = (
     # Vision and audio beside a text decoder: ``language_model.model.`` in files, ``model.language_model.`` in modules.
     Spelling(
@@ -84,15 +97,53 @@ SPELLINGS: tuple[Spelling, ...] = (
             "got_ocr2",
             "qwen2_audio",
         ),
+        _LLAVA,
+    ),
+    Spelling(("aria", "aria_text"), (*_LLAVA, *_ARIA)),
+    Spelling(("shieldgemma2", "pi0"), ((r"(^|\.)language_model\.model\.", r"\1language_model."),)),
+    Spelling(
+        ("emu3",),
         (
-            (r"^language_model\.lm_head\.", "lm_head."),
-            (r"^language_model\.model\.", "model.language_model."),
-            (
-                r"^(language_model|vision_tower|vision_model|multi_modal_projector|image_newline|audio_tower|image_tower|video_tower)(?=\.|$)",
-                r"model.\1",
-            ),
+            (r"^text_model\.lm_head\.", "lm_head."),
+            (r"^text_model\.model\.", "model.text_model."),
+            (r"^vqmodel\.", "model.vqmodel."),
         ),
     ),
+    Spelling(
+        ("paddleocr_vl",),
+        (
+            (r"^mlp_AR\.", "model.projector."),
+            (r"^visual\.", "model.visual."),
+            (r"^model\.(?!visual\.|projector\.|language_model\.)", "model.language_model."),
+        ),
+    ),
+    Spelling(
+        ("hunyuan_vl",),
+        (
+            (r"\.mlp\.dense_h_to_4h\.", ".mlp.fc1."),
+            (r"\.mlp\.dense_4h_to_h\.", ".mlp.fc2."),
+            (r"(^|\.)vit\.layers\.(\d+)\.input_layernorm\.", r"\1vit.layers.\2.layer_norm1."),
+            (r"(^|\.)vit\.layers\.(\d+)\.post_attention_layernorm\.", r"\1vit.layers.\2.layer_norm2."),
+            (r"\.perceive\.proj\.0\.", ".perceive.proj_conv."),
+            (r"\.perceive\.proj\.2\.", ".perceive.proj_out."),
+            (r"\.perceive\.", ".patch_merger."),
+            (r"^model\.(?!language_model\.|vit\.|vision_tower\.)", "model.language_model."),
+            (r"^(model\.)?vit\.", "model.vision_tower."),
+        ),
+    ),
+    Spelling(
+        ("cosmos3_edge",),
+        (
+            (r"^(embed_tokens|norm|layers)\.", r"model.language_model.\1."),
+            (r"\.self_attn\.to_(q|k|v)\.", r".self_attn.\1_proj."),
+            (r"\.self_attn\.to_out\.", ".self_attn.o_proj."),
+            (r"\.mlp\.up_proj\.", ".mlp.fc1."),
+            (r"\.mlp\.down_proj\.", ".mlp.fc2."),
+        ),
+    ),
+    Spelling(("lfm3_vl",), ((r"\.patchifier\.", ".patch_embed."),)),
+    Spelling(("hyperclovax_vision_v2",), ((r"(^|\.)vision_projector\.", r"\1projector."),)),
+    Spelling(("altclip",), ((r"\.encoder\.layer\.", ".encoder.layers."),)),
     Spelling(
         ("qwen2_vl", "qwen2_5_vl"),
         ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model.")),
@@ -118,13 +169,6 @@ SPELLINGS: tuple[Spelling, ...] = (
             (r"\.block_sparse_moe\.input_linear\.weight$", ".block_sparse_moe.experts.gate_up_proj"),
             (r"\.block_sparse_moe\.output_linear\.weight$", ".block_sparse_moe.experts.down_proj"),
             (r"\.block_sparse_moe\.router\.layer\.", ".block_sparse_moe.router."),
-        ),
-    ),
-    Spelling(
-        ("aria_text",),
-        (
-            (r"\.mlp\.experts\.fc1\.weight$", ".mlp.experts.gate_up_proj"),
-            (r"\.mlp\.experts\.fc2\.weight$", ".mlp.experts.down_proj"),
         ),
     ),
     Spelling(("ernie4_5_moe",), ((r"\.mlp\.moe_statics\.", ".mlp.gate.moe_statics."),)),
@@ -155,6 +199,7 @@ SPELLINGS: tuple[Spelling, ...] = (
         ),
     ),
     Spelling(("nemotron_h",), ((r"^backbone\.", "model."),)),
+    Spelling(("glm5_next",), (*_FORGET_GATE, (r"\.hc_(attn|ffn)_(fn|base|scale)$", r".\1_hc.\2")), _CONVOLUTIONS),
     Spelling(
         ("dory",),
         (
@@ -239,7 +284,7 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         ("gte",),
         (
-            (r"\.encoder\.layer\.", ".layers."),
+            (r"(^|\.)encoder\.layer\.", r"\1layers."),
             (r"\.attention\.", ".self_attn."),
             (r"\.attn_ln\.", ".post_attention_layernorm."),
             (r"\.mlp_ln\.", ".post_mlp_layernorm."),
@@ -250,8 +295,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         ("jina_embeddings_v3",),
         (
-            (r"\.emb_ln\.", ".embeddings.LayerNorm."),
-            (r"\.encoder\.layers\.", ".layers."),
+            (r"(^|\.)emb_ln\.", r"\1embeddings.LayerNorm."),
+            (r"(^|\.)encoder\.layers\.", r"\1layers."),
             (r"\.(attn|mixer)\.out_proj\.", ".self_attn.o_proj."),
             (r"\.(attn|mixer)\.", ".self_attn."),
             (r"\.norm1\.", ".post_attention_layernorm."),
@@ -262,8 +307,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(
         ("nomic_bert",),
         (
-            (r"\.emb_ln\.", ".embeddings.LayerNorm."),
-            (r"\.encoder\.layers\.", ".layers."),
+            (r"(^|\.)emb_ln\.", r"\1embeddings.LayerNorm."),
+            (r"(^|\.)encoder\.layers\.", r"\1layers."),
             (r"\.attn\.out_proj\.", ".self_attn.o_proj."),
             (r"\.attn\.", ".self_attn."),
             (r"\.norm1\.", ".post_attention_layernorm."),
@@ -279,6 +324,20 @@ SPELLINGS: tuple[Spelling, ...] = (
     # Images and sound.
     Spelling(("vit", "deit", "beit", "vit_mae", "ijepa", "vivit"), ((r"\.decoder_encoder\.layer\.", ".decoder_layers."), *_VIT)),
     Spelling(("vit_msn",), ((r"^encoder\.", "vit.encoder."), *_VIT)),
+    Spelling(("pixio",), (*_VIT, (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."))),
+    Spelling(
+        ("videomae",), ((r"\.attention\.q_bias$", ".attention.query.bias"), (r"\.attention\.v_bias$", ".attention.value.bias"))
+    ),
+    Spelling(("yolos",), ((r"(^|\.)encoder\.mid_position_embeddings$", r"\1encoder.interpolation.mid_position_embeddings"),)),
+    Spelling(
+        ("rt_detr", "rt_detr_v2"),
+        (
+            (r"(^|\.)encoder\.encoder\.", r"\1encoder.aifi."),
+            (r"(\.layers\.\d+)\.(fc1|fc2)\.", r"\1.mlp.\2."),
+            (r"\.self_attn\.out_proj\.", ".self_attn.o_proj."),
+        ),
+    ),
+    Spelling(("timesfm2_5",), ((r"\.mlp\.ff0\.", ".mlp.fc1."), (r"\.mlp\.ff1\.", ".mlp.fc2."))),
     Spelling(
         ("dinov2", "dinov2_with_registers", "lw_detr"),
         (
