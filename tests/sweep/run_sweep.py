@@ -209,7 +209,7 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         lines.append(f"| {check}: {TITLES.get(check, check)} | {' | '.join(row)} |")
     lines += [
         "",
-        "*Before* is commit 95f1985. By kind (equal / refused / wrong; each architecture counts once, under the first kind that lists it):",
+        f"*Before* is commit 95f1985, where {sum(before.get('average', {}).values())} of them were run. By kind (equal / refused / wrong; each architecture counts once, under the first kind that lists it):",
         "",
     ]
     checks = list(by_check(table))
