@@ -222,6 +222,32 @@ def test_combined_adapters_that_save_an_embedding_fold_as_peft_loads_them(
     assert torch.allclose(logits(cls.from_pretrained(tmp_path / "out")), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("case", ["saved and tied", "LoRA and tied"])
+def test_combined_adapters_of_tied_weights_add_in_peft_what_a_merge_adds(
+    bases: Callable[[str], tuple[Any, Path]], tmp_path: Path, case: str
+) -> None:
+    from peft import PeftModel
+
+    cls, base = bases("llama")
+    for i in range(2):
+        adapted(cls, base, tmp_path / f"a{i}", options(case, "embed_tokens", "lm_head"), "q_proj", seed=i)
+    held = []
+    for i in range(2):
+        live = PeftModel.from_pretrained(cls.from_pretrained(base), tmp_path / f"a{i}")
+        head = live.get_submodule("base_model.model.lm_head")
+        if hasattr(head, "base_layer"):  # else PEFT adds both updates to the one weight in place
+            head.base_layer.weight = torch.nn.Parameter(head.base_layer.weight.detach().clone())
+        held.append({n: v.detach().clone() for n, v in live.merge_and_unload().state_dict().items()})
+    mean = cls(cls.config_class.from_pretrained(base, tie_word_embeddings=False))
+    mean.load_state_dict({n: (held[0][n] + held[1][n]) / 2 for n in held[0]})
+    expected = logits(mean)
+    combine([tmp_path / "a0", tmp_path / "a1"], tmp_path / "both", weights=0.5, rank=4)
+    combined = PeftModel.from_pretrained(cls.from_pretrained(base), tmp_path / "both")
+    assert torch.allclose(logits(combined), expected, atol=1e-5)
+    fold(base, tmp_path / "both", tmp_path / "out")
+    assert torch.allclose(logits(cls.from_pretrained(tmp_path / "out")), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_copies_are_those_that_transformers_ties(bases: Callable[[str], tuple[Any, Path]], kind: str) -> None:
     cls, base = bases(kind)

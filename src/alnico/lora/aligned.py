@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from alnico.checkpoint.adapter import PREFIX, Adapter, Update, is_trained
+from alnico.checkpoint.adapter import PREFIX, Adapter, Update, is_saved_module, is_trained
+from alnico.checkpoint.statistics import digest_of
 from alnico.errors import MismatchError, ModelError
 from alnico.lora.written import Kind
 from alnico.numerics.dtypes import MERGEABLE
@@ -208,6 +209,16 @@ class Saved:
         return self.holders[0][1].removeprefix(PREFIX)
 
 
+def _is_tied(adapter: Adapter, name: str) -> bool:
+    """Is a tensor the copy of a trained one, which ``ensure_weight_tying`` stores under the name of the other module too?"""
+    if not adapter.config.get("ensure_weight_tying"):
+        return False
+    stored = adapter.files.tensors
+    shape = stored[adapter.replaced[name]].shape
+    trained = [n for own, n in adapter.replaced.items() if is_saved_module(adapter.config, own) and stored[n].shape == shape]
+    return any(digest_of(adapter.files, n) == digest_of(adapter.files, adapter.replaced[name]) for n in trained)
+
+
 def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list[Saved]:
     """The tensors that adapters hold whole; those that were trained need not fit together if they are ``dropped``.
 
@@ -217,7 +228,7 @@ def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list
     for name in dict.fromkeys(n for adapter in adapters for n in adapter.replaced):
         holders = [(i, a.replaced[name]) for i, a in enumerate(adapters) if name in a.replaced]
         tensors = [(adapters[i].label, adapters[i].files.tensors[stored]) for i, stored in holders]
-        trained = any(is_trained(adapters[i].config, name) for i, _ in holders)
+        trained = any(is_trained(adapters[i].config, name) or _is_tied(adapters[i], name) for i, _ in holders)
         for label, tensor in [] if trained and dropped else tensors:
             if tensor.dtype not in MERGEABLE:
                 raise ModelError(

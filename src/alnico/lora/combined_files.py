@@ -8,7 +8,7 @@ from typing import Any
 
 import xxhash
 
-from alnico.checkpoint.adapter import Adapter
+from alnico.checkpoint.adapter import Adapter, is_saved_module
 from alnico.checkpoint.lineage import LOCK, lineage_of
 from alnico.checkpoint.model import is_hub_reference
 from alnico.checkpoint.statistics import digest_of
@@ -35,7 +35,14 @@ def config_of(adapters: Sequence[Adapter], modules: Sequence[Module], saved: Seq
     whole = dict.fromkeys(name for c in configs for name in c.get("modules_to_save") or [] if any(s.is_trained for s in saved))
     if whole:
         found["modules_to_save"] = list(whole)
-    if all(tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0]) for a in adapters):
+    # ensure_weight_tying trains modules that no list names; the output names them instead of tying them again.
+    is_tied = any(c.get("ensure_weight_tying") for c in configs)
+    if whole and is_tied:
+        modules_of = [s.written.rpartition(".")[0] for s in saved if s.is_trained and not is_saved_module(found, s.written)]
+        found["modules_to_save"] += modules_of
+    if not is_tied and all(
+        tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0]) for a in adapters
+    ):
         found |= {key: configs[0][key] for key in SELECTS if configs[0].get(key) is not None}
     parameters = sorted({name for c in configs for name in c.get("target_parameters") or []})
     if parameters:
