@@ -62,6 +62,22 @@ def test_two_spellings_that_fit_are_refused_by_name() -> None:
         meet(shapes(*ENCODER), towers)
 
 
+@pytest.mark.parametrize(
+    ("full", "linear"),
+    [
+        ("model.layers.{}.self_attn.o_proj.weight", "model.layers.{}.self_attn.out_proj.weight"),  # MiniMax
+        ("backbone.layers.{}.mixer.o_proj.weight", "backbone.layers.{}.mixer.out_proj.weight"),  # NemotronH
+    ],
+)
+def test_tensors_that_a_model_keeps_apart_are_no_two_names_of_one(full: str, linear: str) -> None:
+    rest = {f"model.layers.{i}.mlp.up_proj.weight": (8, 4) for i in range(3)}
+    one = {full.format(0): (4, 4), linear.format(1): (4, 4), full.format(2): (4, 4), **rest}
+    other = {linear.format(0): (4, 4), full.format(1): (4, 4), full.format(2): (4, 4), **rest}
+    layout = meet(one, other)
+    assert layout.is_identity
+    assert layout.missing == (linear.format(0), full.format(1))
+
+
 def test_models_of_other_names_do_not_meet() -> None:
     layout = meet(shapes("a.w", "b.w", "c.w"), shapes("x.v", "y.v", "z.v"))
     assert (layout.is_identity, dict(layout.stored)) == (True, {})

@@ -452,6 +452,8 @@ def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool 
         return _Trial(have, want, _same, _same, "").layout(swapped)
     best: list[_Trial] = []
     for title, of_have, of_want, joined in _spellings(few, wanted_few):
+        if _mixes(few, of_have) or _mixes(wanted_few, of_want):
+            continue
         trial = _Trial(few, wanted_few, of_have, of_want, title, joined)
         count = trial.count()
         if count > most and count >= ENOUGH * min(len(few), len(wanted_few)):
@@ -527,6 +529,22 @@ def _representatives(shapes: Mapping[str, Shape]) -> dict[str, Shape]:
             chosen[name] = (min(shape[0], lowest), *shape[1:]) if is_packed else shape
         seen.add(kind)
     return chosen
+
+
+def _mixes(shapes: Mapping[str, Shape], rename: Rename) -> bool:
+    """Would a spelling give one name to tensors that a model itself keeps apart?
+
+    MiniMax has ``o_proj`` in layers with full attention and ``out_proj`` in those with linear attention: they are no two names of one.
+    """
+    kinds: dict[tuple[str, Shape], str] = {}
+    for name, shape in shapes.items():
+        kind = _NUMBER.sub("#", WRAPPERS.sub("", name))
+        if kinds.setdefault((_NUMBER.sub("#", rename(name)), shape), kind) != kind:
+            return True
+    return False
+
+
+_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 
 
 def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[str, Rename, Rename, Joined]]:
