@@ -106,3 +106,27 @@ def test_another_kind_with_equal_shapes_is_a_note() -> None:
     ]
     model("c")
     assert notes("a", "c") == []
+
+
+def test_layers_of_a_model_that_computes_otherwise_are_noted_in_a_stack() -> None:
+    model("a", {**llama_config(), "sliding_window": 8}), model("b", {**llama_config(), "sliding_window": 16})
+    slices = [{"sources": [{"model": name, "layer_range": [0, 1]}]} for name in ("a", "b")]
+    plan = build_plan(load_recipe({"merge_method": "passthrough", "slices": slices}), threads=1)
+    assert [note for note in plan.notes if "configs" in note] == [
+        "the configs of a and b differ in sliding_window (8 and 16); "
+        "the output has those of a, and weights made for others may not work with them."
+    ]
+
+
+@pytest.mark.parametrize("written", ["rope_theta", "rope_parameters"])
+def test_positions_are_compared_as_transformers_4_and_5_write_them(written: str) -> None:
+    plain = {k: v for k, v in llama_config().items() if not k.startswith("rope_")}
+    one, other = ({**plain, "rope_parameters": {"rope_type": "default", "rope_theta": base}} for base in (1e4, 1e6))
+    model("a", one)
+    model("b", other if written == "rope_parameters" else {**plain, "rope_theta": 1e6, "rope_scaling": None})
+    model("c", one if written == "rope_parameters" else {**plain, "rope_theta": 1e4, "rope_scaling": None})
+    assert notes("a", "b") == [
+        "the configs of a and b differ in rope_theta (10000.0 and 1000000.0); "
+        "the output has those of a, and weights made for others may not work with them."
+    ]
+    assert notes("a", "c") == []

@@ -180,7 +180,7 @@ def _plan(
         check_layers(jobs, stack, layers, sources, donor)
     notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
     notes += [*check_modules(jobs, sources, donor), *_unused(recipe, references, sections, jobs)]
-    notes += [*config_notes(_together(sources, jobs), sources[donor]), *_same_places(sources)]
+    notes += [*config_notes(_together(sources, jobs, sections), sources[donor]), *_same_places(sources)]
     config: Mapping[str, Any] = sources[donor].config
     files: dict[str, bytes] = {}
     if spoken is not None:
@@ -279,9 +279,10 @@ def _same_places(sources: list[Source]) -> list[str]:
     return notes
 
 
-def _together(sources: list[Source], jobs: list[Job]) -> list[Source]:
-    """The models that are merged with others, tensor by tensor."""
+def _together(sources: list[Source], jobs: list[Job], sections: Sections) -> list[Source]:
+    """The models that are merged with others, tensor by tensor, and those whose layers are put together."""
     used = {i.model for job in jobs if job.kind in ("mix", "whole") and len({i.model for i in job.merged}) > 1 for i in job.merged}
+    used |= {layer.model for layers in sections.layers.values() for layer in layers}
     return [sources[m] for m in sorted(used)]
 
 

@@ -21,7 +21,16 @@ SIZES = {
 }
 """What makes a model's size, and the keys of a config that say it, by the first one that is there."""
 
-MEANINGS = ("head_dim", "hidden_act", "hidden_activation", "activation_function", "rope_theta", "rope_scaling", "sliding_window")
+MEANINGS = (
+    "head_dim",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "sliding_window",
+)
 """Keys of a config that change what weights mean and no shape; so do the counts of heads and the kind of model."""
 
 SHOWN = 3
@@ -76,7 +85,7 @@ def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> st
 
 
 def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
-    """What configs say of models whose tensors fit: another kind of model, or weights that mean something else."""
+    """What configs say of models whose tensors are merged or whose layers are stacked: another kind, or weights that mean something else."""
     notes = []
     for source in sources:
         pair = (donor, source)
@@ -113,7 +122,17 @@ def differing_sizes(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
 def _of(source: Source) -> Mapping[str, Any]:
     """The part of a config that describes the text model, where there are several parts."""
     inner = source.config.get("text_config")
-    return {**source.config, **inner} if isinstance(inner, dict) else source.config
+    config = {**source.config, **inner} if isinstance(inner, dict) else source.config
+    rope = config.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_theta" not in rope:
+        return config
+    others = {key: value for key, value in rope.items() if key != "rope_theta"}  # transformers 5 writes in one what 4 wrote in two
+    scaling = None if others.get("rope_type", "default") == "default" else others
+    return {
+        "rope_theta": rope["rope_theta"],
+        "rope_scaling": scaling,
+        **{k: v for k, v in config.items() if k != "rope_parameters"},
+    }
 
 
 def _differs(key: str, pair: Sequence[Source]) -> bool:
