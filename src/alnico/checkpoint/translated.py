@@ -29,7 +29,7 @@ COMPARED_ELEMENTS = 1 << 16
 
 
 class TranslatedModel:
-    """A source under other names. Made by :func:`translate`; closing it closes the model.
+    """A source under other names. Made by :func:`as_stored_in`; closing it closes the model.
 
     Tensors that the other model does not have keep their own names.
     """
