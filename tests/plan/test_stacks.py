@@ -338,3 +338,10 @@ def test_slices_mean_the_text_decoder_also_where_a_tower_has_more_tensors() -> N
     found = read_model(Path("out"))
     assert [found[f"model.layers.{i}.attn.weight"][0, 0] for i in range(6)] == [0, 1, 2, 1, 2, 3]
     assert {n for n in found if "audio" in n} == set(audio)
+
+
+def test_stages_are_no_layers() -> None:
+    """As in Segformer, PVT and Swin, whose stages have other widths; equal ones here, so that no shape says so."""
+    save("a", ALIKE, {"num_encoder_blocks": 4, "depths": [2, 2, 2, 2], "num_attention_heads": [1, 2, 4, 8]})
+    with pytest.raises(MismatchError, match=r"depths is \[2, 2, 2, 2\]: model\.layers\.0 to model\.layers\.3 of a are stages"):
+        stacked(("a", 0, 3), ("a", 1, 4))

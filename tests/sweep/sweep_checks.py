@@ -421,7 +421,8 @@ def union(case: Case) -> None:
                 state[name] = value
                 continue
             for axis, size in enumerate(value.shape):
-                tokens_first = name.endswith("cpmant.input_embedding.weight") and axis == 0  # rows of prompts come after them
+                # Rows of prompts, or of codes of sounds, come after them.
+                tokens_first = name.endswith(("cpmant.input_embedding.weight", "embed_tokens.embed_tokens.weight")) and axis == 0
                 if (VOCAB <= size <= VOCAB + MORE or tokens_first) and value.is_floating_point():
                     value = value.index_select(axis, torch.cat([order, torch.arange(VOCAB, size)]))
             state[name] = value

@@ -60,6 +60,12 @@ def layered_config(
         return changed
     places = _places(config, stack, old)
     is_moved = [layer.layer for layer in layers] != list(range(old))
+    depths = config.get("depths")
+    if isinstance(depths, list) and len(depths) == old and (is_moved or len(layers) != old):
+        raise MismatchError(
+            f"config.json: depths is {depths}: {stack}0 to {stack}{old - 1} of {sources[donor].label} are stages, each of another size and of "
+            "layers of its own; expected layers of one size, as slices put layers together anew. Merge the model whole, under models."
+        )
     if not places and (len(layers) != old or (is_moved and any(key in config for key in families.COUNTS))):
         raise MismatchError(
             f"config.json: no key of {sources[donor].label} says that it has {old} layers, so it cannot say that the output has "

@@ -111,7 +111,9 @@ def plan_vocabulary(
             tables, sources, donor, held, size, lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked)
         )
 
-    left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, counts, strict=True))
+    # Rows beyond the vocabulary's size are no token's, and are kept: of a table of texts and sounds, say.
+    moved = [min(rows, t.size or rows) for rows, t in zip(counts, tables, strict=True)]
+    left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True))
     notes += _told(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
     sizes = size, tables[donor].size, next((m[donor].size for n, m in apart.items() if n.endswith(OF_LAYERS)), None)
     config, generation = _configs(sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes)
