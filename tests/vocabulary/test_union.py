@@ -277,6 +277,16 @@ def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
     assert "eos_token_id: '<eot>' is not in the output; '</s>' takes its place." in plan.notes
 
 
+def test_an_id_that_no_tokenizer_says_comes_from_the_config_beside_the_tokenizer_that_is_taken(tmp_path: Path) -> None:
+    one = opened(save_tokenizer(tmp_path / "a", {"a": 0, "<start>": 1}, []), 0, 2, decoder_start_token_id=1, eos_token_id=1)
+    folder = save_tokenizer(tmp_path / "b", {"<go>": 0, "b": 1, "<end>": 2}, [])
+    other = opened(folder, 1, 3)
+    (folder / "config.json").write_text(json.dumps({"decoder_start_token_id": 0, "text_config": {"eos_token_id": [2, 1]}}))
+    plan = plan_vocabulary(TokenizerSetting("b"), [one, other], ["a", "b"], 0, [0, 1])
+    assert plan.config == {"vocab_size": 3, "decoder_start_token_id": 0, "eos_token_id": 2, "bos_token_id": None}
+    assert "decoder_start_token_id: '<start>' is not in the output; '<go>' takes its place." in plan.notes
+
+
 def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
     plan = planned(CASES["base-orders"], [family[n] for n in CASES["base-orders"]["models"]])
     assert [(left.tokens, left.rows) for left in plan.left] == [(0, 0), (1, 0), (4, 0)]

@@ -282,6 +282,7 @@ def _configs(
     for token, row in of_donor.tokens.items():
         meanings.setdefault(row, []).append(token)
     lost: dict[str, None] = {}
+    own = {} if template is of_donor else _own_ids(template)
 
     def remap(key: str, row: int) -> int | None:
         here = meanings.get(row, [])
@@ -291,7 +292,7 @@ def _configs(
         if not here:
             lost[f"{key}: {row} is no token of {donor.label}; it is left as it is."] = None
             return row
-        stand_in = template.special(key.removesuffix("s").removesuffix("_token_id").removesuffix("_index"))
+        stand_in = template.special(key.removesuffix("s").removesuffix("_token_id").removesuffix("_index")) or own.get(key)
         new = tokens.get(stand_in) if stand_in else None
         lost[
             f"{key}: {here[0]!r} is not in the output; " + (f"{stand_in!r} takes its place." if new is not None else "left out.")
@@ -306,3 +307,18 @@ def _configs(
     new = remapped(generation, remap)
     notes += lost
     return changes, as_json({**generation, **new}) if new else None
+
+
+def _own_ids(tokenizer: Tokenizer) -> dict[str, str]:
+    """The tokens that the config beside a tokenizer names by single ids, such as ``decoder_start_token_id``, which tokenizers do not say."""
+    path = tokenizer.directory / "config.json"
+    names = {row: token for token, row in tokenizer.tokens.items()}
+    found: dict[str, str] = {}
+
+    def note(key: str, row: int) -> int:
+        if row in names:
+            found.setdefault(key, names[row])
+        return row
+
+    remapped_all(read_json(path) if path.exists() else {}, note)
+    return found
