@@ -186,7 +186,9 @@ def test_a_harmless_key_at_the_top_is_noted(key: str) -> None:
     assert recipe.notes[0].startswith(f"r:4: {key} has no effect: it ")
 
 
-@pytest.mark.parametrize("key", ["int8_mask", "allow_negative_weights", "smooth", "random_seed", "embed_slerp"])
+@pytest.mark.parametrize(
+    "key", ["int8_mask", "allow_negative_weights", "smooth", "random_seed", "embed_slerp", "out_path", "output_path"]
+)
 def test_a_harmless_key_is_noted_at_every_level(key: str) -> None:
     head = "merge_method: linear\n"
     texts = {

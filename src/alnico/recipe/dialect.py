@@ -31,6 +31,7 @@ ALIASES = {
 }
 
 WITHOUT_EFFECT = {
+    **dict.fromkeys(("out_path", "output_path"), "is for the command; give it the path of the output"),
     "int8_mask": "only changes the type of a temporary in mergekit",
     "random_seed": "is an option of mergekit's command line; `seed` at the top of a recipe is the seed here",
     "allow_negative_weights": "is for mergekit-evolve",
@@ -41,7 +42,6 @@ WITHOUT_EFFECT = {
 
 WITHOUT_EFFECT_AT_THE_TOP = {
     **WITHOUT_EFFECT,
-    **dict.fromkeys(("out_path", "output_path"), "is for the command; give it the path of the output"),
     **dict.fromkeys(
         ("copy_tokenizer", "cuda", "lazy_unpickle", "low_cpu_memory", "trust_remote_code"),
         "is an option of mergekit's command line",
