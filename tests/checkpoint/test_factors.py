@@ -75,6 +75,7 @@ def test_adapters_that_peft_writes_are_told_from_the_model_that_has_them(saved, 
 
 
 FILES = {
+    "LyCORIS GLoRA": [f"lora_unet_q.{n}.weight" for n in ("a1", "a2", "b1", "b2")],
     "kohya": ("lora_unet_down_blocks_0_attn1_to_q.lora_down.weight", "lora_unet_down_blocks_0_attn1_to_q.lora_up.weight", "lora_unet_down_blocks_0_attn1_to_q.alpha"),
     "kohya_dora": ("lora_te_q.lora_down.weight", "lora_te_q.lora_up.weight", "lora_te_q.dora_scale", "lora_te_q.alpha"),
     "loha": ("lora_unet_q.hada_w1_a", "lora_unet_q.hada_w1_b", "lora_unet_q.hada_w2_a", "lora_unet_q.hada_w2_b", "lora_unet_q.alpha"),

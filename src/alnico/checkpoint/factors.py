@@ -20,7 +20,9 @@ OF_PEFT = (
     r"c3a_kernel|miss_block|bone_block|frod_(?:V|lambda_l|lambda_s_values)|osf_svd_params"
 )
 OTHERS = r"(?:\w+_)?lora(?:_linear_layer)?\d*\.(?:up|down)|lora_\w+_adapter\.linear_(?:in|out)"
-FACTOR = re.compile(rf"(?P<module>.*?)(?:^|\.)(?:{LORA}|{LYCORIS}|{OF_PEFT}|{OTHERS})(?:\.|$)")
+GLORA = r"(?:lora|lycoris)_[^.]+\.[ab][12]"
+"""LyCORIS's GLoRA: ``a1`` and the like say nothing by themselves, the prefix of the file does."""
+FACTOR = re.compile(rf"(?P<module>.*?)(?:^|\.)(?:{LORA}|{LYCORIS}|{OF_PEFT}|{OTHERS}|{GLORA})(?:\.|$)")
 PROMPT = re.compile(r"prompt_(?:embeddings|task_(?:cols|rows))|prefix_task_(?:cols|rows)")
 """What prompt tuning saves alone: no tensor of a model."""
 
