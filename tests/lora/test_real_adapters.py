@@ -33,13 +33,18 @@ MINILM = {
 
 
 def folds(model: Any, folder: Path, options: dict[str, Any]) -> None:
-    """Fold a new adapter of ``model`` and compare with what PEFT merges, to 1e-6 of each tensor's largest entry."""
+    """Fold a new adapter of ``model`` and compare with what PEFT merges, to 1e-6 of each tensor's largest entry.
+
+    An adapter of an embedding unties it from the head: PEFT's live model has the base's head, which its merge changes too.
+    """
     model.save_pretrained(folder / "base")
     _, merged = made_by_peft(model, folder / "adapter", options)
     fold(folder / "base", folder / "adapter", folder / "out")
     found = made.read_model(folder / "out")
     assert len(found) > 90
-    agree(found, {name: merged[name].to(torch.float32).numpy() for name in found})
+    base = made.read_model(folder / "base")
+    untied = {"lm_head.weight": base["model.embed_tokens.weight"]} if "lm_head.weight" in found.keys() - base.keys() else {}
+    agree(found, {name: merged[name].to(torch.float32).numpy() for name in found} | untied)
 
 
 @pytest.mark.parametrize("case", SMOLLM2)

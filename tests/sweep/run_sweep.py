@@ -6,6 +6,7 @@ It tests whichever alnico is on ``PYTHONPATH``. Architectures run in processes o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -89,15 +90,17 @@ class Worker:
             clock.cancel()
         if not line:
             process.kill()
-            process.wait()
+            self.close()
             return {"crash": ["wrong", f"the process ended ({process.returncode})"]}
         found: dict[str, list[str]] = json.loads(line)
         return found
 
     def close(self) -> None:
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
-            self._process.wait()
+        """End the process, if there is one."""
+        if self._process is not None:
+            with contextlib.suppress(OSError):
+                self._process.communicate()  # closes what it reads and writes
+            self._process = None
 
 
 def work(checks: list[str]) -> None:
