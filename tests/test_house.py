@@ -147,3 +147,15 @@ def test_every_error_has_an_exit_code_of_its_own_and_is_in_the_tree() -> None:
         assert one.__name__ in errors.__doc__
     codes = [c.exit_code for c in classes if c is not errors.MethodError]
     assert len(codes) == len(set(codes))
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda p: str(p.relative_to(SOURCE)))
+def test_a_line_of_an_error_is_an_argument_of_it(path: Path) -> None:
+    """AlnicoError escapes newlines in its arguments, so that no name forges a line: messages of several lines have several arguments."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        if isinstance(node, ast.Call) and name.rpartition(".")[2].endswith("Error"):
+            constants = [
+                c.value for a in node.args for c in ast.walk(a) if isinstance(c, ast.Constant) and isinstance(c.value, str)
+            ]
+            assert not any("\n" in c for c in constants), f"{path}:{node.lineno}: {name}(*lines), not a newline in an argument"

@@ -21,13 +21,50 @@ A message says where, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import unicodedata
 from typing import Any
+
+INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
+"""Characters that Unicode counts among letters and marks, and that nobody sees."""
+
+
+def visible(text: str) -> str:
+    """Return ``text`` on one line, with everything that a terminal would obey or hide written as an escape.
+
+    Names, tokens and values come from files of strangers. Escaped are control characters (C0, DEL, C1, and with them newlines, tabs and
+    escape sequences), marks of direction, characters without width, separators of lines and paragraphs, surrogates and what Unicode has not
+    assigned. A backslash stays as it is, so that escaping twice changes nothing.
+
+    >>> visible("model\\x1b[2K.weight\\nalnico: done")
+    'model\\\\x1b[2K.weight\\\\nalnico: done'
+    >>> visible("Größe 模型 🤗")
+    'Größe 模型 🤗'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _is_visible(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _is_visible(character: str) -> bool:
+    if character in INVISIBLE:
+        return False
+    return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
 class AlnicoError(Exception):
-    """Base of all errors meant for the user. ``exit_code`` is what the command line returns."""
+    """Base of all errors meant for the user. ``exit_code`` is what the command line returns.
+
+    Each argument is one line of the message. Lines are escaped by :func:`visible`, newlines in them included, so that no name from a file
+    can make a line of its own: ``RecipeError(*problems)``, never ``RecipeError("\\n".join(problems))``.
+    """
 
     exit_code = 1
+
+    def __init__(self, *lines: object) -> None:
+        super().__init__(*(visible(str(line)) for line in lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
 
 
 class RecipeError(AlnicoError):
@@ -87,8 +124,8 @@ class UncheckedError(AlnicoError):
 
     exit_code = 11
 
-    def __init__(self, message: str, found: Any = None) -> None:
-        super().__init__(message)
+    def __init__(self, *lines: object, found: Any = None) -> None:
+        super().__init__(*lines)
         self.found = found
 
 

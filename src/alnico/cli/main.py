@@ -453,7 +453,7 @@ def suggest(
             watch=watch,
         )
     if found.recipe is None:
-        raise MismatchError("\n".join([*found.findings, *found.reasons]))
+        raise MismatchError(*found.findings, *found.reasons)
     if out is not None:
         Path(out).write_text(found.recipe, "utf-8")
     if as_json:

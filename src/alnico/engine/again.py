@@ -54,7 +54,7 @@ def recipe_of(lock: Lock, again: Again) -> Recipe:
         recipe = load_recipe(_renamed(lock.recipe, moved))
     except AlnicoError as error:
         raise UncheckedError(
-            f"{lock.path}: its recipe is not read by this version of alnico ({error}). Use alnico {lock.version}."
+            f"{lock.path}: its recipe is not read by this version of alnico ({' '.join(error.args)}). Use alnico {lock.version}."
         ) from None
     if len(recipe.references) != len(lock.models):
         raise UncheckedError(
@@ -162,7 +162,8 @@ def plan_again(lock: Lock, again: Again, stages: Mapping[str, Source]) -> Plan:
     try:
         plan = build_plan(recipe, memory_bytes=again.memory_bytes, threads=again.threads, open_source=opened)
     except (ModelError, MismatchError, HubError) as error:
-        raise UncheckedError(f"{lock.path}: could not be planned again from its inputs: {error}") from None
+        first, *rest = error.args
+        raise UncheckedError(f"{lock.path}: could not be planned again from its inputs: {first}", *rest) from None
     made = {job.name: (job.dtype, job.shape) for job in plan.jobs}
     said = {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}
     if made != said:

@@ -250,7 +250,7 @@ def judge(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     comparison = look(plan.sources, spread(matrices or list(places.values()), TENSORS), least)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
-        raise MismatchError("\n".join(_refusal(x, caller) for x in unrelated))
+        raise MismatchError(*(_refusal(x, caller) for x in unrelated))
     with_base = any(job.base is not None for job in plan.jobs)
     return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
 

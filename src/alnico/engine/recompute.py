@@ -311,7 +311,7 @@ def _run(step: _Step, files: Any, noting: Noting, watch: Watcher | None) -> Noti
         Run(weigh(step.plan, {}, told), files, noting, Done(left), told, spans=lambda job: step.chosen[job.name]).all()
     except (NonFiniteError, MismatchError) as error:
         raise UncheckedError(
-            f"{step.lock.path}: could not be merged again from the inputs that are found: {error} Say where those of the merge are with "
+            f"{step.lock.path}: could not be merged again from the inputs that are found: {' '.join(error.args)} Say where those of the merge are with "
             "--input NAME=PATH."
         ) from None
     return noting

@@ -37,7 +37,7 @@ from alnico.engine.recall import Recall, Recalled
 from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, workers
 from alnico.engine.weigh import weigh
 from alnico.engine.whole import WholeMatrices, rounding_kernel
-from alnico.errors import AlnicoError, MismatchError, ModelError, RunError, VerificationError
+from alnico.errors import AlnicoError, MismatchError, ModelError, RunError, VerificationError, visible
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
 from alnico.numerics.blas import one_blas_thread
@@ -357,7 +357,7 @@ class Run:
                 f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command takes the merge up again."
             ) from None
         except Exception as error:
-            error.add_note(f"alnico: while making {self._place(arguments)}")
+            error.add_note(visible(f"alnico: while making {self._place(arguments)}"))
             raise
 
     def _place(self, arguments: tuple[Any, ...]) -> str:

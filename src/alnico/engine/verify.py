@@ -110,7 +110,7 @@ def made_by_no_recipe(out: Path) -> str:
 def refuse_unchecked(found: Verification) -> None:
     """Raise what could not be checked, for callers to whom only a pass is good. Errors: UncheckedError, with ``found``."""
     if found.unchecked:
-        raise UncheckedError("\n".join(found.unchecked), found)
+        raise UncheckedError(*found.unchecked, found=found)
 
 
 def signed_by(found: Verification, check: Callable[[], Path]) -> Verification:

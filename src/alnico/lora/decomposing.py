@@ -173,7 +173,7 @@ def _check_fit(tuned: Source, base: Source) -> None:
         return
     said = explain_mismatch([m for m in misfits if None not in m.shapes.values()] or misfits, (base, tuned))
     if said is not None:
-        raise MismatchError(said.split("\n")[0] + " Extract from a fine-tune and the base that it was tuned from.")
+        raise MismatchError(f"{said[0]} Extract from a fine-tune and the base that it was tuned from.")
     raise MismatchError(
         f"{tuned.label} and {base.label} have {fitting} tensors of one name and shape, and {len(misfits)} that the other lacks or has "
         f"in another shape, such as {misfits[0].name}; expected a fine-tune and its base. Check that both are what they should be, and "

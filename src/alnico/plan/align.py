@@ -119,17 +119,18 @@ class Aligner:
         """Raise what was found. Errors: MismatchError."""
         if self.problems:
             if (explained := explain_mismatch(self.misfits, self.sources)) is not None:
-                raise MismatchError(explained)
+                raise MismatchError(*explained)
             more = len(self.problems) - MAX_SHOWN
             rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
-            told = "\n".join(self.problems[:MAX_SHOWN] + rest)
+            told = self.problems[:MAX_SHOWN] + rest
             lacking = sum(None in m.shapes.values() for m in self.misfits)
             if lacking > NEARLY_ALL * self.asked:
                 nothing = (
                     f"{lacking} of {self.asked} tensors are not in all models, so that missing: drop would leave next to nothing"
                 )
-                told = f"{told.replace(OR_MISSING, '.')}\n{nothing}. Look at the names: one model may have a prefix that the others lack."
-            raise MismatchError(told)
+                told = [line.replace(OR_MISSING, ".") for line in told]
+                told.append(f"{nothing}. Look at the names: one model may have a prefix that the others lack.")
+            raise MismatchError(*told)
 
     def refuse_nothing(self, jobs: Collection[Job]) -> None:
         """Refuse an output without weights. Errors: MismatchError, saying what became of the models' tensors."""

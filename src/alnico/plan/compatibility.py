@@ -51,8 +51,8 @@ class Misfit:
     shapes: Mapping[int, Shape | None]
 
 
-def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> str | None:
-    """Say in one message why tensors do not fit: another size, or another kind of model. None if it is neither.
+def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> list[str] | None:
+    """Say in the lines of one message why tensors do not fit: another size, or another kind of model. None if it is neither.
 
     Vocabularies of different sizes and single tensors are not explained here: their own messages say more.
     """
@@ -75,13 +75,14 @@ def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> st
     total = max(len(s.tensors) for s in involved)
     lines = [f"{_joined(labels)} are models {what}: {', '.join(said)}; expected one kind and size."]
     if reshaped:
-        lines.append(f"  {len(reshaped)} of {total} tensors have another shape{_such_as(reshaped, labels, models)}")
+        lines.append(f"  {len(reshaped)} of {total} tensors have another shape, such as")
+        lines += _examples(reshaped, labels, models)
     for model, label in zip(models, labels, strict=True):
         absent = [m.name for m in lacking if m.shapes.get(model, ()) is None]
         if absent:
             lines.append(f"  {label} lacks {len(absent)} tensors, such as {_joined(absent[:SHOWN])}.")
     share = len(misfits) / max(total, 1)
-    return "\n".join([*lines, _advice(bool(reshaped), bool(kinds), dict(sizes), share)])
+    return [*lines, _advice(bool(reshaped), bool(kinds), dict(sizes), share)]
 
 
 def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
@@ -152,12 +153,12 @@ def _widths(misfits: Sequence[Misfit]) -> list[str]:
     return [str(width) for width in common[0][0]] if common and common[0][1] > SHOWN else []
 
 
-def _such_as(misfits: Sequence[Misfit], labels: Sequence[str], models: Sequence[int]) -> str:
+def _examples(misfits: Sequence[Misfit], labels: Sequence[str], models: Sequence[int]) -> list[str]:
     shown = []
     for misfit in misfits[:SHOWN]:
         held = [(label, misfit.shapes[m]) for label, m in zip(labels, models, strict=True) if misfit.shapes.get(m) is not None]
-        shown.append(f"\n    {misfit.name}: {', '.join(f'{label} {shape}' for label, shape in held)}")
-    return ", such as" + "".join(shown) if shown else "."
+        shown.append(f"    {misfit.name}: {', '.join(f'{label} {shape}' for label, shape in held)}")
+    return shown
 
 
 def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], share: float) -> str:

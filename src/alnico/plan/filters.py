@@ -28,7 +28,7 @@ def idle_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
             f"{_near(pattern, known)}"
             for where, pattern, known in wrong
         ]
-        raise RecipeError("\n".join(lines))
+        raise RecipeError(*lines)
     return [f"{where} is {p!r}, which fits no tensor, so it has no effect. {_near(p, known)}" for where, p, known in idle] + list(
         _hidden(recipe, names)
     )

@@ -125,7 +125,7 @@ def check_licences(models: Sequence[Licensed]) -> None:
     if not found and unknown:
         found = [f"licences: {_listed(unknown)}: what that allows is not known here. {NO_ADVICE}"]
     if found:
-        raise MismatchError("\n".join([*found, "Leave a model out, or merge without --strict-licence (strict_licence=False)."]))
+        raise MismatchError(*found, "Leave a model out, or merge without --strict-licence (strict_licence=False).")
 
 
 def _why(kind: Kind) -> str:

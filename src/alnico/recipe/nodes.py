@@ -44,7 +44,7 @@ class Reading:
         self.notes.append(self._at(line, message))
 
     def error(self) -> RecipeError:
-        return RecipeError("\n".join(self._at(line, text) for line, text in sorted(self.mistakes)))
+        return RecipeError(*(self._at(line, text) for line, text in sorted(self.mistakes)))
 
     def _at(self, line: int, message: str) -> str:
         return f"{self.name}:{line}: {message}" if line and self.has_lines else f"{self.name}: {message}"

@@ -54,7 +54,7 @@ def report(
             except AlnicoError as error:
                 if label not in (UNIFORM, DEFAULT):
                     raise
-                notes.append(f"{label} is not in the report: {error}")
+                notes.append(f"{label} is not in the report: {' '.join(error.args)}")
     scored = [h.task for h in tasks]
     of_best = _labels(best)
     card = scorecard(found, scored, base=base, merged=[label for label in found if label not in (base, *parents)])

@@ -60,7 +60,7 @@ def read_tasks(source: str | os.PathLike[str] | Mapping[str, Any], folder: str |
         try:
             text, name = yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "tasks"
         except RecipeError as error:
-            raise EvaluationError(str(error).replace("recipe:", "tasks:", 1)) from None
+            raise EvaluationError(*(line.replace("recipe:", "tasks:", 1) for line in error.args)) from None
         reading = Reading(name, has_lines=False)
     else:
         name, folder = os.fsdecode(source), Path(source).parent

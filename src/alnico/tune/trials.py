@@ -120,7 +120,7 @@ class _Run:
         except (RunError, ModelError, HubError):  # the next trial would meet them, too
             raise
         except AlnicoError as error:
-            self._study.fail(number, str(error))
+            self._study.fail(number, " ".join(error.args))
             self._failed += 1
             self._tell(number)
             return False
@@ -147,6 +147,6 @@ class _Run:
         if self._failed >= self._settings.failures:
             last = max((t for t in self._study.trials() if t.state == "failed"), key=lambda t: t.number)
             raise EvaluationError(
-                f"{self._failed} trials in a row have failed; expected scores. The last, trial {last.number}: {last.reason}\n"
-                "Mend it and give the same command, which goes on; or allow more with search.failures."
+                f"{self._failed} trials in a row have failed; expected scores. The last, trial {last.number}: {last.reason}",
+                "Mend it and give the same command, which goes on; or allow more with search.failures.",
             )

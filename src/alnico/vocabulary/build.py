@@ -189,7 +189,7 @@ def _asked(
         except RecipeError as error:
             problems.append(str(error))
     if problems:
-        raise RecipeError("\n".join(problems))
+        raise RecipeError(*problems)
     return asked
 
 

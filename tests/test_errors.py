@@ -1,0 +1,54 @@
+"""Errors and the text in them: one line stays one line, whatever a name holds."""
+
+from __future__ import annotations
+
+import pickle
+import unicodedata
+
+import pytest
+
+from alnico import errors
+from alnico.errors import AlnicoError, RecipeError, UncheckedError, visible
+
+HOSTILE = "evil\x1b[2J\nalnico: merged\r\x07\x9b31m\x7f\u202e\u2066\u200b\u2028\u2029\ufeff\ud800\x85\x00\U000e0041"
+
+
+@pytest.mark.parametrize("character", list(dict.fromkeys(HOSTILE[4:])), ids=lambda c: f"{ord(c):04x}")
+def test_what_a_terminal_obeys_or_hides_is_escaped(character: str) -> None:
+    is_plain = character.isascii() and character.isprintable()
+    assert (visible(character) == character) == is_plain
+    assert visible(character).isprintable()
+
+
+def test_no_character_of_a_control_category_is_left() -> None:
+    kept = [chr(c) for c in range(0x110000) if visible(chr(c)) == chr(c)]
+    assert not {unicodedata.category(c) for c in kept} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def test_what_people_write_stays_and_escaping_twice_changes_nothing() -> None:
+    for text in ("Größe 模型 🤗 données/été", "C:\\models\\new", "a b\u00a0c\u3000d", "[red]x[/red]", ""):
+        assert visible(text) == text
+    assert visible(visible(HOSTILE)) == visible(HOSTILE)
+
+
+@pytest.mark.parametrize("kind", [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, AlnicoError)])
+def test_an_error_has_the_lines_it_was_given_and_no_other(kind: type[AlnicoError]) -> None:
+    error = kind(f"{HOSTILE}: first", f"second {HOSTILE}")
+    assert len(str(error).split("\n")) == 2
+    assert all(line.isprintable() for line in str(error).split("\n"))
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    assert str(kind(*error.args)) == str(error)
+
+
+def test_the_reading_of_a_recipe_reports_a_line_for_each_mistake() -> None:
+    from alnico.recipe.load import load_recipe
+
+    with pytest.raises(RecipeError) as refused:
+        load_recipe('merge_method: linear\nmodels: ["a", "b"]\n"k\\e[1m\\nx": 1\n"l\\n": 2\n')
+    assert len(str(refused.value).split("\n")) == 2
+    assert str(refused.value).replace("\n", "").isprintable()
+
+
+def test_what_was_found_goes_with_an_unchecked_error() -> None:
+    assert UncheckedError("a", "b", found=3).found == 3
+    assert pickle.loads(pickle.dumps(UncheckedError("a", found=3))).found == 3
