@@ -39,6 +39,7 @@ from alnico.engine.weigh import Weights, weights_of
 from alnico.errors import AlnicoError, EvaluationError, OutputError
 from alnico.methods import registry
 from alnico.methods.base import Method
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan, located, reference_from
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
@@ -69,6 +70,7 @@ def _listed(models: Paths) -> list[str | os.PathLike[str]]:
     return [models] if isinstance(models, (str, os.PathLike)) else list(models)
 
 
+@ieee_arithmetic()
 def load_recipe(source: RecipeLike, *, seed: int | None = None) -> Recipe:
     """Read and check a recipe: a YAML file, YAML text, or a mapping. ``seed`` replaces the recipe's.
 
@@ -80,6 +82,7 @@ def load_recipe(source: RecipeLike, *, seed: int | None = None) -> Recipe:
     return load.load_recipe(source, seed=seed)
 
 
+@ieee_arithmetic()
 def plan(
     recipe: RecipeLike,
     *,
@@ -102,6 +105,7 @@ def plan(
     return _planner(memory, threads, max_shard_size, offline, strict_licence)(load_recipe(recipe, seed=seed), {}, single_file)
 
 
+@ieee_arithmetic()
 def merge(
     recipe: RecipeLike,
     out: str | os.PathLike[str],
@@ -129,6 +133,7 @@ def merge(
     return _run(planner, load_recipe(recipe, seed=seed), Path(out), overwrite, restart, watch)
 
 
+@ieee_arithmetic()
 def merge_all(
     recipes: Recipes,
     out: str | os.PathLike[str],
@@ -159,6 +164,7 @@ def merge_all(
     return run_stages(stages(given), planner, Path(out), __version__, overwrite=overwrite, restart=restart, watch=watch)
 
 
+@ieee_arithmetic()
 def plan_all(
     recipes: Recipes,
     *,
@@ -231,6 +237,7 @@ def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: bool, restar
         close([made])
 
 
+@ieee_arithmetic()
 def merge_state_dicts(
     state_dicts: Sequence[Any],
     method: str = "linear",
@@ -262,6 +269,7 @@ def merge_state_dicts(
     return merge_values(state_dicts, base, "state_dicts", method, layers, threads, **asked)
 
 
+@ieee_arithmetic()
 def merge_models(
     models: Sequence[Any],
     method: str = "ties",
@@ -287,6 +295,7 @@ def merge_models(
     return merge_modules(models, base, method, layers, threads, missing == "drop", **asked)
 
 
+@ieee_arithmetic()
 def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     """Open a model directory, a ``.safetensors`` file, or ``owner/name@revision`` on the hub; reads headers only.
 
@@ -297,6 +306,7 @@ def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     return open_model(model, offline=offline, may_be_adapter=True)
 
 
+@ieee_arithmetic()
 def compare(
     parents: Paths,
     merged: str | os.PathLike[str],
@@ -354,6 +364,7 @@ def compare(
     return found
 
 
+@ieee_arithmetic()
 def analyze(
     models: Paths,
     *,
@@ -402,6 +413,7 @@ def analyze(
     return found
 
 
+@ieee_arithmetic()
 def evaluate(
     models: Paths | Sequence[Any] = (),
     tasks: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task] = (),
@@ -450,6 +462,7 @@ def evaluate(
     return found
 
 
+@ieee_arithmetic()
 def search(
     recipe: str | os.PathLike[str] | Mapping[str, Any],
     *,
@@ -490,6 +503,7 @@ def search(
     )
 
 
+@ieee_arithmetic()
 def suggest(
     models: Paths = (),
     *,
@@ -524,6 +538,7 @@ def suggest(
     return suggest_recipe(seen_from(found, Path(folder)), fits, left_out=left_out)
 
 
+@ieee_arithmetic()
 def fisher_statistics(
     model: str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -552,6 +567,7 @@ def fisher_statistics(
     return Path(out)
 
 
+@ieee_arithmetic()
 def gram_statistics(
     models: Paths,
     out: str | os.PathLike[str],
@@ -617,6 +633,7 @@ def _tasks(tasks: TasksLike) -> Sequence[Task]:
     return read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
 
 
+@ieee_arithmetic()
 def adamerge(
     models: Paths,
     *,
@@ -683,6 +700,7 @@ def adamerge(
     return found
 
 
+@ieee_arithmetic()
 def diff(
     a: str | os.PathLike[str],
     b: str | os.PathLike[str],
@@ -701,6 +719,7 @@ def diff(
         return diff_sources(one, other, threads=threads, memory_bytes=bytes_of(memory))
 
 
+@ieee_arithmetic()
 def weights(
     models: Paths,
     *,
@@ -738,6 +757,7 @@ def weights(
         close([made])
 
 
+@ieee_arithmetic()
 def soup(
     models: Paths,
     tasks: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task],
@@ -812,6 +832,7 @@ def push(
     return hub.push(folder, name, private=private, branch=branch, message=said, quiet=quiet)
 
 
+@ieee_arithmetic()
 def verify(
     out: str | os.PathLike[str],
     *,
@@ -851,6 +872,7 @@ def verify(
     return found
 
 
+@ieee_arithmetic()
 def reproduce(
     out: str | os.PathLike[str],
     new: str | os.PathLike[str] | None = None,

@@ -26,6 +26,7 @@ from alnico.checkpoint.translated import TranslatedModel, as_stored_in
 from alnico.engine.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.engine.threads import do_all
 from alnico.errors import ResourceError
+from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
 
@@ -148,7 +149,7 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
     workers = _workers((a, b), threads or os.cpu_count() or 1, memory_bytes)
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))
-    with ThreadPoolExecutor(workers, thread_name_prefix="alnico-diff") as pool:
+    with ieee_threads(workers, "alnico-diff") as pool:
         digests = [hash_tensors(source, source.tensors, pool) for source in (a, b)]
         both = [name for name in a.tensors if name in b.tensors]
         found = {name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both}

@@ -12,6 +12,7 @@ from typing import Any
 
 from alnico.checkpoint.model import read_json
 from alnico.errors import ModelError
+from alnico.numerics.arithmetic import ieee_arithmetic
 
 SCHEMA = 1
 """Of ``summary.json``; raised when a key changes its meaning or goes."""
@@ -173,6 +174,7 @@ class Analysis:
         }
 
 
+@ieee_arithmetic()
 def read_analysis(path: str | os.PathLike[str]) -> Analysis:
     """Read an analysis that was written: the folder of a report, or its ``summary.json``. Errors: ModelError."""
     place = Path(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import NonFiniteError
 from alnico.kernels.facts import Gram
+from alnico.numerics.arithmetic import ieee_threads
 from alnico.plan.job import Job, Plan
 
 
@@ -26,7 +26,7 @@ def inner_products(plan: Plan) -> np.ndarray:
     """
     fetch_weights(plan)
     jobs = [job for job in plan.jobs if job.kind == "mix"]
-    with ThreadPoolExecutor(plan.memory.threads, thread_name_prefix="alnico") as pool:
+    with ieee_threads(plan.memory.threads) as pool:
         found = np.array(list(pool.map(lambda job: _of_tensor(plan, job), jobs)))
     found = found.reshape(-1, len(plan.sources) - 1, len(plan.sources) - 1)
     return np.array([[math.fsum(column) for column in row] for row in found.transpose(1, 2, 0)])

@@ -11,7 +11,6 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from alnico.engine.output import DISK_MARGIN_BYTES
 from alnico.engine.run import Run, Watcher
 from alnico.engine.weigh import weigh
 from alnico.errors import MismatchError, NonFiniteError, ResourceError, RunError, UncheckedError, VerificationError
+from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.plan.job import Job, Plan
 from alnico.plan.planned import PlannedModel
@@ -330,7 +330,7 @@ def _changed_files(step: _Step, names: Iterable[str]) -> tuple[str, str] | None:
     """The same, of the inputs of some tensors, which are read for it. None if one of the tensors has its inputs as they were."""
     jobs = {job.name: job for job in step.plan.jobs}
     changed = None
-    with ThreadPoolExecutor(step.plan.memory.threads, thread_name_prefix="alnico-verify") as pool:
+    with ieee_threads(step.plan.memory.threads, "alnico-verify") as pool:
         for name in names:
             inputs = []
             for tensor in jobs[name].read:

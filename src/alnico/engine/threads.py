@@ -8,6 +8,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import Any
 
+from alnico.numerics.arithmetic import ieee_threads, set_ieee
+
 LOOK_SECONDS = 0.2
 GRACE_SECONDS = 0.5
 """How long an interrupt waits for threads to leave their block; a whole matrix may take minutes."""
@@ -29,7 +31,7 @@ class Abandoned(KeyboardInterrupt):
 @contextmanager
 def workers(threads: int, name: str = "alnico") -> Iterator[ThreadPoolExecutor]:
     """A pool for :func:`do_all`; its threads have ended when the block has, unless they are abandoned."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+    pool = ieee_threads(threads, name)
     try:
         yield pool
     except Abandoned:
@@ -62,6 +64,7 @@ def do_all(pool: ThreadPoolExecutor, stop: threading.Event, calls: Sequence[Call
             check(stop)
             running += 1
         try:
+            set_ieee()  # whoever watches may have set another mode in this thread
             call(*arguments)
         except BaseException:
             stop.set()

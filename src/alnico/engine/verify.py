@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from alnico.engine.lock import UNLOCKED, Lock, LockedTensor, listed_files, read_
 from alnico.engine.recompute import Recomputed, recompute
 from alnico.engine.run import Watcher
 from alnico.errors import ModelError, UncheckedError, VerificationError
+from alnico.numerics.arithmetic import ieee_threads
 
 SHOWN = 5
 """Files or tensors of a kind that a message names."""
@@ -63,7 +63,7 @@ def verify(
     lock = open_lock(out)
     with opened(out) as model:
         check_headers(out, lock, model)
-        with ThreadPoolExecutor(again.threads, thread_name_prefix="alnico-verify") as pool:
+        with ieee_threads(again.threads, "alnico-verify") as pool:
             digests = hash_tensors(model, model.tensors, pool, watch)
         damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
         if damaged and not against_inputs:

@@ -22,6 +22,7 @@ from alnico.lora.asked import Asked, asked
 from alnico.lora.combined_files import card, config_of, lock, text
 from alnico.lora.pieces import Combine, Limits, of_cat, of_small, of_spectral, of_sum, of_whole
 from alnico.lora.written import AdapterFiles, OutputAdapter, OutputModule
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, DEFAULT_BUDGET_BYTES
@@ -64,6 +65,7 @@ class Combined:
         }
 
 
+@ieee_arithmetic()
 def combine(
     adapters: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str],

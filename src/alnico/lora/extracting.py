@@ -9,7 +9,6 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -42,6 +41,7 @@ from alnico.lora.extraction import ExtractedTensor, Extraction, card_text
 from alnico.lora.ranks import Spectrum, ranks_of_energy, ranks_of_size
 from alnico.lora.spool import Spool
 from alnico.lora.written import AdapterFiles, OutputAdapter, OutputModule, target_modules
+from alnico.numerics.arithmetic import ieee_arithmetic, ieee_threads
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
 from alnico.numerics.randomized import Factors, exact_svd, randomized_svd
@@ -101,6 +101,7 @@ class Options:
         return {key: value for key, value in given.items() if value is not None} | chosen
 
 
+@ieee_arithmetic()
 def extract(
     tuned: str | os.PathLike[str],
     base: str | os.PathLike[str],
@@ -330,7 +331,7 @@ class _Work:
         # The largest first: a thread that takes one last works on while the others have nothing to do.
         todo.sort(key=lambda s: (s.fate != "factors", -s.elements))
         self._tell(Reading(len(todo), sum(self._bytes(s) for s in todo)))
-        with one_blas_thread(), ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
+        with one_blas_thread(), ieee_threads(self.room.threads) as pool:
             do_all(pool, self._stop, [(self._one, (spool, subject)) for subject in todo])
 
     def _one(self, spool: Spool, subject: Subject) -> None:
@@ -526,7 +527,7 @@ class _Work:
             calls = [
                 (measure, (t.name, range(i, min(i + 8, len(sums[t.name]))))) for t in todo for i in range(0, len(sums[t.name]), 8)
             ]
-            with one_blas_thread(), ThreadPoolExecutor(self.room.threads, thread_name_prefix="alnico") as pool:
+            with one_blas_thread(), ieee_threads(self.room.threads) as pool:
                 do_all(pool, self._stop, calls)
         tensors = []
         for t in found.tensors:

@@ -12,6 +12,7 @@ from alnico.engine.fetch import fetch_inputs
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import close
 from alnico.errors import AlnicoError
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
@@ -20,6 +21,7 @@ Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 """Adapters: paths or hub ids; one may stand by itself."""
 
 
+@ieee_arithmetic()
 def fold(
     base: str | os.PathLike[str],
     adapters: Paths,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.errors import EvaluationError
+from alnico.numerics.arithmetic import callers_arithmetic
 from alnico.tune.tasks import Goal, Kind, Score, Subject, checked_value, evaluation_failed, pool
 
 PATHS = ("model_dir", "path")
@@ -66,7 +67,8 @@ class Call:
             for word in self._asked
         ]
         try:
-            found = self._function(*given)
+            with callers_arithmetic():
+                found = self._function(*given)
         except (Exception, SystemExit) as error:
             raise evaluation_failed(where, error) from error
         if isinstance(found, Score):

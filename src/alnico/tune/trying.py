@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from alnico.errors import AlnicoError, EvaluationError
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.schema import Recipe
 from alnico.tune.parts import split, steps
 from alnico.tune.space import Space, Values
@@ -52,6 +53,7 @@ class Trier:
             self._maker = self._open_maker()
         return self._maker
 
+    @ieee_arithmetic()  # a worker of a search is a process of its own
     def scores(self, number: int, point: Values, rung: int) -> dict[str, float]:
         """Score a trial's point on all examples up to a rung; rungs are asked for in order. Errors: AlnicoError."""
         try:

@@ -13,6 +13,7 @@ from alnico.checkpoint.memory import is_torch_module
 from alnico.engine.judge import IN_PYTHON
 from alnico.engine.resident import Resident
 from alnico.errors import EvaluationError, RecipeError
+from alnico.numerics.arithmetic import callers_arithmetic, ieee_arithmetic
 from alnico.recipe.load import load_recipe
 from alnico.tune.tasks import checked_value, evaluation_failed
 from alnico.values.merging import recipe_of
@@ -40,6 +41,7 @@ class ScaleSearch:
     trials: tuple[ScaleTrial, ...]
 
 
+@ieee_arithmetic()
 def search_scales(
     base: Any,
     models: Sequence[Any],
@@ -121,7 +123,8 @@ def search_scales(
 def _tried(evaluate: Callable[[Any], float], merged: Any, scales: tuple[float, ...], number: int) -> ScaleTrial:
     where = f"trial {number}"
     try:
-        value = evaluate(merged)
+        with callers_arithmetic():
+            value = evaluate(merged)
     except Exception as error:  # whatever the caller's function raises is its failure
         return ScaleTrial(scales, None, str(evaluation_failed(where, error)))
     try:

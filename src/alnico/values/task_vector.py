@@ -20,6 +20,7 @@ from alnico.engine.judge import IN_PYTHON
 from alnico.engine.products import inner_products
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import AlnicoError, ModelError
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.values.merging import dtype_name
 from alnico.values.models import check_module, fill, merged, open_models, path_of
@@ -85,6 +86,7 @@ class TaskVector:
         """The terms (coefficient, model, base) in the order in which they came."""
         return tuple((c, model, base) for (model, base), c in self._terms.items())
 
+    @ieee_arithmetic()
     def __add__(self, other: Any) -> Any:
         if isinstance(other, TaskVector):
             terms = dict(self._terms)
@@ -107,6 +109,7 @@ class TaskVector:
     def __neg__(self) -> TaskVector:
         return self * -1.0
 
+    @ieee_arithmetic()
     def __mul__(self, factor: Any) -> TaskVector:
         if not isinstance(factor, numbers.Real):
             return NotImplemented
@@ -116,13 +119,16 @@ class TaskVector:
 
     __rmul__ = __mul__
 
+    @ieee_arithmetic()
     def __truediv__(self, divisor: Any) -> TaskVector:
         return self * (1.0 / float(divisor)) if isinstance(divisor, numbers.Real) else NotImplemented
 
+    @ieee_arithmetic()
     def norm(self) -> float:
         """Return the length over all float tensors, from float64 sums. Errors: NonFiniteError naming tensor and index of a NaN or infinity."""
         return math.sqrt(max(_products([self])[0][0], 0.0))
 
+    @ieee_arithmetic()
     def cosine(self, other: TaskVector) -> float:
         """Return the cosine of the angle to another task vector, from float64 sums.
 
@@ -172,6 +178,7 @@ class LazyModel:
         """The recipe that makes the model; models in memory have a made-up name in it."""
         return self._made()[0]
 
+    @ieee_arithmetic()
     def save(
         self,
         out: str | os.PathLike[str],
@@ -209,11 +216,13 @@ class LazyModel:
         finally:
             opened.close()
 
+    @ieee_arithmetic()
     def state_dict(self, *, dtype: Any = None, unrelated: str = "error", threads: int | None = None) -> dict[str, Any]:
         """Return the tensors: numpy arrays if all models are dicts of them, else torch tensors on the CPU."""
         recipe, models = self._made(dtype, unrelated)
         return merged(open_models(models), recipe, threads)
 
+    @ieee_arithmetic()
     def apply(self, module: Any, *, unrelated: str = "error", threads: int | None = None) -> Any:
         """Put the tensors into a module, in place, and return it.
 
