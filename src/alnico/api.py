@@ -422,6 +422,7 @@ def evaluate(
     merged: Paths | Sequence[Any] = (),
     out: str | os.PathLike[str] | None = None,
     offline: bool = False,
+    allow_code: bool = False,
     watch: Callable[[str, str, Score], None] | None = None,
 ) -> Scorecard:
     """Score models on tasks: a :class:`Scorecard` with intervals, paired differences and what merges kept of their parents.
@@ -430,7 +431,8 @@ def evaluate(
     of one's own with a parameter ``path``; or subjects (``alnico.tune.subject.ModuleSubject`` for modules in
     memory); they are loaded one after the other. Among ``models`` base and merges may stand again. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
     parents of the ``merged`` ones; ``base`` is what they were tuned from. ``out`` is a folder for ``evaluation.json`` and, with
-    ``alnico[report]``, ``report.html``. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
+    ``alnico[report]``, ``report.html``. With ``allow_code`` a tasks file or mapping may name code that is run: functions, and folders of tasks of
+    the harness; tasks given as objects need no permission. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
     HubError, OutputError.
     """
     from alnico import __version__
@@ -443,7 +445,7 @@ def evaluate(
     def opened(model: Any) -> Any:
         return open_subject(model, offline=offline, may_be_plain=True) if isinstance(model, (str, os.PathLike)) else model
 
-    read = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tuple(tasks)
+    read = read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tuple(tasks)
     folder = None if out is None else scorecard_folder(out)
     of_merged = [opened(model) for model in _listed(merged)]
     of_base = [opened(base)] if base is not None else []
@@ -475,6 +477,7 @@ def search(
     threads: int | None = None,
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
+    allow_code: bool = False,
     watch: Callable[[Trial], None] | None = None,
 ) -> SearchResult:
     """Search the values that a recipe leaves open, for the best scores on tasks: a :class:`SearchResult` with ``recipe`` and ``trials``.
@@ -483,7 +486,7 @@ def search(
     settings under ``search``. ``tasks`` are searched on, ``report`` reported on: files, or tasks; both win over the settings', as
     ``trials`` does, the number of recipes that are tried in all. ``out`` is the folder for the best recipe, all trials and the page,
     and for the study: the same call goes on with it. ``workers`` are processes, of this machine or, with ``engine="ray"``, of a
-    cluster, each with ``threads``. ``watch`` is told of every trial that ends. Other arguments as for :func:`merge`. Errors: RecipeError, EvaluationError,
+    cluster, each with ``threads``. With ``allow_code`` files of tasks may name code that is run, and ``recipe`` a ``storage``. ``watch`` is told of every trial that ends. Other arguments as for :func:`merge`. Errors: RecipeError, EvaluationError,
     OutputError, ModelError, HubError, RunError.
     """
     from alnico.tune.search import search as searched
@@ -499,6 +502,7 @@ def search(
         threads=threads,
         memory=memory,
         offline=offline,
+        allow_code=allow_code,
         watch=watch,
     )
 
@@ -548,12 +552,13 @@ def fisher_statistics(
     expectation: Expectation = "exact",
     seed: int = 0,
     offline: bool = False,
+    allow_code: bool = False,
     overwrite: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Measure a model's Fisher information on tasks and write it into the directory ``out``, which ``merge_method: fisher`` takes.
 
-    ``tasks`` are a tasks file, a mapping that says the same, or classification tasks; labels are never read. Other options:
+    ``tasks`` are a tasks file, a mapping that says the same, or classification tasks; labels are never read. ``allow_code`` is as for :func:`evaluate`. Other options:
     :func:`alnico.tune.fisher.measure_fisher`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, OutputError, HubError.
     """
     from alnico.checkpoint.statistics import check_place
@@ -562,7 +567,7 @@ def fisher_statistics(
 
     check_place(Path(out), overwrite)
     subject = open_subject(model, offline=offline)
-    found = measure_fisher(subject, _tasks(tasks), examples=examples, expectation=expectation, seed=seed, watch=watch)
+    found = measure_fisher(subject, _tasks(tasks, allow_code), examples=examples, expectation=expectation, seed=seed, watch=watch)
     found.write(Path(out), subject, overwrite=overwrite)
     return Path(out)
 
@@ -580,6 +585,7 @@ def gram_statistics(
     ridge: float = 1e-6,
     normalize: bool = False,
     offline: bool = False,
+    allow_code: bool = False,
     overwrite: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
@@ -587,7 +593,7 @@ def gram_statistics(
 
     One model's go to ``out``, those of several each to a directory in it that is called like the model. ``tasks`` are those of
     all models, or a list with one for each. ``plus`` measures them for RegMean++: all models layer by layer, with the layers
-    before merged by ``weights``, ``alpha``, ``ridge`` and ``normalize``; give the recipe the same. Other options:
+    before merged by ``weights``, ``alpha``, ``ridge`` and ``normalize``; give the recipe the same. ``allow_code`` is as for :func:`evaluate`. Other options:
     :func:`alnico.tune.gram.measure_gram`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
     from alnico.checkpoint.statistics import check_place
@@ -595,7 +601,7 @@ def gram_statistics(
     from alnico.tune.subject import open_subject
 
     names = [os.fspath(model) for model in _listed(models)]
-    given = _tasks_of_each(tasks, len(names))
+    given = _tasks_of_each(tasks, len(names), allow_code)
     folders = (
         [Path(out)] if isinstance(models, (str, os.PathLike)) or len(names) == 1 else [Path(out) / Path(n).name for n in names]
     )
@@ -618,19 +624,19 @@ def gram_statistics(
     return tuple(folders)
 
 
-def _tasks_of_each(tasks: TasksLike | Sequence[TasksLike], models: int) -> list[Sequence[Task]]:
+def _tasks_of_each(tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool) -> list[Sequence[Task]]:
     """The tasks of each model: one list for all, or one for each. Errors: EvaluationError."""
     is_one = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(tasks[0], (str, os.PathLike, Mapping, Sequence))
     listed: Sequence[Any] = [tasks] if is_one else tasks  # type: ignore[assignment]
     if len(listed) not in (1, models):
         raise EvaluationError(f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each.")
-    return [_tasks(one) for one in listed] * (1 if len(listed) == models else models)
+    return [_tasks(one, allow_code) for one in listed] * (1 if len(listed) == models else models)
 
 
-def _tasks(tasks: TasksLike) -> Sequence[Task]:
+def _tasks(tasks: TasksLike, allow_code: bool) -> Sequence[Task]:
     from alnico.tune.task_file import read_tasks
 
-    return read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    return read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
 
 
 @ieee_arithmetic()
@@ -653,6 +659,7 @@ def adamerge(
     unrelated: str = "error",
     memory: Size = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
+    allow_code: bool = False,
     watch: Callable[[LearningStep], None] | None = None,
 ) -> Learned:
     """Learn how much of each task vector a merge should have from inputs without labels (AdaMerging): a recipe, and its course.
@@ -660,7 +667,7 @@ def adamerge(
     Coefficients ``per`` task, layer or tensor are moved so that the merge is sure of its answers on the inputs of ``tasks`` (a tasks file, a mapping that
     says the same, or tasks); their labels are never read. ``plus`` trims the task vectors and elects signs first, as TIES does with ``density`` and
     ``scope``. ``out`` is a file for the recipe; the course goes beside it, ``NAME.course.json``. Relative paths in the recipe are as seen from the folder of ``out``.
-    ``memory`` is what the task vectors may take, beside the model in training. Other options: :func:`alnico.tune.adamerging.learn`.
+    ``memory`` is what the task vectors may take, beside the model in training. ``allow_code`` is as for :func:`evaluate`. Other options: :func:`alnico.tune.adamerging.learn`.
     ``watch`` is called after each step. Needs ``alnico[eval]``. Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
     """
     from alnico.tune.adamerging import course_beside, learn, write_learned
@@ -673,7 +680,7 @@ def adamerge(
             raise OutputError(f"{path}: its folder is not there; expected one to write into. Make it, or choose another.")
         if path.exists():
             raise OutputError(f"{path}: exists already; expected a new file. Choose another name, or remove it.")
-    given = read_tasks(tasks) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    given = read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
     found = learn(
         names[1:],
         names[0],
@@ -772,6 +779,7 @@ def soup(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
+    allow_code: bool = False,
     report: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task] | None = None,
     shared: bool = False,
     watch: Callable[[Step], None] | None = None,
@@ -780,14 +788,16 @@ def soup(
 
     Options: see :func:`alnico.tune.soup.soup`. ``.recipe(folder)`` of the result is the recipe that makes the soup. ``report`` are other
     tasks, on which the soup is scored beside its models and the uniform soup: a :class:`Scorecard` as ``.report``. Examples that are in
-    both are refused, unless they are ``shared`` on purpose. ``watch`` is told each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
+    both are refused, unless they are ``shared`` on purpose. ``allow_code`` is as for :func:`evaluate`. ``watch`` is told each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
     """
     from alnico.tune.soup import refuse_shared
     from alnico.tune.soup import report as report_soup
     from alnico.tune.soup import soup as find_soup
     from alnico.tune.task_file import read_tasks
 
-    given, others = (read_tasks(t) if isinstance(t, (str, os.PathLike, Mapping)) else t for t in (tasks, report or ()))
+    given, others = (
+        read_tasks(t, allow_code=allow_code) if isinstance(t, (str, os.PathLike, Mapping)) else t for t in (tasks, report or ())
+    )
     if others and not shared:
         refuse_shared(others, given)
     found = find_soup(

@@ -135,7 +135,9 @@ def test_a_function_beside_the_tasks_scores_a_directory_or_a_module(made, tmp_pa
         {"function": "scoring:of_module"},
         {"function": "scoring:of_module", "metric": "tokens"},
     ]
-    tasks = read_tasks({"tasks": [{"name": f"t{i}", "type": "call", **call} for i, call in enumerate(calls)]}, tmp_path)
+    tasks = read_tasks(
+        {"tasks": [{"name": f"t{i}", "type": "call", **call} for i, call in enumerate(calls)]}, tmp_path, allow_code=True
+    )
     subject = open_subject(made.base)
     values = [task.evaluate(subject).value for task in tasks]
     module = subject.module("encoder")
@@ -228,7 +230,7 @@ def test_a_local_task_of_the_harness_scores_as_transformers_do(causal, tmp_path)
         )
     )  # fmt: skip
     entry = {"name": "local", "type": "lm_eval", "tasks": ["alnico_local"], "include_path": ".", "limit": 8}
-    (task,) = read_tasks({"tasks": [{**entry, "metric": "acc,none"}]}, tmp_path)
+    (task,) = read_tasks({"tasks": [{**entry, "metric": "acc,none"}]}, tmp_path, allow_code=True)
     subject = open_subject(causal)
     model, tokenizer = subject.module("causal"), subject.tokenizer()
 
@@ -246,7 +248,7 @@ def test_a_local_task_of_the_harness_scores_as_transformers_do(causal, tmp_path)
     assert score.examples.tolist() == expected
     part = task.evaluate(subject, [4, 0, 3])
     assert part.examples.tolist() == [expected[4], expected[0], expected[3]]
-    (wrong,) = read_tasks({"tasks": [{**entry, "metric": "f1"}]}, tmp_path)
+    (wrong,) = read_tasks({"tasks": [{**entry, "metric": "f1"}]}, tmp_path, allow_code=True)
     with pytest.raises(EvaluationError) as caught:
         wrong.evaluate(subject)
     assert str(caught.value) == f"local: {causal}: alnico_local has no metric 'f1'; found acc,none. Choose one of these."

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import zipfile
 
 import numpy as np
 import pytest
 from made_tasks import TASKS, save_tasks, save_texts
 
 from alnico.errors import EvaluationError
-from alnico.tune.data import read_examples
+from alnico.tune.data import read_examples, read_text
 from alnico.tune.task_file import EXPECTED, read_tasks
 
 ROWS = [{"text": "a cat", "label": "cat"}, {"text": "a dog", "label": "dog"}]
@@ -17,7 +20,7 @@ ROWS = [{"text": "a cat", "label": "cat"}, {"text": "a dog", "label": "dog"}]
 
 def told(source, folder="."):
     with pytest.raises(EvaluationError) as caught:
-        read_tasks(source, folder)
+        read_tasks(source, folder, allow_code=True)
     assert caught.value.exit_code == 12
     return str(caught.value)
 
@@ -172,3 +175,38 @@ def test_the_tasks_of_the_documentation_are_read_but_for_their_files(tmp_path):
     assert told(where) == (
         f"{where}:2: tasks[0]: {tmp_path}/r8.valid.jsonl: cannot be read (No such file or directory). Check the path and its permissions."
     )
+
+
+def packed(path, shape, held=b"", method=zipfile.ZIP_DEFLATED):
+    """An npz whose images claim a shape."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("images.npy", header.getvalue() + held)
+    return path
+
+
+def test_pictures_that_claim_more_than_the_file_holds_are_refused(tmp_path):
+    path = packed(tmp_path / "i.npz", (10**9, 3, 1000, 1000))
+    with pytest.raises(EvaluationError, match=r"is no npz file of plain arrays \(images.npy claims the shape \(1000000000, 3"):
+        read_examples(path, label=None)
+    packed(path, (64, 4, 256, 256), bytes(4 * 64 * 4 * 256 * 256))
+    with pytest.raises(
+        EvaluationError, match=r"images.npy is \d+ bytes in the file and 67108992 outside of it; expected at most 100 times"
+    ):
+        read_examples(path, label=None)
+    packed(path, (2, 3, 4, 4), bytes(4 * 2 * 3 * 4 * 4))
+    assert read_examples(path, label=None).inputs.shape == (2, 3, 4, 4)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"no array")
+    with pytest.raises(EvaluationError, match="is no npz file of plain arrays"):
+        read_examples(path, label=None)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.csv", "data.npz", "text.txt"])
+def test_data_that_would_be_waited_for_are_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(EvaluationError, match="is a pipe or a device; expected a regular file"):
+        read_text(tmp_path / name) if name == "text.txt" else read_examples(tmp_path / name)
+    with pytest.raises(EvaluationError, match="is a pipe or a device"):
+        read_text("/dev/zero")

@@ -14,6 +14,7 @@ from typer.core import TyperCommand
 
 from alnico.cli.lora import lora_app
 from alnico.cli.options import (
+    AllowCode,
     Base,
     FinishedOut,
     Inputs,
@@ -383,6 +384,7 @@ def evaluate(
         str | None, typer.Option("--report", help="Folder for the JSON and the page.", metavar="FOLDER", show_default=False)
     ] = None,
     offline: Offline = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every interval.", show_default=False)] = 0,
@@ -403,6 +405,7 @@ def evaluate(
         merged=merged or (),
         out=report,
         offline=offline,
+        allow_code=allow_code,
         watch=lambda model, task, score: say(f"{model}  {task}  {score.value:.4g}", quiet or as_json),
     )
     text = json.dumps(found.data(), indent=1)
@@ -531,6 +534,7 @@ def soup(
     threads: Threads = None,
     memory: Memory = "2GiB",
     offline: Offline = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -555,6 +559,7 @@ def soup(
         threads=threads,
         memory=size_of(memory, "--memory"),
         offline=offline,
+        allow_code=allow_code,
         report=report,
         shared=shared,
         watch=None if as_json else lambda step: say(soups.step_text(step), quiet),
@@ -606,6 +611,7 @@ def adamerge(
         str, typer.Option("--memory", help="Held of the task vectors, such as 2GiB; the rest is read at each step.")
     ] = "2GiB",
     offline: Offline = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
@@ -632,6 +638,7 @@ def adamerge(
         unrelated=unrelated,
         memory=size_of(memory, "--memory"),
         offline=offline,
+        allow_code=allow_code,
         watch=None if quiet or as_json else learning.step_watch(steps),
     )
     for line in learning.note_lines(found, tasks):
@@ -671,6 +678,7 @@ def statistics(
     normalize: Annotated[bool, typer.Option("--normalize", help="gram --plus: regmean's; give the recipe the same.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace statistics that stand there.")] = False,
     offline: Offline = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -679,7 +687,13 @@ def statistics(
     from alnico.cli import measuring
 
     watch = None if quiet or as_json else measuring.watch
-    general: dict[str, Any] = {"examples": examples, "offline": offline, "overwrite": overwrite, "watch": watch}
+    general: dict[str, Any] = {
+        "examples": examples,
+        "offline": offline,
+        "allow_code": allow_code,
+        "overwrite": overwrite,
+        "watch": watch,
+    }
     if kind is Statistic.fisher:
         if len(models) > 1 or len(tasks) > 1 or plus:
             raise typer.BadParameter("fisher measures one model on one tasks file, and has no --plus. Give one model at a time.")
@@ -724,6 +738,7 @@ def search(
     ] = None,
     memory: Memory = "2GiB",
     offline: Offline = False,
+    allow_code: AllowCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -743,6 +758,7 @@ def search(
         threads=threads,
         memory=size_of(memory, "--memory"),
         offline=offline,
+        allow_code=allow_code,
         watch=searching.watcher(quiet or as_json),
     )
     show_result(json.dumps(found.data(), indent=1) if as_json else searching.search_text(found, Path(folder)))

@@ -42,6 +42,13 @@ TopShare = Annotated[
     float, typer.Option("--top", callback=checked_share, help="Share of the entries that count as a model's top parameters.")
 ]
 Offline = Annotated[bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")]
+AllowCode = Annotated[
+    bool,
+    typer.Option(
+        "--allow-code",
+        help="Let the files of tasks and of the search run code and open a storage: only if you trust whoever wrote them.",
+    ),
+]
 StrictLicence = Annotated[
     bool,
     typer.Option("--strict-licence", "--strict-license", help="Refuse models whose licences do not go together, or are not known."),

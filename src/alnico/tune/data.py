@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import stat
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +19,9 @@ import numpy as np
 from alnico.errors import EvaluationError
 
 ENDINGS = (".jsonl", ".csv", ".npz")
+
+MOST_UNPACKED = 100
+"""How many times larger than in the file an array of an npz may be: pictures pack less, and what packs more may fill the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,7 @@ def read_examples(
     """
     file = Path(path)
     try:
+        _check_regular(file)
         if file.suffix == ".npz":
             found = _images(file, label, limit)
         elif file.suffix == ".csv":
@@ -59,11 +66,18 @@ def read_examples(
 def read_text(path: str | os.PathLike[str]) -> str:
     """Read a text of UTF-8. Errors: EvaluationError."""
     try:
+        _check_regular(Path(path))
         return Path(path).read_text("utf-8")
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     except UnicodeDecodeError:
         raise EvaluationError(f"{path}: is not UTF-8 text; expected a text. Check the file.") from None
+
+
+def _check_regular(file: Path) -> None:
+    """Refuse what would be waited for, or never ends. Errors: EvaluationError, OSError."""
+    if not stat.S_ISREG(file.stat().st_mode) and not file.is_dir():
+        raise EvaluationError(f"{file}: is a pipe or a device; expected a regular file. Check the path.")
 
 
 def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str, label: str | None, limit: int | None) -> Examples:
@@ -129,14 +143,25 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _images(file: Path, label: str | None, limit: int | None) -> Examples:
     try:
+        _check_packed(file)
         with np.load(file, allow_pickle=False) as arrays:
-            held = {name: arrays[name] for name in arrays.files}
-    except (ValueError, zipfile.BadZipFile, EOFError) as error:
+            held = {name: arrays[name] for name in arrays.files if name in ("images", "labels")}
+            names = list(arrays.files)
+    except (
+        ValueError,
+        zipfile.BadZipFile,
+        EOFError,
+        MemoryError,
+        NotImplementedError,
+        RuntimeError,
+        KeyError,
+        zlib.error,
+    ) as error:
         raise EvaluationError(f"{file}: is no npz file of plain arrays ({str(error)[:80]}). Write it with numpy.savez.") from None
     for wanted in ("images", "labels") if label is not None else ("images",):
         if wanted not in held:
             raise EvaluationError(
-                f"{file}: has no array {wanted!r}; found {', '.join(map(repr, held)) or 'none'}. Write it with numpy.savez(file, images=..., labels=...)."
+                f"{file}: has no array {wanted!r}; found {', '.join(map(repr, names)) or 'none'}. Write it with numpy.savez(file, images=..., labels=...)."
             )
     images, labels = held["images"][:limit], held["labels"][:limit] if label is not None else None
     if images.ndim != 4 or images.dtype.kind != "f":
@@ -150,6 +175,27 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
         )
     places = tuple(f"{file}: images[{i}]" for i in range(len(images)))
     return Examples(images.astype(np.float32, copy=False), None if labels is None else tuple(map(str, labels)), places)
+
+
+def _check_packed(file: Path) -> None:
+    """Refuse arrays that claim more than their part of the file holds. Errors: ValueError, BadZipFile, EvaluationError."""
+    with zipfile.ZipFile(file) as archive:
+        for part in archive.infolist():
+            if part.filename in ("images", "labels"):
+                raise ValueError(f"{part.filename} is no array")
+            if part.filename not in ("images.npy", "labels.npy"):
+                continue
+            if part.file_size > max(MOST_UNPACKED * part.compress_size, 1 << 20):
+                raise EvaluationError(
+                    f"{file}: {part.filename} is {part.compress_size} bytes in the file and {part.file_size} outside of it; expected at most "
+                    f"{MOST_UNPACKED} times as many. Write it with numpy.savez, which does not pack."
+                )
+            with archive.open(part) as stream:
+                version = np.lib.format.read_magic(stream)
+                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                shape, _, dtype = read(stream)
+                if math.prod(shape) * dtype.itemsize > part.file_size:
+                    raise ValueError(f"{part.filename} claims the shape {shape} of {dtype}, and holds {part.file_size} bytes")
 
 
 def _kind(value: Any) -> str:

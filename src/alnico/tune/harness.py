@@ -28,6 +28,8 @@ class Harness:
         batch_size: requests in one pass of the model.
         goal: max, or min where less is better.
         weight: of the task in a mean over tasks.
+        is_packaged: take tasks only from the harness itself, and no file. A YAML file of a task is code: ``!function`` imports Python, and
+            its templates are not confined.
     Data sets of tasks come from the hub or files, as their YAML says; ``HF_HUB_OFFLINE=1`` keeps them to what the cache holds.
     Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. Errors: EvaluationError; AlnicoError without lm_eval.
     """
@@ -44,6 +46,7 @@ class Harness:
         batch_size: int = 8,
         goal: Goal = "max",
         weight: float = 1.0,
+        is_packaged: bool = False,
     ) -> None:
         self.name = name
         self.goal: Goal = goal
@@ -54,6 +57,7 @@ class Harness:
         self._include_path = None if include_path is None else os.fspath(include_path)
         self._asked: dict[str, Any] = {"num_fewshot": num_fewshot, "bootstrap_iters": 0, "batch_size": batch_size}
         self._limit = limit
+        self._is_packaged = is_packaged
         self._manager: Any = None
 
     def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
@@ -70,11 +74,22 @@ class Harness:
         with _quietly():
             try:
                 model = models.HFLM(
-                    pretrained=module, tokenizer=tokenizer, batch_size=self._asked["batch_size"], device=str(module.device)
+                    pretrained=module,
+                    tokenizer=tokenizer,
+                    batch_size=self._asked["batch_size"],
+                    device=str(module.device),
+                    trust_remote_code=False,
                 )
                 found = lm_eval.simple_evaluate(
-                    model=model, tasks=self._tasks, task_manager=self._found_tasks(), **self._asked, **part
+                    model=model,
+                    tasks=self._tasks,
+                    task_manager=self._found_tasks(),
+                    confirm_run_unsafe_code=False,
+                    **self._asked,
+                    **part,
                 )
+            except EvaluationError:
+                raise
             except (Exception, SystemExit) as error:
                 raise evaluation_failed(where, error) from error
         values = [self._value(found["results"], task, where) for task in self._tasks]
@@ -97,6 +112,12 @@ class Harness:
                 self._manager = manager(include_path=self._include_path, include_defaults=False)
             if self._manager is None or not set(self._tasks) <= set(self._manager.all_tasks):
                 self._manager = manager(include_path=self._include_path)
+        strange = [task for task in self._tasks if self._is_packaged and task not in self._manager.task_index]
+        if strange:  # the harness takes it for the path of a file, and would run the code in it
+            raise EvaluationError(
+                f"{self.name}: the harness has no task {strange[0][:100]!r}; expected names from `lm-eval ls tasks`. "
+                "Check the name. For tasks of your own give include_path, and say --allow-code (in Python allow_code=True)."
+            )
         return self._manager
 
     def _value(self, results: Mapping[str, Mapping[str, Any]], task: str, where: str) -> float:
@@ -125,6 +146,17 @@ class Harness:
             return None
         examples = np.array(told, np.float64)
         return examples if abs(examples.mean() - value) < 1e-9 else None
+
+
+def is_file_of_a_task(name: object) -> bool:
+    """Would the harness read a file for this name?
+
+    >>> is_file_of_a_task("./mine.yaml"), is_file_of_a_task("arc_easy")
+    (True, False)
+    """
+    return isinstance(name, str) and (
+        "/" in name or "\\" in name or name.endswith((".yaml", ".yml", ".py")) or name.startswith("~")
+    )
 
 
 @contextmanager

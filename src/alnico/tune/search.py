@@ -49,6 +49,7 @@ def search(
     threads: int | None = None,
     memory: int | str = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
+    allow_code: bool = False,
     watch: Watch | None = None,
 ) -> SearchResult:
     """Search the values that a recipe leaves open, for the best scores on tasks.
@@ -57,7 +58,8 @@ def search(
     the settings: a YAML file, YAML text, or a mapping. ``tasks`` (to search on), ``report`` (to report on) and ``trials`` win over
     those of the settings. ``out`` is the folder of what is found; the same call on it goes on with the search. Without ``out`` and
     ``storage`` nothing is kept. ``workers`` are processes with ``threads`` each (all processors shared out, if not given), of this
-    machine or, with ``engine="ray"``, of a cluster. ``watch`` is told of every trial that ends.
+    machine or, with ``engine="ray"``, of a cluster. ``allow_code`` lets ``source`` say where trials are stored, and files of tasks run
+    functions. ``watch`` is told of every trial that ends.
 
     Trial 0 is the default settings. Candidates are merged in memory, with the bits of ``alnico merge``. The course with one worker
     depends on the settings alone, however often the search was interrupted.
@@ -66,7 +68,7 @@ def search(
     that share examples with those searched on, and after too many failed trials; OutputError for a folder or a study of something
     else; ModelError, HubError, RunError.
     """
-    space, settings = read_search(source)
+    space, settings = read_search(source, allow_code=allow_code)
     if trials is not None:
         settings = replace(settings, trials=trials)
     if report == SAME:
@@ -80,7 +82,7 @@ def search(
         Candidates, space.references, donor=_donor(space), folder=space.folder, offline=offline, threads=threads, memory=memory
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
-    order = Order(space, given, shares, settings.held_out, making)
+    order = Order(space, given, shares, settings.held_out, making, allow_code)
     asked = report if report is not None else settings.report
     models = models_data(space.references, space.folder, offline=offline)
     return _found(order, settings, models, asked, folder, workers, engine, threads, watch)
@@ -101,7 +103,7 @@ def _found(
     objectives = objectives_of(settings.objective, opened)
     goals = [o.goal for o in objectives]
     space = order.space
-    kept = _kept(report, opened, space, settings)
+    kept = _kept(report, opened, space, settings, order.allow_code)
     check_sampler(settings.sampler, space.dimensions, goals)
     identity = Identity(space.data(), settings.data(), tasks_data(opened), models)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
@@ -153,7 +155,9 @@ def _source(given: Tasks | None, space: Space, key: str) -> tuple[Task, ...] | s
     return os.fspath(beside if not path.exists() and beside.exists() else path)
 
 
-def _kept(report: Tasks | None, searched: Sequence[Task], space: Space, settings: SearchSettings) -> tuple[HeldOut, ...]:
+def _kept(
+    report: Tasks | None, searched: Sequence[Task], space: Space, settings: SearchSettings, allow_code: bool
+) -> tuple[HeldOut, ...]:
     """The tasks to report on, with their examples. Errors: EvaluationError for examples that are searched on, too."""
     if settings.held_out is not None and report is None:
         return held_out(searched, settings.held_out)
@@ -162,7 +166,7 @@ def _kept(report: Tasks | None, searched: Sequence[Task], space: Space, settings
     if report == SAME:
         return tuple(map(HeldOut, searched))
     source = _source(report, space, "report")
-    tasks = read_tasks(source) if isinstance(source, str) else source
+    tasks = read_tasks(source, allow_code=allow_code) if isinstance(source, str) else source
     _check_apart(searched, tasks)
     return tuple(map(HeldOut, tasks))
 

@@ -19,7 +19,7 @@ KEYS = {
     "sampler": "tpe, cmaes, nsga2, random, dirichlet or grid.",
     "trials": "How many recipes are tried, those of earlier runs among them.",
     "seed": "What the sampler draws from.",
-    "storage": "Where trials are kept: an address of optuna such as sqlite:///study.db.",
+    "storage": "Where trials are kept: an address of optuna such as sqlite:///study.db. Needs --allow-code.",
     "study": "The study's name in the storage; search if not given.",
     "tasks": "The file of tasks that are searched on.",
     "report": "A file of tasks that are reported on and never searched on; or `same`: the tasks searched on, which flatter.",
@@ -90,10 +90,11 @@ class SearchSettings:
         }  # fmt: skip
 
 
-def read_search(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Space, SearchSettings]:
+def read_search(source: str | os.PathLike[str] | Mapping[str, Any], *, allow_code: bool = False) -> tuple[Space, SearchSettings]:
     """Read a recipe with values to search, from a YAML file, YAML text with a line break, or a mapping.
 
-    The space is checked at its corners. Errors: RecipeError, with one line for every mistake.
+    The space is checked at its corners. Without ``allow_code`` a ``storage`` is a mistake: a database is opened or made wherever it says,
+    with the drivers it names. Errors: RecipeError, with one line for every mistake.
     """
     text, name, folder, has_lines = found_text(source, "search")
     reading = Reading(name, has_lines)
@@ -107,7 +108,7 @@ def read_search(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Spa
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         raise reading.error()
     keys = {key: value for key, value in root.value.items() if not holds_anchors(key, value, OF_A_DOCUMENT)}
-    settings = _settings(keys.pop("search", None), reading)
+    settings = _settings(keys.pop("search", None), reading, allow_code)
     space = read_space(Node(keys, root.line), name, folder, reading)
     if reading.mistakes:
         raise reading.error()
@@ -115,13 +116,19 @@ def read_search(source: str | os.PathLike[str] | Mapping[str, Any]) -> tuple[Spa
     return space, settings
 
 
-def _settings(node: Node | None, reading: Reading) -> SearchSettings:
+def _settings(node: Node | None, reading: Reading, allow_code: bool) -> SearchSettings:
     given: dict[str, Any] = {}
     if node is None:
         return SearchSettings()
     keys = scalars.mapping(node, "search", KEYS, "a mapping with at least tasks", reading)
     for key in ("storage", "study", "tasks", "report"):
         given[key] = scalars.text(keys.get(key), f"search.{key}", reading)
+    if given["storage"] is not None and not allow_code:
+        reading.wrong(
+            keys["storage"].line,
+            f"search.storage is {given['storage'][:100]!r}, a database that would be opened or made; expected none: without it trials are kept in "
+            "the folder of --out. If you trust whoever wrote this file, say --allow-code (in Python allow_code=True).",
+        )
     for key, least in (("trials", 1), ("failures", 1), ("population", 2)):
         given[key] = scalars.whole(keys.get(key), f"search.{key}", least, reading)
     for key, below in (("timeout", None), ("concentration", None), ("held_out", 1.0)):

@@ -18,8 +18,11 @@ Every task has a ``name`` and a ``type``, and may have a ``weight`` in the mean 
         limit: 500               # the first examples; all by default
         precision: float32       # or bfloat16
       - {name: wiki, type: perplexity, data: wiki.txt, window: 512, stride: 512, limit: 64, batch_size: 4, precision: float32}
-      - {name: mine, type: call, function: "scoring:accuracy", kind: encoder, metric: accuracy, goal: max}
+      - {name: mine, type: call, function: "scoring:accuracy", kind: encoder, metric: accuracy, goal: max}   # needs allow_code
       - {name: arc, type: lm_eval, tasks: [arc_easy], metric: "acc,none", include_path: ., num_fewshot: 0, limit: 200, batch_size: 8}
+
+A task that runs code of whoever wrote the file (``type: call``, ``include_path``, a file among the harness's ``tasks``) is read only with
+``allow_code``, which the caller gives and the file cannot.
 
 See :class:`alnico.tune.classification.Classification`, :class:`alnico.tune.perplexity.Perplexity`, :class:`alnico.tune.calls.Call` and
 :class:`alnico.tune.harness.Harness`.
@@ -42,7 +45,7 @@ from alnico.recipe.nodes import Node, Reading, compose, plain
 from alnico.tune.calls import Call, find_function
 from alnico.tune.classification import Classification
 from alnico.tune.data import read_examples, read_text
-from alnico.tune.harness import Harness
+from alnico.tune.harness import Harness, is_file_of_a_task
 from alnico.tune.perplexity import Perplexity
 from alnico.tune.subject import open_subject
 from alnico.tune.tasks import Subject, Task
@@ -51,10 +54,13 @@ MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
 
 
-def read_tasks(source: str | os.PathLike[str] | Mapping[str, Any], folder: str | os.PathLike[str] = ".") -> tuple[Task, ...]:
+def read_tasks(
+    source: str | os.PathLike[str] | Mapping[str, Any], folder: str | os.PathLike[str] = ".", *, allow_code: bool = False
+) -> tuple[Task, ...]:
     """Read the tasks of a YAML file, or of a mapping that says the same; their data is read and checked, no model is loaded.
 
-    Paths are relative to the file, of a mapping to ``folder``. Errors: EvaluationError, with a line for every mistake in the file.
+    Paths are relative to the file, of a mapping to ``folder``. Without ``allow_code`` a task that would run code is a mistake, and none of it
+    is run. Errors: EvaluationError, with a line for every mistake in the file.
     """
     if isinstance(source, Mapping):
         try:
@@ -71,7 +77,7 @@ def read_tasks(source: str | os.PathLike[str] | Mapping[str, Any], folder: str |
         reading.wrong(
             documents[1].root.line, "a second document begins; expected one list of tasks. Put it into a file of its own."
         )
-    found = _tasks(documents[0].root, Path(folder), reading) if documents and not reading.is_broken else []
+    found = _tasks(documents[0].root, Path(folder), reading, allow_code) if documents and not reading.is_broken else []
     if reading.mistakes:
         raise EvaluationError(str(reading.error()))
     return tuple(found)
@@ -92,7 +98,7 @@ def _text(name: str) -> str:
         raise EvaluationError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks.") from None
 
 
-def _tasks(root: Node, folder: Path, reading: Reading) -> list[Task]:
+def _tasks(root: Node, folder: Path, reading: Reading, allow_code: bool) -> list[Task]:
     keys = scalars.mapping(root, "the file", ("tasks",), EXPECTED, reading)
     listed = keys.get("tasks")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
@@ -110,7 +116,7 @@ def _tasks(root: Node, folder: Path, reading: Reading) -> list[Task]:
                 f"tasks[{index}] is {node.kind}; expected a mapping such as {{name: news, type: classification, data: news.jsonl}}.",
             )
             continue
-        entry = _Entry(node, f"tasks[{index}]", folder, reading, subjects)
+        entry = _Entry(node, f"tasks[{index}]", folder, reading, subjects, allow_code)
         name = entry.text("name", None)
         if name is not None and name in names:
             reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.")
@@ -134,6 +140,8 @@ class _Entry:
     reading: Reading
     subjects: dict[str, Subject]
     """Encoders that were opened: those of one path are one."""
+    allow_code: bool
+    """May the file name code that is run?"""
     is_wrong: bool = False
 
     @property
@@ -144,6 +152,13 @@ class _Entry:
     def wrong(self, node: Node, message: str) -> None:
         self.is_wrong = True
         self.reading.wrong(node.line, message)
+
+    def runs(self, key: str, what: str) -> None:
+        """Tell a key that names code to run, unless the caller allows it."""
+        node = self.keys.get(key)
+        if node is not None and not self.allow_code:
+            shown = repr(node.value[:100]) if isinstance(node.value, str) else node.kind
+            self.wrong(node, f"{self.where}.{key} is {shown}, {what}; {ASK_FOR_CODE}")
 
     def only(self, *known: str) -> None:
         """Tell keys that are none of these."""
@@ -221,6 +236,8 @@ class _Entry:
 
 
 COMMON = ("name", "type", "weight")
+
+ASK_FOR_CODE = "expected only data and settings. If you trust whoever wrote this file and the code it names, say --allow-code (in Python allow_code=True)."
 
 
 def _either(among: tuple[str, ...]) -> str:
@@ -315,6 +332,7 @@ def _perplexity(name: str, entry: _Entry) -> Task | None:
 
 def _call(name: str, entry: _Entry) -> Task | None:
     entry.only("function", "kind", "metric", "goal")
+    entry.runs("function", "a Python function that would be run")
     function = entry.text("function", None)
     metric = entry.text("metric", "") or None
     options: dict[str, Any] = {
@@ -340,8 +358,12 @@ def _lm_eval(name: str, entry: _Entry) -> Task | None:
         entry.wrong(
             listed or entry.node, f"{entry.where}.tasks is {found}; expected a list of the harness's names, as in [arc_easy]."
         )
+    entry.runs("include_path", "a folder of tasks of the harness, which may hold Python code and templates that run code")
+    if not entry.allow_code and any(is_file_of_a_task(task) for task in tasks):
+        entry.runs("tasks", "with a file of a task of the harness in it, which may hold Python code and templates that run code")
     metric = entry.text("metric", None)
     options: dict[str, Any] = {
+        "is_packaged": not entry.allow_code,
         "include_path": entry.path("include_path") if "include_path" in entry.keys else None,
         "num_fewshot": entry.whole("num_fewshot", None, 0),
         "limit": entry.whole("limit", None),

@@ -13,7 +13,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import connection
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from alnico.errors import AlnicoError, EvaluationError, RunError
@@ -36,6 +35,8 @@ class Order:
     shares: tuple[float, ...]
     held_out: float | None
     open_maker: Callable[[], Maker]
+    allow_code: bool = False
+    """May the file of the tasks name code?"""
 
     def trier(self) -> Trier:
         return Trier(self.space, self.opened_tasks(), self.shares, self.held_out, self.open_maker)
@@ -45,7 +46,7 @@ class Order:
             return self.tasks
         from alnico.tune.task_file import read_tasks
 
-        return read_tasks(self.tasks, Path(self.tasks).parent)
+        return read_tasks(self.tasks, allow_code=self.allow_code)
 
 
 class Worker(Protocol):
