@@ -42,7 +42,7 @@ def path_of(descriptor: int) -> Path:
     return Path(os.readlink(f"/proc/self/fd/{descriptor}"))
 
 
-def _path(argument: Any, directory: int | None) -> Path:
+def path_under(argument: Any, directory: int | None) -> Path:
     if isinstance(argument, int):
         return path_of(argument)
     path = Path(os.fsdecode(argument))
@@ -63,7 +63,7 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
             about = arguments[1] if name == "copy_file_range" else arguments[0]
             directory = keywords.get("src_dir_fd" if name in ("rename", "replace") else "dir_fd")
             try:
-                path = _path(about, directory)
+                path = path_under(about, directory)
             except (OSError, TypeError):
                 return real(*arguments, **keywords)
             if not path.is_relative_to(root):
@@ -79,7 +79,9 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
             return None
 
         def call(_old: int, old: bytes, _new: int, new: bytes, how: int) -> int:
-            paths = os.path.abspath(os.fsdecode(old)), os.path.abspath(os.fsdecode(new))
+            paths = [
+                os.path.abspath(path_under(p, None if at == lasting._AT_FDCWD else at)) for at, p in ((_old, old), (_new, new))
+            ]
             try:
                 return watch(Call("renameat2", Path(paths[0]), (*paths, how)), lambda: real(_old, old, _new, new, how))
             except OSError as error:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from os_calls import Call
+from os_calls import Call, path_under
 
 Event = tuple[Any, ...]
 
@@ -58,7 +58,8 @@ class Recorder:
             status = os.fstat(given[0])
             return [("sync directory", name) if stat.S_ISDIR(status.st_mode) else ("sync", status.st_ino)]
         if call.name in ("rename", "replace"):
-            return [("rename", name, Path(given[1]).resolve().relative_to(self.root).as_posix())]
+            other = path_under(given[1], call.keywords.get("dst_dir_fd"))
+            return [("rename", name, other.relative_to(self.root).as_posix())]
         if call.name == "renameat2" and result == 0:
             other = Path(given[1]).relative_to(self.root).as_posix()
             return [("exchange" if given[2] == 2 else "rename", name, other)]

@@ -79,7 +79,7 @@ class Unfinished(Hold):
             **options,
         }
         lines = [] if self._restart else read_lines(self.path / NAME, fingerprint, "analysis")
-        self._lines = Lines(self.path / NAME, fingerprint, lines)
+        self._lines = Lines(self.path / NAME, fingerprint, lines, inside=self.folder)
         return {line["tensor"]: line for line in lines}
 
     def keep(self, name: str, found: Measured) -> None:
@@ -97,12 +97,14 @@ class Unfinished(Hold):
 
     def begin_writing(self) -> None:
         """Note that the folder of the report holds half of it from now on. Errors: RunError."""
-        replace_file(self.path / WRITING, "")
+        replace_file(self.path / WRITING, "", self.folder)
 
 
 def is_half_written(folder: Path) -> bool:
-    """Was an analysis killed while it wrote its report into this folder?"""
-    return (Unfinished(folder).path / WRITING).exists()
+    """Was an analysis killed while it wrote its report into this folder? Errors: OutputError for unfinished work of another user."""
+    unfinished = Unfinished(folder)
+    unfinished.check()
+    return (unfinished.path / WRITING).exists()
 
 
 def _line(name: str, found: Measured) -> dict[str, Any]:

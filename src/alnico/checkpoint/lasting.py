@@ -2,6 +2,8 @@
 
 A file's bytes and its name in the directory are two things to a disk: each is brought there by itself (``fsync`` of the file,
 ``fsync`` of the directory), and what was not may be gone after a power cut, in any order.
+
+No file is written through a link. ``inside`` is a folder that is held open, in which the file is reached whatever its path leads to by now.
 """
 
 from __future__ import annotations
@@ -10,10 +12,11 @@ import ctypes
 import errno
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from alnico.errors import RunError
+from alnico.folders import NO_LINK, Folder, open_to_write, reach
 
 COPIED_BYTES = 1 << 20
 """How much of a side file is copied at a time."""
@@ -24,11 +27,11 @@ _NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 """What a system, or a file system, answers that has no such rename."""
 
 
-def write_file(path: Path, data: bytes | str) -> None:
+def write_file(path: Path, data: bytes | str, inside: Folder | None = None) -> None:
     """Write a whole file and bring its bytes to the disk; its name is for :func:`sync_directory`. Errors: RunError."""
     raw = data.encode("utf-8") if isinstance(data, str) else data
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+        descriptor = open_to_write(path, inside)
         try:
             write_on(descriptor, raw)
             os.fsync(descriptor)
@@ -45,22 +48,23 @@ def write_on(descriptor: int, data: bytes) -> None:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def replace_file(path: Path, data: bytes | str) -> None:
+def replace_file(path: Path, data: bytes | str, inside: Folder | None = None) -> None:
     """Give a file new contents, all at once: after a crash it has the old ones or the new ones. Errors: RunError."""
     temporary = path.with_name(path.name + ".tmp")
-    write_file(temporary, data)
+    write_file(temporary, data, inside)
     try:
-        os.replace(temporary, path)
+        (old, directory), (new, _) = reach(temporary, inside), reach(path, inside)
+        os.replace(old, new, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
         raise cannot_be_written(path, error) from None
-    sync_directory(path.parent)
+    sync_directory(path.parent, inside)
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy the contents of a file, not its times or permissions. Errors: OSError."""
+def copy_file(source: Path, target: Path, inside: Folder | None = None) -> None:
+    """Copy the contents of a file, not its times or permissions; ``inside`` is where the target is. Errors: OSError."""
     given = os.open(source, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     try:
-        made = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0), 0o666)
+        made = open_to_write(target, inside)
         try:
             while part := os.read(given, COPIED_BYTES):
                 write_on(made, part)
@@ -70,31 +74,42 @@ def copy_file(source: Path, target: Path) -> None:
         os.close(given)
 
 
-def sync_directory(directory: Path) -> None:
+def sync_directory(directory: Path, inside: Folder | None = None) -> None:
     """Bring the names in a directory to the disk. Errors: RunError."""
-    _sync(directory)
+    _sync(directory, inside)
 
 
-def sync_tree(directory: Path) -> None:
+def sync_tree(directory: Path, inside: Folder | None = None) -> None:
     """Bring a directory to the disk: the bytes of all files in it, then all names. Errors: RunError."""
 
     def refuse(error: OSError) -> None:
         raise error
 
     try:
-        found = list(os.walk(directory, topdown=False, onerror=refuse))
+        found = list(_walk(directory, inside, refuse))
     except OSError as error:
         raise cannot_be_written(directory, error) from None
     for folder, _, files in found:
         for name in files:
-            _sync(Path(folder, name))
+            _sync(Path(folder, name), inside)
     for folder, _, _ in found:
-        _sync(Path(folder))
+        _sync(Path(folder), inside)
 
 
-def _sync(path: Path) -> None:
+def _walk(directory: Path, inside: Folder | None, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    name, at = reach(directory, inside)
+    if at is None:
+        yield from os.walk(directory, topdown=False, onerror=refuse)
+        return
+    for folder, folders, files, _ in os.fwalk(name, topdown=False, onerror=refuse, dir_fd=at):
+        yield os.path.join(inside.path if inside else "", folder), folders, files
+
+
+def _sync(path: Path, inside: Folder | None = None) -> None:
+    name, directory = reach(path, inside)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+        descriptor = os.open(name, flags) if directory is None else os.open(name, flags | NO_LINK, dir_fd=directory)
         try:
             os.fsync(descriptor)
         finally:
@@ -111,27 +126,32 @@ def cannot_be_written(path: Path, error: OSError) -> RunError:
     )
 
 
-def rename_new(old: Path, new: Path) -> None:
-    """Rename where nothing stands. Errors: FileExistsError if something does, also if it came there a moment ago; OSError."""
-    if not _renamed(old, new, _NOREPLACE):
+def rename_new(old: Path, new: Path, inside: Folder | None = None) -> None:
+    """Rename where nothing stands; ``inside`` is where the old name is.
+
+    Errors: FileExistsError if something stands there, also if it came there a moment ago; OSError.
+    """
+    if not _renamed(old, new, _NOREPLACE, inside):
         if os.path.lexists(new):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(new))
-        os.rename(old, new)
+        name, directory = reach(old, inside)
+        os.rename(name, new, src_dir_fd=directory)
 
 
-def exchange(one: Path, other: Path) -> bool:
-    """Give two things each other's names in one step, so that nobody sees either name without a thing.
+def exchange(one: Path, other: Path, inside: Folder | None = None) -> bool:
+    """Give two things each other's names in one step, so that nobody sees either name without a thing. ``inside`` is where the first is.
 
     Returns False where the system cannot, before anything is changed. Errors: OSError.
     """
-    return _renamed(one, other, _EXCHANGE)
+    return _renamed(one, other, _EXCHANGE, inside)
 
 
-def _renamed(old: Path, new: Path, how: int) -> bool:
+def _renamed(old: Path, new: Path, how: int, inside: Folder | None) -> bool:
     call = _renameat2()
     if call is None:
         return False
-    if call(_AT_FDCWD, os.fsencode(old), _AT_FDCWD, os.fsencode(new), how) == 0:
+    name, directory = reach(old, inside)
+    if call(_AT_FDCWD if directory is None else directory, os.fsencode(name), _AT_FDCWD, os.fsencode(new), how) == 0:
         return True
     code = ctypes.get_errno()
     if code in _NOT_HERE:

@@ -23,6 +23,7 @@ from alnico.checkpoint.model import (
     shard_names,
 )
 from alnico.errors import ModelError, RunError
+from alnico.folders import Folder, make_folders
 from alnico.numerics.dtypes import CONFIG_NAMES
 
 WEIGHTS = (
@@ -152,7 +153,7 @@ def check_links(directory: Path) -> None:
             check_inside(directory / relative, directory)
 
 
-def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> None:
+def copy_side_files(source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None) -> None:
     """Copy what :func:`side_files` carries, contents only, but the files of ``left``.
 
     Errors: ModelError for a link that leads out of the model; RunError with the system's reason.
@@ -162,35 +163,37 @@ def copy_side_files(source: Path, target: Path, left: Collection[str] = ()) -> N
             continue
         check_inside(source / relative, source)
         try:
-            (target / relative).parent.mkdir(parents=True, exist_ok=True)
-            copy_file(source / relative, target / relative)
+            make_folders((target / relative).parent, target, inside)
+            copy_file(source / relative, target / relative, inside)
         except OSError as error:
             raise _not_carried(source / relative, error) from None
 
 
-def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path) -> None:
+def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path, inside: Folder | None = None) -> None:
     """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs; those of other modules
     with the dtype. Errors: RunError."""
     place = config_path(source)
     if place is not None:
-        _write_config(place, config, dtype, target / place.relative_to(source))
+        _write_config(place, config, dtype, target / place.relative_to(source), target, inside)
     for path in (source / folder / "config.json" for folder in module_folders(source)):
         if path != place and path.exists() and DTYPE_KEYS & (held := read_json(path)).keys():
-            _write_config(path, held, dtype, target / path.relative_to(source))
+            _write_config(path, held, dtype, target / path.relative_to(source), target, inside)
 
 
-def _write_config(place: Path, config: Mapping[str, Any], dtype: str | None, made: Path) -> None:
+def _write_config(
+    place: Path, config: Mapping[str, Any], dtype: str | None, made: Path, target: Path, inside: Folder | None
+) -> None:
     changed = dict(config)
     if dtype in CONFIG_NAMES:
         is_told = dtype != "F32" and "_diffusers_version" not in config  # diffusers knows no such key
         keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if is_told else [])
         changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
     try:
-        made.parent.mkdir(parents=True, exist_ok=True)
+        make_folders(made.parent, target, inside)
         if changed == read_json(place):
-            copy_file(place, made)
+            copy_file(place, made, inside)
         else:
-            write_file(made, json.dumps(changed, indent=2, ensure_ascii=False) + "\n")
+            write_file(made, json.dumps(changed, indent=2, ensure_ascii=False) + "\n", inside)
     except OSError as error:
         raise _not_carried(place, error) from None
 

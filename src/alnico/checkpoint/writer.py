@@ -16,6 +16,7 @@ from alnico.checkpoint.lasting import sync_directory
 from alnico.checkpoint.model import FileModel, Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.errors import RunError
+from alnico.folders import Folder, make_folders, open_to_write, reach
 
 UNFINISHED = ".unfinished"
 NO_HEADER = bytes(8)
@@ -25,10 +26,11 @@ WRITEBACK_BYTES = 4 << 20
 
 
 class OutputFiles:
-    """The open output files of one merge. ``write`` is safe for threads."""
+    """The open output files of one merge. ``write`` is safe for threads. ``inside`` is a folder that is held open and holds ``directory``."""
 
-    def __init__(self, directory: Path, shards: Sequence[OutputShard]) -> None:
+    def __init__(self, directory: Path, shards: Sequence[OutputShard], inside: Folder | None = None) -> None:
         self.directory = directory
+        self._inside = inside
         self._shards = shards
         self._descriptors: dict[str, int] = {}
         self._waiting: dict[str, tuple[int, int, int]] = {}  # shard -> first and last byte, bytes between them
@@ -38,12 +40,12 @@ class OutputFiles:
         self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
         try:
             for folder in {self.path(shard.name).parent for shard in shards} - {directory}:
-                folder.mkdir(parents=True, exist_ok=True)
+                make_folders(folder, directory, inside)
             for shard in shards:
                 self._take_back(shard.name)
-                self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard)
+                self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard, inside)
             for folder in {directory, *(self.path(shard.name).parent for shard in shards)}:
-                sync_directory(folder)  # a journal's line about a file is worth nothing if the file's name is lost
+                sync_directory(folder, inside)  # a journal's line about a file is worth nothing if the file's name is lost
         except BaseException:
             self.close()
             raise
@@ -111,12 +113,12 @@ class OutputFiles:
         if not self._is_sealed:
             self.seal()
         for shard in self._shards:
-            _rename(self.path(shard.name), self.directory / shard.name)
+            _rename(self.path(shard.name), self.directory / shard.name, self._inside)
 
     def _take_back(self, shard: str) -> None:
         """A file that was finished before an interrupt, between the last tensor and the end, is unfinished until it is checked."""
-        if (self.directory / shard).exists():
-            _rename(self.directory / shard, self.path(shard))
+        if os.path.lexists(self.directory / shard):
+            _rename(self.directory / shard, self.path(shard), self._inside)
 
     def close(self) -> None:
         for descriptor in self._descriptors.values():
@@ -124,9 +126,9 @@ class OutputFiles:
         self._descriptors.clear()
 
 
-def _open_sized(path: Path, shard: OutputShard) -> int:
+def _open_sized(path: Path, shard: OutputShard, inside: Folder | None) -> int:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        descriptor = open_to_write(path, inside, flags=os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise RunError(f"{path}: cannot be created ({error.strerror}). Choose another output directory.") from None
     try:
@@ -145,9 +147,10 @@ def _open_sized(path: Path, shard: OutputShard) -> int:
     return descriptor
 
 
-def _rename(old: Path, new: Path) -> None:
+def _rename(old: Path, new: Path, inside: Folder | None) -> None:
     try:
-        os.replace(old, new)
+        (name, directory), (other, _) = reach(old, inside), reach(new, inside)
+        os.replace(name, other, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
         raise RunError(
             f"{old}: could not be renamed to {new.name} ({error.strerror}). "

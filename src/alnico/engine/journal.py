@@ -20,6 +20,7 @@ import xxhash
 
 from alnico.checkpoint.lasting import cannot_be_written, replace_file, write_on
 from alnico.errors import OutputError, RunError
+from alnico.folders import Folder, open_to_write
 
 NAME = "journal.jsonl"
 FORM = 2
@@ -63,6 +64,7 @@ class Lines:
         fingerprint: Mapping[str, Any],
         known: Iterable[Mapping[str, Any]] = (),
         sync: Callable[[], None] | None = None,
+        inside: Folder | None = None,
     ) -> None:
         self.path = path
         self._sync = sync
@@ -72,9 +74,9 @@ class Lines:
         self._closing = False
         self.failure: BaseException | None = None
         lines = [checked({"journal": FORM, "fingerprint": fingerprint}), *map(checked, known)]
-        replace_file(path, "".join(lines))  # a line cut off by a crash goes with the old file
+        replace_file(path, "".join(lines), inside)  # a line cut off by a crash goes with the old file
         try:
-            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0))
+            self._descriptor = open_to_write(path, inside, flags=os.O_APPEND)
         except OSError as error:
             raise cannot_be_written(path, error) from None
         self._thread = threading.Thread(target=self._write, name="alnico-journal", daemon=True)
@@ -128,9 +130,16 @@ class Journal:
 
     wants_digests = True
 
-    def __init__(self, directory: Path, fingerprint: Mapping[str, Any], sync: Callable[[], None], done: Done) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        fingerprint: Mapping[str, Any],
+        sync: Callable[[], None],
+        done: Done,
+        inside: Folder | None = None,
+    ) -> None:
         known = [*(_numbers("fact", *f) for f in done.facts.items()), *(_numbers("norms", *n) for n in done.norms.items())]
-        self._lines = Lines(directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync)
+        self._lines = Lines(directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync, inside)
         self.path = self._lines.path
 
     @property

@@ -6,7 +6,8 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+import stat
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
 from alnico.errors import OutputError, ResourceError, RunError
+from alnico.folders import HAS_DESCRIPTORS, Folder, fault_in, name_of, open_to_write, owner_fault_at, reach, remove, user_id
 from alnico.plan.job import Plan
 
 DISK_MARGIN_BYTES = 16 << 20
@@ -43,6 +45,7 @@ def check_place(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
         raise OutputError(
             f"{out}: exists and is not empty; expected a new or empty directory. Choose another output, or say --overwrite."
         )
+    PartDirectory(out).check()
 
 
 def existing_folder(out: Path) -> Path:
@@ -70,13 +73,22 @@ def check_room(out: Path, byte_size: int) -> None:
 class Hold:
     """A directory that one process works in: made if it is not there, and held by a lock in it. Use it in ``with``.
 
-    Errors: OutputError if another process holds it, or if it cannot be made; ``out`` is its name for the user.
+    It is made for us alone. What stands there is taken up only if it, and all in it, is ours and no other user can write it; then it is
+    held by its descriptor, ``folder``, and what is done in it is done relative to that.
+    Errors: OutputError if another process holds it, if it is not ours alone, or if it cannot be made; ``out`` is its name for the user.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
         self.path = path
         self.out = out
+        self._folder: Folder | None = None
         self._lock = -1
+
+    @property
+    def folder(self) -> Folder:
+        """The directory as it was opened by ``with``."""
+        assert self._folder is not None
+        return self._folder
 
     def __enter__(self) -> Hold:
         while self._lock < 0:
@@ -86,49 +98,103 @@ class Hold:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         os.close(self._lock)
         self._lock = -1
+        self.folder.close()
 
-    def _take(self) -> None:
-        descriptor = -1
+    def check(self) -> None:
+        """Refuse what stands there already and is not ours alone. Errors: OutputError."""
+        if not os.path.lexists(self.path):
+            return
         try:
-            made = [p for p in (self.path, *self.path.parents) if not p.exists()]
-            self.path.mkdir(parents=True, exist_ok=True)
-            for path in made:
-                sync_directory(path.parent)
-            descriptor = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
-        except FileNotFoundError:  # a process that ends has removed it between the two
+            folder = self._opened()
+            try:
+                self._check(folder)
+            finally:
+                folder.close()
+        except FileNotFoundError:  # a process that ends has removed it
             return
         except OSError as error:
-            raise OutputError(f"{self.path}: cannot be made ({error.strerror}). Choose another output.") from None
-        try:
-            import fcntl
+            raise self._cannot_be_made(error) from None
 
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A process that ended meanwhile has taken the file away: then this lock holds nothing.
-            if os.fstat(descriptor).st_ino == (self.path / "lock").stat().st_ino:
-                self._lock = descriptor
+    def _opened(self) -> Folder:
+        if self.path.is_symlink():
+            raise self._not_ours(f"{self.path} is a link")
+        return Folder(self.path)
+
+    def _check(self, folder: Folder) -> None:
+        if (fault := fault_in(folder)) is not None:
+            raise self._not_ours(fault)
+
+    def _not_ours(self, fault: str) -> OutputError:
+        return OutputError(
+            f"{self.out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody "
+            f"else can write. Choose another output, or, if you know what it is, remove {self.path}."
+        )
+
+    def _cannot_be_made(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path}: cannot be made ({error.strerror}). Choose another output.")
+
+    def _take(self) -> None:
+        folder: Folder | None = None
+        descriptor = -1
+        try:
+            try:
+                made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+                self.path.mkdir(0o700, parents=True, exist_ok=True)
+                for path in made:
+                    sync_directory(path.parent)
+                folder = self._opened()
+                self._check(folder)
+                descriptor = open_to_write(self.path / "lock", folder, flags=os.O_RDWR | os.O_CREAT, mode=0o600)
+            except FileNotFoundError:  # a process that ends has removed it between the two
                 return
-        except FileNotFoundError:
-            pass
-        except OSError:
-            os.close(descriptor)
-            raise OutputError(f"{self.out}: another process is writing it. Wait for it, or choose another output.") from None
-        os.close(descriptor)
+            except OSError as error:
+                raise self._cannot_be_made(error) from None
+            try:
+                import fcntl
+
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A process that ended meanwhile has taken the file away: then this lock holds nothing.
+                if os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat()) and folder.is_there():
+                    self._lock, self._folder = descriptor, folder
+                    folder, descriptor = None, -1
+            except FileNotFoundError:
+                pass
+            except OSError:
+                raise OutputError(f"{self.out}: another process is writing it. Wait for it, or choose another output.") from None
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if folder is not None:
+                folder.close()
+
+    def check_still_there(self) -> None:
+        """Refuse to go on where another user has put something else in the place of the directory. Errors: OutputError."""
+        if not self.folder.is_there():
+            raise OutputError(
+                f"{self.path}: was renamed or replaced by another process while it was written; expected it to stay. Choose an output in a "
+                "folder that only you can write."
+            )
 
     def remove(self) -> None:
         """Remove the directory; the lock is freed when ``with`` ends. Killed halfway, it has lost its name already."""
+        if not self.folder.is_there():  # what stands there now is another's
+            return
         gone = self.path.with_name(self.path.name + "-gone")
-        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
+            remove(gone)
         try:
             os.rename(self.path, gone)
         except OSError:
             gone = self.path
-        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(OSError):
+            self.folder.remove_contents()
+            os.rmdir(gone)
 
 
 class PartDirectory(Hold):
     """``.NAME.alnico-part`` beside the target, held by one process: use it in ``with``.
 
-    Errors: OutputError if another process holds it.
+    Errors: OutputError if another process holds it, if it is not ours alone, or if what stands under the output's name cannot be replaced.
     """
 
     def __init__(self, out: Path) -> None:
@@ -140,27 +206,47 @@ class PartDirectory(Hold):
         super().__enter__()
         return self
 
+    def check(self) -> None:
+        super().check()
+        self._check_old()
+        check_replaceable(self.out)
+
+    def _check_old(self) -> None:
+        """Refuse an old model, set aside by an interrupted run, that is another user's. Errors: OutputError."""
+        try:
+            fault = owner_fault_at(self.old)
+        except OSError:
+            return
+        if fault is not None:
+            raise OutputError(
+                f"{self.out}: {self.old} stands beside it, where the model is put that --overwrite replaces, and {fault}; expected nothing, or "
+                "what a run of yours left. Choose another output, or remove it."
+            )
+
     def used_bytes(self) -> int:
         """Bytes on the disk that an interrupted merge holds."""
-        return sum(p.stat().st_blocks * 512 for p in self.model.rglob("*")) if self.model.exists() else 0
+        return sum(p.lstat().st_blocks * 512 for p in self.model.rglob("*")) if self.model.exists() else 0
 
     def clear(self) -> None:
-        """Forget an unfinished merge."""
-        for path in (*self.path.glob("journal*"), *self.path.glob(f"{MARK}*")):
-            path.unlink()
-        shutil.rmtree(self.model, ignore_errors=True)
+        """Forget an unfinished merge. Errors: RunError."""
+        self._empty(lambda name: not name.startswith(("journal", MARK)) and name != self.model.name)
 
     def remove_contents(self) -> None:
-        """Remove all but the lock: for what is never taken up."""
-        for path in self.path.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
-            elif path.name != "lock":
-                path.unlink()
+        """Remove all but the lock: for what is never taken up. Errors: RunError."""
+        self._empty(lambda name: name == "lock")
+
+    def _empty(self, keep: Callable[[str], bool]) -> None:
+        try:
+            self.folder.remove_contents(keep)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be emptied ({error.strerror}). Check the disk, or choose another output."
+            ) from None
 
     def mend(self) -> None:
         """Give the old model its name back, if a crash between two renames took it."""
         if os.path.lexists(self.old) and not os.path.lexists(self.out):
+            self._check_old()
             os.rename(self.old, self.out)
             sync_directory(self.out.parent)
 
@@ -176,14 +262,16 @@ class PartDirectory(Hold):
         Errors: OutputError if something came to stand there meanwhile; RunError. What stood there before stands there after them.
         """
         finished = self.model / single_file if single_file else self.model
+        self.check_still_there()
         try:
-            replace_file(mark or self.path / MARK, json.dumps({"fingerprint": fingerprint, "witness": _witness(finished)}))
+            text = json.dumps({"fingerprint": fingerprint, "witness": _witness(finished)})
+            replace_file(*((mark, text) if mark else (self.path / MARK, text, self.folder)))
             if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
                 self.out.rmdir()
             if os.path.lexists(self.out) and overwrite:
                 self._replace(finished)
             else:
-                rename_new(finished, self.out)
+                rename_new(finished, self.out, self.folder)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise OutputError(
@@ -197,27 +285,46 @@ class PartDirectory(Hold):
         except RunError as error:
             raise RunError(f"{error} The finished model stands under {self.out}, as long as the machine runs.") from None
         with suppress(OSError):  # the next run here removes it
-            _remove(self.old)
+            remove(self.old)
         self.remove()
 
     def _replace(self, finished: Path) -> None:
         """Put the finished model in the place of the old one, which goes into this directory, or beside it and is then removed."""
-        if exchange(finished, self.out):
+        if exchange(finished, self.out, self.folder):
             return
-        _remove(self.old)
+        remove(self.old)
         os.rename(self.out, self.old)
         try:
-            os.rename(finished, self.out)
+            name, directory = reach(finished, self.folder)
+            os.rename(name, self.out, src_dir_fd=directory)
         except OSError:
             os.rename(self.old, self.out)
             raise
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def check_replaceable(out: Path) -> None:
+    """Refuse a place where something stands that the system will not let us rename: another user's in a folder such as ``/tmp``, whose
+    sticky bit leaves that to its owner, or a folder that we cannot write, which cannot be moved into another. Errors: OutputError.
+    """
+    user = user_id()
+    if not user:  # the administrator, or a system without users
+        return
+    try:
+        status, above = os.lstat(out), os.stat(out.parent)
+        is_kept = bool(above.st_mode & stat.S_ISVTX) and above.st_uid != user
+        is_ours = status.st_uid == user or owner_fault_at(out) in (None, "is a link")
+    except OSError:
+        return
+    if is_kept and not is_ours:
+        raise OutputError(
+            f"{out}: stands there already and belongs to {name_of(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
+            "it. Choose another output."
+        )
+    if stat.S_ISDIR(status.st_mode) and any(out.iterdir()) and not os.access(out, os.W_OK, effective_ids=HAS_DESCRIPTORS):
+        raise OutputError(
+            f"{out}: stands there already, and you cannot write into it (its mode is {stat.S_IMODE(status.st_mode):04o}), so it cannot be replaced. "
+            f"Choose another output, or remove it."
+        )
 
 
 def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:

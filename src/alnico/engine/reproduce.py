@@ -23,7 +23,8 @@ from alnico.engine.lock import Lock, listed_files, read_lock
 from alnico.engine.run import Watcher
 from alnico.engine.stages import run_stages
 from alnico.engine.verify import check_headers, made_by_no_recipe, open_lock, opened
-from alnico.errors import UncheckedError, VerificationError
+from alnico.errors import OutputError, UncheckedError, VerificationError
+from alnico.folders import owner_fault_at, remove
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
@@ -66,7 +67,7 @@ def reproduce(
     check_places(lock, again)
     target = new or out.parent / f".{out.name}.alnico-again"
     if new is None:
-        shutil.rmtree(target, ignore_errors=True)  # a finished one, that a killed comparison left
+        _remove_earlier(target)
     with opened(out) as model:
         check_headers(out, lock, model)
         _merge(lock, again, target, model, version, restart, watch)
@@ -77,6 +78,23 @@ def reproduce(
         shutil.rmtree(target, ignore_errors=True)
     seconds = time.perf_counter() - begin
     return Reproduction(str(out), str(new) if new else None, len(lock.tensors), files, size, (lock.version, version), seconds)
+
+
+def _remove_earlier(target: Path) -> None:
+    """Remove a finished second merge that a killed comparison left. Errors: OutputError where it is another user's, or stays."""
+    try:
+        fault = owner_fault_at(target)
+        if fault is None:
+            remove(target)
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fault = f"cannot be removed ({error.strerror})"
+    raise OutputError(
+        f"{target}: stands where the second merge is made, and {fault}; expected nothing, or what an earlier comparison of yours left. Remove it, "
+        "or give a place for the second merge."
+    )
 
 
 def _merge(lock: Lock, again: Again, target: Path, like: FileModel, version: str, restart: bool, watch: Watcher | None) -> None:

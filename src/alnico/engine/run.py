@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, worke
 from alnico.engine.weigh import weigh
 from alnico.engine.whole import WholeMatrices, rounding_kernel
 from alnico.errors import AlnicoError, MismatchError, ModelError, RunError, VerificationError, visible
+from alnico.folders import Folder, make_folder, remove
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
 from alnico.numerics.blas import one_blas_thread
@@ -102,21 +102,21 @@ def run_plan(
             if not found:
                 part.clear()
             try:
-                part.model.mkdir(exist_ok=True)
-                sync_directory(part.path)
+                make_folder(part.model, part.folder)
+                sync_directory(part.path, part.folder)
             except OSError as error:
                 raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
             try:
                 before = states_of(_read_from(plan, single))
                 plan = plan if found else judge(plan, caller)
-                files = OutputFiles(part.model, plan.shards)
+                files = OutputFiles(part.model, plan.shards, part.folder)
                 run = _merge(plan, part, files, fingerprint, found, watch)
                 plan = run.plan
                 _refuse_changed(plan, before, run.records)
                 _complete(plan, part, files, run.records, version, single)
                 _refuse_changed(plan, before, run.records)
                 files.finish()
-                sync_directory(part.model)
+                sync_directory(part.model, part.folder)
             except RunError:
                 raise
             except AlnicoError as error:
@@ -183,7 +183,7 @@ def _merge(
         jobs = {job.name: job for job in plan.jobs}
         kept = [r for r in found.records if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
         found = Done(kept, found.facts, found.norms)
-        journal = Journal(part.path, fingerprint, files.sync, found)
+        journal = Journal(part.path, fingerprint, files.sync, found, part.folder)
         try:
             run = Run(weigh(plan, found.norms, watch, journal.weighed), files, journal, found, watch)
             run.all()
@@ -640,30 +640,29 @@ def _complete(
         raise VerificationError(f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again.")
     if single is not None:
         return
-    _remove_others(part.model, {files.path(shard.name) for shard in plan.shards})
+    _remove_others(part.model, {files.path(shard.name) for shard in plan.shards}, part.folder)
     donor = plan.sources[plan.donor]
     if donor.directory is not None:
-        copy_side_files(donor.directory, part.model, plan.left | set(plan.files))
-        write_config(donor.directory, plan.config, plan.dtype, part.model)
+        copy_side_files(donor.directory, part.model, plan.left | set(plan.files), part.folder)
+        write_config(donor.directory, plan.config, plan.dtype, part.model, part.folder)
     for name, data in plan.files.items():
-        write_file(part.model / name, data)
+        write_file(part.model / name, data, part.folder)
     texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan, version)}
     texts |= indices_of(plan.shards)
     for name, text in texts.items():
-        write_file(part.model / name, text)
+        write_file(part.model / name, text, part.folder)
     unfinished = {files.path(shard.name).relative_to(part.model).as_posix() for shard in plan.shards}
-    write_file(part.model / LOCK, lock_of(plan, records, version, files_of(part.model, shards, unfinished)))
-    sync_tree(part.model)
+    lock = lock_of(plan, records, version, files_of(part.model, shards, unfinished))
+    write_file(part.model / LOCK, lock, part.folder)
+    sync_tree(part.model, part.folder)
 
 
-def _remove_others(folder: Path, own: set[Path]) -> None:
+def _remove_others(folder: Path, own: set[Path], inside: Folder) -> None:
     """Remove what an earlier run put beside its weights: it is put there anew."""
     for path in folder.iterdir():
         if path in own:
             continue
         if any(path in place.parents for place in own):
-            _remove_others(path, own)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+            _remove_others(path, own, inside)
         else:
-            path.unlink()
+            remove(path, inside)

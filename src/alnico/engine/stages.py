@@ -77,6 +77,7 @@ def run_stages(
         for plan in planned:
             if not work.exists() or _others(out, targets):
                 check_target(out, plan, overwrite)
+        Hold(work, out).check()
         _check_disk(planned, out, [work, *targets.values()])
         with Hold(work, out) as held:
             for stage in stages:
@@ -103,7 +104,7 @@ def run_stages(
 def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> None:
     """Refuse outputs that do not fit the disk together; what earlier runs left in ``places`` counts. Errors: ResourceError."""
     folder = existing_folder(out)
-    held = sum(p.stat().st_blocks * 512 for place in places for p in place.rglob("*") if p.is_file())
+    held = sum(p.lstat().st_blocks * 512 for place in places for p in place.rglob("*"))
     needed = sum(plan.bytes_to_write for plan in plans) + DISK_MARGIN_BYTES - held
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -17,6 +17,7 @@ from alnico.checkpoint.adapter import PREFIX, Adapter, open_adapter
 from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.engine.output import PartDirectory, check_place, check_room
 from alnico.errors import MethodError, MismatchError, ModelError, OutputError, RecipeError, ResourceError, RunError
+from alnico.folders import make_folder
 from alnico.lora.aligned import Module, Saved, aligned, check_bases, saved_tensors
 from alnico.lora.asked import Asked, asked
 from alnico.lora.combined_files import card, config_of, lock, text
@@ -169,7 +170,7 @@ def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: C
     folder = part.path / "factors"
     done = []
     try:
-        folder.mkdir(exist_ok=True)
+        make_folder(folder, part.folder)
         for i, module in enumerate(modules):
             piece = make(module)
             path = folder / f"{i}.npz"

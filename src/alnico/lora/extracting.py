@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 import math
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from alnico.engine.judge import TENSORS, Place, is_matrix, look, spread
 from alnico.engine.output import PartDirectory, check_place, check_room
 from alnico.engine.threads import check, do_all
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
+from alnico.folders import remove
 from alnico.kernels.shape import ARITHMETIC
 from alnico.lora.decomposing import EmbeddingsChoice, OthersChoice, Saved, Subject, Subjects, module_names, saved_of, subjects_of
 from alnico.lora.deltas import CHECKED_ELEMENTS, Delta, Room, fit, real_of
@@ -304,13 +304,14 @@ class _Work:
             0.0,
             len(spool.done),
         )
-        shutil.rmtree(part.model, ignore_errors=True)  # of a run that was ended while it wrote the adapter
+        with suppress(OSError):
+            remove(part.model, part.folder)  # of a run that was ended while it wrote the adapter
         files = self._write(part, spool, found, reference)
         found = replace(found, byte_size=files.byte_size)
         if verify:
             found = self._verified(part, found)
         try:
-            write_file(part.model / REPORT, laid_out(found.data()) + "\n")
+            write_file(part.model / REPORT, laid_out(found.data()) + "\n", part.folder)
         except OSError as error:
             raise RunError(f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk.") from None
         files.lock(self._locked(), __version__)

@@ -15,6 +15,7 @@ from alnico.engine.journal import Done, Record
 from alnico.engine.output import PartDirectory
 from alnico.engine.run import Output, Run
 from alnico.errors import RunError
+from alnico.folders import make_folder
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES, decode
 from alnico.plan.build import build_plan
@@ -61,10 +62,10 @@ class Merging:
         job = self._jobs[name]
         folder = part.path / "merged"
         try:
-            folder.mkdir(exist_ok=True)
+            make_folder(folder, part.folder)
         except OSError as error:
             raise RunError(f"{folder}: cannot be made ({error.strerror}). Choose another output.") from None
-        files = OutputFiles(folder, cut([(name, job.dtype, job.shape)], 1, "merged"))
+        files = OutputFiles(folder, cut([(name, job.dtype, job.shape)], 1, "merged"), part.folder)
         merged = Merged(name, job.dtype, job.shape, files)
         try:
             self._run(name, files)

@@ -15,6 +15,7 @@ from alnico.checkpoint.files import read_fully, write_fully
 from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.output import PartDirectory
 from alnico.errors import ModelError, RunError
+from alnico.folders import open_to_write
 from alnico.numerics.randomized import Factors
 
 NAME = "factors.spool"
@@ -34,7 +35,7 @@ class Spool:
         if not found:
             part.clear()
         try:
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | (0 if found else os.O_TRUNC), 0o666)
+            self._descriptor = open_to_write(self._path, part.folder, flags=os.O_RDWR | os.O_CREAT | (0 if found else os.O_TRUNC))
         except OSError as error:
             raise RunError(f"{self._path}: cannot be made ({error.strerror}). Choose another output.") from None
         self._held: dict[str, tuple[int, dict[str, Any]]] = {r.tensor: _place(r) for r in found.records}
@@ -42,7 +43,7 @@ class Spool:
         self._held = {r.tensor: self._held[r.tensor] for r in kept}
         self._end = max((at + sum(entry["bytes"]) for at, entry in self._held.values()), default=0)
         self.done = frozenset(self._held)
-        self._journal = Journal(part.path, fingerprint, self._sync, Done(kept))
+        self._journal = Journal(part.path, fingerprint, self._sync, Done(kept), part.folder)
 
     def _is_whole(self, record: Record) -> bool:
         """Are the factors of a finished matrix what the journal says?"""

@@ -24,6 +24,7 @@ from alnico.engine.lock import HASH, files_of
 from alnico.engine.output import PartDirectory
 from alnico.engine.whole import rounding_kernel
 from alnico.errors import NonFiniteError, RunError
+from alnico.folders import make_folder
 from alnico.kernels.build import compiled
 from alnico.kernels.shape import ARITHMETIC, CODES
 from alnico.numerics.dtypes import DTYPES
@@ -133,10 +134,10 @@ class AdapterFiles:
         self._shard: OutputShard = cut(adapter.tensors(), 1, WEIGHTS[0])[0]
         self.digests: dict[str, str] = {}
         try:
-            part.model.mkdir(exist_ok=True)
+            make_folder(part.model, part.folder)
         except OSError as error:
             raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
-        self._files = OutputFiles(part.model, [self._shard])
+        self._files = OutputFiles(part.model, [self._shard], part.folder)
 
     @property
     def byte_size(self) -> int:
@@ -176,11 +177,11 @@ class AdapterFiles:
         files = files_of(self._part.model, [open_shard(self._part.model / WEIGHTS[0])])
         whole = {"alnico": version, "arithmetic": ARITHMETIC, "hash": HASH, **done, "output": output, "files": files}
         self._put(LOCK, laid_out(whole) + "\n")
-        sync_tree(self._part.model)
+        sync_tree(self._part.model, self._part.folder)
 
     def _put(self, name: str, text: str) -> None:
         try:
-            write_file(self._part.model / name, text)
+            write_file(self._part.model / name, text, self._part.folder)
         except OSError as error:
             raise RunError(
                 f"{self._part.model / name}: cannot be written ({error.strerror}). Make room or check the disk."

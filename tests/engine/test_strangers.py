@@ -1,0 +1,363 @@
+"""Unfinished work beside an output is taken up only where it is ours alone: what a stranger left there is refused, and no link in it is followed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import alnico
+from alnico.engine.events import Event, TensorDone
+from alnico.errors import OutputError
+from alnico.lora.combining import combine
+from alnico.lora.extracting import extract
+from alnico.lora.folding import fold
+from lora import made_adapters
+from made import family
+from small_merges import everything, made_recipe, merged
+
+STRANGER = 65534
+as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make files of another user")
+pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no owners")
+
+CHAIN = """\
+name: first
+merge_method: linear
+models: [{0}/tuned-0, {0}/tuned-1]
+---
+merge_method: linear
+models: [first, {0}/base]
+"""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models, adapters and recipes."""
+    root = tmp_path_factory.mktemp("models")
+    family(root, 2, dtype="F32", hidden=16)
+    made_recipe(root / "small")
+    (root / "chain.yml").write_text(CHAIN.format(root))
+    for i in range(2):
+        tensors = made_adapters.factors("model.layers.0.self_attn.q_proj", 16, 16, 2, i)
+        made_adapters.save(root / f"adapter-{i}", tensors, r=2, lora_alpha=2, target_modules=["q_proj"])
+    return root
+
+
+COMMANDS: dict[str, tuple[str, Callable[[Path, Path], Any]]] = {
+    "merge": ("part", lambda models, out: merged(models / "small" / "recipe.yml", out)),
+    "stages": ("stages", lambda models, out: alnico.merge_all(models / "chain.yml", out)),
+    "fold": ("part", lambda models, out: fold(models / "base", [models / "adapter-0"], out)),
+    "combine": ("part", lambda models, out: combine([models / "adapter-0", models / "adapter-1"], out)),
+    "extract": ("part", lambda models, out: extract(models / "tuned-0", models / "base", out, rank=2)),
+    "analyze": ("analysis", lambda models, out: alnico.analyze([models / "tuned-0"], base=models / "base", out=out)),
+}
+
+
+def a_folder_that_all_write(place: Path, _: Path) -> str:
+    place.mkdir()
+    place.chmod(0o777)
+    return f"{place} can be written by others (its mode is 0777)"
+
+
+def a_link(place: Path, victim: Path) -> str:
+    place.symlink_to(victim)
+    return f"{place} is a link"
+
+
+def a_lock_that_is_a_link(place: Path, victim: Path) -> str:
+    place.mkdir(0o700)
+    (place / "lock").symlink_to(victim / "precious")
+    return f"{place}/lock is a link"
+
+
+def a_journal_that_is_a_link(place: Path, victim: Path) -> str:
+    place.mkdir(0o700)
+    (place / "journal.jsonl.tmp").symlink_to(victim / "precious")
+    return f"{place}/journal.jsonl.tmp is a link"
+
+
+def a_model_that_is_a_link(place: Path, victim: Path) -> str:
+    place.mkdir(0o700)
+    (place / "model").symlink_to(victim)
+    return f"{place}/model is a link"
+
+
+def a_pipe(place: Path, _: Path) -> str:
+    place.mkdir(0o700)
+    (place / "model").mkdir()
+    os.mkfifo(place / "model" / "config.json")
+    return f"{place}/model/config.json is a pipe or a device"
+
+
+def a_file_that_all_write(place: Path, _: Path) -> str:
+    place.mkdir(0o755)
+    (place / "journal.jsonl").write_text("")
+    (place / "journal.jsonl").chmod(0o666)
+    return f"{place}/journal.jsonl can be written by others (its mode is 0666)"
+
+
+def a_folder_of_another(place: Path, _: Path) -> str:
+    place.mkdir(0o755)
+    os.chown(place, STRANGER, STRANGER)
+    return f"{place} belongs to the user nobody ({STRANGER})"
+
+
+def a_file_of_another(place: Path, _: Path) -> str:
+    place.mkdir(0o700)
+    (place / "journal.jsonl").write_text("")
+    os.chown(place / "journal.jsonl", STRANGER, STRANGER)
+    return f"{place}/journal.jsonl belongs to the user nobody ({STRANGER})"
+
+
+PLANTED = [
+    a_folder_that_all_write, a_link, a_lock_that_is_a_link, a_journal_that_is_a_link, a_model_that_is_a_link, a_pipe, a_file_that_all_write,
+    pytest.param(a_folder_of_another, marks=as_root), pytest.param(a_file_of_another, marks=as_root),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("plant", PLANTED)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_another_user_may_have_planted_is_refused_and_no_link_is_followed(
+    command: str, plant: Callable[[Path, Path], str], models: Path, tmp_path: Path
+) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "precious").write_text("mine")
+    out = tmp_path / "out"
+    kind, run = COMMANDS[command]
+    place = tmp_path / f".out.alnico-{kind}"
+    fault = plant(place, victim)
+    before = sorted(os.walk(place))
+    with pytest.raises(OutputError) as caught:
+        run(models, out)
+    assert caught.value.exit_code == 8
+    assert str(caught.value) == (
+        f"{out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody else can "
+        f"write. Choose another output, or, if you know what it is, remove {place}."
+    )
+    assert everything(victim) == {"precious": b"mine"}
+    assert sorted(os.walk(place)) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == [place.name, "victim"]
+
+
+def interrupted(models: Path, out: Path) -> Path:
+    """Interrupt a merge after its second tensor; returns the folder of what it has done."""
+    done: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            done.append(event.tensor)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(models / "small" / "recipe.yml", out, watch=watch)
+    return out.parent / f".{out.name}.alnico-part"
+
+
+@as_root
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_strangers_finished_tensors_are_not_published(restart: bool, models: Path, tmp_path: Path) -> None:
+    part = interrupted(models, tmp_path / "out")
+    for path in (part, *part.rglob("*")):
+        os.chown(path, STRANGER, STRANGER)
+    with pytest.raises(OutputError, match=r"belongs to the user nobody \(65534\)"):
+        merged(models / "small" / "recipe.yml", tmp_path / "out", restart=restart)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_user_is_told_by_the_effective_id(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from alnico import folders
+
+    part = interrupted(models, tmp_path / "out")
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    monkeypatch.setattr(folders, "_made_beside", lambda *_: None)
+    with pytest.raises(OutputError, match=f"{part} belongs to"):
+        merged(models / "small" / "recipe.yml", tmp_path / "out")
+
+
+def test_a_file_system_without_owners_or_modes_is_worked_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As FAT, or a network disk that gives all files to one user: what is made there looks like that, too."""
+    real_fstat, real_stat = os.fstat, os.stat
+
+    def of_another(status: os.stat_result) -> SimpleNamespace:
+        fields = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+        return SimpleNamespace(**{**fields, "st_mode": status.st_mode | 0o777, "st_uid": status.st_uid + 7})
+
+    monkeypatch.setattr(os, "fstat", lambda *a, **k: of_another(real_fstat(*a, **k)))
+    monkeypatch.setattr(os, "stat", lambda *a, **k: of_another(real_stat(*a, **k)))
+    interrupted(models, tmp_path / "out")
+    assert merged(models / "small" / "recipe.yml", tmp_path / "out").resumed == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["out", "out.safetensors"])
+@pytest.mark.parametrize("umask", [0o002, 0o022, 0o077])
+def test_unfinished_work_is_closed_to_others_and_the_output_has_the_modes_of_the_umask(
+    umask: int, name: str, models: Path, tmp_path: Path
+) -> None:
+    modes: set[int] = set()
+    part = tmp_path / f".{name}.alnico-part"
+
+    def seen(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            modes.add(part.stat().st_mode & 0o777)
+
+    before = os.umask(umask)
+    try:
+        merged(models / "small" / "recipe.yml", tmp_path / name, watch=seen)
+        assert modes == {0o700}
+        interrupted(models, tmp_path / f"again-{name}")
+        assert merged(models / "small" / "recipe.yml", tmp_path / f"again-{name}").resumed == 2
+    finally:
+        os.umask(before)
+    for out in (tmp_path / name, tmp_path / f"again-{name}"):
+        files = [p for p in (out, *out.rglob("*")) if p.is_file()]
+        assert {p.stat().st_mode & 0o777 for p in files} == {0o666 & ~umask}
+        if name == "out":
+            assert out.stat().st_mode & 0o777 == 0o777 & ~umask
+
+
+def test_a_folder_that_gives_its_group_to_what_is_in_it_gives_it_to_the_output(models: Path, tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o2775)
+    merged(models / "small" / "recipe.yml", shared / "out")
+    assert (shared / "out").stat().st_mode & stat.S_ISGID
+
+
+def test_a_folder_put_in_the_place_of_the_unfinished_one_is_not_written_nor_removed(models: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    (victim / "model").mkdir(parents=True)
+    for name in ("model/config.json", "model/mine.txt", "journal.jsonl", "published.json"):
+        (victim / name).write_text("mine")
+    part = tmp_path / ".out.alnico-part"
+    before = everything(victim)
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone) and not part.is_symlink():
+            part.rename(tmp_path / "moved")
+            part.symlink_to(victim)
+
+    with pytest.raises(alnico.errors.AlnicoError):
+        merged(models / "small" / "recipe.yml", tmp_path / "out", watch=watch)
+    assert everything(victim) == before
+    assert part.is_symlink()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("what", ["link", "another's"])
+def test_an_old_model_that_no_run_of_ours_set_aside_is_neither_removed_nor_renamed(what: str, models: Path, tmp_path: Path) -> None:
+    if what == "another's" and os.geteuid() != 0:
+        pytest.skip("only root can make files of another user")
+    interrupted(models, tmp_path / "out")
+    old, victim = tmp_path / ".out.alnico-old", tmp_path / "victim"
+    victim.mkdir()
+    (victim / "config.json").write_text("mine")
+    if what == "link":
+        old.symlink_to(victim)
+    else:
+        shutil.copytree(victim, old)
+        os.chown(old, STRANGER, STRANGER)
+    with pytest.raises(OutputError, match=r"\.alnico-old .*(belongs to the user nobody|is a link)"):
+        merged(models / "small" / "recipe.yml", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert everything(victim) == {"config.json": b"mine"}
+    assert os.path.lexists(old)
+
+
+@as_root
+def test_a_second_merge_of_a_stranger_is_not_compared(models: Path, tmp_path: Path) -> None:
+    merged(models / "small" / "recipe.yml", tmp_path / "out")
+    again = tmp_path / ".out.alnico-again"
+    shutil.copytree(tmp_path / "out", again)
+    os.chown(again, STRANGER, STRANGER)
+    with pytest.raises(OutputError, match=r"\.out\.alnico-again.*belongs to the user nobody"):
+        alnico.reproduce(tmp_path / "out")
+    assert again.exists()
+
+
+@contextmanager
+def as_user(user: int) -> Iterator[None]:
+    """Act as another user, in this process."""
+    os.setegid(user)
+    os.seteuid(user)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)
+
+
+@pytest.fixture
+def shared() -> Iterator[Path]:
+    """A folder like /tmp, which every user reaches."""
+    with tempfile.TemporaryDirectory(prefix="alnico-test-", dir="/tmp") as folder:
+        Path(folder).chmod(0o1777)
+        yield Path(folder)
+
+
+def read_by_all(recipe: Path) -> Path:
+    for path in recipe.parent.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    return recipe
+
+
+@as_root
+def test_in_a_sticky_folder_an_output_of_another_user_is_refused_before_the_merge(shared: Path) -> None:
+    recipe = read_by_all(made_recipe(shared))
+    merged(recipe, shared / "out")  # and kernels are compiled
+    before = everything(shared / "out")
+    with as_user(STRANGER):
+        begun: list[Event] = []
+        with pytest.raises(OutputError) as caught:
+            merged(recipe, shared / "out", overwrite=True, watch=begun.append)
+        assert str(caught.value) == (
+            f"{shared}/out: stands there already and belongs to the user root (0); in {shared}, which has the sticky bit, only they can "
+            "rename it. Choose another output."
+        )
+        assert not begun
+        merged(recipe, shared / "mine")
+        merged(recipe, shared / "mine", overwrite=True)
+    assert everything(shared / "out") == before
+    assert (shared / "mine").stat().st_uid == STRANGER
+    assert not list(shared.glob(".*"))
+
+
+@as_root
+def test_an_output_that_we_may_not_write_is_refused_before_the_merge(shared: Path) -> None:
+    recipe = read_by_all(made_recipe(shared))
+    with as_user(STRANGER):
+        (shared / "own").mkdir()
+        merged(recipe, shared / "own" / "out")
+        (shared / "own" / "out").chmod(0o555)
+        with pytest.raises(OutputError, match=r"you cannot write into it \(its mode is 0555\), so it cannot be replaced"):
+            merged(recipe, shared / "own" / "out", overwrite=True)
+        (shared / "own" / "out").chmod(0o755)
+        merged(recipe, shared / "own" / "out", overwrite=True)
+
+
+@as_root
+def test_another_user_cannot_hold_our_lock(shared: Path) -> None:
+    recipe = read_by_all(made_recipe(shared))
+    seen: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            with as_user(STRANGER):
+                try:
+                    os.close(os.open(shared / ".out.alnico-part" / "lock", os.O_RDONLY))
+                except PermissionError:
+                    seen.append("refused")
+
+    merged(recipe, shared / "out", watch=watch)
+    assert seen
