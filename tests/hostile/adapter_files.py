@@ -117,6 +117,15 @@ def joined(folder: Path) -> Read:
     return read
 
 
+def slow_pattern(folder: Path) -> Read:
+    """A pattern that follows a long name again and again."""
+    head = f"base_model.model.{'x' * 8_000}"
+    return adapted(
+        tensors={f"{head}.lora_A.weight": ("F32", (2, 6)), f"{head}.lora_B.weight": ("F32", (4, 2))},
+        rank_pattern={"(x*y|)" * 200: 2},
+    )(folder)
+
+
 def no_name(_: Path) -> Read:
     return lambda: open_adapter("x" * 5000)
 
@@ -126,7 +135,9 @@ ADAPTER_FILES = (
     Malformed("a rank is {}", "a rank is '2'", adapted(rank_pattern={"q": "2"})),
     Malformed("no adapter says which factors are whose", "a pattern is for one of up and down", packed(PAIR, ["experts.up", "experts.down"], rank_pattern={"up": 1})),
     Malformed("an alpha is {}", "an alpha is inf", adapted(config=json.dumps(CONFIG | {"lora_alpha": 1}).replace('"lora_alpha": 1', '"lora_alpha": 1e400'))),
-    Malformed("repetitions at most and none of groups", "none of groups", adapted(rank_pattern={"(q+)+": 2})),
+    Malformed("has the pattern {}, which {}", "rank_pattern has the pattern", adapted(rank_pattern={r"(.*)(.*)\1": 2})),
+    Malformed("the pattern {} of {} {}", "of rank_pattern takes too many steps", slow_pattern),
+    Malformed("has {} patterns for {} tensors", "has 257 patterns for 2 tensors", adapted(rank_pattern={f"q[{i}]": 2 for i in range(257)})),
     Malformed("without which its scale cannot be told", "has no lora_alpha", adapted(config={"peft_type": "LORA", "r": 2})),
     Malformed("target_parameters is {}, expected a list of names", "expected a list of names", adapted(target_parameters={"q": 1})),
     Malformed("both stand for", "both stand for 'n.weight'", adapted(tensors=LORA | TWICE)),
@@ -152,7 +163,7 @@ ADAPTER_FILES = (
     Malformed("differ, and stand for tensors that are tied", "stand for tensors that are tied", differing),
     Malformed("{} | as many columns as {}", "as many columns as x.Wqkv.weight", joined),
     Malformed("differ, and are factors of one tied tensor", "are factors of one tied tensor", other_factors),
-    Malformed("the rank or alpha of {} cannot be told", "cannot be told (", adapted(rank_pattern={"(": 2})),
+    Malformed("the rank or alpha of {} cannot be told", "cannot be told (", adapted(lora_alpha=[])),
     Malformed("the adapter has {} without its lora_A or lora_B", "without its lora_A or lora_B", adapted(tensors={f"{Q}.lora_A.weight": ("F32", (2, 6))})),
     Malformed("has rank {}, {} says {}; they must agree", "has rank 2, adapter_config.json says 3", adapted(r=3)),
     Malformed("expected numbers in floating point. Use another adapter or base", "q.base_layer.weight is I32, expected numbers", adapted(tensors={"base_model.model.q.lora_A.weight": ("F32", (2, 6)), "base_model.model.q.lora_B.weight": ("F32", (4, 2)), "base_model.model.q.base_layer.weight": ("I32", (4, 6))})),

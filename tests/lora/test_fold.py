@@ -259,9 +259,10 @@ def change(tmp_path: Path, config: dict[str, object] | None = None, drop: str = 
             "a: adapter_config.json: peft_type is 'LOHA', expected 'LORA'. Merge this adapter into its base with PEFT, and give that.",
         ),
         (
-            {"config": {"rank_pattern": {"(a+)+b": 4}}},
-            "a: adapter_config.json: rank_pattern has the pattern '(a+)+b'; expected names of modules, or expressions with 3 repetitions "
-            "at most and none of groups. Write the modules out.",
+            {"config": {"rank_pattern": {"(a+)(b+)\\1": 4}}},
+            "a: adapter_config.json: rank_pattern has the pattern '(a+)(b+)\\\\1', which has a reference to a group, an atomic group or a "
+            "possessive repetition, which are matched only beside one other repetition at most; expected names of modules, or a short "
+            "regular expression. Do not use this adapter, or write the modules out.",
         ),
         (
             {"A": np.ones((3, 21))},

@@ -6,6 +6,7 @@ The format is PEFT's; LoRA is Hu et al. 2021 (https://arxiv.org/abs/2106.09685),
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -16,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint import patterns
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.model import FileModel, is_hub_reference, open_shard, read_json, read_tensor
 from alnico.errors import ModelError, NonFiniteError
@@ -43,8 +45,12 @@ HARMLESS = frozenset((
 INSIDE = ".base_layer.out_proj"
 """How the output projection of torch's ``nn.MultiheadAttention`` ends in PEFT, which wraps attention and projection."""
 
-MAX_REPEATS = 3
-"""Most quantifiers in a pattern of the config: matching then takes no longer than its length to that power."""
+PLAIN = re.compile(r"[\w.]+")
+"""A pattern of the config that is the name of a module, in which a point fits any character."""
+MAX_EXPRESSIONS = 256
+"""Patterns of a config that are no plain names; those that people write are a few."""
+MAX_COMPARED = 50_000_000
+"""Patterns times tensors of an adapter: to compare as many takes some ten seconds."""
 
 KEEPS_THE_BASE = (None, True, False, "gaussian", "eva", "orthogonal")
 """Ways to begin that leave the base's weights as they are; pissa, olora, corda, loftq and the like change them."""
@@ -226,12 +232,9 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
             raise ModelError(
                 f"{where}: {key} is {str(config[key])[:60]!r}, expected a mapping from modules to numbers. Check the adapter."
             )
-        for pattern in config.get(key) or {}:
-            if not _is_quick(pattern):
-                raise ModelError(
-                    f"{where}: {key} has the pattern {pattern[:60]!r}; expected names of modules, or expressions with {MAX_REPEATS} "
-                    "repetitions at most and none of groups. Write the modules out."
-                )
+        _check_patterns(where, key, config.get(key) or {}, len(files.tensors))
+    if isinstance(config.get("target_modules"), str):
+        _check_patterns(where, "target_modules", [config["target_modules"]], len(files.tensors))
     for key in ("r", "lora_alpha"):
         if key not in config:
             raise ModelError(f"{where}: has no {key}, without which its scale cannot be told. Get the adapter from its source.")
@@ -239,6 +242,24 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise ModelError(f"{where}: target_parameters is {str(named)[:60]!r}, expected a list of names. Check the adapter.")
     return config
+
+
+def _check_patterns(where: str, key: str, given: Collection[str], tensors: int) -> None:
+    """Refuse patterns that take for ever, one by one or all together. Errors: ModelError."""
+    expressions = [pattern for pattern in given if not PLAIN.fullmatch(pattern)]
+    if len(expressions) > MAX_EXPRESSIONS or len(given) * tensors > MAX_COMPARED:
+        raise ModelError(
+            f"{where}: {key} has {len(given)} patterns for {tensors} tensors, {len(expressions)} of them regular expressions; expected "
+            f"at most {MAX_EXPRESSIONS} expressions, and a pattern for each module at most. Write the modules out, or use fewer patterns."
+        )
+    for pattern in expressions:
+        try:
+            patterns.check(pattern if key == "target_modules" else _at_the_end(pattern))
+        except patterns.PatternError as error:
+            raise ModelError(
+                f"{where}: {key} has the pattern {patterns.shown(pattern)}, which {error}; expected names of modules, or a short regular "
+                "expression. Do not use this adapter, or write the modules out."
+            ) from None
 
 
 def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
@@ -314,29 +335,54 @@ def is_trained(config: Mapping[str, Any], name: str) -> bool:
 
 def is_saved_module(config: Mapping[str, Any], name: str) -> bool:
     """Is a tensor inside of a module that ``modules_to_save`` names? PEFT takes what ends with a word, "norm" for "input_layernorm" too."""
+    words, lengths = _words(_Same(config.get("modules_to_save")))
     parts = name.split(".")[:-1]
-    inside = [".".join(parts[: i + 1]) for i in range(len(parts))]
-    return any(name.endswith(word) for word in _texts(config.get("modules_to_save")) for name in inside)
+    inside = itertools.accumulate(parts, lambda above, part: f"{above}.{part}")
+    return any(module[len(module) - n :] in words for module in inside for n in lengths if n <= len(module))
 
 
 def is_targeted(config: Mapping[str, Any], module: str) -> bool:
-    """Do ``target_modules`` name a module: by an ending in a list, by an expression for the whole name in a text?"""
+    """Do ``target_modules`` name a module: by an ending in a list, by an expression for the whole name in a text?
+
+    Errors: ModelError for an expression that takes too long.
+    """
     targets = config.get("target_modules")
     if isinstance(targets, str):
-        try:
-            return _is_quick(targets) and re.fullmatch(targets, module) is not None
-        except re.error:
-            return False
-    return any(module == t or module.endswith(f".{t}") for t in _texts(targets))
+        return _fits(targets, module, "fullmatch", targets, "target_modules")
+    words, _ = _words(_Same(targets))
+    parts = module.split(".")
+    return any(".".join(parts[i:]) in words for i in range(len(parts)))
 
 
-def _texts(value: Any) -> list[str]:
-    return [v for v in value if isinstance(v, str)] if isinstance(value, list) else []
+class _Same:
+    """A value by its identity: lists of a config have no hash, and may be long."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and self.value is other.value
+
+    def __hash__(self) -> int:
+        return id(self.value)
 
 
-def _is_quick(pattern: str) -> bool:
-    """Does matching a pattern take no longer than a name's length to a small power?"""
-    return not (len(pattern) > 1_000 or re.search(r"\)[*+?{]", pattern) or len(re.findall(r"[*+{]", pattern)) > MAX_REPEATS)
+@functools.lru_cache(16)
+def _words(held: _Same) -> tuple[frozenset[str], tuple[int, ...]]:
+    """The words of a list, and how long they are."""
+    words = frozenset(v for v in held.value if isinstance(v, str)) if isinstance(held.value, list) else frozenset()
+    return words, tuple(sorted({len(word) for word in words}))
+
+
+def _fits(pattern: str, name: str, how: patterns.How, written: str, key: str) -> bool:
+    """Does a pattern fit? Errors: ModelError."""
+    try:
+        return patterns.fits(pattern, name, how)
+    except patterns.PatternError as error:
+        raise ModelError(
+            f"{CONFIG}: the pattern {patterns.shown(written)} of {key} {error}; expected one with few repetitions inside one another. "
+            "Do not use this adapter, or write the modules out."
+        ) from None
 
 
 def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], parameters: tuple[str, ...]) -> Update:
@@ -364,7 +410,7 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], paramete
     )
     try:
         rank, scale = _scale(update, config)
-    except (re.error, TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError) as error:
         raise ModelError(
             f"{where}: {CONFIG}: the rank or alpha of {found.module} cannot be told ({error}). Check the adapter."
         ) from None
@@ -410,10 +456,7 @@ def _chosen_parameters(files: FileModel, parts: Mapping[str, _Parts], config: Ma
         several = chosen[keys[0]]
         if len(several) < 2 or len(several) > 4:
             continue
-        try:
-            ranks = {p: _rank_and_alpha(module, p, config) for p in several}
-        except re.error:
-            continue  # told where the scale is computed
+        ranks = {p: _rank_and_alpha(module, p, config) for p in several}
         if not all(type(r) is int and r > 0 for r, _ in ranks.values()) or len({str(r) for r in ranks.values()}) == 1:
             continue
         fitting = []
@@ -432,13 +475,29 @@ def _rank_and_alpha(module: str, parameter: str, config: Mapping[str, Any]) -> t
     """The rank and alpha of a module's parameter, by the patterns of the config."""
     name = module if parameter == "weight" else f"{module}.{parameter}"
 
-    def of(patterns: Any, default: Any) -> Any:
-        for pattern, value in (patterns or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", name) or re.match(rf"(.*\.)?({pattern})$", module):
+    def of(key: str, default: Any) -> Any:
+        for pattern, value in (config.get(key) or {}).items():
+            if _ends_with(pattern, name, key) or (name != module and _ends_with(pattern, module, key)):
                 return value
         return default
 
-    return of(config.get("rank_pattern"), config["r"]), of(config.get("alpha_pattern"), config["lora_alpha"])
+    return of("rank_pattern", config["r"]), of("alpha_pattern", config["lora_alpha"])
+
+
+def _at_the_end(pattern: str) -> str:
+    """The expression that PEFT makes of a pattern for the end of a name."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _ends_with(pattern: str, name: str, key: str) -> bool:
+    """Does a pattern fit whole components at the end of a name? Names of modules, in which a point is any character, are compared."""
+    if "\n" in name or not PLAIN.fullmatch(pattern):
+        return _fits(_at_the_end(pattern), name, "match", pattern, key)
+    begin = len(name) - len(pattern)
+    if begin < 0 or (begin and name[begin - 1] != "."):
+        return False
+    end = name[begin:]
+    return end == pattern or all(p in (".", c) for p, c in zip(pattern, end, strict=True))
 
 
 def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from alnico.checkpoint import patterns
+from alnico.errors import RecipeError
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
 from alnico.recipe.schema import Case, Cases, EachModel, Gradient, ModelEntry, NormWeight, Parameters, Scalar, Setting
@@ -107,7 +108,13 @@ def fits(pattern: str, name: str) -> bool:
     if pattern.startswith("="):
         return name == pattern[1:]
     if pattern.startswith("re:"):
-        return re.search(pattern[3:], name) is not None
+        try:
+            return patterns.fits(pattern[3:], name)
+        except patterns.PatternError as error:
+            raise RecipeError(
+                f"the filter {patterns.shown(pattern)}: {error}; expected a regular expression of at most {patterns.MAX_PATTERN} characters "
+                "with few repetitions inside one another. Write a shorter one, or several filters."
+            ) from None
     return pattern == "*" or pattern in name
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-import re
-import warnings
 from collections.abc import Sequence
 
+from alnico.checkpoint import patterns
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
@@ -249,11 +248,9 @@ def pattern_of(node: Node, where: str, reading: Reading) -> str | None:
     if pattern is None or not pattern.startswith("re:"):
         return pattern
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            re.compile(pattern[3:])
-    except (re.error, OverflowError, RecursionError) as error:
-        reading.wrong(node.line, f"{where} is {shown(pattern)}, which is no regular expression ({error}). Mend it.")
+        patterns.check(pattern[3:])
+    except patterns.PatternError as error:
+        reading.wrong(node.line, f"{where} is {shown(pattern)}, which {error}. Mend it.")
         return None
     return pattern
 
