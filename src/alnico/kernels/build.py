@@ -4,8 +4,8 @@ A kernel is asked for by a frozen description (:class:`MixKernel`, :class:`Measu
 a module, and is compiled by numba before any thread starts. What is kept is the object code of its one entry point, which
 takes a table of addresses and numbers: llvmlite alone loads it, in milliseconds, where importing numba and its registries
 takes most of a second. The cache key hashes the text (which holds the method's equation and all functions it calls), the source
-of the pieces it imports, the versions of numba and llvmlite and the CPU. The directory must belong to us and be closed to
-others, since it holds code; where it cannot be used, kernels are compiled for this process alone.
+of the pieces it imports, the versions of numba and llvmlite and the CPU. Where there is no cache to be trusted (``cache.py``), kernels are
+compiled for this process alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import functools
 import hashlib
 import importlib.metadata
 import os
-import stat
 import struct
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from alnico.errors import AlnicoError
+from alnico.kernels.cache import read_kernel, write_kernel
 from alnico.kernels.describing import DescribingKernel, OrderKernel
 from alnico.kernels.folding import FoldKernel
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
@@ -36,7 +35,6 @@ from alnico.kernels.text import Interface
 
 Description = MixKernel | MeasureKernel | GramKernel | ColumnGramKernel | RankKernel | DescribingKernel | OrderKernel | FoldKernel
 
-MAGIC = b"alnico kernel 1\n"
 UNCALLED = "NRT_MemInfo_call_dtor"
 """What numba's code refers to for freeing arrays. Kernels own none, so it is never called."""
 
@@ -125,40 +123,12 @@ def _described(value: np.ndarray, dtype: np.dtype[Any], dimensions: int) -> tupl
 
 @functools.cache
 def _compiled(text: str) -> Loaded:
-    directory = cache_directory()
-    path = directory / f"{_key(text)}.kernel" if directory is not None else None
-    if path is not None and (kept := _read(path)) is not None:
+    key = _key(text)
+    if (kept := read_kernel(key)) is not None:
         return Loaded(*kept)
     name, code = _compile(text)
-    if path is not None:
-        with contextlib.suppress(OSError):  # a full or vanished cache costs time, not the merge
-            _write(path, name, code)
+    write_kernel(key, name, code)
     return Loaded(name, code)
-
-
-def _read(path: Path) -> tuple[str, bytes] | None:
-    """Return what is kept in a file; None if it is not there or not what was written."""
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    head, digest, rest = data[: len(MAGIC)], data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
-    if head != MAGIC or hashlib.sha256(rest).digest() != digest:
-        return None
-    name, _, code = rest.partition(b"\n")
-    return name.decode("ascii"), code
-
-
-def _write(path: Path, name: str, code: bytes) -> None:
-    rest = name.encode("ascii") + b"\n" + code
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(MAGIC + hashlib.sha256(rest).digest() + rest)
-        os.replace(temporary, path)
-    except OSError:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _compile(text: str) -> tuple[str, bytes]:
@@ -241,21 +211,3 @@ def _key(text: str) -> str:
     cpu = f"{llvm.get_host_cpu_name()} {features()}"
     parts = (text.encode(), _pieces(), *(part.encode() for part in (*_versions(), cpu, sys.version)))
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
-
-
-def cache_directory() -> Path | None:
-    """Return the private directory of compiled kernels, made if need be; None if there is none to be trusted.
-
-    ``$ALNICO_CACHE_DIR/kernels``, else ``$XDG_CACHE_HOME/alnico/kernels``, else ``~/.cache/alnico/kernels``.
-    """
-    chosen = os.environ.get("ALNICO_CACHE_DIR")
-    try:
-        parent = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alnico"
-        directory = parent / "kernels"
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.stat()
-    except (OSError, RuntimeError):  # RuntimeError: there is no home
-        return None
-    if hasattr(os, "getuid") and (status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)):
-        return None
-    return directory if os.access(directory, os.W_OK | os.X_OK) else None

@@ -1,0 +1,165 @@
+"""The cache of compiled kernels: object code in files of a folder that is ours alone.
+
+The files hold code that is run, so the folder and each file in it must be owned by the user of this process and not be writable by others.
+Both are checked by the descriptors that are then read: nothing can be put in their place between the check and the use. A file is believed
+if its hash is that of its key, its symbol and its code, and if the code is an object file that defines the symbol. Whatever is wrong with
+the cache costs a compilation and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+import struct
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from alnico.folders import HAS_DESCRIPTORS, NO_LINK, Folder, fault_of, open_to_write, reach, user_id
+
+MAGIC = b"alnico kernel 2\n"
+SUFFIX = ".kernel"
+
+MOST_BYTES = 64 << 20
+"""No kernel is larger: they take some tens of kilobytes."""
+
+
+def read_kernel(key: str) -> tuple[str, bytes] | None:
+    """Return the symbol and the object code that are kept under a key; None if there are none to be trusted."""
+    with _cache() as folder:
+        if folder is None:
+            return None
+        try:
+            name, directory = reach(folder.path / (key + SUFFIX), folder)
+            # A pipe is not waited for.
+            descriptor = os.open(name, os.O_RDONLY | NO_LINK | getattr(os, "O_NONBLOCK", 0), dir_fd=directory)
+            try:
+                status = os.fstat(descriptor)
+                if not stat.S_ISREG(status.st_mode) or not _is_ours(status) or status.st_size > MOST_BYTES:
+                    return None
+                with open(descriptor, "rb", closefd=False) as file:
+                    data = file.read(MOST_BYTES)
+            finally:
+                os.close(descriptor)
+        except OSError:
+            return None
+    return _unpacked(key, data)
+
+
+def write_kernel(key: str, name: str, code: bytes) -> None:
+    """Keep a kernel under a key, all at once. Where that cannot be, a full disk say, nothing is kept."""
+    with _cache() as folder:
+        if folder is None:
+            return
+        path = folder.path / (key + SUFFIX)
+        temporary = folder.path / f"{secrets.token_hex(8)}.tmp"
+        (old, directory), (new, _) = reach(temporary, folder), reach(path, folder)
+        try:
+            descriptor = open_to_write(temporary, folder, flags=os.O_CREAT | os.O_EXCL, mode=0o600)
+            try:
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(_packed(key, name, code))
+                os.replace(old, new, src_dir_fd=directory, dst_dir_fd=directory)
+            except OSError:
+                os.unlink(old, dir_fd=directory)
+        except OSError:  # a full, read-only or vanished cache costs time, not the merge
+            return
+
+
+def cache_directory() -> Path | None:
+    """Return the private directory of compiled kernels, made if need be; None if there is none to be trusted.
+
+    ``$ALNICO_CACHE_DIR/kernels``, else ``$XDG_CACHE_HOME/alnico/kernels``, else ``~/.cache/alnico/kernels``.
+    """
+    with _cache() as folder:
+        return None if folder is None else folder.path
+
+
+@contextmanager
+def _cache() -> Iterator[Folder | None]:
+    """The open directory of kernels, until the block ends; None if there is none to be trusted."""
+    folder = None
+    try:
+        path = _path()
+        if not path.exists() and _may_be_made(path):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder = Folder(path)
+        is_ours = _is_ours(folder.status())
+    except (OSError, RuntimeError, ValueError):  # RuntimeError: there is no home; ValueError: a name that cannot be
+        is_ours = False
+    try:
+        yield folder if is_ours else None
+    finally:
+        if folder is not None:
+            folder.close()
+
+
+def _path() -> Path:
+    chosen, shared = os.environ.get("ALNICO_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME", "")
+    if chosen:
+        return Path(chosen, "kernels")
+    # The specification of XDG: relative paths are to be ignored.
+    return Path(shared if os.path.isabs(shared) else Path.home() / ".cache", "alnico", "kernels")
+
+
+def _may_be_made(path: Path) -> bool:
+    """Not in the home of another user, which sudo may have left in the environment: its owner could not use what is made there."""
+    user = user_id()
+    above = next(p for p in path.absolute().parents if p.exists()).stat()
+    return user is None or above.st_uid in (user, 0)
+
+
+def _is_ours(status: os.stat_result) -> bool:
+    return not HAS_DESCRIPTORS or (fault_of(status, user_id()) is None and status.st_uid == os.getuid())
+
+
+def _packed(key: str, name: str, code: bytes) -> bytes:
+    rest = name.encode("ascii") + b"\n" + code
+    return MAGIC + _hash(key, rest) + rest
+
+
+def _unpacked(key: str, data: bytes) -> tuple[str, bytes] | None:
+    """What was packed under a key; None if it is not that."""
+    head, digest, rest = data[: len(MAGIC)], data[len(MAGIC) : len(MAGIC) + 32], data[len(MAGIC) + 32 :]
+    if head != MAGIC or _hash(key, rest) != digest:
+        return None
+    name, _, code = rest.partition(b"\n")
+    # LLVM ends the process on an object file that is none, and calls address 0 for a symbol that is not there.
+    with contextlib.suppress(struct.error, UnicodeDecodeError):
+        if sys.platform != "linux" or _defines(code, name):
+            return name.decode("ascii"), code
+    return None
+
+
+def _hash(key: str, rest: bytes) -> bytes:
+    return hashlib.sha256(key.encode("ascii") + b"\0" + rest).digest()
+
+
+def _defines(code: bytes, name: bytes) -> bool:
+    """Is this an object file (ELF, 64 bits) whose sections are all in it, and that defines a symbol? Errors: struct.error."""
+    order = {b"\x7fELF\x02\x01": "<", b"\x7fELF\x02\x02": ">"}.get(code[:6])
+    if order is None or not name:
+        return False
+    (begin,) = struct.unpack_from(f"{order}Q", code, 40)
+    width, count, _ = struct.unpack_from(f"{order}HHH", code, 58)
+    if width != 64 or begin + width * count > len(code):
+        return False
+    # Of each section: its kind, place, size and the section of its names.
+    sections = [struct.unpack_from(f"{order}4xI16xQQI", code, begin + width * i) for i in range(count)]
+    if any(at + size > len(code) for kind, at, size, _ in sections if kind != 8):  # 8: without bytes in the file
+        return False
+    found = False
+    for _, at, size, link in (s for s in sections if s[0] == 2):  # 2: a table of symbols
+        if link >= count:
+            return False
+        _, names, length, _ = sections[link]
+        for place in range(at, at + size - size % 24, 24):
+            first, section = struct.unpack_from(f"{order}I2xH", code, place)
+            if first >= length:
+                return False
+            found |= bool(section) and code.startswith(name + b"\0", names + first)
+    return found
