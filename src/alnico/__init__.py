@@ -13,11 +13,14 @@ from __future__ import annotations
 import importlib
 import sys
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+TYPE_CHECKING = False  # as type checkers know it: importing typing takes half of the time until Ctrl-C is looked after
+
 if TYPE_CHECKING:
+    from typing import Any
+
     from alnico import errors, lora
     from alnico.analysis.diff import Difference
     from alnico.analysis.kept import Kept

@@ -14,7 +14,8 @@
     ├── EvaluationError   12   a task cannot be read, or a model cannot be scored on it
     └── HubError          13   the network or the hub: not found, no access, not reached, not in the cache
 
-0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed).
+0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed), 143 and 129 the same by SIGTERM
+and SIGHUP.
 14 is no error: ``alnico diff --exit-code`` found a difference. Without the option it exits with 0, as a difference is what it was asked for.
 A message says where, what was found, what was expected and what to do.
 """

@@ -9,6 +9,7 @@ from typing import Any
 
 from alnico.checkpoint.adapter import CONFIG, Adapter
 from alnico.checkpoint.shards import format_size
+from alnico.cli.printing import Page, page
 
 
 def is_adapter(reference: str) -> bool:
@@ -43,7 +44,7 @@ def adapter_data(adapter: Adapter) -> dict[str, Any]:
     }
 
 
-def adapter_text(data: Mapping[str, Any], verbose: int) -> str:
+def adapter_text(data: Mapping[str, Any], verbose: int) -> Page:
     """An adapter for people; updates that differ in a layer's number only are one line unless ``verbose``."""
     updates = data["updates"]
     ranks = sorted({u["rank"] for u in updates})
@@ -68,4 +69,4 @@ def adapter_text(data: Mapping[str, Any], verbose: int) -> str:
         shown = data["replaced"] if verbose else data["replaced"][:3]
         more = len(data["replaced"]) - len(shown)
         lines.append(f"replaced      {', '.join(shown)}{f' and {more} more' if more else ''}")
-    return "\n".join(lines)
+    return page(lines)

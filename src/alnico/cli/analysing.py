@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from alnico.analysis.results import Analysis, Change, Scope
+from alnico.cli.printing import Page, page
 
 NAME = 24
 """Room for the name of a model."""
 
 
-def analysis_text(found: Analysis, verbose: int) -> str:
+def analysis_text(found: Analysis, verbose: int) -> Page:
     """Tables: the models, what changed by group, the pairs; with ``verbose`` also by layer and what was skipped, tensor by tensor."""
     first = found.whole.changes
     lines = [f"base {found.base.reference}", ""]
@@ -22,7 +23,7 @@ def analysis_text(found: Analysis, verbose: int) -> str:
         lines += ["", *_pairs(found)]
     if found.skipped:
         lines += ["", *_skipped(found, verbose)]
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _change(change: Change | None) -> str:

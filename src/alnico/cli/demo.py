@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import yaml
 from alnico import api
 from alnico.checkpoint.model import Model
 from alnico.checkpoint.shards import format_size
+from alnico.cli.printing import Page, page, say
 from alnico.errors import ModelError
 from alnico.kernels.shape import CODES
 
@@ -85,7 +85,7 @@ class Outcome:
             "rows": [vars(row) for row in self.rows],
         }
 
-    def text(self) -> str:
+    def text(self) -> Page:
         lines = [
             f"base   {self.base.parent.name}: all-MiniLM-L6-v2, {self.parameters / 1e6:.1f} M parameters",
             f"tuned  {self.tuned.parent.name}: a fine-tune of it for site reliability, "
@@ -111,7 +111,7 @@ class Outcome:
             f"  alnico inspect {self.folder / 'ties'}",
             "  alnico methods ties",
         ]
-        return "\n".join(lines)
+        return page(lines)
 
 
 def demo(folder: Path, threads: int | None = None) -> Outcome:
@@ -126,7 +126,7 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
         compared = Comparison(of_base, of_tuned)
         for name, recipe in RECIPES.items():
             out = folder / name
-            print(f"merging by {name} ...", file=sys.stderr)
+            say(f"merging by {name} ...")
             ours = (out / "alnico.lock.json").exists()
             result = api.merge(_filled(recipe, base, tuned), out, threads=threads, overwrite=ours)
             with api.open(out) as merged:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from alnico.analysis.diff import Alone, Difference, FilePair, TensorPair
 from alnico.checkpoint.factors import is_factor
+from alnico.cli.printing import Page, page
 
 SHOWN = 12
 """Lines of a list, and keys of a file, unless all are asked for."""
@@ -22,7 +23,7 @@ VERDICTS = {
 }
 
 
-def difference_text(found: Difference, verbose: int) -> str:
+def difference_text(found: Difference, verbose: int) -> Page:
     """The verdict, then the tensors that differ, most first, then files and the keys of configs."""
     counts = [(sum(t.verdict == verdict for t in found.tensors), words) for verdict, words in VERDICTS.items()]
     counts += [(len(found.only_in_a), "only in A"), (len(found.only_in_b), "only in B")]
@@ -54,7 +55,7 @@ def difference_text(found: Difference, verbose: int) -> str:
         lines += ["", "The factors of adapters are compared by themselves: other factors may make the same update."]
     if found.is_equal:
         lines += ["", "The models are equal." if found.files is not None else "The tensors are equal."]
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _change(tensor: TensorPair) -> float:

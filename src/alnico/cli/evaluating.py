@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from alnico.analysis.scores import Estimate
+from alnico.cli.printing import Page, page
 from alnico.tune.scorecard import Scorecard
 
 NAME = 24
@@ -15,7 +16,7 @@ WIDE = 23
 """Room for a score with its interval."""
 
 
-def scorecard_text(card: Scorecard, verbose: int) -> str:
+def scorecard_text(card: Scorecard, verbose: int) -> Page:
     """Tables: the models by task and on the mean, paired differences, what merges kept; with ``verbose`` an interval for each score."""
     tasks = [task.name for task in card.tasks]
     width = WIDE if verbose else COLUMN
@@ -44,7 +45,7 @@ def scorecard_text(card: Scorecard, verbose: int) -> str:
             f"{_cut(k.task, 31):31}  {k.merged:8.4g}  {k.of_best:11.4g}  {_percent(k.kept):>7}  {_percent(k.gain_kept):>11}  {k.best}"
             for k in kept
         ]
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _shown(estimate: Estimate | None, width: int, interval: bool | int, *, signed: bool = False) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from alnico.cli.printing import Page, page
 from alnico.lora.extraction import Extraction
 
 SHOWN = 10
 """Tensors that are listed, unless all are asked for."""
 
 
-def extraction_text(found: Extraction, verbose: int) -> str:
+def extraction_text(found: Extraction, verbose: int) -> Page:
     """What became of the tensors, where most of the change is lost, and what is left out."""
     lines = [f"fine-tune {found.tuned}", f"base      {found.base}", *(f"          {line}" for line in found.summary())]
     worst = found.worst()
@@ -29,4 +30,4 @@ def extraction_text(found: Extraction, verbose: int) -> str:
     lines += ["", "energy: the sum of the squares of fine-tune minus base. error: |folded - fine-tune| / |fine-tune - base|."]
     taken_up = f", {found.resumed} tensors taken up" if found.resumed else ""
     lines.append(f"written: {found.path} in {found.seconds:.1f} s{taken_up}")
-    return "\n".join(lines)
+    return page(lines)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from alnico.analysis.kept import Kept, KeptScope, OfParent
 from alnico.analysis.scores import Accuracy
+from alnico.cli.printing import Page, page
 
 NAME = 24
 """Room for the name of a model."""
 
 
-def kept_text(found: Kept, verbose: int) -> str:
+def kept_text(found: Kept, verbose: int) -> Page:
     """A table of the whole model and its groups, a line for each parent; with ``verbose`` of the layers too."""
     lines = [f"merged    {found.merged.reference}", *(f"parent    {parent.reference}" for parent in found.parents)]
     lines.append(f"base      {found.base.reference if found.base is not None else 'not known'}")
@@ -32,7 +33,7 @@ def kept_text(found: Kept, verbose: int) -> str:
             if found.top_share == 0.2
             else f"explain. signs agree: of the entries that both changed. top kept: of the parent's largest {found.top_share:.3g} of changes.",
         ]
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _scope(label: str, found: Kept, scope: KeptScope) -> list[str]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import PurePath
 
 import numpy as np
 
+from alnico.cli.printing import Page, page, say
 from alnico.tune.adamerging import Learned, LearningStep, group_of
 
 TOLD = 20
@@ -24,7 +24,7 @@ def step_watch(steps: int) -> Callable[[LearningStep], None]:
     def watch(step: LearningStep) -> None:
         if step.number % every == 0 or step.number in (1, steps):
             losses = "  ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
-            print(f"step {step.number}/{steps}  entropy {step.loss:.4f}  {losses}", file=sys.stderr)
+            say(f"step {step.number}/{steps}  entropy {step.loss:.4f}  {losses}")
 
     return watch
 
@@ -49,7 +49,7 @@ def note_lines(found: Learned, tasks: str) -> list[str]:
     return lines
 
 
-def coefficients_text(found: Learned, verbose: int) -> str:
+def coefficients_text(found: Learned, verbose: int) -> Page:
     """A table: a row for each group, or the means of layers where each tensor has its own (with ``verbose`` every tensor)."""
     rows = dict(zip(found.groups, found.coefficients, strict=True))
     what: str = found.per
@@ -62,4 +62,4 @@ def coefficients_text(found: Learned, verbose: int) -> str:
     names = [PurePath(model).name[-COLUMN:] for model in found.models]
     lines = [f"{what:{width}}  {'  '.join(f'{name:>{COLUMN}}' for name in names)}"]
     lines += [f"{group:{width}}  {'  '.join(f'{value:{COLUMN}.4f}' for value in row)}" for group, row in rows.items()]
-    return "\n".join(lines)
+    return page(lines)

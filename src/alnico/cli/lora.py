@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
@@ -20,11 +18,9 @@ from alnico.cli.options import (
     Threads,
     Verbose,
     checked_seed,
-    interrupted,
-    say,
-    show_result,
     size_of,
 )
+from alnico.cli.printing import Page, interrupted, json_page, page, say, show_result
 
 if TYPE_CHECKING:
     from alnico.lora.combining import Combined
@@ -111,9 +107,9 @@ def fold(
     for note in result.plan.notes:
         say(f"note: {note}", quiet or as_json)
     if as_json:
-        show_result(json.dumps(show.result_data(result), indent=1))
+        show_result(json_page(show.result_data(result)), besides=out)
     elif not quiet:
-        show_result(show.result_line(result))
+        show_result(page([show.result_line(result)]), besides=out)
 
 
 @lora_app.command()
@@ -197,12 +193,12 @@ def combine(
     for note in found.notes:
         say(f"note: {note}", quiet or as_json)
     if as_json:
-        show_result(json.dumps(found.data(), indent=1))
+        show_result(json_page(found.data()), besides=found.path)
     elif not quiet:
-        show_result(combined_text(found, verbose))
+        show_result(combined_text(found, verbose), besides=found.path)
 
 
-def combined_text(found: Combined, verbose: int) -> str:
+def combined_text(found: Combined, verbose: int) -> Page:
     """The result for people; with ``verbose`` a line an update."""
     from alnico.checkpoint.shards import format_size
 
@@ -216,7 +212,7 @@ def combined_text(found: Combined, verbose: int) -> str:
     if not verbose and found.error > 0:
         worst = max(found.modules, key=lambda m: m.error)
         lines.append(f"largest error: {worst.error:.3g}, {worst.name}")
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _watch(quiet: bool) -> Callable[[int, int], None] | None:
@@ -225,7 +221,7 @@ def _watch(quiet: bool) -> Callable[[int, int], None] | None:
 
     def watch(done: int, total: int) -> None:
         if time.monotonic() - begin > 2 and (done % max(1, total // TOLD) == 0 or done == total):
-            print(f"combined {done}/{total}", file=sys.stderr)
+            say(f"combined {done}/{total}")
 
     return None if quiet else watch
 
@@ -331,8 +327,7 @@ def extract(
     except KeyboardInterrupt:
         raise interrupted("extraction") from None
     if as_json:
-        show_result(
-            json.dumps({**found.data(), "out": str(found.path), "seconds": found.seconds, "resumed": found.resumed}, indent=1)
-        )
+        told = {**found.data(), "out": str(found.path), "seconds": found.seconds, "resumed": found.resumed}
+        show_result(json_page(told), besides=found.path)
     elif not quiet:
-        show_result(extraction_text(found, verbose))
+        show_result(extraction_text(found, verbose), besides=found.path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
+from alnico.cli import entry
+
+if __name__ == "__main__":
+    entry.guard()  # before the slow imports: Ctrl-C in their midst is a quiet end
+
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -12,6 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from alnico.cli import printing
 from alnico.cli.lora import lora_app
 from alnico.cli.options import (
     AllowCode,
@@ -33,12 +37,10 @@ from alnico.cli.options import (
     Unrelated,
     Verbose,
     checked_seed,
-    interrupted,
-    say,
-    show_result,
     size_of,
 )
-from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError
+from alnico.cli.printing import EXIT_CODE, Page, interrupted, is_terminal, json_page, page, say, say_page, show_result
+from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError, RecipeError
 
 
 class TakesModels(TyperCommand):
@@ -78,7 +80,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
     if version:
         from alnico import __version__
 
-        print(f"alnico {__version__}")
+        show_result(page([f"alnico {__version__}"]))
         raise typer.Exit
 
 
@@ -158,14 +160,14 @@ def merge(
     except KeyboardInterrupt:
         raise interrupted("merge") from None
     if as_json:
-        show_result(json.dumps(_one_or_all([show.result_data(result) for result in results]), indent=1))
+        show_result(json_page(_one_or_all([show.result_data(result) for result in results])), besides=out)
     elif not quiet:
         for note in dict.fromkeys(note for result in results for note in result.plan.notes):
             say(f"note: {note}", quiet)
         for result in results:
             for line in show.weighing_lines(result.plan):
                 say(f"weights: {line}", quiet)
-            show_result(show.result_line(result))
+            show_result(page([show.result_line(result)]), besides=out)
     return None
 
 
@@ -203,9 +205,9 @@ def plan(
         for made in plans:
             check_disk(made, Path(out))
     if as_json:
-        show_result(json.dumps(_one_or_all([made.summary() for made in plans]), indent=1))
+        show_result(json_page(_one_or_all([made.summary() for made in plans])))
     else:
-        show_result("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans))
+        show_result(Page("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans)))
 
 
 @app.command()
@@ -226,11 +228,11 @@ def inspect(
 
         with open_adapter(model, offline=offline) as adapter:
             found = adapters.adapter_data(adapter)
-            show_result(json.dumps(found, indent=1) if as_json else adapters.adapter_text(found, verbose))
+            show_result(json_page(found) if as_json else adapters.adapter_text(found, verbose))
         return
     with api.open(model, offline=offline) as opened:
         data = show.model_data(opened)
-        show_result(json.dumps(data, indent=1) if as_json else show.model_text(data, verbose))
+        show_result(json_page(data) if as_json else show.model_text(data, verbose))
 
 
 @app.command()
@@ -283,9 +285,9 @@ def compare(
     for note in found.notes:
         say(f"note: {note}", quiet or as_json)
     if as_json:
-        show_result(json.dumps(found.data(), indent=1))
+        show_result(json_page(found.data()), besides=out)
     elif not quiet:
-        show_result(kept_text(found, verbose))
+        show_result(kept_text(found, verbose), besides=out)
     if out is not None:
         say(_written(out), quiet or as_json)
 
@@ -306,7 +308,7 @@ def diff(
     from alnico.cli.difference import difference_text
 
     found = api.diff(a, b, memory=size_of(memory, "--memory"), threads=threads, offline=offline)
-    show_result(json.dumps(found.data(), indent=1) if as_json else difference_text(found, verbose))
+    show_result(json_page(found.data()) if as_json else difference_text(found, verbose), besides=EXIT_CODE if exit_code else None)
     if exit_code and not found.is_equal:
         raise typer.Exit(DIFFERENT)
 
@@ -352,9 +354,9 @@ def analyze(
     except KeyboardInterrupt:
         raise interrupted("analysis" if out is not None else None) from None
     if as_json:
-        show_result(json.dumps(found.data()))
+        show_result(json_page(found.data(), None), besides=out)
     elif not quiet:
-        show_result(analysis_text(found, verbose))
+        show_result(analysis_text(found, verbose), besides=out)
     if out is not None:
         say(_written(out), quiet or as_json)
 
@@ -408,13 +410,13 @@ def evaluate(
         allow_code=allow_code,
         watch=lambda model, task, score: say(f"{model}  {task}  {score.value:.4g}", quiet or as_json),
     )
-    text = json.dumps(found.data(), indent=1)
+    text = json_page(found.data())
     if out is not None:
         Path(out).write_text(text + "\n", "utf-8")
     if as_json:
-        show_result(text)
+        show_result(text, besides=out or report)
     elif not quiet:
-        show_result(scorecard_text(found, verbose))
+        show_result(scorecard_text(found, verbose), besides=out or report)
     if report is not None:
         say(_written(report), quiet or as_json)
 
@@ -460,11 +462,11 @@ def suggest(
     if out is not None:
         Path(out).write_text(found.recipe, "utf-8")
     if as_json:
-        show_result(json.dumps(found.data(), indent=1))
+        show_result(json_page(found.data()), besides=out)
         return
     for said in (*found.findings, *(found.reasons if out else ()), *found.warnings):
         say(f"note: {said}", quiet)
-    show_result(f"{out}: {found.method}" if out else found.recipe.rstrip())
+    show_result(page([f"{out}: {found.method}"] if out else found.recipe.rstrip().split("\n")), besides=out)
 
 
 @app.command(cls=TakesModels)
@@ -506,7 +508,7 @@ def weights(
     if not as_json:
         for note in found.notes:
             say(f"note: {note}", False)
-    show_result(json.dumps(found.data(), indent=1) if as_json else show.weights_text(found))
+    show_result(json_page(found.data()) if as_json else show.weights_text(found))
 
 
 @app.command(cls=TakesModels)
@@ -568,12 +570,12 @@ def soup(
     if out is not None:
         Path(out).write_text(recipe, "utf-8")
     if as_json:
-        show_result(json.dumps({**found.data(), "recipe": recipe}, indent=1))
+        show_result(json_page({**found.data(), "recipe": recipe}), besides=out)
         return
-    say(soups.soup_text(found), quiet)
+    say_page(soups.soup_text(found), quiet)
     if found.report is not None:
-        say(f"\n{report}:\n{scorecard_text(found.report, 0)}", quiet)
-    show_result(out if out is not None else recipe.rstrip())
+        say_page(page(["", f"{report}:", *scorecard_text(found.report, 0).split("\n")]), quiet)
+    show_result(page([out] if out is not None else recipe.rstrip().split("\n")), besides=out)
 
 
 @app.command(cls=TakesModels)
@@ -644,11 +646,11 @@ def adamerge(
     for line in learning.note_lines(found, tasks):
         say(line, quiet or as_json)
     if as_json:
-        show_result(json.dumps(found.data()))
+        show_result(json_page(found.data(), None), besides=out)
     elif out is None:
-        show_result(found.recipe.rstrip())
+        show_result(page(found.recipe.rstrip().split("\n")))
     elif not quiet:
-        show_result(learning.coefficients_text(found, verbose))
+        show_result(learning.coefficients_text(found, verbose), besides=out)
         say(f"written: {out} and its course", quiet)
 
 
@@ -704,13 +706,10 @@ def statistics(
         settings: dict[str, Any] = {"plus": plus, "alpha": alpha, "ridge": ridge, "normalize": normalize}
         written = list(api.gram_statistics(models, out, tasks=tasks if len(tasks) > 1 else tasks[0], **settings, **general))
     if as_json:
-        show_result(json.dumps({"kind": kind.value, "written": [str(path) for path in written]}))
+        show_result(json_page({"kind": kind.value, "written": [str(path) for path in written]}, None), besides=out)
     elif not quiet:
-        show_result(
-            measuring.recipe_hint(
-                kind.value, models, written, {"alpha": alpha, "ridge": ridge, "normalize": normalize} if plus else {}
-            )
-        )
+        settings = {"alpha": alpha, "ridge": ridge, "normalize": normalize} if plus else {}
+        show_result(page(measuring.recipe_hint(kind.value, models, written, settings).split("\n")), besides=out)
 
 
 @app.command()
@@ -761,7 +760,7 @@ def search(
         allow_code=allow_code,
         watch=searching.watcher(quiet or as_json),
     )
-    show_result(json.dumps(found.data(), indent=1) if as_json else searching.search_text(found, Path(folder)))
+    show_result(json_page(found.data()) if as_json else searching.search_text(found, Path(folder)), besides=folder)
 
 
 @app.command()
@@ -799,9 +798,9 @@ def verify(
 
     def show(found: Any) -> None:
         if as_json:
-            show_result(json.dumps(found.data(), indent=1))
+            show_result(json_page(found.data()), besides=EXIT_CODE)
         elif not quiet:
-            show_result(verification_text(found))
+            show_result(verification_text(found), besides=EXIT_CODE)
 
     try:
         with progress.bar(quiet or as_json, 0) as watch:
@@ -857,9 +856,9 @@ def reproduce(
             watch=watch,
         )
     if as_json:
-        show_result(json.dumps(found.data(), indent=1))
+        show_result(json_page(found.data()), besides=EXIT_CODE)
     elif not quiet:
-        show_result(reproduction_text(found))
+        show_result(reproduction_text(found), besides=EXIT_CODE)
 
 
 @app.command()
@@ -872,7 +871,7 @@ def sign(
     from alnico import api
 
     path = api.sign(out, key)
-    show_result(json.dumps({"signature": str(path)}, indent=1) if as_json else f"{path}: signs all files beside it")
+    show_result(json_page({"signature": str(path)}) if as_json else page([f"{path}: signs all files beside it"]), besides=path)
 
 
 @app.command()
@@ -890,8 +889,8 @@ def push(
 
     for path in local_paths(Path(out)):
         say(f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json)
-    url = api.push(out, name, private=private, branch=branch, message=message, quiet=as_json or not sys.stderr.isatty())
-    show_result(json.dumps({"url": url}, indent=1) if as_json else url)
+    url = api.push(out, name, private=private, branch=branch, message=message, quiet=as_json or not is_terminal(sys.stderr))
+    show_result(json_page({"url": url}) if as_json else page([url]), besides=url)
 
 
 @app.command()
@@ -905,10 +904,10 @@ def methods(
 
     if name is not None:
         method = find(name)
-        show_result(json.dumps(show.method_data(method), indent=1) if as_json else show.method_text(method))
+        show_result(json_page(show.method_data(method)) if as_json else show.method_text(method))
     else:
         every = registry().values()
-        show_result(json.dumps([show.method_data(m) for m in every], indent=1) if as_json else show.methods_text(every))
+        show_result(json_page([show.method_data(m) for m in every]) if as_json else show.methods_text(every))
 
 
 @app.command()
@@ -919,7 +918,7 @@ def schema(search: Annotated[bool, typer.Option("--search", help="Of the files t
     else:
         from alnico.recipe.editors import json_schema as of_what
 
-    show_result(json.dumps(of_what(), indent=1, ensure_ascii=False))
+    show_result(json_page(of_what()))
 
 
 @app.command()
@@ -932,7 +931,7 @@ def demo(
     from alnico.cli import demo as run
 
     outcome = run.demo(Path(out), threads)
-    show_result(json.dumps(outcome.data(), indent=1) if as_json else outcome.text())
+    show_result(json_page(outcome.data()) if as_json else outcome.text(), besides=out)
 
 
 def _recipe(reference: str) -> Any:
@@ -941,7 +940,11 @@ def _recipe(reference: str) -> Any:
         return reference
     from alnico.recipe.load import MAX_BYTES, decode_recipes
 
-    return decode_recipes(sys.stdin.buffer.read(MAX_BYTES + 1), "standard input")
+    try:
+        given = sys.stdin.buffer.read(MAX_BYTES + 1) or b""
+    except (AttributeError, OSError, ValueError) as error:  # closed, or open for writing only
+        raise RecipeError(f"standard input: cannot be read ({error}); expected a recipe. Send it there, or name a file.") from None
+    return decode_recipes(given, "standard input")
 
 
 def _allowing(recipes: Any) -> Any:
@@ -980,35 +983,33 @@ def _shard_size(ours: str | None, mergekits: str | None) -> int:
 
 
 def main() -> None:
-    """Entry point: exits with the code of the error's class; a traceback is only for our own mistakes."""
+    """Run a command and exit with the code of the error's class; a traceback is only for our own mistakes."""
+    printing.begin()
+    code: Any = 0
     try:
-        app()
-    except AlnicoError as error:
-        print(f"alnico: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        app(prog_name="alnico")
+    except SystemExit as ended:
+        code = ended.code or 0
     except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+        code = INTERRUPTED
+    except AlnicoError as error:
+        code = error.exit_code
+        if not entry.is_interrupted():
+            printing.say_error(error)
+    except Exception:
+        if not entry.is_interrupted():  # a library made another exception of it
+            raise
+        code = INTERRUPTED
+    if code and (entry.is_interrupted() or code == INTERRUPTED):
+        if not printing.is_told():
+            interrupted(None)
+        raise SystemExit(entry.code_of_signal())
+    raise SystemExit(printing.verdict(code) if isinstance(code, int) else code)
 
 
 def command() -> None:
-    """The ``alnico`` command: ``main``, and out at once.
-
-    Taking numba's compiled code down takes the interpreter 0.25 s, a fifth of a small merge. Nothing waits for it: files
-    are closed and threads have ended when ``main`` returns, and both streams are flushed here.
-    """
-    code: Any = 0
-    try:
-        main()
-    except SystemExit as ended:
-        code = ended.code
-    if not isinstance(code, (int, type(None))):
-        raise SystemExit(code)
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except BrokenPipeError:  # `alnico plan r.yml | head` has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    os._exit(code or 0)
+    """The ``alnico`` command."""
+    entry.command(main)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from alnico.cli.printing import say
 from alnico.methods._documentation import recipe_text
 
 TOLD = 10
@@ -18,7 +18,7 @@ METHODS = {"fisher": "fisher", "gram": "regmean"}
 def watch(done: int, total: int) -> None:
     """Print some of the steps to stderr, evenly spread, and the last."""
     if done % max(1, total // TOLD) == 0 or done == total:
-        print(f"measured {done}/{total}", file=sys.stderr)
+        say(f"measured {done}/{total}")
 
 
 def recipe_hint(kind: str, models: Sequence[str], written: Sequence[Path], settings: Mapping[str, Any]) -> str:

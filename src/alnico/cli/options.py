@@ -1,14 +1,10 @@
-"""What the commands share: options with their help, sizes, and where results and words go."""
+"""What the commands share: options with their help, and sizes."""
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
-
-from alnico.errors import INTERRUPTED
 
 RecipeArgument = Annotated[str, typer.Argument(help="YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")]
 
@@ -77,24 +73,3 @@ def size_of(text: str, option: str) -> int:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}.") from None
-
-
-def show_result(text: str) -> None:
-    """Write a result to stdout; a reader that has left (``| head``) is no error."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise typer.Exit from None
-
-
-def say(text: str, quiet: bool) -> None:
-    """Write for people, to stderr."""
-    if not quiet:
-        print(text, file=sys.stderr)
-
-
-def interrupted(what: str | None) -> typer.Exit:
-    """Say that Ctrl-C ended a command, and what the same command takes up; typer would leave without a word."""
-    print("alnico: interrupted." + (f" The same command takes the {what} up again." if what else ""), file=sys.stderr)
-    return typer.Exit(INTERRUPTED)

@@ -6,9 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from alnico.checkpoint.shards import format_size
+from alnico.cli.printing import is_terminal, say
+from alnico.cli.streams import Canvas, Text
 from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone
+from alnico.errors import visible
 
 Watch = Callable[[Event], None]
 
@@ -18,21 +22,35 @@ def bar(quiet: bool, verbose: int) -> Iterator[Watch | None]:
     """Lend a watcher that draws a bar, or prints a line a tensor if ``verbose``."""
     if quiet:
         yield None
-    elif verbose or not sys.stderr.isatty():
+    elif verbose or not is_terminal(sys.stderr):
         yield _lines(verbose)
     else:
         with _drawn() as watch:
-            yield watch
+            yield _while_it_goes(watch)
+
+
+def _while_it_goes(watch: Watch) -> Watch:
+    """The watcher until it raises: a terminal that is gone, or that cannot show a sign, ends the bar and not the merge."""
+    going = [True]
+
+    def told(event: Event) -> None:
+        if going[0]:
+            try:
+                watch(event)
+            except Exception:
+                going[0] = False
+
+    return told
 
 
 def _lines(verbose: int) -> Watch:
     def watch(event: Event) -> None:
         if isinstance(event, Fetching):
-            print(_fetching(event), file=sys.stderr)
+            say(_fetching(event))
         elif isinstance(event, Started) and event.resumed:
-            print(f"taking up an unfinished merge: {event.resumed} tensors are done", file=sys.stderr)
+            say(f"taking up an unfinished merge: {event.resumed} tensors are done")
         elif verbose and isinstance(event, TensorDone):
-            print(f"{event.digest}  {event.tensor}", file=sys.stderr)
+            say(f"{event.digest}  {event.tensor}")
 
     return watch
 
@@ -53,14 +71,15 @@ def _drawn() -> Iterator[Watch]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    file: Any = Canvas(sys.stderr) if isinstance(sys.stderr, Text) else sys.stderr
+    with Progress(*columns, console=Console(file=file), transient=True) as progress:
         task = progress.add_task("reading headers", total=None, rate="")
         state = {"done": 0, "before": 0, "begin": time.perf_counter(), "traffic": 1.0}
 
         def watch(event: Event) -> None:
             if isinstance(event, Fetching):
                 state["begin"] = time.perf_counter()
-                progress.update(task, total=event.total_bytes, completed=0, description=_fetching(event))
+                progress.update(task, total=event.total_bytes, completed=0, description=visible(_fetching(event)))
             elif isinstance(event, Fetched):
                 state["done"] += event.bytes_done
                 rate = f"{state['done'] / max(time.perf_counter() - state['begin'], 1e-6) / 1e6:.0f} MB/s"
@@ -84,6 +103,6 @@ def _drawn() -> Iterator[Watch]:
                 state["done"] += event.bytes_done
                 seconds = max(time.perf_counter() - state["begin"], 1e-6)
                 rate = f"{(state['done'] - state['before']) * state['traffic'] / seconds / 1e9:.2f} GB/s"
-                progress.update(task, completed=state["done"], description=event.tensor, rate=rate)
+                progress.update(task, completed=state["done"], description=visible(event.tensor), rate=rate)
 
         yield watch

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from alnico.checkpoint.shards import format_size
+from alnico.cli.printing import Page, page
 from alnico.engine.reproduce import Reproduction
 from alnico.engine.verify import Verification
 
 
-def verification_text(found: Verification) -> str:
+def verification_text(found: Verification) -> Page:
     """A line for each thing that passed."""
     tensors = f"{_count(found.tensors, 'tensor')} ({format_size(found.byte_size)})"
     files = f" and {_count(found.files, 'file')}" if found.files else ""
@@ -21,18 +22,19 @@ def verification_text(found: Verification) -> str:
         )
     if found.signed_by is not None:
         lines.append(f"{found.path}: the signature holds with {found.signed_by}")
-    return "\n".join(lines)
+    return page(lines)
 
 
-def reproduction_text(found: Reproduction) -> str:
+def reproduction_text(found: Reproduction) -> Page:
     """What is the same, made by which versions, and where it is."""
     first, second = found.versions
     versions = f"alnico {first}" if first == second else f"alnico {first}, and again by {second}"
     kept = f"; the second is {found.again}" if found.again is not None else ""
-    return (
+    line = (
         f"{found.path}: merged again in {found.seconds:.2f} s, the same bytes: {_count(found.tensors, 'tensor')} in "
         f"{_count(found.files, 'file')} ({format_size(found.byte_size)}), by {versions}{kept}"
     )
+    return page([line])
 
 
 def _count(number: int, what: str) -> str:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from alnico.cli.evaluating import scorecard_text
+from alnico.cli.printing import Page, page, say
 from alnico.tune.samplers import Trial
 from alnico.tune.search_result import SearchResult
 
 
 def watcher(quiet: bool) -> Callable[[Trial], None] | None:
     """What prints a line on stderr for each trial that ends."""
-    return None if quiet else lambda trial: print(trial_text(trial), file=sys.stderr, flush=True)
+    return None if quiet else lambda trial: say(trial_text(trial))
 
 
 def trial_text(trial: Trial) -> str:
@@ -26,7 +26,7 @@ def trial_text(trial: Trial) -> str:
     return f"trial {trial.number:4}  failed: {trial.reason}"
 
 
-def search_text(found: SearchResult, out: Path | None) -> str:
+def search_text(found: SearchResult, out: Path | None) -> Page:
     """The best recipe or recipes with their values, what mattered, and where it is written."""
     counts = ", ".join(f"{count} {state}" for state, count in found.counts.items())
     lines = [f"{len(found.trials)} trials: {counts}", ""]
@@ -38,10 +38,10 @@ def search_text(found: SearchResult, out: Path | None) -> str:
         lines += ["", "share of the variation explained"]
         lines += [f"  {share:6.1%}  {name}" for name, share in sorted(found.importances.items(), key=lambda i: -i[1])[:8]]
     if len(found.recipes) == 1:
-        lines += ["", found.recipe.text.rstrip()]
+        lines += ["", *found.recipe.text.rstrip().split("\n")]
     if found.report is not None:
-        lines += ["", "on the examples of the report:", scorecard_text(found.report, 0), ""]
+        lines += ["", "on the examples of the report:", *scorecard_text(found.report, 0).split("\n"), ""]
     lines += [f"note: {note}" for note in found.notes]
     if out is not None:
         lines += ["", f"written: {out}"]
-    return "\n".join(lines)
+    return page(lines)

@@ -11,6 +11,7 @@ from typing import Any
 
 from alnico.checkpoint.model import Model
 from alnico.checkpoint.shards import format_size
+from alnico.cli.printing import Page, page
 from alnico.engine.fetch import absent_files
 from alnico.engine.output import existing_folder
 from alnico.engine.run import Result
@@ -48,7 +49,7 @@ def result_data(result: Result) -> dict[str, Any]:
     }
 
 
-def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
+def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     """The plan for people: groups of tensors with what is done to them, then bytes, memory and the disk of ``out`` (or of here)."""
     recipe = plan.recipe
     lines = [f"stage     {recipe.stage}"] if recipe.stage else []
@@ -83,7 +84,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> str:
         lines.append(f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge")
     folder = existing_folder(out or Path("out"))
     lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
-    return "\n".join(lines + [f"note      {note}" for note in plan.notes])
+    return page(lines + [f"note      {note}" for note in plan.notes])
 
 
 def weighing_lines(plan: Plan) -> list[str]:
@@ -169,7 +170,7 @@ def model_data(model: Model) -> dict[str, Any]:
     }
 
 
-def model_text(data: Mapping[str, Any], verbose: int) -> str:
+def model_text(data: Mapping[str, Any], verbose: int) -> Page:
     """A model for people; groups of tensors that differ in a layer's number only are one line unless ``verbose``."""
     vocabulary = data["vocabulary"]
     lines = [
@@ -191,17 +192,17 @@ def model_text(data: Mapping[str, Any], verbose: int) -> str:
         key = (name, tensor["dtype"], str(tuple(tensor["shape"])))
         groups[key] = groups.get(key, 0) + 1
     lines += [f"{count:5} x  {dtype:5} {shape:20} {name}" for (name, dtype, shape), count in groups.items()]
-    return "\n".join(lines)
+    return page(lines)
 
 
-def weights_text(found: Weights) -> str:
+def weights_text(found: Weights) -> Page:
     """Norms and weights, a line a model (under the name of its layer or tensor), and the line of a recipe that gives them."""
     lines = [f"task vectors from {found.base}"]
     for place, norms, weights in zip(found.places, found.norms, found.weights, strict=True):
         lines += ["", *([place] if place else []), f"{'L2 norm':>14}  {'weight':>10}  model"]
         lines += [f"{n:14.8f}  {w:10.6f}  {m}" for n, w, m in zip(norms, weights, found.models, strict=True)]
     told = ", ".join(f"{k}: {_plain(v)}" for k, v in found.setting.data().items())
-    return "\n".join([*lines, "", "in a recipe, under parameters:", f"  weight: {{{told}}}"])
+    return page([*lines, "", "in a recipe, under parameters:", f"  weight: {{{told}}}"])
 
 
 def _plain(value: Any) -> str:
@@ -229,7 +230,7 @@ def method_data(method: Method) -> dict[str, Any]:
     }
 
 
-def methods_text(methods: Iterable[Method]) -> str:
+def methods_text(methods: Iterable[Method]) -> Page:
     """A line a method, those that average models before those that add to a base."""
     every = list(methods)
     width, room = max(len(m.name) for m in every), max(len(takes(m)) for m in every)
@@ -237,12 +238,10 @@ def methods_text(methods: Iterable[Method]) -> str:
     for title, deltas in (("Of models as they are:", False), ("Of task vectors (model - base), added to the base:", True)):
         group = [m for m in every if (m.base == "required") == deltas]
         lines += ["", title, *(f"{m.name:{width}}  {takes(m):{room}}  {m.summary}" for m in group)] if group else []
-    return "\n".join(
-        [*lines, "", "`alnico methods NAME` shows one in full: when to use it, formula, options, a recipe, cost, source."]
-    )
+    return page([*lines, "", "`alnico methods NAME` shows one in full: when to use it, formula, options, a recipe, cost, source."])
 
 
-def method_text(method: Method) -> str:
+def method_text(method: Method) -> Page:
     """All of a method for people, in the width of a terminal."""
     told = read_documentation(method)
     lines = [method.name, "=" * len(method.name), "", *_wrapped(told.summary), ""]
@@ -260,7 +259,7 @@ def method_text(method: Method) -> str:
     lines += ["", "A recipe:", *(f"  {line}" for line in recipe_text(first_recipe(method)).splitlines()), ""]
     for label in ("Edge cases", "Errors", "Differs from the source", "Source"):
         lines += _entry(label.lower().replace("differs from the source", "differs"), told.parts.get(label, ""))
-    return "\n".join(lines)
+    return page(lines)
 
 
 def _entry(label: str, text: str) -> list[str]:

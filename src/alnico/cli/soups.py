@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alnico.cli.printing import Page, page
 from alnico.tune.soup import Soup, Step
 
 
@@ -12,7 +13,7 @@ def step_text(step: Step) -> str:
     return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.6f}{gain}{f'  of {size}' if size > 1 else ''}"
 
 
-def soup_text(found: Soup) -> str:
+def soup_text(found: Soup) -> Page:
     """The models of a soup, and its score beside those of the models alone and of the uniform soup."""
     size = sum(found.counts.values())
     rows = [(f"soup of {len(found.counts)}", found.score, ""), (f"uniform soup of {len(found.alone)}", found.uniform, "")]
@@ -23,6 +24,6 @@ def soup_text(found: Soup) -> str:
     width = max(len(name) for name, _, _ in rows)
     lines = [f"{'':{width}}  {found.objective:>10}  in the soup"]
     lines += [f"{name:{width}}  {value:10.6f}  {share}".rstrip() for name, value, share in rows]
-    return "\n".join(
+    return page(
         [*lines, "", "These are scores on the tasks that chose the soup, so its own is too good. --report scores it on others."]
     )

@@ -1,0 +1,129 @@
+"""What is printed, and where: results as pages to stdout, lines for people to stderr. Printing never fails a command that made something."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any, NewType, TextIO
+
+import typer
+
+from alnico.errors import INTERRUPTED, AlnicoError, RunError, visible
+
+Page = NewType("Page", str)
+"""Text whose newlines are ours: made by :func:`page` or :func:`json_page`. Names in it cannot make lines of their own."""
+
+EXIT_CODE = "the exit code says what was found"
+"""What there is besides the page of a command that checks something."""
+
+_state: dict[str, Any] = {}
+"""Of the command that runs: why stdout took not all (``failure``), what there is besides it (``besides``), if Ctrl-C was told (``told``)."""
+
+
+def begin() -> None:
+    """Forget the last command of this process."""
+    _state.clear()
+
+
+def page(lines: Iterable[str]) -> Page:
+    """Lines as one text, each with what a terminal would obey or hide escaped, newlines included."""
+    return Page("\n".join(map(visible, lines)))
+
+
+def json_page(data: Any, indent: int | None = 1) -> Page:
+    """Data as JSON in ASCII. DEL is a control character, too, and none to JSON."""
+    return Page(json.dumps(data, indent=indent).replace("\x7f", "\\u007f"))
+
+
+def show_result(text: Page, besides: object = None) -> None:
+    """Write a result to stdout.
+
+    A reader that has left (``| head``) is no error. Of a stream that is closed or full the command is told at its end, by
+    :func:`verdict`; ``besides`` is where the result is, too, or what else says it.
+    """
+    _state["besides"] = besides
+    failure = _written(f"{text}\n", sys.stdout)
+    if failure is not None:
+        _state["failure"] = failure
+
+
+def say(line: str, quiet: bool = False) -> None:
+    """Write a line for people, to stderr. A stream that does not take it is no error."""
+    if not quiet:
+        _written(f"{visible(line)}\n", sys.stderr)
+
+
+def say_page(text: Page, quiet: bool = False) -> None:
+    """Write several lines for people, to stderr."""
+    if not quiet:
+        _written(f"{text}\n", sys.stderr)
+
+
+def say_error(error: AlnicoError) -> None:
+    """Write an error's message to stderr."""
+    say_page(page([f"alnico: {error.args[0] if error.args else ''}", *error.args[1:]]))
+
+
+def is_terminal(stream: Any) -> bool:
+    """Does a stream, which may be None or any object, lead to a terminal?"""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, OSError, ValueError):
+        return False
+
+
+def interrupted(what: str | None) -> typer.Exit:
+    """Say that a signal ended a command, and what the same command takes up; typer would leave without a word."""
+    _state["told"] = True
+    say("alnico: interrupted." + (f" The same command takes the {what} up again." if what else ""))
+    return typer.Exit(INTERRUPTED)
+
+
+def is_told() -> bool:
+    """Was it said that the command was interrupted?"""
+    return "told" in _state
+
+
+def verdict(code: int) -> int:
+    """The exit code of a command that would end with ``code``: another where stdout was closed or full and there is nothing besides it."""
+    failure = _failure()
+    if failure is None or code != 0 or getattr(failure, "errno", None) == errno.EPIPE:
+        return code
+    why = getattr(failure, "strerror", None) or str(failure)
+    if (besides := _state.get("besides")) is not None:
+        say(
+            f"alnico: note: standard output cannot be written ({why}); {'' if besides == EXIT_CODE else 'the work is done: '}{besides}."
+        )
+        return code
+    error = RunError(
+        f"standard output: cannot be written ({why}); expected a file, a pipe or a terminal that takes all of the result. "
+        "Free space, or send it elsewhere."
+    )
+    say_error(error)
+    return error.exit_code
+
+
+def _failure() -> Exception | None:
+    descriptor = getattr(sys.stdout, "descriptor", None)
+    if descriptor is not None:  # alnico.cli.streams
+        sys.stdout.flush()
+        return descriptor.failure  # type: ignore[no-any-return]
+    return _state.get("failure")
+
+
+def _written(text: str, stream: TextIO | Any) -> Exception | None:
+    """Write to a stream, which may be None or any object with ``write``. Returns what went wrong."""
+    if stream is None:
+        return OSError(errno.EBADF, "it is closed")
+    try:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError as error:
+            stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        if hasattr(stream, "flush"):
+            stream.flush()
+    except (OSError, ValueError, AttributeError) as error:
+        return error
+    return None
