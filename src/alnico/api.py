@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
@@ -23,6 +23,7 @@ from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.analysis.unfinished import Unfinished, is_half_written
 from alnico.checkpoint.lasting import sync_tree
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
+from alnico.checkpoint.place import Replace, check_new_file, check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.checkpoint.signatures import SignedInputs, check_signature
 from alnico.checkpoint.signatures import sign as sign_folder
@@ -115,6 +116,7 @@ def merge(
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     seed: int | None = None,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
     strict_licence: bool = False,
@@ -124,13 +126,13 @@ def merge(
 ) -> Result:
     """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
 
-    An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces what
-    stands under ``out``, when the merge is complete. ``verify_inputs`` are public keys (PEM files): a model that is signed is verified before
+    An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces a model
+    that stands under ``out``, or what alnico wrote there, when the merge is complete; ``overwrite_anything`` whatever stands there. ``verify_inputs`` are public keys (PEM files): a model that is signed is verified before
     it is read, and refused if its signature holds with none of them; with ``require_signed`` one that is not signed, too. ``watch`` receives
     events (``alnico.engine.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
     planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, require_signed))
-    return _run(planner, load_recipe(recipe, seed=seed), Path(out), overwrite, restart, watch)
+    return _run(planner, load_recipe(recipe, seed=seed), Path(out), replacing(overwrite, overwrite_anything), restart, watch)
 
 
 @ieee_arithmetic()
@@ -143,6 +145,7 @@ def merge_all(
     max_shard_size: Size = DEFAULT_MAX_SHARD_BYTES,
     seed: int | None = None,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
     strict_licence: bool = False,
@@ -159,9 +162,10 @@ def merge_all(
 
     given = load.load_recipes(recipes, seed=seed)
     planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, require_signed))
+    may_replace = replacing(overwrite, overwrite_anything)
     if len(given) == 1:
-        return (_run(planner, given[0], Path(out), overwrite, restart, watch),)
-    return run_stages(stages(given), planner, Path(out), __version__, overwrite=overwrite, restart=restart, watch=watch)
+        return (_run(planner, given[0], Path(out), may_replace, restart, watch),)
+    return run_stages(stages(given), planner, Path(out), __version__, overwrite=may_replace, restart=restart, watch=watch)
 
 
 @ieee_arithmetic()
@@ -226,9 +230,10 @@ def _planner(
     return planned
 
 
-def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: bool, restart: bool, watch: Watcher | None) -> Result:
+def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> Result:
     from alnico import __version__
 
+    check_publishable(target)
     made = planner(recipe, {}, target.name if target.suffix == ".safetensors" else None)
     try:
         fetch_inputs(made, target, overwrite=overwrite, watch=watch)
@@ -554,6 +559,7 @@ def fisher_statistics(
     offline: bool = False,
     allow_code: bool = False,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Measure a model's Fisher information on tasks and write it into the directory ``out``, which ``merge_method: fisher`` takes.
@@ -561,14 +567,15 @@ def fisher_statistics(
     ``tasks`` are a tasks file, a mapping that says the same, or classification tasks; labels are never read. ``allow_code`` is as for :func:`evaluate`. Other options:
     :func:`alnico.tune.fisher.measure_fisher`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, OutputError, HubError.
     """
-    from alnico.checkpoint.statistics import check_place
+    from alnico.checkpoint.statistics import check_folder
     from alnico.tune.fisher import measure_fisher
     from alnico.tune.subject import open_subject
 
-    check_place(Path(out), overwrite)
+    may_replace = replacing(overwrite, overwrite_anything)
+    check_folder(Path(out), may_replace, _paths_among((model, tasks)))
     subject = open_subject(model, offline=offline)
     found = measure_fisher(subject, _tasks(tasks, allow_code), examples=examples, expectation=expectation, seed=seed, watch=watch)
-    found.write(Path(out), subject, overwrite=overwrite)
+    found.write(Path(out), subject, overwrite=may_replace)
     return Path(out)
 
 
@@ -587,6 +594,7 @@ def gram_statistics(
     offline: bool = False,
     allow_code: bool = False,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
     """Measure the Gram matrices of models' linear layers on tasks and write them as files, which ``merge_method: regmean`` takes.
@@ -596,32 +604,42 @@ def gram_statistics(
     before merged by ``weights``, ``alpha``, ``ridge`` and ``normalize``; give the recipe the same. ``allow_code`` is as for :func:`evaluate`. Other options:
     :func:`alnico.tune.gram.measure_gram`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
-    from alnico.checkpoint.statistics import check_place
+    from alnico.checkpoint.statistics import check_folder
     from alnico.tune.gram import measure_gram, measure_gram_plus
     from alnico.tune.subject import open_subject
 
     names = [os.fspath(model) for model in _listed(models)]
     given = _tasks_of_each(tasks, len(names), allow_code)
-    folders = (
-        [Path(out)] if isinstance(models, (str, os.PathLike)) or len(names) == 1 else [Path(out) / Path(n).name for n in names]
-    )
-    if len(set(folders)) < len(folders):
+    folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
+    if len({str(folder).casefold() for folder in folders}) < len(folders):
         raise OutputError(
             f"{out}: two models have one name ({', '.join(f.name for f in folders)}); expected names of their own. Measure them one by one."
         )
+    may_replace = replacing(overwrite, overwrite_anything)
     for folder in folders:
-        check_place(folder, overwrite)
+        check_folder(folder, may_replace, _paths_among((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))))
     subjects = [open_subject(name, offline=offline) for name in names]
     if plus:
         found = measure_gram_plus(
             subjects, given, examples=examples, weight=weights, alpha=alpha, ridge=ridge, normalize=normalize, watch=watch
         )
         for one, folder, subject in zip(found, folders, subjects, strict=True):
-            one.write(folder, subject, overwrite=overwrite)
+            one.write(folder, subject, overwrite=may_replace)
     else:
         for subject, own, folder in zip(subjects, given, folders, strict=True):
-            measure_gram(subject, own, examples=examples, watch=watch).write(folder, subject, overwrite=overwrite)
+            measure_gram(subject, own, examples=examples, watch=watch).write(folder, subject, overwrite=may_replace)
     return tuple(folders)
+
+
+def _folder_name(model: str) -> str:
+    """What the statistics of one model among several lie in: the last part of its path or id, whatever that leads to."""
+    name = Path(model).name
+    return name if name not in ("", ".", "..") else Path(model).resolve().name
+
+
+def _paths_among(given: Iterable[Any]) -> list[Path]:
+    """What of some arguments is a path, and there."""
+    return [Path(one) for one in given if isinstance(one, (str, os.PathLike)) and os.path.lexists(one)]
 
 
 def _tasks_of_each(tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool) -> list[Sequence[Task]]:
@@ -676,10 +694,7 @@ def adamerge(
 
     names = [os.fspath(base), *(os.fspath(model) for model in _listed(models))]
     for path in () if out is None else (Path(out), course_beside(out)):
-        if not path.parent.is_dir():
-            raise OutputError(f"{path}: its folder is not there; expected one to write into. Make it, or choose another.")
-        if path.exists():
-            raise OutputError(f"{path}: exists already; expected a new file. Choose another name, or remove it.")
+        check_new_file(path)
     given = read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
     found = learn(
         names[1:],

@@ -282,7 +282,10 @@ def test_an_output_that_is_a_file_of_an_input(run: Run) -> None:
 
 
 def test_an_output_that_holds_the_inputs(run: Run) -> None:
-    assert "is one of the inputs or holds it" in refused(run, 8, "--overwrite", out=".")
+    Path("all").mkdir()
+    Path("a").rename("all/a")
+    Path("linear.yml").write_text(LINEAR.replace("[a, b]", "[all/a, b]"))
+    assert "is one of the inputs or holds it" in refused(run, 8, "--overwrite", out="all")
 
 
 def test_a_disk_that_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

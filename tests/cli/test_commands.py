@@ -155,22 +155,22 @@ def test_shards_are_written_with_an_index(run: Run) -> None:
 
 
 def test_overwrite_replaces_the_old_output_and_removes_it(run: Run) -> None:
-    Path("out/deep").mkdir(parents=True)
-    Path("out/deep/old.txt").write_text("old")
+    save_model(Path("out"), {"old": ("F32", MATRIX)})
+    Path("out/assets").mkdir()
+    Path("out/assets/old.png").write_bytes(b"old")
     assert run("merge", "r.yml", "out", "--overwrite")[0] == 0
     assert names() == {"a", "b", "r.yml", "out"}
-    assert not Path("out/deep").exists()
+    assert not Path("out/assets").exists()
     np.testing.assert_array_equal(merged(), MEAN)
 
 
 def test_overwrite_keeps_the_old_output_when_the_merge_fails(run: Run) -> None:
-    Path("out").mkdir()
-    Path("out/old.txt").write_text("old")
+    save_file(Path("out/model.safetensors"), {"old": ("F32", MATRIX)})
     bad = MATRIX.copy()
     bad[0, 0] = np.nan
     save_model(Path("b"), {"w": ("F32", bad), "v": ("F32", MATRIX[0])})
     assert run("merge", "r.yml", "out", "--overwrite")[0] == 6
-    assert [p.name for p in Path("out").iterdir()] == ["old.txt"]
+    assert [p.name for p in Path("out").iterdir()] == ["model.safetensors"]
     assert names() == {"a", "b", "r.yml", "out"}
 
 
@@ -188,9 +188,10 @@ def test_an_output_that_ends_in_safetensors_is_one_file(run: Run) -> None:
 
 
 def test_one_file_is_replaced_only_when_asked(run: Run) -> None:
-    Path("out.safetensors").write_text("old")
+    save_file(Path("out.safetensors"), {"old": ("F32", MATRIX)})
+    old = Path("out.safetensors").read_bytes()
     assert run("merge", "r.yml", "out.safetensors")[0] == 8
-    assert Path("out.safetensors").read_text() == "old"
+    assert Path("out.safetensors").read_bytes() == old
     assert run("merge", "r.yml", "out.safetensors", "--overwrite")[0] == 0
     np.testing.assert_array_equal(merged("out.safetensors"), MEAN)
     assert names() == {"a", "b", "r.yml", "out.safetensors"}

@@ -159,10 +159,10 @@ def test_an_old_model_is_replaced_whole_and_its_files_go_with_it(
     alnico.merge(recipe, tmp_path / f"whole-{name}", seed=1)
     alnico.merge(recipe, tmp_path / name)
     if name == "out":
-        (tmp_path / "out" / "of-the-old.txt").write_text("goes")
+        (tmp_path / "out" / "LICENSE-of-the-old.txt").write_text("goes")
     alnico.merge(recipe, tmp_path / name, seed=1, overwrite=True)
     assert alnico.diff(tmp_path / name, tmp_path / f"whole-{name}").is_equal
-    assert not (tmp_path / "out" / "of-the-old.txt").exists()
+    assert not (tmp_path / "out" / "LICENSE-of-the-old.txt").exists()
     assert not list(tmp_path.glob(".*"))
 
 

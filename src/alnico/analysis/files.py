@@ -11,6 +11,7 @@ from typing import Any
 
 from alnico.analysis.results import LEVELS, SUMMARY, Analysis, Change, Pair, Scope, TensorScope
 from alnico.checkpoint.model import read_json
+from alnico.checkpoint.place import check_writable
 from alnico.errors import ModelError, OutputError
 
 STATISTICS = "per_param_stats.csv"
@@ -47,6 +48,7 @@ def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) ->
         if not is_half_written and folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
             raise OutputError(f"{folder}: holds other things than an analysis. Choose a new folder, or empty it.")
         folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder, folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
     return folder

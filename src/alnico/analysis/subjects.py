@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alnico.analysis.results import AnalysedModel, Skipped
+from alnico.analysis.files import OWN
+from alnico.analysis.results import SUMMARY, AnalysedModel, Skipped
 from alnico.checkpoint.model import Source, Tensor
 from alnico.checkpoint.translated import TranslatedModel
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.families import group_of
 from alnico.plan.job import Input, Job
 from alnico.plan.layers import layers_of
+
+RESERVED = (*OWN, f"{SUMMARY}.tmp")
+"""Names in the folder of a report that no model's folder can have."""
 
 MOST_SUBSPACE_ELEMENTS = 1 << 22
 """Most elements of a matrix whose singular vectors are compared: it is held in float64."""
@@ -96,8 +101,13 @@ def model_of(source: Source, name: str) -> AnalysedModel:
 
 
 def named(sources: Sequence[Source]) -> list[str]:
-    """A short name for each model; see :func:`short_names`."""
+    """A short name for each model, none that of a file of a report; see :func:`short_names`."""
     return short_names([source.label for source in sources])
+
+
+def _folded(name: str) -> str:
+    """A name as file systems compare it that know no case, and one spelling of accents."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def short_names(references: Sequence[str]) -> list[str]:
@@ -109,6 +119,7 @@ def short_names(references: Sequence[str]) -> list[str]:
     ['a', 'a-2', 'b']
     """
     found: list[str] = []
+    taken = set(RESERVED)
     for reference in references:
         parts = [part for part in re.split(r"[/\\]", reference.split("+")[-1]) if part not in ("", ".", "..")]
         if len(parts) > 1 and re.fullmatch(r"(model|pytorch_model|adapter_model)\.[a-z]+", parts[-1]):
@@ -118,7 +129,8 @@ def short_names(references: Sequence[str]) -> list[str]:
         )
         stem = short[:60] or "model"
         name, number = stem, 2
-        while name.lower() in (other.lower() for other in found):
+        while _folded(name) in taken:
             name, number = f"{stem}-{number}", number + 1
+        taken.add(_folded(name))
         found.append(name)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ import numpy as np
 
 from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.model import MAX_JSON_BYTES, FileModel, Source, Tensor, open_shard, read_json
+from alnico.checkpoint.place import Replace, check_needed, check_written_into
+from alnico.checkpoint.replaced import holds_statistics
 from alnico.checkpoint.shards import cut
-from alnico.checkpoint.writer import OutputFiles
+from alnico.checkpoint.writer import UNFINISHED, OutputFiles
 from alnico.errors import ModelError, NonFiniteError, OutputError, RunError
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
 
@@ -174,7 +177,7 @@ def write_statistics(
     told: Mapping[str, Any],
     *,
     reference: str = "",
-    overwrite: bool = False,
+    overwrite: Replace = False,
 ) -> None:
     """Write the statistics of a model into the new directory ``out``.
 
@@ -183,7 +186,7 @@ def write_statistics(
 
     Errors: OutputError if ``out`` holds something; RunError for a disk that fails; NonFiniteError for numbers that are not finite.
     """
-    check_place(out, overwrite)
+    check_folder(out, overwrite, model.paths())
     bad = next((name for name, values in tensors.items() if not np.isfinite(values).all()), None)
     if bad is not None:
         place = [int(i) for i in np.argwhere(~np.isfinite(tensors[bad]))[0]]
@@ -220,10 +223,22 @@ def write_statistics(
         raise RunError(f"{out}: cannot be written ({error.strerror}). Make room or check the disk.") from None
 
 
-def check_place(out: Path, overwrite: bool) -> None:
-    """Refuse a place that holds something else. Errors: OutputError."""
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+def check_folder(out: Path, overwrite: Replace, needed: Iterable[Path] = ()) -> None:
+    """Refuse a folder for statistics that cannot be written into, or that holds something else. Errors: OutputError.
+
+    Older statistics in it are replaced if ``overwrite`` says so; other files in it are never removed. What a killed measurement left is
+    in nobody's way. ``needed`` are files that the folder must not hold, whatever ``overwrite`` says.
+    """
+    check_written_into(out)
+    names = os.listdir(out) if out.is_dir() else []
+    if not names or set(names) == {TENSORS + UNFINISHED}:
         return
-    if not out.is_dir() or not overwrite or not (out / SUMMARY).exists():
-        how = "Choose another, or say --overwrite." if out.is_dir() and (out / SUMMARY).exists() else "Choose another output."
-        raise OutputError(f"{out}: exists and is not empty; expected a new or empty directory. {how}")
+    if overwrite == "anything":
+        check_needed(out, needed)
+        return
+    is_older = holds_statistics(out)
+    if not overwrite or not is_older:
+        how = "or say --overwrite" if is_older else "or say --overwrite-anything to write into it" if overwrite else ""
+        raise OutputError(
+            f"{out}: exists and is not empty; expected a new or empty directory. Choose another output{', ' if how else ''}{how}."
+        )

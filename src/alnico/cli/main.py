@@ -27,6 +27,8 @@ from alnico.cli.options import (
     MergekitShardSize,
     Models,
     Offline,
+    Overwrite,
+    OverwriteAnything,
     Quiet,
     RecipeArgument,
     Seed,
@@ -93,7 +95,8 @@ def merge(
     seed: Seed = None,
     max_shard_size: ShardSize = None,
     out_shard_size: MergekitShardSize = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT when the merge is complete.")] = False,
+    overwrite: Overwrite = False,
+    overwrite_anything: OverwriteAnything = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
     strict_licence: StrictLicence = False,
     verify_inputs: Annotated[
@@ -150,6 +153,7 @@ def merge(
                 max_shard_size=shard_bytes,
                 seed=seed,
                 overwrite=overwrite,
+                overwrite_anything=overwrite_anything,
                 restart=restart,
                 offline=offline,
                 strict_licence=strict_licence,
@@ -187,8 +191,9 @@ def plan(
 ) -> None:
     """Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk."""
     from alnico import api
+    from alnico.checkpoint.place import check_publishable
     from alnico.cli import show
-    from alnico.engine.output import check_disk
+    from alnico.engine.room import check_disk
 
     memory_bytes, shard_bytes = size_of(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     plans = api.plan_all(
@@ -202,6 +207,7 @@ def plan(
         strict_licence=strict_licence,
     )
     if out:
+        check_publishable(Path(out), is_tried=False)
         for made in plans:
             check_disk(made, Path(out))
     if as_json:
@@ -393,6 +399,9 @@ def evaluate(
 ) -> None:
     """Print scores of models on tasks, with intervals; of merges, paired differences and what they kept of their parents."""
     from alnico import api
+    from alnico.checkpoint.lasting import replace_file
+    from alnico.checkpoint.place import check_new_file
+    from alnico.checkpoint.replaced import is_evaluation
     from alnico.cli.evaluating import scorecard_text
     from alnico.errors import OutputError
 
@@ -400,6 +409,8 @@ def evaluate(
         raise typer.BadParameter("evaluate needs a model at least. Give one.")
     if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
         raise OutputError(f"{out}: cannot be written; expected a file in a folder that is there. Choose another name.")
+    if out is not None and not is_evaluation(Path(out)):
+        check_new_file(Path(out))
     found = api.evaluate(
         models or (),
         tasks,
@@ -412,7 +423,7 @@ def evaluate(
     )
     text = json_page(found.data())
     if out is not None:
-        Path(out).write_text(text + "\n", "utf-8")
+        replace_file(Path(out), text + "\n")
     if as_json:
         show_result(text, besides=out or report)
     elif not quiet:
@@ -439,13 +450,14 @@ def suggest(
 ) -> None:
     """Print a recipe to begin with, and why: from distances, cosines and conflicts of the models."""
     from alnico import api
+    from alnico.checkpoint.place import check_new_file, write_new_file
     from alnico.cli import progress
-    from alnico.errors import MismatchError, OutputError
+    from alnico.errors import MismatchError
 
     if (base is None or not models) if analysis is None else (base is not None or bool(models)):
         raise typer.BadParameter("suggest needs --base and models, or --analysis alone. Give the one or the other.")
-    if out is not None and Path(out).exists():
-        raise OutputError(f"{out}: exists already; expected a new file. Choose another name, or remove it.")
+    if out is not None:
+        check_new_file(Path(out))
     with progress.bar(quiet or as_json, 0) as watch:
         found = api.suggest(
             models or (),
@@ -460,7 +472,7 @@ def suggest(
     if found.recipe is None:
         raise MismatchError(*found.findings, *found.reasons)
     if out is not None:
-        Path(out).write_text(found.recipe, "utf-8")
+        write_new_file(Path(out), found.recipe)
     if as_json:
         show_result(json_page(found.data()), besides=out)
         return
@@ -542,12 +554,12 @@ def soup(
 ) -> None:
     """Find which models to average by scoring the averages, and print the recipe. Needs alnico[eval]."""
     from alnico import api
+    from alnico.checkpoint.place import check_new_file, write_new_file
     from alnico.cli import soups
     from alnico.cli.evaluating import scorecard_text
-    from alnico.errors import OutputError
 
-    if out is not None and Path(out).exists():
-        raise OutputError(f"{out}: exists already; expected a new file. Choose another name, or remove it.")
+    if out is not None:
+        check_new_file(Path(out))
     found = api.soup(
         models,
         tasks,
@@ -568,7 +580,7 @@ def soup(
     )
     recipe = found.recipe(Path(out).parent if out else ".")
     if out is not None:
-        Path(out).write_text(recipe, "utf-8")
+        write_new_file(Path(out), recipe)
     if as_json:
         show_result(json_page({**found.data(), "recipe": recipe}), besides=out)
         return
@@ -679,6 +691,9 @@ def statistics(
     ridge: Annotated[float, typer.Option("--ridge", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")] = 1e-6,
     normalize: Annotated[bool, typer.Option("--normalize", help="gram --plus: regmean's; give the recipe the same.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace statistics that stand there.")] = False,
+    overwrite_anything: Annotated[
+        bool, typer.Option("--overwrite-anything", help="Write also into a folder of other things, which stay.")
+    ] = False,
     offline: Offline = False,
     allow_code: AllowCode = False,
     as_json: Json = False,
@@ -694,6 +709,7 @@ def statistics(
         "offline": offline,
         "allow_code": allow_code,
         "overwrite": overwrite,
+        "overwrite_anything": overwrite_anything,
         "watch": watch,
     }
     if kind is Statistic.fisher:

@@ -49,6 +49,13 @@ StrictLicence = Annotated[
     bool,
     typer.Option("--strict-licence", "--strict-license", help="Refuse models whose licences do not go together, or are not known."),
 ]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Replace OUT when the new one is complete, if that is a model or alnico wrote it."),
+]
+OverwriteAnything = Annotated[
+    bool, typer.Option("--overwrite-anything", help="Replace OUT whatever is in it, but for inputs, mounts and devices.")
+]
 Unrelated = Annotated[str, typer.Option("--unrelated", help="Models that were not tuned from one base: error or allow.")]
 Inputs = Annotated[
     list[str] | None,

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from alnico.checkpoint.adapted import repositories
 from alnico.checkpoint.model import Source
-from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.place import Replace, existing_folder
 from alnico.engine.events import Event, Fetched, Fetching
-from alnico.engine.output import DISK_MARGIN_BYTES, check_disk, check_target, existing_folder
-from alnico.errors import ResourceError
+from alnico.engine.room import DISK_MARGIN_BYTES, bytes_on_disk, check_disk, check_free, check_target
 from alnico.plan.job import Plan
 
 
@@ -25,7 +23,7 @@ def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
     return [source.absent(read[i], side_files and i == plan.donor) for i, source in enumerate(plan.sources)]
 
 
-def fetch_inputs(plan: Plan, out: Path, *, overwrite: bool, watch: Callable[[Event], None] | None) -> None:
+def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Callable[[Event], None] | None) -> None:
     """Download the files that the plan reads and the hub's cache lacks: weights, and the donor's side files.
 
     A target or a disk that would refuse the output is refused first. Errors: OutputError, ResourceError, HubError.
@@ -69,8 +67,5 @@ def _check_cache_disk(cache: Path, total: int, plan: Plan, out: Path) -> None:
     """Downloads and output together, where both are on one disk."""
     disk, target = existing_folder(cache), existing_folder(out)
     shares = disk.stat().st_dev == target.stat().st_dev
-    needed = total + DISK_MARGIN_BYTES + (plan.bytes_to_write if shares else 0)
-    free = shutil.disk_usage(disk).free
-    if needed > free:
-        what = f"the downloads{' and the output' if shares else ''} need {format_size(needed)}"
-        raise ResourceError(f"{disk}: {what}, {format_size(free)} are free. Make room, or set HF_HOME to another disk.")
+    needed = total + DISK_MARGIN_BYTES + (bytes_on_disk(plan, out) if shares else 0)
+    check_free(disk, needed, f"the downloads{' and the output' if shares else ''} need", "or set HF_HOME to another disk")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -15,59 +14,11 @@ from typing import Any
 
 from alnico.checkpoint.lasting import exchange, rename_new, replace_file, sync_directory
 from alnico.checkpoint.lineage import LOCK
-from alnico.checkpoint.model import Source
-from alnico.checkpoint.shards import format_size
-from alnico.errors import OutputError, ResourceError, RunError
+from alnico.checkpoint.place import Replace, check_replaceable
+from alnico.errors import OutputError, RunError
 from alnico.folders import HAS_DESCRIPTORS, Folder, fault_in, name_of, open_to_write, owner_fault_at, reach, remove, user_id
-from alnico.plan.job import Plan
 
-DISK_MARGIN_BYTES = 16 << 20
 MARK = "published.json"
-
-
-def check_target(out: Path, plan: Plan, overwrite: bool) -> None:
-    """Refuse a target that holds something, or that is one of the inputs. Errors: OutputError."""
-    check_place(out, plan.sources, overwrite)
-
-
-def check_place(out: Path, sources: Sequence[Source], overwrite: bool) -> None:
-    """Refuse a place for what is made of ``sources``, as :func:`check_target` does. Errors: OutputError."""
-    if out.exists():
-        target = out.resolve()
-        places = [p.resolve() for source in sources for p in source.paths()]
-        if any(target == place or target in place.parents for place in places):
-            raise OutputError(f"{out}: is one of the inputs or holds it; expected a place of its own. Choose another output.")
-    folder = existing_folder(out)
-    if not folder.is_dir():
-        raise OutputError(f"{out}: {folder} is not a directory. Choose another output.")
-    occupied = (any(out.iterdir()) if out.is_dir() else True) if out.exists() or out.is_symlink() else False
-    if occupied and not overwrite:
-        raise OutputError(
-            f"{out}: exists and is not empty; expected a new or empty directory. Choose another output, or say --overwrite."
-        )
-    PartDirectory(out).check()
-
-
-def existing_folder(out: Path) -> Path:
-    """The nearest thing above ``out`` that is there: the disk the output will be on."""
-    return next(p for p in out.absolute().parents if p.exists())
-
-
-def check_disk(plan: Plan, out: Path) -> None:
-    """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
-    check_room(out, plan.bytes_to_write - PartDirectory(out).used_bytes())
-
-
-def check_room(out: Path, byte_size: int) -> None:
-    """Refuse a place whose disk has not as many bytes, and a margin, free. Errors: ResourceError."""
-    folder = existing_folder(out)
-    needed = byte_size + DISK_MARGIN_BYTES
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{folder}: the output needs {format_size(needed)}, {format_size(free)} are free. "
-            "Make room, choose another disk, or a smaller dtype."
-        )
 
 
 class Hold:
@@ -209,7 +160,7 @@ class PartDirectory(Hold):
     def check(self) -> None:
         super().check()
         self._check_old()
-        check_replaceable(self.out)
+        check_renamable(self.out)
 
     def _check_old(self) -> None:
         """Refuse an old model, set aside by an interrupted run, that is another user's. Errors: OutputError."""
@@ -255,7 +206,7 @@ class PartDirectory(Hold):
         return is_published(self.out, self.path / MARK, fingerprint)
 
     def publish(
-        self, single_file: str | None, overwrite: bool, fingerprint: Mapping[str, Any] | None = None, mark: Path | None = None
+        self, single_file: str | None, overwrite: Replace, fingerprint: Mapping[str, Any] | None = None, mark: Path | None = None
     ) -> None:
         """Give the finished model its name, all at once; what stood there goes. ``mark`` is the file that says so to a later run.
 
@@ -264,6 +215,7 @@ class PartDirectory(Hold):
         finished = self.model / single_file if single_file else self.model
         self.check_still_there()
         try:
+            check_replaceable(self.out, overwrite)  # once more: somebody may have put something else there meanwhile
             text = json.dumps({"fingerprint": fingerprint, "witness": _witness(finished)})
             replace_file(*((mark, text) if mark else (self.path / MARK, text, self.folder)))
             if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
@@ -272,8 +224,8 @@ class PartDirectory(Hold):
                 self._replace(finished)
             else:
                 rename_new(finished, self.out, self.folder)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+        except (OSError, OutputError) as error:
+            if isinstance(error, OutputError) or error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise OutputError(
                     f"{self.out}: came to be while merging. The finished model is in {finished}; move it yourself."
                 ) from None
@@ -302,7 +254,7 @@ class PartDirectory(Hold):
             raise
 
 
-def check_replaceable(out: Path) -> None:
+def check_renamable(out: Path) -> None:
     """Refuse a place where something stands that the system will not let us rename: another user's in a folder such as ``/tmp``, whose
     sticky bit leaves that to its owner, or a folder that we cannot write, which cannot be moved into another. Errors: OutputError.
     """

@@ -30,7 +30,7 @@ from alnico.engine.hashes import hash_tensors
 from alnico.engine.journal import Done, Record
 from alnico.engine.lock import Lock
 from alnico.engine.measure import of_model
-from alnico.engine.output import DISK_MARGIN_BYTES
+from alnico.engine.room import DISK_MARGIN_BYTES
 from alnico.engine.run import Run, Watcher
 from alnico.engine.weigh import weigh
 from alnico.errors import MismatchError, NonFiniteError, ResourceError, RunError, UncheckedError, VerificationError

@@ -17,6 +17,7 @@ import numpy as np
 from alnico.checkpoint.lasting import sync_directory, sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import Shard, Source, changed_since, open_shard, states_of
+from alnico.checkpoint.place import Replace
 from alnico.checkpoint.resident import held_bytes
 from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
@@ -31,8 +32,9 @@ from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.judge import IN_A_RECIPE, Caller, judge
 from alnico.engine.lock import files_of
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel
-from alnico.engine.output import PartDirectory, check_disk, check_target
+from alnico.engine.output import PartDirectory
 from alnico.engine.recall import Recall, Recalled
+from alnico.engine.room import check_disk, check_target
 from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, workers
 from alnico.engine.weigh import weigh
 from alnico.engine.whole import WholeMatrices, rounding_kernel
@@ -75,7 +77,7 @@ def run_plan(
     out: Path,
     version: str,
     *,
-    overwrite: bool = False,
+    overwrite: Replace = False,
     restart: bool = False,
     watch: Watcher | None = None,
     mark: Path | None = None,

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.place import Replace, check_empty, check_needed, check_publishable, check_twin
 from alnico.engine.card import recipe_text
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.output import DISK_MARGIN_BYTES, Hold, check_target, existing_folder, is_published
+from alnico.engine.output import Hold, is_published
+from alnico.engine.room import bytes_on_disk, check_outputs_place, check_room, files_of, largest_file, needed
 from alnico.engine.run import Result, Watcher, run_plan
-from alnico.errors import RecipeError, ResourceError, RunError
+from alnico.errors import RecipeError, RunError
 from alnico.plan.job import Plan
 from alnico.plan.planned import PlannedModel
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import Stage
+
+WORK = ".alnico-stages"
+"""What is appended to the name of an output for the folder of its stages, beside it."""
 
 Planner = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
 """Makes the plan of a recipe, given what stands for the names of stages (a path, or a model that is planned), and the name of the
@@ -53,7 +56,7 @@ def run_stages(
     out: Path,
     version: str,
     *,
-    overwrite: bool = False,
+    overwrite: Replace = False,
     restart: bool = False,
     watch: Watcher | None = None,
 ) -> tuple[Result, ...]:
@@ -67,18 +70,21 @@ def run_stages(
     if single is not None and len(kept) > 1:
         raise RecipeError(f"{out}: one file cannot hold the outputs of {len(kept)} merges. Give a directory.")
     targets = {s.label: out if len(kept) == 1 else out / s.label for s in kept}
-    work = out.parent / f".{out.name}.alnico-stages"
+    work = out.parent / f".{out.name}{WORK}"
+    for target in targets.values():
+        check_publishable(target)
+    check_twin(out, WORK + "-gone")
     planned = plan_stages(stages, planner, single)
-    close(planned)
     made: dict[str, Any] = {}
     plans: dict[str, Plan] = {}
     results = []
     try:
-        for plan in planned:
-            if not work.exists() or _others(out, targets):
-                check_target(out, plan, overwrite)
-        Hold(work, out).check()
-        _check_disk(planned, out, [work, *targets.values()])
+        try:
+            _check_targets(out, targets, planned, overwrite, is_begun=work.exists())
+            Hold(work, out).check()
+            _check_disk(planned, out, [work, *targets.values()])
+        finally:
+            close(planned)
         with Hold(work, out) as held:
             for stage in stages:
                 target = targets.get(stage.label, work / stage.label)
@@ -101,17 +107,24 @@ def run_stages(
     return tuple(results)
 
 
+def _check_targets(out: Path, targets: Mapping[str, Path], plans: Sequence[Plan], overwrite: Replace, *, is_begun: bool) -> None:
+    """Refuse targets that hold something, or an input of any stage. What runs that were begun have finished may stand there."""
+    inputs = [path for plan in plans for path in needed(plan)]
+    check_needed(out, inputs)
+    if is_begun and not _others(out, targets):
+        return
+    if len(targets) > 1 and not overwrite:
+        check_empty(out)
+    for target in targets.values():
+        check_outputs_place(target, inputs, overwrite)
+
+
 def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> None:
     """Refuse outputs that do not fit the disk together; what earlier runs left in ``places`` counts. Errors: ResourceError."""
-    folder = existing_folder(out)
     held = sum(p.lstat().st_blocks * 512 for place in places for p in place.rglob("*"))
-    needed = sum(plan.bytes_to_write for plan in plans) + DISK_MARGIN_BYTES - held
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ResourceError(
-            f"{folder}: the outputs of all {len(plans)} merges need {format_size(needed)}, {format_size(free)} are free. "
-            "Make room, choose another disk, or a smaller dtype."
-        )
+    size = sum(bytes_on_disk(plan, out) for plan in plans)
+    files = sum(files_of(plan, out) for plan in plans)
+    check_room(out, size - held, max(map(largest_file, plans)), files, of_all=f"outputs of all {len(plans)} merges")
 
 
 def _others(out: Path, targets: Mapping[str, Path]) -> bool:
@@ -123,7 +136,7 @@ def _others(out: Path, targets: Mapping[str, Path]) -> bool:
 
 
 def _run(
-    plan: Plan, target: Path, mark: Path, version: str, overwrite: bool, restart: bool, watch: Watcher | None
+    plan: Plan, target: Path, mark: Path, version: str, overwrite: Replace, restart: bool, watch: Watcher | None
 ) -> Result | None:
     """Run one stage, unless it is finished."""
     if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": version}):

@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.adapter import PREFIX, Adapter, open_adapter
+from alnico.checkpoint.place import check_publishable, replacing
 from alnico.checkpoint.shards import bytes_of, format_size
-from alnico.engine.output import PartDirectory, check_place, check_room
+from alnico.engine.output import PartDirectory
+from alnico.engine.room import check_outputs_place, check_room, needed_files
 from alnico.errors import MethodError, MismatchError, ModelError, OutputError, RecipeError, ResourceError, RunError
 from alnico.folders import make_folder
 from alnico.lora.aligned import Module, Saved, aligned, check_bases, saved_tensors
@@ -83,6 +85,7 @@ def combine(
     memory: int | str = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     offline: bool = False,
     watch: Callable[[int, int], None] | None = None,
     **options: Any,
@@ -109,9 +112,11 @@ def combine(
     wish = asked(method, len(references), each, space, options)
     _check_choices(wish, rank, energy, saved, unrelated)
     target, code = Path(out), _dtype(dtype)
+    check_publishable(target)
+    may_replace = replacing(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_adapter(r, offline=offline)) for r in references]
-        check_place(target, [a.files for a in opened], overwrite)
+        check_outputs_place(target, needed_files([a.files for a in opened]), may_replace)
         if target.suffix == ".safetensors":
             raise OutputError(
                 f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
@@ -150,7 +155,7 @@ def combine(
                     files.finish(*said)
                     files.lock(locked, __version__)
                     byte_size = files.byte_size
-            part.publish(None, overwrite)
+            part.publish(None, may_replace)
     return Combined(target, wish.method, found, error, byte_size, tuple(notes), time.perf_counter() - begin)
 
 

@@ -22,6 +22,7 @@ from alnico.checkpoint.lasting import write_file
 from alnico.checkpoint.layouts import module_names_of
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, open_model, read_tensor
+from alnico.checkpoint.place import check_publishable, replacing
 from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
@@ -30,7 +31,8 @@ from alnico.engine.card import laid_out, public_names
 from alnico.engine.events import Advanced, Event, Reading
 from alnico.engine.fetch import fetch_files
 from alnico.engine.judge import TENSORS, Place, is_matrix, look, spread
-from alnico.engine.output import PartDirectory, check_place, check_room
+from alnico.engine.output import PartDirectory
+from alnico.engine.room import check_outputs_place, check_room, needed_files
 from alnico.engine.threads import check, do_all
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
 from alnico.folders import remove
@@ -122,6 +124,7 @@ def extract(
     memory: int | str = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
     watch: Watcher | None = None,
@@ -148,7 +151,7 @@ def extract(
         dtype: of the adapter: float32, bfloat16 or float16.
         seed: of the random directions.
         verify: fold the result back and measure what is left of the difference.
-        memory, threads, overwrite, restart, offline, watch: as for :func:`alnico.merge`; an interrupted extraction is taken up.
+        memory, threads, overwrite, overwrite_anything, restart, offline, watch: as for :func:`alnico.merge`; an interrupted extraction is taken up.
     Edge cases: a tensor that did not change is left out and said; a stack of experts in one tensor is left out and named.
     Errors: RecipeError for an option out of its range; MismatchError for models of other kinds, unrelated ones, and equal ones, of which there
         is nothing to extract; NonFiniteError; ResourceError; OutputError; VerificationError; those of reading and HubError.
@@ -159,6 +162,8 @@ def extract(
     begin = time.perf_counter()
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
     target = Path(out)
+    check_publishable(target)
+    may_replace = replacing(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened: list[Source] = [stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)]
         models = untied(opened, opened)
@@ -173,7 +178,7 @@ def extract(
         )
         caps = [options.cap(s) if s.fate == "factors" else 0 for s in subjects.compared]
         room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads or os.cpu_count() or 1)
-        check_place(target, models, overwrite)
+        check_outputs_place(target, needed_files(models), may_replace)
         saved = sum(s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.fate == "saved")
         check_room(target, 2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved)
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], watch)
@@ -188,7 +193,7 @@ def extract(
             except AlnicoError:
                 part.remove()
                 raise
-            part.publish(None, overwrite)
+            part.publish(None, may_replace)
     return replace(found, path=target, seconds=time.perf_counter() - begin)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.place import check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.run import Result, Watcher, run_plan
@@ -34,6 +35,7 @@ def fold(
     threads: int | None = None,
     max_shard_size: int | str = DEFAULT_MAX_SHARD_BYTES,
     overwrite: bool = False,
+    overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
     watch: Watcher | None = None,
@@ -50,7 +52,7 @@ def fold(
         at_once: adapters all change the base itself. Without it they follow one another: each changes what those before it made,
             which is what PEFT's ``merge_and_unload`` does. They differ for DoRA and for tensors that several adapters replace.
         dtype: of the output; default the base's.
-        memory, threads, max_shard_size, overwrite, restart, offline, watch: as for :func:`alnico.merge`.
+        memory, threads, max_shard_size, overwrite, overwrite_anything, restart, offline, watch: as for :func:`alnico.merge`.
     Errors: ModelError for what is no adapter or was trained on another base (names or shapes do not fit), AlnicoError for a number of
         weights that is not that of the adapters; NonFiniteError; all others of :func:`alnico.merge`.
     Differs from the source: PEFT rounds the base with each adapter to the base's dtype, here all is rounded once.
@@ -58,6 +60,8 @@ def fold(
     """
     from alnico import __version__
 
+    check_publishable(Path(out))
+    may_replace = replacing(overwrite, overwrite_anything)
     plan = build_plan(
         load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype)),
         memory_bytes=bytes_of(memory),
@@ -67,8 +71,8 @@ def fold(
         offline=offline,
     )
     try:
-        fetch_inputs(plan, Path(out), overwrite=overwrite, watch=watch)
-        return run_plan(plan, Path(out), __version__, overwrite=overwrite, restart=restart, watch=watch)
+        fetch_inputs(plan, Path(out), overwrite=may_replace, watch=watch)
+        return run_plan(plan, Path(out), __version__, overwrite=may_replace, restart=restart, watch=watch)
     finally:
         close([plan])
 

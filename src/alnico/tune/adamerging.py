@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import yaml
 
+from alnico.checkpoint.place import write_new_file
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.judge import PYTHON_OR_COMMAND, judge
 from alnico.engine.stages import close
@@ -203,9 +204,9 @@ def course_beside(recipe: str | os.PathLike[str]) -> Path:
 
 
 def write_learned(learned: Learned, recipe: str | os.PathLike[str]) -> None:
-    """Write the recipe, and the course beside it."""
-    Path(recipe).write_text(learned.recipe, "utf-8")
-    course_beside(recipe).write_text(json.dumps(learned.data()) + "\n", "utf-8")
+    """Write the recipe, and the course beside it. Errors: OutputError, RunError."""
+    write_new_file(course_beside(recipe), json.dumps(learned.data()) + "\n")
+    write_new_file(Path(recipe), learned.recipe)
 
 
 class Groups:

@@ -9,6 +9,8 @@ from pathlib import Path
 from alnico.analysis.page import Section, cell, escaped, has_report, name, number, page, percent, table
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate
+from alnico.checkpoint.place import check_writable
+from alnico.checkpoint.replaced import is_evaluation
 from alnico.errors import OutputError
 from alnico.tune.scorecard import Scorecard
 
@@ -25,9 +27,10 @@ def scorecard_folder(out: str | os.PathLike[str]) -> Path:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder for the evaluation. Choose another name.")
-        if folder.is_dir() and any(folder.iterdir()) and not (folder / DATA).is_file():
+        if folder.is_dir() and any(folder.iterdir()) and not is_evaluation(folder / DATA):
             raise OutputError(f"{folder}: holds other things than an evaluation. Choose a new folder, or empty it.")
         folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder, folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
     return folder

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from alnico.analysis.page import has_report
+from alnico.checkpoint.place import check_writable
+from alnico.checkpoint.replaced import is_search
 from alnico.errors import OutputError
 from alnico.plan.build import located, pinned, reference_from
 from alnico.recipe.schema import Recipe
@@ -19,6 +22,9 @@ from alnico.tune.search_result import SearchResult
 
 STUDY, BEST, TABLE, RESULT, PAGE = "study.db", "best.yml", "trials.csv", "search.json", "search.html"
 
+OLDER = re.compile(r"best(-\d+)?\.yml")
+"""Names of the recipes that a search writes."""
+
 
 def search_folder(out: str | os.PathLike[str]) -> Path:
     """Make the folder of a search, or take that of one. Errors: OutputError for a folder with other things in it."""
@@ -26,9 +32,10 @@ def search_folder(out: str | os.PathLike[str]) -> Path:
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
-        if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (STUDY, RESULT)):
+        if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
             raise OutputError(f"{folder}: holds other things than a search. Choose a new folder, or empty it.")
         folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder, folder)
     except OSError as error:
         raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
     return folder
@@ -42,8 +49,9 @@ def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
     """
     names = [BEST] if len(found.best) == 1 else [f"best-{i + 1}.yml" for i in range(len(found.best))]
     try:
-        for old in folder.glob("best*.yml"):
-            old.unlink()
+        for old in folder.iterdir():
+            if OLDER.fullmatch(old.name):
+                old.unlink()
         for name, recipe, trial in zip(names, found.recipes, found.best, strict=True):
             (folder / name).write_text(_headed(found, trial) + moved(recipe, folder).text, "utf-8")
         _table(folder / TABLE, found)

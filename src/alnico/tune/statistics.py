@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.model import open_model, read_tensor
+from alnico.checkpoint.place import Replace
 from alnico.checkpoint.statistics import StatisticsKind, write_statistics
 from alnico.errors import EvaluationError
 from alnico.tune.placed import Placement, place
@@ -31,7 +32,7 @@ class Measured:
     told: Mapping[str, Any]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def write(self, out: Path, subject: Subject, *, overwrite: bool = False) -> None:
+    def write(self, out: Path, subject: Subject, *, overwrite: Replace = False) -> None:
         """Write them into a directory, as ``merge_method: fisher`` and ``regmean`` read them. Errors: OutputError, RunError."""
         with open_model(subject.directory) as model:
             write_statistics(

@@ -14,6 +14,7 @@ import numpy as np
 
 from alnico.checkpoint.memory import is_torch_module
 from alnico.checkpoint.opened import OPENED
+from alnico.checkpoint.place import check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.judge import IN_PYTHON
@@ -189,6 +190,7 @@ class LazyModel:
         threads: int | None = None,
         max_shard_size: int | str = DEFAULT_MAX_SHARD_BYTES,
         overwrite: bool = False,
+        overwrite_anything: bool = False,
         restart: bool = False,
         watch: Watcher | None = None,
     ) -> Result:
@@ -201,6 +203,8 @@ class LazyModel:
 
         recipe, models = self._made(dtype, unrelated)
         target = Path(out)
+        check_publishable(target)
+        may_replace = replacing(overwrite, overwrite_anything)
         opened = open_models(models)
         try:
             plan = opened.plan(
@@ -210,9 +214,9 @@ class LazyModel:
                 max_shard_bytes=bytes_of(max_shard_size),
                 single_file=target.name if target.suffix == ".safetensors" else None,
             )
-            fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
+            fetch_inputs(plan, target, overwrite=may_replace, watch=watch)
             anew = restart or any(path_of(model) is None for model in models.values())
-            return run_plan(plan, target, __version__, overwrite=overwrite, restart=anew, watch=watch, caller=IN_PYTHON)
+            return run_plan(plan, target, __version__, overwrite=may_replace, restart=anew, watch=watch, caller=IN_PYTHON)
         finally:
             opened.close()
 
