@@ -226,8 +226,13 @@ def test_places_that_are_taken() -> None:
         combine(["a", "b"], "a", overwrite=True)
     with pytest.raises(OutputError, match="an adapter is a directory"):
         combine(["a", "b"], "out.safetensors")
-    combine(["a", "b"], "full", overwrite=True)
+    with pytest.raises(OutputError, match="full: holds file, which no model consists of"):
+        combine(["a", "b"], "full", overwrite=True)
+    combine(["a", "b"], "full", overwrite_anything=True)
     assert not (Path("full") / "file").exists()
+    combine(["a", "b"], "full", overwrite=True)
+    with pytest.raises(OutputError, match="is the working directory"):
+        combine(["a", "b"], ".", overwrite_anything=True)
 
 
 def test_a_budget_that_is_too_small() -> None:

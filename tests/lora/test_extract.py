@@ -372,8 +372,13 @@ def test_an_output_that_stands_is_refused_and_replaced_when_asked(pair: Pair, tm
     (out / "mine").write_text("x")
     with pytest.raises(OutputError, match="exists and is not empty"):
         extract(*pair, out, rank=2)
-    extract(*pair, out, rank=2, overwrite=True)
+    with pytest.raises(OutputError, match="holds mine, which no model consists of"):
+        extract(*pair, out, rank=2, overwrite=True)
+    extract(*pair, out, rank=2, overwrite_anything=True)
     assert not (out / "mine").exists()
+    extract(*pair, out, rank=2, overwrite=True)
+    with pytest.raises(OutputError, match="is the working directory"):
+        extract(*pair, ".", rank=2)
 
 
 def test_the_command_prints_what_is_lost_where(pair: Pair, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:

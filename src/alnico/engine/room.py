@@ -19,10 +19,6 @@ from alnico.errors import ResourceError
 from alnico.plan.job import Plan
 
 DISK_MARGIN_BYTES = 16 << 20
-BLOCK_BYTES = 4096
-"""What a small file takes on most disks."""
-CARD_BYTES = 16 << 10
-"""More than a model card has, but for the names in it."""
 FILES = 64
 """Files and folders that a run makes beside those of the output: the journal, locks, what is written under another name first."""
 
@@ -61,8 +57,9 @@ def check_disk(plan: Plan, out: Path) -> None:
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
-    """Bytes of the weights and of all files beside them, of the journal too."""
-    return plan.bytes_to_write + sum(-(-size // BLOCK_BYTES) * BLOCK_BYTES for size in _sizes_beside(plan, out))
+    """Bytes of the weights and of the files beside them, of the journal too. The card, and what small files take beyond their bytes, is in
+    the margin."""
+    return plan.bytes_to_write + sum(_sizes_beside(plan, out))
 
 
 def files_of(plan: Plan, out: Path) -> int:
@@ -75,12 +72,13 @@ def largest_file(plan: Plan) -> int:
 
 
 def _sizes_beside(plan: Plan, out: Path) -> list[int]:
-    """The sizes of the files that are not weights: side files, config, card, recipe, index, lock; and the journal, which grows as the lock."""
+    """The sizes of the files that are not weights: side files, config, recipe, index, lock; and the journal, which grows as the lock."""
     entries = sum(len(job.name) + 200 + sum(len(i.name) + 100 for i in job.read) for job in plan.jobs)
     if out.suffix == ".safetensors":
         return [entries]
+    entries += 1_000 + 200 * (len(plan.shards) + sum(len(source.paths()) for source in plan.sources))
     entries += sum(len(dropped.name) + len(dropped.why) + 100 for dropped in plan.dropped)
-    sizes = [entries, entries, len(recipe_text(plan.recipe).encode("utf-8", "replace")), CARD_BYTES]
+    sizes = [entries, entries, len(recipe_text(plan.recipe).encode("utf-8", "replace"))]
     sizes += [sum(len(job.name) + 60 for job in plan.jobs)] if len(plan.shards) > 1 else []
     sizes += [len(data) for data in plan.files.values()]
     donor = plan.sources[plan.donor]
