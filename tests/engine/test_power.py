@@ -106,7 +106,7 @@ def test_a_power_cut_while_a_model_is_replaced_leaves_the_old_one_or_the_new_one
     other.write_text(recipe.read_text().replace("0.5", "0.3"))
     (root / "run").mkdir()
     recorded(other, root / "run")
-    (root / "run" / "out" / "mine.txt").write_text("of the old model alone")
+    (root / "run" / "out" / "LICENSE").write_text("of the old model alone")
     old = everything(root / "run" / "out")
     before = {f"out/{name}": data for name, data in old.items()}
     recorder = recorded(recipe, root / "run", overwrite=True)
