@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 HAS_DESCRIPTORS = {os.open, os.mkdir, os.stat, os.unlink, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
 """Whether the system opens folders and works relative to them. Windows does not: there names are all there is."""
@@ -71,6 +72,21 @@ def open_to_write(path: Path, inside: Folder | None = None, *, flags: int = os.O
     # A pipe that nobody reads would be waited for; for a file it says nothing.
     flags |= NO_LINK | getattr(os, "O_NONBLOCK", 0) | (0 if flags & os.O_RDWR else os.O_WRONLY)
     return os.open(name, flags, mode) if directory is None else os.open(name, flags, mode, dir_fd=directory)
+
+
+def open_new(path: Path) -> TextIO:
+    """Open a text file of a report to write it anew. What stood under its name goes first: if that was a link, it is not followed.
+
+    Errors: OSError.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("x", encoding="utf-8", newline="")
+
+
+def write_new(path: Path, text: str) -> None:
+    """Write a text file of a report anew, as :func:`open_new` does. Errors: OSError."""
+    with open_new(path) as file:
+        file.write(text)
 
 
 def make_folders(path: Path, above: Path, inside: Folder | None = None) -> None:

@@ -13,6 +13,7 @@ from alnico.analysis.results import LEVELS, SUMMARY, Analysis, Change, Pair, Sco
 from alnico.checkpoint.model import read_json
 from alnico.checkpoint.place import check_writable
 from alnico.errors import ModelError, OutputError
+from alnico.folders import open_new, write_new
 
 STATISTICS = "per_param_stats.csv"
 COSINES = "pairwise_cosines.csv"
@@ -72,6 +73,10 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
     try:
         for model in analysis.models:
             own = folder / model.name
+            if own.is_symlink():
+                raise OutputError(
+                    f"{own}: is a link; the tables of {model.name} go into a folder of that name. Choose a new folder, or remove it."
+                )
             if own.exists() and not (own.is_dir() and all(path.name in OF_MODEL for path in own.iterdir())):
                 raise OutputError(
                     f"{own}: holds other things than an analysis; the tables of {model.name} go there. Choose a new folder."
@@ -84,10 +89,10 @@ def write_analysis(analysis: Analysis, folder: Path) -> None:
             _table(own / STATISTICS, moved)
             for name, key in MOVERS.items():
                 _table(own / name, sorted(moved, key=lambda item: -getattr(item[1], key))[:TOP])
-            (own / SUMMARY).write_text(json.dumps(_of_model(analysis, index), indent=1) + "\n", "utf-8")
+            write_new(own / SUMMARY, json.dumps(_of_model(analysis, index), indent=1) + "\n")
         _pairs(folder / COSINES, analysis)
         whole = folder / (SUMMARY + ".tmp")
-        whole.write_text(json.dumps(analysis.data()) + "\n", "utf-8")
+        write_new(whole, json.dumps(analysis.data()) + "\n")
         os.replace(whole, folder / SUMMARY)  # a reader finds all of it, or an older one, or none
     except OSError as error:
         raise OutputError(
@@ -133,7 +138,7 @@ def _of_model(analysis: Analysis, index: int) -> dict[str, Any]:
 def _table(path: Path, rows: Sequence[tuple[TensorScope, Change]]) -> None:
     columns: dict[str, Callable[[TensorScope, Change], Any]] = {name: _number(name) for name in _NUMBERS}
     columns |= {f"q{level * 100:g}": _quantile(place) for place, level in enumerate(LEVELS)}
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with open_new(path) as file:
         writer = csv.writer(file)
         writer.writerow([*_PLACE, *columns])
         for tensor, change in rows:
@@ -153,7 +158,7 @@ def _quantile(place: int) -> Callable[[TensorScope, Change], Any]:
 def _pairs(path: Path, analysis: Analysis) -> None:
     scopes = [("whole", "", analysis.whole), *(("group", name, s) for name, s in analysis.groups.items())]
     scopes += [("layer", str(number), s) for number, s in analysis.layers.items()]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with open_new(path) as file:
         writer = csv.writer(file)
         writer.writerow(["scope", "name", "model", "other", *_OF_PAIRS, "subspace_left", "subspace_right"])
         for kind, name, scope in scopes:

@@ -19,6 +19,7 @@ from alnico.analysis.subjects import model_of, named
 from alnico.checkpoint.model import Source
 from alnico.engine.card import RECIPE
 from alnico.errors import HubError, ModelError, OutputError, RecipeError
+from alnico.folders import open_new, write_new
 from alnico.plan.build import located
 from alnico.recipe.load import load_recipe
 
@@ -98,8 +99,8 @@ class Kept:
 def write_kept(found: Kept, folder: Path) -> None:
     """Write ``kept.json``, all of it, and ``kept.csv``, a line for each scope and parent, into a folder that is there. Errors: OutputError."""
     try:
-        (folder / JSON).write_text(json.dumps(found.data(), indent=1, ensure_ascii=False) + "\n", "utf-8")
-        with (folder / CSV).open("w", encoding="utf-8", newline="") as file:
+        write_new(folder / JSON, json.dumps(found.data(), indent=1, ensure_ascii=False) + "\n")
+        with open_new(folder / CSV) as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["scope", "name", "parent", *(f.name for f in fields(OfParent)), "merged_from_base", "outside"])
             for kind, scope in found.scopes():

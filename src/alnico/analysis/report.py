@@ -39,6 +39,7 @@ from alnico.analysis.page import (
 )
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Change, Pair, Scope, TensorScope
 from alnico.errors import OutputError
+from alnico.folders import write_new
 
 MOVERS = 20
 """Tensors of each model among the largest movers, for each of the three ways to rank them."""
@@ -109,7 +110,7 @@ def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = 
         [s for s in found if s is not None],
         f"Made by alnico {analysis.version} with: {_command(analysis)}. The same numbers are in summary.json and the CSV files beside this page.",
     )
-    path.write_bytes(text.encode("utf-8", "replace"))
+    write_new(path, text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def write_pages(analysis: Analysis, folder: Path, advice: Sequence[str] | None = None, sections: Sequence[Section] = ()) -> None:
@@ -121,6 +122,7 @@ def write_pages(analysis: Analysis, folder: Path, advice: Sequence[str] | None =
         return
     try:
         for index, model in enumerate(analysis.models):
+            (folder / model.name / PICTURE).unlink(missing_ok=True)  # what draws it would follow a link
             write_group_bars(analysis, folder / model.name / PICTURE, [index])
         write_report(analysis, folder / PAGE, advice, sections)
     except OSError as error:

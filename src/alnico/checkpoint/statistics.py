@@ -26,6 +26,7 @@ from alnico.checkpoint.replaced import holds_statistics
 from alnico.checkpoint.shards import cut
 from alnico.checkpoint.writer import UNFINISHED, OutputFiles
 from alnico.errors import ModelError, NonFiniteError, OutputError, RunError
+from alnico.folders import write_new
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
 
 if TYPE_CHECKING:
@@ -209,7 +210,8 @@ def write_statistics(
     lines = ",\n".join(f"  {json.dumps(n, ensure_ascii=False)}: {json.dumps(e, ensure_ascii=False)}" for n, e in written.items())
     try:
         out.mkdir(parents=True, exist_ok=True)
-        (out / SUMMARY).unlink(missing_ok=True)
+        for name in (SUMMARY, TENSORS, TENSORS + UNFINISHED):  # made anew: what is there may be a link, or in use
+            (out / name).unlink(missing_ok=True)
         files = OutputFiles(out, cut([(n, "F32", v.shape) for n, v in tensors.items()], 1, TENSORS))
         try:
             for name, values in tensors.items():
@@ -218,7 +220,7 @@ def write_statistics(
             files.finish()
         finally:
             files.close()
-        (out / SUMMARY).write_text(f'{summary},\n "tensors": {{\n{lines}\n }}\n}}\n', "utf-8")
+        write_new(out / SUMMARY, f'{summary},\n "tensors": {{\n{lines}\n }}\n}}\n')
     except OSError as error:
         raise RunError(f"{out}: cannot be written ({error.strerror}). Make room or check the disk.") from None
 

@@ -12,6 +12,7 @@ from alnico.analysis.scores import Estimate
 from alnico.checkpoint.place import check_writable
 from alnico.checkpoint.replaced import is_evaluation
 from alnico.errors import OutputError
+from alnico.folders import write_new
 from alnico.tune.scorecard import Scorecard
 
 DATA = "evaluation.json"
@@ -39,9 +40,9 @@ def scorecard_folder(out: str | os.PathLike[str]) -> Path:
 def write_scorecard(card: Scorecard, folder: Path, version: str) -> None:
     """Write ``evaluation.json`` and, with the extra [report], ``report.html``. Errors: OutputError."""
     try:
-        (folder / DATA).write_text(json.dumps(card.data(), indent=1), "utf-8")
+        write_new(folder / DATA, json.dumps(card.data(), indent=1))
         if has_report():
-            (folder / PAGE).write_bytes(_page(card, version).encode("utf-8", "replace"))
+            write_new(folder / PAGE, _page(card, version).encode("utf-8", "replace").decode("utf-8"))
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."

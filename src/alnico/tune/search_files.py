@@ -14,6 +14,7 @@ from alnico.analysis.page import has_report
 from alnico.checkpoint.place import check_writable
 from alnico.checkpoint.replaced import is_search
 from alnico.errors import OutputError
+from alnico.folders import open_new, write_new
 from alnico.plan.build import located, pinned, reference_from
 from alnico.recipe.schema import Recipe
 from alnico.tune.samplers import Trial
@@ -34,6 +35,10 @@ def search_folder(out: str | os.PathLike[str]) -> Path:
             raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
         if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
             raise OutputError(f"{folder}: holds other things than a search. Choose a new folder, or empty it.")
+        if (folder / STUDY).is_symlink():  # SQLite would follow it
+            raise OutputError(
+                f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
@@ -53,12 +58,12 @@ def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
             if OLDER.fullmatch(old.name):
                 old.unlink()
         for name, recipe, trial in zip(names, found.recipes, found.best, strict=True):
-            (folder / name).write_text(_headed(found, trial) + moved(recipe, folder).text, "utf-8")
+            write_new(folder / name, _headed(found, trial) + moved(recipe, folder).text)
         _table(folder / TABLE, found)
-        (folder / RESULT).write_text(json.dumps(found.data(), indent=1) + "\n", "utf-8")
+        write_new(folder / RESULT, json.dumps(found.data(), indent=1) + "\n")
         (folder / PAGE).unlink(missing_ok=True)
         if has_report():
-            (folder / PAGE).write_text(search_page(found), "utf-8")
+            write_new(folder / PAGE, search_page(found))
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
@@ -80,7 +85,7 @@ def moved(recipe: Recipe, folder: Path) -> Recipe:
 def _table(path: Path, found: SearchResult) -> None:
     objectives = [o.name for o in found.objectives]
     tasks = list(dict.fromkeys(name for t in found.trials for name, _ in t.scores))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with open_new(path) as file:
         writer = csv.writer(file)
         writer.writerow(
             map(_safe, ["trial", "state", "seconds", *objectives, *(f"task {n}" for n in tasks), *found.dimensions, "reason"])
