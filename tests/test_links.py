@@ -54,6 +54,8 @@ def measured(models: list[Path], out: Path) -> None:
         write_statistics(out, "fisher", model, {"x": np.ones(3)}, {}, {}, overwrite=True)
 
 
+TOLD_BY = ("study.db", "search.json", "evaluation.json", "statistics.json")
+"""Files by which such a folder is known; where one is a link, the folder is refused."""
 REPORTS = {f.__name__: f for f in (analyzed, compared, evaluated, searched, measured)}
 
 
@@ -63,14 +65,14 @@ def test_a_link_in_the_folder_of_a_report_is_replaced_and_not_followed(report: s
     out, victims = tmp_path / "out", tmp_path / "victims"
     victims.mkdir()
     write(models, out)
-    files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name != "study.db"}
+    files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in TOLD_BY}
     for number, (name, data) in enumerate(files.items()):
         (victims / str(number)).write_bytes(data)
         (out / name).unlink()
         (out / name).symlink_to(victims / str(number))
     write(models, out)
     assert [p for p in out.rglob("*") if p.is_symlink()] == []
-    assert {p.relative_to(out) for p in out.rglob("*") if p.is_file() and p.name != "study.db"} == files.keys()
+    assert {p.relative_to(out) for p in out.rglob("*") if p.is_file() and p.name not in TOLD_BY} == files.keys()
     assert [(victims / str(number)).read_bytes() for number in range(len(files))] == list(files.values())
 
 
@@ -96,3 +98,15 @@ def test_a_study_that_is_a_link_is_refused(models: list[Path], tmp_path: Path) -
     with pytest.raises(OutputError, match=r"study\.db: is a link; expected the study of a search"):
         searched(models, tmp_path / "out")
     assert (tmp_path / "victim").read_bytes() == before
+
+
+@pytest.mark.parametrize("plant", ["link", "pipe"])
+def test_a_folder_whose_study_is_no_file_is_no_search(plant: str, models: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    if plant == "pipe":
+        os.mkfifo(tmp_path / "out" / "study.db")
+    else:
+        (tmp_path / "out" / "study.db").symlink_to(tmp_path / "victim")
+    with pytest.raises(OutputError, match=r"study\.db|holds other things than a search"):
+        searched(models, tmp_path / "out")
+    assert not (tmp_path / "victim").exists()

@@ -116,6 +116,8 @@ def is_search(folder: Path) -> bool:
 
 def _is_database(path: Path) -> bool:
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            return False
         with path.open("rb") as file:
             return file.read(16) in (b"", b"SQLite format 3\0")
     except OSError:

@@ -36,9 +36,7 @@ def search_folder(out: str | os.PathLike[str]) -> Path:
         if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
             raise OutputError(f"{folder}: holds other things than a search. Choose a new folder, or empty it.")
         if (folder / STUDY).is_symlink():  # SQLite would follow it
-            raise OutputError(
-                f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it."
-            )
+            raise OutputError(f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it.")
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
