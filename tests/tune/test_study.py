@@ -66,6 +66,16 @@ def test_a_killed_study_goes_on_to_the_same_end(tmp_path: Path, sampler: str) ->
     assert told(searched(keys, [Formula(spread=0.5)], storage)) == told(whole)
 
 
+def test_a_clock_that_was_set_back_makes_no_negative_duration(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    searched("trials: 2", storage=storage)
+    with sqlite3.connect(tmp_path / "study.db") as database:
+        database.execute("UPDATE trials SET datetime_start = '2099-01-01 00:00:00.000000'")
+    database.close()
+    with opened(*settings_of("trials: 2"), [Formula(spread=0.5)], storage) as study:
+        assert [t.seconds for t in study.trials()] == [0.0, 0.0]
+
+
 def test_two_processes_on_one_study_lose_no_trial(tmp_path: Path) -> None:
     keys = "sampler: random, trials: 30"
     storage = f"sqlite:///{tmp_path / 'study.db'}"

@@ -148,7 +148,8 @@ class Study:
             rungs=tuple(r for r in rungs if math.isfinite(r)),
             scores=tuple((str(k), float(v)) for k, v in scores.items()) if isinstance(scores, dict) else (),
             reason=str(attributes.get(REASON, "")),
-            seconds=(ended - began).total_seconds() if began is not None and ended is not None else None,
+            # optuna's are times of day: a clock that was set back between them makes them run backwards.
+            seconds=max(0.0, (ended - began).total_seconds()) if began is not None and ended is not None else None,
         )
 
     def begin(self, trials: int) -> int | None:
