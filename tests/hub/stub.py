@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -52,7 +52,10 @@ class Hub:
         self.uploads: Files = {}
         self.requests: list[Request] = []
         self.takes_ranges = True
+        self.cache = ""
         self.size_lies: dict[str, int] = {}
+        self.tamper: Callable[[Any], bool] | None = None
+        """Called with each request's handler (``host``, ``command``, ``path``, ``say``, ``answer``, ``wfile``); True if it has answered."""
         self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, host)) for host in ("hub", "store")]
         self.url, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
 
@@ -100,6 +103,7 @@ def serving(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     from huggingface_hub import close_session, constants
 
     hub = Hub()
+    hub.cache = str(home / "hub")
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
@@ -114,6 +118,11 @@ def serving(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        @property
+        def host(self) -> str:
+            return host
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -142,6 +151,14 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             path = unquote(self.path)
             hub.requests.append(Request(host, self.command, path, self.headers.get("Range"), token, first, sent))
 
+        def answer_raw(self, status: int, body: bytes, headers: dict[str, str]) -> None:
+            """Answer with these headers alone, without a date and what a range would want."""
+            self.send_response_only(status)
+            for name, value in ({"Content-Length": str(len(body))} | headers).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
         def say(self, data: Any, status: int = 200) -> None:
             self.answer(status, json.dumps(data).encode(), {"Content-Type": "application/json"})
 
@@ -153,6 +170,8 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
+            if hub.tamper is not None and hub.tamper(self):
+                return
             if host == "store":
                 _, commit, file = path.split("/", 2)
                 self.answer(200, next(r.commits[commit][file] for r in hub.repos.values() if commit in r.commits))
@@ -192,6 +211,8 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             return None
 
         def do_PUT(self) -> None:
+            if hub.tamper is not None and hub.tamper(self):
+                return
             hub.uploads[self.path.rsplit("/", 1)[1]] = self.body()
             self.answer(200)
 
@@ -206,6 +227,8 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             return data
 
         def do_POST(self) -> None:
+            if hub.tamper is not None and hub.tamper(self):
+                return
             body, path = self.body(), unquote(urlsplit(self.path).path)
             if not self.headers.get("Authorization"):
                 return self.refuse(401, "")

@@ -460,10 +460,14 @@ def test_a_hub_that_lies_about_a_size_is_found_out(hub: Hub) -> None:
 
 def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> None:
     models(hub, shards=1)
+    planned = hub.files("org/base")["model.safetensors"]
+    other = planned.replace(b"BF16", b"F16 ").replace(b'"F16 "', b'"F16" ')
+    longer = save_model(Path("x"), {"w": ("F32", np.zeros(9, np.float32))}).joinpath("model.safetensors").read_bytes()
     with alnico.open("org/base") as model:
-        hub.files("org/base")["model.safetensors"] = (
-            save_model(Path("x"), {"w": ("F32", np.zeros(9, np.float32))}).joinpath("model.safetensors").read_bytes()
-        )
+        hub.files("org/base")["model.safetensors"] = longer
+        message = told(lambda: model.read("model.norm.weight"))
+        assert f"the size '{len(longer)}' (X-Linked-Size); the list of its files says {len(planned)}" in message
+        hub.files("org/base")["model.safetensors"] = other
         message = told(lambda: model.read("model.norm.weight"))
     assert message.startswith("org/base: model.safetensors arrived with another header (")
 

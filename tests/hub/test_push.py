@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -187,4 +188,139 @@ def test_a_push_offline_or_to_no_name_is_refused(hub: Hub, run: Run, monkeypatch
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(HubError, match=r"^me/merged: HF_HUB_OFFLINE is set; a push needs the network"):
         alnico.push("out", "me/merged")
+    assert hub.requests == []
+
+
+# ---- a hub that is none -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ALNICO_HUB_WAIT", "0.01")
+    monkeypatch.setattr("time.sleep", lambda _: None)  # huggingface_hub's, between its tries
+
+
+def posted(request: Any, part: str) -> bool:
+    return bool(request.command in ("POST", "PUT") and part in request.path)
+
+
+def lfs_batch(request: Any, **actions: dict[str, str]) -> None:
+    objects = [{"oid": o["oid"], "size": o["size"], "actions": actions} for o in json.loads(request.body())["objects"]]
+    request.say({"transfer": "basic", "objects": objects})
+
+
+@pytest.mark.parametrize("what", ["verify", "upload", "create", "commit"])
+def test_a_push_sends_the_token_to_no_other_host(hub: Hub, out: Path, run: Run, what: str) -> None:
+    def tamper(request: Any) -> bool:
+        place = {"href": f"{hub.store}/upload/x"}
+        if what == "verify" and posted(request, "objects/batch"):
+            lfs_batch(request, upload=place, verify={"href": f"{hub.store}/verify"})
+        elif what == "upload" and posted(request, "objects/batch"):
+            lfs_batch(request, upload=place | {"header": {"chunk_size": "100", "1": place["href"]}})
+        elif what in ("create", "commit") and posted(request, f"/{what}") and request.host == "hub":
+            request.body()
+            request.answer(307, b"", {"Location": f"{hub.store}{request.path}"})
+        else:
+            return False
+        return True
+
+    hub.tamper = tamper
+    code, stdout, stderr = run("push", str(out), "me/merged")
+    assert (code, stdout) == (13, "")
+    assert stderr.startswith("alnico: me/merged: ")
+    assert "hf_secret" not in stderr
+    assert {r.token for r in hub.requests if r.host == "store"} <= {None}
+    assert "me/merged" not in hub.repos or set(hub.files("me/merged")) == {".gitattributes"}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_odd_answers_to_a_push_are_errors_of_the_hub(hub: Hub, out: Path, run: Run) -> None:
+    wholes: dict[str, Any] = {
+        "repos/create": {"url": "x", "name": "me/merged"},
+        "validate-yaml": {"errors": [{"message": "m"}], "warnings": [{"message": "w"}]},
+        "/preupload/": {"files": [{"path": "README.md", "uploadMode": "regular", "shouldIgnore": False}]},
+        "objects/batch": {"transfer": "basic", "objects": [{"oid": "0", "size": 1, "actions": {"upload": {"href": "x", "header": {"chunk_size": 1}}}}]},
+        "/commit/": {"commitUrl": "x", "commitOid": "x"},
+    }  # fmt: skip
+    hub.add("me/merged", {"README.md": b""})
+    for part, whole in wholes.items():
+        for key in (None, *whole):
+            for odd in (None, 7, {"x": []}):
+                answer = odd if key is None else whole | {key: odd}
+
+                def tamper(request: Any, part: str = part, answer: Any = answer) -> bool:
+                    return posted(request, part) and (request.body(), request.say(answer)) != ()
+
+                hub.tamper = tamper
+                code, _, stderr = run("push", str(out), "me/merged")
+                assert code in (0, 13), (part, answer, stderr)
+                assert code or part in ("repos/create", "validate-yaml"), (part, answer)
+                assert "Traceback" not in stderr
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("part", ["/preupload/", "objects/batch", "/upload/", "/commit/"])
+@pytest.mark.parametrize("status", [500, 413])
+def test_a_push_that_fails_in_the_middle_shows_nobody_half_a_model(hub: Hub, out: Path, run: Run, part: str, status: int) -> None:
+    hub.add("me/merged", {"model.safetensors": b"old", "README.md": b"old"})
+    hub.tamper = lambda request: (
+        posted(request, part) and (request.body(), request.answer(status, b"[]", {"Retry-After": "9" * 40})) != ()
+    )
+    code, stdout, stderr = run("push", str(out), "me/merged")
+    assert (code, stdout) == (13, "")
+    assert stderr.startswith("alnico: me/merged: ")
+    assert dict(hub.files("me/merged")) == {"model.safetensors": b"old", "README.md": b"old"}
+    hub.tamper = None
+    assert run("push", str(out), "me/merged")[0] == 0
+
+
+def test_a_push_of_which_the_hub_leaves_files_out_is_no_success(hub: Hub, out: Path, run: Run) -> None:
+    def tamper(request: Any) -> bool:
+        if not posted(request, "/preupload/"):
+            return False
+        paths = [f["path"] for f in json.loads(request.body())["files"]]
+        mode = {True: "lfs", False: "regular"}
+        request.say(
+            {
+                "files": [
+                    {"path": p, "uploadMode": mode[p.endswith(".safetensors")], "shouldIgnore": "model-00002" in p} for p in paths
+                ]
+            }
+        )
+        return True
+
+    hub.tamper = tamper
+    code, stdout, stderr = run("push", str(out), "me/merged")
+    assert (code, stdout) == (13, "")
+    assert "after the upload, 'model-00002-of-00002.safetensors' there is not the file of this folder (1 such)" in stderr
+
+
+@pytest.mark.usefixtures("out")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"id": "other/repo"}, "answers for 'other/repo'"), ({"private": "true"}, "is public, --private was said")],
+)
+def test_a_push_to_what_is_not_as_it_was_asked_uploads_nothing(hub: Hub, run: Run, change: dict[str, str], words: str) -> None:
+    def tamper(request: Any) -> bool:
+        if request.command != "GET" or "/api/models/" not in request.path:
+            return False
+        repo = hub.repos["me/merged"]
+        request.say({"id": "me/merged", "sha": repo.refs["main"], "siblings": [], "private": True} | change)
+        return True
+
+    hub.tamper = tamper
+    code, _, stderr = run("push", "out", "me/merged", "--private")
+    assert code == 13
+    assert words in stderr
+    assert "nothing was uploaded" in stderr
+    assert hub.uploads == {}
+
+
+def test_a_link_out_of_the_folder_is_not_uploaded(hub: Hub, out: Path, run: Run) -> None:
+    Path("key").write_text("mine")
+    (out / "notes.txt").symlink_to(Path("key").resolve())
+    code, _, stderr = run("push", "out", "me/merged")
+    assert code == 4
+    assert stderr.startswith("alnico: out/notes.txt: ")
+    assert "link" in stderr
     assert hub.requests == []

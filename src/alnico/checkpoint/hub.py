@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
+import hashlib
 import os
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
+from urllib.parse import quote
 
 from alnico.checkpoint.model import (
     INDICES,
@@ -29,12 +30,28 @@ from alnico.checkpoint.model import (
     holds_weights,
     is_inside,
     open_shard,
+    parse_json,
     prefixed,
     read_shard,
     shard_names,
 )
+from alnico.checkpoint.network import (
+    ANSWER_BYTES,
+    CONTROLS,
+    SHA256,
+    TIMEOUT,
+    TIMEOUT_SECONDS,
+    Ended,
+    Exchange,
+    check_sha256,
+    each,
+    patiently,
+    seconds,
+)
 from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
 from alnico.errors import AlnicoError, HubError, ModelError
+
+T = TypeVar("T")
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
@@ -43,15 +60,17 @@ REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
 """Endings of the small files that are fetched before the weights: config, index, tokenizer, templates, card."""
 
-CONNECTIONS = 8
-TIMEOUT_SECONDS = 30.0
+LONGEST_NAME = 1000
+LARGEST_FILE = 1 << 64
+THEIRS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "hf_xet")
 
 
 @dataclass(frozen=True)
 class Repository:
     """A model on the hub at one commit. Its files lie in ``folder``, in the cache, or will when they are fetched.
 
-    ``sizes`` maps the files of the commit to their bytes; offline, those that the cache holds.
+    ``sizes`` maps the files of the commit to their bytes; offline, those that the cache holds. ``hashes`` maps those of which the hub
+    gives it to the sha256 of their content, which is compared when they are fetched.
     """
 
     label: str
@@ -60,10 +79,23 @@ class Repository:
     folder: Path
     sizes: Mapping[str, int]
     is_offline: bool
+    hashes: Mapping[str, str] = field(default_factory=dict)
 
     def absent(self, files: Iterable[str]) -> dict[str, int]:
-        """Those of ``files`` that the cache does not hold, with their bytes."""
-        return {file: self.sizes[file] for file in files if not (self.folder / file).exists()}
+        """Those of ``files`` that the cache does not hold, with their bytes. Errors: HubError for a file there that is another one."""
+        return {file: self.sizes[file] for file in files if not self._is_held(file)}
+
+    def _is_held(self, file: str) -> bool:
+        path = self.folder / file
+        if not path.exists():
+            return False
+        _check_held(self.label, self.folder, path)
+        if (size := path.stat().st_size) != self.sizes[file]:
+            raise HubError(
+                f"{self.label}: {file} has {size} bytes in the cache; the hub says {self.sizes[file]}. It was damaged or changed: remove "
+                f"{path.resolve()} and give the same command again."
+            )
+        return True
 
     def side_files(self) -> list[str]:
         """The files that go with the weights into an output."""
@@ -72,32 +104,39 @@ class Repository:
 
     def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
         """Download files into the cache; ``tell`` gets numbers of bytes, from any thread. Errors: HubError."""
-        absent = list(self.absent(files))
+        absent = self.absent(files)
         if not absent:
             return
+        exchanges = [
+            Exchange(f"{self.label}: {file}", limit=size, size=size, commit=self.commit, sha256=self.hashes.get(file))
+            for file, size in absent.items()
+        ]
+        with _explained(self.label, self.name):
+            calls = [partial(self._download, file, exchange, tell) for file, exchange in zip(absent, exchanges, strict=True)]
+            each(exchanges, calls)
+
+    def _download(self, file: str, exchange: Exchange, tell: Callable[[int], None] | None) -> None:
         from huggingface_hub import hf_hub_download
 
-        stop = threading.Event()
-        meter = _meter(tell, stop)
-        pool = ThreadPoolExecutor(min(len(absent), CONNECTIONS), thread_name_prefix="alnico-hub")
-        with _explained(self.label, self.name):
-            try:
-                calls = [
-                    pool.submit(hf_hub_download, self.name, file, revision=self.commit, tqdm_class=meter, library_name="alnico")
-                    for file in absent
-                ]
-                for call in as_completed(calls):
-                    call.result()
-            except BaseException:
-                stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)  # an interrupt does not wait for a slow connection
-                raise
-        pool.shutdown()
+        meter = _meter(tell, exchange.stop)
+        hf_hub_download(self.name, file, revision=self.commit, tqdm_class=meter, library_name="alnico")
+        path = self.folder / file
+        try:
+            _check_held(self.label, self.folder, path)
+            if (size := path.stat().st_size) != self.sizes[file]:
+                raise exchange.error(
+                    f"arrived with {size} bytes; the hub says {self.sizes[file]}. Try again; nothing of it is kept."
+                )
+            if exchange.sha256 is not None and not exchange.is_proved:  # by Xet, taken up in the middle, or a blob that was there
+                check_sha256(exchange, _sha256(path, exchange.stop))
+        except HubError:
+            _remove(path)
+            raise
 
     def shard(self, file: str, prefix: str = "") -> Shard:
         """Read a weight file's header: from the cache, else by asking the hub for that part of the file alone."""
         path, size = self.folder / file, self.sizes[file]
-        if path.exists():
+        if self._is_held(file):
             return open_shard(path, prefix)
         read = read_shard(path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count))
         return prefixed(read, prefix)
@@ -117,7 +156,7 @@ class Repository:
         data = bytearray()
         with (
             _explained(self.label, self.name),
-            get_session().stream("GET", url, headers=headers, timeout=TIMEOUT_SECONDS) as answer,
+            get_session().stream("GET", url, headers=headers, timeout=seconds(TIMEOUT, TIMEOUT_SECONDS)) as answer,
         ):
             hf_raise_for_status(answer)
             skipped = 0 if answer.status_code == 206 else offset
@@ -145,6 +184,9 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     repository = (_cached if is_offline else _resolved)(label, name, revision, cache)
     sizes = repository.sizes
     repository.fetch(f for f in sizes if "/" not in f and f.endswith(READ_WHILE_PLANNING) and sizes[f] <= MAX_JSON_BYTES)
+    for path in repository.folder.rglob("*"):
+        if path.exists() and not path.is_dir():
+            _check_held(label, repository.folder, path)
     if not is_offline and not COMMIT.fullmatch(revision):
         _remember(cache / "refs" / revision, repository.commit)
     modules = module_folders(repository.folder) if choose is shard_names else []
@@ -169,8 +211,11 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
             f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico fetches no pickles. "
             "Download the model yourself, and give its path."
         )
-    with ThreadPoolExecutor(CONNECTIONS, thread_name_prefix="alnico-hub") as pool:
-        shards = list(pool.map(repository.shard, [*names, *folder_of], ["" for _ in names] + list(folder_of.values())))
+    files = dict.fromkeys(names, "") | folder_of
+    shards = each(
+        [Exchange(f"{label}: {file}") for file in files],
+        [partial(repository.shard, file, prefix) for file, prefix in files.items()],
+    )
     model = FileModel(label, repository.folder, shards, repository)
     check_index(model)
     if choose is shard_names:
@@ -194,43 +239,167 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
     api = HfApi(library_name="alnico")
     paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file()]
     files = {p.as_posix(): folder / p for p in paths if not any(part.startswith(".") for part in p.parts)}
+    url, main = f"{constants.ENDPOINT}/{name}", branch or "main"
+
+    def ask(call: Callable[[], T]) -> T:
+        return patiently(Exchange(name, limit=ANSWER_BYTES, is_upload=True), call, tries=3)
+
     with _explained(name, name, writing=True), _bars(not quiet):
-        url = api.create_repo(name, private=private or None, exist_ok=True)
-        if private and not api.model_info(name, timeout=TIMEOUT_SECONDS).private:
+        ask(lambda: api.create_repo(name, private=private or None, exist_ok=True))
+        found = _listing(name, name, "main", writing=True)
+        if found.name.lower() != name.lower():
+            raise HubError(
+                f"{name}: {constants.ENDPOINT} answers for {found.name!r}; nothing was uploaded. Push to the name that the model has."
+            )
+        if private and not found.is_private:
             raise HubError(
                 f"{url}: is public, --private was said; nothing was uploaded. Make it private on the hub, or choose another name."
             )
         if branch is not None:
-            api.create_branch(name, branch=branch, exist_ok=True)
-        there = api.list_repo_files(name, revision=branch)
-        stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)]
+            ask(lambda: api.create_branch(name, branch=branch, exist_ok=True))
+            found = _listing(name, name, branch, writing=True)
         inside = tuple(f"{module}/" for module in module_folders(folder))
-        stale += [f for f in there if f.startswith(inside) and f not in files and f.endswith((".safetensors", *PICKLES))]
-        operations = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
+        stale = _stale(found.sizes, files, inside)
+        additions = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=f) for f in stale]
-        api.create_commit(name, [*operations, *deletions], commit_message=message, revision=branch)
-    return str(url) if branch is None else f"{url}/tree/{branch}"
+        done = ask(lambda: api.create_commit(name, [*additions, *deletions], commit_message=message, revision=branch))
+        there = _listing(
+            name, name, done.oid if isinstance(done.oid, str) and COMMIT.fullmatch(done.oid) else main, writing=True
+        ).sizes
+    lacking = [f for f, path in files.items() if there.get(f) != path.stat().st_size]
+    if wrong := lacking or _stale(there, files, inside):
+        raise HubError(
+            f"{url}: after the upload, {wrong[0]!r} there {'is not the file of this folder' if lacking else 'is of another model'} "
+            f"({len(wrong)} such). A .gitignore there leaves files out, or somebody else pushed meanwhile. Look at {url}/tree/{main}, and push again."
+        )
+    return url if branch is None else f"{url}/tree/{branch}"
+
+
+def _stale(there: Iterable[str], files: Mapping[str, Path], inside: tuple[str, ...]) -> list[str]:
+    """Weights and indices of a repository that would make another model of it than the folder is."""
+    stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)]
+    return stale + [f for f in there if f.startswith(inside) and f not in files and f.endswith((".safetensors", *PICKLES))]
+
+
+@dataclass(frozen=True)
+class _Listing:
+    """What the hub says of a model at one revision."""
+
+    name: str
+    commit: str
+    sizes: Mapping[str, int]
+    hashes: Mapping[str, str]
+    is_private: bool
+
+
+def _listing(label: str, name: str, revision: str, *, writing: bool = False) -> _Listing:
+    """Ask the hub which commit a revision is and which files it has, and believe nothing that is not of its type. Errors: HubError."""
+    from huggingface_hub import constants
+
+    url = f"{constants.ENDPOINT}/api/models/{name}/revision/{quote(revision, safe='')}?blobs=true"
+    exchange = Exchange(label, limit=ANSWER_BYTES)
+    with _explained(label, name, revision, writing=writing):
+        ((text, came_from),) = each([exchange], [partial(_get, url)])
+    try:
+        answer = parse_json(text, Path(came_from))
+    except ModelError:
+        raise HubError(
+            f"{label}: {constants.ENDPOINT} does not answer like a hub ({text[:40]!r}); expected JSON that describes a model. Check HF_ENDPOINT."
+        ) from None
+    found, commit, siblings = answer.get("id", name), answer.get("sha"), answer.get("siblings")
+
+    def wrong(what: str, value: object) -> HubError:
+        return HubError(f"{label}: the hub's answer has {what} {repr(value)[:80]}. Check HF_ENDPOINT; do not use this model.")
+
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise wrong("the commit", commit)
+    if not isinstance(found, str):
+        raise wrong("the name", found)
+    if not isinstance(siblings, list):
+        raise wrong("the list of files", siblings)
+    sizes: dict[str, int] = {}
+    hashes: dict[str, str] = {}
+    for entry in siblings:
+        file = entry.get("rfilename") if isinstance(entry, dict) else entry
+        size, lfs = (entry.get("size"), entry.get("lfs")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(file, str) or not _is_file_name(file) or type(size) is not int or not 0 <= size < LARGEST_FILE:
+            shown = f"file {repr(file)[:200]} without a size or outside the model"
+            raise HubError(f"{label}: the hub's answer has {shown}. Check HF_ENDPOINT; do not use this model.")
+        if file in sizes:
+            raise wrong("twice the file", file)
+        sizes[file] = size
+        if lfs is not None:
+            sha256 = lfs.get("sha256") if isinstance(lfs, dict) else lfs
+            if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+                raise wrong(f"for {file!r} the sha256", sha256)
+            hashes[file] = sha256
+    return _Listing(found, commit, sizes, hashes, answer.get("private") is True)
+
+
+def _get(url: str) -> tuple[bytes, str]:
+    """The body of an answer, which the exchange bounds, and the address."""
+    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+    headers = build_hf_headers(library_name="alnico")
+    with get_session().stream("GET", url, headers=headers, timeout=seconds(TIMEOUT, TIMEOUT_SECONDS)) as answer:
+        hf_raise_for_status(answer)
+        return b"".join(answer.iter_bytes()), url
+
+
+def _is_file_name(name: str) -> bool:
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:  # half a character
+        return False
+    parts = name.split("/")
+    is_plain = length <= LONGEST_NAME and not CONTROLS.search(name) and "\t" not in name and "." not in parts and "" not in parts
+    return is_plain and is_inside(name) and max(len(part.encode()) for part in parts) <= 255
 
 
 def _resolved(label: str, name: str, revision: str, cache: Path) -> Repository:
     """Ask the hub, once, which commit a revision is and which files it has."""
-    from huggingface_hub import HfApi
+    found = _listing(label, name, revision)
+    if COMMIT.fullmatch(revision) and found.commit != revision:
+        raise HubError(f"{label}: the hub answers for the commit {found.commit}. Check HF_ENDPOINT; do not use this model.")
+    return Repository(label, name, found.commit, cache / "snapshots" / found.commit, found.sizes, False, found.hashes)
 
-    with _explained(label, name, revision):
-        info = HfApi(library_name="alnico").model_info(name, revision=revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
-    commit, files = info.sha or "", info.siblings or []
-    sizes = {f.rfilename: f.size for f in files if f.size is not None}
-    wrong = [f.rfilename for f in files if f.size is None or not is_inside(f.rfilename)]
-    if not COMMIT.fullmatch(commit) or wrong:
-        found = f"file {wrong[0]!r} without a size or outside the model" if wrong else f"the commit {commit[:60]!r}"
-        raise HubError(f"{label}: the hub's answer has {found}. Check HF_ENDPOINT; do not use this model.")
-    return Repository(label, name, commit, cache / "snapshots" / commit, sizes, False)
+
+def _check_held(label: str, folder: Path, path: Path) -> None:
+    """Refuse a file of the cache that is no file, or a link out of the cache. ``folder`` is the model's snapshot. Errors: HubError."""
+    from huggingface_hub import constants
+
+    place = path.resolve()
+    if not path.is_file() or not any(
+        place.is_relative_to(Path(root).resolve()) for root in (folder.parents[1], constants.HF_HUB_CACHE)
+    ):
+        raise HubError(
+            f"{label}: {path} in the cache leads to {place}; expected a file of the cache. Remove it, and give the same command again."
+        )
+
+
+def _sha256(path: Path, stop: threading.Event) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+            if stop.is_set():
+                raise Ended
+    return digest.hexdigest()
+
+
+def _remove(path: Path) -> None:
+    """Remove a file from the cache: its name in the snapshot, and the blob that this leads to."""
+    with contextlib.suppress(OSError):
+        blob = path.parent / os.readlink(path) if path.is_symlink() else None
+        path.unlink()
+        if blob is not None and blob.parent.name == "blobs":
+            blob.unlink()
 
 
 def _cached(label: str, name: str, revision: str, cache: Path) -> Repository:
     """Look a revision up in the cache alone."""
     try:
-        commit = revision if COMMIT.fullmatch(revision) else (cache / "refs" / revision).read_text("ascii").strip()
+        commit = revision if COMMIT.fullmatch(revision) else _first_line(cache / "refs" / revision)
     except (OSError, ValueError):
         commit = ""
     folder = cache / "snapshots" / commit
@@ -241,6 +410,13 @@ def _cached(label: str, name: str, revision: str, cache: Path) -> Repository:
         )
     sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
     return Repository(label, name, commit, folder, sizes, True)
+
+
+def _first_line(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open(encoding="ascii") as file:
+        return file.read(100).strip()
 
 
 def _remember(place: Path, commit: str) -> None:
@@ -287,12 +463,14 @@ def _meter(tell: Callable[[int], None] | None, stop: threading.Event) -> Any:
     from huggingface_hub.utils import tqdm
 
     class Meter(tqdm):  # type: ignore[type-arg, misc, unused-ignore]
+        monitor_interval = 0  # no thread for each file
+
         def __init__(self, *arguments: Any, **options: Any) -> None:
             super().__init__(*arguments, **{**options, "disable": True})  # type: ignore[no-untyped-call, unused-ignore]
 
         def update(self, n: float | None = 1) -> None:
             if stop.is_set():
-                raise _Ended
+                raise Ended
             if tell is not None and n:
                 tell(int(n))
 
@@ -303,10 +481,6 @@ def _meter(tell: Callable[[int], None] | None, stop: threading.Event) -> Any:
             """Text for a bar that is not drawn."""
 
     return Meter
-
-
-class _Ended(Exception):
-    """Another download has failed, or the user interrupts."""
 
 
 @contextmanager
@@ -341,6 +515,7 @@ def _explained(label: str, name: str, revision: str = "main", *, writing: bool =
 def _explanation(error: BaseException, name: str, revision: str, writing: bool) -> str | None:
     from huggingface_hub import constants, errors
 
+    theirs = _is_theirs(error)
     hub, page = constants.ENDPOINT, f"{constants.ENDPOINT}/{name}"
     login = "log in with `hf auth login`, or set HF_TOKEN"
     if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
@@ -365,18 +540,31 @@ def _explanation(error: BaseException, name: str, revision: str, writing: bool) 
         return "HF_HUB_OFFLINE is set, and the cache does not hold it. Unset it once."
     if isinstance(error, errors.FileMetadataError):
         return f"{hub} does not answer like a hub. Check HF_ENDPOINT."
+    if type(error).__name__ == "LocalProtocolError":  # whose message would show the token
+        return "no request can be made of these settings; expected a token of plain characters. Check HF_TOKEN, or log in again."
     if type(error).__module__.split(".")[0].startswith("httpx"):  # httpx, or httpx2 from huggingface_hub 2 on
         return (
             f"{'' if writing else 'no such path here, and '}{hub} could not be reached or broke off ({type(error).__name__}: {str(error)[:120]}). "
             "Check the connection and try again; --offline uses what the cache holds."
         )
-    if isinstance(error, json.JSONDecodeError):
-        return f"{hub} does not answer like a hub. Check HF_ENDPOINT."
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space is left in the cache ({constants.HF_HUB_CACHE}). Make room, or set HF_HOME to another disk."
-    if writing and isinstance(error, (OSError, RuntimeError, ValueError)):  # what hf_xet and the check of the card raise
+    if writing and (
+        theirs or isinstance(error, (OSError, RuntimeError, ValueError))
+    ):  # what hf_xet and the check of the card raise
         why = " ".join(f"{error} {error.__cause__ or ''}".split())[:200]
         return f"{hub} did not take the upload ({why}). Try again: what has arrived is not sent twice."
     if isinstance(error, OSError):
         return f"could not be fetched into the cache {constants.HF_HUB_CACHE} ({error.strerror or str(error)[:160]}). Try again."
+    if theirs:
+        return f"{hub} does not answer like a hub ({type(error).__name__}). Check HF_ENDPOINT."
     return None
+
+
+def _is_theirs(error: BaseException) -> bool:
+    """Was it raised inside huggingface_hub or what it uses? What a hook of ours raises there by mistake stays a mistake of ours."""
+    rooms, at = [], error.__traceback__
+    while at is not None:
+        rooms.append(str(at.tb_frame.f_globals.get("__name__", "")).split(".")[0])
+        at = at.tb_next
+    return any(room in THEIRS for room in rooms) and rooms[-1] != "alnico"
