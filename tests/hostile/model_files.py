@@ -72,8 +72,8 @@ def escaping(folder: Path) -> Read:
 
 def pipe(folder: Path) -> Read:
     """A pipe that nobody writes. One process holds it open, so that a reader that opens it gets no bytes instead of waiting."""
-    save(folder / "m" / "model.safetensors", ONE)
-    os.mkfifo(folder / "m" / "config.json")
+    (folder / "m").mkdir()
+    os.mkfifo(folder / "m" / "model.safetensors")
     return lambda: reading(folder / "m")()
 
 

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from alnico.checkpoint.files import read_small
 from alnico.checkpoint.model import Source, Tensor
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
@@ -304,7 +305,7 @@ def _mapping(path: Path) -> dict[str, Any] | None:
     if path.suffix != ".json" or path.stat().st_size > MAX_KEYED_BYTES:
         return None
     try:
-        loaded = json.loads(path.read_bytes())
+        loaded = json.loads(read_small(path, MAX_KEYED_BYTES, "a small JSON file"))
     except (ValueError, RecursionError):
         return None
     return loaded if isinstance(loaded, dict) else None

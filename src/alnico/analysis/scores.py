@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.results import AnalysedModel
+from alnico.checkpoint.files import reading_named
 from alnico.checkpoint.model import read_json
 from alnico.errors import ModelError
 
@@ -164,7 +166,7 @@ def _estimate(score: Any, where: str) -> Estimate:
 
 def _table(path: Path) -> list[tuple[str, str, Any]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(reading_named(path), "utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None

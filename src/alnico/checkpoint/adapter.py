@@ -20,6 +20,7 @@ import numpy as np
 from alnico.checkpoint import patterns
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.model import FileModel, is_hub_reference, open_shard, read_json, read_tensor
+from alnico.checkpoint.sidecars import check_kinds
 from alnico.errors import ModelError, NonFiniteError
 from alnico.numerics import dtypes
 
@@ -188,6 +189,7 @@ def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
 def _open(reference: str, offline: bool) -> FileModel:
     location = Path(reference).expanduser()
     if location.is_dir():
+        check_kinds(location)
         names = _adapter_names(reference, [p.name for p in location.iterdir()])
         for name in (CONFIG, *names):
             check_inside(location / name, location)

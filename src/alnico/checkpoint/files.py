@@ -9,18 +9,24 @@ import ctypes
 import errno
 import functools
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from alnico.errors import ModelError, RunError
 
 MAX_OPEN_FILES = 8
 """Files of one model open at once; the least recently used is closed first. Sixty-four models then stay below the 1,024 descriptors
 that a process commonly may have, and opening a file anew takes microseconds."""
+
+
+OF_SHELL = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
+"""What a shell calls its pipes to a command."""
 
 
 class OpenFiles:
@@ -80,17 +86,50 @@ class OpenFiles:
             self._open.clear()
 
 
-def open_to_read(path: Path) -> int:
-    """Open a file; returns its descriptor. Errors: ModelError with the system's reason, and for what is no regular file."""
-    try:
+class NotAFileError(OSError):
+    """A path that leads to a folder, a pipe, a socket or a device."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """Open a regular file; returns its descriptor. Nothing is waited for. Errors: OSError, of what is no regular file NotAFileError.
+
+    Everything that a stranger may have put there is opened by this function.
+    """
+    # Looked at before it is opened, since opening a device can do something; and after, since it may be another thing by then.
+    kind = os.stat(path).st_mode
+    if stat.S_ISREG(kind):
         # O_NONBLOCK, since a pipe that nobody writes would be waited for; for a file it says nothing.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0))
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+        descriptor = os.open(path, flags)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
         os.close(descriptor)
+    if stat.S_ISDIR(kind):
+        raise NotAFileError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    raise NotAFileError(errno.EINVAL, "it is a pipe, a socket or a device", os.fspath(path))
+
+
+def reading(path: str | os.PathLike[str]) -> BinaryIO:
+    """A regular file, open to be read as bytes; use it in ``with``. Errors: OSError, as of :func:`open_regular`."""
+    return os.fdopen(open_regular(path), "rb")
+
+
+def reading_named(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file that the user names in a call or on the command line, where a shell's ``<(command)`` or ``/dev/stdin`` is as good; use it in
+    ``with``. Errors: OSError, as of :func:`open_regular`."""
+    if OF_SHELL.fullmatch(os.fsdecode(path)):
+        return open(path, "rb")
+    return reading(path)
+
+
+def open_to_read(path: Path) -> int:
+    """Open a file; returns its descriptor. Errors: ModelError with the system's reason, and for what is no regular file."""
+    try:
+        return open_regular(path)
+    except NotAFileError:
+        raise ModelError(f"{path}: is a folder, a pipe or a device; expected a regular file. Check the path.") from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions.") from None
-    raise ModelError(f"{path}: is a folder, a pipe or a device; expected a regular file. Check the path.")
 
 
 def read_small(path: Path, most: int, expected: str) -> bytes:

@@ -20,6 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.model import (
     INDICES,
     MAX_JSON_BYTES,
@@ -379,7 +380,7 @@ def _check_held(label: str, folder: Path, path: Path) -> None:
 
 def _sha256(path: Path, stop: threading.Event) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with reading(path) as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
             if stop.is_set():
@@ -413,10 +414,8 @@ def _cached(label: str, name: str, revision: str, cache: Path) -> Repository:
 
 
 def _first_line(path: Path) -> str:
-    if not path.is_file():
-        return ""
-    with path.open(encoding="ascii") as file:
-        return file.read(100).strip()
+    with reading(path) as file:
+        return file.read(100).decode("ascii").strip()
 
 
 def _remember(place: Path, commit: str) -> None:

@@ -15,6 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from alnico.checkpoint.files import open_regular
 from alnico.errors import RunError
 from alnico.folders import NO_LINK, Folder, open_to_write, reach
 
@@ -61,13 +62,20 @@ def replace_file(path: Path, data: bytes | str, inside: Folder | None = None) ->
 
 
 def copy_file(source: Path, target: Path, inside: Folder | None = None) -> None:
-    """Copy the contents of a file, not its times or permissions; ``inside`` is where the target is. Errors: OSError."""
-    given = os.open(source, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    """Copy the contents of a regular file, not its times or permissions; ``inside`` is where the target is.
+
+    What is written to its end meanwhile is no part of it. Errors: OSError, also for a file that was cut short.
+    """
+    given = open_regular(source)
     try:
+        rest = os.fstat(given).st_size
         made = open_to_write(target, inside)
         try:
-            while part := os.read(given, COPIED_BYTES):
+            while rest and (part := os.read(given, min(rest, COPIED_BYTES))):
                 write_on(made, part)
+                rest -= len(part)
+            if rest:
+                raise OSError(errno.EIO, "it was cut short while it was copied", str(source))
         finally:
             os.close(made)
     finally:
@@ -108,7 +116,7 @@ def _walk(directory: Path, inside: Folder | None, refuse: Callable[[OSError], No
 def _sync(path: Path, inside: Folder | None = None) -> None:
     name, directory = reach(path, inside)
     try:
-        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0)
+        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
         descriptor = os.open(name, flags) if directory is None else os.open(name, flags | NO_LINK, dir_fd=directory)
         try:
             os.fsync(descriptor)

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.model import Source, read_json, unwrapped
 from alnico.errors import ModelError
 
@@ -118,9 +119,11 @@ def _name(source: Source) -> str:
 def _front(card: Path) -> Mapping[str, Any]:
     """The front matter of a card; nothing where there is none that can be read."""
     try:
-        if not card.is_file() or card.stat().st_size > MAX_CARD_BYTES:
+        with reading(card) as file:
+            data = file.read(MAX_CARD_BYTES + 1)
+        if len(data) > MAX_CARD_BYTES:
             return {}
-        text = card.read_text("utf-8", "replace")
+        text = data.decode("utf-8", "replace")
     except OSError:
         return {}
     front, fence, _ = text[3:].partition("\n---")

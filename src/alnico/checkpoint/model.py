@@ -484,12 +484,14 @@ def is_hub_reference(reference: str) -> bool:
 def _open(label: str, location: Path, offline: bool) -> FileModel:
     if location.is_dir():
         from alnico.checkpoint.sidecars import (  # they read JSON by this file
+            check_kinds,
             check_links,
             listed_weights,
             module_weights,
             unread_weights,
         )
 
+        check_kinds(location)
         check_links(location)
         modules = module_weights(location)
         shards = [open_shard(p) for p in _shard_paths(location, bool(modules))]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.memory import MemoryModel
 from alnico.checkpoint.model import FileModel, Source, Tensor
 from alnico.numerics.dtypes import DTYPES
@@ -85,7 +86,8 @@ class ResidentModel:
 
     def _mapped(self, path: Path) -> np.ndarray:
         if path not in self._files:
-            self._files[path] = np.asarray(np.memmap(path, np.uint8, "r"))
+            with reading(path) as file:
+                self._files[path] = np.asarray(np.memmap(file, np.uint8, "r"))
         return self._files[path]
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:

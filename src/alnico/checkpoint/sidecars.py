@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from alnico.checkpoint.files import check_inside, read_small
+from alnico.checkpoint.files import check_inside, open_to_read, read_small
 from alnico.checkpoint.lasting import copy_file, write_file
 from alnico.checkpoint.model import (
+    INDEX,
     MAX_JSON_BYTES,
     NO_WEIGHTS,
     PICKLES,
@@ -54,6 +58,12 @@ SHOWN = 8
 OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", SIGNATURE)
 """Written new for every merge, or not at all."""
 
+MAX_ENTRIES = 100_000
+"""Files and folders in the folder of a model."""
+
+READ_BESIDE = ("adapter_config.json", INDEX)
+"""Read, and not carried."""
+
 
 def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
     """Return (carried, left): paths relative to ``directory`` of files that go with the model, and of those that do not.
@@ -70,7 +80,7 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
             continue
         if path.is_dir():
             is_module = any(folder.split("/")[0] == path.name for folder in modules)
-            inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if p.is_file()] if is_module else []
+            inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if not p.is_dir()] if is_module else []
             kept = [p for p in inside if is_carried(p, modules)]
             carried += kept
             left += [p for p in inside if p not in kept] if kept else [name]
@@ -151,6 +161,37 @@ def check_links(directory: Path) -> None:
     for relative in (*side_files(directory)[0], *map(Path, OURS)):
         if (directory / relative).exists():
             check_inside(directory / relative, directory)
+
+
+def check_kinds(directory: Path) -> None:
+    """Refuse what is no file, among the files that are read or carried: a pipe would be waited for. Errors: ModelError."""
+    with os.scandir(directory) as entries:
+        if sum(1 for _ in itertools.islice(entries, MAX_ENTRIES + 1)) > MAX_ENTRIES:
+            raise ModelError(
+                f"{directory}: holds more than {MAX_ENTRIES} files and folders; expected those of one model. Put the model into a folder of "
+                "its own."
+            )
+    configs = [Path(folder, "config.json") for folder in module_folders(directory)]
+    for relative in (*side_files(directory)[0], *map(Path, (*OURS, *READ_BESIDE)), *configs):
+        path = directory / relative
+        try:
+            is_file = stat.S_ISREG(os.stat(path).st_mode)
+        except (
+            OSError
+        ):  # nothing, or a link that leads nowhere: told where the file is needed, but for a config, without which a model is read
+            is_file = path.name != "config.json" or not path.is_symlink()
+        if not is_file:
+            raise ModelError(
+                f"{path}: is a folder, a pipe, a socket, a device or a link to nowhere; expected a regular file, as in every model. Remove "
+                "it, or do not use this model."
+            )
+
+
+def check_carried(directory: Path, left: Collection[str] = ()) -> None:
+    """Refuse files that :func:`copy_side_files` could not copy: that lead nowhere, or may not be read. Errors: ModelError."""
+    for relative in side_files(directory)[0]:
+        if relative.as_posix() not in left:
+            os.close(open_to_read(directory / relative))
 
 
 def copy_side_files(source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None) -> None:

@@ -13,7 +13,7 @@ import yaml
 
 from alnico.checkpoint.adapted import AdaptedModel, repositories
 from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
-from alnico.checkpoint.model import DIFFUSERS_STEM, Source, stem_of, unwrapped
+from alnico.checkpoint.model import DIFFUSERS_STEM, Source, read_json, stem_of, unwrapped
 from alnico.engine.journal import Record
 from alnico.kernels.shape import ARITHMETIC
 from alnico.methods import find
@@ -108,7 +108,7 @@ def _told_of(plan: Plan, model: int) -> dict[str, Any]:
         return {}
     if folder is None or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
         return lineage_of(plan.sources[model]).data()
-    return {"lock": json.loads((folder / LOCK).read_text("utf-8"))}
+    return {"lock": read_json(folder / LOCK)}
 
 
 def _repositories(source: Source) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import xxhash
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.model import Source
 from alnico.engine.blocks import PieceHasher, TensorDigest
 from alnico.engine.events import Advanced, Event, Reading
@@ -64,7 +65,7 @@ def hash_file(path: Path) -> str:
 def digest_of(path: Path) -> str:
     """The same, with an OSError where the system fails."""
     state = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with reading(path) as file:
         while data := file.read(READ_BYTES):
             state.update(data)
     return state.hexdigest()

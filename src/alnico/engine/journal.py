@@ -18,6 +18,7 @@ from typing import Any
 
 import xxhash
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.lasting import cannot_be_written, replace_file, write_on
 from alnico.errors import OutputError, RunError
 from alnico.folders import Folder, open_to_write
@@ -183,7 +184,8 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
     another fingerprint; RunError if it cannot be read.
     """
     try:
-        text = path.read_text("utf-8", "replace")
+        with reading(path) as file:
+            text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return []
     except OSError as error:

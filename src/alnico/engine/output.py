@@ -14,8 +14,9 @@ from typing import Any
 
 from alnico.checkpoint.lasting import exchange, rename_new, replace_file, sync_directory
 from alnico.checkpoint.lineage import LOCK
+from alnico.checkpoint.model import read_json
 from alnico.checkpoint.place import Replace, check_replaceable
-from alnico.errors import OutputError, RunError
+from alnico.errors import ModelError, OutputError, RunError
 from alnico.folders import HAS_DESCRIPTORS, Folder, fault_in, name_of, open_to_write, owner_fault_at, reach, remove, user_id
 
 MARK = "published.json"
@@ -282,10 +283,10 @@ def check_renamable(out: Path) -> None:
 def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:
     """Is what stands under ``out`` the model that a run (of this fingerprint) noted in ``mark`` when it published it?"""
     try:
-        noted = json.loads(mark.read_text("utf-8"))
+        noted = read_json(mark)
         is_it = noted["witness"] == _witness(out)
         return is_it and (fingerprint is None or bool(noted["fingerprint"] == json.loads(json.dumps(fingerprint))))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
         return False
 
 

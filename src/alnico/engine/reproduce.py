@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import FileModel, Source, open_model, stem_of
 from alnico.checkpoint.shards import cut
@@ -185,7 +186,7 @@ def _reason(name: str) -> str:
 def _first_difference(one: Path, other: Path) -> tuple[int | None, int]:
     """The first byte in which two files differ, if they do, and how many were compared."""
     done = 0
-    with one.open("rb") as a, other.open("rb") as b:
+    with reading(one) as a, reading(other) as b:
         while True:
             left, right = a.read(COMPARE_BYTES), b.read(COMPARE_BYTES)
             if left != right:

@@ -19,7 +19,7 @@ from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, stem_of, unwrapped
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
-from alnico.checkpoint.sidecars import modules_of
+from alnico.checkpoint.sidecars import check_carried, modules_of
 from alnico.checkpoint.ties import tied_copies
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
@@ -194,6 +194,9 @@ def _plan(
     for stack, layers in sections.layers.items():
         config = layered_config(config, stack, layers, sources, donor, [j.name for j in jobs])
         notes += further_notes(jobs, stack, len(layers), sources)
+    folder = sources[donor].directory
+    if folder is not None and single_file is None:
+        check_carried(folder, files.keys() | (spoken.without if spoken is not None else frozenset()))
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
     commits = {r: commit for r, s in zip(references, sources, strict=False) if (commit := _commit(s)) is not None}

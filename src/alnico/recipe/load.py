@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from alnico.checkpoint.files import reading_named
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
 from alnico.recipe import scalars
@@ -65,7 +66,7 @@ def found_text(source: str | os.PathLike[str] | Mapping[str, Any], of_what: str 
     if "\n" in path:
         return path, "recipe", ".", True
     try:
-        with open(path, "rb") as file:
+        with reading_named(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read ({error.strerror}). Check the path of the recipe.") from None

@@ -10,10 +10,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.memory import import_torch, torch_of
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.model import open_model, read_json
 from alnico.checkpoint.shards import bytes_of
 from alnico.checkpoint.sidecars import side_files
+from alnico.engine.hashes import READ_BYTES
 from alnico.engine.judge import IN_A_RECIPE, Caller
 from alnico.engine.resident import Resident
 from alnico.engine.run import run_plan
@@ -218,9 +220,11 @@ def _digest(folder: Path) -> str:
     for path in side_files(folder)[0]:
         name = path.as_posix()
         if "/" not in name and path.suffix != ".md":
-            data = (folder / path).read_bytes()
-            found.update(f"{name}\0{len(data)}\0".encode() + data)
+            with reading(folder / path) as file:
+                found.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
+                while data := file.read(READ_BYTES):
+                    found.update(data)
     config = folder / CONFIG
     if config.exists():
-        found.update(json.dumps(json.loads(config.read_bytes()).get("model_type")).encode())
+        found.update(json.dumps(read_json(config).get("model_type")).encode())
     return found.hexdigest()

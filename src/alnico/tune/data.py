@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import os
@@ -16,9 +17,16 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.files import reading
 from alnico.errors import EvaluationError
 
 ENDINGS = (".jsonl", ".csv", ".npz")
+
+MOST_TEXT = 1 << 30
+"""Bytes of a text that is scored."""
+
+MOST_LINE = 1 << 24
+"""Characters of one example in a JSONL file."""
 
 MOST_UNPACKED = 100
 """How many times larger than in the file an array of an npz may be: pictures pack less, and what packs more may fill the memory."""
@@ -67,7 +75,11 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Read a text of UTF-8. Errors: EvaluationError."""
     try:
         _check_regular(Path(path))
-        return Path(path).read_text("utf-8")
+        with reading(path) as file:
+            data = file.read(MOST_TEXT + 1)
+        if len(data) > MOST_TEXT:
+            raise EvaluationError(f"{path}: is larger than {MOST_TEXT} bytes; expected a text. Give a part of it.")
+        return data.decode("utf-8")
     except OSError as error:
         raise EvaluationError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
     except UnicodeDecodeError:
@@ -108,8 +120,12 @@ def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str,
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with file.open(encoding="utf-8-sig") as lines:
-        for number, line in enumerate(lines, 1):
+    with io.TextIOWrapper(reading(file), "utf-8-sig") as lines:
+        for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE), ""), 1):
+            if len(line) == MOST_LINE:
+                raise EvaluationError(
+                    f"{file}:{number}: is longer than {MOST_LINE} characters; expected an example. Check the file."
+                )
             if not line.strip():
                 continue
             try:
@@ -126,7 +142,7 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with file.open(encoding="utf-8-sig", newline="") as lines:
+    with io.TextIOWrapper(reading(file), "utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
         try:
             header = next(reader, [])
@@ -144,7 +160,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _images(file: Path, label: str | None, limit: int | None) -> Examples:
     try:
         _check_packed(file)
-        with np.load(file, allow_pickle=False) as arrays:
+        with reading(file) as packed, np.load(packed, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files if name in ("images", "labels")}
             names = list(arrays.files)
     except (
@@ -179,7 +195,7 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
 
 def _check_packed(file: Path) -> None:
     """Refuse arrays that claim more than their part of the file holds. Errors: ValueError, BadZipFile, EvaluationError."""
-    with zipfile.ZipFile(file) as archive:
+    with reading(file) as packed, zipfile.ZipFile(packed) as archive:
         for part in archive.infolist():
             if part.filename in ("images", "labels"):
                 raise ValueError(f"{part.filename} is no array")

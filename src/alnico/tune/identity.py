@@ -12,6 +12,7 @@ from typing import Any
 
 import xxhash
 
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.model import open_model
 from alnico.plan.build import located
 from alnico.tune.tasks import Task
@@ -59,7 +60,7 @@ def models_data(references: Iterable[str], folder: str, *, offline: bool = False
 def _of_file(path: Path) -> list[Any]:
     size = path.stat().st_size
     digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
+    with reading(path) as file:
         for i in range(PIECES):
             file.seek(max(size - PIECE_BYTES, 0) * i // (PIECES - 1))
             digest.update(file.read(PIECE_BYTES))

@@ -17,6 +17,7 @@ import numpy as np
 
 from alnico.checkpoint.memory import torch_of, unwrapped
 from alnico.checkpoint.model import FileModel, is_path, open_model, split_adapter
+from alnico.checkpoint.sidecars import check_kinds
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
 from alnico.engine.stages import close
@@ -46,6 +47,7 @@ def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, ma
         return subject
     if not path.is_dir():
         path = _fetched(label, offline)
+    check_kinds(path)
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
             raise ModelError(f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{label}.")

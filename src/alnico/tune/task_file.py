@@ -39,6 +39,7 @@ from typing import Any
 
 import yaml
 
+from alnico.checkpoint.files import reading_named
 from alnico.errors import AlnicoError, EvaluationError, RecipeError
 from alnico.recipe import scalars
 from alnico.recipe.nodes import Node, Reading, compose, plain
@@ -85,7 +86,7 @@ def read_tasks(
 
 def _text(name: str) -> str:
     try:
-        with open(name, "rb") as file:
+        with reading_named(name) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise EvaluationError(
