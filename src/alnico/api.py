@@ -27,6 +27,7 @@ from alnico.checkpoint.place import Replace, check_new_file, check_publishable, 
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.checkpoint.signatures import SignedInputs, check_signature
 from alnico.checkpoint.signatures import sign as sign_folder
+from alnico.checkpoint.statistics import Statistics
 from alnico.engine.again import Again
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.finished import check_finished
@@ -44,6 +45,7 @@ from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.build import build_plan, located, reference_from
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.plan.weighing import analyses_of
 from alnico.recipe import load
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
@@ -94,16 +96,21 @@ def plan(
     seed: int | None = None,
     offline: bool = False,
     strict_licence: bool = False,
+    verify_inputs: Paths = (),
+    allow_unsigned: Paths = (),
 ) -> Plan:
     """Say what a merge would do, from headers alone: a frozen :class:`Plan`.
 
     ``memory`` is the budget of the whole process, ``max_shard_size`` the data in one output file; both in bytes or as text
     such as "2GiB". ``threads`` defaults to the number of processors. ``single_file`` names the one output file.
     ``offline`` takes models of the hub from its cache alone. Licences of the models that do not go together are notes of the plan, with
-    ``strict_licence`` a MismatchError, as is a licence that is not known. Errors: RecipeError, ModelError, MismatchError, ResourceError,
-    HubError.
+    ``strict_licence`` a MismatchError, as is a licence that is not known. ``verify_inputs`` and ``allow_unsigned`` as for :func:`merge`.
+    Errors: RecipeError, ModelError, MismatchError, ResourceError, HubError; VerificationError and UncheckedError for signatures.
     """
-    return _planner(memory, threads, max_shard_size, offline, strict_licence)(load_recipe(recipe, seed=seed), {}, single_file)
+    signed = _signed(verify_inputs, allow_unsigned, False)
+    return _planner(memory, threads, max_shard_size, offline, strict_licence, signed)(
+        load_recipe(recipe, seed=seed), {}, single_file
+    )
 
 
 @ieee_arithmetic()
@@ -121,17 +128,23 @@ def merge(
     offline: bool = False,
     strict_licence: bool = False,
     verify_inputs: Paths = (),
+    allow_unsigned: Paths = (),
     require_signed: bool = False,
     watch: Watcher | None = None,
 ) -> Result:
     """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
 
     An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces a model
-    that stands under ``out``, or what alnico wrote there, when the merge is complete; ``overwrite_anything`` whatever stands there. ``verify_inputs`` are public keys (PEM files): a model that is signed is verified before
-    it is read, and refused if its signature holds with none of them; with ``require_signed`` one that is not signed, too. ``watch`` receives
+    that stands under ``out``, or what alnico wrote there, when the merge is complete; ``overwrite_anything`` whatever stands there.
+    ``verify_inputs`` are public keys (PEM files): every
+    model, adapter, vocabulary and statistics of the recipe must have a signature that holds with one of them, of its folder or of one
+    around it, before its tensors are read; those that ``allow_unsigned`` names, as the recipe writes them or by their path, need have none.
+    With ``require_signed`` none may be named. ``watch`` receives
     events (``alnico.engine.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
-    planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, require_signed))
+    planner = _planner(
+        memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, require_signed)
+    )
     return _run(planner, load_recipe(recipe, seed=seed), Path(out), replacing(overwrite, overwrite_anything), restart, watch)
 
 
@@ -150,6 +163,7 @@ def merge_all(
     offline: bool = False,
     strict_licence: bool = False,
     verify_inputs: Paths = (),
+    allow_unsigned: Paths = (),
     require_signed: bool = False,
     watch: Watcher | None = None,
 ) -> tuple[Result, ...]:
@@ -161,7 +175,9 @@ def merge_all(
     from alnico import __version__
 
     given = load.load_recipes(recipes, seed=seed)
-    planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, require_signed))
+    planner = _planner(
+        memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, require_signed)
+    )
     may_replace = replacing(overwrite, overwrite_anything)
     if len(given) == 1:
         return (_run(planner, given[0], Path(out), may_replace, restart, watch),)
@@ -179,18 +195,24 @@ def plan_all(
     seed: int | None = None,
     offline: bool = False,
     strict_licence: bool = False,
+    verify_inputs: Paths = (),
+    allow_unsigned: Paths = (),
 ) -> tuple[Plan, ...]:
     """Say what :func:`merge_all` would do, in the order in which it would: a plan a document. Arguments and errors: as :func:`plan`."""
-    planner = _planner(memory, threads, max_shard_size, offline, strict_licence)
+    planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, False))
     return plan_stages(stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
 
 
-def _signed(keys: Paths, is_required: bool) -> SignedInputs | None:
+def _signed(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | None:
     """What is asked of the signatures of inputs, if something is. Errors: AlnicoError."""
-    listed = _listed(keys)
-    if is_required and not listed:
+    listed, named = _listed(keys), tuple(os.fspath(name) for name in _listed(unsigned))
+    if (is_required or named) and not listed:
         raise AlnicoError("signatures are required, and no public key is given to verify them with. Give one (--verify-inputs).")
-    return SignedInputs(tuple(Path(key) for key in listed), is_required) if listed else None
+    if is_required and named:
+        raise AlnicoError(
+            f"every input must be signed, and {named[0]} need not be. Leave out --require-signed or --allow-unsigned."
+        )
+    return SignedInputs(tuple(Path(key) for key in listed), named) if listed else None
 
 
 def _planner(
@@ -213,11 +235,11 @@ def _planner(
             if isinstance(model, FileModel) and stage is not None:
                 model.label = reference  # not the folder where stages lie for the moment
             elif signed is not None and reference not in checked:
-                signed.check(model)
+                signed.check(model, reference)
                 checked.add(reference)
             return model
 
-        return build_plan(
+        found = build_plan(
             recipe,
             memory_bytes=memory_bytes,
             threads=threads,
@@ -226,8 +248,23 @@ def _planner(
             open_source=opened,
             strict_licence=strict_licence,
         )
+        if signed is not None:
+            _check_measured(signed, found, checked)
+        return found
 
     return planned
+
+
+def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None:
+    """Check the signatures of what a plan has beside models: statistics, and analyses that weights are made from."""
+    for source in plan.sources:
+        if isinstance(source, Statistics) and source.label not in checked:
+            signed.check(source)
+            checked.add(source.label)
+    for path, place in analyses_of(plan, (".", plan.recipe.folder)).items():
+        if path not in checked:
+            signed.check_place(place, path)
+            checked.add(path)
 
 
 def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from model_signing import hashing, signing
 
 import alnico
+from alnico.checkpoint.signatures import sign
 from alnico.errors import AlnicoError, UncheckedError, VerificationError
 from hub.stub import serving
 from made import family, save_file
@@ -148,29 +151,163 @@ def test_keys_that_cannot_be_used_are_named() -> None:
         assert told(lambda w=wrong: alnico.verify("out", key=w), UncheckedError).startswith(f"{wrong}: is no public key (")
 
 
-def test_signed_inputs_are_checked_before_a_merge_and_unsigned_ones_where_that_is_asked_for(run: Run) -> None:
+def sign_here(model: str, key: Path) -> None:
+    """As the command of the package, which takes seconds to begin."""
+    sign(Path(model), key)
+
+
+def test_every_input_must_be_signed_but_those_that_are_named(run: Run) -> None:
     private, _ = keys("k")
     keys("other")
     Path("r.yml").write_text("merge_method: linear\nmodels: [tuned-0, tuned-1]\n")
-    signed_by_others("tuned-0", private)
+    sign_here("tuned-0", private)
     verifying = ("merge", "r.yml", "out", "--verify-inputs", "other.pub", "--verify-inputs", "k.pub")
-    assert run(*verifying)[0] == 0
-    assert not Path("out/model.sig").exists()  # a donor's signature is not the merge's
-    assert run(*verifying, "--overwrite", "--require-signed") == (
+    refused = (
         11,
         "",
-        "alnico: tuned-1: has no model.sig, and every input must be signed. Get the signed model, or merge without --require-signed.\n",
+        "alnico: tuned-1: has no model.sig, and every input must be signed. Get the signed model; or say --allow-unsigned tuned-1 if you "
+        "trust it without.\n",
     )
-    signed_by_others("tuned-1", private)
+    for more in ((), ("--require-signed",), ("--dry-run",), ("--allow-unsigned", "another")):
+        assert run(*verifying, *more) == refused
+        assert not Path("out").exists()
+    for name in ("tuned-1", "./tuned-1", str(Path("tuned-1").absolute())):
+        assert run(*verifying, "--allow-unsigned", name, "--overwrite")[0] == 0
+    assert run("plan", "r.yml", "--verify-inputs", "k.pub")[0] == 11
+    assert run("plan", "r.yml", "--verify-inputs", "k.pub", "--allow-unsigned", "tuned-1")[0] == 0
+    assert not Path("out/model.sig").exists()  # a donor's signature is not the merge's
+    sign_here("tuned-1", private)
     assert run(*verifying, "--overwrite", "--require-signed")[0] == 0
     shutil.rmtree("out")
     (Path("tuned-1") / "config.json").write_text("{}")
     assert run("merge", "r.yml", "out")[0] == 0  # nobody asked
     shutil.rmtree("out")
-    code, stdout, stderr = run("merge", "r.yml", "out", "--verify-inputs", "k.pub")
-    assert (code, stdout) == (10, "")
-    assert stderr.startswith("alnico: tuned-1: its model.sig does not hold (k.pub: ValueError: Signature mismatch: ")
-    assert not Path("out").exists()
+    for more in ((), ("--allow-unsigned", "tuned-1"), ("--dry-run",)):
+        code, stdout, stderr = run("merge", "r.yml", "out", "--verify-inputs", "k.pub", *more)
+        assert (code, stdout) == (10, "")
+        assert stderr.startswith("alnico: tuned-1: its model.sig does not hold (k.pub: ValueError: Signature mismatch: ")
+        assert not Path("out").exists()
+
+
+def tamper(path: str) -> None:
+    data = bytearray(Path(path).read_bytes())
+    data[-1] ^= 1
+    Path(path).write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "models", [["tuned-0/model.safetensors", "tuned-1"], ["tuned-1", "link.safetensors"], ["tuned-1", "linked"]]
+)
+def test_a_file_of_a_signed_folder_is_checked_by_the_folders_signature(models: list[str]) -> None:
+    private, public = keys("k")
+    for name in ("tuned-0", "tuned-1"):
+        sign_here(name, private)
+    Path("link.safetensors").symlink_to("tuned-0/model.safetensors")
+    Path("linked").symlink_to("tuned-0")
+    recipe = {"merge_method": "linear", "models": models}
+    alnico.merge(recipe, "out", verify_inputs=public)
+    tamper("tuned-0/model.safetensors")
+    message = told(lambda: alnico.merge(recipe, "out2", verify_inputs=public))
+    assert "its model.sig does not hold" in message
+    assert not Path("out2").exists()
+    Path("tuned-0/model.sig").unlink()
+    assert "every input must be signed" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=public), UncheckedError)
+
+
+def test_a_folder_inside_a_signed_one_is_checked_by_the_signature_around_it() -> None:
+    private, public = keys("k")
+    Path("pipeline").mkdir()
+    shutil.copytree("tuned-0", "pipeline/transformer")
+    sign_here("pipeline", private)
+    sign_here("tuned-1", private)
+    recipe = {"merge_method": "linear", "models": ["pipeline/transformer", "tuned-1"]}
+    alnico.merge(recipe, "out", verify_inputs=public)
+    (Path("pipeline") / "added.py").touch()
+    assert "Extra files found" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=public))
+
+
+@pytest.mark.parametrize("key", ["base_model", "tokenizer_source"])
+def test_donors_and_vocabularies_are_inputs(key: str) -> None:
+    private, public = keys("k")
+    for name in ("tuned-0", "tuned-1"):
+        sign_here(name, private)
+    recipe = {"merge_method": "task_arithmetic" if key == "base_model" else "linear", "models": ["tuned-0", "tuned-1"], key: "base"}
+    if key == "base_model":
+        recipe["parameters"] = {"weight": 0.5}
+    try:
+        alnico.plan(recipe)
+    except AlnicoError:
+        pytest.skip("the models of this test have no vocabulary")
+    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith("base: has no model.sig")
+    assert told(lambda: alnico.plan(recipe, verify_inputs=public), UncheckedError).startswith("base: has no model.sig")
+
+
+def test_analyses_that_weights_are_made_from_are_inputs() -> None:
+    private, public = keys("k")
+    for name in ("tuned-0", "tuned-1", "base"):
+        sign_here(name, private)
+    Path("told").mkdir()
+    Path("told/summary.json").write_text(json.dumps(alnico.analyze(["tuned-0", "tuned-1"], base="base").data()))
+    weight = {"from": "analysis", "path": "told"}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": "base",
+        "models": [{"model": name, "parameters": {"weight": weight}} for name in ("tuned-0", "tuned-1")],
+    }
+    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith("told: has no model.sig")
+    alnico.merge(recipe, "out", verify_inputs=public, allow_unsigned="told")
+
+
+def odd_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+ODD: list[Callable[[Path], object]] = [
+    odd_pipe,
+    lambda path: path.mkdir(),
+    lambda path: path.symlink_to("nowhere"),
+    lambda path: path.symlink_to("/dev/zero"),
+    lambda path: path.write_text("[" * 100_000),
+    lambda path: path.write_text('{"dsseEnvelope": {"payload": 1e400}}'),
+    lambda path: path.write_text('{"dsseEnvelope": {"payload": "!", "signatures": [NaN]}}'),
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(b"\xff\xfe"),
+    lambda path: (path.touch(), os.truncate(path, 10 << 30)),
+]
+
+
+def test_a_signature_that_is_none_is_refused_at_once() -> None:
+    _, public = keys("k")
+    for i, made in enumerate(ODD):
+        shutil.copytree("tuned-0", f"odd-{i}")
+        made(Path(f"odd-{i}/model.sig"))
+    code = (
+        "import alnico; from alnico.errors import VerificationError, ModelError\n"
+        f"for i in range({len(ODD)}):\n"
+        "    try:\n"
+        "        recipe = {'merge_method': 'linear', 'models': [f'odd-{i}', 'tuned-1']}\n"
+        f"        alnico.merge(recipe, 'out', verify_inputs={str(public)!r}, allow_unsigned=[f'odd-{{i}}', 'tuned-1'])\n"
+        "    except (VerificationError, ModelError) as error:\n"
+        "        print(i)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ran.stdout.split() == [str(i) for i in range(len(ODD))], ran.stderr
+
+
+def test_a_signature_of_another_folder_or_over_less_than_all_files_does_not_hold() -> None:
+    private, public = keys("k")
+    for name in ("tuned-0", "tuned-1"):
+        sign_here(name, private)
+    shutil.copy("tuned-1/model.sig", "tuned-0/model.sig")
+    assert "Signature mismatch" in told(lambda: alnico.merge(PAIR, "out", verify_inputs=public))
+    for name in ("tuned-0", "tuned-1"):
+        Path(name, "model.sig").unlink()
+    files = hashing.Config().set_ignored_paths(paths=["model.sig", "model.safetensors"])
+    signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=private).sign("tuned-0", "tuned-0/model.sig")
+    sign_here("tuned-1", private)
+    assert "its model.sig does not hold (it is not over model.safetensors)" in told(
+        lambda: alnico.merge(PAIR, "out", verify_inputs=public)
+    )
 
 
 def test_parts_of_an_adapted_model_are_checked_each() -> None:
@@ -182,12 +319,12 @@ def test_parts_of_an_adapted_model_are_checked_each() -> None:
         Path("adapter/adapter_model.safetensors"),
         {f"{key}.lora_A.weight": ("F32", np.ones((1, 16))), f"{key}.lora_B.weight": ("F32", np.ones((16, 1)))},
     )
-    signed_by_others("base", private)
+    sign_here("base", private)
     recipe = {"merge_method": "linear", "models": ["base+adapter"]}
     assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public, require_signed=True), UncheckedError).startswith(
         "adapter: has no model.sig, "
     )
-    signed_by_others("adapter", private)
+    sign_here("adapter", private)
     alnico.merge(recipe, "out", verify_inputs=public, require_signed=True)
 
 
@@ -195,7 +332,7 @@ def test_stages_need_no_signature_their_inputs_do() -> None:
     private, public = keys("k")
     text = "name: first\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: linear\nmodels: [first, base]\n"
     for model in ("tuned-0", "tuned-1", "base"):
-        signed_by_others(model, private)
+        sign_here(model, private)
     alnico.merge_all(text, "out", verify_inputs=[public], require_signed=True)
     shutil.rmtree("out")
     Path("base/model.sig").unlink()
@@ -208,8 +345,12 @@ def test_required_signatures_need_a_key(run: Run) -> None:
     code, _, stderr = run("merge", "r.yml", "out", "--require-signed")
     assert code == 2
     assert "--require-signed needs a key to verify with. Give --verify-inputs KEY." in " ".join(stderr.split())
+    assert run("merge", "r.yml", "out", "--allow-unsigned", "x")[0] == run("plan", "r.yml", "--allow-unsigned", "x")[0] == 2
+    assert run("merge", "r.yml", "out", "--require-signed", "--verify-inputs", "k.pub", "--allow-unsigned", "x")[0] == 2
     with pytest.raises(AlnicoError, match="no public key is given"):
         alnico.merge("r.yml", "out", require_signed=True)
+    with pytest.raises(AlnicoError, match="x need not be"):
+        alnico.merge("r.yml", "out", require_signed=True, verify_inputs="k.pub", allow_unsigned="x")
 
 
 def test_a_model_of_the_hub_is_not_said_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

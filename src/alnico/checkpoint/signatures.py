@@ -6,51 +6,83 @@ keys in PEM files (P-256, P-384, P-521), which need no network.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import importlib
+import json
+import os
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from alnico.checkpoint.adapted import AdaptedModel
-from alnico.checkpoint.model import Source, unwrapped
+from alnico.checkpoint.model import Source, read_json, unwrapped
 from alnico.checkpoint.sidecars import SIGNATURE
-from alnico.errors import AlnicoError, UncheckedError, VerificationError
+from alnico.checkpoint.statistics import Statistics
+from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 
 HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
 """What the library says of two hashes is bytes that nobody reads."""
 
+SHOWN = 3
+"""Files that a message names."""
+
 
 @dataclass(frozen=True)
 class SignedInputs:
-    """What is asked of the inputs of a merge: a signature that a model has must hold with one of the public ``keys``; where it
-    ``is_required``, every model must have one."""
+    """What is asked of the inputs of a merge: each must have a signature that holds with one of the public ``keys``.
+
+    Inputs that are named in ``unsigned`` need have none; one that they have must hold all the same.
+    """
 
     keys: tuple[Path, ...]
-    is_required: bool = False
+    unsigned: tuple[str, ...] = ()
 
-    def check(self, source: Source) -> None:
-        """Check a model before it is read. Errors: VerificationError; UncheckedError for what cannot be checked."""
+    def check(self, source: Source | Statistics, reference: str = "") -> None:
+        """Check a model, or statistics, before it is read; ``reference`` is its name in the recipe.
+
+        Errors: VerificationError; UncheckedError for what has no signature, or cannot be checked.
+        """
+        if isinstance(source, Statistics):
+            self.check_place(source.paths()[0].parent, source.label, reference)
+            return
         source = unwrapped(source)
         if isinstance(source, AdaptedModel):
-            self.check(source.base)
-            self.check(source.adapter.files)
-            return
-        if source.origin is not None:
+            self.check(source.base, reference)
+            self.check(source.adapter.files, reference)
+        elif source.origin is not None:
             raise UncheckedError(
                 f"{source.label}: is on the hub, of which not every file is fetched; a signature is of all of them. Download the model, and "
                 "give its path."
             )
-        folder = source.directory
-        if folder is not None and (folder / SIGNATURE).is_file():
-            check_signature(folder, self.keys)
-        elif self.is_required:
+        else:
+            for place in {source.directory} if source.directory is not None else source.paths():
+                self.check_place(place, source.label, reference)
+
+    def check_place(self, given: Path, label: str, reference: str = "") -> None:
+        """Check the signature over a folder, or over the file at a place: that of the folder itself, or of the next one around it.
+
+        A link is followed first: what counts is where the bytes lie. Errors: as of :meth:`check`.
+        """
+        place, real = given, Path(os.path.realpath(given))
+        if not real.is_dir():
+            place, real = given.parent, real.parent
+        folder = next((f for f in (real, *real.parents) if os.path.lexists(f / SIGNATURE)), None)
+        if folder is not None:
+            is_as_written = folder == real == Path(os.path.abspath(place))
+            check_signature(place if is_as_written else folder, self.keys)
+        elif not self._may_be_unsigned(given, label, reference):
             raise UncheckedError(
-                f"{source.label}: has no {SIGNATURE}, and every input must be signed. Get the signed model, or merge without --require-signed."
+                f"{label}: has no {SIGNATURE}, and every input must be signed. Get the signed model; or say --allow-unsigned "
+                f"{label} if you trust it without."
             )
+
+    def _may_be_unsigned(self, place: Path, label: str, reference: str) -> bool:
+        real = os.path.realpath(place)
+        return any(name in (label, reference) or os.path.realpath(os.path.expanduser(name)) == real for name in self.unsigned)
 
 
 def sign(folder: Path, key: Path) -> Path:
@@ -76,21 +108,47 @@ def check_signature(folder: Path, keys: Sequence[Path]) -> Path:
     Errors: VerificationError if it holds with none of the keys, and no file may differ, be missing or have been added; UncheckedError
     for a model without a signature, and for a key that cannot be read.
     """
-    if not (folder / SIGNATURE).is_file():
+    path = folder / SIGNATURE
+    if not os.path.lexists(path):
         raise UncheckedError(f"{folder}: could not check its signature: it has no {SIGNATURE}. `alnico sign` makes one.")
     failures = []
+    try:
+        left_out = _left_out(path)
+    except ModelError as error:
+        raise _no_signature(folder, str(error)) from None
     for key in keys:
         verifier = _verifier(key)
         try:
             with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
-                verifier.verify(folder, folder / SIGNATURE)
-            return key
+                verifier.verify(folder, path)
         except Exception as error:  # whatever it is: the signature does not hold
             failures.append(f"{key}: {_said(error)}")
-    raise VerificationError(
-        f"{folder}: its {SIGNATURE} does not hold ({'; '.join(failures)}); expected the files that were signed, and the signer's public key. "
+        else:
+            if left_out:
+                raise _no_signature(folder, f"it is not over {', '.join(left_out[:SHOWN])}")
+            return key
+    raise _no_signature(folder, "; ".join(failures))
+
+
+def _no_signature(folder: Path, why: str) -> VerificationError:
+    return VerificationError(
+        f"{folder}: its {SIGNATURE} does not hold ({why}); expected the files that were signed, and the signer's public key. "
         "Do not use this model, or get it anew."
     )
+
+
+def _left_out(path: Path) -> list[str]:
+    """The files that a signature says it is not over, but for itself and git's, and that are there. Errors: ModelError."""
+    bundle = read_json(path)
+    try:
+        payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
+        ignored = payload["predicate"]["serialization"].get("ignore_paths", ())
+        names = [str(name) for name in ignored if str(name) != SIGNATURE and not PurePath(str(name)).name.startswith(".git")]
+        return [name for name in names if os.path.lexists(path.parent / name)]
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return []  # no signature at all, as the library will say
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}") from None
 
 
 def _verifier(key: Path) -> Any:

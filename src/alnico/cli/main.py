@@ -86,6 +86,26 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
         raise typer.Exit
 
 
+VerifyInputs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--verify-inputs",
+        help="Public key (PEM file): every input must have a signature that holds with it, or with another of these; may be repeated.",
+        metavar="KEY",
+        show_default=False,
+    ),
+]
+AllowUnsigned = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-unsigned",
+        help="With --verify-inputs: an input that need not be signed, as the recipe names it or by its path; may be repeated.",
+        metavar="NAME",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def merge(
     recipe: RecipeArgument,
@@ -99,16 +119,11 @@ def merge(
     overwrite_anything: OverwriteAnything = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
     strict_licence: StrictLicence = False,
-    verify_inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--verify-inputs",
-            help="Public key (PEM file) with which signed models must verify before they are read; may be repeated.",
-            metavar="KEY",
-            show_default=False,
-        ),
-    ] = None,
-    require_signed: Annotated[bool, typer.Option("--require-signed", help="Refuse models that are not signed.")] = False,
+    verify_inputs: VerifyInputs = None,
+    allow_unsigned: AllowUnsigned = None,
+    require_signed: Annotated[
+        bool, typer.Option("--require-signed", help="With --verify-inputs: allow no --allow-unsigned.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     offline: Offline = False,
     as_json: Json = False,
@@ -133,11 +148,26 @@ def merge(
     for name, why in IGNORED.items():
         if given[name] is not None:
             say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
-    if require_signed and not verify_inputs:
-        raise typer.BadParameter("--require-signed needs a key to verify with. Give --verify-inputs KEY.")
+    if (require_signed or allow_unsigned) and not verify_inputs:
+        option = "--require-signed" if require_signed else "--allow-unsigned"
+        raise typer.BadParameter(f"{option} needs a key to verify with. Give --verify-inputs KEY.")
+    if require_signed and allow_unsigned:
+        raise typer.BadParameter("--require-signed allows no --allow-unsigned. Leave one out.")
     if dry_run:
         return plan(
-            recipe, threads, memory, seed, max_shard_size, out_shard_size, strict_licence, offline, as_json, verbose, out=out
+            recipe,
+            threads,
+            memory,
+            seed,
+            max_shard_size,
+            out_shard_size,
+            strict_licence,
+            offline,
+            as_json,
+            verbose,
+            out,
+            verify_inputs,
+            allow_unsigned,
         )
     from alnico import api
     from alnico.cli import progress, show
@@ -158,6 +188,7 @@ def merge(
                 offline=offline,
                 strict_licence=strict_licence,
                 verify_inputs=verify_inputs or (),
+                allow_unsigned=allow_unsigned or (),
                 require_signed=require_signed,
                 watch=watch,
             )
@@ -188,8 +219,12 @@ def plan(
     as_json: Json = False,
     verbose: Verbose = 0,
     out: Annotated[str, typer.Option("--out", help="Where the output would go: its disk is checked.", show_default=False)] = "",
+    verify_inputs: VerifyInputs = None,
+    allow_unsigned: AllowUnsigned = None,
 ) -> None:
     """Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk."""
+    if allow_unsigned and not verify_inputs:
+        raise typer.BadParameter("--allow-unsigned needs a key to verify with. Give --verify-inputs KEY.")
     from alnico import api
     from alnico.checkpoint.place import check_publishable
     from alnico.cli import show
@@ -205,6 +240,8 @@ def plan(
         seed=seed,
         offline=offline,
         strict_licence=strict_licence,
+        verify_inputs=verify_inputs or (),
+        allow_unsigned=allow_unsigned or (),
     )
     if out:
         check_publishable(Path(out), is_tried=False)

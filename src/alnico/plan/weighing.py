@@ -191,10 +191,20 @@ class _Analysis:
         )
 
 
-def _read(path: str, folders: Sequence[str]) -> _Analysis:
+def analyses_of(plan: Plan, folders: Sequence[str]) -> dict[str, Path]:
+    """The files of the analyses that weights are made from, by the paths that the recipe names; ``folders`` are where a path is looked for."""
+    named = dict.fromkeys(w.setting.path for w in plan.weighings if w.setting.origin == "analysis")
+    return {path: _file_of(path, folders) for path in named}
+
+
+def _file_of(path: str, folders: Sequence[str]) -> Path:
     places = [Path(folder) / Path(path).expanduser() for folder in folders]
     place = next((p for p in places if p.exists()), places[0])
-    file = place / SUMMARY if place.is_dir() else place
+    return place / SUMMARY if place.is_dir() else place
+
+
+def _read(path: str, folders: Sequence[str]) -> _Analysis:
+    file = _file_of(path, folders)
     data = read_json(file)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise ModelError(
