@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint import header
+from alnico.checkpoint.files import reading
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import is_inside, read_json
 from alnico.checkpoint.sidecars import OURS, module_folders
@@ -72,7 +73,7 @@ def is_weights(path: Path) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        with path.open("rb") as file:
+        with reading(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = header.parse_length(start, size, str(path)) if size else 0
@@ -118,7 +119,7 @@ def _is_database(path: Path) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        with path.open("rb") as file:
+        with reading(path) as file:
             return file.read(16) in (b"", b"SQLite format 3\0")
     except OSError:
         return False
