@@ -289,7 +289,6 @@ OTHERS = {
     "cli/streams.py",  # /dev/null
     "tune/study.py", "checkpoint/place.py",  # of /proc
     "lora/combining.py",  # of the unfinished output, which is ours alone
-    "tune/search_files.py", "analysis/files.py", "analysis/kept.py",  # written
 }  # fmt: skip
 """Files of the source that open no file of a stranger by themselves."""
 
