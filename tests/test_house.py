@@ -159,3 +159,7 @@ def test_a_line_of_an_error_is_an_argument_of_it(path: Path) -> None:
                 c.value for a in node.args for c in ast.walk(a) if isinstance(c, ast.Constant) and isinstance(c.value, str)
             ]
             assert not any("\n" in c for c in constants), f"{path}:{node.lineno}: {name}(*lines), not a newline in an argument"
+            nested = [ast.unparse(a) for a in node.args if ast.unparse(a).startswith("str(") and "error" in ast.unparse(a)]
+            assert not nested or name == "ValueError", (
+                f"{path}:{node.lineno}: {name}(*error.args), as an error may have several lines"
+            )

@@ -13,6 +13,7 @@ import yaml
 
 from alnico.analysis.results import AnalysedModel, Analysis, Pair
 from alnico.engine.judge import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEARLY_ALL
+from alnico.errors import visible
 
 ANOTHER_START = 0.99
 """Relative change of a matrix from which it has nothing to do with the base's. Independent ones are at least at 1, whatever their
@@ -460,7 +461,7 @@ class _Found:
 
 def _recipe(analysis: Analysis, found: _Found, kept: Sequence[int], choice: _Choice, warnings: Sequence[str]) -> str:
     said = ["Suggested by alnico.", *found.said, *choice.reasons, *warnings]
-    lines = [line for text in said for line in textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="#   ")]
+    lines = [line for text in said for line in textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="#   ")]
     lines += [_key("merge_method", choice.method), _key("base_model", reference(analysis.base))]
     lines.append("models:")
     if choice.with_base:

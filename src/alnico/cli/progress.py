@@ -10,7 +10,7 @@ from typing import Any
 
 from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import is_terminal, say
-from alnico.cli.streams import Canvas, Text
+from alnico.cli.streams import Canvas
 from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone
 from alnico.errors import visible
 
@@ -71,7 +71,7 @@ def _drawn() -> Iterator[Watch]:
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     )
-    file: Any = Canvas(sys.stderr) if isinstance(sys.stderr, Text) else sys.stderr
+    file: Any = Canvas(sys.stderr)
     with Progress(*columns, console=Console(file=file), transient=True) as progress:
         task = progress.add_task("reading headers", total=None, rate="")
         state = {"done": 0, "before": 0, "begin": time.perf_counter(), "traffic": 1.0}

@@ -71,23 +71,34 @@ class Text(io.TextIOWrapper):
 
 
 class Canvas:
-    """A stream's :meth:`Text.draw` as a file."""
+    """Any stream as a file to draw on, which takes nothing more after a write that failed."""
 
-    def __init__(self, stream: Text) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self.encoding = stream.encoding
+        self._write = getattr(stream, "draw", stream.write)
+        self._is_gone = False
+        self.encoding = getattr(stream, "encoding", None) or "ascii"
 
     def write(self, text: str) -> int:
-        return self._stream.draw(text)
+        if not self._is_gone:
+            try:
+                self._write(text)
+            except (OSError, ValueError):
+                self._is_gone = True
+        return len(text)
 
     def flush(self) -> None:
-        self._stream.flush()
+        if not self._is_gone:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._is_gone = True
 
     def isatty(self) -> bool:
-        return self._stream.isatty()
+        return bool(self._stream.isatty())
 
     def fileno(self) -> int:
-        return self._stream.fileno()
+        return int(self._stream.fileno())
 
 
 def install() -> None:

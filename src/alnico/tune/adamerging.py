@@ -19,7 +19,7 @@ from alnico.checkpoint.place import write_new_file
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.judge import PYTHON_OR_COMMAND, judge
 from alnico.engine.stages import close
-from alnico.errors import EvaluationError, MethodError, MismatchError
+from alnico.errors import EvaluationError, MethodError, MismatchError, visible
 from alnico.methods._sparsify import Scope
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
@@ -184,7 +184,7 @@ def learn(
         close([plan])
     said = (
         f"# AdaMerging{'++' if plus else ''}, coefficients per {per}, {steps} steps of {batch_size} unlabelled inputs a task, seed {seed}.\n"
-        f"# Learned on {', '.join(f'{task} ({count} inputs)' for task, count in course.used.items())}.\n"
+        f"# Learned on {', '.join(f'{visible(task)} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
     text = said + yaml.safe_dump(
         _mapping(names, plus, density, scope, weights, unrelated), sort_keys=False, default_flow_style=None, width=1000

@@ -13,7 +13,7 @@ from typing import Any
 from alnico.analysis.page import has_report
 from alnico.checkpoint.place import check_writable
 from alnico.checkpoint.replaced import is_search
-from alnico.errors import OutputError
+from alnico.errors import OutputError, visible
 from alnico.folders import open_new, write_new
 from alnico.plan.build import located, pinned, reference_from
 from alnico.recipe.schema import Recipe
@@ -70,7 +70,7 @@ def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
 
 
 def _headed(found: SearchResult, trial: Trial) -> str:
-    values = ", ".join(f"{o.name} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True))
+    values = ", ".join(f"{visible(o.name)} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True))
     return f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
 
 

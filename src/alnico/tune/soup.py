@@ -14,7 +14,7 @@ from typing import Any, Literal
 import yaml
 
 from alnico.engine.judge import PYTHON_OR_COMMAND
-from alnico.errors import EvaluationError, RecipeError
+from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.plan.build import reference_from
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
@@ -88,7 +88,7 @@ class Soup:
             mapping["base_model"] = reference_from(self.base, folder)
         head = (
             f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of {len(self.counts)} of "
-            f"{len(self.alone)} models: {self.objective} {self.score:.6g} on the tasks it was chosen by.\n"
+            f"{len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on the tasks it was chosen by.\n"
         )
         return head + yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True)
 

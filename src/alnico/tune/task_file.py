@@ -80,7 +80,7 @@ def read_tasks(
         )
     found = _tasks(documents[0].root, Path(folder), reading, allow_code) if documents and not reading.is_broken else []
     if reading.mistakes:
-        raise EvaluationError(str(reading.error()))
+        raise EvaluationError(*reading.error().args)
     return tuple(found)
 
 

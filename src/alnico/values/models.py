@@ -28,7 +28,7 @@ from alnico.checkpoint.memory import (
 from alnico.checkpoint.model import Source, open_model
 from alnico.checkpoint.opened import OPENED
 from alnico.engine.in_memory import run_in_memory
-from alnico.errors import AlnicoError, MismatchError, ModelError
+from alnico.errors import AlnicoError, MismatchError, ModelError, visible
 from alnico.plan.build import build_plan, located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
@@ -82,7 +82,9 @@ def open_models(models: Mapping[str, Any]) -> Opened:
         files = [source.tensors for source in sources.values()]
         for reference, state in zip(list(states), without_parallel(list(states.values()), files), strict=True):
             if state.keys() != states[reference].keys():
-                warnings.warn(f"{reference}: `module.` is taken off its names, as the other models have it not.", stacklevel=4)
+                warnings.warn(
+                    f"{visible(reference)}: `module.` is taken off its names, as the other models have it not.", stacklevel=4
+                )
             states[reference] = state
         tied = tied_in_common(list(states.values()), files)
         for reference, state in states.items():
