@@ -25,7 +25,7 @@ from typing import Any
 import alnico
 from alnico.recipe.load import load_recipe
 from alnico.tune.candidates import Candidates
-from alnico.tune.subject import load_module
+from alnico.tune.loading import load_module
 from alnico.tune.task_file import read_tasks
 from alnico.tune.tasks import Task
 from merge_speed import LAYOUTS, make

@@ -428,6 +428,15 @@ def open_model(reference: str | os.PathLike[str], *, offline: bool = False, may_
     return model
 
 
+def open_headers(directory: Path) -> FileModel:
+    """Open the files of a directory as they are, also quantised ones, whose tensors are then those of the files. Errors: as for
+    :func:`open_model`."""
+    try:
+        return _open(os.fspath(directory), directory, offline=True)
+    except OSError as error:
+        raise ModelError(f"{directory}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+
+
 def is_path(reference: str) -> bool:
     return Path(os.path.expanduser(reference)).exists()
 

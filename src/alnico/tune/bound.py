@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from alnico.tune.subject import load_state
+from alnico.tune.loading import load_state
 from alnico.tune.tasks import Kind
 
 FOLLOWED = (torch.bfloat16, torch.float16)

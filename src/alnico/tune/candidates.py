@@ -25,7 +25,7 @@ from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.plan.planned import PlannedModel
 from alnico.recipe.schema import Recipe
-from alnico.tune.subject import load_tokenizer
+from alnico.tune.loading import load_tokenizer
 from alnico.tune.tasks import Kind
 
 if TYPE_CHECKING:

@@ -28,15 +28,22 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[Any]:
-    """transformers without its progress bars and notes, as they were before when this ends. Errors: AlnicoError."""
+    """transformers without its progress bars, notes and questions, as they were before when this ends. Errors: AlnicoError.
+
+    A call inside transformers that is not told whether code of a model may run asks on standard input; with no time to answer it refuses.
+    """
     transformers = import_extra("transformers", "a transformers checkpoint", "eval")
     logging = transformers.utils.logging
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    asking = transformers.dynamic_module_utils
+    seconds = asking.TIME_OUT_REMOTE_CODE
+    asking.TIME_OUT_REMOTE_CODE = 0
     try:
         yield transformers
     finally:
+        asking.TIME_OUT_REMOTE_CODE = seconds
         logging.set_verbosity(level)
         if has_bars:
             logging.enable_progress_bar()

@@ -249,7 +249,7 @@ def _by_loading(
         with quiet_transformers():
             try:
                 loaded = type(module).from_pretrained(
-                    None, config=copy.deepcopy(module.config), state_dict=given, dtype=torch.float32
+                    None, config=copy.deepcopy(module.config), state_dict=given, dtype=torch.float32, trust_remote_code=False
                 )
             except (OSError, ValueError, RuntimeError, KeyError) as error:
                 raise ModelError(

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from alnico.checkpoint.memory import torch_of, unwrapped
+from alnico.checkpoint.memory import unwrapped
 from alnico.checkpoint.model import FileModel, is_path, open_model, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
 from alnico.engine.stages import close
-from alnico.errors import EvaluationError, ModelError, NonFiniteError
+from alnico.errors import EvaluationError, ModelError
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
-from alnico.tune.extras import import_extra, quiet_transformers
-from alnico.tune.placed import MAY_BE_MISSING
+from alnico.tune.extras import quiet_transformers
+from alnico.tune.loading import article, first_line, load_module, load_tokenizer, refuse_not_finite, torch_state
 from alnico.tune.tasks import Kind, Subject
 
 
@@ -105,12 +102,7 @@ class _Checkpoint:
     def state(self) -> dict[str, Any]:
         """The tensors by name, as they are stored: torch tensors on the CPU."""
         with closing(open_model(self.directory)) as model:
-            found = {}
-            for name, tensor in model.tensors.items():
-                raw = np.empty(tensor.byte_size, np.uint8)
-                model.read_into(name, 0, memoryview(raw))
-                found[name] = torch_of(raw, tensor.dtype, tensor.shape)
-            return found
+            return torch_state(model)
 
 
 class _Plain:
@@ -135,7 +127,7 @@ class _Plain:
 
     def module(self, kind: Kind) -> Any:
         raise ModelError(
-            f"{self.label}: has no config.json, and the task needs {_article(kind)}; expected a transformers checkpoint. Give the directory of "
+            f"{self.label}: has no config.json, and the task needs {article(kind)}; expected a transformers checkpoint. Give the directory of "
             "one, or a task of your own function with a parameter called path or model_dir, which gets a folder with the weights."
         )
 
@@ -153,87 +145,6 @@ class _Plain:
             weakref.finalize(self, candidates.close)
             self._made = candidates.make(load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label)
         return self._made
-
-
-def load_module(directory: Path, kind: Kind, label: str) -> Any:
-    """Load a checkpoint's module in evaluation mode and float32. Errors: ModelError, also for tensors that the checkpoint lacks."""
-    torch = import_extra("torch", "a transformers checkpoint", "eval")
-    with quiet_transformers() as transformers:
-        try:
-            config = transformers.AutoConfig.from_pretrained(directory, local_files_only=True)
-            module, told = auto_class(transformers, config, kind).from_pretrained(
-                directory, local_files_only=True, dtype=torch.float32, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise _unloadable(label, kind, error) from None
-    _refuse_missing(told["missing_keys"], kind, label)
-    refuse_not_finite(module, label)
-    return module.eval()
-
-
-def refuse_not_finite(module: Any, label: str) -> None:
-    """Refuse a module with a NaN or an infinity before it is scored or measured. Errors: NonFiniteError, naming tensor and index."""
-    for name, value in module.named_parameters():
-        if not value.is_floating_point() or value.is_meta or bool(value.isfinite().all()):
-            continue
-        place = (~value.isfinite()).nonzero()[0].tolist()
-        found = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
-        raise NonFiniteError(f"{name}{place or ''}: {label} has {found}; expected finite numbers. Mend or leave out this model.")
-
-
-def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: Kind, label: str) -> tuple[Any, frozenset[str]]:
-    """Load a module as :func:`load_module` does, from a config and tensors in memory; return it with the names that no task needs
-    and the state lacks. It may hold tensors of the state themselves. Errors: as there."""
-    torch = import_extra("torch", "a transformers checkpoint", "eval")
-    with quiet_transformers() as transformers, tempfile.TemporaryDirectory(prefix="alnico-") as folder:
-        try:
-            (Path(folder) / "config.json").write_text(json.dumps(config))
-            made = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-            with torch.device("meta"):  # for the class alone: no memory is taken
-                class_ = type(auto_class(transformers, made, kind).from_config(made))
-            module, told = class_.from_pretrained(
-                None, config=made, state_dict=dict(state), dtype=torch.float32, output_loading_info=True
-            )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise _unloadable(label, kind, error) from None
-    _refuse_missing(told["missing_keys"], kind, label)
-    return module.eval(), frozenset(told["missing_keys"])
-
-
-def _unloadable(label: str, kind: Kind, error: BaseException) -> ModelError:
-    return ModelError(
-        f"{label}: transformers cannot load it as {_article(kind)} ({_first_line(error)}). Check its config.json and files."
-    )
-
-
-def _refuse_missing(absent: Iterable[str], kind: Kind, label: str) -> None:
-    missing = sorted(name for name in absent if kind != "encoder" or not name.startswith(MAY_BE_MISSING))
-    if missing:
-        raise ModelError(
-            f"{label}: lacks {len(missing)} tensors of {_article(kind)}, {missing[0]} first; they would be random. "
-            "Give a checkpoint that has them, or a task that needs none of them."
-        )
-
-
-def auto_class(transformers: Any, config: Any, kind: Kind) -> Any:
-    if kind == "encoder":
-        return transformers.AutoModel
-    if kind == "causal":
-        return transformers.AutoModelForCausalLM
-    if any("ImageClassification" in name for name in config.architectures or ()):
-        return transformers.AutoModelForImageClassification
-    return transformers.AutoModelForSequenceClassification
-
-
-def load_tokenizer(directory: Path, label: str) -> Any:
-    """Load a checkpoint's tokenizer. Errors: ModelError."""
-    with quiet_transformers() as transformers:
-        try:
-            return transformers.AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # the tokenizers package raises Exception itself
-            raise ModelError(
-                f"{label}: transformers cannot load its tokenizer ({_first_line(error)}). Check its tokenizer files."
-            ) from None
 
 
 class ModuleSubject:
@@ -276,7 +187,7 @@ class ModuleSubject:
     def module(self, kind: Kind) -> Any:
         found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
         if found is None:
-            raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {_article(kind)}. Give a module that is one.")
+            raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {article(kind)}. Give a module that is one.")
         if id(found) not in self._checked and hasattr(found, "named_parameters"):
             refuse_not_finite(found, self.label)
             self._checked.add(id(found))
@@ -297,7 +208,7 @@ def _plain(label: str, module: Any) -> Any:
         return copy.deepcopy(inner).merge_and_unload()
     except (AttributeError, ValueError, NotImplementedError) as error:
         raise EvaluationError(
-            f"{label}: its adapter cannot be folded into its base ({_first_line(error)}); expected one that can, as LoRA. "
+            f"{label}: its adapter cannot be folded into its base ({first_line(error)}); expected one that can, as LoRA. "
             "Give the module that it changes."
         ) from None
 
@@ -311,12 +222,3 @@ def _part(module: Any, kind: Kind) -> Any:
         return module.base_model
     words = ("Classification",) if kind == "classifier" else ("CausalLM", "LMHead")
     return module if any(word in name for word in words) else None
-
-
-def _article(kind: Kind) -> str:
-    return {"encoder": "an encoder", "classifier": "a classifier", "causal": "a causal language model"}[kind]
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200].rstrip(".")

@@ -1,0 +1,287 @@
+"""No code of a model runs when it is scored, measured or searched, and no call into other packages could run it."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import functools
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from made_tasks import Made
+
+import alnico
+from alnico.errors import ModelError
+from alnico.tune.extras import quiet_transformers
+from alnico.tune.loading import load_module, load_tokenizer, without_code
+from alnico.tune.subject import open_subject
+
+SOURCES = Path(alnico.__file__).parent
+
+CODE = """
+from pathlib import Path
+Path({mark!r}).write_text("ran")
+from transformers import BertConfig as Config, BertModel as Model, PreTrainedTokenizerFast as Tokenizer
+Config.model_type = "strange"
+"""
+
+
+@pytest.fixture
+def answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody on a pipe says yes to everything."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
+
+
+@pytest.fixture
+def strange(made: Made, tmp_path: Path) -> Callable[..., Path]:
+    """A copy of the base with code beside it, and keys in its configs."""
+
+    def write(config: dict[str, Any] | None = None, tokenizer: dict[str, Any] | None = None, name: str = "strange") -> Path:
+        folder = tmp_path / name
+        shutil.copytree(made.base, folder)
+        (folder / "evil.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
+        (folder / "custom_generate").mkdir()
+        shutil.copy(folder / "evil.py", folder / "custom_generate" / "generate.py")
+        for file, keys in (("config.json", config), ("tokenizer_config.json", tokenizer)):
+            held = json.loads((folder / file).read_text()) | (keys or {})
+            (folder / file).write_text(json.dumps({key: value for key, value in held.items() if value is not None}))
+        return folder
+
+    return write
+
+
+AUTO = {"AutoConfig": "evil.Config", "AutoModel": "evil.Model", "AutoModelForCausalLM": "evil.Model"}
+
+
+def commands(model: Path, made: Made, out: Path) -> dict[str, list[str]]:
+    search = out.parent / "search.yml"
+    search.write_text(
+        f"merge_method: task_arithmetic\nbase_model: {model}\nmodels:\n"
+        f"- {{model: {made.references[0]}, parameters: {{weight: {{search: [0, 1]}}}}}}\n"
+        f"search: {{tasks: {made.valid}, trials: 1, sampler: random, failures: 1}}\n"
+    )
+    tasks = ["--tasks", str(made.valid)]
+    return {
+        "evaluate": ["evaluate", str(model), *tasks],
+        "evaluate --base": ["evaluate", made.references[0], "--base", str(model), *tasks],
+        "evaluate BASE+ADAPTER": ["evaluate", "--merged", str(model), *tasks],
+        "soup": ["soup", str(model), made.references[0], *tasks, "--unrelated", "allow"],
+        "adamerge": ["adamerge", made.references[0], "--base", str(model), *tasks, "--steps", "1"],
+        "statistics fisher": ["statistics", "fisher", str(model), *tasks, "--out", str(out)],
+        "statistics gram": ["statistics", "gram", str(model), *tasks, "--out", str(out)],
+        "search": ["search", str(search), "--out", str(out)],
+    }
+
+
+@pytest.mark.usefixtures("answered")
+def test_no_command_runs_the_code_of_a_model(run, made: Made, strange: Callable[..., Path], tmp_path: Path) -> None:
+    model = strange({"model_type": "strange", "auto_map": AUTO}, {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}})
+    for name, words in commands(model, made, tmp_path / "out").items():
+        code, _, err = run(*words)
+        assert code == 4, (name, err)
+        assert "auto_map in config.json names code (evil.Config)" in err, name
+        assert "alnico runs no code of a model" in err, name
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.usefixtures("answered")
+def test_a_model_that_transformers_knows_is_loaded_by_it(made: Made, strange: Callable[..., Path], tmp_path: Path) -> None:
+    model = strange({"auto_map": AUTO}, {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}})
+    own, known = open_subject(model), open_subject(made.base)
+    for name, value in own.module("encoder").state_dict().items():
+        assert torch.equal(value, known.module("encoder").state_dict()[name])
+    text = "a cat0 noise1"
+    assert own.tokenizer()(text)["input_ids"] == known.tokenizer()(text)["input_ids"]
+    with pytest.raises(ModelError, match=r"lacks|auto_map in config\.json names code"):
+        own.module("causal")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.usefixtures("answered")
+@pytest.mark.parametrize(
+    ("tokenizer", "told"),
+    [
+        ({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "Strange"}, None),
+        ({"auto_map": ["evil.Tokenizer", None], "tokenizer_class": None}, None),
+        ({"tokenizer_class": "AutoModel"}, "tokenizer_class is 'AutoModel', expected a class of tokenizers"),
+        ({"tokenizer_class": "AutoTokenizer"}, "tokenizer_class is 'AutoTokenizer', expected a class of tokenizers"),
+        ({"tokenizer_class": "pipeline"}, "tokenizer_class is 'pipeline', expected a class of tokenizers"),
+    ],
+)
+def test_no_tokenizer_runs_code(strange: Callable[..., Path], tmp_path: Path, tokenizer: dict[str, Any], told: str | None) -> None:
+    model = strange({"auto_map": AUTO, "model_type": "strange"}, tokenizer)
+    if (
+        told is None
+    ):  # code is passed over, or the tokenizer refused: what is in tokenizer.json is enough for some versions of transformers
+        with contextlib.suppress(ModelError):
+            load_tokenizer(model, "strange")
+    else:
+        with pytest.raises(ModelError, match=told):
+            load_tokenizer(model, "strange")
+    assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.usefixtures("answered")
+def test_transformers_never_asks_whether_code_may_run(strange: Callable[..., Path], tmp_path: Path) -> None:
+    model = strange({"model_type": "strange", "auto_map": AUTO})
+    with quiet_transformers() as transformers, pytest.raises(ValueError, match="custom code"):
+        transformers.AutoConfig.from_pretrained(model)  # as a call inside transformers that is not told
+    assert not (tmp_path / "mark").exists()
+
+
+def test_what_a_config_says_of_kernels_and_files_is_left_out(made: Made, strange: Callable[..., Path]) -> None:
+    keys = {
+        "attn_implementation": "kernels-community/flash-attn", "_attn_implementation": {"": "someone/evil"},
+        "_attn_implementation_internal": "someone/evil", "experts_implementation": "someone/evil",
+        "transformers_weights": "evil.safetensors", "configuration_files": ["config.4.0.0.json"], "custom_pipelines": {"x": {"impl": "evil.P"}},
+    }  # fmt: skip
+    model = strange(keys)
+    (model / "config.4.0.0.json").write_text(json.dumps({"model_type": "strange", "auto_map": AUTO}))
+    module = load_module(model, "encoder", "strange")
+    assert module.config._attn_implementation == load_module(made.base, "encoder", "base").config._attn_implementation
+    assert without_code({"text_config": keys, "attn_implementation": "eager"}) == {
+        "text_config": {},
+        "attn_implementation": "eager",
+    }
+
+
+def test_a_model_with_an_adapter_beside_it_is_refused(strange: Callable[..., Path], tmp_path: Path) -> None:
+    model = strange()
+    (model / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "evil")}))
+    with pytest.raises(ModelError, match=r"has a config\.json and an adapter_config\.json; expected a model or an adapter"):
+        load_module(model, "encoder", "strange")
+
+
+def test_a_pickle_is_read_by_alnico_and_never_by_torch(
+    made: Made, strange: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = strange()
+    known = load_module(made.base, "encoder", "base").state_dict()
+    (model / "model.safetensors").unlink()
+    torch.save(known, model / "pytorch_model.bin")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch read the pickle"))
+    found = load_module(model, "encoder", "strange").state_dict()
+    assert all(torch.equal(found[name], value) for name, value in known.items())
+
+
+def test_the_files_that_are_read_are_those_that_a_merge_reads(made: Made, strange: Callable[..., Path]) -> None:
+    """Of an index and ``model.safetensors`` transformers would take the file."""
+    model = strange()
+    module = load_module(made.base, "encoder", "base")
+    shutil.move(model / "model.safetensors", model / "model-00001-of-00001.safetensors")
+    index = {"metadata": {}, "weight_map": dict.fromkeys(module.state_dict(), "model-00001-of-00001.safetensors")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    from safetensors.torch import save_file
+
+    save_file({n: torch.zeros_like(v) for n, v in module.state_dict().items()}, model / "model.safetensors", {"format": "pt"})
+    found = load_module(model, "encoder", "strange")
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in module.state_dict().items())
+
+
+# ---- every call that could run code ---------------------------------------------------------------------------------------
+
+GUARDED = {
+    "from_pretrained": ("trust_remote_code", False),
+    "from_config": ("trust_remote_code", False),
+    "HFLM": ("trust_remote_code", False),
+    "simple_evaluate": ("confirm_run_unsafe_code", False),
+    "np.load": ("allow_pickle", False),
+}
+"""Calls that need a word which keeps them from running code."""
+
+RISKY = frozenset({
+    "import_module", "__import__", "exec", "eval", "compile", "exec_module", "spec_from_file_location", "loads", "load", "load_adapter",
+    "load_dataset", "load_dataset_builder", "TaskManager", "manager", "pipeline", "SentenceTransformer", "get_class_from_dynamic_module",
+    "get_kernel", "set_use_kernels", "run_path", "run_module", "system", "popen", "Popen", "run", "check_output", "check_call", "CDLL",
+    "entry_points", "RDBStorage", "load_study", "Unpickler", "read_pickle", "load_extension", "generate",
+})  # fmt: skip
+"""Last names of calls that could run code of a file, a package or the hub."""
+
+PLAIN = ("json.loads", "re.compile", "run", "self.run", "module.eval")
+
+LISTED = {
+    # where: {call: how many}; each with the reason why no stranger decides what is run
+    "__init__.py": {"importlib.import_module": 2},  # names of alnico's own modules
+    "lora/__init__.py": {"importlib.import_module": 1},  # the same
+    "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
+    "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
+    "checkpoint/lasting.py": {"ctypes.CDLL": 1},  # the C library
+    "checkpoint/memory.py": {"importlib.import_module": 1},  # torch
+    "checkpoint/patterns.py": {"sre_compiler.compile": 1},  # regular expressions
+    "checkpoint/quota.py": {"ctypes.CDLL": 1},  # the C library
+    "checkpoint/pickles.py": {
+        "Unpickler": 2, "load": 5, "Unpickler(file, size, wanted.find, wanted.persistent, _build).load": 1,
+        "Unpickler(io.BytesIO(text), len(text), wanted.find, wanted.persistent, _build).load": 1,
+    },  # alnico's own, which calls nothing
+    "checkpoint/signatures.py": {"importlib.import_module": 1},  # model_signing
+    "analysis/page.py": {"importlib.import_module": 1},  # plotly and what it needs
+    "kernels/build.py": {"compile": 1, "exec": 1, "ctypes.CDLL": 1},  # the code of merge methods, which are installed
+    "tune/calls.py": {
+        "importlib.import_module": 1, "importlib.util.spec_from_file_location": 1, "spec.loader.exec_module": 1,
+    },  # functions of tasks files, with allow_code
+    "tune/extras.py": {"importlib.import_module": 1},  # packages that alnico names
+    "tune/harness.py": {"manager": 2},  # tasks of lm-eval itself; others with allow_code
+    "tune/study.py": {"optuna.load_study": 1, "optuna.storages.RDBStorage": 1},  # plain values; the address needs allow_code
+    "tune/workers.py": {"pickle.loads": 2},  # what this process wrote itself
+}  # fmt: skip
+
+
+@functools.cache
+def calls_of(path: Path) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(node.func), node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+
+
+def test_every_call_that_could_run_code_is_guarded() -> None:
+    for path in sorted(SOURCES.rglob("*.py")):
+        for name, call in calls_of(path):
+            word = GUARDED.get(name, GUARDED.get(name.rpartition(".")[2]))
+            if word is None or "GenerationConfig" in name:  # JSON, of which no key names code
+                continue
+            given = {k.arg: k.value for k in call.keywords}
+            if word[0] not in given and None in given:  # **options: the dict literal in the same file must have it
+                assert f'"{word[0]}": {word[1]}' in path.read_text(), f"{path}:{call.lineno}: {name} without {word[0]}"
+                continue
+            value: Any = given.get(word[0])
+            assert isinstance(value, ast.Constant), f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
+            assert value.value is word[1], f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
+
+
+def test_every_other_call_that_could_run_code_is_listed() -> None:
+    """A new one stands in LISTED, with the reason why no file of a stranger decides what it runs."""
+    found: dict[str, Counter[str]] = {}
+    for path in sorted(SOURCES.rglob("*.py")):
+        for name, _ in calls_of(path):
+            if name.rpartition(".")[2] in RISKY and name not in PLAIN and name not in GUARDED:
+                found.setdefault(path.relative_to(SOURCES).as_posix(), Counter())[name] += 1
+    assert {where: dict(calls) for where, calls in found.items()} == LISTED
+
+
+def test_packages_that_could_run_code_are_imported_where_they_are_guarded() -> None:
+    packages = (
+        "transformers",
+        "lm_eval",
+        "datasets",
+        "sentence_transformers",
+        "peft",
+        "joblib",
+        "dill",
+        "cloudpickle",
+        "evaluate",
+        "kernels",
+    )
+    found = set()
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_extra", "importlib.import_module"):
+                names += [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
+            found |= {(path.relative_to(SOURCES).as_posix(), n.partition(".")[0]) for n in names if n.partition(".")[0] in packages}
+    assert found == {("tune/extras.py", "transformers"), ("tune/harness.py", "lm_eval")}
