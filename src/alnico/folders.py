@@ -25,6 +25,8 @@ NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 OTHERS_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
+WRITABLE = "can be written by others"
+
 DEEPEST = 32
 """Folders in one another, in what alnico makes and takes up again."""
 
@@ -131,7 +133,7 @@ def fault_of(status: os.stat_result, owner: int | None, forbidden: int = OTHERS_
     if status.st_uid != owner:
         return f"belongs to {name_of(status.st_uid)}"
     if status.st_mode & forbidden:
-        return f"can be written by others (its mode is {stat.S_IMODE(status.st_mode):04o})"
+        return f"{WRITABLE} (its mode is {stat.S_IMODE(status.st_mode):04o})"
     return None
 
 
@@ -144,9 +146,9 @@ def name_of(user: int) -> str:
         return f"the user {user}"
 
 
-def fault_in(folder: Folder) -> str | None:
+def fault_in(folder: Folder, but: str = "") -> str | None:
     """Why a folder is not to be trusted: it, or something in it, belongs to another user, can be written by others, or is no file or
-    folder; in words, with the name. None where all of it is ours. Errors: OSError.
+    folder; in words, with the name. None where all of it is ours. What is called ``but`` in it is not looked at. Errors: OSError.
 
     Modes of files matter where others may enter the folder: files get the modes of the umask, folders that we made are closed.
     """
@@ -157,7 +159,7 @@ def fault_in(folder: Folder) -> str | None:
     if (fault := fault_of(status, owner, forbidden)) is not None:
         return f"{folder.path} {fault}"
     is_open = bool(status.st_mode & OTHERS_ENTER)
-    return _fault_below(folder.path, folder.descriptor, owner, forbidden if is_open else 0, DEEPEST)
+    return _fault_below(folder.path, folder.descriptor, owner, forbidden if is_open else 0, DEEPEST, but)
 
 
 def owner_fault_at(path: Path) -> str | None:
@@ -177,9 +179,9 @@ def _expected(path: Path, status: os.stat_result) -> tuple[int | None, int]:
     return made.st_uid, OTHERS_WRITE & ~made.st_mode
 
 
-def _fault_below(path: Path, descriptor: int, owner: int, forbidden: int, deeper: int) -> str | None:
+def _fault_below(path: Path, descriptor: int, owner: int, forbidden: int, deeper: int, but: str = "") -> str | None:
     with os.scandir(descriptor if HAS_DESCRIPTORS else path) as entries:
-        names = sorted(entry.name for entry in entries)
+        names = sorted(entry.name for entry in entries if entry.name != but)
     for name in names:
         place = path / name
         try:

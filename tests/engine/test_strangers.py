@@ -16,6 +16,7 @@ import pytest
 
 import alnico
 from alnico.engine.events import Event, TensorDone
+from alnico.engine.output import PartDirectory
 from alnico.errors import OutputError
 from alnico.lora.combining import combine
 from alnico.lora.extracting import extract
@@ -139,9 +140,10 @@ def test_what_another_user_may_have_planted_is_refused_and_no_link_is_followed(
     with pytest.raises(OutputError) as caught:
         run(models, out)
     assert caught.value.exit_code == 8
+    chmod = f"run `chmod -R go-w {place}` or " if "written by others" in fault else ""
     assert str(caught.value) == (
         f"{out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody else can "
-        f"write. Choose another output, or, if you know what it is, remove {place}."
+        f"write. Choose another output, or, if you know what it is, {chmod}remove {place}."
     )
     assert everything(victim) == {"precious": b"mine"}
     assert sorted(os.walk(place)) == before
@@ -344,6 +346,54 @@ def test_an_output_that_we_may_not_write_is_refused_before_the_merge(shared: Pat
             merged(recipe, shared / "own" / "out", overwrite=True)
         (shared / "own" / "out").chmod(0o755)
         merged(recipe, shared / "own" / "out", overwrite=True)
+
+
+@as_root
+def test_unfinished_work_of_another_user_that_we_may_not_look_into_is_told_by_its_owner(shared: Path) -> None:
+    recipe = read_by_all(made_recipe(shared))
+    (shared / ".out.alnico-part").mkdir(0o700)
+    (shared / ".other.alnico-part-gone").mkdir(0o700)
+    with as_user(STRANGER):
+        with pytest.raises(OutputError, match=r"part belongs to the user root \(0\)"):
+            merged(recipe, shared / "out")
+        merged(recipe, shared / "other")
+    assert sorted(p.name for p in shared.glob(".*")) == [".other.alnico-part-gone", ".out.alnico-part"]
+
+
+@as_root
+def test_a_replaced_model_of_another_user_that_was_not_removed_is_removed(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = models / "small" / "recipe.yml"
+    merged(recipe, tmp_path / "out")
+    (tmp_path / "out" / "link").symlink_to("config.json")
+    for path in (tmp_path / "out", *(tmp_path / "out").iterdir()):
+        os.chown(path, STRANGER, STRANGER, follow_symlinks=False)
+
+    def killed(_part: PartDirectory) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartDirectory, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            merged(recipe, tmp_path / "out", overwrite="anything")
+    assert (tmp_path / ".out.alnico-part" / "model" / "link").is_symlink()
+    merged(recipe, tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out").stat().st_uid == 0
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_every_output_of_a_file_is_looked_at_before_the_first_is_made(models: Path, tmp_path: Path) -> None:
+    pair = tmp_path / "pair.yml"
+    pair.write_text(
+        "".join(f"---\nname: {n}\nmerge_method: linear\nmodels: [{models}/tuned-0, {models}/base]\n" for n in ("one", "two"))
+    )
+    (tmp_path / ".out.alnico-stages").mkdir(0o700)  # of a run that was killed
+    (tmp_path / "out" / ".two.alnico-part").mkdir(parents=True)
+    (tmp_path / "out" / ".two.alnico-part").chmod(0o777)
+    with pytest.raises(OutputError, match=r"\.two\.alnico-part can be written by others"):
+        alnico.merge_all(pair, tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".two.alnico-part"]
 
 
 @as_root

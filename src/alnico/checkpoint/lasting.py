@@ -17,7 +17,7 @@ from pathlib import Path
 
 from alnico.checkpoint.files import open_regular
 from alnico.errors import RunError
-from alnico.folders import NO_LINK, Folder, open_to_write, reach
+from alnico.folders import NO_LINK, Folder, open_to_write, reach, remove
 
 COPIED_BYTES = 1 << 20
 """How much of a side file is copied at a time."""
@@ -28,11 +28,16 @@ _NOT_HERE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 """What a system, or a file system, answers that has no such rename."""
 
 
-def write_file(path: Path, data: bytes | str, inside: Folder | None = None) -> None:
-    """Write a whole file and bring its bytes to the disk; its name is for :func:`sync_directory`. Errors: RunError."""
+def write_file(path: Path, data: bytes | str, inside: Folder | None = None, *, is_new: bool = False) -> None:
+    """Write a whole file and bring its bytes to the disk; its name is for :func:`sync_directory`.
+
+    With ``is_new`` what stood under the name goes first, whatever and whosever it was: nothing is written into it. Errors: RunError.
+    """
     raw = data.encode("utf-8") if isinstance(data, str) else data
     try:
-        descriptor = open_to_write(path, inside)
+        if is_new:
+            remove(path, inside)
+        descriptor = open_to_write(path, inside, flags=os.O_CREAT | (os.O_EXCL if is_new else os.O_TRUNC))
         try:
             write_on(descriptor, raw)
             os.fsync(descriptor)
@@ -52,7 +57,7 @@ def write_on(descriptor: int, data: bytes) -> None:
 def replace_file(path: Path, data: bytes | str, inside: Folder | None = None) -> None:
     """Give a file new contents, all at once: after a crash it has the old ones or the new ones. Errors: RunError."""
     temporary = path.with_name(path.name + ".tmp")
-    write_file(temporary, data, inside)
+    write_file(temporary, data, inside, is_new=True)
     try:
         (old, directory), (new, _) = reach(temporary, inside), reach(path, inside)
         os.replace(old, new, src_dir_fd=directory, dst_dir_fd=directory)

@@ -121,9 +121,7 @@ def check_new_file(out: Path) -> None:
 def write_new_file(out: Path, text: str) -> None:
     """Write a small file where nothing stands, all at once. Errors: OutputError if something does by now; RunError."""
     temporary = out.with_name(f".{out.name[:200]}.alnico-new")
-    with suppress(FileNotFoundError):
-        temporary.unlink()
-    write_file(temporary, text)
+    write_file(temporary, text, is_new=True)
     try:
         rename_new(temporary, out)
     except OSError as error:

@@ -17,7 +17,18 @@ from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.model import read_json
 from alnico.checkpoint.place import Replace, check_replaceable
 from alnico.errors import ModelError, OutputError, RunError
-from alnico.folders import HAS_DESCRIPTORS, Folder, fault_in, name_of, open_to_write, owner_fault_at, reach, remove, user_id
+from alnico.folders import (
+    HAS_DESCRIPTORS,
+    WRITABLE,
+    Folder,
+    fault_in,
+    name_of,
+    open_to_write,
+    owner_fault_at,
+    reach,
+    remove,
+    user_id,
+)
 
 MARK = "published.json"
 
@@ -70,16 +81,23 @@ class Hold:
     def _opened(self) -> Folder:
         if self.path.is_symlink():
             raise self._not_ours(f"{self.path} is a link")
-        return Folder(self.path)
+        try:
+            return Folder(self.path)
+        except PermissionError:
+            if (fault := owner_fault_at(self.path)) is not None:
+                raise self._not_ours(f"{self.path} {fault}") from None
+            raise
 
     def _check(self, folder: Folder) -> None:
         if (fault := fault_in(folder)) is not None:
             raise self._not_ours(fault)
 
     def _not_ours(self, fault: str) -> OutputError:
+        # Versions before this check made folders with the mode of the umask.
+        kept = f"run `chmod -R go-w {self.path}` or " if WRITABLE in fault else ""
         return OutputError(
             f"{self.out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody "
-            f"else can write. Choose another output, or, if you know what it is, remove {self.path}."
+            f"else can write. Choose another output, or, if you know what it is, {kept}remove {self.path}."
         )
 
     def _cannot_be_made(self, error: OSError) -> OutputError:
@@ -162,6 +180,14 @@ class PartDirectory(Hold):
         super().check()
         self._check_old()
         check_renamable(self.out)
+
+    def _check(self, folder: Folder) -> None:
+        # Once the output is published, what is called the model is the one that it replaced, of whomever, and only removed.
+        fault = fault_in(folder, but=self.model.name)
+        if fault is None and not is_published(self.out, self.path / MARK):
+            fault = fault_in(folder)
+        if fault is not None:
+            raise self._not_ours(fault)
 
     def _check_old(self) -> None:
         """Refuse an old model, set aside by an interrupted run, that is another user's. Errors: OutputError."""

@@ -10,7 +10,7 @@ from typing import Any
 from alnico.checkpoint.place import Replace, check_empty, check_needed, check_publishable, check_twin
 from alnico.engine.card import recipe_text
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.output import Hold, is_published
+from alnico.engine.output import Hold, PartDirectory, is_published
 from alnico.engine.room import bytes_on_disk, check_outputs_place, check_room, files_of, largest_file, needed
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import RecipeError, RunError
@@ -82,6 +82,8 @@ def run_stages(
         try:
             _check_targets(out, targets, planned, overwrite, is_begun=work.exists())
             Hold(work, out).check()
+            for target in targets.values():
+                PartDirectory(target).check()
             _check_disk(planned, out, [work, *targets.values()])
         finally:
             close(planned)
