@@ -411,3 +411,28 @@ def test_another_user_cannot_hold_our_lock(shared: Path) -> None:
 
     merged(recipe, shared / "out", watch=watch)
     assert seen
+
+
+@as_root
+def test_an_ordinary_user_without_a_home_merges_verifies_and_analyzes(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = read_by_all(made_recipe(shared))
+    models = [shared / "tuned-0"], shared / "base"
+    monkeypatch.setattr("alnico.analysis.report.has_report", lambda: False)  # pictures take seconds
+    merged(recipe, shared / "by-root")
+    alnico.verify(shared / "by-root", against_inputs=True)  # kernels are compiled and modules imported, which only root may reach
+    alnico.reproduce(shared / "by-root")
+    alnico.analyze(models[0], base=models[1], out=shared / "report-by-root")
+    for name in ("ALNICO_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/nonexistent")
+    with as_user(STRANGER):
+        merged(recipe, shared / "out")
+        alnico.verify(shared / "out", against_inputs=True)
+        alnico.verify(shared / "by-root")
+        alnico.reproduce(shared / "out")
+        alnico.analyze(models[0], base=models[1], out=shared / "report")
+        with pytest.raises(OutputError, match="base cannot be written to"):
+            merged(recipe, shared / "base" / "out")
+    assert not list(shared.glob(".*"))
+    assert everything(shared / "out").keys() == everything(shared / "by-root").keys()
+    assert not Path("/nonexistent").exists()
