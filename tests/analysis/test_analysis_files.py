@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from safetensors.numpy import save_file
 
 import alnico
 from alnico.analysis.results import Change, Pair, Scope, Skipped, Subspace, TensorScope
-from alnico.analysis.subjects import named
+from alnico.analysis.subjects import named, short_names
 from alnico.checkpoint.memory import MemoryModel
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, OutputError, ResourceError
 
@@ -274,3 +275,34 @@ def test_wrong_words_are_a_mistake_of_the_command_line(words: list[str], told: s
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 2
     assert told in " ".join(result.output.replace("│", "").split())
+
+
+def test_a_model_may_be_called_like_a_file_of_the_report(tmp_path: Path) -> None:
+    base, tuned = models(tmp_path, 5)
+    names = ["summary.json", "report.html", "Kept.JSON", "pairwise_cosines.csv", "summary.json.tmp"]
+    places = [old.rename(tmp_path / name) for old, name in zip(tuned, names, strict=True)]
+    found = alnico.analyze(places, base=base, out=tmp_path / "report", threads=1)
+    assert [m.name for m in found.models] == [f"{name}-2" for name in names]
+    assert alnico.read_analysis(tmp_path / "report") == found
+    assert alnico.analyze(places, base=base, out=tmp_path / "report", threads=1).models == found.models
+    kept = alnico.compare(places[:2], places[2], base=base, out=tmp_path / "kept")
+    assert kept.merged.name == "Kept.JSON-2"
+    assert (tmp_path / "kept" / "kept.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("references", "names"),
+    [
+        (["..", ".", "/", "a/.."], ["model", "model-2", "model-3", "a"]),
+        (["a/B", "a/b", "c/B-2"], ["B", "b-2", "B-2-2"]),
+        (["x/\u00e9", "y/e\u0301"], ["\u00e9", "e"]),
+        (["x/stra\u00dfe", "y/STRASSE"], ["stra\u00dfe", "STRASSE-2"]),
+        (["n" * 300, "m/" + "n" * 300], ["n" * 60, "n" * 60 + "-2"]),
+        (["a\nb", "a\0b", "a/\\b", "report.html"], ["a-b", "a-b-2", "b", "report.html-2"]),
+    ],
+)
+def test_folders_of_models_are_told_apart_on_every_file_system(references: list[str], names: list[str]) -> None:
+    assert short_names(references) == names
+    folders = {unicodedata.normalize("NFC", name).casefold() for name in names}
+    assert len(folders) == len(names)
+    assert all(len(name.encode()) < 250 and "/" not in name for name in names)

@@ -118,6 +118,15 @@ def check_new_file(out: Path) -> None:
         check_writable(out.parent, out)
 
 
+def is_stream(out: Path) -> bool:
+    """Is it a pipe or a terminal, as ``/dev/stdout`` is, which is written to and not replaced?"""
+    try:
+        mode = out.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
+
+
 def write_new_file(out: Path, text: str) -> None:
     """Write a small file where nothing stands, all at once. Errors: OutputError if something does by now; RunError."""
     temporary = out.with_name(f".{out.name[:200]}.alnico-new")

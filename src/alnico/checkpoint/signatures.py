@@ -22,7 +22,7 @@ from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.model import Source, read_json, unwrapped
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.statistics import Statistics
-from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
+from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
 
 HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
 """What the library says of two hashes is bytes that nobody reads."""
@@ -86,9 +86,11 @@ class SignedInputs:
 
 
 def sign(folder: Path, key: Path) -> Path:
-    """Sign all files of a model with a private key; returns the signature, which replaces an older one. Errors: AlnicoError."""
-    signing, hashing = _library("signing"), _library("hashing")
+    """Sign all files of a model with a private key; returns the signature, which replaces an older one. Errors: AlnicoError, OutputError."""
     path = folder / SIGNATURE
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OutputError(f"{path}: is a link or no regular file, which is not written through. Remove it, and sign again.")
+    signing, hashing = _library("signing"), _library("hashing")
     try:
         if path.is_symlink():  # it would be followed
             path.unlink()

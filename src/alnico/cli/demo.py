@@ -16,7 +16,9 @@ import numpy as np
 import yaml
 
 from alnico import api
+from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.model import Model
+from alnico.checkpoint.place import check_place, check_publishable
 from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import Page, page, say
 from alnico.errors import ModelError
@@ -121,14 +123,18 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
     holds something else than an earlier demo.
     """
     base, tuned = _installed(*BASE), _installed(*TUNED)
+    places = {name: folder / name for name in RECIPES}
+    is_earlier = {name: (out / LOCK).exists() for name, out in places.items()}
+    for name, out in places.items():
+        check_publishable(out)
+        check_place(out, (base, tuned), is_earlier[name])
     rows = []
     with api.open(base) as of_base, api.open(tuned) as of_tuned:
         compared = Comparison(of_base, of_tuned)
         for name, recipe in RECIPES.items():
-            out = folder / name
+            out = places[name]
             say(f"merging by {name} ...")
-            ours = (out / "alnico.lock.json").exists()
-            result = api.merge(_filled(recipe, base, tuned), out, threads=threads, overwrite=ours)
+            result = api.merge(_filled(recipe, base, tuned), out, threads=threads, overwrite=is_earlier[name])
             with api.open(out) as merged:
                 change, cosine_base, cosine_tuned = compared.of(merged)
             rate = result.bytes_per_second / 1e9

@@ -7,6 +7,7 @@ from alnico.cli import entry
 if __name__ == "__main__":
     entry.guard()  # before the slow imports: Ctrl-C in their midst is a quiet end
 
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -437,16 +438,17 @@ def evaluate(
     """Print scores of models on tasks, with intervals; of merges, paired differences and what they kept of their parents."""
     from alnico import api
     from alnico.checkpoint.lasting import replace_file
-    from alnico.checkpoint.place import check_new_file
+    from alnico.checkpoint.place import check_new_file, is_stream
     from alnico.checkpoint.replaced import is_evaluation
     from alnico.cli.evaluating import scorecard_text
     from alnico.errors import OutputError
 
     if not models and not merged and base is None:
         raise typer.BadParameter("evaluate needs a model at least. Give one.")
-    if out is not None and (Path(out).is_dir() or not Path(out).parent.is_dir()):
+    if out is not None and (os.path.isdir(out) or not os.path.isdir(Path(out).parent)):
         raise OutputError(f"{out}: cannot be written; expected a file in a folder that is there. Choose another name.")
-    if out is not None and not is_evaluation(Path(out)):
+    is_streamed = out is not None and is_stream(Path(out))
+    if out is not None and not is_streamed and not is_evaluation(Path(out)):
         check_new_file(Path(out))
     found = api.evaluate(
         models or (),
@@ -460,7 +462,10 @@ def evaluate(
     )
     text = json_page(found.data())
     if out is not None:
-        replace_file(Path(out), text + "\n")
+        if is_streamed:
+            Path(out).write_text(text + "\n", "utf-8")
+        else:
+            replace_file(Path(out), text + "\n")
     if as_json:
         show_result(text, besides=out or report)
     elif not quiet:

@@ -66,7 +66,12 @@ def reproduce(
     if not lock.recipe:
         raise UncheckedError(made_by_no_recipe(out))
     check_places(lock, again)
-    target = new or out.parent / f".{out.name}.alnico-again"
+    place = out if out.name not in ("", "..") else out.resolve()
+    target = new or place.parent / f".{place.name}.alnico-again"
+    if new is not None and new.resolve().is_relative_to(out.resolve()):
+        raise OutputError(
+            f"{new}: lies in {out}, with which it is to be compared; expected a place of its own. Choose another output."
+        )
     if new is None:
         _remove_earlier(target)
     with opened(out) as model:
