@@ -646,7 +646,6 @@ def gram_statistics(
     from alnico.tune.subject import open_subject
 
     names = [os.fspath(model) for model in _listed(models)]
-    given = _tasks_of_each(tasks, len(names), allow_code)
     folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
     if len({str(folder).casefold() for folder in folders}) < len(folders):
         raise OutputError(
@@ -655,6 +654,7 @@ def gram_statistics(
     may_replace = replacing(overwrite, overwrite_anything)
     for folder in folders:
         check_folder(folder, may_replace, _paths_among((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))))
+    given = _tasks_of_each(tasks, len(names), allow_code)
     subjects = [open_subject(name, offline=offline) for name in names]
     if plus:
         found = measure_gram_plus(

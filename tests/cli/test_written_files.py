@@ -154,3 +154,24 @@ def test_a_signature_is_not_written_through_a_link() -> None:
     Path("out/model.sig").symlink_to("../elsewhere")
     with pytest.raises(OutputError, match="is a link or no regular file"):
         sign(Path("out"), Path("key"))
+
+
+def test_statistics_of_a_model_given_by_its_path_stay_in_their_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Reached(Exception):
+        pass
+
+    folders: list[Path] = []
+
+    def check(out: Path, *_: object) -> None:
+        folders.append(out)
+        if len(folders) == 2:
+            raise Reached
+
+    monkeypatch.setattr("alnico.checkpoint.statistics.check_folder", check)
+    Path("here/a").mkdir(parents=True)
+    os.chdir("here/a")
+    with pytest.raises(Reached):
+        alnico.gram_statistics(["..", "."], "out", tasks={"tasks": []})
+    assert folders == [Path("out/here"), Path("out/a")]
+    with pytest.raises(OutputError, match="two models have one name"):
+        alnico.gram_statistics(["x/Model", "y/model"], "out", tasks={"tasks": []})

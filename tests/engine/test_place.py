@@ -299,6 +299,18 @@ def test_a_disk_on_which_nothing_can_be_made(code: int, run: Run, monkeypatch: p
     assert f"nothing can be made there ({os.strerror(code)})" in refused(run, "out", code=7)
 
 
+def test_a_quota_that_is_full_during_the_merge_ends_it_and_the_same_command_goes_on(run: Run) -> None:
+    def full(*_: Any) -> int:
+        raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        code, _, stderr = run("merge", "../r.yml", "out")
+    assert (code, os.strerror(errno.EDQUOT) in stderr) == (9, True)
+    assert not Path("out").exists()
+    assert run("merge", "../r.yml", "out")[0] == 0
+
+
 def test_a_limit_on_the_size_of_files(run: Run) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
