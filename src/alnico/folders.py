@@ -11,10 +11,12 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
+
+from alnico.errors import RunError
 
 HAS_DESCRIPTORS = {os.open, os.mkdir, os.stat, os.unlink, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
 """Whether the system opens folders and works relative to them. Windows does not: there names are all there is."""
@@ -119,6 +121,18 @@ def remove(path: Path, inside: Folder | None = None) -> None:
             os.unlink(name, dir_fd=directory)
     except FileNotFoundError:
         pass
+
+
+@contextmanager
+def temporary_files() -> Iterator[None]:
+    """Around making a temporary folder, and writing into it. Errors: RunError for those of the system."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"the system's temporary folder: nothing can be written there ({error.strerror}); expected some room for small files. Make room, or set "
+            "TMPDIR to a folder that can be written."
+        ) from None
 
 
 def user_id() -> int | None:

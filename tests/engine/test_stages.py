@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ import pytest
 
 import alnico
 from alnico.engine.events import Event, Started, TensorDone
-from alnico.errors import OutputError, ResourceError
+from alnico.errors import OutputError, ResourceError, RunError
 from made import family, model_bytes, read_model
 from made_tokenizers import save_family
 
@@ -158,12 +160,28 @@ def test_outputs_that_do_not_fit_the_disk_together_are_refused_before_the_first(
     assert not Path("out").exists()
 
 
-def test_a_stage_is_planned_with_the_vocabulary_that_an_earlier_one_makes() -> None:
+def unions() -> str:
     models = save_family(Path("models"))
     Path("unions.yml").write_text(
         f"name: first\nmerge_method: linear\nmodels: [{models['base']}, {models['other']}]\ntokenizer_source: union\n---\n"
         f"merge_method: linear\nmodels: [first, {models['chat']}]\ntokenizer_source: union\nunrelated: allow\n"
     )
+    return "unions.yml"
+
+
+def test_without_a_temporary_folder_a_plan_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_is_usable(**_: object) -> str:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", none_is_usable)
+    with pytest.raises(
+        RunError, match=r"temporary folder: nothing can be written there \(No usable .*\); .* set TMPDIR to a folder"
+    ):
+        alnico.plan_all(unions())
+
+
+def test_a_stage_is_planned_with_the_vocabulary_that_an_earlier_one_makes() -> None:
+    unions()
     first, second = alnico.plan_all("unions.yml")
     (made,) = alnico.merge_all("unions.yml", "out")
     shapes = {j.name: j.shape for j in second.jobs}

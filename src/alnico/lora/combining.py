@@ -19,7 +19,7 @@ from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.engine.output import PartDirectory
 from alnico.engine.room import check_outputs_place, check_room, needed_files
 from alnico.errors import MethodError, MismatchError, ModelError, OutputError, RecipeError, ResourceError, RunError
-from alnico.folders import make_folder
+from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.aligned import Module, Saved, aligned, check_bases, saved_tensors
 from alnico.lora.asked import Asked, asked
 from alnico.lora.combined_files import card, config_of, lock, text
@@ -149,7 +149,7 @@ def combine(
                 locked = lock(opened, wish, rank, energy, saved, seed, {m.name: m.error for m in found})
                 with AdapterFiles(part, output) as files:
                     for module, one in zip(output.modules, made, strict=True):
-                        _write(files, module, one, Path(one.path))
+                        _write(files, module, one, Path(one.path), part.folder)
                     for tensor, values in kept:
                         files.write(PREFIX + tensor.written, values(opened))
                     files.finish(*said)
@@ -179,7 +179,8 @@ def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: C
         for i, module in enumerate(modules):
             piece = make(module)
             path = folder / f"{i}.npz"
-            np.savez(path, left=piece.left, right=piece.right, bias=piece.bias)
+            with os.fdopen(open_to_write(path, part.folder), "wb") as file:
+                np.savez(file, left=piece.left, right=piece.right, bias=piece.bias)
             done.append(_Done(str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out))
             if watch:
                 watch(i + 1, len(modules))
@@ -199,12 +200,12 @@ def _at_one_rank(modules: Sequence[Module], made: Sequence[_Done]) -> list[_Done
     ]
 
 
-def _write(files: AdapterFiles, module: OutputModule, done: _Done, path: Path) -> None:
+def _write(files: AdapterFiles, module: OutputModule, done: _Done, path: Path, inside: Folder) -> None:
     """Pack the factors as PEFT does: of experts, A one expert after the other, B one rank after the other."""
     name_of_left, name_of_right = module.names
     with np.load(path, allow_pickle=False) as arrays:
         left, right, bias = arrays["left"], arrays["right"], arrays["bias"]
-    path.unlink()
+    remove(path, inside)
     more = done.rank - left.shape[2]
     left, right = np.pad(left, ((0, 0), (0, 0), (0, more))), np.pad(right, ((0, 0), (0, more), (0, 0)))
     files.write(name_of_right, right)

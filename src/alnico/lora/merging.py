@@ -15,7 +15,7 @@ from alnico.engine.journal import Done, Record
 from alnico.engine.output import PartDirectory
 from alnico.engine.run import Output, Run
 from alnico.errors import RunError
-from alnico.folders import make_folder
+from alnico.folders import Folder, make_folder, remove
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES, decode
 from alnico.plan.build import build_plan
@@ -66,7 +66,7 @@ class Merging:
         except OSError as error:
             raise RunError(f"{folder}: cannot be made ({error.strerror}). Choose another output.") from None
         files = OutputFiles(folder, cut([(name, job.dtype, job.shape)], 1, "merged"), part.folder)
-        merged = Merged(name, job.dtype, job.shape, files)
+        merged = Merged(name, job.dtype, job.shape, files, part.folder)
         try:
             self._run(name, files)
         except BaseException:
@@ -84,11 +84,12 @@ class Merging:
 class Merged:
     """A merged tensor on the disk, read by rows of one of its matrices."""
 
-    def __init__(self, name: str, dtype: str, shape: tuple[int, ...], files: OutputFiles) -> None:
+    def __init__(self, name: str, dtype: str, shape: tuple[int, ...], files: OutputFiles, inside: Folder) -> None:
         self.name = name
         self.dtype = dtype
         self.shape = shape
         self._files = files
+        self._inside = inside
 
     def rows(self, matrix: int, rows: int, columns: int, first: int, stop: int) -> np.ndarray:
         """Rows ``first`` to ``stop`` of matrix number ``matrix`` of those of (rows, columns) that the tensor holds, in its dtype."""
@@ -99,7 +100,7 @@ class Merged:
 
     def close(self) -> None:
         self._files.close()
-        self._files.path("merged").unlink(missing_ok=True)
+        remove(self._files.path("merged"), self._inside)
 
     def __enter__(self) -> Merged:
         return self

@@ -13,6 +13,7 @@ from alnico.checkpoint.hub import Repository
 from alnico.checkpoint.model import Described
 from alnico.checkpoint.sidecars import copy_side_files
 from alnico.errors import AlnicoError
+from alnico.folders import temporary_files
 from alnico.plan.job import Plan
 
 
@@ -30,11 +31,12 @@ class PlannedModel:
         self.directory: Path | None = plan.sources[plan.donor].directory
         self._remove: Callable[[], Any] | None = None
         if self.directory is not None and (plan.files or plan.left):
-            made = Path(tempfile.mkdtemp(prefix="alnico-"))
-            self._remove = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
-            copy_side_files(self.directory, made, plan.left | set(plan.files))
-            for name, data in plan.files.items():
-                (made / name).write_bytes(data)
+            with temporary_files():
+                made = Path(tempfile.mkdtemp(prefix="alnico-"))
+                self._remove = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+                copy_side_files(self.directory, made, plan.left | set(plan.files))
+                for name, data in plan.files.items():
+                    (made / name).write_bytes(data)
             self.directory = made
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:

@@ -20,6 +20,7 @@ from alnico.engine.judge import IN_A_RECIPE, Caller
 from alnico.engine.resident import Resident
 from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, ModelError
+from alnico.folders import temporary_files
 from alnico.plan.build import located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
@@ -194,7 +195,8 @@ class Candidate:
         if self._folder is None:
             from alnico import __version__
 
-            folder = tempfile.TemporaryDirectory(prefix="alnico-")
+            with temporary_files():
+                folder = tempfile.TemporaryDirectory(prefix="alnico-")
             run_plan(self.plan, Path(folder.name) / "merged", __version__)
             self._folder = folder
         return Path(self._folder.name) / "merged"

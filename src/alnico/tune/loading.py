@@ -25,6 +25,7 @@ import numpy as np
 from alnico.checkpoint.memory import torch_of
 from alnico.checkpoint.model import INDICES, PICKLES, Source, open_headers, read_json
 from alnico.errors import ModelError, NonFiniteError
+from alnico.folders import temporary_files
 from alnico.tune.extras import import_extra, quiet_transformers
 from alnico.tune.placed import MAY_BE_MISSING
 from alnico.tune.tasks import Kind
@@ -116,7 +117,9 @@ def config_of(transformers: Any, config: Mapping[str, Any], label: str) -> Any:
             "does not know by itself; alnico runs no code of a model. Use a model that transformers knows, or a version of transformers "
             "that knows this one."
         )
-    with tempfile.TemporaryDirectory(prefix="alnico-") as folder:
+    with temporary_files():
+        made = tempfile.TemporaryDirectory(prefix="alnico-")
+    with made as folder:
         (Path(folder) / "config.json").write_text(json.dumps(without_code(config)), "utf-8")
         return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
 

@@ -19,6 +19,7 @@ from alnico.engine.fetch import fetch_weights
 from alnico.engine.run import run_plan
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, ModelError
+from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
 from alnico.tune.extras import quiet_transformers
@@ -56,7 +57,8 @@ def _folded(label: str, offline: bool) -> Path:
     """Write a base with its adapters as a checkpoint; returns the folder that it lies in."""
     from alnico import __version__
 
-    folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+    with temporary_files():
+        folder = Path(tempfile.mkdtemp(prefix="alnico-"))
     try:
         plan = build_plan(load_recipe({"merge_method": "passthrough", "models": [label]}), offline=offline)
         try:
@@ -176,7 +178,8 @@ class ModuleSubject:
                     f"{self.label}: {type(module).__name__} cannot be written as a checkpoint; expected a module of transformers. "
                     "Give one, or a task that takes the module."
                 )
-            self._folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+            with temporary_files():
+                self._folder = Path(tempfile.mkdtemp(prefix="alnico-"))
             weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
             with quiet_transformers():
                 module.save_pretrained(self._folder)
