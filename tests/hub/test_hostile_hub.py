@@ -21,7 +21,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint import hub as hub_room
-from alnico.errors import HubError
+from alnico.errors import HubError, ModelError
 from hub.stub import Hub, serving
 from made import save_model
 
@@ -341,6 +341,16 @@ def test_headers_of_a_megabyte_are_refused(hub: Hub) -> None:
     said(lambda: alnico.open("org/a"))
 
 
+def test_a_model_of_many_large_configs_is_not_fetched_to_be_looked_at(hub: Hub) -> None:
+    hub.size_lies = {f"{i}.json": 190_000_000 for i in range(6)}
+    hub.add("org/a", hub.files("org/a") | dict.fromkeys(hub.size_lies, b"{}"))
+    with pytest.raises(
+        ModelError, match=r"^org/a: 7 files that are read while planning have 1\.1 GB in all, expected 1\.1 GB at most"
+    ):
+        alnico.open("org/a")
+    assert not any("/resolve/" in r.path for r in hub.requests)
+
+
 # ---- another part, another content -----------------------------------------------------------------------------------
 
 
@@ -544,7 +554,7 @@ def test_a_busy_hub_is_asked_again_and_then_given_up(hub: Hub, run: Run, status:
     code, _, stderr = run("merge", "r.yml", "out")
     assert code == 13
     assert f"is busy: it answered with status {status} 7 times in" in stderr
-    assert "ALNICO_HUB_WAIT=0" in stderr
+    assert "A larger ALNICO_HUB_WAIT, a number of seconds in the environment (now 0.3), waits longer." in stderr
     count, times = 0, 2
     assert run("merge", "r.yml", "out")[0] == 0
 
@@ -705,6 +715,47 @@ def test_a_commit_that_vanishes_is_told(hub: Hub) -> None:
     with alnico.open("org/a") as model:
         hub.repos["org/a"].commits.clear()
         said(lambda: model.read("w"))
+
+
+def test_the_ways_of_the_real_hub_are_taken(hub: Hub, run: Run) -> None:
+    """Small files by a relative redirect with weak ETags, keys and headers that nobody needs, a rate limit that is not reached."""
+    limits = {
+        "RateLimit": '"api";r=480;t=100',
+        "RateLimit-Policy": '"fixed window";"api";q=500;w=300',
+        "X-HF-Warning": "topic; use less",
+    }
+
+    def tamper(request: Any) -> bool:
+        parts = request.path.split("/")
+        if is_listing(request):
+            whole = listing(hub, "/".join(parts[3:5])) | {
+                "gated": "manual",
+                "cardData": {"a": 1},
+                "usedStorage": 10**15,
+                "spaces": [],
+            }
+            for entry in whole["siblings"]:
+                del entry["lfs"]
+            request.answer(200, json.dumps(whole).encode(), limits)
+        elif parts[1] == "org" and request.path.endswith("config.json"):
+            data = hub.files("/".join(parts[1:3]))["config.json"]
+            headers = {
+                "ETag": 'W/"abc-5"',
+                "X-Repo-Commit": parts[4],
+                "X-Linked-Size": str(len(data)),
+                "Location": f"/cached{request.path}",
+            }
+            request.answer(307, b"Temporary Redirect", headers | limits)
+        elif request.path.startswith("/cached/"):
+            data = hub.files("/".join(parts[2:4]))["config.json"]
+            request.answer(200, data, {"ETag": 'W/"abc-5"', "X-Repo-Commit": parts[5]} | limits)
+        else:
+            return False
+        return True
+
+    hub.tamper = tamper
+    code, _, stderr = run("merge", "r.yml", "out")
+    assert code == 0, stderr
 
 
 @pytest.mark.usefixtures("hub")

@@ -49,6 +49,7 @@ from alnico.checkpoint.network import (
     patiently,
     seconds,
 )
+from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
 from alnico.errors import AlnicoError, HubError, ModelError
 
@@ -61,6 +62,7 @@ REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 READ_WHILE_PLANNING = (".json", ".txt", ".model", ".jinja", "README.md")
 """Endings of the small files that are fetched before the weights: config, index, tokenizer, templates, card."""
 
+MOST_SMALL_BYTES = 1 << 30
 LONGEST_NAME = 1000
 LARGEST_FILE = 1 << 64
 THEIRS = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", "h11", "hf_xet")
@@ -115,6 +117,16 @@ class Repository:
         with _explained(self.label, self.name):
             calls = [partial(self._download, file, exchange, tell) for file, exchange in zip(absent, exchanges, strict=True)]
             each(exchanges, calls)
+
+    def fetch_small(self, files: Iterable[str]) -> None:
+        """Download those of ``files`` that are read before the weights come. Errors: HubError; ModelError if they are not small."""
+        absent = self.absent(f for f in files if f.endswith(READ_WHILE_PLANNING) and self.sizes[f] <= MAX_JSON_BYTES)
+        if (total := sum(absent.values())) > MOST_SMALL_BYTES:
+            raise ModelError(
+                f"{self.label}: {len(absent)} files that are read while planning have {format_size(total)} in all, expected "
+                f"{format_size(MOST_SMALL_BYTES)} at most: configs, tokenizers, cards. Download what belongs to the model yourself, and give its path."
+            )
+        self.fetch(absent)
 
     def _download(self, file: str, exchange: Exchange, tell: Callable[[int], None] | None) -> None:
         from huggingface_hub import hf_hub_download
@@ -184,7 +196,7 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"  # as huggingface_hub documents it
     repository = (_cached if is_offline else _resolved)(label, name, revision, cache)
     sizes = repository.sizes
-    repository.fetch(f for f in sizes if "/" not in f and f.endswith(READ_WHILE_PLANNING) and sizes[f] <= MAX_JSON_BYTES)
+    repository.fetch_small(f for f in sizes if "/" not in f)
     for path in repository.folder.rglob("*"):
         if path.exists() and not path.is_dir():
             _check_held(label, repository.folder, path)
@@ -192,8 +204,7 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
         _remember(cache / "refs" / revision, repository.commit)
     modules = module_folders(repository.folder) if choose is shard_names else []
     if modules:  # configs of modules, and indices
-        inside = [f for f in sizes if "/" in f and any(f.startswith(f"{m}/") for m in modules)]
-        repository.fetch(f for f in inside if f.endswith(READ_WHILE_PLANNING) and sizes[f] <= MAX_JSON_BYTES)
+        repository.fetch_small(f for f in sizes if "/" in f and any(f.startswith(f"{m}/") for m in modules))
     try:
         found = modules_among(repository.folder, list(sizes), modules)
         top = [f for f in sizes if "/" not in f]
@@ -554,7 +565,7 @@ def _explanation(error: BaseException, name: str, revision: str, writing: bool) 
         why = " ".join(f"{error} {error.__cause__ or ''}".split())[:200]
         return f"{hub} did not take the upload ({why}). Try again: what has arrived is not sent twice."
     if isinstance(error, OSError):
-        return f"could not be fetched into the cache {constants.HF_HUB_CACHE} ({error.strerror or str(error)[:160]}). Try again."
+        return f"could not be fetched into the cache {constants.HF_HUB_CACHE} ({error.strerror or str(error)[:160]}). Try again, or set HF_HOME to a folder that can be written."
     if theirs:
         return f"{hub} does not answer like a hub ({type(error).__name__}). Check HF_ENDPOINT."
     return None

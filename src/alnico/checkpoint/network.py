@@ -48,8 +48,8 @@ SAID = 5.0
 CUT_OFF = 3
 """How often a transfer that broke off is begun again."""
 
-ANSWER_BYTES = 1 << 26
-"""Limit of a JSON answer: a repository of a hundred thousand files takes some 20 MB."""
+ANSWER_BYTES = 1 << 25
+"""Limit of a JSON answer: a repository of a hundred thousand files takes some 30 MB."""
 ASIDE_BYTES = 1 << 16
 """What is read of an error's or a redirect's body."""
 
@@ -181,7 +181,7 @@ def _gave_up(busy: Busy, count: int, waited: float, limit: float) -> str:
     asks = f" and asks to wait {busy.pause:.0f} s" if 0 < busy.pause < 1e9 else " and asks to wait for ever" if busy.pause else ""
     return (
         f"{constants.ENDPOINT} is busy: it answered with status {busy.status} {times}{asks}. Try again later; the same command goes on. "
-        f"{WAIT}={limit:.0f}, a number of seconds in the environment, says how long to wait."
+        f"A larger {WAIT}, a number of seconds in the environment (now {limit:g}), waits longer."
     )
 
 
@@ -245,8 +245,8 @@ def each(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> lis
                 exchange.silent = exchange.silent + passed if exchange.is_waiting else 0.0
                 if exchange.silent > 2 * timeout:
                     raise exchange.error(
-                        f"nothing came from the hub for {exchange.silent:.0f} s, though the connection stood. Try again; what was fetched "
-                        f"before is kept. {TIMEOUT}={timeout:g}, half of that in seconds, gives it more time."
+                        f"nothing came from the hub for {exchange.silent:.0f} s. Try again; what was fetched before is kept. A larger {TIMEOUT}, a "
+                        f"number of seconds in the environment (now {timeout:g}), gives it more time."
                     )
         return [future.result() for future in futures]
     finally:
@@ -270,9 +270,10 @@ def _install() -> None:
         except Exception as error:  # of httpx: an address of a proxy that is none, a package that a proxy needs
             if _present() is None:
                 raise
+            why = " ".join(str(error).split())[:200]
+            why = type(error).__name__ if "@" in why else why  # which may be a password
             raise HubError(
-                f"no connection can be made ({' '.join(str(error).split())[:200]}). Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, "
-                "ALL_PROXY)."
+                f"no connection can be made ({why}). Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)."
             ) from None
         hooks = client.event_hooks
         client.event_hooks = {"request": [*hooks["request"], _asks], "response": [*hooks["response"], _answers]}
@@ -444,7 +445,7 @@ def _bounded(exchange: Exchange, response: Any, is_body: bool, is_file: bool) ->
                     if came < SLOWEST * spent:
                         raise exchange.error(
                             f"the hub sent {came} bytes in {spent:.0f} s, which is too slow; expected {SLOWEST} bytes a second. Try again; what was "
-                            f"fetched before is kept. A larger {TIMEOUT}, a number of seconds in the environment, gives it more time."
+                            f"fetched before is kept. A larger {TIMEOUT}, a number of seconds in the environment (now {timeout:g}), gives it more time."
                         )
                     spent, came = 0.0, 0
                 if digest:
