@@ -577,15 +577,15 @@ def same_header(a: Shard, b: Shard) -> bool:
     return (a.size, a.header_digest) == (b.size, b.header_digest)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object. Errors: ModelError naming the file."""
-    return parse_json(read_small(path, MAX_JSON_BYTES, "a small JSON file"), path)
+def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
+    """Read a JSON object; of a file that alnico writes, without a key twice and without NaN. Errors: ModelError naming the file."""
+    return parse_json(read_small(path, MAX_JSON_BYTES, "a small JSON file"), path, is_ours=is_ours)
 
 
-def parse_json(data: bytes, path: Path) -> dict[str, Any]:
+def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """The JSON object of a file: of bounded depth, and of text that can be written again. Errors: ModelError naming the file."""
     try:
-        loaded = json.loads(data)
+        loaded = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_number) if is_ours else json.loads(data)
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: is not JSON ({str(error)[:120]}). The file is damaged; download it again.") from None
     if not isinstance(loaded, dict):
@@ -600,6 +600,17 @@ def parse_json(data: bytes, path: Path) -> dict[str, Any]:
         except UnicodeEncodeError:
             raise ModelError(f"{path}: holds half of a character, expected Unicode text. Get the file from its source.") from None
     return loaded
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"{word} is no number of JSON")
 
 
 def _is_deep(value: dict[str, Any]) -> bool:

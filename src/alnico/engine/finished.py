@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from alnico.checkpoint.lineage import LOCK
-from alnico.checkpoint.model import open_model, read_json
+from alnico.checkpoint.model import open_model
+from alnico.engine.lock import read_lock
 from alnico.engine.output import PartDirectory
-from alnico.errors import ModelError, OutputError
+from alnico.errors import OutputError
 
 
 def check_finished(folder: Path) -> None:
@@ -19,12 +20,8 @@ def check_finished(folder: Path) -> None:
     check_folder(folder)
     if not (folder / LOCK).is_file():
         raise OutputError(f"{folder}: has no {LOCK}, expected the output of `alnico merge`. Check the path.")
-    lock = read_json(folder / LOCK)
+    planned = {name: (tensor.dtype, tensor.shape) for name, tensor in read_lock(folder).tensors.items()}
     with open_model(folder) as model:
-        try:
-            planned = {name: (entry["dtype"], tuple(entry["shape"])) for name, entry in lock["output"].items()}
-        except (KeyError, TypeError, AttributeError):
-            raise ModelError(f"{folder / LOCK}: is no lock of alnico. Merge again.") from None
         found = {name: (tensor.dtype, tensor.shape) for name, tensor in model.tensors.items()}
     if found != planned:
         name = next(n for n in sorted({**planned, **found}) if planned.get(n) != found.get(n))
@@ -49,10 +46,9 @@ def check_folder(folder: Path) -> None:
 def local_paths(folder: Path) -> list[str]:
     """The paths of this disk that a finished merge names: its models that are not from the hub, and statistics."""
     path = folder / LOCK
-    inputs = read_json(path).get("inputs") if path.is_file() else None
-    models = [i for i in inputs if isinstance(i, dict)] if isinstance(inputs, list) else []
-    local = [i for i in models if "repository" not in i and len(i.get("repositories", ())) < 2]
-    named = [str(i.get("model", i.get("statistics"))) for i in local]
+    if not path.is_file():
+        return []
+    named = [given.label for given in read_lock(folder).inputs if len(given.commits) < len(given.label.split("+"))]
     return [name for name in named if "/" in name]
 
 

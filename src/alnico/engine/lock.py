@@ -19,6 +19,8 @@ UNLOCKED = (LOCK, CARD, SIGNATURE)
 """Files of an output that the lock has no hash of: itself, the card, which people complete, and a signature, which comes after it."""
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+MAX_WORD = 200
+"""Characters of a digest, a dtype or a version."""
 MAX_STAGES = 64
 """Stages inside one another that are read."""
 
@@ -82,7 +84,7 @@ def listed_files(folder: Path) -> list[str]:
 
 def read_lock(folder: Path) -> Lock:
     """Read the lock of a finished merge. Errors: ModelError for one that is damaged, UncheckedError for hashes of another kind."""
-    return _lock(folder / LOCK, read_json(folder / LOCK), 0)
+    return _lock(folder / LOCK, read_json(folder / LOCK, is_ours=True), 0)
 
 
 def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
@@ -94,18 +96,21 @@ def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
         if depth > MAX_STAGES:
             raise ValueError("stages inside one another")
         tensors = {
-            str(n): LockedTensor(str(t["dtype"]), tuple(int(x) for x in t["shape"]), str(t["digest"]))
+            n: LockedTensor(_word(t["dtype"]), tuple(_count(x) for x in _list(t["shape"])), _word(t["digest"]))
             for n, t in data["output"].items()
         }
         files = data.get("files")
         is_merge = "do" not in data
         if files is not None and not all(is_inside(name) and isinstance(told, dict) for name, told in files.items()):
             raise ValueError("a file outside the model's directory")
+        for told in (files or {}).values():
+            _count(told["size"])
+            _word(told.get("digest", told.get("header")))
         return Lock(
             path,
-            str(data["alnico"]),
-            int(data["arithmetic"]),
-            {**data["recipe"], "seed": int(data["seed"])} if is_merge else {},
+            _word(data["alnico"]),
+            _count(data["arithmetic"]),
+            {**data["recipe"], "seed": _whole(data["seed"])} if is_merge else {},
             tuple(_input(path, entry, depth) for entry in data["inputs"]) if is_merge else (),
             tensors,
             files,
@@ -116,13 +121,43 @@ def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
 
 def _input(path: Path, entry: Mapping[str, Any], depth: int) -> LockedInput:
     places = [entry, *entry.get("repositories", ())]
-    commits = {str(p["repository"]): str(p["commit"]) for p in places if "repository" in p}
+    commits = {_text(p["repository"]): _text(p["commit"]) for p in places if "repository" in p}
     if not all(COMMIT.fullmatch(commit) for commit in commits.values()):
         raise ValueError("a commit")
     return LockedInput(
-        str(entry["statistics"] if "statistics" in entry else entry["model"]),
+        _text(entry["statistics"] if "statistics" in entry else entry["model"]),
         "statistics" in entry,
-        {str(n): str(d) for n, d in entry["tensors"].items()},
+        {n: _word(d) for n, d in entry["tensors"].items()},
         commits,
         _lock(path, entry["lock"], depth + 1) if "lock" in entry else None,
     )
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]} where a text is")
+    return value
+
+
+def _word(value: Any) -> str:
+    if len(text := _text(value)) > MAX_WORD:
+        raise ValueError(f"{text[:40]} where a short text is")
+    return text
+
+
+def _list(value: Any) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{str(value)[:40]} where a list is")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not -(1 << 63) <= value < 1 << 64:
+        raise TypeError(f"{str(value)[:40]} where a whole number is")
+    return value
+
+
+def _count(value: Any) -> int:
+    if _whole(value) < 0:
+        raise ValueError(f"{value} where a count is")
+    return int(value)
