@@ -231,6 +231,18 @@ def test_ctrl_c_at_any_moment_of_the_start_is_quiet(folder: Path, tmp_path: Path
         assert done.returncode == 0 or done.stderr.startswith("alnico: interrupted.")
 
 
+def test_names_are_opened_in_a_locale_without_them(folder: Path, tmp_path: Path) -> None:
+    """With Python's UTF-8 mode off, names of files would be ASCII."""
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [*ALNICO, "merge", "é.yml", str(tmp_path / "oüt"), "-v"], cwd=folder, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0
+    assert done.stderr.isascii()
+    assert done.stdout.startswith(f"{tmp_path}/o\\xfct: 4 tensors".encode())
+    assert set(read_model(tmp_path / "oüt")) == set(NAMES)
+
+
 def test_a_reader_that_leaves_is_no_error(folder: Path, tmp_path: Path) -> None:
     code = f"{' '.join(ALNICO)} merge r.yml {tmp_path}/out -v 2>&1 | head -n 1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", code], cwd=folder, capture_output=True, text=True, check=False)

@@ -73,6 +73,8 @@ def command(main: Callable[[], None] | None = None) -> None:
 
 def _run(main: Callable[[], None] | None) -> int:
     guard()
+    if sys.getfilesystemencoding() == "ascii":
+        _again_with_names()
     from alnico.cli import streams
 
     streams.install()
@@ -93,6 +95,19 @@ def _run(main: Callable[[], None] | None) -> int:
         sys.excepthook(*sys.exc_info())
         return 1
     return 0
+
+
+def _again_with_names() -> None:
+    """Begin again in Python's UTF-8 mode where the locale (C, with that mode off) leaves no way to open what a recipe calls `modèle`.
+
+    The encoding of the streams stays as it was.
+    """
+    encoding = getattr(sys.stdout or sys.stderr, "encoding", None) or "ascii"
+    environment = {"PYTHONIOENCODING": encoding, **os.environ}
+    try:  # noqa: SIM105  (contextlib takes its time)
+        os.execve(sys.executable, [sys.orig_argv[0], "-X", "utf8", *sys.orig_argv[1:]], environment)
+    except OSError:
+        pass
 
 
 def _leave(number: int, _frame: Any = None) -> NoReturn:
