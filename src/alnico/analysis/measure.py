@@ -27,7 +27,7 @@ from alnico.checkpoint.model import Source, changed_since, states_of
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.translated import as_stored_in
 from alnico.engine.arena import ALIGNMENT, Arena
-from alnico.engine.arguments import codes_of, working_precision
+from alnico.engine.arguments import codes_of
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.events import Advanced, Compiling, Event, Reading
 from alnico.engine.fetch import fetch_files
@@ -390,7 +390,7 @@ class _Tensor:
         self.job = job
         self.top_share = top_share
         self.codes, self.base_code = codes_of(job)
-        self.real = working_precision(job)
+        self.real = job.real
         k, leaves = len(job.inputs), -(-job.elements // LEAF)
         self.pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
         describing, ordering = _kernels(job)
@@ -535,5 +535,5 @@ def _no_ends(models: int) -> np.ndarray:
 
 
 def _kernels(job: Job) -> tuple[DescribingKernel, OrderKernel]:
-    real = working_precision(job)
+    real = job.real
     return DescribingKernel(real), OrderKernel(real)

@@ -18,13 +18,6 @@ RANKS = object()
 """Stands in a list of arguments for the ranks of the block at hand."""
 
 
-def working_precision(job: Job) -> Real:
-    """float32; float64 if an input or the output is F64, or the equation wants it."""
-    if job.merge is not None and job.merge.is_wide:
-        return "float64"
-    return "float64" if "F64" in {job.dtype, *(i.dtype for i in job.read)} else "float32"
-
-
 def kind_of(argument: Argument) -> Kind:
     """What an argument is to a kernel, known before anything is measured."""
     match argument:
@@ -63,7 +56,7 @@ class Known:
 
     @property
     def real(self) -> Real:
-        return working_precision(self.job)
+        return self.job.real
 
     def flat(self, arguments: Sequence[Argument]) -> list[Any]:
         """Return what stands for ``arguments`` in a call of a kernel, as ``kernels.text.PARTS`` lists it."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.engine.arguments import Known, codes_of, in_place, kind_of, working_precision
+from alnico.engine.arguments import Known, codes_of, in_place, kind_of
 from alnico.engine.blocks import Block, Span
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Count, Gram, KthLargest, Largest, Measured, Sum
@@ -83,6 +83,11 @@ class LevelMeasurement:
 
     def results(self) -> dict[Measured, Any]:
         return {state.fact: state.result for state in self.states}
+
+
+def are_finite(found: Mapping[Measured, Any]) -> bool:
+    """Are all sums, products and largest values finite? A threshold may be infinite: then nothing is as large."""
+    return all(np.isfinite(value).all() for fact, value in found.items() if not isinstance(fact, KthLargest))
 
 
 class _State:
@@ -326,7 +331,7 @@ def of_model(job: Job) -> list[OverModel]:
 
 def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
     """Describe the kernel that measures a fact over all ``jobs``, in the widest of their precisions."""
-    real = max(map(working_precision, jobs))  # "float64" is the greater word, too
+    real = max(job.real for job in jobs)  # "float64" is the greater word, too
     return MeasureKernel("histogram", fact.fact.of, len(fact.models), fact.base is not None, (), real)
 
 
@@ -501,7 +506,7 @@ def _is_bracketed(fact: KthLargest, job: Job) -> bool:
 
 
 def _kernel(fact: Measured, job: Job, reduction: Reduction | None = None) -> Kernel:
-    of_deltas, models, real = job.base is not None, len(job.inputs), working_precision(job)
+    of_deltas, models, real = job.base is not None, len(job.inputs), job.real
     if isinstance(fact, Gram):
         return (ColumnGramKernel if fact.over == "column" else GramKernel)(models, of_deltas, real)
     if reduction is None:

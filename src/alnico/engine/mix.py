@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from alnico.checkpoint.model import Source
-from alnico.engine.arguments import Known, codes_of, in_place, keeps_equal, kind_of, working_precision
+from alnico.engine.arguments import Known, codes_of, in_place, keeps_equal, kind_of
 from alnico.engine.blocks import Block
 from alnico.errors import NonFiniteError
 from alnico.kernels.build import compiled
@@ -23,7 +23,7 @@ def mix_kernel(job: Job) -> MixKernel:
     """Describe the kernel a job needs."""
     assert job.merge is not None
     kinds = tuple(kind_of(a) for a in job.merge.arguments)
-    return MixKernel(job.merge.mix, len(job.inputs), job.base is not None, kinds, working_precision(job))
+    return MixKernel(job.merge.mix, len(job.inputs), job.base is not None, kinds, job.real)
 
 
 class Mixer:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alnico.engine.arguments import codes_of, working_precision
+from alnico.engine.arguments import codes_of
 from alnico.engine.blocks import Span
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import magnitude
@@ -17,7 +17,7 @@ from alnico.plan.job import Job
 def kernels(job: Job) -> set[MeasureKernel | RankKernel]:
     """Describe the kernels that ranking the rows of a job needs; none if it uses no ranks."""
     assert job.merge is not None
-    return {_magnitudes(job), RankKernel(working_precision(job))} if job.merge.uses_ranks else set()
+    return {_magnitudes(job), RankKernel(job.real)} if job.merge.uses_ranks else set()
 
 
 def whole_rows(job: Job, span: Span) -> Span:
@@ -28,7 +28,7 @@ def whole_rows(job: Job, span: Span) -> Span:
 
 def ranks(job: Job, rows: Span, raws: Sequence[np.ndarray], base: np.ndarray, span: Span) -> np.ndarray:
     """Rank elements in their rows: float32 (models, elements of ``span``). The inputs are the raw bytes of ``rows``."""
-    real, row = working_precision(job), job.row
+    real, row = job.real, job.row
     count = rows[1] - rows[0]
     found = np.empty((len(raws), count), real)
     codes, base_code = codes_of(job)
@@ -44,4 +44,4 @@ def ranks(job: Job, rows: Span, raws: Sequence[np.ndarray], base: np.ndarray, sp
 
 
 def _magnitudes(job: Job) -> MeasureKernel:
-    return MeasureKernel("values", magnitude, len(job.inputs), job.base is not None, (), working_precision(job))
+    return MeasureKernel("values", magnitude, len(job.inputs), job.base is not None, (), job.real)

@@ -31,14 +31,14 @@ from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring
 from alnico.engine.journal import Done, Journal, Record, read_journal
 from alnico.engine.judge import IN_A_RECIPE, Caller, judge
 from alnico.engine.lock import files_of
-from alnico.engine.mix import NOTHING, Mixer, mix_kernel
+from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
 from alnico.engine.output import PartDirectory
 from alnico.engine.recall import Recall, Recalled
 from alnico.engine.room import check_disk, check_target
 from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, workers
 from alnico.engine.weigh import weigh
 from alnico.engine.whole import WholeMatrices, rounding_kernel
-from alnico.errors import AlnicoError, MismatchError, ModelError, RunError, VerificationError, visible
+from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, RunError, VerificationError, visible
 from alnico.folders import Folder, make_folder, remove
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
@@ -408,10 +408,21 @@ class Run:
                 one_pass(facts)
                 facts.turn()
             found = facts.results()
+            if not measure.are_finite(found):
+                self._refuse_measured(state.job)
             if self.recall is not None:
                 self.recall.keep(found, known)
             state.known |= found
         state.mixer = Mixer(self._known(state), self.plan.sources)
+
+    def _refuse_measured(self, job: Job) -> None:
+        """Say why what was measured of a tensor is not finite. Errors: NonFiniteError, naming the first such number if an input has one."""
+        for start, stop in blocks((0, job.elements), self.plan.memory.block_elements):
+            refuse_inputs(job, self.plan.sources, start, self._block(job, (start, stop), 0)[0])
+        raise NonFiniteError(
+            f"{job.name}: its values are so large that sums over them, as {self.plan.recipe.merge_method} takes them, are beyond "
+            f"{job.real}; expected finite sums. Divide the tensor by a number in all models, or leave it out with a filter."
+        )
 
     def _known(self, state: _Unfinished) -> Known:
         before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}

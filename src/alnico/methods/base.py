@@ -29,6 +29,7 @@ import numpy as np
 from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, Recorded, Side, levels, of_model
 from alnico.kernels.source import check_pure
+from alnico.kernels.text import Real
 
 T = TypeVar("T")
 
@@ -111,7 +112,11 @@ class Option:
             return None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"is {value!r}; expected a number"
-        if self.is_whole and not float(value).is_integer():
+        try:
+            value = float(value)
+        except OverflowError:  # a whole number of hundreds of digits
+            value = math.copysign(math.inf, value)
+        if self.is_whole and not value.is_integer():
             return f"is {value:g}; expected a whole number in {self.range}"
         if math.isfinite(value) and (value in self.range or (in_places and self.range.low_in_places and value == self.range.low)):
             return None
@@ -177,6 +182,26 @@ class Merge:
     def of_model(self) -> tuple[KthLargest, ...]:
         """The facts that are measured over all tensors, before the first of them is merged."""
         return of_model(self.arguments)
+
+    def check_numbers(self, real: Real) -> None:
+        """Refuse numbers that the arithmetic of a tensor cannot hold, or whose sum it cannot: they would count as infinity or as 0.
+
+        Errors: MethodError.
+        """
+        limits = np.finfo(real)
+        least, most = float(limits.smallest_normal), float(limits.max)
+        for argument in self.arguments:
+            given = (argument,) if isinstance(argument, (int, float)) else argument
+            if not isinstance(given, tuple):
+                continue  # measured, or drawn
+            wrong = next((v for v in given if v and not least <= abs(v) <= most), None)
+            if wrong is None and sum(map(abs, given)) > most:
+                wrong = sum(given)
+            if wrong is not None:
+                raise MethodError(
+                    f"is computed in {real} with {wrong:g}; expected 0, or a size from {least:.1e} to {most:.1e}, of all weights together, "
+                    f"too. Choose {'a smaller' if abs(wrong) > 1 else 'a larger'} weight or scale."
+                )
 
     @functools.cached_property
     def uses_ranks(self) -> bool:
@@ -378,8 +403,13 @@ def _sums_to_one(coefficients: Any) -> bool:
 
 
 def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> float:
-    """Sum the weights. Errors: MethodError if it is 0; ``instead`` says what else to do."""
+    """Sum the weights. Errors: MethodError if it is 0, or beyond float64; ``instead`` says what else to do."""
     total = sum(weight)
+    if not math.isfinite(sum(map(abs, weight))):
+        raise MethodError(
+            f"the weights{of} ({', '.join(f'{w:g}' for w in weight)}) add up to more than float64 holds; expected a finite sum. "
+            "Divide all of them by one number."
+        )
     if abs(total) <= 1e-12 * sum(map(abs, weight)):
         raise MethodError(
             f"the weights{of} sum to 0 ({', '.join(f'{w:g}' for w in weight)}), so they cannot be normalised; "
@@ -388,7 +418,18 @@ def total_weight(weight: Sequence[float], of: str = "", instead: str = "") -> fl
     return total
 
 
+FARTHEST = 1e6
+"""How far beyond its ends an arc is followed: farther out, its sines and the straight line are rounding."""
+
+
+def place_on_arc(t: float) -> float:
+    """Return a place on an arc. Errors: MethodError for one that is too far out to be computed."""
+    if not abs(t) <= FARTHEST:
+        raise MethodError(f"the place on the arc (t) is {t:g}; expected at most {FARTHEST:g} in size, as 0 and 1 are its ends.")
+    return t
+
+
 __all__ = [
     "Argument", "Between", "Derived", "Kept", "Matrices", "Merge", "Method", "Option", "PerModel", "Recorded", "Share", "Side", "Statistics",
-    "Whole", "combine", "each", "method", "total_weight",
+    "Whole", "combine", "each", "method", "place_on_arc", "total_weight",
 ]  # fmt: skip

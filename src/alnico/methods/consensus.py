@@ -58,7 +58,8 @@ def consensus(
             own = weight[i] * delta[i]
             if abs(own) >= threshold[i] * abs(total - own):
                 needed += 1.0
-        return scale * total if needed >= at_least else 0.0
+        # total - total is 0, or NaN where the sum overflows: then nothing is known of what is needed.
+        return scale * total if needed >= at_least else total - total
 
     nothing = scale == 0 or not any(weight)
     return Merge(mix, (threshold, float(at_least), weight, scale), copies="base" if nothing else None)

@@ -1,11 +1,12 @@
 """The arc between two models or two task vectors, as a whole, by rows or by columns."""
 
+import math
 from functools import partial
 
 import numpy as np
 
 from alnico.kernels.facts import Derived, Extent, Gram
-from alnico.methods.base import Merge, PerModel, combine, each, method
+from alnico.methods.base import Merge, PerModel, combine, each, method, place_on_arc, total_weight
 from alnico.numerics.sphere import arc_coefficients
 
 COLINEAR = (1.0 - 1e-16) ** 0.5
@@ -36,6 +37,7 @@ def nuslerp(*, weight: PerModel[float] = each(1.0), flatten: bool = True, row_wi
     Measures: Gram, of the tensor, its rows or its columns, one pass; then one to mix. Memory: blocks; by rows or columns
         four numbers and their coefficients for each. Grain: element.
     Edge cases: parallel and opposite vectors, and where one is 0: the straight line; weights that sum to 0: t = 1/2.
+    Errors: MethodError if the weights add up to more than float64 holds, or t is beyond 1e6 in size.
     Differs from the source: angle from the normalised vectors, applied to the vectors as they are, as in slerp; unlike
         there, the arc is taken as far as angles can be told. mergekit takes a right angle where a vector is 0.
     Source: Shoemake 1985, https://doi.org/10.1145/325165.325242; as a merge: mergekit 0.1.5.
@@ -44,7 +46,9 @@ def nuslerp(*, weight: PerModel[float] = each(1.0), flatten: bool = True, row_wi
     [1, 1]
     """
     total = weight[0] + weight[1]
-    t = 0.5 if abs(total) < 1e-6 else weight[1] / total
+    if not math.isfinite(total):
+        total_weight(weight)  # which refuses them
+    t = place_on_arc(0.5 if abs(total) < 1e-6 else weight[1] / total)
     over: Extent = "tensor" if flatten else "column" if row_wise else "row"
     return combine(Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t))
 

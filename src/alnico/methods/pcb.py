@@ -53,13 +53,15 @@ def pcb(*, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(
     def mix(delta, low, high, limit, largest, weight, scale):
         total = 0.0
         shares = 0.0
+        unknown = 0.0
         for i in range(len(delta)):
             strength = competing(delta[i], delta, low[i], high[i])
             share = (strength - limit[i]) / (largest[i] - limit[i]) if largest[i] > limit[i] else 1.0
             share = share if strength > 0 and strength >= limit[i] else 0.0
             total += share * (weight[i] * delta[i])
             shares += share
-        return scale * total / shares if shares > 0 else 0.0
+            unknown += strength - strength  # 0, or NaN where the product overflows
+        return scale * total / shares + unknown if shares > 0 else unknown
 
     nothing = scale == 0 or not any(weight)
     return Merge(mix, (low, high, limit, largest, weight, scale), copies="base" if nothing else None, is_wide=True)

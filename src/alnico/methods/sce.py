@@ -1,5 +1,7 @@
 """Select, calculate, erase."""
 
+import math
+
 from alnico.kernels.facts import Count, Derived, KthLargest, Sum
 from alnico.methods.base import Kept, Merge, method
 
@@ -29,7 +31,8 @@ def sce(*, select_topk: Kept = 1.0) -> Merge:
         pass; then one to mix. Memory: blocks, a few MiB of counters, and at most 32 MiB of candidates while a large tensor
         is searched. Grain: element.
     Edge cases: entries whose variance equals the limit are all kept; a balance of exactly 0 elects plus; one model has no
-        variance: with ``select_topk`` below 1 the base is written.
+        variance: with ``select_topk`` below 1 the base is written; task vectors so small that their squares are 0 in float32 (1e-23 and below)
+        weigh alike.
     Differs from the source: the selection also holds for the merge itself, as in mergekit; FuseAI selects for the weights
         alone. mergekit weighs all alike where the energies of a tensor sum to less than 1e-6, which is usual for fine-tunes.
     Source: Wan et al. 2024, https://arxiv.org/abs/2408.07990, section 3.3.
@@ -78,7 +81,7 @@ def erased(delta, weight):
         if (delta[i] > 0) if balance >= 0 else (delta[i] < 0):
             total += weight[i] * delta[i]
             share += weight[i]
-    return total / share if share > 0 else 0.0
+    return total / share if share > 0 else share - share  # 0, or NaN where the energies are
 
 
 def _merged(delta, weight):
@@ -86,9 +89,14 @@ def _merged(delta, weight):
 
 
 def _selected(delta, limit, weight):
-    return erased(delta, weight) if variance(delta) >= limit[0] else 0.0
+    spread = variance(delta)
+    unknown = spread - spread  # 0, or NaN where the squares overflow
+    return erased(delta, weight) + unknown if spread >= limit[0] else unknown
 
 
 def _by_energy(energy: tuple[float, ...]) -> tuple[float, ...]:
     total = sum(energy)
+    if total == math.inf:  # of energies that are finite, as a run has seen to
+        energy = tuple(e / 2**64 for e in energy)
+        total = sum(energy)
     return tuple(e / total for e in energy) if total > 0 else (1.0 / len(energy),) * len(energy)

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from alnico.kernels.facts import Derived, Gram
-from alnico.methods.base import Merge, combine, method
+from alnico.methods.base import Merge, combine, method, place_on_arc
 from alnico.numerics.sphere import arc_coefficients
 
 
@@ -34,6 +34,7 @@ def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
     Shapes: two values in, one number out.
     Measures: Gram, of the tensor or its rows, one pass; then one to mix. Memory: blocks. Grain: element.
     Edge cases: t = 0 and t = 1 copy bytes; a tensor of zeros, opposite tensors: the straight line.
+    Errors: MethodError if t is beyond 1e6 in size, where the arc cannot be computed.
     Differs from the source: angle from the normalised tensors, applied to the tensors as they are (as in mergekit), so the
         length is not exactly interpolated; the angle is measured in float64 (mergekit: float32).
     Source: Shoemake 1985, https://doi.org/10.1145/325165.325242.
@@ -41,6 +42,7 @@ def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
     >>> slerp.bind({"t": 0}, 2).copies
     0
     """
+    place_on_arc(t)
     return combine(Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t))
 
 

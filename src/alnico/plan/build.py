@@ -448,7 +448,9 @@ class _Jobs:
         dtype = dtype or self.recipe.dtype or promote([self._tensor(p, name).nominal for p in parts])
         tensor = self._tensor(asked.values[0], name)
         if isinstance(merge, Merge):
-            return _made("mix", name, dtype, tensor, inputs, base, merge, applied.why, applied.sides)
+            job = _made("mix", name, dtype, tensor, inputs, base, merge, applied.why, applied.sides)
+            merge.check_numbers(job.real)
+            return job
         return _made("whole", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
 
     def _weighable(self, name: str, section: Section, asked: Asked, options: dict[str, Any], setting: NormWeight) -> Job:

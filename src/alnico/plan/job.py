@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import OutputShard
 from alnico.kernels.shape import ARITHMETIC
+from alnico.kernels.text import Real
 from alnico.methods.base import Merge, Whole
 from alnico.recipe.schema import Recipe
 
@@ -58,6 +59,13 @@ class Job:
     def read(self) -> tuple[Input, ...]:
         """All tensors the job reads, each once: inputs, sides, base."""
         return (*self.inputs, *self.sides) if self.base is None else (*self.inputs, *self.sides, self.base)
+
+    @property
+    def real(self) -> Real:
+        """What it is computed in: float32; float64 if an input or the output is F64, or the equation wants it."""
+        if self.merge is not None and self.merge.is_wide:
+            return "float64"
+        return "float64" if "F64" in {self.dtype, *(i.dtype for i in self.read)} else "float32"
 
     @property
     def merged(self) -> tuple[Input, ...]:

@@ -10,7 +10,6 @@ import numpy as np
 
 from alnico.checkpoint.memory import import_torch
 from alnico.checkpoint.model import read_tensor
-from alnico.engine.arguments import working_precision
 from alnico.errors import MismatchError
 from alnico.kernels.facts import KthLargest
 from alnico.methods._sparsify import Scope
@@ -86,7 +85,7 @@ class TaskVectors:
 
     def _read(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
         assert job.base is not None
-        real = np.dtype(working_precision(job))
+        real = np.dtype(job.real)
         sources = self._plan.sources
         base = read_tensor(sources[job.base.model], job.base.name).astype(real, copy=False).reshape(-1)
         vectors = np.empty((len(job.inputs), base.size), real)
