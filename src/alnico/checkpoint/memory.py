@@ -156,16 +156,65 @@ def state_of(model: Any, label: str) -> dict[str, Any]:
     What ``torch.compile`` puts into names is left out, and what a module keeps beside tensors.
     """
     if is_torch_module(model):
-        state = {n: v for n, v in unwrapped(model).state_dict().items() if is_torch_tensor(v)}
+        state = unwrapped(model).state_dict()
+        for name, value in state.items():
+            if not name.endswith("_extra_state") and isinstance(value, (tuple, list)) and any(map(is_torch_tensor, value)):
+                raise ModelError(
+                    f"{label}: {name}: is a {type(value).__name__} of tensors, as quantised layers keep their weights; expected weights in "
+                    "floating point. Give the module from before it was quantised."
+                )
+        state = {n: v for n, v in state.items() if is_torch_tensor(v)}
     elif isinstance(model, Mapping):
         state = dict(model)
     else:
         raise ModelError(f"{label}: is {_kind(model)}; expected a dict of tensors, an nn.Module or the path of a model.")
     if not state:
         raise ModelError(f"{label}: has no tensors; expected a model with some.")
-    if wrong := [n for n in state if not isinstance(n, str)]:
-        raise ModelError(f"{label}: has the key {wrong[0]!r}; expected names of tensors.")
-    return {name.replace(COMPILED, ""): value for name, value in state.items()}
+    for name, value in state.items():
+        if not isinstance(name, str) or not _is_text(name):
+            found = "which is no text that a file could hold" if isinstance(name, str) else f"of type {type(name).__name__}"
+            raise ModelError(f"{label}: has the key {name!r}, {found}; expected names of tensors. Rename it.")
+        if (why := unreadable(value)) is not None:
+            raise ModelError(f"{label}: {name}: {why}")
+    plain: dict[str, Any] = {}
+    for name, value in state.items():
+        if plain.setdefault(name.replace(COMPILED, ""), value) is not value:
+            raise ModelError(
+                f"{label}: has {name} and {name.replace(COMPILED, '')}, which are one name without what torch.compile adds; expected one of "
+                "them. Take one out."
+            )
+    return plain
+
+
+def _is_text(name: str) -> bool:
+    """Can a name be written to a file? Halves of surrogate pairs cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def unreadable(value: Any) -> str | None:
+    """Say why a value that looks like a tensor has no plain values, what was expected, and what to do; None if it has."""
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        return (
+            f"is an array with {int(np.ma.getmaskarray(value).sum())} masked values; expected a value for every element. "
+            "Fill them with numpy.ma.filled, or give .data for the values under the mask."
+        )
+    if not is_torch_tensor(value):
+        return None
+    torch = sys.modules["torch"]
+    if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
+        return "is a parameter without values of a lazy module; expected one with values. Run the module once, or load its weights."
+    if value.is_nested:
+        return "is a nested tensor, of several shapes; expected one dense tensor. Give its parts (.unbind()) names of their own, or pad it."
+    if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        return (
+            f"is {_kind(value)}, a kind of tensor whose values cannot be read as they lie; expected a plain tensor. "
+            "Give what it stands for: .full_tensor() of a DTensor, .dequantize() of quantised weights, real weights for a fake tensor."
+        )
+    return None
 
 
 def without_parallel(states: Sequence[dict[str, Any]], others: Sequence[Collection[str]] = ()) -> list[dict[str, Any]]:

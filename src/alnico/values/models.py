@@ -22,6 +22,7 @@ from alnico.checkpoint.memory import (
     state_of,
     tied_in_common,
     torch_of,
+    unreadable,
     unwrapped,
     without_parallel,
 )
@@ -89,6 +90,7 @@ def open_models(models: Mapping[str, Any]) -> Opened:
         tied = tied_in_common(list(states.values()), files)
         for reference, state in states.items():
             sources[reference] = MemoryModel(reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference])
+        _refuse_other_masks(states)
     except BaseException:
         for source in sources.values():
             source.close()
@@ -96,6 +98,22 @@ def open_models(models: Mapping[str, Any]) -> Opened:
     names = tuple(dict.fromkeys(n for state in states.values() for n in state))
     has_torch = any(is_torch_tensor(v) for state in states.values() for v in state.values())
     return Opened(sources, names, tied, has_torch or not states)
+
+
+def _refuse_other_masks(states: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse modules that torch prunes by masks that differ: a mean of masks times a mean of weights is no mean. Errors: MismatchError."""
+    first: dict[str, tuple[str, np.ndarray]] = {}
+    for reference, state in states.items():
+        for name, mask in state.items():
+            if not name.endswith("_mask") or f"{name.removesuffix('_mask')}_orig" not in state:
+                continue
+            found = np.asarray(mask.detach().cpu().double().numpy() if is_torch_tensor(mask) else mask)
+            other, values = first.setdefault(name, (reference, found))
+            if not np.array_equal(values, found):
+                raise MismatchError(
+                    f"{name}: {other} and {reference} are pruned by masks that differ; expected one mask, or weights that are pruned for good. "
+                    f"Say torch.nn.utils.prune.remove(layer, {name.removesuffix('_mask').rpartition('.')[2]!r}) in each model."
+                )
 
 
 def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -119,7 +137,13 @@ def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str
 def plain_copy(module: Any) -> Any:
     """Return a copy of a module, of the one inside of ``torch.compile``, ``DataParallel`` and adapters of PEFT, to be filled."""
     inner = unwrapped(module)
-    return without_adapters(inner, type(inner).__name__, merge=False) if has_adapters(inner) else copy.deepcopy(inner)
+    if has_adapters(inner):
+        return without_adapters(inner, type(inner).__name__, merge=False)
+    # Weights that a module computes from its parameters (weight_norm, pruning) have a graph, and torch copies none. Hooks make them anew.
+    computed = {
+        id(v): v.detach().clone() for m in inner.modules() for v in vars(m).values() if is_torch_tensor(v) and v.grad_fn is not None
+    }
+    return copy.deepcopy(inner, computed)
 
 
 def merged(
@@ -159,6 +183,8 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
     needed = {n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)}
     held = {n.replace(COMPILED, ""): v for n, v in inner.named_buffers()} | needed
     kind = type(inner).__name__
+    if wrong := next(((n, why) for n, v in held.items() if n in state and (why := unreadable(v)) is not None), None):
+        raise ModelError(f"the module to fill ({kind}): {wrong[0]}: {wrong[1]}")
     problems = [f"{n}: is not in the module ({kind}); expected the names of the merged models." for n in state if n not in held]
     problems += [f"{n}: the module ({kind}) has it, the merged models have not." for n in needed if n not in state and not partly]
     problems += [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
+from contextlib import ExitStack
 from typing import Any
 
 from alnico.checkpoint.memory import TORCH_DTYPES, import_torch, is_torch_tensor
@@ -44,7 +45,12 @@ def without_adapters(module: Any, label: str, *, merge: bool) -> Any:
         real = torch.float64 if any(p.dtype == torch.float64 for p in module.parameters()) else torch.float32
         made._apply(lambda t: t.to(real) if t.is_floating_point() else t)
     try:
-        with warnings.catch_warnings():
+        with ExitStack() as plain:
+            for kind in {p.device.type for p in module.parameters()} - {"meta"}:
+                plain.enter_context(
+                    import_torch("merging adapters").autocast(kind, enabled=False)
+                )  # the caller's would round products
+            plain.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # of PEFT, on what is looked after here
             made = _unloaded(made, merge)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
