@@ -237,21 +237,34 @@ def test_a_folder_that_gives_its_group_to_what_is_in_it_gives_it_to_the_output(m
     assert (shared / "out").stat().st_mode & stat.S_ISGID
 
 
-def test_a_folder_put_in_the_place_of_the_unfinished_one_is_not_written_nor_removed(models: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", ["merge", "combine"])
+def test_a_folder_put_in_the_place_of_the_unfinished_one_is_not_written_nor_removed(
+    command: str, models: Path, tmp_path: Path
+) -> None:
     victim = tmp_path / "victim"
-    (victim / "model").mkdir(parents=True)
-    for name in ("model/config.json", "model/mine.txt", "journal.jsonl", "published.json"):
+    for name in ("model/config.json", "model/mine.txt", "factors/0.npz", "factors/1.npz", "journal.jsonl", "published.json"):
+        (victim / name).parent.mkdir(parents=True, exist_ok=True)
         (victim / name).write_text("mine")
     part = tmp_path / ".out.alnico-part"
     before = everything(victim)
 
-    def watch(event: Event) -> None:
-        if isinstance(event, TensorDone) and not part.is_symlink():
+    def swap() -> None:
+        if not part.is_symlink():
             part.rename(tmp_path / "moved")
             part.symlink_to(victim)
 
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            swap()
+
+    def run() -> None:
+        if command == "merge":
+            merged(models / "small" / "recipe.yml", tmp_path / "out", watch=watch)
+        else:
+            combine([models / "adapter-0", models / "adapter-1"], tmp_path / "out", watch=lambda *_: swap())
+
     with pytest.raises(alnico.errors.AlnicoError):
-        merged(models / "small" / "recipe.yml", tmp_path / "out", watch=watch)
+        run()
     assert everything(victim) == before
     assert part.is_symlink()
     assert not (tmp_path / "out").exists()

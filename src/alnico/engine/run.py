@@ -122,6 +122,7 @@ def run_plan(
             except RunError:
                 raise
             except AlnicoError as error:
+                part.check_still_there()
                 if not isinstance(error.__context__, OSError):  # a file that the system could not open is no wrong input
                     part.remove()
                 raise

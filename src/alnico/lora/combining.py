@@ -203,7 +203,7 @@ def _at_one_rank(modules: Sequence[Module], made: Sequence[_Done]) -> list[_Done
 def _write(files: AdapterFiles, module: OutputModule, done: _Done, path: Path, inside: Folder) -> None:
     """Pack the factors as PEFT does: of experts, A one expert after the other, B one rank after the other."""
     name_of_left, name_of_right = module.names
-    with np.load(path, allow_pickle=False) as arrays:
+    with os.fdopen(open_to_write(path, inside, flags=os.O_RDWR), "rb") as file, np.load(file, allow_pickle=False) as arrays:
         left, right, bias = arrays["left"], arrays["right"], arrays["bias"]
     remove(path, inside)
     more = done.rank - left.shape[2]
