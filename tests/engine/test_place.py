@@ -194,6 +194,31 @@ def test_every_other_name_works(out: str, tmp_path: Path) -> None:
     assert os.listdir() == [out]
 
 
+def test_a_stage_with_a_name_that_is_too_long(run: Run, tmp_path: Path) -> None:
+    name = "n" * 240
+    text = RECIPE.format(root=tmp_path)
+    for second in (f"merge_method: linear\nmodels: [{name}, {tmp_path}/models/b]\n", f"name: two\n{text}"):
+        (tmp_path / "r.yml").write_text(f"name: {name}\n{text}---\n{second}")
+        assert "a name in it has 240 bytes; at most 237 are allowed here" in refused(run, "out")
+
+
+def test_a_file_beside_an_inputs_weights_is_an_input(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "models/a/notes.txt").write_text("mine")
+    for name in ("config.json", "notes.txt"):
+        assert "is one of the inputs" in refused(run, f"../models/a/{name}", "--overwrite-anything")
+    assert run("merge", "../r.yml", "../models/a/inside")[0] == 0
+    assert run("merge", "../r.yml", "../models/a/inside", "--overwrite")[0] == 0
+
+
+def test_a_working_directory_that_is_gone(run: Run, tmp_path: Path) -> None:
+    Path("gone").mkdir()
+    os.chdir("gone")
+    (tmp_path / "here" / "gone").rmdir()
+    code, _, stderr = run("merge", str(tmp_path / "r.yml"), "out")
+    assert (code, "Traceback" in stderr) == (8, False)
+    assert stderr.startswith("alnico: out: cannot be looked at (No such file or directory)")
+
+
 def test_a_name_with_a_zero_byte(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="has a zero byte"):
         alnico.merge(tmp_path / "r.yml", "a\0b")

@@ -64,7 +64,8 @@ def foreign(place: Path) -> list[str]:
     names = sorted(os.listdir(place))
     if is_report(place, names):
         return []
-    found = [name for name in names if not _is_known(place, name, _locked(place), _modules(place))]
+    locked, modules = _locked(place), _modules(place)
+    found = [name for name in names if not _is_known(place, name, locked, modules)]
     return found if found or _is_model(place, names) else names
 
 
@@ -142,14 +143,12 @@ def _data(path: Path) -> Mapping[str, Any]:
         return {}
 
 
-def _locked(folder: Path) -> Collection[str]:
+def _locked(folder: Path) -> frozenset[str]:
     """The files that the lock of a finished merge lists, relative to its folder; none of them hidden."""
     files = _data(folder / LOCK).get("files")
-    return (
-        [name for name in files if is_inside(name) and not name.startswith(".") and "/." not in name]
-        if isinstance(files, dict)
-        else ()
-    )
+    if not isinstance(files, dict):
+        return frozenset()
+    return frozenset(name for name in files if is_inside(name) and not name.startswith(".") and "/." not in name)
 
 
 def _modules(folder: Path) -> Collection[str]:

@@ -45,10 +45,11 @@ def needed(plan: Plan) -> list[Path]:
 
 
 def needed_files(sources: Sequence[Source]) -> list[Path]:
-    """The files of models, and their folders."""
-    return [
-        path for source in sources for path in (*source.paths(), *((source.directory,) if source.directory is not None else ()))
-    ]
+    """The files of models, those beside their weights too, and their folders."""
+    found = [path for source in sources for path in source.paths()]
+    for folder in {source.directory for source in sources if source.directory is not None}:
+        found += [folder, folder / "config.json", *(folder / path for path in side_files(folder)[0])]
+    return found
 
 
 def check_disk(plan: Plan, out: Path) -> None:

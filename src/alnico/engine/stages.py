@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.place import Replace, check_empty, check_needed, check_publishable, check_twin
+from alnico.checkpoint.place import PART, Replace, check_empty, check_needed, check_publishable, check_twin
 from alnico.engine.card import recipe_text
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.output import Hold, PartDirectory, is_published
@@ -74,6 +74,8 @@ def run_stages(
     for target in targets.values():
         check_publishable(target)
     check_twin(out, WORK + "-gone")
+    for stage in stages:
+        check_twin(targets.get(stage.label, work / stage.label), PART + "-gone")
     planned = plan_stages(stages, planner, single)
     made: dict[str, Any] = {}
     plans: dict[str, Plan] = {}
