@@ -184,7 +184,10 @@ def test_every_command_refuses_an_odd_answer(hub: Hub, run: Run, odd: dict[str, 
         assert "the hub's answer has" in stderr
 
 
-def test_headers_of_odd_values_write_nothing_outside_of_the_cache(hub: Hub) -> None:
+@pytest.mark.parametrize("status", [200, 404])
+def test_headers_of_odd_values_write_nothing_outside_of_the_cache(hub: Hub, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
     odd = [
         "",
         "x",
@@ -206,11 +209,14 @@ def test_headers_of_odd_values_write_nothing_outside_of_the_cache(hub: Hub) -> N
         if "/resolve/" not in request.path:
             return False
         headers = {"ETag": '"5"', "X-Repo-Commit": hub.repos["org/a"].refs["main"]}
-        request.answer(200, hub.files("org/a")["config.json"], headers | sent)
+        if status == 404:
+            headers["X-Error-Code"] = "EntryNotFound"
+        request.answer(status, hub.files("org/a")["config.json"], headers | sent)
         return True
 
     repository = hub_room._resolved("org/a", "org/a", "main", Path(hub.cache) / "models--org--a")
     hub.tamper = tamper
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
     names = (
         "ETag",
         "X-Linked-ETag",
@@ -225,6 +231,8 @@ def test_headers_of_odd_values_write_nothing_outside_of_the_cache(hub: Hub) -> N
     for name, value in itertools.product(names, odd):
         sent.clear()
         sent[name] = value
+        if name == "X-Xet-Hash":
+            sent["X-Xet-Refresh-Route"] = f"{hub.url}/nowhere"
         tried(lambda: repository.fetch(["config.json"]))
         (repository.folder / "config.json").unlink(missing_ok=True)
     blobs = {p.name for p in Path(hub.cache).rglob("*") if p.is_file()}
@@ -321,12 +329,13 @@ def test_a_body_that_trickles_is_given_up(hub: Hub, run: Run, where: str) -> Non
     assert "ALNICO_HUB_TIMEOUT" in stderr
 
 
-def test_headers_that_trickle_are_given_up(hub: Hub) -> None:
+@pytest.mark.parametrize(("first", "then"), [(b"HTTP/1.1 200 OK\r\nX-A: ", b"a"), (b"", b"HTTP/1.1 102 Processing\r\n\r\n")])
+def test_headers_that_trickle_are_given_up(hub: Hub, first: bytes, then: bytes) -> None:
     def tamper(request: Any) -> bool:
         try:
-            request.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+            request.wfile.write(first)
             while True:
-                request.wfile.write(b"a")
+                request.wfile.write(then)
                 time.sleep(0.1)
         except OSError:
             request.close_connection = True
@@ -756,6 +765,20 @@ def test_the_ways_of_the_real_hub_are_taken(hub: Hub, run: Run) -> None:
     hub.tamper = tamper
     code, _, stderr = run("merge", "r.yml", "out")
     assert code == 0, stderr
+
+
+@pytest.mark.usefixtures("hub")
+def test_the_client_of_others_is_not_closed() -> None:
+    from huggingface_hub import set_client_factory
+    from huggingface_hub.utils import _http, get_session
+
+    set_client_factory(_http.default_client_factory)
+    client = get_session()
+    alnico.open("org/a").close()
+    assert get_session() is client
+    assert not client.is_closed
+    alnico.open("org/b").close()
+    assert len(client.event_hooks["response"]) == 1
 
 
 @pytest.mark.usefixtures("hub")

@@ -57,6 +57,7 @@ BUSY = (408, 429, 500, 502, 503, 504)
 ETAG = re.compile(r"(?!\.)[\w.:+=@-]{1,200}", re.ASCII)
 """An ETag becomes the name of a file in the cache."""
 SHA256 = re.compile(r"[0-9a-f]{64}")
+XET = re.compile(r"[0-9a-fA-F]{64}")
 NUMBER = re.compile(r"[0-9]{1,18}")
 CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:[0-9]{1,18}|\*)")
 ASKED_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]*)")
@@ -257,30 +258,37 @@ def each(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> lis
 
 def _install() -> None:
     """Give the clients that huggingface_hub makes in this process the hooks. They leave alone what is not alnico's."""
-    from huggingface_hub import set_client_factory
     from huggingface_hub.utils import _http
 
-    make = getattr(_http, "_GLOBAL_CLIENT_FACTORY", None) or _http.default_client_factory
-    if getattr(make, "is_alnicos", False):
-        return
+    with _http._CLIENT_LOCK:
+        make = _http._GLOBAL_CLIENT_FACTORY
+        if getattr(make, "is_alnicos", False):
+            return
 
-    def made() -> Any:
-        try:
-            client = make()
-        except Exception as error:  # of httpx: an address of a proxy that is none, a package that a proxy needs
-            if _present() is None:
-                raise
-            why = " ".join(str(error).split())[:200]
-            why = type(error).__name__ if "@" in why else why  # which may be a password
-            raise HubError(
-                f"no connection can be made ({why}). Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)."
-            ) from None
-        hooks = client.event_hooks
-        client.event_hooks = {"request": [*hooks["request"], _asks], "response": [*hooks["response"], _answers]}
-        return client
+        def made() -> Any:
+            try:
+                client = make()
+            except Exception as error:  # of httpx: an address of a proxy that is none, a package that a proxy needs
+                if _present() is None:
+                    raise
+                why = " ".join(str(error).split())[:200]
+                why = type(error).__name__ if "@" in why else why  # which may be a password
+                raise HubError(
+                    f"no connection can be made ({why}). Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)."
+                ) from None
+            return _hooked(client)
 
-    made.is_alnicos = True  # type: ignore[attr-defined]
-    set_client_factory(made)
+        made.is_alnicos = True  # type: ignore[attr-defined]
+        # Not by set_client_factory, which closes the present client: others may be in the midst of a request.
+        _http._GLOBAL_CLIENT_FACTORY = made
+        if _http._GLOBAL_CLIENT is not None:
+            _hooked(_http._GLOBAL_CLIENT)
+
+
+def _hooked(client: Any) -> Any:
+    hooks = client.event_hooks
+    client.event_hooks = {"request": [*hooks["request"], _asks], "response": [*hooks["response"], _answers]}
+    return client
 
 
 def _present() -> Exchange | None:
@@ -347,7 +355,7 @@ def _answers(response: Any) -> None:
             if name in headers and not pause <= LONGEST_PAUSE:
                 del headers[name]
     is_file = exchange.size is not None and "X-Xet-Access-Token" not in headers
-    if is_file and status < 400:
+    if is_file:
         _check_file(exchange, response)
     if status == 206:
         _check_part(exchange, response)
@@ -368,13 +376,19 @@ def _answers(response: Any) -> None:
 def _check_file(exchange: Exchange, response: Any) -> None:
     """Hold headers that describe a file against what the list of files said."""
     headers = response.headers
-    for name in ("ETag", "X-Linked-ETag") if response.request.method == "HEAD" else ():
-        if (etag := headers.get(name)) is not None and not ETAG.fullmatch(etag.lstrip("W/").strip('"')):
-            raise exchange.error(f"the hub's answer has the {name} {etag[:60]!r}; expected the hash of a file. Check HF_ENDPOINT.")
     commit = headers.get("X-Repo-Commit", exchange.commit)
     if commit != exchange.commit:
         raise exchange.error(
             f"the hub's answer is of the commit {commit[:60]!r}; expected {exchange.commit}. Try again; check HF_ENDPOINT."
+        )
+    if response.status_code >= 400:
+        return
+    for name in ("ETag", "X-Linked-ETag") if response.request.method == "HEAD" else ():
+        if (etag := headers.get(name)) is not None and not ETAG.fullmatch(etag.lstrip("W/").strip('"')):
+            raise exchange.error(f"the hub's answer has the {name} {etag[:60]!r}; expected the hash of a file. Check HF_ENDPOINT.")
+    if not XET.fullmatch(headers.get("X-Xet-Hash", "0" * 64)):
+        raise exchange.error(
+            f"the hub's answer has the X-Xet-Hash {headers['X-Xet-Hash'][:60]!r}; expected a hash. Check HF_ENDPOINT."
         )
     sizes = ["X-Linked-Size"] + ["Content-Length"] * (response.status_code == 200)
     for name in sizes:
