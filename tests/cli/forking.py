@@ -6,14 +6,17 @@ streams; ``signal``, sent to it at an event of the named kind. Answers with the 
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import numba  # noqa: F401  (threads begin after the fork)
 
+import alnico
 from alnico.cli import entry, progress
 
 
@@ -56,7 +59,18 @@ def becomes(order: dict[str, Any]) -> None:
     entry.command()
 
 
+def import_all() -> None:
+    """What commands import when they need it."""
+    for package in ("cli", "engine", "analysis", "lora", "plan", "recipe"):
+        folder = Path(alnico.__file__).parent / package
+        for path in folder.glob("*.py"):
+            importlib.import_module(f"alnico.{package}.{path.stem}".removesuffix(".__init__"))
+    importlib.import_module("alnico.api")
+    alnico.methods()
+
+
 if __name__ == "__main__":
+    import_all()
     for line in sys.stdin:
         child = os.fork()
         if child == 0:
