@@ -9,10 +9,13 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import re
 import socket
+import sqlite3
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from alnico.errors import AlnicoError, OutputError, RunError
@@ -106,10 +109,18 @@ class Study:
         except (AlnicoError, KeyboardInterrupt):
             raise
         except Exception as error:
+            said = str(error).partition("\n")[0][:200]
+            if isinstance(error, _OF_ODD_VALUES):
+                raise self._odd(f"what no search writes ({type(error).__name__}: {said})") from None
             if not _is_of_storage(error):
                 raise
-            said = str(error).partition("\n")[0]
             raise RunError(f"{self.storage}: {said}. Check the storage; the same command goes on.") from None
+
+    def _odd(self, what: str) -> OutputError:
+        return OutputError(
+            f"{self.storage}: the study {self.name!r} holds {what}; expected the trials of a search by alnico. "
+            "Do not use it: choose another folder, or another storage."
+        )
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -134,17 +145,23 @@ class Study:
             self._states.RUNNING: "running", self._states.WAITING: "waiting",
         }[frozen.state]  # type: ignore[assignment]  # fmt: skip
         point = {d.name: frozen.params[d.name] for d in self._dimensions if d.name in frozen.params}
+        for d in self._dimensions:
+            if d.name in point and not _is_in(d, point[d.name]):
+                raise self._odd(f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of what is searched")
         if len(point) < len(self._dimensions):
             point = {}
         attributes = frozen.user_attrs
         scores = attributes.get(SCORES)
         rungs = [value for _, value in sorted(frozen.intermediate_values.items())]
+        values = tuple(frozen.values) if state == "complete" else ()
+        if type(frozen.number) is not int or frozen.number < 0 or not all(isinstance(v, int | float) for v in (*values, *rungs)):
+            raise self._odd(f"trial {str(frozen.number)[:40]} with {str((*values, *rungs))[:80]}, which are no numbers")
         began, ended = frozen.datetime_start, frozen.datetime_complete
         return Trial(
             number=frozen.number,
             state=state if point or state != "complete" else "failed",
             point=point,
-            values=tuple(frozen.values) if state == "complete" else (),
+            values=values,
             rungs=tuple(r for r in rungs if math.isfinite(r)),
             scores=tuple((str(k), float(v)) for k, v in scores.items()) if isinstance(scores, dict) else (),
             reason=str(attributes.get(REASON, "")),
@@ -238,17 +255,76 @@ class Study:
         complete = [t for t in self.trials() if t.state == "complete"]
         if len(complete) < 8 or len({t.values[0] for t in complete}) < 2:
             return {}
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), self._named_errors():
             warnings.simplefilter("ignore")
             study = optuna.load_study(study_name=self.name, storage=self._storage)
             found = optuna.importance.get_param_importances(study, target=lambda t: t.values[0])
         return {str(name): float(share) for name, share in found.items()}
 
 
+_OF_ODD_VALUES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, AssertionError)
+"""What optuna and SQLAlchemy raise for rows that they did not write."""
+
+_OF_SEVERAL_FILES = bytes.fromhex("d9d505f920a163d7")
+"""How the journal of a transaction over several databases ends. SQLite removes the file that such a journal names."""
+
+
+def _is_in(dimension: Dimension, value: Any) -> bool:
+    """Is a value one that a dimension has?"""
+    if dimension.kind == "choice":
+        return value in dimension.choices
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    slack = 1e-9 * max(1.0, abs(dimension.low), abs(dimension.high))
+    return dimension.low - slack <= value <= dimension.high + slack
+
+
+def _check_file(storage: str) -> None:
+    """Refuse a file of SQLite that does more than hold tables: its triggers and views would be run, for ever if it likes.
+
+    Errors: OutputError.
+    """
+    address = storage.partition("?")[0]
+    path = Path(address.removeprefix("sqlite:///"))
+    if not address.startswith("sqlite:///") or not os.path.lexists(path):
+        return
+    if not path.is_file():
+        raise OutputError(f"{path}: is a folder, a pipe or a device; expected a study. Choose another folder.")
+    journal = Path(f"{path}-journal")
+    if os.path.lexists(journal):
+        ending = b""
+        if journal.is_file():
+            with journal.open("rb") as file:
+                file.seek(max(journal.stat().st_size - 8, 0))
+                ending = file.read(8)
+        if not journal.is_file() or ending == _OF_SEVERAL_FILES:
+            raise OutputError(
+                f"{journal}: is not of a search by alnico; expected none. Do not use this study: choose another folder."
+            )
+    try:
+        with contextlib.closing(
+            sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=SQLITE_SECONDS)
+        ) as database:
+            odd = database.execute(
+                "SELECT type, name FROM sqlite_master WHERE type NOT IN ('table', 'index') OR sql LIKE 'CREATE VIRTUAL%' "
+                "OR (type = 'index' AND sql LIKE '%(%(%') LIMIT 1"
+            ).fetchone()
+    except sqlite3.Error as error:
+        raise OutputError(
+            f"{path}: is no study ({str(error)[:120]}); expected a database of optuna. Choose another folder."
+        ) from None
+    if odd is not None:
+        raise OutputError(
+            f"{path}: has the {str(odd[0])[:20]} {str(odd[1])[:60]!r}, which would be run; expected the tables of a study alone. Do not use it: choose "
+            "another folder."
+        )
+
+
 def _opened(storage: str | None) -> Any:
     optuna = import_optuna()
     if storage is None:
         return optuna.storages.InMemoryStorage()
+    _check_file(storage)
     arguments = {"connect_args": {"timeout": SQLITE_SECONDS}} if storage.startswith("sqlite") else {}
     last = ""
     for attempt in range(5):  # two processes that begin together both make the tables; the second finds them at its next try
@@ -258,7 +334,7 @@ def _opened(storage: str | None) -> Any:
                 _without_waiting_for_the_disk(found.engine)
             return found
         except Exception as error:
-            if not _is_of_storage(error):
+            if not _is_of_storage(error) and not isinstance(error, _OF_ODD_VALUES):
                 raise
             last = str(error).partition("\n")[0]
         time.sleep(0.02 * 2**attempt)
@@ -277,6 +353,7 @@ def _without_waiting_for_the_disk(engine: Any) -> None:
     def begin(connection: Any, _: Any) -> None:
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
+        connection.execute("PRAGMA trusted_schema=OFF")
 
     event.listen(engine, "connect", begin)
     engine.dispose()
@@ -296,7 +373,7 @@ def _me() -> str:
 def _is_gone(worker: Any) -> bool:
     """Has the process that wrote this ended? Of another machine nobody knows here, and it counts as living."""
     parts = worker.split(" ") if isinstance(worker, str) else []
-    if len(parts) != 3 or parts[0] != socket.gethostname() or not parts[1].isdigit():
+    if len(parts) != 3 or parts[0] != socket.gethostname() or not re.fullmatch(r"[1-9][0-9]{0,9}", parts[1]):
         return False
     number = int(parts[1])
     try:
