@@ -18,7 +18,7 @@ from model_signing import hashing, signing
 
 import alnico
 from alnico.checkpoint.signatures import sign
-from alnico.errors import AlnicoError, UncheckedError, VerificationError
+from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from hub.stub import serving
 from made import family, save_file
 
@@ -292,6 +292,16 @@ def test_a_signature_that_is_none_is_refused_at_once() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert ran.stdout.split() == [str(i) for i in range(len(ODD))], ran.stderr
+
+
+def test_what_is_no_file_is_not_signed() -> None:
+    private, _ = keys("k")
+    alnico.merge(PAIR, "out")
+    os.mkfifo("out/.hidden")
+    assert told(lambda: alnico.sign("out", private), ModelError).startswith(
+        "out/.hidden: is a pipe, a socket, a device or a link to nowhere"
+    )
+    assert not Path("out/model.sig").exists()
 
 
 def test_a_signature_of_another_folder_or_over_less_than_all_files_does_not_hold() -> None:

@@ -86,10 +86,17 @@ class SignedInputs:
 
 
 def sign(folder: Path, key: Path) -> Path:
-    """Sign all files of a model with a private key; returns the signature, which replaces an older one. Errors: AlnicoError, OutputError."""
+    """Sign all files of a model with a private key; returns the signature, which replaces an older one.
+
+    Errors: OutputError; ModelError for a folder that holds something else than files; AlnicoError.
+    """
     path = folder / SIGNATURE
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OutputError(f"{path}: is a link or no regular file, which is not written through. Remove it, and sign again.")
+    if (special := _special(folder)) is not None:
+        raise ModelError(
+            f"{special}: is a pipe, a socket, a device or a link to nowhere; expected files alone in what is signed. Remove it."
+        )
     signing, hashing = _library("signing"), _library("hashing")
     try:
         if path.is_symlink():  # it would be followed
@@ -153,6 +160,15 @@ def _left_out(path: Path) -> list[str]:
         return []  # no signature at all, as the library will say
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
+
+
+def _special(folder: Path) -> Path | None:
+    """What is neither a file nor a folder in a folder, hidden or not; None where there is no such thing."""
+    for root, _, names in os.walk(folder):
+        for path in (Path(root, name) for name in names):
+            if not path.is_file():  # of a link, what it leads to
+                return path
+    return None
 
 
 def _verifier(key: Path) -> Any:
