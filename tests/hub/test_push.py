@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,7 @@ BROKEN = {
         8,
         "out: model.norm.weight is BF16 [16] in the weights and BF16 [17] in alnico.lock.json; they must be of one merge. Merge again.",
     ),
-    "no lock's text": (4, "out/alnico.lock.json: is no lock of alnico. Merge again."),
+    "no lock's text": (4, "out/alnico.lock.json: is no lock of alnico ('output'). Merge again."),
 }
 
 
@@ -245,7 +246,7 @@ def test_odd_answers_to_a_push_are_errors_of_the_hub(hub: Hub, out: Path, run: R
     hub.add("me/merged", {"README.md": b""})
     for part, whole in wholes.items():
         for key in (None, *whole):
-            for odd in (None, 7, {"x": []}):
+            for odd in (None, [7]):
                 answer = odd if key is None else whole | {key: odd}
 
                 def tamper(request: Any, part: str = part, answer: Any = answer) -> bool:
@@ -324,3 +325,35 @@ def test_a_link_out_of_the_folder_is_not_uploaded(hub: Hub, out: Path, run: Run)
     assert stderr.startswith("alnico: out/notes.txt: ")
     assert "link" in stderr
     assert hub.requests == []
+
+
+@pytest.mark.usefixtures("out")
+@pytest.mark.parametrize(
+    ("part", "does_trickle"),
+    [("repos/create", True), pytest.param("/preupload/", False, marks=pytest.mark.slow), ("/commit/", False)],
+)
+def test_a_push_to_a_hub_that_does_not_answer_ends(
+    hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, part: str, does_trickle: bool
+) -> None:
+    monkeypatch.setenv("ALNICO_HUB_TIMEOUT", "0.3")
+    over = threading.Event()
+
+    def tamper(request: Any) -> bool:
+        if not posted(request, part):
+            return False
+        try:
+            request.wfile.write(b"HTTP/1.1 200 OK\r\nX-A: ")
+            while not over.wait(0.05) and does_trickle:
+                request.wfile.write(b"a")
+            over.wait(20)
+        except OSError:
+            pass
+        request.close_connection = True
+        return True
+
+    hub.tamper = tamper
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    code, _, stderr = run("push", "out", "me/merged")
+    over.set()
+    assert code == 13
+    assert stderr.startswith("alnico: me/merged: ")

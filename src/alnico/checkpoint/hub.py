@@ -253,11 +253,11 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
     files = {p.as_posix(): folder / p for p in paths if not any(part.startswith(".") for part in p.parts)}
     url, main = f"{constants.ENDPOINT}/{name}", branch or "main"
 
-    def ask(call: Callable[[], T]) -> T:
-        return patiently(Exchange(name, limit=ANSWER_BYTES, is_upload=True), call, tries=3)
+    def exchange() -> Exchange:
+        return Exchange(name, limit=ANSWER_BYTES, is_upload=True)
 
     with _explained(name, name, writing=True), _bars(not quiet):
-        ask(lambda: api.create_repo(name, private=private or None, exist_ok=True))
+        each([exchange()], [lambda: api.create_repo(name, private=private or None, exist_ok=True)])
         found = _listing(name, name, "main", writing=True)
         if found.name.lower() != name.lower():
             raise HubError(
@@ -268,13 +268,14 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
                 f"{url}: is public, --private was said; nothing was uploaded. Make it private on the hub, or choose another name."
             )
         if branch is not None:
-            ask(lambda: api.create_branch(name, branch=branch, exist_ok=True))
+            each([exchange()], [partial(api.create_branch, name, branch=branch, exist_ok=True)])
             found = _listing(name, name, branch, writing=True)
         inside = tuple(f"{module}/" for module in module_folders(folder))
         stale = _stale(found.sizes, files, inside)
         additions = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
         deletions = [CommitOperationDelete(path_in_repo=f) for f in stale]
-        done = ask(lambda: api.create_commit(name, [*additions, *deletions], commit_message=message, revision=branch))
+        commit = partial(api.create_commit, name, [*additions, *deletions], commit_message=message, revision=branch)
+        done = patiently(exchange(), commit, tries=3)  # here: while a file is sent, nothing comes, and that is as it should be
         there = _listing(
             name, name, done.oid if isinstance(done.oid, str) and COMMIT.fullmatch(done.oid) else main, writing=True
         ).sizes

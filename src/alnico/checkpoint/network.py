@@ -38,8 +38,8 @@ WAIT_SECONDS = 60.0
 """How long a request is repeated, in all, while the hub says that it is busy."""
 LONG = 5
 """Where the hub says how long, one pause may be this many times as long as all the others: its limits are those of five minutes."""
-WRITE_SECONDS = 300.0
-"""A hub may think about a commit of many files before it answers."""
+WRITES = 4
+"""A hub may think about a commit of many files before it answers: for this many timeouts."""
 SLOWEST = 1024
 """Bytes per second of one connection."""
 LONGEST_PAUSE = 16.0
@@ -313,7 +313,7 @@ def _asks(request: Any) -> None:
         raise exchange.error(
             f"the hub's answer would send your token to {_place(url)}; expected {constants.ENDPOINT}. Nothing was sent there. Check HF_ENDPOINT."
         )
-    slow = WRITE_SECONDS if exchange.is_upload and request.method not in ("GET", "HEAD") else seconds(TIMEOUT, TIMEOUT_SECONDS)
+    slow = seconds(TIMEOUT, TIMEOUT_SECONDS) * (WRITES if exchange.is_upload and request.method not in ("GET", "HEAD") else 1)
     given = request.extensions.get("timeout") or {}
     request.extensions["timeout"] = {
         kind: slow if given.get(kind) is None else given[kind] for kind in ("connect", "read", "write", "pool")
