@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import INDEX, MAX_JSON_BYTES, MAX_JSON_DEPTH
+from alnico.checkpoint.model import INDEX, MAX_JSON_BYTES, MAX_JSON_DEPTH, read_json
 from alnico.checkpoint.statistics import SUMMARY, TENSORS, open_statistics
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
@@ -159,7 +160,19 @@ def forgotten(folder: Path) -> Read:
     return reading(folder)
 
 
+def of_ours(text: str) -> Callable[[Path], Read]:
+    """A file that alnico writes, changed by somebody."""
+
+    def make(folder: Path) -> Read:
+        (folder / "alnico.lock.json").write_text(text)
+        return lambda: read_json(folder / "alnico.lock.json", is_ours=True)
+
+    return make
+
+
 MODEL_FILES = (
+    Malformed("a key is there twice", "a key is there twice", of_ours('{"a": 1, "a": 2}')),
+    Malformed("is no number of JSON", "is no number of JSON", of_ours('{"a": Infinity}')),
     # header.py
     Malformed("the file has {} bytes; a safetensors file begins", "begins with an 8-byte header length", raw(b"\1\0\0")),
     Malformed("the header claims {} bytes; at most {} are allowed", "are allowed", framed("{}", length=1 << 40)),
