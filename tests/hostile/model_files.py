@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import INDEX, MAX_JSON_BYTES, MAX_JSON_DEPTH, read_json
+from alnico.checkpoint.model import INDEX, MAX_JSON_BYTES, MAX_JSON_DEPTH, open_headers, read_json
 from alnico.checkpoint.statistics import SUMMARY, TENSORS, open_statistics
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
@@ -201,6 +201,7 @@ MODEL_FILES = (
     Malformed("it must be in one file", "it must be in one file", directory(a=ONE, b=ONE)),
     Malformed("has no tensor {}. `alnico inspect`", "has no tensor 'x'", asked("x", ONE)),
     Malformed("cannot be read as numbers; it can be copied", "F8_E8M0 cannot be read as numbers", asked("w", {"w": ("F8_E8M0", (2,))})),
+    Malformed("its files cannot be read", "its files cannot be read (File name too long)", lambda folder: lambda: open_headers(folder / ("x" * 300))),
     Malformed("{}: cannot be read ({}). Check the path and its permissions.", "cannot be read (File name too long)", lambda folder: reading(folder / ("x" * 300))),
     Malformed("and no base+adapter: expected two paths", "and no base+adapter", lambda folder: reading(f"{folder}/a+{folder}/b")),
     Malformed("expected a directory with safetensors files, one such file, or", "no such directory or file; expected a directory", lambda folder: reading(folder / "none")),

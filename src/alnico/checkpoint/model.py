@@ -434,7 +434,7 @@ def open_headers(directory: Path) -> FileModel:
     try:
         return _open(os.fspath(directory), directory, offline=True)
     except OSError as error:
-        raise ModelError(f"{directory}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(f"{directory}: its files cannot be read ({error.strerror}). Check the path and its permissions.") from None
 
 
 def is_path(reference: str) -> bool:
