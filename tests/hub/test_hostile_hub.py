@@ -442,6 +442,15 @@ def test_what_is_no_file_of_the_cache_is_not_carried_off(hub: Hub, run: Run, off
     assert not Path("out2/LICENSE").exists()
 
 
+def test_blobs_that_we_keep_on_another_disk_are_used(hub: Hub, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "work/disk").mkdir()
+    folder = Path(hub.cache, "models--org--a")
+    folder.mkdir(parents=True)
+    (folder / "blobs").symlink_to(tmp_path / "work/disk")
+    assert run("merge", "r.yml", "out")[0] == 0
+    assert run("merge", "r.yml", "out2", "--offline")[0] == 0
+
+
 # ---- redirects, and the token -----------------------------------------------------------------------------------------
 
 

@@ -269,6 +269,8 @@ def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id
         ("org/a@/etc/passwd", "'/etc/passwd' is no revision"),
         ("org/a@", "'' is no revision"),
         ("org/a@-x", "'-x' is no revision"),
+        ("org/a@.", "'.' is no revision"),
+        ("org/a@x/./y", "'x/./y' is no revision"),
     ],
 )
 def test_a_name_cannot_lead_out_of_the_cache(hub: Hub, reference: str, why: str | None) -> None:

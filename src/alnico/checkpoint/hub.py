@@ -381,10 +381,11 @@ def _check_held(label: str, folder: Path, path: Path) -> None:
     """Refuse a file of the cache that is no file, or a link out of the cache. ``folder`` is the model's snapshot. Errors: HubError."""
     from huggingface_hub import constants
 
-    place = path.resolve()
-    if not path.is_file() or not any(
-        place.is_relative_to(Path(root).resolve()) for root in (folder.parents[1], constants.HF_HUB_CACHE)
-    ):
+    place, blobs = path.resolve(), folder.parents[1] / "blobs"
+    roots = [folder.parents[1], Path(constants.HF_HUB_CACHE)]
+    if blobs.is_symlink() and hasattr(os, "geteuid") and blobs.lstat().st_uid == os.geteuid():  # on another disk, by our own hand
+        roots.append(blobs)
+    if not path.is_file() or not any(place.is_relative_to(root.resolve()) for root in roots):
         raise HubError(
             f"{label}: {path} in the cache leads to {place}; expected a file of the cache. Remove it, and give the same command again."
         )
@@ -451,7 +452,7 @@ def _split(label: str) -> tuple[str, str]:
 
 
 def _is_revision(text: str) -> bool:
-    return REVISION.fullmatch(text) is not None and ".." not in text and len(text) < 250
+    return REVISION.fullmatch(text) is not None and ".." not in text and "." not in text.split("/") and len(text) < 250
 
 
 def _check_name(label: str, name: str) -> None:
