@@ -449,3 +449,23 @@ def test_an_ordinary_user_without_a_home_merges_verifies_and_analyzes(shared: Pa
     assert not list(shared.glob(".*"))
     assert everything(shared / "out").keys() == everything(shared / "by-root").keys()
     assert not Path("/nonexistent").exists()
+
+
+def test_where_folders_cannot_be_opened_and_have_no_owners_names_are_worked_with(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Windows."""
+    from alnico import folders
+    from alnico.checkpoint import lasting
+    from alnico.engine import output
+
+    for place in (folders, output):
+        monkeypatch.setattr(place, "HAS_DESCRIPTORS", False)
+        monkeypatch.setattr(place, "user_id", lambda: None)
+    monkeypatch.setattr(lasting, "_renameat2", lambda: None)
+    interrupted(models, tmp_path / "out")
+    assert merged(models / "small" / "recipe.yml", tmp_path / "out").resumed == 2
+    merged(models / "small" / "recipe.yml", tmp_path / "out", overwrite=True)
+    combine([models / "adapter-0", models / "adapter-1"], tmp_path / "combined")
+    alnico.reproduce(tmp_path / "out")
+    assert not list(tmp_path.glob(".*"))

@@ -157,6 +157,9 @@ class Hold:
         except OSError:
             gone = self.path
         with suppress(OSError):
+            if not HAS_DESCRIPTORS:
+                remove(gone)
+                return
             self.folder.remove_contents()
             os.rmdir(gone)
 
