@@ -29,11 +29,25 @@ class Interrupted(KeyboardInterrupt):
     """One of the signals of :data:`ENDING`."""
 
 
-def guard() -> None:
-    """Until :func:`ready`: a signal ends the process at once, as nothing has begun. A signal that is ignored (``nohup``) stays so."""
-    for number in ENDING:
-        if signal.getsignal(number) != signal.SIG_IGN:
+def guard() -> list[tuple[int, Any]]:
+    """Until :func:`ready`: a signal ends the process at once, as nothing has begun. Returns what :func:`release` puts back.
+
+    A signal that is ignored (``nohup``) or that a program looks after itself stays as it is.
+    """
+    before = [(number, signal.getsignal(number)) for number in ENDING]
+    changed = [(number, was) for number, was in before if was in (signal.SIG_DFL, signal.default_int_handler)]
+    try:
+        for number, _ in changed:
             signal.signal(number, _leave)
+    except ValueError:  # imported in another thread than the main one
+        return []
+    return changed
+
+
+def release(changed: list[tuple[int, Any]]) -> None:
+    """Put back what :func:`guard` changed."""
+    for number, was in changed:
+        signal.signal(number, was)
 
 
 def ready() -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from alnico.cli import entry
 
-if __name__ == "__main__":
-    entry.guard()  # before the slow imports: Ctrl-C in their midst is a quiet end
+_guarded = entry.guard()  # before the slow imports: Ctrl-C in their midst is a quiet end
 
 import os
 import sys
@@ -1072,3 +1071,4 @@ def command() -> None:
 
 if __name__ == "__main__":
     command()
+entry.release(_guarded)
