@@ -286,3 +286,32 @@ def test_text_of_libraries_is_escaped_too() -> None:
     with os.fdopen(read, "rb") as file:
         said = file.read().decode()
     assert said.replace("\rmoves 50%|##  |\n", "").replace("\nFORGED", "").replace("\n", "").isprintable()
+
+
+class Odd:
+    """What a notebook or a GUI may put in a stream's place."""
+
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("stream", [None, Odd(), object()], ids=["None", "raises", "no file"])
+def test_streams_in_python_may_be_none_or_anything(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stream: object
+) -> None:
+    from alnico.cli.main import main
+
+    monkeypatch.chdir(folder)
+    codes = []
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", stream)
+        patched.setattr(sys, "stderr", stream)
+        alnico.merge("good.yml", tmp_path / "out")
+        for words in (["merge", "good.yml", str(tmp_path / "again")], ["plan", "good.yml"], ["plan", "misfit.yml"]):
+            patched.setattr(sys, "argv", ["alnico", *words])
+            try:
+                main()
+            except SystemExit as ended:
+                codes.append(ended.code)
+    assert codes == [0, 9, 5]
+    assert (tmp_path / "again" / "alnico.lock.json").exists()
