@@ -163,3 +163,14 @@ def test_a_line_of_an_error_is_an_argument_of_it(path: Path) -> None:
             assert not nested or name == "ValueError", (
                 f"{path}:{node.lineno}: {name}(*error.args), as an error may have several lines"
             )
+
+
+def test_nothing_is_printed_but_by_the_functions_for_it() -> None:
+    """``print`` fails where a stream does, and prints names as they are: alnico.cli.printing does neither."""
+    calls = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+    }
+    assert calls <= {"cli/entry.py"}
