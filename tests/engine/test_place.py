@@ -219,6 +219,22 @@ def test_a_working_directory_that_is_gone(run: Run, tmp_path: Path) -> None:
     assert stderr.startswith("alnico: out: cannot be looked at (No such file or directory)")
 
 
+@pytest.mark.parametrize("flag", ["i", "a"])
+@pytest.mark.parametrize("marked", ["out", "out/model.safetensors", "out/assets", "empty", ".", "out.safetensors"])
+def test_what_the_file_system_keeps_from_being_removed_is_refused(marked: str, flag: str, run: Run) -> None:
+    old_model()
+    Path("out/assets").mkdir()
+    Path("empty").mkdir()
+    shutil.copy("out/model.safetensors", "out.safetensors")
+    if subprocess.run(["chattr", f"+{flag}", marked], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mark files, on a file system that can")
+    try:
+        told = refused(run, {".": "new"}.get(marked, marked.split("/")[0]), "--overwrite-anything")
+    finally:
+        subprocess.run(["chattr", f"-{flag}", marked], check=True)
+    assert "is marked immutable" in told or "is marked append-only" in told or "cannot be written to" in told
+
+
 def test_a_name_with_a_zero_byte(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="has a zero byte"):
         alnico.merge(tmp_path / "r.yml", "a\0b")
@@ -252,7 +268,7 @@ def test_the_cache_of_kernels_is_no_place(run: Run, tmp_path: Path, monkeypatch:
 def test_a_parent_that_cannot_be_written_to() -> None:
     """As another user: root may write everywhere."""
     script = (
-        "import os, sys, pathlib\n"
+        "import fcntl, os, pathlib, sys\n"
         "from alnico.checkpoint.place import check_place, check_publishable\n"
         "from alnico.errors import OutputError\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
@@ -344,6 +360,11 @@ def test_a_limit_on_the_size_of_files(run: Run) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "this process may write 100 B into one (ulimit -f)" in told
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))  # enough for the weights, not for the lock
+    try:
+        refused(run, "out", code=7)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_side_files_are_part_of_what_the_disk_must_hold(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

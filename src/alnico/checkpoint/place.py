@@ -10,6 +10,7 @@ import errno
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +29,9 @@ TWINS = (PART, f"{PART}-gone", ".alnico-old", ".alnico-stages", ".alnico-stages-
 
 SHOWN = 3
 """Entries of a folder that a message names."""
+
+_GET_FLAGS, _IMMUTABLE, _APPEND_ONLY = 0x80086601, 0x10, 0x20
+"""``FS_IOC_GETFLAGS`` of Linux on most processors; on others the call fails and nothing is known."""
 
 IN_THE_WAY = (errno.ENOTEMPTY, errno.EEXIST)
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -282,6 +286,7 @@ def _check_kind(out: Path) -> None:
         raise OutputError(
             f"{out}: is a device, a pipe or a socket, which is never replaced. Choose another output, such as {_free(out.parent, out)}."
         )
+    _check_flags(out, out)
     if os.path.ismount(out) or os.path.realpath(out) in _mounts():
         place = _free(out if stat.S_ISDIR(status.st_mode) else out.parent, out)
         raise OutputError(
@@ -302,6 +307,7 @@ def _check_parent(out: Path) -> Path:
     if not folder.is_dir():
         raise OutputError(f"{out}: {folder} is not a directory. Choose another output.")
     check_writable(folder, out)
+    _check_flags(folder, out)
     return folder
 
 
@@ -311,7 +317,10 @@ def _check_movable(out: Path) -> None:
         raise OutputError(f"{out}: has another disk mounted in it, which is never removed. Choose another output.")
     if not out.is_dir():
         return
+    for path in (Path(found, name) for found, _, names in os.walk(out) for name in names):
+        _check_flags(path, out)
     for path in (Path(found, name) for found, names, _ in os.walk(out) for name in names):
+        _check_flags(path, out)
         if not path.is_symlink() and not _may_write(path):
             raise OutputError(
                 f"{out}: cannot be replaced, since {path} cannot be written to "
@@ -319,6 +328,25 @@ def _check_movable(out: Path) -> None:
             )
     if _file_system(out) == "overlay":
         _try_rename(out)
+
+
+def _check_flags(path: Path, out: Path) -> None:
+    """Refuse what its file system keeps from being removed and renamed, for root too (``chattr +i`` and ``+a``)."""
+    if sys.platform.startswith("linux") and stat.S_IFMT(path.lstat().st_mode) in (stat.S_IFDIR, stat.S_IFREG):
+        import fcntl
+
+        flags = bytearray(8)
+        with suppress(OSError):  # a file system without flags
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(descriptor, _GET_FLAGS, flags)
+            finally:
+                os.close(descriptor)
+        if flags[0] & (_IMMUTABLE | _APPEND_ONLY):
+            what = "immutable" if flags[0] & _IMMUTABLE else "append-only"
+            raise OutputError(
+                f"{out}: {path} is marked {what} and cannot be renamed or removed. Choose another output, or use chattr."
+            )
 
 
 def _may_write(folder: Path) -> bool:
@@ -360,7 +388,11 @@ def _try_rename(out: Path) -> None:
     """
     trial = out.with_name(f".{out.name}{PART}-gone")
     try:
-        (trial / "kept").mkdir(parents=True)
+        trial.mkdir(mode=0o700)
+    except FileExistsError:  # of a run that was killed, or another's: nothing is renamed onto it
+        return
+    try:
+        (trial / "kept").mkdir()
         os.rename(out, trial)
     except OSError as error:
         if error.errno not in IN_THE_WAY:

@@ -54,7 +54,7 @@ def needed_files(sources: Sequence[Source]) -> list[Path]:
 
 def check_disk(plan: Plan, out: Path) -> None:
     """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
-    check_room(out, bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(), largest_file(plan), files_of(plan, out))
+    check_room(out, bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(), largest_file(plan, out), files_of(plan, out))
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
@@ -68,8 +68,9 @@ def files_of(plan: Plan, out: Path) -> int:
     return len(plan.shards) + len(_sizes_beside(plan, out)) + FILES
 
 
-def largest_file(plan: Plan) -> int:
-    return max((shard.byte_size for shard in plan.shards), default=0)
+def largest_file(plan: Plan, out: Path) -> int:
+    """Bytes of the largest file that a merge writes."""
+    return max([shard.byte_size for shard in plan.shards] + _sizes_beside(plan, out))
 
 
 def _sizes_beside(plan: Plan, out: Path) -> list[int]:

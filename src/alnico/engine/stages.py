@@ -128,7 +128,9 @@ def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> Non
     held = sum(p.lstat().st_blocks * 512 for place in places for p in place.rglob("*"))
     size = sum(bytes_on_disk(plan, out) for plan in plans)
     files = sum(files_of(plan, out) for plan in plans)
-    check_room(out, size - held, max(map(largest_file, plans)), files, of_all=f"outputs of all {len(plans)} merges")
+    check_room(
+        out, size - held, max(largest_file(plan, out) for plan in plans), files, of_all=f"outputs of all {len(plans)} merges"
+    )
 
 
 def _others(out: Path, targets: Mapping[str, Path]) -> bool:
