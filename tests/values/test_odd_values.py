@@ -213,3 +213,19 @@ def test_autocast_does_not_round_what_peft_merges(nets: tuple[Net, list[Net]]) -
     with torch.autocast("cpu", torch.bfloat16):
         found = alnico.merge_state_dicts([wrapped, nets[0]], unrelated="allow")
     assert all(torch.equal(found[n], v) for n, v in expected.items())
+
+
+@pytest.mark.parametrize("number", [10**400, -(10**400), float("inf"), float("nan")])
+def test_numbers_of_python_that_no_float_holds_are_errors_of_ours(number: Any) -> None:
+    base, tuned = {"w": np.zeros(2, np.float32)}, {"w": np.ones(2, np.float32)}
+    tau = alnico.TaskVector(tuned, base)
+    for call in (lambda: number * tau, lambda: tau / 0, lambda: (1e308 * tau) * 1e308):
+        with pytest.raises(AlnicoError, match=r"a task vector (times|divided by)"):
+            call()
+    with pytest.raises(AlnicoError, match="scales"):
+        alnico.search_scales(base, [tuned], lambda _: 1.0, 2, high=number)
+    with pytest.raises(AlnicoError, match="seed is"):
+        alnico.merge_state_dicts([base, tuned], seed=number)
+    if isinstance(number, float):
+        with pytest.raises(AlnicoError, match="threads is"):
+            alnico.merge_state_dicts([base, tuned], threads=number)

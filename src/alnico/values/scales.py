@@ -144,5 +144,9 @@ def _check(models: Sequence[Any], trials: int, low: float, high: float) -> None:
         raise RecipeError("models: expected a list of one model at least, beside the base.")
     if trials < 1:
         raise RecipeError(f"trials is {trials}; expected 1 at least.")
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    try:
+        is_range = math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)
+    except OverflowError:  # of whole numbers of hundreds of digits
+        raise RecipeError("scales are beyond float64; expected two numbers, low below high.") from None
+    if not is_range:
         raise RecipeError(f"scales from {low:g} to {high:g}; expected two numbers, low below high.")

@@ -114,15 +114,20 @@ class TaskVector:
     def __mul__(self, factor: Any) -> TaskVector:
         if not isinstance(factor, numbers.Real):
             return NotImplemented
-        if not math.isfinite(factor):
-            raise AlnicoError(f"a task vector times {factor}; expected a finite number.")
-        return self._of({pair: c * float(factor) for pair, c in self._terms.items()})
+        found = {pair: c * _as_float(factor) for pair, c in self._terms.items()}
+        if not all(map(math.isfinite, found.values())):
+            raise AlnicoError(f"a task vector times {_as_float(factor):g}; expected a finite number, and finite coefficients.")
+        return self._of(found)
 
     __rmul__ = __mul__
 
     @ieee_arithmetic()
     def __truediv__(self, divisor: Any) -> TaskVector:
-        return self * (1.0 / float(divisor)) if isinstance(divisor, numbers.Real) else NotImplemented
+        if not isinstance(divisor, numbers.Real):
+            return NotImplemented
+        if divisor == 0:
+            raise AlnicoError("a task vector divided by 0; expected another number.")
+        return self * (1.0 / _as_float(divisor))
 
     @ieee_arithmetic()
     def norm(self) -> float:
@@ -259,6 +264,14 @@ class LazyModel:
 
     def __repr__(self) -> str:
         return f"<model {self._base.name} + {_written(self._tau)}>"
+
+
+def _as_float(number: Any) -> float:
+    """A real number as float: infinite where it is a whole number of hundreds of digits."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _operands(vectors: Sequence[TaskVector]) -> list[Operand]:
