@@ -25,7 +25,7 @@ from alnico.checkpoint.lasting import sync_tree
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
 from alnico.checkpoint.place import Replace, check_new_file, check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
-from alnico.checkpoint.signatures import SignedInputs, check_signature
+from alnico.checkpoint.signatures import SignedInputs, check_key, check_signature
 from alnico.checkpoint.signatures import sign as sign_folder
 from alnico.checkpoint.statistics import Statistics
 from alnico.engine.again import Again
@@ -204,7 +204,7 @@ def plan_all(
 
 
 def _signed(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | None:
-    """What is asked of the signatures of inputs, if something is. Errors: AlnicoError."""
+    """What is asked of the signatures of inputs, if something is. Errors: AlnicoError; UncheckedError for a key that cannot be read."""
     listed, named = _listed(keys), tuple(os.fspath(name) for name in _listed(unsigned))
     if (is_required or named) and not listed:
         raise AlnicoError("signatures are required, and no public key is given to verify them with. Give one (--verify-inputs).")
@@ -212,7 +212,11 @@ def _signed(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | N
         raise AlnicoError(
             f"every input must be signed, and {named[0]} need not be. Leave out --require-signed or --allow-unsigned."
         )
-    return SignedInputs(tuple(Path(key) for key in listed), named) if listed else None
+    if not listed:
+        return None
+    for key in listed:  # also where no input turns out to be signed
+        check_key(Path(key))
+    return SignedInputs(tuple(Path(key) for key in listed), named)
 
 
 def _planner(
@@ -962,7 +966,7 @@ def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
     """Sign a finished merge with a private key (a PEM file of the curve P-256, P-384 or P-521); returns its ``model.sig``.
 
     The output is checked against its lock before: what is signed is what was merged. Needs the extra ``[sign]``. Errors: those of :func:`verify` but
-    for files that the lock does not list, AlnicoError for a key that cannot be used.
+    for files that the lock does not list; UncheckedError for a key that cannot be used.
     """
     verify_output(Path(out), Again())
     return sign_folder(Path(out), Path(key))

@@ -20,7 +20,9 @@ import alnico
 from alnico.checkpoint.signatures import sign
 from alnico.errors import AlnicoError, ModelError, UncheckedError, VerificationError
 from hub.stub import serving
-from made import family, save_file
+from made import family, read_model, save_file
+from made_tokenizers import save_family
+from methods.sides import hashes
 
 Run = Callable[..., tuple[int, str, str]]
 PAIR = {"merge_method": "linear", "models": ["tuned-0", "tuned-1"]}
@@ -137,11 +139,11 @@ def test_keys_that_cannot_be_used_are_named() -> None:
     alnico.merge(PAIR, "out")
     private, public = keys("k")
     rsa_private, rsa_public = write_keys("rsa", rsa.generate_private_key(65537, 2048))
-    assert told(lambda: alnico.sign("out", "nowhere.pem"), AlnicoError) == (
+    assert told(lambda: alnico.sign("out", "nowhere.pem"), UncheckedError) == (
         "nowhere.pem: could not be signed with (No such file or directory). Check the path."
     )
     for wrong in (rsa_private, public):
-        assert told(lambda w=wrong: alnico.sign("out", w), AlnicoError).startswith(f"out: could not be signed with {wrong} (")
+        assert told(lambda w=wrong: alnico.sign("out", w), UncheckedError).startswith(f"out: could not be signed with {wrong} (")
     assert not Path("out/model.sig").exists()
     alnico.sign("out", private)
     assert told(lambda: alnico.verify("out", key="nowhere.pub"), UncheckedError) == (
@@ -226,20 +228,65 @@ def test_a_folder_inside_a_signed_one_is_checked_by_the_signature_around_it() ->
     assert "Extra files found" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=public))
 
 
-@pytest.mark.parametrize("key", ["base_model", "tokenizer_source"])
-def test_donors_and_vocabularies_are_inputs(key: str) -> None:
+def test_the_base_is_an_input() -> None:
     private, public = keys("k")
     for name in ("tuned-0", "tuned-1"):
         sign_here(name, private)
-    recipe = {"merge_method": "task_arithmetic" if key == "base_model" else "linear", "models": ["tuned-0", "tuned-1"], key: "base"}
-    if key == "base_model":
-        recipe["parameters"] = {"weight": 0.5}
-    try:
-        alnico.plan(recipe)
-    except AlnicoError:
-        pytest.skip("the models of this test have no vocabulary")
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "models": ["tuned-0", "tuned-1"],
+        "base_model": "base",
+        "parameters": {"weight": 0.5},
+    }
     assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith("base: has no model.sig")
     assert told(lambda: alnico.plan(recipe, verify_inputs=public), UncheckedError).startswith("base: has no model.sig")
+
+
+def test_the_model_that_a_tokenizer_is_taken_from_is_an_input() -> None:
+    private, public = keys("k")
+    save_family(Path("vocabularies"))
+    os.chdir("vocabularies")
+    key = Path("..") / public
+    for name in ("base", "chat"):
+        sign_here(name, Path("..") / private)
+    recipe = {"merge_method": "linear", "models": ["chat", "base"], "tokenizer": {"source": "other"}}
+    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=key), UncheckedError).startswith("other: has no model.sig")
+    alnico.merge(recipe, "out", verify_inputs=key, allow_unsigned="other")
+    sign_here("other", Path("..") / private)
+    Path("other/tokenizer.json").write_bytes(Path("other/tokenizer.json").read_bytes() + b" ")
+    assert "tokenizer.json" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=key))
+
+
+def test_statistics_are_inputs() -> None:
+    private, public = keys("k")
+    sources = []
+    for name in ("tuned-0", "tuned-1"):
+        sign_here(name, private)
+        told_of = {tensor: {"digest": digest, "mean": 1.0} for tensor, digest in hashes(Path(name)).items()}
+        squares = {tensor: ("F32", np.ones(value.shape, np.float32)) for tensor, value in read_model(Path(name)).items()}
+        folder = Path(f"{name}-fisher")
+        folder.mkdir()
+        save_file(folder / "statistics.safetensors", squares)
+        (folder / "statistics.json").write_text(json.dumps({"schema": 1, "kind": "fisher", "l2_norm": 1.0, "tensors": told_of}))
+        sources.append({"model": name, "parameters": {"fisher": str(folder)}})
+    recipe = {"merge_method": "fisher", "models": sources}
+    said = told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError)
+    assert said.startswith("tuned-0-fisher: has no model.sig")
+    sign_here("tuned-0-fisher", private)
+    alnico.merge(recipe, "out", verify_inputs=public, allow_unsigned="tuned-1-fisher")
+    Path("tuned-0-fisher/statistics.json").write_bytes(Path("tuned-0-fisher/statistics.json").read_bytes() + b" ")
+    assert "statistics.json" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=public, allow_unsigned="tuned-1-fisher"))
+
+
+def test_keys_are_read_whether_or_not_an_input_is_signed() -> None:
+    names = ["tuned-0", "tuned-1"]
+    said = told(lambda: alnico.plan(PAIR, verify_inputs="nowhere.pub", allow_unsigned=names), UncheckedError)
+    assert said == "nowhere.pub: the public key cannot be read (No such file or directory). Check the path."
+    private, public = keys("k")
+    for name in names:
+        sign_here(name, private)
+    said = told(lambda: alnico.plan(PAIR, verify_inputs=[public, "nowhere.pub"]), UncheckedError)
+    assert said.startswith("nowhere.pub: the public key cannot be read")
 
 
 def test_analyses_that_weights_are_made_from_are_inputs() -> None:

@@ -104,9 +104,9 @@ def sign(folder: Path, key: Path) -> Path:
         files = hashing.Config().set_ignored_paths(paths=[SIGNATURE])
         signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=key).sign(folder, path)
     except OSError as error:
-        raise AlnicoError(f"{error.filename or folder}: could not be signed with ({error.strerror}). Check the path.") from None
+        raise UncheckedError(f"{error.filename or folder}: could not be signed with ({error.strerror}). Check the path.") from None
     except Exception as error:  # what the library raises for a key is not said
-        raise AlnicoError(
+        raise UncheckedError(
             f"{folder}: could not be signed with {key} ({_said(error)}); expected a private key of the curve P-256, P-384 or P-521 in a PEM file, "
             "without a password. `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one."
         ) from None
@@ -139,6 +139,11 @@ def check_signature(folder: Path, keys: Sequence[Path]) -> Path:
                 raise _no_signature(folder, f"it is not over {', '.join(left_out[:SHOWN])}")
             return key
     raise _no_signature(folder, "; ".join(failures))
+
+
+def check_key(key: Path) -> None:
+    """Check that a public key can be used. Errors: UncheckedError; AlnicoError without model-signing."""
+    _verifier(key)
 
 
 def _no_signature(folder: Path, why: str) -> VerificationError:
