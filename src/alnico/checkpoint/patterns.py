@@ -6,8 +6,7 @@ places where it may begin to the set of places where it may end, and a set of pl
 set by one, a repetition is followed until no place is new, a look-around takes places away. Python parses the pattern, and says of each
 single character whether it fits.
 
-No library does this. google-re2 has no look-around, which configs of vision-language adapters use (``^(?!.*visual).*(q_proj|v_proj)``).
-``regex`` goes back too, with a time limit, so that the same file would be refused on a slower machine.
+docs/decisions/0013-patterns-without-a-library.md says why no library does this.
 """
 
 from __future__ import annotations
