@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import alnico
+from alnico.engine import stages
 from alnico.engine.events import Event, TensorDone
 from alnico.engine.output import PartDirectory
 from alnico.errors import OutputError
@@ -270,6 +271,54 @@ def test_a_folder_put_in_the_place_of_the_unfinished_one_is_not_written_nor_remo
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_that_is_replaced_while_its_lock_is_taken_is_not_worked_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A link to the folder that was checked leads to the same lock, for now."""
+    fcntl = pytest.importorskip("fcntl")
+    part = tmp_path / ".out.alnico-part"
+    lock = fcntl.flock
+
+    def replaced(descriptor: int, how: int) -> None:
+        lock(descriptor, how)
+        part.rename(tmp_path / "moved")
+        part.symlink_to(tmp_path / "moved")
+
+    monkeypatch.setattr(fcntl, "flock", replaced)
+    with pytest.raises(OutputError, match="is a link"), PartDirectory(tmp_path / "out"):
+        pass
+
+
+def test_what_was_replaced_is_not_published(tmp_path: Path) -> None:
+    with PartDirectory(tmp_path / "out") as part:
+        part.path.rename(tmp_path / "moved")
+        (part.path / "model").mkdir(parents=True)
+        (tmp_path / "moved" / "model").mkdir()
+        with pytest.raises(OutputError, match="was renamed or replaced by another process"):
+            part.publish(None, False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_lock_cannot_be_opened_by_others_where_the_folder_can(tmp_path: Path) -> None:
+    """Versions before made the folder with the mode of the umask; it is taken up."""
+    (tmp_path / ".out.alnico-part").mkdir(0o755)
+    before = os.umask(0)
+    try:
+        with PartDirectory(tmp_path / "out") as part:
+            assert (part.path / "lock").stat().st_mode & 0o777 == 0o600
+    finally:
+        os.umask(before)
+
+
+def test_the_folder_of_stages_is_checked_before_anything_in_it_is_looked_at(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stages, "_check_disk", lambda *_: pytest.fail("the files of a stranger were counted"))
+    (tmp_path / ".out.alnico-stages").symlink_to(models)
+    with pytest.raises(OutputError, match="is a link"):
+        alnico.merge_all(models / "chain.yml", tmp_path / "out")
+
+
 @pytest.mark.parametrize("what", ["link", "another's"])
 def test_an_old_model_that_no_run_of_ours_set_aside_is_neither_removed_nor_renamed(what: str, models: Path, tmp_path: Path) -> None:
     if what == "another's" and os.geteuid() != 0:
@@ -285,6 +334,8 @@ def test_an_old_model_that_no_run_of_ours_set_aside_is_neither_removed_nor_renam
         os.chown(old, STRANGER, STRANGER)
     with pytest.raises(OutputError, match=r"\.alnico-old .*(belongs to the user nobody|is a link)"):
         merged(models / "small" / "recipe.yml", tmp_path / "out")
+    with pytest.raises(OutputError, match=r"\.alnico-old "):
+        PartDirectory(tmp_path / "out").check()
     assert not (tmp_path / "out").exists()
     assert everything(victim) == {"config.json": b"mine"}
     assert os.path.lexists(old)
