@@ -14,6 +14,7 @@ from alnico.kernels.measuring import MeasureKernel
 from alnico.kernels.shape import CODES, LEAF
 from alnico.methods._exponential import exponential, logarithm
 from methods.merging import merge_arrays
+from references import arcee_fusion_exact as exact
 from references.arcee_fusion import importance_of
 
 
@@ -45,6 +46,20 @@ def test_rows_far_apart_do_not_overflow(tmp_path: Path) -> None:
     merged = merge_arrays(tmp_path, "arcee_fusion", {}, [{"w": base}, {"w": tuned}], {})["w"]
     importance, limit = importance_of([base.astype(np.float64), tuned.astype(np.float64)])
     assert np.array_equal(merged, np.where(importance >= limit, tuned, base))
+
+
+@pytest.mark.parametrize("apart", [650.0, 670.0, 705.0, 720.0, 1e4, -690.0, -706.0, -1e5])
+def test_rows_of_the_two_models_far_apart_have_a_divergence(tmp_path: Path, apart: float) -> None:
+    random = np.random.default_rng(7)
+    base = random.standard_normal((12, 40)).astype(np.float32)
+    tuned = base + 0.3 * random.standard_normal(base.shape).astype(np.float32)
+    tuned[::4] += apart
+    tuned[1::4, 3] += apart
+    merged = merge_arrays(tmp_path, "arcee_fusion", {}, [{"w": base}, {"w": tuned}], {})["w"]
+    importance, limit = exact.importance_of([base.astype(np.longdouble), tuned.astype(np.longdouble)])
+    decided = np.abs(importance - limit) > 1e-9 * limit
+    assert decided.mean() > 0.9
+    assert np.array_equal(merged[decided], np.where(importance >= limit, tuned, base)[decided])
 
 
 def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:

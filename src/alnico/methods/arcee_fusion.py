@@ -27,7 +27,8 @@ def arcee_fusion() -> Merge:
     Measures: of each row the largest value, then two sums; three quartiles of the tensor, up to four passes; then one to mix. All in
         float64. Memory: a few numbers a row, and a few MiB of counters. Grain: element.
     Edge cases: rows whose two distributions are equal in float64 have importance 0; where that holds of more than three quarters
-        of a tensor, the limit is 0 and the model is taken whole; a tensor of one dimension is one row.
+        of a tensor, the limit is 0 and the model is taken whole; a tensor of one dimension is one row; importances beyond float64 (of values
+        above 1e150) are an error.
     Differs from the source: quartiles of all elements; mergekit samples a million of larger tensors without a seed. float64,
         where mergekit computes in the inputs' dtype, in which the divergence of fine-tunes is mostly rounding. mergekit adds 1e-8
         to the probabilities, and writes float32 whatever its inputs are.
@@ -36,16 +37,22 @@ def arcee_fusion() -> Merge:
     >>> len(arcee_fusion.bind({}, 2).levels())
     3
     """
-    shift = Largest(larger, across=True)
+    shift = Derived(_shift, (Largest(itself), Largest(larger, across=True)), over="row")
     moved = Sum(weighted_change, (shift,), across=True, over="row")
-    divergence = Derived(_divergence, (Sum(shifted_exponential, (shift,), over="row"), moved), over="row")
+    divergence = Derived(_divergence, (Sum(shifted_exponential, (shift,), over="row"), moved, shift), over="row")
     quartiles = tuple(KthLargest((s,), importance, (divergence,), across=True, is_quantile=True) for s in (0.25, 0.5, 0.75))
 
     def mix(value, divergence, limit):
-        return value[1] if importance(value[0], value, divergence[0]) >= limit else value[0]
+        own = importance(value[0], value, divergence[0])
+        # own - own is 0, or NaN where the product overflows: then nothing is known of which is the larger.
+        return own - own if own - own != 0.0 else value[1] if own >= limit else value[0]
 
     limit = Derived(_limit, quartiles, per_model=False)
     return Merge(mix, (divergence, limit), fixes_equal_inputs=True, is_wide=True)
+
+
+def itself(own):
+    return own
 
 
 def larger(own, value):
@@ -64,10 +71,20 @@ def importance(own, value, divergence):
     return abs(value[1] - value[0]) * divergence
 
 
-def _divergence(total: np.ndarray, moved: np.ndarray) -> np.ndarray:
+FARTHEST = 660.0
+"""How far the largest values of a row may lie apart and still be taken away together: the exponential of -708 is 0."""
+
+
+def _shift(own: np.ndarray, both: np.ndarray) -> np.ndarray:
+    """What is taken away from each row before the exponential: the larger of both largest values, or each its own if they lie far apart."""
+    found: np.ndarray = np.where(both - own > FARTHEST, own, both)
+    return found
+
+
+def _divergence(total: np.ndarray, moved: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """KL(p || q) of each row: the mean change under p, less the logarithm of the ratio of the sums of exponentials."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        found = moved[1] / total[1] - logarithm(total[1] / total[0])
+        found = moved[1] / total[1] - logarithm(total[1] / total[0]) - (shift[1] - shift[0])
         return np.broadcast_to(np.where(found > 1e-15, found, 0.0), total.shape)
 
 
