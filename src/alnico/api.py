@@ -42,9 +42,10 @@ from alnico.errors import AlnicoError, EvaluationError, OutputError
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.given import real, whole
 from alnico.plan.build import build_plan, located, reference_from
 from alnico.plan.job import Plan
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
 from alnico.plan.weighing import analyses_of
 from alnico.recipe import load
 from alnico.recipe.schema import Recipe
@@ -381,6 +382,7 @@ def compare(
         estimates: Estimates = {task: {model: Estimate(value) for model, value in of.items()} for task, of in scores.items()}
     else:
         estimates = read_estimates(scores)
+    memory_bytes, count = bytes_of(memory), threads_of(threads)
     folder = None if out is None else report_folder(out)
     with ExitStack() as opened:
 
@@ -398,8 +400,8 @@ def compare(
             notes=notes,
             top_share=top_share,
             subspace_side=0 if folder is None else SUBSPACE_SIDE,
-            memory_bytes=bytes_of(memory),
-            threads=threads or os.cpu_count() or 1,
+            memory_bytes=memory_bytes,
+            threads=count,
             watch=watch,
         )
     if folder is not None:
@@ -434,6 +436,7 @@ def analyze(
     """
     from alnico import __version__
 
+    memory_bytes, count = bytes_of(memory), threads_of(threads)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     with ExitStack() as opened:
         unfinished = None if folder is None else opened.enter_context(Unfinished(folder, restart))
@@ -444,8 +447,8 @@ def analyze(
             version=__version__,
             top_share=top_share,
             subspace_side=subspace_side,
-            memory_bytes=bytes_of(memory),
-            threads=threads or os.cpu_count() or 1,
+            memory_bytes=memory_bytes,
+            threads=count,
             watch=watch,
             unfinished=unfinished,
         )
@@ -803,7 +806,7 @@ def weights(
     nothing is merged; or they are those of an ``analysis`` (its folder). Errors: RecipeError, ModelError, MismatchError for a model
     at distance 0 in ``linear`` and ``power``, HubError.
     """
-    key = {"exp": {"beta": beta}, "power": {"alpha": alpha}}.get(mode, {})
+    key = {"exp": {"beta": beta}, "power": {"alpha": alpha}}.get(mode, {}) if isinstance(mode, str) else {}
     origin = {"from": "l2_norm"} if analysis is None else {"from": "analysis", "path": os.fspath(analysis)}
     given = {
         "merge_method": "task_arithmetic",
@@ -919,6 +922,8 @@ def verify(
     signature must hold. Other arguments as for :func:`merge`. Errors: VerificationError for what differs; UncheckedError, whose ``found`` is what was checked, for what
     could not be checked; OutputError, ModelError, ResourceError, HubError.
     """
+    sample = real(sample, "sample", "the share of blocks that are made again, in (0, 1]")
+    seed = whole(seed, "seed", None)
     if not 0 < sample <= 1:
         raise AlnicoError(
             f"sample is {sample!r}; it is the share of blocks that are made again, in (0, 1]. Give 0.01 for a hundredth."
@@ -974,7 +979,7 @@ def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
 
 def _again(inputs: Mapping[str, str | os.PathLike[str]] | None, memory: Size, threads: int | None, offline: bool) -> Again:
     places = {name: os.fspath(place) for name, place in (inputs or {}).items()}
-    return Again(places, bytes_of(memory), threads or os.cpu_count() or 1, offline)
+    return Again(places, bytes_of(memory), threads_of(threads), offline)
 
 
 def methods() -> dict[str, Method]:

@@ -182,7 +182,7 @@ def test_what_is_no_adapter() -> None:
         ({"method": "cat", "energy": 0.5}, "cat keeps all ranks, and energy was asked for. Leave it out, or choose svd, which is the same sum cut to a rank."),
         ({"method": "cat", "density": 0.5}, "cat has no option 'density'; it has none."),
         ({"weights": [1]}, "weights has 1 values for 2 adapters; expected one for each."),
-        ({"weights": [1, float("nan")]}, "weights has nan; expected finite numbers."),
+        ({"weights": [1, float("nan")]}, "a weight is nan; expected a finite number."),
         ({"weight": 1}, "weight is no option here; give weights, one number an adapter."),
         ({"method": "ties", "density": 2}, "ties.density is 2; density is the share of each tensor's entries that is kept, in (0, 1]."),
         ({"method": "ties", "dnsity": 0.5}, "ties has no option 'dnsity'; it has density, weight, scale, elect, tie, divide, rescale, scope. Did you mean density?"),

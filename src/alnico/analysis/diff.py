@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from alnico.engine.threads import do_all
 from alnico.errors import ResourceError
 from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
-from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES, threads_of
 
 Verdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
 
@@ -147,7 +146,7 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
     begin = time.perf_counter()
     b = as_stored_in(b, a)
     layout = b.layout.title if isinstance(b, TranslatedModel) else ""
-    workers = _workers((a, b), threads or os.cpu_count() or 1, memory_bytes)
+    workers = _workers((a, b), threads_of(threads), memory_bytes)
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))
     with ieee_threads(workers, "alnico-diff") as pool:

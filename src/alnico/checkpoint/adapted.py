@@ -16,7 +16,7 @@ from alnico.checkpoint.adapter import CONFIG, Adapter, Rows, open_adapter
 from alnico.checkpoint.adapting import Change, Effect, effect_of, last_part
 from alnico.checkpoint.computed import CHUNK, read_computed
 from alnico.checkpoint.model import Described, Model, Shard, Source, Tensor, open_model, read_tensor, split_weight, unwrapped
-from alnico.errors import ModelError
+from alnico.errors import ModelError, NonFiniteError, RecipeError
 from alnico.kernels.build import compiled
 from alnico.kernels.folding import FoldKernel
 from alnico.kernels.shape import CODES
@@ -94,6 +94,7 @@ class AdaptedModel:
         kept = [name for name in base.tensors if name not in self._effect.removed]
         added = [name for name in self._changes if name not in base.tensors]
         self.tensors: Mapping[str, Tensor] = {name: self._tensor(name) for name in (*kept, *added)}
+        self._check_weight()
         self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
         named = adapter.trained_on
         of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
@@ -104,6 +105,17 @@ class AdaptedModel:
             )
         elif named and last_part(named) != last_part(of_base):
             self.notes.append(f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant.")
+
+    def _check_weight(self) -> None:
+        """Errors: RecipeError for a weight that would count as 0 or as infinity in float32."""
+        limits = np.finfo(np.float32)
+        least, most = float(limits.smallest_normal), float(limits.max)
+        is_narrow = any(self.tensors[name].dtype == "F32" for name in self._changes)
+        if is_narrow and self.weight and not least <= abs(self.weight) <= most:
+            raise RecipeError(
+                f"{self.label}: is computed in float32 with the weight {self.weight:g}; expected 0, or a size from {least:.1e} to {most:.1e}. "
+                f"Choose a {'smaller' if abs(self.weight) > 1 else 'larger'} one."
+            )
 
     def weighted(self, name: str) -> str:
         """How a reference writes the adapter, by a name for it: with its weight."""
@@ -196,7 +208,21 @@ class AdaptedModel:
             return
         real = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
         factors = self._recent(name)
-        read_computed(offset, buffer, real, lambda first, out: self._compute(name, factors, first, out))
+        read_computed(offset, buffer, real, lambda first, out: self._computed(name, factors, first, out))
+
+    def _computed(self, name: str, factors: _Factors, first: int, out: np.ndarray) -> None:
+        """Fill ``out`` with elements ``first`` on of a changed tensor. Errors: NonFiniteError, naming the first that is not finite."""
+        self._compute(name, factors, first, out)
+        with np.errstate(all="ignore"):
+            if np.isfinite(out.sum()):  # quicker than a look at each
+                return
+        wrong = np.flatnonzero(~np.isfinite(out))
+        if len(wrong):
+            index = ", ".join(str(int(i)) for i in np.unravel_index(first + int(wrong[0]), self.tensors[name].shape))
+            raise NonFiniteError(
+                f"{name}[{index}]: is {out[wrong[0]]} in {self.label}; expected finite numbers. Choose a smaller weight of the adapter, or mend "
+                "the model that has it."
+            )
 
     def _compute(self, name: str, factors: _Factors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
         """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""
@@ -234,7 +260,7 @@ class AdaptedModel:
         if self.weight != 1 and (change.replaced or change.rows is not None or not is_plain):
             begun = np.empty_like(out)
             begun[:] = dtypes.decode(self._raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype)
-            with np.errstate(all="ignore"):  # what overflows is an infinity, which is refused where it is merged
+            with np.errstate(all="ignore"):  # what overflows is an infinity, which is refused
                 out -= begun
                 out *= out.dtype.type(self.weight)
                 out += begun

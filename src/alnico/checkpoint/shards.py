@@ -8,6 +8,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import SupportsIndex
 
 from alnico.checkpoint.header import Header, build, prefixed
 from alnico.checkpoint.model import STEM
@@ -34,6 +35,10 @@ class OutputShard:
         return self.header.tensors[-1].end if self.header.tensors else len(self.start)
 
 
+MOST_BYTES = 1 << 62
+"""What a larger size means: no limit that anything reaches, and a number that every computation holds."""
+
+
 def parse_size(text: str) -> int:
     """Read a size in bytes: ``5GB`` is 5e9, ``2GiB`` is 2 * 2**30, letters of any case. ValueError if it is none.
 
@@ -44,17 +49,21 @@ def parse_size(text: str) -> int:
     unit = UNITS.get(match[2].lower()) if match else None
     if match is None or unit is None or (size := int(Fraction(match[1]) * unit)) <= 0:
         raise ValueError(f"{text!r} is no size; expected a number with a unit, such as 5GB or 2GiB")
-    return size
+    return min(size, MOST_BYTES)
 
 
 def bytes_of(size: int | str) -> int:
     """Return a size that is given as a number of bytes or as text. Errors: AlnicoError if it is none, or not above 0."""
-    try:
-        value = size if isinstance(size, int) else parse_size(size)
-    except ValueError as error:
-        raise AlnicoError(f"{error}.") from None
+    if isinstance(size, str):
+        try:
+            return parse_size(size)
+        except ValueError as error:
+            raise AlnicoError(f"{error}.") from None
+    if isinstance(size, bool) or not isinstance(size, SupportsIndex):
+        raise AlnicoError(f"{size!r} is no size; expected a whole number of bytes, or text such as '2GiB'.")
+    value = min(int(size), MOST_BYTES)
     if value <= 0:
-        raise AlnicoError(f"{size!r} is no size; expected a number of bytes above 0.")
+        raise AlnicoError(f"{max(value, -MOST_BYTES)} is no size; expected a number of bytes above 0.")
     return value
 
 

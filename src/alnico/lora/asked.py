@@ -7,7 +7,6 @@ name here means the right thing, and a note says what differs.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from alnico.errors import MethodError
 from alnico.lora.spectral import SPECTRAL
 from alnico.methods import find, registry
 from alnico.methods.base import Merge
+from alnico.numerics.given import real, said
 
 Space = Literal["dense", "core", "knots"]
 Class = Literal["cat", "sum", "spectral", "delta"]
@@ -92,17 +92,19 @@ def asked(
     options: Mapping[str, Any],
 ) -> Asked:
     """Check a wish. Errors: MethodError for a name, an option, a number of weights or a space that is not there."""
+    if not isinstance(method, str):
+        raise MethodError(f"method is {said(method)}; expected one of {', '.join(names())}.")
     if method not in names():
         near = difflib.get_close_matches(method, names(), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         if method in registry():
             hint = " It merges weights, not what was added to them."
         raise MethodError(f"method is {method!r}; expected one of {', '.join(names())}.{hint}")
+    if weights is not None and (isinstance(weights, str) or not hasattr(weights, "__len__")):
+        raise MethodError(f"weights is {said(weights)}; expected a number, or a list of one for each adapter.")
     if weights is not None and len(weights) != adapters:
         raise MethodError(f"weights has {len(weights)} values for {adapters} adapters; expected one for each.")
-    given = tuple(float(w) for w in weights) if weights is not None else (1.0,) * adapters
-    if wrong := [w for w in given if not math.isfinite(w)]:
-        raise MethodError(f"weights has {wrong[0]}; expected finite numbers.")
+    given = tuple(real(w, "a weight", error=MethodError) for w in weights) if weights is not None else (1.0,) * adapters
     if space is not None and space not in SPACES:
         raise MethodError(f"space is {space!r}; expected one of {', '.join(SPACES)}.")
     target, defaults = ALIASES.get(method, (method, {}))

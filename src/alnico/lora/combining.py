@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from alnico.checkpoint.place import check_publishable, replacing
 from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.engine.output import PartDirectory
 from alnico.engine.room import check_outputs_place, check_room, needed_files
-from alnico.errors import MethodError, MismatchError, ModelError, OutputError, RecipeError, ResourceError, RunError
+from alnico.errors import MethodError, MismatchError, ModelError, NonFiniteError, OutputError, RecipeError, ResourceError, RunError
 from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.aligned import Module, Saved, aligned, check_bases, saved_tensors
 from alnico.lora.asked import Asked, asked
@@ -28,7 +29,8 @@ from alnico.lora.written import AdapterFiles, OutputAdapter, OutputModule
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
-from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, DEFAULT_BUDGET_BYTES
+from alnico.numerics.given import real, whole
+from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, DEFAULT_BUDGET_BYTES, threads_of
 
 SAVED = ("error", "average", "drop")
 UNRELATED = ("error", "allow")
@@ -108,8 +110,11 @@ def combine(
     references = [os.fspath(a) for a in adapters]
     if isinstance(adapters, (str, os.PathLike)) or not references:
         raise RecipeError("adapters: expected a list of adapters, one at least.")
-    each = [float(weights)] * len(references) if isinstance(weights, (int, float)) else weights
+    each: Any = [real(weights, "weights", error=MethodError)] * len(references) if isinstance(weights, Real) else weights
+    seed = whole(seed, "seed", None, MethodError)
     wish = asked(method, len(references), each, space, options)
+    rank = None if rank is None else whole(rank, "rank", 1, MethodError)
+    energy = None if energy is None else real(energy, "energy", "a share in (0, 1]", MethodError)
     _check_choices(wish, rank, energy, saved, unrelated)
     target, code = Path(out), _dtype(dtype)
     check_publishable(target)
@@ -128,7 +133,7 @@ def combine(
         kept = _saved(opened, saved_tensors(opened, dropped=saved == "drop"), wish, saved, notes)
         _check_loadable(opened, modules)
         wide = code or ("F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32")
-        budget = bytes_of(memory)
+        budget, threads = bytes_of(memory), threads_of(threads)
         limits = Limits(rank, energy)
         _check_memory(modules, wish, limits, budget)
         merged = 8 * max(m.experts * m.rows * m.columns for m in modules) if wish.space == "dense" else 0
@@ -177,7 +182,13 @@ def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: C
     try:
         make_folder(folder, part.folder)
         for i, module in enumerate(modules):
-            piece = make(module)
+            try:
+                piece = make(module)
+            except np.linalg.LinAlgError:  # of infinities
+                raise NonFiniteError(
+                    f"{module.name}: the combined update, or what is computed on the way, is beyond float64; expected finite numbers. "
+                    "Choose smaller weights, or mend the adapters."
+                ) from None
             path = folder / f"{i}.npz"
             with os.fdopen(open_to_write(path, part.folder), "wb") as file:
                 np.savez(file, left=piece.left, right=piece.right, bias=piece.bias)
@@ -373,8 +384,6 @@ def _rank_notes(wish: Asked, rank: int | None, energy: float | None) -> list[str
 
 
 def _check_choices(wish: Asked, rank: int | None, energy: float | None, saved: str, unrelated: str) -> None:
-    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
-        raise MethodError(f"rank is {rank!r}; expected a whole number of 1 or more.")
     if energy is not None and not 0 < energy <= 1:
         raise MethodError(f"energy is {energy:g}; expected a share in (0, 1].")
     if wish.kind == "cat" and (rank is not None or energy is not None):

@@ -10,7 +10,7 @@ import numpy as np
 
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
-from alnico.errors import NonFiniteError, ResourceError
+from alnico.errors import MismatchError, NonFiniteError, ResourceError
 from alnico.lora.decomposing import Subject
 from alnico.numerics.dtypes import DTYPES, decode, decode_into
 from alnico.numerics.randomized import BLOCK_ELEMENTS, ITERATIONS, is_whole, row_blocks, width_of
@@ -72,6 +72,15 @@ class Delta:
             wide = block.astype(np.float64).reshape(-1)
             total += float(wide @ wide)
         return total
+
+    def refuse_tiny(self) -> None:
+        """Errors: MismatchError for a change whose squares are 0, though it is none."""
+        most = max((float(np.abs(block).max(initial=0.0)) for block in self.blocks()), default=0.0)
+        if most:
+            raise MismatchError(
+                f"{self.subject.name}: the difference of {self._sources[0].label} and {self._sources[1].label} is {most:.1e} at most, whose "
+                "square is 0 in float64; expected a larger one, or none. Leave the tensor out (exclude), or multiply both models by a number."
+            )
 
     def refuse(self) -> None:
         """Name the first entry that is no number. Errors: NonFiniteError."""

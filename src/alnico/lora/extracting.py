@@ -46,8 +46,9 @@ from alnico.lora.written import AdapterFiles, OutputAdapter, OutputModule, targe
 from alnico.numerics.arithmetic import ieee_arithmetic, ieee_threads
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
+from alnico.numerics.given import real, said, whole
 from alnico.numerics.randomized import Factors, exact_svd, randomized_svd
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
 
 REPORT = "extraction.json"
 
@@ -177,7 +178,7 @@ def extract(
             embeddings=options.embeddings,
         )
         caps = [options.cap(s) if s.fate == "factors" else 0 for s in subjects.compared]
-        room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads or os.cpu_count() or 1)
+        room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads_of(threads))
         check_outputs_place(target, needed_files(models), may_replace)
         saved = sum(s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.fate == "saved")
         check_room(target, 2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved)
@@ -210,22 +211,30 @@ def _checked(
     dtype: str,
     seed: int,
 ) -> Options:
+    for name, filters in (("include", include), ("exclude", exclude)):
+        if isinstance(filters, str) or not isinstance(filters, Sequence) or not all(isinstance(f, str) for f in filters):
+            raise RecipeError(f"extract: {name} is {said(filters)}; expected a list of filters. Write ['mlp'], say.")
     given = [name for name, value in (("rank", rank), ("energy", energy), ("size", size)) if value is not None]
     if len(given) > 1:
         raise RecipeError(f"extract: {' and '.join(given)} both say how large ranks are; expected one of them. Leave one out.")
+    rank, max_rank = (
+        None if v is None else whole(v, f"extract: {n}", None, RecipeError) for n, v in (("rank", rank), ("max_rank", max_rank))
+    )
     for name, number in (("rank", rank), ("max_rank", max_rank)):
         if number is not None and number < 1:
             raise RecipeError(f"extract: {name} is {number}; expected 1 at least. Choose a larger one.")
-    if energy is not None and not 0 < energy <= 1:
-        raise RecipeError(f"extract: energy is {energy:g}; expected the share of squares that is kept, in (0, 1]. Choose 0.9, say.")
+    seed = whole(seed, "extract: seed", None, RecipeError)
+    share = "the share of squares that is kept, in (0, 1]. Choose 0.9, say"
+    if energy is not None and not 0 < (energy := real(energy, "extract: energy", share, RecipeError)) <= 1:
+        raise RecipeError(f"extract: energy is {energy:g}; expected {share}.")
     if max_rank is not None and rank is not None:
         raise RecipeError("extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out.")
     for name, choice, known in (("others", others, ("save", "leave")), ("embeddings", embeddings, ("lora", "save", "leave"))):
         if choice not in known:
             raise RecipeError(f"extract: {name} is {choice!r}; expected {' or '.join(known)}. Choose one of them.")
-    code = TORCH_NAMES.get(dtype.removeprefix("torch."), dtype)
+    code = TORCH_NAMES.get((dtype if isinstance(dtype, str) else said(dtype)).removeprefix("torch."), "")
     if code not in ("F32", "BF16", "F16"):
-        raise RecipeError(f"extract: dtype is {dtype!r}; expected float32, bfloat16 or float16. Choose one of them.")
+        raise RecipeError(f"extract: dtype is {said(dtype)}; expected float32, bfloat16 or float16. Choose one of them.")
     return Options(
         DEFAULT_RANK if not given else rank,
         energy,
@@ -353,6 +362,8 @@ class _Work:
             factors = Factors(np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares)
         if not math.isfinite(factors.squares):
             delta.refuse()
+        if not factors.squares and real == np.float64:
+            delta.refuse_tiny()
         spool.put(subject.name, factors)
         self._tell(Advanced(subject.name, self._bytes(subject)))
 
@@ -543,17 +554,34 @@ class _Work:
             left, length = (math.sqrt(math.fsum(column)) for column in sums[t.name].T)
             eps = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}[self.options.dtype]
             allowed = math.sqrt(t.expected**2 * 1.002 + (4 * eps * t.change) ** 2 + (4 * 2.0**-24 * length) ** 2)
-            if t.fate == "saved":
-                allowed = 2 * eps * (length + t.change)
+            least = {"F32": 2.0**-126, "F16": 2.0**-14, "BF16": 2.0**-126}[self.options.dtype]
+            if t.fate == "saved":  # below the least normal number, rounding takes as much from every number
+                allowed = 2 * eps * (length + t.change) + 2 * least * eps * math.sqrt(subjects[t.name].elements)
             elif t.bytes:
                 allowed = max(allowed, 1e-5 * t.change)
             if not left <= allowed:
+                self._refuse_tiny(subjects[t.name], t, least)
                 raise VerificationError(
                     f"{t.name}: folded back, the adapter is {left:.3g} from the fine-tune, expected {allowed:.3g} at most (the change is "
                     f"{t.change:.3g} long). The disk or memory may be faulty: extract again, and report it if it stays."
                 )
             tensors.append(replace(t, measured=left))
         return replace(found, tensors=tuple(tensors), is_verified=True)
+
+    def _refuse_tiny(self, subject: Subject, tensor: ExtractedTensor, least: float) -> None:
+        """Say so where an adapter differs since numbers are below those that its dtype, or the arithmetic, holds in full.
+
+        Errors: MismatchError.
+        """
+        each = tensor.change / math.sqrt(subject.elements)
+        arithmetic = float(np.finfo(real_of(self.tuned, self.base, subject.name)).smallest_normal)
+        factor = math.sqrt(tensor.change / max(subject.matrix)) if tensor.fate == "factors" else math.inf
+        if each < 1e3 * arithmetic or factor < 4 * least:
+            raise MismatchError(
+                f"{tensor.name}: the change is so small ({each:.1e} in the mean) that {self.options.dtype} cannot hold its factors; expected a "
+                "larger one, or a dtype of the adapter with a wider range (float32 or bfloat16). Leave the tensor out (exclude), or multiply "
+                "both models by a number."
+            )
 
     def _apart(self, folded: Source, name: str, first: int, last: int) -> tuple[float, float]:
         """The sums of squares of folded minus fine-tune and of the fine-tune, over some elements."""

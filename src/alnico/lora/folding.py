@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import close
 from alnico.errors import AlnicoError
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.given import real, said
 from alnico.plan.build import build_plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
@@ -94,7 +96,10 @@ def fold_recipe(
     """
     start = os.fspath(base)
     named = [os.fspath(a) for a in ([adapters] if isinstance(adapters, (str, os.PathLike)) else adapters)]
-    given = [float(weights)] * len(named) if isinstance(weights, (int, float)) else [float(w) for w in weights]
+    if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
+        raise AlnicoError(f"weights is {said(weights)}; expected a number, or a list of one for each adapter.")
+    several: Any = [weights] * len(named) if isinstance(weights, Real) else weights
+    given = [real(w, "a weight") for w in several]
     if not named:
         raise AlnicoError("fold needs an adapter at least. Give one.")
     if len(given) != len(named):

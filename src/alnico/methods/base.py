@@ -30,6 +30,7 @@ from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, Recorded, Side, levels, of_model
 from alnico.kernels.source import check_pure
 from alnico.kernels.text import Real
+from alnico.numerics.given import said
 
 T = TypeVar("T")
 
@@ -111,11 +112,11 @@ class Option:
         if self.kind == "choice":
             return None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            return f"is {value!r}; expected a number"
+            return f"is {said(value)}; expected a number"
         try:
             value = float(value)
         except OverflowError:  # a whole number of hundreds of digits
-            value = math.copysign(math.inf, value)
+            value = math.inf if value > 0 else -math.inf
         if self.is_whole and not value.is_integer():
             return f"is {value:g}; expected a whole number in {self.range}"
         if math.isfinite(value) and (value in self.range or (in_places and self.range.low_in_places and value == self.range.low)):

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any
 
 import yaml
 
@@ -23,7 +23,7 @@ from alnico.checkpoint.sidecars import check_carried, modules_of
 from alnico.checkpoint.ties import tied_copies
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
-from alnico.errors import AlnicoError, MethodError, ModelError
+from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, Whole, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
@@ -34,7 +34,7 @@ from alnico.plan.filters import idle_filters
 from alnico.plan.job import Dropped, Input, Job, Kind, Plan
 from alnico.plan.layers import Layers, depth_of, layers_of, place_of
 from alnico.plan.licences import check_licences, conflicts, licensed
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit, threads_of
 from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
 from alnico.plan.sides import Sides
 from alnico.plan.weighing import Unweighed, Weighing, place_in, recorded, settled, unweighed
@@ -219,7 +219,7 @@ def _plan(
         fit(
             [*jobs, *(t.delta for w in weighings for t in w.tensors.values())],
             memory_bytes,
-            _threads(threads),
+            threads_of(threads),
             tensors,
             sources,
         ),
@@ -300,16 +300,6 @@ def _unused(recipe: Recipe, references: list[str], sections: Sections, jobs: lis
         for i, reference in enumerate(references)
         if i not in used and i not in listed and (reference not in spoken or reference == recipe.base_model)
     ]
-
-
-MOST_THREADS = 1024
-
-
-def _threads(asked: int | None) -> int:
-    """The threads of a run: as many as processors, if not said. Errors: AlnicoError for what is no whole number."""
-    if asked is not None and not isinstance(asked, SupportsIndex):
-        raise AlnicoError(f"threads is {asked!r}; expected a whole number of 1 or more. Leave it out for one a processor.")
-    return min(int(asked or os.cpu_count() or 1), MOST_THREADS)
 
 
 class _Jobs:

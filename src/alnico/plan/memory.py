@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from typing import SupportsIndex
 
 from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
-from alnico.errors import ResourceError
+from alnico.errors import AlnicoError, ResourceError
 from alnico.kernels.facts import Gram, Largest, Sum
 from alnico.kernels.shape import LEAF
 from alnico.numerics.dtypes import DTYPES
@@ -31,6 +33,24 @@ BLAS_BYTES = 32 << 20
 
 SELECTION_BYTES = 32 << 20
 """Most bytes of values that are kept while the kth largest magnitudes of one tensor are looked for, all models together."""
+
+
+MOST_THREADS = 1024
+
+
+def threads_of(asked: int | None, what: str = "threads", otherwise: int | None = None) -> int:
+    """The threads of a run: as many as processors, or ``otherwise``, if not said; 1,024 at most.
+
+    Errors: AlnicoError for what is no whole number of 1 or more.
+    """
+    if asked is None:
+        return otherwise or os.cpu_count() or 1
+    if isinstance(asked, bool) or not isinstance(asked, SupportsIndex):
+        raise AlnicoError(f"{what} is {asked!r}; expected a whole number of 1 or more. Leave it out for the default.")
+    number = int(asked)
+    if number < 1:
+        raise AlnicoError(f"{what} is {max(number, -(10**9))}; expected a whole number of 1 or more. Leave it out for the default.")
+    return min(number, MOST_THREADS)
 
 
 def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()) -> Memory:

@@ -244,12 +244,18 @@ def _are_same(one: Node, other: Node) -> bool:
     return type(first) is type(second) and not isinstance(first, (dict, list)) and first == second
 
 
+MOST_OF_PYTHON = 10**4000
+"""Python writes no whole number of more than 4,300 digits."""
+
+
 def plain(value: Any, where: str, depth: int) -> Any:
     """A mapping of Python's as what YAML can write: paths become text, numbers of numpy plain ones."""
     if depth > MAX_DEPTH:
         raise RecipeError(f"recipe: {_too_large()}.")
     if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, int) and abs(value) >= MOST_OF_PYTHON:
+        raise RecipeError(f"recipe: {where} is {shown(int(value))}; expected one that a computation can hold.")
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)

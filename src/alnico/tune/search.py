@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.errors import EvaluationError, RecipeError
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
 from alnico.tune.candidates import Candidates
 from alnico.tune.identity import Identity, models_data, tasks_data
 from alnico.tune.objective import Objective, best_of, objectives_of
@@ -68,6 +68,8 @@ def search(
     that share examples with those searched on, and after too many failed trials; OutputError for a folder or a study of something
     else; ModelError, HubError, RunError.
     """
+    workers = threads_of(workers, "workers")
+    threads = threads_of(threads, otherwise=max((os.cpu_count() or 1) // workers, 1))
     space, settings = read_search(source, allow_code=allow_code)
     if trials is not None:
         settings = replace(settings, trials=trials)
@@ -77,7 +79,6 @@ def search(
     if folder is not None and settings.storage is None:
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
     given = _source(tasks if tasks is not None else settings.tasks, space, "tasks")
-    threads = threads or max((os.cpu_count() or 1) // max(workers, 1), 1)
     making = functools.partial(
         Candidates, space.references, donor=_donor(space), folder=space.folder, offline=offline, threads=threads, memory=memory
     )

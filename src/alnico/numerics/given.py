@@ -1,0 +1,51 @@
+"""Numbers that a caller gives, of any type: a plain number, or an error of ours that names the argument."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+from typing import Any, SupportsIndex
+
+from alnico.errors import AlnicoError
+
+
+def whole(value: Any, name: str, least: int | None, error: type[AlnicoError] = AlnicoError) -> int:
+    """Return a whole number of at least ``least`` and at most 64 bits, as Python has it. Errors: ``error``.
+
+    >>> whole(3, "rank", 1)
+    3
+    """
+    expected = "a whole number of at most 64 bits" if least is None else f"a whole number of {least} or more"
+    if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+        raise error(f"{name} is {said(value)}; expected {expected}.")
+    number = int(value)
+    if not -(1 << 63) <= number < 1 << 63 or (least is not None and number < least):
+        raise error(f"{name} is {said(number)}; expected {expected}.")
+    return number
+
+
+def real(value: Any, name: str, expected: str = "a finite number", error: type[AlnicoError] = AlnicoError) -> float:
+    """Return a finite number as float. Errors: ``error``.
+
+    >>> real(1, "weight")
+    1.0
+    """
+    try:
+        number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number of hundreds of digits
+        number = math.nan
+    if not math.isfinite(number):
+        raise error(f"{name} is {said(value)}; expected {expected}.")
+    return number
+
+
+def said(value: Any) -> str:
+    """A value as a message quotes it, of bounded length.
+
+    >>> said(10**5000), said("x" * 200)[-3:]
+    ('a number of more than 60 digits', '...')
+    """
+    if isinstance(value, int) and abs(value) >= 10**60:
+        return "a number of more than 60 digits"
+    text = f"{value:g}" if isinstance(value, float) else repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
