@@ -2,6 +2,7 @@
 
 import errno
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from alnico.kernels import build
-from alnico.kernels.cache import MAGIC, _hash, cache_directory, read_kernel
+from alnico.kernels.cache import MAGIC, _defines, _hash, cache_directory, read_kernel
 from alnico.kernels.measuring import MeasureKernel
 
 CODE_F32 = 1
@@ -278,6 +279,38 @@ def test_a_file_whose_hash_agrees_and_that_is_no_kernel_costs_time_not_the_proce
     assert read_kernel(file.stem) is None
     assert works(compile_anew())
     assert read_kernel(file.stem) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="object files are looked into where they are ELF")
+def test_numbers_in_an_object_file_that_lead_nowhere_are_not_followed(code):
+    name, whole = code[0].encode(), code[1]
+    assert _defines(whole, name)
+    (begin,) = struct.unpack_from("<Q", whole, 40)
+    count = struct.unpack_from("<H", whole, 60)[0]
+    sections = [begin + 64 * i for i in range(count)]
+    (table,) = (at for at in sections if struct.unpack_from("<I", whole, at + 4)[0] == 2)
+    symbols, size = struct.unpack_from("<QQ", whole, table + 24)
+    names = struct.unpack_from("<Q", whole, sections[struct.unpack_from("<I", whole, table + 40)[0]] + 24)[0]
+    all_symbols = range(symbols, symbols + size, 24)
+    own = next(at for at in all_symbols if whole[names + struct.unpack_from("<I", whole, at)[0] :].startswith(name + b"\0"))
+    last = all_symbols[-1]
+    for place, change in (
+        (40, struct.pack("<Q", 2**64 - 1)),  # where the sections begin
+        (40, struct.pack("<Q", len(whole) - 32)),
+        (60, struct.pack("<H", 0xFFFF)),  # how many there are
+        (table + 40, struct.pack("<I", 0xFFFF)),  # the section of the names
+        (table + 32, struct.pack("<Q", 2**63)),  # the size of the table
+        (own + 6, struct.pack("<H", 0)),  # the section in which the symbol is: none, it is looked for elsewhere
+        (last, struct.pack("<I", 0xFFFFFFFF)),  # the name of a symbol
+    ):
+        assert not _defines_safely(whole[:place] + change + whole[place + len(change) :], name), place
+
+
+def _defines_safely(code: bytes, name: bytes) -> bool:
+    try:
+        return _defines(code, name)
+    except struct.error:  # which its caller expects
+        return False
 
 
 def test_a_kernel_under_the_name_of_another_is_not_believed(file):
