@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from alnico.kernels import build
-from alnico.kernels.cache import MAGIC, _defines, _hash, cache_directory, read_kernel
+from alnico.kernels.cache import MAGIC, _defines, _hash, cache_directory, read_kernel, write_kernel
 from alnico.kernels.measuring import MeasureKernel
 
 CODE_F32 = 1
@@ -82,6 +82,12 @@ def rewritten(file: Path, change) -> None:
 def test_the_directory_is_made_for_us_alone(cache):
     assert cache_directory() == cache
     assert cache.stat().st_mode & 0o777 == 0o700
+    before = os.umask(0)
+    try:
+        write_kernel("key", "name", b"code")
+    finally:
+        os.umask(before)
+    assert [file.stat().st_mode & 0o777 for file in kept(cache)] == [0o600]
 
 
 def test_the_directory_follows_the_environment(tmp_path, monkeypatch):
@@ -302,6 +308,7 @@ def test_numbers_in_an_object_file_that_lead_nowhere_are_not_followed(code):
         (table + 32, struct.pack("<Q", 2**63)),  # the size of the table
         (own + 6, struct.pack("<H", 0)),  # the section in which the symbol is: none, it is looked for elsewhere
         (last, struct.pack("<I", 0xFFFFFFFF)),  # the name of a symbol
+        (sections[1] + 32, struct.pack("<Q", 2**40)),  # the size of another section
     ):
         assert not _defines_safely(whole[:place] + change + whole[place + len(change) :], name), place
 
