@@ -25,6 +25,11 @@ def test_no_character_of_a_control_category_is_left() -> None:
     assert not {unicodedata.category(c) for c in kept} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
+def test_letters_that_nobody_sees_are_escaped() -> None:
+    for character in ("\u3164", "\u115f", "\u2800", "\uffa0", "\u034f"):
+        assert visible(f"a{character}b") == f"a\\u{ord(character):04x}b"
+
+
 def test_what_people_write_stays_and_escaping_twice_changes_nothing() -> None:
     for text in ("Größe 模型 🤗 données/été", "C:\\models\\new", "a b\u00a0c\u3000d", "[red]x[/red]", ""):
         assert visible(text) == text

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from alnico.cli.streams import Descriptor
 from made import read_model, save_file, save_model
 
 MATRIX = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
@@ -248,3 +249,13 @@ def test_a_reader_that_leaves_is_no_error(folder: Path, tmp_path: Path) -> None:
     done = subprocess.run(["bash", "-c", code], cwd=folder, capture_output=True, text=True, check=False)
     assert (done.stderr, done.stdout.splitlines()[1:]) == ("", ["0"])
     assert set(read_model(tmp_path / "out")) == set(NAMES)
+
+
+def test_a_descriptor_that_failed_takes_everything_from_then_on() -> None:
+    """Of processes that are started, too."""
+    gone, number = os.pipe()
+    os.close(gone)
+    with Descriptor(number, "wb") as descriptor:
+        assert descriptor.write(b"lost") == 4
+        assert isinstance(descriptor.failure, BrokenPipeError)
+        assert os.write(number, b"by another") == 10

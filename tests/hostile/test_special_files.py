@@ -17,7 +17,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint import sidecars
-from alnico.checkpoint.files import reading, reading_named
+from alnico.checkpoint.files import NotAFileError, open_regular, reading, reading_named
 from alnico.checkpoint.lasting import copy_file
 from alnico.errors import AlnicoError, EvaluationError, ModelError, RecipeError, RunError, VerificationError
 from hostile.malformed import save_json
@@ -175,6 +175,25 @@ def test_files_that_recipes_and_tasks_name_are_not_waited_for(tmp_path: Path, ki
             read(tmp_path / "x.jsonl")
     with pytest.raises(ModelError, match=r"x\.csv: cannot be read"):
         read_scores([tmp_path / "x.csv"])
+
+
+@pytest.mark.parametrize("kind", [a_pipe, a_device, a_folder], ids=lambda kind: kind.__name__)
+def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], None]) -> None:
+    """To open a device can do something: rewind a tape, reset a line."""
+    kind(tmp_path / "it")
+    monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("it was opened"))
+    with pytest.raises(NotAFileError):
+        open_regular(tmp_path / "it")
+
+
+def test_what_became_another_thing_before_it_was_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    was = os.stat(tmp_path / "file")
+    (tmp_path / "file").unlink()
+    os.mkfifo(tmp_path / "file")
+    monkeypatch.setattr(os, "stat", lambda *_, **__: was)
+    with pytest.raises(NotAFileError):
+        open_regular(tmp_path / "file")
 
 
 def test_a_pipe_of_the_shell_is_read(tmp_path: Path) -> None:

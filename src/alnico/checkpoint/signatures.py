@@ -99,8 +99,6 @@ def sign(folder: Path, key: Path) -> Path:
         )
     signing, hashing = _library("signing"), _library("hashing")
     try:
-        if path.is_symlink():  # it would be followed
-            path.unlink()
         files = hashing.Config().set_ignored_paths(paths=[SIGNATURE])
         signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=key).sign(folder, path)
     except OSError as error:
