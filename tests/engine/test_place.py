@@ -447,6 +447,10 @@ def test_a_folder_that_holds_an_input_is_never_replaced(run: Run, tmp_path: Path
     Path("link").symlink_to("all/a")
     (tmp_path / "r.yml").write_text(f"merge_method: linear\nmodels: [link, {tmp_path}/models/b]\n")
     assert "is one of the inputs or holds it" in refused(run, "all", "--overwrite-anything")
+    old_model(Path("links"))
+    Path("links/b").symlink_to(tmp_path / "models/b")
+    (tmp_path / "r.yml").write_text("merge_method: linear\nmodels: [all/a, links/b]\n")
+    assert "is one of the inputs or holds it" in refused(run, "links", "--overwrite-anything")
 
 
 def test_an_input_is_known_by_another_path_too(run: Run, tmp_path: Path) -> None:
