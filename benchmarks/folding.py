@@ -28,7 +28,7 @@ import sys, torch
 from transformers import AutoModelForCausalLM
 from peft import PeftModel
 torch.set_num_threads({threads})
-model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto")
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], dtype="auto", trust_remote_code=False)
 PeftModel.from_pretrained(model, sys.argv[2]).merge_and_unload().save_pretrained(sys.argv[3])
 """
 

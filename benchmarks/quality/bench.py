@@ -83,8 +83,8 @@ class Bench:
             for name, data in fetch(ENCODER, self.work / "downloads"):
                 if name.count("/") == 2:
                     (raw / Path(name).name).write_bytes(data)
-            AutoTokenizer.from_pretrained(raw).save_pretrained(base)
-            AutoModel.from_pretrained(raw).save_pretrained(base)
+            AutoTokenizer.from_pretrained(raw, trust_remote_code=False).save_pretrained(base)
+            AutoModel.from_pretrained(raw, trust_remote_code=False).save_pretrained(base)
         for name in self.tasks:
             if not (self.work / "data" / f"{name}.test.jsonl").exists():
                 say(f"{name}: fetching and parsing")

@@ -74,8 +74,8 @@ def specialist(base: Path, data: Path, words: Mapping[str, str], folder: Path, t
         precision=precision(),
     )
     torch.manual_seed(training.seed)
-    tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModel.from_pretrained(base).train()
+    tokenizer = AutoTokenizer.from_pretrained(base, trust_remote_code=False)
+    model = AutoModel.from_pretrained(base, trust_remote_code=False).train()
     model.embeddings.word_embeddings.weight.requires_grad_(False)
     subject = ModuleSubject(data.stem, model, tokenizer)
     lengths = [len(tokens) for tokens in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -14,7 +15,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
+from alnico.cli.printing import recipe_page, show_result
 from alnico.cli.streams import Descriptor
 from made import read_model, save_file, save_model
 
@@ -242,6 +245,37 @@ def test_names_are_opened_in_a_locale_without_them(folder: Path, tmp_path: Path)
     assert done.stderr.isascii()
     assert done.stdout.startswith(f"{tmp_path}/o\\xfct: 4 tensors".encode())
     assert set(read_model(tmp_path / "oüt")) == set(NAMES)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_printed_recipe_names_the_same_models(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = (
+        "# nach Maß: modèle\nmerge_method: ties  # ü\nbase_model: modèle 🤗\nmodels:\n- {model: b, parameters: {density: 0.2}}\n"
+    )
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
+    monkeypatch.setattr(sys, "stdout", stream)
+    show_result(recipe_page(recipe))
+    printed = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert printed.startswith("# nach Ma")
+    assert yaml.safe_load(printed) == yaml.safe_load(recipe)
+    assert (printed == recipe) == (encoding == "utf-8")
+    assert yaml.safe_load(recipe_page('base_model: "a\\u200bb"\n'.replace("\\u200b", "\u200b"))) == {"base_model": "a\u200bb"}
+
+
+def test_a_suggestion_in_a_locale_without_the_names_of_its_models(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).standard_normal((40, 20)).astype(np.float32)
+    for i, name in enumerate(("modèle 🤗", "a", "b")):
+        save_model(
+            tmp_path / name,
+            {"layers.0.mlp.weight": ("F32", values * np.float32(1 + i / 100))},
+            {"architectures": ["X"], "model_type": "x"},
+        )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [*ALNICO, "suggest", "a", "b", "--base", "modèle 🤗"], cwd=tmp_path, env=environment, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert yaml.safe_load(done.stdout.decode("ascii"))["base_model"] == "modèle 🤗"
 
 
 def test_a_reader_that_leaves_is_no_error(folder: Path, tmp_path: Path) -> None:

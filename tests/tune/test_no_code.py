@@ -18,7 +18,7 @@ import torch
 from made_tasks import Made
 
 import alnico
-from alnico.errors import ModelError
+from alnico.errors import AlnicoError, ModelError
 from alnico.tune.extras import quiet_transformers
 from alnico.tune.loading import load_module, load_tokenizer, without_code
 from alnico.tune.subject import open_subject
@@ -251,6 +251,35 @@ def test_every_call_that_could_run_code_is_guarded() -> None:
             value: Any = given.get(word[0])
             assert isinstance(value, ast.Constant), f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
             assert value.value is word[1], f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
+
+
+def test_benchmarks_and_examples_run_no_code_of_a_model() -> None:
+    """Also in programs that they hold as text. PEFT's own loader takes no such word, and reads an adapter alone."""
+    root = Path(__file__).parents[2]
+    checked = 0
+    for path in sorted([*root.glob("benchmarks/**/*.py"), *root.glob("examples/**/*.py")]):
+        tree = ast.parse(path.read_text())
+        held = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        trees = [tree, *(ast.parse(text) for text in held if ".from_pretrained(" in text)]
+        for call in (node for one in trees for node in ast.walk(one) if isinstance(node, ast.Call)):
+            name = ast.unparse(call.func)
+            if name.rpartition(".")[2] not in GUARDED or name.startswith("PeftModel.") or name == "np.load":
+                continue
+            word, expected = GUARDED[name.rpartition(".")[2]]
+            found = [k.value for k in call.keywords if k.arg == word]
+            assert [ast.unparse(v) for v in found] == [str(expected)], f"{path}:{call.lineno}: {name} without {word}={expected}"
+            checked += 1
+    assert checked >= 7
+
+
+def test_an_old_datasets_which_runs_scripts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from alnico.tune import harness
+
+    asked = []
+    monkeypatch.setattr(harness, "version", lambda name: asked.append(name) or "3.6.0")
+    with pytest.raises(AlnicoError, match=r"^arc: datasets 3\.6\.0 runs scripts .*; expected 4 or later\. Run: pip install"):
+        harness.Harness("arc", ["arc_easy"], "acc,none").evaluate(None)  # type: ignore[arg-type]
+    assert asked == ["datasets"]
 
 
 def test_every_other_call_that_could_run_code_is_listed() -> None:

@@ -41,7 +41,7 @@ from alnico.cli.options import (
     checked_seed,
     size_of,
 )
-from alnico.cli.printing import EXIT_CODE, Page, interrupted, is_terminal, json_page, page, say, say_page, show_result
+from alnico.cli.printing import EXIT_CODE, Page, interrupted, is_terminal, json_page, page, recipe_page, say, say_page, show_result
 from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError, RecipeError
 
 
@@ -519,7 +519,7 @@ def suggest(
         return
     for said in (*found.findings, *(found.reasons if out else ()), *found.warnings):
         say(f"note: {said}", quiet)
-    show_result(page([f"{out}: {found.method}"] if out else found.recipe.rstrip().split("\n")), besides=out)
+    show_result(page([f"{out}: {found.method}"]) if out else recipe_page(found.recipe), besides=out)
 
 
 @app.command(cls=TakesModels)
@@ -628,7 +628,7 @@ def soup(
     say_page(soups.soup_text(found), quiet)
     if found.report is not None:
         say_page(page(["", f"{report}:", *scorecard_text(found.report, 0).split("\n")]), quiet)
-    show_result(page([out] if out is not None else recipe.rstrip().split("\n")), besides=out)
+    show_result(page([out]) if out is not None else recipe_page(recipe), besides=out)
 
 
 @app.command(cls=TakesModels)
@@ -701,7 +701,7 @@ def adamerge(
     if as_json:
         show_result(json_page(found.data(), None), besides=out)
     elif out is None:
-        show_result(page(found.recipe.rstrip().split("\n")))
+        show_result(recipe_page(found.recipe))
     elif not quiet:
         show_result(learning.coefficients_text(found, verbose), besides=out)
         say(f"written: {out} and its course", quiet)
@@ -766,7 +766,7 @@ def statistics(
         show_result(json_page({"kind": kind.value, "written": [str(path) for path in written]}, None), besides=out)
     elif not quiet:
         settings = {"alpha": alpha, "ridge": ridge, "normalize": normalize} if plus else {}
-        show_result(page(measuring.recipe_hint(kind.value, models, written, settings).split("\n")), besides=out)
+        show_result(recipe_page(measuring.recipe_hint(kind.value, models, written, settings)), besides=out)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
 import sys
@@ -30,6 +31,22 @@ def begin() -> None:
 def page(lines: Iterable[str]) -> Page:
     """Lines as one text, each with what a terminal would obey or hide escaped, newlines included."""
     return Page("\n".join(map(visible, lines)))
+
+
+def recipe_page(text: str) -> Page:
+    """A recipe that says the same after it was printed and read again, whatever characters its names have and stdout takes.
+
+    Where a character cannot be printed as it is, the recipe is written anew in ASCII, with YAML's own escapes; its comments come first.
+    """
+    lines = text.rstrip().split("\n")
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    plain = page(lines)
+    if plain == "\n".join(lines) and (plain.isascii() or codecs.lookup(encoding).name == "utf-8"):
+        return plain
+    import yaml
+
+    comments = [visible(line).encode("ascii", "backslashreplace").decode() for line in lines if line.lstrip().startswith("#")]
+    return Page("\n".join([*comments, yaml.safe_dump(yaml.safe_load(text), sort_keys=False, width=10**6).rstrip()]))
 
 
 def json_page(data: Any, indent: int | None = 1) -> Page:

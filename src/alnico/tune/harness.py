@@ -6,11 +6,12 @@ import io
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
 
-from alnico.errors import EvaluationError
+from alnico.errors import AlnicoError, EvaluationError
 from alnico.tune.extras import import_extra, quiet_transformers
 from alnico.tune.tasks import Goal, Score, Subject, checked_value, evaluation_failed, pool
 
@@ -62,6 +63,7 @@ class Harness:
 
     def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
         """The metric on all documents, or on some of the first ``limit``."""
+        _check_datasets(self.name)
         lm_eval = import_extra("lm_eval", self.name, "eval")
         models = import_extra("lm_eval.models.huggingface", self.name, "eval")
         where = f"{self.name}: {subject.label}"
@@ -171,3 +173,16 @@ def _quietly() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _check_datasets(name: str) -> None:
+    """Refuse versions of datasets that run the scripts of data sets, whatever the task. Errors: AlnicoError."""
+    try:
+        found = version("datasets")
+    except PackageNotFoundError:  # lm_eval's own import says so
+        return
+    major = found.partition(".")[0]
+    if not major.isdecimal() or int(major) < 4:
+        raise AlnicoError(
+            f"{name}: datasets {found} runs scripts of data sets; expected 4 or later. Run: pip install --upgrade 'datasets>=4'"
+        )
