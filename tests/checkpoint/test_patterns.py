@@ -132,6 +132,12 @@ def test_a_reference_to_a_group_beside_one_repetition_is_left_to_re() -> None:
     assert not fits(r"layers\.(\d+)\.x\1$", "layers.12.x21")
 
 
+def test_a_pattern_of_very_many_repetitions_has_no_more_steps_than_one_of_fifty() -> None:
+    many = "|".join(f"(?:abcdefgh){{0,{600 + i}}}{chr(0x4E00 + i)}" for i in range(300))
+    with pytest.raises(PatternError, match="takes too many steps"):
+        fits(many, "abcdefgh" * 500, "match")
+
+
 def test_a_pattern_has_a_number_of_steps_over_all_names() -> None:
     check(pattern := "(x*y|)" * 400 + "z")
     with pytest.raises(PatternError, match="takes too many steps"):
