@@ -127,6 +127,11 @@ def test_patterns_that_are_not_matched_are_refused_before(pattern: str, told: st
         check(pattern)
 
 
+def test_repetitions_in_a_choice_by_a_group_are_not_left_to_re() -> None:
+    with pytest.raises(PatternError, match="has a reference to a group"):
+        check(r"(a|)(?(1)(x+x+)+y|z)")
+
+
 def test_a_reference_to_a_group_beside_one_repetition_is_left_to_re() -> None:
     assert fits(r"layers\.(\d+)\.x\1$", "layers.12.x12")
     assert not fits(r"layers\.(\d+)\.x\1$", "layers.12.x21")
