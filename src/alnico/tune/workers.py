@@ -24,6 +24,8 @@ from alnico.tune.trying import Maker, Trier
 Engine = Literal["local", "ray"]
 Scores = dict[str, float]
 
+SAFE_PATH = "PYTHONSAFEPATH"
+
 
 @dataclass(frozen=True)
 class Order:
@@ -81,12 +83,13 @@ class InProcess:
     """A process of this machine with models of its own."""
 
     def __init__(self, order: Order, threads: int) -> None:
-        self._pool = ProcessPoolExecutor(
-            1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=(_pickled(order), threads)
-        )
+        given = (_pickled(order), threads, os.environ.get(SAFE_PATH))
+        with _started_safely():
+            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=given)
 
     def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
-        return self._pool.submit(_scores, number, dict(point), rung)
+        with _started_safely():  # the first call starts the process
+            return self._pool.submit(_scores, number, dict(point), rung)
 
     def close(self) -> None:
         for process in list((getattr(self._pool, "_processes", None) or {}).values()):  # a score may take hours
@@ -94,12 +97,30 @@ class InProcess:
         self._pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _started_safely() -> Iterator[None]:
+    """Python starts a worker with ``python -c``, which looks for modules in the working directory first: a file of a stranger there, called
+    ``signal.py`` say, would be run. PYTHONSAFEPATH leaves the directory out. Modules of the caller's are found by the path that Python sends.
+    """
+    before = os.environ.get(SAFE_PATH)
+    os.environ[SAFE_PATH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SAFE_PATH]
+        else:
+            os.environ[SAFE_PATH] = before
+
+
 _order: list[bytes] = []
 _trier: list[Trier] = []
 """Of a worker's process, which scores for one search all its life."""
 
 
-def _begin(order: bytes, threads: int) -> None:
+def _begin(order: bytes, threads: int, safe_path: str | None) -> None:
+    if safe_path is None:
+        os.environ.pop(SAFE_PATH, None)  # for processes that a task starts
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search hears Ctrl-C, and ends its workers
     os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, which would take all processors in every worker
     _order.append(order)

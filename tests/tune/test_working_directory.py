@@ -1,0 +1,39 @@
+"""What lies in the working directory is a stranger's, perhaps: no module and no settings of libraries are taken from there."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+WORKER = """
+from alnico.tune import workers
+
+class Order:
+    def trier(self):
+        return self
+
+    def scores(self, number, point, rung):
+        import os
+        return {"is_set": float("PYTHONSAFEPATH" in os.environ)}
+
+if __name__ == "__main__":
+    worker = workers.InProcess(Order(), 1)
+    print(worker.scores(0, {}, 0).result(timeout=60), "PYTHONSAFEPATH" in workers.os.environ)
+    worker.close()
+"""
+
+
+@pytest.mark.parametrize("name", ["multiprocessing", "signal"])
+def test_a_worker_of_a_search_runs_no_file_of_the_working_directory(tmp_path: Path, name: str) -> None:
+    place = tmp_path / "strangers"
+    place.mkdir()
+    (place / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit\n")
+    (tmp_path / "search.py").write_text(WORKER)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
+    done = subprocess.run([sys.executable, tmp_path / "search.py"], cwd=place, env=environment, capture_output=True, text=True, timeout=120)
+    assert not (tmp_path / "ran").exists()
+    assert (done.stdout, done.returncode) == ("{'is_set': 0.0} False\n", 0)
