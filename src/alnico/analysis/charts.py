@@ -8,6 +8,7 @@ from typing import Any
 
 from alnico.analysis.page import import_extra, series, shortened
 from alnico.analysis.results import GROUPS, Analysis
+from alnico.libraries import without_local_settings
 
 
 def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | None = None) -> None:
@@ -15,7 +16,8 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
 
     Errors: AlnicoError without the extra [report].
     """
-    figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png").Figure
+    with without_local_settings():
+        figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png").Figure
     chosen = range(len(analysis.models)) if models is None else models
     groups = [group for group in GROUPS if group in analysis.groups]
     figure = figure_of(figsize=(max(6.0, 1.2 * len(groups) + 0.25 * len(groups) * len(chosen)), 4.2), dpi=120, layout="constrained")

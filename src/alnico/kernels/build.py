@@ -32,6 +32,7 @@ from alnico.kernels.folding import FoldKernel
 from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mixing import MixKernel
 from alnico.kernels.text import Interface
+from alnico.libraries import without_local_settings
 
 Description = MixKernel | MeasureKernel | GramKernel | ColumnGramKernel | RankKernel | DescribingKernel | OrderKernel | FoldKernel
 
@@ -185,13 +186,17 @@ def features() -> str:
 
 def _import_numba() -> None:
     """Import numba with our CPU features, unless they are chosen already: by the environment, or by who imported it first."""
-    if "numba" in sys.modules or "NUMBA_CPU_FEATURES" in os.environ:
+    if "numba" in sys.modules:
         return
-    os.environ["NUMBA_CPU_FEATURES"] = features()
+    is_chosen = "NUMBA_CPU_FEATURES" in os.environ
+    if not is_chosen:
+        os.environ["NUMBA_CPU_FEATURES"] = features()
     try:
-        import numba  # noqa: F401
+        with without_local_settings():
+            import numba  # noqa: F401
     finally:
-        del os.environ["NUMBA_CPU_FEATURES"]
+        if not is_chosen:
+            del os.environ["NUMBA_CPU_FEATURES"]
 
 
 @functools.cache
