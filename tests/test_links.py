@@ -110,3 +110,15 @@ def test_a_folder_whose_study_is_no_file_is_no_search(plant: str, models: list[P
     with pytest.raises(OutputError, match=r"study\.db|holds other things than a search"):
         searched(models, tmp_path / "out")
     assert not (tmp_path / "victim").exists()
+
+
+def test_an_older_summary_of_a_stranger_leads_to_no_folder_elsewhere(models: list[Path], tmp_path: Path) -> None:
+    victim, out = tmp_path / "victim", tmp_path / "out"
+    victim.mkdir()
+    (victim / "summary.json").write_text("precious")
+    out.mkdir()
+    (out / "summary.json").write_text('{"quantile_error": 0, "models": [{"name": "x"}, {"name": ""}, {"name": "../victim"}]}')
+    (out / "x").symlink_to(victim)
+    alnico.analyze([models[1]], base=models[0], out=out)
+    assert (victim / "summary.json").read_text() == "precious"
+    assert (out / "x").is_symlink()

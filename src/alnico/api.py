@@ -23,7 +23,7 @@ from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.analysis.unfinished import Unfinished, is_half_written
 from alnico.checkpoint.lasting import sync_tree
 from alnico.checkpoint.model import FileModel, Model, Source, open_model
-from alnico.checkpoint.place import Replace, check_new_file, check_publishable, replacing
+from alnico.checkpoint.place import Replace, check_new_file, check_publishable, check_twins, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.checkpoint.signatures import SignedInputs, check_key, check_signature
 from alnico.checkpoint.signatures import sign as sign_folder
@@ -438,6 +438,9 @@ def analyze(
 
     memory_bytes, count = bytes_of(memory), threads_of(threads)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
+    if folder is not None:
+        given = [Path(part) for reference in (base, *_listed(models)) for part in os.fspath(reference).split("+")]
+        check_twins(folder, given, (".alnico-analysis", ".alnico-analysis-gone"))
     with ExitStack() as opened:
         unfinished = None if folder is None else opened.enter_context(Unfinished(folder, restart))
         origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models)))

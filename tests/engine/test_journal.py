@@ -57,7 +57,7 @@ def test_a_line_that_is_not_what_was_written_ends_what_is_known(damage, left: in
     assert everything(tmp_path / "out") == everything(merged(recipe, tmp_path / "whole").path)
 
 
-@pytest.mark.parametrize("first", ["", "no JSON", "[]", '{"fingerprint": {}}', '{"journal": 2, "fingerprint": {}, "check": "0"}'])
+@pytest.mark.parametrize("first", ["", "no JSON", "[]", '{"fingerprint": {}}', '{"journal": 3, "fingerprint": {}, "check": "0"}'])
 def test_a_journal_that_is_damaged_or_of_another_form_is_refused_and_begun_anew_on_demand(
     first: str, recipe: Path, tmp_path: Path
 ) -> None:
@@ -67,7 +67,7 @@ def test_a_journal_that_is_damaged_or_of_another_form_is_refused_and_begun_anew_
         merged(recipe, tmp_path / "out")
     if first == '{"fingerprint": {}}':  # as the versions before wrote it
         assert str(caught.value) == (
-            f"{journal}: is a journal of form 1, this version of alnico writes form 2. "
+            f"{journal}: is a journal of form 1, this version of alnico writes form 3. "
             "Finish with the version that began it, or say --restart to begin anew."
         )
     else:
@@ -247,6 +247,6 @@ def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(recipe
 
 def test_the_journal_is_json_lines_that_a_person_can_read(recipe: Path, tmp_path: Path) -> None:
     first, *lines = map(json.loads, interrupted(recipe, tmp_path / "out").read_text().splitlines())
-    assert first["journal"] == 2
+    assert first["journal"] == 3
     assert {"recipe", "alnico", "arithmetic", "plan", "inputs"} <= first["fingerprint"].keys()
     assert [sorted(line) for line in lines if "tensor" in line] == [["check", "digest", "inputs", "tensor"]] * 2

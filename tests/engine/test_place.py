@@ -22,6 +22,7 @@ import alnico
 from alnico.checkpoint import lasting, quota
 from alnico.errors import OutputError
 from made import save_model
+from small_merges import made_recipe
 
 Run = Callable[..., tuple[int, str, str]]
 MATRIX = np.arange(1, 9, dtype=np.float32).reshape(4, 2)
@@ -552,3 +553,27 @@ def test_a_reader_sees_a_whole_model_at_every_moment(tmp_path: Path) -> None:
         out, told = reader.communicate(timeout=60)
     assert reader.returncode == 0, told
     assert 1 <= out.count("[") - 1 <= 2
+
+
+@pytest.mark.parametrize("twin", ["alnico-part/model", "alnico-part-gone/x", "alnico-old", "alnico-stages/x", "alnico-again", "alnico-analysis"])
+def test_inputs_in_what_is_made_beside_an_output_are_never_removed(twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made_recipe(tmp_path)
+    given = Path(f".out.{twin}")
+    given.parent.mkdir(0o700, exist_ok=True)
+    shutil.copytree("base", given)
+    given.chmod(0o700)
+    before = everything(given)
+    one = f"merge_method: linear\nmodels: [{given}, base]\n"
+    Path("r.yml").write_text(f"name: first\n{one}---\nmerge_method: linear\nmodels: [first, base]\n" if "stages" in twin else one)
+    if "analysis" in twin:
+        with pytest.raises(OutputError, match=f"one of the inputs lies in .out.{twin}"):
+            alnico.analyze(["base"], base=str(given), out="out")
+    elif "again" in twin:
+        alnico.merge("r.yml", "out")
+        with pytest.raises(OutputError, match=f"one of the inputs lies in .*.out.{twin}"):
+            alnico.reproduce("out")
+    else:
+        with pytest.raises(OutputError, match=f"one of the inputs lies in .out.{twin.split('/')[0]}"):
+            alnico.merge_all("r.yml", "out")
+    assert everything(given) == before

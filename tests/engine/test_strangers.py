@@ -520,3 +520,26 @@ def test_where_folders_cannot_be_opened_and_have_no_owners_names_are_worked_with
     combine([models / "adapter-0", models / "adapter-1"], tmp_path / "combined")
     alnico.reproduce(tmp_path / "out")
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("command", ["merge", "analyze"])
+def test_unfinished_work_of_an_archive_is_not_taken_up(models: Path, tmp_path: Path, command: str) -> None:
+    """An archive of a stranger gives the files to who unpacks it, with any modes and times."""
+    kind, run = COMMANDS[command]
+    (tmp_path / "theirs").mkdir()
+    out, place = tmp_path / "out", tmp_path / f".out.alnico-{kind}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("alnico.engine.run._complete" if kind == "part" else "alnico.api.write_analysis", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(models, out)
+    assert len((place / "journal.jsonl").read_text().splitlines()) > 1
+    shutil.copytree(place, tmp_path / "copy", copy_function=shutil.copy2)
+    shutil.rmtree(place)
+    os.rename(tmp_path / "copy", place)
+    with pytest.raises(OutputError, match=rf"{place}: holds an unfinished {'merge' if kind == 'part' else 'analysis'} that was not begun in this place"):
+        run(models, out)
+    assert not out.exists() or not any(out.iterdir())
+
+
+def _interrupted(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt

@@ -224,14 +224,14 @@ def test_numbers_that_no_float_holds_are_refused(tmp_path: Path) -> None:
     save_json(tmp_path / "s" / "statistics.json", told)
     with pytest.raises(ModelError, match="says no mean of w"):
         open_statistics(str(tmp_path / "s")).number("w", "mean")
-    begun = checked({"journal": FORM, "fingerprint": {}})
+    begun = checked({"journal": FORM, "made": [], "fingerprint": {}})
     for fields in ({"fact": math.inf, "value": []}, {"norms": 0, "value": [int(big)]}, {"tensor": 1}):
         (tmp_path / NAME).write_text(begun + checked(fields))
         with pytest.raises(OutputError, match="is damaged"):
             read_journal(tmp_path, {})
     (tmp_path / NAME).write_text(begun + "[" * 100_000 + "\n")
     assert not read_journal(tmp_path, {})  # a line without its check was cut off: what follows it is not known
-    (tmp_path / NAME).write_text(checked({"journal": FORM, "fingerprint": []}))
+    (tmp_path / NAME).write_text(checked({"journal": FORM, "made": [], "fingerprint": []}))
     with pytest.raises(OutputError, match="is damaged"):
         read_journal(tmp_path, {"recipe": 1})
 

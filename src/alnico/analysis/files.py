@@ -104,7 +104,8 @@ def _remove(folder: Path) -> None:
     """Remove the files of an older analysis, and the folders of its models that are empty then."""
     for name in _older(folder) or []:
         own = folder / name
-        if Path(name).name == name != ".." and own.is_dir():  # a summary may have been written by anyone
+        # A summary may have been written by anyone.
+        if name and Path(name).name == name != ".." and own.is_dir() and not own.is_symlink():
             for file in OF_MODEL:
                 (own / file).unlink(missing_ok=True)
             if not any(own.iterdir()):

@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -104,7 +105,7 @@ def is_half_written(folder: Path) -> bool:
     """Was an analysis killed while it wrote its report into this folder? Errors: OutputError for unfinished work of another user."""
     unfinished = Unfinished(folder)
     unfinished.check()
-    return (unfinished.path / WRITING).exists()
+    return os.path.lexists(unfinished.path / WRITING)
 
 
 def _line(name: str, found: Measured) -> dict[str, Any]:

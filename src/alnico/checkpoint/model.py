@@ -438,7 +438,10 @@ def open_headers(directory: Path) -> FileModel:
 
 
 def is_path(reference: str) -> bool:
-    return Path(os.path.expanduser(reference)).exists()
+    try:
+        return Path(os.path.expanduser(reference)).exists()
+    except PermissionError:  # in a folder of another user: whoever opens it says so
+        return True
 
 
 def split_adapter(reference: str, is_there: Callable[[str], bool]) -> tuple[str, str] | None:

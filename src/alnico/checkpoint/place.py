@@ -179,8 +179,10 @@ class _explained:
 
 
 def check_needed(out: Path, needed: Iterable[Path]) -> None:
-    """Refuse a place that is, or holds, what an output is made of, by whatever name. Errors: OutputError."""
+    """Refuse a place that is, or holds, what an output is made of, by whatever name; or what is made beside it. Errors: OutputError."""
     _check_text(out)
+    needed = list(needed)
+    check_twins(out, needed, (PART, f"{PART}-gone", ".alnico-old"))
     target, own = Path(os.path.realpath(out)), _identity(out)
     folders: dict[Path, bool] = {}
 
@@ -200,6 +202,22 @@ def check_needed(out: Path, needed: Iterable[Path]) -> None:
                 f"{out}: is alnico's cache of kernels or holds it ({cache}); expected a place of its own. "
                 f"Choose another output, such as {_free(Path('.'), out)}."
             )
+
+
+def check_twins(out: Path, needed: Iterable[Path], twins: Iterable[str]) -> None:
+    """Refuse inputs that lie in what alnico makes beside an output, and removes again. Errors: OutputError."""
+    for twin in () if out.name in ("", "..") else twins:
+        beside = out.with_name(f".{out.name}{twin}")
+        if os.path.lexists(beside) and any(_is_in(path, beside) for path in needed):
+            raise OutputError(
+                f"{out}: one of the inputs lies in {beside}, where alnico keeps what is unfinished of this output, and which it removes. "
+                "Choose another output, or give the input another name."
+            )
+
+
+def _is_in(path: Path, folder: Path) -> bool:
+    place = Path(os.path.realpath(folder))
+    return any(Path(found).is_relative_to(place) for found in (os.path.abspath(path), os.path.realpath(path)))
 
 
 def _identity(path: Path) -> tuple[int, int] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.adapter import CONFIG, Adapter
@@ -14,8 +14,8 @@ from alnico.cli.printing import Page, page
 
 def is_adapter(reference: str) -> bool:
     """Is a path the directory of an adapter, and of no whole model?"""
-    folder = Path(reference).expanduser()
-    return (folder / CONFIG).is_file() and not (folder / "config.json").is_file()
+    folder = os.path.expanduser(reference)
+    return os.path.isfile(os.path.join(folder, CONFIG)) and not os.path.isfile(os.path.join(folder, "config.json"))
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:

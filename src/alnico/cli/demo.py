@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
     """
     base, tuned = _installed(*BASE), _installed(*TUNED)
     places = {name: folder / name for name in RECIPES}
-    is_earlier = {name: (out / LOCK).exists() for name, out in places.items()}
+    is_earlier = {name: os.path.lexists(out / LOCK) for name, out in places.items()}
     for name, out in places.items():
         check_publishable(out)
         check_place(out, (base, tuned), is_earlier[name])

@@ -42,7 +42,7 @@ from alnico.cli.options import (
     size_of,
 )
 from alnico.cli.printing import EXIT_CODE, Page, interrupted, is_terminal, json_page, page, recipe_page, say, say_page, show_result
-from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError, RecipeError
+from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError, RecipeError, RunError
 
 
 class TakesModels(TyperCommand):
@@ -1053,6 +1053,12 @@ def main() -> None:
         code = error.exit_code
         if not entry.is_interrupted():
             printing.say_error(error)
+    except OSError as error:
+        code = RunError.exit_code
+        if not entry.is_interrupted():
+            if error.filename is None:
+                raise
+            printing.say_error(RunError(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}). Check the path and its permissions."))
     except Exception:
         if not entry.is_interrupted():  # a library made another exception of it
             raise

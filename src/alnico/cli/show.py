@@ -6,6 +6,7 @@ import json
 import shutil
 import textwrap
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,9 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     if any(absent):
         total = format_size(sum(sum(files.values()) for files in absent))
         lines.append(f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge")
-    folder = existing_folder(out or Path("out"))
-    lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
+    with suppress(OSError):  # a working directory that is gone
+        folder = existing_folder(out or Path("out"))
+        lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
     return page(lines + [f"note      {note}" for note in plan.notes])
 
 

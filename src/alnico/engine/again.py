@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.model import FileModel, Source, is_hub_reference, is_path, open_model, split_adapter
@@ -108,6 +109,13 @@ def check_places(lock: Lock, again: Again) -> None:
             f"{lock.path.parent}: could not check against its inputs: {', '.join(absent)} {'is' if len(absent) == 1 else 'are'} neither here nor "
             f"beside it; expected what was merged. Say where with --input {absent[0]}=PATH."
         )
+
+
+def input_places(lock: Lock, again: Again) -> list[Path]:
+    """Where the inputs of a merge may lie on this machine."""
+    folder = str(lock.path.parent.absolute().parent)
+    inputs = [given for one in locks_of(lock).values() for given in one.inputs if given.made is None]
+    return [Path(part) for given in inputs for place in _places(given, given.label, again, folder) for part in place.split("+")]
 
 
 def _places(given: LockedInput, reference: str, again: Again, folder: str) -> list[str]:

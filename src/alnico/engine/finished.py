@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from alnico.checkpoint.lineage import LOCK
@@ -33,10 +34,10 @@ def check_finished(folder: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Refuse what is no directory of a merge that was finished. Errors: OutputError."""
-    if not folder.is_dir():
-        if folder.is_file():
+    if not os.path.isdir(folder):
+        if os.path.isfile(folder):
             raise OutputError(f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory.")
-        if PartDirectory(folder).path.exists():
+        if os.path.lexists(PartDirectory(folder).path):
             raise OutputError(
                 f"{folder}: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."
             )
@@ -45,8 +46,7 @@ def check_folder(folder: Path) -> None:
 
 def local_paths(folder: Path) -> list[str]:
     """The paths of this disk that a finished merge names: its models that are not from the hub, and statistics."""
-    path = folder / LOCK
-    if not path.is_file():
+    if not os.path.isfile(folder / LOCK):
         return []
     named = [given.label for given in read_lock(folder).inputs if len(given.commits) < len(given.label.split("+"))]
     return [name for name in named if "/" in name]

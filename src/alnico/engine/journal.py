@@ -24,7 +24,7 @@ from alnico.errors import OutputError, RunError
 from alnico.folders import Folder, open_to_write
 
 NAME = "journal.jsonl"
-FORM = 2
+FORM = 3
 """Of the journal; raised when its lines change their meaning."""
 BATCH_SECONDS = 0.5
 ABANDON_SECONDS = 1.0
@@ -74,7 +74,7 @@ class Lines:
         self._wake = threading.Event()
         self._closing = False
         self.failure: BaseException | None = None
-        lines = [checked({"journal": FORM, "fingerprint": fingerprint}), *map(checked, known)]
+        lines = [checked({"journal": FORM, "made": _made(path), "fingerprint": fingerprint}), *map(checked, known)]
         replace_file(path, "".join(lines), inside)  # a line cut off by a crash goes with the old file
         try:
             self._descriptor = open_to_write(path, inside, flags=os.O_APPEND)
@@ -201,6 +201,11 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
     begun = _unchecked(first)
     if begun is None or not isinstance(begun.get("fingerprint"), dict):
         raise _damaged(path, what)
+    if not _is_made_here(begun.get("made"), path):
+        raise OutputError(
+            f"{path.parent}: holds an unfinished {what} that was not begun in this place: it was copied or unpacked, and may be anybody's. "
+            "Say --restart to begin anew."
+        )
     changed = _changes(begun["fingerprint"], json.loads(json.dumps(fingerprint)))
     if changed:
         raise OutputError(
@@ -213,6 +218,22 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
             break
         found.append(fields)
     return found
+
+
+def _made(path: Path) -> list[int]:
+    """What tells the lock beside a journal from a copy of it: its inode, and the time of its last change, which nobody can set. What is
+    unpacked from an archive has others, as files get anew wherever they are made. Some disks number files anew when they are mounted,
+    and a new mode or time is a change: so one of the two is enough."""
+    try:
+        status = os.lstat(path.with_name("lock"))
+    except OSError:
+        return []
+    return [status.st_ino, status.st_ctime_ns]
+
+
+def _is_made_here(noted: Any, path: Path) -> bool:
+    made = _made(path)
+    return noted == made or (isinstance(noted, list) and any(a == b != 0 for a, b in zip(noted, made, strict=False)))
 
 
 def checked(fields: Mapping[str, Any]) -> str:

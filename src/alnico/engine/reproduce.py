@@ -16,9 +16,10 @@ import numpy as np
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import FileModel, Source, open_model, stem_of
+from alnico.checkpoint.place import check_twins
 from alnico.checkpoint.shards import cut
 from alnico.checkpoint.sidecars import SIGNATURE, modules_of
-from alnico.engine.again import Again, check_places, locks_of, plan_again, recipe_of
+from alnico.engine.again import Again, check_places, input_places, locks_of, plan_again, recipe_of
 from alnico.engine.card import RECIPE
 from alnico.engine.lock import Lock, listed_files, read_lock
 from alnico.engine.run import Watcher
@@ -73,6 +74,7 @@ def reproduce(
             f"{new}: lies in {out}, with which it is to be compared; expected a place of its own. Choose another output."
         )
     if new is None:
+        check_twins(place, input_places(lock, again), (".alnico-again",))
         _remove_earlier(target)
     with opened(out) as model:
         check_headers(out, lock, model)

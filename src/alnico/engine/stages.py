@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.place import PART, Replace, check_empty, check_needed, check_publishable, check_twin
+from alnico.checkpoint.place import PART, Replace, check_empty, check_needed, check_publishable, check_twin, check_twins
 from alnico.engine.card import recipe_text
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.output import Hold, PartDirectory, is_published
@@ -115,6 +115,7 @@ def _check_targets(out: Path, targets: Mapping[str, Path], plans: Sequence[Plan]
     """Refuse targets that hold something, or an input of any stage. What runs that were begun have finished may stand there."""
     inputs = [path for plan in plans for path in needed(plan)]
     check_needed(out, inputs)
+    check_twins(out, inputs, (WORK, f"{WORK}-gone"))
     if is_begun and not _others(out, targets):
         return
     if len(targets) > 1 and not overwrite:

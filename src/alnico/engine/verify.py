@@ -87,6 +87,14 @@ def verify(
 
 def open_lock(out: Path) -> Lock:
     """Read the lock of a finished output. Errors: OutputError, UncheckedError for an output without one, ModelError."""
+    try:
+        os.stat(out / LOCK)
+    except PermissionError as error:
+        raise UncheckedError(
+            f"{out}: could not check: it cannot be read ({error.strerror}); expected the output of `alnico merge`. Check its permissions."
+        ) from None
+    except OSError:  # told apart below
+        pass
     if out.is_file():
         raise UncheckedError(
             f"{out}: could not check: it is one file, and a lock goes with a directory only. Merge into a directory to have it checked."
