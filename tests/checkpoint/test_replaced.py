@@ -158,3 +158,20 @@ def test_the_names_of_reports_are_those_that_are_written() -> None:
     written = (search_files.STUDY, search_files.BEST, "best-3.yml", search_files.TABLE, search_files.RESULT, search_files.PAGE)
     assert all(replaced.SEARCH.fullmatch(name) for name in written)
     assert analysis_files.SUMMARY in replaced.ANALYSIS
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".DS_Store", "._model.safetensors", "Thumbs.db", "desktop.ini", ".nfs0000000002", ".ipynb_checkpoints/README-checkpoint.md",
+     "__pycache__/modeling_x.cpython-311.pyc"],
+)  # fmt: skip
+def test_what_systems_put_into_folders_is_nobodys_work(name: str, tmp_path: Path) -> None:
+    assert foreign(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [".ipynb_checkpoints/thesis-checkpoint.ipynb", "__pycache__/mine.cpython-311.pyc", "__pycache__/deep/x", ".DS_Store_mine"],
+)
+def test_other_things_there_are(name: str, tmp_path: Path) -> None:
+    assert foreign(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == [name.split("/")[0]]

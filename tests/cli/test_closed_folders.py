@@ -23,7 +23,7 @@ COMMANDS = {
     "sign {0}/out --key k": 11,
     "push {0}/out a/b": 8,
     "analyze {1}/base --base {1}/tuned-0 --out {0}/report": 8,
-    "lora fold {1}/base {0}/adapter mine/out": 4,
+    "lora fold {1}/base {0}/adapter mine/out": 8,
     "merge {1}/r.yml {0}/out": 3,
 }
 

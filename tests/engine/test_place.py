@@ -555,8 +555,12 @@ def test_a_reader_sees_a_whole_model_at_every_moment(tmp_path: Path) -> None:
     assert 1 <= out.count("[") - 1 <= 2
 
 
-@pytest.mark.parametrize("twin", ["alnico-part/model", "alnico-part-gone/x", "alnico-old", "alnico-stages/x", "alnico-again", "alnico-analysis"])
-def test_inputs_in_what_is_made_beside_an_output_are_never_removed(twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "twin", ["alnico-part/model", "alnico-part-gone/x", "alnico-old", "alnico-stages/x", "alnico-again", "alnico-analysis"]
+)
+def test_inputs_in_what_is_made_beside_an_output_are_never_removed(
+    twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     made_recipe(tmp_path)
     given = Path(f".out.{twin}")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -536,10 +540,73 @@ def test_unfinished_work_of_an_archive_is_not_taken_up(models: Path, tmp_path: P
     shutil.copytree(place, tmp_path / "copy", copy_function=shutil.copy2)
     shutil.rmtree(place)
     os.rename(tmp_path / "copy", place)
-    with pytest.raises(OutputError, match=rf"{place}: holds an unfinished {'merge' if kind == 'part' else 'analysis'} that was not begun in this place"):
+    with pytest.raises(
+        OutputError,
+        match=rf"{place}: holds an unfinished {'merge' if kind == 'part' else 'analysis'} that was not begun in this place",
+    ):
         run(models, out)
     assert not out.exists() or not any(out.iterdir())
 
 
 def _interrupted(*_: Any, **__: Any) -> None:
     raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_no_other_process(code: int, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lustre, some disks of networks and FUSE have no flock; some have no locks at all."""
+
+    def none(*_: Any) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    merged(models / "small" / "recipe.yml", tmp_path / "out")
+    with PartDirectory(tmp_path / "locked"):
+        held = (
+            f"import fcntl; fcntl.lockf(open({str(tmp_path / '.locked.alnico-part/lock')!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        )
+        assert b"BlockingIOError" in subprocess.run([sys.executable, "-c", held], capture_output=True).stderr
+    monkeypatch.setattr(fcntl, "lockf", none)
+    assert (
+        everything(merged(models / "small" / "recipe.yml", tmp_path / "again").path).keys() == everything(tmp_path / "out").keys()
+    )
+
+
+def test_an_old_model_that_a_crash_set_aside_is_not_removed_without_a_word(models: Path, tmp_path: Path) -> None:
+    """Between two renames a crash leaves the old model beside its name; somebody has removed what was unfinished since then."""
+    shutil.copytree(models / "base", tmp_path / ".out.alnico-old")
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        merged(models / "small" / "recipe.yml", tmp_path / "out")
+    assert everything(tmp_path / "out") == everything(models / "base")
+
+
+@as_root
+def test_an_output_may_go_into_a_folder_that_may_not_be_read(models: Path, tmp_path: Path) -> None:
+    """A drop box: mode 0333. The capability by which root reads everything is given up for the test."""
+    code = (
+        "import os, sys, alnico; from small_merges import merged; from pathlib import Path\n"
+        "merged(Path(sys.argv[1]), Path('warm')); os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "merged(Path('small/recipe.yml'), Path('box/out'))"
+    )
+    place = Path(tempfile.mkdtemp(prefix="alnico-box-"))
+    try:
+        place.chmod(0o755)
+        made_recipe(place / "small")
+        for path in place.rglob("*"):
+            path.chmod(0o755)
+        (place / "box").mkdir()
+        os.chown(place / "box", STRANGER, STRANGER)
+        (place / "box").chmod(0o333)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        done = subprocess.run(
+            [sys.executable, "-c", code, place / "small/recipe.yml"],
+            cwd=place,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        assert (place / "box/out/alnico.lock.json").exists()
+    finally:
+        shutil.rmtree(place)

@@ -75,7 +75,12 @@ def seeds() -> list[bytes]:
         "groups": {"other": scope}, "layers": {"0": scope}, "tensors": tensors, "skipped": [], "seconds": 1.0,
     }  # fmt: skip
     record = {"tensor": "w", "digest": "0a", "inputs": [[0, "w", "0b"], [1, "w", "0c"]]}
-    lines = [{"journal": FORM, "made": [], "fingerprint": FINGERPRINT}, {"fact": 0, "value": [1.0, 2.0]}, {"norms": 0, "value": [1.0]}, record]
+    lines = [
+        {"journal": FORM, "made": [], "fingerprint": FINGERPRINT},
+        {"fact": 0, "value": [1.0, 2.0]},
+        {"norms": 0, "value": [1.0]},
+        record,
+    ]
     output = {
         "w": {"dtype": "F32", "shape": [2, 3], "do": "mix", "digest": "0a"},
         "v": {"dtype": "F32", "shape": [3], "digest": "0b"},

@@ -33,7 +33,8 @@ def write_file(path: Path, data: bytes | str, inside: Folder | None = None, *, i
 
     With ``is_new`` what stood under the name goes first, whatever and whosever it was: nothing is written into it. Errors: RunError.
     """
-    raw = data.encode("utf-8") if isinstance(data, str) else data
+    # Names of files may be no UTF-8: JSON has an escape for what Python makes of them.
+    raw = data.encode("utf-8", "backslashreplace") if isinstance(data, str) else data
     try:
         if is_new:
             remove(path, inside)
@@ -127,6 +128,8 @@ def _sync(path: Path, inside: Folder | None = None) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except PermissionError:  # a folder that may be written and not read: all that is written is brought to the disk
+        os.sync()
     except OSError as error:
         raise RunError(
             f"{path}: could not be brought to the disk ({error.strerror}). Check the disk; the same command takes the merge up again."

@@ -39,6 +39,8 @@ KNOWN = re.compile(
     r"|trainer_state\.json|(all|train|eval|predict|test)_results\.json|similarity_evaluation[\w.-]*\.csv",
 )
 CARDS = re.compile(r"(readme|model_?card|licen[sc]e|notice|copying|(acceptable_)?use?_policy|usage_policy)[\w.-]*", re.IGNORECASE)
+SYSTEMS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.ipynb_checkpoints|__pycache__", re.IGNORECASE)
+"""What desktops, disks of networks, notebooks and Python put into folders that are looked at: nobody's work."""
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 """Pictures of a card."""
 FOLDERS = ("assets", "images", "figures", "onnx", "openvino", "original", "additional_chat_templates", "eval", "gguf")
@@ -159,6 +161,12 @@ def _modules(folder: Path) -> Collection[str]:
 def _is_known(folder: Path, name: str, locked: Collection[str], modules: Collection[str]) -> bool:
     path = folder / name
     mode = path.lstat().st_mode
+    if SYSTEMS.fullmatch(name) and not stat.S_ISLNK(mode):
+        # Notebooks keep copies of what was edited in them: of files that a model has.
+        return not stat.S_ISDIR(mode) or all(
+            _is_known_file(re.sub(r"-checkpoint(?=\.\w+$)|\.cpython-\d+(?=\.)", "", file).replace(".pyc", ".py"))
+            for file in os.listdir(path)
+        )
     if not stat.S_ISDIR(mode):
         return (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) and (name in locked or _is_known_file(name))
     if name == ".cache":

@@ -1058,7 +1058,9 @@ def main() -> None:
         if not entry.is_interrupted():
             if error.filename is None:
                 raise
-            printing.say_error(RunError(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}). Check the path and its permissions."))
+            printing.say_error(
+                RunError(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}). Check the path and its permissions.")
+            )
     except Exception:
         if not entry.is_interrupted():  # a library made another exception of it
             raise

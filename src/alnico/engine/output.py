@@ -32,6 +32,9 @@ from alnico.folders import (
 
 MARK = "published.json"
 
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+"""What a disk answers that has no locks."""
+
 
 class Hold:
     """A directory that one process works in: made if it is not there, and held by a lock in it. Use it in ``with``.
@@ -122,14 +125,16 @@ class Hold:
             try:
                 import fcntl
 
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor, fcntl)
                 # A process that ended meanwhile has taken the file away: then this lock holds nothing.
                 if os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat()) and folder.is_there():
                     self._lock, self._folder = descriptor, folder
                     folder, descriptor = None, -1
             except FileNotFoundError:
                 pass
-            except OSError:
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                    raise self._cannot_be_made(error) from None
                 raise OutputError(f"{self.out}: another process is writing it. Wait for it, or choose another output.") from None
         finally:
             if descriptor >= 0:
@@ -162,6 +167,19 @@ class Hold:
                 return
             self.folder.remove_contents()
             os.rmdir(gone)
+
+
+def _lock(descriptor: int, fcntl: Any) -> None:
+    """Lock an open file for this process. Where a disk has no such locks (Lustre and some disks of networks), those of POSIX are asked for,
+    which end when the process closes any descriptor of the file; where it has neither, nothing is locked. Errors: BlockingIOError where
+    another process holds it."""
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
 
 
 class PartDirectory(Hold):

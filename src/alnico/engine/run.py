@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -139,7 +140,8 @@ def run_plan(
 
 def _mended(plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool) -> dict[str, str] | None:
     """Mend what a crash while publishing left. Returns the digests of the output if this plan's was published then."""
-    if not PartDirectory(out).path.exists():
+    beside = PartDirectory(out)
+    if not beside.path.exists() and (os.path.lexists(out) or not os.path.lexists(beside.old)):
         return None
     with PartDirectory(out) as part:
         part.mend()
