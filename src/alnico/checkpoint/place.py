@@ -208,7 +208,7 @@ def check_twins(out: Path, needed: Iterable[Path], twins: Iterable[str]) -> None
     """Refuse inputs that lie in what alnico makes beside an output, and removes again. Errors: OutputError."""
     for twin in () if out.name in ("", "..") else twins:
         beside = out.with_name(f".{out.name}{twin}")
-        if os.path.lexists(beside) and any(_is_in(path, beside) for path in needed):
+        if os.path.isdir(beside) and not beside.is_symlink() and any(_is_in(path, beside) for path in needed):
             raise OutputError(
                 f"{out}: one of the inputs lies in {beside}, where alnico keeps what is unfinished of this output, and which it removes. "
                 "Choose another output, or give the input another name."
