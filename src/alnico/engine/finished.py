@@ -34,6 +34,14 @@ def check_finished(folder: Path) -> None:
 
 def check_folder(folder: Path) -> None:
     """Refuse what is no directory of a merge that was finished. Errors: OutputError."""
+    try:
+        os.stat(folder / LOCK)
+    except PermissionError as error:
+        raise OutputError(
+            f"{folder}: cannot be read ({error.strerror}); expected the output of `alnico merge`. Check its permissions."
+        ) from None
+    except OSError:  # told apart by what follows
+        pass
     if not os.path.isdir(folder):
         if os.path.isfile(folder):
             raise OutputError(f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory.")

@@ -18,7 +18,7 @@ import numpy as np
 from alnico.checkpoint.lasting import sync_directory, sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import Shard, Source, changed_since, open_shard, states_of
-from alnico.checkpoint.place import Replace
+from alnico.checkpoint.place import Replace, check_twins
 from alnico.checkpoint.resident import held_bytes
 from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
@@ -35,7 +35,7 @@ from alnico.engine.lock import files_of
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
 from alnico.engine.output import PartDirectory
 from alnico.engine.recall import Recall, Recalled
-from alnico.engine.room import check_disk, check_target
+from alnico.engine.room import check_disk, check_target, needed
 from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, workers
 from alnico.engine.weigh import weigh
 from alnico.engine.whole import WholeMatrices, rounding_kernel
@@ -96,6 +96,7 @@ def run_plan(
     single = plan.shards[0].name if out.suffix == ".safetensors" else None
     fingerprint = {**plan.fingerprint(), "alnico": version}
     try:
+        check_twins(out, needed(plan), (".alnico-old",))  # which is given its name back
         if (finished := _mended(plan, out, fingerprint, restart)) is not None:
             return Result(out, plan, time.perf_counter() - begin, 0.0, len(finished), finished)
         check_target(out, plan, overwrite)
