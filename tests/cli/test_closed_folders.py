@@ -84,7 +84,7 @@ def _forked(arguments: list[str], user: int | None = None) -> tuple[int, str]:
         try:
             os.dup2(write, 1)
             os.dup2(write, 2)
-            sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
+            sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
             if user is not None:
                 os.setgroups([])
                 os.setgid(user)

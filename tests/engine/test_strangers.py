@@ -581,7 +581,7 @@ def test_an_old_model_that_a_crash_set_aside_is_not_removed_without_a_word(model
 
 
 @as_root
-def test_an_output_may_go_into_a_folder_that_may_not_be_read(models: Path, tmp_path: Path) -> None:
+def test_an_output_may_go_into_a_folder_that_may_not_be_read() -> None:
     """A drop box: mode 0333. The capability by which root reads everything is given up for the test."""
     code = (
         "import os, sys, alnico; from small_merges import merged; from pathlib import Path\n"
