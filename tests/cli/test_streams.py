@@ -184,6 +184,7 @@ def test_a_recipe_from_no_standard_input_is_an_error_of_the_recipe(alnico: Run, 
     code, _, stderr = alnico("merge", "-", tmp_path / "out", stdin=stdin)
     assert code == 3
     assert stderr.startswith("alnico: standard input")
+    assert "NoneType" not in stderr
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 import alnico
+from alnico.cli.printing import json_page
 from alnico.engine.events import Advanced, Fetching
 from alnico.errors import AlnicoError, visible
 from made import save_file, save_model
@@ -270,6 +271,12 @@ def test_a_terminal_that_is_gone_ends_the_bar_alone(
     with progress.bar(False, 0) as watch:
         alnico.merge("good.yml", tmp_path / "out", watch=watch)
     assert (tmp_path / "out" / "alnico.lock.json").exists()
+
+
+def test_del_is_an_escape_in_json_too() -> None:
+    text = json_page({"\x7f": ["\x7f", "\x1b"]})
+    assert text.replace("\n", "").isprintable()
+    assert json.loads(text) == {"\x7f": ["\x7f", "\x1b"]}
 
 
 def test_text_of_libraries_is_escaped_too() -> None:
