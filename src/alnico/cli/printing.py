@@ -50,8 +50,8 @@ def recipe_page(text: str) -> Page:
 
 
 def json_page(data: Any, indent: int | None = 1) -> Page:
-    """Data as JSON in ASCII. DEL is a control character, too, and none to JSON."""
-    return Page(json.dumps(data, indent=indent).replace("\x7f", "\\u007f"))
+    """Data as JSON in printable ASCII."""
+    return Page(json.dumps(data, indent=indent))
 
 
 def show_result(text: Page, besides: object = None) -> None:
