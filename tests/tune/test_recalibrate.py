@@ -92,3 +92,18 @@ def test_without_torch_the_extra_is_named(monkeypatch):
     with pytest.raises(AlnicoError) as caught:
         alnico.recalibrate_batchnorm(None, [])
     assert str(caught.value) == "recalibrate_batchnorm needs torch, which is not installed. Say: pip install 'alnico[torch]'"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_torchscript_is_refused_beside_plain_layers_too():
+    scripted = torch.jit.script(nn.BatchNorm2d(3))
+    with pytest.raises(AlnicoError, match="has BatchNorm layers in TorchScript, whose momentum cannot be changed"):
+        alnico.recalibrate_batchnorm(nn.Sequential(scripted, nn.BatchNorm2d(3)), batches(1))
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["DataParallel", "compile"])
+def test_wrapped_modules_are_recalibrated_as_plain_ones(wrap):
+    plain, wrapped = net(0), wrap(net(0))
+    assert alnico.recalibrate_batchnorm(plain, batches(2)) == alnico.recalibrate_batchnorm(wrapped, batches(2)) == 2
+    found = [value for name, value in wrapped.state_dict().items() if "running" in name]
+    assert all(torch.equal(a, b) for a, b in zip(found, (plain[2].running_mean, plain[2].running_var), strict=True))

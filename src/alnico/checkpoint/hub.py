@@ -456,8 +456,15 @@ def _is_revision(text: str) -> bool:
 
 
 def _check_name(label: str, name: str) -> None:
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    try:
+        from huggingface_hub import constants  # noqa: F401  (it reads the environment)
+        from huggingface_hub.errors import HFValidationError
+        from huggingface_hub.utils import validate_repo_id
+    except ValueError as error:  # of a variable of the environment, HF_HUB_DOWNLOAD_TIMEOUT=abc
+        raise HubError(
+            f"{label}: huggingface_hub cannot be imported ({error}); expected numbers in its variables of the environment. Check "
+            "HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT."
+        ) from None
 
     try:
         if name.count("/") != 1:

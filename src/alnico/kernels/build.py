@@ -137,6 +137,10 @@ def _compile(text: str) -> tuple[str, bytes]:
     import llvmlite.binding as llvm
 
     _import_numba()
+    import numba
+
+    if numba.config.DISABLE_JIT:
+        raise AlnicoError("NUMBA_DISABLE_JIT is set; expected numba to compile kernels. Unset it.")
     names: dict[str, Any] = {"__name__": "alnico_kernel"}
     exec(compile(text, "<alnico kernel>", "exec"), names)
     (ir,) = names["entry"].inspect_llvm().values()

@@ -21,6 +21,10 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
     """
     try:
         return importlib.import_module(module)
+    except ValueError as error:  # of a variable of the environment, HF_HUB_DOWNLOAD_TIMEOUT=abc
+        raise AlnicoError(
+            f"{purpose} needs {module}, which cannot be imported ({error}). Check the variables of the environment, such as HF_HUB_DOWNLOAD_TIMEOUT."
+        ) from None
     except ImportError as error:
         package = (error.name or module).partition(".")[0]
         raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[{extra}]'") from None

@@ -28,6 +28,12 @@ def recalibrate_batchnorm(module: nn.Module, batches: Iterable[Any]) -> int:
     from torch.nn.modules.batchnorm import _BatchNorm
 
     layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    scripts = [m for m in module.modules() if isinstance(m, torch.jit.ScriptModule)]
+    if any(name.endswith("running_mean") for script in scripts for name, _ in script.named_buffers()):
+        raise AlnicoError(
+            f"recalibrate_batchnorm: {type(module).__name__} has BatchNorm layers in TorchScript, whose momentum cannot be changed; expected "
+            "layers of torch.nn. Recalibrate the module before torch.jit.script or torch.jit.trace."
+        )
     if not layers:
         raise AlnicoError(
             f"recalibrate_batchnorm: {type(module).__name__} has no BatchNorm layer with running statistics, expected one at least. "
