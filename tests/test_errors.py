@@ -57,3 +57,12 @@ def test_the_reading_of_a_recipe_reports_a_line_for_each_mistake() -> None:
 def test_what_was_found_goes_with_an_unchecked_error() -> None:
     assert UncheckedError("a", "b", found=3).found == 3
     assert pickle.loads(pickle.dumps(UncheckedError("a", found=3))).found == 3
+
+
+def test_the_middle_of_a_word_of_thousands_of_characters_is_left_out() -> None:
+    path = "/start/" + "x" * 4000 + "/end"
+    said = str(AlnicoError(f"{path}: is no directory; expected one. Check the path {path}."))
+    assert len(said) < 900
+    assert said.startswith("/start/x")
+    assert "x/end: is no directory" in said
+    assert str(AlnicoError("short " * 1000)) == "short " * 1000

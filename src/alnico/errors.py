@@ -22,6 +22,7 @@ A message says where, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from typing import Any
 
@@ -52,6 +53,20 @@ def _is_visible(character: str) -> bool:
     return character.isprintable() or unicodedata.category(character) == "Zs"
 
 
+LONGEST_WORD = 600
+
+
+def _shortened(text: str) -> str:
+    """Text without the middle of words (paths, names, values) of more than 600 characters.
+
+    >>> len(_shortened("/a" * 2000)), _shortened("a b")
+    (403, 'a b')
+    """
+    if len(text) <= LONGEST_WORD:
+        return text
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:200]}...{found[0][-200:]}", text)
+
+
 class AlnicoError(Exception):
     """Base of all errors meant for the user. ``exit_code`` is what the command line returns.
 
@@ -62,7 +77,7 @@ class AlnicoError(Exception):
     exit_code = 1
 
     def __init__(self, *lines: object) -> None:
-        super().__init__(*(visible(str(line)) for line in lines))
+        super().__init__(*(_shortened(visible(str(line))) for line in lines))
 
     def __str__(self) -> str:
         return "\n".join(self.args)

@@ -116,6 +116,8 @@ CHANGES: list[tuple[Place, Any]] = [
     (("output", 0, "digest"), None), (("files", 0, "size"), -1), (("files", 0, "size"), True), (("files", 0), "../../etc/passwd"),
     (("files",), {"../up": {"size": 1, "digest": "0"}}), (("files",), {"/etc/passwd": {"size": 1, "digest": "0"}}),
     (("inputs", 0, "lock", "seed"), None), (("inputs", 0, "lock", "inputs"), 5), (("inputs", 1, "repositories"), 5),
+    (("inputs", 1, "repositories"), [{"repository": "other/model", "commit": 40 * "a"}]),
+    (("inputs", 1, "repositories"), [{"repository": "../x", "commit": 40 * "a"}]),
     (("inputs", 1, "tensors"), [1]), (("recipe", "models"), [1e308]), (("recipe", "merge_method"), ["linear"]), (("hash",), {"a": 1}),
 ]  # fmt: skip
 

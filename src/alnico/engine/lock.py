@@ -124,8 +124,11 @@ def _input(path: Path, entry: Mapping[str, Any], depth: int) -> LockedInput:
     commits = {_text(p["repository"]): _text(p["commit"]) for p in places if "repository" in p}
     if not all(COMMIT.fullmatch(commit) for commit in commits.values()):
         raise ValueError("a commit")
+    label = _text(entry["statistics"] if "statistics" in entry else entry["model"])
+    if not commits.keys() <= {part.rpartition("*")[2].partition("@")[0] for part in label.split("+")}:
+        raise ValueError("a repository that is no part of the input")
     return LockedInput(
-        _text(entry["statistics"] if "statistics" in entry else entry["model"]),
+        label,
         "statistics" in entry,
         {n: _word(d) for n, d in entry["tensors"].items()},
         commits,
