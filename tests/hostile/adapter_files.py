@@ -39,6 +39,18 @@ def infinite(folder: Path) -> Read:
     return read
 
 
+def overflowing(folder: Path) -> Read:
+    read = adapted()(folder)
+    values = {name: ("F32", np.full(shape, 1e30, np.float32)) for name, (_, shape) in LORA.items()}
+    made.save_file(folder / "adapter" / "adapter_model.safetensors", values)
+    return read
+
+
+def weighted(folder: Path) -> Read:
+    adapted()(folder)
+    return reading(f"{folder / 'base'}+1e308*{folder / 'adapter'}")
+
+
 def a_file(folder: Path) -> Read:
     save(folder / "base" / "model.safetensors", BASE)
     save(folder / "adapter.safetensors", LORA)
@@ -147,6 +159,8 @@ ADAPTER_FILES = (
     Malformed("whose shapes are equal; the adapter does not say which", "whose shapes are equal", packed(PAIR, ["experts.up", "experts.down"])),
     Malformed("{}: {} is for {} of {}, as {} matrices of", "as 2 matrices of (5, 6)", packed({"experts.up": ("F32", (2, 5, 7))}, ["experts.up"])),
     Malformed("{}: {}{} has {}; expected finite numbers. Mend or leave out this adapter", "Mend or leave out this adapter", infinite),
+    Malformed("Choose a smaller weight of the adapter, or mend", "is inf in", overflowing),
+    Malformed("is computed in float32 with the weight {}", "is computed in float32 with the weight 1e+308", weighted),
     Malformed("a row of the adapted weight is 0", "a row of the adapted weight is 0", adapted(tensors=LORA | SCALED, use_dora=True)),
     Malformed("is no directory, expected that of a LoRA adapter", "is no directory, expected that of a LoRA adapter", a_file),
     Malformed("has no {}, expected a LoRA adapter as PEFT saves it", "has no adapter_config.json", without_config),

@@ -139,7 +139,7 @@ def _compile(text: str) -> tuple[str, bytes]:
     _import_numba()
     import numba
 
-    if numba.config.DISABLE_JIT:
+    if getattr(numba.config, "DISABLE_JIT", False):
         raise AlnicoError("NUMBA_DISABLE_JIT is set; expected numba to compile kernels. Unset it.")
     names: dict[str, Any] = {"__name__": "alnico_kernel"}
     exec(compile(text, "<alnico kernel>", "exec"), names)
