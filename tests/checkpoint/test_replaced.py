@@ -69,6 +69,7 @@ def test_a_model_may_be_replaced_whoever_wrote_it(writer: str, tmp_path: Path) -
         "data.csv", "data.json", "train.jsonl", "x.ipynb", "run.sh", "recipe.yml", "tasks.yml", "config.yaml", "package.json", "a.zip", "x.npy",
         "x.pkl", "scores.xlsx", "unknown/model.safetensors/x", "checkpoint-10/model.safetensors", "runs/events.out", "assets/mine.txt",
         "1_Pooling/mine.txt", "1_Pooling/.git/HEAD", "1_Pooling/deep/mine.py", "assets/.ssh/key", "model.safetensors.txt", "wandb/log",
+        ".mine.safetensors", ".photo.png", "assets/.git/config.json",
     ],
 )  # fmt: skip
 def test_a_model_with_anything_else_beside_it_may_not(name: str, tmp_path: Path) -> None:
@@ -125,6 +126,12 @@ def test_a_file_is_weights_by_its_header(tmp_path: Path) -> None:
     for text in (b"mine", b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{", b"\x07" + bytes(7) + b'{"a":1}', bytes(8) + b"x"):
         (tmp_path / "y.safetensors").write_bytes(text)
         assert foreign(tmp_path / "y.safetensors") == ["y.safetensors"], text
+    (tmp_path / "z.safetensors").symlink_to("x.safetensors")
+    assert foreign(tmp_path / "z.safetensors") == ["z.safetensors"]
+
+
+def test_names_of_a_search_alone_are_no_search(tmp_path: Path) -> None:
+    assert foreign(put(tmp_path / "out", "best.yml trials.csv")) == ["best.yml", "trials.csv"]
 
 
 def test_what_alnico_reports_may_be_replaced(tmp_path: Path) -> None:
