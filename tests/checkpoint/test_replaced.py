@@ -130,6 +130,19 @@ def test_a_file_is_weights_by_its_header(tmp_path: Path) -> None:
     assert foreign(tmp_path / "z.safetensors") == ["z.safetensors"]
 
 
+def test_names_of_reports_alone_are_no_reports(tmp_path: Path) -> None:
+    statistics = put(tmp_path / "statistics", "statistics.json statistics.safetensors")
+    assert foreign(statistics) != []
+    assert foreign(put(tmp_path / "evaluation", "evaluation.json report.html")) != []
+    analysis = put(tmp_path / "analysis", "summary.json report.html")
+    (analysis / "summary.json").write_text(json.dumps({"models": []}))
+    assert foreign(analysis) != []
+    (analysis / "summary.json").write_text(json.dumps({"quantile_error": 0, "models": [{"name": "a"}]}))
+    assert foreign(analysis) == []
+    (analysis / "a").symlink_to(put(tmp_path / "elsewhere", "summary.json"))
+    assert foreign(analysis) != []
+
+
 def test_names_of_a_search_alone_are_no_search(tmp_path: Path) -> None:
     assert foreign(put(tmp_path / "out", "best.yml trials.csv")) == ["best.yml", "trials.csv"]
 
