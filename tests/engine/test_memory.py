@@ -62,8 +62,18 @@ def measured(recipe: dict[str, Any], out: Path, budget: int) -> dict[str, int]:
     return found
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [m.name for m in registry().values() if not m.statistics])
+OF_EACH_KIND = ("linear", "slerp", "karcher", "ties", "dare_ties", "della", "sce", "pcb", "arcee_fusion", "passthrough")
+"""A method of each way to read a tensor: mixed at once, by its Gram matrix, by thresholds, masks, ranks in rows, several facts, copied."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(m.name, marks=pytest.mark.slow if m.name in OF_EACH_KIND else pytest.mark.nightly)
+        for m in registry().values()
+        if not m.statistics
+    ],
+)
 def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: list[Path], tmp_path: Path) -> None:
     count = MODELS.get(name, (3,))[0]
     setting = SETTINGS[name][-1]
