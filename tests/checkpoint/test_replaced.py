@@ -34,6 +34,8 @@ WRITERS = {
     "vae/diffusion_pytorch_model.fp16.safetensors scheduler/scheduler_config.json tokenizer/vocab.json tokenizer/merges.txt",
     "gguf": "README.md x.Q4_K_M.gguf",
     "one file": "model.safetensors",
+    "a file manager": "config.json model.safetensors .DS_Store ._config.json Thumbs.db desktop.ini .directory",
+    "optimum": "config.json model.safetensors onnx/model.onnx openvino/openvino_model.xml openvino/openvino_model.bin",
     "a trainer": "config.json model.safetensors optimizer.pt scheduler.pt rng_state_0.pth trainer_state.json train_results.json all_results.json",
 }
 CONFIGS = {

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from alnico.checkpoint import sidecars
 from alnico.checkpoint.model import INDEX, MAX_JSON_BYTES, MAX_JSON_DEPTH, open_headers, read_json
 from alnico.checkpoint.statistics import SUMMARY, TENSORS, open_statistics
 from hostile.malformed import Malformed, Read, reading, save, save_json
@@ -39,6 +42,26 @@ def raw(content: bytes, name: str = "m.safetensors"):
     def make(folder: Path) -> Read:
         (folder / name).write_bytes(content)
         return reading(folder / name)
+
+    return make
+
+
+def in_a_module(path: Callable[[], str], most: int = 0):
+    """A model with a module that holds folders; ``most`` entries are allowed in it."""
+
+    def make(folder: Path) -> Read:
+        save(folder / "model.safetensors", ONE)
+        save_json(folder / "modules.json", [{"path": "1_Pooling"}])
+        (folder / "1_Pooling" / path()).mkdir(parents=True, exist_ok=True)
+        read = reading(folder)
+
+        def bounded() -> object:
+            with pytest.MonkeyPatch.context() as patch:
+                if most:
+                    patch.setattr(sidecars, "MAX_ENTRIES", most)
+                return read()
+
+        return bounded
 
     return make
 
@@ -174,6 +197,9 @@ MODEL_FILES = (
     Malformed("a key is there twice", "a key is there twice", of_ours('{"a": 1, "a": 2}')),
     Malformed("is no number of JSON", "is no number of JSON", of_ours('{"a": Infinity}')),
     # header.py
+    Malformed("is a pointer of git-lfs", "is a pointer of git-lfs", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
+    Malformed("holds folders nested deeper than", "holds folders nested deeper than 100", in_a_module(lambda: "/".join(["d"] * 120))),
+    Malformed("holds more than {} files and folders", "holds more than 5 files and folders", in_a_module(lambda: "d/d/d/d/d/d", 5)),
     Malformed("the file has {} bytes; a safetensors file begins", "begins with an 8-byte header length", raw(b"\1\0\0")),
     Malformed("the header claims {} bytes; at most {} are allowed", "are allowed", framed("{}", length=1 << 40)),
     Malformed("the header claims {} bytes, the file has {}", "the header claims 99 bytes, the file has 18", framed("{}", length=99)),

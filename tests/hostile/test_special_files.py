@@ -370,3 +370,85 @@ def test_every_file_that_is_opened_goes_through_the_guard(path: Path) -> None:
 
 def test_the_list_of_others_is_true() -> None:
     assert [name for name in sorted(OTHERS) if not opened_in(SOURCE / name)] == []
+
+
+def test_a_folder_of_a_module_that_is_a_link_out_of_the_model_is_not_looked_into(tmp_path: Path) -> None:
+    """It may lead to the root of the file system, where to look takes minutes."""
+    a = model(tmp_path / "a")
+    save_json(a / "modules.json", [{"path": ""}, {"path": "sub"}])
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret").mkdir(mode=0)
+    (a / "sub").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ModelError, match=r"sub: is a link to .*elsewhere, outside the model's directory"):
+        alnico.open(a)
+    (a / "sub").unlink()
+    (a / "inside").mkdir()
+    (a / "sub").symlink_to("inside")
+    alnico.open(a).close()
+
+
+def nested(folder: Path, depth: int) -> None:
+    """Folders inside one another, deeper than a path may be long."""
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+
+
+def remove(folder: Path) -> None:
+    subprocess.run(["rm", "-rf", str(folder)], check=True)
+
+
+def test_folders_nested_very_deep_are_refused(tmp_path: Path) -> None:
+    a, b, out = model(tmp_path / "a"), model(tmp_path / "b", 1.5), tmp_path / "out"
+    recipe = {"merge_method": "linear", "models": [str(a), str(b)]}
+    alnico.merge(recipe, out)
+    (out / "onnx").mkdir()
+    nested(out / "onnx", 1100)
+    try:
+        for call in (lambda: alnico.verify(out), lambda: alnico.reproduce(out)):
+            with pytest.raises(AlnicoError, match="nested deeper than 100"):
+                call()
+        for options in ({"overwrite": True}, {"overwrite_anything": True}):
+            with pytest.raises(AlnicoError, match="nested deeper than 100") as caught:
+                alnico.merge(recipe, out, **options)
+            assert caught.value.exit_code == 8
+    finally:
+        remove(out)
+    save_json(a / "modules.json", [{"path": ""}, {"path": "sub"}])
+    (a / "sub").mkdir()
+    nested(a / "sub", 1100)
+    try:
+        with pytest.raises(ModelError, match="nested deeper than 100"):
+            alnico.plan(recipe)
+    finally:
+        remove(a)
+
+
+def test_a_side_file_whose_name_is_no_text_is_refused_by_the_plan(tmp_path: Path) -> None:
+    """The lock, which is JSON, cannot name it."""
+    a, b = model(tmp_path / "a"), model(tmp_path / "b", 1.5)
+    name = os.fsdecode(b"notes\xff.txt")
+    (a / name).write_text("x")
+    recipe = {"merge_method": "linear", "models": [str(a), str(b)]}
+    for call in (lambda: alnico.plan(recipe), lambda: alnico.merge(recipe, tmp_path / "out")):
+        with pytest.raises(ModelError, match="its name is not UTF-8"):
+            call()
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+    (a / name).unlink()
+    save_json(a / "modules.json", '[{"path": "\\ud800"}, {"path": ""}]')
+    alnico.merge(recipe, tmp_path / "out")
+
+
+def test_hidden_files_hold_no_weights(tmp_path: Path) -> None:
+    """As macOS leaves them (``._model.safetensors``); and no loader of others reads them, so that nobody can hide weights there."""
+    a = model(tmp_path / "a")
+    (a / "model.safetensors").rename(a / "other.safetensors")
+    (a / "._other.safetensors").write_bytes(b"\0\5\x16\7" + bytes(100))
+    save_model(tmp_path / "b", {"evil": ("F32", np.ones(3, np.float32))})
+    (tmp_path / "b" / "model.safetensors").rename(a / ".git.safetensors")
+    with alnico.open(a) as opened:
+        assert [path.name for path in opened.paths()] == ["other.safetensors"]

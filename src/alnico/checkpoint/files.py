@@ -25,6 +25,11 @@ MAX_OPEN_FILES = 8
 that a process commonly may have, and opening a file anew takes microseconds."""
 
 
+MAX_ENTRIES = 100_000
+"""Files and folders in the folder of a model, and in the folder of each of its modules."""
+MAX_DEPTH = 100
+"""Folders inside one another in the folder of a model. Python walks and removes them by recursion, which it bounds at a thousand calls."""
+
 OF_SHELL = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
 """What a shell calls its pipes to a command."""
 
@@ -162,6 +167,50 @@ def check_inside(path: Path, folder: Path) -> None:
         f"{path}: is a link to {place}, outside the model's directory; expected a file inside it. "
         "If you trust the model, put the file itself there; else do not use it."
     )
+
+
+def is_text(name: str) -> bool:
+    """Can a name be written to a file of text? Not where it holds half of a character, or stands for bytes that are no UTF-8.
+
+    >>> is_text("modèle.json"), is_text("mod\\udce8le.json")
+    (True, False)
+    """
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def entries_below(folder: Path, most: int | None = None) -> Iterator[tuple[Path, bool]]:
+    """Every entry in a folder and in the folders in it, and whether it is a folder. Links are entries, and are not followed.
+
+    Errors: OSError; ModelError for folders nested deeper than ``MAX_DEPTH``, and for more than ``most`` entries.
+    """
+    left, count = [(folder, 0)], 0
+    while left:
+        place, depth = left.pop()
+        if depth > MAX_DEPTH:
+            raise ModelError(
+                f"{folder}: holds folders nested deeper than {MAX_DEPTH}; expected those of a model. Remove what is no part of the model."
+            )
+        with os.scandir(place) as entries:
+            for entry in entries:
+                count += 1
+                if most is not None and count > most:
+                    raise ModelError(
+                        f"{folder}: holds more than {most} files and folders; expected those of one model. Put the model into a folder "
+                        "of its own."
+                    )
+                is_folder = entry.is_dir(follow_symlinks=False)
+                yield Path(entry.path), is_folder
+                if is_folder:
+                    left.append((Path(entry.path), depth + 1))
+
+
+def files_below(folder: Path, most: int | None = None) -> list[Path]:
+    """All that is no folder in a folder and in the folders in it, sorted; see :func:`entries_below`, also for errors."""
+    return sorted(path for path, is_folder in entries_below(folder, most) if not is_folder)
 
 
 def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object) -> None:

@@ -637,11 +637,13 @@ def _shard_paths(directory: Path, has_modules: bool) -> list[Path]:
 
 def holds_weights(names: Iterable[str]) -> bool:
     """Are there files with weights, of the formats that are read, among some names?"""
-    return any(n.endswith((".safetensors", *PICKLES)) and not NO_WEIGHTS.fullmatch(n) for n in names)
+    return any(n.endswith((".safetensors", *PICKLES)) and not NO_WEIGHTS.fullmatch(n) and not n.startswith(".") for n in names)
 
 
 def shard_names(where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]) -> list[str]:
-    """Tell which of a model's files hold its weights: those of the index, if it has one. Errors: ModelError."""
+    """Tell which of a model's files hold its weights: those of the index, if it has one. Hidden files do not: macOS leaves
+    ``._model.safetensors`` on other disks, and no loader reads them. Errors: ModelError."""
+    names = [name for name in names if not name.startswith(".")]
     if index := next((i for i in INDICES if i in names), None):
         return _indexed_names(folder / index, is_there)
     usual = [f"{stem}.safetensors" for stem in (STEM, DIFFUSERS_STEM)]

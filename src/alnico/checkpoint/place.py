@@ -16,9 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from alnico.checkpoint.files import entries_below
 from alnico.checkpoint.lasting import rename_new, write_file
 from alnico.checkpoint.replaced import foreign
-from alnico.errors import AlnicoError, OutputError, ResourceError
+from alnico.errors import AlnicoError, ModelError, OutputError, ResourceError
 
 Replace = bool | Literal["anything"]
 """What may be replaced: nothing; what alnico or another writer of models made; or ``"anything"``."""
@@ -335,11 +336,13 @@ def _check_movable(out: Path) -> None:
         raise OutputError(f"{out}: has another disk mounted in it, which is never removed. Choose another output.")
     if not out.is_dir():
         return
-    for path in (Path(found, name) for found, _, names in os.walk(out) for name in names):
+    try:
+        entries = list(entries_below(out))
+    except ModelError as error:  # a folder that Python could not remove
+        raise OutputError(f"{error} Or choose another output.") from None
+    for path, is_folder in entries:
         _check_flags(path, out)
-    for path in (Path(found, name) for found, names, _ in os.walk(out) for name in names):
-        _check_flags(path, out)
-        if not path.is_symlink() and not _may_write(path):
+        if is_folder and not _may_write(path):
             raise OutputError(
                 f"{out}: cannot be replaced, since {path} cannot be written to "
                 f"({'read-only disk' if _is_read_only(path) else 'Permission denied'}). Choose another output."

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint import header
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import entries_below, reading
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import is_inside, read_json
 from alnico.checkpoint.sidecars import OURS, module_folders
@@ -35,9 +35,11 @@ KNOWN = re.compile(
     r"|special_tokens_map\.json|added_tokens\.json|bpe\.codes|dict\.txt|[\w.-]+\.tiktoken|[\w.-]+\.(spm|model)|unigram\.json"
     r"|chat_template\.(jinja|json)|chat_template\w*\.jinja|preprocessor\.json"
     r"|(modeling|configuration|tokenization|processing|image_processing|video_processing|feature_extraction)_\w+\.py"
-    r"|mergekit_(moe_)?config\.yml|alnico\.lock\.json|model\.sig|\.gitattributes"
+    r"|openvino_\w+\.xml|mergekit_(moe_)?config\.yml|alnico\.lock\.json|model\.sig|\.gitattributes"
     r"|trainer_state\.json|(all|train|eval|predict|test)_results\.json|similarity_evaluation[\w.-]*\.csv",
 )
+OF_SYSTEMS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.directory")
+"""What file managers leave in every folder that somebody looks into."""
 CARDS = re.compile(r"(readme|model_?card|licen[sc]e|notice|copying|(acceptable_)?use?_policy|usage_policy)[\w.-]*", re.IGNORECASE)
 SYSTEMS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.ipynb_checkpoints|__pycache__", re.IGNORECASE)
 """What desktops, disks of networks, notebooks and Python put into folders that are looked at: nobody's work."""
@@ -63,7 +65,7 @@ def foreign(place: Path) -> list[str]:
     """
     if not place.is_dir():
         return [] if is_weights(place) else [place.name]
-    names = sorted(os.listdir(place))
+    names = sorted(name for name in os.listdir(place) if not (OF_SYSTEMS.fullmatch(name) and (place / name).is_file()))
     if is_report(place, names):
         return []
     locked, modules = _locked(place), _modules(place)
@@ -179,10 +181,9 @@ def _is_known(folder: Path, name: str, locked: Collection[str], modules: Collect
 
 def _files(folder: Path) -> Iterator[str]:
     """All that lies in a folder and the folders in it, relative to it; of a folder that is empty, or a special file, its name."""
-    for found, folders, files in os.walk(folder):
-        place = Path(found).relative_to(folder)
-        hidden = [name for name in folders if name.startswith(".")]
-        yield from ((place / name).as_posix() for name in (*files, *hidden))
+    for path, is_folder in entries_below(folder):
+        if not is_folder or path.name.startswith("."):
+            yield path.relative_to(folder).as_posix()
 
 
 def _is_known_file(name: str) -> bool:

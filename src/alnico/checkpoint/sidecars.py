@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from alnico.checkpoint.files import check_inside, open_to_read, read_small
+from alnico.checkpoint.files import MAX_ENTRIES, check_inside, files_below, is_text, open_to_read, read_small
 from alnico.checkpoint.lasting import copy_file, write_file
 from alnico.checkpoint.model import (
     INDEX,
@@ -58,9 +58,6 @@ SHOWN = 8
 OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", SIGNATURE)
 """Written new for every merge, or not at all."""
 
-MAX_ENTRIES = 100_000
-"""Files and folders in the folder of a model."""
-
 READ_BESIDE = ("adapter_config.json", INDEX)
 """Read, and not carried."""
 
@@ -80,7 +77,7 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
             continue
         if path.is_dir():
             is_module = any(folder.split("/")[0] == path.name for folder in modules)
-            inside = [p.relative_to(directory) for p in sorted(path.rglob("*")) if not p.is_dir()] if is_module else []
+            inside = [p.relative_to(directory) for p in _files_of_module(path, directory)] if is_module else []
             kept = [p for p in inside if is_carried(p, modules)]
             carried += kept
             left += [p for p in inside if p not in kept] if kept else [name]
@@ -115,12 +112,18 @@ def module_weights(directory: Path) -> dict[str, list[str]]:
     """The files with weights of each module's folder. Errors: ModelError, as of :func:`alnico.checkpoint.model.shard_names`."""
     modules = module_folders(directory)
     tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
-    paths = [p for top in tops if (directory / top).is_dir() for p in sorted((directory / top).rglob("*")) if p.is_file()]
+    paths = [p for top in tops if (directory / top).is_dir() for p in _files_of_module(directory / top, directory) if p.is_file()]
     found = modules_among(directory, [p.relative_to(directory).as_posix() for p in paths], modules)
     for folder, names in found.items():
         for name in names:
             check_inside(directory / folder / name, directory)
     return found
+
+
+def _files_of_module(folder: Path, directory: Path) -> list[Path]:
+    """What lies in the folder of a module. Errors: ModelError for a folder that is a link out of the model, before it is looked into."""
+    check_inside(folder, directory)
+    return [path for path in files_below(folder, MAX_ENTRIES) if not path.is_dir()]
 
 
 def modules_among(directory: Path, files: Collection[str], modules: Collection[str]) -> dict[str, list[str]]:
@@ -190,8 +193,13 @@ def check_kinds(directory: Path) -> None:
 def check_carried(directory: Path, left: Collection[str] = ()) -> None:
     """Refuse files that :func:`copy_side_files` could not copy: that lead nowhere, or may not be read. Errors: ModelError."""
     for relative in side_files(directory)[0]:
-        if relative.as_posix() not in left:
-            os.close(open_to_read(directory / relative))
+        if relative.as_posix() in left:
+            continue
+        if not is_text(relative.as_posix()):
+            raise ModelError(
+                f"{directory / relative}: its name is not UTF-8; expected one that the lock can hold. Rename the file, or remove it."
+            )
+        os.close(open_to_read(directory / relative))
 
 
 def copy_side_files(source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None) -> None:
@@ -258,5 +266,5 @@ def module_folders(directory: Path) -> list[str]:
             ]
             if (directory / ROUTER).exists():
                 found += [str(name) for name in read_json(directory / ROUTER)["types"]]
-    paths = (PurePosixPath(name) for name in found if is_inside(name))
+    paths = (PurePosixPath(name) for name in found if is_inside(name) and is_text(name))
     return list(dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith(".")))

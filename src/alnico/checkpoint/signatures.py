@@ -19,6 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from alnico.checkpoint.adapted import AdaptedModel
+from alnico.checkpoint.files import files_below
 from alnico.checkpoint.model import Source, read_json, unwrapped
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.statistics import Statistics
@@ -167,11 +168,9 @@ def _left_out(path: Path) -> list[str]:
 
 def _special(folder: Path) -> Path | None:
     """What is neither a file nor a folder in a folder, hidden or not; None where there is no such thing."""
-    for root, _, names in os.walk(folder):
-        for path in (Path(root, name) for name in names):
-            if not path.is_file():  # of a link, what it leads to
-                return path
-    return None
+    return next(
+        (path for path in files_below(folder) if not path.is_file() and not path.is_dir()), None
+    )  # of links, what they lead to
 
 
 def _verifier(key: Path) -> Any:

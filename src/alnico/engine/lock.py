@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.files import files_below
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.model import Shard, is_inside, read_json
 from alnico.checkpoint.sidecars import SIGNATURE
@@ -78,7 +79,7 @@ def files_of(folder: Path, shards: Iterable[Shard], unfinished: Collection[str] 
 
 def listed_files(folder: Path) -> list[str]:
     """The files of a model's folder, relative to it, but for hidden ones; a link to a folder, which is not entered, counts as one."""
-    paths = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_symlink() or not p.is_dir()]
+    paths = [p.relative_to(folder) for p in files_below(folder)]
     return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
 
 
