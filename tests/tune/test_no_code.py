@@ -8,6 +8,8 @@ import functools
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -126,6 +128,57 @@ def test_no_tokenizer_runs_code(strange: Callable[..., Path], tmp_path: Path, to
         with pytest.raises(ModelError, match=told):
             load_tokenizer(model, "strange")
     assert not (tmp_path / "mark").exists()
+
+
+@pytest.mark.usefixtures("answered")
+@pytest.mark.parametrize(
+    ("config", "tokenizer"),
+    [
+        ({"tokenizer_class": "AutoModel"}, {"tokenizer_class": ""}),
+        ({"tokenizer_class": "AutoModel"}, {}),
+        ({}, {"tokenizer_class": "AutoModelFast"}),
+        ({}, {"tokenizer_class": "RagTokenizer"}),
+        ({"model_type": "rag"}, {"tokenizer_class": ""}),
+    ],
+)
+def test_nothing_but_a_tokenizer_is_loaded_as_one(
+    strange: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], tokenizer: dict[str, Any]
+) -> None:
+    """A model that is loaded as a tokenizer takes the memory that its config claims, and has its pickles read by torch."""
+    model = strange({**config, "question_encoder": {"model_type": "bert"}, "generator": {"model_type": "bert"}}, tokenizer)
+    if not tokenizer:
+        held = json.loads((model / "tokenizer_config.json").read_text())
+        (model / "tokenizer_config.json").write_text(json.dumps({**held, "tokenizer_class": None}))
+    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(ModelError, match="expected a class of tokenizers"):
+        load_tokenizer(model, "strange")
+
+
+@pytest.mark.parametrize("longest", [-1, 0, "x", [], True, float("nan")])
+def test_a_length_that_no_tokenizer_has_is_refused(strange: Callable[..., Path], longest: Any) -> None:
+    with pytest.raises(ModelError, match=r"model_max_length is .*, expected a number of at least 1"):
+        load_tokenizer(strange({}, {"model_max_length": longest}), "strange")
+
+
+def test_whatever_a_tokenizer_raises_is_an_error_of_the_evaluation(
+    run, made: Made, strange: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any, **__: Any) -> None:
+        raise OverflowError("can't convert negative int to unsigned")
+
+    model = strange()
+    monkeypatch.setattr("transformers.PreTrainedTokenizerBase.__call__", fails)
+    code, _, err = run("evaluate", str(model), "--tasks", str(made.valid))
+    assert code == 12
+    assert "the evaluation raised OverflowError: can't convert negative int to unsigned" in err
+
+
+def test_transformers_prints_no_values_of_a_config(strange: Callable[..., Path]) -> None:
+    model = strange({"use_return_dict": "\nalnico: forged"})
+    code = "import sys; sys.argv[0] = 'alnico'; from alnico.tune.loading import load_module; from pathlib import Path\n"
+    code += f"try: load_module(Path({str(model)!r}), 'encoder', 'strange')\nexcept Exception as error: print(type(error).__name__)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (found.stdout.strip(), found.stderr) == ("ModelError", "")
 
 
 @pytest.mark.usefixtures("answered")

@@ -12,7 +12,7 @@ import xxhash
 from alnico.errors import EvaluationError
 from alnico.tune.extras import Precision, computing_in, import_extra
 from alnico.tune.tasks import Goal, Kind, Score, Subject, evaluation_failed, pool
-from alnico.tune.tokens import ForEachTokenizer
+from alnico.tune.tokens import ForEachTokenizer, named_failures
 
 if TYPE_CHECKING:
     import torch
@@ -168,8 +168,14 @@ class Classification:
         assert self._words is not None
         module = self._encoder.module("encoder")
         device = next(module.parameters()).device
-        words = self._tokenised(self._encoder.tokenizer(), self._words)
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        tokenizer = self._encoder.tokenizer()
+        with (
+            named_failures(f"{self.name}: {self._encoder.label}"),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+        ):
+            words = self._tokenised(tokenizer, self._words)
             batch = {key: value.to(device) for key, value in _batch(words, list(range(len(self._words)))).items()}
             rows = self._embedded(module, batch)
             head: torch.Tensor = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
@@ -186,7 +192,7 @@ class Classification:
                 part = chosen[begin : begin + self.batch_size]
                 yield list(range(begin, begin + len(part))), {"pixel_values": torch.from_numpy(self._inputs[part])}
             return
-        encoded = self._encoded.of(subject.tokenizer())
+        encoded = self._encoded.of(subject.tokenizer(), f"{self.name}: {subject.label}")
         order = torch.argsort(encoded.lengths[chosen], stable=True).tolist()
         for begin in range(0, len(order), self.batch_size):
             rows = order[begin : begin + self.batch_size]
@@ -195,7 +201,7 @@ class Classification:
     def _tokenised(self, tokenizer: Any, texts: Sequence[str] | np.ndarray) -> _Encoded:
         import torch
 
-        longest = min(self._max_length, tokenizer.model_max_length)
+        longest = int(min(self._max_length, tokenizer.model_max_length))
         filler = tokenizer.pad_token_id or 0
         rows = [row or [filler] for row in tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]]
         lengths = np.array([len(row) for row in rows])

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import is_text, reading
 from alnico.errors import EvaluationError
 
 ENDINGS = (".jsonl", ".csv", ".npz")
@@ -106,6 +106,10 @@ def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str,
                     f"{file}:{line}: has no field {field!r}; found {', '.join(map(repr, row)) or 'none'}. "
                     f"Say which field is the {role}, as in `{role}: {next(iter(row), 'name')}`."
                 )
+        if any(isinstance(value, str) and not is_text(value) for value in (row[text], row.get(label) if label is not None else "")):
+            raise EvaluationError(
+                f"{file}:{line}: holds half of a character, expected Unicode text. Mend the line, or leave it out."
+            )
         if not isinstance(row[text], str):
             raise EvaluationError(f"{file}:{line}: {text} is {_kind(row[text])}; expected text. Mend the line, or leave it out.")
         if label is not None:
@@ -146,6 +150,10 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         reader = csv.reader(lines)
         try:
             header = next(reader, [])
+            if (twice := next((name for i, name in enumerate(header) if name in header[:i]), None)) is not None:
+                raise EvaluationError(
+                    f"{file}:1: the header has {twice!r} twice; expected each name once. Rename one of the columns."
+                )
             for row in reader:
                 if row and len(row) != len(header):
                     raise EvaluationError(

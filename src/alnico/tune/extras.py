@@ -39,7 +39,7 @@ def quiet_transformers() -> Iterator[Any]:
     transformers = import_extra("transformers", "a transformers checkpoint", "eval")
     logging = transformers.utils.logging
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)  # its errors quote values of configs as they are, with newlines; what fails raises, too
     logging.disable_progress_bar()
     asking = transformers.dynamic_module_utils
     seconds = asking.TIME_OUT_REMOTE_CODE

@@ -51,6 +51,10 @@ COUNTS = re.compile(
     r"(^|_)(layers?|blocks?|depths?|stages|experts|heads|n_layer|n_head|repeats)($|_(?!dim|size|drop|norm|init|scale|id))"
 )
 
+REPEATED = re.compile(r"(^|_)(num_hashes|num_chunks_(before|after))$")
+STRETCHED = re.compile(r"(^|_)(attention_window|num_buckets|chunk_length)$")
+"""Keys of what is computed as often for each input, and of lengths that each input is filled up to. No tensor in the files has their size."""
+
 SLACK_ELEMENTS = 1 << 20
 """Parameters that a module may have beyond twice those of the files: a pooler, what is tied."""
 
@@ -85,13 +89,14 @@ def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_claims(config: Mapping[str, Any], files: Mapping[str, Shape], where: str) -> None:
     """Refuse counts that no files of this size can mean, before anything is made as often as they say. Errors: ModelError."""
-    most = {False: max(MOST_LAYERS, len(files)), True: max([MOST_LABELS, *(n for shape in files.values() for n in shape)])}
+    count, longest = max(MOST_LAYERS, len(files)), max([MOST_LABELS, *(n for shape in files.values() for n in shape)])
     for path, number in _numbers(config, ""):
         key = re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
-        is_label = key == "num_labels"
-        if (is_label or COUNTS.search(key)) and number > most[is_label]:
+        is_long = key == "num_labels" or STRETCHED.search(key) is not None
+        most = longest if is_long else count
+        if (is_long or COUNTS.search(key) or REPEATED.search(key)) and number > most:
             raise ModelError(
-                f"{where}: {path} is {number}; its files hold {len(files)} tensors, and cannot mean more than {most[is_label]}. Check config.json."
+                f"{where}: {path} is {number}; its files hold {len(files)} tensors, and cannot mean more than {most}. Check config.json."
             )
 
 
@@ -351,13 +356,20 @@ def load_tokenizer(directory: Path, label: str) -> Any:
     with quiet_transformers() as transformers:
         settings = _read_if_there(directory / "tokenizer_config.json")
         given = _read_if_there(directory / "config.json")
-        _check_tokenizer(transformers, {**given, **settings}.get("tokenizer_class"), label)
+        named = transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING_NAMES
+        kind = given.get("model_type")
+        for name in (
+            settings.get("tokenizer_class"),
+            given.get("tokenizer_class"),
+            named.get(kind) if isinstance(kind, str) else None,
+        ):
+            _check_tokenizer(transformers, name, label)
         config = None
         if given:
             config = _tokenizers_config(transformers, given, label)
             config.name_or_path = str(directory)
         try:
-            return transformers.AutoTokenizer.from_pretrained(
+            made = transformers.AutoTokenizer.from_pretrained(
                 directory, config=config, local_files_only=True, trust_remote_code=False
             )
         except (Exception, MemoryError) as error:  # the tokenizers package raises Exception itself
@@ -367,6 +379,16 @@ def load_tokenizer(directory: Path, label: str) -> Any:
             raise ModelError(
                 f"{label}: transformers cannot load its tokenizer ({first_line(error)}{code}). Check its tokenizer files."
             ) from None
+        if not isinstance(made, transformers.PreTrainedTokenizerBase):
+            raise ModelError(
+                f"{label}: transformers loads its tokenizer as {type(made).__name__}, expected a class of tokenizers. Check tokenizer_config.json."
+            )
+        longest = made.model_max_length
+        if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest >= 1:
+            raise ModelError(
+                f"{label}: model_max_length is {str(longest)[:100]!r}, expected a number of at least 1. Check tokenizer_config.json."
+            )
+        return made
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:
@@ -385,11 +407,18 @@ def _tokenizers_config(transformers: Any, given: Mapping[str, Any], label: str) 
 
 
 def _check_tokenizer(transformers: Any, name: Any, label: str) -> None:
-    """Refuse the name of a thing of transformers that is no tokenizer: its ``from_pretrained`` would be called."""
-    found = getattr(transformers, name, None) if isinstance(name, str) and name.isidentifier() else None
-    is_tokenizer = isinstance(found, type) and name.endswith(("Tokenizer", "TokenizerFast", "Backend"))
-    if found is not None and (not is_tokenizer or name == "AutoTokenizer"):
-        raise ModelError(f"{label}: tokenizer_class is {name!r}, expected a class of tokenizers. Check tokenizer_config.json.")
+    """Refuse the name of a thing of transformers that is no tokenizer: its ``from_pretrained`` would be called.
+
+    transformers looks for a name without its last "Fast", too. A class whose package is not installed stands there as a dummy.
+    """
+    if not isinstance(name, str):
+        return
+    for one in {name, name.removesuffix("Fast")}:
+        found = getattr(transformers, one, None) if one.isidentifier() else None
+        is_dummy = type(found).__name__ == "DummyObject" and one.endswith(("Tokenizer", "TokenizerFast", "Backend"))
+        is_tokenizer = isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
+        if found is not None and not is_tokenizer and not is_dummy:
+            raise ModelError(f"{label}: tokenizer_class is {name!r}, expected a class of tokenizers. Check tokenizer_config.json.")
 
 
 def refuse_not_finite(module: Any, label: str) -> None:

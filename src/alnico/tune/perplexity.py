@@ -76,7 +76,7 @@ class Perplexity:
 
         module = subject.module("causal")
         device = next(module.parameters()).device
-        tokens = self._tokens.of(subject.tokenizer())
+        tokens = self._tokens.of(subject.tokenizer(), f"{self.name}: {subject.label}")
         stride = min(self._stride, len(tokens) - 1)
         count = (len(tokens) - 1) // stride
         if count < self.size or (examples is not None and not self.size):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import xxhash
+
+from alnico.errors import AlnicoError
+from alnico.tune.tasks import evaluation_failed
 
 Made = TypeVar("Made")
 
@@ -20,13 +24,26 @@ class ForEachTokenizer(Generic[Made]):
         self._digests: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
         self._made: dict[str, Made] = {}
 
-    def of(self, tokenizer: Any) -> Made:
-        digest = self._digests.get(tokenizer)
-        if digest is None:
-            digest = self._digests[tokenizer] = _digest(tokenizer)
-        if digest not in self._made:
-            self._made[digest] = self._make(tokenizer)
+    def of(self, tokenizer: Any, where: str) -> Made:
+        """Errors: EvaluationError, beginning with ``where``, for whatever a tokenizer raises."""
+        with named_failures(where):
+            digest = self._digests.get(tokenizer)
+            if digest is None:
+                digest = self._digests[tokenizer] = _digest(tokenizer)
+            if digest not in self._made:
+                self._made[digest] = self._make(tokenizer)
         return self._made[digest]
+
+
+@contextmanager
+def named_failures(where: str) -> Iterator[None]:
+    """What a tokenizer of a stranger raises, as an error of an evaluation. Errors: EvaluationError."""
+    try:
+        yield
+    except AlnicoError:
+        raise
+    except Exception as error:  # the tokenizers package raises Exception itself
+        raise evaluation_failed(where, error) from error
 
 
 def _digest(tokenizer: Any) -> str:
