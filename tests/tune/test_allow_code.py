@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,39 @@ def test_a_task_of_the_harness_that_is_a_file_of_this_folder_is_refused(
     monkeypatch.chdir(folder)
     (task,) = read_tasks(tasks_of(mark, **HARNESS, tasks=["task"]))
     with pytest.raises(EvaluationError, match=r"mine: the harness has no task 'task'; expected names"):
+        task.evaluate(causal_free)
+    assert not mark.exists()
+
+
+def metric_of_this_folder(mark: Path) -> Path:
+    """A folder with the name of a metric that tasks of the harness load by ``evaluate.load``."""
+    folder = mark.parent / "stranger" / "code_eval"
+    folder.mkdir()
+    (folder / "code_eval.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).write_text('ran')\n")
+    return folder.parent
+
+
+def test_no_metric_of_the_working_directory_is_run(mark: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import evaluate
+
+    monkeypatch.chdir(metric_of_this_folder(mark))
+    with (
+        Harness("mine", ["humaneval"], "acc", is_packaged=True)._without_code() as refused,
+        pytest.raises(EvaluationError, match=r"mine: a task of the harness loads the metric 'code_eval' .* --allow-code"),
+    ):
+        evaluate.load("code_eval")
+    assert len(refused) == 1
+    assert not mark.exists()
+    with Harness("mine", ["humaneval"], "acc")._without_code(), contextlib.suppress(Exception):
+        evaluate.load("code_eval")
+    assert mark.exists()
+
+
+@pytest.mark.slow
+def test_a_task_of_the_harness_itself_loads_no_metric(mark: Path, monkeypatch: pytest.MonkeyPatch, causal_free: Any) -> None:
+    monkeypatch.chdir(metric_of_this_folder(mark))
+    (task,) = read_tasks(tasks_of(mark, **HARNESS, tasks=["humaneval"]))
+    with pytest.raises(EvaluationError, match=r"mine: a task of the harness loads the metric 'code_eval'"):
         task.evaluate(causal_free)
     assert not mark.exists()
 

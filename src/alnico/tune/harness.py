@@ -30,7 +30,8 @@ class Harness:
         goal: max, or min where less is better.
         weight: of the task in a mean over tasks.
         is_packaged: take tasks only from the harness itself, and no file. A YAML file of a task is code: ``!function`` imports Python, and
-            its templates are not confined.
+            its templates are not confined. Tasks whose metric the package evaluate would load are refused, too: such a metric is a Python
+            file of the hub, or of a folder of its name in the working directory.
     Data sets of tasks come from the hub or files, as their YAML says; ``HF_HUB_OFFLINE=1`` keeps them to what the cache holds.
     Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. Errors: EvaluationError; AlnicoError without lm_eval.
     """
@@ -73,7 +74,7 @@ class Harness:
             if not self.size:
                 raise EvaluationError(f"{self.name}: cannot be taken in part; expected one task and a limit. Give both.")
             part = {"samples": {self._tasks[0]: sorted(examples)}}  # of another order the harness mixes up the numbers
-        with _quietly():
+        with _quietly(), self._without_code() as refused:
             try:
                 model = models.HFLM(
                     pretrained=module,
@@ -93,6 +94,8 @@ class Harness:
             except EvaluationError:
                 raise
             except (Exception, SystemExit) as error:
+                if refused:  # the harness makes another error of it
+                    raise refused[0] from None
                 raise evaluation_failed(where, error) from error
         values = [self._value(found["results"], task, where) for task in self._tasks]
         value = checked_value(sum(values) / len(values), where)
@@ -121,6 +124,32 @@ class Harness:
                 "Check the name. For tasks of your own give include_path, and say --allow-code (in Python allow_code=True)."
             )
         return self._manager
+
+    @contextmanager
+    def _without_code(self) -> Iterator[list[EvaluationError]]:
+        """Keep ``evaluate.load`` from loading a metric, and gather what was refused."""
+        refused: list[EvaluationError] = []
+        if not self._is_packaged:
+            yield refused
+            return
+        loading = import_extra("evaluate.loading", self.name, "eval")
+
+        def refuse(path: object, *_: object, **__: object) -> None:
+            refused.append(
+                EvaluationError(
+                    f"{self.name}: a task of the harness loads the metric {str(path)[:100]!r} of the package evaluate, which is Python code of "
+                    f"the hub, or of a folder {str(path)[:100]!r} here; expected metrics of the harness itself. Choose another task; or say "
+                    "--allow-code (in Python allow_code=True) if you trust both."
+                )
+            )
+            raise refused[-1]
+
+        factory = loading.evaluation_module_factory
+        loading.evaluation_module_factory = refuse
+        try:
+            yield refused
+        finally:
+            loading.evaluation_module_factory = factory
 
     def _value(self, results: Mapping[str, Mapping[str, Any]], task: str, where: str) -> float:
         of_task = results.get(task, {})
