@@ -85,7 +85,7 @@ def test_a_modules_folder_that_links_out_of_the_model_is_refused(tmp_path: Path)
     (tmp_path / "folder" / "key.pem").write_text("private")
     (model / "1_Pooling").symlink_to(tmp_path / "folder")
     save_json(model / "modules.json", [{"path": "1_Pooling"}])
-    assert "1_Pooling/key.pem: is a link to" in refusal(lambda: open_model(model))
+    assert "1_Pooling: is a link to" in refusal(lambda: open_model(model))
 
 
 @pytest.mark.parametrize("path", ["../..", "..", "/etc", "a/../../b", "."])

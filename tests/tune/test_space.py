@@ -196,6 +196,7 @@ models:
         (BASE + "models: [a, b]\n", "nothing is searched"),
         (TWO.replace("[0, 2]", "[0, 2], log: true"), "searched by powers of ten from 0"),
         (TWO.replace("[0, 2]", "[1, 2], log: true, step: 0.1"), "has log and step"),
+        (TWO.replace("[0, 2]", "[0, 2], step: 1e-320"), "makes more than 1e+15 values"),
         (TWO.replace("[0, 2]", "[0, 2], step: 3"), "step is 3; expected a number above 0 and at most 2"),
         (TWO.replace("[0, 2]", "[0, 2.5], int: true"), "is to be a whole number"),
         (TWO.replace("[0, 2]", "simplex"), "is on the simplex alone"),

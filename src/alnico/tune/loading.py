@@ -24,6 +24,7 @@ import numpy as np
 
 from alnico.checkpoint.memory import torch_of
 from alnico.checkpoint.model import INDICES, PICKLES, Source, open_headers, read_json
+from alnico.checkpoint.patterns import PatternError, fits
 from alnico.errors import ModelError, NonFiniteError
 from alnico.folders import temporary_files
 from alnico.tune.extras import import_extra, quiet_transformers
@@ -54,6 +55,9 @@ COUNTS = re.compile(
 REPEATED = re.compile(r"(^|_)(num_hashes|num_chunks_(before|after))$")
 STRETCHED = re.compile(r"(^|_)(attention_window|num_buckets|chunk_length)$")
 """Keys of what is computed as often for each input, and of lengths that each input is filled up to. No tensor in the files has their size."""
+
+MOST_GROWTH = 1_000
+"""How many times longer the replacements of a tokenizer may make a text."""
 
 SLACK_ELEMENTS = 1 << 20
 """Parameters that a module may have beyond twice those of the files: a pooler, what is tied."""
@@ -368,6 +372,7 @@ def load_tokenizer(directory: Path, label: str) -> Any:
         if given:
             config = _tokenizers_config(transformers, given, label)
             config.name_or_path = str(directory)
+        _check_growth(directory / "tokenizer.json", label)
         try:
             made = transformers.AutoTokenizer.from_pretrained(
                 directory, config=config, local_files_only=True, trust_remote_code=False
@@ -389,6 +394,35 @@ def load_tokenizer(directory: Path, label: str) -> Any:
                 f"{label}: model_max_length is {str(longest)[:100]!r}, expected a number of at least 1. Check tokenizer_config.json."
             )
         return made
+
+
+def _check_growth(path: Path, label: str) -> None:
+    """Refuse a normaliser whose replacements, one after the other, make a text longer without end. Errors: ModelError."""
+    growth, left = 1.0, [_read_if_there(path).get("normalizer")]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += [one for one in value.values() if isinstance(one, list)]
+            content = value.get("content")
+            if isinstance(content, str):
+                growth *= max(1, len(content) + _fits_nothing(value.get("pattern")))
+        if growth > MOST_GROWTH:
+            raise ModelError(
+                f"{label}: the normalizer of tokenizer.json may make a text {growth:.0f} times as long or more; expected at most {MOST_GROWTH} "
+                "times. Check tokenizer.json."
+            )
+
+
+def _fits_nothing(pattern: Any) -> bool:
+    """May a pattern of a replacement fit between any two characters?"""
+    if isinstance(pattern, dict) and isinstance(pattern.get("String"), str):
+        return not pattern["String"]
+    try:
+        return fits(pattern["Regex"], "")
+    except (PatternError, TypeError, KeyError):
+        return True
 
 
 def _read_if_there(path: Path) -> dict[str, Any]:

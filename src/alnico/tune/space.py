@@ -37,6 +37,8 @@ MOST_DIMENSIONS = 5_000
 
 MAX_LAYERS = 1_000
 MAX_CHOICES = 1_000
+MOST_STEPS = 10**15
+"""Values of a range with steps; beyond, float64 does not tell them apart."""
 LEAST_SHARE, MOST_SHARE = 1e-9, 1 - 1e-9
 """The open interval (0, 1) of what the weights on a simplex are made from."""
 
@@ -262,6 +264,8 @@ def _range(node: Node, where: str, reading: Reading) -> tuple[float, float, bool
         reading.wrong(node.line, f"{where} has log and step; expected one of them. Remove one.")
     if step is not None and not 0 < step <= high - low:
         reading.wrong(node.line, f"{where}.step is {step:g}; expected a number above 0 and at most {high - low:g}.")
+    elif step is not None and not (high - low) / step <= MOST_STEPS:
+        reading.wrong(node.line, f"{where}.step is {step:g}, and makes more than {MOST_STEPS:.0e} values; expected fewer.")
     if len(reading.mistakes) > before:
         return None
     if step is not None:
