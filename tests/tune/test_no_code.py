@@ -282,6 +282,7 @@ PLAIN = ("json.loads", "re.compile", "run", "self.run", "module.eval")
 LISTED = {
     # where: {call: how many}; each with the reason why no stranger decides what is run
     "__init__.py": {"importlib.import_module": 2},  # names of alnico's own modules
+    "libraries.py": {"compile": 1},  # the source of an installed package that is imported
     "lora/__init__.py": {"importlib.import_module": 1},  # the same
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
