@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import numbers
 import os
@@ -20,24 +21,48 @@ from alnico.engine.fetch import fetch_inputs
 from alnico.engine.judge import IN_PYTHON
 from alnico.engine.products import inner_products
 from alnico.engine.run import Result, Watcher, run_plan
-from alnico.errors import AlnicoError, ModelError
+from alnico.errors import AlnicoError, ModelError, visible
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.values.merging import dtype_name
 from alnico.values.models import check_module, fill, merged, open_models, path_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Operand:
-    """A model in a sum: equal ``key``, equal model."""
+    """A model in a sum. Two paths are equal if they lead to one ``place``, two models in memory if they are one object.
 
-    key: tuple[str, Any]
-    value: Any = field(compare=False, repr=False)
+    Equality is not kept as a number: of what was copied or came from another process, ids mean nothing.
+    """
+
+    value: Any = field(repr=False)
+    place: str | None
+    """Where a path led when it was given; None for a model in memory."""
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Operand):
+            return NotImplemented
+        return self.value is other.value if self.place is None else self.place == other.place
+
+    def __hash__(self) -> int:
+        return hash(id(self.value) if self.place is None else self.place)
 
     @property
     def name(self) -> str:
         """What it is called in ``repr``: the path, or what kind of thing it is."""
-        return str(path_of(self.value)) if self.key[0] == "path" else type(self.value).__name__
+        return visible(str(path_of(self.value)) if self.place is not None else type(self.value).__name__)
+
+    def path(self) -> str | None:
+        """The path as it was given, if it still leads to the same place; else the place. None for a model in memory."""
+        if self.place is None:
+            return None
+        path = str(path_of(self.value))
+        return path if isinstance(self.value, OPENED) or _place(path) == self.place else self.place
+
+
+def _place(path: str) -> str:
+    there = Path(path).expanduser()
+    return os.path.realpath(there) if there.exists() else path
 
 
 def is_model(value: object) -> bool:
@@ -51,10 +76,7 @@ def operand(value: Any) -> Operand:
             f"{value!r} is of type {type(value).__name__}; expected the path or hub id of a model, a dict of tensors or an nn.Module."
         )
     path = path_of(value)
-    if path is None:
-        return Operand(("memory", id(value)), value)
-    place = Path(path).expanduser()
-    return Operand(("path", os.path.realpath(place) if place.exists() else path), value)
+    return Operand(value, None if path is None else _place(path))
 
 
 class TaskVector:
@@ -93,6 +115,10 @@ class TaskVector:
             terms = dict(self._terms)
             for pair, c in other._terms.items():
                 terms[pair] = terms.get(pair, 0.0) + c
+            if not all(map(math.isfinite, terms.values())):
+                raise AlnicoError(
+                    "the sum of two task vectors has a coefficient beyond float64; expected finite ones. Multiply by smaller numbers."
+                )
             return self._of(terms)
         if isinstance(other, numbers.Real) and other == 0:
             return self  # where sum() begins
@@ -132,7 +158,11 @@ class TaskVector:
     @ieee_arithmetic()
     def norm(self) -> float:
         """Return the length over all float tensors, from float64 sums. Errors: NonFiniteError naming tensor and index of a NaN or infinity."""
-        return math.sqrt(max(_products([self])[0][0], 0.0))
+        ((product,),), (exponent,) = _products([self])
+        try:
+            return math.ldexp(math.sqrt(max(product, 0.0)), exponent)
+        except OverflowError:
+            raise AlnicoError(f"{self!r} is longer than float64 holds; expected a finite length. Multiply it by less.") from None
 
     @ieee_arithmetic()
     def cosine(self, other: TaskVector) -> float:
@@ -140,7 +170,7 @@ class TaskVector:
 
         Errors: AlnicoError if one is 0; NonFiniteError naming tensor and index of a NaN or an infinity.
         """
-        (one, both), (_, two) = _products([self, other])
+        ((one, both), (_, two)), _ = _products([self, other])
         if one <= 0 or two <= 0:
             raise AlnicoError(f"{self if one <= 0 else other!r} is 0 in every tensor; a cosine needs two directions.")
         return both / math.sqrt(one) / math.sqrt(two)
@@ -280,16 +310,21 @@ def _operands(vectors: Sequence[TaskVector]) -> list[Operand]:
 
 def _named(operands: Sequence[Operand]) -> tuple[dict[Operand, str], dict[str, Any]]:
     """References for a recipe: paths as they are, a made-up name for each model in memory; and the models by reference."""
-    names: dict[Operand, str] = {}
-    for one in operands:
+    distinct = list(dict.fromkeys(operands))
+    names = {one: path for one in distinct if (path := one.path()) is not None}
+    taken, numbers = set(names.values()), itertools.count(1)
+    for one in distinct:
         if one not in names:
-            path = path_of(one.value)
-            names[one] = path if path is not None else f"{one.name} {1 + sum(o.key[0] == 'memory' for o in names)}"
-    return names, {name: one.value for one, name in names.items()}
+            # A path may be called like this, too.
+            names[one] = next(name for name in (f"{one.name} {number}" for number in numbers) if name not in taken)
+    names = {one: names[one] for one in distinct}
+    return names, {name: name if isinstance(one.value, (str, os.PathLike)) else one.value for one, name in names.items()}
 
 
-def _products(vectors: Sequence[TaskVector]) -> list[list[float]]:
-    """Inner products of task vectors in float64.
+def _products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], list[int]]:
+    """Inner products in float64 of task vectors, each divided by a power of 2, and the exponents of these.
+
+    So the products of very large and very small coefficients neither overflow nor vanish, and all others keep their bits.
 
     The coefficients of the models in a task vector sum to 0, so it is the same sum over differences from any one model; the
     first base serves. One pass gives the products of these differences, and those of the task vectors follow.
@@ -298,7 +333,7 @@ def _products(vectors: Sequence[TaskVector]) -> list[list[float]]:
     names, models = _named([origin, *_operands(vectors)])
     others = [one for one in names if one != origin]
     if not others:
-        return [[0.0] * len(vectors) for _ in vectors]
+        return [[0.0] * len(vectors) for _ in vectors], [0] * len(vectors)
     recipe = {
         "merge_method": "task_arithmetic",
         "base_model": names[origin],
@@ -310,15 +345,21 @@ def _products(vectors: Sequence[TaskVector]) -> list[list[float]]:
         products = inner_products(opened.plan(recipe))
     finally:
         opened.close()
-    rows = []
+    rows, exponents = [], []
     for vector in vectors:
         row = dict.fromkeys(others, 0.0)
         for coefficient, model, base in vector.terms:
             for one, sign in ((model, 1.0), (base, -1.0)):
                 if one in row:
                     row[one] += sign * coefficient
-        rows.append(np.array(list(row.values())))
-    return [[float(a @ products @ b) for b in rows] for a in rows]
+        largest = max(map(abs, row.values()))
+        if not math.isfinite(largest):
+            raise AlnicoError(
+                f"{vector!r}: its coefficients add up to more than float64 holds; expected finite sums. Multiply by less."
+            )
+        exponents.append(math.frexp(largest)[1])
+        rows.append(np.ldexp(list(row.values()), -exponents[-1]))
+    return [[float(a @ products @ b) for b in rows] for a in rows], exponents
 
 
 def _written(vector: TaskVector) -> str:
