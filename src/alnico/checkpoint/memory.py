@@ -78,7 +78,13 @@ class MemoryModel:
         self._strided: dict[str, Any] = {}
         held: dict[str, Described] = {}
         for name, value in tensors.items():
-            held[name], raw, is_flat = _opened(value, f"{label}: {name}")
+            try:
+                held[name], raw, is_flat = _opened(value, f"{label}: {name}")
+            except (AssertionError, NotImplementedError, RuntimeError, TypeError) as error:
+                raise ModelError(
+                    f"{label}: {name}: is {_kind(value)} that cannot be read here ({(str(error) or type(error).__name__).splitlines()[0][:200]}); "
+                    "expected a plain tensor. Merge outside of FakeTensorMode and other modes of torch."
+                ) from None
             held[name] = dataclasses.replace(held[name], nominal=nominal.get(name, held[name].nominal))
             (self._flat if is_flat else self._strided)[name] = raw
         self.tensors: Mapping[str, Described] = held
@@ -163,6 +169,11 @@ def state_of(model: Any, label: str) -> dict[str, Any]:
                     f"{label}: {name}: is a {type(value).__name__} of tensors, as quantised layers keep their weights; expected weights in "
                     "floating point. Give the module from before it was quantised."
                 )
+            if not name.endswith("_extra_state") and not is_torch_tensor(value) and _holds_arrays(value):
+                raise ModelError(
+                    f"{label}: {name}: is {_kind(value)} in the state of a module; expected tensors of torch, which are what is merged. "
+                    "Make it a buffer of the module (register_buffer), or merge the dicts of its arrays with merge_state_dicts."
+                )
         state = {n: v for n, v in state.items() if is_torch_tensor(v)}
     elif isinstance(model, Mapping):
         state = dict(model)
@@ -186,6 +197,15 @@ def state_of(model: Any, label: str) -> dict[str, Any]:
     return plain
 
 
+def _holds_arrays(value: Any) -> bool:
+    """Is a value an array, or does it hold arrays or tensors?"""
+    if isinstance(value, Mapping):
+        return any(map(_holds_arrays, value.values()))
+    if isinstance(value, (list, tuple, set)):
+        return any(map(_holds_arrays, value))
+    return isinstance(value, np.ndarray) or is_torch_tensor(value)
+
+
 def _is_text(name: str) -> bool:
     """Can a name be written to a file? Halves of surrogate pairs cannot."""
     try:
@@ -207,6 +227,8 @@ def unreadable(value: Any) -> str | None:
     torch = sys.modules["torch"]
     if isinstance(value, torch.nn.parameter.UninitializedTensorMixin):
         return "is a parameter without values of a lazy module; expected one with values. Run the module once, or load its weights."
+    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+        return "is a tensor inside of torch.func (vmap, grad, jvp), which has no values of its own; expected a plain tensor. Merge outside of it."
     if value.is_nested:
         return "is a nested tensor, of several shapes; expected one dense tensor. Give its parts (.unbind()) names of their own, or pad it."
     if type(value).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
@@ -272,6 +294,7 @@ def _opened(value: Any, where: str) -> tuple[Described, Any, bool]:
         raw: Any = np.asarray(value)
     elif is_torch_tensor(value):
         torch = sys.modules["torch"]
+        value = _plain(value)
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
             found = "is quantised" if value.is_quantized else f"is on {value.device.type}, laid out as {value.layout}"
             raise ModelError(f"{where}: {found}; expected a dense tensor with values. Load the model's weights.")
@@ -289,6 +312,15 @@ def _opened(value: Any, where: str) -> tuple[Described, Any, bool]:
         raise ModelError(f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor.")
     is_flat = raw.flags.c_contiguous if isinstance(raw, np.ndarray) else raw.is_contiguous()
     return Described(dtype, tuple(value.shape), dtype), _bytes_of(raw) if is_flat else raw, is_flat
+
+
+def _plain(value: Any) -> Any:
+    """The tensor that a subclass of torch's is, whatever its methods say of it."""
+    torch = sys.modules["torch"]
+    if type(value) in (torch.Tensor, torch.nn.Parameter):
+        return value
+    with torch._C.DisableTorchFunctionSubclass():
+        return torch.Tensor.as_subclass(value, torch.Tensor)
 
 
 def _bytes_of(value: Any) -> Any:

@@ -143,7 +143,14 @@ def plain_copy(module: Any) -> Any:
     computed = {
         id(v): v.detach().clone() for m in inner.modules() for v in vars(m).values() if is_torch_tensor(v) and v.grad_fn is not None
     }
-    return copy.deepcopy(inner, computed)
+    try:
+        return copy.deepcopy(inner, computed)
+    except Exception as error:  # whatever the caller's classes raise
+        raise ModelError(
+            f"the module ({type(inner).__name__}) cannot be copied ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:200]}); "
+            "expected one that copy.deepcopy takes. Take locks, open files and tensors with a graph out of its attributes, or merge with "
+            "merge_state_dicts and load the result into a module of your own."
+        ) from None
 
 
 def merged(
