@@ -239,6 +239,10 @@ def _caches() -> Iterator[Path]:
 def _check_text(out: Path) -> None:
     if "\0" in str(out):
         raise OutputError(f"{str(out)!r}: has a zero byte, which no name can have. Choose another output.")
+    try:
+        os.fsencode(out)
+    except UnicodeEncodeError:
+        raise OutputError(f"{str(out)!r}: has half a character, which no name can have. Choose another output.") from None
 
 
 def _check_name(out: Path, twin: str) -> None:

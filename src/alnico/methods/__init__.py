@@ -35,6 +35,10 @@ def registry() -> Mapping[str, Method]:
 def find(name: str) -> Method:
     """Return one method. Errors: MethodError with the nearest names."""
     methods = registry()
+    if not isinstance(name, str):
+        raise MethodError(
+            f"a merge method is of type {type(name).__name__}; expected its name, one of those that `alnico methods` lists."
+        )
     if name not in methods:
         near = difflib.get_close_matches(name, methods, 1)
         hint = f" Did you mean {near[0]}?" if near else ""

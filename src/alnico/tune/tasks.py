@@ -60,7 +60,10 @@ def evaluation_failed(where: str, error: BaseException) -> EvaluationError:
     >>> evaluation_failed("news: merged", KeyError("pixel_values"))
     EvaluationError("news: merged: the evaluation raised KeyError: 'pixel_values'; expected a score. Mend what was called, or the data.")
     """
-    text = (str(error).strip() or "without a word").splitlines()[0][:300].rstrip(".")
+    try:
+        text = (str(error).strip() or "without a word").splitlines()[0][:300].rstrip(".")
+    except Exception:  # of a class whose text fails, too
+        text = "without a word"
     return EvaluationError(
         f"{where}: the evaluation raised {type(error).__name__}: {text}; expected a score. Mend what was called, or the data."
     )
@@ -78,7 +81,7 @@ def checked_value(value: Any, where: str) -> float:
         )
     try:
         number = float(value.detach() if hasattr(value, "detach") else value)  # torch warns of a loss with its graph
-    except (TypeError, ValueError, RuntimeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError):
         raise EvaluationError(
             f"{where}: the evaluation gave a {type(value).__name__} that is no number; expected a finite number. Mend what was called."
         ) from None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import numbers
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from alnico.checkpoint.memory import import_torch, is_torch_module
 from alnico.errors import RecipeError
@@ -52,7 +55,7 @@ def recipe_of(
     called: str,
     method: str,
     *,
-    weights: Sequence[float] | Mapping[str, Any] | None,
+    weights: Sequence[float] | float | Mapping[str, Any] | None,
     dtype: Any,
     seed: int,
     missing: str,
@@ -61,10 +64,16 @@ def recipe_of(
 ) -> dict[str, Any]:
     """Write the recipe of a call. A list for an option of a model gives one value for each, in order. Errors: RecipeError."""
     lists: dict[str, Sequence[Any]] = {}
-    if isinstance(weights, Mapping):
+    options = {name: plain_list(value) for name, value in options.items()}
+    weights = plain_list(weights)
+    if isinstance(weights, (Mapping, numbers.Real)):
         options = {**options, "weight": weights}
-    elif weights is not None:
+    elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes, bytearray)):
         lists["weight"] = weights
+    elif weights is not None:
+        raise RecipeError(
+            f"weights is of type {type(weights).__name__}; expected a list with a number for each of the {called}, or one number for all."
+        )
     refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
     known = find(method).options
     lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model}
@@ -104,6 +113,11 @@ def refuse_idle(method: str, names: Iterable[str]) -> None:
         )
 
 
+def plain_list(value: Any) -> Any:
+    """Return the list in an array or tensor, the number in one without dimensions, and anything else as it is."""
+    return plain_number(value.tolist() if len(getattr(value, "shape", ())) == 1 else value)
+
+
 def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]) -> list[dict[str, Any]]:
     """Write ``layers`` as a recipe's ``methods``. A key fits whole dotted components of a name; the first that fits wins.
 
@@ -113,6 +127,10 @@ def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequen
     [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]
     """
     rules: list[dict[str, Any]] = []
+    if not isinstance(layers, Mapping):
+        raise RecipeError(
+            f"layers is of type {type(layers).__name__}; expected a dict of names, each with a dict of a method and options."
+        )
     for key, asked in layers.items():
         if not isinstance(key, str) or not isinstance(asked, Mapping):
             raise RecipeError(
@@ -125,7 +143,8 @@ def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequen
             raise RecipeError(f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}")
         refuse_idle(asked.get("method", method), [{"weights": "weight"}.get(n, n) for n in asked if n != "method"])
         rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": asked.get("method", method)}
-        options = {n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else plain_number(v) for n, v in asked.items()}
+        plain = {n: plain_list(v) for n, v in asked.items()}
+        options = {n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else v for n, v in plain.items()}
         options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
         rules.append({**rule, **({"parameters": options} if options else {})})
     return rules
@@ -143,6 +162,8 @@ def dtype_name(dtype: Any) -> str:
 
 def plain_number(value: Any) -> Any:
     """Return the Python number in a scalar of numpy or torch; anything else as it is."""
+    if isinstance(value, np.longdouble):
+        return float(value)
     return value.item() if getattr(value, "shape", None) == () else value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +79,7 @@ def search_scales(
     >>> found.scales, found.score
     ((0.5, 0.5), 0.0)
     """
-    _check(models, trials, low, high)
+    _check(models, trials, low, high, seed)
     random = np.random.default_rng(seed)
     references = [f"models[{i}]" for i in range(len(models))]
     opened = open_models({"base": base, **dict(zip(references, models, strict=True))})
@@ -139,11 +140,15 @@ def _check_failures(done: Sequence[ScaleTrial]) -> None:
         raise EvaluationError(f"{len(failed)} of {len(done)} trials failed; the last: {failed[-1].failure}")
 
 
-def _check(models: Sequence[Any], trials: int, low: float, high: float) -> None:
+def _check(models: Sequence[Any], trials: int, low: float, high: float, seed: int) -> None:
     if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence) or not models:
         raise RecipeError("models: expected a list of one model at least, beside the base.")
-    if trials < 1:
-        raise RecipeError(f"trials is {trials}; expected 1 at least.")
+    if not isinstance(trials, numbers.Integral) or trials < 1:
+        raise RecipeError(f"trials is {trials!r}; expected {'1 at least' if isinstance(trials, int) else 'a whole number'}.")
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise RecipeError(f"seed is {seed!r}; expected a whole number of 0 at least.")
+    if not isinstance(low, numbers.Real) or not isinstance(high, numbers.Real):
+        raise RecipeError(f"scales from {low!r} to {high!r}; expected two numbers, low below high.")
     try:
         is_range = math.isfinite(low) and math.isfinite(high) and low < high and math.isfinite(high - low)
     except OverflowError:  # of whole numbers of hundreds of digits
