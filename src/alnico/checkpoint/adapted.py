@@ -50,8 +50,6 @@ QUANTISED = re.compile(
 
 NOTHING = np.empty((0, 0, 0), np.float32)
 
-_compiling = threading.Lock()
-
 
 class _Recent:
     """The factors of the tensors that were read last; each is made once, by the thread that asks first."""
@@ -459,8 +457,7 @@ def repositories(source: Source) -> list[Repository]:
 
 
 def _kernel(real: np.dtype[Any]) -> Callable[..., int]:
-    with _compiling:
-        return compiled(FoldKernel("float64" if real == np.float64 else "float32"))
+    return compiled(FoldKernel("float64" if real == np.float64 else "float32"))
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:
