@@ -153,6 +153,28 @@ def test_keys_that_cannot_be_used_are_named() -> None:
         assert told(lambda w=wrong: alnico.verify("out", key=w), UncheckedError).startswith(f"{wrong}: is no public key (")
 
 
+@pytest.mark.parametrize("kind", ["pipe", "large", "folder"])
+def test_a_key_that_is_no_small_file_is_refused_at_once(kind: str) -> None:
+    alnico.merge(PAIR, "out")
+    private, _ = keys("k")
+    alnico.sign("out", private)
+    if kind == "pipe":
+        os.mkfifo("key")
+    elif kind == "large":
+        with open("key", "wb") as file:
+            file.truncate(1 << 40)
+    else:
+        os.mkdir("key")
+    said = "ValueError: larger than 65536 bytes" if kind == "large" else "cannot be read|could not be signed"
+    for call in (
+        lambda: alnico.verify("out", key="key"),
+        lambda: alnico.sign("out", "key"),
+        lambda: alnico.plan(PAIR, verify_inputs="key"),
+    ):
+        with pytest.raises(UncheckedError, match=said):
+            call()
+
+
 def sign_here(model: str, key: Path) -> None:
     """As the command of the package, which takes seconds to begin."""
     sign(Path(model), key)

@@ -19,7 +19,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from alnico.checkpoint.adapted import AdaptedModel
-from alnico.checkpoint.files import files_below
+from alnico.checkpoint.files import OF_SHELL, files_below, reading
 from alnico.checkpoint.model import Source, read_json, unwrapped
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.statistics import Statistics
@@ -30,6 +30,9 @@ HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
 
 SHOWN = 3
 """Files that a message names."""
+
+MAX_KEY_BYTES = 1 << 16
+"""A key of the largest curve takes less than 1 KB in a PEM file."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def sign(folder: Path, key: Path) -> Path:
         )
     signing, hashing = _library("signing"), _library("hashing")
     try:
+        _check_size(key)
         files = hashing.Config().set_ignored_paths(paths=[SIGNATURE])
         signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=key).sign(folder, path)
     except OSError as error:
@@ -173,9 +177,19 @@ def _special(folder: Path) -> Path | None:
     )  # of links, what they lead to
 
 
+def _check_size(key: Path) -> None:
+    """Refuse a key that is no regular file or too large to be one: the library reads all of it. Errors: OSError; ValueError."""
+    if OF_SHELL.fullmatch(os.fsdecode(key)):  # it can be read only once
+        return
+    with reading(key) as file:
+        if len(file.read(MAX_KEY_BYTES + 1)) > MAX_KEY_BYTES:
+            raise ValueError(f"larger than {MAX_KEY_BYTES} bytes")
+
+
 def _verifier(key: Path) -> Any:
     verifying = _library("verifying")
     try:
+        _check_size(key)
         return verifying.Config().use_elliptic_key_verifier(public_key=key)
     except OSError as error:
         raise UncheckedError(f"{key}: the public key cannot be read ({error.strerror}). Check the path.") from None
