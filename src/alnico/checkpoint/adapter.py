@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -187,7 +188,7 @@ def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
 
 
 def _open(reference: str, offline: bool) -> FileModel:
-    location = Path(reference).expanduser()
+    location = Path(os.path.expanduser(reference))
     if location.is_dir():
         check_kinds(location)
         names = _adapter_names(reference, [p.name for p in location.iterdir()])

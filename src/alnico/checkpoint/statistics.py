@@ -113,7 +113,7 @@ def open_statistics(path: str, label: str = "") -> Statistics:
 
     Errors: ModelError for a path that is not there, and for files that are no statistics or do not fit one another.
     """
-    folder = Path(path).expanduser()
+    folder = Path(os.path.expanduser(path))
     summary = folder / SUMMARY
     if not folder.is_dir():
         found = "is no directory" if folder.exists() else "is not there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ class Sides:
     def _open(self, path: str, kind: str) -> tuple[int, Statistics]:
         if path not in self._opened:
             beside = Path(self.folder) / path
-            there = path if Path(path).expanduser().exists() or not beside.exists() else str(beside)
+            there = path if Path(os.path.expanduser(path)).exists() or not beside.exists() else str(beside)
             self._opened[path] = len(self.sources), open_statistics(there, path)
             self.sources.append(self._opened[path][1])
         place, statistics = self._opened[path]

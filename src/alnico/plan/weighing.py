@@ -198,7 +198,7 @@ def analyses_of(plan: Plan, folders: Sequence[str]) -> dict[str, Path]:
 
 
 def _file_of(path: str, folders: Sequence[str]) -> Path:
-    places = [Path(folder) / Path(path).expanduser() for folder in folders]
+    places = [Path(folder) / Path(os.path.expanduser(path)) for folder in folders]
     place = next((p for p in places if p.exists()), places[0])
     return place / SUMMARY if place.is_dir() else place
 
@@ -229,5 +229,5 @@ def _is_same(source: Source, analysed: Mapping[str, Any]) -> bool:
     if source.origin is not None:
         return commit == source.origin.commit and reference.partition("@")[0] == source.origin.name
     location = getattr(source, "location", None)
-    is_there = location is not None and os.path.realpath(location) == os.path.realpath(Path(reference).expanduser())
+    is_there = location is not None and os.path.realpath(location) == os.path.realpath(Path(os.path.expanduser(reference)))
     return is_there or reference == source.label

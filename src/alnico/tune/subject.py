@@ -35,7 +35,7 @@ def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, ma
     do: a file, or a folder without a config, for tasks that are functions of one's own. Errors: ModelError, HubError.
     """
     label = os.fspath(reference)
-    path = Path(label).expanduser()
+    path = Path(os.path.expanduser(label))
     if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
         return _Plain(label, offline)
     if not path.is_dir() and split_adapter(label, is_path) is not None:

@@ -210,14 +210,14 @@ class _Entry:
     def path(self, key: str) -> Path | None:
         """A file, from the folder of the tasks."""
         found = self.text(key, None)
-        return None if found is None else self.folder / Path(found).expanduser()
+        return None if found is None else self.folder / Path(os.path.expanduser(found))
 
     def model(self, key: str) -> str | None:
         """A model: a path from the folder of the tasks, or one of the hub."""
         found = self.text(key, None)
         if found is None:
             return None
-        beside = self.folder / Path(found).expanduser()
+        beside = self.folder / Path(os.path.expanduser(found))
         return os.fspath(beside) if beside.exists() else found
 
     def opened(self, reference: str) -> Subject:

@@ -61,7 +61,7 @@ class Operand:
 
 
 def _place(path: str) -> str:
-    there = Path(path).expanduser()
+    there = Path(os.path.expanduser(path))
     return os.path.realpath(there) if there.exists() else path
 
 
