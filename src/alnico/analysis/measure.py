@@ -40,7 +40,7 @@ from alnico.kernels.shape import LANES, LEAF, TILE
 from alnico.kernels.text import Real
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, decode
-from alnico.numerics.given import real, whole
+from alnico.numerics.given import real, said, whole
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
 
@@ -106,7 +106,7 @@ def analyze_sources(
     subspace_side = whole(subspace_side, "subspace_side", 0)
     top_share = real(top_share, "the share of top parameters", "a number in (0, 1]. The default is 0.2")
     if not 0 < top_share <= 1:
-        raise AlnicoError(f"the share of top parameters is {top_share}; expected a number in (0, 1]. The default is 0.2.")
+        raise AlnicoError(f"the share of top parameters is {said(top_share)}; expected a number in (0, 1]. The default is 0.2.")
     models = [as_stored_in(model, base) for model in models]
     subjects, skipped = subjects_of(base, models)
     for position, model in enumerate(models):
