@@ -283,7 +283,7 @@ def test_a_parent_that_cannot_be_written_to() -> None:
         "        else: print('taken')\n"
     )
     folder = Path.cwd()
-    for path in (folder, folder.parent, folder.parent.parent, folder.parent.parent.parent):
+    for path in (folder, *folder.parents[:-2]):  # but the disk's root and the place of temporary folders
         path.chmod(0o755)
     Path("closed").mkdir(mode=0o555)
     Path("secret").mkdir(mode=0o700)

@@ -366,7 +366,10 @@ def test_too_small_a_budget_is_refused_before_anything_is_read(pair: Pair, tmp_p
     )
 
 
-def test_an_output_that_stands_is_refused_and_replaced_when_asked(pair: Pair, tmp_path: Path) -> None:
+def test_an_output_that_stands_is_refused_and_replaced_when_asked(
+    pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     out = tmp_path / "out"
     out.mkdir()
     (out / "mine").write_text("x")

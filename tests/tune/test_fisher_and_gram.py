@@ -385,7 +385,7 @@ def test_tasks_that_statistics_cannot_be_measured_on_are_refused(made: Made) -> 
     with pytest.raises(EvaluationError, match="tasks: pets takes the encoder and other takes the classifier"):
         measure_gram(subject, [*tasks_of(made), SimpleNamespace(name="other", size=4, kind="classifier")])
     with pytest.raises(EvaluationError, match="there are 3 for 2 models"):
-        alnico.gram_statistics([made.base, made.base], "unused", tasks=[made.valid] * 3)
+        alnico.gram_statistics([made.base, made.tuned["pets"]], "unused", tasks=[made.valid] * 3)
     with pytest.raises(MismatchError, match="two of them are one module"):
         measure_gram_plus([subject, subject], [tasks_of(made)] * 2)
 

@@ -14,7 +14,7 @@ from typing import Any
 from alnico.checkpoint.adapter import Adapter, Rows, Update, is_saved_module, is_targeted
 from alnico.checkpoint.layouts import SPELLINGS, Spelling
 from alnico.checkpoint.model import Model, Tensor
-from alnico.checkpoint.ties import tied_copies, untied_config
+from alnico.checkpoint.ties import architectures, tied_copies, untied_config
 from alnico.errors import ModelError
 from alnico.numerics import dtypes
 
@@ -137,7 +137,7 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
         shapes = {wanted: adapter.files.tensors[name].shape for wanted, name in heads.items()}
         config = _headed_config(config, kind, shapes)
         changes |= {wanted: Change(replaced=name) for wanted, name in heads.items()}
-        if kind not in (base.config.get("architectures") or ()):
+        if kind not in architectures(base.config):
             removed = [n for n in base.tensors if n.startswith(OTHER_HEADS) and n not in changes]
         others = f", without {_some(removed)}, which belongs to another head" if removed else ""
         notes.append(f"{label}: {_some(list(heads))} is the adapter's own head; with it the model is a {kind}{others}.")
@@ -153,8 +153,8 @@ def task_class(adapter: Adapter, config: Mapping[str, Any]) -> str:
         return named if named.endswith(tuple(TASKS.values())) and re.fullmatch(r"\w+", named) else ""
     if named.endswith(ending):
         return named
-    for architecture in config.get("architectures") or ():
-        found = re.fullmatch(r"(\w+?)(For\w+|LMHeadModel|DoubleHeadsModel|LMHead|Model)", str(architecture))
+    for architecture in architectures(config):
+        found = re.fullmatch(r"(\w+?)(For\w+|LMHeadModel|DoubleHeadsModel|LMHead|Model)", architecture)
         if found:
             return found[1] + ending
     return "" if not config else ending

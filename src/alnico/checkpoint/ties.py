@@ -64,6 +64,16 @@ BIASES = ("cls.predictions", "predictions", "lm_head")
 """Modules whose bias is also that of their ``decoder``."""
 
 
+def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a config says its model is of; none where it says no list.
+
+    >>> architectures({"architectures": ["LlamaForCausalLM"]}), architectures({"architectures": 5})
+    (('LlamaForCausalLM',), ())
+    """
+    given = config.get("architectures")
+    return tuple(str(name) for name in given) if isinstance(given, list) else ()
+
+
 def is_tied(config: Mapping[str, Any]) -> bool | None:
     """Does a config say that a model's head is tied to its embedding? None if it says nothing.
 
@@ -89,7 +99,7 @@ def tied_copies(config: Mapping[str, Any], names: Collection[str]) -> dict[str, 
     says = is_tied(config)
     if says is False or not config:
         return {}
-    classes = [str(a) for a in config.get("architectures") or ()]
+    classes = architectures(config)
     has_head = any(c.endswith(WITH_HEAD) for c in classes)
     found: dict[str, str] = {}
     original = _embedding(names)

@@ -10,6 +10,7 @@ from typing import Literal
 from alnico.checkpoint.adapting import is_turned_linear
 from alnico.checkpoint.layouts import module_names_of
 from alnico.checkpoint.model import Source
+from alnico.checkpoint.ties import architectures
 from alnico.errors import MismatchError, RecipeError
 from alnico.lora.written import Kind
 from alnico.numerics.dtypes import DTYPES, MERGEABLE
@@ -92,7 +93,7 @@ def subjects_of(
     _check_fit(tuned, base)
     compared: list[Subject] = []
     apart: list[Apart] = []
-    has_head = any("For" in str(a) or "LMHead" in str(a) for a in base.config.get("architectures") or ())
+    has_head = any("For" in a or "LMHead" in a for a in architectures(base.config))
     tables = tables_of(base).rows
     tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
     heads = tied_heads(base.config, base.tensors, [n for n in tables if not is_input(n)])

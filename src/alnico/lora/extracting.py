@@ -24,6 +24,7 @@ from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.model import Source, open_model, read_tensor
 from alnico.checkpoint.place import check_publishable, replacing
 from alnico.checkpoint.shards import bytes_of, format_size
+from alnico.checkpoint.ties import architectures
 from alnico.checkpoint.translated import as_stored_in
 from alnico.checkpoint.untied import untied
 from alnico.engine.arena import Arena
@@ -447,7 +448,7 @@ class _Work:
         words = [spelled[name].split(".") for name in self.base.tensors]
         every = {".".join(w[:i]) for w in words for i in range(1, len(w))}
         named = {spelled[s.name].rpartition(".")[0] for s in modules.values()}
-        kinds = [str(a) for a in self.base.config.get("architectures") or ()]
+        kinds = architectures(self.base.config)
         is_causal = any(k.endswith("ForCausalLM") for k in kinds)
         is_both = bool(self.base.config.get("is_encoder_decoder")) and any(k.endswith("ForConditionalGeneration") for k in kinds)
         origin = self.base.origin
