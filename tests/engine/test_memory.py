@@ -62,8 +62,8 @@ def measured(recipe: dict[str, Any], out: Path, budget: int) -> dict[str, int]:
     return found
 
 
-OF_EACH_KIND = ("linear", "slerp", "karcher", "ties", "dare_ties", "della", "sce", "pcb", "arcee_fusion", "passthrough")
-"""A method of each way to read a tensor: mixed at once, by its Gram matrix, by thresholds, masks, ranks in rows, several facts, copied."""
+OF_EACH_KIND = ("linear", "slerp", "ties", "dare_ties", "della", "sce", "passthrough")
+"""A method of each way to read a tensor: mixed at once, by its Gram matrix, by thresholds, masks, ranks in rows, facts of facts, copied."""
 
 
 @pytest.mark.parametrize(
