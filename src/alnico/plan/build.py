@@ -101,7 +101,7 @@ def located(reference: str, folder: str) -> str:
     """Return the path a reference means: from the working directory, else from the recipe's folder."""
     beside = Path(folder) / reference
     try:
-        is_there, is_beside = Path(os.path.expanduser(reference)).exists(), beside.exists()
+        is_there, is_beside = Path(reference).expanduser().exists(), beside.exists()
     except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user that is not known
         why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
         raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
