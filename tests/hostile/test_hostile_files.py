@@ -330,3 +330,16 @@ def test_json_of_any_kind_in_the_place_of_a_tokenizer_is_refused(tmp_path: Path)
     for value in ([1], "x", 5, None, True):
         (tmp_path / "tokenizer.json").write_text(json.dumps(value))
         assert "expected an object" in refusal(lambda: alnico.plan(recipe))
+
+
+def test_the_ends_of_many_dimensions_are_not_looked_at_where_the_default_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each end reads the whole file again, so that a small file with a mistake took seconds."""
+    from alnico.tune import space
+
+    read = space.read_document
+    times: list[int] = []
+    monkeypatch.setattr(space, "read_document", lambda *given: times.append(1) or read(*given))
+    many = "merge_method: ties\nbase_model: b\nmodels: [a, c]\nparameters: [" + "{density: {search: [0.1, 1.0]}}, " * 300 + "]\n"
+    with pytest.raises(RecipeError, match="parameters is a list"):
+        read_search(many)
+    assert len(times) == 1

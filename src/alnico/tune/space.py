@@ -35,6 +35,9 @@ SEARCH_KEYS = {
 MOST_DIMENSIONS = 5_000
 """Values that may be searched in all, those over layers counted each."""
 
+MANY_DIMENSIONS = 100
+"""Dimensions from which on the ends are not looked at where the default is wrong already: it takes time that grows with their square."""
+
 MAX_LAYERS = 1_000
 MAX_CHOICES = 1_000
 MOST_STEPS = 10**15
@@ -136,6 +139,8 @@ class Space:
             for mistake in read_document(self._filled(values), self.name, self.folder):
                 if mistake not in reading.mistakes:
                     reading.wrong(*mistake)
+            if reading.mistakes and len(self.dimensions) > MANY_DIMENSIONS:
+                break
         if reading.mistakes:
             raise reading.error()
 
