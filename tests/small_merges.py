@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 import alnico
+from alnico.engine.events import Event, TensorDone
 from made import save_model
 
 
@@ -34,6 +36,21 @@ def made_recipe(root: Path) -> Path:
 def merged(recipe: Path, out: Path, **options: Any) -> alnico.Result:
     """Merge with one thread, into two shards."""
     return alnico.merge(recipe, out, threads=1, max_shard_size=300, **options)
+
+
+def interrupted(recipe: Path, out: Path) -> Path:
+    """Interrupt a merge after its second tensor; returns the folder of what it has done."""
+    done: list[str] = []
+
+    def watch(event: Event) -> None:
+        if isinstance(event, TensorDone):
+            done.append(event.tensor)
+            if len(done) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merged(recipe, out, watch=watch)
+    return out.parent / f".{out.name}.alnico-part"
 
 
 def everything(out: Path) -> dict[str, bytes]:

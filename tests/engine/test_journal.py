@@ -18,7 +18,7 @@ from alnico.engine.journal import Lines, read_lines
 from alnico.engine.output import PartDirectory
 from alnico.errors import OutputError, RunError
 from os_calls import watched
-from small_merges import everything, made_recipe, merged
+from small_merges import everything, interrupted, made_recipe, merged
 
 
 @pytest.fixture
@@ -26,19 +26,9 @@ def recipe(tmp_path: Path) -> Path:
     return made_recipe(tmp_path)
 
 
-def interrupted(recipe: Path, out: Path) -> Path:
-    """Interrupt a merge after its second tensor; returns its journal."""
-    done: list[str] = []
-
-    def watch(event: Event) -> None:
-        if isinstance(event, TensorDone):
-            done.append(event.tensor)
-            if len(done) == 2:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merged(recipe, out, watch=watch)
-    return out.parent / f".{out.name}.alnico-part" / "journal.jsonl"
+def journal_of(recipe: Path, out: Path) -> Path:
+    """The journal of a merge that was interrupted after its second tensor."""
+    return interrupted(recipe, out) / "journal.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +41,7 @@ def interrupted(recipe: Path, out: Path) -> Path:
     ],
 )
 def test_a_line_that_is_not_what_was_written_ends_what_is_known(damage, left: int, recipe: Path, tmp_path: Path) -> None:
-    journal = interrupted(recipe, tmp_path / "out")
+    journal = journal_of(recipe, tmp_path / "out")
     journal.write_text(damage(journal.read_text()))
     assert merged(recipe, tmp_path / "out").resumed == left
     assert everything(tmp_path / "out") == everything(merged(recipe, tmp_path / "whole").path)
@@ -61,7 +51,7 @@ def test_a_line_that_is_not_what_was_written_ends_what_is_known(damage, left: in
 def test_a_journal_that_is_damaged_or_of_another_form_is_refused_and_begun_anew_on_demand(
     first: str, recipe: Path, tmp_path: Path
 ) -> None:
-    journal = interrupted(recipe, tmp_path / "out")
+    journal = journal_of(recipe, tmp_path / "out")
     journal.write_text("\n".join([first, *journal.read_text().split("\n")[1:]]))
     with pytest.raises(OutputError) as caught:
         merged(recipe, tmp_path / "out")
@@ -78,7 +68,7 @@ def test_a_journal_that_is_damaged_or_of_another_form_is_refused_and_begun_anew_
 
 
 def test_a_journal_that_cannot_be_read_is_an_error_that_names_it(recipe: Path, tmp_path: Path) -> None:
-    journal = interrupted(recipe, tmp_path / "out")
+    journal = journal_of(recipe, tmp_path / "out")
 
     def fails(call, make):
         if call.name == "open" and call.path == journal:
@@ -246,7 +236,7 @@ def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(recipe
 
 
 def test_the_journal_is_json_lines_that_a_person_can_read(recipe: Path, tmp_path: Path) -> None:
-    first, *lines = map(json.loads, interrupted(recipe, tmp_path / "out").read_text().splitlines())
+    first, *lines = map(json.loads, journal_of(recipe, tmp_path / "out").read_text().splitlines())
     assert first["journal"] == 3
     assert {"recipe", "alnico", "arithmetic", "plan", "inputs"} <= first["fingerprint"].keys()
     assert [sorted(line) for line in lines if "tensor" in line] == [["check", "digest", "inputs", "tensor"]] * 2

@@ -28,7 +28,7 @@ from alnico.lora.extracting import extract
 from alnico.lora.folding import fold
 from lora import made_adapters
 from made import family
-from small_merges import everything, made_recipe, merged
+from small_merges import everything, interrupted, made_recipe, merged
 
 STRANGER = 65534
 as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make files of another user")
@@ -155,25 +155,10 @@ def test_what_another_user_may_have_planted_is_refused_and_no_link_is_followed(
     assert sorted(p.name for p in tmp_path.iterdir()) == [place.name, "victim"]
 
 
-def interrupted(models: Path, out: Path) -> Path:
-    """Interrupt a merge after its second tensor; returns the folder of what it has done."""
-    done: list[str] = []
-
-    def watch(event: Event) -> None:
-        if isinstance(event, TensorDone):
-            done.append(event.tensor)
-            if len(done) == 2:
-                raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        merged(models / "small" / "recipe.yml", out, watch=watch)
-    return out.parent / f".{out.name}.alnico-part"
-
-
 @as_root
 @pytest.mark.parametrize("restart", [False, True])
 def test_a_strangers_finished_tensors_are_not_published(restart: bool, models: Path, tmp_path: Path) -> None:
-    part = interrupted(models, tmp_path / "out")
+    part = interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     for path in (part, *part.rglob("*")):
         os.chown(path, STRANGER, STRANGER)
     with pytest.raises(OutputError, match=r"belongs to the user nobody \(65534\)"):
@@ -184,7 +169,7 @@ def test_a_strangers_finished_tensors_are_not_published(restart: bool, models: P
 def test_another_user_is_told_by_the_effective_id(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from alnico import folders
 
-    part = interrupted(models, tmp_path / "out")
+    part = interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
     monkeypatch.setattr(folders, "_made_beside", lambda *_: None)
@@ -202,7 +187,7 @@ def test_a_file_system_without_owners_or_modes_is_worked_on(models: Path, tmp_pa
 
     monkeypatch.setattr(os, "fstat", lambda *a, **k: of_another(real_fstat(*a, **k)))
     monkeypatch.setattr(os, "stat", lambda *a, **k: of_another(real_stat(*a, **k)))
-    interrupted(models, tmp_path / "out")
+    interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     assert merged(models / "small" / "recipe.yml", tmp_path / "out").resumed == 2
     assert not list(tmp_path.glob(".*"))
 
@@ -223,7 +208,7 @@ def test_unfinished_work_is_closed_to_others_and_the_output_has_the_modes_of_the
     try:
         merged(models / "small" / "recipe.yml", tmp_path / name, watch=seen)
         assert modes == {0o700}
-        interrupted(models, tmp_path / f"again-{name}")
+        interrupted(models / "small" / "recipe.yml", tmp_path / f"again-{name}")
         assert merged(models / "small" / "recipe.yml", tmp_path / f"again-{name}").resumed == 2
     finally:
         os.umask(before)
@@ -327,7 +312,7 @@ def test_the_folder_of_stages_is_checked_before_anything_in_it_is_looked_at(
 def test_an_old_model_that_no_run_of_ours_set_aside_is_neither_removed_nor_renamed(what: str, models: Path, tmp_path: Path) -> None:
     if what == "another's" and os.geteuid() != 0:
         pytest.skip("only root can make files of another user")
-    interrupted(models, tmp_path / "out")
+    interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     old, victim = tmp_path / ".out.alnico-old", tmp_path / "victim"
     victim.mkdir()
     (victim / "config.json").write_text("mine")
@@ -518,7 +503,7 @@ def test_where_folders_cannot_be_opened_and_have_no_owners_names_are_worked_with
         monkeypatch.setattr(place, "HAS_DESCRIPTORS", False)
         monkeypatch.setattr(place, "user_id", lambda: None)
     monkeypatch.setattr(lasting, "_renameat2", lambda: None)
-    interrupted(models, tmp_path / "out")
+    interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     assert merged(models / "small" / "recipe.yml", tmp_path / "out").resumed == 2
     merged(models / "small" / "recipe.yml", tmp_path / "out", overwrite=True)
     combine([models / "adapter-0", models / "adapter-1"], tmp_path / "combined")
