@@ -23,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import alnico
 from alnico.analysis.measure import analyze_sources
 from alnico.analysis.suggest import suggest
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 
 CONFIG = LlamaConfig(
     hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, vocab_size=256, max_position_embeddings=128
@@ -113,7 +113,7 @@ def main() -> None:
         )
         print("|---|---|---|---|---|---|---|---|---|")
         for chosen in SETS:
-            found = analyze_sources(opened["base"], [opened[n] for n in chosen], version=alnico.__version__)
+            found = analyze_sources(opened["base"], [opened[n] for n in chosen])
             cosines = [p.cosine for p in found.whole.pairs if p.cosine is not None]
             advice = suggest(found)
             assert advice.recipe is not None

@@ -13,10 +13,10 @@ import time
 
 import numpy as np
 
-from alnico.engine.arguments import kind_of
+from alnico.engine.kernel_arguments import kind_of
 from alnico.kernels.build import compiled
-from alnico.kernels.mixing import MixKernel
-from alnico.kernels.shape import CODES, LEAF
+from alnico.kernels.constants import CODES, LEAF
+from alnico.kernels.mix_kernel import MixKernel
 from alnico.methods import find
 
 OPTIONS = {"ties": {"density": 0.3}}

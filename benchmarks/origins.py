@@ -1,4 +1,4 @@
-"""How parallel the tensors of models of one origin are, and of models of two: the bounds of engine/judge.py.
+"""How parallel the tensors of models of one origin are, and of models of two: the bounds of engine/relatedness.py.
 
     python benchmarks/origins.py --steps 300
 

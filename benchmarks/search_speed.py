@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import alnico
+from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.loading import load_module
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Task
 from alnico.recipe.load import load_recipe
-from alnico.tune.candidates import Candidates
-from alnico.tune.loading import load_module
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Task
 from merge_speed import LAYOUTS, make
 
 Recipe = dict[str, Any]

@@ -14,14 +14,14 @@ from alnico.methods import registry
 from alnico.methods._documentation import one_line
 from alnico.plan.families import MODULES
 from alnico.recipe import dialect, keys
-from alnico.tune import search_settings, space, stack
-from alnico.vocabulary.chat import NAMES
+from alnico.tune.search import settings, space, stack
+from alnico.vocabulary.chat_template import NAMES
 
 PAGES = tuple(Path(__file__).with_name(name) for name in ("recipes.md", "tuning.md"))
 
 OF_A_SEARCH: dict[str, keys.Keys] = {
-    "SEARCH": search_settings.KEYS,
-    "HALVING": search_settings.HALVING_KEYS,
+    "SEARCH": settings.KEYS,
+    "HALVING": settings.HALVING_KEYS,
     "SEARCHED": space.SEARCH_KEYS,
     "STACK": stack.STACK_KEYS,
 }

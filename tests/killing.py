@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import alnico
-from alnico.checkpoint.model import FileModel, open_model
-from alnico.engine import journal as journals
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.open_model import open_model
 from alnico.errors import ModelError
+from alnico.output import journal as journals
 from made import family
 from os_calls import Counting, watched
 from small_merges import everything, made_recipe, merged, tensors_in

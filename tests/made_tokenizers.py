@@ -12,7 +12,7 @@ import numpy as np
 from made import decoded, llama_config, save_model
 
 if TYPE_CHECKING:
-    from alnico.checkpoint.model import Source
+    from alnico.checkpoint.source import Source
     from alnico.recipe.schema import TokenizerSetting
     from alnico.vocabulary.build import VocabularyPlan
 

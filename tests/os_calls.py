@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from alnico.checkpoint import lasting
+from alnico.checkpoint import durable
 
 BY_DESCRIPTOR = ("preadv", "read", "pwrite", "write", "copy_file_range", "fsync", "fdatasync", "ftruncate")
 BY_PATH = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "scandir")
@@ -80,7 +80,7 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
 
         def call(_old: int, old: bytes, _new: int, new: bytes, how: int) -> int:
             paths = [
-                os.path.abspath(path_under(p, None if at == lasting._AT_FDCWD else at)) for at, p in ((_old, old), (_new, new))
+                os.path.abspath(path_under(p, None if at == durable._AT_FDCWD else at)) for at, p in ((_old, old), (_new, new))
             ]
             try:
                 return watch(Call("renameat2", Path(paths[0]), (*paths, how)), lambda: real(_old, old, _new, new, how))
@@ -92,7 +92,7 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
 
         return call
 
-    found = lasting._renameat2
+    found = durable._renameat2
     with pytest.MonkeyPatch.context() as patch:
         for name in (*BY_DESCRIPTOR, *BY_PATH):
             if hasattr(os, name):
@@ -100,7 +100,7 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
         opened = wrapped("open", io.open)
         patch.setattr(io, "open", opened)
         patch.setattr(builtins, "open", opened)
-        patch.setattr(lasting, "_renameat2", renameat2)
+        patch.setattr(durable, "_renameat2", renameat2)
         yield
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.engine.events import Event, TensorDone
+from alnico.events import Event, TensorDone
 from made import save_model
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from alnico import folders
-from alnico.checkpoint.lasting import copy_file, exchange, rename_new, replace_file, sync_directory
+from alnico.checkpoint.durable import copy_file, exchange, rename_new, replace_file, sync_directory
 from alnico.errors import RunError
 from alnico.folders import DEEPEST, HAS_DESCRIPTORS, Folder, fault_in, make_folder, open_new, open_to_write, owner_fault_at, remove
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.statistics import write_statistics
 from alnico.errors import OutputError
-from alnico.tune.calls import Call
+from alnico.evaluation.user_function import Call
 from made import family
 
 

@@ -15,8 +15,8 @@ import torch
 
 import alnico
 from alnico.errors import NonFiniteError
-from alnico.tune.subject import ModuleSubject
-from alnico.tune.tasks import Score
+from alnico.evaluation.loaded_model import ModuleSubject
+from alnico.evaluation.tasks import Score
 from made import save_model
 
 SHAPE = (96, 96)

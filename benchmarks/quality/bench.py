@@ -16,9 +16,9 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 import alnico
-from alnico.tune.candidates import Candidates
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Score, Task
+from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Score, Task
 from quality.fetch import ENCODER, fetch
 from quality.parse import CORPORA, build
 from quality.specialists import MAX_LENGTH, Training, precision, specialist

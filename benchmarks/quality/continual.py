@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import alnico
-from alnico.tune.subject import open_subject
-from alnico.tune.tasks import Score
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.tasks import Score
 from quality.bench import Bench, say, write
 
 Weights = tuple[float, float]

@@ -15,7 +15,7 @@ import torch
 import transformers
 
 import alnico
-from alnico.tune.tasks import Score
+from alnico.evaluation.tasks import Score
 from quality.bench import Bench, say
 from quality.continual import Manner, arrive
 from quality.parse import CORPORA

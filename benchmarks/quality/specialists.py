@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModel, AutoTokenizer
 
-from alnico.tune.classification import Classification
-from alnico.tune.subject import ModuleSubject, open_subject
+from alnico.evaluation.classification import Classification
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 
 MAX_LENGTH = 48
 BUCKET = 16

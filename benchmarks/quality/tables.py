@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from alnico.tune.scorecard import Measured, paired, scorecard
+from alnico.evaluation.scorecard import Measured, paired, scorecard
 from quality.results import Results, scores_of
 
 AGAINST = "task arithmetic"

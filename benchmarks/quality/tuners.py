@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from alnico.tune.adamerging import Per, learn
-from alnico.tune.samplers import Trial
-from alnico.tune.subject import open_subject
+from alnico.evaluation.loaded_model import open_subject
+from alnico.tune.adamerge import Per, learn
+from alnico.tune.search.samplers import Trial
 from quality.bench import Bench, Chosen, say
 
 
@@ -34,7 +34,7 @@ def searched(name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: st
     """Search a recipe's open values. A trial that is behind on a quarter, or on half, of the examples is given up there."""
 
     def choose(bench: Bench) -> Chosen:
-        from alnico.tune.search import search
+        from alnico.tune.search.search import search
 
         folder = bench.work / "studies" / f"{name}-{sampler}-{bench.fingerprint[:8]}"
         settings = {"sampler": sampler, "trials": trials, "seed": 0, "halving": {"fraction": 0.25, "keep": 0.5}}
@@ -88,8 +88,8 @@ def measured(kind: str) -> Callable[[Bench], None]:
     """Measure each specialist on texts it was trained on: ``fisher`` on 128, ``gram``, or ``gram-plus`` for RegMean++, on 256."""
 
     def measure(bench: Bench) -> None:
-        from alnico.tune.fisher import measure_fisher
-        from alnico.tune.gram import measure_gram, measure_gram_plus
+        from alnico.tune.statistics.fisher import measure_fisher
+        from alnico.tune.statistics.gram import measure_gram, measure_gram_plus
 
         missing = [name for name in bench.tasks if not bench.statistics(kind, name).exists()]
         if not missing:

@@ -10,56 +10,58 @@ from typing import TYPE_CHECKING, Any, Literal, Union
 
 from alnico.analysis.diff import Difference, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
-from alnico.analysis.fit import fit, fits_again, seen_from
-from alnico.analysis.kept import Kept, base_of, keep_sources, write_kept
-from alnico.analysis.kept_section import kept_section
+from alnico.analysis.journal import Unfinished, is_half_written
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
+from alnico.analysis.plan_check import fit, fits_again, seen_from
 from alnico.analysis.report import write_pages
 from alnico.analysis.results import AnalysedModel, Analysis, read_analysis
+from alnico.analysis.retention import Kept, base_of, keep_sources, write_kept
+from alnico.analysis.retention_section import kept_section
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate, Estimates, Scores, read_estimates, values_of
 from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
-from alnico.analysis.unfinished import Unfinished, is_half_written
-from alnico.checkpoint.lasting import sync_tree
-from alnico.checkpoint.model import FileModel, Model, Source, open_model
-from alnico.checkpoint.place import Replace, check_new_file, check_publishable, check_twins, replacing
+from alnico.checkpoint.durable import sync_tree
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.output_path import Replace, check_new_file, check_publishable, check_twins, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.checkpoint.signatures import SignedInputs, check_key, check_signature
 from alnico.checkpoint.signatures import sign as sign_folder
+from alnico.checkpoint.source import Model, Source
 from alnico.checkpoint.statistics import Statistics
-from alnico.engine.again import Again
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.finished import check_finished
-from alnico.engine.reproduce import Reproduction
-from alnico.engine.reproduce import reproduce as reproduce_output
+from alnico.engine.norm_weights import Weights, weights_of
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
-from alnico.engine.verify import Verification, refuse_unchecked, signed_by
-from alnico.engine.verify import verify as verify_output
-from alnico.engine.weigh import Weights, weights_of
 from alnico.errors import AlnicoError, EvaluationError, OutputError
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
-from alnico.numerics.given import real, whole
+from alnico.numerics.numbers import real, whole
+from alnico.output.validate import check_finished
 from alnico.plan.build import build_plan, located, reference_from
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
-from alnico.plan.weighing import analyses_of
+from alnico.plan.norm_weights import analyses_of
 from alnico.recipe import load
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
-from alnico.values.merging import merge_modules, merge_values
+from alnico.values.merge import merge_modules, merge_values
+from alnico.verification.replan import Again
+from alnico.verification.reproduce import Reproduction
+from alnico.verification.reproduce import reproduce as reproduce_output
+from alnico.verification.verify import Verification, refuse_unchecked, signed_by
+from alnico.verification.verify import verify as verify_output
 
 if TYPE_CHECKING:
-    from alnico.tune.adamerging import Learned, LearningStep
-    from alnico.tune.fisher import Expectation
-    from alnico.tune.samplers import Trial
-    from alnico.tune.scorecard import Scorecard
-    from alnico.tune.search_result import SearchResult
+    from alnico.evaluation.scorecard import Scorecard
+    from alnico.evaluation.tasks import Score, Task
+    from alnico.tune.adamerge import Learned, LearningStep
+    from alnico.tune.search.result import SearchResult
+    from alnico.tune.search.samplers import Trial
     from alnico.tune.soup import Soup, Step
-    from alnico.tune.tasks import Score, Task
+    from alnico.tune.statistics.fisher import Expectation
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 Recipes = RecipeLike | tuple[Recipe, ...]
@@ -141,7 +143,7 @@ def merge(
     model, adapter, vocabulary and statistics of the recipe must have a signature that holds with one of them, of its folder or of one
     around it, before its tensors are read; those that ``allow_unsigned`` names, as the recipe writes them or by their path, need have none.
     With ``require_signed`` none may be named. ``watch`` receives
-    events (``alnico.engine.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
+    events (``alnico.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
     planner = _planner(
         memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, require_signed)
@@ -173,8 +175,6 @@ def merge_all(
     What no other document takes is the output: one goes to ``out``, several to ``out/NAME``, or to ``out/NUMBER-METHOD`` without a
     name. Stages in between are removed at the end. Arguments and errors: as for :func:`merge`.
     """
-    from alnico import __version__
-
     given = load.load_recipes(recipes, seed=seed)
     planner = _planner(
         memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, require_signed)
@@ -182,7 +182,7 @@ def merge_all(
     may_replace = replacing(overwrite, overwrite_anything)
     if len(given) == 1:
         return (_run(planner, given[0], Path(out), may_replace, restart, watch),)
-    return run_stages(stages(given), planner, Path(out), __version__, overwrite=may_replace, restart=restart, watch=watch)
+    return run_stages(stages(given), planner, Path(out), overwrite=may_replace, restart=restart, watch=watch)
 
 
 @ieee_arithmetic()
@@ -273,13 +273,11 @@ def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None
 
 
 def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> Result:
-    from alnico import __version__
-
     check_publishable(target)
     made = planner(recipe, {}, target.name if target.suffix == ".safetensors" else None)
     try:
         fetch_inputs(made, target, overwrite=overwrite, watch=watch)
-        return run_plan(made, target, __version__, overwrite=overwrite, restart=restart, watch=watch)
+        return run_plan(made, target, overwrite=overwrite, restart=restart, watch=watch)
     finally:
         close([made])
 
@@ -374,8 +372,6 @@ def compare(
     ``kept.json``, ``kept.csv`` and what :func:`analyze` leaves of the parents and the merged model. Other arguments as for :func:`merge`. Errors: ModelError, MismatchError, NonFiniteError, ResourceError,
     HubError, OutputError.
     """
-    from alnico import __version__
-
     if not parents:
         raise AlnicoError("compare needs at least one parent beside the merged model.")
     if isinstance(scores, Mapping):
@@ -395,7 +391,6 @@ def compare(
             [opening(parent) for parent in _listed(parents)],
             of_merged,
             of_base,
-            version=__version__,
             scores=values_of(estimates),
             notes=notes,
             top_share=top_share,
@@ -434,8 +429,6 @@ def analyze(
     of the same models into the same ``out`` is taken up; ``restart`` begins anew. Other arguments as for :func:`merge`. Errors: ModelError,
     MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
-    from alnico import __version__
-
     memory_bytes, count = bytes_of(memory), threads_of(threads)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     if folder is not None:
@@ -447,7 +440,6 @@ def analyze(
         found = analyze_sources(
             origin,
             others,
-            version=__version__,
             top_share=top_share,
             subspace_side=subspace_side,
             memory_bytes=memory_bytes,
@@ -480,19 +472,18 @@ def evaluate(
     """Score models on tasks: a :class:`Scorecard` with intervals, paired differences and what merges kept of their parents.
 
     Models are transformers checkpoints, directories or hub ids; files of weights and folders without a config, for tasks that are functions
-    of one's own with a parameter ``path``; or subjects (``alnico.tune.subject.ModuleSubject`` for modules in
+    of one's own with a parameter ``path``; or subjects (``alnico.evaluation.loaded_model.ModuleSubject`` for modules in
     memory); they are loaded one after the other. Among ``models`` base and merges may stand again. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
     parents of the ``merged`` ones; ``base`` is what they were tuned from. ``out`` is a folder for ``evaluation.json`` and, with
     ``alnico[report]``, ``report.html``. With ``allow_code`` a tasks file or mapping may name code that is run: functions, and folders of tasks of
     the harness; tasks given as objects need no permission. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
     HubError, OutputError.
     """
-    from alnico import __version__
-    from alnico.tune.scorecard import check_once
-    from alnico.tune.scorecard import evaluate as score
-    from alnico.tune.scorecard_page import scorecard_folder, write_scorecard
-    from alnico.tune.subject import open_subject
-    from alnico.tune.task_file import read_tasks
+    from alnico.evaluation.loaded_model import open_subject
+    from alnico.evaluation.scorecard import check_once
+    from alnico.evaluation.scorecard import evaluate as score
+    from alnico.evaluation.scorecard_page import scorecard_folder, write_scorecard
+    from alnico.evaluation.task_file import read_tasks
 
     def opened(model: Any) -> Any:
         return open_subject(model, offline=offline, may_be_plain=True) if isinstance(model, (str, os.PathLike)) else model
@@ -512,7 +503,7 @@ def evaluate(
         watch=watch,
     )
     if folder is not None:
-        write_scorecard(found, folder, __version__)
+        write_scorecard(found, folder)
     return found
 
 
@@ -541,7 +532,7 @@ def search(
     cluster, each with ``threads``. With ``allow_code`` files of tasks may name code that is run, and ``recipe`` a ``storage``. ``watch`` is told of every trial that ends. Other arguments as for :func:`merge`. Errors: RecipeError, EvaluationError,
     OutputError, ModelError, HubError, RunError.
     """
-    from alnico.tune.search import search as searched
+    from alnico.tune.search.search import search as searched
 
     return searched(
         recipe,
@@ -612,11 +603,11 @@ def fisher_statistics(
     """Measure a model's Fisher information on tasks and write it into the directory ``out``, which ``merge_method: fisher`` takes.
 
     ``tasks`` are a tasks file, a mapping that says the same, or classification tasks; labels are never read. ``allow_code`` is as for :func:`evaluate`. Other options:
-    :func:`alnico.tune.fisher.measure_fisher`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, OutputError, HubError.
+    :func:`alnico.tune.statistics.fisher.measure_fisher`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, OutputError, HubError.
     """
     from alnico.checkpoint.statistics import check_folder
-    from alnico.tune.fisher import measure_fisher
-    from alnico.tune.subject import open_subject
+    from alnico.evaluation.loaded_model import open_subject
+    from alnico.tune.statistics.fisher import measure_fisher
 
     may_replace = replacing(overwrite, overwrite_anything)
     check_folder(Path(out), may_replace, _paths_among((model, tasks)))
@@ -649,11 +640,11 @@ def gram_statistics(
     One model's go to ``out``, those of several each to a directory in it that is called like the model. ``tasks`` are those of
     all models, or a list with one for each. ``plus`` measures them for RegMean++: all models layer by layer, with the layers
     before merged by ``weights``, ``alpha``, ``ridge`` and ``normalize``; give the recipe the same. ``allow_code`` is as for :func:`evaluate`. Other options:
-    :func:`alnico.tune.gram.measure_gram`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
+    :func:`alnico.tune.statistics.gram.measure_gram`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
     from alnico.checkpoint.statistics import check_folder
-    from alnico.tune.gram import measure_gram, measure_gram_plus
-    from alnico.tune.subject import open_subject
+    from alnico.evaluation.loaded_model import open_subject
+    from alnico.tune.statistics.gram import measure_gram, measure_gram_plus
 
     names = [os.fspath(model) for model in _listed(models)]
     folders = [Path(out)] if len(names) == 1 else [Path(out) / _folder_name(name) for name in names]
@@ -699,7 +690,7 @@ def _tasks_of_each(tasks: TasksLike | Sequence[TasksLike], models: int, allow_co
 
 
 def _tasks(tasks: TasksLike, allow_code: bool) -> Sequence[Task]:
-    from alnico.tune.task_file import read_tasks
+    from alnico.evaluation.task_file import read_tasks
 
     return read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
 
@@ -732,12 +723,12 @@ def adamerge(
     Coefficients ``per`` task, layer or tensor are moved so that the merge is sure of its answers on the inputs of ``tasks`` (a tasks file, a mapping that
     says the same, or tasks); their labels are never read. ``plus`` trims the task vectors and elects signs first, as TIES does with ``density`` and
     ``scope``. ``out`` is a file for the recipe; the course goes beside it, ``NAME.course.json``. Relative paths in the recipe are as seen from the folder of ``out``.
-    ``memory`` is what the task vectors may take, beside the model in training. ``allow_code`` is as for :func:`evaluate`. Other options: :func:`alnico.tune.adamerging.learn`.
+    ``memory`` is what the task vectors may take, beside the model in training. ``allow_code`` is as for :func:`evaluate`. Other options: :func:`alnico.tune.adamerge.learn`.
     ``watch`` is called after each step. Needs ``alnico[eval]``. Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
     """
-    from alnico.tune.adamerging import course_beside, learn, write_learned
-    from alnico.tune.subject import open_subject
-    from alnico.tune.task_file import read_tasks
+    from alnico.evaluation.loaded_model import open_subject
+    from alnico.evaluation.task_file import read_tasks
+    from alnico.tune.adamerge import course_beside, learn, write_learned
 
     names = [os.fspath(base), *(os.fspath(model) for model in _listed(models))]
     for path in () if out is None else (Path(out), course_beside(out)):
@@ -852,10 +843,10 @@ def soup(
     tasks, on which the soup is scored beside its models and the uniform soup: a :class:`Scorecard` as ``.report``. Examples that are in
     both are refused, unless they are ``shared`` on purpose. ``allow_code`` is as for :func:`evaluate`. ``watch`` is told each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
     """
+    from alnico.evaluation.task_file import read_tasks
     from alnico.tune.soup import refuse_shared
     from alnico.tune.soup import report as report_soup
     from alnico.tune.soup import soup as find_soup
-    from alnico.tune.task_file import read_tasks
 
     given, others = (
         read_tasks(t, allow_code=allow_code) if isinstance(t, (str, os.PathLike, Mapping)) else t for t in (tasks, report or ())
@@ -964,10 +955,8 @@ def reproduce(
     :func:`merge`. Errors: VerificationError for what differs; UncheckedError for inputs that are not there, or are not those of the merge,
     and for a lock of another arithmetic; those of :func:`merge`.
     """
-    from alnico import __version__
-
     again = _again(inputs, memory, threads, offline)
-    return reproduce_output(Path(out), None if new is None else Path(new), again, __version__, restart=restart, watch=watch)
+    return reproduce_output(Path(out), None if new is None else Path(new), again, restart=restart, watch=watch)
 
 
 def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:

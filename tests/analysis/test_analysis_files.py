@@ -14,9 +14,9 @@ import pytest
 from safetensors.numpy import save_file
 
 import alnico
+from alnico.analysis.common_tensors import named, short_names
 from alnico.analysis.results import Change, Pair, Scope, Skipped, Subspace, TensorScope
-from alnico.analysis.subjects import named, short_names
-from alnico.checkpoint.memory import MemoryModel
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, OutputError, ResourceError
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "analysis.md"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.analysis.kept import Kept, kept, kept_without_base, recorded_base
 from alnico.analysis.results import AnalysedModel
+from alnico.analysis.retention import Kept, kept, kept_without_base, recorded_base
 from alnico.analysis.scores import accuracies, read_scores
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from alnico.cli.demo import BASE as BASE_MODEL
 from alnico.cli.demo import TUNED
 from alnico.errors import ModelError, OutputError
@@ -314,7 +314,7 @@ def test_the_recipe_of_a_merge_on_the_hub_is_fetched_for_its_base(tmp_path: Path
 
 @pytest.mark.usefixtures("merged")
 def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alnico.analysis.kept.analyze_sources", None)
+    monkeypatch.setattr("alnico.analysis.retention.analyze_sources", None)
     with pytest.raises(ModelError, match=r"^scores: x: tuned-2 is none of the models; "):
         alnico.compare(["tuned-0"], "out", scores={"x": {"tuned-2": 1.0, "merged": 1.0}})
 
@@ -349,7 +349,7 @@ def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
 
 @pytest.mark.usefixtures("merged")
 def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("alnico.analysis.kept.analyze_sources", None)
+    monkeypatch.setattr("alnico.analysis.retention.analyze_sources", None)
     Path("file").write_text("")
     with pytest.raises(OutputError, match=r"^file/x: cannot be made \(Not a directory\)\. Choose another folder\.$"):
         alnico.compare(["tuned-0"], "out", out="file/x")

@@ -12,10 +12,10 @@ from made_analyses import made_analysis
 from test_report import HOSTILE, hostile, written
 from test_report_in_chromium import CHOOSE, OVERLAPS
 
-from alnico.analysis.kept import Kept, kept, kept_without_base
-from alnico.analysis.kept_section import kept_section
 from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis
+from alnico.analysis.retention import Kept, kept, kept_without_base
+from alnico.analysis.retention_section import kept_section
 from alnico.analysis.scores import Accuracy
 
 

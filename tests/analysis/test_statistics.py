@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import alnico
 from alnico.analysis.measure import analyze_sources
 from alnico.analysis.results import LEVELS, Analysis, Subspace
-from alnico.checkpoint.memory import MemoryModel
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import MismatchError, NonFiniteError, ResourceError
 from analysis.agreement import agree
 from analysis.reference import reference_analysis
@@ -32,7 +32,7 @@ def of(values: Any) -> np.ndarray:
 
 def analysed(base: Mapping[str, Any], *models: Mapping[str, Any], **options: Any) -> Analysis:
     sources = [MemoryModel(f"m{i}", model) for i, model in enumerate(models)]
-    return analyze_sources(MemoryModel("base", base), sources, version="0", **options)
+    return analyze_sources(MemoryModel("base", base), sources, **options)
 
 
 def checked(base: Mapping[str, Any], *models: Mapping[str, Any], **options: Any) -> Analysis:

@@ -17,7 +17,7 @@ import alnico
 import alnico.analysis.suggest as rules
 from alnico.analysis.results import AnalysedModel, Analysis
 from alnico.analysis.suggest import RULES, Fit, Suggestion, suggest
-from alnico.engine import judge
+from alnico.engine import relatedness
 from alnico.plan.compatibility import FEW
 
 Tensors = dict[str, np.ndarray]
@@ -290,8 +290,8 @@ def test_the_pages_other_numbers_are_those_of_the_code() -> None:
     page = (Path(__file__).parents[2] / "docs" / "choosing.md").read_text("utf-8")
     shares = {0.1: "a tenth", 0.5: "one half", 0.9: "nine tenths"}
     for said in (
-        f"differ by {shares[judge.NEAR_DUPLICATE]} of the longer one",
-        f"{shares[judge.NEARLY_ALL]} of the matrices are as far",
+        f"differ by {shares[relatedness.NEAR_DUPLICATE]} of the longer one",
+        f"{shares[relatedness.NEARLY_ALL]} of the matrices are as far",
         f"a relative change of {rules.ANOTHER_START:g},",
         f"a relative change of {shares[rules.FAR]} in all",
         f"in one model alone ({shares[FEW]} at most)",

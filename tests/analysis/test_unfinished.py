@@ -13,15 +13,15 @@ import pytest
 
 import alnico
 from alnico.checkpoint.model import FileModel
-from alnico.engine.events import Advanced, Event
 from alnico.errors import ModelError, OutputError, RunError
+from alnico.events import Advanced, Event
 from made import family
 
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 import alnico
-from alnico.engine.events import Advanced
+from alnico.events import Advanced
 
 out, base, models = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
 journal = out.parent / f".{out.name}.alnico-analysis" / "journal.jsonl"
@@ -182,7 +182,7 @@ def test_a_model_that_changes_while_it_is_measured_ends_the_analysis(models: tup
 def test_a_full_disk_ends_the_analysis_and_keeps_what_is_measured(
     models: tuple[Path, list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import alnico.engine.journal as journal
+    import alnico.output.journal as journal
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "write_on", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))

@@ -11,8 +11,8 @@ import torch
 
 import alnico
 import made
-from alnico.checkpoint.computed import CHUNK
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.virtual_read import CHUNK
 from alnico.errors import ModelError, NonFiniteError
 
 PEFT = Path(__file__).parent / "peft" / "adapters.safetensors"

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import alnico
 import made
-from alnico.checkpoint.computed import CHUNK
+from alnico.checkpoint.virtual_read import CHUNK
 from alnico.errors import ModelError
 
 BLOCK = [3, 4]

@@ -14,7 +14,7 @@ import made
 from alnico.checkpoint.factors import factors_alone, is_factor
 from alnico.cli.difference import difference_text
 from alnico.errors import MismatchError, ModelError
-from alnico.tune.tasks import Score
+from alnico.evaluation.tasks import Score
 
 
 class Net(nn.Module):

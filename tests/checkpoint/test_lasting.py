@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from alnico.checkpoint.lasting import sync_tree
+from alnico.checkpoint.durable import sync_tree
 from alnico.errors import RunError
 from os_calls import Call, watched
 

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 import alnico
 import architectures
 from alnico.checkpoint.layouts import SPELLINGS, Layout, meet, shapes_of
-from alnico.checkpoint.translated import as_stored_in
+from alnico.checkpoint.renamed_model import as_stored_in
 from alnico.errors import MismatchError
 
 

@@ -11,7 +11,8 @@ from safetensors.torch import save_file as save_torch
 
 import made
 from alnico.checkpoint.files import MAX_OPEN_FILES
-from alnico.checkpoint.model import INDEX, open_model
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.weight_files import INDEX
 from alnico.errors import ModelError, RunError
 
 TENSORS = {

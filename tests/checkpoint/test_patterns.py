@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import alnico
 from alnico.checkpoint import patterns
-from alnico.checkpoint.adapter import open_adapter
+from alnico.checkpoint.lora_adapter import open_adapter
 from alnico.checkpoint.patterns import PatternError, check, fits
 from alnico.errors import ModelError, RecipeError
 from hostile.malformed import save, save_json
@@ -167,7 +167,7 @@ def adapter(folder: Path, config: dict[str, object], module: str = "a" * 80 + ".
 )
 def test_an_adapter_with_slow_patterns_is_read_at_once(tmp_path: Path, config: dict[str, object]) -> None:
     folder = adapter(tmp_path / "a", config)
-    code = f"from alnico.checkpoint.adapter import open_adapter; print(open_adapter({str(folder)!r}).updates)"
+    code = f"from alnico.checkpoint.lora_adapter import open_adapter; print(open_adapter({str(folder)!r}).updates)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
 
 
@@ -175,7 +175,7 @@ def test_lists_of_many_modules_are_looked_up(tmp_path: Path) -> None:
     words = [f"{'m' * (i % 50)}{i}" for i in range(200_000)]
     config = {"target_modules": [*words, "q"], "modules_to_save": words}
     with open_adapter(str(adapter(tmp_path / "a", config))) as opened:
-        from alnico.checkpoint.adapter import is_saved_module, is_targeted
+        from alnico.checkpoint.lora_adapter import is_saved_module, is_targeted
 
         assert [is_targeted(opened.config, name) for name in ("x.q", "q", "xq", "0", "m.1") for _ in range(100)] == [
             found for found in (True, True, False, True, False) for _ in range(100)
@@ -209,7 +209,7 @@ def test_an_adapters_pattern_that_is_refused_is_named_short_and_escaped(tmp_path
     ],
 )
 def test_a_rank_pattern_means_what_peft_says(pattern: str, name: str, does: bool) -> None:
-    from alnico.checkpoint.adapter import _ends_with
+    from alnico.checkpoint.lora_adapter import _ends_with
 
     assert (re.match(rf"(.*\.)?({pattern})$", name) is not None) == does  # peft.utils.other.get_pattern_key
     assert _ends_with(pattern, name, "rank_pattern") == does

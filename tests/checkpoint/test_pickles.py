@@ -16,10 +16,11 @@ import torch
 
 import alnico
 import made
-from alnico.checkpoint.model import PICKLE_INDEX, open_model
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.pickle_parser import Unpickler
 from alnico.checkpoint.pickles import KNOWN, _build
-from alnico.checkpoint.resident import ResidentModel, Room
-from alnico.checkpoint.unpickling import Unpickler
+from alnico.checkpoint.resident_model import ResidentModel, Room
+from alnico.checkpoint.weight_files import PICKLE_INDEX
 from alnico.errors import ModelError
 
 DTYPES = [

@@ -12,9 +12,10 @@ import pytest
 
 from alnico.analysis import files as analysis_files
 from alnico.analysis.files import OF_MODEL, OWN
-from alnico.checkpoint import replaced
-from alnico.checkpoint.replaced import foreign
-from alnico.tune import scorecard_page, search_files
+from alnico.checkpoint import overwrite
+from alnico.checkpoint.overwrite import foreign
+from alnico.evaluation import scorecard_page
+from alnico.tune.search import files
 from made import save_file
 
 MODULES = [{"idx": 0, "name": "0", "path": "", "type": "T"}, {"idx": 1, "name": "1", "path": "1_Pooling", "type": "P"}]
@@ -174,12 +175,12 @@ def test_what_alnico_reports_may_be_replaced(tmp_path: Path) -> None:
 
 
 def test_the_names_of_reports_are_those_that_are_written() -> None:
-    assert set(replaced.ANALYSIS) == set(OWN)
-    assert set(replaced.OF_A_MODEL) == set(OF_MODEL)
-    assert set(replaced.EVALUATION) == {scorecard_page.DATA, scorecard_page.PAGE}
-    written = (search_files.STUDY, search_files.BEST, "best-3.yml", search_files.TABLE, search_files.RESULT, search_files.PAGE)
-    assert all(replaced.SEARCH.fullmatch(name) for name in written)
-    assert analysis_files.SUMMARY in replaced.ANALYSIS
+    assert set(overwrite.ANALYSIS) == set(OWN)
+    assert set(overwrite.OF_A_MODEL) == set(OF_MODEL)
+    assert set(overwrite.EVALUATION) == {scorecard_page.DATA, scorecard_page.PAGE}
+    written = (files.STUDY, files.BEST, "best-3.yml", files.TABLE, files.RESULT, files.PAGE)
+    assert all(overwrite.SEARCH.fullmatch(name) for name in written)
+    assert analysis_files.SUMMARY in overwrite.ANALYSIS
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import alnico
-from alnico.checkpoint.place import check_new_file, write_new_file
+from alnico.checkpoint.output_path import check_new_file, write_new_file
 from alnico.errors import OutputError
 
 Run = Callable[..., tuple[int, str, str]]
@@ -95,7 +95,7 @@ def test_a_folder_with_a_file_of_a_reports_name_is_left_alone(words: list[str], 
 
 
 def test_a_search_leaves_files_alone_that_are_not_its_own(tmp_path: Path) -> None:
-    from alnico.tune.search_files import search_folder
+    from alnico.tune.search.files import search_folder
 
     for name in ("search.json", "study.db"):
         folder = tmp_path / name.replace(".", "-")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import alnico
-from alnico.engine.output import PartDirectory
+from alnico.output.staging import PartDirectory
 from made import family, model_bytes
 
 Run = Callable[..., tuple[int, str, str]]

@@ -147,10 +147,10 @@ def test_a_failure_of_any_call_is_named_leaves_nothing_half_made_and_is_taken_up
 def test_a_failure_of_any_call_leaves_the_old_model_or_the_new_one(
     can_exchange: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alnico.checkpoint import lasting
+    from alnico.checkpoint import durable
 
     if not can_exchange:
-        monkeypatch.setattr(lasting, "_renameat2", lambda: None)
+        monkeypatch.setattr(durable, "_renameat2", lambda: None)
     root = recipe.parent
     other = root / "other.yml"
     other.write_text(recipe.read_text().replace("0.5", "0.3"))

@@ -15,10 +15,11 @@ import pytest
 
 import alnico
 from alnico.checkpoint.files import OpenFiles
-from alnico.engine import journal, run
-from alnico.engine.events import Event, Started, TensorDone
-from alnico.engine.threads import Abandoned, do_all, workers
+from alnico.engine import run
 from alnico.errors import ModelError, OutputError
+from alnico.events import Event, Started, TensorDone
+from alnico.output import journal
+from alnico.threads import Abandoned, do_all, workers
 from made import family, model_bytes
 
 
@@ -115,7 +116,7 @@ def test_the_command_says_how_it_goes_on_after_ctrl_c(recipe: Path, tmp_path: Pa
     code = (
         "import os, signal, sys\n"
         "from alnico.cli import main, progress\n"
-        "from alnico.engine.events import TensorDone\n"
+        "from alnico.events import TensorDone\n"
         "from contextlib import contextmanager\n"
         "@contextmanager\n"
         "def bar(*_):\n"

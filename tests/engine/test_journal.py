@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 import alnico
-from alnico.checkpoint import lasting
+from alnico.checkpoint import durable
 from alnico.checkpoint.model import FileModel
-from alnico.engine.events import Event, TensorDone
-from alnico.engine.journal import Lines, read_lines
-from alnico.engine.output import PartDirectory
 from alnico.errors import OutputError, RunError
+from alnico.events import Event, TensorDone
+from alnico.output.journal import Lines, read_lines
+from alnico.output.staging import PartDirectory
 from os_calls import watched
 from small_merges import everything, interrupted, made_recipe, merged
 
@@ -145,7 +145,7 @@ def test_an_old_model_is_replaced_whole_and_its_files_go_with_it(
     can_exchange: bool, name: str, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(lasting, "_renameat2", lambda: None)
+        monkeypatch.setattr(durable, "_renameat2", lambda: None)
     alnico.merge(recipe, tmp_path / f"whole-{name}", seed=1)
     alnico.merge(recipe, tmp_path / name)
     if name == "out":
@@ -221,15 +221,13 @@ def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(recipe
     alnico.merge_all(chain, tmp_path / "whole")
 
     def watch(event: Event) -> None:
-        if isinstance(event, alnico.engine.events.Finished):
+        if isinstance(event, alnico.events.Finished):
             raise KeyboardInterrupt
 
     begun = []
     with pytest.raises(KeyboardInterrupt):
         alnico.merge_all(chain, tmp_path / "out", watch=watch)
-    alnico.merge_all(
-        chain, tmp_path / "out", watch=lambda e: begun.append(e) if isinstance(e, alnico.engine.events.Started) else None
-    )
+    alnico.merge_all(chain, tmp_path / "out", watch=lambda e: begun.append(e) if isinstance(e, alnico.events.Started) else None)
     assert len(begun) == 1
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     shutil.rmtree(tmp_path / "out")

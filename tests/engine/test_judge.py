@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel, open_model
-from alnico.engine.judge import SAMPLE, Likeness, Place, look
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.open_model import open_model
+from alnico.engine.relatedness import SAMPLE, Likeness, Place, look
 from alnico.errors import MismatchError
 from made import family, llama_config, model_bytes, read_model, save_model
 
@@ -247,10 +248,12 @@ def test_no_more_than_32_tensors_are_read_before_a_merge(monkeypatch: pytest.Mon
     for name in ("one", "other"):
         save(name, {f"w{i:03}": np.ones((64, 64)) for i in range(100)}, "F32")
     places: list[str] = []
-    from alnico.engine import judge
+    from alnico.engine import relatedness
 
-    genuine = judge.look
-    monkeypatch.setattr(judge, "look", lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found))
+    genuine = relatedness.look
+    monkeypatch.setattr(
+        relatedness, "look", lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found)
+    )
     alnico.merge(recipe("one", "other", method="linear"), "out", threads=1)
     assert len(places[0]) == 32
     assert (places[0][0], places[0][-1]) == ("w000", "w099")

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from alnico.engine import measure
-from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block
+from alnico.engine.kernel_arguments import Known
 from alnico.engine.measure import SMALL
+from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
-from alnico.kernels.shape import LEAF
 from alnico.methods.base import combine
 from alnico.plan.job import Input, Job
 from made import encoded

@@ -13,11 +13,11 @@ import pytest
 
 import alnico
 from alnico.checkpoint.lineage import LOCK, lineage_of
-from alnico.checkpoint.model import open_model
-from alnico.engine.finished import check_finished, local_paths
-from alnico.engine.lock import read_lock
-from alnico.engine.output import is_published
+from alnico.checkpoint.open_model import open_model
 from alnico.errors import AlnicoError, ModelError, UncheckedError
+from alnico.output.lock import read_lock
+from alnico.output.staging import is_published
+from alnico.output.validate import check_finished, local_paths
 from made import family
 
 Place = tuple[str | int, ...]

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint import lasting, quota
+from alnico.checkpoint import durable, quota
 from alnico.errors import OutputError
 from made import save_model
 from small_merges import made_recipe
@@ -273,7 +273,7 @@ def test_a_parent_that_cannot_be_written_to() -> None:
     """As another user: root may write everywhere."""
     script = (
         "import fcntl, os, pathlib, sys\n"
-        "from alnico.checkpoint.place import check_place, check_publishable\n"
+        "from alnico.checkpoint.output_path import check_place, check_publishable\n"
         "from alnico.errors import OutputError\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "for check in (check_publishable, lambda out: check_place(out, (), True)):\n"
@@ -386,7 +386,7 @@ def test_side_files_are_part_of_what_the_disk_must_hold(run: Run, tmp_path: Path
 
 
 def test_what_the_plan_counts_is_what_the_output_holds(tmp_path: Path) -> None:
-    from alnico.engine.room import bytes_on_disk
+    from alnico.output.disk_space import bytes_on_disk
 
     (tmp_path / "models/a/notes.txt").write_bytes(bytes(70_000))
     plan = alnico.plan(tmp_path / "r.yml", max_shard_size=16)
@@ -461,7 +461,7 @@ def test_an_input_is_known_by_another_path_too(run: Run, tmp_path: Path) -> None
 
 
 def test_the_check_is_made_again_before_the_old_output_goes(tmp_path: Path) -> None:
-    from alnico.engine.events import Event, TensorDone
+    from alnico.events import Event, TensorDone
 
     old_model()
 
@@ -521,7 +521,7 @@ def test_several_outputs_of_one_file_are_each_replaced_by_what_they_are(run: Run
 
 def test_a_reader_sees_a_whole_model_at_every_moment(tmp_path: Path) -> None:
     """The name is never without a model, and a folder that a reader opened is all of one model until it is removed."""
-    if lasting._renameat2() is None:
+    if durable._renameat2() is None:
         pytest.skip("the system has no renameat2")
     for seed in (0, 1):
         save_model(tmp_path / f"models/c{seed}", {"w": ("F32", MATRIX + seed), "v": ("F32", MATRIX[0] + seed)}, {"model_type": "x"})

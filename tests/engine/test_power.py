@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from alnico.checkpoint import lasting
+from alnico.checkpoint import durable
 from alnico.checkpoint.model import FileModel
-from alnico.engine import journal
+from alnico.output import journal
 from os_calls import watched
 from power import Disk, Recorder
 from small_merges import everything, made_recipe, merged, tensors_in
@@ -108,7 +108,7 @@ def test_a_power_cut_while_a_model_is_replaced_leaves_the_old_one_or_the_new_one
     can_exchange: bool, recipe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(lasting, "_renameat2", lambda: None)
+        monkeypatch.setattr(durable, "_renameat2", lambda: None)
     root = recipe.parent
     other = root / "other.yml"
     other.write_text(recipe.read_text().replace("0.5", "0.3"))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.engine.events import Event, TensorDone
 from alnico.errors import AlnicoError, OutputError, UncheckedError, VerificationError
+from alnico.events import Event, TensorDone
 from engine.test_verify import CHAIN, NAME, TIES, edit_lock, flip, hashes, names, place_of, told
 from made import family, model_bytes, save_model
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import open_model
-from alnico.checkpoint.resident import Room
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.resident_model import Room
 from alnico.engine import measure
-from alnico.engine.resident import Resident
+from alnico.engine.merge_session import Resident
 from alnico.errors import MismatchError, NonFiniteError
 from alnico.recipe.load import load_recipe
 from made import family, llama_config, llama_shapes, read_file, save_model

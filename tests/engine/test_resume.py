@@ -14,15 +14,15 @@ import pytest
 import alnico
 from alnico.checkpoint.files import write_fully
 from alnico.checkpoint.model import FileModel
-from alnico.engine.events import Event, TensorDone
 from alnico.errors import NonFiniteError, OutputError, RunError
+from alnico.events import Event, TensorDone
 from made import family, model_bytes
 
 KILLED = """
 import json, os, signal, sys, time
 from pathlib import Path
 import alnico
-from alnico.engine.events import TensorDone
+from alnico.events import TensorDone
 
 recipe, out, after = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
 journal = out.parent / f".{out.name}.alnico-part" / "journal.jsonl"

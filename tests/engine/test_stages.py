@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 import alnico
-from alnico.engine.events import Event, Started, TensorDone
 from alnico.errors import OutputError, ResourceError, RunError
+from alnico.events import Event, Started, TensorDone
 from made import family, model_bytes, read_model
 from made_tokenizers import save_family
 

@@ -20,12 +20,12 @@ import pytest
 
 import alnico
 from alnico.engine import stages
-from alnico.engine.events import Event, TensorDone
-from alnico.engine.output import PartDirectory
 from alnico.errors import OutputError
-from alnico.lora.combining import combine
-from alnico.lora.extracting import extract
-from alnico.lora.folding import fold
+from alnico.events import Event, TensorDone
+from alnico.lora.combine import combine
+from alnico.lora.extract import extract
+from alnico.lora.fold import fold
+from alnico.output.staging import PartDirectory
 from lora import made_adapters
 from made import family
 from small_merges import everything, interrupted, made_recipe, merged
@@ -496,13 +496,13 @@ def test_where_folders_cannot_be_opened_and_have_no_owners_names_are_worked_with
 ) -> None:
     """As on Windows."""
     from alnico import folders
-    from alnico.checkpoint import lasting
-    from alnico.engine import output
+    from alnico.checkpoint import durable
+    from alnico.output import staging
 
-    for place in (folders, output):
+    for place in (folders, staging):
         monkeypatch.setattr(place, "HAS_DESCRIPTORS", False)
         monkeypatch.setattr(place, "user_id", lambda: None)
-    monkeypatch.setattr(lasting, "_renameat2", lambda: None)
+    monkeypatch.setattr(durable, "_renameat2", lambda: None)
     interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     assert merged(models / "small" / "recipe.yml", tmp_path / "out").resumed == 2
     merged(models / "small" / "recipe.yml", tmp_path / "out", overwrite=True)

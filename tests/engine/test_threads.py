@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from alnico.engine.threads import Stopped, check, do_all
+from alnico.threads import Stopped, check, do_all
 
 
 def test_the_cause_is_reported_and_not_that_others_stopped() -> None:

@@ -15,7 +15,7 @@ import pytest
 import alnico
 from alnico.checkpoint.model import FileModel
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
-from alnico.kernels.shape import ARITHMETIC
+from alnico.kernels.constants import ARITHMETIC
 from made import encoded, family, read_file, save_file, save_model
 from made_tokenizers import save_family
 from methods.sides import hashes, made

@@ -17,9 +17,9 @@ import pytest
 
 import alnico
 from alnico.checkpoint.model import FileModel
-from alnico.engine.events import Event, Measuring
 from alnico.errors import MethodError, MismatchError, ModelError, NonFiniteError, OutputError
-from alnico.kernels.shape import LEAF
+from alnico.events import Event, Measuring
+from alnico.kernels.constants import LEAF
 from alnico.numerics.norm_weights import norm_weights
 from analysis.reference import reference_analysis
 from made import model_bytes, read_model, save_file, save_model
@@ -312,7 +312,7 @@ KILLED = """
 import os, signal, time
 from pathlib import Path
 import alnico
-from alnico.engine.events import TensorDone
+from alnico.events import TensorDone
 import sys
 
 def watch(event):

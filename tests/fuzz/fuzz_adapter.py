@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from fuzz.harness import Target, files_of, header_of, put, put_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.sidecars import copy_side_files
 from fuzz.harness import Target, files_of, header_of, put, put_header
 

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.pickles import KNOWN, STORAGES, TORCH_DTYPES
 from fuzz.harness import Target
 from made_pickles import Call, Name, Stored, legacy, pickled, tensor, zipped

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from alnico.engine.card import recipe_text
 from alnico.methods import registry
+from alnico.output.card import recipe_text
 from alnico.recipe.keys import TOP
 from alnico.recipe.load import decode_recipes
 from fuzz.harness import Target

@@ -8,10 +8,10 @@ import json
 from pathlib import Path
 
 from alnico.analysis.results import SUMMARY, read_analysis
-from alnico.engine.card import LOCK
-from alnico.engine.finished import check_finished, local_paths
-from alnico.engine.journal import FORM, NAME, checked, read_journal
 from alnico.errors import AlnicoError
+from alnico.output.card import LOCK
+from alnico.output.journal import FORM, NAME, checked, read_journal
+from alnico.output.validate import check_finished, local_paths
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
 from fuzz.harness import Target, files_of, header_of, put, put_header

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alnico.checkpoint.model import open_model
-from alnico.vocabulary.mapped import mapped
+from alnico.checkpoint.open_model import open_model
+from alnico.vocabulary.remapped_model import mapped
 from alnico.vocabulary.tokenizer import read_tokenizer
 from made_tokenizers import CASES, EMBED, HEAD, matrix, planned, save_family
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 import made
-from alnico.checkpoint.adapter import open_adapter
+from alnico.checkpoint.lora_adapter import open_adapter
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
 BASE = {"q.weight": ("F32", (4, 6)), "q.bias": ("F32", (4,)), "head.weight": ("F32", (5, 4)), "n": ("I32", (3,))}

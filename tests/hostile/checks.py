@@ -14,8 +14,8 @@ from typing import Any
 from test_house import SOURCE
 
 READERS = (
-    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/factors.py", "checkpoint/dequantised.py", "checkpoint/pickles.py", "checkpoint/unpickling.py",
-    "checkpoint/statistics.py", "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output.py",
+    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/factors.py", "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
+    "checkpoint/statistics.py", "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip
 ADAPTERS = "checkpoint/adapt*.py"
 

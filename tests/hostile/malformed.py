@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from fuzz.harness import header_of, put_header
 
 Read = Callable[[], object]

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from alnico.checkpoint import sidecars
-from alnico.checkpoint.model import INDEX, MAX_JSON_BYTES, MAX_JSON_DEPTH, open_headers, read_json
+from alnico.checkpoint.json_files import MAX_JSON_BYTES, MAX_JSON_DEPTH, read_json
+from alnico.checkpoint.open_model import open_headers
 from alnico.checkpoint.statistics import SUMMARY, TENSORS, open_statistics
+from alnico.checkpoint.weight_files import INDEX
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
 ONE = {"w": ("F32", (2,))}
@@ -145,7 +147,7 @@ def statistics(summary: Any, tensors: Any = ONE, number: str | None = None):
 
 def asked(name: str, tensors: Any):
     def make(folder: Path) -> Read:
-        from alnico.checkpoint.model import open_model
+        from alnico.checkpoint.open_model import open_model
 
         path = save(folder / "m.safetensors", tensors)
 

@@ -21,15 +21,16 @@ import pytest
 
 import alnico
 from alnico.analysis.results import SUMMARY, read_analysis
-from alnico.checkpoint.model import INDEX, open_model
+from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.sidecars import copy_side_files
 from alnico.checkpoint.statistics import open_statistics
-from alnico.engine.journal import FORM, NAME, checked, read_journal
+from alnico.checkpoint.weight_files import INDEX
 from alnico.errors import AlnicoError, ModelError, OutputError, RecipeError
+from alnico.output.journal import FORM, NAME, checked, read_journal
 from alnico.plan.families import tied_heads
-from alnico.tune.search_settings import read_search
-from alnico.vocabulary.chat import template_of
-from alnico.vocabulary.ids import remapped
+from alnico.tune.search.settings import read_search
+from alnico.vocabulary.chat_template import template_of
+from alnico.vocabulary.config_ids import remapped
 from hostile.malformed import save, save_json
 from hostile.pickle_files import spelled
 from made import save_model
@@ -321,7 +322,7 @@ def test_no_part_of_alnico_unpickles_loads_yaml_of_any_type_or_renders_templates
         )
         if re.search(rf"(?<![\w.]){re.escape(word)}", path.read_text())
     }
-    assert found == {("tune/workers.py", "pickle.load")}
+    assert found == {("tune/search/workers.py", "pickle.load")}
 
 
 def test_json_of_any_kind_in_the_place_of_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -334,7 +335,7 @@ def test_json_of_any_kind_in_the_place_of_a_tokenizer_is_refused(tmp_path: Path)
 
 def test_the_ends_of_many_dimensions_are_not_looked_at_where_the_default_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each end reads the whole file again, so that a small file with a mistake took seconds."""
-    from alnico.tune import space
+    from alnico.tune.search import space
 
     read = space.read_document
     times: list[int] = []

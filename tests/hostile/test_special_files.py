@@ -18,8 +18,8 @@ import pytest
 
 import alnico
 from alnico.checkpoint import sidecars
+from alnico.checkpoint.durable import copy_file
 from alnico.checkpoint.files import NotAFileError, open_regular, reading, reading_named
-from alnico.checkpoint.lasting import copy_file
 from alnico.errors import AlnicoError, EvaluationError, ModelError, RecipeError, RunError, VerificationError
 from hostile.malformed import save_json
 from made import save_model
@@ -164,8 +164,8 @@ def test_files_that_recipes_and_tasks_name_are_not_waited_for(tmp_path: Path, ki
     put(tmp_path / "x.jsonl", kind)
     put(tmp_path / "x.csv", kind)
     from alnico.analysis.scores import read_scores
-    from alnico.tune.data import read_examples, read_text
-    from alnico.tune.task_file import read_tasks
+    from alnico.evaluation.examples import read_examples, read_text
+    from alnico.evaluation.task_file import read_tasks
 
     with pytest.raises(RecipeError, match=r"x\.yml: cannot be read"):
         alnico.plan(tmp_path / "x.yml")
@@ -315,11 +315,11 @@ OPENERS = {
 GUARDED = {"checkpoint/files.py"}
 """Where the guard itself is."""
 OTHERS = {
-    "folders.py", "checkpoint/lasting.py", "checkpoint/quota.py", "kernels/cache.py", "kernels/build.py",  # of our own, opened without following a link
-    "vocabulary/chat.py", "analysis/page.py",  # files of the package
+    "folders.py", "checkpoint/durable.py", "checkpoint/quota.py", "kernels/cache.py", "kernels/build.py",  # of our own, opened without following a link
+    "vocabulary/chat_template.py", "analysis/page.py",  # files of the package
     "cli/streams.py",  # /dev/null
-    "tune/study.py", "checkpoint/place.py",  # of /proc
-    "lora/combining.py",  # of the unfinished output, which is ours alone
+    "tune/search/study.py", "checkpoint/output_path.py",  # of /proc
+    "lora/combine.py",  # of the unfinished output, which is ours alone
 }  # fmt: skip
 """Files of the source that open no file of a stranger by themselves."""
 
@@ -332,7 +332,7 @@ def opened_in(path: Path) -> list[str]:
             text = ast.unparse(node.func)
             name = text.rpartition(".")[2]
             whose = text.rpartition(".")[0]
-            if name == "read_text" and not whose:  # of tune/data.py
+            if name == "read_text" and not whose:  # of evaluation/examples.py
                 continue
             if name in OPENERS and whose in ("json", "yaml", "copy", "threading", "api", "dataclasses"):
                 continue

@@ -15,8 +15,8 @@ import yaml
 
 import alnico
 from alnico.cli.printing import json_page
-from alnico.engine.events import Advanced, Fetching
 from alnico.errors import AlnicoError, visible
+from alnico.events import Advanced, Fetching
 from made import save_file, save_model
 
 EVIL = "e\x1b[2J\x1b]0;t\x07\nFORGED line\r\x9b31m\x7f\u202e\u2066\u200b\u2028[red]m[link=x]\t"

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.engine.events import Event, Fetched, Fetching
 from alnico.errors import AlnicoError, HubError, MismatchError, ModelError
+from alnico.events import Event, Fetched, Fetching
 from hub.stub import Hub, serving
 from made import family, model_bytes, save_file, save_model
 
@@ -235,7 +235,7 @@ def test_a_merge_is_repeated_from_the_commits_it_noted(hub: Hub, run: Run) -> No
 
 
 def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alnico.engine.output import PartDirectory
+    from alnico.output.staging import PartDirectory
 
     models(hub, shards=1)
     Path("r.yml").write_text(TIES.format(*NAMES))

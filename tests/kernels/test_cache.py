@@ -13,7 +13,7 @@ import pytest
 
 from alnico.kernels import build
 from alnico.kernels.cache import MAGIC, _defines, _hash, cache_directory, read_kernel, write_kernel
-from alnico.kernels.measuring import MeasureKernel
+from alnico.kernels.measure_kernels import MeasureKernel
 
 CODE_F32 = 1
 
@@ -446,10 +446,10 @@ import hashlib
 import numpy as np
 import test_cache
 from alnico.kernels.build import compiled, features
-from alnico.kernels.measuring import GramKernel, MeasureKernel
+from alnico.kernels.measure_kernels import GramKernel, MeasureKernel
 from alnico.methods import find
-from alnico.engine.arguments import kind_of
-from alnico.kernels.mixing import MixKernel
+from alnico.engine.kernel_arguments import kind_of
+from alnico.kernels.mix_kernel import MixKernel
 
 random = np.random.default_rng(0)
 raws = tuple(random.standard_normal(9999).astype(np.float32).view(np.uint8) for _ in range(4))

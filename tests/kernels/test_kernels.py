@@ -9,11 +9,11 @@ import torch
 
 from alnico.errors import MethodError
 from alnico.kernels.build import compiled
+from alnico.kernels.constants import CODES, LANES, LEAF, TILE
 from alnico.kernels.facts import Bernoulli, Count, Derived, Gram, KthLargest, Noise, Sum, levels, magnitude, resolve
-from alnico.kernels.folding import FoldKernel
-from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
-from alnico.kernels.mixing import MixKernel
-from alnico.kernels.shape import CODES, LANES, LEAF, TILE
+from alnico.kernels.low_rank_kernel import FoldKernel
+from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
+from alnico.kernels.mix_kernel import MixKernel
 from alnico.numerics.noise import uniform
 
 TORCH = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

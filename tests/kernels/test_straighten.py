@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from alnico.errors import MethodError
-from alnico.kernels.source import check_pure, straighten
+from alnico.kernels.scalar_source import check_pure, straighten
 
 OUTSIDE = 3.0
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from alnico.kernels.shape import BF16, CODES, F16, F32, F64
+from alnico.kernels.constants import BF16, CODES, F16, F32, F64
 from alnico.kernels.tiles import decode32, decode64, encode32, encode64, fill_noise
 from alnico.numerics.dtypes import FLOAT8
 from alnico.numerics.dtypes import decode as decode_by_numpy

@@ -11,7 +11,7 @@ import pytest
 
 import alnico
 import made
-from alnico.lora.combining import Combined, combine
+from alnico.lora.combine import Combined, combine
 from lora.made_adapters import factors, linear, save
 from lora.references import combined as reference
 from lora.references.combined import deltas
@@ -206,12 +206,12 @@ def test_a_rank_cuts_what_a_method_made_with_the_least_error(tmp_path):
 @pytest.mark.parametrize("sides", [(150, 220), (220, 150)], ids=str)
 def test_large_matrices_are_cut_with_the_same_result(tmp_path, monkeypatch, sides, asked):
     """Only the leading singular vectors are computed, from blocks of rows; the error that is told is that of what is written."""
-    from alnico.lora import pieces
+    from alnico.lora import reduce
 
     adapters = [linear(tmp_path / str(i), *sides, rank=3, seed=i) for i in range(2)]
     small = combined(adapters, tmp_path / "small", method="ties", density=0.5, **asked)
     whole = deltas_of_ties(adapters, 0.5)
-    monkeypatch.setattr(pieces, "EXACT_ELEMENTS", 0)
+    monkeypatch.setattr(reduce, "EXACT_ELEMENTS", 0)
     large = combined(adapters, tmp_path / "large", method="ties", density=0.5, **asked)
     assert [m.rank for m in small.modules] == [m.rank for m in large.modules]
     for module in large.modules:

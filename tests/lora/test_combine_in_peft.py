@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from alnico.lora.combining import combine
+from alnico.lora.combine import combine
 from lora.peft_models import made_by_peft, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from alnico.lora.combining import combine
+from alnico.lora.combine import combine
 from lora import made_adapters
 
 

@@ -21,8 +21,8 @@ from alnico.errors import (
     RecipeError,
     ResourceError,
 )
-from alnico.lora.asked import asked
-from alnico.lora.combining import combine
+from alnico.lora.combine import combine
+from alnico.lora.combine_options import asked
 from lora.made_adapters import factors, linear, save
 from lora.references.combined import deltas
 

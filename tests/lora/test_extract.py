@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import made
-from alnico.checkpoint.model import open_model
+from alnico.checkpoint.open_model import open_model
 from alnico.errors import MismatchError, NonFiniteError, OutputError, RecipeError, ResourceError
 from alnico.lora import extract
 
@@ -171,7 +171,7 @@ def test_threads_and_budgets_change_no_bit(pair: Pair, tmp_path: Path) -> None:
 def test_what_is_held_and_what_is_read_again_have_the_same_bits(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alnico.lora.deltas import Room
+    from alnico.lora.extract_deltas import Room
 
     for options in ({"rank": 20}, {"rank": 20, "exact": True}):
         outputs = []
@@ -185,7 +185,7 @@ def test_what_is_held_and_what_is_read_again_have_the_same_bits(
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-from alnico.engine.events import Advanced
+from alnico.events import Advanced
 from alnico.lora import extract
 
 tuned, base, out, after = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])

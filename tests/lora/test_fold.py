@@ -13,7 +13,7 @@ import torch
 import alnico
 import made
 from alnico.errors import AlnicoError, ModelError, NonFiniteError
-from alnico.lora.folding import fold, fold_recipe
+from alnico.lora.fold import fold, fold_recipe
 from lora.peft_models import made_by_peft, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft
@@ -336,7 +336,7 @@ def test_inspect_shows_an_adapter(tmp_path: Path, run) -> None:  # type: ignore[
 
 
 def test_an_interrupted_fold_is_taken_up(tmp_path: Path) -> None:
-    from alnico.engine.events import Event, TensorDone
+    from alnico.events import Event, TensorDone
 
     base, _ = made.family(tmp_path, 1, layers=3)
     tensors = {}

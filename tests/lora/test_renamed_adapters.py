@@ -13,8 +13,8 @@ import torch
 
 import architectures
 import made
-from alnico.lora.extracting import extract
-from alnico.lora.folding import fold
+from alnico.lora.extract import extract
+from alnico.lora.fold import fold
 from lora.test_tied_adapters import SMALL, logits
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft

@@ -14,10 +14,10 @@ import torch
 
 import alnico
 import made
-from alnico.checkpoint.ties import tied_copies
-from alnico.lora.combining import combine
-from alnico.lora.extracting import extract
-from alnico.lora.folding import fold
+from alnico.checkpoint.tied_weights import tied_copies
+from alnico.lora.combine import combine
+from alnico.lora.extract import extract
+from alnico.lora.fold import fold
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft
 

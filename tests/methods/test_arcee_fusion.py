@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from alnico.kernels.build import compiled
-from alnico.kernels.measuring import MeasureKernel
-from alnico.kernels.shape import CODES, LEAF
+from alnico.kernels.constants import CODES, LEAF
+from alnico.kernels.measure_kernels import MeasureKernel
 from alnico.methods._exponential import exponential, logarithm
 from methods.merging import merge_arrays
 from references import arcee_fusion_exact as exact

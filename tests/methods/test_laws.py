@@ -11,10 +11,10 @@ import pytest
 
 import alnico
 from alnico.engine import run as engine_run
-from alnico.engine.events import Event, Started, TensorDone
 from alnico.engine.run import Watcher, run_plan
-from alnico.kernels import build, measuring, mixing
-from alnico.kernels.shape import LEAF
+from alnico.events import Event, Started, TensorDone
+from alnico.kernels import build, measure_kernels, mix_kernel
+from alnico.kernels.constants import LEAF
 from alnico.methods import registry
 from alnico.methods.base import Merge, Whole
 from made import model_bytes, read_model, save_model
@@ -65,7 +65,7 @@ def run_with(
     )
     plan = alnico.plan(recipe)
     plan = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, **memory))
-    run_plan(plan, root / "out", "test", overwrite=True, watch=watch)
+    run_plan(plan, root / "out", overwrite=True, watch=watch)
     return model_bytes(root / "out")
 
 
@@ -104,8 +104,8 @@ def test_an_interrupt_and_a_resume_change_no_bit(name: str, inputs: Any, tmp_pat
 def test_the_tile_changes_no_bit(name: str, tile: int, inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = SETTINGS[name][-1]
     usual = run_with(tmp_path, inputs, name, setting)
-    monkeypatch.setattr(mixing, "TILE", tile)
-    monkeypatch.setattr(measuring, "TILE", tile)
+    monkeypatch.setattr(mix_kernel, "TILE", tile)
+    monkeypatch.setattr(measure_kernels, "TILE", tile)
     build.compiled.cache_clear()
     try:
         assert run_with(tmp_path, inputs, name, setting) == usual

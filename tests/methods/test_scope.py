@@ -9,7 +9,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint.model import FileModel
-from alnico.engine.events import Event, Measuring, TensorDone
+from alnico.events import Event, Measuring, TensorDone
 from made import model_bytes, read_model, save_model
 from methods.merging import merge_arrays, recipe_for, write_inputs
 from references.ties import consensus

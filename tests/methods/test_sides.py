@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import open_model
-from alnico.engine.finished import local_paths
-from alnico.engine.resident import Resident
+from alnico.checkpoint.open_model import open_model
+from alnico.engine.merge_session import Resident
 from alnico.engine.run import run_plan
 from alnico.errors import MismatchError, ModelError, NonFiniteError, RecipeError, ResourceError
 from alnico.methods import registry
 from alnico.methods.base import Whole, combine, method
+from alnico.output.validate import local_paths
 from made import read_model, save_model
 from methods.merging import recipe_for, write_inputs
 from methods.sides import made, write
@@ -232,7 +232,7 @@ def test_whole_matrices_are_made_with_one_blas_thread(tmp_path: Path, monkeypatc
     paths = two(tmp_path)
     grams = [str(made("gram", p, i)) for i, p in enumerate(paths)]
     with threadpool_limits(2, user_api="blas"):
-        run_plan(alnico.plan(recipe_for("regmean", paths, None, {"gram": grams})), tmp_path / "out", "test")
+        run_plan(alnico.plan(recipe_for("regmean", paths, None, {"gram": grams})), tmp_path / "out")
     assert seen
     assert set(seen) == {1}
 

@@ -8,7 +8,7 @@ import pytest
 
 from alnico.checkpoint.shards import parse_size
 from alnico.errors import ResourceError
-from alnico.kernels.shape import LEAF
+from alnico.kernels.constants import LEAF
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Input, Job

@@ -13,7 +13,7 @@ from good_recipes import GOOD
 
 from alnico.methods import registry
 from alnico.recipe import dialect, keys
-from alnico.recipe.editors import TRUTH, json_schema
+from alnico.recipe.json_schema import TRUTH, json_schema
 from alnico.recipe.load import parse_recipes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

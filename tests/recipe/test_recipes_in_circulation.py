@@ -13,7 +13,7 @@ import yaml
 import alnico
 from alnico.errors import RecipeError
 from alnico.recipe.dialect import KNOWN_TO_MERGEKIT, OPTIONS_OF_MERGEKIT, own_name
-from alnico.recipe.editors import json_schema
+from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import parse_recipe
 from alnico.recipe.schema import Recipe
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import transformers as T
 
-from alnico.tune.tasks import Score
+from alnico.evaluation.tasks import Score
 
 EXAMPLES = 6
 TEXT = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
+from alnico.evaluation.tasks import Goal, Score
 from alnico.recipe.schema import Recipe
-from alnico.tune.identity import Identity, tasks_data
-from alnico.tune.objective import objectives_of
-from alnico.tune.samplers import Trial
-from alnico.tune.search_settings import SearchSettings, read_search
-from alnico.tune.space import Space
-from alnico.tune.study import Study
-from alnico.tune.tasks import Goal, Score
-from alnico.tune.trials import run_trials
-from alnico.tune.workers import Here, Order
+from alnico.tune.search.fingerprint import Identity, tasks_data
+from alnico.tune.search.objective import objectives_of
+from alnico.tune.search.samplers import Trial
+from alnico.tune.search.settings import SearchSettings, read_search
+from alnico.tune.search.space import Space
+from alnico.tune.search.study import Study
+from alnico.tune.search.trials import run_trials
+from alnico.tune.search.workers import Here, Order
 
 RECIPE = """
 merge_method: task_arithmetic

@@ -16,9 +16,9 @@ from made_tasks import Made, save_tasks
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 import alnico
-from alnico.tune.adamerging import learn
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.task_file import read_tasks
+from alnico.tune.adamerge import learn
 
 Run = Callable[..., tuple[int, str, str]]
 

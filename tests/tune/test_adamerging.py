@@ -13,8 +13,8 @@ import torch
 import alnico
 import made
 from alnico.errors import EvaluationError, MethodError, MismatchError
-from alnico.tune.adamerging import Learned, LearningStep, entropy, learn
-from alnico.tune.tasks import Kind, Score
+from alnico.evaluation.tasks import Kind, Score
+from alnico.tune.adamerge import Learned, LearningStep, entropy, learn
 
 SHAPES = {
     "embed.weight": (6, 5),
@@ -297,7 +297,7 @@ def test_a_layers_filter_fits_no_other_stack(tmp_path: Path) -> None:
 
 
 def _recipe_of_stacks(folder: Path) -> alnico.Recipe:
-    from alnico.tune.adamerging import Groups, _mapping, _setting
+    from alnico.tune.adamerge import Groups, _mapping, _setting
 
     names = ["h.0.w", "vision.h.0.w", "norm"]
     for i, model in enumerate(("base", "one", "two")):

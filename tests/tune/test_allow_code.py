@@ -12,10 +12,10 @@ from made_tasks import Made
 
 import alnico
 from alnico.errors import EvaluationError, RecipeError
-from alnico.tune.calls import Call
-from alnico.tune.harness import Harness
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
+from alnico.evaluation.harness import Harness
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.user_function import Call
 
 OPTION = "say --allow-code (in Python allow_code=True)"
 

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 import alnico
 from alnico.errors import EvaluationError, ModelError
+from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.loaded_model import load_module, open_subject
+from alnico.evaluation.task_file import read_tasks
 from alnico.recipe.load import load_recipe
-from alnico.tune.candidates import Candidates
-from alnico.tune.subject import load_module, open_subject
-from alnico.tune.task_file import read_tasks
 from made import family
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch

@@ -14,7 +14,7 @@ from made_tasks import Made
 from safetensors.torch import save_file
 
 from alnico.errors import ModelError
-from alnico.tune.loading import check_claims, load_module, load_state, load_tokenizer
+from alnico.evaluation.loading import check_claims, load_module, load_state, load_tokenizer
 
 BIG = 10**9
 

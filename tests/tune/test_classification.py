@@ -19,10 +19,10 @@ from transformers import (
 )
 
 from alnico.errors import EvaluationError, ModelError, NonFiniteError
-from alnico.tune.classification import Classification
-from alnico.tune.subject import ModuleSubject, open_subject
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Differentiable
+from alnico.evaluation.classification import Classification
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Differentiable
 
 
 def rows_of(task):

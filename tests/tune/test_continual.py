@@ -9,9 +9,9 @@ import pytest
 from made_tasks import Made
 
 import alnico
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Task
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Task
 from quality.continual import MANNERS, Manner, arrive
 from quality.tables import continual_table
 

@@ -8,8 +8,8 @@ import pytest
 
 import alnico
 from alnico.errors import OutputError
-from alnico.tune.subject import ModuleSubject, open_subject
-from alnico.tune.task_file import read_tasks
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.evaluation.task_file import read_tasks
 
 
 @pytest.fixture(scope="session")

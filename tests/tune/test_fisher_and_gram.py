@@ -17,12 +17,12 @@ from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import alnico
 from alnico.errors import EvaluationError, MismatchError, OutputError
-from alnico.tune.fisher import measure_fisher
-from alnico.tune.gram import linears, measure_gram, measure_gram_plus
-from alnico.tune.perplexity import Perplexity
-from alnico.tune.statistics import Measured
-from alnico.tune.subject import ModuleSubject, open_subject
-from alnico.tune.task_file import read_tasks
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.evaluation.perplexity import Perplexity
+from alnico.evaluation.task_file import read_tasks
+from alnico.tune.statistics.fisher import measure_fisher
+from alnico.tune.statistics.gram import linears, measure_gram, measure_gram_plus
+from alnico.tune.statistics.measure import Measured
 from made import read_file, read_model
 
 EXAMPLES = 6

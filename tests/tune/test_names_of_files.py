@@ -15,10 +15,10 @@ from made_families import FAMILIES, GROUPED, Direct, Family, Made
 
 import alnico
 from alnico.errors import MismatchError, ModelError
-from alnico.tune.candidates import Candidates
-from alnico.tune.fisher import measure_fisher
-from alnico.tune.gram import measure_gram
-from alnico.tune.subject import ModuleSubject, open_subject
+from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.tune.statistics.fisher import measure_fisher
+from alnico.tune.statistics.gram import measure_gram
 from made import read_file, read_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch

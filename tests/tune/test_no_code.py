@@ -21,9 +21,9 @@ from made_tasks import Made
 
 import alnico
 from alnico.errors import AlnicoError, ModelError
-from alnico.tune.extras import quiet_transformers
-from alnico.tune.loading import load_module, load_tokenizer, without_code
-from alnico.tune.subject import open_subject
+from alnico.evaluation.extras import quiet_transformers
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.loading import load_module, load_tokenizer, without_code
 
 SOURCES = Path(alnico.__file__).parent
 
@@ -195,7 +195,7 @@ def test_whatever_a_tokenizer_raises_is_an_error_of_the_evaluation(
 
 def test_transformers_prints_no_values_of_a_config(strange: Callable[..., Path]) -> None:
     model = strange({"use_return_dict": "\nalnico: forged"})
-    code = "import sys; sys.argv[0] = 'alnico'; from alnico.tune.loading import load_module; from pathlib import Path\n"
+    code = "import sys; sys.argv[0] = 'alnico'; from alnico.evaluation.loading import load_module; from pathlib import Path\n"
     code += f"try: load_module(Path({str(model)!r}), 'encoder', 'strange')\nexcept Exception as error: print(type(error).__name__)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (found.stdout.strip(), found.stderr) == ("ModelError", "")
@@ -286,8 +286,8 @@ LISTED = {
     "lora/__init__.py": {"importlib.import_module": 1},  # the same
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
-    "checkpoint/lasting.py": {"ctypes.CDLL": 1},  # the C library
-    "checkpoint/memory.py": {"importlib.import_module": 1},  # torch
+    "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library
+    "checkpoint/memory_model.py": {"importlib.import_module": 1},  # torch
     "checkpoint/patterns.py": {"sre_compiler.compile": 1},  # regular expressions
     "checkpoint/quota.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/pickles.py": {
@@ -297,13 +297,13 @@ LISTED = {
     "checkpoint/signatures.py": {"importlib.import_module": 1},  # model_signing
     "analysis/page.py": {"importlib.import_module": 1},  # plotly and what it needs
     "kernels/build.py": {"compile": 1, "exec": 1, "ctypes.CDLL": 1},  # the code of merge methods, which are installed
-    "tune/calls.py": {
+    "evaluation/user_function.py": {
         "importlib.import_module": 1, "importlib.util.spec_from_file_location": 1, "spec.loader.exec_module": 1,
     },  # functions of tasks files, with allow_code
-    "tune/extras.py": {"importlib.import_module": 1},  # packages that alnico names
-    "tune/harness.py": {"manager": 2},  # tasks of lm-eval itself; others with allow_code
-    "tune/study.py": {"optuna.load_study": 1, "optuna.storages.RDBStorage": 1},  # plain values; the address needs allow_code
-    "tune/workers.py": {"pickle.loads": 2},  # what this process wrote itself
+    "evaluation/extras.py": {"importlib.import_module": 1},  # packages that alnico names
+    "evaluation/harness.py": {"manager": 2},  # tasks of lm-eval itself; others with allow_code
+    "tune/search/study.py": {"optuna.load_study": 1, "optuna.storages.RDBStorage": 1},  # plain values; the address needs allow_code
+    "tune/search/workers.py": {"pickle.loads": 2},  # what this process wrote itself
 }  # fmt: skip
 
 
@@ -347,7 +347,7 @@ def test_benchmarks_and_examples_run_no_code_of_a_model() -> None:
 
 
 def test_an_old_datasets_which_runs_scripts_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from alnico.tune import harness
+    from alnico.evaluation import harness
 
     asked = []
     monkeypatch.setattr(harness, "version", lambda name: asked.append(name) or "3.6.0")
@@ -388,4 +388,8 @@ def test_packages_that_could_run_code_are_imported_where_they_are_guarded() -> N
                 names += [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
             found |= {(path.relative_to(SOURCES).as_posix(), n.partition(".")[0]) for n in names if n.partition(".")[0] in packages}
     # of evaluate the harness replaces what loads the code of metrics
-    assert found == {("tune/extras.py", "transformers"), ("tune/harness.py", "lm_eval"), ("tune/harness.py", "evaluate")}
+    assert found == {
+        ("evaluation/extras.py", "transformers"),
+        ("evaluation/harness.py", "lm_eval"),
+        ("evaluation/harness.py", "evaluate"),
+    }

@@ -15,12 +15,12 @@ from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from alnico.errors import AlnicoError, EvaluationError
-from alnico.tune.calls import Call, find_function
-from alnico.tune.extras import import_extra
-from alnico.tune.perplexity import Perplexity
-from alnico.tune.subject import ModuleSubject, open_subject
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Score
+from alnico.evaluation.extras import import_extra
+from alnico.evaluation.loaded_model import ModuleSubject, open_subject
+from alnico.evaluation.perplexity import Perplexity
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Score
+from alnico.evaluation.user_function import Call, find_function
 
 WORDS = " ".join(np.random.default_rng(0).choice(NOISE, 60))
 

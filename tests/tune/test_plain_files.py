@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 import alnico
 from alnico.errors import ModelError, NonFiniteError
-from alnico.tune.calls import Call
-from alnico.tune.perplexity import Perplexity
-from alnico.tune.tasks import Score
+from alnico.evaluation.perplexity import Perplexity
+from alnico.evaluation.tasks import Score
+from alnico.evaluation.user_function import Call
 from made import save_file, save_model
 
 Run = Callable[..., tuple[int, str, str]]

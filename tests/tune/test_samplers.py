@@ -10,10 +10,10 @@ import pytest
 from made_search import RECIPE
 
 from alnico.errors import RecipeError
-from alnico.tune.samplers import SAMPLERS, Asked, Trial, check_sampler, grid_size, suggest
-from alnico.tune.search_settings import read_search
-from alnico.tune.space import Space
-from alnico.tune.tasks import Goal
+from alnico.evaluation.tasks import Goal
+from alnico.tune.search.samplers import SAMPLERS, Asked, Trial, check_sampler, grid_size, suggest
+from alnico.tune.search.settings import read_search
+from alnico.tune.search.space import Space
 
 SIMPLEX = """
 merge_method: linear

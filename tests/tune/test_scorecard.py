@@ -11,10 +11,10 @@ import pytest
 
 import alnico
 from alnico.errors import EvaluationError
-from alnico.tune.scorecard import evaluate, interval, mean_score, paired, scorecard
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Score, pool
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.scorecard import evaluate, interval, mean_score, paired, scorecard
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Score, pool
 
 
 @dataclass

@@ -19,9 +19,9 @@ from typer.testing import CliRunner
 import alnico
 from alnico.cli.main import app
 from alnico.errors import EvaluationError, ModelError, OutputError, RecipeError
-from alnico.tune.parts import split
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.splits import split
+from alnico.evaluation.task_file import read_tasks
 
 
 def recipe(made: Made, **search: Any) -> dict[str, Any]:

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from made_search import Formula, searched, settings_of
 
-from alnico.tune.objective import best_of, objectives_of
-from alnico.tune.scorecard import scorecard
-from alnico.tune.search_page import search_page
-from alnico.tune.search_result import SearchResult
-from alnico.tune.tasks import Score
+from alnico.evaluation.scorecard import scorecard
+from alnico.evaluation.tasks import Score
+from alnico.tune.search.objective import best_of, objectives_of
+from alnico.tune.search.page import search_page
+from alnico.tune.search.result import SearchResult
 
 HOSTILE = "<script>alert(1)</script>&\"'"
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from alnico.cli.main import app
 from alnico.errors import RecipeError
-from alnico.tune.search_settings import read_search
+from alnico.tune.search.settings import read_search
 
 SEARCH = """
 merge_method: {choice: [ties, dare_ties]}

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 
 import alnico
 from alnico.errors import EvaluationError, MismatchError, OutputError, RecipeError
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.task_file import read_tasks
+from alnico.evaluation.tasks import Goal, Score, Subject, Task
 from alnico.tune.soup import soup
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
-from alnico.tune.tasks import Goal, Score, Subject, Task
 from made import save_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch

@@ -9,7 +9,7 @@ import pytest
 
 from alnico.errors import RecipeError
 from alnico.recipe.load import load_recipe
-from alnico.tune.search_settings import Halving, SearchSettings, read_search
+from alnico.tune.search.settings import Halving, SearchSettings, read_search
 
 BASE = "merge_method: task_arithmetic\nbase_model: base\n"
 TWO = BASE + "models: [{model: a, parameters: {weight: {search: [0, 2]}}}, {model: b}]\n"

@@ -15,8 +15,8 @@ import pytest
 from made_search import Formula, opened, searched, settings_of
 
 from alnico.errors import OutputError, RunError
-from alnico.tune.objective import best_of
-from alnico.tune.samplers import Trial
+from alnico.tune.search.objective import best_of
+from alnico.tune.search.samplers import Trial
 
 HERE = Path(__file__).parent
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from alnico.errors import ModelError
-from alnico.tune.subject import open_subject
-from alnico.tune.task_file import read_tasks
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.task_file import read_tasks
 from hub.stub import serving
 
 

@@ -12,8 +12,8 @@ import pytest
 from made_tasks import TASKS, save_tasks, save_texts
 
 from alnico.errors import EvaluationError
-from alnico.tune.data import read_examples, read_text
-from alnico.tune.task_file import EXPECTED, read_tasks
+from alnico.evaluation.examples import read_examples, read_text
+from alnico.evaluation.task_file import EXPECTED, read_tasks
 
 ROWS = [{"text": "a cat", "label": "cat"}, {"text": "a dog", "label": "dog"}]
 
@@ -166,7 +166,7 @@ def test_tasks_can_be_written_as_json(made, tmp_path):
 
 def test_the_tasks_of_the_documentation_are_read_but_for_their_files(tmp_path):
     """They fail for files that are not there, and for no key."""
-    from alnico.tune import task_file
+    from alnico.evaluation import task_file
 
     assert task_file.__doc__ is not None
     lines = task_file.__doc__.splitlines()

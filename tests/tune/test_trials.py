@@ -9,9 +9,9 @@ import pytest
 from made_search import Formula, Made, near, searched
 
 from alnico.errors import EvaluationError
-from alnico.tune.objective import best_of, objectives_of
-from alnico.tune.parts import split
-from alnico.tune.samplers import Trial
+from alnico.evaluation.splits import split
+from alnico.tune.search.objective import best_of, objectives_of
+from alnico.tune.search.samplers import Trial
 
 
 def failing(at: set[int], how: Any) -> Any:

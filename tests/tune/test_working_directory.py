@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 WORKER = """
-from alnico.tune import workers
+from alnico.tune.search import workers
 
 class Order:
     def trier(self):

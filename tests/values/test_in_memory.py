@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import alnico
-from alnico.checkpoint.memory import MemoryModel
+from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import AlnicoError, MismatchError, ModelError, RecipeError
 from alnico.methods import registry
 from made import read_file, save_model

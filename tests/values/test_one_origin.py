@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import alnico
-from alnico.engine.judge import LEAST_ELEMENTS
+from alnico.engine.relatedness import LEAST_ELEMENTS
 from alnico.errors import MismatchError, RecipeError
 
 torch.set_num_threads(1)

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from alnico.checkpoint.model import Model, Source, open_model
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.source import Model, Source
 from alnico.errors import MismatchError
-from alnico.vocabulary.mapped import mapped
+from alnico.vocabulary.remapped_model import mapped
 from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, Asked, RowMap, row_maps
 from made import save_model
 from made_tokenizers import EMBED, HEAD, matrix
@@ -162,7 +163,7 @@ def test_the_size_of_pieces_changes_no_bit(tmp_path: Path, monkeypatch: pytest.M
     tensors = {EMBED: ("F32", random.standard_normal((40, 5))), "bias": ("F32", random.standard_normal(40))}
     source = open_model(save_model(tmp_path / "a", tensors))
     rows = [(0, r) for r in range(40)] + [(PADDING, 0)]
-    monkeypatch.setattr("alnico.vocabulary.mapped.PIECE_ELEMENTS", pieces)
+    monkeypatch.setattr("alnico.vocabulary.remapped_model.PIECE_ELEMENTS", pieces)
     model = mapped(source, [source], (EMBED, "bias"), row_map(rows))
     for name in (EMBED, "bias"):
         total = np.zeros(tensors[name][1].shape[1:])

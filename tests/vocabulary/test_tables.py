@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import Model, open_model
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.source import Model
 from alnico.errors import MismatchError
 from alnico.vocabulary.tables import tables_of
 from made import read_model, save_model

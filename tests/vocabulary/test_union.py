@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as Library
 
-from alnico.checkpoint.model import Model, open_model
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.source import Model
 from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
-from alnico.vocabulary.mapped import mapped
+from alnico.vocabulary.remapped_model import mapped
 from alnico.vocabulary.rows import PADDING, ZEROS
 from alnico.vocabulary.tokenizer import added_ids, read_tokenizer
 from made_tokenizers import CASES, EMBED, entry, letters, matrix, planned, save_family, save_matrices, save_tokenizer, special

@@ -19,16 +19,16 @@ from typing import Any, Literal
 import numpy as np
 
 from alnico.checkpoint.files import read_small
-from alnico.checkpoint.model import Source, Tensor
+from alnico.checkpoint.renamed_model import TranslatedModel, as_stored_in
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
-from alnico.checkpoint.translated import TranslatedModel, as_stored_in
-from alnico.engine.hashes import READ_BYTES, hash_file, hash_tensors
-from alnico.engine.threads import do_all
+from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
 from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.output.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES, threads_of
+from alnico.threads import do_all
 
 Verdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
 

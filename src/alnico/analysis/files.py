@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.results import LEVELS, SUMMARY, Analysis, Change, Pair, Scope, TensorScope
-from alnico.checkpoint.model import read_json
-from alnico.checkpoint.place import check_writable
+from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.output_path import check_writable
 from alnico.errors import ModelError, OutputError
 from alnico.folders import open_new, write_new
 

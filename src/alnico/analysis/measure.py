@@ -17,32 +17,34 @@ from typing import Any
 
 import numpy as np
 
+from alnico._version import __version__
+from alnico.analysis.common_tensors import Subject, model_of, named, subjects_of
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
+from alnico.analysis.journal import Measured, Unfinished, measured
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
-from alnico.analysis.subjects import Subject, model_of, named, subjects_of
 from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import Gathered, Tally
-from alnico.analysis.unfinished import Measured, Unfinished, measured
-from alnico.checkpoint.model import Source, changed_since, states_of
+from alnico.checkpoint.model import changed_since, states_of
+from alnico.checkpoint.renamed_model import as_stored_in
 from alnico.checkpoint.shards import format_size
-from alnico.checkpoint.translated import as_stored_in
+from alnico.checkpoint.source import Source
 from alnico.engine.arena import ALIGNMENT, Arena
-from alnico.engine.arguments import codes_of
 from alnico.engine.blocks import Block, Span, blocks, chunks
-from alnico.engine.events import Advanced, Compiling, Event, Reading
 from alnico.engine.fetch import fetch_files
+from alnico.engine.kernel_arguments import codes_of
 from alnico.engine.mix import refuse_inputs
-from alnico.engine.threads import check, do_all, workers
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
+from alnico.events import Advanced, Compiling, Event, Reading
+from alnico.kernels.analysis_kernels import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
 from alnico.kernels.build import compiled
-from alnico.kernels.describing import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
-from alnico.kernels.shape import LANES, LEAF, TILE
-from alnico.kernels.text import Real
+from alnico.kernels.constants import LANES, LEAF, TILE
+from alnico.kernels.template import Real
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, decode
-from alnico.numerics.given import real, said, whole
+from alnico.numerics.numbers import real, said, whole
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
+from alnico.threads import check, do_all, workers
 
 Watcher = Callable[[Event], None]
 
@@ -84,7 +86,6 @@ def analyze_sources(
     base: Source,
     models: Sequence[Source],
     *,
-    version: str,
     top_share: float = 0.2,
     subspace_side: int = SUBSPACE_SIDE,
     memory_bytes: int = DEFAULT_BUDGET_BYTES,
@@ -122,18 +123,17 @@ def analyze_sources(
     before = states_of(path for source in sources for path in source.paths())
     known: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
-        known = unfinished.begin(version, base, models, subjects, top_share=top_share, subspace_side=subspace_side)
+        known = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
     found = _Measuring(subjects, sources, room, top_share, subspace_side, watch, known, unfinished).all()
     if changed := changed_since(before):
         raise ModelError(
             f"{changed}: was changed while it was measured; expected the file as it was. "
             "Run the command again when nobody writes the file."
         )
-    return _analysis(version, base, models, top_share, subjects, found, skipped, time.perf_counter() - begin)
+    return _analysis(base, models, top_share, subjects, found, skipped, time.perf_counter() - begin)
 
 
 def _analysis(
-    version: str,
     base: Source,
     models: Sequence[Source],
     top_share: float,
@@ -150,7 +150,7 @@ def _analysis(
         return Gathered(name, [tallies[i] for i in chosen], count, found.histograms[key])
 
     return Analysis(
-        version=version,
+        version=__version__,
         base=model_of(base, named([base])[0]),
         models=tuple(model_of(m, name) for m, name in zip(models, named(models), strict=True)),
         top_share=top_share,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from alnico.analysis.common_tensors import short_names
 from alnico.analysis.page import Figure, Section, drawn, escaped, number, series, shortened
 from alnico.analysis.scores import Estimate, Estimates
-from alnico.analysis.subjects import short_names
 
 LEAST_ON_A_RADAR = 3
 """Tasks: two axes make no area."""

@@ -14,7 +14,7 @@ from typing import Any
 
 from alnico.analysis.results import AnalysedModel
 from alnico.checkpoint.files import reading_named
-from alnico.checkpoint.model import read_json
+from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
 
 Scores = Mapping[str, Mapping[str, float]]

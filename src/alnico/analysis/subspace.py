@@ -8,7 +8,7 @@ from itertools import combinations
 import numpy as np
 
 from alnico.analysis.results import Subspace
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 from alnico.numerics.dtypes import decode
 from alnico.plan.job import Input, Job
 

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from alnico.analysis.results import AnalysedModel, Analysis, Pair
-from alnico.engine.judge import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEARLY_ALL
+from alnico.engine.relatedness import LARGE, LEAST_TENSORS, NEAR_DUPLICATE, NEARLY_ALL
 from alnico.errors import visible
 
 ANOTHER_START = 0.99

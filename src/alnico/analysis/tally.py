@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from alnico.analysis.common_tensors import Subject
 from alnico.analysis.histogram import Histogram, neighbours
 from alnico.analysis.results import LEVELS, Change, Pair, Scope, Subspace, TensorScope
-from alnico.analysis.subjects import Subject
-from alnico.kernels.describing import MOMENTS
-from alnico.kernels.shape import LEAF
+from alnico.kernels.analysis_kernels import MOMENTS
+from alnico.kernels.constants import LEAF
 
 Moments = tuple[float, float, float, float, float]
 """Of some numbers: how many, their mean, and the sums of the 2nd, 3rd and 4th powers of what they are from it."""
@@ -65,7 +65,7 @@ class Tally:
         quantiles: Sequence[tuple[float, ...]],
         subspaces: Sequence[Subspace | None],
     ) -> Tally:
-        """Add up what kernels found in each leaf (see :class:`alnico.kernels.describing.DescribingKernel`)."""
+        """Add up what kernels found in each leaf (see :class:`alnico.kernels.analysis_kernels.DescribingKernel`)."""
         counts = np.minimum(LEAF, elements - np.arange(len(moments)) * LEAF).astype(np.float64)
         of_models = moments.reshape(len(moments), len(models), MOMENTS + 1).transpose(1, 2, 0)
         return cls(

@@ -21,21 +21,8 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from alnico.checkpoint.files import reading
-from alnico.checkpoint.model import (
-    INDICES,
-    MAX_JSON_BYTES,
-    PICKLES,
-    FileModel,
-    Shard,
-    check_index,
-    holds_weights,
-    is_inside,
-    open_shard,
-    parse_json,
-    prefixed,
-    read_shard,
-    shard_names,
-)
+from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
+from alnico.checkpoint.model import FileModel, check_index, open_shard, prefixed, read_shard
 from alnico.checkpoint.network import (
     ANSWER_BYTES,
     CONTROLS,
@@ -49,8 +36,11 @@ from alnico.checkpoint.network import (
     patiently,
     seconds,
 )
+from alnico.checkpoint.reference import PICKLES
 from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
+from alnico.checkpoint.source import Shard
+from alnico.checkpoint.weight_files import INDICES, holds_weights, is_inside, shard_names
 from alnico.errors import AlnicoError, HubError, ModelError
 
 T = TypeVar("T")
@@ -187,7 +177,7 @@ class Repository:
 def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]] = shard_names) -> FileModel:
     """Open ``owner/name`` or ``owner/name@revision``: side files and headers are fetched, weights are not.
 
-    ``choose`` tells the files with weights, as :func:`shard_names` does. Errors: HubError; ModelError for what :func:`alnico.checkpoint.model.open_model` refuses.
+    ``choose`` tells the files with weights, as :func:`shard_names` does. Errors: HubError; ModelError for what :func:`alnico.checkpoint.open_model.open_model` refuses.
     """
     name, revision = _split(label)
     from huggingface_hub import constants

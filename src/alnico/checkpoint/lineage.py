@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.files import reading
-from alnico.checkpoint.model import Source, read_json, unwrapped
+from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.source import Source, unwrapped
 from alnico.errors import ModelError
 
 CARD = "README.md"

@@ -1,6 +1,6 @@
 """Where the tensors lie in a checkpoint that torch has pickled: ``.bin``, ``.pt``, ``.pth``, ``.ckpt``.
 
-Neither torch nor any code of the file is run. Its pickle is read by an unpickler of ours, :mod:`alnico.checkpoint.unpickling`, which
+Neither torch nor any code of the file is run. Its pickle is read by an unpickler of ours, :mod:`alnico.checkpoint.pickle_parser`, which
 knows the few opcodes and names a state dict is made of and refuses every other. The storages are then ranges of bytes in
 the file, in the zip format (torch 1.6 and later, where storages are stored uncompressed) as in the one before it: tensors are
 read like those of safetensors, in part and by positioned reads.
@@ -25,8 +25,8 @@ import xxhash
 
 from alnico.checkpoint.files import open_to_read
 from alnico.checkpoint.header import MAX_DIMENSIONS, Header, TensorInfo
-from alnico.checkpoint.model import Shard
-from alnico.checkpoint.unpickling import MAX_PICKLE_BYTES, Known, Unpickler, put_pairs
+from alnico.checkpoint.pickle_parser import MAX_PICKLE_BYTES, Known, Unpickler, put_pairs
+from alnico.checkpoint.source import Shard
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
 

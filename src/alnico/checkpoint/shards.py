@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import SupportsIndex
 
 from alnico.checkpoint.header import Header, build, prefixed
-from alnico.checkpoint.model import STEM
+from alnico.checkpoint.weight_files import STEM
 from alnico.errors import AlnicoError
 from alnico.numerics.dtypes import DTYPES
 

@@ -12,20 +12,19 @@ from contextlib import suppress
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
-from alnico.checkpoint.files import MAX_ENTRIES, check_inside, files_below, is_text, open_to_read, read_small
-from alnico.checkpoint.lasting import copy_file, write_file
-from alnico.checkpoint.model import (
-    INDEX,
-    MAX_JSON_BYTES,
-    NO_WEIGHTS,
-    PICKLES,
-    Source,
-    config_path,
-    holds_weights,
-    is_inside,
-    read_json,
-    shard_names,
+from alnico.checkpoint.durable import copy_file, write_file
+from alnico.checkpoint.files import (
+    MAX_ENTRIES,
+    check_inside,
+    files_below,
+    is_text,
+    open_to_read,
+    read_small,
 )
+from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
+from alnico.checkpoint.reference import PICKLES
+from alnico.checkpoint.source import Source
+from alnico.checkpoint.weight_files import INDEX, NO_WEIGHTS, holds_weights, is_inside, shard_names
 from alnico.errors import ModelError, RunError
 from alnico.folders import Folder, make_folders
 from alnico.numerics.dtypes import CONFIG_NAMES
@@ -109,7 +108,7 @@ def modules_of(source: Source) -> list[str]:
 
 
 def module_weights(directory: Path) -> dict[str, list[str]]:
-    """The files with weights of each module's folder. Errors: ModelError, as of :func:`alnico.checkpoint.model.shard_names`."""
+    """The files with weights of each module's folder. Errors: ModelError, as of :func:`alnico.checkpoint.weight_files.shard_names`."""
     modules = module_folders(directory)
     tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
     paths = [p for top in tops if (directory / top).is_dir() for p in _files_of_module(directory / top, directory) if p.is_file()]
@@ -268,3 +267,16 @@ def module_folders(directory: Path) -> list[str]:
                 found += [str(name) for name in read_json(directory / ROUTER)["types"]]
     paths = (PurePosixPath(name) for name in found if is_inside(name) and is_text(name))
     return list(dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith(".")))
+
+
+def config_path(location: Path) -> Path | None:
+    """Where the config of a model lies: in its directory, or with sentence-transformers' modules in that of its first transformer."""
+    if not location.is_dir():
+        return None
+    own = location / "config.json"
+    if own.exists():
+        return own
+    from alnico.checkpoint.sidecars import module_folders
+
+    paths = (location / folder / "config.json" for folder in module_folders(location))
+    return next((path for path in paths if path.exists() and "model_type" in read_json(path)), None)

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.files import OF_SHELL, files_below, reading
-from alnico.checkpoint.model import Source, read_json, unwrapped
+from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.sidecars import SIGNATURE
+from alnico.checkpoint.source import Source, unwrapped
 from alnico.checkpoint.statistics import Statistics
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
 

@@ -15,22 +15,21 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from alnico.checkpoint.files import check_inside, read_small
-from alnico.checkpoint.model import MAX_JSON_BYTES, FileModel, Source, Tensor, open_shard, read_json
-from alnico.checkpoint.place import Replace, check_needed, check_written_into
-from alnico.checkpoint.replaced import holds_statistics
+from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
+from alnico.checkpoint.model import FileModel, open_shard
+from alnico.checkpoint.output_path import Replace, check_needed, check_written_into
+from alnico.checkpoint.overwrite import holds_statistics
 from alnico.checkpoint.shards import cut
+from alnico.checkpoint.source import Origin, Source, Tensor
 from alnico.checkpoint.writer import UNFINISHED, OutputFiles
 from alnico.errors import ModelError, NonFiniteError, OutputError, RunError
 from alnico.folders import write_new
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
-
-if TYPE_CHECKING:
-    from alnico.checkpoint.hub import Repository
 
 SUMMARY = "statistics.json"
 TENSORS = "statistics.safetensors"
@@ -56,7 +55,7 @@ class Statistics:
 
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
-    origin: Repository | None = None
+    origin: Origin | None = None
     held_bytes = 0
     reading_bytes = 0
 

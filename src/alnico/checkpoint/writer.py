@@ -10,11 +10,12 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from alnico.checkpoint.durable import sync_directory
 from alnico.checkpoint.files import read_fully, start_writeback, write_fully
 from alnico.checkpoint.header import TensorInfo
-from alnico.checkpoint.lasting import sync_directory
-from alnico.checkpoint.model import FileModel, Source
+from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.shards import OutputShard
+from alnico.checkpoint.source import Source
 from alnico.errors import RunError
 from alnico.folders import Folder, make_folders, open_to_write, reach
 

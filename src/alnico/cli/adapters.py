@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from alnico.checkpoint.adapter import CONFIG, Adapter
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter
 from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import Page, page
 

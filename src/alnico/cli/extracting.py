@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from alnico.cli.printing import Page, page
-from alnico.lora.extraction import Extraction
+from alnico.lora.extract_result import Extraction
 
 SHOWN = 10
 """Tensors that are listed, unless all are asked for."""

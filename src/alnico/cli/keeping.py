@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alnico.analysis.kept import Kept, KeptScope, OfParent
+from alnico.analysis.retention import Kept, KeptScope, OfParent
 from alnico.analysis.scores import Accuracy
 from alnico.cli.printing import Page, page
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 import numpy as np
 
 from alnico.cli.printing import Page, page, say
-from alnico.tune.adamerging import Learned, LearningStep, group_of
+from alnico.tune.adamerge import Learned, LearningStep, group_of
 
 TOLD = 20
 """Steps of a course that are told, about."""

@@ -25,7 +25,7 @@ from alnico.cli.options import (
 from alnico.cli.printing import Page, interrupted, json_page, page, say, show_result
 
 if TYPE_CHECKING:
-    from alnico.lora.combining import Combined
+    from alnico.lora.combine import Combined
 
 TOLD = 10
 """Lines of progress, about."""
@@ -82,7 +82,7 @@ def fold(
 ) -> None:
     """Fold LoRA adapters into their base and write the model. The same command takes up an interrupted fold."""
     from alnico.cli import progress, show
-    from alnico.lora.folding import fold as folded
+    from alnico.lora.fold import fold as folded
 
     if len(paths) < 3:
         raise typer.BadParameter("fold needs a base, an adapter and, last, a place for the model. Give all three.")
@@ -168,7 +168,7 @@ def combine(
     verbose: Verbose = 0,
 ) -> None:
     """Combine LoRA adapters of one base into one adapter, from their files alone."""
-    from alnico.lora.combining import combine as combined
+    from alnico.lora.combine import combine as combined
 
     if len(adapters) < 2:
         raise typer.BadParameter("combine needs an adapter and, after it, the directory to be made. Give both.")
@@ -303,7 +303,7 @@ def extract(
     """Write what a fine-tune changed of its base as a LoRA adapter. The same command takes up an interrupted extraction."""
     from alnico.cli import progress
     from alnico.cli.extracting import extraction_text
-    from alnico.lora.extracting import extract as extracted
+    from alnico.lora.extract import extract as extracted
 
     try:
         with progress.bar(quiet or as_json, 0) as watch:

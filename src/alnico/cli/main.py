@@ -80,7 +80,7 @@ class Statistic(StrEnum):
 @app.callback(invoke_without_command=True)
 def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
-        from alnico import __version__
+        from alnico._version import __version__
 
         show_result(page([f"alnico {__version__}"]))
         raise typer.Exit
@@ -226,9 +226,9 @@ def plan(
     if allow_unsigned and not verify_inputs:
         raise typer.BadParameter("--allow-unsigned needs a key to verify with. Give --verify-inputs KEY.")
     from alnico import api
-    from alnico.checkpoint.place import check_publishable
+    from alnico.checkpoint.output_path import check_publishable
     from alnico.cli import show
-    from alnico.engine.room import check_disk
+    from alnico.output.disk_space import check_disk
 
     memory_bytes, shard_bytes = size_of(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     plans = api.plan_all(
@@ -267,7 +267,7 @@ def inspect(
     from alnico.cli import adapters, show
 
     if adapters.is_adapter(model):
-        from alnico.checkpoint.adapter import open_adapter
+        from alnico.checkpoint.lora_adapter import open_adapter
 
         with open_adapter(model, offline=offline) as adapter:
             found = adapters.adapter_data(adapter)
@@ -436,9 +436,9 @@ def evaluate(
 ) -> None:
     """Print scores of models on tasks, with intervals; of merges, paired differences and what they kept of their parents."""
     from alnico import api
-    from alnico.checkpoint.lasting import replace_file
-    from alnico.checkpoint.place import check_new_file, is_stream
-    from alnico.checkpoint.replaced import is_evaluation
+    from alnico.checkpoint.durable import replace_file
+    from alnico.checkpoint.output_path import check_new_file, is_stream
+    from alnico.checkpoint.overwrite import is_evaluation
     from alnico.cli.evaluating import scorecard_text
     from alnico.errors import OutputError
 
@@ -491,7 +491,7 @@ def suggest(
 ) -> None:
     """Print a recipe to begin with, and why: from distances, cosines and conflicts of the models."""
     from alnico import api
-    from alnico.checkpoint.place import check_new_file, write_new_file
+    from alnico.checkpoint.output_path import check_new_file, write_new_file
     from alnico.cli import progress
     from alnico.errors import MismatchError
 
@@ -595,7 +595,7 @@ def soup(
 ) -> None:
     """Find which models to average by scoring the averages, and print the recipe. Needs alnico[eval]."""
     from alnico import api
-    from alnico.checkpoint.place import check_new_file, write_new_file
+    from alnico.checkpoint.output_path import check_new_file, write_new_file
     from alnico.cli import soups
     from alnico.cli.evaluating import scorecard_text
 
@@ -845,8 +845,8 @@ def verify(
     from alnico import api
     from alnico.cli import progress
     from alnico.cli.proving import verification_text
-    from alnico.engine.again import parse_places
     from alnico.errors import UncheckedError
+    from alnico.verification.replan import parse_places
 
     if not against_inputs and (sample is not None or inputs):
         raise typer.BadParameter(f"{'--sample' if sample is not None else '--input'} is for --against-inputs. Say both.")
@@ -899,7 +899,7 @@ def reproduce(
     from alnico import api
     from alnico.cli import progress
     from alnico.cli.proving import reproduction_text
-    from alnico.engine.again import parse_places
+    from alnico.verification.replan import parse_places
 
     with progress.bar(quiet or as_json, 0) as watch:
         found = api.reproduce(
@@ -942,7 +942,7 @@ def push(
 ) -> None:
     """Upload a finished merge to the hub, as one commit, and print its address."""
     from alnico import api
-    from alnico.engine.finished import local_paths
+    from alnico.output.validate import local_paths
 
     for path in local_paths(Path(out)):
         say(f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json)
@@ -971,9 +971,9 @@ def methods(
 def schema(search: Annotated[bool, typer.Option("--search", help="Of the files that `alnico search` takes.")] = False) -> None:
     """Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults."""
     if search:
-        from alnico.tune.search_schema import search_schema as of_what
+        from alnico.tune.search.json_schema import search_schema as of_what
     else:
-        from alnico.recipe.editors import json_schema as of_what
+        from alnico.recipe.json_schema import json_schema as of_what
 
     show_result(json_page(of_what()))
 

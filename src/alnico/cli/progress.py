@@ -11,8 +11,8 @@ from typing import Any
 from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import is_terminal, say
 from alnico.cli.streams import Canvas
-from alnico.engine.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone
 from alnico.errors import visible
+from alnico.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone
 
 Watch = Callable[[Event], None]
 

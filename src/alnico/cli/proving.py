@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import Page, page
-from alnico.engine.reproduce import Reproduction
-from alnico.engine.verify import Verification
+from alnico.verification.reproduce import Reproduction
+from alnico.verification.verify import Verification
 
 
 def verification_text(found: Verification) -> Page:

@@ -10,13 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import Model
-from alnico.checkpoint.place import existing_folder
+from alnico.checkpoint.output_path import existing_folder
 from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.source import Model
 from alnico.cli.printing import Page, page
 from alnico.engine.fetch import absent_files
+from alnico.engine.norm_weights import Weights
 from alnico.engine.run import Result
-from alnico.engine.weigh import Weights
 from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
 from alnico.plan.job import Plan, count_by_reason

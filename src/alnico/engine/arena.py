@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Span
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from alnico.checkpoint.adapted import repositories
-from alnico.checkpoint.model import Source
-from alnico.checkpoint.place import Replace, existing_folder
-from alnico.engine.events import Event, Fetched, Fetching
-from alnico.engine.room import DISK_MARGIN_BYTES, bytes_on_disk, check_disk, check_free, check_target
+from alnico.checkpoint.lora_model import repositories
+from alnico.checkpoint.output_path import Replace, existing_folder
+from alnico.checkpoint.source import Source
+from alnico.events import Event, Fetched, Fetching
+from alnico.output.disk_space import DISK_MARGIN_BYTES, bytes_on_disk, check_disk, check_free, check_target
 from alnico.plan.job import Plan
 
 

@@ -8,13 +8,13 @@ from types import MappingProxyType
 
 import numpy as np
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.journal import Done, Record
-from alnico.engine.judge import IN_PYTHON, Caller, judge
+from alnico.engine.norm_weights import weigh
+from alnico.engine.relatedness import IN_PYTHON, Caller, judge
 from alnico.engine.run import Run
-from alnico.engine.weigh import weigh
 from alnico.numerics.dtypes import DTYPES, decode_into
+from alnico.output.journal import Done, Record
 from alnico.plan.job import Plan
 
 

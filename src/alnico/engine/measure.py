@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from alnico.engine.arguments import Known, codes_of, in_place, kind_of
 from alnico.engine.blocks import Block, Span
+from alnico.engine.kernel_arguments import Known, codes_of, in_place, kind_of
 from alnico.kernels.build import compiled
+from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Count, Gram, KthLargest, Largest, Measured, Sum
-from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
-from alnico.kernels.shape import LEAF
+from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
 from alnico.plan.job import Job
 from alnico.plan.memory import SELECTION_BYTES
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from alnico.checkpoint.model import Source
-from alnico.engine.arguments import Known, codes_of, in_place, keeps_equal, kind_of
+from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Block
+from alnico.engine.kernel_arguments import Known, codes_of, in_place, keeps_equal, kind_of
 from alnico.errors import NonFiniteError
 from alnico.kernels.build import compiled
-from alnico.kernels.mixing import MixKernel
-from alnico.kernels.shape import CODES
+from alnico.kernels.constants import CODES
+from alnico.kernels.mix_kernel import MixKernel
 from alnico.numerics.dtypes import decode
 from alnico.plan.job import Input, Job
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from alnico.engine.arguments import Known
 from alnico.engine.blocks import Block, blocks
 from alnico.engine.fetch import fetch_weights
+from alnico.engine.kernel_arguments import Known
 from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import NonFiniteError

@@ -15,37 +15,39 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alnico.checkpoint.lasting import sync_directory, sync_tree, write_file
+from alnico._version import __version__
+from alnico.checkpoint.durable import sync_directory, sync_tree, write_file
 from alnico.checkpoint.lineage import CARD, LOCK
-from alnico.checkpoint.model import Shard, Source, changed_since, open_shard, states_of
-from alnico.checkpoint.place import Replace, check_twins
-from alnico.checkpoint.resident import held_bytes
+from alnico.checkpoint.model import changed_since, open_shard, states_of
+from alnico.checkpoint.output_path import Replace, check_twins
+from alnico.checkpoint.resident_model import held_bytes
 from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
+from alnico.checkpoint.source import Shard, Source
 from alnico.checkpoint.writer import OutputFiles
-from alnico.engine import measure, rank
+from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
-from alnico.engine.arguments import Known
-from alnico.engine.blocks import Block, PieceHasher, Span, TensorDigest, Unhashed, blocks, chunks
-from alnico.engine.card import RECIPE, card_of, lock_of, recipe_text
-from alnico.engine.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
-from alnico.engine.journal import Done, Journal, Record, read_journal
-from alnico.engine.judge import IN_A_RECIPE, Caller, judge
-from alnico.engine.lock import files_of
+from alnico.engine.blocks import Block, Span, blocks, chunks
+from alnico.engine.fact_cache import Recall, Recalled
+from alnico.engine.kernel_arguments import Known
+from alnico.engine.matrix import WholeMatrices, rounding_kernel
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
-from alnico.engine.output import PartDirectory
-from alnico.engine.recall import Recall, Recalled
-from alnico.engine.room import check_disk, check_target, needed
-from alnico.engine.threads import Abandoned, Call, Stopped, check, do_all, workers
-from alnico.engine.weigh import weigh
-from alnico.engine.whole import WholeMatrices, rounding_kernel
+from alnico.engine.norm_weights import weigh
+from alnico.engine.relatedness import IN_A_RECIPE, Caller, judge
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, RunError, VerificationError, visible
+from alnico.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
 from alnico.folders import Folder, make_folder, remove
 from alnico.kernels.build import compiled
 from alnico.kernels.facts import Measured
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.digest import PIECE
+from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest, Unhashed
+from alnico.output.card import RECIPE, card_of, lock_of, recipe_text
+from alnico.output.disk_space import check_disk, check_target, needed
+from alnico.output.journal import Done, Journal, Record, read_journal
+from alnico.output.lock import files_of
+from alnico.output.staging import PartDirectory
 from alnico.plan.job import Input, Job, Plan
+from alnico.threads import Abandoned, Call, Stopped, check, do_all, workers
 
 Watcher = Callable[[Event], None]
 
@@ -76,7 +78,6 @@ class Result:
 def run_plan(
     plan: Plan,
     out: Path,
-    version: str,
     *,
     overwrite: Replace = False,
     restart: bool = False,
@@ -87,14 +88,14 @@ def run_plan(
     """Carry out a plan; the output stands under ``out`` when this returns, complete and checked.
 
     An interrupted merge of the same plan is taken up; ``restart`` forgets it. ``watch`` gets events, from any thread but
-    one at a time. ``mark`` is a file that says afterwards which output was made (:func:`alnico.engine.output.is_published`).
+    one at a time. ``mark`` is a file that says afterwards which output was made (:func:`alnico.output.staging.is_published`).
     ``caller`` says in whose words unrelated models are refused.
     Errors: see ``errors``; a wrong input removes what was begun, all else keeps it.
     """
     begin = time.perf_counter()
     out = Path(out)
     single = plan.shards[0].name if out.suffix == ".safetensors" else None
-    fingerprint = {**plan.fingerprint(), "alnico": version}
+    fingerprint = {**plan.fingerprint(), "alnico": __version__}
     try:
         check_twins(out, needed(plan), (".alnico-old",))  # which is given its name back
         if (finished := _mended(plan, out, fingerprint, restart)) is not None:
@@ -117,7 +118,7 @@ def run_plan(
                 run = _merge(plan, part, files, fingerprint, found, watch)
                 plan = run.plan
                 _refuse_changed(plan, before, run.records)
-                _complete(plan, part, files, run.records, version, single)
+                _complete(plan, part, files, run.records, single)
                 _refuse_changed(plan, before, run.records)
                 files.finish()
                 sync_directory(part.model, part.folder)
@@ -339,7 +340,7 @@ class Run:
             if job.kind == "whole":
                 needed[rounding_kernel()] = None
             if job.kind == "mix":
-                needed |= dict.fromkeys([*measure.kernels(job), *rank.kernels(job), mix_kernel(job)])
+                needed |= dict.fromkeys([*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)])
         needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._unknown())
         if needed:
             self._tell(Compiling(len(needed)))
@@ -578,12 +579,12 @@ class Run:
     def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
         """Read the inputs of a span, with the ranks if they are used; and where the output of ``out_elements`` goes."""
         ranked = job.merge is not None and job.merge.uses_ranks
-        rows = rank.whole_rows(job, span) if ranked else span
+        rows = row_ranks.whole_rows(job, span) if ranked else span
         *views, out = self._views(job, rows, out_elements)
         if not ranked:
             return _block_of(job, views), out
         whole = _block_of(job, views)
-        ranks = rank.ranks(job, rows, whole.raws, whole.base, span)
+        ranks = row_ranks.ranks(job, rows, whole.raws, whole.base, span)
         widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
         parts = [view[(span[0] - rows[0]) * w : (span[1] - rows[0]) * w] for view, w in zip(views, widths, strict=True)]
         return _block_of(job, parts, ranks), out
@@ -640,9 +641,7 @@ def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None
     return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)
 
 
-def _complete(
-    plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], version: str, single: str | None
-) -> None:
+def _complete(plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], single: str | None) -> None:
     """Check what was written against the plan, put the other files beside it, and bring all to the disk."""
     shards: list[Shard] = []
     for shard in plan.shards:
@@ -664,12 +663,12 @@ def _complete(
         write_config(donor.directory, plan.config, plan.dtype, part.model, part.folder)
     for name, data in plan.files.items():
         write_file(part.model / name, data, part.folder)
-    texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan, version)}
+    texts = {RECIPE: recipe_text(plan.recipe), CARD: card_of(plan)}
     texts |= indices_of(plan.shards)
     for name, text in texts.items():
         write_file(part.model / name, text, part.folder)
     unfinished = {files.path(shard.name).relative_to(part.model).as_posix() for shard in plan.shards}
-    lock = lock_of(plan, records, version, files_of(part.model, shards, unfinished))
+    lock = lock_of(plan, records, files_of(part.model, shards, unfinished))
     write_file(part.model / LOCK, lock, part.folder)
     sync_tree(part.model, part.folder)
 

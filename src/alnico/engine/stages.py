@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.place import PART, Replace, check_empty, check_needed, check_publishable, check_twin, check_twins
-from alnico.engine.card import recipe_text
+from alnico._version import __version__
+from alnico.checkpoint.output_path import PART, Replace, check_empty, check_needed, check_publishable, check_twin, check_twins
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.output import Hold, PartDirectory, is_published
-from alnico.engine.room import bytes_on_disk, check_outputs_place, check_room, files_of, largest_file, needed
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import RecipeError, RunError
+from alnico.output.card import recipe_text
+from alnico.output.disk_space import bytes_on_disk, check_outputs_place, check_room, files_of, largest_file, needed
+from alnico.output.staging import Hold, PartDirectory, is_published
 from alnico.plan.job import Plan
-from alnico.plan.planned import PlannedModel
+from alnico.plan.planned_model import PlannedModel
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import Stage
 
@@ -54,7 +55,6 @@ def run_stages(
     stages: Sequence[Stage],
     planner: Planner,
     out: Path,
-    version: str,
     *,
     overwrite: Replace = False,
     restart: bool = False,
@@ -97,7 +97,7 @@ def run_stages(
                 plan = _with_stages(plan, stage, stages, plans)
                 mark = work / f"{stage.label}.json"
                 try:
-                    result = _run(plan, target, mark, version, overwrite or stage.is_intermediate, restart, watch)
+                    result = _run(plan, target, mark, overwrite or stage.is_intermediate, restart, watch)
                 finally:
                     close([plan])
                 made[stage.label] = str(target)
@@ -142,15 +142,13 @@ def _others(out: Path, targets: Mapping[str, Path]) -> bool:
     return any(p.name not in own for p in out.iterdir())
 
 
-def _run(
-    plan: Plan, target: Path, mark: Path, version: str, overwrite: Replace, restart: bool, watch: Watcher | None
-) -> Result | None:
+def _run(plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> Result | None:
     """Run one stage, unless it is finished."""
-    if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": version}):
+    if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": __version__}):
         return None
     overwrite = overwrite or is_published(target, mark)  # an earlier run of this file left it, when the recipe was another
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
-    return run_plan(plan, target, version, overwrite=overwrite, restart=restart, watch=watch, mark=mark)
+    return run_plan(plan, target, overwrite=overwrite, restart=restart, watch=watch, mark=mark)
 
 
 def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mapping[str, Plan]) -> Plan:

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 from alnico.errors import AlnicoError
+from alnico.kernels.analysis_kernels import DescribingKernel, OrderKernel
 from alnico.kernels.cache import read_kernel, write_kernel
-from alnico.kernels.describing import DescribingKernel, OrderKernel
-from alnico.kernels.folding import FoldKernel
-from alnico.kernels.measuring import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
-from alnico.kernels.mixing import MixKernel
-from alnico.kernels.text import Interface
+from alnico.kernels.low_rank_kernel import FoldKernel
+from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
+from alnico.kernels.mix_kernel import MixKernel
+from alnico.kernels.template import Interface
 from alnico.libraries import without_local_settings
 
 Description = MixKernel | MeasureKernel | GramKernel | ColumnGramKernel | RankKernel | DescribingKernel | OrderKernel | FoldKernel

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union
 
 from alnico.errors import MethodError
-from alnico.kernels.source import check_pure
+from alnico.kernels.scalar_source import check_pure
 
 
 def magnitude(x: float) -> float:

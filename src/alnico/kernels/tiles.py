@@ -13,7 +13,7 @@ from numba.core import cgutils, types
 from numba.core.compiler import Compiler
 from numba.extending import intrinsic
 
-from alnico.kernels.shape import BF16, E5M2, F16, F32, F64
+from alnico.kernels.constants import BF16, E5M2, F16, F32, F64
 from alnico.numerics.noise import GAMMA, MIX_1, MIX_2
 
 _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from alnico._package import make_lazy
 
 if TYPE_CHECKING:
-    from alnico.lora.combining import Combined, combine
-    from alnico.lora.extracting import extract
-    from alnico.lora.extraction import Extraction
-    from alnico.lora.folding import fold
+    from alnico.lora.combine import Combined as Combined
+    from alnico.lora.combine import combine as combine
+    from alnico.lora.extract import extract as extract
+    from alnico.lora.extract_result import Extraction as Extraction
+    from alnico.lora.fold import fold as fold
 
-_PLACES = {
-    "Combined": "alnico.lora.combining",
-    "Extraction": "alnico.lora.extraction",
-    "combine": "alnico.lora.combining",
-    "extract": "alnico.lora.extracting",
-    "fold": "alnico.lora.folding",
-}
-
-__all__ = ["Combined", "Extraction", "combine", "extract", "fold"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module 'alnico.lora' has no attribute {name!r}; it has {', '.join(__all__)}")
-    value = globals()[name] = getattr(importlib.import_module(_PLACES[name]), name)
-    return value
+__all__ = make_lazy(
+    __name__,
+    {
+        "alnico.lora.combine": ["Combined", "combine"],
+        "alnico.lora.extract": ["extract"],
+        "alnico.lora.extract_result": ["Extraction"],
+        "alnico.lora.fold": ["fold"],
+    },
+)

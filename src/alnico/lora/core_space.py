@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alnico.lora.aligned import Factors
+from alnico.lora.matching import Factors
 from alnico.numerics.low_rank import of_matrix, stacked
 
 

@@ -7,17 +7,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapted import AdaptedModel
-from alnico.checkpoint.adapter import Adapter
-from alnico.checkpoint.model import Described, Shard, Tensor, read_tensor
-from alnico.lora.aligned import Module
-
-if TYPE_CHECKING:
-    from alnico.checkpoint.hub import Repository
+from alnico.checkpoint.lora_adapter import Adapter
+from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.source import Described, Origin, Shard, Tensor, read_tensor
+from alnico.lora.matching import Module
 
 BIAS = ".bias"
 
@@ -27,7 +24,7 @@ class Zeros:
 
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
-    origin: Repository | None = None
+    origin: Origin | None = None
     shards: Sequence[Shard] = ()
     notes: Sequence[str] = ()
     held_bytes = 0
@@ -100,7 +97,7 @@ class Shown:
 
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
-    origin: Repository | None = None
+    origin: Origin | None = None
     notes: Sequence[str] = ()
     held_bytes = 0
     reading_bytes = 0

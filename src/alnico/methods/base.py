@@ -28,9 +28,9 @@ import numpy as np
 
 from alnico.errors import MethodError
 from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, Recorded, Side, levels, of_model
-from alnico.kernels.source import check_pure
-from alnico.kernels.text import Real
-from alnico.numerics.given import said
+from alnico.kernels.scalar_source import check_pure
+from alnico.kernels.template import Real
+from alnico.numerics.numbers import said
 
 T = TypeVar("T")
 

@@ -33,3 +33,63 @@ def tensor_digest(dtype: str, shape: tuple[int, ...], pieces: list[bytes]) -> st
     for piece in pieces:
         state.update(piece)
     return state.hexdigest()
+
+
+class TensorDigest:
+    """Collects the digests of a tensor's pieces, from any thread and in any order."""
+
+    def __init__(self, dtype: str, shape: tuple[int, ...], byte_size: int) -> None:
+        self.dtype = dtype
+        self.shape = shape
+        self.pieces: list[bytes] = [b""] * pieces_of(byte_size)
+
+    def result(self) -> str:
+        """The tensor's digest, when all pieces are in."""
+        return tensor_digest(self.dtype, self.shape, self.pieces)
+
+
+class PieceHasher:
+    """Hashes consecutive bytes of one chunk, piece by piece, in passing."""
+
+    def __init__(self, digest: TensorDigest, offset: int) -> None:
+        import xxhash
+
+        self._new = xxhash.xxh3_128
+        self._digest = digest
+        self._position = offset
+        self._state = self._new()
+
+    def update(self, data: memoryview) -> None:
+        while len(data):
+            rest = PIECE - self._position % PIECE
+            part = data[:rest]
+            if len(part) == PIECE:
+                self._digest.pieces[self._position // PIECE] = piece_digest(part)
+            else:
+                self._state.update(part)
+            self._position += len(part)
+            if self._position % PIECE == 0 and len(part) != PIECE:
+                self._close(self._position // PIECE - 1)
+            data = data[rest:]
+
+    def finish(self) -> None:
+        """Close the last, shorter piece."""
+        if self._position % PIECE:
+            self._close(self._position // PIECE)
+
+    def _close(self, piece: int) -> None:
+        self._digest.pieces[piece] = self._state.digest()
+        self._state = self._new()
+
+
+class Unhashed:
+    """Stands for a :class:`PieceHasher` where nothing is hashed."""
+
+    def __init__(self, digest: TensorDigest, offset: int) -> None:
+        """Nothing is kept."""
+
+    def update(self, data: memoryview) -> None:
+        """Nothing is hashed."""
+
+    def finish(self) -> None:
+        """Nothing is open."""

@@ -14,35 +14,38 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.adapted import AdaptedModel
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
-from alnico.checkpoint.model import Source, Tensor, is_path, open_model, split_adapter, split_weight, stem_of, unwrapped
+from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.reference import is_path, split_adapter, split_weight
+from alnico.checkpoint.renamed_model import as_stored_in
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.checkpoint.sidecars import check_carried, modules_of
-from alnico.checkpoint.ties import tied_copies
-from alnico.checkpoint.translated import as_stored_in
-from alnico.checkpoint.untied import untied
+from alnico.checkpoint.source import Source, Tensor, unwrapped
+from alnico.checkpoint.tied_weights import tied_copies
+from alnico.checkpoint.untied_model import untied
+from alnico.checkpoint.weight_files import stem_of
 from alnico.errors import MethodError, ModelError
 from alnico.methods.base import Merge, Whole, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
-from alnico.plan.align import Aligner, Fate, check_factors, check_modules
+from alnico.plan.alignment import Aligner, Fate, check_factors, check_modules
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, further_notes, layered_config
 from alnico.plan.filters import idle_filters
-from alnico.plan.job import Dropped, Input, Job, Kind, Plan
+from alnico.plan.job import Dropped, Input, Job, Kind, Plan, Unweighed, Weighing
 from alnico.plan.layers import Layers, depth_of, layers_of, place_of
 from alnico.plan.licences import check_licences, conflicts, licensed
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit, threads_of
+from alnico.plan.norm_weights import place_in, recorded, settled, unweighed
 from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
-from alnico.plan.sides import Sides
-from alnico.plan.weighing import Unweighed, Weighing, place_in, recorded, settled, unweighed
+from alnico.plan.side_inputs import Sides
 from alnico.recipe.norm_weight import assumed, norm_weight_of, with_weights
 from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
-from alnico.vocabulary.chat import chat_template, check_setting
-from alnico.vocabulary.mapped import mapped
+from alnico.vocabulary.chat_template import chat_template, check_setting
+from alnico.vocabulary.remapped_model import mapped
 from alnico.vocabulary.tables import tables_of
 
 

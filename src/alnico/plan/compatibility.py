@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 
 Shape = tuple[int, ...]
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan import families

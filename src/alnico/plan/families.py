@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from alnico.checkpoint import ties
+from alnico.checkpoint import tied_weights
 from alnico.vocabulary.tables import is_head
 
 TIED = {"lm_head.weight": "embed_tokens.weight", "decoder.weight": "embeddings.word_embeddings.weight"}
@@ -71,7 +71,7 @@ DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
 FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
 """Keys that count the layers that predict further tokens."""
 
-TEXT_CONFIGS = ties.TEXT_CONFIGS
+TEXT_CONFIGS = tied_weights.TEXT_CONFIGS
 VISION_CONFIGS = ("vision_config", "visual_config")
 AUDIO_CONFIGS = ("audio_config", "speech_config")
 

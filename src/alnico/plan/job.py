@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import OutputShard
-from alnico.kernels.shape import ARITHMETIC
-from alnico.kernels.text import Real
+from alnico.checkpoint.source import Source
+from alnico.kernels.constants import ARITHMETIC
+from alnico.kernels.template import Real
 from alnico.methods.base import Merge, Whole
-from alnico.recipe.schema import Recipe
-
-if TYPE_CHECKING:
-    from alnico.plan.weighing import Weighing
+from alnico.recipe.schema import NormWeight, Recipe
 
 Kind = Literal["mix", "whole", "copy", "equal"]
 
@@ -219,3 +216,49 @@ def count_by_reason(jobs: tuple[Job, ...]) -> Mapping[tuple[Kind, str], list[Job
     for job in jobs:
         groups.setdefault((job.kind, job.why), []).append(job)
     return groups
+
+
+Norms = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Unweighed:
+    """A tensor of the output that waits for its weights: ``delta`` has the task vectors to measure as its inputs, from its base,
+    and ``made`` gives the job."""
+
+    delta: Job
+    made: Callable[[tuple[float, ...]], Job]
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """Models that are weighed together, over ``tensors`` of the output: ``models`` and ``base`` are positions in ``Plan.sources``.
+
+    ``place`` is the layer or the tensor, empty for the whole model. ``norms`` are None until they are known.
+    """
+
+    setting: NormWeight
+    models: tuple[int, ...]
+    base: int
+    place: str
+    tensors: Mapping[str, Unweighed]
+    norms: Norms | None = None
+
+    @property
+    def weights(self) -> tuple[float, ...] | None:
+        return None if self.norms is None else self.setting.weights(self.norms)
+
+    def data(self, sources: Sequence[Source]) -> dict[str, Any]:
+        """The weighing as plain data, for the lock and ``--json``; norms and weights only where they are known."""
+        models: list[dict[str, Any]] = [{"model": sources[m].label} for m in self.models]
+        if self.norms is not None:
+            for entry, norm, weight in zip(models, self.norms, self.setting.weights(self.norms), strict=True):
+                entry |= {"l2_norm": norm, "weight": weight}
+        place = {"place": self.place} if self.place else {}
+        return {
+            "weight": self.setting.data(),
+            **place,
+            "base": sources[self.base].label,
+            "tensors": len(self.tensors),
+            "models": models,
+        }

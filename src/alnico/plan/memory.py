@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from typing import SupportsIndex
 
-from alnico.checkpoint.model import Source
 from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, ResourceError
+from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Gram, Largest, Sum
-from alnico.kernels.shape import LEAF
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job, Memory
 

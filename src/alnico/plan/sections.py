@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, RecipeError
 from alnico.methods import find
 from alnico.methods.base import Method

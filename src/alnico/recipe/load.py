@@ -14,7 +14,6 @@ from alnico.checkpoint.files import reading_named
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
 from alnico.recipe import scalars
-from alnico.recipe.check import check
 from alnico.recipe.context import Context, context_of, nested_methods
 from alnico.recipe.keys import TOP
 from alnico.recipe.models import one_of, read_listed, read_modules, read_reference
@@ -22,7 +21,8 @@ from alnico.recipe.nodes import Document, Node, Reading, compose, plain, shown
 from alnico.recipe.rules import read_lines, read_preset, read_rules
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import check_stages
-from alnico.recipe.tokens import read_tokenizer
+from alnico.recipe.tokenizer import read_tokenizer
+from alnico.recipe.validate import check
 from alnico.recipe.values import read_parameters
 
 MAX_BYTES = 1_000_000

@@ -13,15 +13,15 @@ from typing import Any, Literal
 
 import yaml
 
-from alnico.engine.judge import PYTHON_OR_COMMAND
+from alnico.engine.relatedness import PYTHON_OR_COMMAND
 from alnico.errors import EvaluationError, RecipeError, visible
+from alnico.evaluation.candidates import Candidates
+from alnico.evaluation.scorecard import Scorecard, evaluate
+from alnico.evaluation.tasks import Goal, Score, Task, shared_examples
 from alnico.plan.build import reference_from
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
-from alnico.tune.candidates import Candidates
-from alnico.tune.objective import MEAN, Objective
-from alnico.tune.scorecard import Scorecard, evaluate
-from alnico.tune.tasks import Goal, Score, Task, shared_examples
+from alnico.tune.search.objective import MEAN, Objective
 
 Order = Literal["sorted", "all", "uniform"]
 """How the models of a soup are chosen."""

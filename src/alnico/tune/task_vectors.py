@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alnico.checkpoint.memory import import_torch
-from alnico.checkpoint.model import read_tensor
+from alnico.checkpoint.memory_model import import_torch
+from alnico.checkpoint.source import read_tensor
 from alnico.errors import MismatchError
+from alnico.evaluation.module_names import Place, place, sum_of
 from alnico.kernels.facts import KthLargest
 from alnico.methods._sparsify import Scope
 from alnico.numerics.dtypes import CONFIG_NAMES
 from alnico.plan.job import Job, Plan
-from alnico.tune.placed import Place, place, sum_of
 
 if TYPE_CHECKING:
     import torch

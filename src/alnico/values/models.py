@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.factors import factors_alone, is_factor
-from alnico.checkpoint.memory import (
+from alnico.checkpoint.memory_model import (
     COMPILED,
     MemoryModel,
     import_torch,
@@ -26,15 +26,15 @@ from alnico.checkpoint.memory import (
     unwrapped,
     without_parallel,
 )
-from alnico.checkpoint.model import Source, open_model
-from alnico.checkpoint.opened import OPENED
+from alnico.checkpoint.open_model import OPENED, open_model
+from alnico.checkpoint.source import Source
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError, ModelError, visible
 from alnico.plan.build import build_plan, located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
-from alnico.values.wrapped import has_adapters, state_without_adapters, without_adapters
+from alnico.values.peft_modules import has_adapters, state_without_adapters, without_adapters
 
 
 @dataclass(frozen=True)

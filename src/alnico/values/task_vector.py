@@ -13,18 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.memory import is_torch_module
-from alnico.checkpoint.opened import OPENED
-from alnico.checkpoint.place import check_publishable, replacing
+from alnico.checkpoint.memory_model import is_torch_module
+from alnico.checkpoint.open_model import OPENED
+from alnico.checkpoint.output_path import check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.judge import IN_PYTHON
 from alnico.engine.products import inner_products
+from alnico.engine.relatedness import IN_PYTHON
 from alnico.engine.run import Result, Watcher, run_plan
 from alnico.errors import AlnicoError, ModelError, visible
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
-from alnico.values.merging import dtype_name
+from alnico.values.merge import dtype_name
 from alnico.values.models import check_module, fill, merged, open_models, path_of
 
 
@@ -234,8 +234,6 @@ class LazyModel:
         Arguments as for :func:`alnico.merge`; ``dtype`` is the output's, by default the promotion of the models'. With models
         in memory an interrupted merge begins anew. Errors: all of ``alnico.errors``.
         """
-        from alnico import __version__
-
         recipe, models = self._made(dtype, unrelated)
         target = Path(out)
         check_publishable(target)
@@ -251,7 +249,7 @@ class LazyModel:
             )
             fetch_inputs(plan, target, overwrite=may_replace, watch=watch)
             anew = restart or any(path_of(model) is None for model in models.values())
-            return run_plan(plan, target, __version__, overwrite=may_replace, restart=anew, watch=watch, caller=IN_PYTHON)
+            return run_plan(plan, target, overwrite=may_replace, restart=anew, watch=watch, caller=IN_PYTHON)
         finally:
             opened.close()
 

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.model import Source, read_json
+from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
-from alnico.vocabulary.apart import OF_LAYERS, maps_apart, refuse_other_meanings, refuse_unclear, settled
-from alnico.vocabulary.ids import remapped, remapped_all, rows_in, with_rows
-from alnico.vocabulary.output import combine, union_entries
+from alnico.vocabulary.config_ids import remapped, remapped_all, rows_in, with_rows
+from alnico.vocabulary.output_tokenizer import combine, union_entries
 from alnico.vocabulary.rows import MEAN, ZEROS, Asked, RowMap, row_maps
+from alnico.vocabulary.special_cases import OF_LAYERS, maps_apart, refuse_other_meanings, refuse_unclear, settled
 from alnico.vocabulary.tables import Tables, tables_of
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
 

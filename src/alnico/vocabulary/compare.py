@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from alnico.checkpoint.model import read_json
+from alnico.checkpoint.json_files import read_json
 from alnico.vocabulary.tokenizer import (
     JSON,
     PIECES,

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from alnico.checkpoint.model import Source
+from alnico.checkpoint.source import Source
 from alnico.recipe.options import fits
-from alnico.vocabulary.ids import PER_LAYER, SIZES, WITHOUT_TEXT, is_text, stated_rows
+from alnico.vocabulary.config_ids import PER_LAYER, SIZES, WITHOUT_TEXT, is_text, stated_rows
 
 EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight", "shared.weight")
 HEADS = (

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.files import read_small
-from alnico.checkpoint.model import read_json
+from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
 from alnico.vocabulary.sentencepiece import pieces
 

@@ -1,0 +1,59 @@
+"""Packages that import their public names when they are first used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+TYPE_CHECKING = False  # importing typing takes half of the time until alnico handles Ctrl-C
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+
+class LazyPackage(ModuleType):
+    """A package whose public names are imported on first use, and win over modules of the same name.
+
+    Importing ``alnico.plan.build`` binds the module ``plan`` on the package ``alnico``; users call ``alnico.plan`` as a
+    function. Inside alnico, modules are imported with ``from alnico.plan.build import ...``, which does not look at the
+    attributes of the package.
+    """
+
+    _modules_of: Mapping[str, str]
+    _public: Sequence[str]
+
+    def __getattr__(self, name: str) -> Any:
+        module = self._modules_of.get(name)
+        if module is None:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it has {', '.join(self._public)}")
+        if not module:  # a public package
+            return importlib.import_module(f"{self.__name__}.{name}")
+        value = getattr(importlib.import_module(module), name)
+        super().__setattr__(name, value)
+        return value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (self._modules_of.get(name) and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        return list(self._public)
+
+
+def make_lazy(package: str, modules: Mapping[str, Sequence[str]], others: Sequence[str] = ()) -> list[str]:
+    """Make a package lazy; returns its public names, sorted.
+
+    Args:
+        package: its name in ``sys.modules``.
+        modules: the public names of each module; those of the empty name are public packages.
+        others: public names that the package holds already.
+    """
+    this = sys.modules[package]
+    names = {name: module for module, listed in modules.items() for name in listed}
+    public = sorted([*names, *others])
+    vars(this)["_modules_of"] = names
+    vars(this)["_public"] = public
+    this.__class__ = LazyPackage
+    return public

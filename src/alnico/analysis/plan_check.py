@@ -1,0 +1,111 @@
+"""What a recipe must say so that a model can be merged with its base: asked of the plan, which reads headers alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from alnico.analysis.results import AnalysedModel, Analysis
+from alnico.analysis.suggest import Fit, reference
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.reference import is_path, split_adapter
+from alnico.checkpoint.source import Source
+from alnico.errors import HubError, MismatchError, ModelError
+from alnico.plan.build import build_plan, reference_from
+from alnico.plan.compatibility import FEW
+from alnico.recipe.load import load_recipe
+from alnico.vocabulary.compare import difference, read_vocabulary
+from alnico.vocabulary.tables import tables_of
+
+Keys = dict[str, Any]
+
+
+def fit(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> Fit:
+    """Plan the model alone with its base, with more and more keys, until the plan goes through.
+
+    They are, where they can help: the vocabulary of all tokens, or the base's without padding; the base's own tensor where few have
+    another shape; ``missing: copy`` where few are not in both. Errors: ModelError, HubError, for what cannot be opened.
+    """
+    is_adapter = split_adapter(model.reference, is_path) is not None
+    names = reference(base), reference(model)
+    refusal = _refusal(names, {}, offline) if names[0] != names[1] else ""
+    if not refusal:
+        return Fit(is_adapter)
+    ways = _ways(names, offline)
+    for count in range(1, len(ways) + 1):
+        for chosen in combinations(ways, count):
+            keys: Keys = {name: value for keys, _ in chosen for name, value in keys.items()}
+            if not _refusal(names, keys, offline):
+                return Fit(is_adapter, keys, "; ".join(why for _, why in chosen) + ".")
+    return Fit(is_adapter, refused=refusal.partition("\n")[0])
+
+
+def _refusal(names: tuple[str, str], keys: Keys, offline: bool) -> str:
+    """Why the plan of a base and a model fails; empty if it does not."""
+    recipe = {"merge_method": "task_arithmetic", "base_model": names[0], "models": [names[1]], **keys}
+    try:
+        plan = build_plan(load_recipe(recipe), offline=offline)
+    except MismatchError as error:
+        return str(error)
+    for source in plan.sources:
+        source.close()
+    return ""
+
+
+def _ways(names: tuple[str, str], offline: bool) -> list[tuple[Keys, str]]:
+    """Keys that may make two models fit, with why."""
+    base, model = (open_model(name, offline=offline) for name in names)
+    try:
+        ways = [_vocabulary(base, model)]
+        most = FEW * max(len(base.tensors), len(model.tensors))
+        others = [n for n, t in base.tensors.items() if n in model.tensors and model.tensors[n].shape != t.shape]
+        tables = {*tables_of(base).rows, *tables_of(model).rows}
+        others = [n for n in others if n not in tables]
+        if 0 < len(others) <= most:
+            rules = [{"filter": f"={n}", "merge_method": "passthrough", "model": "base"} for n in others]
+            ways.append(({"methods": rules}, f"{_some(others)} of another shape, taken from the base"))
+        absent = [*(base.tensors.keys() ^ model.tensors.keys())]
+        if 0 < len(absent) <= most:
+            ways.append(({"missing": "copy"}, f"{_some(sorted(absent))} in one of both alone, copied"))
+        return ways
+    finally:
+        base.close()
+        model.close()
+
+
+def _vocabulary(base: Source, model: Source) -> tuple[Keys, str]:
+    one, other = (read_vocabulary(s.directory) for s in (base, model))
+    found = difference(one, other) if one is not None and other is not None else None
+    if one is not None and other is not None and found is None and one.size == other.size:
+        return {
+            "tokenizer": {"source": "base"}
+        }, "its vocabulary is the base's, with another number of rows: those of the tokens are merged"
+    return {
+        "tokenizer_source": "union"
+    }, f"its vocabulary is not the base's ({found or 'other tokens'}): the output has the tokens of all"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def fits_again(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
+    """The fits of models that were analysed before; of those that cannot be opened any more, that it was not looked at."""
+
+    def again(model: AnalysedModel) -> Fit:
+        try:
+            return fit(analysis.base, model, offline=offline)
+        except (ModelError, HubError) as error:
+            return Fit(found=f"whether its vocabulary fits is not known. {error}")
+
+    return tuple(again(model) for model in analysis.models)
+
+
+def seen_from(analysis: Analysis, folder: Path) -> Analysis:
+    """The analysis with relative paths of models as they read from ``folder``, where a recipe will lie."""
+    base, *models = (
+        dataclasses.replace(m, reference=reference_from(m.reference, folder)) for m in (analysis.base, *analysis.models)
+    )
+    return dataclasses.replace(analysis, base=base, models=tuple(models))

@@ -1,0 +1,161 @@
+"""What a merged model kept, as a part of the page of an analysis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from alnico.analysis.page import (
+    CIVIDIS,
+    Figure,
+    Section,
+    badge,
+    cell,
+    drawn,
+    escaped,
+    name,
+    number,
+    percent,
+    series,
+    shortened,
+    table,
+    tinted,
+)
+from alnico.analysis.retention import Kept, KeptScope, OfParent
+
+Shown = tuple[str, Callable[[OfParent], float | None], str]
+"""What is drawn by layer: its name, its value, and the format of the axis."""
+
+BY_LAYER: tuple[Shown, ...] = (
+    ("Projection", lambda share: share.projection, ".1f"),
+    ("Weight", lambda share: share.weight, ".1f"),
+    ("Top kept", lambda share: share.top_kept, ".0%"),
+    ("Signs agree", lambda share: share.sign_agreement, ".0%"),
+    ("Distance", lambda share: share.relative_distance, ".2%"),
+)
+
+
+def kept_section(found: Kept) -> Section:
+    """Make the section: a table of the whole model and its groups, drawings by layer, and the scores."""
+    figures = [_by_layer(found)] if len(found.layers) > 1 else []
+    scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(found)}' if found.scores else ""
+    drawings = f'<div style="margin-top:16px">{"".join(map(drawn, figures))}</div>\n' if figures else ""
+    body = f"{_table(found)}{drawings}{scores}"
+    return Section("kept", "What the merge kept", [*_words(found), *found.notes], body, figures)
+
+
+def _words(found: Kept) -> list[str]:
+    if found.base is None:
+        return [
+            f"How far {found.merged.name} is from each parent; relative: over its own norm. More needs the base of the parents."
+        ]
+    whole = found.whole
+    outside = "" if whole.outside is None else f"; {percent(whole.outside)} of the length of its change is in no parent's direction"
+    return [
+        f"{found.merged.name} is {percent(whole.relative_distance)} away from the base{outside}.",
+        "Projection: of its task vector on a parent's; 1 where all of that is in it. Weight: the same without what the other parents "
+        "explain. Signs agree: of the entries that both changed. Top kept: of the parent's largest changes, the share that is among its own.",
+    ]
+
+
+def _table(found: Kept) -> str:
+    with_base = found.base is not None
+    columns = [("over", "text"), ("parent", "text"), ("distance", "number"), ("relative", "number")]
+    if with_base:
+        columns += [("projection", "number"), ("weight", "number"), ("signs agree", "number"), ("top kept", "number")]
+    rows = [
+        f"<tr><td>{escaped('whole model' if kind == 'whole' else scope.name)}</td><td>{badge(i)} {name(found.parents[i].name)}</td>"
+        f"{_cells(share, with_base)}</tr>\n"
+        for kind, scope in found.scopes()
+        if kind != "layer"
+        for i, share in _shares(scope)
+    ]
+    return table(columns, rows, anchor="kept-table", sortable=True)
+
+
+def _shares(scope: KeptScope) -> list[tuple[int, OfParent]]:
+    return [(i, share) for i, share in enumerate(scope.parents) if share is not None]
+
+
+def _cells(share: OfParent, with_base: bool) -> str:
+    cells = cell(number(share.distance), share.distance) + cell(percent(share.relative_distance), share.relative_distance)
+    if not with_base:
+        return cells
+    for value in (share.projection, share.weight):
+        cells += cell(number(value), value)
+    return cells + "".join(tinted(v, v or 0.0, percent(v), CIVIDIS) for v in (share.sign_agreement, share.top_kept))
+
+
+def _by_layer(found: Kept) -> Figure:
+    shown = [s for s in BY_LAYER if any(s[1](share) is not None for scope in found.layers.values() for _, share in _shares(scope))]
+    views = {str(place): _lines(found, measure) for place, measure in enumerate(shown)}
+    label = "Lines: what the merged model kept of each parent, by layer"
+    return Figure("kept-layers", label, views, [("Show", [title for title, _, _ in shown])], "By layer")
+
+
+def _lines(found: Kept, measure: Shown) -> dict[str, Any]:
+    title, value, form = measure
+    numbers = list(found.layers)
+    traces = [
+        _trace(found, i, [None if (p := s.parents[i]) is None else value(p) for s in found.layers.values()])
+        for i in range(len(found.parents))
+    ]
+    values = [v for trace in traces for v in trace["y"] if v is not None]
+    least, most = min(0.0, *values, 0.0), max(*values, 0.0, 1e-12)
+    room = 0.06 * (most - least)
+    layers: dict[str, Any] = {
+        "title": {"text": "layer", "standoff": 6},
+        "tickformat": "d",
+        "nticks": 16,
+        "showgrid": False,
+        "zeroline": False,
+    }
+    return {
+        "data": traces,
+        "layout": {
+            "height": 360,
+            "hovermode": "closest",
+            "xaxis": layers | ({"tickvals": numbers} if len(numbers) <= 12 else {}),
+            "yaxis": {
+                "title": {"text": title.lower(), "standoff": 8},
+                "range": [least - room if least < 0 else 0, most + room],
+                "tickformat": form,
+                "zeroline": True,
+            },
+        },
+        "narrow": {"xaxis": {"nticks": 7}},
+    }
+
+
+def _trace(found: Kept, parent: int, values: Sequence[float | None]) -> dict[str, Any]:
+    ground, mark = series(parent)
+    every = math.ceil(len(values) / 20)
+    return {
+        "type": "scatter",
+        "mode": "lines+markers",
+        "name": f"{parent + 1} {escaped(shortened(found.parents[parent].name, 30))}",
+        "x": list(found.layers),
+        "y": list(values),
+        "line": {"color": ground, "width": 2},
+        "marker": {
+            "color": ground,
+            "symbol": mark,
+            "size": [0 if i % every else 8 for i in range(len(values))],
+            "line": {"width": 0},
+        },
+        "hovertemplate": "layer %{x}<br>%{fullData.name}: %{y:.3g}<extra></extra>",
+    }
+
+
+def _scores(found: Kept) -> str:
+    columns = [
+        ("task", "text"), ("merged", "number"), ("best parent", "text"), ("its score", "number"), ("base", "number"), ("kept", "number"),
+        ("of its gain", "number"),
+    ]  # fmt: skip
+    rows = [
+        f"<tr><td>{escaped(s.task)}</td>{cell(number(s.merged), s.merged)}<td>{name(s.best)}</td>{cell(number(s.of_best), s.of_best)}"
+        f"{cell(number(s.of_base), s.of_base)}{cell(percent(s.kept), s.kept)}{cell(percent(s.gain_kept), s.gain_kept)}</tr>\n"
+        for s in found.scores
+    ]
+    return table(columns, rows, anchor="kept-scores", sortable=True)

@@ -1,0 +1,458 @@
+"""A base with a LoRA adapter applied while it is read: ``W + s B A`` by blocks, never a merged copy on the disk."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.adapter_changes import Change, Effect, effect_of, last_part
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
+from alnico.checkpoint.source import Described, Model, Origin, Shard, Source, Tensor, read_tensor, unwrapped
+from alnico.checkpoint.virtual_read import CHUNK, read_computed
+from alnico.errors import ModelError, NonFiniteError, RecipeError
+from alnico.kernels.build import compiled
+from alnico.kernels.constants import CODES
+from alnico.kernels.low_rank_kernel import FoldKernel
+from alnico.numerics import dtypes
+
+HELD = 4
+"""Tensors whose factors stay in memory: those of the tensor being read, and of those that other threads are at."""
+
+
+@dataclass(frozen=True)
+class _Factors:
+    """What is held of a changed tensor: ``left`` (experts, rows, r) and ``right`` (experts, r, columns), or what is ``added`` to a bias."""
+
+    left: np.ndarray
+    right: np.ndarray
+    added: np.ndarray | None = None
+    by_row: np.ndarray | None = None
+    by_column: np.ndarray | None = None
+    """DoRA's factors, magnitude / norm, on rows or on columns."""
+    rows: np.ndarray | None = None
+    """Rows that stand for those of an embedding."""
+
+
+QUANTISED = re.compile(
+    r"[-_.](unsloth-)?(bnb|gptq|awq|fp8|nf4|int[48]|[48]bit|quantized\.w\w+)([-_.](4bit|8bit|int[48]|dynamic|block))*$"
+)
+"""How the names of quantised models end, in lower case."""
+
+NOTHING = np.empty((0, 0, 0), np.float32)
+
+
+class _Recent:
+    """The factors of the tensors that were read last; each is made once, by the thread that asks first."""
+
+    def __init__(self, make: Callable[[str], _Factors]) -> None:
+        self._make = make
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, tuple[threading.Lock, list[_Factors]]] = OrderedDict()
+
+    def __call__(self, name: str) -> _Factors:
+        with self._lock:
+            entry = self._held.setdefault(name, (threading.Lock(), []))
+            self._held.move_to_end(name)
+            if len(self._held) > HELD:
+                self._held.popitem(last=False)
+        lock, made = entry
+        with lock:
+            if not made:
+                made.append(self._make(name))
+            return made[0]
+
+
+class AdaptedModel:
+    """A base and an adapter as one source: ``W + weight * (the adapted W - W)``. Made by :func:`open_adapted`.
+
+    The arithmetic is float32 (float64 if the base or the adapter is), element by element, in the order of the rank: which part
+    of a tensor is asked for changes no bit. The base may be adapted itself: then this adapter changes what that one made.
+    """
+
+    def __init__(self, label: str, base: Model, adapter: Adapter, weight: float = 1.0) -> None:
+        self.label = label
+        self.base = base
+        self.adapter = adapter
+        self.weight = weight
+        self._effect: Effect = effect_of(label, base, adapter)
+        self._changes = self._effect.changes
+        self._scratch = threading.local()
+        self._recent = _Recent(self._read_factors)
+        self._dora: dict[str, np.ndarray] = {}
+        kept = [name for name in base.tensors if name not in self._effect.removed]
+        added = [name for name in self._changes if name not in base.tensors]
+        self.tensors: Mapping[str, Tensor] = {name: self._tensor(name) for name in (*kept, *added)}
+        self._check_weight()
+        self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
+        named = adapter.trained_on
+        of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
+        if named and QUANTISED.sub("", last_part(named)) == last_part(of_base) != last_part(named):
+            self.notes.append(
+                f"{label}: the adapter was trained on {named}, a quantised model; it is folded into the full precision of {of_base}, as is "
+                "usual. What it made up for of the quantisation's error stays in it."
+            )
+        elif named and last_part(named) != last_part(of_base):
+            self.notes.append(f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant.")
+
+    def _check_weight(self) -> None:
+        """Errors: RecipeError for a weight that would count as 0 or as infinity in float32."""
+        limits = np.finfo(np.float32)
+        least, most = float(limits.smallest_normal), float(limits.max)
+        is_narrow = any(self.tensors[name].dtype == "F32" for name in self._changes)
+        if is_narrow and self.weight and not least <= abs(self.weight) <= most:
+            raise RecipeError(
+                f"{self.label}: is computed in float32 with the weight {self.weight:g}; expected 0, or a size from {least:.1e} to {most:.1e}. "
+                f"Choose a {'smaller' if abs(self.weight) > 1 else 'larger'} one."
+            )
+
+    def weighted(self, name: str) -> str:
+        """How a reference writes the adapter, by a name for it: with its weight."""
+        return name if self.weight == 1 else f"{self.weight!r}*{name}"
+
+    @property
+    def unties(self) -> bool:
+        """Does an adapter make a tensor of its own of one that the base ties?"""
+        return self._effect.is_untied or (isinstance(self.base, AdaptedModel) and self.base.unties)
+
+    @property
+    def innermost(self) -> Model:
+        """The base without any adapter."""
+        return self.base.innermost if isinstance(self.base, AdaptedModel) else self.base
+
+    def _tensor(self, name: str) -> Tensor:
+        change = self._changes.get(name)
+        if change is None:
+            return self.base.tensors[name]
+        parts = self._parts(change)
+        source, stored = self._begin(name)
+        begin = source.tensors[stored]
+        of_base = self.base.tensors.get(change.origin or name, begin)
+        if self._is_moved(name):
+            return Described(begin.dtype, begin.shape, of_base.nominal)
+        wide = "F64" in [of_base.dtype, begin.dtype, *(self.adapter.files.tensors[p].dtype for p in parts)]
+        return Described("F64" if wide else "F32", of_base.shape, of_base.nominal)
+
+    def _begin(self, name: str) -> tuple[Source, str]:
+        """The tensor that a changed one begins as: the adapter's or the base's."""
+        change = self._changes[name]
+        return (self.adapter.files, change.replaced) if change.replaced else (self.base, change.origin or name)
+
+    def _is_moved(self, name: str) -> bool:
+        """Are the bytes of a changed tensor those of another, with nothing to compute?"""
+        change = self._changes[name]
+        is_new = (change.origin or name) not in self.base.tensors
+        return not self._parts(change) and (self.weight == 1 or not change.replaced or is_new)
+
+    @staticmethod
+    def _parts(change: Change) -> list[str]:
+        """The tensors of the adapter that are computed with."""
+        update = change.update
+        of_update = [update.left, update.right, update.magnitude] if update is not None else []
+        of_update += [name for part, _ in change.joined for name in (part.left, part.right)]
+        others = [change.added.bias if change.added is not None else "", change.rows.name if change.rows is not None else ""]
+        return [p for p in (*of_update, *others) if p]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The base's config, true of the adapted model: a head that is not tied any more, or another class with a new head."""
+        return self._effect.config
+
+    @property
+    def directory(self) -> Path | None:
+        return self.base.directory
+
+    @property
+    def origin(self) -> Origin | None:
+        """None: it is two models, see :func:`repositories`."""
+        return None
+
+    @property
+    def shards(self) -> Sequence[Shard]:
+        return [*self.base.shards, *self.adapter.files.shards]
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        names, files = list(tensors), self.adapter.files
+        of_base = [c.origin if (c := self._changes.get(n)) is not None and c.origin else n for n in names]
+        of_base = [n for n in dict.fromkeys(of_base) if n in self.base.tensors]
+        of_adapter = list(files.tensors) if any(name in self._changes for name in names) else []
+        needed = {f"{CONFIG}/{file}": size for file, size in files.absent(of_adapter, False).items()}
+        return {**{f"base/{file}": size for file, size in self.base.absent(of_base, side_files).items()}, **needed}
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        wanted = list(files)
+        self.base.fetch([f.removeprefix("base/") for f in wanted if f.startswith("base/")], tell)
+        self.adapter.files.fetch([f.removeprefix(f"{CONFIG}/") for f in wanted if f.startswith(f"{CONFIG}/")], tell)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        change = self._changes.get(name)
+        if change is None:
+            self.base.read_into(name, offset, buffer)
+            return
+        if change.twin:
+            self._check_twin(change, offset, len(buffer), self.tensors[name])
+        if self._is_moved(name):
+            source, stored = self._begin(name)
+            source.read_into(stored, offset, buffer)
+            return
+        real = np.dtype(dtypes.DTYPES[self.tensors[name].dtype].storage)
+        factors = self._recent(name)
+        read_computed(offset, buffer, real, lambda first, out: self._computed(name, factors, first, out))
+
+    def _computed(self, name: str, factors: _Factors, first: int, out: np.ndarray) -> None:
+        """Fill ``out`` with elements ``first`` on of a changed tensor. Errors: NonFiniteError, naming the first that is not finite."""
+        self._compute(name, factors, first, out)
+        with np.errstate(all="ignore"):
+            if np.isfinite(out.sum()):  # quicker than a look at each
+                return
+        wrong = np.flatnonzero(~np.isfinite(out))
+        if len(wrong):
+            index = ", ".join(str(int(i)) for i in np.unravel_index(first + int(wrong[0]), self.tensors[name].shape))
+            raise NonFiniteError(
+                f"{name}[{index}]: is {out[wrong[0]]} in {self.label}; expected finite numbers. Choose a smaller weight of the adapter, or mend "
+                "the model that has it."
+            )
+
+    def _compute(self, name: str, factors: _Factors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
+        """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""
+        change = self._changes[name]
+        source, stored = self._begin(name)
+        origin = change.origin or name
+        code = source.tensors[stored].dtype
+        raw = self._raw(source, stored, first, out.size, 0)
+        update = change.update
+        is_plain = update is None or not update.magnitude
+        if update is None and not change.joined:
+            out[:] = dtypes.decode(raw, code)
+            if factors.added is not None:
+                out += factors.added[first : first + out.size]
+            if change.rows is not None:
+                self._put_rows(change.rows, factors, self.tensors[name].shape[1], first, out)
+        else:
+            rows, columns = factors.left.shape[1], factors.right.shape[2]
+            width = dtypes.DTYPES[code].bytes
+            scale = (update.scale if update is not None else 1.0) * (self.weight if is_plain and not change.replaced else 1.0)
+            for expert, begin, at, count in _by_expert(first, out.size, rows * columns):
+                _kernel(out.dtype)(
+                    raw[at * width : (at + count) * width],
+                    CODES[code],
+                    factors.left[expert],
+                    factors.right[expert],
+                    scale,
+                    begin,
+                    out[at : at + count],
+                )
+        if plain:
+            return
+        if factors.by_row is not None or factors.by_column is not None:
+            self._turn(factors, first, out)
+        if self.weight != 1 and (change.replaced or change.rows is not None or not is_plain):
+            begun = np.empty_like(out)
+            begun[:] = dtypes.decode(self._raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype)
+            with np.errstate(all="ignore"):  # what overflows is an infinity, which is refused
+                out -= begun
+                out *= out.dtype.type(self.weight)
+                out += begun
+
+    @staticmethod
+    def _put_rows(rows: Rows, factors: _Factors, columns: int, first: int, out: np.ndarray) -> None:
+        """Put an adapter's rows over those of elements ``first`` on."""
+        assert factors.rows is not None
+        for i, row in enumerate(rows.indices):
+            begin, end = max(row * columns, first), min((row + 1) * columns, first + out.size)
+            if begin < end:
+                out[begin - first : end - first] = factors.rows[i, begin - row * columns : end - row * columns]
+
+    def _check_twin(self, change: Change, offset: int, size: int, tensor: Tensor) -> None:
+        """Compare what an adapter stores twice of a tied tensor. Errors: ModelError."""
+        width, own = dtypes.DTYPES[tensor.dtype].bytes, dtypes.DTYPES[self.adapter.files.tensors[change.twin].dtype].bytes
+        for first in range(offset // width, -(-(offset + size) // width), CHUNK):
+            count = min(CHUNK, -(-(offset + size) // width) - first)
+            one, other = bytearray(count * own), bytearray(count * own)
+            self.adapter.files.read_into(change.replaced, first * own, memoryview(one))
+            self.adapter.files.read_into(change.twin, first * own, memoryview(other))
+            if one != other:
+                raise ModelError(
+                    f"{self.label}: the adapter's {change.replaced} and {change.twin} differ, and stand for tensors that are tied; expected "
+                    "equal ones. Take out the one that is not meant."
+                )
+
+    @staticmethod
+    def _turn(factors: _Factors, first: int, out: np.ndarray) -> None:
+        """Multiply by DoRA's factors."""
+        columns = factors.right.shape[2]
+        with np.errstate(all="ignore"):
+            for row, rows, column, count in _rectangles(first, first + out.size, columns):
+                at = row * columns + column - first
+                part = out[at : at + rows * count].reshape(rows, count)
+                if factors.by_row is not None:
+                    part *= factors.by_row[row : row + rows, None]
+                if factors.by_column is not None:
+                    part *= factors.by_column[column : column + count]
+
+    def _raw(self, source: Source, name: str, first: int, count: int, place: int) -> np.ndarray:
+        """The bytes of some elements, in this thread's memory: it is used again, since fresh pages are slow."""
+        width = dtypes.DTYPES[source.tensors[name].dtype].bytes
+        held: dict[Any, np.ndarray] = self._scratch.__dict__
+        if place not in held or held[place].nbytes < count * width:
+            held[place] = np.empty(min(CHUNK, max(count, 4096)) * 8, np.uint8)
+        raw = held[place][: count * width]
+        source.read_into(name, first * width, memoryview(raw))
+        return raw
+
+    def _read_factors(self, name: str) -> _Factors:
+        change, tensor = self._changes[name], self.tensors[name]
+        real = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
+        added = None
+        if change.added is not None:
+            scale = change.added.scale * (self.weight if not change.replaced else 1.0)
+            added = self.adapter.read(change.added.bias, real) * real.type(scale)
+        if change.joined:
+            return self._joined(change, tensor.shape[0], real)
+        if change.update is None:
+            rows = self.adapter.read(change.rows.name, real) if change.rows is not None else None
+            return _Factors(NOTHING, NOTHING, added, rows=rows)
+        left, right = self.adapter.matrices(change.update, real)
+        if change.twin_update is not None:
+            other = self.adapter.matrices(change.twin_update, real)
+            if not np.array_equal(other[0], right.transpose(0, 2, 1)) or not np.array_equal(other[1], left.transpose(0, 2, 1)):
+                raise ModelError(
+                    f"{self.label}: the adapter's {change.update.left} and {change.twin_update.right} differ, and are factors of one tied "
+                    "tensor; expected one to be the other's transpose. Take out the one that is not meant."
+                )
+        if change.expert is not None:
+            left, right = left[change.expert : change.expert + 1], right[change.expert : change.expert + 1]
+        if change.part is not None:
+            left = left[:, slice(*change.part)]
+        if change.is_turned:
+            left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
+        factors = _Factors(np.ascontiguousarray(left), np.ascontiguousarray(right))
+        if not change.update.magnitude:
+            return factors
+        if name not in self._dora:
+            with np.errstate(all="ignore"):
+                magnitude = self.adapter.read(change.update.magnitude, real).reshape(-1).astype(np.float64)
+                factor = (magnitude / self._norms(name, factors)).astype(real)
+            if not np.isfinite(factor).all():
+                raise ModelError(
+                    f"{self.label}: {name}: a row of the adapted weight is 0, so that DoRA has no direction for it. Check the adapter."
+                )
+            self._dora[name] = factor
+        factor = self._dora[name]
+        return _Factors(factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None)))
+
+    def _joined(self, change: Change, rows: int, real: np.dtype[Any]) -> _Factors:
+        """Several updates as one: their right factors under one another, each left factor, with its scale, at its rows."""
+        pairs = [(update, first, *self.adapter.matrices(update, real)) for update, first in change.joined]
+        ranks = sum(right.shape[1] for *_, right in pairs)
+        whole = np.zeros((1, rows, ranks), real)
+        at = 0
+        for update, first, left, right in pairs:
+            whole[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(update.scale)
+            at += right.shape[1]
+        return _Factors(whole, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1)))
+
+    def _norms(self, name: str, factors: _Factors) -> np.ndarray:
+        """The norm of each row of ``W + s B A``, or of each column if the tensor is turned: one pass, in float64."""
+        rows, columns = factors.left.shape[1], factors.right.shape[2]
+        by_column = self._changes[name].is_turned
+        squares = np.zeros(columns if by_column else rows)
+        height, width = max(CHUNK // columns, 1), min(CHUNK, columns)  # blocks of the tensor, whatever is asked of it
+        values = np.empty(height * width, factors.left.dtype)
+        for row in range(0, rows, height):
+            stop = min(row + height, rows)
+            for first in range(0, columns, width):
+                count = (stop - row) * min(width, columns - first)
+                self._compute(name, factors, row * columns + first, values[:count], plain=True)
+                part = values[:count].astype(np.float64).reshape(stop - row, -1) ** 2
+                if by_column:
+                    squares[first : first + part.shape[1]] += part.sum(0)
+                else:
+                    squares[row:stop] += part.sum(1)
+        norms: np.ndarray = np.sqrt(squares)
+        return norms
+
+    def read(self, name: str) -> np.ndarray:
+        return read_tensor(self, name)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return [*self.base.identity(), *self.adapter.files.identity()]
+
+    def paths(self) -> list[Path]:
+        return [*self.base.paths(), *self.adapter.files.paths()]
+
+    def _factor_bytes(self) -> list[int]:
+        """What the factors of each changed tensor take, the largest first."""
+        sizes = []
+        for name, change in self._changes.items():
+            width = dtypes.DTYPES[self.tensors[name].dtype].bytes
+            sizes.append(
+                width * max(len(change.joined), 1) ** 2 * sum(self.adapter.files.tensors[p].elements for p in self._parts(change))
+            )
+        return sorted(sizes, reverse=True)
+
+    @property
+    def held_bytes(self) -> int:
+        magnitudes = [c.update.magnitude for c in self._changes.values() if c.update is not None and c.update.magnitude]
+        norms = 8 * sum(self.adapter.files.tensors[m].elements for m in magnitudes)
+        return self.base.held_bytes + self.adapter.files.held_bytes + sum(self._factor_bytes()[:HELD]) + norms
+
+    @property
+    def reading_bytes(self) -> int:
+        """The bytes of the base (twice, where a weight needs them), values that cannot be made in place; the factors of a tensor that
+        is no longer held, with what they are made from; and the norms of DoRA while they are summed."""
+        largest = max([0, *self._factor_bytes()])
+        norms = 8 * CHUNK + 2 * 8 * CHUNK if any(c.update and c.update.magnitude for c in self._changes.values()) else 0
+        return self.base.reading_bytes + 3 * 8 * CHUNK + 2 * largest + norms
+
+    def close(self) -> None:
+        self.base.close()
+        self.adapter.close()
+
+    def __enter__(self) -> AdaptedModel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<model {self.label}: {len(self.tensors)} tensors, {len(self._changes)} of them adapted>"
+
+
+def repositories(source: Source) -> list[Origin]:
+    """The repositories on the hub that a model comes from: those of its base and of its adapter."""
+    source = unwrapped(source)
+    if isinstance(source, AdaptedModel):
+        return [*repositories(source.base), *repositories(source.adapter.files)]
+    return [source.origin] if source.origin is not None else []
+
+
+def _kernel(real: np.dtype[Any]) -> Callable[..., int]:
+    return compiled(FoldKernel("float64" if real == np.float64 else "float32"))
+
+
+def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut elements of experts of ``size`` each into (expert, first element in it, place, elements)."""
+    at = 0
+    while at < count:
+        expert, begin = divmod(first + at, size)
+        part = min(size - begin, count - at)
+        yield expert, begin, at, part
+        at += part
+
+
+def _rectangles(first: int, last: int, columns: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut elements of a matrix into (row, rows, column, columns): a row's rest, whole rows, a row's begin."""
+    while first < last:
+        row, column = divmod(first, columns)
+        rows = (last - first) // columns if column == 0 else 0
+        count = columns if rows else min(columns - column, last - first)
+        rows = max(rows, 1)
+        yield row, rows, column, count
+        first += rows * count

@@ -1,0 +1,133 @@
+"""Opens any kind of model: a directory, a file, a model of the hub, or a base with adapters."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
+from alnico.checkpoint.factors import refuse_adapter
+from alnico.checkpoint.lora_adapter import open_adapter
+from alnico.checkpoint.lora_model import AdaptedModel
+from alnico.checkpoint.model import FileModel, check_index, open_shard
+from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter, split_weight
+from alnico.checkpoint.source import Model
+from alnico.checkpoint.weight_files import _shard_paths
+from alnico.errors import ModelError
+
+
+def open_model(reference: str | os.PathLike[str], *, offline: bool = False, may_be_adapter: bool = False) -> Model:
+    """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks them.
+
+    A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over the ``+`` of an
+    adapter; with ``offline`` only what the hub's cache holds is looked at. With ``may_be_adapter`` the factors of an adapter are
+    opened as they are, to be looked at. Errors: ModelError for a path that is not there, files that are no model, those of an adapter, an index that does not fit its files or points outside the directory, a header that lies, a pickle that is
+    more than tensors, an adapter that does not fit its base, and quantised weights; HubError.
+    """
+    label = os.fspath(reference)
+    try:
+        parts = split_adapter(label, is_path)
+        if parts is not None:
+            return open_adapted(label, *parts, offline=offline)
+        model = _open(label, Path(os.path.expanduser(label)), offline)
+    except OSError as error:
+        raise ModelError(f"{label}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+    if is_decodable(model.config):
+        from alnico.checkpoint.dequantised_model import DequantisedModel
+
+        try:
+            return DequantisedModel(model)
+        except BaseException:
+            model.close()
+            raise
+    try:
+        _refuse_quantised(model)
+        if not may_be_adapter:
+            refuse_adapter(label, model.tensors)
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def open_headers(directory: Path) -> FileModel:
+    """Open the files of a directory as they are, also quantised ones, whose tensors are then those of the files. Errors: as for
+    :func:`open_model`."""
+    try:
+        return _open(os.fspath(directory), directory, offline=True)
+    except OSError as error:
+        raise ModelError(f"{directory}: its files cannot be read ({error.strerror}). Check the path and its permissions.") from None
+
+
+def _open(label: str, location: Path, offline: bool) -> FileModel:
+    if location.is_dir():
+        from alnico.checkpoint.sidecars import (  # they read JSON by this file
+            check_kinds,
+            check_links,
+            listed_weights,
+            module_weights,
+            unread_weights,
+        )
+
+        check_kinds(location)
+        check_links(location)
+        modules = module_weights(location)
+        shards = [open_shard(p) for p in _shard_paths(location, bool(modules))]
+        shards += [open_shard(location / folder / name, f"{folder}/") for folder, names in modules.items() for name in names]
+        model = FileModel(label, location, shards)
+        check_index(model)
+        model.notes += unread_weights(label, listed_weights(location), [s.name for s in shards])
+    elif location.is_file():
+        model = FileModel(label, location, [open_shard(location)])
+    elif is_hub_reference(label):
+        from alnico.checkpoint.hub import open_from_hub  # with huggingface_hub, only where it is used
+
+        model = open_from_hub(label, offline=offline)
+    elif "+" in label:
+        raise ModelError(
+            f"model {label!r}: no such directory or file, and no base+adapter: expected two paths, or ids of the hub as owner/name. "
+            "Check both parts."
+        )
+    else:
+        raise ModelError(
+            f"model {label!r}: no such directory or file; expected a directory with safetensors files, one such file, or a "
+            "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
+        )
+    return model
+
+
+def _refuse_quantised(model: FileModel) -> None:
+    quantisation = model.config.get("quantization_config")
+    scales = [n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))]
+    if quantisation is None and not scales:
+        return
+    found = f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"
+    if isinstance(quantisation, dict):
+        found = f"config.json says {quantisation.get('quant_method')!r}"
+    raise ModelError(
+        f"{model.label}: its weights are quantised ({found}); merging needs values in floating point. "
+        "Use the full-precision model; of quantised ones, fp8 with scales of blocks is decoded."
+    )
+
+
+def open_adapted(label: str, base: str, adapter: str, *, offline: bool = False) -> AdaptedModel:
+    """Open a base with an adapter, which may have a weight before it (``0.5*adapter``); reads headers only.
+
+    Errors: ModelError for what is no adapter, for an option of its config that this version does not apply, for tensors that
+    match none of the base and for shapes that do not fit; HubError; what :func:`open_model` raises for the base.
+    """
+    weight, reference = split_weight(adapter)
+    opened = open_model(base, offline=offline)
+    try:
+        files = open_adapter(reference, offline=offline)
+        try:
+            return AdaptedModel(label, opened, files, weight)
+        except BaseException:
+            files.close()
+            raise
+    except BaseException:
+        opened.close()
+        raise
+
+
+OPENED = (FileModel, AdaptedModel, DequantisedModel)

@@ -1,0 +1,66 @@
+"""References to models: paths, hub ids, and ``base+adapter``."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def is_path(reference: str) -> bool:
+    try:
+        return Path(os.path.expanduser(reference)).exists()
+    except PermissionError:  # in a folder of another user: whoever opens it says so
+        return True
+
+
+def split_adapter(reference: str, is_there: Callable[[str], bool]) -> tuple[str, str] | None:
+    """Return (base, adapter) of a reference ``base+adapter``; None for one that is a path as it stands, or has no such parts.
+
+    Each part is a path that is there, or looks like a model on the hub; a ``+`` between two paths wins. The adapter may have a
+    weight before it, and the base may have adapters itself: ``base+0.5*a+b`` is ``b`` on ``base+0.5*a``.
+
+    >>> split_adapter("org/a@v1+org/b", lambda path: False), split_adapter("a+b+c", lambda path: path in ("a+b", "c"))
+    (('org/a@v1', 'org/b'), ('a+b', 'c'))
+    >>> split_adapter("base+0.5*a+-1*b", lambda path: path in ("base", "a", "b"))
+    ('base+0.5*a', '-1*b')
+    """
+    if "+" not in reference or is_there(reference):
+        return None
+
+    def is_adapter(part: str) -> bool:
+        return is_there(part) or is_there(named := split_weight(part)[1]) or is_hub_reference(named)
+
+    def is_base(part: str) -> bool:
+        return is_there(part) or is_hub_reference(part) or split_adapter(part, is_there) is not None
+
+    splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
+    splits = [parts for parts in splits if is_adapter(parts[1]) and is_base(parts[0])]
+    return max(splits, key=lambda parts: is_there(parts[0]) + is_there(split_weight(parts[1])[1]), default=None)
+
+
+WEIGHT = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(?P<adapter>.+)")
+
+
+def split_weight(adapter: str) -> tuple[float, str]:
+    """Return the weight and the path of an adapter as it stands in a reference; a path that is there wins.
+
+    >>> split_weight("0.5*a"), split_weight("org/a")
+    ((0.5, 'a'), (1.0, 'org/a'))
+    """
+    found = None if is_path(adapter) else WEIGHT.fullmatch(adapter)
+    return (float(found["weight"]), found["adapter"]) if found else (1.0, adapter)
+
+
+def is_hub_reference(reference: str) -> bool:
+    """Does a reference that is no path here look like ``owner/name`` or ``owner/name@revision``?
+
+    >>> [is_hub_reference(r) for r in ("owner/name", "owner/name@v1", "./name", "name", "a/b/c", "a/b.safetensors", "a/b+c/d")]
+    [True, True, False, False, False, False, False]
+    """
+    name = reference.partition("@")[0]
+    is_file = name.endswith((".safetensors", *PICKLES))
+    return re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None and not is_file and "+" not in reference

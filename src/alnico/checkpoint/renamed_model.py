@@ -1,0 +1,210 @@
+"""A model read under the names and shapes of another: see :mod:`alnico.checkpoint.layouts`."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.layouts import Layout, Piece, meet, shapes_of
+from alnico.checkpoint.source import Described, Origin, Source, Tensor
+from alnico.errors import MismatchError
+from alnico.numerics import dtypes
+
+CLEAR = 0.1
+"""Least difference of two cosines that tells the gate projection from the up projection."""
+
+COMPARED = 8
+"""Pairs of matrices whose halves are compared, spread over the model."""
+
+COMPARED_ELEMENTS = 1 << 16
+"""Elements of a matrix that are compared."""
+
+
+class TranslatedModel:
+    """A source under other names. Made by :func:`as_stored_in`; closing it closes the model.
+
+    Tensors that the other model does not have keep their own names.
+    """
+
+    def __init__(self, source: Source, layout: Layout, like: Mapping[str, Tensor]) -> None:
+        self.unmapped = source
+        self.layout = layout
+        self._pieces: dict[str, tuple[Piece, ...]] = {}
+        held: dict[str, Tensor] = {}
+        for name, pieces in layout.stored.items():
+            codes = {source.tensors[p.name].dtype for p in pieces}
+            if len(codes) > 1:
+                raise MismatchError(
+                    f"{source.label}: {name} is made of {len(pieces)} tensors of different dtypes ({', '.join(sorted(codes))}); expected "
+                    "one. Convert the model to one dtype."
+                )
+            whole = layout.whole(name)
+            first = source.tensors[pieces[0].name]
+            if whole is not None and source.tensors[whole].shape == like[name].shape:
+                held[name] = source.tensors[whole]
+            else:
+                held[name] = Described(first.dtype, like[name].shape, first.nominal)
+            self._pieces[name] = pieces
+        for name in layout.unused:
+            if name in held:
+                raise MismatchError(
+                    f"{source.label}: has a tensor {name!r} of its own and one that is called so in the other model ({layout.title}); expected "
+                    "one. Rename the tensors of one model."
+                )
+            held[name] = source.tensors[name]
+            self._pieces[name] = (Piece(name, 0, source.tensors[name].elements),)
+        order = {name: i for i, name in enumerate(source.tensors)}
+        names = sorted(held, key=lambda n: (order[self._pieces[n][0].name], self._pieces[n][0].first))
+        self.tensors: Mapping[str, Tensor] = {name: held[name] for name in names}
+        self.notes = [
+            *getattr(source, "notes", ()),
+            f"{source.label}: its tensors have other names than the output's ({layout.title}); it is read under the output's names.",
+        ]
+
+    @property
+    def label(self) -> str:
+        return self.unmapped.label
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.unmapped.config
+
+    @property
+    def directory(self) -> Path | None:
+        return self.unmapped.directory
+
+    @property
+    def location(self) -> Path | None:
+        return getattr(self.unmapped, "location", None)
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.unmapped.origin
+
+    @property
+    def held_bytes(self) -> int:
+        return self.unmapped.held_bytes
+
+    @property
+    def reading_bytes(self) -> int:
+        return self.unmapped.reading_bytes
+
+    def stored_names(self, name: str) -> tuple[str, ...]:
+        """The tensors of the model itself that a tensor is made of."""
+        return tuple(dict.fromkeys(p.name for p in self._pieces[name]))
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return self.unmapped.absent([own for name in tensors for own in self.stored_names(name)], side_files)
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        self.unmapped.fetch(files, tell)
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        pieces = self._pieces[name]
+        bits = dtypes.DTYPES[self.tensors[name].dtype].bits
+        if len(pieces) == 1:
+            self.unmapped.read_into(pieces[0].name, pieces[0].first * bits // 8 + offset, buffer)
+            return
+        ends = list(accumulate(p.elements * bits // 8 for p in pieces))
+        at, stop = offset, offset + len(buffer)
+        for i in range(bisect.bisect_right(ends, offset), len(pieces)):
+            if at >= stop:
+                break
+            begin = ends[i - 1] if i else 0
+            last = min(stop, ends[i])
+            own = pieces[i].first * bits // 8 + at - begin
+            self.unmapped.read_into(pieces[i].name, own, buffer[at - offset : last - offset])
+            at = last
+
+    def identity(self) -> list[dict[str, Any]]:
+        return [*self.unmapped.identity(), {"layout": self.layout.title}]
+
+    def paths(self) -> list[Path]:
+        return self.unmapped.paths()
+
+    def close(self) -> None:
+        self.unmapped.close()
+
+
+def as_stored_in(source: Source, like: Source) -> Source:
+    """Read a model under the names of another where one spelling makes them meet; return it as it is where names meet already.
+
+    The order of gate and up in packed experts is decided by values. Errors: MismatchError where two spellings fit and differ, or the
+    order of gate and up cannot be told.
+    """
+    mine, others = source.tensors.keys(), like.tensors.keys()
+    if mine <= others or mine >= others:
+        return source
+    layout = meet(shapes_of(source.tensors), shapes_of(like.tensors))
+    if layout.is_identity:
+        return source
+    if layout.halves and _is_swapped(source, layout, like):
+        layout = meet(shapes_of(source.tensors), shapes_of(like.tensors), swapped=True)
+    return TranslatedModel(source, layout, like.tensors)
+
+
+def _is_swapped(source: Source, layout: Layout, like: Source) -> bool:
+    """Is the up projection the first half of packed experts? The order whose values are nearer to the other model's."""
+    straight: list[float] = []
+    crossed: list[float] = []
+    for own, others in _pairs(source, layout, like):
+        straight += [_cosine(own[0], others[0]), _cosine(own[1], others[1])]
+        crossed += [_cosine(own[0], others[1]), _cosine(own[1], others[0])]
+    in_order, turned = float(np.mean(straight)), float(np.mean(crossed))
+    if not abs(in_order - turned) >= CLEAR:
+        raise MismatchError(
+            f"{layout.halves[0]}: the gate and up projections of {source.label} cannot be told apart by their values (cosines with those "
+            f"of {like.label}: {in_order:.2f} in one order, {turned:.2f} in the other); expected a difference of at least {CLEAR}. Store the "
+            "experts of both models in one form."
+        )
+    return turned > in_order
+
+
+def _pairs(source: Source, layout: Layout, like: Source) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+    """Values of the two halves of some experts, (first, second), of the other model and of this one."""
+    places: list[tuple[list[Piece], list[Piece]]] = []
+    alone: list[tuple[Piece, str]] = []
+    for name in layout.halves:
+        shape = like.tensors[name].shape
+        if len(shape) == 3:
+            half = shape[1] // 2 * shape[2]
+            own = [Piece(name, i * half, half) for i in range(2)]
+            others = [_at(layout.stored[name], i * half) for i in range(2)]
+            places.append((own, others))
+        else:
+            alone.append((layout.stored[name][0], name))
+    alone.sort(key=lambda found: (found[0].name, found[0].first))
+    for (first, one), (second, other) in zip(alone[::2], alone[1::2], strict=False):
+        if first.name == second.name:
+            places.append(([Piece(n, 0, first.elements) for n in (one, other)], [first, second]))
+    step = max(len(places) // COMPARED, 1)
+    for own, others in places[::step][:COMPARED]:
+        yield [_values(like, p) for p in own], [_values(source, p) for p in others]
+
+
+def _at(pieces: Sequence[Piece], first: int) -> Piece:
+    """The piece that begins with an element of the tensor that pieces make."""
+    begins = accumulate((p.elements for p in pieces), initial=0)
+    return next(piece for piece, begin in zip(pieces, begins, strict=False) if begin == first)
+
+
+def _values(source: Source, piece: Piece) -> np.ndarray:
+    """The first values of a piece, in float64."""
+    source.fetch(source.absent([piece.name], False))
+    code = source.tensors[piece.name].dtype
+    if code not in dtypes.MERGEABLE:
+        return np.zeros(0)
+    width = dtypes.DTYPES[code].bytes
+    raw = np.empty(min(piece.elements, COMPARED_ELEMENTS) * width, np.uint8)
+    source.read_into(piece.name, piece.first * width, memoryview(raw))
+    return dtypes.decode(raw, code).astype(np.float64)
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    norms = float(np.linalg.norm(one) * np.linalg.norm(other))
+    return float(one @ other) / norms if norms > 0 else 0.0

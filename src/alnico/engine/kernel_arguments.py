@@ -1,0 +1,102 @@
+"""What kernels receive: numbers, facts and noise keys in the working precision of one tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from alnico.kernels.constants import CODES
+from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Side, Sum, resolve
+from alnico.kernels.template import Kind, Real
+from alnico.numerics.noise import noise_key
+from alnico.plan.job import Job
+
+RANKS = object()
+"""Stands in a list of arguments for the ranks of the block at hand."""
+
+
+def kind_of(argument: Argument) -> Kind:
+    """What an argument is to a kernel, known before anything is measured."""
+    match argument:
+        case Noise():
+            return "noise"
+        case Side():
+            return "side"
+        case Bernoulli(spread=spread):
+            return "ranked" if spread else "bernoulli"
+        case Sum(over="row") | Largest():
+            return "rows"
+        case tuple() | Sum() | Count() | KthLargest():
+            return "numbers"
+        case Derived(over="row"):
+            return "rows"
+        case Derived(over="column"):
+            return "columns"
+        case Derived(per_model=per_model):
+            return "numbers" if per_model else "number"
+        case Gram():
+            raise TypeError("a Gram matrix is no argument of a scalar function; derive coefficients from it")
+    return "number"
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the arguments of one tensor's kernels are made of: its name and the seed, and the facts measured so far.
+
+    ``given`` are the answers for some of the models, by their position, to facts that are still to be measured for the others.
+    """
+
+    job: Job
+    seed: int
+    facts: Mapping[Measured, Any]
+    given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
+
+    @property
+    def real(self) -> Real:
+        return self.job.real
+
+    def flat(self, arguments: Sequence[Argument]) -> list[Any]:
+        """Return what stands for ``arguments`` in a call of a kernel, as ``kernels.text.PARTS`` lists it."""
+        flat: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, (Noise, Bernoulli)):
+                flat += self._noise(argument)
+                continue
+            if isinstance(argument, Side):
+                continue
+            value, kind = resolve(argument, self.facts), kind_of(argument)
+            flat.append(np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C"))
+            if kind in ("rows", "columns"):
+                flat.append(self.job.row if kind == "rows" else self.job.columns)
+        return flat
+
+    def _noise(self, argument: Noise | Bernoulli) -> list[Any]:
+        models = range(len(self.job.inputs))
+        keys = np.array([noise_key(self.seed, self.job.name, model) for model in models], np.uint64)
+        chance = argument.chance if isinstance(argument, Bernoulli) else (0.0,) * len(models)
+        if isinstance(argument, Noise) or not argument.spread:
+            return [np.array(chance, self.real), keys]
+        spread = np.array(argument.spread)
+        return [np.array(np.array(chance) - spread, self.real), keys, np.array(2 * spread, self.real), RANKS]
+
+
+def codes_of(job: Job) -> tuple[np.ndarray, int]:
+    """What kernels call the dtypes of a job's inputs, and of its base."""
+    return np.array([CODES[i.dtype] for i in job.inputs], np.int64), CODES[job.base.dtype] if job.base else 0
+
+
+def in_place(flat: Sequence[Any], ranks: np.ndarray | None) -> list[Any]:
+    """Put the ranks of the block at hand into flat arguments."""
+    return [ranks if part is RANKS else part for part in flat]
+
+
+def keeps_equal(job: Job, known: Known) -> bool:
+    """Does an element on which all inputs agree keep its value in this tensor?"""
+    assert job.merge is not None
+    if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
+        return job.merge.fixes_equal_inputs
+    values = [resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))]
+    return job.merge.sums_to_one(*values)

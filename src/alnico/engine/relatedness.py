@@ -1,0 +1,326 @@
+"""A short look at the models before they are merged: were they tuned from one base?
+
+A merge means something where parameters mean the same in all models: in models tuned from one base. Tensors of such models
+are nearly parallel; those of models trained from other starts are as good as orthogonal, and so are those of a model whose
+neurons were put in another order. A sample of the large tensors tells them apart without reading the models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Literal
+
+import numpy as np
+
+from alnico.checkpoint.source import Source, Tensor
+from alnico.errors import MismatchError
+from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.plan.job import Plan
+
+Verdict = Literal["equal", "tuned", "far", "unrelated"]
+
+TENSORS = 32
+"""Most tensors that are looked at before a merge, spread over the model."""
+
+SAMPLE = 16_384
+"""Elements of a tensor that are looked at, in its middle: 64 KiB of float32."""
+
+LARGE = 4_096
+"""Least elements of a tensor whose cosine tells something: that of independent tensors then stays within 0.1 by six standard
+deviations."""
+
+LEAST_TENSORS = 4
+"""Fewer large tensors than this are not judged, but for networks in memory (:data:`SMALL`)."""
+
+SMALL = 64
+"""Least elements of a matrix that is looked at where networks in memory have fewer large ones than that."""
+
+LEAST_ELEMENTS = 4_096
+"""Elements that all these matrices, two at least, must have together to be judged: networks of 784, 128 and 10 units have more."""
+
+DEVIATIONS = 3.0
+"""Standard deviations of the cosine of independent matrices, 1/sqrt(elements), within which a small matrix is uncorrelated."""
+
+UNCORRELATED = 0.1
+"""Cosine below which two tensors have nothing to do with one another. Measured (docs/decisions/0005): 0.05 at most between Llamas
+trained from different seeds on the same text; 0.88 at least after as many steps of training again as the model had; 0.9996 at
+least between all-MiniLM-L6-v2 and its fine-tune."""
+
+NEARLY_ALL = 0.9
+"""Share of the large tensors that are uncorrelated in models of different origin. An embedding of new tokens, a new head or
+adapters that were not merged leave the others as they are."""
+
+FAR = 0.7
+"""Cosine of all that is looked at below which a model is far from the other: it was trained on for long."""
+
+LENGTHS = (2 / 3, 3 / 2)
+"""Between which the length of a model relative to the other's is usual; beyond, it was scaled."""
+
+NEAR_DUPLICATE = 0.1
+"""Two task vectors that differ by less than this share of their length are as good as one."""
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for a merge: the words that allow unrelated models there, and whether small networks are judged, too."""
+
+    allow: str
+    judges_small: bool = False
+    report: str = ""
+    """What shows how far the models are from one another, for the advice."""
+
+
+IN_A_RECIPE = Caller("say unrelated: allow in the recipe", report=" (`alnico analyze` shows how far each is from it)")
+IN_PYTHON = Caller('pass unrelated="allow"', judges_small=True)
+PYTHON_OR_COMMAND = Caller(
+    'pass unrelated="allow" (--unrelated allow on the command line)', report=" (`alnico analyze` shows how far each is from it)"
+)
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """How a model lies to another, by what was looked at: ``change`` is |model - other| / |other|.
+
+    ``elements_differ`` counts what is not equal; ``cosines`` are those of the large tensors.
+    """
+
+    model: str
+    other: str
+    tensors: int
+    elements_differ: int
+    change: float
+    cosine: float
+    length: float
+    """|model| / |other|"""
+    cosines: Mapping[str, float] = field(repr=False)
+    sizes: Mapping[str, int] = field(repr=False)
+    """Elements that were looked at of the tensors with a cosine."""
+    least: int
+    """Elements that a matrix needed to have one."""
+
+    @property
+    def uncorrelated(self) -> dict[str, float]:
+        """The tensors that have nothing to do with the other model's, with their cosines."""
+        return {name: c for name, c in self.cosines.items() if c < self._bound(name)}
+
+    def _bound(self, name: str) -> float:
+        """The cosine below which a tensor is uncorrelated: that of a small one is far from 0 by chance."""
+        return max(UNCORRELATED, DEVIATIONS / math.sqrt(self.sizes[name]))
+
+    @property
+    def is_judged(self) -> bool:
+        """Was enough looked at? Four large matrices; where small ones count, two with elements enough together."""
+        if self.least < LARGE:
+            return len(self.cosines) > 1 and sum(self.sizes.values()) >= LEAST_ELEMENTS
+        return len(self.cosines) >= LEAST_TENSORS
+
+    @property
+    def verdict(self) -> Verdict:
+        if self.elements_differ == 0:
+            return "equal"
+        if self.is_judged and len(self.uncorrelated) >= NEARLY_ALL * len(self.cosines):
+            return "unrelated"
+        near = self.cosine >= FAR and LENGTHS[0] <= self.length <= LENGTHS[1]
+        return "tuned" if near or not self.is_judged else "far"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A tensor to look at: its name in each source, by position; the first is what the others are compared with."""
+
+    name: str
+    models: tuple[int, ...]
+
+
+class _Tally:
+    """Sums over what two models hold at the same places, and the delta of one from the other."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+        self.other = self.change = self.product = 0.0
+        self.tensors = self.elements_differ = 0
+        self.cosines: dict[str, float] = {}
+        self.sizes: dict[str, int] = {}
+
+    def add(self, name: str, other: np.ndarray, delta: np.ndarray, is_large: bool) -> None:
+        of_other, of_delta, product = _dot(other, other), _dot(delta, delta), _dot(other, delta)
+        self.other += of_other
+        self.change += of_delta
+        self.product += product
+        self.tensors += 1
+        self.elements_differ += int(np.count_nonzero(delta))
+        if is_large and of_other > 0 and of_other + 2 * product + of_delta > 0:
+            self.cosines[name] = _cosine(of_other, product, of_delta)
+            self.sizes[name] = other.size
+
+    def likeness(self, model: str, other: str) -> Likeness:
+        length = max(self.other + 2 * self.product + self.change, 0.0)
+        scale = self.other or 1.0
+        return Likeness(
+            model,
+            other,
+            self.tensors,
+            self.elements_differ,
+            (self.change / scale) ** 0.5,
+            _cosine(self.other, self.product, self.change),
+            (length / scale) ** 0.5,
+            self.cosines,
+            self.sizes,
+            self.least,
+        )
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> float:
+    # Not a @ b: BLAS sends so short a sum to all threads, which on a busy machine took 30 to 600 ms instead of 3.
+    return float(np.einsum("i,i->", a, b))
+
+
+def _cosine(of_other: float, product: float, of_delta: float) -> float:
+    """The cosine of x and x + d from |x|^2, x d and |d|^2; 1 where one of them is 0."""
+    length = of_other + 2 * product + of_delta
+    return min(max((of_other + product) / (of_other * length) ** 0.5, -1.0), 1.0) if of_other > 0 and length > 0 else 1.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How models lie to one another.
+
+    ``likenesses`` are those of models to what they are compared with. ``duplicates`` are pairs that are nearly one model: two
+    models, what they are compared with, and by what share of their way from it they differ.
+    """
+
+    likenesses: tuple[Likeness, ...]
+    duplicates: tuple[tuple[str, str, str, float], ...] = ()
+
+
+def look(sources: Sequence[Source], places: Iterable[Place], least: int = LARGE) -> Comparison:
+    """Read a sample of tensors and say how the models lie to one another. The same reads every time, in order.
+
+    Matrices of ``least`` elements or more have a cosine.
+
+    Errors: those of reading; tensors with a NaN or an infinity are left to the merge, which names them.
+    """
+    tallies: dict[tuple[int, int], _Tally] = {}
+    apart: dict[tuple[int, int, int], list[float]] = {}
+    for place in places:
+        first, *rest = (_read(sources[m], place.name) for m in place.models)
+        with np.errstate(all="ignore"):
+            deltas = [values - first for values in rest]
+            if not np.isfinite([_dot(x, x) for x in (first, *deltas)]).all():
+                continue
+        is_large = is_matrix(sources[place.models[0]].tensors[place.name], least)
+        for model, delta in zip(place.models[1:], deltas, strict=True):
+            tallies.setdefault((place.models[0], model), _Tally(least)).add(place.name, first, delta, is_large)
+        for (a, one), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
+            sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
+            sums[0] += _dot(one - other, one - other)
+            sums[1] += max(_dot(one, one), _dot(other, other))
+    likenesses = [tally.likeness(sources[model].label, sources[other].label) for (other, model), tally in tallies.items()]
+    near = [(three, (d / way) ** 0.5) for three, (d, way) in apart.items() if way > 0 and d <= NEAR_DUPLICATE**2 * way]
+    labels = [s.label for s in sources]
+    return Comparison(tuple(likenesses), tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near))
+
+
+def judge(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
+    """Look at the models of a plan; gives it back with notes on those of which there is something to say.
+
+    Only values that are mixed are looked at: copies and layers put together from several models are as the recipe wants them.
+    Networks in memory are often small: where a ``caller`` has fewer than four large matrices and ``judges_small``, small ones count.
+    Errors: MismatchError for models that were not tuned from one base, unless the recipe says ``unrelated: allow``. The advice is in
+    the words of the ``caller``.
+    """
+    places = {}
+    for job in plan.jobs:
+        read = job.merged if job.base is None else (job.base, *job.inputs)
+        if (
+            job.kind in ("mix", "whole")
+            and job.elements
+            and len(read) > 1
+            and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)
+        ):
+            places[job.name] = Place(read[0].name, tuple(dict.fromkeys(i.model for i in read)))
+    matrices = [p for p in places.values() if is_matrix(_first(plan, p))]
+    least = LARGE
+    if caller.judges_small and len(matrices) < LEAST_TENSORS:
+        matrices, least = [p for p in places.values() if is_matrix(_first(plan, p), SMALL)], SMALL
+    comparison = look(plan.sources, spread(matrices or list(places.values()), TENSORS), least)
+    unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
+    if unrelated and plan.recipe.unrelated == "error":
+        raise MismatchError(*(_refusal(x, caller) for x in unrelated))
+    with_base = any(job.base is not None for job in plan.jobs)
+    return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
+
+
+def notes(comparison: Comparison, with_base: bool) -> list[str]:
+    """What is worth a line: models that are equal, nearly equal, far from the other, or not related."""
+    said = []
+    for x in comparison.likenesses:
+        looked = f"{x.tensors} tensors that were looked at"
+        if x.verdict == "equal":
+            end = "there is nothing to merge from it" if with_base else "they are one model, taken as two"
+            said.append(f"{x.model} equals {x.other} in all {looked}; {end}.")
+        elif x.verdict == "unrelated":
+            said.append(
+                f"{x.model} and {x.other} were not tuned from one base (cosine {x.cosine:.2f}); unrelated: allow merges them."
+            )
+        elif x.verdict == "far":
+            said.append(
+                f"{x.model} is far from {x.other}: cosine {x.cosine:.2f}, {x.length:.2f} times as long, in {looked}; "
+                "fine-tunes are nearly parallel. Make sure that they belong together."
+            )
+        elif x.uncorrelated:
+            said.append(
+                f"{x.model}: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at have nothing to do with those of "
+                f"{x.other}: {_named(x.uncorrelated)}. They were made anew; leave them out with a filter if that is not meant."
+            )
+    for a, b, other, share in comparison.duplicates:
+        how = (
+            "are equal where they were looked at"
+            if share == 0
+            else f"are nearly one model: {share:.1%} of their way from {other} apart"
+        )
+        said.append(f"{a} and {b} {how}; together they count twice.")
+    return said
+
+
+def is_matrix(tensor: Tensor, least: int = LARGE) -> bool:
+    """Has a tensor two dimensions or more, and elements enough for its cosine to say something?"""
+    return sum(n > 1 for n in tensor.shape) > 1 and tensor.elements >= least
+
+
+def _first(plan: Plan, place: Place) -> Tensor:
+    return plan.sources[place.models[0]].tensors[place.name]
+
+
+def spread(places: Sequence[Place], count: int) -> list[Place]:
+    """``count`` of them, evenly spread, the first and the last among them."""
+    if len(places) <= count:
+        return list(places)
+    return [places[i * (len(places) - 1) // (count - 1)] for i in range(count)]
+
+
+def _read(source: Source, name: str) -> np.ndarray:
+    """The elements in the middle of a tensor, as float64."""
+    tensor = source.tensors[name]
+    width, count = DTYPES[tensor.dtype].bytes, min(tensor.elements, SAMPLE)
+    raw = np.empty(count * width, np.uint8)
+    source.read_into(name, (tensor.elements - count) // 2 * width, memoryview(raw))
+    return decode(raw, tensor.dtype).astype(np.float64)
+
+
+def _refusal(x: Likeness, caller: Caller) -> str:
+    return (
+        f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at "
+        f"have nothing to do with one another: {_named(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
+        f"parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base"
+        f"{caller.report}, or {caller.allow}."
+    )
+
+
+def _named(cosines: Mapping[str, float]) -> str:
+    shown = [f"{name} (cosine {c:.2f})" for name, c in list(cosines.items())[:3]]
+    return ", ".join(shown) + (f" and {len(cosines) - 3} more" if len(cosines) > 3 else "")

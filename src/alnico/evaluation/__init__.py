@@ -1,0 +1,1 @@
+"""Scoring models on tasks: classification, perplexity, lm-evaluation-harness, and functions of the user."""

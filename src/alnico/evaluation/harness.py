@@ -1,0 +1,217 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, those in a folder of one's own among them."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from alnico.errors import AlnicoError, EvaluationError
+from alnico.evaluation.extras import import_extra, quiet_transformers
+from alnico.evaluation.tasks import Goal, Score, Subject, checked_value, evaluation_failed, pool
+
+
+class Harness:
+    """The mean of a metric over tasks of the harness (``lm_eval``), on the module and the tokenizer of a model.
+
+    ``tasks`` are the harness's names; ``include_path`` is a folder of YAML files that it reads as tasks, too. ``metric`` is one of
+    its names, as ``acc``, or with the filter, ``acc,none``. Where a task tells a number for each of its documents whose mean is the
+    metric, these are the examples; of several tasks or a metric that is no mean, an interval is not known.
+
+    Options:
+        num_fewshot: solved examples before each question; by default the task's own number.
+        limit: documents of each task that are scored, the first ones. With one task and a limit a search can take a part of them.
+        batch_size: requests in one pass of the model.
+        goal: max, or min where less is better.
+        weight: of the task in a mean over tasks.
+        is_packaged: take tasks only from the harness itself, and no file. A YAML file of a task is code: ``!function`` imports Python, and
+            its templates are not confined. Tasks whose metric the package evaluate would load are refused, too: such a metric is a Python
+            file of the hub, or of a folder of its name in the working directory.
+    Data sets of tasks come from the hub or files, as their YAML says; ``HF_HUB_OFFLINE=1`` keeps them to what the cache holds.
+    Source: Gao et al., https://github.com/EleutherAI/lm-evaluation-harness. Errors: EvaluationError; AlnicoError without lm_eval.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        tasks: Sequence[str],
+        metric: str,
+        *,
+        include_path: str | os.PathLike[str] | None = None,
+        num_fewshot: int | None = None,
+        limit: int | None = None,
+        batch_size: int = 8,
+        goal: Goal = "max",
+        weight: float = 1.0,
+        is_packaged: bool = False,
+    ) -> None:
+        self.name = name
+        self.goal: Goal = goal
+        self.weight = weight
+        self.size = limit if limit is not None and len(tasks) == 1 else 0
+        self._tasks = list(tasks)
+        self._metric = metric
+        self._include_path = None if include_path is None else os.fspath(include_path)
+        self._asked: dict[str, Any] = {"num_fewshot": num_fewshot, "bootstrap_iters": 0, "batch_size": batch_size}
+        self._limit = limit
+        self._is_packaged = is_packaged
+        self._manager: Any = None
+
+    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
+        """The metric on all documents, or on some of the first ``limit``."""
+        _check_datasets(self.name)
+        lm_eval = import_extra("lm_eval", self.name, "eval")
+        models = import_extra("lm_eval.models.huggingface", self.name, "eval")
+        where = f"{self.name}: {subject.label}"
+        module, tokenizer = subject.module("causal"), subject.tokenizer()
+        part: dict[str, Any] = {"limit": self._limit}
+        if examples is not None:
+            if not self.size:
+                raise EvaluationError(f"{self.name}: cannot be taken in part; expected one task and a limit. Give both.")
+            part = {"samples": {self._tasks[0]: sorted(examples)}}  # of another order the harness mixes up the numbers
+        with _quietly(), self._without_code() as refused:
+            try:
+                model = models.HFLM(
+                    pretrained=module,
+                    tokenizer=tokenizer,
+                    batch_size=self._asked["batch_size"],
+                    device=str(module.device),
+                    trust_remote_code=False,
+                )
+                found = lm_eval.simple_evaluate(
+                    model=model,
+                    tasks=self._tasks,
+                    task_manager=self._found_tasks(),
+                    confirm_run_unsafe_code=False,
+                    **self._asked,
+                    **part,
+                )
+            except EvaluationError:
+                raise
+            except (Exception, SystemExit) as error:
+                if refused:  # the harness makes another error of it
+                    raise refused[0] from None
+                raise evaluation_failed(where, error) from error
+        values = [self._value(found["results"], task, where) for task in self._tasks]
+        value = checked_value(sum(values) / len(values), where)
+        return Score(value, self._examples(found.get("samples") or {}, value, examples))
+
+    def pooled(self, scores: Sequence[Score]) -> Score:
+        """The metric on the documents of several scores, where it is their mean."""
+        return pool(scores)
+
+    def digests(self) -> frozenset[str]:
+        """The names of the tasks: their documents are the harness's."""
+        return frozenset(f"lm_eval:{task}" for task in self._tasks)
+
+    def _found_tasks(self) -> Any:
+        """The harness's tasks: of its own ones only where the folder does not have all that are asked for, as it has thousands."""
+        if self._manager is None:
+            manager = import_extra("lm_eval.tasks", self.name, "eval").TaskManager
+            if self._include_path is not None:
+                self._manager = manager(include_path=self._include_path, include_defaults=False)
+            if self._manager is None or not set(self._tasks) <= set(self._manager.all_tasks):
+                self._manager = manager(include_path=self._include_path)
+        strange = [task for task in self._tasks if self._is_packaged and task not in self._manager.task_index]
+        if strange:  # the harness takes it for the path of a file, and would run the code in it
+            raise EvaluationError(
+                f"{self.name}: the harness has no task {strange[0][:100]!r}; expected names from `lm-eval ls tasks`. "
+                "Check the name. For tasks of your own give include_path, and say --allow-code (in Python allow_code=True)."
+            )
+        return self._manager
+
+    @contextmanager
+    def _without_code(self) -> Iterator[list[EvaluationError]]:
+        """Keep ``evaluate.load`` from loading a metric, and gather what was refused."""
+        refused: list[EvaluationError] = []
+        if not self._is_packaged:
+            yield refused
+            return
+        loading = import_extra("evaluate.loading", self.name, "eval")
+
+        def refuse(path: object, *_: object, **__: object) -> None:
+            refused.append(
+                EvaluationError(
+                    f"{self.name}: a task of the harness loads the metric {str(path)[:100]!r} of the package evaluate, which is Python code of "
+                    f"the hub, or of a folder {str(path)[:100]!r} here; expected metrics of the harness itself. Choose another task; or say "
+                    "--allow-code (in Python allow_code=True) if you trust both."
+                )
+            )
+            raise refused[-1]
+
+        factory = loading.evaluation_module_factory
+        loading.evaluation_module_factory = refuse
+        try:
+            yield refused
+        finally:
+            loading.evaluation_module_factory = factory
+
+    def _value(self, results: Mapping[str, Mapping[str, Any]], task: str, where: str) -> float:
+        of_task = results.get(task, {})
+        named = [key for key in of_task if self._metric in (key, key.partition(",")[0])]
+        if not named:
+            metrics = sorted({key for key in of_task if "," in key and "_stderr" not in key})
+            raise EvaluationError(
+                f"{where}: {task} has no metric {self._metric!r}; found {', '.join(metrics) or 'none'}. Choose one of these."
+            )
+        if len(named) > 1:
+            raise EvaluationError(
+                f"{where}: {task} has {self._metric!r} by {len(named)} filters; expected one of {', '.join(named)}."
+            )
+        return checked_value(of_task[named[0]], f"{where}: {task}")
+
+    def _examples(
+        self, samples: Mapping[str, Sequence[Mapping[str, Any]]], value: float, asked: Sequence[int] | None
+    ) -> np.ndarray | None:
+        """What each document contributed, in the order asked; None where that is not told, or their mean is not the value."""
+        name, _, chosen = self._metric.partition(",")
+        documents = [d for d in samples.get(self._tasks[0], ()) if not chosen or d.get("filter", chosen) == chosen]
+        by_document = {d["doc_id"]: d.get(name) for d in documents}
+        told = [by_document.get(i) for i in (sorted(by_document) if asked is None else asked)]
+        if len(self._tasks) > 1 or not told or not all(isinstance(number, int | float) for number in told):
+            return None
+        examples = np.array(told, np.float64)
+        return examples if abs(examples.mean() - value) < 1e-9 else None
+
+
+def is_file_of_a_task(name: object) -> bool:
+    """Would the harness read a file for this name?
+
+    >>> is_file_of_a_task("./mine.yaml"), is_file_of_a_task("arc_easy")
+    (True, False)
+    """
+    return isinstance(name, str) and (
+        "/" in name or "\\" in name or name.endswith((".yaml", ".yml", ".py")) or name.startswith("~")
+    )
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """The harness without its bars and notes."""
+    import logging
+
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with quiet_transformers(), redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def _check_datasets(name: str) -> None:
+    """Refuse versions of datasets that run the scripts of data sets, whatever the task. Errors: AlnicoError."""
+    try:
+        found = version("datasets")
+    except PackageNotFoundError:  # lm_eval's own import says so
+        return
+    major = found.partition(".")[0]
+    if not major.isdecimal() or int(major) < 4:
+        raise AlnicoError(
+            f"{name}: datasets {found} runs scripts of data sets; expected 4 or later. Run: pip install --upgrade 'datasets>=4'"
+        )

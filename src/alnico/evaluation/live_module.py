@@ -1,0 +1,86 @@
+"""A transformers module whose tensors are those of a merge in memory: the next merge in the same memory changes it in place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from alnico.evaluation.loading import load_state
+from alnico.evaluation.tasks import Kind
+
+FOLLOWED = (torch.bfloat16, torch.float16)
+"""Dtypes whose values a float32 parameter takes over while they are made: nothing is read again, and every thread takes part."""
+
+
+class BoundModule:
+    """A module of a ``kind``, made once from a config and a state, whose values are then kept up with the state's memory.
+
+    Parameters and buffers of the state's dtype and layout are its tensors themselves. Of others (a merge in bfloat16 is scored in
+    float32) ``followers`` has the memory, by the names of the state, for whoever makes the next merge to fill; what cannot be filled so is
+    copied by :meth:`follow`. Names are those of the module, with or without the prefix of its base model. Where
+    transformers makes one tensor of several, or turns one, ``follow`` loads the whole state anew. Errors: ModelError, for tensors that
+    the state lacks.
+    """
+
+    def __init__(self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], kind: Kind, label: str) -> None:
+        self._config = config
+        self._state = state
+        self._kind = kind
+        self._label = label
+        self.module, missing = load_state(config, state, kind, label)
+        self.followers: dict[str, list[np.ndarray]] = {}
+        self._copied: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._is_converted = False
+        self._bind(missing)
+
+    def follow(self) -> None:
+        """Take over what the state's memory holds now."""
+        with torch.no_grad():
+            if self._is_converted:
+                fresh, _ = load_state(self._config, self._state, self._kind, self._label)
+                for own, new in zip(_tensors(self.module).values(), _tensors(fresh).values(), strict=True):
+                    own.copy_(new)
+            for own, new in self._copied:
+                own.copy_(new)
+
+    def _bind(self, missing: frozenset[str]) -> None:
+        saved = dict(self.module.state_dict(keep_vars=True))
+        bound: dict[int, str] = {}
+        for name, own in saved.items():
+            found = _named(name, self._state, self.module.base_model_prefix)
+            new = self._state.get(found)
+            if id(own) in bound or name in missing or not isinstance(own, torch.Tensor):
+                continue
+            # A tied tensor has two names, and the state may have either or both: what was loaded says which it is.
+            if new is not None and new.shape == own.shape and torch.equal(own.detach(), new.to(own.dtype)):
+                bound[id(own)] = found
+        unbound = [
+            own for name, own in saved.items() if id(own) not in bound and name not in missing and isinstance(own, torch.Tensor)
+        ]
+        if unbound:
+            self._is_converted = True
+            return
+        for own in {id(own): own for own in saved.values()}.values():
+            if id(own) not in bound:
+                continue
+            name = bound[id(own)]
+            new = self._state[name]
+            if own.dtype == new.dtype:
+                own.data = new
+            elif own.dtype == torch.float32 and new.dtype in FOLLOWED and own.is_contiguous():
+                self.followers.setdefault(name, []).append(own.data.reshape(-1).numpy())
+            else:
+                self._copied.append((own.data, new))
+
+
+def _named(name: str, state: Mapping[str, torch.Tensor], prefix: str) -> str:
+    """What the state calls a tensor of the module; its own name if it has none."""
+    names = (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}."))
+    return next((n for n in names if n in state), name)
+
+
+def _tensors(module: Any) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in module.state_dict().items() if isinstance(value, torch.Tensor)}

@@ -1,0 +1,227 @@
+"""Models as tasks see them: checkpoints on disk, loaded when a task first asks; and modules in memory."""
+
+from __future__ import annotations
+
+import copy
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.memory_model import unwrapped
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.reference import is_path, split_adapter
+from alnico.checkpoint.sidecars import check_kinds
+from alnico.engine.fetch import fetch_weights
+from alnico.engine.run import run_plan
+from alnico.engine.stages import close
+from alnico.errors import EvaluationError, ModelError
+from alnico.evaluation.extras import quiet_transformers
+from alnico.evaluation.loading import article, first_line, load_module, load_tokenizer, refuse_not_finite, torch_state
+from alnico.evaluation.tasks import Kind, Subject
+from alnico.folders import temporary_files
+from alnico.plan.build import build_plan
+from alnico.recipe.load import load_recipe
+
+
+def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False) -> Subject:
+    """Open a transformers checkpoint to be scored: a directory, a model of the hub, which is fetched, or ``base+adapter``, which is
+    folded into a checkpoint among the system's temporary files, for as long as this lives.
+
+    Modules are loaded when they are first asked for, in float32, and kept. No code of a model is run. With ``may_be_plain`` weights alone
+    do: a file, or a folder without a config, for tasks that are functions of one's own. Errors: ModelError, HubError.
+    """
+    label = os.fspath(reference)
+    path = Path(os.path.expanduser(label))
+    if may_be_plain and (path.is_file() or (path.is_dir() and not (path / "config.json").is_file())):
+        return _Plain(label, offline)
+    if not path.is_dir() and split_adapter(label, is_path) is not None:
+        folder = _folded(label, offline)
+        subject = _Checkpoint(label, folder / "model")
+        weakref.finalize(subject, shutil.rmtree, folder, ignore_errors=True)
+        return subject
+    if not path.is_dir():
+        path = _fetched(label, offline)
+    check_kinds(path)
+    if not (path / "config.json").is_file():
+        if (path / "adapter_config.json").is_file():
+            raise ModelError(f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{label}.")
+        raise ModelError(f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one.")
+    return _Checkpoint(label, path)
+
+
+def _folded(label: str, offline: bool) -> Path:
+    """Write a base with its adapters as a checkpoint; returns the folder that it lies in."""
+    with temporary_files():
+        folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+    try:
+        plan = build_plan(load_recipe({"merge_method": "passthrough", "models": [label]}), offline=offline)
+        try:
+            fetch_weights(plan)
+            run_plan(plan, folder / "model")
+        finally:
+            close([plan])
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
+
+
+def _fetched(label: str, offline: bool) -> Path:
+    with closing(open_model(label, offline=offline)) as model:
+        if not isinstance(model, FileModel) or model.directory is None:
+            raise ModelError(
+                f"{label}: is no directory; tasks score transformers checkpoints. Make one of it with `alnico merge` first."
+            )
+        model.fetch(model.absent(list(model.tensors), True))
+        return model.directory
+
+
+class _Checkpoint:
+    """A directory that transformers can load."""
+
+    def __init__(self, label: str, directory: Path) -> None:
+        self.label = label
+        self.directory = directory
+        self._modules: dict[Kind, Any] = {}
+        self._tokenizer: Any = None
+
+    def module(self, kind: Kind) -> Any:
+        if kind not in self._modules:
+            self._modules[kind] = load_module(self.directory, kind, self.label)
+        return self._modules[kind]
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            self._tokenizer = load_tokenizer(self.directory, self.label)
+        return self._tokenizer
+
+    def state(self) -> dict[str, Any]:
+        """The tensors by name, as they are stored: torch tensors on the CPU."""
+        with closing(open_model(self.directory)) as model:
+            return torch_state(model)
+
+
+class _Plain:
+    """Weights without a config: a file, or a folder of them. It is to tasks what a merge in memory of it alone is."""
+
+    def __init__(self, label: str, offline: bool) -> None:
+        self.label = label
+        self._offline = offline
+        self._made: Any = None
+        open_model(label, offline=offline).close()  # what is no model is told before the first task
+
+    @property
+    def directory(self) -> Path:
+        """A folder with the weights as safetensors, and what lies beside them; it is made when first asked for."""
+        found: Path = self._candidate().directory
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """The tensors by name: torch tensors on the CPU."""
+        found: dict[str, Any] = self._candidate().state()
+        return found
+
+    def module(self, kind: Kind) -> Any:
+        raise ModelError(
+            f"{self.label}: has no config.json, and the task needs {article(kind)}; expected a transformers checkpoint. Give the directory of "
+            "one, or a task of your own function with a parameter called path or model_dir, which gets a folder with the weights."
+        )
+
+    def tokenizer(self) -> Any:
+        raise ModelError(
+            f"{self.label}: has no config.json; a task of texts needs a transformers checkpoint. Give the directory of one."
+        )
+
+    def _candidate(self) -> Any:
+        if self._made is None:
+            from alnico.evaluation.candidates import Candidates
+            from alnico.recipe.load import load_recipe
+
+            candidates = Candidates([self.label], offline=self._offline)
+            weakref.finalize(self, candidates.close)
+            self._made = candidates.make(load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label)
+        return self._made
+
+
+class ModuleSubject:
+    """A transformers module in memory as tasks see it, or one module for each kind.
+
+    ``module`` is what tasks call; the encoder of a model with a head is its ``base_model``. A mapping of ``encoder``, ``classifier``
+    and ``causal`` to modules says it outright, and so does a module that is none of transformers': it is given for any kind. Modules inside
+    of ``torch.compile`` and ``DataParallel`` are taken out. A module of PEFT is folded into a copy, once, when this is made: the names are then those of
+    its base. Modules must be in evaluation mode. ``directory`` writes the module and the tokenizer once, when first asked, and keeps them as
+    long as this lives.
+    """
+
+    def __init__(self, label: str, module: Any, tokenizer: Any = None) -> None:
+        self.label = label
+        if isinstance(module, Mapping):
+            self._module: Any = {kind: _plain(label, one) for kind, one in module.items()}
+        else:
+            self._module = _plain(label, module)
+        self._tokenizer = tokenizer
+        self._folder: Path | None = None
+        self._checked: set[int] = set()
+
+    @property
+    def directory(self) -> Path:
+        if self._folder is None:
+            module = next(iter(self._module.values())) if isinstance(self._module, Mapping) else self._module
+            if not hasattr(module, "save_pretrained"):
+                raise EvaluationError(
+                    f"{self.label}: {type(module).__name__} cannot be written as a checkpoint; expected a module of transformers. "
+                    "Give one, or a task that takes the module."
+                )
+            with temporary_files():
+                self._folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+            with quiet_transformers():
+                module.save_pretrained(self._folder)
+                if self._tokenizer is not None:
+                    self._tokenizer.save_pretrained(self._folder)
+        return self._folder
+
+    def module(self, kind: Kind) -> Any:
+        found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
+        if found is None:
+            raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {article(kind)}. Give a module that is one.")
+        if id(found) not in self._checked and hasattr(found, "named_parameters"):
+            refuse_not_finite(found, self.label)
+            self._checked.add(id(found))
+        return found
+
+    def tokenizer(self) -> Any:
+        if self._tokenizer is None:
+            raise EvaluationError(f"{self.label}: has no tokenizer; a task of texts needs one. Give it with the module.")
+        return self._tokenizer
+
+
+def _plain(label: str, module: Any) -> Any:
+    """A module without wrappers, and with its adapters folded. Errors: EvaluationError for adapters that cannot be."""
+    inner = unwrapped(module)
+    if not hasattr(inner, "peft_config") or not hasattr(inner, "get_base_model"):
+        return inner
+    try:
+        return copy.deepcopy(inner).merge_and_unload()
+    except (AttributeError, ValueError, NotImplementedError) as error:
+        raise EvaluationError(
+            f"{label}: its adapter cannot be folded into its base ({first_line(error)}); expected one that can, as LoRA. "
+            "Give the module that it changes."
+        ) from None
+
+
+def _part(module: Any, kind: Kind) -> Any:
+    """The part of a module that is of a kind; None where there is none."""
+    name = type(module).__name__
+    if not hasattr(module, "base_model"):
+        return module
+    if kind == "encoder":
+        return module.base_model
+    words = ("Classification",) if kind == "classifier" else ("CausalLM", "LMHead")
+    return module if any(word in name for word in words) else None

@@ -1,0 +1,277 @@
+"""Scores of models on tasks with their uncertainty: intervals, paired differences, and what merges kept of specialists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import xxhash
+
+from alnico.analysis.common_tensors import short_names
+from alnico.analysis.results import AnalysedModel
+from alnico.analysis.scores import Accuracy, Estimate, accuracies
+from alnico.errors import EvaluationError
+from alnico.evaluation.tasks import Goal, Score, Subject, Task
+
+LEVEL = 0.95
+"""Of all intervals."""
+
+DRAWS = 2000
+
+MOST_DRAWN = 4_000_000
+"""Indices drawn at once."""
+
+Role = Literal["base", "model", "merged"]
+Scores = Mapping[str, Score]
+"""Of one model: task to score."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A task of a scorecard; ``examples`` is 0 where it does not tell what its examples contributed."""
+
+    name: str
+    goal: Goal
+    weight: float
+    examples: int
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """A model's scores by task, and their mean over the tasks where more is better; None where there are none."""
+
+    name: str
+    reference: str
+    role: Role
+    scores: Mapping[str, Estimate]
+    mean: Estimate | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Scores of ``model`` less those of ``other``, by task and on the mean, with the intervals of the paired difference."""
+
+    model: str
+    other: str
+    scores: Mapping[str, Estimate]
+    mean: Estimate | None
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """Scores of models on tasks.
+
+    Intervals (95 %) are percentiles of a bootstrap: examples are drawn anew with replacement within each task, the same for all
+    models, so that differences are paired. Tasks themselves are not drawn: intervals say what other examples of these tasks would
+    give, not what other tasks would. ``mean`` is over the tasks where more is better, by their weights. ``differences`` are of each
+    merged model to all others, or without merged models of each model to the base. ``kept`` says, for each merged model, what share
+    of the best parent's score it has, and of that parent's gain over the base.
+    """
+
+    tasks: tuple[Measured, ...]
+    models: tuple[ModelScores, ...]
+    differences: tuple[Difference, ...]
+    kept: Mapping[str, tuple[Accuracy, ...]]
+    draws: int
+    seed: int
+
+    def data(self) -> dict[str, Any]:
+        """The scorecard as JSON can hold it; ``alnico compare --scores`` reads it."""
+        return {
+            "tasks": [asdict(task) for task in self.tasks],
+            "models": [
+                {"name": m.name, "reference": m.reference, "role": m.role, **_estimates(m.scores, m.mean)} for m in self.models
+            ],
+            "differences": [{"model": d.model, "other": d.other, **_estimates(d.scores, d.mean)} for d in self.differences],
+            "kept": {model: [asdict(kept) for kept in of_tasks] for model, of_tasks in self.kept.items()},
+            "bootstrap": {"level": LEVEL, "draws": self.draws, "seed": self.seed},
+        }
+
+
+def evaluate(
+    subjects: Iterable[Subject],
+    tasks: Sequence[Task],
+    *,
+    base: str | None = None,
+    merged: Collection[str] = (),
+    draws: int = DRAWS,
+    seed: int = 0,
+    watch: Callable[[str, str, Score], None] | None = None,
+) -> Scorecard:
+    """Score models on all examples of tasks. ``base`` and ``merged`` are labels of subjects; all others are parents.
+
+    Each subject is let go before the next is taken. ``watch`` is told label, task and score as they come.
+    Errors: EvaluationError, ModelError.
+    """
+    found: dict[str, dict[str, Score]] = {}
+    for subject in subjects:
+        check_once([*found, subject.label])
+        scores = found[subject.label] = {}
+        for task in tasks:
+            scores[task.name] = task.evaluate(subject)
+            if watch is not None:
+                watch(subject.label, task.name, scores[task.name])
+    return scorecard(found, tasks, base=base, merged=merged, draws=draws, seed=seed)
+
+
+def check_once(labels: Sequence[str]) -> None:
+    """Refuse a model that is given twice. Errors: EvaluationError."""
+    twice = next((label for label in labels if labels.count(label) > 1), None)
+    if twice is not None:
+        raise EvaluationError(f"{twice}: is given twice; expected models that differ. Leave one out.")
+
+
+def scorecard(
+    scores: Mapping[str, Scores],
+    tasks: Sequence[Task],
+    *,
+    base: str | None = None,
+    merged: Collection[str] = (),
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Scorecard:
+    """Make the scorecard of scores that are there: label to task to score. Arguments as for :func:`evaluate`."""
+    if not tasks or not scores:
+        raise EvaluationError(f"there are no {'models' if tasks else 'tasks'} to score; expected one at least. Give some.")
+    labels = list(scores)
+    for label in (*merged, *([base] if base is not None else [])):
+        if label not in scores:
+            raise EvaluationError(f"{label}: has no scores; expected one of {', '.join(labels)}. Score it, too.")
+    if base in merged:
+        raise EvaluationError(f"{base}: is the base and a merge of its own; expected one of both. Leave it out of one.")
+    names = dict(zip(labels, short_names(labels), strict=True))
+    drawn = _Drawn(scores, tasks, draws, seed)
+    roles: dict[str, Role] = {label: "base" if label == base else "merged" if label in merged else "model" for label in labels}
+    models = tuple(ModelScores(names[label], label, roles[label], *drawn.scores(label)) for label in labels)
+    if merged:
+        pairs = [(one, other) for one in labels if one in merged for other in labels if roles[other] != "merged"]
+    else:
+        pairs = [(label, base) for label in labels if base not in (None, label)]
+    differences = tuple(Difference(names[one], names[other], *drawn.differences(one, other)) for one, other in pairs if other)
+    kept = {names[one]: _kept(one, scores, names, roles, tasks, base) for one in labels if one in merged}
+    measured = tuple(Measured(t.name, t.goal, t.weight, drawn.examples(t.name)) for t in tasks)
+    return Scorecard(measured, models, differences, {name: found for name, found in kept.items() if found}, draws, seed)
+
+
+def interval(score: Score, task: str = "", *, draws: int = DRAWS, seed: int = 0) -> Estimate:
+    """A score with its interval; without one where its examples are not known. ``task`` and ``seed`` choose the draws.
+
+    >>> import numpy as np
+    >>> found = interval(Score(0.5, np.arange(100) % 2.0))
+    >>> round(found.low, 1), round(found.high, 1)
+    (0.4, 0.6)
+    """
+    values = _resampled([score], task, draws, seed)
+    return _estimate(score.value, None if values is None else values[0])
+
+
+def paired(a: Scores, b: Scores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0) -> Difference:
+    """What model a has more than model b, on each task and on the mean: the examples drawn are the same for both."""
+    drawn = _Drawn({"a": a, "b": b}, tasks, draws, seed)
+    return Difference("a", "b", *drawn.differences("a", "b"))
+
+
+def mean_score(scores: Scores, tasks: Sequence[Task]) -> float | None:
+    """The mean over the tasks where more is better, by their weights; None where there are none."""
+    chosen = [task for task in tasks if task.goal == "max"]
+    total = sum(task.weight for task in chosen)
+    return sum(task.weight * scores[task.name].value for task in chosen) / total if chosen else None
+
+
+class _Drawn:
+    """Scores with what they are on the draws of a bootstrap, (draws,) for each task and model; None where examples are not known."""
+
+    def __init__(self, scores: Mapping[str, Scores], tasks: Sequence[Task], draws: int, seed: int) -> None:
+        self._scores = scores
+        self._tasks = tasks
+        self._values: dict[str, dict[str, np.ndarray | None]] = {}
+        for task in tasks:
+            of_task = [of_model[task.name] for of_model in scores.values()]
+            values = _resampled(of_task, task.name, draws, seed)
+            self._values[task.name] = dict.fromkeys(scores) if values is None else dict(zip(scores, values, strict=True))
+
+    def examples(self, task: str) -> int:
+        examples = next(iter(self._scores.values()))[task].examples
+        return 0 if examples is None else len(examples)
+
+    def scores(self, label: str) -> tuple[Mapping[str, Estimate], Estimate | None]:
+        values = {t.name: _estimate(self._scores[label][t.name].value, self._values[t.name][label]) for t in self._tasks}
+        mean = mean_score(self._scores[label], self._tasks)
+        return values, None if mean is None else _estimate(mean, self._mean(label))
+
+    def differences(self, one: str, other: str) -> tuple[Mapping[str, Estimate], Estimate | None]:
+        found = {}
+        for task in self._tasks:
+            value = self._scores[one][task.name].value - self._scores[other][task.name].value
+            found[task.name] = _estimate(value, _less(self._values[task.name][one], self._values[task.name][other]))
+        means = [mean_score(self._scores[label], self._tasks) for label in (one, other)]
+        if means[0] is None or means[1] is None:
+            return found, None
+        return found, _estimate(means[0] - means[1], _less(self._mean(one), self._mean(other)))
+
+    def _mean(self, label: str) -> np.ndarray | None:
+        total, weights = np.zeros(1), 0.0
+        for task in self._tasks:
+            values = self._values[task.name][label]
+            if task.goal != "max":
+                continue
+            if values is None:
+                return None
+            total, weights = total + task.weight * values, weights + task.weight
+        return total / weights if weights else None
+
+
+def _less(one: np.ndarray | None, other: np.ndarray | None) -> np.ndarray | None:
+    return None if one is None or other is None else one - other
+
+
+def _resampled(scores: Sequence[Score], task: str, draws: int, seed: int) -> np.ndarray | None:
+    """Scores of one task on examples drawn anew, (scores, draws): the same examples for all of them."""
+    known = [score.examples for score in scores if score.examples is not None]
+    if len(known) < len(scores):
+        return None
+    if len({len(examples) for examples in known}) > 1:
+        raise EvaluationError(
+            f"{task}: models have {' and '.join(str(len(e)) for e in known[:2])} examples; expected the same ones for all. Score all on the same data."
+        )
+    examples = np.stack(known).astype(np.float64)
+    count = examples.shape[1]
+    random = np.random.default_rng([seed, xxhash.xxh64_intdigest(task.encode())])
+    means = np.empty((len(scores), draws))
+    for begin in range(0, draws, step := max(1, MOST_DRAWN // count)):
+        size = min(step, draws - begin)
+        indices = random.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        times = np.bincount(indices.ravel(), minlength=size * count).reshape(size, count)
+        means[:, begin : begin + size] = examples @ times.T.astype(np.float64) / count
+    return np.exp(means) if scores[0].link == "exp" else means
+
+
+def _estimate(value: float, drawn: np.ndarray | None) -> Estimate:
+    if drawn is None:
+        return Estimate(value)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(value, float(low), float(high))
+
+
+def _kept(
+    one: str,
+    scores: Mapping[str, Scores],
+    names: Mapping[str, str],
+    roles: Mapping[str, Role],
+    tasks: Sequence[Task],
+    base: str | None,
+) -> tuple[Accuracy, ...]:
+    """What a merged model kept of the best parent, on tasks where more is better."""
+    known = {label: AnalysedModel(names[label], label) for label in scores}
+    parents = [label for label in scores if roles[label] == "model"]
+    compared = [one, *parents, *([base] if base is not None else [])]
+    table = {t.name: {label: scores[label][t.name].value for label in compared} for t in tasks if t.goal == "max"}
+    if not parents:
+        return ()
+    return accuracies(table, [known[p] for p in parents], known[one], None if base is None else known[base])
+
+
+def _estimates(scores: Mapping[str, Estimate], mean: Estimate | None) -> dict[str, Any]:
+    return {"scores": {task: estimate.data() for task, estimate in scores.items()}, "mean": None if mean is None else mean.data()}

@@ -1,0 +1,131 @@
+"""A scorecard as files: its numbers as JSON and, with the extra [report], a page with bars, a radar and tables."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from alnico._version import __version__
+from alnico.analysis.page import Section, cell, escaped, has_report, name, number, page, percent, table
+from alnico.analysis.score_section import score_section
+from alnico.analysis.scores import Estimate
+from alnico.checkpoint.output_path import check_writable
+from alnico.checkpoint.overwrite import is_evaluation
+from alnico.errors import OutputError
+from alnico.evaluation.scorecard import Scorecard
+from alnico.folders import write_new
+
+DATA = "evaluation.json"
+PAGE = "report.html"
+
+
+def scorecard_folder(out: str | os.PathLike[str]) -> Path:
+    """Make the folder of an evaluation's report. An older evaluation in it is replaced; a folder of other things is an error.
+
+    Errors: OutputError.
+    """
+    folder = Path(out)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; expected a folder for the evaluation. Choose another name.")
+        if folder.is_dir() and any(folder.iterdir()) and not is_evaluation(folder / DATA):
+            raise OutputError(f"{folder}: holds other things than an evaluation. Choose a new folder, or empty it.")
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+    return folder
+
+
+def write_scorecard(card: Scorecard, folder: Path) -> None:
+    """Write ``evaluation.json`` and, with the extra [report], ``report.html``. Errors: OutputError."""
+    try:
+        write_new(folder / DATA, json.dumps(card.data(), indent=1))
+        if has_report():
+            write_new(folder / PAGE, _page(card).encode("utf-8", "replace").decode("utf-8"))
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+        ) from None
+
+
+def scorecard_sections(card: Scorecard) -> list[Section]:
+    """The scorecard as parts of a page: bars and a radar, all scores, differences, what merges kept."""
+    more = [task.name for task in card.tasks if task.goal == "max"]
+    scores = {task: {m.name: m.scores[task] for m in card.models} for task in more}
+    return [
+        *([score_section(scores)] if scores else []),
+        _table(card),
+        *([_differences(card)] if card.differences else []),
+        *([_kept(card)] if card.kept else []),
+    ]
+
+
+def _page(card: Scorecard) -> str:
+    examples = [str(task.examples) for task in card.tasks if task.examples]
+    facts = [
+        ("Models", str(len(card.models))),
+        ("Tasks", str(len(card.tasks))),
+        ("Examples", ", ".join(examples) or "not told"),
+        ("Bootstrap", f"{card.draws} draws, seed {card.seed}"),
+    ]
+    title = card.models[0].name if len(card.models) == 1 else f"{len(card.models)} models on {len(card.tasks)} tasks"
+    return page(
+        title,
+        "alnico evaluation",
+        facts,
+        scorecard_sections(card),
+        f"Made by alnico {__version__}. The same numbers are in {DATA} beside this page.",
+    )
+
+
+def _table(card: Scorecard) -> Section:
+    rows = [
+        f"<tr><td>{name(m.name)}</td><td>{m.role}</td>{_cell(m.mean)}{''.join(_cell(m.scores[t.name]) for t in card.tasks)}</tr>\n"
+        for m in card.models
+    ]
+    columns = [("model", "text"), ("role", "text"), ("mean", "number"), *((_heading(card, t.name), "number") for t in card.tasks)]
+    words = "Scores with their 95 % intervals. The mean is over the tasks where more is better, by their weights."
+    return Section("table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True))
+
+
+def _heading(card: Scorecard, task: str) -> str:
+    return task + next(" (less is better)" if t.goal == "min" else "" for t in card.tasks if t.name == task)
+
+
+def _differences(card: Scorecard) -> Section:
+    rows = [
+        f"<tr><td>{name(d.model)}</td><td>{name(d.other)}</td>{_cell(d.mean, signed=True)}"
+        f"{''.join(_cell(d.scores[t.name], signed=True) for t in card.tasks)}</tr>\n"
+        for d in card.differences
+    ]
+    columns = [("model", "text"), ("less", "text"), ("mean", "number"), *((_heading(card, t.name), "number") for t in card.tasks)]
+    words = "Paired: both models on the same examples, drawn anew together. Where the interval leaves out 0, other examples would hardly turn the sign."
+    return Section("differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True))
+
+
+def _kept(card: Scorecard) -> Section:
+    rows = [
+        f"<tr><td>{name(model)}</td><td>{escaped(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
+        f"{cell(number(k.of_best), k.of_best)}{cell(percent(k.kept), k.kept)}{cell(percent(k.gain_kept), k.gain_kept)}</tr>\n"
+        for model, of_tasks in card.kept.items()
+        for k in of_tasks
+    ]
+    columns = [
+        ("merge", "text"), ("task", "text"), ("score", "number"), ("best parent", "text"), ("its score", "number"), ("kept", "number"),
+        ("of its gain", "number"),
+    ]  # fmt: skip
+    words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after the base's score is taken from both."
+    return Section("kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True))
+
+
+def _cell(estimate: Estimate | None, *, signed: bool = False) -> str:
+    if estimate is None:
+        return '<td class="none">–</td>'
+    shown = [
+        f"{'+' if signed and value > 0 else ''}{number(value)}"
+        for value in (estimate.value, estimate.low, estimate.high)
+        if value is not None
+    ]
+    return cell(shown[0] if len(shown) < 3 else f"{shown[0]} [{shown[1]}, {shown[2]}]", estimate.value)

@@ -1,0 +1,384 @@
+"""Tasks as a YAML file lists them: strict, with the line of every mistake, all mistakes together.
+
+Every task has a ``name`` and a ``type``, and may have a ``weight`` in the mean (default 1). Paths are relative to the file.
+
+    tasks:
+      - name: reuters
+        type: classification
+        data: r8.valid.jsonl     # or .csv with a header, or .npz with arrays images (n, channels, height, width) and labels
+        text: text               # field or column of the text, and of the label; `label: null` for examples without labels
+        label: label
+        head: names              # frozen head of label-name embeddings; by default own: the checkpoint's classifier
+        labels: {earn: company earnings, acq: company acquisition}   # class to its words, in order; or a list; own head: by default id2label
+        encoder: base            # with head: names, the model that embeds the names: the base of the merges
+        pooling: mean            # or cls, the first token
+        logit_scale: 20
+        max_length: 128
+        batch_size: 32
+        limit: 500               # the first examples; all by default
+        precision: float32       # or bfloat16
+      - {name: wiki, type: perplexity, data: wiki.txt, window: 512, stride: 512, limit: 64, batch_size: 4, precision: float32}
+      - {name: mine, type: call, function: "scoring:accuracy", kind: encoder, metric: accuracy, goal: max}   # needs allow_code
+      - {name: arc, type: lm_eval, tasks: [arc_easy], metric: "acc,none", include_path: ., num_fewshot: 0, limit: 200, batch_size: 8}
+
+A task that runs code of whoever wrote the file (``type: call``, ``include_path``, a file among the harness's ``tasks``) is read only with
+``allow_code``, which the caller gives and the file cannot.
+
+See :class:`alnico.evaluation.classification.Classification`, :class:`alnico.evaluation.perplexity.Perplexity`, :class:`alnico.evaluation.user_function.Call` and
+:class:`alnico.evaluation.harness.Harness`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from alnico.checkpoint.files import reading_named
+from alnico.errors import AlnicoError, EvaluationError, RecipeError
+from alnico.evaluation.classification import Classification
+from alnico.evaluation.examples import read_examples, read_text
+from alnico.evaluation.harness import Harness, is_file_of_a_task
+from alnico.evaluation.loaded_model import open_subject
+from alnico.evaluation.perplexity import Perplexity
+from alnico.evaluation.tasks import Subject, Task
+from alnico.evaluation.user_function import Call, find_function
+from alnico.recipe import scalars
+from alnico.recipe.nodes import Node, Reading, compose, plain
+
+MAX_BYTES = 1_000_000
+EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
+
+
+def read_tasks(
+    source: str | os.PathLike[str] | Mapping[str, Any], folder: str | os.PathLike[str] = ".", *, allow_code: bool = False
+) -> tuple[Task, ...]:
+    """Read the tasks of a YAML file, or of a mapping that says the same; their data is read and checked, no model is loaded.
+
+    Paths are relative to the file, of a mapping to ``folder``. Without ``allow_code`` a task that would run code is a mistake, and none of it
+    is run. Errors: EvaluationError, with a line for every mistake in the file.
+    """
+    if isinstance(source, Mapping):
+        try:
+            text, name = yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "tasks"
+        except RecipeError as error:
+            raise EvaluationError(*(line.replace("recipe:", "tasks:", 1) for line in error.args)) from None
+        reading = Reading(name, has_lines=False)
+    else:
+        name, folder = os.fsdecode(source), Path(source).parent
+        text, reading = _text(name), Reading(name)
+    reading.expected = EXPECTED
+    documents = compose(text, reading)
+    if len(documents) > 1:
+        reading.wrong(
+            documents[1].root.line, "a second document begins; expected one list of tasks. Put it into a file of its own."
+        )
+    found = _tasks(documents[0].root, Path(folder), reading, allow_code) if documents and not reading.is_broken else []
+    if reading.mistakes:
+        raise EvaluationError(*reading.error().args)
+    return tuple(found)
+
+
+def _text(name: str) -> str:
+    try:
+        with reading_named(name) as file:
+            data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise EvaluationError(
+                f"{name}: is larger than {MAX_BYTES} bytes; expected a list of tasks. Give the YAML file of the tasks."
+            )
+        return data.decode("utf-8")
+    except OSError as error:
+        raise EvaluationError(f"{name}: cannot be read ({error.strerror}). Check the path of the tasks.") from None
+    except UnicodeDecodeError:
+        raise EvaluationError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks.") from None
+
+
+def _tasks(root: Node, folder: Path, reading: Reading, allow_code: bool) -> list[Task]:
+    keys = scalars.mapping(root, "the file", ("tasks",), EXPECTED, reading)
+    listed = keys.get("tasks")
+    if listed is None or not isinstance(listed.value, list) or not listed.value:
+        what = "missing" if listed is None else "an empty list" if listed.value == [] else listed.kind
+        if isinstance(root.value, dict):
+            reading.wrong(root.line if listed is None else listed.line, f"tasks is {what}; expected {EXPECTED}.")
+        return []
+    found: list[Task] = []
+    names: dict[str, int] = {}
+    subjects: dict[str, Subject] = {}
+    for index, node in enumerate(listed.value):
+        if not isinstance(node.value, dict):
+            reading.wrong(
+                node.line,
+                f"tasks[{index}] is {node.kind}; expected a mapping such as {{name: news, type: classification, data: news.jsonl}}.",
+            )
+            continue
+        entry = _Entry(node, f"tasks[{index}]", folder, reading, subjects, allow_code)
+        name = entry.text("name", None)
+        if name is not None and name in names:
+            reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.")
+        kind = entry.choice("type", tuple(READERS), None)
+        if name is None or kind is None:
+            continue
+        names.setdefault(name, index)
+        task = READERS[kind](name, entry)
+        if task is not None:
+            found.append(task)
+    return found
+
+
+@dataclasses.dataclass
+class _Entry:
+    """One task being read. What is wrong is told to ``reading``; a key that is wrong has its default from then on."""
+
+    node: Node
+    where: str
+    folder: Path
+    reading: Reading
+    subjects: dict[str, Subject]
+    """Encoders that were opened: those of one path are one."""
+    allow_code: bool
+    """May the file name code that is run?"""
+    is_wrong: bool = False
+
+    @property
+    def keys(self) -> Mapping[str, Node]:
+        found: dict[str, Node] = self.node.value
+        return found
+
+    def wrong(self, node: Node, message: str) -> None:
+        self.is_wrong = True
+        self.reading.wrong(node.line, message)
+
+    def runs(self, key: str, what: str) -> None:
+        """Tell a key that names code to run, unless the caller allows it."""
+        node = self.keys.get(key)
+        if node is not None and not self.allow_code:
+            shown = repr(node.value[:100]) if isinstance(node.value, str) else node.kind
+            self.wrong(node, f"{self.where}.{key} is {shown}, {what}; {ASK_FOR_CODE}")
+
+    def only(self, *known: str) -> None:
+        """Tell keys that are none of these."""
+        for key, value in self.keys.items():
+            if key not in (*COMMON, *known):
+                self.wrong(value, f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *known])}")
+
+    def text(self, key: str, default: str | None) -> str | None:
+        """Text of one line; without a default it must be given."""
+        if key not in self.keys:
+            if default is None:
+                self.wrong(self.node, f"{self.where}.{key} is missing; expected text.")
+            return default
+        found = scalars.text(self.keys[key], f"{self.where}.{key}", self.reading)
+        self.is_wrong |= found is None
+        return found
+
+    def choice(self, key: str, among: tuple[str, ...], default: str | None) -> str | None:
+        node = self.keys.get(key)
+        if node is None:
+            if default is None:
+                self.wrong(self.node, f"{self.where}.{key} is missing; expected {_either(among)}.")
+            return default
+        if node.value not in among:
+            near = difflib.get_close_matches(str(node.value)[:60], among, 1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            self.wrong(node, f"{self.where}.{key} is {node.kind}; expected {_either(among)}.{hint}")
+            return default
+        return str(node.value)
+
+    def whole(self, key: str, default: int | None, least: int = 1) -> int | None:
+        if key not in self.keys:
+            return default
+        found = scalars.whole(self.keys[key], f"{self.where}.{key}", least, self.reading)
+        self.is_wrong |= found is None
+        return found
+
+    def positive(self, key: str, default: float) -> float:
+        if key not in self.keys:
+            return default
+        node = self.keys[key]
+        found = scalars.finite(node, f"{self.where}.{key}", node.line, self.reading)
+        if found is not None and found <= 0:
+            self.wrong(node, f"{self.where}.{key} is {found:g}; expected a number above 0.")
+        self.is_wrong |= found is None
+        return found or default
+
+    def path(self, key: str) -> Path | None:
+        """A file, from the folder of the tasks."""
+        found = self.text(key, None)
+        return None if found is None else self.folder / Path(os.path.expanduser(found))
+
+    def model(self, key: str) -> str | None:
+        """A model: a path from the folder of the tasks, or one of the hub."""
+        found = self.text(key, None)
+        if found is None:
+            return None
+        beside = self.folder / Path(os.path.expanduser(found))
+        return os.fspath(beside) if beside.exists() else found
+
+    def opened(self, reference: str) -> Subject:
+        if reference not in self.subjects:
+            self.subjects[reference] = open_subject(reference)
+        return self.subjects[reference]
+
+    def attempt(self, make: Callable[[], Task]) -> Task | None:
+        """What is made of values that were read, unless one was wrong or it fails: then that is told, at the task's line."""
+        if self.is_wrong:
+            return None
+        try:
+            return make()
+        except AlnicoError as error:
+            self.wrong(self.node, f"{self.where}: {error}")
+            return None
+
+
+COMMON = ("name", "type", "weight")
+
+ASK_FOR_CODE = "expected only data and settings. If you trust whoever wrote this file and the code it names, say --allow-code (in Python allow_code=True)."
+
+
+def _either(among: tuple[str, ...]) -> str:
+    return among[0] if len(among) == 1 else f"{', '.join(among[:-1])} or {among[-1]}"
+
+
+def _classification(name: str, entry: _Entry) -> Task | None:
+    entry.only(
+        "data", "text", "label", "head", "labels", "encoder", "pooling", "logit_scale", "max_length", "batch_size", "limit", "precision",
+    )  # fmt: skip
+    data = entry.path("data")
+    text = entry.text("text", "text")
+    without = "label" in entry.keys and entry.keys["label"].value is None
+    label = None if without else entry.text("label", "label")
+    head = entry.choice("head", ("names", "own"), "own")
+    classes = _labels(entry)
+    encoder = entry.model("encoder") if head == "names" or "encoder" in entry.keys else None
+    if head == "names" and "labels" not in entry.keys:
+        entry.wrong(
+            entry.node, f"{entry.where}.labels is missing; head: names needs the classes, as in {{earn: company earnings}}."
+        )
+    options: dict[str, Any] = {
+        "pooling": entry.choice("pooling", ("mean", "cls"), "mean"),
+        "logit_scale": entry.positive("logit_scale", 20.0),
+        "max_length": entry.whole("max_length", 128),
+        "batch_size": entry.whole("batch_size", 32),
+        "precision": entry.choice("precision", ("float32", "bfloat16"), "float32"),
+        "weight": entry.positive("weight", 1.0),
+    }
+    limit = entry.whole("limit", None)
+
+    def make() -> Task:
+        assert data is not None  # nothing was wrong
+        assert text is not None
+        examples = read_examples(data, text, label, limit)
+        given = entry.opened(encoder) if head == "names" and encoder is not None else None
+        return Classification(
+            name, examples.inputs, examples.labels, classes=classes, head=head, encoder=given, places=examples.places, **options  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    return entry.attempt(make)
+
+
+def _labels(entry: _Entry) -> Mapping[str, str] | None:
+    """Classes to their words; of a list, each is its own word."""
+    node = entry.keys.get("labels")
+    if node is None:
+        return None
+    where = f"{entry.where}.labels"
+    items = (
+        node.value.items()
+        if isinstance(node.value, dict)
+        else ((None, n) for n in node.value)
+        if isinstance(node.value, list)
+        else ()
+    )
+    found: dict[str, str] = {}
+    for key, word in items:
+        text = str(word.value) if isinstance(word.value, str | int) else None
+        if text is None or not text.strip():
+            entry.wrong(word, f"{where} holds {word.kind}; expected the words of a class.")
+        elif (key or text) in found:
+            entry.wrong(word, f"{where} names {text!r} twice; expected each class once.")
+        else:
+            found[key or text] = text
+    if len(found) < 2 and not entry.is_wrong:
+        entry.wrong(
+            node, f"{where} is {node.kind if not found else 'one class'}; expected two classes at least, a list or {{name: words}}."
+        )
+    return found
+
+
+def _perplexity(name: str, entry: _Entry) -> Task | None:
+    entry.only("data", "window", "stride", "limit", "batch_size", "precision")
+    data = entry.path("data")
+    window = entry.whole("window", 512)
+    options: dict[str, Any] = {
+        "window": window,
+        "stride": entry.whole("stride", window),
+        "limit": entry.whole("limit", None),
+        "batch_size": entry.whole("batch_size", 4),
+        "precision": entry.choice("precision", ("float32", "bfloat16"), "float32"),
+        "weight": entry.positive("weight", 1.0),
+    }
+
+    def make() -> Task:
+        assert data is not None  # nothing was wrong
+        return Perplexity(name, read_text(data), **options)
+
+    return entry.attempt(make)
+
+
+def _call(name: str, entry: _Entry) -> Task | None:
+    entry.only("function", "kind", "metric", "goal")
+    entry.runs("function", "a Python function that would be run")
+    function = entry.text("function", None)
+    metric = entry.text("metric", "") or None
+    options: dict[str, Any] = {
+        "kind": entry.choice("kind", ("encoder", "classifier", "causal"), "encoder"),
+        "metric": metric,
+        "goal": entry.choice("goal", ("max", "min"), "max"),
+        "weight": entry.positive("weight", 1.0),
+    }
+
+    def make() -> Task:
+        assert function is not None  # nothing was wrong
+        return Call(name, find_function(function, entry.folder), **options)
+
+    return entry.attempt(make)
+
+
+def _lm_eval(name: str, entry: _Entry) -> Task | None:
+    entry.only("tasks", "include_path", "metric", "num_fewshot", "limit", "batch_size", "goal")
+    listed = entry.keys.get("tasks")
+    tasks = [n.value for n in listed.value] if listed is not None and isinstance(listed.value, list) else []
+    if not tasks or not all(isinstance(task, str) for task in tasks):
+        found = "missing" if listed is None else listed.kind
+        entry.wrong(
+            listed or entry.node, f"{entry.where}.tasks is {found}; expected a list of the harness's names, as in [arc_easy]."
+        )
+    entry.runs("include_path", "a folder of tasks of the harness, which may hold Python code and templates that run code")
+    if not entry.allow_code and any(is_file_of_a_task(task) for task in tasks):
+        entry.runs("tasks", "with a file of a task of the harness in it, which may hold Python code and templates that run code")
+    metric = entry.text("metric", None)
+    options: dict[str, Any] = {
+        "is_packaged": not entry.allow_code,
+        "include_path": entry.path("include_path") if "include_path" in entry.keys else None,
+        "num_fewshot": entry.whole("num_fewshot", None, 0),
+        "limit": entry.whole("limit", None),
+        "batch_size": entry.whole("batch_size", 8),
+        "goal": entry.choice("goal", ("max", "min"), "max"),
+        "weight": entry.positive("weight", 1.0),
+    }
+    return entry.attempt(lambda: Harness(name, tasks, str(metric), **options))
+
+
+READERS: Mapping[str, Callable[[str, _Entry], Task | None]] = {
+    "classification": _classification,
+    "perplexity": _perplexity,
+    "call": _call,
+    "lm_eval": _lm_eval,
+}
+"""Types of tasks, with what reads each."""

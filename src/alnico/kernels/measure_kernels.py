@@ -1,0 +1,396 @@
+"""The texts of kernels that measure: sums, counts, values, histograms and brackets; inner products; ranks in rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS
+from alnico.kernels.scalar_source import straighten
+from alnico.kernels.template import DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
+
+Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
+
+OUTPUTS = {
+    "sum": ("leaves",),
+    "count": ("leaves",),
+    "sum of rows": ("row", "parts"),
+    "largest of rows": ("row", "parts"),
+    "values": ("found",),
+    "histogram": ("shift", "prefix", "bins"),
+    "bracket": ("low", "high", "counts", "found"),
+}
+"""What ``run`` fills in and needs besides, each with one row a chosen model."""
+
+PLAIN = DECORATOR.format(options="")
+INLINE = DECORATOR.format(options='inline="always", ')
+GIVEN = (("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
+"""The parameters that all kernels here begin with."""
+
+
+@dataclass(frozen=True)
+class MeasureKernel:
+    """Reduces ``of`` of one model's value, for each ``chosen`` model, over a block that begins at a leaf.
+
+    ``run(raws, codes, base, base_code, start, chosen, *outputs, *arguments)``, where ``outputs`` have a row for each chosen
+    model. Of ``sum`` and ``count``: ``leaves``, filled with a number a leaf. Of the reductions of rows:
+    ``row, parts``, filled with a number for each part of a leaf that lies in one row of ``row`` elements (see GramKernel). Of ``values``: ``found``, filled with the
+    values themselves. Of ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose
+    bits above that equal ``prefix``. Of ``bracket``: ``low, high, counts, found``; ``counts`` gets the number of elements
+    above ``high`` and of those in [``low``, ``high``], and the latter are put into ``found`` while there is room for 8, unless
+    ``low`` is ``high``: then they are all the same. With ``across``, ``of`` sees the values of all models, too.
+    """
+
+    reduction: Reduction
+    of: Callable[..., float]
+    models: int
+    of_deltas: bool
+    kinds: tuple[Kind, ...]
+    real: Real
+    across: bool = False
+
+    def text(self) -> str:
+        reduction = {"sum": self._sums, "count": self._sums, "values": self._values, "histogram": self._histogram}
+        reduction |= {"sum of rows": self._rows, "largest of rows": self._rows}
+        definitions, body = reduction.get(self.reduction, self._bracket)()
+        text = PREAMBLE.format(bits=self.real[-2:])
+        text += "".join(f"\n\n{INLINE}\n{function}\n" for function in straighten(self.of, "of"))
+        text += "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
+        head = [
+            f"def run({self.interface().signature()}):",
+            "    base_width = width_of(base_code)",
+            "    width = width_of(codes[0])",
+            "    count = raws[0].size // width",
+        ]
+        return text + "\n\n" + PLAIN + "\n" + "\n".join(head + body) + "\n\n\n" + self.interface().entry()
+
+    def interface(self) -> Interface:
+        outputs = {
+            "sum": ("float64*2",),
+            "count": ("int64*2",),
+            "sum of rows": ("int", "float64*2"),
+            "largest of rows": ("int", "float64*2"),
+            "values": (f"{self.real}*2",),
+            "histogram": ("int", "uint64*1", "int64*2"),
+            "bracket": (f"{self.real}*1", f"{self.real}*1", "int64*2", f"{self.real}*2"),
+        }[self.reduction]
+        scratch = [("values", (self.models if self.across else 1, TILE), "REAL"), ("base_tile", (TILE,), "REAL")]
+        scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in filled(self.kinds)]
+        if self.across and self.models > UNROLLED_MODELS:
+            scratch.append(("x", (self.models,), "REAL"))
+        if self.reduction not in ("sum", "count", "values"):
+            scratch.append(("measured", (TILE,), "REAL"))
+        if self.reduction == "bracket":
+            scratch += [("flags", (TILE,), "uint8"), ("marked", (TILE // 8 + 1,), "int64"), ("places", (self.models,), "int64")]
+        if self.reduction not in ("values", "histogram", "bracket"):
+            scratch.append(("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64"))
+        first = [*GIVEN, ("start", "int"), ("chosen", "int64*1"), *zip(OUTPUTS[self.reduction], outputs, strict=True)]
+        return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch))
+
+    def _tile(self, result: str, statement: str) -> str:
+        """A loop over one tile; ``{value}`` in the statement is what ``of`` says of an element."""
+        base = " - base[j]" if self.of_deltas else ""
+        given = [f"v[j]{base}"]
+        heads = ["v", "base", result]
+        prepare: list[str] = []
+        if self.across and self.models <= UNROLLED_MODELS:
+            heads += [f"v{i}" for i in range(self.models)]
+            given.append(f"({' '.join(f'v{i}[j]{base},' for i in range(self.models))})")
+        elif self.across:
+            heads += ["every", "x"]
+            given.append("x")
+            prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
+        for a, kind in enumerate(self.kinds):
+            heads += [f"f{a}"] if a in filled(self.kinds) else []
+            heads += [f"a{a}"] if kind in ("number", "numbers", "bernoulli") else []
+            given.append(
+                {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(kind, f"f{a}[j]" if a in filled(self.kinds) else f"a{a}")
+            )
+        lines = [f"def tile({', '.join(heads)}):"]
+        value = f"of({', '.join(given)})"
+        lines += ["    for j in range(v.size):", *prepare, f"        {statement.format(value=value)}"]
+        return "\n".join(lines)
+
+    def _each_model(self, span: str, work: list[str]) -> list[str]:
+        """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th that is chosen."""
+        lines = [f"        {span}"]
+        if self.of_deltas:
+            lines.append("        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
+        if self.across:
+            lines.append(f"        for i in range({self.models}):")
+            lines.append("            w = width_of(codes[i])")
+            lines.append("            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])")
+        lines += ["        for n in range(chosen.size):", "            i = chosen[n]"]
+        if not self.across:
+            lines.append("            w = width_of(codes[i])")
+            lines.append("            decode(raws[i][w * s:w * e], codes[i], values[0, :e - s])")
+        lines += [f"            {fill(self.kinds, a, 'i', f'filled{a}[:e - s]')}" for a in filled(self.kinds)]
+        return lines + [f"            {line}" for line in work]
+
+    def _call(self, result: str, begin: str, stop: str) -> str:
+        own = "i" if self.across else "0"
+        passed = [f"values[{own}, {begin}:{stop}]", f"base_tile[{begin}:{stop}]", result]
+        if self.across and self.models <= UNROLLED_MODELS:
+            passed += [f"values[{i}, {begin}:{stop}]" for i in range(self.models)]
+        elif self.across:
+            passed += [f"values[:, {begin}:{stop}]", "x"]
+        for a, kind in enumerate(self.kinds):
+            passed += [f"filled{a}[{begin}:{stop}]"] if a in filled(self.kinds) else []
+            passed += [{"number": f"a{a}"}.get(kind, f"a{a}[i]")] if kind in ("number", "numbers", "bernoulli") else []
+        return f"tile({', '.join(passed)})"
+
+    def _tiles(self, work: list[str]) -> list[str]:
+        return [f"    for s in range(0, count, {TILE}):", *self._each_model(f"e = min(s + {TILE}, count)", work)]
+
+    def _values(self) -> tuple[list[str], list[str]]:
+        return [self._tile("out", "out[j] = {value}")], self._tiles([self._call("found[n, s:e]", "0", "e - s")])
+
+    def _histogram(self) -> tuple[list[str], list[str]]:
+        bits = "uint32" if self.real == "float32" else "uint64"
+        work = [
+            self._call("measured[:e - s]", "0", "e - s"),
+            "for j in range(e - s):",
+            "    b = np.uint64(bits[j])",
+            "    if (b >> np.uint64(16)) >> shift == prefix[n]:",
+            "        bins[n, np.int64((b >> shift) & np.uint64(0xFFFF))] += 1",
+        ]
+        made = [f"    bits = measured.view(np.{bits})"]
+        # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
+        return [self._tile("out", "out[j] = {value} + ZERO")], made + self._tiles(work)
+
+    def _bracket(self) -> tuple[list[str], list[str]]:
+        definitions = [
+            self._tile("out", "out[j] = {value}"),
+            "def mark(measured, low, high, flags, counts):\n    above = np.int32(0)\n    reached = np.int32(0)\n"
+            "    for j in range(measured.size):\n        over = np.int32(measured[j] > high)\n        at = np.int32(measured[j] >= low)\n"
+            "        above += over\n        reached += at\n        flags[j] = np.uint8(at - over)\n"
+            "    counts[0] += above\n    counts[1] += reached - above",
+            # Eight flags are one word, and most words are 0. No branch depends on a flag: it could not be foreseen. Every word's
+            # number, and every value of a word with flags, is stored, and the place moves on only after those that count.
+            "def gather(measured, flags, found, place, marked):\n    words = flags.view(np.uint64)\n    n = 0\n"
+            "    for w in range(words.size):\n        marked[n] = w\n        n += np.int64(words[w] != 0)\n"
+            "    for m in range(n):\n        if place + 8 <= found.size:\n            first = 8 * marked[m]\n"
+            "            for j in range(first, first + 8):\n                found[place] = measured[j]\n"
+            "                place += np.int64(flags[j])\n    return place",
+        ]
+        work = [
+            self._call("measured[:e - s]", "0", "e - s"),
+            "mark(measured[:e - s], low[n], high[n], flags, counts[n])",
+            "if low[n] != high[n]:",
+            "    flags[e - s:] = 0",
+            "    places[n] = gather(measured, flags, found[n], places[n], marked)",
+        ]
+        made = ["    places[:] = 0"]
+        return definitions, made + self._tiles(work)
+
+    def _rows(self) -> tuple[list[str], list[str]]:
+        """As in GramKernel, element i of the tensor goes to lane i modulo their number."""
+        largest = self.reduction == "largest of rows"
+        nothing = "-np.inf" if largest else "0.0"
+        join = "max({0}, {1})" if largest else "{0} + {1}"
+        definitions = [
+            self._tile("out", "out[j] = {value}"),
+            f"def collect(values, lane, lanes):\n    j = 0\n    while j < values.size:\n        h = min(values.size - j, {LANES} - lane)\n"
+            "        part, some = values[j:j + h], lanes[lane:lane + h]\n        for i in range(h):\n"
+            f"            some[i] = {join.format('some[i]', 'np.float64(part[i])')}\n        j += h\n        lane = 0",
+            f"def folded(lanes):\n    n = {LANES}\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
+            f"            lanes[j] = {join.format('lanes[j]', 'lanes[j + n]')}\n    total = lanes[0]\n    lanes[:] = {nothing}\n"
+            "    return total",
+        ]
+        work = [
+            self._call("measured[:e - s]", "0", "e - s"),
+            "a = s",
+            "while a < e:",
+            "    place = start + a",
+            f"    left = min(row - place % row, {LEAF} - place % {LEAF}, count - a)",
+            "    z = min(e, a + left)",
+            f"    collect(measured[a - s:z - s], place % {LANES}, lanes[n])",
+            "    if z - a == left:",
+            f"        parts[n, place // row + place // {LEAF} - first] = folded(lanes[n])",
+            "    a = z",
+        ]
+        return definitions, [f"    first = start // row + start // {LEAF}", f"    lanes[:] = {nothing}", *self._tiles(work)]
+
+    def _sums(self) -> tuple[list[str], list[str]]:
+        one = "np.float64({value})" if self.reduction == "sum" else "np.int64({value} != ZERO)"
+        kind = "float64" if self.reduction == "sum" else "int64"
+        work = [
+            f"for g in range(0, e - s, {LANES}):",
+            f"    h = min(g + {LANES}, e - s)",
+            f"    {self._call('lanes[n, :h - g]', 'g', 'h')}",
+        ]
+        body = [
+            "    for leaf in range(leaves.shape[1]):",
+            "        lanes[:] = 0",
+            f"        for s in range(leaf * {LEAF}, min((leaf + 1) * {LEAF}, count), {TILE}):",
+            *[f"    {line}" for line in self._each_model(f"e = min(s + {TILE}, min((leaf + 1) * {LEAF}, count))", work)],
+            "        for n in range(chosen.size):",
+            f"            total = np.{kind}(0)",
+            f"            for l in range({LANES}):",
+            "                total += lanes[n, l]",
+            "            leaves[n, leaf] = total",
+        ]
+        return [self._tile("lanes", f"lanes[j] += {one}")], body
+
+
+@dataclass(frozen=True)
+class GramKernel:
+    """Inner products of all pairs of ``models`` inputs over a block that begins at a leaf.
+
+    ``run(raws, codes, base, base_code, start, row, sums)`` fills ``sums`` (segments, pairs) float64 with the products of the
+    pairs (0, 0), (0, 1), ... (0, k-1), (1, 1), ...: a segment is the part of a leaf that lies in one row of ``row`` elements,
+    numbered ``element // row + element // LEAF`` less that of the block's first. Products of float32 are exact in float64.
+    """
+
+    models: int
+    of_deltas: bool
+    real: Real
+
+    def text(self) -> str:
+        pairs = self.models * (self.models + 1) // 2
+        lines = [
+            *_gram_head(self.interface()),
+            "    lanes[:] = 0.0",
+            f"    first = start // row + start // {LEAF}",
+            f"    for s in range(0, count, {TILE}):",
+            f"        e = min(s + {TILE}, count)",
+            *_gram_tile(self.models, self.of_deltas),
+            "        a = s",
+            "        while a < e:",
+            "            place = start + a",
+            f"            left = min(row - place % row, {LEAF} - place % {LEAF}, count - a)",
+            "            z = min(e, a + left)",
+            "            g = a",
+            "            while g < z:",
+            f"                lane = (start + g) % {GRAM_LANES}",
+            f"                h = min(z, g + {GRAM_LANES} - lane)",
+            *[f"                {line}" for line in _products(self.models, "g - s:h - s", "lane:lane + h - g")],
+            "                g = h",
+            "            if z - a == left:",
+            f"                segment = place // row + place // {LEAF} - first",
+            f"                for p in range({pairs}):",
+            "                    sums[segment, p] = folded(lanes[p])",
+            "            a = z",
+        ]
+        return _gram_text([*PRODUCTS, FOLDED], self.interface(), lines)
+
+    def interface(self) -> Interface:
+        given = (*GIVEN, ("start", "int"), ("row", "int"), ("sums", "float64*2"))
+        lanes = ("lanes", (self.models * (self.models + 1) // 2, GRAM_LANES), "float64")
+        return Interface(self.models, self.real, given, (*_gram_scratch(self.models), lanes))
+
+
+@dataclass(frozen=True)
+class ColumnGramKernel:
+    """Inner products of all pairs of ``models`` inputs over the ``columns`` of a block.
+
+    ``run(raws, codes, base, base_code, start, sums)`` adds to ``sums`` (pairs, columns) float64, in the order of the
+    elements: blocks must come in order.
+    """
+
+    models: int
+    of_deltas: bool
+    real: Real
+
+    def text(self) -> str:
+        lines = [
+            *_gram_head(self.interface()),
+            "    lanes, columns = sums, sums.shape[1]",
+            f"    for s in range(0, count, {TILE}):",
+            f"        e = min(s + {TILE}, count)",
+            *_gram_tile(self.models, self.of_deltas),
+            "        a = s",
+            "        while a < e:",
+            "            column = (start + a) % columns",
+            "            z = min(e, a + columns - column)",
+            *[f"            {line}" for line in _products(self.models, "a - s:z - s", "column:column + z - a")],
+            "            a = z",
+        ]
+        return _gram_text(PRODUCTS, self.interface(), lines)
+
+    def interface(self) -> Interface:
+        return Interface(self.models, self.real, (*GIVEN, ("start", "int"), ("sums", "float64*2")), _gram_scratch(self.models))
+
+
+@dataclass(frozen=True)
+class RankKernel:
+    """``run(ordered, places, ranks)``: see ``tiles.rank_rows``."""
+
+    real: Real
+
+    def text(self) -> str:
+        text = PREAMBLE.format(bits=self.real[-2:]) + "from alnico.kernels.tiles import rank_rows\n\n\n"
+        return (
+            f"{text}{PLAIN}\ndef run(ordered, places, ranks):\n    rank_rows(ordered, places, ranks)\n\n\n"
+            + self.interface().entry()
+        )
+
+    def interface(self) -> Interface:
+        return Interface(1, self.real, (("ordered", f"{self.real}*2"), ("places", "int64*2"), ("ranks", "float32*2")))
+
+
+def _product(others: int) -> str:
+    """Add the products of one vector with one to four others to their lanes, in one loop: it decodes and loads the one once."""
+    heads = ["a", *[f"b{n}" for n in range(others)], *[f"l{n}" for n in range(others)]]
+    lines = [f"def product{others}({', '.join(heads)}):", "    for j in range(a.size):", "        x = np.float64(a[j])"]
+    return "\n".join(lines + [f"        l{n}[j] += x * np.float64(b{n}[j])" for n in range(others)])
+
+
+MOST_OTHERS = 4
+PRODUCTS = [_product(others) for others in range(1, MOST_OTHERS + 1)]
+
+# Halves are added to halves: the same order everywhere, and vectors all the way down.
+FOLDED = (
+    "def folded(lanes):\n    n = lanes.size\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
+    "            lanes[j] += lanes[j + n]\n    total = lanes[0]\n    lanes[:] = 0.0\n    return total"
+)
+
+
+def _products(models: int, elements: str, lanes: str) -> list[str]:
+    """Statements that add the products of all pairs (0, 0), (0, 1), ... of a part of a tile to their lanes."""
+    pairs = [(i, j) for i in range(models) for j in range(i, models)]
+    if models > UNROLLED_MODELS:
+        return [
+            "pair = 0",
+            f"for i in range({models}):",
+            f"    for j in range(i, {models}):",
+            f"        product1(values[i, {elements}], values[j, {elements}], lanes[pair, {lanes}])",
+            "        pair += 1",
+        ]
+    lines = []
+    for i in range(models):
+        for first in range(i, models, MOST_OTHERS):
+            others = range(first, min(first + MOST_OTHERS, models))
+            passed = [f"values[{j}, {elements}]" for j in (i, *others)]
+            passed += [f"lanes[{pairs.index((i, j))}, {lanes}]" for j in others]
+            lines.append(f"product{len(others)}({', '.join(passed)})")
+    return lines
+
+
+def _gram_scratch(models: int) -> tuple[tuple[str, tuple[int, ...], str], ...]:
+    return ("values", (models, TILE), "REAL"), ("base_tile", (TILE,), "REAL")
+
+
+def _gram_head(interface: Interface) -> list[str]:
+    return [
+        f"def run({interface.signature()}):",
+        "    base_width = width_of(base_code)",
+        "    width = width_of(codes[0])",
+        "    count = raws[0].size // width",
+    ]
+
+
+def _gram_tile(models: int, of_deltas: bool) -> list[str]:
+    lines = ["        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"] if of_deltas else []
+    lines += [
+        f"        for i in range({models}):",
+        "            w = width_of(codes[i])",
+        "            decode(raws[i][w * s:w * e], codes[i], values[i, :e - s])",
+    ]
+    return lines + (["            subtract(values[i, :e - s], base_tile[:e - s])"] if of_deltas else [])
+
+
+def _gram_text(definitions: list[str], interface: Interface, lines: list[str]) -> str:
+    text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
+    return f"{text}\n\n{PLAIN}\n" + "\n".join(lines) + "\n\n\n" + interface.entry()

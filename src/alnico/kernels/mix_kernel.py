@@ -1,0 +1,133 @@
+"""The text of a kernel that mixes: raw bytes of all inputs in, raw bytes of the output out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from alnico.kernels.constants import FEW_MODELS, TILE, UNROLLED_MODELS
+from alnico.kernels.scalar_source import straighten
+from alnico.kernels.template import APART, DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
+
+
+@dataclass(frozen=True)
+class MixKernel:
+    """Computes output bytes from input bytes, for ``models`` inputs.
+
+    ``run(raws, codes, base, base_code, out, out_code, start, keep_equal, *arguments) -> int`` takes raw bytes (uint8) of
+    the same elements of each input, the models' and then those of each side, and returns -1, or the first element of a tile that
+    holds a NaN or an infinity.
+    """
+
+    mix: Callable[..., float]
+    models: int
+    of_deltas: bool
+    kinds: tuple[Kind, ...]
+    real: Real
+
+    def text(self) -> str:
+        unrolled = self.models <= UNROLLED_MODELS
+        models = range(self.models)
+        names = [f"a{i}" for i, kind in enumerate(self.kinds) if kind in ("number", "numbers", "bernoulli")]
+        each = filled(self.kinds)
+        value = "v{i}[j] - b" if self.of_deltas else "v{i}[j]"
+        body: list[str] = []
+        loop: list[str] = []
+        if unrolled:
+            heads = [f"v{i}" for i in models] + ["base"] + [f"n{a}_{i}" for a in each for i in models] + ["out", "keep_equal"]
+            for i, kind in enumerate(self.kinds):
+                if kind in ("numbers", "bernoulli"):
+                    body.append(f"    {'t' if kind == 'numbers' else 'p'}{i} = ({' '.join(f'a{i}[{m}],' for m in models)})")
+            loop.append(f"        x = ({' '.join(value.format(i=i) + ',' for i in models)})")
+            for a in each:
+                draws = (f"n{a}_{m}[j]" for m in models)
+                if self.kinds[a] == "bernoulli":
+                    draws = (f"select({d} < p{a}[{m}], ONE, ZERO)" for m, d in enumerate(list(draws)))
+                loop.append(f"        t{a} = ({' '.join(d + ',' for d in draws)})")
+            equal = " & ".join(f"(x[{i}] == x[0])" for i in models if i) or "True"
+        else:
+            heads = ["values", "base"] + [f"n{a}" for a in each] + ["out", "keep_equal"]
+            body += [f"    t{i} = a{i}" for i, kind in enumerate(self.kinds) if kind == "numbers"]
+            heads += ["x", *[f"t{a}" for a in each]]
+            loop += ["        equal = True", f"        for i in range({self.models}):"]
+            loop.append(f"            x[i] = values[i, j]{' - b' if self.of_deltas else ''}")
+            loop.append("            equal &= x[i] == x[0]")
+            for a in each:
+                draw = f"n{a}[i, j]"
+                if self.kinds[a] == "bernoulli":
+                    draw = f"select({draw} < a{a}[i], ONE, ZERO)"
+                loop.append(f"            t{a}[i] = {draw}")
+            equal = "equal"
+        arguments = ", ".join(f"a{i}" if kind == "number" else f"t{i}" for i, kind in enumerate(self.kinds))
+        loop.append(f"        m = REAL(mix(x, {arguments}))")
+        if self.of_deltas:
+            loop.append("        out[j] = select(m == ZERO, b, b + m)")
+        else:
+            loop.append(f"        out[j] = select(keep_equal & {equal}, x[0], m)")
+        tile = [f"def tile({', '.join([*heads, *names])}):", *body, "    for j in range(out.size):"]
+        tile += (["        b = base[j]"] if self.of_deltas else []) + loop
+        return (
+            self._preamble()
+            + DECORATOR.format(options=APART)
+            + "\n"
+            + "\n".join(tile)
+            + "\n\n\n"
+            + self._run(unrolled, names, each)
+        )
+
+    def _preamble(self) -> str:
+        inline = DECORATOR.format(options='inline="always", ')
+        return (
+            PREAMBLE.format(bits=self.real[-2:])
+            + "".join(
+                f"\n\n{inline}\n{function}\n"
+                for function in straighten(self.mix, "mix", self.models if self.models > FEW_MODELS else None)
+            )
+            + "\n\n"
+        )
+
+    def _run(self, unrolled: bool, names: list[str], each: list[int]) -> str:
+        models = range(self.models)
+        lines = [
+            f"def run({self.interface().signature()}):",
+            "    width = width_of(out_code)",
+            "    base_width = width_of(base_code)",
+            "    count = out.size // width",
+        ]
+        lines += [f"    for s in range(0, count, {TILE}):", f"        e = min(s + {TILE}, count)", "        bad = False"]
+        for i in models:
+            lines.append(f"        w = width_of(codes[{i}])")
+            lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
+        if self.of_deltas:
+            lines.append("        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
+        sides = [a for a in each if self.kinds[a] == "side"]
+        for a in each:
+            first = self.models * (1 + sides.index(a)) if a in sides else None
+            for i in models:
+                raw = None if first is None else first + i
+                lines.append(f"        {fill(self.kinds, a, i, f'filled{a}[{i}, :e - s]', raw)}")
+        passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
+        passed.append("base_tile[:e - s]")
+        passed += [f"filled{a}[{i}, :e - s]" for a in each for i in models] if unrolled else [f"filled{a}" for a in each]
+        passed += ["out_tile[:e - s]", "keep_equal != 0", *([] if unrolled else ["x", *[f"t{a}" for a in each]]), *names]
+        lines += [
+            f"        tile({', '.join(passed)})",
+            "        bad |= encode(out_tile[:e - s], out_code, out[width * s:width * e])",
+            "        if bad:",
+            "            return s",
+            "    return -1",
+        ]
+        return DECORATOR.format(options="") + "\n" + "\n".join(lines) + "\n\n\n" + self.interface().entry()
+
+    def interface(self) -> Interface:
+        first = [
+            ("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"), ("out", "uint8*1"), ("out_code", "int"),
+            ("start", "int"), ("keep_equal", "int"),
+        ]  # fmt: skip
+        each = filled(self.kinds)
+        scratch = [("values", (self.models, TILE), "REAL"), ("base_tile", (TILE,), "REAL"), ("out_tile", (TILE,), "REAL")]
+        scratch += [(f"filled{a}", (self.models, TILE), tile_type(self.kinds[a])) for a in each]
+        if self.models > UNROLLED_MODELS:
+            scratch += [("x", (self.models,), "REAL"), *[(f"t{a}", (self.models,), "REAL") for a in each]]
+        raws = self.models * (1 + self.kinds.count("side"))
+        return Interface(raws, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True)

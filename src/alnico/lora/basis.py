@@ -1,0 +1,68 @@
+"""The small matrices that stand for the updates of adapters, parameter by parameter, in a space that they share."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from alnico.checkpoint.lora_adapter import Adapter
+from alnico.checkpoint.source import Described, Tensor
+from alnico.lora.matching import Factors, Module, read_biases, read_factors
+from alnico.lora.updates import BIAS
+
+
+class Frame(Protocol):
+    """The updates of one matrix in a space of theirs: ``values``, one an adapter, and what a merged value stands for."""
+
+    @property
+    def values(self) -> tuple[np.ndarray, ...]: ...
+
+    def factors(self, merged: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+Build = Callable[[Sequence[Factors | None], int, int], Frame]
+
+
+class Frames:
+    """The frames of all matrices, each made when it is asked for; the last one is held. Safe for threads.
+
+    ``tensors`` are their values by name: that of the base's tensor, with a number where it holds several experts.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter], modules: Sequence[Module], build: Build) -> None:
+        self._adapters = adapters
+        self._build = build
+        self._lock = threading.Lock()
+        self._held: tuple[str, list[Frame]] = ("", [])
+        self._places: dict[str, tuple[Module, int]] = {}
+        self.tensors: dict[str, Tensor] = {}
+        for module in modules:
+            for expert, frame in enumerate(self._of(module)):
+                name = self.name(module, expert)
+                self._places[name] = module, expert
+                self.tensors[name] = Described("F64", frame.values[0].shape, "F64")
+            if module.has_bias:
+                self._places[module.module + BIAS] = module, -1
+                self.tensors[module.module + BIAS] = Described("F64", (module.rows,), "F64")
+
+    @staticmethod
+    def name(module: Module, expert: int) -> str:
+        return f"{module.name}.{expert}" if module.experts > 1 else module.name
+
+    def frame(self, module: Module, expert: int) -> Frame:
+        with self._lock:
+            return self._of(module)[expert]
+
+    def values(self, name: str) -> Sequence[np.ndarray]:
+        """What each adapter adds, by the name of a tensor."""
+        module, expert = self._places[name]
+        return self.frame(module, expert).values if expert >= 0 else read_biases(self._adapters, module)
+
+    def _of(self, module: Module) -> list[Frame]:
+        if self._held[0] != module.key:
+            frames = [self._build(of_expert, module.rows, module.columns) for of_expert in read_factors(self._adapters, module)]
+            self._held = module.key, frames
+        return self._held[1]

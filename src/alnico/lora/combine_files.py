@@ -1,0 +1,160 @@
+"""What stands beside the tensors of a combined adapter: its config, its card, and the lock that says what it was made of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import xxhash
+
+from alnico._version import __version__
+from alnico.checkpoint.lineage import LOCK, lineage_of
+from alnico.checkpoint.lora_adapter import Adapter, is_saved_module
+from alnico.checkpoint.reference import is_hub_reference
+from alnico.checkpoint.statistics import digest_of
+from alnico.lora.combine_options import Asked
+from alnico.lora.matching import Module, Saved
+from alnico.lora.writer import OutputAdapter
+from alnico.methods import registry
+from alnico.output.card import public_names
+
+SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+"""Keys that say together which modules have an update."""
+
+
+def config_of(adapters: Sequence[Adapter], modules: Sequence[Module], saved: Sequence[Saved]) -> dict[str, Any]:
+    """The config's keys beside ranks and alphas: what the adapters agree on, and all that they change together."""
+    configs = [a.config for a in adapters]
+    found: dict[str, Any] = {
+        "task_type": _agreed(configs, "task_type"),
+        "base_model_name_or_path": next((a.trained_on for a in adapters if a.trained_on), None),
+        "revision": _agreed(configs, "revision"),
+        "fan_in_fan_out": any(c.get("fan_in_fan_out") for c in configs),
+        "bias": next((b for b in ("all", "lora_only") if saved and any(c.get("bias") == b for c in configs)), "none"),
+    }
+    whole = dict.fromkeys(name for c in configs for name in c.get("modules_to_save") or [] if any(s.is_trained for s in saved))
+    if whole:
+        found["modules_to_save"] = list(whole)
+    # ensure_weight_tying trains modules that no list names; the output names them instead of tying them again.
+    is_tied = any(c.get("ensure_weight_tying") for c in configs)
+    if whole and is_tied:
+        modules_of = [s.written.rpartition(".")[0] for s in saved if s.is_trained and not is_saved_module(found, s.written)]
+        found["modules_to_save"] += modules_of
+    if not is_tied and all(
+        tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0]) for a in adapters
+    ):
+        found |= {key: configs[0][key] for key in SELECTS if configs[0].get(key) is not None}
+    parameters = sorted({name for c in configs for name in c.get("target_parameters") or []})
+    if parameters:
+        found["target_parameters"] = parameters
+        found.setdefault("target_modules", sorted({m.module for m in modules if m.kind != "parameter"}))
+    return found
+
+
+def _selects(config: Mapping[str, Any]) -> list[Any]:
+    values = [config.get(key) for key in SELECTS]
+    return [sorted(v) if isinstance(v, list) and all(isinstance(x, str) for x in v) else v for v in values]
+
+
+def _agreed(configs: Sequence[Mapping[str, Any]], key: str) -> Any:
+    values = [c.get(key) for c in configs]
+    return values[0] if all(v == values[0] for v in values) else None
+
+
+def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
+    """The card's front matter. A base that is a path is nobody's id; a licence is stated where all adapters state the same."""
+    base = next((a.trained_on for a in adapters if a.trained_on), "")
+    licences = [lineage_of(a.files).licence for a in adapters]
+    return {
+        **({"base_model": base, "base_model_relation": "adapter"} if is_hub_reference(base) else {}),
+        "library_name": "peft",
+        "tags": ["lora", "merge", "alnico"],
+        **(licences[0] if all(licence == licences[0] for licence in licences) else {}),
+    }
+
+
+def text(
+    adapters: Sequence[Adapter],
+    wish: Asked,
+    output: OutputAdapter,
+    rank: int | None,
+    energy: float | None,
+    error: float,
+    notes: Sequence[str],
+) -> str:
+    """What the card says of how the adapter was made."""
+    names = public_names([a.files for a in adapters])
+    ranks = sorted({m.rank for m in output.modules})
+    asked_for = [f"rank {rank}"] * (rank is not None) + [f"energy {energy:g}" if energy is not None else ""] * (energy is not None)
+    options = ", ".join(f"{k} {_shown(v)}" for k, v in wish.options.items() if k != "weight")
+    method = registry()[wish.method].source if wish.kind == "delta" else ""
+    lines = [
+        "# A combination of " + ", ".join(names),
+        "",
+        f"LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) {__version__} by `{wish.method}`"
+        + (f" in the space `{wish.space}`" if wish.space else "")
+        + (f" ({options})" if options else "")
+        + (f", {' and '.join(asked_for)}." if asked_for else "."),
+        *(["", f"Method: {method}."] if method else []),
+        "",
+        "| adapter | weight | commit | rank |",
+        "|---|---|---|---|",
+    ]
+    for name, adapter, weight in zip(names, adapters, wish.weights, strict=True):
+        origin = adapter.files.origin
+        own = sorted({u.rank for u in adapter.updates.values()})
+        commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
+        lines.append(f"| {name.replace('|', chr(92) + '|')} | {weight:g} | {commit} | {_range(own)} |")
+    lines += [
+        "",
+        f"{len(output.modules)} updates of rank {_range(ranks)}, {f'{len(output.saved)} whole tensors, ' if output.saved else ''}dtype {output.dtype}. "
+        + (
+            "Nothing is left out."
+            if error == 0
+            else f"What the ranks leave out of the method's result is {error:.2g} of its norm; `{LOCK}` has that of each update."
+        ),
+        *[line for note in notes for line in ("", f"Note: {note}")],
+    ]
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return " / ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, tuple) else str(value)
+
+
+def _range(numbers: Sequence[int]) -> str:
+    return f"{numbers[0]}" if numbers[0] == numbers[-1] else f"{numbers[0]} to {numbers[-1]}"
+
+
+def lock(
+    adapters: Sequence[Adapter],
+    wish: Asked,
+    rank: int | None,
+    energy: float | None,
+    saved: str,
+    seed: int,
+    errors: Mapping[str, float],
+) -> dict[str, Any]:
+    """What was combined, of what: equal combinations give equal locks."""
+    return {
+        "do": "combine",
+        "options": {
+            **wish.data(),
+            **({"rank": rank} if rank is not None else {}),
+            **({"energy": energy} if energy is not None else {}),
+            "saved": saved,
+        },
+        "seed": seed,
+        "inputs": [
+            {
+                "model": a.label,
+                **({"repository": a.files.origin.name, "commit": a.files.origin.commit} if a.files.origin is not None else {}),
+                "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in a.files.identity()],
+                "config": xxhash.xxh3_128_hexdigest(json.dumps(dict(a.config), sort_keys=True).encode()),
+                "tensors": {name: digest_of(a.files, name) for name in sorted(a.files.tensors)},
+            }
+            for a in adapters
+        ],
+        "errors": dict(errors),
+    }

@@ -1,0 +1,163 @@
+"""What an extraction found: of each tensor what became of it and how much of its change is kept, as data and as a card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from alnico._version import __version__
+from alnico.checkpoint.shards import format_size
+
+SHOWN = 12
+"""Tensors that a card lists."""
+
+
+@dataclass(frozen=True)
+class ExtractedTensor:
+    """A tensor of both models. ``change`` is |fine-tune - base|; ``expected`` what the factors leave of it, by the singular values;
+    ``measured`` what is left when the adapter is folded back (None: not verified)."""
+
+    name: str
+    shape: tuple[int, ...]
+    fate: Literal["factors", "saved", "left out", "unchanged"]
+    why: str
+    rank: int
+    bytes: int
+    change: float
+    expected: float
+    measured: float | None = None
+
+    @property
+    def left(self) -> float:
+        """What is left of the change, as it was measured if it was."""
+        return self.expected if self.measured is None else self.measured
+
+    @property
+    def error(self) -> float:
+        """Share of the length of the change that is lost: |W + s B A - fine-tune| / |fine-tune - W|."""
+        return self.left / self.change if self.change else 0.0
+
+    @property
+    def energy(self) -> float:
+        """Share of the squares of the change that is kept."""
+        return 1 - min(self.error**2, 1.0)
+
+    def data(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "shape": list(self.shape),
+            "fate": self.fate,
+            **({"why": self.why} if self.why else {}),
+            "rank": self.rank,
+            "bytes": self.bytes,
+            "change": self.change,
+            "energy_kept": self.energy,
+            "relative_error": self.error,
+            "expected_error": self.expected / self.change if self.change else 0.0,
+        }
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """A finished extraction: the adapter in ``path`` and what it keeps of ``tuned``'s change from ``base``."""
+
+    path: Path
+    tuned: str
+    base: str
+    options: Mapping[str, Any]
+    tensors: tuple[ExtractedTensor, ...]
+    apart: tuple[tuple[str, str], ...]
+    """Tensors that have no counterpart of their shape, with why they are left out."""
+    byte_size: int
+    base_bytes: int
+    is_verified: bool
+    seconds: float
+    resumed: int
+    """Tensors that were kept from an interrupted run."""
+
+    @property
+    def change(self) -> float:
+        """|fine-tune - base| over all tensors that both have."""
+        return _length(t.change for t in self.tensors)
+
+    @property
+    def error(self) -> float:
+        """Share of the length of the whole change that is lost."""
+        return _length(t.left for t in self.tensors) / self.change if self.change else 0.0
+
+    @property
+    def energy(self) -> float:
+        """Share of the squares of the whole change that is kept."""
+        return 1 - min(self.error**2, 1.0)
+
+    def share(self, tensor: ExtractedTensor) -> float:
+        """A tensor's share of the squares of the whole change."""
+        return (tensor.change / self.change) ** 2 if self.change else 0.0
+
+    def of(self, fate: str) -> list[ExtractedTensor]:
+        return [t for t in self.tensors if t.fate == fate]
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for ``--json`` and ``extraction.json``; nothing in it depends on where or how fast it was made."""
+        return {
+            "tuned": self.tuned,
+            "base": self.base,
+            "options": dict(self.options),
+            "bytes": self.byte_size,
+            "base_bytes": self.base_bytes,
+            "energy_kept": self.energy,
+            "relative_error": self.error,
+            "is_verified": self.is_verified,
+            "tensors": [{**t.data(), "share_of_change": self.share(t)} for t in self.tensors],
+            "without_counterpart": [{"name": name, "why": why} for name, why in self.apart],
+        }
+
+    def summary(self) -> list[str]:
+        """What it kept and left out, in lines for people."""
+        factors, saved, left = self.of("factors"), self.of("saved"), [t for t in self.of("left out") if t.change]
+        ranks = [t.rank for t in factors]
+        span = f"rank {ranks[0]}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
+        within = sum(self.share(t) * t.energy for t in factors) / (sum(map(self.share, factors)) or 1.0)
+        lines = [
+            f"{len(factors)} matrices as factors of {span}, which keep {within:.1%} of the energy of their change",
+            f"{len(saved)} tensors saved as they are" + (f", {format_size(sum(t.bytes for t in saved))}" if saved else ""),
+            f"{len(left)} changed tensors left out, {sum(map(self.share, left)):.2%} of the energy of the change"
+            + (f", and {len(self.apart)} without a counterpart" if self.apart else ""),
+            f"{len(self.of('unchanged'))} tensors did not change",
+            f"energy kept in all {self.energy:.2%}, relative error {self.error:.4f}" + (", verified" if self.is_verified else ""),
+            f"adapter {format_size(self.byte_size)}, {self.byte_size / max(self.base_bytes, 1):.2%} of the base",
+        ]
+        return lines
+
+    def worst(self) -> list[ExtractedTensor]:
+        """Tensors that changed, by how much of the whole change is lost in them."""
+        lost = [t for t in self.tensors if t.left > 0 and t.change > 0]
+        return sorted(lost, key=lambda t: (-t.left, t.name))
+
+
+def card_text(found: Extraction, tuned: str, base: str) -> str:
+    """The card below its front matter. ``tuned`` and ``base`` are names that may be public."""
+    lines = [
+        f"# {tuned} as a LoRA adapter of {base}",
+        "",
+        f"Extracted with [alnico](https://pypi.org/project/alnico/) {__version__}: the leading singular vectors of fine-tune minus base.",
+        "",
+        *(f"- {line}" for line in found.summary()),
+        "",
+        "Energy is the sum of the squares of fine-tune minus base. What most is lost of:",
+        "",
+        "| tensor | as | rank | energy kept | share of the change |",
+        "|---|---|---|---|---|",
+    ]
+    for t in found.worst()[:SHOWN]:
+        lines.append(f"| {t.name} | {t.fate} | {t.rank or '-'} | {t.energy:.2%} | {found.share(t):.3%} |")
+    options = " ".join(f"`{key}: {value}`" for key, value in found.options.items())
+    lines += ["", f"`extraction.json` has all tensors. Options: {options}.", ""]
+    return "\n".join(lines)
+
+
+def _length(lengths: Any) -> float:
+    return math.sqrt(math.fsum(float(x) ** 2 for x in lengths))

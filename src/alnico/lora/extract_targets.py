@@ -1,0 +1,254 @@
+"""What becomes of each tensor of a fine-tune when an adapter is extracted: factors, saved as it is, or left out, and why."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from alnico.checkpoint.adapter_changes import is_turned_linear
+from alnico.checkpoint.layouts import module_names_of
+from alnico.checkpoint.source import Source
+from alnico.checkpoint.tied_weights import architectures
+from alnico.errors import MismatchError, RecipeError
+from alnico.lora.writer import Kind
+from alnico.numerics.dtypes import DTYPES, MERGEABLE
+from alnico.plan.compatibility import Misfit, explain_mismatch
+from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, tied_heads
+from alnico.recipe.options import fits
+from alnico.vocabulary.tables import is_input, tables_of
+
+Fate = Literal["factors", "saved", "left out"]
+OthersChoice = Literal["save", "leave"]
+EmbeddingsChoice = Literal["lora", "save", "leave"]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A tensor that both models have. ``fate`` is what is meant for it; one that did not change is left out whatever it is."""
+
+    name: str
+    shape: tuple[int, ...]
+    fate: Fate
+    why: str = ""
+    kind: Kind = "linear"
+    is_turned: bool = False
+    """Stored (in, out): an embedding, or GPT-2's linear layer."""
+
+    @property
+    def module(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def parameter(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Rows and columns as it is stored; what is beside a convolution's outputs is flattened."""
+        rows = self.shape[0] if self.shape else 1
+        return rows, self.elements // max(rows, 1)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A tensor that has no counterpart of its shape, or no values that have a difference."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What an extraction is about. ``tied`` are the embeddings that the base's head is tied to."""
+
+    compared: tuple[Subject, ...]
+    apart: tuple[Apart, ...]
+    tied: tuple[str, ...]
+
+    @property
+    def factored(self) -> tuple[Subject, ...]:
+        return tuple(s for s in self.compared if s.fate == "factors")
+
+
+def subjects_of(
+    tuned: Source,
+    base: Source,
+    *,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    others: OthersChoice = "save",
+    embeddings: EmbeddingsChoice = "lora",
+) -> Subjects:
+    """Say what becomes of each tensor, from names, shapes and dtypes alone.
+
+    Errors: MismatchError for models of other kinds or sizes; RecipeError for a filter that fits no tensor.
+    """
+    _check_filters(base, include, exclude)
+    _check_fit(tuned, base)
+    compared: list[Subject] = []
+    apart: list[Apart] = []
+    has_head = any("For" in a or "LMHead" in a for a in architectures(base.config))
+    tables = tables_of(base).rows
+    tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
+    heads = tied_heads(base.config, base.tensors, [n for n in tables if not is_input(n)])
+    spelled = module_names_of(base.config, base.tensors)
+    for name, tensor in base.tensors.items():
+        other = tuned.tensors.get(name)
+        if other is None:
+            if name not in heads:
+                apart.append(Apart(name, f"{tuned.label} has no such tensor"))
+        elif name in heads:
+            apart.append(Apart(name, f"is tied to {heads[name]}, which stands for both"))
+        elif other.shape != tensor.shape:
+            apart.append(Apart(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}"))
+        elif tensor.dtype not in MERGEABLE or other.dtype not in MERGEABLE:
+            if not _are_equal(tuned, base, name):
+                apart.append(Apart(name, f"is {other.dtype}, which has no difference in floating point"))
+        else:
+            fate, why, kind = _fate(
+                spelled[name], name, tensor.shape, include, exclude, others, embeddings, is_of_tokens=name in tables
+            )
+            if name in tied and fate == "factors":
+                fate, why = "left out", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved"
+            turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
+            compared.append(Subject(name, tensor.shape, fate, why, kind, turned))
+    apart += [Apart(name, f"{base.label} has no such tensor") for name in tuned.tensors if name not in base.tensors]
+    return Subjects(tuple(compared), tuple(apart), tied)
+
+
+def _fate(
+    name: str,
+    stored: str,
+    shape: tuple[int, ...],
+    include: Sequence[str],
+    exclude: Sequence[str],
+    others: OthersChoice,
+    embeddings: EmbeddingsChoice,
+    *,
+    is_of_tokens: bool,
+) -> tuple[Fate, str, Kind]:
+    if any(fits(pattern, stored) for pattern in exclude) or (include and not any(fits(pattern, stored) for pattern in include)):
+        return "left out", "the filters leave it out", "linear"
+    is_weight = name.endswith(".weight")
+    is_table = is_weight and len(shape) == 2 and (is_lookup(name) or (is_of_tokens and is_input(name)))
+    if (is_table or is_of_tokens or name.endswith(OTHER_TABLES)) and embeddings != "lora":
+        return (
+            ("saved", "", "linear")
+            if embeddings == "save"
+            else ("left out", "embeddings and heads are left out by choice", "linear")
+        )
+    if is_table:
+        return "factors", "", "embedding"
+    if is_weight and len(shape) == 2 and min(shape) > 0 and not name.endswith((*ROUTERS, *OTHER_TABLES)):
+        return "factors", "", "linear"
+    if is_weight and len(shape) in (3, 4, 5) and shape[1] > 1:
+        return "factors", "", "convolution"
+    if sum(n > 1 for n in shape) > 1 and not is_weight:
+        return "left out", "a parameter of two dimensions or more that is no module's weight", "linear"
+    return ("saved", "", "linear") if others == "save" else ("left out", "what is no matrix is left out by choice", "linear")
+
+
+def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str]) -> None:
+    for option, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in patterns:
+            if not any(fits(pattern, name) for name in base.tensors):
+                raise RecipeError(
+                    f"{option} is {pattern!r}, which fits no tensor of {base.label}; a name is "
+                    f"{next(iter(base.tensors), 'none')}, say. Mend the filter, or leave it out."
+                )
+
+
+def _check_fit(tuned: Source, base: Source) -> None:
+    """Refuse models of which no difference can be taken. Errors: MismatchError."""
+    names = [*base.tensors, *(n for n in tuned.tensors if n not in base.tensors)]
+    shapes = [{i: s.tensors[n].shape if n in s.tensors else None for i, s in enumerate((base, tuned))} for n in names]
+    misfits = [Misfit(n, s) for n, s in zip(names, shapes, strict=True) if len(set(s.values())) > 1]
+    fitting = len(names) - len(misfits)
+    if fitting and fitting >= len(misfits):
+        return
+    said = explain_mismatch([m for m in misfits if None not in m.shapes.values()] or misfits, (base, tuned))
+    if said is not None:
+        raise MismatchError(f"{said[0]} Extract from a fine-tune and the base that it was tuned from.")
+    raise MismatchError(
+        f"{tuned.label} and {base.label} have {fitting} tensors of one name and shape, and {len(misfits)} that the other lacks or has "
+        f"in another shape, such as {misfits[0].name}; expected a fine-tune and its base. Check that both are what they should be, and "
+        "are stored under the same names."
+    )
+
+
+def _are_equal(tuned: Source, base: Source, name: str) -> bool:
+    """Have two tensors without a difference the same dtype and bytes?"""
+    one, other = tuned.tensors[name], base.tensors[name]
+    if one.dtype != other.dtype:
+        return False
+    for source in (tuned, base):
+        source.fetch(source.absent([name], False))
+    step = 1 << 22
+    mine, theirs = bytearray(step), bytearray(step)
+    for offset in range(0, one.byte_size, step):
+        count = min(step, one.byte_size - offset)
+        for source, buffer in ((tuned, mine), (base, theirs)):
+            source.read_into(name, offset, memoryview(buffer)[:count])
+        if mine[:count] != theirs[:count]:
+            return False
+    return True
+
+
+@dataclass(frozen=True)
+class Saved:
+    """How tensors that are no factors are written: names in the file by names in the base, modules to save, and whether biases are."""
+
+    names: Mapping[str, str]
+    modules: tuple[str, ...]
+    has_biases: bool
+
+
+def saved_of(base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]) -> Saved:
+    """Tell how PEFT is given the tensors ``changed`` anew; ``factored`` are the modules that have factors.
+
+    The bias of a module with factors goes by ``bias: all``. A module that holds nothing but its weight and bias goes whole, by
+    ``modules_to_save``. What else there is stands under its own name, which PEFT loads into the base; so does an embedding that is
+    ``tied`` to a head: PEFT would wrap it without the head.
+    """
+    held: dict[str, list[str]] = {}
+    parents: set[str] = set()
+    for name in base.tensors:
+        words = name.split(".")
+        held.setdefault(".".join(words[:-1]), []).append(name)
+        parents.update(".".join(words[:i]) for i in range(1, len(words) - 1))
+    names: dict[str, str] = {}
+    modules: dict[str, None] = {}
+    has_biases = False
+    for name in changed:
+        module, _, parameter = name.rpartition(".")
+        is_leaf = module and module not in parents
+        plain = all(n.rpartition(".")[2] in ("weight", "bias") and base.tensors[n].dtype in MERGEABLE for n in held[module])
+        if module in factored:
+            names[name] = f"{module}.base_layer.{parameter}"
+            has_biases |= parameter == "bias"
+        elif is_leaf and plain and name not in tied:
+            modules[module] = None
+            names |= {n: n for n in held[module]}
+        else:
+            names[name] = name
+    return Saved(names, tuple(modules), has_biases)
+
+
+def module_names(names: Collection[str], wanted: Collection[str]) -> list[str]:
+    """Names for ``modules_to_save``: the shortest endings that stand for ``wanted`` alone; PEFT takes what ends with one of them."""
+    every = {".".join(words[:i]) for name in names if (words := name.split(".")) for i in range(1, len(words))}
+    found: set[str] = set()
+    for module in wanted:
+        last = module.rpartition(".")[2]
+        found.add(last if all(m in wanted for m in every if m.endswith(last)) else module)
+    return sorted(found)
+
+
+def byte_size(tensors: Mapping[str, tuple[int, ...]], dtype: str) -> int:
+    return sum(math.prod(shape) for shape in tensors.values()) * DTYPES[dtype].bytes

@@ -1,0 +1,110 @@
+"""Fold adapters into their base: a recipe whose models are the base with adapters, merged by the engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.output_path import check_publishable, replacing
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
+from alnico.engine.fetch import fetch_inputs
+from alnico.engine.run import Result, Watcher, run_plan
+from alnico.engine.stages import close
+from alnico.errors import AlnicoError
+from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.numbers import real, said
+from alnico.plan.build import build_plan
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES
+from alnico.recipe.load import load_recipe
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Adapters: paths or hub ids; one may stand by itself."""
+
+
+@ieee_arithmetic()
+def fold(
+    base: str | os.PathLike[str],
+    adapters: Paths,
+    out: str | os.PathLike[str],
+    *,
+    weights: float | Sequence[float] = 1.0,
+    at_once: bool = False,
+    dtype: str | None = None,
+    memory: int | str = DEFAULT_BUDGET_BYTES,
+    threads: int | None = None,
+    max_shard_size: int | str = DEFAULT_MAX_SHARD_BYTES,
+    overwrite: bool = False,
+    overwrite_anything: bool = False,
+    restart: bool = False,
+    offline: bool = False,
+    watch: Watcher | None = None,
+) -> Result:
+    """Fold LoRA adapters into ``base`` and write the model into ``out``: ``W + sum of weight * (the adapted W - W)``.
+
+    What an adapter adds is ``s B A``, summed over the rank in index order in float32 by row blocks and rounded once to the output's
+    dtype, so memory and threads change no bit; DoRA's norms take one more pass over a tensor. A tensor that no adapter changes is
+    copied. The base is read once (with ``at_once``, once for each adapter), inside ``memory``; an interrupted fold is taken up by
+    the same call.
+
+    Options:
+        weights: one for all adapters or one for each; 1 is as trained, negative takes away.
+        at_once: adapters all change the base itself. Without it they follow one another: each changes what those before it made,
+            which is what PEFT's ``merge_and_unload`` does. They differ for DoRA and for tensors that several adapters replace.
+        dtype: of the output; default the base's.
+        memory, threads, max_shard_size, overwrite, overwrite_anything, restart, offline, watch: as for :func:`alnico.merge`.
+    Errors: ModelError for what is no adapter or was trained on another base (names or shapes do not fit), AlnicoError for a number of
+        weights that is not that of the adapters; NonFiniteError; all others of :func:`alnico.merge`.
+    Differs from the source: PEFT rounds the base with each adapter to the base's dtype, here all is rounded once.
+    Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's format.
+    """
+    check_publishable(Path(out))
+    may_replace = replacing(overwrite, overwrite_anything)
+    plan = build_plan(
+        load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype)),
+        memory_bytes=bytes_of(memory),
+        threads=threads,
+        max_shard_bytes=bytes_of(max_shard_size),
+        single_file=Path(out).name if Path(out).suffix == ".safetensors" else None,
+        offline=offline,
+    )
+    try:
+        fetch_inputs(plan, Path(out), overwrite=may_replace, watch=watch)
+        return run_plan(plan, Path(out), overwrite=may_replace, restart=restart, watch=watch)
+    finally:
+        close([plan])
+
+
+def fold_recipe(
+    base: str | os.PathLike[str],
+    adapters: Paths,
+    *,
+    weights: float | Sequence[float] = 1.0,
+    at_once: bool = False,
+    dtype: str | None = None,
+) -> dict[str, Any]:
+    """Return the recipe that folds adapters into a base, as plain data. Arguments and errors: as for :func:`fold`.
+
+    >>> fold_recipe("base", ["a", "b"], weights=[0.5, 1])["models"]
+    ['base+0.5*a+b']
+    >>> fold_recipe("base", ["a", "b"], at_once=True)["models"][1]
+    {'model': 'base+b', 'parameters': {'weight': 1.0}}
+    """
+    start = os.fspath(base)
+    named = [os.fspath(a) for a in ([adapters] if isinstance(adapters, (str, os.PathLike)) else adapters)]
+    if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
+        raise AlnicoError(f"weights is {said(weights)}; expected a number, or a list of one for each adapter.")
+    several: Any = [weights] * len(named) if isinstance(weights, Real) else weights
+    given = [real(w, "a weight") for w in several]
+    if not named:
+        raise AlnicoError("fold needs an adapter at least. Give one.")
+    if len(given) != len(named):
+        raise AlnicoError(f"weights: there are {len(given)} for {len(named)} adapters; expected one for all, or one for each.")
+    output = {"dtype": dtype} if dtype is not None else {}
+    if at_once and len(named) > 1:
+        models = [{"model": f"{start}+{a}", "parameters": {"weight": w}} for a, w in zip(named, given, strict=True)]
+        return {"merge_method": "task_arithmetic", "base_model": start, "models": models, "unrelated": "allow", **output}
+    chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(named, given, strict=True))
+    return {"merge_method": "passthrough", "models": [start + chain], **output}

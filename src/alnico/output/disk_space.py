@@ -1,0 +1,132 @@
+"""Is there room for an output, and may it go where it is to go? Asked before anything is downloaded or merged."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from alnico.checkpoint.output_path import Replace, check_place, existing_folder
+from alnico.checkpoint.quota import quota_left
+from alnico.checkpoint.shards import format_size
+from alnico.checkpoint.sidecars import side_files
+from alnico.checkpoint.source import Source
+from alnico.errors import ResourceError
+from alnico.output.card import recipe_text
+from alnico.output.staging import PartDirectory
+from alnico.plan.job import Plan
+
+DISK_MARGIN_BYTES = 16 << 20
+FILES = 64
+"""Files and folders that a run makes beside those of the output: the journal, locks, what is written under another name first."""
+
+
+def check_target(out: Path, plan: Plan, overwrite: Replace) -> None:
+    """Refuse a target that no output can get, that holds something, or that holds what the plan reads. Errors: OutputError."""
+    check_outputs_place(out, needed(plan), overwrite)
+
+
+def check_outputs_place(out: Path, needed: Sequence[Path], overwrite: Replace) -> None:
+    """Refuse a place that no output can get, and unfinished work of another user beside it. Errors: OutputError."""
+    check_place(out, needed, overwrite)
+    PartDirectory(out).check()
+
+
+def needed(plan: Plan) -> list[Path]:
+    """What must stay where it is until the output is complete: models, adapters, statistics, the recipe, an analysis it names."""
+    found = needed_files(plan.sources)
+    found += [Path(plan.recipe.folder) / Path(plan.recipe.name).name]
+    for weighing in plan.weighings:
+        if weighing.setting.origin == "analysis" and weighing.setting.path:
+            found += [Path(weighing.setting.path), Path(plan.recipe.folder) / weighing.setting.path]
+    return found
+
+
+def needed_files(sources: Sequence[Source]) -> list[Path]:
+    """The files of models, those beside their weights too, and their folders."""
+    found = [path for source in sources for path in source.paths()]
+    for folder in {source.directory for source in sources if source.directory is not None}:
+        found += [folder, folder / "config.json", *(folder / path for path in side_files(folder)[0])]
+    return found
+
+
+def check_disk(plan: Plan, out: Path) -> None:
+    """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
+    check_room(out, bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(), largest_file(plan, out), files_of(plan, out))
+
+
+def bytes_on_disk(plan: Plan, out: Path) -> int:
+    """Bytes of the weights and of the files beside them, of the journal too. The card, and what small files take beyond their bytes, is in
+    the margin."""
+    return plan.bytes_to_write + sum(_sizes_beside(plan, out))
+
+
+def files_of(plan: Plan, out: Path) -> int:
+    """How many files and folders a merge makes."""
+    return len(plan.shards) + len(_sizes_beside(plan, out)) + FILES
+
+
+def largest_file(plan: Plan, out: Path) -> int:
+    """Bytes of the largest file that a merge writes."""
+    return max([shard.byte_size for shard in plan.shards] + _sizes_beside(plan, out))
+
+
+def _sizes_beside(plan: Plan, out: Path) -> list[int]:
+    """The sizes of the files that are not weights: side files, config, recipe, index, lock; and the journal, which grows as the lock."""
+    entries = sum(len(job.name) + 200 + sum(len(i.name) + 100 for i in job.read) for job in plan.jobs)
+    if out.suffix == ".safetensors":
+        return [entries]
+    entries += 1_000 + 200 * (len(plan.shards) + sum(len(source.paths()) for source in plan.sources))
+    entries += sum(len(dropped.name) + len(dropped.why) + 100 for dropped in plan.dropped)
+    sizes = [entries, entries, len(recipe_text(plan.recipe).encode("utf-8", "replace"))]
+    sizes += [sum(len(job.name) + 60 for job in plan.jobs)] if len(plan.shards) > 1 else []
+    sizes += [len(data) for data in plan.files.values()]
+    donor = plan.sources[plan.donor]
+    sizes += list(donor.absent((), True).values())
+    if donor.directory is not None:
+        left = plan.left | set(plan.files)
+        paths = [donor.directory / path for path in side_files(donor.directory)[0] if path.as_posix() not in left]
+        with suppress(OSError):
+            sizes += [path.stat().st_size for path in (*paths, donor.directory / "config.json") if path.exists()]
+    return sizes
+
+
+def check_room(out: Path, byte_size: int, largest: int = 0, files: int = FILES, of_all: str = "") -> None:
+    """Refuse a place whose disk has not as many bytes, and a margin, free, or not as many inodes; that a quota leaves less of; and a file
+    larger than this process may write. Errors: ResourceError."""
+    folder = existing_folder(out)
+    what = f"the {of_all} need" if of_all else "the output needs"
+    check_free(folder, byte_size + DISK_MARGIN_BYTES, what, "choose another disk, or a smaller dtype")
+    with suppress(OSError, AttributeError):
+        status = os.statvfs(folder)
+        if status.f_files and status.f_favail < files:  # some file systems do not count them
+            raise ResourceError(
+                f"{folder}: {what} {files} inodes, {status.f_favail} are free. Remove files, or choose another disk."
+            )
+    most = _largest_allowed()
+    if most is not None and largest > most:
+        raise ResourceError(
+            f"{out}: a file of the output has {format_size(largest)}, this process may write {format_size(most)} into one (ulimit -f). "
+            "Raise the limit, or choose a smaller --max-shard-size."
+        )
+
+
+def check_free(folder: Path, byte_size: int, what: str, instead: str) -> None:
+    """Refuse a disk that has less free, or of which a quota leaves less. Errors: ResourceError."""
+    free, of_quota = shutil.disk_usage(folder).free, quota_left(folder)
+    left, told = (free, "are free") if of_quota is None or free <= of_quota else (of_quota, "are left of the quota")
+    if byte_size > left:
+        raise ResourceError(f"{folder}: {what} {format_size(byte_size)}, {format_size(left)} {told}. Make room, {instead}.")
+
+
+def _largest_allowed() -> int | None:
+    """Bytes that this process may write into one file; None where there is no limit."""
+    try:
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    except (ImportError, OSError, ValueError):  # not on this system
+        return None
+    return None if soft == resource.RLIM_INFINITY else soft

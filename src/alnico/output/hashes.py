@@ -1,0 +1,70 @@
+"""Content hashes of what lies on the disk: of a model's tensors, as merges hash them in passing, and of files beside the weights."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import xxhash
+
+from alnico.checkpoint.files import reading
+from alnico.checkpoint.source import Source
+from alnico.errors import ModelError
+from alnico.events import Advanced, Event, Reading
+from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest
+from alnico.threads import check, do_all
+
+CHUNK_PIECES = 4
+"""Pieces that a thread hashes at a time, one after the other."""
+
+READ_BYTES = 1 << 20
+"""Bytes that are read at a time to be hashed."""
+
+
+def hash_tensors(
+    source: Source, names: Iterable[str], pool: ThreadPoolExecutor, watch: Callable[[Event], None] | None = None
+) -> dict[str, str]:
+    """Return the digest of every tensor of ``names``, by name. ``watch`` gets events, from any thread but one at a time. Errors: those of
+    reading."""
+    digests = {name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]}
+    stop, lock = threading.Event(), threading.Lock()
+    if watch is not None:
+        watch(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
+
+    def hashed(name: str, start: int, end: int) -> None:
+        hasher = PieceHasher(digests[name], start)
+        buffer = memoryview(bytearray(min(READ_BYTES, end - start)))
+        for offset in range(start, end, READ_BYTES):
+            check(stop)
+            part = buffer[: min(READ_BYTES, end - offset)]
+            source.read_into(name, offset, part)
+            hasher.update(part)
+        hasher.finish()
+        if watch is not None:
+            with lock:
+                watch(Advanced(name, end - start))
+
+    size = CHUNK_PIECES * PIECE
+    sizes = {name: source.tensors[name].byte_size for name in digests}
+    spans = [(n, s, min(s + size, total)) for n, total in sizes.items() for s in range(0, total, size)]
+    do_all(pool, stop, [(hashed, span) for span in spans])
+    return {name: digest.result() for name, digest in digests.items()}
+
+
+def hash_file(path: Path) -> str:
+    """Return the xxh3-128 of a file's bytes. Errors: ModelError with the system's reason."""
+    try:
+        return digest_of(path)
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+
+
+def digest_of(path: Path) -> str:
+    """The same, with an OSError where the system fails."""
+    state = xxhash.xxh3_128()
+    with reading(path) as file:
+        while data := file.read(READ_BYTES):
+            state.update(data)
+    return state.hexdigest()

@@ -1,0 +1,343 @@
+"""The place of an output: beside its name until it is complete, checked before it begins, renamed at the end."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from alnico.checkpoint.durable import exchange, rename_new, replace_file, sync_directory
+from alnico.checkpoint.json_files import read_json
+from alnico.checkpoint.lineage import LOCK
+from alnico.checkpoint.output_path import Replace, check_replaceable
+from alnico.errors import ModelError, OutputError, RunError
+from alnico.folders import (
+    HAS_DESCRIPTORS,
+    WRITABLE,
+    Folder,
+    fault_in,
+    name_of,
+    open_to_write,
+    owner_fault_at,
+    reach,
+    remove,
+    user_id,
+)
+
+MARK = "published.json"
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
+"""What a disk answers that has no locks."""
+
+
+class Hold:
+    """A directory that one process works in: made if it is not there, and held by a lock in it. Use it in ``with``.
+
+    It is made for us alone. What stands there is taken up only if it, and all in it, is ours and no other user can write it; then it is
+    held by its descriptor, ``folder``, and what is done in it is done relative to that.
+    Errors: OutputError if another process holds it, if it is not ours alone, or if it cannot be made; ``out`` is its name for the user.
+    """
+
+    def __init__(self, path: Path, out: Path) -> None:
+        self.path = path
+        self.out = out
+        self._folder: Folder | None = None
+        self._lock = -1
+
+    @property
+    def folder(self) -> Folder:
+        """The directory as it was opened by ``with``."""
+        assert self._folder is not None
+        return self._folder
+
+    def __enter__(self) -> Hold:
+        while self._lock < 0:
+            self._take()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        os.close(self._lock)
+        self._lock = -1
+        self.folder.close()
+
+    def check(self) -> None:
+        """Refuse what stands there already and is not ours alone. Errors: OutputError."""
+        if not os.path.lexists(self.path):
+            return
+        try:
+            folder = self._opened()
+            try:
+                self._check(folder)
+            finally:
+                folder.close()
+        except FileNotFoundError:  # a process that ends has removed it
+            return
+        except OSError as error:
+            raise self._cannot_be_made(error) from None
+
+    def _opened(self) -> Folder:
+        if self.path.is_symlink():
+            raise self._not_ours(f"{self.path} is a link")
+        try:
+            return Folder(self.path)
+        except PermissionError:
+            if (fault := owner_fault_at(self.path)) is not None:
+                raise self._not_ours(f"{self.path} {fault}") from None
+            raise
+
+    def _check(self, folder: Folder) -> None:
+        if (fault := fault_in(folder)) is not None:
+            raise self._not_ours(fault)
+
+    def _not_ours(self, fault: str) -> OutputError:
+        # Versions before this check made folders with the mode of the umask.
+        kept = f"run `chmod -R go-w {self.path}` or " if WRITABLE in fault else ""
+        return OutputError(
+            f"{self.out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody "
+            f"else can write. Choose another output, or, if you know what it is, {kept}remove {self.path}."
+        )
+
+    def _cannot_be_made(self, error: OSError) -> OutputError:
+        return OutputError(f"{self.path}: cannot be made ({error.strerror}). Choose another output.")
+
+    def _take(self) -> None:
+        folder: Folder | None = None
+        descriptor = -1
+        try:
+            try:
+                made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+                self.path.mkdir(0o700, parents=True, exist_ok=True)
+                for path in made:
+                    sync_directory(path.parent)
+                folder = self._opened()
+                self._check(folder)
+                descriptor = open_to_write(self.path / "lock", folder, flags=os.O_RDWR | os.O_CREAT, mode=0o600)
+            except FileNotFoundError:  # a process that ends has removed it between the two
+                return
+            except OSError as error:
+                raise self._cannot_be_made(error) from None
+            try:
+                import fcntl
+
+                _lock(descriptor, fcntl)
+                # A process that ended meanwhile has taken the file away: then this lock holds nothing.
+                if os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat()) and folder.is_there():
+                    self._lock, self._folder = descriptor, folder
+                    folder, descriptor = None, -1
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+                    raise self._cannot_be_made(error) from None
+                raise OutputError(f"{self.out}: another process is writing it. Wait for it, or choose another output.") from None
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            if folder is not None:
+                folder.close()
+
+    def check_still_there(self) -> None:
+        """Refuse to go on where another user has put something else in the place of the directory. Errors: OutputError."""
+        if not self.folder.is_there():
+            raise OutputError(
+                f"{self.path}: was renamed or replaced by another process while it was written; expected it to stay. Choose an output in a "
+                "folder that only you can write."
+            )
+
+    def remove(self) -> None:
+        """Remove the directory; the lock is freed when ``with`` ends. Killed halfway, it has lost its name already."""
+        if not self.folder.is_there():  # what stands there now is another's
+            return
+        gone = self.path.with_name(self.path.name + "-gone")
+        with suppress(OSError):
+            remove(gone)
+        try:
+            os.rename(self.path, gone)
+        except OSError:
+            gone = self.path
+        with suppress(OSError):
+            if not HAS_DESCRIPTORS:
+                remove(gone)
+                return
+            self.folder.remove_contents()
+            os.rmdir(gone)
+
+
+def _lock(descriptor: int, fcntl: Any) -> None:
+    """Lock an open file for this process. Where a disk has no such locks (Lustre and some disks of networks), those of POSIX are asked for,
+    which end when the process closes any descriptor of the file; where it has neither, nothing is locked. Errors: BlockingIOError where
+    another process holds it."""
+    for lock in (fcntl.flock, fcntl.lockf):
+        try:
+            lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+
+
+class PartDirectory(Hold):
+    """``.NAME.alnico-part`` beside the target, held by one process: use it in ``with``.
+
+    Errors: OutputError if another process holds it, if it is not ours alone, or if what stands under the output's name cannot be replaced.
+    """
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(out.parent / f".{out.name}.alnico-part", out)
+        self.model = self.path / "model"
+        self.old = out.parent / f".{out.name}.alnico-old"
+
+    def __enter__(self) -> PartDirectory:
+        super().__enter__()
+        return self
+
+    def check(self) -> None:
+        super().check()
+        self._check_old()
+        check_renamable(self.out)
+
+    def _check(self, folder: Folder) -> None:
+        # Once the output is published, what is called the model is the one that it replaced, of whomever, and only removed.
+        fault = fault_in(folder, but=self.model.name)
+        if fault is None and not is_published(self.out, self.path / MARK):
+            fault = fault_in(folder)
+        if fault is not None:
+            raise self._not_ours(fault)
+
+    def _check_old(self) -> None:
+        """Refuse an old model, set aside by an interrupted run, that is another user's. Errors: OutputError."""
+        try:
+            fault = owner_fault_at(self.old)
+        except OSError:
+            return
+        if fault is not None:
+            raise OutputError(
+                f"{self.out}: {self.old} stands beside it, where the model is put that --overwrite replaces, and {fault}; expected nothing, or "
+                "what a run of yours left. Choose another output, or remove it."
+            )
+
+    def used_bytes(self) -> int:
+        """Bytes on the disk that an interrupted merge holds."""
+        return sum(p.lstat().st_blocks * 512 for p in self.model.rglob("*")) if self.model.exists() else 0
+
+    def clear(self) -> None:
+        """Forget an unfinished merge. Errors: RunError."""
+        self._empty(lambda name: not name.startswith(("journal", MARK)) and name != self.model.name)
+
+    def remove_contents(self) -> None:
+        """Remove all but the lock: for what is never taken up. Errors: RunError."""
+        self._empty(lambda name: name == "lock")
+
+    def _empty(self, keep: Callable[[str], bool]) -> None:
+        try:
+            self.folder.remove_contents(keep)
+        except OSError as error:
+            raise RunError(
+                f"{self.path}: cannot be emptied ({error.strerror}). Check the disk, or choose another output."
+            ) from None
+
+    def mend(self) -> None:
+        """Give the old model its name back, if a crash between two renames took it."""
+        if os.path.lexists(self.old) and not os.path.lexists(self.out):
+            self._check_old()
+            os.rename(self.old, self.out)
+            sync_directory(self.out.parent)
+
+    def is_published(self, fingerprint: Mapping[str, Any]) -> bool:
+        """Did a run of this fingerprint, that was killed then, give the output its name?"""
+        return is_published(self.out, self.path / MARK, fingerprint)
+
+    def publish(
+        self, single_file: str | None, overwrite: Replace, fingerprint: Mapping[str, Any] | None = None, mark: Path | None = None
+    ) -> None:
+        """Give the finished model its name, all at once; what stood there goes. ``mark`` is the file that says so to a later run.
+
+        Errors: OutputError if something came to stand there meanwhile; RunError. What stood there before stands there after them.
+        """
+        finished = self.model / single_file if single_file else self.model
+        self.check_still_there()
+        try:
+            check_replaceable(self.out, overwrite)  # once more: somebody may have put something else there meanwhile
+            text = json.dumps({"fingerprint": fingerprint, "witness": _witness(finished)})
+            replace_file(*((mark, text) if mark else (self.path / MARK, text, self.folder)))
+            if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
+                self.out.rmdir()
+            if os.path.lexists(self.out) and overwrite:
+                self._replace(finished)
+            else:
+                rename_new(finished, self.out, self.folder)
+        except (OSError, OutputError) as error:
+            if isinstance(error, OutputError) or error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise OutputError(
+                    f"{self.out}: came to be while merging. The finished model is in {finished}; move it yourself."
+                ) from None
+            raise RunError(
+                f"{self.out}: the finished model could not be renamed ({error.strerror}). It is in {finished}."
+            ) from None
+        try:
+            sync_directory(self.out.parent)
+        except RunError as error:
+            raise RunError(f"{error} The finished model stands under {self.out}, as long as the machine runs.") from None
+        with suppress(OSError):  # the next run here removes it
+            remove(self.old)
+        self.remove()
+
+    def _replace(self, finished: Path) -> None:
+        """Put the finished model in the place of the old one, which goes into this directory, or beside it and is then removed."""
+        if exchange(finished, self.out, self.folder):
+            return
+        remove(self.old)
+        os.rename(self.out, self.old)
+        try:
+            name, directory = reach(finished, self.folder)
+            os.rename(name, self.out, src_dir_fd=directory)
+        except OSError:
+            os.rename(self.old, self.out)
+            raise
+
+
+def check_renamable(out: Path) -> None:
+    """Refuse a place where something stands that the system will not let us rename: another user's in a folder such as ``/tmp``, whose
+    sticky bit leaves that to its owner, or a folder that we cannot write, which cannot be moved into another. Errors: OutputError.
+    """
+    user = user_id()
+    if not user:  # the administrator, or a system without users
+        return
+    try:
+        status, above = os.lstat(out), os.stat(out.parent)
+        is_kept = bool(above.st_mode & stat.S_ISVTX) and above.st_uid != user
+        is_ours = status.st_uid == user or owner_fault_at(out) in (None, "is a link")
+    except OSError:
+        return
+    if is_kept and not is_ours:
+        raise OutputError(
+            f"{out}: stands there already and belongs to {name_of(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
+            "it. Choose another output."
+        )
+    if stat.S_ISDIR(status.st_mode) and any(out.iterdir()) and not os.access(out, os.W_OK, effective_ids=HAS_DESCRIPTORS):
+        raise OutputError(
+            f"{out}: stands there already, and you cannot write into it (its mode is {stat.S_IMODE(status.st_mode):04o}), so it cannot be replaced. "
+            f"Choose another output, or remove it."
+        )
+
+
+def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:
+    """Is what stands under ``out`` the model that a run (of this fingerprint) noted in ``mark`` when it published it?"""
+    try:
+        noted = read_json(mark)
+        is_it = noted["witness"] == _witness(out)
+        return is_it and (fingerprint is None or bool(noted["fingerprint"] == json.loads(json.dumps(fingerprint))))
+    except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _witness(out: Path) -> list[int]:
+    """What tells an output from every other under its name: the inode, size and time of its lock, or of the one file."""
+    status = (out / LOCK if out.is_dir() else out).stat()
+    return [status.st_ino, status.st_size, status.st_mtime_ns]

@@ -1,0 +1,58 @@
+"""The output of a plan as an input of another one: what is known of a model that is not made yet."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.sidecars import copy_side_files
+from alnico.checkpoint.source import Described, Origin
+from alnico.errors import AlnicoError
+from alnico.folders import temporary_files
+from alnico.plan.job import Plan
+
+
+class PlannedModel:
+    """A :class:`Source` with the headers of a plan's output, its side files where they are new, and nothing to read yet."""
+
+    origin: Origin | None = None
+    held_bytes = reading_bytes = 0
+
+    def __init__(self, label: str, plan: Plan) -> None:
+        self.label = label
+        self.tensors: Mapping[str, Described] = {j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs}
+        self.config: Mapping[str, Any] = plan.config
+        self.made_from = plan.models
+        self.directory: Path | None = plan.sources[plan.donor].directory
+        self._remove: Callable[[], Any] | None = None
+        if self.directory is not None and (plan.files or plan.left):
+            with temporary_files():
+                made = Path(tempfile.mkdtemp(prefix="alnico-"))
+                self._remove = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+                copy_side_files(self.directory, made, plan.left | set(plan.files))
+                for name, data in plan.files.items():
+                    (made / name).write_bytes(data)
+            self.directory = made
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return {}
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        pass
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        raise AlnicoError(f"{self.label}: {name} cannot be read before it is made.")
+
+    def identity(self) -> list[dict[str, Any]]:
+        return []
+
+    def paths(self) -> list[Path]:
+        return []
+
+    def close(self) -> None:
+        if self._remove is not None:
+            self._remove()

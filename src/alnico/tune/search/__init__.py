@@ -1,0 +1,1 @@
+"""Searching the coefficients of a recipe by evaluation."""

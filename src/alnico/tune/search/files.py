@@ -1,0 +1,102 @@
+"""What a search leaves in its folder: the best recipe or recipes, all trials, the report and the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from alnico.analysis.page import has_report
+from alnico.checkpoint.output_path import check_writable
+from alnico.checkpoint.overwrite import is_search
+from alnico.errors import OutputError, visible
+from alnico.folders import open_new, write_new
+from alnico.plan.build import located, pinned, reference_from
+from alnico.recipe.schema import Recipe
+from alnico.tune.search.page import search_page
+from alnico.tune.search.result import SearchResult
+from alnico.tune.search.samplers import Trial
+
+STUDY, BEST, TABLE, RESULT, PAGE = "study.db", "best.yml", "trials.csv", "search.json", "search.html"
+
+OLDER = re.compile(r"best(-\d+)?\.yml")
+"""Names of the recipes that a search writes."""
+
+
+def search_folder(out: str | os.PathLike[str]) -> Path:
+    """Make the folder of a search, or take that of one. Errors: OutputError for a folder with other things in it."""
+    folder = Path(out)
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
+        if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
+            raise OutputError(f"{folder}: holds other things than a search. Choose a new folder, or empty it.")
+        if (folder / STUDY).is_symlink():  # SQLite would follow it
+            raise OutputError(f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it.")
+        folder.mkdir(parents=True, exist_ok=True)
+        check_writable(folder, folder)
+    except OSError as error:
+        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+    return folder
+
+
+def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
+    """Write a search into its folder, over what an earlier run of it left; returns the files of the recipes.
+
+    ``best.yml``, or ``best-1.yml`` and so on for the points of a Pareto front; ``trials.csv``, ``search.json``, and ``search.html``
+    where the extra [report] is installed. Errors: OutputError.
+    """
+    names = [BEST] if len(found.best) == 1 else [f"best-{i + 1}.yml" for i in range(len(found.best))]
+    try:
+        for old in folder.iterdir():
+            if OLDER.fullmatch(old.name):
+                old.unlink()
+        for name, recipe, trial in zip(names, found.recipes, found.best, strict=True):
+            write_new(folder / name, _headed(found, trial) + moved(recipe, folder).text)
+        _table(folder / TABLE, found)
+        write_new(folder / RESULT, json.dumps(found.data(), indent=1) + "\n")
+        (folder / PAGE).unlink(missing_ok=True)
+        if has_report():
+            write_new(folder / PAGE, search_page(found))
+    except OSError as error:
+        raise OutputError(
+            f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
+        ) from None
+    return tuple(folder / name for name in names)
+
+
+def _headed(found: SearchResult, trial: Trial) -> str:
+    values = ", ".join(f"{visible(o.name)} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True))
+    return f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
+
+
+def moved(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with relative paths of models as they read from ``folder``, where it will lie."""
+    there = {r: reference_from(located(r, recipe.folder), folder) for r in recipe.references}
+    return pinned(recipe, {old: new for old, new in there.items() if old != new})
+
+
+def _table(path: Path, found: SearchResult) -> None:
+    objectives = [o.name for o in found.objectives]
+    tasks = list(dict.fromkeys(name for t in found.trials for name, _ in t.scores))
+    with open_new(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(
+            map(_safe, ["trial", "state", "seconds", *objectives, *(f"task {n}" for n in tasks), *found.dimensions, "reason"])
+        )
+        for trial in found.trials:
+            values: Sequence[Any] = trial.values or [""] * len(objectives)
+            scores = dict(trial.scores)
+            row = [trial.number, trial.state, trial.seconds or "", *values, *(scores.get(n, "") for n in tasks)]
+            writer.writerow(map(_safe, [*row, *(trial.point.get(n, "") for n in found.dimensions), trial.reason]))
+
+
+def _safe(value: Any) -> Any:
+    """Text that a spreadsheet does not take for a formula; numbers with all their digits."""
+    if isinstance(value, float):
+        return repr(value)
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,0 +1,76 @@
+"""What a search found, as a value."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from alnico.evaluation.scorecard import Scorecard
+from alnico.recipe.schema import Recipe
+from alnico.tune.search.objective import Objective
+from alnico.tune.search.samplers import Trial
+from alnico.tune.search.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """The best recipe or, of several objectives, those of the Pareto front, and all that was tried.
+
+    ``recipes`` belong to the trials ``best``. ``report`` scores them beside base, parents, the uniform average and the default
+    settings on examples that were never searched on; None where none are told apart.
+    """
+
+    name: str
+    recipes: tuple[Recipe, ...]
+    best: tuple[Trial, ...]
+    trials: tuple[Trial, ...]
+    objectives: tuple[Objective, ...]
+    dimensions: tuple[str, ...]
+    settings: SearchSettings
+    importances: Mapping[str, float] = field(default_factory=dict)
+    report: Scorecard | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """The best recipe; of a Pareto front the one that is best in the first objective."""
+        return self.recipes[0]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many trials are complete, pruned and so on."""
+        return dict(Counter(t.state for t in self.trials))
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for JSON."""
+        return {
+            "search": self.name,
+            "objectives": [{"name": o.name, "goal": o.goal, "tasks": dict(o.tasks)} for o in self.objectives],
+            "sampler": self.settings.sampler,
+            "seed": self.settings.seed,
+            "counts": self.counts,
+            "best": [
+                {**trial_data(trial, self.objectives), "recipe": recipe.text}
+                for trial, recipe in zip(self.best, self.recipes, strict=True)
+            ],
+            "importances": dict(self.importances),
+            "report": None if self.report is None else self.report.data(),
+            "notes": list(self.notes),
+            "trials": [trial_data(trial, self.objectives) for trial in self.trials],
+        }
+
+
+def trial_data(trial: Trial, objectives: tuple[Objective, ...]) -> dict[str, Any]:
+    """A trial as plain data."""
+    return {
+        "trial": trial.number,
+        "state": trial.state,
+        "values": dict(zip((o.name for o in objectives), trial.values, strict=False)),
+        "scores": dict(trial.scores),
+        "point": dict(trial.point),
+        "rungs": list(trial.rungs),
+        "seconds": trial.seconds,
+        "reason": trial.reason,
+    }

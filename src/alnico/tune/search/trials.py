@@ -1,0 +1,152 @@
+"""Searching a space of recipes: trials are taken from the study, merged in memory, scored and written down, until enough are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+
+from alnico.errors import AlnicoError, EvaluationError, HubError, ModelError, RunError
+from alnico.tune.search.objective import Objective, is_behind
+from alnico.tune.search.samplers import Asked, Trial, grid_size, suggest
+from alnico.tune.search.settings import SearchSettings
+from alnico.tune.search.space import Space, Values
+from alnico.tune.search.study import Study
+from alnico.tune.search.workers import Scores, Worker, result_of
+
+Watch = Callable[[Trial], None]
+"""Is told of every trial that ends."""
+
+
+@dataclass
+class _Running:
+    """A trial that a worker scores."""
+
+    number: int
+    point: Values
+    rung: int
+    worker: Worker
+
+
+def run_trials(
+    space: Space,
+    settings: SearchSettings,
+    objectives: Sequence[Objective],
+    study: Study,
+    workers: Sequence[Worker],
+    watch: Watch | None = None,
+) -> None:
+    """Try recipes until the study has ``settings.trials``, or the time is over.
+
+    With one worker the course depends on the settings alone, however often it was interrupted. Trials that another process of this
+    machine left unfinished run again, with their numbers and points. Errors: EvaluationError when ``settings.failures`` trials in a
+    row have failed; RunError when a worker is lost; ModelError, HubError. After an error, and Ctrl-C, trials that ran wait to run again.
+    """
+    _Run(space, settings, tuple(objectives), study, watch).all(workers)
+
+
+class _Run:
+    def __init__(
+        self, space: Space, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study, watch: Watch | None
+    ) -> None:
+        self._space = space
+        self._settings = settings
+        self._objectives = objectives
+        self._study = study
+        self._watch = watch
+        self._rungs = len(settings.halving.shares()) if settings.halving is not None else 1
+        self._ends = None if settings.timeout is None else time.monotonic() + settings.timeout
+        self._failed = 0
+        self._trials = settings.trials
+        if settings.sampler == "grid":
+            self._trials = min(self._trials, grid_size(space.dimensions))
+
+    def all(self, workers: Sequence[Worker]) -> None:
+        idle = list(workers)
+        running: dict[Future[Scores], _Running] = {}
+        taken: list[int] = []
+        try:
+            while True:
+                while idle and (begun := self._begin(taken)) is not None:
+                    trial = _Running(*begun, 0, idle.pop())
+                    running[trial.worker.scores(trial.number, trial.point, 0)] = trial
+                if not running:
+                    return
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    trial = running.pop(future)
+                    if self._goes_on(trial, future):
+                        trial.rung += 1
+                        running[trial.worker.scores(trial.number, trial.point, trial.rung)] = trial
+                        continue
+                    taken.remove(trial.number)
+                    idle.append(trial.worker)
+                    self._stop_if_failing()
+        finally:
+            for number in taken:
+                self._study.wait(number)
+
+    def _begin(self, taken: list[int]) -> tuple[int, Values] | None:
+        """Take the next trial and say what it tries; None if no more is to begin."""
+        if self._ends is not None and time.monotonic() >= self._ends:
+            return None
+        number = self._study.begin(self._trials)
+        if number is None:
+            return None
+        taken.append(number)
+        trials = self._study.trials()
+        point: Values = next(t.point for t in trials if t.number == number)
+        if not point:
+            settings = self._settings
+            asked = Asked(
+                self._space.dimensions,
+                self._study.goals,
+                settings.seed,
+                number,
+                [t for t in trials if t.number < number],
+                settings.population,
+                settings.concentration,
+            )
+            point = suggest(settings.sampler, asked)
+            self._study.set_point(number, point)
+        return number, point
+
+    def _goes_on(self, trial: _Running, future: Future[Scores]) -> bool:
+        """Write down what came of a rung; does the trial go on to the next?"""
+        number = trial.number
+        try:
+            scores = result_of(future)
+            values = [objective.value(scores) for objective in self._objectives]
+        except (RunError, ModelError, HubError):  # the next trial would meet them, too
+            raise
+        except AlnicoError as error:
+            self._study.fail(number, " ".join(error.args))
+            self._failed += 1
+            self._tell(number)
+            return False
+        self._failed = 0
+        if trial.rung == self._rungs - 1:
+            self._study.set_recipe(number, self._space.instantiate(trial.point).text)
+            self._study.complete(number, values, scores)
+            self._tell(number)
+            return False
+        self._study.report(number, trial.rung, values[0])
+        assert self._settings.halving is not None  # there are rungs
+        before = [t for t in self._study.trials() if t.number < number]
+        if is_behind(values[0], trial.rung, self._objectives[0].goal, self._settings.halving.keep, before):
+            self._study.prune(number, scores)
+            self._tell(number)
+            return False
+        return True
+
+    def _tell(self, number: int) -> None:
+        if self._watch is not None:
+            self._watch(next(t for t in self._study.trials() if t.number == number))
+
+    def _stop_if_failing(self) -> None:
+        if self._failed >= self._settings.failures:
+            last = max((t for t in self._study.trials() if t.state == "failed"), key=lambda t: t.number)
+            raise EvaluationError(
+                f"{self._failed} trials in a row have failed; expected scores. The last, trial {last.number}: {last.reason}",
+                "Mend it and give the same command, which goes on; or allow more with search.failures.",
+            )

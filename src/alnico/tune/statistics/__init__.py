@@ -1,0 +1,1 @@
+"""Statistics of a model on data: Fisher information, Gram matrices, and BatchNorm running statistics."""

@@ -1,0 +1,424 @@
+"""Gram matrices: the sums of outer products of what goes into each linear layer, measured on examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any
+
+import numpy as np
+
+from alnico.errors import EvaluationError, MismatchError
+from alnico.evaluation.extras import import_extra
+from alnico.evaluation.module_names import Place
+from alnico.evaluation.tasks import Differentiable, Kind, Subject, Task
+from alnico.methods.base import total_weight
+from alnico.methods.regmean import solve
+from alnico.plan.families import comes_first
+from alnico.plan.layers import place_of
+from alnico.tune.statistics.measure import Measured, Stored, kind_of, places, stored_in
+
+
+def measure_gram(
+    subject: Subject, tasks: Sequence[Task], *, examples: int = 256, watch: Callable[[int, int], None] | None = None
+) -> Measured:
+    """Measure ``X^T X`` of the inputs X of every linear layer of a model, on ``examples`` of each task; labels are never read where
+    the task gives scores of classes.
+
+    A row of X is a token; what an attention mask says is padding is left out. Products are float32 a batch, their sums float64.
+    Layers that always have the same input share one matrix. A layer whose weight is also something else (a tied head) is left out. Experts
+    that the module packs into one parameter are layers of their own where the files have them one by one, and measured an example at a time.
+    ``watch`` is told how many of how many tasks are done. Errors: EvaluationError, ModelError.
+    Source: Jin et al. 2023, https://arxiv.org/abs/2212.09849, section 3.2.
+    """
+    kind = kind_of(tasks, "Gram matrices")
+    module = subject.module(kind)
+    stored = stored_in(subject, module, kind)
+    layers = _layers(module, stored)
+    grams = _collected(subject, module, tasks, examples, layers, watch)
+    _refuse_none(grams, layers, subject)
+    return _measured(stored, module, kind, grams, tasks, examples, {})
+
+
+def measure_gram_plus(
+    subjects: Sequence[Subject],
+    tasks: Sequence[Sequence[Task]],
+    *,
+    examples: int = 256,
+    weight: Sequence[float] | None = None,
+    alpha: float = 0.9,
+    ridge: float = 1e-6,
+    normalize: bool = False,
+    watch: Callable[[int, int], None] | None = None,
+) -> list[Measured]:
+    """Measure Gram matrices of models that are to be merged with one another, each on its own tasks, for RegMean++.
+
+    Layer by layer: the inputs of a layer come from the layers before it as they are merged, by RegMean with ``weight`` (a number a
+    model), ``alpha``, ``ridge`` and ``normalize``; give the merge the same. What is in no layer and comes before them is merged first, and
+    what is no linear layer's matrix is the weighted mean. The models' modules are as before when this returns. ``watch`` is told how many of how
+    many layers are done. Errors: EvaluationError, ModelError, MismatchError for models of different layers.
+    Source: Nguyen et al. 2025, https://arxiv.org/abs/2508.03121, section 3.
+    """
+    torch = import_extra("torch", "Gram matrices", "eval")
+    kinds = [kind_of(t, "Gram matrices") for t in tasks]
+    modules = [s.module(kind) for s, kind in zip(subjects, kinds, strict=True)]
+    shares = np.array(weight if weight is not None else [1.0] * len(subjects))
+    shares = shares / total_weight(list(shares), " of RegMean++")
+    if len({id(m) for m in modules}) < len(modules):
+        raise MismatchError("models: two of them are one module; expected modules of their own. Open each model once.")
+    stored = [stored_in(*one) for one in zip(subjects, modules, kinds, strict=True)]
+    parameters = [dict(m.named_parameters()) for m in modules]
+    shared = [n for n, p in parameters[0].items() if all(n in other and other[n].shape == p.shape for other in parameters[1:])]
+    steps: dict[Any, list[str]] = {}
+    stacks = list(dict.fromkeys(place.stack for n in shared if (place := place_of(n)) is not None))
+    for name in sorted(shared, key=lambda n: _order(n, stacks)):
+        steps.setdefault(_step_of(name), []).append(name)
+    layers = [_layers(m, of) for m, of in zip(modules, stored, strict=True)]
+    found: list[dict[str, Gram]] = [{} for _ in subjects]
+    settings = {
+        "plus": True,
+        "models": [s.label for s in subjects],
+        "weight": [float(s) for s in shares],
+        "alpha": alpha,
+        "ridge": ridge,
+    }
+    with ExitStack() as stack:
+        for own in parameters:
+            stack.enter_context(_restored([own[name] for name in shared]))
+        for done, names in enumerate(steps.values()):
+            held = [{n: m for n, m in all_of.items() if _parameter_of(n, m) in names} for all_of in layers]
+            for i, (subject, given) in enumerate(zip(subjects, tasks, strict=True)):
+                if held[i]:
+                    found[i] |= _collected(subject, modules[i], given, examples, held[i], None)
+            with torch.no_grad():
+                for name in names:
+                    values = [own[name].detach().cpu().double().numpy() for own in parameters]
+                    merged = sum((s * v for s, v in zip(shares, values, strict=True)), np.zeros(()))
+                    for path, layer in layers[0].items():
+                        if _parameter_of(path, layer) != name or any(path not in grams_of for grams_of in found):
+                            continue
+                        grams = [grams_of[path] for grams_of in found]
+                        part = getattr(layer, "expert", None)
+                        part = ... if part is None else part
+                        matrices = _Held([v[part] for v in values], [g.total for g in grams])
+                        rows = tuple(float(g.rows) if normalize else 1.0 for g in grams)
+                        turned = tuple(float(g.is_transposed) for g in grams)
+                        merged[part] = solve(matrices, tuple(map(float, shares)), rows, turned, alpha, ridge)
+                    for own in parameters:
+                        own[name].copy_(torch.from_numpy(np.ascontiguousarray(merged)))
+            if watch:
+                watch(done + 1, len(steps))
+    for one in zip(found, layers, subjects, strict=True):
+        _refuse_none(*one)
+    return [
+        _measured(of, m, kind, f, t, examples, {**settings, "normalize": normalize})
+        for of, m, kind, f, t in zip(stored, modules, kinds, found, tasks, strict=True)
+    ]
+
+
+@dataclass
+class Gram:
+    """What was found of one layer: ``total`` (inputs, inputs) float64 over ``rows``. Layers with the same inputs share ``total``."""
+
+    total: np.ndarray
+    rows: int
+    is_transposed: bool
+
+
+class _Held:
+    """Matrices in memory, as :class:`alnico.methods.base.Matrices`."""
+
+    def __init__(self, values: Sequence[np.ndarray], grams: Sequence[np.ndarray]) -> None:
+        self.models = len(values)
+        self._values = values
+        self._grams = grams
+
+    def value(self, model: int) -> np.ndarray:
+        return self._values[model].copy()
+
+    def side(self, kind: str, model: int) -> np.ndarray:
+        return self._grams[model].astype(np.float32).astype(np.float64)  # as the files will have them
+
+
+def linears(module: Any) -> dict[str, Any]:
+    """The linear layers of a module, by path, whose weight is nothing else besides. transformers' Conv1D is one, turned."""
+    torch = import_extra("torch", "Gram matrices", "eval")
+    holders: dict[int, int] = {}
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    return {
+        path: layer
+        for path, layer in module.named_modules()
+        if (isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D") and holders.get(id(layer.weight)) == 1
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class Bare:
+    """A matrix, (outputs, inputs), that is a parameter outside of a linear layer, or with ``expert`` one of those that a parameter packs."""
+
+    name: str
+    weight: Any
+    expert: int | None = None
+
+
+def bare(module: Any, stored: Stored) -> dict[str, Bare]:
+    """The matrices that may be applied outside of linear layers: routers of experts, and experts that a module packs into one
+    parameter and its checkpoint has one by one."""
+    torch = import_extra("torch", "Gram matrices", "eval")
+    holders: dict[int, int] = {}
+    for _, parameter in module.named_parameters(remove_duplicate=False):
+        holders[id(parameter)] = holders.get(id(parameter), 0) + 1
+    found = {}
+    for path, owner in module.named_modules():
+        if isinstance(owner, torch.nn.Linear | torch.nn.Embedding) or type(owner).__name__ == "Conv1D":
+            continue
+        for own, weight in owner.named_parameters(recurse=False):
+            name = f"{path}.{own}" if path else own
+            files = stored.placement.files_of.get(id(weight), ())
+            if weight.dim() == 2 and holders[id(weight)] == 1:
+                found[name] = Bare(name, weight)
+            elif weight.dim() == 3 and len(files) > 1 and all(len(stored.shapes[n]) == 2 for n in files):
+                found |= {f"{name}[{i}]": Bare(name, weight, i) for i in range(len(weight))}
+    return found
+
+
+def _layers(module: Any, stored: Stored) -> dict[str, Any]:
+    return {**linears(module), **bare(module, stored)}
+
+
+def _parameter_of(path: str, layer: Any) -> str:
+    return layer.name if isinstance(layer, Bare) else f"{path}.weight"
+
+
+def _order(name: str, stacks: Sequence[str]) -> tuple[int, int, int]:
+    """What comes before the layers, then one stack after the other (an encoder before its decoder), then what comes after."""
+    place = place_of(name)
+    if place is not None:
+        return 1, stacks.index(place.stack), place.layer
+    return (0 if comes_first(name) else 2), 0, 0
+
+
+def _step_of(name: str) -> object:
+    place = place_of(name)
+    return (place.stack, place.layer) if place is not None else comes_first(name)
+
+
+@contextmanager
+def _restored(parameters: Sequence[Any]) -> Iterator[None]:
+    """Give parameters their values back."""
+    kept = [p.detach().clone() for p in parameters]
+    try:
+        yield
+    finally:
+        for p, value in zip(parameters, kept, strict=True):
+            p.data.copy_(value)
+
+
+class _Collector:
+    """Sums of outer products of the inputs of ``layers``, one forward pass of ``module`` after the other.
+
+    ``groups`` are layers that have had the same inputs in every pass: they share a sum. One that leaves its group takes a copy along.
+    """
+
+    def __init__(self, module: Any, layers: Mapping[str, Any]) -> None:
+        self.torch = import_extra("torch", "Gram matrices", "eval")
+        self.module = module
+        self.layers = layers
+        self.groups: dict[tuple[str, ...], tuple[np.ndarray, int]] = {}
+        self._mask: Any = None
+        self._inputs: dict[str, list[Any]] = {}
+        self._parameters = signature(module.forward)
+        self._packed: dict[tuple[int, tuple[int, ...]], str] = {}
+
+    @contextmanager
+    def hooks(self) -> Iterator[None]:
+        handles = [
+            self.module.register_forward_pre_hook(self._begin, with_kwargs=True),
+            self.module.register_forward_hook(self._end),
+        ]
+        packed = {path: layer for path, layer in self.layers.items() if isinstance(layer, Bare)}
+        handles += [
+            layer.register_forward_pre_hook(self._noting(path)) for path, layer in self.layers.items() if path not in packed
+        ]
+        try:
+            with self._watched(packed) if packed else nullcontext():
+                yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @contextmanager
+    def _watched(self, packed: Mapping[str, Bare]) -> Iterator[None]:
+        """Note what is multiplied with the matrices of ``packed``, by calls of their own, as long as the block lasts."""
+        torch = self.torch
+        inputs = self._inputs_of
+
+        class Watching(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
+            def __torch_function__(self, function: Any, _: Any, given: Any = (), named: Any = None) -> Any:
+                if function is torch.nn.functional.linear:
+                    inputs(given[0] if given else named["input"], given[1] if len(given) > 1 else named["weight"])
+                return function(*given, **(named or {}))
+
+        for path, one in packed.items():
+            matrix = one.weight if one.expert is None else one.weight[one.expert]
+            self._packed[matrix.data_ptr(), tuple(matrix.shape)] = path
+        has_experts = any(one.expert is not None for one in packed.values())
+        chosen: dict[str, Any] = getattr(self.module, "get_experts_implementation", dict)() if has_experts else {}
+        if chosen:
+            self.module.set_experts_implementation("eager")
+        try:
+            with Watching():
+                yield
+        finally:
+            if chosen:
+                self.module.set_experts_implementation(chosen)
+
+    def _inputs_of(self, x: Any, weight: Any) -> None:
+        path = self._packed.get((weight.data_ptr(), tuple(weight.shape)))
+        if path is not None:
+            self._inputs.setdefault(path, []).append(x)
+
+    def _begin(self, module: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self._inputs = {}
+        self._mask = self._parameters.bind(*given, **named).arguments.get("attention_mask")
+
+    def _noting(self, path: str) -> Callable[[Any, tuple[Any, ...]], None]:
+        def note(_: Any, given: tuple[Any, ...]) -> None:
+            self._inputs.setdefault(path, []).append(given[0])
+
+        return note
+
+    def _end(self, module: Any, given: tuple[Any, ...], result: Any) -> None:
+        """Take in a pass."""
+        parts: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
+        group_of = {path: group for group in self.groups for path in group}
+        for path in self.layers:
+            if path in self._inputs or path in group_of:
+                seen = tuple(id(x) for x in self._inputs.get(path, []))
+                parts.setdefault((group_of.get(path, ()), seen), []).append(path)
+        products: dict[int, tuple[np.ndarray, int]] = {}
+        groups: dict[tuple[str, ...], tuple[np.ndarray, int]] = {}
+        for (before, seen), paths in parts.items():
+            inputs = {id(x): x for x in self._inputs.get(paths[0], [])}
+            for key in seen:
+                if key not in products:
+                    products[key] = self._product(inputs[key])
+            total, rows = self.groups.get(before, (np.zeros(()), 0))
+            total = total + sum((products[key][0] for key in seen), np.zeros(()))
+            groups[tuple(paths)] = total, rows + sum(products[key][1] for key in seen)
+        self.groups = groups
+        self._inputs = {}
+
+    def _product(self, x: Any) -> tuple[np.ndarray, int]:
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        mask = self._mask
+        if mask is not None and mask.dim() == 2 and rows.shape[0] == mask.numel():
+            rows = rows[mask.reshape(-1).bool()]
+        return (rows.T @ rows).double().cpu().numpy(), len(rows)
+
+
+def _collected(
+    subject: Subject,
+    module: Any,
+    tasks: Sequence[Task],
+    examples: int,
+    layers: Mapping[str, Any],
+    watch: Callable[[int, int], None] | None,
+) -> dict[str, Gram]:
+    """Run a model on its tasks and return what went into ``layers``, by path; those that were never called are not there."""
+    torch = import_extra("torch", "Gram matrices", "eval")
+    collector = _Collector(module, layers)
+    has_experts = any(getattr(layer, "expert", None) is not None for layer in layers.values())
+    with collector.hooks(), torch.no_grad():
+        for done, task in enumerate(tasks):
+            if isinstance(task, Differentiable):
+                chosen = places(task, examples)
+                # An expert sees tokens without their mask: alone, an example has no padding.
+                for part in [[one] for one in chosen] if has_experts else [chosen]:
+                    task.logits(subject, part)
+            else:
+                task.evaluate(subject, places(task, examples))
+            if watch:
+                watch(done + 1, len(tasks))
+    found: dict[str, Gram] = {}
+    for paths, (total, rows) in collector.groups.items():
+        if not np.isfinite(total).all():
+            raise EvaluationError(
+                f"{subject.label}: the inputs of {paths[0]} are not finite. Look for NaN in the model: `alnico inspect`."
+            )
+        if rows:
+            found |= {path: Gram(total, rows, type(layers[path]).__name__ == "Conv1D") for path in paths}
+    return found
+
+
+def _refuse_none(found: Mapping[str, Gram], layers: Mapping[str, Any], subject: Subject) -> None:
+    if layers and not found:
+        raise EvaluationError(
+            f"{subject.label}: the tasks call none of its linear layers; expected some. Give tasks of this model."
+        )
+
+
+def _measured(
+    stored: Stored,
+    module: Any,
+    kind: Kind,
+    grams: Mapping[str, Gram],
+    tasks: Iterable[Task],
+    examples: int,
+    settings: Mapping[str, Any],
+) -> Measured:
+    layers = _layers(module, stored)
+    weights = {(id(one.weight), getattr(one, "expert", None) or 0): path for path, one in layers.items()}
+    tensors: dict[str, np.ndarray] = {}
+    entries: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    stored_as: dict[int, str] = {}
+    for name, held in stored.placement.of.items():
+        shape = stored.shapes[name]
+        paths = [weights.get((id(one.own), _expert_at(one)), "") for one in held]
+        if not held:
+            left_out[name] = f"not in the module of the tasks ({kind})"
+        elif not all(paths) or len(shape) != 2:
+            left_out[name] = "not the weight of a linear layer alone"
+        elif not all(path in grams for path in paths):
+            is_bare = all(isinstance(layers[path], Bare) and layers[path].expert is None for path in paths)
+            left_out[name] = "not the weight of a linear layer alone" if is_bare else "the tasks have no input for it"
+        else:
+            of = [grams[path] for path in paths]
+            turned = {_is_turned(one, shape, gram) for one, gram in zip(held, of, strict=True)}
+            if len({id(gram.total) for gram in of}) > 1 or len(turned) > 1 or None in turned:
+                left_out[name] = "its inputs are not in the order of the module's layer"
+                continue
+            first = stored_as.setdefault(id(of[0].total), name)
+            tensors[first] = of[0].total.astype(np.float32)
+            entries[name] = {"stored": first, "rows": of[0].rows, "is_transposed": turned.pop()}
+    taken = {task.name: min(task.size, examples) for task in tasks}
+    told = {"examples": sum(taken.values()), "tasks": taken, "settings": dict(settings)}
+    return Measured("gram", tensors, entries, told, left_out)
+
+
+def _expert_at(one: Place) -> int:
+    """Which matrix of a packed parameter a place lies in; 0 in a matrix that is no pack."""
+    if one.own.dim() != 3:
+        return 0
+    first = one.at.start if isinstance(one.at, slice) else int(one.at.min())
+    return int(first // one.own[0].numel())
+
+
+def _is_turned(one: Place, shape: tuple[int, ...], gram: Gram) -> bool | None:
+    """Is the checkpoint's matrix (inputs, outputs)? None if its inputs are in another order than the layer's."""
+    inputs = len(gram.total)
+    if isinstance(one.at, slice):
+        columns = one.own.shape[-1]
+        has_rows = shape[-1] == columns and one.at.start % columns == 0
+        return gram.is_transposed if has_rows else None
+    if not isinstance(one.of, slice) or len(one.at) != shape[0] * shape[1] or gram.is_transposed:
+        return None
+    column = (one.at % inputs).reshape(shape).cpu().numpy()
+    order = np.arange(inputs)
+    if shape[1] == inputs and (column == order).all():
+        return False
+    return True if shape[0] == inputs and (column == order[:, None]).all() else None

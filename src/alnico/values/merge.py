@@ -1,0 +1,187 @@
+"""Merges of dicts of tensors and of modules: an ordinary recipe over models in memory."""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.memory_model import import_torch, is_torch_module
+from alnico.errors import RecipeError
+from alnico.methods import find
+from alnico.recipe import dialect
+from alnico.values.models import fill, merged, open_models, plain_copy
+
+
+def merge_values(
+    models: Sequence[Any],
+    base: Any,
+    called: str,
+    method: str,
+    layers: Mapping[str, Mapping[str, Any]] | None,
+    threads: int | None,
+    **asked: Any,
+) -> dict[str, Any]:
+    """Merge models in memory into a dict of tensors. ``called`` is what messages call the list of them."""
+    if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence):
+        raise RecipeError(f"{called} is of type {type(models).__name__}; expected a list of models.")
+    named = {f"{called}[{i}]": model for i, model in enumerate(models)}
+    references = list(named)
+    if base is not None:
+        same = next((reference for reference, model in named.items() if model is base), None)
+        base_reference = same or "base"
+        named[base_reference] = base
+    else:
+        base_reference = None
+    recipe = recipe_of(references, base_reference, called, method, **asked)
+    opened = open_models(named)
+    try:
+        if layers:
+            names = list(dict.fromkeys(n for source in opened.sources.values() for n in source.tensors))
+            recipe["methods"] = rules_of(layers, method, names)
+    except BaseException:
+        opened.close()
+        raise
+    return merged(opened, recipe, threads)
+
+
+def recipe_of(
+    references: Sequence[str],
+    base: str | None,
+    called: str,
+    method: str,
+    *,
+    weights: Sequence[float] | float | Mapping[str, Any] | None,
+    dtype: Any,
+    seed: int,
+    missing: str,
+    unrelated: str,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the recipe of a call. A list for an option of a model gives one value for each, in order. Errors: RecipeError."""
+    lists: dict[str, Sequence[Any]] = {}
+    options = {name: plain_list(value) for name, value in options.items()}
+    weights = plain_list(weights)
+    if isinstance(weights, (Mapping, numbers.Real)):
+        options = {**options, "weight": weights}
+    elif isinstance(weights, Sequence) and not isinstance(weights, (str, bytes, bytearray)):
+        lists["weight"] = weights
+    elif weights is not None:
+        raise RecipeError(
+            f"weights is of type {type(weights).__name__}; expected a list with a number for each of the {called}, or one number for all."
+        )
+    refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
+    known = find(method).options
+    lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model}
+    for name, values in lists.items():
+        if len(values) != len(references):
+            written = "weights" if values is weights else name
+            raise RecipeError(f"{written} has {len(values)} values for {len(references)} {called}; expected one for each.")
+    entries = [
+        {"model": reference, **({"parameters": {n: plain_number(v[i]) for n, v in lists.items()}} if lists else {})}
+        for i, reference in enumerate(references)
+    ]
+    recipe: dict[str, Any] = {"merge_method": method, "models": entries, "seed": seed, "missing": missing}
+    recipe |= {"unrelated": unrelated} if unrelated != "error" else {}
+    if base is not None:
+        recipe["base_model"] = base
+    if shared := {n: plain_number(v) for n, v in options.items() if n not in lists}:
+        recipe["parameters"] = shared
+    if dtype is not None:
+        recipe["dtype"] = dtype_name(dtype)
+    return recipe
+
+
+def refuse_idle(method: str, names: Iterable[str]) -> None:
+    """Refuse options that the loader of recipes would take with a note, which a call in Python has no place for.
+
+    What mergekit has for this very method is taken. Errors: RecipeError, in the words of the call.
+    """
+    merges = find(method)
+    for name in names:
+        is_of_mergekits = name in dialect.OPTIONS_OF_MERGEKIT.get(method, ()) or name == "int8_mask"
+        if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_idle(merges, name)):
+            continue
+        written = "weights" if name == "weight" else name
+        known = ["weights" if n == "weight" else n for n in dialect.known_names(merges)]
+        raise RecipeError(
+            f"{written} has no effect on {method}; expected options of {method}: {', '.join(known) or 'it has none'}. Leave it out."
+        )
+
+
+def plain_list(value: Any) -> Any:
+    """Return the list in an array or tensor, the number in one without dimensions, and anything else as it is."""
+    return plain_number(value.tolist() if len(getattr(value, "shape", ())) == 1 else value)
+
+
+def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Write ``layers`` as a recipe's ``methods``. A key fits whole dotted components of a name; the first that fits wins.
+
+    Errors: RecipeError for a key that fits no tensor, with the nearest components.
+
+    >>> rules_of({"fc1": {"method": "ties", "density": 0.7}}, "linear", ["fc1.weight", "fc10.weight"])
+    [{'filter': 're:(^|\\\\.)fc1(\\\\.|$)', 'merge_method': 'ties', 'parameters': {'density': 0.7}}]
+    """
+    rules: list[dict[str, Any]] = []
+    if not isinstance(layers, Mapping):
+        raise RecipeError(
+            f"layers is of type {type(layers).__name__}; expected a dict of names, each with a dict of a method and options."
+        )
+    for key, asked in layers.items():
+        if not isinstance(key, str) or not isinstance(asked, Mapping):
+            raise RecipeError(
+                f"layers[{key!r}] is of type {type(asked).__name__}; expected a name with a dict of a method and options."
+            )
+        pattern = rf"(^|\.){re.escape(key)}(\.|$)"
+        if not any(re.search(pattern, name) for name in names):
+            near = difflib.get_close_matches(key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3)
+            hint = f"Did you mean {' or '.join(near)}?" if near else f"The first tensor is {names[0]}."
+            raise RecipeError(f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}")
+        refuse_idle(asked.get("method", method), [{"weights": "weight"}.get(n, n) for n in asked if n != "method"])
+        rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": asked.get("method", method)}
+        plain = {n: plain_list(v) for n, v in asked.items()}
+        options = {n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else v for n, v in plain.items()}
+        options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
+        rules.append({**rule, **({"parameters": options} if options else {})})
+    return rules
+
+
+def dtype_name(dtype: Any) -> str:
+    """Return what a recipe calls a dtype given as text, as torch's or as numpy's.
+
+    >>> import numpy
+    >>> dtype_name(numpy.float32), dtype_name("bfloat16")
+    ('float32', 'bfloat16')
+    """
+    return dtype.__name__ if isinstance(dtype, type) else str(dtype)
+
+
+def plain_number(value: Any) -> Any:
+    """Return the Python number in a scalar of numpy or torch; anything else as it is."""
+    if isinstance(value, np.longdouble):
+        return float(value)
+    return value.item() if getattr(value, "shape", None) == () else value
+
+
+def merge_modules(
+    models: Sequence[Any],
+    base: Any,
+    method: str,
+    layers: Mapping[str, Mapping[str, Any]] | None,
+    threads: int | None,
+    partly: bool,
+    **asked: Any,
+) -> Any:
+    """Merge modules into a copy of the base, or of the first model if the base is none."""
+    import_torch("a merge of modules")
+    template = next((m for m in (base, *models) if is_torch_module(m)), None)
+    if template is None:
+        raise RecipeError("models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors.")
+    state = merge_values(models, base, "models", method, layers, threads, **asked)
+    made = plain_copy(template)
+    fill(made, state, partly=partly)
+    return made

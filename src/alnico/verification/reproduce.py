@@ -1,0 +1,207 @@
+"""Merges a finished output again from its lock, and compares every byte."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alnico._version import __version__
+from alnico.checkpoint.files import reading
+from alnico.checkpoint.lineage import CARD, LOCK
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.output_path import check_twins
+from alnico.checkpoint.shards import cut
+from alnico.checkpoint.sidecars import SIGNATURE, modules_of
+from alnico.checkpoint.source import Source
+from alnico.checkpoint.weight_files import stem_of
+from alnico.engine.run import Watcher
+from alnico.engine.stages import run_stages
+from alnico.errors import OutputError, UncheckedError, VerificationError
+from alnico.folders import owner_fault_at, remove
+from alnico.output.card import RECIPE
+from alnico.output.lock import Lock, listed_files, read_lock
+from alnico.plan.job import Plan
+from alnico.recipe.schema import Recipe
+from alnico.recipe.stages import stages
+from alnico.verification.replan import Again, check_places, input_places, locks_of, plan_again, recipe_of
+from alnico.verification.verify import check_headers, made_by_no_recipe, open_lock, opened
+
+COMPARE_BYTES = 1 << 20
+TEXTS = (CARD, RECIPE, LOCK, SIGNATURE)
+"""Files that hold paths and versions, are completed by people, or sign the others: they are not compared byte by byte."""
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A merge that was made again with the same bytes: ``files`` of ``byte_size`` bytes with ``tensors`` in them. ``again`` is where it
+    stands, None where it was removed. ``versions`` are those of alnico that made the first and the second."""
+
+    path: str
+    again: str | None
+    tensors: int
+    files: int
+    byte_size: int
+    versions: tuple[str, str]
+    seconds: float
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for ``--json``."""
+        return asdict(self)
+
+
+def reproduce(out: Path, new: Path | None, again: Again, *, restart: bool = False, watch: Watcher | None = None) -> Reproduction:
+    """Merge what the lock of ``out`` says into ``new``, or beside ``out`` for the comparison alone, and compare.
+
+    Seed, dtype and layout of the files are those of ``out``. Errors: VerificationError naming the first file, or tensor, that is not the same;
+    UncheckedError for inputs that are not there or not those of the merge, and for another arithmetic; those of a merge.
+    """
+    begin = time.perf_counter()
+    lock = open_lock(out)
+    if not lock.recipe:
+        raise UncheckedError(made_by_no_recipe(out))
+    check_places(lock, again)
+    place = out if out.name not in ("", "..") else out.resolve()
+    target = new or place.parent / f".{place.name}.alnico-again"
+    if new is not None and new.resolve().is_relative_to(out.resolve()):
+        raise OutputError(
+            f"{new}: lies in {out}, with which it is to be compared; expected a place of its own. Choose another output."
+        )
+    if new is None:
+        check_twins(place, input_places(lock, again), (".alnico-again",))
+        _remove_earlier(target)
+    with opened(out) as model:
+        check_headers(out, lock, model)
+        _merge(lock, again, target, model, restart, watch)
+    made = read_lock(target)
+    _check_inputs(out, lock, made)
+    files, size = _compare(out, target, lock, made)
+    if new is None:
+        shutil.rmtree(target, ignore_errors=True)
+    seconds = time.perf_counter() - begin
+    return Reproduction(str(out), str(new) if new else None, len(lock.tensors), files, size, (lock.version, __version__), seconds)
+
+
+def _remove_earlier(target: Path) -> None:
+    """Remove a finished second merge that a killed comparison left. Errors: OutputError where it is another user's, or stays."""
+    try:
+        fault = owner_fault_at(target)
+        if fault is None:
+            remove(target)
+            return
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        fault = f"cannot be removed ({error.strerror})"
+    raise OutputError(
+        f"{target}: stands where the second merge is made, and {fault}; expected nothing, or what an earlier comparison of yours left. Remove it, "
+        "or give a place for the second merge."
+    )
+
+
+def _merge(lock: Lock, again: Again, target: Path, like: FileModel, restart: bool, watch: Watcher | None) -> None:
+    """Run the merge of a lock, with the stages that lead to it."""
+    locks = [(recipe_of(one, again), one) for one in locks_of(lock).values()]
+    of_recipe = {id(recipe): one for recipe, one in locks}
+
+    def planner(recipe: Recipe, made: Mapping[str, Any], _: str | None) -> Plan:
+        one = of_recipe[id(recipe)]
+        taken = {given.label: open_stage(given.label, made[given.label]) for given in one.models if given.made is not None}
+        plan = plan_again(one, again, taken)
+        return _cut_like(like, plan) if one is lock else plan
+
+    run_stages(stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=watch)
+
+
+def open_stage(label: str, made: Any) -> Source:
+    """The output of a stage: planned, or, as a path, on the disk."""
+    if not isinstance(made, str):
+        return made  # type: ignore[no-any-return]
+    model = open_model(made)
+    assert isinstance(model, FileModel)
+    model.label = label
+    return model
+
+
+def _cut_like(model: FileModel, plan: Plan) -> Plan:
+    """The plan with its tensors in as many files as a model has: by the largest limit that does not put a tensor more into any."""
+    file_of = {t.name: i for i, shard in enumerate(model.shards) for t in shard.header.tensors}
+    groups = [list(group) for _, group in groupby(plan.jobs, lambda job: file_of[job.name])]
+    sizes = [sum(job.byte_size for job in group) for group in groups]
+    folders = [model.shards[file_of[group[0].name]].prefix for group in groups]
+    following = zip(sizes, groups[1:], folders, folders[1:], strict=False)
+    limit = min((size + after[0].byte_size - 1 for size, after, one, other in following if one == other), default=sum(sizes))
+    donor = plan.sources[plan.donor]
+    tensors = [(j.name, j.dtype, j.shape) for j in plan.jobs]
+    return dataclasses.replace(plan, shards=cut(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor)))
+
+
+def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:
+    """Are the inputs that were read those of the merge? Errors: UncheckedError naming the first tensor that is not."""
+    for given, now in zip(lock.inputs, made.inputs, strict=True):
+        if given.made is not None and now.made is not None:
+            _check_inputs(out, given.made, now.made)
+            continue
+        name = next((n for n in {**given.tensors, **now.tensors} if given.tensors.get(n) != now.tensors.get(n)), None)
+        if name is not None:
+            raise UncheckedError(
+                f"{out}: could not be reproduced: {name} of {given.label} is not the one that was merged, by its hash in the lock; expected the same "
+                f"model. Say where that is with --input {given.label}=PATH."
+            )
+
+
+def _compare(out: Path, target: Path, lock: Lock, made: Lock) -> tuple[int, int]:
+    """Compare the weights and the files beside them; returns how many, and their bytes. Errors: VerificationError."""
+    versions = "" if lock.version == made.version else f" (merged by alnico {lock.version}, again by {made.version})"
+    name = next((n for n, t in lock.tensors.items() if made.tensors[n] != t), None)
+    if name is not None:
+        raise VerificationError(
+            f"{out}: {name} has the hash {lock.tensors[name].digest} in the lock and {made.tensors[name].digest} when it is merged again{versions}; "
+            f"they must be the same. The second merge is at {target}: `alnico diff {out} {target}` says more."
+        )
+    names = [[n for n in listed_files(folder) if n not in TEXTS] for folder in (out, target)]
+    listed = [n for n in names[1] if n not in names[0]] + [n for n in names[0] if n not in names[1] and n in (lock.files or {})]
+    if listed:
+        place = f"only in {target}" if listed[0] in names[1] else f"not in {target}"
+        raise VerificationError(
+            f"{out}: {listed[0]} is {place}, where it was merged again{versions}; expected the same files. Merge again."
+        )
+    size = 0
+    for name in names[1]:
+        byte, compared = _first_difference(out / name, target / name)
+        if byte is not None:
+            raise VerificationError(
+                f"{out / name}: differs from byte {byte} on from what is merged again{versions}, at {target / name}; expected the same "
+                f"bytes. {_reason(name)}"
+            )
+        size += compared
+    return len(names[1]), size
+
+
+def _reason(name: str) -> str:
+    if name.endswith(".safetensors"):
+        return "The output was changed since it was merged: its lock has the hashes of the second. Get the output anew."
+    return "The output's was changed since, or that of the model which it was carried from. Compare the two."
+
+
+def _first_difference(one: Path, other: Path) -> tuple[int | None, int]:
+    """The first byte in which two files differ, if they do, and how many were compared."""
+    done = 0
+    with reading(one) as a, reading(other) as b:
+        while True:
+            left, right = a.read(COMPARE_BYTES), b.read(COMPARE_BYTES)
+            if left != right:
+                length = min(len(left), len(right))
+                same = np.frombuffer(left[:length], np.uint8) == np.frombuffer(right[:length], np.uint8)
+                return done + (length if same.all() else int(np.argmin(same))), done
+            if not left:
+                return None, done
+            done += len(left)

@@ -1,0 +1,384 @@
+"""Makes a share of a finished merge again from its inputs, and compares bits with what lies on the disk.
+
+The run is that of a merge (:class:`alnico.engine.run.Run`): what is left out counts as done, and its output compares instead of
+writing. What is made is chosen by chunks of tensors; of a tensor that is measured before it is mixed, or made as a whole, all of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.shards import cut, format_size
+from alnico.checkpoint.source import Source
+from alnico.checkpoint.writer import OutputFiles
+from alnico.engine.blocks import Span, chunks, units
+from alnico.engine.fetch import absent_files, fetch_files
+from alnico.engine.measure import of_model
+from alnico.engine.norm_weights import weigh
+from alnico.engine.run import Run, Watcher
+from alnico.errors import MismatchError, NonFiniteError, ResourceError, RunError, UncheckedError, VerificationError
+from alnico.events import Event, Reading, Started
+from alnico.numerics.arithmetic import ieee_threads
+from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.output.disk_space import DISK_MARGIN_BYTES
+from alnico.output.hashes import hash_tensors
+from alnico.output.journal import Done, Record
+from alnico.output.lock import Lock
+from alnico.plan.job import Job, Plan
+from alnico.plan.planned_model import PlannedModel
+from alnico.verification.replan import Again, check_places, locks_of, plan_again
+
+Chosen = Mapping[str, list[Span]]
+"""The chunks that are made again, by the name of their tensor."""
+
+
+@dataclass(frozen=True)
+class Recomputed:
+    """What was made again and is the same: ``blocks`` of ``tensors``, ``byte_size`` bytes of ``total_bytes``."""
+
+    blocks: int
+    tensors: int
+    byte_size: int
+    total_bytes: int
+
+
+def choose(plan: Plan, share: float, seed: int, first: Iterable[str] = ()) -> Chosen:
+    """Choose chunks, as many as make up ``share`` of the output's bytes, and at least one; the same for the same seed.
+
+    All chunks of a tensor are one where it must be measured or made as a whole. The tensors named ``first`` are among them.
+    """
+    wanted = set(first)
+    groups = [(job, group) for job in plan.jobs for group in _groups(job)]
+
+    def place(entry: tuple[Job, list[Span]]) -> tuple[bool, int]:
+        job, group = entry
+        return job.name not in wanted, xxhash.xxh3_64_intdigest(f"{seed}|{group[0][0]}|{job.name}".encode())
+
+    left = share * sum(job.byte_size for job in plan.jobs)
+    chosen: dict[str, list[Span]] = {}
+    for job, group in sorted(groups, key=place):
+        if left <= 0 and chosen and job.name not in wanted:
+            break
+        chosen.setdefault(job.name, []).extend(group)
+        left -= bytes_of_spans(job, group)
+    return {job.name: sorted(chosen[job.name]) for job in plan.jobs if job.name in chosen}
+
+
+def _groups(job: Job) -> list[list[Span]]:
+    spans = chunks(job)
+    is_measured = job.kind == "mix" and job.merge is not None and bool(job.merge.levels())
+    return [spans] if is_measured or job.kind == "whole" else [[span] for span in spans]
+
+
+def bytes_of_spans(job: Job, spans: Iterable[Span]) -> int:
+    """Bytes of the output in some chunks."""
+    width = job.byte_size // max(units(job), 1)
+    return sum(stop - start for start, stop in spans) * width
+
+
+@dataclass(frozen=True)
+class Differing:
+    """The first byte of a tensor that is not what was computed, with the element's bytes in both."""
+
+    offset: int
+    found: bytes
+    made: bytes
+
+
+class Comparing:
+    """Stands for the files that a run writes to: compares with a finished model. ``differing`` has the first difference of a tensor."""
+
+    def __init__(self, model: Source) -> None:
+        self.model = model
+        self.differing: dict[str, Differing] = {}
+        self._lock = threading.Lock()
+
+    def write(self, tensor: str, offset: int, data: memoryview) -> None:
+        made = np.frombuffer(data, np.uint8)
+        found = np.empty_like(made)
+        self.model.read_into(tensor, offset, memoryview(found))
+        if np.array_equal(made, found):
+            return
+        width = max(DTYPES[self.model.tensors[tensor].dtype].bytes, 1)
+        byte = int(np.flatnonzero(made != found)[0])
+        begin = byte - (offset + byte) % width
+        one = Differing(offset + byte, found[begin : begin + width].tobytes(), made[begin : begin + width].tobytes())
+        with self._lock:
+            if tensor not in self.differing or one.offset < self.differing[tensor].offset:
+                self.differing[tensor] = one
+
+    def place(self, tensor: str, offset: int, size: int) -> None:
+        """There is no memory of the output to compute in."""
+
+    def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
+        return False
+
+    def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
+        self.model.read_into(tensor, offset, buffer)
+
+
+class Noting:
+    """Keeps what a run says of finished tensors, in memory."""
+
+    failure: BaseException | None = None
+
+    def __init__(self, wants_digests: bool) -> None:
+        self.wants_digests = wants_digests
+        self.records: dict[str, Record] = {}
+
+    def finished(self, record: Record) -> None:
+        self.records[record.tensor] = record
+
+    def measured(self, fact: int, value: tuple[float, ...]) -> None:
+        """Nothing is taken up again."""
+
+
+class MadeAgain:
+    """The output of a stage, of which some tensors are there again: a :class:`Source` with the headers of all."""
+
+    origin = None
+    held_bytes = reading_bytes = 0
+
+    def __init__(self, planned: PlannedModel) -> None:
+        self.planned = planned
+        self.label, self.tensors = planned.label, planned.tensors
+        self.config, self.directory = planned.config, planned.directory
+        self.files: OutputFiles | None = None
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        return {}
+
+    def fetch(self, files: Iterable[str], tell: Any = None) -> None:
+        """Nothing of it is on the hub."""
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        assert self.files is not None
+        self.files.read_into(name, offset, buffer)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return []
+
+    def paths(self) -> list[Path]:
+        return []
+
+    def close(self) -> None:
+        if self.files is not None:
+            self.files.close()
+        self.planned.close()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A merge that is made again, and the chunks of it. ``stage`` is what its output is to others; None for the last."""
+
+    lock: Lock
+    plan: Plan
+    stage: MadeAgain | None
+    chosen: Chosen
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [job for job in self.plan.jobs if job.name in self.chosen]
+
+    @property
+    def read(self) -> list[Job]:
+        """The jobs whose inputs are read: all, where something is measured over the whole model before."""
+        over_model = self.plan.to_measure or any(of_model(job) for job in self.jobs)
+        return list(self.plan.jobs) if over_model else self.jobs
+
+    @property
+    def is_whole(self) -> bool:
+        return all(self.chosen.get(job.name) == chunks(job) for job in self.plan.jobs)
+
+
+def recompute(
+    lock: Lock,
+    model: FileModel,
+    again: Again,
+    *,
+    share: float = 1.0,
+    seed: int = 0,
+    first: Iterable[str] = (),
+    watch: Watcher | None = None,
+) -> Recomputed:
+    """Make a share of a finished merge again from its inputs, and compare with ``model``, the open output.
+
+    What is read is held against the digests in the lock where all is made, else that of the tensors that differ. Stages that lead to the
+    merge are made beside the output, as far as they are needed. Errors: VerificationError naming tensor and element; UncheckedError for
+    inputs that are not there, or not those of the merge; ResourceError, and those of reading.
+    """
+    check_places(lock, again)
+    with _steps(lock, again, share, seed, first) as steps, _room(steps, lock.path.parent.absolute()) as room:
+        for step in steps:
+            absent = absent_files(dataclasses.replace(step.plan, jobs=tuple(step.read)), side_files=False)
+            fetch_files(step.plan.sources, absent, watch)
+        for step in steps[:-1]:
+            assert step.stage is not None
+            folder = room / step.stage.label
+            folder.mkdir()
+            step.stage.files = OutputFiles(
+                folder, cut([(j.name, j.dtype, j.shape) for j in step.jobs], 1 << 62, "stage.safetensors")
+            )
+            _check_stage(step, _run(step, step.stage.files, Noting(True), watch))
+        last = steps[-1]
+        comparing = Comparing(model)
+        noting = _run(last, comparing, Noting(last.is_whole), watch)
+        changed = _changed(last, noting.records.values())
+        if changed is None and comparing.differing:
+            changed = _changed_files(last, comparing.differing)
+        if changed is not None:
+            raise _other_input(last.lock, changed)
+        if comparing.differing:
+            raise _difference(lock.path.parent, model, last.plan, comparing.differing)
+        made = sum(bytes_of_spans(job, last.chosen[job.name]) for job in last.jobs)
+        blocks = sum(len(spans) for spans in last.chosen.values())
+        return Recomputed(blocks, len(last.chosen), made, sum(job.byte_size for job in last.plan.jobs))
+
+
+@contextmanager
+def _steps(lock: Lock, again: Again, share: float, seed: int, first: Iterable[str]) -> Iterator[list[_Step]]:
+    """Plan the merge and the stages that lead to it, and choose what is made of each; the sources are open until the block ends."""
+    with ExitStack() as opened:
+        stages: dict[str, MadeAgain] = {}
+        planned: dict[str, tuple[Lock, Plan]] = {}
+        for label, one in locks_of(lock).items():
+            plan = plan_again(one, again, stages)
+            planned[label] = one, plan
+            for source in plan.sources:
+                opened.callback(source.close)
+            if label:
+                stages[label] = MadeAgain(PlannedModel(label, plan))
+                opened.callback(stages[label].close)
+        needed: dict[str, set[str]] = {label: set() for label in stages}
+        steps: list[_Step] = []
+        for label, (one, plan) in reversed(planned.items()):
+            chosen = (
+                {j.name: chunks(j) for j in plan.jobs if j.name in needed[label]} if label else choose(plan, share, seed, first)
+            )
+            steps.insert(0, _Step(one, plan, stages.get(label), chosen))
+            for i, given in enumerate(one.models):
+                if given.made is not None:
+                    read = {t.name for job in (*steps[0].read, *plan.to_measure) for t in job.read if t.model == i}
+                    # Rows of another vocabulary may come from any model.
+                    needed[given.label] |= read if plan.recipe.tokenizer is None else set(stages[given.label].tensors)
+        yield steps
+
+
+@contextmanager
+def _room(steps: Sequence[_Step], out: Path) -> Iterator[Path]:
+    """A folder beside the output for what stages make, and that goes again. Errors: ResourceError, RunError."""
+    if len(steps) == 1:
+        yield out
+        return
+    needed = sum(job.byte_size for step in steps[:-1] for job in step.jobs) + DISK_MARGIN_BYTES
+    free = shutil.disk_usage(out.parent).free
+    if needed > free:
+        raise ResourceError(
+            f"{out.parent}: making the stages of {out.name} again needs {format_size(needed)}, {format_size(free)} are free. Make room, or "
+            "give a smaller --sample."
+        )
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=f".{out.name}.alnico-verify-", dir=out.parent)
+    except OSError as error:
+        raise RunError(
+            f"{out.parent}: no folder can be made for the stages of {out.name} ({error.strerror}). Copy the output."
+        ) from None
+    with folder as path:
+        yield Path(path)
+
+
+def _run(step: _Step, files: Any, noting: Noting, watch: Watcher | None) -> Noting:
+    """Make the chosen chunks. Errors: UncheckedError for inputs of which no merge comes."""
+    total = sum(bytes_of_spans(job, step.chosen[job.name]) for job in step.jobs)
+
+    def told(event: Event) -> None:  # what is left out is not done, it is not asked for
+        if watch is not None:
+            watch(Reading(len(step.jobs), total) if isinstance(event, Started) else event)
+
+    left = [Record(job.name, step.lock.tensors[job.name].digest, ()) for job in step.plan.jobs if job.name not in step.chosen]
+    try:
+        Run(weigh(step.plan, {}, told), files, noting, Done(left), told, spans=lambda job: step.chosen[job.name]).all()
+    except (NonFiniteError, MismatchError) as error:
+        raise UncheckedError(
+            f"{step.lock.path}: could not be merged again from the inputs that are found: {' '.join(error.args)} Say where those of the merge are with "
+            "--input NAME=PATH."
+        ) from None
+    return noting
+
+
+def _changed(step: _Step, records: Iterable[Record]) -> tuple[str, str] | None:
+    """The first input, by label and tensor, that is not what was merged."""
+    for record in records:
+        for model, name, digest in record.inputs:
+            if step.lock.inputs[model].tensors.get(name) != digest:
+                return step.lock.inputs[model].label, name
+    return None
+
+
+def _changed_files(step: _Step, names: Iterable[str]) -> tuple[str, str] | None:
+    """The same, of the inputs of some tensors, which are read for it. None if one of the tensors has its inputs as they were."""
+    jobs = {job.name: job for job in step.plan.jobs}
+    changed = None
+    with ieee_threads(step.plan.memory.threads, "alnico-verify") as pool:
+        for name in names:
+            inputs = []
+            for tensor in jobs[name].read:
+                digest = hash_tensors(step.plan.sources[tensor.model], [tensor.name], pool)[tensor.name]
+                inputs.append((tensor.model, tensor.name, digest))
+            changed = _changed(step, [Record(name, "", tuple(inputs))])
+            if changed is None:
+                return None
+    return changed
+
+
+def _check_stage(step: _Step, noting: Noting) -> None:
+    """Hold what a stage made, and of what, against its lock. Errors: UncheckedError, VerificationError."""
+    if (changed := _changed(step, noting.records.values())) is not None:
+        raise _other_input(step.lock, changed)
+    for name, record in noting.records.items():
+        if record.digest != (said := step.lock.tensors[name].digest):
+            assert step.stage is not None
+            raise VerificationError(
+                f"{step.lock.path}: {name} of the stage {step.stage.label} has the hash {said} in the lock and {record.digest} when it is made "
+                "again from its inputs; they must be the same. Merge again."
+            )
+
+
+def _other_input(lock: Lock, changed: tuple[str, str]) -> UncheckedError:
+    label, name = changed
+    return UncheckedError(
+        f"{lock.path.parent}: could not check against its inputs: {name} of {label} is not the one that was merged, by its hash in the lock; "
+        f"expected the same model. Say where that is with --input {label}=PATH."
+    )
+
+
+def _difference(out: Path, model: Source, plan: Plan, differing: Mapping[str, Differing]) -> VerificationError:
+    name = next(n for n in model.tensors if n in differing)
+    one, tensor = differing[name], model.tensors[name]
+    width = max(DTYPES[tensor.dtype].bytes, 1)
+    place = [int(i) for i in np.unravel_index(one.offset // width, tensor.shape)] if tensor.shape else []
+    more = f" {len(differing) - 1} more tensors differ." if len(differing) > 1 else ""
+    is_whole = any(job.name == name and job.kind == "whole" for job in plan.jobs)
+    elsewhere = " (It is made as a whole matrix, whose bits are the same on one type of machine only.)" if is_whole else ""
+    return VerificationError(
+        f"{out}: {name}{place or ''} is {_shown(one.found, tensor.dtype)} in the output and {_shown(one.made, tensor.dtype)} when it is made "
+        f"again from the inputs, from byte {one.offset} of the tensor on; they must be the same.{more} Merge again, or get the output anew.{elsewhere}"
+    )
+
+
+def _shown(raw: bytes, dtype: str) -> str:
+    """An element as a number, where it is one, and as bytes."""
+    number = f"{float(decode(np.frombuffer(raw, np.uint8), dtype)[0]):.9g}, " if dtype in MERGEABLE else ""
+    return f"{number}0x{raw[::-1].hex()}"

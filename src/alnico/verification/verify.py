@@ -1,0 +1,204 @@
+"""Holds a finished merge against its lock: the hash of every tensor and file; and, if asked, against its inputs."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from alnico.checkpoint.lineage import LOCK
+from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
+from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.source import Tensor
+from alnico.engine.run import Watcher
+from alnico.errors import ModelError, UncheckedError, VerificationError
+from alnico.numerics.arithmetic import ieee_threads
+from alnico.output.hashes import hash_file, hash_tensors
+from alnico.output.lock import UNLOCKED, Lock, LockedTensor, listed_files, read_lock
+from alnico.output.validate import check_folder
+from alnico.verification.replan import Again
+from alnico.verification.sample import Recomputed, recompute
+
+SHOWN = 5
+"""Files or tensors of a kind that a message names."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What of a finished merge was found to be as its lock says: ``tensors`` of ``byte_size`` bytes and ``files``, by their hashes;
+    ``recomputed`` from its inputs, if that was asked for. ``unchecked`` says what could not be checked, ``signed_by`` which key's
+    signature holds, if one was asked about."""
+
+    path: str
+    tensors: int
+    byte_size: int
+    files: int
+    unchecked: tuple[str, ...] = ()
+    recomputed: Recomputed | None = None
+    signed_by: str | None = None
+    seconds: float = 0.0
+
+    def data(self) -> dict[str, Any]:
+        """All of it as plain data, for ``--json``."""
+        return {"is_verified": not self.unchecked, **asdict(self), "unchecked": list(self.unchecked)}
+
+
+def verify(
+    out: Path,
+    again: Again,
+    *,
+    against_inputs: bool = False,
+    share: float = 1.0,
+    seed: int = 0,
+    watch: Watcher | None = None,
+) -> Verification:
+    """Check a finished merge; what could not be checked is in the result, as long as there was something to check at all.
+
+    Errors: VerificationError for the first tensor or file that differs; UncheckedError for an output without a lock; OutputError for what is
+    not there or not finished; with ``against_inputs`` those of :func:`alnico.verification.sample.recompute`, but for inputs that are not there.
+    """
+    begin = time.perf_counter()
+    lock = open_lock(out)
+    with opened(out) as model:
+        check_headers(out, lock, model)
+        with ieee_threads(again.threads, "alnico-verify") as pool:
+            digests = hash_tensors(model, model.tensors, pool, watch)
+        damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
+        if damaged and not against_inputs:
+            raise _damaged(out, lock, digests, damaged)
+        checked, unchecked = _check_files(out, lock, model) if not damaged else (0, [])
+        recomputed = None
+        if against_inputs and not lock.recipe:
+            unchecked.append(made_by_no_recipe(out))
+        elif against_inputs:
+            try:
+                recomputed = recompute(lock, model, again, share=share, seed=seed, first=damaged, watch=watch)
+            except UncheckedError as error:
+                if damaged:
+                    raise _damaged(out, lock, digests, damaged) from None
+                unchecked.append(str(error))
+            if damaged:  # the inputs make what is there: it is the lock that lies
+                raise _damaged(out, lock, digests, damaged)
+        total = sum(t.byte_size for t in model.tensors.values())
+    return Verification(str(out), len(digests), total, checked, tuple(unchecked), recomputed, seconds=time.perf_counter() - begin)
+
+
+def open_lock(out: Path) -> Lock:
+    """Read the lock of a finished output. Errors: OutputError, UncheckedError for an output without one, ModelError."""
+    try:
+        os.stat(out / LOCK)
+    except PermissionError as error:
+        raise UncheckedError(
+            f"{out}: could not check: it cannot be read ({error.strerror}); expected the output of `alnico merge`. Check its permissions."
+        ) from None
+    except OSError:  # told apart below
+        pass
+    if out.is_file():
+        raise UncheckedError(
+            f"{out}: could not check: it is one file, and a lock goes with a directory only. Merge into a directory to have it checked."
+        )
+    check_folder(out)
+    if not (out / LOCK).is_file():
+        raise UncheckedError(
+            f"{out}: could not check: it has no {LOCK}, which says what must be there; expected the output of `alnico merge`. Check the path."
+        )
+    return read_lock(out)
+
+
+def made_by_no_recipe(out: Path) -> str:
+    """Why an adapter is not made again."""
+    return (
+        f"{out}: could not check against its inputs: it is an adapter, which no recipe makes. Run the command that made it with another "
+        "output, and compare the hashes in the locks."
+    )
+
+
+def refuse_unchecked(found: Verification) -> None:
+    """Raise what could not be checked, for callers to whom only a pass is good. Errors: UncheckedError, with ``found``."""
+    if found.unchecked:
+        raise UncheckedError(*found.unchecked, found=found)
+
+
+def signed_by(found: Verification, check: Callable[[], Path]) -> Verification:
+    """Add the key with which a signature holds, or that it could not be checked. Errors: VerificationError."""
+    try:
+        return replace(found, signed_by=str(check()))
+    except UncheckedError as error:
+        return replace(found, unchecked=(*found.unchecked, str(error)))
+
+
+def opened(out: Path) -> FileModel:
+    """Open the output's own files; what is no model any more is damage. Errors: VerificationError."""
+    try:
+        model = open_adapter(os.fspath(out)).files if (out / CONFIG).is_file() else open_model(out)
+    except ModelError as error:
+        raise VerificationError(f"{out}: is damaged: {error}") from None
+    assert isinstance(model, FileModel)
+    return model
+
+
+def check_headers(out: Path, lock: Lock, model: FileModel) -> None:
+    """Are the tensors those of the lock, with its dtypes and shapes? Errors: VerificationError."""
+    found = {name: (t.dtype, t.shape) for name, t in model.tensors.items()}
+    said = {name: (t.dtype, t.shape) for name, t in lock.tensors.items()}
+    differing = [name for name in sorted({**said, **found}) if said.get(name) != found.get(name)]
+    if differing:
+        name = differing[0]
+        raise VerificationError(
+            f"{out}: {name} is {_shown(model.tensors.get(name))} in the weights and {_shown(lock.tensors.get(name))} in {LOCK}"
+            f"{_more(differing, 'tensors')}; they must be of one merge. Merge again, or get the output anew."
+        )
+
+
+def _check_files(out: Path, lock: Lock, model: FileModel) -> tuple[int, list[str]]:
+    """Hash the files beside the weights; returns how many are as the lock says, and what it does not say. Errors: VerificationError."""
+    listed = [name for name in listed_files(out) if name not in UNLOCKED]
+    headers = {shard.path.relative_to(out).as_posix(): shard for shard in model.shards}
+    if lock.files is None:
+        others = [name for name in listed if name not in headers]
+        return 0, [
+            f"{out}: could not check {_some(others)}: {LOCK} is of an older alnico, which did not write hashes of files beside the "
+            "weights. `alnico reproduce` makes them again."
+        ] if others else []
+    differing = []
+    for name, told in lock.files.items():
+        if name not in listed:
+            differing.append((name, "is missing"))
+        elif name in headers:
+            shard = headers[name]
+            if (shard.size, shard.header_digest) != (told.get("size"), told.get("header")):
+                differing.append((name, "has another header or size than the lock says"))
+        elif (digest := hash_file(out / name)) != told.get("digest"):
+            differing.append((name, f"has the hash {digest}, the lock says {told.get('digest')}"))
+    if differing:
+        name, what = differing[0]
+        raise VerificationError(
+            f"{out / name}: {what}{_more(differing, 'files')}; expected the file that the merge wrote. Merge again, or get the output anew."
+        )
+    surplus = [name for name in listed if name not in lock.files]
+    said = f"{out}: could not check {_some(surplus)}: {LOCK} does not list {'it' if len(surplus) == 1 else 'them'}. Move what is no part of the merge."
+    return len(lock.files), [said] if surplus else []
+
+
+def _damaged(out: Path, lock: Lock, digests: dict[str, str], damaged: Sequence[str]) -> VerificationError:
+    name = damaged[0]
+    return VerificationError(
+        f"{out}: {name} has the hash {digests[name]}, {LOCK} says {lock.tensors[name].digest}{_more(damaged, 'tensors')}; expected the bytes "
+        "that the merge wrote. Merge again, or get the output anew; --against-inputs names the first element that differs."
+    )
+
+
+def _more(names: Sequence[object], what: str) -> str:
+    return f" ({len(names)} such {what})" if len(names) > 1 else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _shown(tensor: Tensor | LockedTensor | None) -> str:
+    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"

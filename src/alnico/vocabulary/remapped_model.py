@@ -1,0 +1,326 @@
+"""A model whose vocabulary matrices have the output's rows, or columns: gathered while they are read."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import threading
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from alnico.checkpoint.source import Described, Origin, Source, Tensor
+from alnico.errors import MismatchError
+from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode, promote
+from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, RowMap
+
+PIECE_ELEMENTS = 1 << 16
+"""Most elements that are decoded at a time."""
+
+FOREIGN = "::"
+"""Between a model's label and its file, where a file of another model must be fetched."""
+
+
+@dataclass(frozen=True)
+class _Gathered:
+    """How one tensor is read: its name in each source that rows come from; ``raw`` if bytes are moved and never decoded.
+
+    One that ``is_turned`` has a column for each token; it is read by whole rows, of ``columns`` elements.
+    """
+
+    name: str
+    tensor: Described
+    columns: int
+    names: Mapping[int, str]
+    raw: bool
+    is_turned: bool = False
+
+
+def mapped(
+    source: Source,
+    others: Sequence[Source],
+    names: Iterable[str],
+    row_map: RowMap,
+    ties: Mapping[str, str] | None = None,
+    turned: Collection[str] = (),
+) -> Source:
+    """Give a model the output's vocabulary rows; returns ``source`` itself where nothing changes.
+
+    Tensors in ``turned`` have a column for each token. Dimensions of 1 before the rows stay: a bias may be (1, tokens).
+
+    ``others`` are all sources, in the order that ``row_map`` counts them, ``source`` among them; ``names`` are the tensors of
+    ``source`` that have vocabulary rows. ``ties`` tells which tensor stands for one that another model does not store: the
+    embedding for a tied head. A tensor keeps its dtype, and its bytes are moved, if all its rows come from models with
+    this dtype; where rows are computed or come in another one it is float32 (float64 if one is), ``nominal`` stays.
+
+    Errors: MismatchError for a tensor that a model lacks from which rows are taken, or that has another width there, or
+    values that cannot be computed with.
+    """
+    found = {}
+    for name in names:
+        gathered = _gathered(source, others, name, row_map, ties or {}, is_turned=name in turned)
+        if gathered is not None:
+            found[name] = gathered
+    return MappedModel(source, others, found, row_map) if found else source
+
+
+def _gathered(
+    source: Source, others: Sequence[Source], name: str, row_map: RowMap, ties: Mapping[str, str], *, is_turned: bool = False
+) -> _Gathered | None:
+    own = source.tensors[name]
+    if not own.shape:
+        return None
+    axis = 1 if is_turned else next((i for i, n in enumerate(own.shape) if n != 1), 0)
+    if row_map.keeps(own.shape[axis]):
+        return None
+    held = {}
+    for i in row_map.read_from:
+        alias = name if name in others[i].tensors else ties.get(name, name)
+        if alias not in others[i].tensors:
+            count = int((row_map.origin == i).sum()) + int((row_map.means[:, i : i + 1] >= 0).sum())
+            raise MismatchError(
+                f"{name}: {count} rows of it are taken from {others[i].label}, which lacks it; expected it there. "
+                f"Name another model for these tokens in the recipe, or use models that all have it."
+            )
+        held[i] = alias
+        shape = others[i].tensors[alias].shape
+        if _beside(shape, axis) != _beside(own.shape, axis):
+            raise MismatchError(
+                f"{name}: {source.label} is {own.shape}, {others[i].label} is {shape}; expected rows of one width. "
+                "Use models of one architecture and size."
+            )
+    dtypes = {own.dtype, *(others[i].tensors[n].dtype for i, n in held.items())}
+    raw = len(dtypes) == 1 and not row_map.is_computed
+    if not raw and not dtypes <= set(MERGEABLE):
+        raise MismatchError(
+            f"{name}: the dtypes of its rows cannot be computed with ({', '.join(sorted(dtypes))}); "
+            f"expected {', '.join(MERGEABLE)}. Convert the models."
+        )
+    dtype = own.dtype if raw else promote(["F32", *dtypes])
+    tensor = Described(dtype, (*own.shape[:axis], row_map.size, *own.shape[axis + 1 :]), own.nominal)
+    columns = row_map.size if is_turned else math.prod(own.shape[axis + 1 :])
+    return _Gathered(name, tensor, columns, held, raw, is_turned)
+
+
+def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return (*shape[:axis], *shape[axis + 1 :])
+
+
+class MappedModel:
+    """A source with the output's vocabulary rows. Made by :func:`mapped`; closing it closes the model alone, not the others."""
+
+    def __init__(self, source: Source, others: Sequence[Source], gathered: Mapping[str, _Gathered], row_map: RowMap) -> None:
+        self._source = source
+        self._others = tuple(others)
+        self._gathered = gathered
+        self._map = row_map
+        self._padding: dict[str, np.ndarray] = {}
+        self._locks = {name: threading.Lock() for name in gathered}
+        self.tensors: Mapping[str, Tensor] = {
+            name: gathered[name].tensor if name in gathered else tensor for name, tensor in source.tensors.items()
+        }
+
+    @property
+    def unmapped(self) -> Source:
+        """The model as it is on the disk."""
+        return getattr(self._source, "unmapped", self._source)
+
+    @property
+    def label(self) -> str:
+        return self._source.label
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self._source.config
+
+    @property
+    def directory(self) -> Path | None:
+        return self._source.directory
+
+    @property
+    def location(self) -> Path | None:
+        return getattr(self._source, "location", None)
+
+    @property
+    def origin(self) -> Origin | None:
+        return self._source.origin
+
+    @property
+    def held_bytes(self) -> int:
+        padding = sum(8 * g.columns for g in self._gathered.values() if not g.raw and not g.is_turned)
+        return self._source.held_bytes + self._map.held_bytes + padding
+
+    @property
+    def reading_bytes(self) -> int:
+        columns = max((self._widest(g) for g in self._gathered.values() if not g.raw or g.is_turned), default=0)
+        below = max(source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from)))
+        if not columns:
+            return below
+        piece = max(PIECE_ELEMENTS, columns)
+        return below + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
+
+    def _widest(self, gathered: _Gathered) -> int:
+        """The elements of a row, here and where it comes from."""
+        if not gathered.is_turned:
+            return gathered.columns
+        return max(gathered.columns, *(self._others[i].tensors[n].shape[1] for i, n in gathered.names.items()))
+
+    def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
+        """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
+        wanted = list(tensors)
+        found = dict(self._source.absent(wanted, side_files))
+        foreign: dict[int, list[str]] = {}
+        for name in wanted:
+            if name in self._gathered:
+                for i, alias in self._gathered[name].names.items():
+                    if i != self._map.own:
+                        foreign.setdefault(i, []).append(alias)
+        for i, names in foreign.items():
+            other = self._others[i]
+            found |= {f"{other.label}{FOREIGN}{file}": size for file, size in other.absent(names, False).items()}
+        return found
+
+    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+        own: list[str] = []
+        foreign = {other.label: (other, list[str]()) for other in self._others}
+        for file in files:
+            label, mark, name = file.partition(FOREIGN)
+            (foreign[label][1] if mark and label in foreign else own).append(name if mark else file)
+        self._source.fetch(own, tell)
+        for other, names in foreign.values():
+            if names:
+                other.fetch(names, tell)
+
+    def identity(self) -> list[dict[str, Any]]:
+        return [*self._source.identity(), {"rows": self._map.digest(), "tensors": sorted(self._gathered)}]
+
+    def paths(self) -> list[Path]:
+        return self._source.paths()
+
+    def close(self) -> None:
+        self._source.close()
+
+    def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
+        gathered = self._gathered.get(name)
+        if gathered is None:
+            self._source.read_into(name, offset, buffer)
+        elif len(buffer):
+            row_bytes = gathered.columns * DTYPES[gathered.tensor.dtype].bits // 8
+            low, high = offset // row_bytes, -(-(offset + len(buffer)) // row_bytes)
+            if gathered.is_turned:
+                self._turn(gathered, low, high, row_bytes, offset, buffer)
+            elif gathered.raw:
+                self._move(gathered, low, high, row_bytes, offset, buffer)
+            else:
+                self._compute(gathered, low, high, row_bytes, offset, buffer)
+
+    def _move(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer with the bytes of rows low to high, from byte ``offset`` of the tensor on, a read a run."""
+        runs = self._map.runs
+        edges = runs[np.searchsorted(runs, low, "right") - 1 : np.searchsorted(runs, high, "left") + 1]
+        origins, rows = self._map.origin[edges[:-1]].tolist(), self._map.row[edges[:-1]].tolist()
+        begins = (edges * row_bytes).tolist()
+        end = offset + len(buffer)
+        for origin, row, (first, last) in zip(origins, rows, itertools.pairwise(begins), strict=True):
+            at, to = max(offset, first), min(end, last)
+            piece = buffer[at - offset : to - offset]
+            if origin == ZEROS:
+                np.frombuffer(piece, np.uint8)[:] = 0
+            else:
+                self._others[origin].read_into(gathered.names[origin], row * row_bytes + at - first, piece)
+
+    def _compute(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer likewise, where rows are decoded."""
+        out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
+        padding = self._padding_row(gathered) if (self._map.origin[low:high] == PADDING).any() else None
+        for first, last in self._pieces(gathered, low, high):
+            values = self._values(gathered, first, last)
+            if padding is not None:
+                values[self._map.origin[first:last] == PADDING] = padding
+            data = values.view(np.uint8).ravel()
+            at, to = max(offset, first * row_bytes), min(end, last * row_bytes)
+            out[at - offset : to - offset] = data[at - first * row_bytes : to - first * row_bytes]
+
+    def _turn(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+        """Fill a buffer likewise, where tokens have columns: a row at a time."""
+        out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
+        for row in range(low, high):
+            values = self._turned_row(gathered, row).view(np.uint8)
+            at, to = max(offset, row * row_bytes), min(end, (row + 1) * row_bytes)
+            out[at - offset : to - offset] = values[at - row * row_bytes : to - row * row_bytes]
+
+    def _turned_row(self, gathered: _Gathered, row: int) -> np.ndarray:
+        """One row of a tensor with a column for each token, (columns,)."""
+        origin, column = self._map.origin, self._map.row
+        size = DTYPES[gathered.tensor.dtype].bytes
+        kind = np.dtype(f"u{size}") if gathered.raw else np.dtype(DTYPES[gathered.tensor.dtype].storage)
+        out = np.zeros(gathered.columns, kind)
+        total = np.zeros(len(self._map.means), np.float64)
+        averaged = np.flatnonzero(origin == MEAN)
+        for source, name in gathered.names.items():
+            tensor = self._others[source].tensors[name]
+            width = tensor.shape[1] * DTYPES[tensor.dtype].bytes
+            raw = np.empty(width, np.uint8)
+            self._others[source].read_into(name, row * width, memoryview(raw))
+            values = raw.view(kind) if gathered.raw else decode(raw, tensor.dtype)
+            here = origin == source
+            out[here] = values[column[here]]
+            if len(averaged):
+                table = self._map.means[:, source]
+                total[table >= 0] += values[table[table >= 0]]
+        if len(averaged):
+            out[averaged] = (total / (self._map.means >= 0).sum(axis=1))[column[averaged]]
+        padding = origin == PADDING
+        if padding.any():
+            out[padding] = out[~padding].astype(np.float64).sum() / max(int((~padding).sum()), 1)
+        return out
+
+    def _pieces(self, gathered: _Gathered, low: int, high: int) -> Iterable[tuple[int, int]]:
+        step = max(PIECE_ELEMENTS // gathered.columns, 1)
+        return ((first, min(first + step, high)) for first in range(low, high, step))
+
+    def _values(self, gathered: _Gathered, low: int, high: int) -> np.ndarray:
+        """Output rows low to high in the output's dtype, (rows, columns); padding is left at zero."""
+        origin, row = self._map.origin[low:high], self._map.row[low:high]
+        out = np.zeros((high - low, gathered.columns), DTYPES[gathered.tensor.dtype].storage)
+        for source in np.unique(origin[origin >= 0]).tolist():
+            here = np.flatnonzero(origin == source)
+            out[here] = self._rows_of(gathered, source, row[here])
+        averaged = np.flatnonzero(origin == MEAN)
+        if len(averaged):
+            table = self._map.means[row[averaged]]
+            total = np.zeros((len(averaged), gathered.columns), np.float64)
+            for source in range(table.shape[1]):  # in the order of the models: the order is part of the bits
+                has = np.flatnonzero(table[:, source] >= 0)
+                if len(has):
+                    total[has] += self._rows_of(gathered, source, table[has, source])
+            out[averaged] = total / (table >= 0).sum(axis=1, keepdims=True)
+        return out
+
+    def _rows_of(self, gathered: _Gathered, source: int, rows: np.ndarray) -> np.ndarray:
+        """Rows of a source's matrix as float32, or float64 where they are; those that follow one another in one read."""
+        name = gathered.names[source]
+        dtype = self._others[source].tensors[name].dtype
+        size = gathered.columns * DTYPES[dtype].bytes
+        raw = np.empty(len(rows) * size, np.uint8)
+        view = memoryview(raw)
+        edges = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+        for (first, last), begin in zip(itertools.pairwise(edges), rows[edges[:-1]].tolist(), strict=True):
+            self._others[source].read_into(name, begin * size, view[first * size : last * size])
+        return decode(raw, dtype).reshape(len(rows), gathered.columns)
+
+    def _padding_row(self, gathered: _Gathered) -> np.ndarray:
+        """The mean of all rows that are not padding, added in float64 one after the other; made once, zeros without rows."""
+        name = gathered.name
+        with self._locks[name]:
+            if name not in self._padding:
+                total = np.zeros(gathered.columns, np.float64)
+                real = self._map.origin != PADDING
+                for first, last in self._pieces(gathered, 0, self._map.size):
+                    for row in self._values(gathered, first, last)[real[first:last]]:
+                        total += row
+                self._padding[name] = total / max(int(real.sum()), 1)
+            return self._padding[name]
