@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from alnico.methods import registry
-from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.methods.base import Method
+from alnico.methods.shared.documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 
 PAGE = Path(__file__).with_name("methods.md")
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from alnico.methods import registry
-from alnico.methods._documentation import one_line
+from alnico.methods.shared.documentation import one_line
 from alnico.plan.families import MODULES
 from alnico.recipe import dialect, keys
 from alnico.tune.search import settings, space, stack

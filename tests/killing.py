@@ -90,7 +90,7 @@ class Tally:
             "visible": 0,
         }
 
-    def take_up(self, out: Path, expected: dict[str, bytes], merge: Callable[[], alnico.Result | None]) -> None:
+    def take_up(self, out: Path, expected: dict[str, bytes], merge: Callable[[], alnico.MergeResult | None]) -> None:
         """Look at what a killed merge left, give the same command again, and compare."""
         self.seen["killed"] += 1
         found = everything(out)
@@ -190,7 +190,7 @@ def at_moments(root: Path, moments: int, seed: int) -> dict[str, Any]:
     out, chance, tally = root / "out", random.Random(seed), Tally()
     journals.BATCH_SECONDS = 0.01  # many batches, so that a kill falls among them
 
-    def merge() -> alnico.Result:
+    def merge() -> alnico.MergeResult:
         return alnico.merge(recipe, out, threads=2)
 
     expected = everything(merge().path)

@@ -33,7 +33,7 @@ def made_recipe(root: Path) -> Path:
     return path
 
 
-def merged(recipe: Path, out: Path, **options: Any) -> alnico.Result:
+def merged(recipe: Path, out: Path, **options: Any) -> alnico.MergeResult:
     """Merge with one thread, into two shards."""
     return alnico.merge(recipe, out, threads=1, max_shard_size=300, **options)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 
 import alnico
 from alnico.methods import registry
-from alnico.methods._documentation import read_documentation
+from alnico.methods.shared.documentation import read_documentation
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
@@ -52,11 +53,75 @@ def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
     assert imported_rooms(path) <= set(above), f"{path} imports from below"
 
 
+def modules() -> dict[str, Path]:
+    """All files of the source, by the name under which they are imported."""
+    names = {
+        ".".join(p.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCE.rglob("*.py")
+    }
+    return names
+
+
+def imported_modules(path: Path, names: dict[str, Path]) -> set[str]:
+    """The files that a file imports, imports inside functions included; a name of a package counts as its ``__init__``."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names if alias.name in names}
+        elif isinstance(node, ast.ImportFrom):
+            wanted = [(f"{node.module}.{alias.name}", str(node.module)) for alias in node.names]
+            found |= {name if name in names else module for name, module in wanted if name in names or module in names}
+    return found
+
+
+ALLOWED_CIRCLES = {
+    ("alnico.cli.main", "alnico.cli.entry"): "main is also run as `python -m alnico.cli.main`, which starts at entry",
+}
+"""Imports that close a circle on purpose, each with its reason."""
+
+
+def test_no_files_import_one_another_in_a_circle() -> None:
+    names = modules()
+    graph = {
+        name: {other for other in imported_modules(path, names) - {name} if (name, other) not in ALLOWED_CIRCLES}
+        for name, path in names.items()
+    }
+    while leaves := [name for name, others in graph.items() if not others & set(graph)]:
+        for name in leaves:
+            del graph[name]
+    assert not graph, f"these files are on a circle, or import one: {sorted(graph)}"
+
+
+def public_types(path: Path) -> list[str]:
+    """Names of the classes and type aliases that a file defines at its top level; a leading underscore does not count."""
+    names = []
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            names.append(node.targets[0].id)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names.append(node.target.id)
+    plain = [name.lstrip("_") for name in names]
+    return [name for name in plain if name[:1].isupper() and not name.isupper() and not name.replace("_", "").isupper()]
+
+
+def test_a_types_name_has_one_meaning() -> None:
+    places: dict[str, list[str]] = {}
+    for name, path in modules().items():
+        for one in public_types(path):
+            places.setdefault(one, []).append(name)
+    assert {name: where for name, where in places.items() if len(where) > 1} == {}
+
+
 def test_the_rooms_are_the_designs() -> None:
     design = (ROOT / "docs" / "design.md").read_text()
     rooms = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if not p.name.startswith("_") and p.name != "py.typed"}
     assert rooms <= set(ROOMS)
-    listed = [r for r in ROOMS if r not in ("_package", "_version", "errors", "folders", "libraries", "threads", "events", "api", "cli", "app")]
+    listed = [
+        r
+        for r in ROOMS
+        if r not in ("_package", "_version", "errors", "folders", "libraries", "threads", "events", "api", "cli", "app")
+    ]
     places = [design.index(f"      {room}/") for room in listed]
     assert places == sorted(places), "the list of rooms in docs/design.md has another order"
 
@@ -127,6 +192,14 @@ def test_every_public_name_is_there_and_documented() -> None:
         assert getattr(alnico, name).__doc__ if name != "__version__" else alnico.__version__
     with pytest.raises(AttributeError, match="module 'alnico' has no attribute 'mege'"):
         alnico.mege  # noqa: B018
+
+
+@pytest.mark.parametrize("package", ["alnico", "alnico.lora"])
+def test_type_checkers_see_the_names_that_are_imported_on_first_use(package: str) -> None:
+    path = modules()[package]
+    block = next(n for n in ast.parse(path.read_text()).body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
+    seen = {(a.name, "" if n.module == package else n.module) for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    assert seen == set(vars(importlib.import_module(package))["_modules_of"].items())
 
 
 def test_functions_that_share_a_rooms_name_stay_functions() -> None:

@@ -14,7 +14,7 @@ import alnico
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.statistics import write_statistics
 from alnico.errors import OutputError
-from alnico.evaluation.user_function import Call
+from alnico.evaluation.user_function import UserFunction
 from made import family
 
 
@@ -37,7 +37,7 @@ def compared(models: list[Path], out: Path) -> None:
 
 
 def evaluated(models: list[Path], out: Path) -> None:
-    alnico.evaluate([models[0]], [Call("counted", counted)], out=out)
+    alnico.evaluate([models[0]], [UserFunction("counted", counted)], out=out)
 
 
 def searched(models: list[Path], out: Path) -> None:
@@ -45,7 +45,7 @@ def searched(models: list[Path], out: Path) -> None:
     tuned = [{"model": str(m), "parameters": {"weight": {"search": [0.0, 1.0]}}} for m in models[1:]]
     recipe = {"merge_method": "task_arithmetic", "base_model": str(models[0]), "models": tuned}
     alnico.search(
-        {**recipe, "search": {"trials": 1, "sampler": "random"}}, tasks=[Call("counted", counted)], report="same", out=out
+        {**recipe, "search": {"trials": 1, "sampler": "random"}}, tasks=[UserFunction("counted", counted)], report="same", out=out
     )
 
 

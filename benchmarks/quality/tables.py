@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from alnico.evaluation.scorecard import Measured, paired, scorecard
+from alnico.evaluation.scorecard import TaskSummary, paired, scorecard
 from quality.results import Results, scores_of
 
 AGAINST = "task arithmetic"
@@ -100,9 +100,9 @@ def share(right: str) -> float:
     return right.count("1") / len(right)
 
 
-def measured(rows: Sequence[Mapping[str, Any]]) -> list[Measured]:
+def measured(rows: Sequence[Mapping[str, Any]]) -> list[TaskSummary]:
     """Return the tasks that rows are scored on, as a scorecard has them."""
-    return [Measured(task, "max", 1.0, len(right)) for task, right in rows[0]["right"].items()]
+    return [TaskSummary(task, "max", 1.0, len(right)) for task, right in rows[0]["right"].items()]
 
 
 def tasks_table(results: Results) -> str:

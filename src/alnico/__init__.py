@@ -18,10 +18,10 @@ TYPE_CHECKING = False  # importing typing takes half of the time until alnico ha
 if TYPE_CHECKING:
     from alnico import errors as errors
     from alnico import lora as lora
-    from alnico.analysis.diff import Difference as Difference
+    from alnico.analysis.diff import ModelDiff as ModelDiff
     from alnico.analysis.results import Analysis as Analysis
     from alnico.analysis.results import read_analysis as read_analysis
-    from alnico.analysis.retention import Kept as Kept
+    from alnico.analysis.retention import Retention as Retention
     from alnico.analysis.suggest import Suggestion as Suggestion
     from alnico.api import adamerge as adamerge
     from alnico.api import analyze as analyze
@@ -48,15 +48,15 @@ if TYPE_CHECKING:
     from alnico.api import verify as verify
     from alnico.api import weights as weights
     from alnico.checkpoint.source import Model as Model
-    from alnico.engine.norm_weights import Weights as Weights
-    from alnico.engine.run import Result as Result
+    from alnico.engine.norm_weights import NormWeights as NormWeights
+    from alnico.engine.run import MergeResult as MergeResult
     from alnico.evaluation.scorecard import Scorecard as Scorecard
     from alnico.methods.base import Merge as Merge
     from alnico.methods.base import Method as Method
     from alnico.methods.base import method as method
     from alnico.plan.job import Plan as Plan
     from alnico.recipe.schema import Recipe as Recipe
-    from alnico.tune.adamerge import Learned as Learned
+    from alnico.tune.adamerge import AdaMergingResult as AdaMergingResult
     from alnico.tune.search.result import SearchResult as SearchResult
     from alnico.tune.soup import Soup as Soup
     from alnico.tune.statistics.batchnorm import recalibrate_batchnorm as recalibrate_batchnorm
@@ -71,9 +71,9 @@ __all__ = make_lazy(
     __name__,
     {
         "": ["errors", "lora"],
-        "alnico.analysis.diff": ["Difference"],
+        "alnico.analysis.diff": ["ModelDiff"],
         "alnico.analysis.results": ["Analysis", "read_analysis"],
-        "alnico.analysis.retention": ["Kept"],
+        "alnico.analysis.retention": ["Retention"],
         "alnico.analysis.suggest": ["Suggestion"],
         "alnico.api": [
             "adamerge",
@@ -102,13 +102,13 @@ __all__ = make_lazy(
             "weights",
         ],
         "alnico.checkpoint.source": ["Model"],
-        "alnico.engine.norm_weights": ["Weights"],
-        "alnico.engine.run": ["Result"],
+        "alnico.engine.norm_weights": ["NormWeights"],
+        "alnico.engine.run": ["MergeResult"],
         "alnico.evaluation.scorecard": ["Scorecard"],
         "alnico.methods.base": ["Merge", "Method", "method"],
         "alnico.plan.job": ["Plan"],
         "alnico.recipe.schema": ["Recipe"],
-        "alnico.tune.adamerge": ["Learned"],
+        "alnico.tune.adamerge": ["AdaMergingResult"],
         "alnico.tune.search.result": ["SearchResult"],
         "alnico.tune.soup": ["Soup"],
         "alnico.tune.statistics.batchnorm": ["recalibrate_batchnorm"],

@@ -8,47 +8,51 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
-from alnico.analysis.diff import Difference, diff_sources
+from alnico.analysis.diff import ModelDiff, diff_sources
 from alnico.analysis.files import report_folder, write_analysis
-from alnico.analysis.journal import Unfinished, is_half_written
+from alnico.analysis.journal import AnalysisJournal, is_half_written
 from alnico.analysis.measure import SUBSPACE_SIDE, analyze_sources
 from alnico.analysis.plan_check import fit, fits_again, seen_from
 from alnico.analysis.report import write_pages
 from alnico.analysis.results import AnalysedModel, Analysis, read_analysis
-from alnico.analysis.retention import Kept, base_of, keep_sources, write_kept
+from alnico.analysis.retention import Retention, base_of, keep_sources, write_kept
 from alnico.analysis.retention_section import kept_section
 from alnico.analysis.score_section import score_section
-from alnico.analysis.scores import Estimate, Estimates, Scores, read_estimates, values_of
+from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimates, values_of
 from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.durable import sync_tree
 from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import Replace, check_new_file, check_publishable, check_twins, replacing
-from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
+from alnico.checkpoint.reference import Paths
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key, check_signature
 from alnico.checkpoint.signatures import sign as sign_folder
 from alnico.checkpoint.source import Model, Source
-from alnico.checkpoint.statistics import Statistics
+from alnico.checkpoint.statistics import StatisticsSource
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.norm_weights import Weights, weights_of
-from alnico.engine.run import Result, Watcher, run_plan
+from alnico.engine.norm_weights import NormWeights, weights_of
+from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.errors import AlnicoError, EvaluationError, OutputError
+from alnico.events import Watcher
 from alnico.methods import registry
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import real, whole
+from alnico.numerics.sizes import bytes_of
 from alnico.output.validate import check_finished
-from alnico.plan.build import build_plan, located, reference_from
+from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
 from alnico.plan.norm_weights import analyses_of
 from alnico.recipe import load
+from alnico.recipe.reference import located, reference_from
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
 from alnico.values.merge import merge_modules, merge_values
-from alnico.verification.replan import Again
+from alnico.verification.replan import ReplanOptions
 from alnico.verification.reproduce import Reproduction
 from alnico.verification.reproduce import reproduce as reproduce_output
 from alnico.verification.verify import Verification, refuse_unchecked, signed_by
@@ -57,10 +61,10 @@ from alnico.verification.verify import verify as verify_output
 if TYPE_CHECKING:
     from alnico.evaluation.scorecard import Scorecard
     from alnico.evaluation.tasks import Score, Task
-    from alnico.tune.adamerge import Learned, LearningStep
+    from alnico.tune.adamerge import AdaMergingResult, LearningStep
     from alnico.tune.search.result import SearchResult
     from alnico.tune.search.samplers import Trial
-    from alnico.tune.soup import Soup, Step
+    from alnico.tune.soup import Soup, SoupStep
     from alnico.tune.statistics.fisher import Expectation
 
 RecipeLike = str | os.PathLike[str] | Mapping[str, Any] | Recipe
@@ -68,8 +72,6 @@ Recipes = RecipeLike | tuple[Recipe, ...]
 Size = int | str
 TasksLike = Union[str, os.PathLike[str], Mapping[str, Any], "Sequence[Task]"]
 """Tasks: a tasks file, a mapping that says the same, or tasks."""
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""Models: paths or hub ids; one may stand by itself."""
 
 
 def _listed(models: Paths) -> list[str | os.PathLike[str]]:
@@ -134,7 +136,7 @@ def merge(
     allow_unsigned: Paths = (),
     require_signed: bool = False,
     watch: Watcher | None = None,
-) -> Result:
+) -> MergeResult:
     """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
 
     An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces a model
@@ -169,7 +171,7 @@ def merge_all(
     allow_unsigned: Paths = (),
     require_signed: bool = False,
     watch: Watcher | None = None,
-) -> tuple[Result, ...]:
+) -> tuple[MergeResult, ...]:
     """Run all documents of a recipe file: stages that take one another's outputs (by ``name``), or independent merges.
 
     What no other document takes is the output: one goes to ``out``, several to ``out/NAME``, or to ``out/NUMBER-METHOD`` without a
@@ -263,7 +265,7 @@ def _planner(
 def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None:
     """Check the signatures of what a plan has beside models: statistics, and analyses that weights are made from."""
     for source in plan.sources:
-        if isinstance(source, Statistics) and source.label not in checked:
+        if isinstance(source, StatisticsSource) and source.label not in checked:
             signed.check(source)
             checked.add(source.label)
     for path, place in analyses_of(plan, (".", plan.recipe.folder)).items():
@@ -272,7 +274,7 @@ def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None
             checked.add(path)
 
 
-def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> Result:
+def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> MergeResult:
     check_publishable(target)
     made = planner(recipe, {}, target.name if target.suffix == ".safetensors" else None)
     try:
@@ -357,14 +359,14 @@ def compare(
     merged: str | os.PathLike[str],
     *,
     base: str | os.PathLike[str] | None = None,
-    scores: Scores | Sequence[str | os.PathLike[str]] = (),
+    scores: ScoreTable | Sequence[str | os.PathLike[str]] = (),
     out: str | os.PathLike[str] | None = None,
     top_share: float = 0.2,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
     watch: Watcher | None = None,
-) -> Kept:
+) -> Retention:
     """Say what a merged model kept of its parents: distances, how much of each task vector, signs, largest parameters, scores.
 
     The base is the one that the merged model's own recipe names, unless ``base`` is given; without any, only distances are known,
@@ -435,7 +437,7 @@ def analyze(
         given = [Path(part) for reference in (base, *_listed(models)) for part in os.fspath(reference).split("+")]
         check_twins(folder, given, (".alnico-analysis", ".alnico-analysis-gone"))
     with ExitStack() as opened:
-        unfinished = None if folder is None else opened.enter_context(Unfinished(folder, restart))
+        unfinished = None if folder is None else opened.enter_context(AnalysisJournal(folder, restart))
         origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models)))
         found = analyze_sources(
             origin,
@@ -717,7 +719,7 @@ def adamerge(
     offline: bool = False,
     allow_code: bool = False,
     watch: Callable[[LearningStep], None] | None = None,
-) -> Learned:
+) -> AdaMergingResult:
     """Learn how much of each task vector a merge should have from inputs without labels (AdaMerging): a recipe, and its course.
 
     Coefficients ``per`` task, layer or tensor are moved so that the merge is sure of its answers on the inputs of ``tasks`` (a tasks file, a mapping that
@@ -768,7 +770,7 @@ def diff(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
-) -> Difference:
+) -> ModelDiff:
     """Say how model ``b`` differs from model ``a``: tensors by content hash and by value, configs by key, side files by content.
 
     Both are read in full, in blocks; of models on the hub, the files are fetched. ``difference.is_equal`` is the short answer.
@@ -793,7 +795,7 @@ def weights(
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
     offline: bool = False,
-) -> Weights:
+) -> NormWeights:
     """Say what models weigh if weights follow from the L2 norms of their task vectors: ``weight: {from: l2_norm, ...}`` of a recipe.
 
     Arguments are its keys (docs/recipes.md). The norms are measured over all tensors that base and models share, and
@@ -835,7 +837,7 @@ def soup(
     allow_code: bool = False,
     report: str | os.PathLike[str] | Mapping[str, Any] | Sequence[Task] | None = None,
     shared: bool = False,
-    watch: Callable[[Step], None] | None = None,
+    watch: Callable[[SoupStep], None] | None = None,
 ) -> Soup:
     """Find which of some models to average by scoring the averages on ``tasks``: a file, a mapping that says the same, or tasks.
 
@@ -965,13 +967,13 @@ def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
     The output is checked against its lock before: what is signed is what was merged. Needs the extra ``[sign]``. Errors: those of :func:`verify` but
     for files that the lock does not list; UncheckedError for a key that cannot be used.
     """
-    verify_output(Path(out), Again())
+    verify_output(Path(out), ReplanOptions())
     return sign_folder(Path(out), Path(key))
 
 
-def _again(inputs: Mapping[str, str | os.PathLike[str]] | None, memory: Size, threads: int | None, offline: bool) -> Again:
+def _again(inputs: Mapping[str, str | os.PathLike[str]] | None, memory: Size, threads: int | None, offline: bool) -> ReplanOptions:
     places = {name: os.fspath(place) for name, place in (inputs or {}).items()}
-    return Again(places, bytes_of(memory), threads_of(threads), offline)
+    return ReplanOptions(places, bytes_of(memory), threads_of(threads), offline)
 
 
 def methods() -> dict[str, Method]:

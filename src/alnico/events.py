@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Union
 
@@ -80,3 +81,6 @@ class Finished:
 
 
 Event = Union[Fetching, Fetched, Started, Compiling, Measuring, Reading, Advanced, TensorDone, Finished]
+
+Watcher = Callable[[Event], None]
+"""What a caller passes as ``watch``: it gets every event."""

@@ -19,7 +19,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 """What is replaced in the source of a module while it is imported."""
 
 
-class _Loader(SourceFileLoader):
+class _PatchingLoader(SourceFileLoader):
     def get_code(self, fullname: str) -> CodeType:
         source = self.get_source(fullname) or ""
         for old, new in SETTINGS[fullname].items():
@@ -33,7 +33,7 @@ class _Finder:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and type(spec.loader) is SourceFileLoader:
-            spec.loader = _Loader(spec.loader.name, spec.loader.path)
+            spec.loader = _PatchingLoader(spec.loader.name, spec.loader.path)
         return spec
 
 

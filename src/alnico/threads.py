@@ -14,7 +14,7 @@ LOOK_SECONDS = 0.2
 GRACE_SECONDS = 0.5
 """How long an interrupt waits for threads to leave their block; a whole matrix may take minutes."""
 
-Call = tuple[Callable[..., None], tuple[Any, ...]]
+WorkItem = tuple[Callable[..., None], tuple[Any, ...]]
 """What to call, and with what."""
 
 
@@ -49,7 +49,7 @@ def check(stop: threading.Event) -> None:
         raise Stopped
 
 
-def do_all(pool: ThreadPoolExecutor, stop: threading.Event, calls: Sequence[Call]) -> None:
+def do_all(pool: ThreadPoolExecutor, stop: threading.Event, calls: Sequence[WorkItem]) -> None:
     """Make calls in the threads of a pool, and wait for them.
 
     Errors: the first of theirs, after which ``stop`` is set and all have left; Abandoned if an interrupt finds one that does not.

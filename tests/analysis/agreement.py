@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from alnico.analysis.results import QUANTILE_ERROR, Analysis, Change, Pair, Scope, Subspace
+from alnico.analysis.results import QUANTILE_ERROR, Analysis, DeltaStatistics, Pair, ScopeStatistics, Subspace
 
 SUMS = 1e-11
 """How far float64 sums in another order may be apart, of themselves."""
@@ -30,7 +30,7 @@ def agree(found: Analysis, expected: Analysis) -> None:
         same_scope(one, other, 2**-24 if one.dtype == "F64" else 0.0)
 
 
-def same_scope(found: Scope, expected: Scope, error: float) -> None:
+def same_scope(found: ScopeStatistics, expected: ScopeStatistics, error: float) -> None:
     where = found.name
     assert len(found.changes) == len(expected.changes)
     for one, other in zip(found.changes, expected.changes, strict=True):
@@ -50,7 +50,7 @@ def near(found: float | None, expected: float | None, relative: float, absolute:
         assert math.isclose(found, expected, rel_tol=relative, abs_tol=absolute), f"{where}: {found}, expected {expected}"
 
 
-def same_change(found: Change, expected: Change, error: float, where: str) -> None:
+def same_change(found: DeltaStatistics, expected: DeltaStatistics, error: float, where: str) -> None:
     assert (found.elements, found.unchanged) == (expected.elements, expected.unchanged), where
     for name in ("l1", "l2", "relative_l1", "relative_l2"):
         near(getattr(found, name), getattr(expected, name), SUMS, 0.0, f"{where}: {name}")
@@ -69,7 +69,7 @@ def same_change(found: Change, expected: Change, error: float, where: str) -> No
         near(one, other, held, absolute, f"{where}: quantile {at}")
 
 
-def same_pair(found: Pair, expected: Pair, scope: Scope, where: str) -> None:
+def same_pair(found: Pair, expected: Pair, scope: ScopeStatistics, where: str) -> None:
     for name in ("sign_conflict", "top_overlap", "top_sign_conflict"):
         assert getattr(found, name) == getattr(expected, name), f"{where}: {name} of {found.models}"
     near(found.cosine, expected.cosine, 0.0, SUMS, f"{where}: cosine")

@@ -11,9 +11,9 @@ from alnico.analysis.results import (
     LEVELS,
     AnalysedModel,
     Analysis,
-    Change,
+    DeltaStatistics,
     Pair,
-    Scope,
+    ScopeStatistics,
     Skipped,
     Subspace,
     TensorScope,
@@ -42,7 +42,7 @@ def made_analysis(models: int, layers: int, names: Sequence[str] = NAMES, skippe
     rng = np.random.default_rng(models * 1000 + layers)
     sizes = 10.0 ** -rng.uniform(2.5, 4.0, models)
 
-    def change(elements: int, strength: Sequence[float]) -> tuple[Change, ...]:
+    def change(elements: int, strength: Sequence[float]) -> tuple[DeltaStatistics, ...]:
         return tuple(_change(elements, float(s), rng) for s in strength)
 
     def tensor(name: str, group: str, layer: int | None, module: str, shape: tuple[int, ...], pull: float) -> TensorScope:
@@ -63,11 +63,13 @@ def made_analysis(models: int, layers: int, names: Sequence[str] = NAMES, skippe
     tensors.append(tensor("model.norm.weight", "norm", None, "model.norm.weight", (4096,), 0.1))
     tensors.append(tensor("lm_head.weight", "head", None, "lm_head.weight", (32000, 4096), 0.3))
 
-    def scope(name: str, parts: Sequence[TensorScope], depth: float) -> Scope:
+    def scope(name: str, parts: Sequence[TensorScope], depth: float) -> ScopeStatistics:
         elements = sum(t.changes[0].elements for t in parts if t.changes[0])
         strength = [max((t.changes[m].std for t in parts if t.changes[m]), default=0.0) for m in range(models)]  # type: ignore[union-attr]
         changes = change(elements, strength)
-        return Scope(name, changes, _pairs(changes, rng, depth, Subspace(0.21, 0.34, 8, len(parts))), *_together(rng, models))
+        return ScopeStatistics(
+            name, changes, _pairs(changes, rng, depth, Subspace(0.21, 0.34, 8, len(parts))), *_together(rng, models)
+        )
 
     groups = {g: scope(g, [t for t in tensors if t.group == g], 0.5) for g in GROUPS if any(t.group == g for t in tensors)}
     by_layer = {n: scope(str(n), [t for t in tensors if t.layer == n], n / layers) for n in range(layers)}
@@ -89,21 +91,23 @@ def made_analysis(models: int, layers: int, names: Sequence[str] = NAMES, skippe
     )
 
 
-def _change(elements: int, std: float, rng: np.random.Generator) -> Change:
+def _change(elements: int, std: float, rng: np.random.Generator) -> DeltaStatistics:
     """A task vector of about normal entries with this standard deviation, some of them 0; the base's entries are about 0.03."""
     if std == 0:
-        return Change(elements, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 1.0, None)
+        return DeltaStatistics(elements, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 1.0, None)
     tail = float(rng.uniform(1.0, 3.0))
     quantiles = tuple(q * std * (tail if abs(q) > 2 else 1.0) for q in NORMAL)
     l1, l2 = elements * 0.8 * std, elements**0.5 * std
     unchanged = float(rng.uniform(0.001, 0.3))
-    return Change(
+    return DeltaStatistics(
         elements, l1, l2, std / 0.03, std / 0.03, max(abs(q) for q in quantiles), std * float(rng.normal()) * 0.01, std,
         float(rng.normal()) * 0.1, tail, quantiles, unchanged, 0.36 + 0.5 * unchanged,
     )  # fmt: skip
 
 
-def _pairs(changes: Sequence[Change], rng: np.random.Generator, depth: float, subspace: Subspace | None) -> tuple[Pair, ...]:
+def _pairs(
+    changes: Sequence[DeltaStatistics], rng: np.random.Generator, depth: float, subspace: Subspace | None
+) -> tuple[Pair, ...]:
     found = []
     for one in range(len(changes)):
         for other in range(one + 1, len(changes)):

@@ -9,7 +9,18 @@ from dataclasses import dataclass
 import numpy as np
 
 import alnico
-from alnico.analysis.results import GROUPS, LEVELS, AnalysedModel, Analysis, Change, Pair, Scope, Skipped, Subspace, TensorScope
+from alnico.analysis.results import (
+    GROUPS,
+    LEVELS,
+    AnalysedModel,
+    Analysis,
+    DeltaStatistics,
+    Pair,
+    ScopeStatistics,
+    Skipped,
+    Subspace,
+    TensorScope,
+)
 from alnico.plan.families import group_of
 from alnico.plan.layers import place_of
 
@@ -54,7 +65,7 @@ def reference_analysis(base: Tensors, models: Mapping[str, Tensors], *, top_shar
     for name, tensors in models.items():
         skipped += [Skipped(t, name, v.size, "the base has none") for t, v in tensors.items() if t not in base]
 
-    def over(name: str, chosen: Sequence[str]) -> Scope:
+    def over(name: str, chosen: Sequence[str]) -> ScopeStatistics:
         return scope(name, [parts[t] for t in chosen], len(names))
 
     tensors = tuple(tensor_scope(over(t, [t]), base[t]) for t in parts)
@@ -78,7 +89,7 @@ def is_float(values: np.ndarray) -> bool:
     return np.issubdtype(values.dtype, np.floating)
 
 
-def tensor_scope(found: Scope, values: np.ndarray) -> TensorScope:
+def tensor_scope(found: ScopeStatistics, values: np.ndarray) -> TensorScope:
     place = place_of(found.name)
     return TensorScope(
         **vars(found),
@@ -134,7 +145,7 @@ def subspace(one: np.ndarray, other: np.ndarray) -> Subspace:
     )
 
 
-def scope(name: str, parts: Sequence[Part], models: int) -> Scope:
+def scope(name: str, parts: Sequence[Part], models: int) -> ScopeStatistics:
     changes = []
     for i in range(models):
         having = [p for p in parts if i in p.deltas]
@@ -150,16 +161,16 @@ def scope(name: str, parts: Sequence[Part], models: int) -> Scope:
     opposed = sum(int(np.sum((s > 0).any(axis=0) & (s < 0).any(axis=0))) for s in stacks)
     added = sum(float(np.abs(s.sum(axis=0)).sum()) for s in stacks)
     apart = sum(float(np.abs(s).sum()) for s in stacks)
-    return Scope(name, tuple(changes), tuple(pairs), ratio(opposed, shared), 1 - added / apart if apart else None)
+    return ScopeStatistics(name, tuple(changes), tuple(pairs), ratio(opposed, shared), 1 - added / apart if apart else None)
 
 
 def ratio(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def change(d: np.ndarray, base: np.ndarray) -> Change:
+def change(d: np.ndarray, base: np.ndarray) -> DeltaStatistics:
     if not d.size:
-        return Change(0, 0.0, 0.0, None, None, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 0.0, None)
+        return DeltaStatistics(0, 0.0, 0.0, None, None, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 0.0, None)
     magnitudes = np.abs(d)
     l1, l2 = float(magnitudes.sum()), float(np.sqrt(np.sum(d * d)))
     is_constant = bool(d.min() == d.max())
@@ -168,7 +179,7 @@ def change(d: np.ndarray, base: np.ndarray) -> Change:
     m2, m3, m4 = (
         (0.0,) * 3 if is_constant else (float(np.mean(powers)) for powers in (squares, squares * central, squares * squares))
     )
-    return Change(
+    return DeltaStatistics(
         elements=d.size,
         l1=l1,
         l2=l2,

@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 import alnico
 from alnico.analysis.common_tensors import named, short_names
-from alnico.analysis.results import Change, Pair, Scope, Skipped, Subspace, TensorScope
+from alnico.analysis.results import DeltaStatistics, Pair, ScopeStatistics, Skipped, Subspace, TensorScope
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, OutputError, ResourceError
 
@@ -173,7 +173,11 @@ def test_nothing_is_left_of_an_older_analysis(tmp_path: Path) -> None:
 
 def test_every_key_of_the_summary_is_documented() -> None:
     text = DOCUMENT.read_text()
-    keys = {field.name for kind in (Change, Pair, Scope, Skipped, Subspace, TensorScope) for field in dataclasses.fields(kind)}
+    keys = {
+        field.name
+        for kind in (DeltaStatistics, Pair, ScopeStatistics, Skipped, Subspace, TensorScope)
+        for field in dataclasses.fields(kind)
+    }
     assert sorted(key for key in keys if f"`{key}`" not in text) == []
 
 

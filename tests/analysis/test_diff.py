@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.analysis.diff import Difference, TensorPair, diff_sources
+from alnico.analysis.diff import ModelDiff, TensorPair, diff_sources
 from alnico.checkpoint.open_model import open_model
 from alnico.cli.demo import BASE, TUNED
 from alnico.errors import ResourceError
@@ -38,7 +38,7 @@ def diff_of(a: tuple[str, np.ndarray], b: tuple[str, np.ndarray]) -> TensorPair:
     return found
 
 
-def timeless(found: Difference) -> dict[str, object]:
+def timeless(found: ModelDiff) -> dict[str, object]:
     return {k: v for k, v in found.data().items() if k != "seconds"}
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import alnico
 from alnico.analysis.results import AnalysedModel
-from alnico.analysis.retention import Kept, kept, kept_without_base, recorded_base
+from alnico.analysis.retention import Retention, kept, kept_without_base, recorded_base
 from alnico.analysis.scores import accuracies, read_scores
 from alnico.checkpoint.open_model import open_model
 from alnico.cli.demo import BASE as BASE_MODEL
@@ -41,7 +41,7 @@ PARENTS = [{name: BASE[name] + delta[name] for name in SHAPES} for delta in DELT
 UP = "model.layers.0.mlp.up_proj.weight"
 
 
-def kept_of(merged: dict[str, np.ndarray], parents: list[dict[str, np.ndarray]] = PARENTS) -> Kept:
+def kept_of(merged: dict[str, np.ndarray], parents: list[dict[str, np.ndarray]] = PARENTS) -> Retention:
     models = {f"p{i}": parent for i, parent in enumerate(parents)} | {"m": merged}
     return kept(reference_analysis(BASE, models), len(parents))
 

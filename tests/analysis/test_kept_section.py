@@ -14,12 +14,12 @@ from test_report_in_chromium import CHOOSE, OVERLAPS
 
 from alnico.analysis.report import write_report
 from alnico.analysis.results import Analysis
-from alnico.analysis.retention import Kept, kept, kept_without_base
+from alnico.analysis.retention import Retention, kept, kept_without_base
 from alnico.analysis.retention_section import kept_section
 from alnico.analysis.scores import Accuracy
 
 
-def scored(found: Kept) -> Kept:
+def scored(found: Retention) -> Retention:
     return dataclasses.replace(found, scores=(Accuracy(HOSTILE, 0.375, HOSTILE, 0.5, None, 0.75, None),))
 
 

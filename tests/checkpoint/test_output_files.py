@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from alnico.checkpoint.shards import OutputShard, cut, format_size, index_of, parse_size
+from alnico.checkpoint.shards import OutputShard, cut, index_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
 from alnico.checkpoint.writer import OutputFiles
 from alnico.errors import RunError
+from alnico.numerics.sizes import format_size, parse_size
 
 # Sizes.
 

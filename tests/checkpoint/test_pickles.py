@@ -19,7 +19,7 @@ import made
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.pickle_parser import Unpickler
 from alnico.checkpoint.pickles import KNOWN, _build
-from alnico.checkpoint.resident_model import ResidentModel, Room
+from alnico.checkpoint.resident_model import ResidentModel, SharedBudget
 from alnico.checkpoint.weight_files import PICKLE_INDEX
 from alnico.errors import ModelError
 
@@ -112,7 +112,7 @@ def test_the_lazy_bits_of_torch_are_applied(tmp_path, is_zip):
             assert model.place_of(name) is None
         held = ("turned_conjugate", "turned", "expanded")
         assert model.held_bytes == sum(loaded[n].numel() * loaded[n].element_size() for n in held)
-        resident = ResidentModel(model, Room(1 << 20))
+        resident = ResidentModel(model, SharedBudget(1 << 20))
         assert np.array_equal(resident.held("torch.float32"), loaded["torch.float32"].view(torch.uint8).numpy().reshape(-1))
 
 

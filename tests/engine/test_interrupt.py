@@ -62,9 +62,9 @@ def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
 ) -> None:
     whole = alnico.merge(recipe, tmp_path / "whole")
     begun, interrupt, may_end, ended = (threading.Event() for _ in range(4))
-    real = run.Run._mix_chunk
+    real = run.MergeRun._mix_chunk
 
-    def mix(self: run.Run, state: Any, *rest: Any) -> None:
+    def mix(self: run.MergeRun, state: Any, *rest: Any) -> None:
         if state.job.name == "model.embed_tokens.weight":
             begun.set()
             may_end.wait(60)
@@ -81,7 +81,7 @@ def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
 
     interrupting(interrupt)
     with monkeypatch.context() as patch:
-        patch.setattr(run.Run, "_mix_chunk", mix)
+        patch.setattr(run.MergeRun, "_mix_chunk", mix)
         with pytest.raises(KeyboardInterrupt):
             alnico.merge(recipe, tmp_path / "out", threads=2, watch=watch)
         assert begun.is_set()
@@ -95,7 +95,7 @@ def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
 def test_an_interrupted_run_does_not_wait_for_a_disk_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(journal, "ABANDON_SECONDS", 0.01)
     may_end = threading.Event()
-    lines = journal.Lines(tmp_path / "journal.jsonl", {}, sync=lambda: bool(may_end.wait(60)) and None)
+    lines = journal.JournalLines(tmp_path / "journal.jsonl", {}, sync=lambda: bool(may_end.wait(60)) and None)
     lines.add({"tensor": "w"})
     assert not lines.close(is_interrupted=True)
     may_end.set()

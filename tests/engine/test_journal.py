@@ -15,7 +15,7 @@ from alnico.checkpoint import durable
 from alnico.checkpoint.model import FileModel
 from alnico.errors import OutputError, RunError
 from alnico.events import Event, TensorDone
-from alnico.output.journal import Lines, read_lines
+from alnico.output.journal import JournalLines, read_lines
 from alnico.output.staging import PartDirectory
 from os_calls import watched
 from small_merges import everything, interrupted, made_recipe, merged
@@ -98,7 +98,7 @@ def test_a_journal_that_cannot_be_read_is_an_error_that_names_it(recipe: Path, t
     ],
 )  # fmt: skip
 def test_what_changed_since_is_named(before: dict, now: dict, words: str, tmp_path: Path) -> None:
-    Lines(tmp_path / "journal.jsonl", before).close()
+    JournalLines(tmp_path / "journal.jsonl", before).close()
     assert read_lines(tmp_path / "journal.jsonl", before, "merge") == []
     with pytest.raises(OutputError) as caught:
         read_lines(tmp_path / "journal.jsonl", now, "merge")

@@ -13,7 +13,7 @@ import pytest
 import alnico
 from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.open_model import open_model
-from alnico.engine.relatedness import SAMPLE, Likeness, Place, look
+from alnico.engine.relatedness import SAMPLE, Likeness, SampledTensor, compare_models
 from alnico.errors import MismatchError
 from made import family, llama_config, model_bytes, read_model, save_model
 
@@ -49,7 +49,7 @@ def likenesses(*models: str) -> tuple[Likeness, ...]:
     """How models lie to the first of them, by a look at all its tensors."""
     with ExitStack() as opened:
         sources = [opened.enter_context(open_model(model)) for model in models]
-        return look(sources, [Place(name, tuple(range(len(models)))) for name in sources[0].tensors]).likenesses
+        return compare_models(sources, [SampledTensor(name, tuple(range(len(models)))) for name in sources[0].tensors]).likenesses
 
 
 def notes_of(*models: str, **keys: Any) -> list[str]:
@@ -225,7 +225,7 @@ def test_a_nan_is_left_to_the_merge_which_names_it() -> None:
 
 def test_looking_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     alnico.merge(recipe("tuned-0", "tuned-1"), "looked", threads=1)
-    monkeypatch.setattr("alnico.engine.run.judge", lambda plan, _: plan)
+    monkeypatch.setattr("alnico.engine.run.check_relatedness", lambda plan, _: plan)
     alnico.merge(recipe("tuned-0", "tuned-1"), "not-looked", threads=1)
     assert model_bytes(Path("looked")) == model_bytes(Path("not-looked"))
 
@@ -240,7 +240,7 @@ def test_a_merge_that_is_taken_up_is_not_judged_again(monkeypatch: pytest.Monkey
 
     with pytest.raises(Stop):
         alnico.merge(recipe("tuned-0"), "out", threads=1, watch=watch)
-    monkeypatch.setattr("alnico.engine.run.judge", None)
+    monkeypatch.setattr("alnico.engine.run.check_relatedness", None)
     assert alnico.merge(recipe("tuned-0"), "out", threads=1).resumed > 0
 
 
@@ -250,7 +250,7 @@ def test_no_more_than_32_tensors_are_read_before_a_merge(monkeypatch: pytest.Mon
     places: list[str] = []
     from alnico.engine import relatedness
 
-    genuine = relatedness.look
+    genuine = relatedness.compare_models
     monkeypatch.setattr(
         relatedness, "look", lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found)
     )

@@ -11,7 +11,7 @@ import pytest
 
 from alnico.engine import measure
 from alnico.engine.blocks import Block
-from alnico.engine.kernel_arguments import Known
+from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import SMALL
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Count, Gram, KthLargest, Sum, magnitude
@@ -36,7 +36,7 @@ def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int]
     """Measure over blocks that begin at ``cuts`` (multiples of a leaf), in a shuffled order."""
     count = values[0].size
     job = job_of(count, dtype, len(values), base is not None)
-    level = measure.LevelMeasurement([fact], Known(job, 0, {}))
+    level = measure.LevelMeasurement([fact], KernelContext(job, 0, {}))
     raws, width = [raw_of(v, dtype) for v in values], 2 if dtype == "BF16" else 4
     of_base = raw_of(base, dtype) if base is not None else np.empty(0, np.uint8)
     edges = [*(cuts or [0]), count]
@@ -129,7 +129,7 @@ def test_no_more_is_kept_than_the_plan_allows(monkeypatch: pytest.MonkeyPatch) -
 def test_a_sample_is_of_the_whole_tensor_and_never_more_than_a_leaf() -> None:
     for count in (SMALL + 1, N, 10**10):
         job = job_of(count)
-        runs = measure.LevelMeasurement([KthLargest((0.3,))], Known(job, 0, {})).runs
+        runs = measure.LevelMeasurement([KthLargest((0.3,))], KernelContext(job, 0, {})).runs
         assert sum(stop - start for start, stop in runs) <= LEAF
         assert runs[0][0] == 0
         assert count - runs[-1][1] <= count // len(runs)

@@ -10,7 +10,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.resident_model import Room
+from alnico.checkpoint.resident_model import SharedBudget
 from alnico.engine import measure
 from alnico.engine.merge_session import Resident
 from alnico.errors import MismatchError, NonFiniteError
@@ -107,13 +107,13 @@ def test_the_arrays_stay_the_same_while_the_layout_does(models: tuple[Path, list
 def test_facts_are_measured_once_a_model(models: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
     base, tuned = models
     counted: list[int] = []
-    init = measure._KthLargest.__init__
+    init = measure._KthLargestSearch.__init__
 
     def counting(self: Any, fact: Any, known: Any) -> None:
         init(self, fact, known)
         counted.append(self.chosen.size)
 
-    monkeypatch.setattr(measure._KthLargest, "__init__", counting)
+    monkeypatch.setattr(measure._KthLargestSearch, "__init__", counting)
 
     def searched(resident: Resident, densities: tuple[float, ...], chosen: list[Path] = tuned, **keys: Any) -> int:
         counted.clear()
@@ -134,7 +134,7 @@ def test_facts_are_measured_once_a_model(models: tuple[Path, list[Path]], monkey
         assert searched(resident, (0.2, 0.5), tuned[::2]) == tensors
         for density in (0.6, 0.4, 0.9):
             assert searched(resident, (0.2, density), tuned[:2]) == 0
-    monkeypatch.setattr(Room, "take", lambda *_: False)
+    monkeypatch.setattr(SharedBudget, "take", lambda *_: False)
     with Resident(open_model, threads=1) as resident:
         asked = [searched(resident, (0.2, density), tuned[:2]) for density in (0.5, 0.6, 0.7, 0.8)]
         assert asked == [2 * tensors, 0, tensors, tensors]

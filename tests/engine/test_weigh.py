@@ -496,7 +496,7 @@ def test_one_model_has_no_weight_to_find(tmp_path: Path) -> None:
 def test_only_what_is_read_again_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One pass to measure and one to mix."""
     saved(tmp_path)
-    monkeypatch.setattr("alnico.engine.run.judge", lambda plan, *_: plan)
+    monkeypatch.setattr("alnico.engine.run.check_relatedness", lambda plan, *_: plan)
     reads: list[tuple[str, str]] = []
     real = FileModel.read_into
 

@@ -171,12 +171,12 @@ def test_threads_and_budgets_change_no_bit(pair: Pair, tmp_path: Path) -> None:
 def test_what_is_held_and_what_is_read_again_have_the_same_bits(
     pair: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from alnico.lora.extract_deltas import Room
+    from alnico.lora.extract_deltas import ExtractMemory
 
     for options in ({"rank": 20}, {"rank": 20, "exact": True}):
         outputs = []
         for is_held in (True, False):
-            monkeypatch.setattr(Room, "holds", lambda *_, is_held=is_held: is_held)
+            monkeypatch.setattr(ExtractMemory, "holds", lambda *_, is_held=is_held: is_held)
             extract(*pair, tmp_path / "out", overwrite=True, **options)  # type: ignore[arg-type]
             outputs.append(files_of(tmp_path / "out"))
         assert outputs[0] == outputs[1]

@@ -12,7 +12,7 @@ import pytest
 from alnico.kernels.build import compiled
 from alnico.kernels.constants import CODES, LEAF
 from alnico.kernels.measure_kernels import MeasureKernel
-from alnico.methods._exponential import exponential, logarithm
+from alnico.methods.shared.exponential import exponential, logarithm
 from methods.merging import merge_arrays
 from references import arcee_fusion_exact as exact
 from references.arcee_fusion import importance_of

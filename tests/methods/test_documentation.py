@@ -11,7 +11,7 @@ import yaml
 
 import alnico
 from alnico.methods import registry
-from alnico.methods._documentation import first_recipe, read_documentation, recipe_text
+from alnico.methods.shared.documentation import first_recipe, read_documentation, recipe_text
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -11,12 +11,12 @@ import pytest
 
 import alnico
 from alnico.engine import run as engine_run
-from alnico.engine.run import Watcher, run_plan
-from alnico.events import Event, Started, TensorDone
+from alnico.engine.run import run_plan
+from alnico.events import Event, Started, TensorDone, Watcher
 from alnico.kernels import build, measure_kernels, mix_kernel
 from alnico.kernels.constants import LEAF
 from alnico.methods import registry
-from alnico.methods.base import Merge, Whole
+from alnico.methods.base import MatrixMethod, Merge
 from made import model_bytes, read_model, save_model
 from methods.cases import MODELS, OVER_MODEL, SETTINGS, counts, options
 from methods.merging import merge_arrays, recipe_for, write_inputs
@@ -157,7 +157,7 @@ def test_a_method_does_what_it_declares_of_equal_inputs(name: str, setting: dict
         model["w"][frozen] = base["w"][frozen]
     merged = merge_arrays(tmp_path, name, base, models, options(setting, count))["w"]
     kept = np.array_equal(merged[frozen], base["w"][frozen])
-    if isinstance(merge, Whole):  # it keeps matrices that are equal as a whole, not elements
+    if isinstance(merge, MatrixMethod):  # it keeps matrices that are equal as a whole, not elements
         assert not kept
     elif method.space == "delta" or merge.fixes_equal_inputs or merge.copies is not None:
         assert kept

@@ -15,7 +15,7 @@ from alnico.engine.merge_session import Resident
 from alnico.engine.run import run_plan
 from alnico.errors import MismatchError, ModelError, NonFiniteError, RecipeError, ResourceError
 from alnico.methods import registry
-from alnico.methods.base import Whole, combine, method
+from alnico.methods.base import MatrixMethod, combine, method
 from alnico.output.validate import local_paths
 from made import read_model, save_model
 from methods.merging import recipe_for, write_inputs
@@ -192,7 +192,7 @@ def test_a_matrix_that_does_not_fit_the_budget_is_refused_with_one_that_is_enoug
 def test_a_whole_matrix_of_task_vectors_is_added_to_the_base_whose_bits_stay_where_it_is_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def halves() -> Whole:
+    def halves() -> MatrixMethod:
         """Half the sum of the task vectors, in the upper rows."""
 
         def make(matrices: Any, share: float) -> np.ndarray:
@@ -200,7 +200,7 @@ def test_a_whole_matrix_of_task_vectors_is_added_to_the_base_whose_bits_stay_whe
             total[len(total) // 2 :] = 0
             return total
 
-        return Whole(make, lambda rows, columns, *_: 3 * rows * columns, combine((0.0, 0.0)), (0.5,))
+        return MatrixMethod(make, lambda rows, columns, *_: 3 * rows * columns, combine((0.0, 0.0)), (0.5,))
 
     toy = method(space="delta", source="an example")(halves)
     monkeypatch.setitem(registry(), "halves", toy)  # type: ignore[arg-type]

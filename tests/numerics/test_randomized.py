@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.randomized import ITERATIONS, Factors, exact_svd, is_whole, randomized_svd, row_blocks
+from alnico.numerics.randomized import ITERATIONS, LowRankFactors, exact_svd, is_whole, randomized_svd, row_blocks
 
 SPECTRA = {
     "flat": np.ones(240),
@@ -50,7 +50,7 @@ class Read:
         return (self.matrix[first:last] for first, last in row_blocks(*self.matrix.shape))
 
 
-def product(factors: Factors) -> np.ndarray:
+def product(factors: LowRankFactors) -> np.ndarray:
     made: np.ndarray = factors.left.astype(np.float64) @ factors.right
     return made
 

@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from alnico.checkpoint.shards import parse_size
 from alnico.errors import ResourceError
 from alnico.kernels.constants import LEAF
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES
+from alnico.numerics.sizes import parse_size
 from alnico.plan.job import Input, Job
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, SELECTION_BYTES, fit
 

@@ -16,9 +16,10 @@ from alnico.checkpoint.header import TensorInfo
 from alnico.cli.show import plan_text
 from alnico.errors import MismatchError, ModelError
 from alnico.numerics.dtypes import DTYPES
-from alnico.plan.build import build_plan, located
+from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
 from alnico.recipe.load import load_recipe
+from alnico.recipe.reference import located
 from made import Tensors, save_model
 
 MATRIX = np.arange(8, dtype=np.float32).reshape(4, 2)

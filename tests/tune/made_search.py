@@ -14,10 +14,10 @@ from alnico.tune.search.fingerprint import Identity, tasks_data
 from alnico.tune.search.objective import objectives_of
 from alnico.tune.search.samplers import Trial
 from alnico.tune.search.settings import SearchSettings, read_search
-from alnico.tune.search.space import Space
+from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study
 from alnico.tune.search.trials import run_trials
-from alnico.tune.search.workers import Here, Order
+from alnico.tune.search.workers import InProcessWorker, WorkerSpec
 
 RECIPE = """
 merge_method: task_arithmetic
@@ -97,7 +97,7 @@ class Formula:
         return frozenset(f"{self.name}{i}" for i in range(self.size))
 
 
-def settings_of(keys: str, recipe: str = RECIPE) -> tuple[Space, SearchSettings]:
+def settings_of(keys: str, recipe: str = RECIPE) -> tuple[SearchSpace, SearchSettings]:
     return read_search(f"{recipe}search: {{{keys}}}\n")
 
 
@@ -108,12 +108,12 @@ def searched(
     space, settings = settings_of(keys, recipe)
     given = tuple(tasks or [Formula()])
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
-    worker = Here(Order(space, given, shares, settings.held_out, Maker))
+    worker = InProcessWorker(WorkerSpec(space, given, shares, settings.held_out, Maker))
     with opened(space, settings, given, storage) as study:
         run_trials(space, settings, objectives_of(settings.objective, given), study, [worker], watch)
         return study.trials()
 
 
-def opened(space: Space, settings: SearchSettings, tasks: Sequence[Any], storage: str | None) -> Study:
+def opened(space: SearchSpace, settings: SearchSettings, tasks: Sequence[Any], storage: str | None) -> Study:
     goals = [o.goal for o in objectives_of(settings.objective, tasks)]
     return Study(storage, settings.study, space.dimensions, goals, Identity(space.data(), settings.data(), tasks_data(tasks)))

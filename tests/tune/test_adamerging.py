@@ -13,8 +13,8 @@ import torch
 import alnico
 import made
 from alnico.errors import EvaluationError, MethodError, MismatchError
-from alnico.evaluation.tasks import Kind, Score
-from alnico.tune.adamerge import Learned, LearningStep, entropy, learn
+from alnico.evaluation.tasks import ModelKind, Score
+from alnico.tune.adamerge import AdaMergingResult, LearningStep, entropy, learn
 
 SHAPES = {
     "embed.weight": (6, 5),
@@ -66,7 +66,7 @@ class InMemory:
     def directory(self) -> Path:
         raise AssertionError("nothing asks for files")
 
-    def module(self, kind: Kind) -> Any:
+    def module(self, kind: ModelKind) -> Any:
         return self.net
 
     def tokenizer(self) -> Any:
@@ -78,7 +78,7 @@ class Unlabelled:
 
     goal: Any = "max"
     weight: float = 1.0
-    kind: Kind = "encoder"
+    kind: ModelKind = "encoder"
 
     def __init__(self, name: str, inputs: np.ndarray, classes: int = 3) -> None:
         self.name = name
@@ -118,7 +118,7 @@ class Models:
             for values in (base, *tuned)
         ]
 
-    def learn(self, tasks: Sequence[Any], subject: InMemory | None = None, **options: Any) -> Learned:
+    def learn(self, tasks: Sequence[Any], subject: InMemory | None = None, **options: Any) -> AdaMergingResult:
         return learn(self.models, self.base, tasks, subject or InMemory(self.values[0]), **{"steps": 3, "batch_size": 4, **options})
 
 

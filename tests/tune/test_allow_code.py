@@ -15,7 +15,7 @@ from alnico.errors import EvaluationError, RecipeError
 from alnico.evaluation.harness import Harness
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import read_tasks
-from alnico.evaluation.user_function import Call
+from alnico.evaluation.user_function import UserFunction
 
 OPTION = "say --allow-code (in Python allow_code=True)"
 
@@ -187,7 +187,9 @@ def causal_free() -> Any:
 
 
 def test_functions_and_tasks_given_in_python_need_no_option(made: Made) -> None:
-    assert alnico.evaluate([made.base], [Call("mine", lambda path: float(bool(path)))]).models[0].scores["mine"].value == 1.0
+    assert (
+        alnico.evaluate([made.base], [UserFunction("mine", lambda path: float(bool(path)))]).models[0].scores["mine"].value == 1.0
+    )
     assert Harness("mine", ["mine"], "acc", include_path=".").name == "mine"
 
 

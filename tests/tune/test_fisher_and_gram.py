@@ -22,7 +22,7 @@ from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.task_file import read_tasks
 from alnico.tune.statistics.fisher import measure_fisher
 from alnico.tune.statistics.gram import linears, measure_gram, measure_gram_plus
-from alnico.tune.statistics.measure import Measured
+from alnico.tune.statistics.measure import MeasuredStatistics
 from made import read_file, read_model
 
 EXAMPLES = 6
@@ -366,7 +366,7 @@ def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_pat
     (tmp_path / "kept" / "thesis.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"exists and is not empty; expected a new or empty directory\. Choose another output"):
         alnico.fisher_statistics(made.base, tmp_path / "kept", tasks=made.valid, overwrite=True)
-    found = Measured("gram", {"a": np.eye(2)}, {}, {})
+    found = MeasuredStatistics("gram", {"a": np.eye(2)}, {}, {})
     found.write(tmp_path / "own", open_subject(made.base))
     with pytest.raises(OutputError, match="say --overwrite"):
         found.write(tmp_path / "own", open_subject(made.base))

@@ -20,7 +20,7 @@ from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Score
-from alnico.evaluation.user_function import Call, find_function
+from alnico.evaluation.user_function import UserFunction, find_function
 
 WORDS = " ".join(np.random.default_rng(0).choice(NOISE, 60))
 
@@ -149,10 +149,10 @@ def test_a_function_beside_the_tasks_scores_a_directory_or_a_module(made, tmp_pa
 
 
 def test_a_function_may_tell_its_examples(made):
-    task = Call("mine", lambda _: Score(0.5, np.array([0.0, 1.0])))
+    task = UserFunction("mine", lambda _: Score(0.5, np.array([0.0, 1.0])))
     assert task.evaluate(open_subject(made.base)).examples.tolist() == [0, 1]
-    assert Call("mine", lambda _: np.float32(0.5)).evaluate(open_subject(made.base)).value == 0.5
-    assert Call("mine", lambda _: torch.tensor(0.5)).evaluate(open_subject(made.base)).value == 0.5
+    assert UserFunction("mine", lambda _: np.float32(0.5)).evaluate(open_subject(made.base)).value == 0.5
+    assert UserFunction("mine", lambda _: torch.tensor(0.5)).evaluate(open_subject(made.base)).value == 0.5
 
 
 def broken(*_):
@@ -176,7 +176,7 @@ def broken(*_):
 )  # fmt: skip
 def test_what_is_no_score_is_told(made, function, message):
     with pytest.raises(EvaluationError) as caught:
-        Call("mine", function).evaluate(open_subject(made.base))
+        UserFunction("mine", function).evaluate(open_subject(made.base))
     assert str(caught.value) == f"mine: {made.base}: {message}"
 
 
@@ -194,7 +194,7 @@ def test_functions_that_cannot_be_called_are_told(tmp_path):
             find_function(reference, tmp_path)
         assert str(caught.value) == message
     with pytest.raises(EvaluationError) as caught:
-        Call("mine", lambda model, data: (model, data))
+        UserFunction("mine", lambda model, data: (model, data))
     assert str(caught.value) == (
         "mine: the function takes (model, data); expected a model: one of model_dir, path or the module's name, and tokenizer. "
         "Give the others a default."

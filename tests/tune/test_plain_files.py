@@ -16,7 +16,7 @@ import alnico
 from alnico.errors import ModelError, NonFiniteError
 from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.tasks import Score
-from alnico.evaluation.user_function import Call
+from alnico.evaluation.user_function import UserFunction
 from made import save_file, save_model
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,14 +45,14 @@ def models(tmp_path: Path) -> list[str]:
 
 
 def test_plain_files_are_scored_by_a_function_of_ones_own(models: list[str]) -> None:
-    card = alnico.evaluate(models, [Call("mean", mean)])
+    card = alnico.evaluate(models, [UserFunction("mean", mean)])
     assert {m.name: m.scores["mean"].value for m in card.models} == VALUES
 
 
 def test_base_parents_and_merges_may_be_plain(models: list[str], tmp_path: Path) -> None:
     out = tmp_path / "merged.safetensors"
     alnico.merge({"merge_method": "linear", "models": models[1:]}, out)
-    card = alnico.evaluate(models[1:], [Call("mean", mean)], base=models[0], merged=out)
+    card = alnico.evaluate(models[1:], [UserFunction("mean", mean)], base=models[0], merged=out)
     assert {m.name: m.scores["mean"].value for m in card.models} == {**VALUES, "merged": 3.0}
     assert [k.merged for k in card.kept["merged"]] == [3.0]
 
@@ -87,7 +87,10 @@ def test_a_task_that_reads_tensors_gets_them_of_every_model(models: list[str], t
 
 def test_tasks_that_need_a_module_are_refused_with_advice(models: list[str]) -> None:
     for task, told in (
-        (Call("mine", lambda _: 1.0), r"has no config\.json, and the task needs an encoder; .* parameter called path or model_dir"),
+        (
+            UserFunction("mine", lambda _: 1.0),
+            r"has no config\.json, and the task needs an encoder; .* parameter called path or model_dir",
+        ),
         (Perplexity("text", "a b c"), r"has no config\.json"),
     ):
         with pytest.raises(ModelError, match=told):
@@ -99,7 +102,7 @@ def test_what_is_no_model_is_told_before_the_first_task(models: list[str], tmp_p
     called: list[str] = []
     for wrong in (tmp_path / "empty", tmp_path / "nowhere"):
         with pytest.raises(ModelError):
-            alnico.evaluate([*models, wrong], [Call("mine", lambda path: called.append(path) or 1.0)])
+            alnico.evaluate([*models, wrong], [UserFunction("mine", lambda path: called.append(path) or 1.0)])
     assert not called
 
 
@@ -108,11 +111,11 @@ def test_a_nan_in_them_is_named(tmp_path: Path) -> None:
     held[1, 2] = np.nan
     save_file(tmp_path / "bad.safetensors", {"w": ("F32", held)})
     with pytest.raises(NonFiniteError, match=r"^w\[1, 2\]: .*bad\.safetensors has NaN"):
-        alnico.evaluate([str(tmp_path / "bad.safetensors")], [Call("mean", mean)])
+        alnico.evaluate([str(tmp_path / "bad.safetensors")], [UserFunction("mean", mean)])
 
 
 def test_nothing_is_left_in_the_folder_of_temporary_files(models: list[str]) -> None:
     seen: list[Path] = []
-    alnico.evaluate(models, [Call("mine", lambda path: seen.append(Path(path)) or 1.0)])
+    alnico.evaluate(models, [UserFunction("mine", lambda path: seen.append(Path(path)) or 1.0)])
     assert len(seen) == len(models)
     assert not any(path.exists() for path in seen)

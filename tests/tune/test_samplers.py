@@ -11,9 +11,9 @@ from made_search import RECIPE
 
 from alnico.errors import RecipeError
 from alnico.evaluation.tasks import Goal
-from alnico.tune.search.samplers import SAMPLERS, Asked, Trial, check_sampler, grid_size, suggest
+from alnico.tune.search.samplers import SAMPLERS, PointRequest, Trial, check_sampler, grid_size, suggest
 from alnico.tune.search.settings import read_search
-from alnico.tune.search.space import Space
+from alnico.tune.search.space import SearchSpace
 
 SIMPLEX = """
 merge_method: linear
@@ -31,11 +31,13 @@ parameters: {lambda: {search: [0.5, 1.0], step: 0.25}}
 """
 
 
-def asked(space: Space, number: int, before: Sequence[Trial], goals: Sequence[Goal] = ("max",), seed: int = 0) -> Asked:
-    return Asked(space.dimensions, goals, seed, number, before, 5, 1.0)
+def asked(
+    space: SearchSpace, number: int, before: Sequence[Trial], goals: Sequence[Goal] = ("max",), seed: int = 0
+) -> PointRequest:
+    return PointRequest(space.dimensions, goals, seed, number, before, 5, 1.0)
 
 
-def course(space: Space, name: str, count: int, seed: int = 0) -> list[Trial]:
+def course(space: SearchSpace, name: str, count: int, seed: int = 0) -> list[Trial]:
     """Trials of a sampler on a bowl whose best is a third of every range; one fails."""
     trials: list[Trial] = []
     for number in range(count):
@@ -103,7 +105,9 @@ def test_the_concentration_of_dirichlet_keeps_to_the_middle() -> None:
     space, _ = read_search(SIMPLEX)
 
     def spread(concentration: float) -> float:
-        points = [SAMPLERS["dirichlet"](Asked(space.dimensions, ("max",), 0, n, [], 5, concentration)) for n in range(1, 301)]
+        points = [
+            SAMPLERS["dirichlet"](PointRequest(space.dimensions, ("max",), 0, n, [], 5, concentration)) for n in range(1, 301)
+        ]
         weights = [[float(e.parameters["weight"]) for e in space.instantiate(p).models] for p in points]  # type: ignore[arg-type]
         return float(np.var(weights, axis=0).mean())
 

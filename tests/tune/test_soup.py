@@ -16,7 +16,7 @@ import alnico
 from alnico.errors import EvaluationError, MismatchError, OutputError, RecipeError
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import read_tasks
-from alnico.evaluation.tasks import Goal, Score, Subject, Task
+from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task
 from alnico.tune.soup import soup
 from made import save_model
 
@@ -44,7 +44,7 @@ class Near:
         self._target = np.array(target)
         self.asked: list[tuple[float, ...]] = []
 
-    def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+    def evaluate(self, subject: EvaluatedModel, examples: range | None = None) -> Score:
         point = subject.state()["w"].numpy().astype(np.float64)  # type: ignore[attr-defined]
         self.asked.append(tuple(point))
         distance = float(np.linalg.norm(point - self._target))
@@ -260,7 +260,7 @@ def test_unrelated_models_are_refused_in_the_words_of_python_and_of_the_command_
     ]
 
     class Same(Near):
-        def evaluate(self, subject: Subject, examples: range | None = None) -> Score:
+        def evaluate(self, subject: EvaluatedModel, examples: range | None = None) -> Score:
             return Score(1.0)
 
     with pytest.raises(MismatchError, match=r'or pass unrelated="allow" \(--unrelated allow on the command line\)\.$'):

@@ -14,7 +14,7 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model, Source
 from alnico.errors import MismatchError
 from alnico.vocabulary.remapped_model import mapped
-from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, Asked, RowMap, row_maps
+from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, RowMap, RowRequest, row_maps
 from made import save_model
 from made_tokenizers import EMBED, HEAD, matrix
 
@@ -285,7 +285,7 @@ def test_the_rule_puts_own_rows_first_then_the_bases_then_the_mean_then_zeros() 
 
 def test_what_the_recipe_asks_goes_before_the_rule_and_by_force_before_own_rows() -> None:
     held = np.array([[0, 1, 2, -1], [0, -1, -1, -1]])
-    asked = {0: Asked((1, 5), True), 1: Asked((ZEROS, 0), False), 2: Asked(None, True), 3: Asked((0, 1), False)}
+    asked = {0: RowRequest((1, 5), True), 1: RowRequest((ZEROS, 0), False), 2: RowRequest(None, True), 3: RowRequest((0, 1), False)}
     one, two = row_maps(held, 4, [0, 1], 0, asked)
     assert (one.origin.tolist(), one.row.tolist()) == ([1, 0, 0, 0], [5, 1, 2, 1])
     assert (two.origin.tolist(), two.row.tolist()) == ([1, ZEROS, 0, 0], [5, 0, 2, 1])

@@ -24,7 +24,7 @@ MOST_SUBSPACE_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Subject:
+class CommonTensor:
     """A tensor of the base with those of the models that fit it: ``models`` are their positions, ``job`` reads them, the base last.
 
     ``group``, ``layer`` and ``module`` as in :class:`alnico.analysis.results.TensorScope`.
@@ -42,7 +42,7 @@ class Subject:
         return len(shape) == 2 and 2 <= min(shape) <= side and self.job.elements <= MOST_SUBSPACE_ELEMENTS and len(self.models) > 1
 
 
-def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], list[Skipped]]:
+def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[CommonTensor], list[Skipped]]:
     """Pair the tensors of a base with those of models, by name and shape; what cannot be compared is named with its reason."""
     subjects, skipped = [], []
     layers = layers_of(base.tensors)
@@ -71,7 +71,7 @@ def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[Subject], 
             )
             place = layers.place(name)
             layer, module = (place.layer, place.rest) if place is not None else (None, name)
-            subjects.append(Subject(job, tuple(fitting), group_of(name), layer, module))
+            subjects.append(CommonTensor(job, tuple(fitting), group_of(name), layer, module))
     for model in models:
         skipped += [
             Skipped(name, model.label, tensor.elements, "the base has no such tensor")

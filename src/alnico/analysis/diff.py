@@ -20,17 +20,17 @@ import numpy as np
 
 from alnico.checkpoint.files import read_small
 from alnico.checkpoint.renamed_model import TranslatedModel, as_stored_in
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
 from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.numerics.sizes import format_size
 from alnico.output.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES, threads_of
 from alnico.threads import do_all
 
-Verdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
+TensorVerdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
 
 RUN = 15 << 10
 """Elements whose values are compared and summed as one. As float64 they take just less than the 128 KiB from which on an allocation is a
@@ -73,7 +73,7 @@ class TensorPair:
     """
 
     name: str
-    verdict: Verdict
+    verdict: TensorVerdict
     dtypes: tuple[str, str]
     shapes: tuple[tuple[int, ...], tuple[int, ...]]
     digests: tuple[str, str]
@@ -112,7 +112,7 @@ class FilePair:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ModelDiff:
     """How model b differs from model a. ``files`` (``config.json`` first) is None where a model is no directory, so
     that it has none to compare."""
 
@@ -137,7 +137,7 @@ class Difference:
         return {"is_equal": self.is_equal, **asdict(self)}
 
 
-def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES) -> Difference:
+def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES) -> ModelDiff:
     """Compare two models, tensor by tensor and file by file. Of models on the hub the files are fetched.
 
     The result is the same for any number of threads. Errors: ResourceError for a budget in which one thread cannot work; those
@@ -163,7 +163,7 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
         tensors.append(TensorPair(name, verdict, *pair, differ if verdict == "differs" else None))
     only_in_a, only_in_b = _alone(a, b, *digests), _alone(b, a, *digests[::-1])
     files, seconds = _files(a, b), time.perf_counter() - begin
-    return Difference(a.label, b.label, tuple(tensors), only_in_a, only_in_b, files, seconds, layout)
+    return ModelDiff(a.label, b.label, tuple(tensors), only_in_a, only_in_b, files, seconds, layout)
 
 
 def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:
@@ -178,7 +178,7 @@ def _workers(sources: Sequence[Source], threads: int, memory_bytes: int) -> int:
     return min(threads, (memory_bytes - fixed) // worker)
 
 
-def _verdict(one: Tensor, other: Tensor, digest: str, other_digest: str) -> Verdict | None:
+def _verdict(one: Tensor, other: Tensor, digest: str, other_digest: str) -> TensorVerdict | None:
     """What can be said of two tensors without their values; None where these must be compared."""
     if one.shape != other.shape:
         return "other shape"
@@ -192,7 +192,7 @@ def _has_values(dtype: str) -> bool:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _RunSums:
     """Sums over a run."""
 
     differing: int = 0
@@ -206,7 +206,7 @@ class _Part:
 
 def _compared(a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, ValuesDiffer]:
     """The values of tensors of one shape, compared."""
-    parts = {name: [_Part()] * -(-a.tensors[name].elements // RUN) for name in names}
+    parts = {name: [_RunSums()] * -(-a.tensors[name].elements // RUN) for name in names}
 
     def compared(name: str, first: int, last: int) -> None:
         elements = a.tensors[name].elements
@@ -227,7 +227,7 @@ def _read(source: Source, name: str, start: int, stop: int) -> np.ndarray:
     return decode(raw, dtype) if dtype in MERGEABLE else raw.view(np.dtype(DTYPES[dtype].storage))
 
 
-def _part_of(a: np.ndarray, b: np.ndarray) -> _Part:
+def _part_of(a: np.ndarray, b: np.ndarray) -> _RunSums:
     # Compared before they become float64, which does not tell large integers apart.
     differ = a != b
     a, b = a.astype(np.float64), b.astype(np.float64)
@@ -240,7 +240,7 @@ def _part_of(a: np.ndarray, b: np.ndarray) -> _Part:
         not_finite = 0
     change = b - a
     largest = float(np.abs(change).max(initial=0.0))
-    return _Part(
+    return _RunSums(
         int(np.count_nonzero(differ)), not_finite, largest, _dot(change, change), _dot(a, a), _dot(b, b), _dot(a, b)
     )  # fmt: skip
 
@@ -250,7 +250,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.einsum("i,i->", a, b))
 
 
-def _joined(elements: int, parts: Sequence[_Part]) -> ValuesDiffer:
+def _joined(elements: int, parts: Sequence[_RunSums]) -> ValuesDiffer:
     def total(name: str) -> float:
         return math.fsum(getattr(part, name) for part in parts)
 

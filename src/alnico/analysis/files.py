@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.results import LEVELS, SUMMARY, Analysis, Change, Pair, Scope, TensorScope
+from alnico.analysis.results import LEVELS, SUMMARY, Analysis, DeltaStatistics, Pair, ScopeStatistics, TensorScope
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.output_path import check_writable
 from alnico.errors import ModelError, OutputError
@@ -120,7 +120,7 @@ def _of_model(analysis: Analysis, index: int) -> dict[str, Any]:
     assert whole is not None
     skipped = [s for s in analysis.skipped if s.model in (None, model.reference)]
 
-    def changes(scopes: Iterable[tuple[str, Scope]]) -> dict[str, Any]:
+    def changes(scopes: Iterable[tuple[str, ScopeStatistics]]) -> dict[str, Any]:
         return {name: vars(c) for name, scope in scopes if (c := scope.changes[index]) is not None}
 
     return {
@@ -136,8 +136,8 @@ def _of_model(analysis: Analysis, index: int) -> dict[str, Any]:
     }
 
 
-def _table(path: Path, rows: Sequence[tuple[TensorScope, Change]]) -> None:
-    columns: dict[str, Callable[[TensorScope, Change], Any]] = {name: _number(name) for name in _NUMBERS}
+def _table(path: Path, rows: Sequence[tuple[TensorScope, DeltaStatistics]]) -> None:
+    columns: dict[str, Callable[[TensorScope, DeltaStatistics], Any]] = {name: _number(name) for name in _NUMBERS}
     columns |= {f"q{level * 100:g}": _quantile(place) for place, level in enumerate(LEVELS)}
     with open_new(path) as file:
         writer = csv.writer(file)
@@ -148,11 +148,11 @@ def _table(path: Path, rows: Sequence[tuple[TensorScope, Change]]) -> None:
             writer.writerow([*map(_safe, place), *(_text(value(tensor, change)) for value in columns.values())])
 
 
-def _number(name: str) -> Callable[[TensorScope, Change], Any]:
+def _number(name: str) -> Callable[[TensorScope, DeltaStatistics], Any]:
     return lambda _, change: getattr(change, name)
 
 
-def _quantile(place: int) -> Callable[[TensorScope, Change], Any]:
+def _quantile(place: int) -> Callable[[TensorScope, DeltaStatistics], Any]:
     return lambda _, change: change.quantiles[place]
 
 

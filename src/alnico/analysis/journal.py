@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from alnico._version import __version__
-from alnico.analysis.common_tensors import Subject
+from alnico.analysis.common_tensors import CommonTensor
 from alnico.analysis.histogram import PAGE, Histogram
 from alnico.analysis.results import Subspace
 from alnico.analysis.tally import Tally
@@ -25,21 +25,21 @@ from alnico.checkpoint.durable import replace_file
 from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, OutputError, RunError
 from alnico.kernels.constants import ARITHMETIC
-from alnico.output.journal import NAME, Lines, read_lines
+from alnico.output.journal import NAME, JournalLines, read_lines
 from alnico.output.staging import Hold
 
 WRITING = "writing"
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class MeasuredTensor:
     """What is kept of one tensor: its tally, and a histogram of each of its models."""
 
     tally: Tally
     histograms: list[Histogram]
 
 
-class Unfinished(Hold):
+class AnalysisJournal(Hold):
     """``.NAME.alnico-analysis`` beside the folder of a report, held by one process; use it in ``with``.
 
     It is there until the report is: ``with`` removes it when its block ends, or when an input is wrong; a kill, an interrupt, a full
@@ -49,9 +49,9 @@ class Unfinished(Hold):
     def __init__(self, folder: Path, restart: bool = False) -> None:
         super().__init__(folder.parent / f".{folder.name}.alnico-analysis", folder)
         self._restart = restart
-        self._lines: Lines | None = None
+        self._lines: JournalLines | None = None
 
-    def __enter__(self) -> Unfinished:
+    def __enter__(self) -> AnalysisJournal:
         super().__enter__()
         return self
 
@@ -65,7 +65,7 @@ class Unfinished(Hold):
             super().__exit__(kind, error, trace)
 
     def begin(
-        self, base: Source, models: Sequence[Source], subjects: Sequence[Subject], **options: Any
+        self, base: Source, models: Sequence[Source], subjects: Sequence[CommonTensor], **options: Any
     ) -> dict[str, Mapping[str, Any]]:
         """Open the journal; returns what an interrupted analysis has measured of these subjects, by the name of the tensor: lines
         for :func:`measured`, which take less memory than what they say.
@@ -81,10 +81,10 @@ class Unfinished(Hold):
             **options,
         }
         lines = [] if self._restart else read_lines(self.path / NAME, fingerprint, "analysis")
-        self._lines = Lines(self.path / NAME, fingerprint, lines, inside=self.folder)
+        self._lines = JournalLines(self.path / NAME, fingerprint, lines, inside=self.folder)
         return {line["tensor"]: line for line in lines}
 
-    def keep(self, name: str, found: Measured) -> None:
+    def keep(self, name: str, found: MeasuredTensor) -> None:
         """Note a tensor that is measured. Safe for threads. Errors: RunError if an earlier one could not be noted."""
         assert self._lines is not None
         if self._lines.failure is not None:
@@ -104,20 +104,20 @@ class Unfinished(Hold):
 
 def is_half_written(folder: Path) -> bool:
     """Was an analysis killed while it wrote its report into this folder? Errors: OutputError for unfinished work of another user."""
-    unfinished = Unfinished(folder)
+    unfinished = AnalysisJournal(folder)
     unfinished.check()
     return os.path.lexists(unfinished.path / WRITING)
 
 
-def _line(name: str, found: Measured) -> dict[str, Any]:
+def _line(name: str, found: MeasuredTensor) -> dict[str, Any]:
     return {"tensor": name, "tally": dataclasses.asdict(found.tally), "histograms": [*map(_packed, found.histograms)]}
 
 
-def measured(line: Mapping[str, Any]) -> Measured:
+def measured(line: Mapping[str, Any]) -> MeasuredTensor:
     """What a line says of a tensor."""
     given = {key: _tupled(value) for key, value in line["tally"].items() if key != "subspaces"}
     subspaces = tuple(None if s is None else Subspace(**s) for s in line["tally"]["subspaces"])
-    return Measured(Tally(**given, subspaces=subspaces), [*map(_unpacked, line["histograms"])])
+    return MeasuredTensor(Tally(**given, subspaces=subspaces), [*map(_unpacked, line["histograms"])])
 
 
 def _tupled(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 
 from alnico._version import __version__
-from alnico.analysis.common_tensors import Subject, model_of, named, subjects_of
+from alnico.analysis.common_tensors import CommonTensor, model_of, named, subjects_of
 from alnico.analysis.histogram import Histogram, neighbours, place_in, value_of
-from alnico.analysis.journal import Measured, Unfinished, measured
+from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, measured
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
 from alnico.analysis.subspace import subspaces
-from alnico.analysis.tally import Gathered, Tally
+from alnico.analysis.tally import PooledTallies, Tally
 from alnico.checkpoint.model import changed_since, states_of
 from alnico.checkpoint.renamed_model import as_stored_in
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import ALIGNMENT, Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
@@ -34,7 +33,7 @@ from alnico.engine.fetch import fetch_files
 from alnico.engine.kernel_arguments import codes_of
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
-from alnico.events import Advanced, Compiling, Event, Reading
+from alnico.events import Advanced, Compiling, Event, Reading, Watcher
 from alnico.kernels.analysis_kernels import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
 from alnico.kernels.build import compiled
 from alnico.kernels.constants import LANES, LEAF, TILE
@@ -42,11 +41,10 @@ from alnico.kernels.template import Real
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, decode
 from alnico.numerics.numbers import real, said, whole
+from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
 from alnico.threads import check, do_all, workers
-
-Watcher = Callable[[Event], None]
 
 SORTED = 65_536
 """Up to this many elements quantiles are taken from the sorted entries themselves."""
@@ -74,7 +72,7 @@ SUBSPACE_SIDE = 512
 
 
 @dataclass(frozen=True)
-class Room:
+class AnalysisMemory:
     """How an analysis fits its budget: a tensor that takes ``held_bytes`` or less in all models is read once."""
 
     threads: int
@@ -92,7 +90,7 @@ def analyze_sources(
     threads: int = 1,
     watch: Watcher | None = None,
     block_elements: int | None = None,
-    unfinished: Unfinished | None = None,
+    unfinished: AnalysisJournal | None = None,
 ) -> Analysis:
     """Measure the task vectors of ``models`` against ``base``; all that :class:`Analysis` says.
 
@@ -124,7 +122,7 @@ def analyze_sources(
     known: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
         known = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
-    found = _Measuring(subjects, sources, room, top_share, subspace_side, watch, known, unfinished).all()
+    found = _AnalysisRun(subjects, sources, room, top_share, subspace_side, watch, known, unfinished).all()
     if changed := changed_since(before):
         raise ModelError(
             f"{changed}: was changed while it was measured; expected the file as it was. "
@@ -137,8 +135,8 @@ def _analysis(
     base: Source,
     models: Sequence[Source],
     top_share: float,
-    subjects: Sequence[Subject],
-    found: Found,
+    subjects: Sequence[CommonTensor],
+    found: Measurements,
     skipped: Sequence[Skipped],
     seconds: float,
 ) -> Analysis:
@@ -146,8 +144,8 @@ def _analysis(
     groups = [group for group in GROUPS if any(s.group == group for s in subjects)]
     layers = sorted({s.layer for s in subjects if s.layer is not None})
 
-    def over(name: str, chosen: Sequence[int], key: Any) -> Gathered:
-        return Gathered(name, [tallies[i] for i in chosen], count, found.histograms[key])
+    def over(name: str, chosen: Sequence[int], key: Any) -> PooledTallies:
+        return PooledTallies(name, [tallies[i] for i in chosen], count, found.histograms[key])
 
     return Analysis(
         version=__version__,
@@ -157,15 +155,15 @@ def _analysis(
         whole=over("whole", range(len(subjects)), "whole").scope(),
         groups={g: over(g, [i for i, s in enumerate(subjects) if s.group == g], g).scope() for g in groups},
         layers={n: over(str(n), [i for i, s in enumerate(subjects) if s.layer == n], n).scope() for n in layers},
-        tensors=tuple(Gathered(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)),
+        tensors=tuple(PooledTallies(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)),
         skipped=tuple(skipped),
         seconds=seconds,
     )
 
 
 def _room(
-    subjects: Sequence[Subject], sources: Sequence[Source], budget_bytes: int, threads: int, side: int, block: int | None
-) -> Room:
+    subjects: Sequence[CommonTensor], sources: Sequence[Source], budget_bytes: int, threads: int, side: int, block: int | None
+) -> AnalysisMemory:
     """Fit threads and blocks into the budget. Errors: ResourceError, with the budget that would do."""
     models = len(sources) - 1
     pairs = models * (models - 1) // 2
@@ -191,7 +189,7 @@ def _room(
         for size, held in sizes:
             held = max(held, widths * size)
             if fixed + count * (worker + held) <= budget_bytes:
-                return Room(count, size, held)
+                return AnalysisMemory(count, size, held)
     raise ResourceError(
         f"the analysis needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
         f"Raise --memory to {-(-least // (1 << 20))}MiB."
@@ -199,26 +197,26 @@ def _room(
 
 
 @dataclass(frozen=True)
-class Found:
+class Measurements:
     """A tally for each subject, and the histograms of each scope: one a model, under its group, its layer's number or "whole"."""
 
     tallies: list[Tally]
     histograms: dict[Any, list[Histogram]]
 
 
-class _Measuring:
+class _AnalysisRun:
     """The threads that measure all subjects."""
 
     def __init__(
         self,
-        subjects: Sequence[Subject],
+        subjects: Sequence[CommonTensor],
         sources: Sequence[Source],
-        room: Room,
+        room: AnalysisMemory,
         top_share: float,
         subspace_side: int,
         watch: Watcher | None,
         known: Mapping[str, Mapping[str, Any]],
-        unfinished: Unfinished | None,
+        unfinished: AnalysisJournal | None,
     ) -> None:
         self.subjects = subjects
         self.sources = sources
@@ -240,7 +238,7 @@ class _Measuring:
             if subject.job.name in known:
                 self._take(number, measured(known[subject.job.name]))
 
-    def all(self) -> Found:
+    def all(self) -> Measurements:
         missing = [self.subjects[number] for number in self._missing]
         self._compile(missing)
         self._tell(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
@@ -255,13 +253,13 @@ class _Measuring:
             # The largest first: a thread that takes one last works on while the others have nothing to do.
             alone.sort(key=lambda item: -self.subjects[item[0]].job.elements)
             do_all(pool, self._stop, [(self._alone, (number, spans)) for number, spans in alone])
-        return Found([tally for tally in self.tallies if tally is not None], self.histograms)
+        return Measurements([tally for tally in self.tallies if tally is not None], self.histograms)
 
     def _calm(self) -> AbstractContextManager[None]:
         has_matrices = any(s.has_subspace(self.subspace_side) for s in self.subjects)
         return one_blas_thread() if has_matrices else nullcontext()
 
-    def _compile(self, subjects: Sequence[Subject]) -> None:
+    def _compile(self, subjects: Sequence[CommonTensor]) -> None:
         needed: dict[DescribingKernel | OrderKernel, None] = {}
         for subject in subjects:
             needed |= dict.fromkeys(_kernels(subject.job))
@@ -271,7 +269,7 @@ class _Measuring:
 
     def _shared(self, pool: ThreadPoolExecutor, number: int, spans: Sequence[Span]) -> None:
         """A large tensor: all threads take part in each reading of it."""
-        state = _Tensor(self.subjects[number].job, self.top_share)
+        state = _TensorMeasurement(self.subjects[number].job, self.top_share)
         for reading in (self._first, self._second):
             rest = iter(spans)  # each thread takes the next one when it is free
             do_all(pool, self._stop, [(reading, (state, rest))] * self.room.threads)
@@ -280,7 +278,7 @@ class _Measuring:
     def _alone(self, number: int, spans: Sequence[Span]) -> None:
         """A tensor of one worker, read once where it has room."""
         job = self.subjects[number].job
-        state = _Tensor(job, self.top_share)
+        state = _TensorMeasurement(job, self.top_share)
         held = (
             self._arena.read(job, self.sources, (0, job.elements))
             if sum(i.byte_size for i in job.read) <= self.room.held_bytes
@@ -292,14 +290,16 @@ class _Measuring:
         self._second(state, iter(spans), held, is_alone=True)
         self._finish(number, state)
 
-    def _first(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
+    def _first(self, state: _TensorMeasurement, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
         tables = self._table("tables", len(state.job.inputs) * TABLES)
         for block, views in self._blocks(state.job, spans, held):
             if state.describe(block, views, tables, self._work()):
                 self._refuse(state.job, block[0], views)
         state.take(tables)
 
-    def _second(self, state: _Tensor, spans: Iterator[Span], held: list[np.ndarray] | None = None, is_alone: bool = False) -> None:
+    def _second(
+        self, state: _TensorMeasurement, spans: Iterator[Span], held: list[np.ndarray] | None = None, is_alone: bool = False
+    ) -> None:
         state.turn()
         fine = self._table("fine", state.places)
         for _, views in self._blocks(state.job, spans, held):
@@ -327,10 +327,10 @@ class _Measuring:
             setattr(self._own, name, table)
         return table[:rows]
 
-    def _work(self) -> Work:
-        work: Work | None = getattr(self._own, "work", None)
+    def _work(self) -> ThreadBuffers:
+        work: ThreadBuffers | None = getattr(self._own, "work", None)
         if work is None:
-            work = self._own.work = Work(len(self.sources) - 1)
+            work = self._own.work = ThreadBuffers(len(self.sources) - 1)
         return work
 
     def _refuse(self, job: Job, start: int, views: list[np.ndarray]) -> None:
@@ -340,17 +340,17 @@ class _Measuring:
             "Mend or leave out the model it is in."
         )
 
-    def _finish(self, number: int, state: _Tensor) -> None:
+    def _finish(self, number: int, state: _TensorMeasurement) -> None:
         subject = self.subjects[number]
         found: list[Subspace | None] = [None] * len(state.pairs)
         if found and subject.has_subspace(self.subspace_side):
             found = subspaces(self.sources, subject.job)
-        done = Measured(state.result(subject.models, found), state.histograms)
+        done = MeasuredTensor(state.result(subject.models, found), state.histograms)
         self._take(number, done)
         if self._unfinished is not None:
             self._unfinished.keep(subject.job.name, done)
 
-    def _take(self, number: int, done: Measured) -> None:
+    def _take(self, number: int, done: MeasuredTensor) -> None:
         subject = self.subjects[number]
         self.tallies[number] = done.tally
         with self._lock:
@@ -364,7 +364,7 @@ class _Measuring:
                 self._watch(event)
 
 
-class Work:
+class ThreadBuffers:
     """What the kernels work in, of one thread; each array for the first k models."""
 
     def __init__(self, models: int) -> None:
@@ -386,7 +386,7 @@ class Work:
         return self._lanes[: lanes_of(models)]
 
 
-class _Tensor:
+class _TensorMeasurement:
     """One tensor being measured: ``describe`` for every block, ``turn``, ``order`` for every block, then ``result``."""
 
     def __init__(self, job: Job, top_share: float) -> None:
@@ -412,7 +412,7 @@ class _Tensor:
         self.is_turned = False
         self.lock = threading.Lock()
 
-    def describe(self, span: Span, views: list[np.ndarray], tables: np.ndarray, work: Work) -> int:
+    def describe(self, span: Span, views: list[np.ndarray], tables: np.ndarray, work: ThreadBuffers) -> int:
         """Take in a block of the first reading; returns 0 unless something in it is not finite."""
         first, last = span[0] // LEAF, -(-span[1] // LEAF)
         k = len(self.codes)
@@ -464,7 +464,7 @@ class _Tensor:
                 self.slots[i, self.wanted[i]] = np.arange(1, len(self.wanted[i]) + 1)
         self.places = k * max(map(len, self.wanted))
 
-    def order(self, views: list[np.ndarray], fine: np.ndarray, work: Work) -> None:
+    def order(self, views: list[np.ndarray], fine: np.ndarray, work: ThreadBuffers) -> None:
         """Take in a block of the second reading, with its fine histograms in ``fine``."""
         tops, shared = np.zeros_like(self.tops), np.zeros_like(self.shared)
         k = len(self.codes)

@@ -63,7 +63,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """A part of the page: a heading, words (plain text, a paragraph each) and a body of HTML with the figures that it shows.
 
     ``body`` is made with the functions of this file and :func:`escaped`; ``drawn`` makes a figure's place in it.
@@ -90,7 +90,7 @@ def import_extra(module: str, purpose: str) -> Any:
         raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[report]'") from None
 
 
-def page(title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[Section], foot: str) -> str:
+def page(title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[PageSection], foot: str) -> str:
     """Make the page: ``title`` as heading and in the window, ``facts`` (name, value) below it, the sections and a last line; all plain
     text but the bodies of sections. Errors: AlnicoError without plotly."""
     plotly = import_extra("plotly.offline", "report.html").get_plotlyjs()
@@ -114,7 +114,7 @@ def page(title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequ
     )
 
 
-def _section(section: Section) -> str:
+def _section(section: PageSection) -> str:
     words = "".join(f'<p class="words">{escaped(text)}</p>\n' for text in section.words)
     data = "".join(
         f'<script type="application/json" id="{f.name}">{inlined({"choices": [{"label": c, "options": o} for c, o in f.choices], "views": f.views})}</script>\n'

@@ -13,13 +13,14 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_path, split_adapter
 from alnico.checkpoint.source import Source
 from alnico.errors import HubError, MismatchError, ModelError
-from alnico.plan.build import build_plan, reference_from
+from alnico.plan.build import build_plan
 from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
+from alnico.recipe.reference import reference_from
 from alnico.vocabulary.compare import difference, read_vocabulary
 from alnico.vocabulary.tables import tables_of
 
-Keys = dict[str, Any]
+RecipeKeys = dict[str, Any]
 
 
 def fit(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> Fit:
@@ -36,13 +37,13 @@ def fit(base: AnalysedModel, model: AnalysedModel, *, offline: bool = False) -> 
     ways = _ways(names, offline)
     for count in range(1, len(ways) + 1):
         for chosen in combinations(ways, count):
-            keys: Keys = {name: value for keys, _ in chosen for name, value in keys.items()}
+            keys: RecipeKeys = {name: value for keys, _ in chosen for name, value in keys.items()}
             if not _refusal(names, keys, offline):
                 return Fit(is_adapter, keys, "; ".join(why for _, why in chosen) + ".")
     return Fit(is_adapter, refused=refusal.partition("\n")[0])
 
 
-def _refusal(names: tuple[str, str], keys: Keys, offline: bool) -> str:
+def _refusal(names: tuple[str, str], keys: RecipeKeys, offline: bool) -> str:
     """Why the plan of a base and a model fails; empty if it does not."""
     recipe = {"merge_method": "task_arithmetic", "base_model": names[0], "models": [names[1]], **keys}
     try:
@@ -54,7 +55,7 @@ def _refusal(names: tuple[str, str], keys: Keys, offline: bool) -> str:
     return ""
 
 
-def _ways(names: tuple[str, str], offline: bool) -> list[tuple[Keys, str]]:
+def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]:
     """Keys that may make two models fit, with why."""
     base, model = (open_model(name, offline=offline) for name in names)
     try:
@@ -75,7 +76,7 @@ def _ways(names: tuple[str, str], offline: bool) -> list[tuple[Keys, str]]:
         model.close()
 
 
-def _vocabulary(base: Source, model: Source) -> tuple[Keys, str]:
+def _vocabulary(base: Source, model: Source) -> tuple[RecipeKeys, str]:
     one, other = (read_vocabulary(s.directory) for s in (base, model))
     found = difference(one, other) if one is not None and other is not None else None
     if one is not None and other is not None and found is None and one.size == other.size:

@@ -16,7 +16,7 @@ from alnico.analysis.page import (
     DIVERGING,
     SEQUENTIAL,
     Figure,
-    Section,
+    PageSection,
     badge,
     cell,
     chooser,
@@ -37,7 +37,7 @@ from alnico.analysis.page import (
     table,
     tinted,
 )
-from alnico.analysis.results import GROUPS, LEVELS, Analysis, Change, Pair, Scope, TensorScope
+from alnico.analysis.results import GROUPS, LEVELS, Analysis, DeltaStatistics, Pair, ScopeStatistics, TensorScope
 from alnico.errors import OutputError
 from alnico.folders import write_new
 
@@ -82,14 +82,14 @@ MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
 """What is shown of a pair: name, words, scale. The first lies in [-1, 1], the others in [0, 1]."""
 
 
-def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[Section] = ()) -> None:
+def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()) -> None:
     """Write ``report.html``: everything of an analysis on one page, with its scripts inside.
 
     ``advice`` is what alnico suggests and why, a line each; ``sections`` are more parts of the page, shown after the models.
     Errors: AlnicoError without the extra [report].
     """
     models = [m.name for m in analysis.models]
-    found: list[Section | None] = [
+    found: list[PageSection | None] = [
         _models(analysis),
         _advice(analysis, advice),
         *sections,
@@ -113,7 +113,9 @@ def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = 
     write_new(path, text.encode("utf-8", "replace").decode("utf-8"))
 
 
-def write_pages(analysis: Analysis, folder: Path, advice: Sequence[str] | None = None, sections: Sequence[Section] = ()) -> None:
+def write_pages(
+    analysis: Analysis, folder: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()
+) -> None:
     """Write the page and the pictures into the folder of a report; nothing where the extra [report] is not installed.
 
     Errors: OutputError where they cannot be written.
@@ -150,7 +152,7 @@ def _command(analysis: Analysis) -> str:
     return f"alnico analyze --base {shlex.quote(analysis.base.reference)} --models {references}"
 
 
-def _models(analysis: Analysis) -> Section:
+def _models(analysis: Analysis) -> PageSection:
     cards = []
     for index, model in enumerate(analysis.models):
         change = analysis.whole.changes[index]
@@ -181,20 +183,20 @@ def _models(analysis: Analysis) -> Section:
             + "</article>\n"
         )
     words = "How far each model went from the base: the length of its task vector over the base's own. The numbers and colours of the models are the same on the whole page."
-    return Section("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
+    return PageSection("models", "The models", [words], f'<div class="cards">\n{"".join(cards)}</div>\n')
 
 
-def _advice(analysis: Analysis, advice: Sequence[str] | None) -> Section:
+def _advice(analysis: Analysis, advice: Sequence[str] | None) -> PageSection:
     if advice is None:
         command = escaped(_command(analysis).replace("analyze", "suggest", 1))
-        return Section(
+        return PageSection(
             "advice", "What it suggests", [], f"<p>A recipe with its reasons is written by <code>{command}</code>.</p>\n"
         )
     listed = "".join(f"<li>{escaped(line)}</li>\n" for line in advice)
-    return Section("advice", "What it suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
+    return PageSection("advice", "What it suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
 
 
-def _where(analysis: Analysis) -> Section | None:
+def _where(analysis: Analysis) -> PageSection | None:
     rows, cells = _map(analysis)
     numbers = sorted({layer for _, layer in cells})
     outside = _outside(analysis)
@@ -213,7 +215,7 @@ def _where(analysis: Analysis) -> Section | None:
         "Relative change of every part of every layer, on one scale for all models. Blank: not there, or not to be compared. "
         "Columns are layers, from input to output."
     )
-    return Section("where", "Where they changed", [words], body, figures) if body else None
+    return PageSection("where", "Where they changed", [words], body, figures) if body else None
 
 
 Cells = Mapping[tuple[str, int], Sequence[tuple[float | None, float]]]
@@ -346,7 +348,7 @@ def _outside(analysis: Analysis) -> str:
     )
 
 
-def _groups(analysis: Analysis) -> Section:
+def _groups(analysis: Analysis) -> PageSection:
     groups = _group_names(analysis)
     models = len(analysis.models)
 
@@ -397,10 +399,10 @@ def _groups(analysis: Analysis) -> Section:
         [("Measure", ["relative change", "L2 norm"])],
     )
     words = "The same by kind of tensor. The L2 norm says where most of the change is, the relative change where the base was moved hardest."
-    return Section("groups", "By group", [words], drawn(figure), [figure])
+    return PageSection("groups", "By group", [words], drawn(figure), [figure])
 
 
-def _scopes(analysis: Analysis) -> list[tuple[str, Scope]]:
+def _scopes(analysis: Analysis) -> list[tuple[str, ScopeStatistics]]:
     return [("whole model", analysis.whole), *((group, analysis.groups[group]) for group in _group_names(analysis))]
 
 
@@ -414,7 +416,7 @@ def _values(pair: Pair) -> tuple[float | None, ...]:
     return (pair.cosine, pair.sign_conflict, pair.weighted_sign_conflict, pair.top_overlap, pair.top_sign_conflict, left, right)
 
 
-def _pairs(analysis: Analysis) -> Section | None:
+def _pairs(analysis: Analysis) -> PageSection | None:
     if len(analysis.models) < 2:
         return None
     scopes = _scopes(analysis)
@@ -423,7 +425,7 @@ def _pairs(analysis: Analysis) -> Section | None:
         "High conflict: one undoes what the other learned, which methods that elect a sign or trim are made for."
     )
     if len(analysis.models) == 2:
-        return Section("pairs", "Between the models", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}")
+        return PageSection("pairs", "Between the models", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}")
     parts = []
     for label, scope in scopes:
         matrices = "".join(_matrix(analysis, scope, which, label) for which in range(len(MEASURES)))
@@ -431,17 +433,17 @@ def _pairs(analysis: Analysis) -> Section | None:
             f'<div role="group" aria-label="{escaped(label)}"><p>{_joint(scope)}</p><div class="matrices" style="--least:{_least(analysis)}px">\n{matrices}</div></div>\n'
         )
     body = chooser("Over", "matrices", [label for label, _ in scopes]) + f'<div id="matrices">\n{"".join(parts)}</div>\n'
-    return Section("pairs", "Between the models", [words], body)
+    return PageSection("pairs", "Between the models", [words], body)
 
 
-def _joint(scope: Scope) -> str:
+def _joint(scope: ScopeStatistics) -> str:
     return (
         f"Of the entries that two models or more changed, {percent(scope.sign_conflict)} are pulled both ways; adding the task "
         f"vectors up cancels {percent(scope.cancelled)} of their magnitude."
     )
 
 
-def _one_pair(scopes: Sequence[tuple[str, Scope]]) -> str:
+def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
     """Where there is one pair: all measures of every scope in one table."""
     heads = "".join(f'<th scope="col" class="n" title="{explained}">{heading}</th>' for heading, explained, _ in MEASURES)
     rows = []
@@ -468,7 +470,7 @@ def _least(analysis: Analysis) -> int:
     return max(290, 158 + 44 * len(analysis.models))
 
 
-def _matrix(analysis: Analysis, scope: Scope, which: int, label: str) -> str:
+def _matrix(analysis: Analysis, scope: ScopeStatistics, which: int, label: str) -> str:
     heading, explained, scale = MEASURES[which]
     values = {pair.models: _values(pair)[which] for pair in scope.pairs}
     if all(value is None for value in values.values()):
@@ -503,7 +505,7 @@ def _matrix(analysis: Analysis, scope: Scope, which: int, label: str) -> str:
     )
 
 
-def _by_layer(analysis: Analysis) -> Section | None:
+def _by_layer(analysis: Analysis) -> PageSection | None:
     numbers = sorted(analysis.layers)
     models = len(analysis.models)
     if len(numbers) < 2 or models < 2:
@@ -550,7 +552,7 @@ def _by_layer(analysis: Analysis) -> Section | None:
         "Where in the depth of the network the models agree. A merge can give layers of conflict a method or a weight of their own."
     )
     body = f'<div class="maps" style="--least:520px">\n{"".join(map(drawn, figures))}</div>\n'
-    return Section("layers", "Between the models, by layer", [words], body, figures)
+    return PageSection("layers", "Between the models, by layer", [words], body, figures)
 
 
 def _line(
@@ -616,7 +618,7 @@ def _lines(data: Sequence[Mapping[str, Any]], title: str, which: int, numbers: S
     }
 
 
-def _distributions(analysis: Analysis) -> Section:
+def _distributions(analysis: Analysis) -> PageSection:
     scopes = _scopes(analysis)
     looks = [series(i) for i in range(len(analysis.models))]
     views: dict[str, Mapping[str, Any]] = {}
@@ -634,17 +636,17 @@ def _distributions(analysis: Analysis) -> Section:
         "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. Thin line: all entries; line: 98 % of them; box: "
         "the middle half; mark: the median. A box far narrower than its lines: few entries hold the change, and trimming loses little."
     )
-    return Section("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
+    return PageSection("distributions", "Distribution of the entries", [words], drawn(figure), [figure])
 
 
-def _unit(changes: Sequence[Change]) -> float:
+def _unit(changes: Sequence[DeltaStatistics]) -> float:
     """Where the axis turns from linear to logarithmic: a power of ten below the smallest box, within four decades of the largest entry."""
     far = max((c.max_abs for c in changes), default=0.0) or 1.0
     least = min((abs(q) for c in changes for q in (c.quantiles[4], c.quantiles[6]) if q), default=far)
     return float(10.0 ** math.floor(math.log10(max(least, far * 1e-4))))
 
 
-def _boxes(rows: Sequence[tuple[str, Change, tuple[str, str]]], short: Sequence[str]) -> dict[str, Any]:
+def _boxes(rows: Sequence[tuple[str, DeltaStatistics, tuple[str, str]]], short: Sequence[str]) -> dict[str, Any]:
     unit = _unit([change for _, change, _ in rows])
 
     def at(value: float) -> float:
@@ -722,11 +724,11 @@ def _boxes(rows: Sequence[tuple[str, Change, tuple[str, str]]], short: Sequence[
     }  # fmt: skip
 
 
-def _movers(analysis: Analysis) -> Section:
+def _movers(analysis: Analysis) -> PageSection:
     rows = []
     for index, model in enumerate(analysis.models):
         changed = [(t, c) for t in analysis.tensors if (c := t.changes[index]) and c.l2]
-        kept: dict[str, tuple[TensorScope, Change]] = {}
+        kept: dict[str, tuple[TensorScope, DeltaStatistics]] = {}
         for rank in (lambda c: c.l2, lambda c: c.relative_l2 or 0.0, lambda c: c.max_abs):
             kept |= {t.name: (t, c) for t, c in sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]}  # type: ignore[misc]
         for tensor, change in sorted(kept.values(), key=lambda entry: -entry[1].l2):
@@ -754,10 +756,10 @@ def _movers(analysis: Analysis) -> Section:
         "Press a heading to sort."
     )
     body = (choice if len(analysis.models) > 1 else "") + table(columns, rows, anchor="movers-table", sortable=True)
-    return Section("movers", "The largest movers", [words], body)
+    return PageSection("movers", "The largest movers", [words], body)
 
 
-def _skipped(analysis: Analysis) -> Section | None:
+def _skipped(analysis: Analysis) -> PageSection | None:
     if not analysis.skipped:
         return None
     rows = [
@@ -770,9 +772,9 @@ def _skipped(analysis: Analysis) -> Section | None:
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
-    return Section("skipped", "Left out", [words], table(columns, rows))
+    return PageSection("skipped", "Left out", [words], table(columns, rows))
 
 
-def _glossary() -> Section:
+def _glossary() -> PageSection:
     listed = "".join(f"<div><dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd></div>\n" for word, meaning in GLOSSARY)
-    return Section("glossary", "What the words mean", [], f'<dl class="glossary">\n{listed}</dl>\n')
+    return PageSection("glossary", "What the words mean", [], f'<dl class="glossary">\n{listed}</dl>\n')

@@ -31,7 +31,7 @@ GROUPS = ("embedding", "attention", "mlp", "norm", "head", "other")
 
 
 @dataclass(frozen=True)
-class Change:
+class DeltaStatistics:
     """How one model's task vector d = model - base looks over some elements. Sums in float64.
 
     ``l1`` is sum |d|, ``l2`` sqrt(sum d^2); the relative ones are divided by the same norm of the base, None where that is 0.
@@ -90,7 +90,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Scope:
+class ScopeStatistics:
     """What was found over the elements of one tensor, group, layer or the whole model.
 
     ``changes`` has one for each model, None for a model that none of these tensors could be compared in. ``sign_conflict`` is the
@@ -100,7 +100,7 @@ class Scope:
     """
 
     name: str
-    changes: tuple[Change | None, ...]
+    changes: tuple[DeltaStatistics | None, ...]
     pairs: tuple[Pair, ...]
     sign_conflict: float | None
     cancelled: float | None
@@ -111,7 +111,7 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class TensorScope(Scope):
+class TensorScope(ScopeStatistics):
     """A tensor: with its dtype and shape in the base, its group, and its place: the layer's number and its name in the layer
     (``self_attn.q_proj.weight``), or None and its whole name."""
 
@@ -155,9 +155,9 @@ class Analysis:
     base: AnalysedModel
     models: tuple[AnalysedModel, ...]
     top_share: float
-    whole: Scope
-    groups: Mapping[str, Scope]
-    layers: Mapping[int, Scope]
+    whole: ScopeStatistics
+    groups: Mapping[str, ScopeStatistics]
+    layers: Mapping[int, ScopeStatistics]
     tensors: tuple[TensorScope, ...]
     skipped: tuple[Skipped, ...]
     seconds: float
@@ -202,7 +202,7 @@ def read_analysis(path: str | os.PathLike[str]) -> Analysis:
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
-    changes = tuple(None if c is None else Change(**{**c, "quantiles": tuple(c["quantiles"])}) for c in data["changes"])
+    changes = tuple(None if c is None else DeltaStatistics(**{**c, "quantiles": tuple(c["quantiles"])}) for c in data["changes"])
     pairs = tuple(
         Pair(**{**p, "models": tuple(p["models"]), "subspace": None if p["subspace"] is None else Subspace(**p["subspace"])})
         for p in data["pairs"]
@@ -210,8 +210,8 @@ def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "changes": changes, "pairs": pairs}
 
 
-def _scope(data: Mapping[str, Any]) -> Scope:
-    return Scope(**_parts(data))
+def _scope(data: Mapping[str, Any]) -> ScopeStatistics:
+    return ScopeStatistics(**_parts(data))
 
 
 def _tensor(data: Mapping[str, Any]) -> TensorScope:

@@ -14,14 +14,14 @@ import numpy as np
 
 from alnico.analysis.common_tensors import model_of, named
 from alnico.analysis.measure import analyze_sources
-from alnico.analysis.results import AnalysedModel, Analysis, Scope, TensorScope
-from alnico.analysis.scores import Accuracy, Scores, accuracies
+from alnico.analysis.results import AnalysedModel, Analysis, ScopeStatistics, TensorScope
+from alnico.analysis.scores import Accuracy, ScoreTable, accuracies
 from alnico.checkpoint.source import Source
 from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.folders import open_new, write_new
 from alnico.output.card import RECIPE
-from alnico.plan.build import located
 from alnico.recipe.load import load_recipe
+from alnico.recipe.reference import located
 
 JSON = "kept.json"
 CSV = "kept.csv"
@@ -34,7 +34,7 @@ SINGULAR = 1e-9
 
 
 @dataclass(frozen=True)
-class OfParent:
+class ParentRetention:
     """What is left of one parent in the merged model, over the elements of a scope. m and p are their task vectors.
 
     ``distance`` is |merged - parent|, ``relative_distance`` that over the base's norm (the merged model's, where there is no base). ``projection`` is m p / |p|^2:
@@ -64,11 +64,11 @@ class KeptScope:
     distance: float | None
     relative_distance: float | None
     outside: float | None
-    parents: tuple[OfParent | None, ...]
+    parents: tuple[ParentRetention | None, ...]
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retention:
     """What a merged model kept of its parents, as a whole, by group and by layer; and of their scores, where these are given.
 
     ``base`` is None where none is known: then only distances are. ``notes`` say what a person should know of how it was found.
@@ -96,13 +96,13 @@ class Kept:
         return [("whole", self.whole), *of_groups, *(("layer", scope) for scope in self.layers.values())]
 
 
-def write_kept(found: Kept, folder: Path) -> None:
+def write_kept(found: Retention, folder: Path) -> None:
     """Write ``kept.json``, all of it, and ``kept.csv``, a line for each scope and parent, into a folder that is there. Errors: OutputError."""
     try:
         write_new(folder / JSON, json.dumps(found.data(), indent=1, ensure_ascii=False) + "\n")
         with open_new(folder / CSV) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["scope", "name", "parent", *(f.name for f in fields(OfParent)), "merged_from_base", "outside"])
+            writer.writerow(["scope", "name", "parent", *(f.name for f in fields(ParentRetention)), "merged_from_base", "outside"])
             for kind, scope in found.scopes():
                 for parent, share in zip(found.parents, scope.parents, strict=True):
                     if share is not None:
@@ -111,11 +111,11 @@ def write_kept(found: Kept, folder: Path) -> None:
         raise OutputError(f"{folder}: cannot be written to ({error.strerror}). Make room or choose another folder.") from None
 
 
-def kept(analysis: Analysis, merged: int) -> Kept:
+def kept(analysis: Analysis, merged: int) -> Retention:
     """Say what the model at position ``merged`` of an analysis kept of the others, its parents."""
     parents = tuple(i for i in range(len(analysis.models)) if i != merged)
 
-    def found(scope: Scope, tensors: Sequence[TensorScope]) -> KeptScope:
+    def found(scope: ScopeStatistics, tensors: Sequence[TensorScope]) -> KeptScope:
         change = scope.changes[merged]
         weights, outside = _decomposed(tensors, merged, parents)
         shares = tuple(_of_parent(scope, tensors, merged, p, weights.get(p), analysis.top_share) for p in parents)
@@ -123,7 +123,7 @@ def kept(analysis: Analysis, merged: int) -> Kept:
         return KeptScope(scope.name, distance, relative, outside, shares)
 
     tensors = analysis.tensors
-    return Kept(
+    return Retention(
         version=analysis.version,
         base=analysis.base,
         parents=tuple(analysis.models[p] for p in parents),
@@ -137,14 +137,14 @@ def kept(analysis: Analysis, merged: int) -> Kept:
     )
 
 
-def kept_without_base(analysis: Analysis) -> Kept:
+def kept_without_base(analysis: Analysis) -> Retention:
     """Say how far a merged model is from its parents: from an analysis of the parents in which it stands as the base."""
 
-    def found(scope: Scope) -> KeptScope:
-        distances = tuple(None if c is None else OfParent(c.l2, c.relative_l2) for c in scope.changes)
+    def found(scope: ScopeStatistics) -> KeptScope:
+        distances = tuple(None if c is None else ParentRetention(c.l2, c.relative_l2) for c in scope.changes)
         return KeptScope(scope.name, None, None, None, distances)
 
-    return Kept(
+    return Retention(
         version=analysis.version,
         base=None,
         parents=analysis.models,
@@ -163,10 +163,10 @@ def keep_sources(
     merged: Source,
     base: Source | None,
     *,
-    scores: Scores | None = None,
+    scores: ScoreTable | None = None,
     notes: Sequence[str] = (),
     **measuring: Any,
-) -> tuple[Kept, Analysis]:
+) -> tuple[Retention, Analysis]:
     """Analyse a merged model beside its parents, and say what it kept of them; ``measuring`` goes to :func:`analyze_sources`.
 
     Errors: those of it, and of :func:`alnico.analysis.scores.accuracies`, before anything is measured.
@@ -215,8 +215,8 @@ def base_of(merged: Source, opening: Callable[[str], Source]) -> tuple[Source | 
 
 
 def _of_parent(
-    scope: Scope, tensors: Sequence[TensorScope], merged: int, parent: int, weight: float | None, top_share: float
-) -> OfParent | None:
+    scope: ScopeStatistics, tensors: Sequence[TensorScope], merged: int, parent: int, weight: float | None, top_share: float
+) -> ParentRetention | None:
     pair = scope.pair(merged, parent)
     if pair is None:
         return None
@@ -226,7 +226,7 @@ def _of_parent(
     shared = math.fsum((p.top_overlap or 0.0) * min(ours, theirs) for ours, theirs, p in tops if p is not None)
     of_parent = sum(theirs for _, theirs, _ in tops)
     norm = _base_norm(scope, (parent, merged))
-    return OfParent(
+    return ParentRetention(
         distance=pair.distance,
         relative_distance=0.0 if pair.distance == 0 else pair.distance / norm if norm else None,
         projection=math.fsum(_product(t, merged, parent) for t in both) / length if length else None,
@@ -256,7 +256,7 @@ def _product(tensor: TensorScope, one: int, other: int) -> float:
     return a.l2 * b.l2 * pair.cosine if pair is not None and pair.cosine is not None else 0.0
 
 
-def _base_norm(scope: Scope, models: Sequence[int]) -> float | None:
+def _base_norm(scope: ScopeStatistics, models: Sequence[int]) -> float | None:
     changes = [scope.changes[m] for m in models]
     return next((c.l2 / c.relative_l2 for c in changes if c is not None and c.relative_l2), None)
 

@@ -9,7 +9,7 @@ from typing import Any
 from alnico.analysis.page import (
     CIVIDIS,
     Figure,
-    Section,
+    PageSection,
     badge,
     cell,
     drawn,
@@ -22,12 +22,12 @@ from alnico.analysis.page import (
     table,
     tinted,
 )
-from alnico.analysis.retention import Kept, KeptScope, OfParent
+from alnico.analysis.retention import KeptScope, ParentRetention, Retention
 
-Shown = tuple[str, Callable[[OfParent], float | None], str]
+RetentionColumn = tuple[str, Callable[[ParentRetention], float | None], str]
 """What is drawn by layer: its name, its value, and the format of the axis."""
 
-BY_LAYER: tuple[Shown, ...] = (
+BY_LAYER: tuple[RetentionColumn, ...] = (
     ("Projection", lambda share: share.projection, ".1f"),
     ("Weight", lambda share: share.weight, ".1f"),
     ("Top kept", lambda share: share.top_kept, ".0%"),
@@ -36,16 +36,16 @@ BY_LAYER: tuple[Shown, ...] = (
 )
 
 
-def kept_section(found: Kept) -> Section:
+def kept_section(found: Retention) -> PageSection:
     """Make the section: a table of the whole model and its groups, drawings by layer, and the scores."""
     figures = [_by_layer(found)] if len(found.layers) > 1 else []
     scores = f'<h3 style="margin-top:24px">Scores</h3>\n{_scores(found)}' if found.scores else ""
     drawings = f'<div style="margin-top:16px">{"".join(map(drawn, figures))}</div>\n' if figures else ""
     body = f"{_table(found)}{drawings}{scores}"
-    return Section("kept", "What the merge kept", [*_words(found), *found.notes], body, figures)
+    return PageSection("kept", "What the merge kept", [*_words(found), *found.notes], body, figures)
 
 
-def _words(found: Kept) -> list[str]:
+def _words(found: Retention) -> list[str]:
     if found.base is None:
         return [
             f"How far {found.merged.name} is from each parent; relative: over its own norm. More needs the base of the parents."
@@ -59,7 +59,7 @@ def _words(found: Kept) -> list[str]:
     ]
 
 
-def _table(found: Kept) -> str:
+def _table(found: Retention) -> str:
     with_base = found.base is not None
     columns = [("over", "text"), ("parent", "text"), ("distance", "number"), ("relative", "number")]
     if with_base:
@@ -74,11 +74,11 @@ def _table(found: Kept) -> str:
     return table(columns, rows, anchor="kept-table", sortable=True)
 
 
-def _shares(scope: KeptScope) -> list[tuple[int, OfParent]]:
+def _shares(scope: KeptScope) -> list[tuple[int, ParentRetention]]:
     return [(i, share) for i, share in enumerate(scope.parents) if share is not None]
 
 
-def _cells(share: OfParent, with_base: bool) -> str:
+def _cells(share: ParentRetention, with_base: bool) -> str:
     cells = cell(number(share.distance), share.distance) + cell(percent(share.relative_distance), share.relative_distance)
     if not with_base:
         return cells
@@ -87,14 +87,14 @@ def _cells(share: OfParent, with_base: bool) -> str:
     return cells + "".join(tinted(v, v or 0.0, percent(v), CIVIDIS) for v in (share.sign_agreement, share.top_kept))
 
 
-def _by_layer(found: Kept) -> Figure:
+def _by_layer(found: Retention) -> Figure:
     shown = [s for s in BY_LAYER if any(s[1](share) is not None for scope in found.layers.values() for _, share in _shares(scope))]
     views = {str(place): _lines(found, measure) for place, measure in enumerate(shown)}
     label = "Lines: what the merged model kept of each parent, by layer"
     return Figure("kept-layers", label, views, [("Show", [title for title, _, _ in shown])], "By layer")
 
 
-def _lines(found: Kept, measure: Shown) -> dict[str, Any]:
+def _lines(found: Retention, measure: RetentionColumn) -> dict[str, Any]:
     title, value, form = measure
     numbers = list(found.layers)
     traces = [
@@ -128,7 +128,7 @@ def _lines(found: Kept, measure: Shown) -> dict[str, Any]:
     }
 
 
-def _trace(found: Kept, parent: int, values: Sequence[float | None]) -> dict[str, Any]:
+def _trace(found: Retention, parent: int, values: Sequence[float | None]) -> dict[str, Any]:
     ground, mark = series(parent)
     every = math.ceil(len(values) / 20)
     return {
@@ -148,7 +148,7 @@ def _trace(found: Kept, parent: int, values: Sequence[float | None]) -> dict[str
     }
 
 
-def _scores(found: Kept) -> str:
+def _scores(found: Retention) -> str:
     columns = [
         ("task", "text"), ("merged", "number"), ("best parent", "text"), ("its score", "number"), ("base", "number"), ("kept", "number"),
         ("of its gain", "number"),

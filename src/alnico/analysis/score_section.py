@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from alnico.analysis.common_tensors import short_names
-from alnico.analysis.page import Figure, Section, drawn, escaped, number, series, shortened
+from alnico.analysis.page import Figure, PageSection, drawn, escaped, number, series, shortened
 from alnico.analysis.scores import Estimate, Estimates
 
 LEAST_ON_A_RADAR = 3
@@ -16,7 +16,7 @@ QUIET = "rgba(127,127,127,0.4)"
 """Of a radar's grid, on any ground."""
 
 
-def score_section(scores: Estimates) -> Section:
+def score_section(scores: Estimates) -> PageSection:
     """Make the section: a bar for each model and task, with its interval where it is known, and from three tasks on a radar.
 
     Errors: none; scores must not be empty.
@@ -31,7 +31,7 @@ def score_section(scores: Estimates) -> Section:
     ]
     least = 420 if len(figures) > 1 else 0
     body = f'<div class="maps" style="--least:{least}px">\n{"".join(map(drawn, figures))}</div>\n'
-    return Section("scores", "Scores", words, body, figures)
+    return PageSection("scores", "Scores", words, body, figures)
 
 
 def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:

@@ -17,7 +17,7 @@ from alnico.checkpoint.files import reading_named
 from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
 
-Scores = Mapping[str, Mapping[str, float]]
+ScoreTable = Mapping[str, Mapping[str, float]]
 """Task to model to score; more is better."""
 
 
@@ -60,12 +60,12 @@ class Accuracy:
     gain_kept: float | None
 
 
-def read_scores(given: Iterable[str | os.PathLike[str]]) -> Scores:
+def read_scores(given: Iterable[str | os.PathLike[str]]) -> ScoreTable:
     """Read scores, without their intervals; see :func:`read_estimates`."""
     return values_of(read_estimates(given))
 
 
-def values_of(estimates: Estimates) -> Scores:
+def values_of(estimates: Estimates) -> ScoreTable:
     """The scores without their intervals."""
     return {task: {model: estimate.value for model, estimate in models.items()} for task, models in estimates.items()}
 
@@ -87,7 +87,7 @@ def read_estimates(given: Iterable[str | os.PathLike[str]]) -> Estimates:
 
 
 def accuracies(
-    scores: Scores, parents: Sequence[AnalysedModel], merged: AnalysedModel, base: AnalysedModel | None
+    scores: ScoreTable, parents: Sequence[AnalysedModel], merged: AnalysedModel, base: AnalysedModel | None
 ) -> tuple[Accuracy, ...]:
     """Say what a merged model kept on each task. Models are named as they are in an analysis, by path or hub id, or ``merged`` and ``base``.
 

@@ -59,7 +59,7 @@ SMALL = 0.005
 
 
 @dataclass(frozen=True)
-class Rule:
+class SuggestRule:
     """One of :data:`RULES`: when it goes, what it suggests, what speaks for it and what against."""
 
     name: str
@@ -69,33 +69,33 @@ class Rule:
 
 
 RULES = (
-    Rule(
+    SuggestRule(
         "alone",
         "one model is left",
         "`linear` of the base and the model, half of each",
         "Half way keeps much of the base where the data shift (WiSE-FT, 2109.01903). It is no merge of skills.",
     ),
-    Rule(
+    SuggestRule(
         "same task, one direction",
         f"all cosines are linked at {SAME_TASK:g} or more, and k c / (1 + (k - 1) c) with the mean cosine c is at least {AVERAGE:g}",
         "`linear`, the uniform soup",
         "72 CLIP fine-tunes on ImageNet: uniform soup 80.0 %, greedy soup, which needs labels, 81.0 (2203.05482).",
     ),
-    Rule(
+    SuggestRule(
         "same task",
         f"all cosines are linked at {SAME_TASK:g} or more, and that share is below {AVERAGE:g}",
         "`model_stock`, which goes that share of the way from the base to the mean",
         "Two CLIP fine-tunes of one task: 87.8 % on ImageNet without anything to tune (2403.19522). "
         "Of different tasks it stays near the base, and on language models found in the wild it gained nothing (2511.21437).",
     ),
-    Rule(
+    SuggestRule(
         "adapters",
         "all models are the base with a LoRA adapter, of several tasks",
         "`task_arithmetic` at the scale of the distance",
         "Sums the products B A exactly; merging A and B apart adds cross terms. Of Qwen-14B adapters task arithmetic came to 54.7 and "
         "DARE with TIES to 54.6. Methods in the adapters' common space (2410.19735, 2509.17786) report more; alnico has none yet.",
     ),
-    Rule(
+    SuggestRule(
         "conflict, few entries hold it",
         f"several tasks, and two models are opposed (cosine {OPPOSED:g} or less) or contest the same top parameters (shared {CROWDED:g} "
         f"times as often as by chance, {CONTESTED:.0%} or more of them with opposite signs); effective sparsity {STANDING_OUT:g} or more, or "
@@ -104,20 +104,20 @@ RULES = (
         "8 CLIP tasks: 75.1 against 70.8 of task arithmetic, both tuned (2306.01708, its successors' tables). Against: 8 GLUE tasks 54.9 "
         "against 58.5; on language models found in the wild no gain (2511.21437).",
     ),
-    Rule(
+    SuggestRule(
         "conflict, no entry stands out",
         f"the same conflict; effective sparsity below {STANDING_OUT:g}, and entries that deviate by at most {SMALL:g}",
         f"`dare_ties`, density 1/k for k tasks, within {DENSITIES[0]:g} to {DENSITIES[1]:g}",
         "A language, a mathematics and a code model of 13 B: 87.2 % of the experts, TIES 82.6, task arithmetic 80.4 (2311.03099, its "
         "successors' tables). It fails where changes are large; in the wild no gain (2511.21437).",
     ),
-    Rule(
+    SuggestRule(
         "apart",
         f"several tasks, and adding up loses at most {APART:g} of all magnitude",
         "`task_arithmetic`, scale 1",
         "Where regions do not overlap, putting all in place keeps each as it was trained (2408.13656).",
     ),
-    Rule(
+    SuggestRule(
         "different tasks",
         "several tasks, and none of the above; also in doubt",
         "`task_arithmetic` at the scale of the distance",
@@ -168,7 +168,7 @@ def suggest(analysis: Analysis, fits: Sequence[Fit] = (), *, left_out: Sequence[
     ``fits`` are those of the models, in their order; without them all models are taken to fit. The recipe names the models as
     ``analysis`` does: its paths hold from where those do. ``left_out`` is said of models that were not analysed.
     """
-    found = _Found(analysis, fits or [Fit()] * len(analysis.models))
+    found = _Evidence(analysis, fits or [Fit()] * len(analysis.models))
     found.said += left_out
     kept = found.without_duplicates(found.usable())
     if not kept:
@@ -197,7 +197,7 @@ class _Choice:
     with_base: bool = False
 
 
-class _Found:
+class _Evidence:
     """What the rules ask of an analysis, and what was said on the way."""
 
     def __init__(self, analysis: Analysis, fits: Sequence[Fit]) -> None:
@@ -459,7 +459,7 @@ class _Found:
         return min(math.sqrt(sum(squares) / len(squares) / summed), right_angles) if summed > 0 else right_angles
 
 
-def _recipe(analysis: Analysis, found: _Found, kept: Sequence[int], choice: _Choice, warnings: Sequence[str]) -> str:
+def _recipe(analysis: Analysis, found: _Evidence, kept: Sequence[int], choice: _Choice, warnings: Sequence[str]) -> str:
     said = ["Suggested by alnico.", *found.said, *choice.reasons, *warnings]
     lines = [line for text in said for line in textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="#   ")]
     lines += [_key("merge_method", choice.method), _key("base_model", reference(analysis.base))]

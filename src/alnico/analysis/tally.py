@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alnico.analysis.common_tensors import Subject
+from alnico.analysis.common_tensors import CommonTensor
 from alnico.analysis.histogram import Histogram, neighbours
-from alnico.analysis.results import LEVELS, Change, Pair, Scope, Subspace, TensorScope
+from alnico.analysis.results import LEVELS, DeltaStatistics, Pair, ScopeStatistics, Subspace, TensorScope
 from alnico.kernels.analysis_kernels import MOMENTS
 from alnico.kernels.constants import LEAF
 
@@ -120,7 +120,7 @@ def joined(parts: Sequence[Moments]) -> Moments:
 
 
 @dataclass(frozen=True)
-class Gathered:
+class PooledTallies:
     """Tallies of the tensors of a scope, as it says itself of ``models`` models; without ``histograms`` it is one tensor, whose
     quantiles are known."""
 
@@ -129,18 +129,18 @@ class Gathered:
     models: int
     histograms: Sequence[Histogram] | None = None
 
-    def scope(self) -> Scope:
-        return Scope(self.name, self._changes(), self._pairs(), *self._together())
+    def scope(self) -> ScopeStatistics:
+        return ScopeStatistics(self.name, self._changes(), self._pairs(), *self._together())
 
-    def of_tensor(self, subject: Subject) -> TensorScope:
+    def of_tensor(self, subject: CommonTensor) -> TensorScope:
         job = subject.job
         found = (self.name, self._changes(), self._pairs(), *self._together())
         return TensorScope(*found, job.dtype, job.shape, subject.group, subject.layer, subject.module)
 
-    def _changes(self) -> tuple[Change | None, ...]:
+    def _changes(self) -> tuple[DeltaStatistics | None, ...]:
         return tuple(self._change(model) for model in range(self.models))
 
-    def _change(self, model: int) -> Change | None:
+    def _change(self, model: int) -> DeltaStatistics | None:
         own = [(part, part.models.index(model)) for part in self.parts if model in part.models]
         elements = sum(part.elements for part, _ in own)
         if not own:
@@ -152,7 +152,7 @@ class Gathered:
         high = max((part.ends[i][1] for part, i in filled), default=0.0)
         n, mean, second, third, fourth = joined([part.moments[i] for part, i in own])
         is_spread = low < high and second > 0
-        return Change(
+        return DeltaStatistics(
             elements=elements,
             l1=l1,
             l2=squares**0.5,

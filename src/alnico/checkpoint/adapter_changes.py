@@ -42,7 +42,7 @@ LABELLERS = ("score", "classifier", "out_proj", "qa_outputs")
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorUpdate:
     """What an adapter does to one tensor. Without anything else, the tensor is the one that ``origin`` names."""
 
     update: Update | None = None
@@ -72,7 +72,7 @@ class Change:
 class Effect:
     """All that an adapter does to a base. ``removed`` are tensors of heads that the adapted model does not have."""
 
-    changes: Mapping[str, Change]
+    changes: Mapping[str, TensorUpdate]
     removed: frozenset[str]
     config: Mapping[str, Any]
     notes: tuple[str, ...] = ()
@@ -86,7 +86,7 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
     copies = {} if kind else tied_copies(base.config, base.tensors)
     tensors = {**base.tensors, **{copy: base.tensors[original] for copy, original in copies.items() if copy not in base.tensors}}
     find = _Names(label, base, adapter, tensors)
-    changes: dict[str, Change] = {}
+    changes: dict[str, TensorUpdate] = {}
     heads: dict[str, str] = {}
     trained: set[str] = set()
     for wanted, name in adapter.replaced.items():
@@ -95,7 +95,7 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
             heads[wanted] = name
             continue
         target = target or find(name, wanted)
-        changes[target] = Change(replaced=name)
+        changes[target] = TensorUpdate(replaced=name)
         if is_saved_module(adapter.config, wanted):
             trained.add(target)
     for update in adapter.updates.values():
@@ -111,10 +111,10 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
             changes[target] = replace(change, replaced=held.replaced)
         if update.bias:
             target = find(update.bias, f"{update.module}.bias")
-            changes[target] = Change(added=update, replaced=changes[target].replaced if target in changes else "")
+            changes[target] = TensorUpdate(added=update, replaced=changes[target].replaced if target in changes else "")
     for wanted, rows in adapter.rows.items():
         target = find(rows.name, wanted)
-        held = changes.get(target, Change())
+        held = changes.get(target, TensorUpdate())
         if held.update is not None or target in trained:
             raise ModelError(
                 f"{label}: {rows.name} are rows of {target}, which the adapter changes as a whole, too; expected one or the other. Merge it "
@@ -136,7 +136,7 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
     if heads:
         shapes = {wanted: adapter.files.tensors[name].shape for wanted, name in heads.items()}
         config = _headed_config(config, kind, shapes)
-        changes |= {wanted: Change(replaced=name) for wanted, name in heads.items()}
+        changes |= {wanted: TensorUpdate(replaced=name) for wanted, name in heads.items()}
         if kind not in architectures(base.config):
             removed = [n for n in base.tensors if n.startswith(OTHER_HEADS) and n not in changes]
         others = f", without {_some(removed)}, which belongs to another head" if removed else ""
@@ -182,8 +182,8 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _tied(
-    adapter: Adapter, changes: Mapping[str, Change], trained: set[str], copies: Mapping[str, str], base: Model
-) -> tuple[dict[str, Change], bool]:
+    adapter: Adapter, changes: Mapping[str, TensorUpdate], trained: set[str], copies: Mapping[str, str], base: Model
+) -> tuple[dict[str, TensorUpdate], bool]:
     """Changes where the base ties tensors: as in PEFT's live model. Returns them, and whether something is untied.
 
     What stands for a module (``modules_to_save``) or is added to it changes that module alone; what stands for the base's own weight,
@@ -199,10 +199,10 @@ def _tied(
         if not any(m in changes for m in members):
             continue
         common = next((m for m in members if m in changes and changes[m].replaced and m not in trained), "")
-        lead = changes.get(original, Change())
+        lead = changes.get(original, TensorUpdate())
         shares_rows = all(changes[m].rows in (None, lead.rows) for m in members if m in changes)
         for member in members:
-            change = changes.get(member, Change())
+            change = changes.get(member, TensorUpdate())
             if change.replaced and member not in trained and member != common:
                 made[common] = replace(made[common], twin=change.replaced)
             if common and member not in trained:
@@ -222,13 +222,13 @@ def _tied(
     for original, members in groups.items():
         for member in members:
             if is_untied:
-                made.setdefault(member, Change(origin="" if member in base.tensors else original))
+                made.setdefault(member, TensorUpdate(origin="" if member in base.tensors else original))
             elif member not in base.tensors:
                 made.pop(member, None)
-    return {m: c for m, c in made.items() if c != Change()}, is_untied
+    return {m: c for m, c in made.items() if c != TensorUpdate()}, is_untied
 
 
-def _follows(adapter: Adapter, member: str, change: Change, lead: Change) -> bool:
+def _follows(adapter: Adapter, member: str, change: TensorUpdate, lead: TensorUpdate) -> bool:
     """Did PEFT tie what it stores for a copy to what it stores for the embedding?"""
     if not adapter.config.get("ensure_weight_tying"):
         return False
@@ -238,7 +238,7 @@ def _follows(adapter: Adapter, member: str, change: Change, lead: Change) -> boo
     return bool(change.replaced and lead.replaced) and not is_saved_module(adapter.config, member)
 
 
-def _essence(change: Change) -> tuple[Any, ...]:
+def _essence(change: TensorUpdate) -> tuple[Any, ...]:
     """What tells the values of two tied tensors apart."""
     updates = [*([change.update] if change.update else []), *(u for u, _ in change.joined)]
     return change.replaced, tuple(u.key for u in updates), change.rows, change.added.key if change.added else ""
@@ -246,7 +246,7 @@ def _essence(change: Change) -> tuple[Any, ...]:
 
 def _targets(
     label: str, base: Model, tensors: Mapping[str, Tensor], adapter: Adapter, update: Update, find: _Names
-) -> list[tuple[str, Change]]:
+) -> list[tuple[str, TensorUpdate]]:
     """The tensors of the base that an update is for: one, or the matrices of experts that are stored one by one."""
     rows, columns = adapter.shape(update)
     is_bare = update.experts == 1 and not any(
@@ -256,11 +256,11 @@ def _targets(
         target = find.found(f"{update.module}.weight") or find.found(f"{update.module}.in_proj_weight")
         place = find.joined(update) if target is None and not update.magnitude else None
         if place is not None:
-            return [(place[0], Change(joined=((update, place[1]),)))]
+            return [(place[0], TensorUpdate(joined=((update, place[1]),)))]
         target = target or find(update.right, f"{update.module}.weight")
         is_turned = update.is_embedding or _is_turned(target, tensors[target].shape, base, adapter, update)
-        return [(target, Change(replace(update, parameters=("weight",)), is_turned))]
-    fitting: list[list[tuple[str, Change]]] = []
+        return [(target, TensorUpdate(replace(update, parameters=("weight",)), is_turned))]
+    fitting: list[list[tuple[str, TensorUpdate]]] = []
     wanted: dict[str, tuple[int, ...]] = {}
     for parameter in update.parameters:
         name = find.found(f"{update.module}.{parameter}")
@@ -274,7 +274,7 @@ def _targets(
             ):
                 is_square = rows == columns
                 turned = matrix != (rows, columns) or (is_square and base.config.get("model_type") in TRANSPOSED_EXPERTS)
-                fitting.append([(name, Change(update, turned))])
+                fitting.append([(name, TensorUpdate(update, turned))])
         else:
             apart = _stored_apart(find, update, parameter, rows, columns)
             if apart:
@@ -293,7 +293,7 @@ def _targets(
     )
 
 
-def _stored_apart(find: _Names, update: Update, parameter: str, rows: int, columns: int) -> list[tuple[str, Change]]:
+def _stored_apart(find: _Names, update: Update, parameter: str, rows: int, columns: int) -> list[tuple[str, TensorUpdate]]:
     """The matrices of a fused parameter of experts, where the base stores each by itself: ``...experts.3.w1.weight``."""
     parts = EXPERT_PARTS.get(parameter, ())
     if not parts or not update.module.endswith("experts") or rows % len(parts):
@@ -306,7 +306,7 @@ def _stored_apart(find: _Names, update: Update, parameter: str, rows: int, colum
             for i, names in enumerate(parts):
                 held = [t for n in names if (t := find.found(f"{module}.experts.{expert}.{n}.weight")) is not None]
                 if held and find.tensors[held[0]].shape == (height, columns):
-                    found.append((held[0], Change(update, False, expert, (i * height, (i + 1) * height))))
+                    found.append((held[0], TensorUpdate(update, False, expert, (i * height, (i + 1) * height))))
         if len({name for name, _ in found}) == update.experts * len(parts):
             return found
     return []
@@ -434,7 +434,9 @@ def _is_turned(target: str, shape: tuple[int, ...], base: Model, adapter: Adapte
     return shape == (columns, rows) and (rows != columns or bool(adapter.config.get("fan_in_fan_out")))
 
 
-def _check_shapes(label: str, target: str, change: Change, of_base: Mapping[str, Tensor], adapter: Adapter, advice: str) -> None:
+def _check_shapes(
+    label: str, target: str, change: TensorUpdate, of_base: Mapping[str, Tensor], adapter: Adapter, advice: str
+) -> None:
     tensor = of_base[target]
     tensors: Mapping[str, Tensor] = adapter.files.tensors
     shape, update = tensor.shape, change.update

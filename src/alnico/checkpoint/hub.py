@@ -37,11 +37,11 @@ from alnico.checkpoint.network import (
     seconds,
 )
 from alnico.checkpoint.reference import PICKLES
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
 from alnico.checkpoint.source import Shard
 from alnico.checkpoint.weight_files import INDICES, holds_weights, is_inside, shard_names
 from alnico.errors import AlnicoError, HubError, ModelError
+from alnico.numerics.sizes import format_size
 
 T = TypeVar("T")
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from alnico.errors import MismatchError
+from alnico.numerics.dtypes import Shape
 
-Shape = tuple[int, ...]
 Rename = Callable[[str], str]
 Joined = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -446,23 +446,23 @@ def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool 
     the two models alone. Errors: MismatchError where two spellings bring equally many tensors together, and differ.
     """
     few, wanted_few = _representatives(have), _representatives(want)
-    as_named = _Trial(few, wanted_few, _same, _same, "")
+    as_named = _LayoutMatch(few, wanted_few, _same, _same, "")
     most = as_named.count()
     if most == min(len(few), len(wanted_few)):
-        return _Trial(have, want, _same, _same, "").layout(swapped)
-    best: list[_Trial] = []
+        return _LayoutMatch(have, want, _same, _same, "").layout(swapped)
+    best: list[_LayoutMatch] = []
     for title, of_have, of_want, joined in _spellings(few, wanted_few):
         if _mixes(few, of_have) or _mixes(wanted_few, of_want):
             continue
-        trial = _Trial(few, wanted_few, of_have, of_want, title, joined)
+        trial = _LayoutMatch(few, wanted_few, of_have, of_want, title, joined)
         count = trial.count()
         if count > most and count >= ENOUGH * min(len(few), len(wanted_few)):
             best, most = [trial], count
         elif best and count == most:
             best.append(trial)
     if not best:
-        return _Trial(have, want, _same, _same, "").layout(swapped)
-    layouts = [_Trial(have, want, t.of_have, t.of_want, t.title, t.joined).layout(swapped) for t in best]
+        return _LayoutMatch(have, want, _same, _same, "").layout(swapped)
+    layouts = [_LayoutMatch(have, want, t.of_have, t.of_want, t.title, t.joined).layout(swapped) for t in best]
     others = [other for other in layouts[1:] if other.stored != layouts[0].stored]
     if others:
         name, pieces, others_pieces = next(
@@ -596,7 +596,7 @@ def _joined(*titles: str) -> str:
     return ", ".join(title for title in titles if title)
 
 
-class _Trial:
+class _LayoutMatch:
     """Two models under one spelling."""
 
     def __init__(

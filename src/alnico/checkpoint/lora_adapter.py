@@ -103,7 +103,7 @@ class Rows:
 
 
 @dataclass
-class _Parts:
+class _UpdateParts:
     """The tensors of an update while they are collected."""
 
     module: str
@@ -270,7 +270,7 @@ def _check_patterns(where: str, key: str, given: Collection[str], tensors: int) 
 
 def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
     """The updates by their key, the replaced tensors (name as in the base to name in the adapter), and the tensors with trained rows."""
-    parts: dict[str, _Parts] = {}
+    parts: dict[str, _UpdateParts] = {}
     replaced: dict[str, str] = {}
     rows: dict[str, Rows] = {}
     for name in files.tensors:
@@ -293,7 +293,7 @@ def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, 
         module = WRAPPED.sub("", wrapped)
         is_inside = wrapped.endswith(INSIDE)
         depth = wrapped.removesuffix(INSIDE).count(".base_layer")
-        found = parts.setdefault(module + ".base_layer" * depth, _Parts(module, depth, is_inside=is_inside))
+        found = parts.setdefault(module + ".base_layer" * depth, _UpdateParts(module, depth, is_inside=is_inside))
         if part[2] == "bias":
             found.bias = name
         elif part[1] in ("B", "embedding_B"):
@@ -391,7 +391,7 @@ def _fits(pattern: str, name: str, how: patterns.How, written: str, key: str) ->
         ) from None
 
 
-def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], parameters: tuple[str, ...]) -> Update:
+def _update(files: FileModel, found: _UpdateParts, config: Mapping[str, Any], parameters: tuple[str, ...]) -> Update:
     where = files.label
     if not found.left or not found.right:
         held = found.left or found.right or found.magnitude or found.bias
@@ -436,7 +436,7 @@ def _update(files: FileModel, found: _Parts, config: Mapping[str, Any], paramete
     return replace(update, rank=rank, scale=2 * scale if update.is_inside else scale, experts=experts)
 
 
-def _parameters(found: _Parts, config: Mapping[str, Any]) -> tuple[str, ...]:
+def _parameters(found: _UpdateParts, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The parameter that factors are of, by the config: the weight, or those of its ``target_parameters`` that the module may have.
 
     A name without its module ("down_proj") is for every module that ``target_modules`` do not name.
@@ -448,7 +448,9 @@ def _parameters(found: _Parts, config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named)) or ("weight",)
 
 
-def _chosen_parameters(files: FileModel, parts: Mapping[str, _Parts], config: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+def _chosen_parameters(
+    files: FileModel, parts: Mapping[str, _UpdateParts], config: Mapping[str, Any]
+) -> dict[str, tuple[str, ...]]:
     """The parameters that each update may be of. Where ranks differ between the parameters of a module, ranks tell which update is whose.
 
     PEFT fuses the factors of gate and up projections at twice the rank (``rank_pattern: {".*\\.gate_up_proj": 2 r}``). All updates of a

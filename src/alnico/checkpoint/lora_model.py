@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapter_changes import Change, Effect, effect_of, last_part
+from alnico.checkpoint.adapter_changes import Effect, TensorUpdate, effect_of, last_part
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
 from alnico.checkpoint.source import Described, Model, Origin, Shard, Source, Tensor, read_tensor, unwrapped
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
@@ -27,7 +27,7 @@ HELD = 4
 
 
 @dataclass(frozen=True)
-class _Factors:
+class _LoadedFactors:
     """What is held of a changed tensor: ``left`` (experts, rows, r) and ``right`` (experts, r, columns), or what is ``added`` to a bias."""
 
     left: np.ndarray
@@ -51,12 +51,12 @@ NOTHING = np.empty((0, 0, 0), np.float32)
 class _Recent:
     """The factors of the tensors that were read last; each is made once, by the thread that asks first."""
 
-    def __init__(self, make: Callable[[str], _Factors]) -> None:
+    def __init__(self, make: Callable[[str], _LoadedFactors]) -> None:
         self._make = make
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, tuple[threading.Lock, list[_Factors]]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[threading.Lock, list[_LoadedFactors]]] = OrderedDict()
 
-    def __call__(self, name: str) -> _Factors:
+    def __call__(self, name: str) -> _LoadedFactors:
         with self._lock:
             entry = self._held.setdefault(name, (threading.Lock(), []))
             self._held.move_to_end(name)
@@ -151,7 +151,7 @@ class AdaptedModel:
         return not self._parts(change) and (self.weight == 1 or not change.replaced or is_new)
 
     @staticmethod
-    def _parts(change: Change) -> list[str]:
+    def _parts(change: TensorUpdate) -> list[str]:
         """The tensors of the adapter that are computed with."""
         update = change.update
         of_update = [update.left, update.right, update.magnitude] if update is not None else []
@@ -205,7 +205,7 @@ class AdaptedModel:
         factors = self._recent(name)
         read_computed(offset, buffer, real, lambda first, out: self._computed(name, factors, first, out))
 
-    def _computed(self, name: str, factors: _Factors, first: int, out: np.ndarray) -> None:
+    def _computed(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
         """Fill ``out`` with elements ``first`` on of a changed tensor. Errors: NonFiniteError, naming the first that is not finite."""
         self._compute(name, factors, first, out)
         with np.errstate(all="ignore"):
@@ -219,7 +219,7 @@ class AdaptedModel:
                 "the model that has it."
             )
 
-    def _compute(self, name: str, factors: _Factors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
+    def _compute(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
         """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""
         change = self._changes[name]
         source, stored = self._begin(name)
@@ -261,7 +261,7 @@ class AdaptedModel:
                 out += begun
 
     @staticmethod
-    def _put_rows(rows: Rows, factors: _Factors, columns: int, first: int, out: np.ndarray) -> None:
+    def _put_rows(rows: Rows, factors: _LoadedFactors, columns: int, first: int, out: np.ndarray) -> None:
         """Put an adapter's rows over those of elements ``first`` on."""
         assert factors.rows is not None
         for i, row in enumerate(rows.indices):
@@ -269,7 +269,7 @@ class AdaptedModel:
             if begin < end:
                 out[begin - first : end - first] = factors.rows[i, begin - row * columns : end - row * columns]
 
-    def _check_twin(self, change: Change, offset: int, size: int, tensor: Tensor) -> None:
+    def _check_twin(self, change: TensorUpdate, offset: int, size: int, tensor: Tensor) -> None:
         """Compare what an adapter stores twice of a tied tensor. Errors: ModelError."""
         width, own = dtypes.DTYPES[tensor.dtype].bytes, dtypes.DTYPES[self.adapter.files.tensors[change.twin].dtype].bytes
         for first in range(offset // width, -(-(offset + size) // width), CHUNK):
@@ -284,7 +284,7 @@ class AdaptedModel:
                 )
 
     @staticmethod
-    def _turn(factors: _Factors, first: int, out: np.ndarray) -> None:
+    def _turn(factors: _LoadedFactors, first: int, out: np.ndarray) -> None:
         """Multiply by DoRA's factors."""
         columns = factors.right.shape[2]
         with np.errstate(all="ignore"):
@@ -306,7 +306,7 @@ class AdaptedModel:
         source.read_into(name, first * width, memoryview(raw))
         return raw
 
-    def _read_factors(self, name: str) -> _Factors:
+    def _read_factors(self, name: str) -> _LoadedFactors:
         change, tensor = self._changes[name], self.tensors[name]
         real = np.dtype(dtypes.DTYPES[tensor.dtype].storage)
         added = None
@@ -317,7 +317,7 @@ class AdaptedModel:
             return self._joined(change, tensor.shape[0], real)
         if change.update is None:
             rows = self.adapter.read(change.rows.name, real) if change.rows is not None else None
-            return _Factors(NOTHING, NOTHING, added, rows=rows)
+            return _LoadedFactors(NOTHING, NOTHING, added, rows=rows)
         left, right = self.adapter.matrices(change.update, real)
         if change.twin_update is not None:
             other = self.adapter.matrices(change.twin_update, real)
@@ -332,7 +332,7 @@ class AdaptedModel:
             left = left[:, slice(*change.part)]
         if change.is_turned:
             left, right = right.transpose(0, 2, 1), left.transpose(0, 2, 1)
-        factors = _Factors(np.ascontiguousarray(left), np.ascontiguousarray(right))
+        factors = _LoadedFactors(np.ascontiguousarray(left), np.ascontiguousarray(right))
         if not change.update.magnitude:
             return factors
         if name not in self._dora:
@@ -345,9 +345,9 @@ class AdaptedModel:
                 )
             self._dora[name] = factor
         factor = self._dora[name]
-        return _Factors(factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None)))
+        return _LoadedFactors(factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None)))
 
-    def _joined(self, change: Change, rows: int, real: np.dtype[Any]) -> _Factors:
+    def _joined(self, change: TensorUpdate, rows: int, real: np.dtype[Any]) -> _LoadedFactors:
         """Several updates as one: their right factors under one another, each left factor, with its scale, at its rows."""
         pairs = [(update, first, *self.adapter.matrices(update, real)) for update, first in change.joined]
         ranks = sum(right.shape[1] for *_, right in pairs)
@@ -356,9 +356,9 @@ class AdaptedModel:
         for update, first, left, right in pairs:
             whole[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(update.scale)
             at += right.shape[1]
-        return _Factors(whole, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1)))
+        return _LoadedFactors(whole, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1)))
 
-    def _norms(self, name: str, factors: _Factors) -> np.ndarray:
+    def _norms(self, name: str, factors: _LoadedFactors) -> np.ndarray:
         """The norm of each row of ``W + s B A``, or of each column if the tensor is turned: one pass, in float64."""
         rows, columns = factors.left.shape[1], factors.right.shape[2]
         by_column = self._changes[name].is_turned

@@ -118,7 +118,7 @@ class _Pattern:
         if self._why_not:
             raise PatternError(self._why_not)
         self._allowed += self._own_steps + len(name) * min(self._repeats, MAX_FOLLOWED)
-        run = _Run(self, name)
+        run = _PatternRun(self, name)
         ends = run.sequence(self._nodes, run.everywhere if how == "search" else 1, False)
         return bool(ends >> len(name) & 1 if how == "fullmatch" else ends)
 
@@ -177,7 +177,7 @@ class _Pattern:
         return self._known[key]
 
 
-class _Run:
+class _PatternRun:
     """One name: its letters' places, and what is known of them."""
 
     def __init__(self, pattern: _Pattern, name: str) -> None:

@@ -19,7 +19,7 @@ MAX_LINE_BYTES = 1_000
 """Longest name of a module or of what is in it."""
 
 
-class Known:
+class AllowedGlobal:
     """What a pickle may call, and is never given in its place: a pickle's own values are no such thing."""
 
     def __init__(self, call: Callable[..., Any]) -> None:
@@ -155,7 +155,7 @@ class Unpickler:
 
     def _reduce(self) -> None:
         arguments, known = self._stack.pop(), self._stack.pop()
-        if not isinstance(known, Known) or not isinstance(arguments, tuple):
+        if not isinstance(known, AllowedGlobal) or not isinstance(arguments, tuple):
             raise UnpicklingError("a call of what is no known name")
         self._push(known.call(*arguments))
 

@@ -25,7 +25,7 @@ import xxhash
 
 from alnico.checkpoint.files import open_to_read
 from alnico.checkpoint.header import MAX_DIMENSIONS, Header, TensorInfo
-from alnico.checkpoint.pickle_parser import MAX_PICKLE_BYTES, Known, Unpickler, put_pairs
+from alnico.checkpoint.pickle_parser import MAX_PICKLE_BYTES, AllowedGlobal, Unpickler, put_pairs
 from alnico.checkpoint.source import Shard
 from alnico.errors import ModelError
 from alnico.numerics.dtypes import DTYPES
@@ -70,7 +70,7 @@ class _Storage:
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
+class _PickledTensor:
     """A view of a storage, in elements. ``attributes`` are what Python code has set on it beside its values."""
 
     storage: _Storage
@@ -232,7 +232,7 @@ def _rebuilt(
     _grad: object = False,
     _hooks: object = None,
     bits: object = None,
-) -> _Tensor:
+) -> _PickledTensor:
     return _view(storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides, bits)
 
 
@@ -245,11 +245,11 @@ def _rebuilt_typed(
     _hooks: object,
     dtype: object,
     bits: object = None,
-) -> _Tensor:
+) -> _PickledTensor:
     return _view(storage, dtype, offset, shape, strides, bits)
 
 
-def _view(storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object) -> _Tensor:
+def _view(storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object) -> _PickledTensor:
     """A tensor of what a pickle says of it; whether it lies in the file is for :func:`_placed`.
 
     ``bits`` is what torch calls its metadata: the values are the negative (``neg``) or the complex conjugate (``conj``) of what is stored.
@@ -267,13 +267,13 @@ def _view(storage: object, dtype: object, offset: object, shape: object, strides
     negated, conjugated = said.get("neg", False), said.get("conj", False)
     if (negated and dtype not in NEGATABLE) or (conjugated and dtype != "C64"):
         raise UnpicklingError(f"a tensor of {dtype[:20] or 'bytes'} that is negated or conjugated")
-    return _Tensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # as was just seen
+    return _PickledTensor(storage, dtype, offset, tuple(shape), tuple(strides), negated, conjugated)  # type: ignore[arg-type]  # as was just seen
 
 
 def _parameter(tensor: object, _grad: object = True, _hooks: object = None, state: object = None) -> object:
     """A parameter is its tensor; what else its state holds is named."""
     held = state[0] if isinstance(state, tuple) and state else state
-    if isinstance(tensor, _Tensor) and isinstance(held, dict):
+    if isinstance(tensor, _PickledTensor) and isinstance(held, dict):
         return replace(tensor, attributes=tuple(str(key)[:80] for key in held))
     return tensor
 
@@ -287,7 +287,7 @@ def _of_type(rebuild: object, kind: object, arguments: object, state: object) ->
 
 def _from_cpu(tensor: object, dtype: object, _device: object, _grad: object) -> object:
     """A tensor that was on a device without storages (a TPU, say), saved by way of the CPU."""
-    if not isinstance(tensor, _Tensor) or tensor.dtype != dtype:
+    if not isinstance(tensor, _PickledTensor) or tensor.dtype != dtype:
         raise UnpicklingError("a tensor of a device that was saved with another dtype than its own")
     return tensor
 
@@ -359,34 +359,34 @@ NUMPY_NUMBERS = ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4
 TENSOR = ".Tensor"
 """Stands for the class of tensors, which is a name in pickles and no dtype."""
 
-PLAIN_REBUILDS = (Known(_rebuilt), Known(_rebuilt_typed))
+PLAIN_REBUILDS = (AllowedGlobal(_rebuilt), AllowedGlobal(_rebuilt_typed))
 
-KNOWN: dict[tuple[str, str], Known | str] = {
-    ("collections", "OrderedDict"): Known(_mapping),
-    ("collections", "Counter"): Known(_mapping),
-    ("collections", "defaultdict"): Known(_mapping),
+KNOWN: dict[tuple[str, str], AllowedGlobal | str] = {
+    ("collections", "OrderedDict"): AllowedGlobal(_mapping),
+    ("collections", "Counter"): AllowedGlobal(_mapping),
+    ("collections", "defaultdict"): AllowedGlobal(_mapping),
     **{
-        (module, name): Known(call)
+        (module, name): AllowedGlobal(call)
         for module in ("builtins", "__builtin__")
         for name, call in (("set", _listing), ("dict", _mapping), ("list", _listing))
     },
-    ("_codecs", "encode"): Known(_latin),
-    ("torch", "Size"): Known(_size),
-    ("torch", "device"): Known(_nothing),
+    ("_codecs", "encode"): AllowedGlobal(_latin),
+    ("torch", "Size"): AllowedGlobal(_size),
+    ("torch", "device"): AllowedGlobal(_nothing),
     ("torch", "UntypedStorage"): "",
     ("torch.storage", "UntypedStorage"): "",
-    ("torch._utils", "_rebuild_tensor"): Known(_rebuilt),
+    ("torch._utils", "_rebuild_tensor"): AllowedGlobal(_rebuilt),
     ("torch._utils", "_rebuild_tensor_v2"): PLAIN_REBUILDS[0],
     ("torch._utils", "_rebuild_tensor_v3"): PLAIN_REBUILDS[1],
-    ("torch._utils", "_rebuild_parameter"): Known(_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): Known(_parameter),
-    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): Known(_from_cpu),
-    ("torch._tensor", "_rebuild_from_type_v2"): Known(_of_type),
+    ("torch._utils", "_rebuild_parameter"): AllowedGlobal(_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): AllowedGlobal(_parameter),
+    ("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"): AllowedGlobal(_from_cpu),
+    ("torch._tensor", "_rebuild_from_type_v2"): AllowedGlobal(_of_type),
     ("torch", "Tensor"): TENSOR,
-    ("numpy", "dtype"): Known(_numpy_type),
+    ("numpy", "dtype"): AllowedGlobal(_numpy_type),
     ("numpy", "ndarray"): "numpy.ndarray",
     **{
-        (f"numpy.{core}.multiarray", name): Known(call)
+        (f"numpy.{core}.multiarray", name): AllowedGlobal(call)
         for core in ("core", "_core")
         for name, call in (("scalar", _numpy_scalar), ("_reconstruct", _numpy_array))
     },
@@ -404,7 +404,7 @@ OTHER_TENSORS = {
 """What else torch makes tensors of, by its functions in ``torch._utils``: what it is, and what to do."""
 
 
-def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...]]:
+def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[str, ...]]:
     """The tensors of the state dict, unwrapped, and notes on what else there was."""
     inside: list[str] = []
     ignored: list[str] = []
@@ -424,7 +424,7 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _Tensor], tuple[str, ...
         raise ModelError(
             f"{where}: holds a {type(loaded).__name__}, expected tensors by name. Save the model's state_dict() and give that."
         )
-    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, _Tensor)}
+    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, _PickledTensor)}
     arrays = [str(key) for key, value in loaded.items() if isinstance(value, _NumpyArray)]
     if arrays:
         raise ModelError(
@@ -448,7 +448,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _placed(name: str, tensor: _Tensor, storages: Mapping[str, tuple[int, int]], size: int, where: str) -> TensorInfo:
+def _placed(name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int, int]], size: int, where: str) -> TensorInfo:
     """Where a tensor lies in the file, checked."""
 
     def refuse(found: str, expected: str) -> ModelError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -64,3 +64,7 @@ def is_hub_reference(reference: str) -> bool:
     name = reference.partition("@")[0]
     is_file = name.endswith((".safetensors", *PICKLES))
     return re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None and not is_file and "+" not in reference
+
+
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
+"""Adapters: paths or hub ids; one may stand by itself."""

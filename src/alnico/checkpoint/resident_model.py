@@ -16,7 +16,7 @@ from alnico.checkpoint.source import Origin, Source, Tensor
 from alnico.numerics.dtypes import DTYPES
 
 
-class Room:
+class SharedBudget:
     """Bytes that several models may hold together. Safe for threads."""
 
     def __init__(self, free_bytes: int) -> None:
@@ -40,7 +40,7 @@ class ResidentModel:
     ``room``. ``close`` does nothing, so that many plans can use it; :meth:`release` ends it. Files must not be cut short meanwhile.
     """
 
-    def __init__(self, source: Source, room: Room) -> None:
+    def __init__(self, source: Source, room: SharedBudget) -> None:
         self.source = source
         self.label = source.label
         self.tensors: Mapping[str, Tensor] = source.tensors

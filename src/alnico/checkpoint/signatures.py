@@ -23,7 +23,7 @@ from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.sidecars import SIGNATURE
 from alnico.checkpoint.source import Source, unwrapped
-from alnico.checkpoint.statistics import Statistics
+from alnico.checkpoint.statistics import StatisticsSource
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
 
 HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
@@ -46,12 +46,12 @@ class SignedInputs:
     keys: tuple[Path, ...]
     unsigned: tuple[str, ...] = ()
 
-    def check(self, source: Source | Statistics, reference: str = "") -> None:
+    def check(self, source: Source | StatisticsSource, reference: str = "") -> None:
         """Check a model, or statistics, before it is read; ``reference`` is its name in the recipe.
 
         Errors: VerificationError; UncheckedError for what has no signature, or cannot be checked.
         """
-        if isinstance(source, Statistics):
+        if isinstance(source, StatisticsSource):
             self.check_place(source.paths()[0].parent, source.label, reference)
             return
         source = unwrapped(source)

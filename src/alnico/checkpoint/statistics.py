@@ -41,7 +41,7 @@ StatisticsKind = Literal["fisher", "gram"]
 
 
 @dataclass(frozen=True)
-class Entry:
+class StatisticsEntry:
     """What the statistics of one tensor are: the name they are ``stored`` under, the ``digest`` of the model's tensor that they were
     measured of, and numbers about them."""
 
@@ -50,7 +50,7 @@ class Entry:
     numbers: Mapping[str, float]
 
 
-class Statistics:
+class StatisticsSource:
     """The statistics of one model, open: a source of their tensors, under the names they are stored by."""
 
     config: Mapping[str, Any] = MappingProxyType({})
@@ -63,7 +63,7 @@ class Statistics:
         self,
         files: FileModel,
         kind: str,
-        entries: Mapping[str, Entry],
+        entries: Mapping[str, StatisticsEntry],
         numbers: Mapping[str, float],
         digest: str,
         left_out: Mapping[str, str] | None = None,
@@ -107,7 +107,7 @@ class Statistics:
         self._files.close()
 
 
-def open_statistics(path: str, label: str = "") -> Statistics:
+def open_statistics(path: str, label: str = "") -> StatisticsSource:
     """Open a directory of statistics; reads headers only. ``label`` is its name in messages, as the recipe writes it.
 
     Errors: ModelError for a path that is not there, and for files that are no statistics or do not fit one another.
@@ -126,7 +126,7 @@ def open_statistics(path: str, label: str = "") -> Statistics:
     files = FileModel(label or path, folder, [open_shard(folder / TENSORS)])
     try:
         entries = {
-            str(name): Entry(
+            str(name): StatisticsEntry(
                 str(told.get("stored", name)), str(told["digest"]), {k: float(v) for k, v in told.items() if _is_number(v)}
             )
             for name, told in data["tensors"].items()
@@ -141,7 +141,7 @@ def open_statistics(path: str, label: str = "") -> Statistics:
         raise ModelError(
             f"{summary}: names {lacking!r}, which {TENSORS} does not hold; they are of different measurements. Measure the model anew."
         )
-    return Statistics(
+    return StatisticsSource(
         files,
         data["kind"],
         entries,

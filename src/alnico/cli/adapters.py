@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter
-from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import Page, page
+from alnico.numerics.sizes import format_size
 
 
 def is_adapter(reference: str) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alnico.analysis.results import Analysis, Change, Scope
+from alnico.analysis.results import Analysis, DeltaStatistics, ScopeStatistics
 from alnico.cli.printing import Page, page
 
 NAME = 24
@@ -26,14 +26,14 @@ def analysis_text(found: Analysis, verbose: int) -> Page:
     return page(lines)
 
 
-def _change(change: Change | None) -> str:
+def _change(change: DeltaStatistics | None) -> str:
     if change is None:
         return "nothing to compare"
     size = _number(change.l2, 9, ".4g"), _percent(change.relative_l2, 8), _number(change.max_abs, 9, ".3g")
     return "  ".join([*size, _percent(change.unchanged, 9), _number(change.effective_sparsity, 8, ".2f")])
 
 
-def _by_scope(title: str, scopes: list[tuple[str, Scope]], found: Analysis) -> list[str]:
+def _by_scope(title: str, scopes: list[tuple[str, ScopeStatistics]], found: Analysis) -> list[str]:
     lines = [f"{title:{NAME}}  " + "  ".join(f"{m.name[:14]:>14}" for m in found.models)]
     for name, scope in scopes:
         shares = (None if c is None else c.relative_l2 for c in scope.changes)

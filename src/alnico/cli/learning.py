@@ -8,7 +8,7 @@ from pathlib import PurePath
 import numpy as np
 
 from alnico.cli.printing import Page, page, say
-from alnico.tune.adamerge import Learned, LearningStep, group_of
+from alnico.tune.adamerge import AdaMergingResult, LearningStep, group_of
 
 TOLD = 20
 """Steps of a course that are told, about."""
@@ -29,7 +29,7 @@ def step_watch(steps: int) -> Callable[[LearningStep], None]:
     return watch
 
 
-def note_lines(found: Learned, tasks: str) -> list[str]:
+def note_lines(found: AdaMergingResult, tasks: str) -> list[str]:
     """What the coefficients were learned on, and which of them were not."""
     inputs = ", ".join(f"{task} {count}" for task, count in found.used.items())
     lines = [
@@ -49,7 +49,7 @@ def note_lines(found: Learned, tasks: str) -> list[str]:
     return lines
 
 
-def coefficients_text(found: Learned, verbose: int) -> Page:
+def coefficients_text(found: AdaMergingResult, verbose: int) -> Page:
     """A table: a row for each group, or the means of layers where each tensor has its own (with ``verbose`` every tensor)."""
     rows = dict(zip(found.groups, found.coefficients, strict=True))
     what: str = found.per

@@ -205,7 +205,7 @@ def combine(
 
 def combined_text(found: Combined, verbose: int) -> Page:
     """The result for people; with ``verbose`` a line an update."""
-    from alnico.checkpoint.shards import format_size
+    from alnico.numerics.sizes import format_size
 
     ranks = sorted({m.rank for m in found.modules})
     shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.cli.printing import say
-from alnico.methods._documentation import recipe_text
+from alnico.methods.shared.documentation import recipe_text
 
 TOLD = 10
 """Lines of progress, about."""

@@ -74,7 +74,7 @@ Verbose = Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print
 
 def size_of(text: str, option: str) -> int:
     """Bytes of an option. Errors: a wrong command line."""
-    from alnico.checkpoint.shards import parse_size
+    from alnico.numerics.sizes import parse_size
 
     try:
         return parse_size(text)

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import is_terminal, say
 from alnico.cli.streams import Canvas
 from alnico.errors import visible
-from alnico.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone
-
-Watch = Callable[[Event], None]
+from alnico.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone, Watcher
+from alnico.numerics.sizes import format_size
 
 
 @contextmanager
-def bar(quiet: bool, verbose: int) -> Iterator[Watch | None]:
+def bar(quiet: bool, verbose: int) -> Iterator[Watcher | None]:
     """Lend a watcher that draws a bar, or prints a line a tensor if ``verbose``."""
     if quiet:
         yield None
@@ -29,7 +27,7 @@ def bar(quiet: bool, verbose: int) -> Iterator[Watch | None]:
             yield _while_it_goes(watch)
 
 
-def _while_it_goes(watch: Watch) -> Watch:
+def _while_it_goes(watch: Watcher) -> Watcher:
     """The watcher until it raises: a terminal that is gone, or that cannot show a sign, ends the bar and not the merge."""
     going = [True]
 
@@ -43,7 +41,7 @@ def _while_it_goes(watch: Watch) -> Watch:
     return told
 
 
-def _lines(verbose: int) -> Watch:
+def _lines(verbose: int) -> Watcher:
     def watch(event: Event) -> None:
         if isinstance(event, Fetching):
             say(_fetching(event))
@@ -60,7 +58,7 @@ def _fetching(event: Fetching) -> str:
 
 
 @contextmanager
-def _drawn() -> Iterator[Watch]:
+def _drawn() -> Iterator[Watcher]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from alnico.checkpoint.shards import format_size
 from alnico.cli.printing import Page, page
+from alnico.numerics.sizes import format_size
 from alnico.verification.reproduce import Reproduction
 from alnico.verification.verify import Verification
 

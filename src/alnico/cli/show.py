@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.output_path import existing_folder
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.source import Model
 from alnico.cli.printing import Page, page
 from alnico.engine.fetch import absent_files
-from alnico.engine.norm_weights import Weights
-from alnico.engine.run import Result
-from alnico.methods._documentation import first_recipe, one_line, read_documentation, recipe_text, takes
+from alnico.engine.norm_weights import NormWeights
+from alnico.engine.run import MergeResult
 from alnico.methods.base import Method
+from alnico.methods.shared.documentation import first_recipe, one_line, read_documentation, recipe_text, takes
+from alnico.numerics.sizes import format_size
 from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import place_of
 from alnico.vocabulary.compare import read_vocabulary
@@ -26,7 +26,7 @@ from alnico.vocabulary.compare import read_vocabulary
 WORDS = {"mix": "merged", "whole": "merged", "copy": "copied", "equal": "copied"}
 
 
-def result_line(result: Result) -> str:
+def result_line(result: MergeResult) -> str:
     """One line about a finished merge."""
     plan = result.plan
     resumed = f", {result.resumed} of them kept from before" if result.resumed else ""
@@ -36,7 +36,7 @@ def result_line(result: Result) -> str:
     )
 
 
-def result_data(result: Result) -> dict[str, Any]:
+def result_data(result: MergeResult) -> dict[str, Any]:
     return {
         "path": str(result.path),
         "seconds": round(result.seconds, 4),
@@ -197,7 +197,7 @@ def model_text(data: Mapping[str, Any], verbose: int) -> Page:
     return page(lines)
 
 
-def weights_text(found: Weights) -> Page:
+def weights_text(found: NormWeights) -> Page:
     """Norms and weights, a line a model (under the name of its layer or tensor), and the line of a recipe that gives them."""
     lines = [f"task vectors from {found.base}"]
     for place, norms, weights in zip(found.places, found.norms, found.weights, strict=True):

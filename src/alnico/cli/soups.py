@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from alnico.cli.printing import Page, page
-from alnico.tune.soup import Soup, Step
+from alnico.tune.soup import Soup, SoupStep
 
 
-def step_text(step: Step) -> str:
+def step_text(step: SoupStep) -> str:
     """A line for an average that was tried."""
     size = sum(step.counts.values())
     gain = "" if step.best is None else f"  {step.score - step.best:+.6f}"

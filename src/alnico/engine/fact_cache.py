@@ -16,12 +16,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from alnico.checkpoint.resident_model import Room, held_bytes
+from alnico.checkpoint.resident_model import SharedBudget, held_bytes
 from alnico.checkpoint.source import Source
-from alnico.engine.kernel_arguments import Known
+from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import OverModel
-from alnico.engine.sorted_values import MOST_ELEMENTS, Ordered, order
-from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Sum
+from alnico.engine.sorted_values import MOST_ELEMENTS, SortedValues, order
+from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, MeasuredFact, Noise, Sum
 from alnico.plan.job import Input, Job
 
 MOST_FACTS = 200_000
@@ -31,13 +31,13 @@ MOST_BYTES = 16 << 20
 """A fact of many rows or columns that is larger is measured anew."""
 
 
-class Store:
+class FactStore:
     """What was measured, by key. Safe for threads."""
 
-    def __init__(self, room: Room, most: int = MOST_FACTS) -> None:
+    def __init__(self, room: SharedBudget, most: int = MOST_FACTS) -> None:
         self._room = room
         self._most = most
-        self._ordered: dict[Hashable, Ordered | Literal["asked"] | None] = {}
+        self._ordered: dict[Hashable, SortedValues | Literal["asked"] | None] = {}
         self._facts: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -55,7 +55,7 @@ class Store:
             if len(self._facts) > self._most:
                 self._facts.popitem(last=False)
 
-    def ordered(self, key: Hashable, make: Callable[[], Ordered | None]) -> Ordered | None:
+    def ordered(self, key: Hashable, make: Callable[[], SortedValues | None]) -> SortedValues | None:
         """The values of a tensor in order, made when they are asked for again, and kept if there is room."""
         with self._lock:
             if key not in self._ordered:
@@ -72,23 +72,23 @@ class Store:
 
 
 @dataclass(frozen=True)
-class Recalled:
+class CachedFacts:
     """What is known of some facts: all of it, or for some models, by their position."""
 
-    whole: Mapping[Measured, Any] = field(default_factory=dict)
+    whole: Mapping[MeasuredFact, Any] = field(default_factory=dict)
     given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
 
 
-class Recall:
+class FactCache:
     """The facts in a store that are about the sources of one plan."""
 
-    def __init__(self, sources: Sequence[Source], store: Store) -> None:
+    def __init__(self, sources: Sequence[Source], store: FactStore) -> None:
         self._sources = sources
         self._store = store
 
-    def of_tensor(self, level: Sequence[Measured], known: Known) -> Recalled:
+    def of_tensor(self, level: Sequence[MeasuredFact], known: KernelContext) -> CachedFacts:
         """What is known of the facts of one level."""
-        whole: dict[Measured, Any] = {}
+        whole: dict[MeasuredFact, Any] = {}
         given: dict[KthLargest, Mapping[int, float]] = {}
         for fact in level:
             if not _is_of_each(fact):
@@ -101,9 +101,9 @@ class Recall:
                 whole[fact] = tuple(found.values())
             elif isinstance(fact, KthLargest) and found:
                 given[fact] = found
-        return Recalled(whole, given)
+        return CachedFacts(whole, given)
 
-    def _of_one(self, fact: Measured, model: int, known: Known) -> Any:
+    def _of_one(self, fact: MeasuredFact, model: int, known: KernelContext) -> Any:
         """What is known of a fact of one model, from an earlier answer or from its values in order."""
         value = self._store.get(self._key_of_one(fact, model, known))
         job = known.job
@@ -115,7 +115,7 @@ class Recall:
         )
         return values.largest(fact.place(model, job.elements)) if values is not None else None
 
-    def _order(self, fact: KthLargest, model: int, known: Known) -> Ordered | None:
+    def _order(self, fact: KthLargest, model: int, known: KernelContext) -> SortedValues | None:
         """Put the values of a tensor in order, if all that is read for it lies in memory."""
         held = [held_bytes(self._sources[tensor.model], tensor.name) for tensor in known.job.read]
         raws = [raw for raw in held if raw is not None]
@@ -124,7 +124,7 @@ class Recall:
         inputs = len(known.job.inputs)
         return order(fact, model, known, raws[:inputs], raws[-1] if known.job.base is not None else None)
 
-    def keep(self, found: Mapping[Measured, Any], known: Known) -> None:
+    def keep(self, found: Mapping[MeasuredFact, Any], known: KernelContext) -> None:
         """Keep what was measured of one tensor."""
         for fact, value in found.items():
             if _is_of_each(fact):
@@ -152,15 +152,15 @@ class Recall:
     def _norms_key(self, jobs: Sequence[Job]) -> Hashable:
         return "norms", tuple(self._about(job.read) for job in jobs)
 
-    def _key(self, fact: Measured, known: Known) -> Hashable:
+    def _key(self, fact: MeasuredFact, known: KernelContext) -> Hashable:
         noise = (known.seed, known.job.name) if _has_noise(fact) else None
         return fact, self._about(known.job.inputs), self._base(known.job), known.real, noise
 
-    def _key_of_one(self, fact: Measured, model: int, known: Known) -> Hashable:
+    def _key_of_one(self, fact: MeasuredFact, model: int, known: KernelContext) -> Hashable:
         return _of_one(fact, model), self._about(known.job.inputs[model : model + 1]), self._base(known.job), known.real
 
     def _keys_over(self, fact: OverModel, jobs: Sequence[Job]) -> list[Hashable]:
-        precisions = tuple(sorted({Known(job, 0, {}).real for job in jobs}))
+        precisions = tuple(sorted({KernelContext(job, 0, {}).real for job in jobs}))
         return [
             (_of_one(fact.fact, i), precisions, tuple((self._about(job.inputs[i : i + 1]), self._base(job)) for job in jobs))
             for i in range(len(fact.models))
@@ -174,14 +174,14 @@ class Recall:
         return tuple((self._sources[tensor.model], tensor.name) for tensor in inputs)
 
 
-def _is_of_each(fact: Measured) -> bool:
+def _is_of_each(fact: MeasuredFact) -> bool:
     """Is a fact a number a model, of that model's tensor (and the base's) alone?"""
     if isinstance(fact, KthLargest):
         return not (fact.arguments or fact.across or fact.among)
     return isinstance(fact, (Sum, Count)) and not (fact.arguments or fact.across) and getattr(fact, "over", "tensor") == "tensor"
 
 
-def _of_one(fact: Measured, model: int) -> Measured:
+def _of_one(fact: MeasuredFact, model: int) -> MeasuredFact:
     """What a fact asks of one model."""
     if isinstance(fact, KthLargest):
         return dataclasses.replace(fact, share=fact.share[model : model + 1], skip=fact.skip[model : model + 1])

@@ -10,11 +10,11 @@ import numpy as np
 
 from alnico.checkpoint.source import Source
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.norm_weights import weigh
-from alnico.engine.relatedness import IN_PYTHON, Caller, judge
-from alnico.engine.run import Run
+from alnico.engine.norm_weights import measure_norm_weights
+from alnico.engine.relatedness import IN_PYTHON, Caller, check_relatedness
+from alnico.engine.run import MergeRun
 from alnico.numerics.dtypes import DTYPES, decode_into
-from alnico.output.journal import Done, Record
+from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Plan
 
 
@@ -83,7 +83,7 @@ def run_in_memory(plan: Plan, caller: Caller = IN_PYTHON) -> dict[str, np.ndarra
     """
     fetch_weights(plan)
     if plan.recipe.unrelated == "error":
-        judge(plan, caller)
+        check_relatedness(plan, caller)
     tensors = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
-    Run(weigh(plan, {}), Arrays(tensors), Unwritten(plan), Done(), None).all()
+    MergeRun(measure_norm_weights(plan, {}), Arrays(tensors), Unwritten(plan), JournalState(), None).all()
     return tensors

@@ -9,8 +9,21 @@ from typing import Any
 import numpy as np
 
 from alnico.kernels.constants import CODES
-from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, Measured, Noise, Side, Sum, resolve
-from alnico.kernels.template import Kind, Real
+from alnico.kernels.facts import (
+    Argument,
+    Bernoulli,
+    Count,
+    Derived,
+    Gram,
+    KthLargest,
+    Largest,
+    MeasuredFact,
+    Noise,
+    Side,
+    Sum,
+    resolve,
+)
+from alnico.kernels.template import ArgumentKind, Real
 from alnico.numerics.noise import noise_key
 from alnico.plan.job import Job
 
@@ -18,7 +31,7 @@ RANKS = object()
 """Stands in a list of arguments for the ranks of the block at hand."""
 
 
-def kind_of(argument: Argument) -> Kind:
+def kind_of(argument: Argument) -> ArgumentKind:
     """What an argument is to a kernel, known before anything is measured."""
     match argument:
         case Noise():
@@ -43,7 +56,7 @@ def kind_of(argument: Argument) -> Kind:
 
 
 @dataclass(frozen=True)
-class Known:
+class KernelContext:
     """What the arguments of one tensor's kernels are made of: its name and the seed, and the facts measured so far.
 
     ``given`` are the answers for some of the models, by their position, to facts that are still to be measured for the others.
@@ -51,7 +64,7 @@ class Known:
 
     job: Job
     seed: int
-    facts: Mapping[Measured, Any]
+    facts: Mapping[MeasuredFact, Any]
     given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
 
     @property
@@ -93,7 +106,7 @@ def in_place(flat: Sequence[Any], ranks: np.ndarray | None) -> list[Any]:
     return [ranks if part is RANKS else part for part in flat]
 
 
-def keeps_equal(job: Job, known: Known) -> bool:
+def keeps_equal(job: Job, known: KernelContext) -> bool:
     """Does an element on which all inputs agree keep its value in this tensor?"""
     assert job.merge is not None
     if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from alnico.engine.blocks import Block, Span
-from alnico.engine.kernel_arguments import Known, codes_of, in_place, kind_of
+from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, kind_of
 from alnico.kernels.build import compiled
 from alnico.kernels.constants import LEAF
-from alnico.kernels.facts import Count, Gram, KthLargest, Largest, Measured, Sum
+from alnico.kernels.facts import Count, Gram, KthLargest, Largest, MeasuredFact, Sum
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
 from alnico.plan.job import Job
 from alnico.plan.memory import SELECTION_BYTES
@@ -35,7 +35,7 @@ SAMPLED_RUN = 1024
 MOST_INSIDE = 1 << 20
 """Most elements of a block that a bracket keeps."""
 
-Kernel = MeasureKernel | GramKernel | ColumnGramKernel
+FactKernel = MeasureKernel | GramKernel | ColumnGramKernel
 
 
 class LevelMeasurement:
@@ -45,7 +45,7 @@ class LevelMeasurement:
     ``turn`` after each pass, until done.
     """
 
-    def __init__(self, facts: Sequence[Measured], known: Known) -> None:
+    def __init__(self, facts: Sequence[MeasuredFact], known: KernelContext) -> None:
         self.states = [_state(fact, known) for fact in facts]
 
     @property
@@ -81,21 +81,21 @@ class LevelMeasurement:
             if not state.done:
                 state.turn()
 
-    def results(self) -> dict[Measured, Any]:
+    def results(self) -> dict[MeasuredFact, Any]:
         return {state.fact: state.result for state in self.states}
 
 
-def are_finite(found: Mapping[Measured, Any]) -> bool:
+def are_finite(found: Mapping[MeasuredFact, Any]) -> bool:
     """Are all sums, products and largest values finite? A threshold may be infinite: then nothing is as large."""
     return all(np.isfinite(value).all() for fact, value in found.items() if not isinstance(fact, KthLargest))
 
 
-class _State:
+class _FactState:
     """What is known of one fact so far."""
 
     ordered = False
 
-    def __init__(self, fact: Measured, known: Known) -> None:
+    def __init__(self, fact: MeasuredFact, known: KernelContext) -> None:
         self.fact = fact
         self.job = known.job
         self.done = False
@@ -121,10 +121,10 @@ class _State:
         )
 
 
-class _ByLeaf(_State):
+class _ByLeaf(_FactState):
     """Sum and Count: one number a leaf and model."""
 
-    def __init__(self, fact: Sum | Count, known: Known) -> None:
+    def __init__(self, fact: Sum | Count, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.run = compiled(_kernel(fact, known.job))
         self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
@@ -143,10 +143,10 @@ class _ByLeaf(_State):
         self.done = True
 
 
-class _ByRow(_State):
+class _ByRow(_FactState):
     """Gram of the tensor or of its rows: the products of each row in each leaf."""
 
-    def __init__(self, fact: Gram, known: Known) -> None:
+    def __init__(self, fact: Gram, known: KernelContext) -> None:
         super().__init__(fact, known)
         k = len(self.codes)
         self.run = compiled(_kernel(fact, known.job))
@@ -172,10 +172,10 @@ class _ByRow(_State):
         self.done = True
 
 
-class _OfRows(_State):
+class _OfRows(_FactState):
     """Sum or Largest of rows: a number for the part of each row in each leaf."""
 
-    def __init__(self, fact: Sum | Largest, known: Known) -> None:
+    def __init__(self, fact: Sum | Largest, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.run = compiled(_kernel(fact, known.job))
         self.chosen = np.arange(len(self.codes))
@@ -195,12 +195,12 @@ class _OfRows(_State):
         self.done = True
 
 
-class _ByColumn(_State):
+class _ByColumn(_FactState):
     """Gram of the columns, added up in the order of the rows."""
 
     ordered = True
 
-    def __init__(self, fact: Gram, known: Known) -> None:
+    def __init__(self, fact: Gram, known: KernelContext) -> None:
         super().__init__(fact, known)
         k = len(self.codes)
         self.run = compiled(_kernel(fact, known.job))
@@ -214,10 +214,10 @@ class _ByColumn(_State):
         self.done = True
 
 
-class _KthLargest(_State):
+class _KthLargestSearch(_FactState):
     """What the ways to a kth largest value share: ``chosen`` models are searched, for the values at ``rank``."""
 
-    def __init__(self, fact: KthLargest, known: Known) -> None:
+    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.fact: KthLargest = fact
         self.real = np.dtype(known.real)
@@ -241,10 +241,10 @@ class _KthLargest(_State):
         self.done = True
 
 
-class _BySelection(_KthLargest):
+class _BySelection(_KthLargestSearch):
     """KthLargest of a small tensor: the values are gathered and selected from."""
 
-    def __init__(self, fact: KthLargest, known: Known) -> None:
+    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.run = compiled(_kernel(fact, known.job))
         self.gathered = np.zeros((self.chosen.size, self.job.elements), self.real)
@@ -261,10 +261,10 @@ class _BySelection(_KthLargest):
         self.finish([float(row[place]) for row, place in zip(self.gathered, places, strict=True)])
 
 
-class _ByHistogram(_KthLargest):
+class _ByHistogram(_KthLargestSearch):
     """KthLargest of a large tensor, by counting."""
 
-    def __init__(self, fact: KthLargest, known: Known) -> None:
+    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.run = compiled(_kernel(fact, known.job, "histogram"))
         self.digits = _Digits(self.rank, self.real)
@@ -378,14 +378,14 @@ class ModelMeasurement:
             self.result = tuple(self.found)
 
 
-class _ByBracket(_KthLargest):
+class _ByBracket(_KthLargestSearch):
     """KthLargest of a large tensor, mostly in one pass: a sample says between which two values the kth largest should lie;
     the pass counts what is above and keeps what is between, and the kth largest is selected from that.
 
     The sample decides the speed alone. Where the kth largest is not between, or too much is, the histogram finds it.
     """
 
-    def __init__(self, fact: KthLargest, known: Known) -> None:
+    def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.known = known
         self.run = compiled(_kernel(fact, known.job))
@@ -467,7 +467,7 @@ class _ByBracket(_KthLargest):
         return float(np.sort(np.concatenate(self.parts[n]))[inside - wanted])
 
 
-def kernels(job: Job) -> set[Kernel]:
+def kernels(job: Job) -> set[FactKernel]:
     """Describe the kernels that measuring a job needs."""
     assert job.merge is not None
     facts = [fact for level in job.merge.levels() for fact in level]
@@ -505,7 +505,7 @@ def _is_bracketed(fact: KthLargest, job: Job) -> bool:
     return job.elements > SMALL and all(kind_of(a) in ("number", "numbers") for a in fact.arguments)
 
 
-def _kernel(fact: Measured, job: Job, reduction: Reduction | None = None) -> Kernel:
+def _kernel(fact: MeasuredFact, job: Job, reduction: Reduction | None = None) -> FactKernel:
     of_deltas, models, real = job.base is not None, len(job.inputs), job.real
     if isinstance(fact, Gram):
         return (ColumnGramKernel if fact.over == "column" else GramKernel)(models, of_deltas, real)
@@ -522,7 +522,7 @@ def _kernel(fact: Measured, job: Job, reduction: Reduction | None = None) -> Ker
     return MeasureKernel(reduction, fact.of, models, of_deltas, kinds, real, fact.across)
 
 
-def _state(fact: Measured, known: Known) -> _State:
+def _state(fact: MeasuredFact, known: KernelContext) -> _FactState:
     if isinstance(fact, Gram):
         return _ByColumn(fact, known) if fact.over == "column" else _ByRow(fact, known)
     if isinstance(fact, KthLargest):

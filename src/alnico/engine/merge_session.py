@@ -12,24 +12,24 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from alnico.checkpoint.resident_model import ResidentModel, Room
+from alnico.checkpoint.resident_model import ResidentModel, SharedBudget
 from alnico.checkpoint.source import Source
 from alnico.engine.blocks import blocks
-from alnico.engine.fact_cache import Recall, Store
+from alnico.engine.fact_cache import FactCache, FactStore
 from alnico.engine.fetch import fetch_weights
 from alnico.engine.in_memory import Arrays, Follower, Unwritten
 from alnico.engine.mix import refuse_tensor
-from alnico.engine.norm_weights import weigh
-from alnico.engine.relatedness import IN_A_RECIPE, Caller, judge
-from alnico.engine.run import Run
+from alnico.engine.norm_weights import measure_norm_weights
+from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
+from alnico.engine.run import MergeRun
 from alnico.numerics.dtypes import MERGEABLE
-from alnico.output.journal import Done
+from alnico.output.journal import JournalState
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.schema import Recipe
 
-Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
+TensorLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Name, dtype and shape of every output tensor."""
 
 
@@ -53,12 +53,12 @@ class Resident:
         self._caller = caller
         self._threads = threads
         self._memory_bytes = memory_bytes
-        self._room = Room(memory_bytes)
+        self._room = SharedBudget(memory_bytes)
         self._models: dict[str, ResidentModel] = {}
         self._judged: set[frozenset[Source]] = set()
-        self._store = Store(self._room)
+        self._store = FactStore(self._room)
         self._copied: dict[str, tuple[object, ...]] = {}
-        self.layout: Layout = ()
+        self.layout: TensorLayout = ()
         self.arrays: dict[str, np.ndarray] = {}
         """The bytes of every output tensor of the last merge, in the order of its plan."""
         self._followers: dict[str, list[Follower]] = {}
@@ -88,7 +88,7 @@ class Resident:
             self._followers.clear()
             self.arrays = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
             self.layout = layout
-        recall = Recall(plan.sources, self._store)
+        recall = FactCache(plan.sources, self._store)
         plan = self._weighed(plan, recall)
         origins = {job.name: _origin(job, plan.sources) for job in plan.jobs if job.kind in ("copy", "equal")}
         left = tuple(job for job in plan.jobs if job.name not in origins or self._copied.get(job.name) != origins[job.name])
@@ -96,8 +96,13 @@ class Resident:
             self._copied.pop(job.name, None)
         # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
         try:
-            Run(
-                dataclasses.replace(plan, jobs=left), Arrays(self.arrays, self._followers), Unwritten(plan), Done(), None, recall
+            MergeRun(
+                dataclasses.replace(plan, jobs=left),
+                Arrays(self.arrays, self._followers),
+                Unwritten(plan),
+                JournalState(),
+                None,
+                recall,
             ).all()
         finally:
             for statistics in plan.statistics:
@@ -132,10 +137,10 @@ class Resident:
         together = {frozenset(plan.sources[i.model] for i in job.merged) for job in plan.jobs if job.kind in ("mix", "whole")}
         if plan.recipe.unrelated == "allow" or all(any(met <= one for one in self._judged) for met in together):
             return
-        judge(plan, self._caller)
+        check_relatedness(plan, self._caller)
         self._judged |= together
 
-    def _weighed(self, plan: Plan, recall: Recall) -> Plan:
+    def _weighed(self, plan: Plan, recall: FactCache) -> Plan:
         jobs = {i: [t.delta for t in w.tensors.values()] for i, w in enumerate(plan.weighings) if w.norms is None}
         known = {i: norms for i, of in jobs.items() if (norms := recall.norms(of)) is not None}
 
@@ -143,7 +148,7 @@ class Resident:
             for i, norms in found.items():
                 recall.keep_norms(jobs[i], norms)
 
-        return weigh(plan, known, note=keep)
+        return measure_norm_weights(plan, known, note=keep)
 
     def close(self) -> None:
         """Close all models. The arrays stay what they are."""
@@ -151,8 +156,8 @@ class Resident:
             model.release()
         self._models.clear()
         self._judged.clear()
-        self._room = Room(self._memory_bytes)
-        self._store = Store(self._room)
+        self._room = SharedBudget(self._memory_bytes)
+        self._store = FactStore(self._room)
 
     def __enter__(self) -> Resident:
         return self

@@ -8,7 +8,7 @@ import numpy as np
 
 from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Block
-from alnico.engine.kernel_arguments import Known, codes_of, in_place, keeps_equal, kind_of
+from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, keeps_equal, kind_of
 from alnico.errors import NonFiniteError
 from alnico.kernels.build import compiled
 from alnico.kernels.constants import CODES
@@ -29,7 +29,7 @@ def mix_kernel(job: Job) -> MixKernel:
 class Mixer:
     """One job with its facts: call it for each block, from any thread."""
 
-    def __init__(self, known: Known, sources: Sequence[Source]) -> None:
+    def __init__(self, known: KernelContext, sources: Sequence[Source]) -> None:
         job = self.job = known.job
         assert job.merge is not None
         self.sources = sources

@@ -11,17 +11,17 @@ from typing import Any
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.kernel_arguments import Known
+from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
-from alnico.engine.relatedness import judge
+from alnico.engine.relatedness import check_relatedness
 from alnico.errors import MethodError, NonFiniteError
 from alnico.events import Event, Measuring
 from alnico.kernels.facts import Sum
 from alnico.plan.job import Job, Norms, Plan
-from alnico.plan.norm_weights import settled
+from alnico.plan.norm_weights import with_norms
 from alnico.recipe.schema import NormWeight
-from alnico.threads import Call, check, do_all, workers
+from alnico.threads import WorkItem, check, do_all, workers
 
 
 def square(x: float) -> float:
@@ -32,7 +32,7 @@ def square(x: float) -> float:
 SQUARES = Sum(square)
 
 
-def weigh(
+def measure_norm_weights(
     plan: Plan,
     known: Mapping[int, Norms],
     watch: Callable[[Event], None] | None = None,
@@ -55,14 +55,14 @@ def weigh(
             found[i] = tuple(math.sqrt(math.fsum(parts)) for parts in zip(*sums, strict=True))
         if note:
             note({i: found[i] for i in missing})
-    return settled(plan, found) if found else plan
+    return with_norms(plan, found) if found else plan
 
 
-class _Unfinished:
+class _TensorNorms:
     """One tensor being measured."""
 
     def __init__(self, job: Job, spans: int) -> None:
-        self.facts = LevelMeasurement([SQUARES], Known(job, 0, {}))
+        self.facts = LevelMeasurement([SQUARES], KernelContext(job, 0, {}))
         self.remaining = spans
 
 
@@ -73,14 +73,14 @@ class _Squares:
         self.plan = plan
         self.jobs = jobs
         self.found: dict[str, tuple[float, ...]] = {}
-        self._open: dict[str, _Unfinished] = {}
+        self._open: dict[str, _TensorNorms] = {}
         self._lock = threading.Lock()
         self._arena = Arena(plan.memory.worker_bytes)
         self._stop = threading.Event()
 
     def all(self) -> dict[str, tuple[float, ...]]:
         """The sums of each tensor, a number a model."""
-        calls: list[Call] = [
+        calls: list[WorkItem] = [
             (self._measure, (job, span, len(spans))) for job in self.jobs for spans in [chunks(job)] for span in spans
         ]
         with workers(self.plan.memory.threads) as pool:
@@ -89,7 +89,7 @@ class _Squares:
 
     def _measure(self, job: Job, span: Span, spans: int) -> None:
         with self._lock:
-            state = self._open.get(job.name) or self._open.setdefault(job.name, _Unfinished(job, spans))
+            state = self._open.get(job.name) or self._open.setdefault(job.name, _TensorNorms(job, spans))
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
             state.facts.fold(start, stop, self._block(job, start, stop))
@@ -118,7 +118,7 @@ class _Squares:
 
 
 @dataclass(frozen=True)
-class Weights:
+class NormWeights:
     """What models would weigh: ``norms`` and ``weights`` have a row for each of ``places``, layers or tensors, and in it one number
     a model. The one place of the whole model is called ''."""
 
@@ -137,7 +137,7 @@ class Weights:
         return {"weight": self.setting.data(), "base": self.base, "models": [*self.models], "parts": parts, "notes": [*self.notes]}
 
 
-def weights_of(plan: Plan) -> Weights:
+def weights_of(plan: Plan) -> NormWeights:
     """Measure what the models of a plan weigh, and merge nothing. Errors: MethodError where nothing is weighed; see :func:`weigh`."""
     if not plan.weighings:
         raise MethodError(
@@ -145,10 +145,12 @@ def weights_of(plan: Plan) -> Weights:
         )
     if plan.to_measure:
         fetch_weights(plan)
-        plan = weigh(judge(plan), {})
+        plan = measure_norm_weights(check_relatedness(plan), {})
     done = plan.weighings
     first = done[0]
     labels = tuple(plan.sources[m].label for m in first.models)
     norms = tuple(w.norms or () for w in done)
     weights = tuple(w.weights or () for w in done)
-    return Weights(first.setting, plan.sources[first.base].label, labels, tuple(w.place for w in done), norms, weights, plan.notes)
+    return NormWeights(
+        first.setting, plan.sources[first.base].label, labels, tuple(w.place for w in done), norms, weights, plan.notes
+    )

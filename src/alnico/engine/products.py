@@ -9,7 +9,7 @@ import numpy as np
 
 from alnico.engine.blocks import Block, blocks
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.kernel_arguments import Known
+from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import LevelMeasurement
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import NonFiniteError
@@ -34,7 +34,7 @@ def inner_products(plan: Plan) -> np.ndarray:
 
 def _of_tensor(plan: Plan, job: Job) -> tuple[tuple[float, ...], ...]:
     gram = Gram()
-    facts = LevelMeasurement([gram], Known(job, plan.recipe.seed, {}))
+    facts = LevelMeasurement([gram], KernelContext(job, plan.recipe.seed, {}))
     for start, stop, block in _blocks(plan, job):
         facts.fold(start, stop, block)
     facts.turn()

@@ -21,7 +21,7 @@ from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.plan.job import Plan
 
-Verdict = Literal["equal", "tuned", "far", "unrelated"]
+Relation = Literal["equal", "tuned", "far", "unrelated"]
 
 TENSORS = 32
 """Most tensors that are looked at before a merge, spread over the model."""
@@ -119,7 +119,7 @@ class Likeness:
         return len(self.cosines) >= LEAST_TENSORS
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> Relation:
         if self.elements_differ == 0:
             return "equal"
         if self.is_judged and len(self.uncorrelated) >= NEARLY_ALL * len(self.cosines):
@@ -129,14 +129,14 @@ class Likeness:
 
 
 @dataclass(frozen=True)
-class Place:
+class SampledTensor:
     """A tensor to look at: its name in each source, by position; the first is what the others are compared with."""
 
     name: str
     models: tuple[int, ...]
 
 
-class _Tally:
+class _SampleSums:
     """Sums over what two models hold at the same places, and the delta of one from the other."""
 
     def __init__(self, least: int) -> None:
@@ -186,7 +186,7 @@ def _cosine(of_other: float, product: float, of_delta: float) -> float:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ModelComparison:
     """How models lie to one another.
 
     ``likenesses`` are those of models to what they are compared with. ``duplicates`` are pairs that are nearly one model: two
@@ -197,14 +197,14 @@ class Comparison:
     duplicates: tuple[tuple[str, str, str, float], ...] = ()
 
 
-def look(sources: Sequence[Source], places: Iterable[Place], least: int = LARGE) -> Comparison:
+def compare_models(sources: Sequence[Source], places: Iterable[SampledTensor], least: int = LARGE) -> ModelComparison:
     """Read a sample of tensors and say how the models lie to one another. The same reads every time, in order.
 
     Matrices of ``least`` elements or more have a cosine.
 
     Errors: those of reading; tensors with a NaN or an infinity are left to the merge, which names them.
     """
-    tallies: dict[tuple[int, int], _Tally] = {}
+    tallies: dict[tuple[int, int], _SampleSums] = {}
     apart: dict[tuple[int, int, int], list[float]] = {}
     for place in places:
         first, *rest = (_read(sources[m], place.name) for m in place.models)
@@ -214,7 +214,7 @@ def look(sources: Sequence[Source], places: Iterable[Place], least: int = LARGE)
                 continue
         is_large = is_matrix(sources[place.models[0]].tensors[place.name], least)
         for model, delta in zip(place.models[1:], deltas, strict=True):
-            tallies.setdefault((place.models[0], model), _Tally(least)).add(place.name, first, delta, is_large)
+            tallies.setdefault((place.models[0], model), _SampleSums(least)).add(place.name, first, delta, is_large)
         for (a, one), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
             sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
             sums[0] += _dot(one - other, one - other)
@@ -222,10 +222,10 @@ def look(sources: Sequence[Source], places: Iterable[Place], least: int = LARGE)
     likenesses = [tally.likeness(sources[model].label, sources[other].label) for (other, model), tally in tallies.items()]
     near = [(three, (d / way) ** 0.5) for three, (d, way) in apart.items() if way > 0 and d <= NEAR_DUPLICATE**2 * way]
     labels = [s.label for s in sources]
-    return Comparison(tuple(likenesses), tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near))
+    return ModelComparison(tuple(likenesses), tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near))
 
 
-def judge(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
+def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     """Look at the models of a plan; gives it back with notes on those of which there is something to say.
 
     Only values that are mixed are looked at: copies and layers put together from several models are as the recipe wants them.
@@ -242,12 +242,12 @@ def judge(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
             and len(read) > 1
             and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)
         ):
-            places[job.name] = Place(read[0].name, tuple(dict.fromkeys(i.model for i in read)))
+            places[job.name] = SampledTensor(read[0].name, tuple(dict.fromkeys(i.model for i in read)))
     matrices = [p for p in places.values() if is_matrix(_first(plan, p))]
     least = LARGE
     if caller.judges_small and len(matrices) < LEAST_TENSORS:
         matrices, least = [p for p in places.values() if is_matrix(_first(plan, p), SMALL)], SMALL
-    comparison = look(plan.sources, spread(matrices or list(places.values()), TENSORS), least)
+    comparison = compare_models(plan.sources, spread(matrices or list(places.values()), TENSORS), least)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
         raise MismatchError(*(_refusal(x, caller) for x in unrelated))
@@ -255,7 +255,7 @@ def judge(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
 
 
-def notes(comparison: Comparison, with_base: bool) -> list[str]:
+def notes(comparison: ModelComparison, with_base: bool) -> list[str]:
     """What is worth a line: models that are equal, nearly equal, far from the other, or not related."""
     said = []
     for x in comparison.likenesses:
@@ -292,11 +292,11 @@ def is_matrix(tensor: Tensor, least: int = LARGE) -> bool:
     return sum(n > 1 for n in tensor.shape) > 1 and tensor.elements >= least
 
 
-def _first(plan: Plan, place: Place) -> Tensor:
+def _first(plan: Plan, place: SampledTensor) -> Tensor:
     return plan.sources[place.models[0]].tensors[place.name]
 
 
-def spread(places: Sequence[Place], count: int) -> list[Place]:
+def spread(places: Sequence[SampledTensor], count: int) -> list[SampledTensor]:
     """``count`` of them, evenly spread, the first and the last among them."""
     if len(places) <= count:
         return list(places)

@@ -28,35 +28,33 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.engine import measure, row_ranks
 from alnico.engine.arena import Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
-from alnico.engine.fact_cache import Recall, Recalled
-from alnico.engine.kernel_arguments import Known
+from alnico.engine.fact_cache import CachedFacts, FactCache
+from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.matrix import WholeMatrices, rounding_kernel
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
-from alnico.engine.norm_weights import weigh
-from alnico.engine.relatedness import IN_A_RECIPE, Caller, judge
+from alnico.engine.norm_weights import measure_norm_weights
+from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, RunError, VerificationError, visible
-from alnico.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone
+from alnico.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone, Watcher
 from alnico.folders import Folder, make_folder, remove
 from alnico.kernels.build import compiled
-from alnico.kernels.facts import Measured
+from alnico.kernels.facts import MeasuredFact
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest, Unhashed
 from alnico.output.card import RECIPE, card_of, lock_of, recipe_text
 from alnico.output.disk_space import check_disk, check_target, needed
-from alnico.output.journal import Done, Journal, Record, read_journal
+from alnico.output.journal import Journal, JournalState, Record, read_journal
 from alnico.output.lock import files_of
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Input, Job, Plan
-from alnico.threads import Abandoned, Call, Stopped, check, do_all, workers
-
-Watcher = Callable[[Event], None]
+from alnico.threads import Abandoned, Stopped, WorkItem, check, do_all, workers
 
 SHARED_CHUNKS = 8
 """Chunks from which on a tensor that is measured is worked on by all threads together; the others are a thread's each."""
 
 
 @dataclass(frozen=True)
-class Result:
+class MergeResult:
     """A finished merge. ``resumed`` tensors were kept from an interrupted run; ``digests`` maps tensors to their hash.
 
     ``compile_seconds`` of ``seconds`` went to compiling kernels, or to loading those of an earlier run.
@@ -84,7 +82,7 @@ def run_plan(
     watch: Watcher | None = None,
     mark: Path | None = None,
     caller: Caller = IN_A_RECIPE,
-) -> Result:
+) -> MergeResult:
     """Carry out a plan; the output stands under ``out`` when this returns, complete and checked.
 
     An interrupted merge of the same plan is taken up; ``restart`` forgets it. ``watch`` gets events, from any thread but
@@ -99,11 +97,11 @@ def run_plan(
     try:
         check_twins(out, needed(plan), (".alnico-old",))  # which is given its name back
         if (finished := _mended(plan, out, fingerprint, restart)) is not None:
-            return Result(out, plan, time.perf_counter() - begin, 0.0, len(finished), finished)
+            return MergeResult(out, plan, time.perf_counter() - begin, 0.0, len(finished), finished)
         check_target(out, plan, overwrite)
         check_disk(plan, out)
         with PartDirectory(out) as part:
-            found = Done() if restart else read_journal(part.path, fingerprint)
+            found = JournalState() if restart else read_journal(part.path, fingerprint)
             if not found:
                 part.clear()
             try:
@@ -113,7 +111,7 @@ def run_plan(
                 raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
             try:
                 before = states_of(_read_from(plan, single))
-                plan = plan if found else judge(plan, caller)
+                plan = plan if found else check_relatedness(plan, caller)
                 files = OutputFiles(part.model, plan.shards, part.folder)
                 run = _merge(plan, part, files, fingerprint, found, watch)
                 plan = run.plan
@@ -137,7 +135,7 @@ def run_plan(
     seconds = time.perf_counter() - begin
     if watch:
         watch(Finished(str(out), seconds))
-    return Result(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
+    return MergeResult(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
 
 
 def _mended(plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool) -> dict[str, str] | None:
@@ -182,17 +180,17 @@ def _refuse_changed(plan: Plan, before: dict[Path, tuple[int, int]], records: di
 
 
 def _merge(
-    plan: Plan, part: PartDirectory, files: OutputFiles, fingerprint: dict[str, Any], found: Done, watch: Watcher | None
-) -> Run:
+    plan: Plan, part: PartDirectory, files: OutputFiles, fingerprint: dict[str, Any], found: JournalState, watch: Watcher | None
+) -> MergeRun:
     """Make all tensors that are not there yet."""
     is_left = False
     try:
         jobs = {job.name: job for job in plan.jobs}
         kept = [r for r in found.records if r.tensor in jobs and _still_there(r, jobs[r.tensor], files)]
-        found = Done(kept, found.facts, found.norms)
+        found = JournalState(kept, found.facts, found.norms)
         journal = Journal(part.path, fingerprint, files.sync, found, part.folder)
         try:
-            run = Run(weigh(plan, found.norms, watch, journal.weighed), files, journal, found, watch)
+            run = MergeRun(measure_norm_weights(plan, found.norms, watch, journal.weighed), files, journal, found, watch)
             run.all()
         except BaseException as error:
             has_ended = True
@@ -221,7 +219,7 @@ def _still_there(record: Record, job: Job, files: OutputFiles) -> bool:
     return digest.result() == record.digest
 
 
-class _Unfinished:
+class _RunningJob:
     """One job being worked on: what its chunks have in common."""
 
     def __init__(self, job: Job, spans: int, sources: Sequence[Source]) -> None:
@@ -231,7 +229,7 @@ class _Unfinished:
         if job.kind == "copy":
             self.inputs = [self.output]
         self.remaining = spans
-        self.known: dict[Measured, Any] = {}
+        self.known: dict[MeasuredFact, Any] = {}
         self.mixer: Mixer | None = None
 
 
@@ -271,7 +269,7 @@ class Notes(Protocol):
     def measured(self, fact: int, value: tuple[float, ...]) -> None: ...
 
 
-class Run:
+class MergeRun:
     """The threads that make all tensors of a plan that are not ``found`` done: from its sources to ``files``.
 
     What ``recall`` has of earlier runs over the same sources is not measured again. ``spans`` says which chunks of a tensor are
@@ -283,9 +281,9 @@ class Run:
         plan: Plan,
         files: Output,
         journal: Notes,
-        found: Done,
+        found: JournalState,
         watch: Watcher | None,
-        recall: Recall | None = None,
+        recall: FactCache | None = None,
         spans: Callable[[Job], list[Span]] = chunks,
     ) -> None:
         self.plan = plan
@@ -314,10 +312,10 @@ class Run:
         with one_thread, workers(threads) as pool:
             try:
                 self._measure_model(pool)
-                calls: list[Call] = []
+                calls: list[WorkItem] = []
                 for job in self.jobs:
                     spans = self._spans(job)
-                    state = _Unfinished(job, len(spans), self.plan.sources)
+                    state = _RunningJob(job, len(spans), self.plan.sources)
                     if job.kind == "whole":
                         calls.append((self._whole, (state,)))
                     elif job.kind != "mix":
@@ -349,7 +347,7 @@ class Run:
             compiled(kernel)
         self.compile_seconds = time.perf_counter() - begin
 
-    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[Call]) -> None:
+    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[WorkItem]) -> None:
         do_all(pool, self._stop, [(self._guarded, (call, arguments)) for call, arguments in calls])
 
     def _guarded(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -369,11 +367,11 @@ class Run:
 
     def _place(self, arguments: tuple[Any, ...]) -> str:
         """The tensor that a call is about, and the files that it is read from."""
-        job = next(a.job if isinstance(a, _Unfinished) else a for a in arguments if isinstance(a, (_Unfinished, Job)))
+        job = next(a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job)))
         sources = [self.plan.sources[m] for m in dict.fromkeys(tensor.model for tensor in job.read)]
         return f"{job.name} of {', '.join(source.label for source in sources)}"
 
-    def _shared(self, pool: ThreadPoolExecutor, state: _Unfinished, spans: list[Span]) -> None:
+    def _shared(self, pool: ThreadPoolExecutor, state: _RunningJob, spans: list[Span]) -> None:
         """A large tensor: all threads measure it, then all mix it."""
 
         def one_pass(facts: measure.LevelMeasurement) -> None:
@@ -385,7 +383,7 @@ class Run:
         self._measure(state, one_pass)
         self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
 
-    def _alone(self, state: _Unfinished, spans: list[Span]) -> None:
+    def _alone(self, state: _RunningJob, spans: list[Span]) -> None:
         """A tensor that one worker measures and mixes, while others do other tensors. One of a single block is read once."""
         everything = (0, state.job.elements)
         if len(spans) > 1 or state.job.elements > self.plan.memory.block_elements:
@@ -397,12 +395,12 @@ class Run:
         self._measure(state, lambda facts: facts.fold(*everything, held[0]), held[0])
         self._mix_chunk(state, everything, held)
 
-    def _measure(self, state: _Unfinished, one_pass: Callable[[measure.LevelMeasurement], None], held: Block | None = None) -> None:
+    def _measure(self, state: _RunningJob, one_pass: Callable[[measure.LevelMeasurement], None], held: Block | None = None) -> None:
         """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is all of it, if it is there."""
         assert state.job.merge is not None
         for level in state.job.merge.levels():
             known = self._known(state)
-            recalled = self.recall.of_tensor(level, known) if self.recall is not None else Recalled()
+            recalled = self.recall.of_tensor(level, known) if self.recall is not None else CachedFacts()
             state.known |= recalled.whole
             known = dataclasses.replace(known, given=recalled.given)
             facts = measure.LevelMeasurement([fact for fact in level if fact not in recalled.whole], known)
@@ -429,9 +427,9 @@ class Run:
             f"{job.real}; expected finite sums. Divide the tensor by a number in all models, or leave it out with a filter."
         )
 
-    def _known(self, state: _Unfinished) -> Known:
+    def _known(self, state: _RunningJob) -> KernelContext:
         before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}
-        return Known(state.job, self.plan.recipe.seed, before | state.known)
+        return KernelContext(state.job, self.plan.recipe.seed, before | state.known)
 
     def _unknown(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
         """The facts over the model that are still to be measured, numbered in the order of the plan."""
@@ -460,13 +458,13 @@ class Run:
             check(self._stop)
             measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
 
-    def _measure_chunks(self, state: _Unfinished, facts: measure.LevelMeasurement, spans: Sequence[Span]) -> None:
+    def _measure_chunks(self, state: _RunningJob, facts: measure.LevelMeasurement, spans: Sequence[Span]) -> None:
         for span in spans:
             for start, stop in blocks(span, self.plan.memory.block_elements):
                 check(self._stop)
                 facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
 
-    def _mix_chunk(self, state: _Unfinished, span: Span, held: tuple[Block, np.ndarray] | None = None) -> None:
+    def _mix_chunk(self, state: _RunningJob, span: Span, held: tuple[Block, np.ndarray] | None = None) -> None:
         job, mixer = state.job, state.mixer
         assert mixer is not None
         width = job.byte_size // max(job.elements, 1)
@@ -488,7 +486,7 @@ class Run:
             hasher.finish()
         self._chunk_done(state)
 
-    def _whole(self, state: _Unfinished) -> None:
+    def _whole(self, state: _RunningJob) -> None:
         """A matrix that one worker makes, while others do other tensors."""
         job = state.job
         hasher = self._hasher(state.output, 0)
@@ -504,7 +502,7 @@ class Run:
         hasher.finish()
         self._chunk_done(state)
 
-    def _copy_chunk(self, state: _Unfinished, span: Span) -> None:
+    def _copy_chunk(self, state: _RunningJob, span: Span) -> None:
         job = state.job
         if job.kind == "copy":
             return self._copy_one(state, span)
@@ -526,7 +524,7 @@ class Run:
             hasher.finish()
         self._chunk_done(state)
 
-    def _copy_one(self, state: _Unfinished, span: Span) -> None:
+    def _copy_one(self, state: _RunningJob, span: Span) -> None:
         """Copy bytes within the system where it can, and hash what has arrived."""
         job, (tensor,) = state.job, state.job.inputs
         source = self.plan.sources[tensor.model]
@@ -554,7 +552,7 @@ class Run:
             "Use models that agree on it."
         )
 
-    def _chunk_done(self, state: _Unfinished) -> None:
+    def _chunk_done(self, state: _RunningJob) -> None:
         with self._lock:
             state.remaining -= 1
             if state.remaining:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.engine.kernel_arguments import Known, codes_of
+from alnico.engine.kernel_arguments import KernelContext, codes_of
 from alnico.engine.measure import values_kernel
 from alnico.engine.mix import NOTHING
 from alnico.kernels.build import compiled
@@ -19,7 +19,7 @@ MOST_ELEMENTS = 1 << 26
 
 
 @dataclass(frozen=True)
-class Ordered:
+class SortedValues:
     """The values of (n,) elements: ``values`` rise, and ``upto`` counts the elements up to each; None where no two are equal enough to
     be worth it, and ``values`` are all of them."""
 
@@ -39,7 +39,7 @@ class Ordered:
         return float(self.values[position])
 
 
-def order(fact: KthLargest, model: int, known: Known, raws: Sequence[np.ndarray], base: np.ndarray | None) -> Ordered:
+def order(fact: KthLargest, model: int, known: KernelContext, raws: Sequence[np.ndarray], base: np.ndarray | None) -> SortedValues:
     """Put what ``fact`` compares of one model's tensor in order. ``raws`` are the bytes of all inputs of the job.
 
     Task vectors of models in 16 bits have few different values, some thousands in a tensor of millions: those are kept once.
@@ -54,5 +54,5 @@ def order(fact: KthLargest, model: int, known: Known, raws: Sequence[np.ndarray]
     last = np.flatnonzero(values[1:] != values[:-1])
     if 8 * (last.size + 1) < values.nbytes:
         upto = np.append(last + 1, values.size).astype(np.uint32)
-        return Ordered(values[upto - 1], upto, job.elements)
-    return Ordered(values, None, job.elements)
+        return SortedValues(values[upto - 1], upto, job.elements)
+    return SortedValues(values, None, job.elements)

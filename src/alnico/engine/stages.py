@@ -10,8 +10,9 @@ from typing import Any
 from alnico._version import __version__
 from alnico.checkpoint.output_path import PART, Replace, check_empty, check_needed, check_publishable, check_twin, check_twins
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.run import Result, Watcher, run_plan
+from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import RecipeError, RunError
+from alnico.events import Watcher
 from alnico.output.card import recipe_text
 from alnico.output.disk_space import bytes_on_disk, check_outputs_place, check_room, files_of, largest_file, needed
 from alnico.output.staging import Hold, PartDirectory, is_published
@@ -59,7 +60,7 @@ def run_stages(
     overwrite: Replace = False,
     restart: bool = False,
     watch: Watcher | None = None,
-) -> tuple[Result, ...]:
+) -> tuple[MergeResult, ...]:
     """Run all merges of a file; returns the results of those whose output is kept and that were not finished before, in order.
 
     The one output goes to ``out``, several to ``out/<label>``. Everything is planned before anything is run. What is finished is
@@ -142,7 +143,7 @@ def _others(out: Path, targets: Mapping[str, Path]) -> bool:
     return any(p.name not in own for p in out.iterdir())
 
 
-def _run(plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> Result | None:
+def _run(plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> MergeResult | None:
     """Run one stage, unless it is finished."""
     if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": __version__}):
         return None

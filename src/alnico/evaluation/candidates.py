@@ -14,24 +14,24 @@ from alnico.checkpoint.files import reading
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import import_torch, torch_of
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.shards import bytes_of
 from alnico.checkpoint.sidecars import side_files
 from alnico.engine.merge_session import Resident
 from alnico.engine.relatedness import IN_A_RECIPE, Caller
 from alnico.engine.run import run_plan
 from alnico.errors import EvaluationError, ModelError
 from alnico.evaluation.loading import load_tokenizer
-from alnico.evaluation.tasks import Kind
+from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
+from alnico.numerics.sizes import bytes_of
 from alnico.output.hashes import READ_BYTES
-from alnico.plan.build import located
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.plan.planned_model import PlannedModel
+from alnico.recipe.reference import located
 from alnico.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from alnico.evaluation.live_module import BoundModule
+    from alnico.evaluation.live_module import LiveModule
 
 CONFIG = "config.json"
 
@@ -67,7 +67,7 @@ class Candidates:
             caller=caller,
         )
         self._donor = os.fspath(donor) if donor is not None else None
-        self._modules: dict[Kind, BoundModule] = {}
+        self._modules: dict[ModelKind, LiveModule] = {}
         self._tokenizers: dict[str, Any] = {}
         self._made_like: tuple[Any, ...] = ()
         self._state: dict[str, Any] | None = None
@@ -132,17 +132,17 @@ class Candidates:
             self._state = {n: torch_of(self._resident.arrays[n], dtype, shape) for n, dtype, shape in self._resident.layout}
         return self._state
 
-    def module(self, candidate: Candidate, kind: Kind) -> Any:
+    def module(self, candidate: Candidate, kind: ModelKind) -> Any:
         """What :meth:`Candidate.module` gives."""
         state = self.state(candidate)
         if kind not in self._modules:
-            from alnico.evaluation.live_module import BoundModule  # with torch
+            from alnico.evaluation.live_module import LiveModule  # with torch
 
             if not candidate.config:
                 raise ModelError(
                     f"{candidate.label}: has no config.json; expected a transformers checkpoint. Merge directories, not single files."
                 )
-            bound = self._modules[kind] = BoundModule(candidate.config, state, kind, candidate.label)
+            bound = self._modules[kind] = LiveModule(candidate.config, state, kind, candidate.label)
             for name, arrays in bound.followers.items():
                 self._resident.follow(name, arrays)
         return self._modules[kind].module
@@ -176,7 +176,7 @@ class Candidates:
 
 
 class Candidate:
-    """A merge in memory as tasks see it (:class:`alnico.evaluation.tasks.Subject`), until the next one is made."""
+    """A merge in memory as tasks see it (:class:`alnico.evaluation.tasks.EvaluatedModel`), until the next one is made."""
 
     def __init__(self, candidates: Candidates, plan: Plan, config: Mapping[str, Any], label: str) -> None:
         self.label = label
@@ -200,7 +200,7 @@ class Candidate:
             self._folder = folder
         return Path(self._folder.name) / "merged"
 
-    def module(self, kind: Kind) -> Any:
+    def module(self, kind: ModelKind) -> Any:
         """The transformers module in evaluation mode and float32; its values are rounded to the dtype of the recipe's output."""
         return self._candidates.module(self, kind)
 

@@ -11,7 +11,7 @@ import xxhash
 
 from alnico.errors import EvaluationError
 from alnico.evaluation.extras import Precision, computing_in, import_extra
-from alnico.evaluation.tasks import Goal, Kind, Score, Subject, evaluation_failed, pool
+from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, evaluation_failed, pool
 from alnico.evaluation.tokens import ForEachTokenizer, named_failures
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Classification:
         *,
         classes: Mapping[str, str] | Sequence[str] | None = None,
         head: Head = "own",
-        encoder: Subject | None = None,
+        encoder: EvaluatedModel | None = None,
         pooling: Pooling = "mean",
         logit_scale: float = 20.0,
         max_length: int = 128,
@@ -70,7 +70,7 @@ class Classification:
     ) -> None:
         self.name = name
         self.weight = weight
-        self.kind: Kind = "encoder" if head == "names" else "classifier"
+        self.kind: ModelKind = "encoder" if head == "names" else "classifier"
         self.size = len(inputs)
         self.batch_size = batch_size
         self.classes = None if classes is None else tuple(classes)
@@ -92,7 +92,7 @@ class Classification:
         if self.classes is not None and self._labels is not None:
             self._targets(self._labels, self.classes)
 
-    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
+    def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
         """The accuracy; ``examples`` are 1 where the class is right. Labels outside the head, and logits that are not finite, are errors."""
         import_extra("torch", self.name, "eval")
         import torch
@@ -107,7 +107,7 @@ class Classification:
         right = (logits.argmax(1).cpu().numpy() == targets).astype(np.float64)
         return Score(float(right.mean()), right)
 
-    def logits(self, subject: Subject, examples: Sequence[int]) -> torch.Tensor:
+    def logits(self, subject: EvaluatedModel, examples: Sequence[int]) -> torch.Tensor:
         """Return (n, classes) float32 on the device of the module. Labels are never read."""
         import torch
 
@@ -182,7 +182,7 @@ class Classification:
         self._encoder = None  # and the module, where no other task needs it
         return head
 
-    def _batches(self, subject: Subject, examples: Sequence[int]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+    def _batches(self, subject: EvaluatedModel, examples: Sequence[int]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
         """Places among ``examples``, and what the model is called with."""
         import torch
 
@@ -210,7 +210,7 @@ class Classification:
             row[: len(cut)] = cut
         return _Encoded(torch.from_numpy(ids), torch.from_numpy(lengths))
 
-    def _of_config(self, subject: Subject) -> tuple[str, ...]:
+    def _of_config(self, subject: EvaluatedModel) -> tuple[str, ...]:
         names = getattr(getattr(subject.module(self.kind), "config", None), "id2label", None)
         if not names:
             raise EvaluationError(
@@ -231,7 +231,7 @@ class Classification:
                 )
         return np.array([places[label] for label in labels])
 
-    def _check(self, logits: torch.Tensor, subject: Subject, targets: np.ndarray) -> None:
+    def _check(self, logits: torch.Tensor, subject: EvaluatedModel, targets: np.ndarray) -> None:
         classes = logits.shape[1]
         if self.classes is not None and classes != len(self.classes):
             raise EvaluationError(

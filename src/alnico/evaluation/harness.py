@@ -13,7 +13,7 @@ import numpy as np
 
 from alnico.errors import AlnicoError, EvaluationError
 from alnico.evaluation.extras import import_extra, quiet_transformers
-from alnico.evaluation.tasks import Goal, Score, Subject, checked_value, evaluation_failed, pool
+from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, checked_value, evaluation_failed, pool
 
 
 class Harness:
@@ -62,7 +62,7 @@ class Harness:
         self._is_packaged = is_packaged
         self._manager: Any = None
 
-    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
+    def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
         """The metric on all documents, or on some of the first ``limit``."""
         _check_datasets(self.name)
         lm_eval = import_extra("lm_eval", self.name, "eval")

@@ -9,13 +9,13 @@ import numpy as np
 import torch
 
 from alnico.evaluation.loading import load_state
-from alnico.evaluation.tasks import Kind
+from alnico.evaluation.tasks import ModelKind
 
 FOLLOWED = (torch.bfloat16, torch.float16)
 """Dtypes whose values a float32 parameter takes over while they are made: nothing is read again, and every thread takes part."""
 
 
-class BoundModule:
+class LiveModule:
     """A module of a ``kind``, made once from a config and a state, whose values are then kept up with the state's memory.
 
     Parameters and buffers of the state's dtype and layout are its tensors themselves. Of others (a merge in bfloat16 is scored in
@@ -25,7 +25,7 @@ class BoundModule:
     the state lacks.
     """
 
-    def __init__(self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], kind: Kind, label: str) -> None:
+    def __init__(self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], kind: ModelKind, label: str) -> None:
         self._config = config
         self._state = state
         self._kind = kind

@@ -23,13 +23,13 @@ from alnico.engine.stages import close
 from alnico.errors import EvaluationError, ModelError
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.loading import article, first_line, load_module, load_tokenizer, refuse_not_finite, torch_state
-from alnico.evaluation.tasks import Kind, Subject
+from alnico.evaluation.tasks import EvaluatedModel, ModelKind
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
 
 
-def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False) -> Subject:
+def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False) -> EvaluatedModel:
     """Open a transformers checkpoint to be scored: a directory, a model of the hub, which is fetched, or ``base+adapter``, which is
     folded into a checkpoint among the system's temporary files, for as long as this lives.
 
@@ -88,10 +88,10 @@ class _Checkpoint:
     def __init__(self, label: str, directory: Path) -> None:
         self.label = label
         self.directory = directory
-        self._modules: dict[Kind, Any] = {}
+        self._modules: dict[ModelKind, Any] = {}
         self._tokenizer: Any = None
 
-    def module(self, kind: Kind) -> Any:
+    def module(self, kind: ModelKind) -> Any:
         if kind not in self._modules:
             self._modules[kind] = load_module(self.directory, kind, self.label)
         return self._modules[kind]
@@ -127,7 +127,7 @@ class _Plain:
         found: dict[str, Any] = self._candidate().state()
         return found
 
-    def module(self, kind: Kind) -> Any:
+    def module(self, kind: ModelKind) -> Any:
         raise ModelError(
             f"{self.label}: has no config.json, and the task needs {article(kind)}; expected a transformers checkpoint. Give the directory of "
             "one, or a task of your own function with a parameter called path or model_dir, which gets a folder with the weights."
@@ -187,7 +187,7 @@ class ModuleSubject:
                     self._tokenizer.save_pretrained(self._folder)
         return self._folder
 
-    def module(self, kind: Kind) -> Any:
+    def module(self, kind: ModelKind) -> Any:
         found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
         if found is None:
             raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {article(kind)}. Give a module that is one.")
@@ -216,7 +216,7 @@ def _plain(label: str, module: Any) -> Any:
         ) from None
 
 
-def _part(module: Any, kind: Kind) -> Any:
+def _part(module: Any, kind: ModelKind) -> Any:
     """The part of a module that is of a kind; None where there is none."""
     name = type(module).__name__
     if not hasattr(module, "base_model"):

@@ -32,10 +32,9 @@ from alnico.checkpoint.weight_files import INDICES
 from alnico.errors import ModelError, NonFiniteError
 from alnico.evaluation.extras import import_extra, quiet_transformers
 from alnico.evaluation.module_names import MAY_BE_MISSING
-from alnico.evaluation.tasks import Kind
+from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
-
-Shape = tuple[int, ...]
+from alnico.numerics.dtypes import Shape
 
 OF_CODE = frozenset({"auto_map", "custom_pipelines", "configuration_files", "transformers_weights", "adapter_kwargs"})
 """Keys of configs that name code or other files."""
@@ -144,7 +143,7 @@ def _named_code(auto_map: Any) -> str:
     return str(value)[:100]
 
 
-def auto_class(transformers: Any, config: Any, kind: Kind) -> Any:
+def auto_class(transformers: Any, config: Any, kind: ModelKind) -> Any:
     if kind == "encoder":
         return transformers.AutoModel
     if kind == "causal":
@@ -157,7 +156,7 @@ def auto_class(transformers: Any, config: Any, kind: Kind) -> Any:
 # ---- the module that a config describes, before it takes memory -----------------------------------------------------------
 
 
-def class_that_fits(transformers: Any, config: Any, kind: Kind, files: Mapping[str, Shape], held: int, where: str) -> Any:
+def class_that_fits(transformers: Any, config: Any, kind: ModelKind, files: Mapping[str, Shape], held: int, where: str) -> Any:
     """The class of the module that a config describes, built without memory and held against the headers of the files.
 
     ``held`` are the numbers that the files may stand for. Errors: ModelError for a module that is larger than they can fill.
@@ -266,7 +265,7 @@ def _buffers(count: int, most: int, where: str) -> ModelError:
 # ---- loading ----------------------------------------------------------------------------------------------------------------
 
 
-def load_module(directory: Path, kind: Kind, label: str) -> Any:
+def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
     """Load a checkpoint's module in evaluation mode and float32. Errors: ModelError, also for tensors that the checkpoint lacks, and for
     a config that describes a larger module than the files fill."""
     torch = import_extra("torch", "a transformers checkpoint", "eval")
@@ -311,7 +310,7 @@ def _set_files(config: Any, directory: Path) -> None:
         config.transformers_weights = index
 
 
-def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: Kind, label: str) -> tuple[Any, frozenset[str]]:
+def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: ModelKind, label: str) -> tuple[Any, frozenset[str]]:
     """Load a module as :func:`load_module` does, from a config and tensors in memory; return it with the names that no task needs
     and the state lacks. It may hold tensors of the state themselves. Errors: as there."""
     torch = import_extra("torch", "a transformers checkpoint", "eval")
@@ -328,21 +327,23 @@ def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: Kind, 
 
 
 def _config(
-    transformers: Any, given: Mapping[str, Any], files: Mapping[str, Shape], kind: Kind | Literal["tokenizer"], label: str
+    transformers: Any, given: Mapping[str, Any], files: Mapping[str, Shape], kind: ModelKind | Literal["tokenizer"], label: str
 ) -> Any:
     check_claims(given, files, label)
     with _named_errors(given, kind, label):
         return config_of(transformers, given, label)
 
 
-def _fitting(transformers: Any, config: Any, given: Mapping[str, Any], kind: Kind, files: Mapping[str, Shape], label: str) -> Any:
+def _fitting(
+    transformers: Any, config: Any, given: Mapping[str, Any], kind: ModelKind, files: Mapping[str, Shape], label: str
+) -> Any:
     held = sum(map(math.prod, files.values())) * (PACKED if '"quantization_config"' in json.dumps(given) else 1)
     with _named_errors(given, kind, label):
         return class_that_fits(transformers, config, kind, files, held, label)
 
 
 @contextmanager
-def _named_errors(given: Mapping[str, Any], kind: Kind | Literal["tokenizer"], label: str) -> Iterator[None]:
+def _named_errors(given: Mapping[str, Any], kind: ModelKind | Literal["tokenizer"], label: str) -> Iterator[None]:
     """What transformers makes of a damaged or hostile model, as an error that names it."""
     try:
         yield
@@ -469,7 +470,7 @@ def refuse_not_finite(module: Any, label: str) -> None:
         raise NonFiniteError(f"{name}{place or ''}: {label} has {found}; expected finite numbers. Mend or leave out this model.")
 
 
-def _refuse_missing(absent: Iterable[str], kind: Kind, label: str) -> None:
+def _refuse_missing(absent: Iterable[str], kind: ModelKind, label: str) -> None:
     missing = sorted(name for name in absent if kind != "encoder" or not name.startswith(MAY_BE_MISSING))
     if missing:
         raise ModelError(
@@ -478,7 +479,7 @@ def _refuse_missing(absent: Iterable[str], kind: Kind, label: str) -> None:
         )
 
 
-def article(kind: Kind | Literal["tokenizer"]) -> str:
+def article(kind: ModelKind | Literal["tokenizer"]) -> str:
     return {
         "encoder": "an encoder", "classifier": "a classifier", "causal": "a causal language model", "tokenizer": "a model with a tokenizer",
     }[kind]  # fmt: skip

@@ -15,11 +15,11 @@ from alnico.checkpoint.layouts import meet, nearest
 from alnico.checkpoint.memory_model import unwrapped
 from alnico.errors import MismatchError, ModelError
 from alnico.evaluation.extras import quiet_transformers
+from alnico.numerics.dtypes import Shape
 
 if TYPE_CHECKING:
     import torch
 
-Shape = tuple[int, ...]
 
 PIECE = 1 << 22
 """Elements that are numbered from 0 on before numbers begin anew: float32 holds such numbers, and those of as many pieces, exactly."""
@@ -32,7 +32,7 @@ MAY_BE_MISSING = "pooler."
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class PlacedElements:
     """Elements of a checkpoint's tensor in a module: ``of`` are their numbers in the tensor, ``at`` in ``own``, as numbers of flat elements."""
 
     name: str
@@ -70,7 +70,7 @@ class Placement:
     module's parameters and saved buffers that no tensor of the checkpoint fills.
     """
 
-    of: Mapping[str, tuple[Place, ...]]
+    of: Mapping[str, tuple[PlacedElements, ...]]
     lacking: tuple[str, ...]
 
     @cached_property
@@ -83,7 +83,9 @@ class Placement:
         return {own: tuple(names) for own, names in found.items()}
 
 
-def sum_of(places: Sequence[Place], elements: int, values: Callable[[torch.Tensor], torch.Tensor | None]) -> torch.Tensor | None:
+def sum_of(
+    places: Sequence[PlacedElements], elements: int, values: Callable[[torch.Tensor], torch.Tensor | None]
+) -> torch.Tensor | None:
     """Collect what ``values`` has for tensors of modules, flat, laid out as the checkpoint's tensor that stands there; None where there is nothing."""
     import torch
 
@@ -160,11 +162,11 @@ def _refused(module: Any, own: Mapping[str, Any], files: Mapping[str, Shape], la
 
 # ---- by names and shapes ----------------------------------------------------------------------------------------------
 
-_Parts = Mapping[str, list[tuple[str, Any, Any]]]
+_TensorPieces = Mapping[str, list[tuple[str, Any, Any]]]
 """Of each tensor of the module: the checkpoint's tensors in it, elements there, elements in the checkpoint's."""
 
 
-def _by_layout(own: Mapping[str, torch.Tensor], files: Mapping[str, Shape], swapped: bool) -> Iterator[_Parts]:
+def _by_layout(own: Mapping[str, torch.Tensor], files: Mapping[str, Shape], swapped: bool) -> Iterator[_TensorPieces]:
     """What the table of layouts says."""
     try:
         layout = meet(files, {name: tuple(tensor.shape) for name, tensor in own.items()}, swapped=swapped)
@@ -187,15 +189,15 @@ def _checked(
     aliases: Mapping[int, list[str]],
     files: Mapping[str, Shape],
     read: Callable[[str], np.ndarray],
-    parts: _Parts,
+    parts: _TensorPieces,
 ) -> Placement:
     """The places whose values are those of the checkpoint. A tied tensor is filled by what one of its names is."""
-    of: dict[str, list[Place]] = {}
+    of: dict[str, list[PlacedElements]] = {}
     lacking = []
     for names in aliases.values():
         fits = [name for name in names if _fits(own[name], files, read, parts.get(name, []))]
         for part in {(f, _key(at), _key(el)): (f, at, el) for n in fits for f, at, el in parts[n]}.values():
-            of.setdefault(part[0], []).append(Place(fits[0], own[fits[0]], part[1], part[2]))
+            of.setdefault(part[0], []).append(PlacedElements(fits[0], own[fits[0]], part[1], part[2]))
         if not fits:
             lacking.append(names[0])
     return Placement({name: tuple(of.get(name, ())) for name in dict.fromkeys([*of, *files])}, tuple(lacking))
@@ -236,7 +238,7 @@ def _fits(
 
 def _by_loading(
     module: Any, own: Mapping[str, torch.Tensor], files: Mapping[str, Shape], read: Callable[[str], np.ndarray], label: str
-) -> Iterator[_Parts]:
+) -> Iterator[_TensorPieces]:
     """What transformers makes of a checkpoint with these names, found by loading numbers in place of its values."""
     import torch
 

@@ -11,7 +11,7 @@ import xxhash
 
 from alnico.errors import EvaluationError
 from alnico.evaluation.extras import Precision, computing_in, import_extra
-from alnico.evaluation.tasks import Goal, Kind, Score, Subject, evaluation_failed, pool
+from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, evaluation_failed, pool
 from alnico.evaluation.tokens import ForEachTokenizer
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Perplexity:
     """
 
     goal: Goal = "min"
-    kind: Kind = "causal"
+    kind: ModelKind = "causal"
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Perplexity:
                 f"{name}: stride is {self._stride}, window {window}; a stride above it leaves tokens out. Choose at most {window}."
             )
 
-    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
+    def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
         """The perplexity of the text or of some windows; ``examples`` are the means over a window's tokens."""
         import_extra("torch", self.name, "eval")
         import torch

@@ -13,7 +13,7 @@ from alnico.analysis.common_tensors import short_names
 from alnico.analysis.results import AnalysedModel
 from alnico.analysis.scores import Accuracy, Estimate, accuracies
 from alnico.errors import EvaluationError
-from alnico.evaluation.tasks import Goal, Score, Subject, Task
+from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task
 
 LEVEL = 0.95
 """Of all intervals."""
@@ -24,12 +24,12 @@ MOST_DRAWN = 4_000_000
 """Indices drawn at once."""
 
 Role = Literal["base", "model", "merged"]
-Scores = Mapping[str, Score]
+TaskScores = Mapping[str, Score]
 """Of one model: task to score."""
 
 
 @dataclass(frozen=True)
-class Measured:
+class TaskSummary:
     """A task of a scorecard; ``examples`` is 0 where it does not tell what its examples contributed."""
 
     name: str
@@ -50,7 +50,7 @@ class ModelScores:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ScoreDifference:
     """Scores of ``model`` less those of ``other``, by task and on the mean, with the intervals of the paired difference."""
 
     model: str
@@ -70,9 +70,9 @@ class Scorecard:
     of the best parent's score it has, and of that parent's gain over the base.
     """
 
-    tasks: tuple[Measured, ...]
+    tasks: tuple[TaskSummary, ...]
     models: tuple[ModelScores, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[ScoreDifference, ...]
     kept: Mapping[str, tuple[Accuracy, ...]]
     draws: int
     seed: int
@@ -91,7 +91,7 @@ class Scorecard:
 
 
 def evaluate(
-    subjects: Iterable[Subject],
+    subjects: Iterable[EvaluatedModel],
     tasks: Sequence[Task],
     *,
     base: str | None = None,
@@ -124,7 +124,7 @@ def check_once(labels: Sequence[str]) -> None:
 
 
 def scorecard(
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, TaskScores],
     tasks: Sequence[Task],
     *,
     base: str | None = None,
@@ -149,9 +149,9 @@ def scorecard(
         pairs = [(one, other) for one in labels if one in merged for other in labels if roles[other] != "merged"]
     else:
         pairs = [(label, base) for label in labels if base not in (None, label)]
-    differences = tuple(Difference(names[one], names[other], *drawn.differences(one, other)) for one, other in pairs if other)
+    differences = tuple(ScoreDifference(names[one], names[other], *drawn.differences(one, other)) for one, other in pairs if other)
     kept = {names[one]: _kept(one, scores, names, roles, tasks, base) for one in labels if one in merged}
-    measured = tuple(Measured(t.name, t.goal, t.weight, drawn.examples(t.name)) for t in tasks)
+    measured = tuple(TaskSummary(t.name, t.goal, t.weight, drawn.examples(t.name)) for t in tasks)
     return Scorecard(measured, models, differences, {name: found for name, found in kept.items() if found}, draws, seed)
 
 
@@ -167,13 +167,13 @@ def interval(score: Score, task: str = "", *, draws: int = DRAWS, seed: int = 0)
     return _estimate(score.value, None if values is None else values[0])
 
 
-def paired(a: Scores, b: Scores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0) -> Difference:
+def paired(a: TaskScores, b: TaskScores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0) -> ScoreDifference:
     """What model a has more than model b, on each task and on the mean: the examples drawn are the same for both."""
     drawn = _Drawn({"a": a, "b": b}, tasks, draws, seed)
-    return Difference("a", "b", *drawn.differences("a", "b"))
+    return ScoreDifference("a", "b", *drawn.differences("a", "b"))
 
 
-def mean_score(scores: Scores, tasks: Sequence[Task]) -> float | None:
+def mean_score(scores: TaskScores, tasks: Sequence[Task]) -> float | None:
     """The mean over the tasks where more is better, by their weights; None where there are none."""
     chosen = [task for task in tasks if task.goal == "max"]
     total = sum(task.weight for task in chosen)
@@ -183,7 +183,7 @@ def mean_score(scores: Scores, tasks: Sequence[Task]) -> float | None:
 class _Drawn:
     """Scores with what they are on the draws of a bootstrap, (draws,) for each task and model; None where examples are not known."""
 
-    def __init__(self, scores: Mapping[str, Scores], tasks: Sequence[Task], draws: int, seed: int) -> None:
+    def __init__(self, scores: Mapping[str, TaskScores], tasks: Sequence[Task], draws: int, seed: int) -> None:
         self._scores = scores
         self._tasks = tasks
         self._values: dict[str, dict[str, np.ndarray | None]] = {}
@@ -257,7 +257,7 @@ def _estimate(value: float, drawn: np.ndarray | None) -> Estimate:
 
 def _kept(
     one: str,
-    scores: Mapping[str, Scores],
+    scores: Mapping[str, TaskScores],
     names: Mapping[str, str],
     roles: Mapping[str, Role],
     tasks: Sequence[Task],

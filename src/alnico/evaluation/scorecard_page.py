@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from alnico._version import __version__
-from alnico.analysis.page import Section, cell, escaped, has_report, name, number, page, percent, table
+from alnico.analysis.page import PageSection, cell, escaped, has_report, name, number, page, percent, table
 from alnico.analysis.score_section import score_section
 from alnico.analysis.scores import Estimate
 from alnico.checkpoint.output_path import check_writable
@@ -50,7 +50,7 @@ def write_scorecard(card: Scorecard, folder: Path) -> None:
         ) from None
 
 
-def scorecard_sections(card: Scorecard) -> list[Section]:
+def scorecard_sections(card: Scorecard) -> list[PageSection]:
     """The scorecard as parts of a page: bars and a radar, all scores, differences, what merges kept."""
     more = [task.name for task in card.tasks if task.goal == "max"]
     scores = {task: {m.name: m.scores[task] for m in card.models} for task in more}
@@ -80,21 +80,21 @@ def _page(card: Scorecard) -> str:
     )
 
 
-def _table(card: Scorecard) -> Section:
+def _table(card: Scorecard) -> PageSection:
     rows = [
         f"<tr><td>{name(m.name)}</td><td>{m.role}</td>{_cell(m.mean)}{''.join(_cell(m.scores[t.name]) for t in card.tasks)}</tr>\n"
         for m in card.models
     ]
     columns = [("model", "text"), ("role", "text"), ("mean", "number"), *((_heading(card, t.name), "number") for t in card.tasks)]
     words = "Scores with their 95 % intervals. The mean is over the tasks where more is better, by their weights."
-    return Section("table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True))
+    return PageSection("table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True))
 
 
 def _heading(card: Scorecard, task: str) -> str:
     return task + next(" (less is better)" if t.goal == "min" else "" for t in card.tasks if t.name == task)
 
 
-def _differences(card: Scorecard) -> Section:
+def _differences(card: Scorecard) -> PageSection:
     rows = [
         f"<tr><td>{name(d.model)}</td><td>{name(d.other)}</td>{_cell(d.mean, signed=True)}"
         f"{''.join(_cell(d.scores[t.name], signed=True) for t in card.tasks)}</tr>\n"
@@ -102,10 +102,10 @@ def _differences(card: Scorecard) -> Section:
     ]
     columns = [("model", "text"), ("less", "text"), ("mean", "number"), *((_heading(card, t.name), "number") for t in card.tasks)]
     words = "Paired: both models on the same examples, drawn anew together. Where the interval leaves out 0, other examples would hardly turn the sign."
-    return Section("differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True))
+    return PageSection("differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True))
 
 
-def _kept(card: Scorecard) -> Section:
+def _kept(card: Scorecard) -> PageSection:
     rows = [
         f"<tr><td>{name(model)}</td><td>{escaped(k.task)}</td>{cell(number(k.merged), k.merged)}<td>{name(k.best)}</td>"
         f"{cell(number(k.of_best), k.of_best)}{cell(percent(k.kept), k.kept)}{cell(percent(k.gain_kept), k.gain_kept)}</tr>\n"
@@ -117,7 +117,7 @@ def _kept(card: Scorecard) -> Section:
         ("of its gain", "number"),
     ]  # fmt: skip
     words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after the base's score is taken from both."
-    return Section("kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True))
+    return PageSection("kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True))
 
 
 def _cell(estimate: Estimate | None, *, signed: bool = False) -> str:

@@ -24,7 +24,7 @@ Every task has a ``name`` and a ``type``, and may have a ``weight`` in the mean 
 A task that runs code of whoever wrote the file (``type: call``, ``include_path``, a file among the harness's ``tasks``) is read only with
 ``allow_code``, which the caller gives and the file cannot.
 
-See :class:`alnico.evaluation.classification.Classification`, :class:`alnico.evaluation.perplexity.Perplexity`, :class:`alnico.evaluation.user_function.Call` and
+See :class:`alnico.evaluation.classification.Classification`, :class:`alnico.evaluation.perplexity.Perplexity`, :class:`alnico.evaluation.user_function.UserFunction` and
 :class:`alnico.evaluation.harness.Harness`.
 """
 
@@ -46,10 +46,10 @@ from alnico.evaluation.examples import read_examples, read_text
 from alnico.evaluation.harness import Harness, is_file_of_a_task
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.perplexity import Perplexity
-from alnico.evaluation.tasks import Subject, Task
-from alnico.evaluation.user_function import Call, find_function
+from alnico.evaluation.tasks import EvaluatedModel, Task
+from alnico.evaluation.user_function import UserFunction, find_function
 from alnico.recipe import scalars
-from alnico.recipe.nodes import Node, Reading, compose, plain
+from alnico.recipe.nodes import Node, ParseContext, compose, plain
 
 MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
@@ -68,10 +68,10 @@ def read_tasks(
             text, name = yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "tasks"
         except RecipeError as error:
             raise EvaluationError(*(line.replace("recipe:", "tasks:", 1) for line in error.args)) from None
-        reading = Reading(name, has_lines=False)
+        reading = ParseContext(name, has_lines=False)
     else:
         name, folder = os.fsdecode(source), Path(source).parent
-        text, reading = _text(name), Reading(name)
+        text, reading = _text(name), ParseContext(name)
     reading.expected = EXPECTED
     documents = compose(text, reading)
     if len(documents) > 1:
@@ -99,7 +99,7 @@ def _text(name: str) -> str:
         raise EvaluationError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks.") from None
 
 
-def _tasks(root: Node, folder: Path, reading: Reading, allow_code: bool) -> list[Task]:
+def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) -> list[Task]:
     keys = scalars.mapping(root, "the file", ("tasks",), EXPECTED, reading)
     listed = keys.get("tasks")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
@@ -109,7 +109,7 @@ def _tasks(root: Node, folder: Path, reading: Reading, allow_code: bool) -> list
         return []
     found: list[Task] = []
     names: dict[str, int] = {}
-    subjects: dict[str, Subject] = {}
+    subjects: dict[str, EvaluatedModel] = {}
     for index, node in enumerate(listed.value):
         if not isinstance(node.value, dict):
             reading.wrong(
@@ -117,7 +117,7 @@ def _tasks(root: Node, folder: Path, reading: Reading, allow_code: bool) -> list
                 f"tasks[{index}] is {node.kind}; expected a mapping such as {{name: news, type: classification, data: news.jsonl}}.",
             )
             continue
-        entry = _Entry(node, f"tasks[{index}]", folder, reading, subjects, allow_code)
+        entry = _TaskReader(node, f"tasks[{index}]", folder, reading, subjects, allow_code)
         name = entry.text("name", None)
         if name is not None and name in names:
             reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.")
@@ -132,14 +132,14 @@ def _tasks(root: Node, folder: Path, reading: Reading, allow_code: bool) -> list
 
 
 @dataclasses.dataclass
-class _Entry:
+class _TaskReader:
     """One task being read. What is wrong is told to ``reading``; a key that is wrong has its default from then on."""
 
     node: Node
     where: str
     folder: Path
-    reading: Reading
-    subjects: dict[str, Subject]
+    reading: ParseContext
+    subjects: dict[str, EvaluatedModel]
     """Encoders that were opened: those of one path are one."""
     allow_code: bool
     """May the file name code that is run?"""
@@ -220,7 +220,7 @@ class _Entry:
         beside = self.folder / Path(os.path.expanduser(found))
         return os.fspath(beside) if beside.exists() else found
 
-    def opened(self, reference: str) -> Subject:
+    def opened(self, reference: str) -> EvaluatedModel:
         if reference not in self.subjects:
             self.subjects[reference] = open_subject(reference)
         return self.subjects[reference]
@@ -245,7 +245,7 @@ def _either(among: tuple[str, ...]) -> str:
     return among[0] if len(among) == 1 else f"{', '.join(among[:-1])} or {among[-1]}"
 
 
-def _classification(name: str, entry: _Entry) -> Task | None:
+def _classification(name: str, entry: _TaskReader) -> Task | None:
     entry.only(
         "data", "text", "label", "head", "labels", "encoder", "pooling", "logit_scale", "max_length", "batch_size", "limit", "precision",
     )  # fmt: skip
@@ -282,7 +282,7 @@ def _classification(name: str, entry: _Entry) -> Task | None:
     return entry.attempt(make)
 
 
-def _labels(entry: _Entry) -> Mapping[str, str] | None:
+def _labels(entry: _TaskReader) -> Mapping[str, str] | None:
     """Classes to their words; of a list, each is its own word."""
     node = entry.keys.get("labels")
     if node is None:
@@ -311,7 +311,7 @@ def _labels(entry: _Entry) -> Mapping[str, str] | None:
     return found
 
 
-def _perplexity(name: str, entry: _Entry) -> Task | None:
+def _perplexity(name: str, entry: _TaskReader) -> Task | None:
     entry.only("data", "window", "stride", "limit", "batch_size", "precision")
     data = entry.path("data")
     window = entry.whole("window", 512)
@@ -331,7 +331,7 @@ def _perplexity(name: str, entry: _Entry) -> Task | None:
     return entry.attempt(make)
 
 
-def _call(name: str, entry: _Entry) -> Task | None:
+def _call(name: str, entry: _TaskReader) -> Task | None:
     entry.only("function", "kind", "metric", "goal")
     entry.runs("function", "a Python function that would be run")
     function = entry.text("function", None)
@@ -345,12 +345,12 @@ def _call(name: str, entry: _Entry) -> Task | None:
 
     def make() -> Task:
         assert function is not None  # nothing was wrong
-        return Call(name, find_function(function, entry.folder), **options)
+        return UserFunction(name, find_function(function, entry.folder), **options)
 
     return entry.attempt(make)
 
 
-def _lm_eval(name: str, entry: _Entry) -> Task | None:
+def _lm_eval(name: str, entry: _TaskReader) -> Task | None:
     entry.only("tasks", "include_path", "metric", "num_fewshot", "limit", "batch_size", "goal")
     listed = entry.keys.get("tasks")
     tasks = [n.value for n in listed.value] if listed is not None and isinstance(listed.value, list) else []
@@ -375,7 +375,7 @@ def _lm_eval(name: str, entry: _Entry) -> Task | None:
     return entry.attempt(lambda: Harness(name, tasks, str(metric), **options))
 
 
-READERS: Mapping[str, Callable[[str, _Entry], Task | None]] = {
+READERS: Mapping[str, Callable[[str, _TaskReader], Task | None]] = {
     "classification": _classification,
     "perplexity": _perplexity,
     "call": _call,

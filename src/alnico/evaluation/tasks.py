@@ -15,7 +15,7 @@ from alnico.errors import EvaluationError
 if TYPE_CHECKING:
     import torch
 
-Kind = Literal["encoder", "classifier", "causal"]
+ModelKind = Literal["encoder", "classifier", "causal"]
 """What a task needs of a transformers checkpoint: the model without a head, with its classifier, or with its language-model head."""
 
 Goal = Literal["max", "min"]
@@ -92,7 +92,7 @@ def checked_value(value: Any, where: str) -> float:
     return number
 
 
-class Subject(Protocol):
+class EvaluatedModel(Protocol):
     """A model as tasks see it: on disk, or a merge in memory that the next one replaces."""
 
     label: str
@@ -102,7 +102,7 @@ class Subject(Protocol):
         """Where it lies as a checkpoint. What is in memory alone is written there when first asked."""
         ...
 
-    def module(self, kind: Kind) -> Any:
+    def module(self, kind: ModelKind) -> Any:
         """The transformers module, in evaluation mode: the same object at every call. Errors: ModelError, EvaluationError."""
         ...
 
@@ -121,7 +121,7 @@ class Task(Protocol):
     size: int
     """Examples there are; 0 where a task cannot be taken in part."""
 
-    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
+    def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
         """Score a model, on all examples or on some. Errors: EvaluationError, with the task's name, for anything but a finite number."""
         ...
 
@@ -138,9 +138,9 @@ class Task(Protocol):
 class Differentiable(Task, Protocol):
     """A task whose model can be asked for the scores of classes, before the softmax, without its labels."""
 
-    kind: Kind
+    kind: ModelKind
 
-    def logits(self, subject: Subject, examples: Sequence[int]) -> torch.Tensor:
+    def logits(self, subject: EvaluatedModel, examples: Sequence[int]) -> torch.Tensor:
         """Return (n, classes) float32, with the graph of the module's parameters where torch records one. Labels are never read."""
         ...
 

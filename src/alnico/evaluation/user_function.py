@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from alnico.errors import EvaluationError
-from alnico.evaluation.tasks import Goal, Kind, Score, Subject, checked_value, evaluation_failed, pool
+from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, checked_value, evaluation_failed, pool
 from alnico.numerics.arithmetic import callers_arithmetic
 
 PATHS = ("model_dir", "path")
 """Parameters that get the directory of the checkpoint."""
 
 
-class Call:
+class UserFunction:
     """What ``function(model) -> float | dict | Score`` says of a model.
 
     A parameter called ``model_dir`` or ``path`` gets the directory of the checkpoint (a merge in memory is written for it, and so are weights
@@ -41,7 +41,7 @@ class Call:
         name: str,
         function: Callable[..., Any],
         *,
-        kind: Kind = "encoder",
+        kind: ModelKind = "encoder",
         metric: str | None = None,
         goal: Goal = "max",
         weight: float = 1.0,
@@ -50,7 +50,7 @@ class Call:
         self.goal: Goal = goal
         self.weight = weight
         self._function = function
-        self._kind: Kind = kind
+        self._kind: ModelKind = kind
         self._metric = metric
         self._asked = _asked(function)
         if len([word for word in self._asked if word not in (*PATHS, "tokenizer")]) > 1 or not self._asked:
@@ -59,7 +59,7 @@ class Call:
                 "and tokenizer. Give the others a default."
             )
 
-    def evaluate(self, subject: Subject, examples: Sequence[int] | None = None) -> Score:
+    def evaluate(self, subject: EvaluatedModel, examples: Sequence[int] | None = None) -> Score:
         """What the function says; it cannot be asked for a part of its examples."""
         where = f"{self.name}: {subject.label}"
         given = [

@@ -161,13 +161,13 @@ class Recorded:
     key: str
 
 
-Measured = Union[Sum, Largest, Count, KthLargest, Gram]
-Fact = Union[Measured, Derived]
+MeasuredFact = Union[Sum, Largest, Count, KthLargest, Gram]
+Fact = Union[MeasuredFact, Derived]
 Argument = Union[float, tuple[float, ...], Fact, Noise, Bernoulli, Side, Recorded]
 """What a scalar function receives after the values: a number, a number a model, a fact, noise, or what statistics say."""
 
 
-def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
+def levels(arguments: tuple[Argument, ...]) -> list[list[MeasuredFact]]:
     """Return the measured facts behind ``arguments`` in the order of measuring; each list takes one pass.
 
     >>> total = Sum(magnitude)
@@ -175,7 +175,7 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
     >>> [len(level) for level in levels((limit, total, Sum(magnitude, (limit,))))]
     [2, 1]
     """
-    depth: dict[Measured, int] = {}
+    depth: dict[MeasuredFact, int] = {}
 
     def visit(argument: Argument | None) -> int:
         if isinstance(argument, KthLargest) and argument.over == "model":
@@ -195,7 +195,7 @@ def levels(arguments: tuple[Argument, ...]) -> list[list[Measured]]:
 
     for argument in arguments:
         visit(argument)
-    found: list[list[Measured]] = [[] for _ in range(max(depth.values(), default=0))]
+    found: list[list[MeasuredFact]] = [[] for _ in range(max(depth.values(), default=0))]
     for fact, level in depth.items():
         found[level - 1].append(fact)
     return found
@@ -227,7 +227,7 @@ def _behind(arguments: tuple[Argument | None, ...]) -> Iterator[Argument]:
             yield from _behind((argument.among,))
 
 
-def resolve(argument: Argument, known: Mapping[Measured, Any]) -> Any:
+def resolve(argument: Argument, known: Mapping[MeasuredFact, Any]) -> Any:
     """Return the number or numbers an argument stands for, in float64. Errors: MethodError if it is noise."""
     if isinstance(argument, Derived):
         return argument.function(*(resolve(a, known) for a in argument.arguments))

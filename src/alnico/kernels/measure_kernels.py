@@ -8,7 +8,7 @@ from typing import Literal
 
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS
 from alnico.kernels.scalar_source import straighten
-from alnico.kernels.template import DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
+from alnico.kernels.template import DECORATOR, PREAMBLE, ArgumentKind, Interface, Real, described, fill, filled, tile_type
 
 Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
 
@@ -46,7 +46,7 @@ class MeasureKernel:
     of: Callable[..., float]
     models: int
     of_deltas: bool
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ArgumentKind, ...]
     real: Real
     across: bool = False
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from alnico.kernels.constants import FEW_MODELS, TILE, UNROLLED_MODELS
 from alnico.kernels.scalar_source import straighten
-from alnico.kernels.template import APART, DECORATOR, PREAMBLE, Interface, Kind, Real, described, fill, filled, tile_type
+from alnico.kernels.template import APART, DECORATOR, PREAMBLE, ArgumentKind, Interface, Real, described, fill, filled, tile_type
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class MixKernel:
     mix: Callable[..., float]
     models: int
     of_deltas: bool
-    kinds: tuple[Kind, ...]
+    kinds: tuple[ArgumentKind, ...]
     real: Real
 
     def text(self) -> str:

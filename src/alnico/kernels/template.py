@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["number", "numbers", "noise", "bernoulli", "ranked", "rows", "columns", "side"]
+ArgumentKind = Literal["number", "numbers", "noise", "bernoulli", "ranked", "rows", "columns", "side"]
 """What an argument is to a kernel: one number; one a model; uniform noise; draws of 1.0 or 0.0, with one chance a model or
 with one that depends on the rank; one number a model for each row, or for each column; the numbers of further raw inputs, one a
 model, which follow the models' in order."""
@@ -57,23 +57,23 @@ FILLS = {
 """Kinds that have a number for each element: how a tile of them is filled, for argument ``a`` of model ``m``."""
 
 
-def filled(kinds: tuple[Kind, ...]) -> list[int]:
+def filled(kinds: tuple[ArgumentKind, ...]) -> list[int]:
     """The arguments that have a number for each element."""
     return [a for a, kind in enumerate(kinds) if kind in FILLS]
 
 
-def fill(kinds: tuple[Kind, ...], argument: int, model: object, tile: str, raw: int | None = None) -> str:
+def fill(kinds: tuple[ArgumentKind, ...], argument: int, model: object, tile: str, raw: int | None = None) -> str:
     """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block. ``raw`` is the place
     of a side's raw bytes among those of all inputs."""
     return FILLS[kinds[argument]].format(a=argument, m=model, tile=tile, r=raw)
 
 
-def tile_type(kind: Kind) -> str:
+def tile_type(kind: ArgumentKind) -> str:
     """What the numbers of a filled tile are."""
     return "REAL" if kind in ("rows", "columns", "side") else "float32"
 
 
-def described(kinds: tuple[Kind, ...], real: Real) -> list[Parameter]:
+def described(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Parameter]:
     """The parameters of ``run`` that arguments of these kinds become, in order."""
     of_part = {"a": f"{real}*1", "keys": "uint64*1", "steps": f"{real}*1", "ranks": "float32*2", "inner": "int"}
     of_kind = {"number": "real", "rows": f"{real}*2", "columns": f"{real}*2"}

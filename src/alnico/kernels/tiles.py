@@ -20,7 +20,7 @@ _GAMMA, _MIX_1, _MIX_2 = np.uint64(GAMMA), np.uint64(MIX_1), np.uint64(MIX_2)
 _U1, _U30, _U27, _U31, _U40 = (np.uint64(n) for n in (1, 30, 27, 31, 40))
 
 
-class Apart(Compiler):
+class NoAliasCompiler(Compiler):
     """Compiles a function as one whose arrays do not overlap."""
 
     def define_pipelines(self) -> Any:

@@ -10,7 +10,7 @@ import numpy as np
 
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.checkpoint.source import Described, Tensor
-from alnico.lora.matching import Factors, Module, read_biases, read_factors
+from alnico.lora.matching import ExpertFactors, SharedModule, read_biases, read_factors
 from alnico.lora.updates import BIAS
 
 
@@ -23,7 +23,7 @@ class Frame(Protocol):
     def factors(self, merged: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
 
 
-Build = Callable[[Sequence[Factors | None], int, int], Frame]
+Build = Callable[[Sequence[ExpertFactors | None], int, int], Frame]
 
 
 class Frames:
@@ -32,12 +32,12 @@ class Frames:
     ``tensors`` are their values by name: that of the base's tensor, with a number where it holds several experts.
     """
 
-    def __init__(self, adapters: Sequence[Adapter], modules: Sequence[Module], build: Build) -> None:
+    def __init__(self, adapters: Sequence[Adapter], modules: Sequence[SharedModule], build: Build) -> None:
         self._adapters = adapters
         self._build = build
         self._lock = threading.Lock()
         self._held: tuple[str, list[Frame]] = ("", [])
-        self._places: dict[str, tuple[Module, int]] = {}
+        self._places: dict[str, tuple[SharedModule, int]] = {}
         self.tensors: dict[str, Tensor] = {}
         for module in modules:
             for expert, frame in enumerate(self._of(module)):
@@ -49,10 +49,10 @@ class Frames:
                 self.tensors[module.module + BIAS] = Described("F64", (module.rows,), "F64")
 
     @staticmethod
-    def name(module: Module, expert: int) -> str:
+    def name(module: SharedModule, expert: int) -> str:
         return f"{module.name}.{expert}" if module.experts > 1 else module.name
 
-    def frame(self, module: Module, expert: int) -> Frame:
+    def frame(self, module: SharedModule, expert: int) -> Frame:
         with self._lock:
             return self._of(module)[expert]
 
@@ -61,7 +61,7 @@ class Frames:
         module, expert = self._places[name]
         return self.frame(module, expert).values if expert >= 0 else read_biases(self._adapters, module)
 
-    def _of(self, module: Module) -> list[Frame]:
+    def _of(self, module: SharedModule) -> list[Frame]:
         if self._held[0] != module.key:
             frames = [self._build(of_expert, module.rows, module.columns) for of_expert in read_factors(self._adapters, module)]
             self._held = module.key, frames

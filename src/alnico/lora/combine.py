@@ -16,18 +16,18 @@ import numpy as np
 
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter, open_adapter
 from alnico.checkpoint.output_path import check_publishable, replacing
-from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.errors import MethodError, MismatchError, ModelError, NonFiniteError, OutputError, RecipeError, ResourceError, RunError
 from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.combine_files import card, config_of, lock, text
-from alnico.lora.combine_options import Asked, asked
-from alnico.lora.matching import Module, Saved, aligned, check_bases, saved_tensors
+from alnico.lora.combine_options import CombineOptions, asked
+from alnico.lora.matching import SharedModule, SharedSavedTensor, aligned, check_bases, saved_tensors
 from alnico.lora.reduce import Combine, Limits, of_cat, of_small, of_spectral, of_sum, of_whole
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.numerics.numbers import real, whole
+from alnico.numerics.sizes import bytes_of, format_size
 from alnico.output.disk_space import check_outputs_place, check_room, needed_files
 from alnico.output.staging import PartDirectory
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, DEFAULT_BUDGET_BYTES, threads_of
@@ -163,7 +163,7 @@ def combine(
 
 
 @dataclass(frozen=True)
-class _Done:
+class _WrittenUpdate:
     """A piece whose arrays lie on the disk until the header of the output is known."""
 
     path: str
@@ -174,7 +174,9 @@ class _Done:
     left_out: float
 
 
-def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: Callable[[int, int], None] | None) -> list[_Done]:
+def _all(
+    modules: Sequence[SharedModule], make: Combine, part: PartDirectory, watch: Callable[[int, int], None] | None
+) -> list[_WrittenUpdate]:
     folder = part.path / "factors"
     done = []
     try:
@@ -190,7 +192,7 @@ def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: C
             path = folder / f"{i}.npz"
             with os.fdopen(open_to_write(path, part.folder), "wb") as file:
                 np.savez(file, left=piece.left, right=piece.right, bias=piece.bias)
-            done.append(_Done(str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out))
+            done.append(_WrittenUpdate(str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out))
             if watch:
                 watch(i + 1, len(modules))
     except OSError as error:
@@ -198,7 +200,7 @@ def _all(modules: Sequence[Module], make: Combine, part: PartDirectory, watch: C
     return done
 
 
-def _at_one_rank(modules: Sequence[Module], made: Sequence[_Done]) -> list[_Done]:
+def _at_one_rank(modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]) -> list[_WrittenUpdate]:
     """Give the parameters of one module the largest of their ranks; zeros fill the others."""
     largest: dict[str, int] = {}
     for module, one in zip(modules, made, strict=True):
@@ -209,7 +211,7 @@ def _at_one_rank(modules: Sequence[Module], made: Sequence[_Done]) -> list[_Done
     ]
 
 
-def _write(files: AdapterFiles, module: OutputModule, done: _Done, path: Path, inside: Folder) -> None:
+def _write(files: AdapterFiles, module: OutputModule, done: _WrittenUpdate, path: Path, inside: Folder) -> None:
     """Pack the factors as PEFT does: of experts, A one expert after the other, B one rank after the other."""
     name_of_left, name_of_right = module.names
     with os.fdopen(open_to_write(path, inside, flags=os.O_RDWR), "rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -236,8 +238,8 @@ def _removed_on_error(part: PartDirectory) -> Iterator[None]:
 
 def _maker(
     adapters: Sequence[Adapter],
-    modules: Sequence[Module],
-    wish: Asked,
+    modules: Sequence[SharedModule],
+    wish: CombineOptions,
     limits: Limits,
     part: PartDirectory,
     seed: int,
@@ -255,7 +257,7 @@ def _maker(
     return of_small(adapters, modules, wish, limits, seed=seed, memory_bytes=memory_bytes)
 
 
-def _module(module: Module, done: _Done, adapters: Sequence[Adapter]) -> OutputModule:
+def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:
     experts, rank = module.experts, done.rank
     # PEFT gives all layers that can have one a bias, or none.
     biased = done.has_bias or (module.kind in ("linear", "convolution") and any(a.config.get("lora_bias") for a in adapters))
@@ -272,7 +274,7 @@ def _module(module: Module, done: _Done, adapters: Sequence[Adapter]) -> OutputM
     )
 
 
-def _errors(modules: Sequence[Module], made: Sequence[_Done]) -> tuple[float, tuple[CombinedModule, ...]]:
+def _errors(modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]) -> tuple[float, tuple[CombinedModule, ...]]:
     def share(left_out: float, total: float) -> float:
         return math.sqrt(left_out / total) if total > 0 else 0.0
 
@@ -283,14 +285,14 @@ def _errors(modules: Sequence[Module], made: Sequence[_Done]) -> tuple[float, tu
     return share(sum(one.left_out for one in made), sum(one.total for one in made)), found
 
 
-Values = Callable[[Sequence[Adapter]], np.ndarray]
+TensorValues = Callable[[Sequence[Adapter]], np.ndarray]
 
 
 def _saved(
-    adapters: Sequence[Adapter], tensors: Sequence[Saved], wish: Asked, saved: str, notes: list[str]
-) -> list[tuple[Saved, Values]]:
+    adapters: Sequence[Adapter], tensors: Sequence[SharedSavedTensor], wish: CombineOptions, saved: str, notes: list[str]
+) -> list[tuple[SharedSavedTensor, TensorValues]]:
     """The tensors that stand for the base's own, with how each is made. Errors: MismatchError, MethodError."""
-    found: list[tuple[Saved, Values]] = []
+    found: list[tuple[SharedSavedTensor, TensorValues]] = []
     dropped, averaged = [], []
     for tensor in tensors:
         holders = [adapters[i].label for i, _ in tensor.holders]
@@ -334,7 +336,7 @@ def _saved(
     return found
 
 
-def _equal_values(tensor: Saved) -> Values:
+def _equal_values(tensor: SharedSavedTensor) -> TensorValues:
     def values(adapters: Sequence[Adapter]) -> np.ndarray:
         (first, name), *others = tensor.holders
         found = adapters[first].read(name, np.dtype(np.float64))
@@ -349,7 +351,7 @@ def _equal_values(tensor: Saved) -> Values:
     return values
 
 
-def _mean(tensor: Saved, weights: Sequence[float]) -> Values:
+def _mean(tensor: SharedSavedTensor, weights: Sequence[float]) -> TensorValues:
     def values(adapters: Sequence[Adapter]) -> np.ndarray:
         total = np.zeros(tensor.shape)
         for weight, (i, name) in zip(weights, tensor.holders, strict=True):
@@ -363,7 +365,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _check_loadable(adapters: Sequence[Adapter], modules: Sequence[Module]) -> None:
+def _check_loadable(adapters: Sequence[Adapter], modules: Sequence[SharedModule]) -> None:
     """Refuse what PEFT does not load together. Errors: MismatchError."""
     biased = [a.label for a in adapters if a.config.get("lora_bias")]
     embedding = next((m for m in modules if m.kind == "embedding"), None)
@@ -374,14 +376,14 @@ def _check_loadable(adapters: Sequence[Adapter], modules: Sequence[Module]) -> N
         )
 
 
-def _rank_notes(wish: Asked, rank: int | None, energy: float | None) -> list[str]:
+def _rank_notes(wish: CombineOptions, rank: int | None, energy: float | None) -> list[str]:
     if rank is not None or energy is not None or wish.kind == "cat":
         return []
     which = "the largest rank of the adapters" if wish.kind == "sum" else "at most the sum of the adapters' ranks"
     return [f"no rank was asked for: each update has {which} there. Say rank or energy for another."]
 
 
-def _check_choices(wish: Asked, rank: int | None, energy: float | None, saved: str, unrelated: str) -> None:
+def _check_choices(wish: CombineOptions, rank: int | None, energy: float | None, saved: str, unrelated: str) -> None:
     if energy is not None and not 0 < energy <= 1:
         raise MethodError(f"energy is {energy:g}; expected a share in (0, 1].")
     if wish.kind == "cat" and (rank is not None or energy is not None):
@@ -404,14 +406,14 @@ def _dtype(dtype: Any) -> str | None:
     return TORCH_NAMES[name]
 
 
-def _check_memory(modules: Sequence[Module], wish: Asked, limits: Limits, budget_bytes: int) -> None:
+def _check_memory(modules: Sequence[SharedModule], wish: CombineOptions, limits: Limits, budget_bytes: int) -> None:
     """Refuse factors that do not fit the budget. Errors: ResourceError.
 
     The factors and what is decomposed of them, several times over, and small matrices of the sum of ranks. While a method of task
     vectors merges whole matrices, none of this is held, and the engine counts for itself.
     """
 
-    def needed(module: Module) -> int:
+    def needed(module: SharedModule) -> int:
         ranks, sides = sum(module.ranks), module.rows + module.columns
         several = len(module.updates) * module.columns * ranks if wish.space == "knots" else 0
         whole = 5 * min(module.rows, module.columns) ** 2 if wish.space == "dense" and limits.most(1) is None else 0

@@ -13,8 +13,8 @@ from alnico.checkpoint.lineage import LOCK, lineage_of
 from alnico.checkpoint.lora_adapter import Adapter, is_saved_module
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.statistics import digest_of
-from alnico.lora.combine_options import Asked
-from alnico.lora.matching import Module, Saved
+from alnico.lora.combine_options import CombineOptions
+from alnico.lora.matching import SharedModule, SharedSavedTensor
 from alnico.lora.writer import OutputAdapter
 from alnico.methods import registry
 from alnico.output.card import public_names
@@ -23,7 +23,7 @@ SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_p
 """Keys that say together which modules have an update."""
 
 
-def config_of(adapters: Sequence[Adapter], modules: Sequence[Module], saved: Sequence[Saved]) -> dict[str, Any]:
+def config_of(adapters: Sequence[Adapter], modules: Sequence[SharedModule], saved: Sequence[SharedSavedTensor]) -> dict[str, Any]:
     """The config's keys beside ranks and alphas: what the adapters agree on, and all that they change together."""
     configs = [a.config for a in adapters]
     found: dict[str, Any] = {
@@ -76,7 +76,7 @@ def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
 
 def text(
     adapters: Sequence[Adapter],
-    wish: Asked,
+    wish: CombineOptions,
     output: OutputAdapter,
     rank: int | None,
     energy: float | None,
@@ -129,7 +129,7 @@ def _range(numbers: Sequence[int]) -> str:
 
 def lock(
     adapters: Sequence[Adapter],
-    wish: Asked,
+    wish: CombineOptions,
     rank: int | None,
     energy: float | None,
     saved: str,

@@ -17,10 +17,10 @@ from alnico.methods import find, registry
 from alnico.methods.base import Merge
 from alnico.numerics.numbers import real, said
 
-Space = Literal["dense", "core", "knots"]
+CombineSpace = Literal["dense", "core", "knots"]
 Class = Literal["cat", "sum", "spectral", "delta"]
 
-SPACES: tuple[Space, ...] = ("dense", "core", "knots")
+SPACES: tuple[CombineSpace, ...] = ("dense", "core", "knots")
 SUMS = ("svd", "linear", "task_arithmetic")
 """Weighted sums of updates: their singular vectors follow from the factors, and the rank given is reached with the least error."""
 
@@ -55,7 +55,7 @@ ELECTS: Mapping[str, Mapping[str, str]] = {"total": {"elect": "mass"}, "frequenc
 
 
 @dataclass(frozen=True)
-class Asked:
+class CombineOptions:
     """A checked wish: ``coefficients`` of a sum, one an adapter; or the ``options`` of a method in a ``space``."""
 
     name: str
@@ -65,7 +65,7 @@ class Asked:
     weights: tuple[float, ...]
     coefficients: tuple[float, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    space: Space | None = None
+    space: CombineSpace | None = None
     notes: tuple[str, ...] = ()
 
     def data(self) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def asked(
     weights: Sequence[float] | None,
     space: str | None,
     options: Mapping[str, Any],
-) -> Asked:
+) -> CombineOptions:
     """Check a wish. Errors: MethodError for a name, an option, a number of weights or a space that is not there."""
     if not isinstance(method, str):
         raise MethodError(f"method is {said(method)}; expected one of {', '.join(names())}.")
@@ -115,19 +115,19 @@ def asked(
             raise MethodError(
                 f"{method} has no space (found {space}): it works on the factors, and a sum is the same in all. Leave it out."
             )
-        return Asked(
+        return CombineOptions(
             method, target, "cat" if target == "cat" else "sum", given, _coefficients(target, given, known), known, None, notes
         )
     if target in SPECTRAL:
         if space not in (None, "core"):
             raise MethodError(f"{method} is made in the core space of the adapters (found {space}). Leave the space out.")
-        return Asked(method, target, "spectral", given, (), SPECTRAL[target].checked(known), "core", notes)
+        return CombineOptions(method, target, "spectral", given, (), SPECTRAL[target].checked(known), "core", notes)
     found = find(target)
     if weights is not None or "weight" in found.options:
         known = {**known, "weight": given}
     known = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in known.items()}
     found.bind(known, adapters)
-    return Asked(method, target, "delta", given, (), known, space or "dense", notes)
+    return CombineOptions(method, target, "delta", given, (), known, space or "dense", notes)
 
 
 def _in_our_words(options: Mapping[str, Any], target: str) -> dict[str, Any]:

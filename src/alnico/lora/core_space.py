@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alnico.lora.matching import Factors
+from alnico.lora.matching import ExpertFactors
 from alnico.numerics.low_rank import of_matrix, stacked
 
 
@@ -30,7 +30,7 @@ class CoreSpace:
         return self.left, merged @ self.right
 
 
-def core_space(factors: Sequence[Factors | None], rows: int, columns: int) -> CoreSpace:
+def core_space(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> CoreSpace:
     """Find the core space of the adapters' factors; None stands for an update of 0."""
     given = [f for f in factors if f is not None]
     lefts, rights = stacked([(f.scale, f.left, f.right) for f in given], rows, columns)

@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,24 +24,23 @@ from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.open_model import open_adapted, open_model
 from alnico.checkpoint.output_path import check_publishable, replacing
 from alnico.checkpoint.renamed_model import as_stored_in
-from alnico.checkpoint.shards import bytes_of, format_size
 from alnico.checkpoint.source import Source, read_tensor
 from alnico.checkpoint.tied_weights import architectures
 from alnico.checkpoint.untied_model import untied
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
-from alnico.engine.relatedness import TENSORS, Place, is_matrix, look, spread
+from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, spread
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
-from alnico.events import Advanced, Event, Reading
+from alnico.events import Advanced, Event, Reading, Watcher
 from alnico.folders import remove
 from alnico.kernels.constants import ARITHMETIC
-from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, Room, fit, real_of
+from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, ExtractMemory, fit, real_of
 from alnico.lora.extract_result import ExtractedTensor, Extraction, card_text
 from alnico.lora.extract_targets import (
     EmbeddingsChoice,
+    ExtractTarget,
     OthersChoice,
-    Saved,
-    Subject,
+    SavedTensors,
     Subjects,
     module_names,
     saved_of,
@@ -54,7 +53,8 @@ from alnico.numerics.arithmetic import ieee_arithmetic, ieee_threads
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
 from alnico.numerics.numbers import real, said, whole
-from alnico.numerics.randomized import Factors, exact_svd, randomized_svd
+from alnico.numerics.randomized import LowRankFactors, exact_svd, randomized_svd
+from alnico.numerics.sizes import bytes_of, format_size
 from alnico.output.card import laid_out, public_names
 from alnico.output.disk_space import check_outputs_place, check_room, needed_files
 from alnico.output.staging import PartDirectory
@@ -70,8 +70,6 @@ MOST_RANK = 256
 """Largest rank of a matrix when bytes are spent where they help most, unless ``max_rank`` says otherwise."""
 
 DEFAULT_RANK = 32
-
-Watcher = Callable[[Event], None]
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,7 @@ class Options:
     dtype: str
     seed: int
 
-    def cap(self, subject: Subject) -> int:
+    def cap(self, subject: ExtractTarget) -> int:
         """The largest rank that may be asked for of a matrix."""
         side = min(subject.matrix)
         if self.rank is not None:
@@ -196,7 +194,7 @@ def extract(
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], watch)
         _judge(models[0], models[1], subjects)
         with PartDirectory(target) as part:
-            work = _Work(models[0], models[1], options, subjects, room, watch)
+            work = _ExtractRun(models[0], models[1], options, subjects, room, watch)
             spool = Spool(part, work.fingerprint(), restart)
             try:
                 found = work.all(part, spool, verify, os.fspath(base))
@@ -264,7 +262,7 @@ def _checked(
 def _judge(tuned: Source, base: Source, subjects: Subjects) -> None:
     """Look at a sample before anything is computed. Errors: MismatchError for models that were not tuned from one another."""
     names = [s.name for s in subjects.compared if is_matrix(base.tensors[s.name])]
-    found = look((base, tuned), spread([Place(name, (0, 1)) for name in names], TENSORS)).likenesses
+    found = compare_models((base, tuned), spread([SampledTensor(name, (0, 1)) for name in names], TENSORS)).likenesses
     if found and found[0].verdict == "unrelated":
         few = ", ".join(f"{name} (cosine {cosine:.2f})" for name, cosine in list(found[0].uncorrelated.items())[:3])
         raise MismatchError(
@@ -273,11 +271,11 @@ def _judge(tuned: Source, base: Source, subjects: Subjects) -> None:
         )
 
 
-class _Work:
+class _ExtractRun:
     """One extraction: all its tensors, threads and results."""
 
     def __init__(
-        self, tuned: Source, base: Source, options: Options, subjects: Subjects, room: Room, watch: Watcher | None
+        self, tuned: Source, base: Source, options: Options, subjects: Subjects, room: ExtractMemory, watch: Watcher | None
     ) -> None:
         self.tuned = tuned
         self.base = base
@@ -358,7 +356,7 @@ class _Work:
         with one_blas_thread(), ieee_threads(self.room.threads) as pool:
             do_all(pool, self._stop, [(self._one, (spool, subject)) for subject in todo])
 
-    def _one(self, spool: Spool, subject: Subject) -> None:
+    def _one(self, spool: Spool, subject: ExtractTarget) -> None:
         real = real_of(self.tuned, self.base, subject.name)
         cap = self.options.cap(subject) if subject.fate == "factors" else 0
         is_held = cap > 0 and self.room.holds(subject, real)
@@ -368,7 +366,7 @@ class _Work:
         else:
             rows, columns = subject.matrix
             squares = delta.squares() if subject.elements else 0.0
-            factors = Factors(np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares)
+            factors = LowRankFactors(np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares)
         if not math.isfinite(factors.squares):
             delta.refuse()
         if not factors.squares and real == np.float64:
@@ -376,7 +374,7 @@ class _Work:
         spool.put(subject.name, factors)
         self._tell(Advanced(subject.name, self._bytes(subject)))
 
-    def _factors(self, delta: Delta, cap: int) -> Factors:
+    def _factors(self, delta: Delta, cap: int) -> LowRankFactors:
         shape = delta.subject.matrix
 
         def blocks() -> Any:
@@ -397,12 +395,12 @@ class _Work:
                 return self._enough(found)
             rank = min(2 * rank, cap)
 
-    def _enough(self, factors: Factors) -> Factors:
+    def _enough(self, factors: LowRankFactors) -> LowRankFactors:
         """What is needed of factors: up to the energy that is to be kept."""
         if self.options.energy is None or not factors.rank:
             return factors
         rank = ranks_of_energy([Spectrum(factors.values, factors.squares, 1)], self.options.energy)[0]
-        return Factors(factors.left[:, :rank].copy(), factors.right[:rank].copy(), factors.values[:rank], factors.squares)
+        return LowRankFactors(factors.left[:, :rank].copy(), factors.right[:rank].copy(), factors.values[:rank], factors.squares)
 
     def _ranks(self, spool: Spool) -> dict[str, int]:
         """The rank of each matrix that is to be factors; 0 for one that did not change."""
@@ -423,7 +421,7 @@ class _Work:
             )
         return dict(zip((s.name for s in factored), ranks_of_size(spectra, budget), strict=True))
 
-    def _saved(self, spool: Spool, ranks: Mapping[str, int]) -> Saved:
+    def _saved(self, spool: Spool, ranks: Mapping[str, int]) -> SavedTensors:
         changed = [s.name for s in self.subjects.compared if s.fate == "saved" and spool.spectrum(s.name)[1] > 0]
         return saved_of(self.base, changed, {s.module for s in self.subjects.factored if ranks[s.name]}, self.subjects.tied)
 
@@ -448,9 +446,11 @@ class _Work:
             )
         return found
 
-    def _adapter(self, ranks: Mapping[str, int], saved: Saved, reference: str) -> tuple[OutputAdapter, dict[str, Subject]]:
+    def _adapter(
+        self, ranks: Mapping[str, int], saved: SavedTensors, reference: str
+    ) -> tuple[OutputAdapter, dict[str, ExtractTarget]]:
         """What the adapter holds, and the subject of each of its modules."""
-        modules: dict[str, Subject] = {s.module: s for s in self.subjects.factored if ranks[s.name]}
+        modules: dict[str, ExtractTarget] = {s.module: s for s in self.subjects.factored if ranks[s.name]}
         outputs = [replace(_module(s, ranks[s.name]), module=self._spelled[s.name].rpartition(".")[0]) for s in modules.values()]
         spelled = self._spelled
         words = [spelled[name].split(".") for name in self.base.tensors]
@@ -477,7 +477,7 @@ class _Work:
         """The base's tensors as its module has them, by their names in the file: an adapter has the module's names."""
         return module_names_of(self.base.config, self.base.tensors)
 
-    def _spelled_modules(self, saved: Saved) -> list[str]:
+    def _spelled_modules(self, saved: SavedTensors) -> list[str]:
         """The modules that are saved whole, by the module's names."""
         whole = set(saved.modules)
         return sorted({self._spelled[n].rpartition(".")[0] for n in self.base.tensors if n.rpartition(".")[0] in whole})
@@ -575,7 +575,7 @@ class _Work:
             tensors.append(replace(t, measured=left))
         return replace(found, tensors=tuple(tensors), is_verified=True)
 
-    def _refuse_tiny(self, subject: Subject, tensor: ExtractedTensor, least: float) -> None:
+    def _refuse_tiny(self, subject: ExtractTarget, tensor: ExtractedTensor, least: float) -> None:
         """Say so where an adapter differs since numbers are below those that its dtype, or the arithmetic, holds in full.
 
         Errors: MismatchError.
@@ -609,7 +609,7 @@ class _Work:
         np.subtract(made, meant, out=wide, dtype=np.float64)
         return float(wide @ wide), float(meant @ meant)
 
-    def _bytes(self, subject: Subject) -> int:
+    def _bytes(self, subject: ExtractTarget) -> int:
         return sum(model.tensors[subject.name].byte_size for model in (self.tuned, self.base))
 
     def _tell(self, event: Event) -> None:
@@ -618,7 +618,7 @@ class _Work:
                 self._watch(event)
 
 
-def _module(subject: Subject, rank: int) -> OutputModule:
+def _module(subject: ExtractTarget, rank: int) -> OutputModule:
     rows, columns = subject.matrix
     if subject.kind == "convolution":
         ones = (1,) * (len(subject.shape) - 2)

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, NonFiniteError, ResourceError
-from alnico.lora.extract_targets import Subject
+from alnico.lora.extract_targets import ExtractTarget
 from alnico.numerics.dtypes import DTYPES, decode, decode_into
 from alnico.numerics.randomized import BLOCK_ELEMENTS, ITERATIONS, is_whole, row_blocks, width_of
+from alnico.numerics.sizes import format_size
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, BYTES_A_TENSOR
 
 CHECKED_ELEMENTS = 1 << 17
@@ -28,7 +28,7 @@ def real_of(tuned: Source, base: Source, name: str) -> np.dtype[Any]:
 class Delta:
     """Fine-tune minus base of one tensor, as a matrix. ``memory`` is where it is held as a whole, of its size; None: it is not."""
 
-    def __init__(self, tuned: Source, base: Source, subject: Subject, memory: np.ndarray | None = None) -> None:
+    def __init__(self, tuned: Source, base: Source, subject: ExtractTarget, memory: np.ndarray | None = None) -> None:
         self.subject = subject
         self._sources = tuned, base
         self._real = real_of(tuned, base, subject.name)
@@ -107,7 +107,7 @@ class Delta:
 
 
 @dataclass(frozen=True)
-class Room:
+class ExtractMemory:
     """How an extraction fits its budget: its peak is known before it starts. ``held_bytes`` are each thread's for a whole task vector."""
 
     budget_bytes: int
@@ -115,11 +115,13 @@ class Room:
     threads: int
     held_bytes: int
 
-    def holds(self, subject: Subject, real: np.dtype[Any]) -> bool:
+    def holds(self, subject: ExtractTarget, real: np.dtype[Any]) -> bool:
         return subject.elements * real.itemsize <= self.held_bytes
 
 
-def fit(tuned: Source, base: Source, subjects: Sequence[Subject], caps: Sequence[int], budget_bytes: int, threads: int) -> Room:
+def fit(
+    tuned: Source, base: Source, subjects: Sequence[ExtractTarget], caps: Sequence[int], budget_bytes: int, threads: int
+) -> ExtractMemory:
     """Choose threads and what they hold. ``caps`` are the largest ranks that may be asked for.
 
     Fewer threads and task vectors that are read anew for each pass make an extraction smaller.
@@ -137,7 +139,7 @@ def fit(tuned: Source, base: Source, subjects: Sequence[Subject], caps: Sequence
         room = (budget_bytes - fixed) // workers - worker
         if room >= 0:
             held = min(room, largest)
-            return Room(budget_bytes, fixed + workers * (worker + held), workers, held)
+            return ExtractMemory(budget_bytes, fixed + workers * (worker + held), workers, held)
     name = subjects[needs.index(most)].name if subjects else "a tensor"
     raise ResourceError(
         f"extract: {name} needs {format_size(worker)} beside {format_size(fixed)} for the rest, the budget is "
@@ -145,7 +147,7 @@ def fit(tuned: Source, base: Source, subjects: Sequence[Subject], caps: Sequence
     )
 
 
-def _work_bytes(tuned: Source, base: Source, subject: Subject, cap: int) -> int:
+def _work_bytes(tuned: Source, base: Source, subject: ExtractTarget, cap: int) -> int:
     """What factorising a matrix takes beside its task vector, where nothing of that is held."""
     rows, columns = subject.matrix
     item = real_of(tuned, base, subject.name).itemsize

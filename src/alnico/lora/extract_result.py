@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alnico._version import __version__
-from alnico.checkpoint.shards import format_size
+from alnico.numerics.sizes import format_size
 
 SHOWN = 12
 """Tensors that a card lists."""

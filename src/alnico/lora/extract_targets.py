@@ -12,27 +12,27 @@ from alnico.checkpoint.layouts import module_names_of
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.tied_weights import architectures
 from alnico.errors import MismatchError, RecipeError
-from alnico.lora.writer import Kind
+from alnico.lora.writer import ModuleKind
 from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.plan.compatibility import Misfit, explain_mismatch
 from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, tied_heads
 from alnico.recipe.options import fits
 from alnico.vocabulary.tables import is_input, tables_of
 
-Fate = Literal["factors", "saved", "left out"]
+Treatment = Literal["factors", "saved", "left out"]
 OthersChoice = Literal["save", "leave"]
 EmbeddingsChoice = Literal["lora", "save", "leave"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class ExtractTarget:
     """A tensor that both models have. ``fate`` is what is meant for it; one that did not change is left out whatever it is."""
 
     name: str
     shape: tuple[int, ...]
-    fate: Fate
+    fate: Treatment
     why: str = ""
-    kind: Kind = "linear"
+    kind: ModuleKind = "linear"
     is_turned: bool = False
     """Stored (in, out): an embedding, or GPT-2's linear layer."""
 
@@ -56,7 +56,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Apart:
+class UnmatchedTensor:
     """A tensor that has no counterpart of its shape, or no values that have a difference."""
 
     name: str
@@ -67,12 +67,12 @@ class Apart:
 class Subjects:
     """What an extraction is about. ``tied`` are the embeddings that the base's head is tied to."""
 
-    compared: tuple[Subject, ...]
-    apart: tuple[Apart, ...]
+    compared: tuple[ExtractTarget, ...]
+    apart: tuple[UnmatchedTensor, ...]
     tied: tuple[str, ...]
 
     @property
-    def factored(self) -> tuple[Subject, ...]:
+    def factored(self) -> tuple[ExtractTarget, ...]:
         return tuple(s for s in self.compared if s.fate == "factors")
 
 
@@ -91,8 +91,8 @@ def subjects_of(
     """
     _check_filters(base, include, exclude)
     _check_fit(tuned, base)
-    compared: list[Subject] = []
-    apart: list[Apart] = []
+    compared: list[ExtractTarget] = []
+    apart: list[UnmatchedTensor] = []
     has_head = any("For" in a or "LMHead" in a for a in architectures(base.config))
     tables = tables_of(base).rows
     tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
@@ -102,14 +102,14 @@ def subjects_of(
         other = tuned.tensors.get(name)
         if other is None:
             if name not in heads:
-                apart.append(Apart(name, f"{tuned.label} has no such tensor"))
+                apart.append(UnmatchedTensor(name, f"{tuned.label} has no such tensor"))
         elif name in heads:
-            apart.append(Apart(name, f"is tied to {heads[name]}, which stands for both"))
+            apart.append(UnmatchedTensor(name, f"is tied to {heads[name]}, which stands for both"))
         elif other.shape != tensor.shape:
-            apart.append(Apart(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}"))
+            apart.append(UnmatchedTensor(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}"))
         elif tensor.dtype not in MERGEABLE or other.dtype not in MERGEABLE:
             if not _are_equal(tuned, base, name):
-                apart.append(Apart(name, f"is {other.dtype}, which has no difference in floating point"))
+                apart.append(UnmatchedTensor(name, f"is {other.dtype}, which has no difference in floating point"))
         else:
             fate, why, kind = _fate(
                 spelled[name], name, tensor.shape, include, exclude, others, embeddings, is_of_tokens=name in tables
@@ -117,8 +117,8 @@ def subjects_of(
             if name in tied and fate == "factors":
                 fate, why = "left out", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved"
             turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
-            compared.append(Subject(name, tensor.shape, fate, why, kind, turned))
-    apart += [Apart(name, f"{base.label} has no such tensor") for name in tuned.tensors if name not in base.tensors]
+            compared.append(ExtractTarget(name, tensor.shape, fate, why, kind, turned))
+    apart += [UnmatchedTensor(name, f"{base.label} has no such tensor") for name in tuned.tensors if name not in base.tensors]
     return Subjects(tuple(compared), tuple(apart), tied)
 
 
@@ -132,7 +132,7 @@ def _fate(
     embeddings: EmbeddingsChoice,
     *,
     is_of_tokens: bool,
-) -> tuple[Fate, str, Kind]:
+) -> tuple[Treatment, str, ModuleKind]:
     if any(fits(pattern, stored) for pattern in exclude) or (include and not any(fits(pattern, stored) for pattern in include)):
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
@@ -201,7 +201,7 @@ def _are_equal(tuned: Source, base: Source, name: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedTensors:
     """How tensors that are no factors are written: names in the file by names in the base, modules to save, and whether biases are."""
 
     names: Mapping[str, str]
@@ -209,7 +209,7 @@ class Saved:
     has_biases: bool
 
 
-def saved_of(base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]) -> Saved:
+def saved_of(base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]) -> SavedTensors:
     """Tell how PEFT is given the tensors ``changed`` anew; ``factored`` are the modules that have factors.
 
     The bias of a module with factors goes by ``bias: all``. A module that holds nothing but its weight and bias goes whole, by
@@ -237,7 +237,7 @@ def saved_of(base: Source, changed: Collection[str], factored: Collection[str], 
             names |= {n: n for n in held[module]}
         else:
             names[name] = name
-    return Saved(names, tuple(modules), has_biases)
+    return SavedTensors(names, tuple(modules), has_biases)
 
 
 def module_names(names: Collection[str], wanted: Collection[str]) -> list[str]:

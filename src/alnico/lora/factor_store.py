@@ -14,8 +14,8 @@ import xxhash
 from alnico.checkpoint.files import read_fully, write_fully
 from alnico.errors import ModelError, RunError
 from alnico.folders import open_to_write
-from alnico.numerics.randomized import Factors
-from alnico.output.journal import Done, Journal, Record, read_journal
+from alnico.numerics.randomized import LowRankFactors
+from alnico.output.journal import Journal, JournalState, Record, read_journal
 from alnico.output.staging import PartDirectory
 
 NAME = "factors.spool"
@@ -31,7 +31,7 @@ class Spool:
     def __init__(self, part: PartDirectory, fingerprint: Mapping[str, Any], restart: bool) -> None:
         self._path = part.path / NAME
         self._lock = threading.Lock()
-        found = Done() if restart else read_journal(part.path, fingerprint, "extraction")
+        found = JournalState() if restart else read_journal(part.path, fingerprint, "extraction")
         if not found:
             part.clear()
         try:
@@ -43,7 +43,7 @@ class Spool:
         self._held = {r.tensor: self._held[r.tensor] for r in kept}
         self._end = max((at + sum(entry["bytes"]) for at, entry in self._held.values()), default=0)
         self.done = frozenset(self._held)
-        self._journal = Journal(part.path, fingerprint, self._sync, Done(kept), part.folder)
+        self._journal = Journal(part.path, fingerprint, self._sync, JournalState(kept), part.folder)
 
     def _is_whole(self, record: Record) -> bool:
         """Are the factors of a finished matrix what the journal says?"""
@@ -52,7 +52,7 @@ class Spool:
         except (ModelError, RunError):
             return False
 
-    def put(self, name: str, factors: Factors) -> None:
+    def put(self, name: str, factors: LowRankFactors) -> None:
         if self._journal.failure is not None:
             raise self._journal.failure
         parts = [np.ascontiguousarray(x) for x in (factors.left, factors.right)]
@@ -74,7 +74,7 @@ class Spool:
             self._held[name] = begin, entry
         self._journal.finished(Record(name, _digest(factors), ((begin, json.dumps(entry), ""),)))
 
-    def read(self, name: str, rank: int | None = None) -> Factors:
+    def read(self, name: str, rank: int | None = None) -> LowRankFactors:
         """The factors of a finished matrix, of all its rank or of a smaller one. Errors: RunError."""
         at, entry = self._held[name]
         parts = []
@@ -85,7 +85,7 @@ class Spool:
             parts.append(values)
             at += size
         values, squares = self.spectrum(name)
-        return Factors(parts[0][:, :rank], parts[1][:rank], values[:rank], squares)
+        return LowRankFactors(parts[0][:, :rank], parts[1][:rank], values[:rank], squares)
 
     def spectrum(self, name: str) -> tuple[np.ndarray, float]:
         """The singular values and the sum of squares of a finished matrix, without its factors."""
@@ -109,7 +109,7 @@ def _place(record: Record) -> tuple[int, dict[str, Any]]:
     return begin, json.loads(entry)
 
 
-def _digest(factors: Factors) -> str:
+def _digest(factors: LowRankFactors) -> str:
     state = xxhash.xxh3_128()
     for values in (factors.left, factors.right, factors.values, np.array([factors.squares])):
         state.update(str((values.dtype, values.shape)).encode())

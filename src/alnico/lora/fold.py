@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.output_path import check_publishable, replacing
-from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
+from alnico.checkpoint.reference import Paths
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.run import Result, Watcher, run_plan
+from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import close
 from alnico.errors import AlnicoError
+from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import real, said
+from alnico.numerics.sizes import bytes_of
 from alnico.plan.build import build_plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
-
-Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
-"""Adapters: paths or hub ids; one may stand by itself."""
 
 
 @ieee_arithmetic()
@@ -41,7 +41,7 @@ def fold(
     restart: bool = False,
     offline: bool = False,
     watch: Watcher | None = None,
-) -> Result:
+) -> MergeResult:
     """Fold LoRA adapters into ``base`` and write the model into ``out``: ``W + sum of weight * (the adapted W - W)``.
 
     What an adapter adds is ``s B A``, summed over the rank in index order in float32 by row blocks and rounded once to the output's

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from alnico.lora.matching import Factors
+from alnico.lora.matching import ExpertFactors
 from alnico.numerics.low_rank import of_matrix, stacked
 
 
@@ -29,7 +29,7 @@ class Knots:
         return self.left, merged
 
 
-def knots(factors: Sequence[Factors | None], rows: int, columns: int) -> Knots:
+def knots(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> Knots:
     """Find the common basis from the factors; None stands for an update of 0.
 
     The wide matrix is ``Q [S_1 T_1^T | ... | S_N T_N^T] diag(P_i^T)`` with the QR decompositions of the stacked ``s_i B_i`` and of each

@@ -12,17 +12,17 @@ import numpy as np
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter, Update, is_saved_module, is_trained
 from alnico.checkpoint.statistics import digest_of
 from alnico.errors import MismatchError, ModelError
-from alnico.lora.writer import Kind
+from alnico.lora.writer import ModuleKind
 from alnico.numerics.dtypes import MERGEABLE
 
 
 @dataclass(frozen=True)
-class Module:
+class SharedModule:
     """One parameter that adapters update, with the update of each of them, or None where an adapter has none: a change of 0."""
 
     key: str
     module: str
-    kind: Kind
+    kind: ModuleKind
     parameter: str
     """The parameter's name in its module; of fused experts not ``weight``."""
     depth: int
@@ -67,7 +67,7 @@ class Module:
 
 
 @dataclass(frozen=True)
-class Factors:
+class ExpertFactors:
     """The factors of one expert's update in float64, ``scale`` not in them: left (rows, r), right (r, columns)."""
 
     scale: float
@@ -75,7 +75,7 @@ class Factors:
     right: np.ndarray
 
 
-def aligned(adapters: Sequence[Adapter]) -> list[Module]:
+def aligned(adapters: Sequence[Adapter]) -> list[SharedModule]:
     """The parameters that adapters update, in the order of the first that has each. Errors: MismatchError, ModelError."""
     for adapter in adapters:
         for update in adapter.updates.values():
@@ -107,7 +107,7 @@ def aligned(adapters: Sequence[Adapter]) -> list[Module]:
     return [_module(adapters, key) for key in keys]
 
 
-def _module(adapters: Sequence[Adapter], key: str) -> Module:
+def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     updates = tuple(adapter.updates.get(key) for adapter in adapters)
     held = [(a, u) for a, u in zip(adapters, updates, strict=True) if u is not None]
     (adapter, update), *others = held
@@ -124,12 +124,12 @@ def _module(adapters: Sequence[Adapter], key: str) -> Module:
     if kind == "parameter" and update.depth < len(update.parameters):
         parameter = sorted(update.parameters)[-1 - update.depth]  # a name for each, which need not be its own: see `Module.target`
     turned = update.is_embedding or (kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in held))
-    return Module(key, update.module, kind, parameter, update.depth, experts, rows, right, left, updates, turned)
+    return SharedModule(key, update.module, kind, parameter, update.depth, experts, rows, right, left, updates, turned)
 
 
-def _described(adapter: Adapter, update: Update) -> tuple[Kind, int, int, tuple[int, ...], tuple[int, ...]]:
+def _described(adapter: Adapter, update: Update) -> tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]:
     left, right = adapter.files.tensors[update.left].shape, adapter.files.tensors[update.right].shape
-    kind: Kind = "linear"
+    kind: ModuleKind = "linear"
     if update.parameters != ("weight",):
         kind = "parameter"
     elif update.is_embedding:
@@ -139,7 +139,7 @@ def _described(adapter: Adapter, update: Update) -> tuple[Kind, int, int, tuple[
     return kind, update.experts, left[0], tuple(right[1:]), tuple(left[2:])
 
 
-def _said(shape: tuple[Kind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
+def _said(shape: tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
     kind, experts, rows, right, _ = shape
     what = (
         "a linear layer" if kind == "linear" else "a parameter" if kind == "parameter" else f"a{'n' * (kind[0] in 'aeiou')} {kind}"
@@ -148,9 +148,9 @@ def _said(shape: tuple[Kind, int, int, tuple[int, ...], tuple[int, ...]]) -> str
     return f"{what} of {many}({', '.join(str(n) for n in (rows, *right))})"
 
 
-def read_factors(adapters: Sequence[Adapter], module: Module) -> list[list[Factors | None]]:
+def read_factors(adapters: Sequence[Adapter], module: SharedModule) -> list[list[ExpertFactors | None]]:
     """The factors of a parameter: of each expert, one an adapter, or None. Errors: ModelError for what is not finite."""
-    found: list[list[Factors | None]] = [[] for _ in range(module.experts)]
+    found: list[list[ExpertFactors | None]] = [[] for _ in range(module.experts)]
     for adapter, update in zip(adapters, module.updates, strict=True):
         if update is None:
             for of_expert in found:
@@ -158,11 +158,11 @@ def read_factors(adapters: Sequence[Adapter], module: Module) -> list[list[Facto
             continue
         left, right = adapter.matrices(update, np.dtype(np.float64))
         for expert, of_expert in enumerate(found):
-            of_expert.append(Factors(update.scale, left[expert], right[expert]))
+            of_expert.append(ExpertFactors(update.scale, left[expert], right[expert]))
     return found
 
 
-def read_biases(adapters: Sequence[Adapter], module: Module) -> list[np.ndarray]:
+def read_biases(adapters: Sequence[Adapter], module: SharedModule) -> list[np.ndarray]:
     """What each adapter adds to the bias of a module, its scale in it; zeros where it adds nothing."""
     zeros = np.zeros(module.rows)
     return [
@@ -192,7 +192,7 @@ def _last_part(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Saved:
+class SharedSavedTensor:
     """A tensor that stands for the base's own. ``holders`` are the adapters that have it, by position, with its name there.
 
     ``is_trained`` is false for what PEFT only stores with an adapter: the base's embeddings, say.
@@ -219,7 +219,7 @@ def _is_tied(adapter: Adapter, name: str) -> bool:
     return any(digest_of(adapter.files, n) == digest_of(adapter.files, adapter.replaced[name]) for n in trained)
 
 
-def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list[Saved]:
+def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list[SharedSavedTensor]:
     """The tensors that adapters hold whole; those that were trained need not fit together if they are ``dropped``.
 
     Errors: MismatchError for shapes that differ, ModelError for what are no numbers.
@@ -240,5 +240,5 @@ def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list
                     f"{name}: {tensors[0][0]} has {tensors[0][1].shape}, {label} {tensor.shape}; expected one shape. Combine adapters of one "
                     "base with one vocabulary, or leave such tensors out with saved: drop (--saved drop)."
                 )
-        found.append(Saved(name, tuple(holders), tensors[0][1].shape, trained))
+        found.append(SharedSavedTensor(name, tuple(holders), tensors[0][1].shape, trained))
     return found

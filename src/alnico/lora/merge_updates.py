@@ -11,12 +11,12 @@ from alnico.checkpoint.shards import cut
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.in_memory import Arrays, Unwritten
-from alnico.engine.run import Output, Run
+from alnico.engine.run import MergeRun, Output
 from alnico.errors import RunError
 from alnico.folders import Folder, make_folder, remove
 from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES, decode
-from alnico.output.journal import Done, Record
+from alnico.output.journal import JournalState, Record
 from alnico.output.staging import PartDirectory
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
@@ -75,8 +75,8 @@ class Merging:
         return merged
 
     def _run(self, name: str, output: Output) -> None:
-        done = Done([r for r in self._others if r.tensor != name], dict(self._facts))
-        run = Run(self.plan, output, Unwritten(self.plan), done, None)
+        done = JournalState([r for r in self._others if r.tensor != name], dict(self._facts))
+        run = MergeRun(self.plan, output, Unwritten(self.plan), done, None)
         run.all()
         self._facts = run.facts
 

@@ -9,13 +9,13 @@ import numpy as np
 
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.lora.basis import Frames
-from alnico.lora.combine_options import Asked
+from alnico.lora.combine_options import CombineOptions
 from alnico.lora.core_space import core_space
 from alnico.lora.knots import knots
-from alnico.lora.matching import Module, read_biases, read_factors
+from alnico.lora.matching import SharedModule, read_biases, read_factors
 from alnico.lora.merge_updates import Merged, Merging
 from alnico.lora.spectral import SPECTRAL
-from alnico.lora.updates import BIAS, Shown, Zeros, whole_tensors, whole_updates
+from alnico.lora.updates import BIAS, SmallMatrices, Zeros, whole_tensors, whole_updates
 from alnico.numerics.low_rank import Decomposed, of_matrix, of_product, rank_of, stacked
 from alnico.numerics.randomized import exact_svd, randomized_svd, row_blocks
 from alnico.output.staging import PartDirectory
@@ -25,7 +25,7 @@ EXACT_ELEMENTS = 1 << 18
 
 
 @dataclass(frozen=True)
-class Piece:
+class ReducedUpdate:
     """The combined update of one parameter: ``left`` (experts, m, rank), ``right`` (experts, rank, n) and their ``scale``.
 
     ``total`` and ``left_out`` are sums of squares, of the result of the method and of what these factors lack of it.
@@ -54,11 +54,11 @@ class Limits:
         """The largest rank, if there is one: that which is asked for, or the default where no share of energy decides."""
         return self.rank if self.rank is not None else default if self.energy is None else None
 
-    def piece(self, found: Sequence[Decomposed], bias: np.ndarray, default: int) -> Piece:
+    def piece(self, found: Sequence[Decomposed], bias: np.ndarray, default: int) -> ReducedUpdate:
         """Cut what was found of each expert to one rank for all: the least that gives each its share, 1 at least."""
         rank = max(1, *(rank_of(one, self.most(default), self.energy) for one in found))
         cut = [one.factors(rank) for one in found]
-        return Piece(
+        return ReducedUpdate(
             np.stack([left for left, _ in cut]),
             np.stack([right for _, right in cut]),
             1.0,
@@ -68,13 +68,13 @@ class Limits:
         )
 
 
-Combine = Callable[[Module], Piece]
+Combine = Callable[[SharedModule], ReducedUpdate]
 
 
-def of_cat(adapters: Sequence[Adapter], asked: Asked) -> Combine:
+def of_cat(adapters: Sequence[Adapter], asked: CombineOptions) -> Combine:
     """Stack the factors: exact, and the ranks add. One scale that all share stays out of the factors, which then keep their bits."""
 
-    def combine(module: Module) -> Piece:
+    def combine(module: SharedModule) -> ReducedUpdate:
         factors = read_factors(adapters, module)
         scales = {c * u.scale for c, u in zip(asked.coefficients, module.updates, strict=True) if u is not None and c * u.scale}
         # Two parameters of one module cannot have an alpha each: see `Module.target`.
@@ -89,15 +89,15 @@ def of_cat(adapters: Sequence[Adapter], asked: Asked) -> Combine:
             left, right = stacked(parts or [(0.0, np.zeros((module.rows, 1)), np.zeros((1, module.columns)))], 0, 0)
             lefts.append(left)
             rights.append(right)
-        return Piece(np.stack(lefts), np.stack(rights), common, _summed_bias(adapters, module, asked.coefficients))
+        return ReducedUpdate(np.stack(lefts), np.stack(rights), common, _summed_bias(adapters, module, asked.coefficients))
 
     return combine
 
 
-def of_sum(adapters: Sequence[Adapter], asked: Asked, limits: Limits) -> Combine:
+def of_sum(adapters: Sequence[Adapter], asked: CombineOptions, limits: Limits) -> Combine:
     """The best approximation of a weighted sum."""
 
-    def combine(module: Module) -> Piece:
+    def combine(module: SharedModule) -> ReducedUpdate:
         found = []
         for of_expert in read_factors(adapters, module):
             pairs = zip(asked.coefficients, of_expert, strict=True)
@@ -109,12 +109,12 @@ def of_sum(adapters: Sequence[Adapter], asked: Asked, limits: Limits) -> Combine
     return combine
 
 
-def of_spectral(adapters: Sequence[Adapter], asked: Asked, limits: Limits) -> Combine:
+def of_spectral(adapters: Sequence[Adapter], asked: CombineOptions, limits: Limits) -> Combine:
     """A spectral method on the core matrices."""
     make = SPECTRAL[asked.method].make
     mean = tuple(float(asked.options["scale"]) * w / len(adapters) for w in asked.weights)
 
-    def combine(module: Module) -> Piece:
+    def combine(module: SharedModule) -> ReducedUpdate:
         side = min(module.rows, module.columns)
         found = []
         for of_expert in read_factors(adapters, module):
@@ -127,15 +127,21 @@ def of_spectral(adapters: Sequence[Adapter], asked: Asked, limits: Limits) -> Co
 
 
 def of_small(
-    adapters: Sequence[Adapter], modules: Sequence[Module], asked: Asked, limits: Limits, *, seed: int, memory_bytes: int
+    adapters: Sequence[Adapter],
+    modules: Sequence[SharedModule],
+    asked: CombineOptions,
+    limits: Limits,
+    *,
+    seed: int,
+    memory_bytes: int,
 ) -> Combine:
     """A method of the registry on the small matrices of a space."""
     frames = Frames(adapters, modules, core_space if asked.space == "core" else knots)
-    sources = [Shown(a.label, frames.tensors, frames.values, i) for i, a in enumerate(adapters)]
+    sources = [SmallMatrices(a.label, frames.tensors, frames.values, i) for i, a in enumerate(adapters)]
     base = Zeros(frames.tensors)
     merging = Merging(sources, base, asked.method, asked.options, dtype="F64", seed=seed, memory_bytes=memory_bytes, threads=1)
 
-    def combine(module: Module) -> Piece:
+    def combine(module: SharedModule) -> ReducedUpdate:
         found = []
         for expert in range(module.experts):
             merged = merging.in_memory(frames.name(module, expert))
@@ -148,8 +154,8 @@ def of_small(
 
 def of_whole(
     adapters: Sequence[Adapter],
-    modules: Sequence[Module],
-    asked: Asked,
+    modules: Sequence[SharedModule],
+    asked: CombineOptions,
     limits: Limits,
     part: PartDirectory,
     *,
@@ -171,7 +177,7 @@ def of_whole(
         threads=threads,
     )
 
-    def combine(module: Module) -> Piece:
+    def combine(module: SharedModule) -> ReducedUpdate:
         rows, columns = (module.columns, module.rows) if module.is_turned else (module.rows, module.columns)
         with merging.on_disk(module.name, part) as merged:
             most = limits.most(sum(module.ranks))
@@ -200,7 +206,7 @@ def _decomposed(merged: Merged, expert: int, rows: int, columns: int, most: int 
     return Decomposed(found.left / root, found.values, found.right / root[:, None], rest)
 
 
-def _summed_bias(adapters: Sequence[Adapter], module: Module, coefficients: Sequence[float]) -> np.ndarray:
+def _summed_bias(adapters: Sequence[Adapter], module: SharedModule, coefficients: Sequence[float]) -> np.ndarray:
     """The weighted sum of what adapters add to a module's bias; empty where none adds anything."""
     if not module.has_bias:
         return np.zeros(0)

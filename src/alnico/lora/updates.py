@@ -14,7 +14,7 @@ import numpy as np
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.source import Described, Origin, Shard, Tensor, read_tensor
-from alnico.lora.matching import Module
+from alnico.lora.matching import SharedModule
 
 BIAS = ".bias"
 
@@ -62,7 +62,7 @@ class Zeros:
         """Nothing is open."""
 
 
-def whole_tensors(modules: Sequence[Module], dtype: str) -> dict[str, Tensor]:
+def whole_tensors(modules: Sequence[SharedModule], dtype: str) -> dict[str, Tensor]:
     """The base's tensors that adapters change, as it stores them: then places, rows and noise are those of a merge with the base."""
     found: dict[str, Tensor] = {}
     for module in modules:
@@ -77,7 +77,7 @@ def whole_tensors(modules: Sequence[Module], dtype: str) -> dict[str, Tensor]:
     return found
 
 
-def whole_updates(adapters: Sequence[Adapter], modules: Sequence[Module], base: Zeros) -> list[AdaptedModel]:
+def whole_updates(adapters: Sequence[Adapter], modules: Sequence[SharedModule], base: Zeros) -> list[AdaptedModel]:
     """Each adapter on a base of zeros: its updates, computed by rows while they are read, as a merge of ``base+adapter`` does."""
     sources = []
     for i, adapter in enumerate(adapters):
@@ -92,7 +92,7 @@ def whole_updates(adapters: Sequence[Adapter], modules: Sequence[Module], base: 
     return sources
 
 
-class Shown:
+class SmallMatrices:
     """Small matrices of one adapter as a source, made for all adapters together when one of them is read."""
 
     config: Mapping[str, Any] = MappingProxyType({})

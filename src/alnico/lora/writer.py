@@ -30,7 +30,7 @@ from alnico.output.card import laid_out
 from alnico.output.lock import HASH, files_of
 from alnico.output.staging import PartDirectory
 
-Kind = Literal["linear", "embedding", "convolution", "parameter"]
+ModuleKind = Literal["linear", "embedding", "convolution", "parameter"]
 
 BLOCK = 262_144
 """Elements rounded at a time."""
@@ -45,7 +45,7 @@ class OutputModule:
     """
 
     module: str
-    kind: Kind
+    kind: ModuleKind
     rank: int
     left_shape: tuple[int, ...]
     right_shape: tuple[int, ...]

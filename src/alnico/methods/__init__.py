@@ -21,8 +21,8 @@ from alnico.methods.base import Method
 def registry() -> Mapping[str, Method]:
     """Return all methods by name, ours first. Errors: MethodError for two methods of one name."""
     found: dict[str, Method] = {}
-    for module in sorted(m.name for m in pkgutil.iter_modules(__path__)):
-        if module != "base" and not module.startswith("_"):
+    for module in sorted(m.name for m in pkgutil.iter_modules(__path__) if not m.ispkg):
+        if module != "base":
             found[module] = getattr(importlib.import_module(f"{__name__}.{module}"), module)
     for entry in importlib.metadata.entry_points(group="alnico.methods"):
         loaded = entry.load()

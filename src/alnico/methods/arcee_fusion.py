@@ -3,8 +3,8 @@
 import numpy as np
 
 from alnico.kernels.facts import Derived, KthLargest, Largest, Sum
-from alnico.methods._exponential import exponential, logarithm
 from alnico.methods.base import Merge, method
+from alnico.methods.shared.exponential import exponential, logarithm
 
 
 @method(

@@ -27,7 +27,7 @@ from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar, get_args
 import numpy as np
 
 from alnico.errors import MethodError
-from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, Measured, Recorded, Side, levels, of_model
+from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, MeasuredFact, Recorded, Side, levels, of_model
 from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
 from alnico.numerics.numbers import said
@@ -65,17 +65,20 @@ class Between:
         return f"{'(' if self.without_low else '['}{self.low:g}, {self.high:g}]"
 
 
+Proportion = Annotated[float, Between(0, 1)]
+"""A share of a whole, in [0, 1]."""
+
 Share = Annotated[float, Between(0, 1, without_low=True)]
 """A share of a whole, in (0, 1]."""
 
-Kept = Annotated[float, Between(0, 1, without_low=True, low_in_places=True)]
+KeptShare = Annotated[float, Between(0, 1, without_low=True, low_in_places=True)]
 """The share of a tensor's entries that is kept, in (0, 1]; 0 for some of the tensors, of which nothing is then kept."""
 
 Statistics = NewType("Statistics", str)
 """The path of statistics that `alnico statistics` wrote. The option that has it is called like their kind, and is one a model."""
 
-Space = Literal["weight", "delta"]
-Base = Literal["required", "optional", "unused", "first"]
+MethodSpace = Literal["weight", "delta"]
+BaseUse = Literal["required", "optional", "unused", "first"]
 REQUIRED = inspect.Parameter.empty
 
 
@@ -170,12 +173,12 @@ class Merge:
                 f"the Merge gives {len(self.arguments)}; they must match one to one."
             )
 
-    def levels(self) -> list[list[Measured]]:
+    def levels(self) -> list[list[MeasuredFact]]:
         """The facts of one tensor to measure, in order; each list takes one pass over its inputs."""
         return self._levels
 
     @functools.cached_property
-    def _levels(self) -> list[list[Measured]]:
+    def _levels(self) -> list[list[MeasuredFact]]:
         # Asked for every tensor, and the same for all that share the Merge.
         return levels(self.arguments)
 
@@ -226,7 +229,7 @@ class Matrices(Protocol):
 
 
 @dataclass(frozen=True)
-class Whole:
+class MatrixMethod:
     """How to make one output matrix, options bound, where its numbers depend on whole matrices.
 
     ``make(matrices, *arguments)`` returns (rows, columns) float64; in delta space what is added to the base. It runs in one thread,
@@ -250,9 +253,9 @@ class Method:
     """A registered merge method."""
 
     name: str
-    factory: Callable[..., Merge | Whole]
-    space: Space
-    base: Base
+    factory: Callable[..., Merge | MatrixMethod]
+    space: MethodSpace
+    base: BaseUse
     models: tuple[int, int | None]
     source: str
     options: Mapping[str, Option] = field(hash=False)
@@ -272,7 +275,7 @@ class Method:
     def documentation(self) -> str:
         return inspect.getdoc(self.factory) or ""
 
-    def bind(self, options: Mapping[str, Any], models: int, *, in_places: bool = False) -> Merge | Whole:
+    def bind(self, options: Mapping[str, Any], models: int, *, in_places: bool = False) -> Merge | MatrixMethod:
         """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some of the tensors only.
 
         A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the option, for
@@ -315,12 +318,12 @@ class Method:
 
 def method(
     *,
-    space: Space,
+    space: MethodSpace,
     source: str,
-    base: Base | None = None,
+    base: BaseUse | None = None,
     models: tuple[int, int | None] = (1, None),
     presets: Mapping[str, Mapping[str, Any]] | None = None,
-) -> Callable[[Callable[..., Merge | Whole]], Method]:
+) -> Callable[[Callable[..., Merge | MatrixMethod]], Method]:
     """Register a factory as a merge method under its function's name.
 
     ``space`` "delta" gives ``mix`` task-vector entries (model - base), "weight" the parameters themselves.
@@ -330,7 +333,7 @@ def method(
     no schema, and for a preset that does not fit it.
     """
 
-    def register(factory: Callable[..., Merge | Whole]) -> Method:
+    def register(factory: Callable[..., Merge | MatrixMethod]) -> Method:
         options = {p.name: _option(p, factory) for p in inspect.signature(factory).parameters.values()}
         for preset, values in (presets or {}).items():
             _check_preset(f"{factory.__name__}: preset {preset}", values, options)
@@ -340,7 +343,7 @@ def method(
     return register
 
 
-def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | Whole]) -> Option:
+def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | MatrixMethod]) -> Option:
     if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
         raise MethodError(f"{factory.__name__}: option {parameter.name} must be keyword-only.")
     annotation = get_type_hints(factory, include_extras=True)[parameter.name]
@@ -431,6 +434,23 @@ def place_on_arc(t: float) -> float:
 
 
 __all__ = [
-    "Argument", "Between", "Derived", "Kept", "Matrices", "Merge", "Method", "Option", "PerModel", "Recorded", "Share", "Side", "Statistics",
-    "Whole", "combine", "each", "method", "place_on_arc", "total_weight",
+    "Argument",
+    "Between",
+    "Derived",
+    "KeptShare",
+    "Matrices",
+    "MatrixMethod",
+    "Merge",
+    "Method",
+    "Option",
+    "PerModel",
+    "Recorded",
+    "Share",
+    "Side",
+    "Statistics",
+    "combine",
+    "each",
+    "method",
+    "place_on_arc",
+    "total_weight",
 ]  # fmt: skip

@@ -1,12 +1,10 @@
 """Model Breadcrumbs: sums of task vectors without both tails."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from alnico.methods._elect import summed
-from alnico.methods._sparsify import Rescale, keep_middle
-from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
-
-Tail = Annotated[float, Between(0, 1)]
+from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
+from alnico.methods.shared.elect import summed
+from alnico.methods.shared.sparsify import Rescale, keep_middle
 
 
 @method(
@@ -16,8 +14,8 @@ Tail = Annotated[float, Between(0, 1)]
 )
 def breadcrumbs(
     *,
-    density: PerModel[Kept] = each(1.0),
-    gamma: PerModel[Tail] = each(0.01),
+    density: PerModel[KeptShare] = each(1.0),
+    gamma: PerModel[Proportion] = each(0.01),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     divide: Literal["weight", "none"] = "none",

@@ -1,19 +1,15 @@
 """Model Breadcrumbs with the sign election of TIES."""
 
-from typing import Annotated
-
-from alnico.methods._elect import Divide, Elect, Tie, elected
-from alnico.methods._sparsify import Rescale, keep_middle
-from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
-
-Tail = Annotated[float, Between(0, 1)]
+from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
+from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.sparsify import Rescale, keep_middle
 
 
 @method(space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795")
 def breadcrumbs_ties(
     *,
-    density: PerModel[Kept] = each(1.0),
-    gamma: PerModel[Tail] = each(0.01),
+    density: PerModel[KeptShare] = each(1.0),
+    gamma: PerModel[Proportion] = each(0.01),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",

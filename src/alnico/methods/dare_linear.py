@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from alnico.methods._elect import summed
-from alnico.methods._sparsify import Rescale, keep_random
-from alnico.methods.base import Kept, Merge, PerModel, each, method
+from alnico.methods.base import KeptShare, Merge, PerModel, each, method
+from alnico.methods.shared.elect import summed
+from alnico.methods.shared.sparsify import Rescale, keep_random
 
 
 @method(
@@ -14,7 +14,7 @@ from alnico.methods.base import Kept, Merge, PerModel, each, method
 )
 def dare_linear(
     *,
-    density: PerModel[Kept] = each(1.0),
+    density: PerModel[KeptShare] = each(1.0),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     divide: Literal["weight", "none"] = "none",

@@ -1,8 +1,8 @@
 """DARE with the sign election of TIES."""
 
-from alnico.methods._elect import Divide, Elect, Tie, elected
-from alnico.methods._sparsify import Rescale, keep_random
-from alnico.methods.base import Kept, Merge, PerModel, each, method
+from alnico.methods.base import KeptShare, Merge, PerModel, each, method
+from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.sparsify import Rescale, keep_random
 
 
 @method(
@@ -12,7 +12,7 @@ from alnico.methods.base import Kept, Merge, PerModel, each, method
 )
 def dare_ties(
     *,
-    density: PerModel[Kept] = each(1.0),
+    density: PerModel[KeptShare] = each(1.0),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",

@@ -1,12 +1,8 @@
 """DELLA: drop by rank, elect a sign, merge what agrees."""
 
-from typing import Annotated
-
-from alnico.methods._elect import Divide, Elect, Tie, elected
-from alnico.methods._sparsify import Rescale, keep_by_rank
-from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
-
-HalfWidth = Annotated[float, Between(0, 1)]
+from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
+from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.sparsify import Rescale, keep_by_rank
 
 
 @method(
@@ -16,8 +12,8 @@ HalfWidth = Annotated[float, Between(0, 1)]
 )
 def della(
     *,
-    density: PerModel[Kept] = each(1.0),
-    epsilon: PerModel[HalfWidth] = each(0.15),
+    density: PerModel[KeptShare] = each(1.0),
+    epsilon: PerModel[Proportion] = each(0.15),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",

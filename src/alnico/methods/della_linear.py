@@ -1,19 +1,17 @@
 """DELLA with a plain sum."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from alnico.methods._elect import summed
-from alnico.methods._sparsify import Rescale, keep_by_rank
-from alnico.methods.base import Between, Kept, Merge, PerModel, each, method
-
-HalfWidth = Annotated[float, Between(0, 1)]
+from alnico.methods.base import KeptShare, Merge, PerModel, Proportion, each, method
+from alnico.methods.shared.elect import summed
+from alnico.methods.shared.sparsify import Rescale, keep_by_rank
 
 
 @method(space="delta", source="Deep et al. 2024, DELLA-Merging, https://arxiv.org/abs/2406.11617")
 def della_linear(
     *,
-    density: PerModel[Kept] = each(1.0),
-    epsilon: PerModel[HalfWidth] = each(0.15),
+    density: PerModel[KeptShare] = each(1.0),
+    epsilon: PerModel[Proportion] = each(0.15),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     divide: Literal["weight", "none"] = "none",

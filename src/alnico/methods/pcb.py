@@ -1,8 +1,8 @@
 """PCB-Merging: entries compete within their model and between models."""
 
 from alnico.kernels.facts import KthLargest
-from alnico.methods._exponential import exponential
 from alnico.methods.base import Merge, PerModel, Share, each, method
+from alnico.methods.shared.exponential import exponential
 
 CLIPPED = 1e-4
 """The share of entries at both ends of the magnitudes that is not told apart, as in the authors' code."""

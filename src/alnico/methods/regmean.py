@@ -8,10 +8,10 @@ from alnico.errors import MethodError
 from alnico.methods.base import (
     Between,
     Matrices,
+    MatrixMethod,
     PerModel,
     Recorded,
     Statistics,
-    Whole,
     combine,
     each,
     method,
@@ -30,7 +30,7 @@ def regmean(
     alpha: Annotated[float, Between(0, 1)] = 0.9,
     ridge: Annotated[float, Between(0, 1)] = 1e-6,
     normalize: bool = False,
-) -> Whole:
+) -> MatrixMethod:
     """Merge each linear layer so that its outputs stay near those of every model, on that model's own inputs.
 
     ``out = (sum_i weight_i * W_i G_i) (sum_i weight_i * G_i)^-1`` for matrices W (outputs, inputs), where
@@ -68,7 +68,7 @@ def regmean(
     total = total_weight(weight, " of regmean")
     mean = combine(tuple(w / total for w in weight), fixes_equal_inputs=True)
     rows = Recorded("gram", "rows") if normalize else (1.0,) * len(weight)
-    return Whole(
+    return MatrixMethod(
         solve,
         lambda rows, columns, _models, _weight, _rows, is_transposed, *_: (
             3 * rows * columns + 2 * (rows if is_transposed[0] else columns) ** 2

@@ -3,7 +3,7 @@
 import math
 
 from alnico.kernels.facts import Count, Derived, KthLargest, Sum
-from alnico.methods.base import Kept, Merge, method
+from alnico.methods.base import KeptShare, Merge, method
 
 
 @method(
@@ -11,7 +11,7 @@ from alnico.methods.base import Kept, Merge, method
     source="Wan et al. 2024, FuseChat, https://arxiv.org/abs/2408.07990, section 3.3",
     presets={"paper": {"select_topk": 0.1}},
 )
-def sce(*, select_topk: Kept = 1.0) -> Merge:
+def sce(*, select_topk: KeptShare = 1.0) -> Merge:
     """Select where the models differ most, weigh each model by its energy there, erase what goes against the majority.
 
     Select: ``kept_i = model_i - base`` at the share ``select_topk`` of entries with the largest variance over the models, of

@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from alnico.methods._elect import summed
-from alnico.methods._sparsify import keep_all
 from alnico.methods.base import Merge, PerModel, each, method
+from alnico.methods.shared.elect import summed
+from alnico.methods.shared.sparsify import keep_all
 
 
 @method(space="delta", source="Ilharco et al. 2023, Editing models with task arithmetic, https://arxiv.org/abs/2212.04089")

@@ -1,8 +1,8 @@
 """TIES: trim, elect a sign, merge what agrees."""
 
-from alnico.methods._elect import Divide, Elect, Tie, elected
-from alnico.methods._sparsify import Rescale, Scope, keep_largest
-from alnico.methods.base import Kept, Merge, PerModel, each, method
+from alnico.methods.base import KeptShare, Merge, PerModel, each, method
+from alnico.methods.shared.elect import Divide, Elect, Tie, elected
+from alnico.methods.shared.sparsify import Rescale, Scope, keep_largest
 
 
 @method(
@@ -12,7 +12,7 @@ from alnico.methods.base import Kept, Merge, PerModel, each, method
 )
 def ties(
     *,
-    density: PerModel[Kept] = each(1.0),
+    density: PerModel[KeptShare] = each(1.0),
     weight: PerModel[float] = each(1.0),
     scale: float = 1.0,
     elect: Elect = "weighted",

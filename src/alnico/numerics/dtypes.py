@@ -12,7 +12,8 @@ from typing import Literal
 
 import numpy as np
 
-Kind = Literal["float", "integer", "bool", "complex", "packed"]
+Shape = tuple[int, ...]
+DtypeKind = Literal["float", "integer", "bool", "complex", "packed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class DType:
 
     name: str
     bits: int
-    kind: Kind
+    kind: DtypeKind
     storage: str | None
 
     @property

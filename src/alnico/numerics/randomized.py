@@ -26,7 +26,7 @@ WHOLE = 0.75
 
 
 @dataclass(frozen=True)
-class Factors:
+class LowRankFactors:
     """A matrix of rank k near another: ``left @ right``, (m, k) and (k, n), each with the square root of the singular values.
 
     ``values`` are these singular values, the largest first, in float64; ``squares`` is the sum of the squares of the other matrix. The
@@ -73,7 +73,7 @@ def randomized_svd(
     oversample: int = OVERSAMPLE,
     iterations: int = ITERATIONS,
     seed: int | tuple[int, ...] = 0,
-) -> Factors:
+) -> LowRankFactors:
     """Return the leading ``rank`` singular vectors of a matrix D, nearly: ``D @ Q @ Q.T``, truncated.
 
     Q spans a block Krylov space: ``D.T D X``, ``(D.T D)^2 X``, ... for a Gaussian X (n, l), ``iterations`` of them, each made orthogonal
@@ -116,7 +116,7 @@ def randomized_svd(
     return _projected(blocks, shape, span, rank, squares)
 
 
-def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -> Factors:
+def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -> LowRankFactors:
     """Return the leading ``rank`` singular vectors of a matrix, or all, from the eigenvectors of the product of its smaller side.
 
     The product is summed in float64: singular values above 1e-8 of the largest are told apart, below it is rounding, which a
@@ -162,10 +162,12 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
     order = np.argsort(-values, kind="stable")
     order = order[_is_more(values[order], shape, real)]
     roots = np.sqrt(values[order])
-    return Factors((left[:, order] * roots).astype(real), (right[order] / roots[:, None]).astype(real), values[order], squares)
+    return LowRankFactors(
+        (left[:, order] * roots).astype(real), (right[order] / roots[:, None]).astype(real), values[order], squares
+    )
 
 
-def _projected(blocks: Blocks, shape: tuple[int, int], span: np.ndarray, rank: int, squares: float) -> Factors:
+def _projected(blocks: Blocks, shape: tuple[int, int], span: np.ndarray, rank: int, squares: float) -> LowRankFactors:
     """The factors of ``D @ span @ span.T`` for orthonormal columns, truncated to ``rank``."""
     product: np.ndarray | None = None
     gram = np.zeros((span.shape[1], span.shape[1]))
@@ -186,7 +188,7 @@ def _projected(blocks: Blocks, shape: tuple[int, int], span: np.ndarray, rank: i
     roots = np.sqrt(values)
     left = product @ (turn / roots).astype(real)
     right = (span @ (turn * roots)).T
-    return Factors(left, np.ascontiguousarray(right.astype(real)), values, squares)
+    return LowRankFactors(left, np.ascontiguousarray(right.astype(real)), values, squares)
 
 
 def _is_more(values: np.ndarray, shape: tuple[int, int], real: np.dtype[Any]) -> np.ndarray:
@@ -202,5 +204,5 @@ def _squares(block: np.ndarray) -> float:
     return float(wide @ wide)
 
 
-def _nothing(shape: tuple[int, int], squares: float, real: np.dtype[Any]) -> Factors:
-    return Factors(np.zeros((shape[0], 0), real), np.zeros((0, shape[1]), real), np.zeros(0), squares)
+def _nothing(shape: tuple[int, int], squares: float, real: np.dtype[Any]) -> LowRankFactors:
+    return LowRankFactors(np.zeros((shape[0], 0), real), np.zeros((0, shape[1]), real), np.zeros(0), squares)

@@ -20,9 +20,9 @@ from alnico.checkpoint.weight_files import DIFFUSERS_STEM, stem_of
 from alnico.kernels.constants import ARITHMETIC
 from alnico.methods import find
 from alnico.output.journal import Record
-from alnico.plan.build import pinned
 from alnico.plan.job import Plan
 from alnico.plan.licences import conflicts, licensed
+from alnico.recipe.reference import pinned
 from alnico.recipe.schema import Recipe
 
 RECIPE = "mergekit_config.yml"

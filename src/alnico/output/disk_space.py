@@ -10,10 +10,10 @@ from pathlib import Path
 
 from alnico.checkpoint.output_path import Replace, check_place, existing_folder
 from alnico.checkpoint.quota import quota_left
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source
 from alnico.errors import ResourceError
+from alnico.numerics.sizes import format_size
 from alnico.output.card import recipe_text
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Plan

@@ -41,7 +41,7 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Done:
+class JournalState:
     """What an interrupted merge has done: finished tensors, the facts over the model by their number in the plan, and norms."""
 
     records: list[Record] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Done:
         return bool(self.records or self.facts or self.norms)
 
 
-class Lines:
+class JournalLines:
     """An open file of checked lines that a background thread writes, each after ``sync`` has brought what it is about to the disk.
 
     It begins with a ``fingerprint`` and the lines that are ``known``, all at once.
@@ -136,11 +136,11 @@ class Journal:
         directory: Path,
         fingerprint: Mapping[str, Any],
         sync: Callable[[], None],
-        done: Done,
+        done: JournalState,
         inside: Folder | None = None,
     ) -> None:
         known = [*(_numbers("fact", *f) for f in done.facts.items()), *(_numbers("norms", *n) for n in done.norms.items())]
-        self._lines = Lines(directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync, inside)
+        self._lines = JournalLines(directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync, inside)
         self.path = self._lines.path
 
     @property
@@ -164,7 +164,7 @@ class Journal:
         return self._lines.close(is_interrupted)
 
 
-def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "merge") -> Done:
+def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "merge") -> JournalState:
     """Return what an interrupted merge has done; nothing if there is no journal. ``what`` it is called in messages.
 
     Errors: OutputError, naming what changed, if the journal belongs to another merge; RunError.
@@ -172,7 +172,7 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
     path = directory / NAME
     lines = read_lines(path, fingerprint, what)
     try:
-        return Done([_record(x) for x in lines if "tensor" in x], _found("fact", lines), _found("norms", lines))
+        return JournalState([_record(x) for x in lines if "tensor" in x], _found("fact", lines), _found("norms", lines))
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         raise _damaged(path, what) from None
 

@@ -18,7 +18,7 @@ from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
 from alnico.plan.compatibility import NEARLY_ALL, Misfit, explain_mismatch
 from alnico.plan.job import Job
-from alnico.plan.sections import Asked, Part, Section
+from alnico.plan.sections import ModelPart, Section, TensorMethod
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import (
     difference,
@@ -45,11 +45,11 @@ MOST_COPIES = 64
 
 
 @dataclass(frozen=True)
-class Fate:
+class TensorAction:
     """What becomes of a tensor: it is merged, a buffer that all must agree on, or taken from one model, with the reason."""
 
     kind: Literal["merged", "buffer", "from one"]
-    origin: Part | None = None
+    origin: ModelPart | None = None
     why: str = ""
 
 
@@ -73,7 +73,7 @@ class Aligner:
         names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
         self.tied = families.tied_heads(self.sources[self.donor].config, self.sources[self.donor].tensors, names)
 
-    def fate(self, name: str, section: Section, asked: Asked) -> Fate | None:
+    def fate(self, name: str, section: Section, asked: TensorMethod) -> TensorAction | None:
         """Say what becomes of the tensor ``name``; None if it is dropped, or does not fit."""
         self.asked += 1
         holders = [p for p in asked.needed if name in p.names]
@@ -88,7 +88,7 @@ class Aligner:
         if DTYPES[tensor.dtype].kind in COPYABLE_KINDS or families.counted(name):
             why = f"a buffer that {self._lack(lacking)}"
             self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
-            return Fate("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
+            return TensorAction("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
         if name in self.tied:
             self._drop(
                 name,
@@ -110,7 +110,7 @@ class Aligner:
         if self.missing == "copy":
             why = f"{self._lack(lacking)} it, and the recipe says missing: copy"
             self._drop(name, [p for p in holders if p.place != reference.place], f"taken from {self._label(reference)}: {why}")
-            return Fate("from one", reference, why)
+            return TensorAction("from one", reference, why)
         self.misfits.append(Misfit(name, {p.model: self._tensor(p, name).shape if p in holders else None for p in asked.needed}))
         # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
         self.problems.append(self._lacks(name, lacking, reference) if len(self.problems) < MAX_SHOWN else "")
@@ -153,7 +153,7 @@ class Aligner:
             "filters of the recipe."
         )
 
-    def _all_have_it(self, name: str, parts: Sequence[Part], donor: Part | None) -> Fate | None:
+    def _all_have_it(self, name: str, parts: Sequence[ModelPart], donor: ModelPart | None) -> TensorAction | None:
         tensors = [self._tensor(p, name) for p in parts]
         for part, tensor in zip(parts[1:], tensors[1:], strict=True):
             if tensor.shape != tensors[0].shape:
@@ -170,11 +170,11 @@ class Aligner:
                 self.notes.append(f"{name}: {what}{found}, no weight; it is taken from {self._label(origin)} as it is.")
             why = f"{what}; taken from {self._label(origin)}"
             self._drop(name, [p for p in parts if p.place != origin.place], why)
-            return Fate("from one", origin, why)
+            return TensorAction("from one", origin, why)
         if kinds == {"float"}:
-            return Fate("merged")
+            return TensorAction("merged")
         if len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
-            return Fate("buffer")
+            return TensorAction("buffer")
         held = ", ".join(f"{self._label(p)}: {t.dtype}" for p, t in zip(parts, tensors, strict=True))
         self.problems.append(
             f"{name}: the dtypes cannot be merged ({held}); expected {', '.join(MERGEABLE)} in all models, "
@@ -182,7 +182,9 @@ class Aligner:
         )
         return None
 
-    def _original(self, name: str, holders: Sequence[Part], donor: Part | None, lacking: Sequence[Part]) -> str | None:
+    def _original(
+        self, name: str, holders: Sequence[ModelPart], donor: ModelPart | None, lacking: Sequence[ModelPart]
+    ) -> str | None:
         """The tensor that ``name`` is a tied copy of in every model that has it, and that all models have; None if there is none.
 
         A model that lacks the copy takes it from there when it is loaded, unless its config says that its head is not tied.
@@ -202,16 +204,16 @@ class Aligner:
         self.copies += 1
         return found.pop() if len(found) == 1 else None
 
-    def _drop(self, name: str, parts: Sequence[Part], why: str) -> None:
+    def _drop(self, name: str, parts: Sequence[ModelPart], why: str) -> None:
         self.dropped += dict.fromkeys((p.model, p.names[name], why) for p in parts)
 
-    def _tensor(self, part: Part, name: str) -> Tensor:
+    def _tensor(self, part: ModelPart, name: str) -> Tensor:
         return self.sources[part.model].tensors[part.names[name]]
 
-    def _label(self, part: Part) -> str:
+    def _label(self, part: ModelPart) -> str:
         return self.sources[part.model].label
 
-    def _shapes(self, name: str, one: Part, other: Part) -> str:
+    def _shapes(self, name: str, one: ModelPart, other: ModelPart) -> str:
         a, b = self._tensor(one, name).shape, self._tensor(other, name).shape
         text = f"{name}: {self._label(one)} is {a}, {self._label(other)} is {b}; "
         if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (one, other)) and _widths(a) == _widths(b):
@@ -225,7 +227,7 @@ class Aligner:
         is_same = a is not None and b is not None and a.size == b.size and difference(a, b) is None
         return a.size if a is not None and is_same else None
 
-    def _lacks(self, name: str, lacking: Sequence[Part], reference: Part) -> str:
+    def _lacks(self, name: str, lacking: Sequence[ModelPart], reference: ModelPart) -> str:
         shape, known = self._tensor(reference, name).shape, set(reference.names.values())
         tensors = self.sources[lacking[0].model].tensors
         near = difflib.get_close_matches(name, [n for n, t in tensors.items() if n not in known and t.shape == shape], 1, 0.8)
@@ -235,10 +237,10 @@ class Aligner:
             f"Use models of one architecture{OR_MISSING}"
         )
 
-    def _lack(self, parts: Sequence[Part]) -> str:
+    def _lack(self, parts: Sequence[ModelPart]) -> str:
         return self._they(parts, "lack")
 
-    def _they(self, parts: Sequence[Part], verb: str) -> str:
+    def _they(self, parts: Sequence[ModelPart], verb: str) -> str:
         """The labels with a verb: "b lacks", "b and c lack"."""
         labels = dict.fromkeys(self._label(p) for p in parts)
         return f"{' and '.join(labels)} {verb}{'' if len(labels) > 1 else 's'}"

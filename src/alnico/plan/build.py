@@ -5,20 +5,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import json
 import os
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
-
-import yaml
 
 from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.reference import is_path, split_adapter, split_weight
 from alnico.checkpoint.renamed_model import as_stored_in
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.checkpoint.sidecars import check_carried, modules_of
@@ -27,21 +21,22 @@ from alnico.checkpoint.tied_weights import tied_copies
 from alnico.checkpoint.untied_model import untied
 from alnico.checkpoint.weight_files import stem_of
 from alnico.errors import MethodError, ModelError
-from alnico.methods.base import Merge, Whole, combine
+from alnico.methods.base import MatrixMethod, Merge, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
-from alnico.plan.alignment import Aligner, Fate, check_factors, check_modules
+from alnico.plan.alignment import Aligner, TensorAction, check_factors, check_modules
 from alnico.plan.compatibility import config_notes
 from alnico.plan.config import check_layers, further_notes, layered_config
 from alnico.plan.filters import idle_filters
-from alnico.plan.job import Dropped, Input, Job, Kind, Plan, Unweighed, Weighing
+from alnico.plan.job import Dropped, Input, Job, JobKind, NormWeightGroup, PendingJob, Plan
 from alnico.plan.layers import Layers, depth_of, layers_of, place_of
 from alnico.plan.licences import check_licences, conflicts, licensed
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit, threads_of
-from alnico.plan.norm_weights import place_in, recorded, settled, unweighed
-from alnico.plan.sections import REST, Asked, Part, Section, Sections, sections_of
+from alnico.plan.norm_weights import place_in, recorded, unweighed, with_norms
+from alnico.plan.sections import REST, ModelPart, Section, Sections, TensorMethod, sections_of
 from alnico.plan.side_inputs import Sides
 from alnico.recipe.norm_weight import assumed, norm_weight_of, with_weights
+from alnico.recipe.reference import located, pinned
 from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.chat_template import chat_template, check_setting
@@ -98,60 +93,6 @@ def _meant(recipe: Recipe, reference: str) -> str:
         return ""
     near = difflib.get_close_matches(reference, ("union", "base"), 1)
     return f" Or did you mean {near[0]}, as the tokenizer?" if near else ""
-
-
-def located(reference: str, folder: str) -> str:
-    """Return the path a reference means: from the working directory, else from the recipe's folder."""
-    beside = Path(folder) / reference
-    try:
-        is_there, is_beside = Path(reference).expanduser().exists(), beside.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user that is not known
-        why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
-        raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
-    if not is_there and is_beside:
-        return os.fspath(beside)
-    parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
-    return _each_part(parts, lambda part: located(part, folder)) if parts else reference
-
-
-def _each_part(parts: tuple[str, str], change: Callable[[str], str]) -> str:
-    """Change the paths of a base and of its adapter, and leave the adapter's weight."""
-    _, adapter = split_weight(parts[1])
-    text = parts[1][: len(parts[1]) - len(adapter)]
-    return f"{change(parts[0])}+{text}{change(adapter)}"
-
-
-def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
-    """Return how a recipe that lies in ``folder`` names a model of the working directory: the inverse of :func:`located`.
-
-    A path from the root or from home stays, and so does an id of the hub.
-
-    >>> reference_from("openai-community/gpt2", "recipes")
-    'openai-community/gpt2'
-    """
-    parts = split_adapter(reference, is_path)
-    if parts is not None:
-        return _each_part(parts, lambda part: reference_from(part, folder))
-    return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
-
-
-def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
-    """Put other references into the recipe's text, as it stands in outputs: a hub id with its commit, say.
-
-    >>> pinned(Recipe("linear", (), text="models: [a/b, 'c']  # a/b"), {"a/b": "a/b@0123", "c": "d"}).text
-    'models: [a/b@0123, d]  # a/b'
-    """
-    text = recipe.text or yaml.safe_dump(recipe.canonical(), sort_keys=False)
-    words = [t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken) and t.value in references]
-    for word in reversed(words):
-        text = text[: word.start_mark.index] + _scalar(references[word.value]) + text[word.end_mark.index :]
-    return dataclasses.replace(recipe, text=text, written_seed=recipe.written_seed if recipe.text else recipe.seed)
-
-
-def _scalar(text: str) -> str:
-    """Text as YAML, plain where that is safe in a list and a mapping."""
-    is_plain = re.fullmatch(r"[A-Za-z_][\w./@+-]*", text, re.ASCII) and yaml.safe_load(text) == text
-    return text if is_plain else json.dumps(text, ensure_ascii=False)
 
 
 def _plan(
@@ -232,7 +173,7 @@ def _plan(
         weighings,
     )
     analysed = [i for i, w in enumerate(weighings) if w.setting.origin == "analysis"]
-    return settled(plan, recorded(plan, (".", recipe.folder), analysed)) if analysed else plan
+    return with_norms(plan, recorded(plan, (".", recipe.folder), analysed)) if analysed else plan
 
 
 def _vocabulary(recipe: Recipe, references: list[str], sources: list[Source], donor: int) -> VocabularyPlan | None:
@@ -319,13 +260,13 @@ class _Jobs:
         self.sides = Sides(sources, recipe.folder, new_rows)
         self.jobs: dict[str, Job] = {}
         self.notes: list[str] = []
-        self._bound: dict[Any, Merge | Whole] = {}
+        self._bound: dict[Any, Merge | MatrixMethod] = {}
         self._constant: dict[tuple[int, int], dict[str, Any]] = {}
-        self._weighed: dict[tuple[NormWeight, tuple[int, ...], int, str], dict[str, Unweighed]] = {}
+        self._weighed: dict[tuple[NormWeight, tuple[int, ...], int, str], dict[str, PendingJob]] = {}
 
     def all(self) -> list[Job]:
         """Return the jobs. Errors: MismatchError with all that does not fit, MethodError."""
-        fated: list[tuple[str, Section, Asked, Fate]] = []
+        fated: list[tuple[str, Section, TensorMethod, TensorAction]] = []
         for section in self.sections.parts:
             for name in section.names:
                 asked = section.asked(name)
@@ -345,7 +286,7 @@ class _Jobs:
         order = dict.fromkeys(n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs)
         return [self.jobs[name] for name in (*order, *(n for n in self.jobs if n not in order))]
 
-    def _note_gradients(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> None:
+    def _note_gradients(self, fated: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
         """Tensors in no layer take a gradient's first value, also those that come after the layers."""
         found = [
             name
@@ -357,7 +298,7 @@ class _Jobs:
             shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
             self.notes.append(f"{shown}: in no layer, so the first value of each gradient is taken, as in mergekit.")
 
-    def _note_statistics(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> None:
+    def _note_statistics(self, fated: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
         merged = [n for n, _, a, f in fated if f.kind == "merged" and len(a.needed) > 1 and n.endswith(families.STATISTICS)]
         if merged:
             self.notes.append(
@@ -398,7 +339,7 @@ class _Jobs:
             return f"the output has that of {self.sources[made[name].inputs[0].model].label}"
         return "the recipe asks for nothing that has it"
 
-    def _speaking(self, fated: Sequence[tuple[str, Section, Asked, Fate]]) -> list[int]:
+    def _speaking(self, fated: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> list[int]:
         """The models whose vocabularies must agree: those that give rows of embeddings; all, where no name tells which these are."""
         rows = {n for s in self.sources for n in tables_of(s).rows}
         of_rows = [f for f in fated if f[0] in rows]
@@ -418,12 +359,12 @@ class _Jobs:
 
         return sorted(self.jobs.values(), key=lambda job: place(job.name))
 
-    def _job(self, name: str, section: Section, asked: Asked, fate: Fate) -> Job:
+    def _job(self, name: str, section: Section, asked: TensorMethod, fate: TensorAction) -> Job:
         if fate.origin is not None:
             return self._copied(name, fate.origin, fate.why)
         if fate.kind == "buffer":
             inputs = tuple(self._input(p, name) for p in asked.needed)
-            kind: Kind = "equal" if len(inputs) > 1 else "copy"
+            kind: JobKind = "equal" if len(inputs) > 1 else "copy"
             why = f"{inputs[0].dtype}, must be equal in all models" if kind == "equal" else ""
             return _made(kind, name, inputs[0].dtype, self._tensor(asked.needed[0], name), inputs, why=why)
         try:
@@ -435,7 +376,7 @@ class _Jobs:
         except MethodError as error:
             raise MethodError(f"{name}: {error}") from None
 
-    def _mixed(self, name: str, section: Section, asked: Asked, options: Mapping[str, Any], dtype: str | None = None) -> Job:
+    def _mixed(self, name: str, section: Section, asked: TensorMethod, options: Mapping[str, Any], dtype: str | None = None) -> Job:
         """The job of a method on all its models, a copy where it leaves one of them as it is. ``dtype`` is the output's, if it is set."""
         applied = self.sides.applied(name, asked, options, self._merge(asked, options))
         merge = applied.merge
@@ -456,7 +397,7 @@ class _Jobs:
             return job
         return _made("whole", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
 
-    def _weighable(self, name: str, section: Section, asked: Asked, options: dict[str, Any], setting: NormWeight) -> Job:
+    def _weighable(self, name: str, section: Section, asked: TensorMethod, options: dict[str, Any], setting: NormWeight) -> Job:
         """The job with equal weights, and what it becomes when the norms are known, if these make a difference."""
         equal = assumed(options, setting)
         merge = self._merge(asked, equal)
@@ -464,7 +405,7 @@ class _Jobs:
         weighed = [p for p, w in zip(asked.values, options["weight"], strict=True) if isinstance(w, NormWeight)]
         base = asked.base if asked.base is not None else asked.measured_from
         assert base is not None
-        if len(weighed) > 1 and setting.scale != 0 and (isinstance(merge, Whole) or merge.copies is None):
+        if len(weighed) > 1 and setting.scale != 0 and (isinstance(merge, MatrixMethod) or merge.copies is None):
             delta = tuple(self._input(p, name) for p in weighed), self._input(base, name)
             key = setting, tuple(p.model for p in weighed), base.model, place_in(setting, name)
             self._weighed.setdefault(key, {})[name] = unweighed(
@@ -474,10 +415,10 @@ class _Jobs:
             )
         return job
 
-    def weighings(self) -> tuple[Weighing, ...]:
-        return tuple(Weighing(*key, tensors) for key, tensors in self._weighed.items())
+    def weighings(self) -> tuple[NormWeightGroup, ...]:
+        return tuple(NormWeightGroup(*key, tensors) for key, tensors in self._weighed.items())
 
-    def _options(self, name: str, section: Section, asked: Asked) -> dict[str, Any]:
+    def _options(self, name: str, section: Section, asked: TensorMethod) -> dict[str, Any]:
         """The options of the method at one tensor."""
         lines = self.recipe.lines
         constant = None if section.varies(asked) or lines is not None else (id(section), id(asked))
@@ -490,7 +431,7 @@ class _Jobs:
             self._constant[constant] = options
         return options
 
-    def _merge(self, asked: Asked, options: Mapping[str, Any]) -> Merge | Whole:
+    def _merge(self, asked: TensorMethod, options: Mapping[str, Any]) -> Merge | MatrixMethod:
         """The method with its options; tensors with the same options share it."""
         key = (asked.method.name, tuple(options.items()), len(asked.values))
         if key not in self._bound:
@@ -511,7 +452,7 @@ class _Jobs:
     def _layers(self) -> Layers:
         return layers_of(n for section in self.sections.parts for n in section.names)
 
-    def _copied(self, name: str, origin: Part, why: str, dtype: str | None = None) -> Job:
+    def _copied(self, name: str, origin: ModelPart, why: str, dtype: str | None = None) -> Job:
         tensor = self._tensor(origin, name)
         source = self._input(origin, name)
         dtype = dtype or self.recipe.dtype or tensor.nominal
@@ -520,16 +461,16 @@ class _Jobs:
             return _made("mix", name, dtype, tensor, (source,), None, identity, f"{why}, as {dtype}")
         return _made("copy", name, tensor.dtype, tensor, (source,), why=why)
 
-    def _tensor(self, part: Part, name: str) -> Tensor:
+    def _tensor(self, part: ModelPart, name: str) -> Tensor:
         return self.sources[part.model].tensors[part.names[name]]
 
-    def _input(self, part: Part, name: str, digest: str = "") -> Input:
+    def _input(self, part: ModelPart, name: str, digest: str = "") -> Input:
         tensor = self._tensor(part, name)
         return Input(part.model, part.names[name], tensor.dtype, tensor.byte_size, digest)
 
 
 def _made(
-    kind: Kind,
+    kind: JobKind,
     name: str,
     dtype: str,
     tensor: Tensor,
@@ -538,7 +479,7 @@ def _made(
     merge: Merge | None = None,
     why: str = "",
     sides: tuple[Input, ...] = (),
-    whole: Whole | None = None,
+    whole: MatrixMethod | None = None,
 ) -> Job:
     size = tensor.byte_size if kind not in ("mix", "whole") else tensor.elements * DTYPES[dtype].bytes
     return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why, sides, whole)

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from alnico.checkpoint.source import Source
-
-Shape = tuple[int, ...]
+from alnico.numerics.dtypes import Shape
 
 SIZES = {
     "hidden size": ("hidden_size", "n_embd", "d_model", "dim"),

@@ -19,7 +19,7 @@ from alnico.plan.sections import Layer
 Path = tuple[str, ...]
 """Keys from the top of a config down."""
 
-Section = Mapping[str, Any]
+ConfigSection = Mapping[str, Any]
 """The part of a config that speaks of one stack."""
 
 SAVE_AGAIN = (
@@ -29,10 +29,10 @@ SAVE_AGAIN = (
 
 
 @dataclass(frozen=True)
-class _Origin:
+class _LayerOrigin:
     """What a config says of the model that a layer of the output is from: its section, and how many layers it has."""
 
-    section: Section
+    section: ConfigSection
     layers: int
     layer: int
     label: str
@@ -90,7 +90,7 @@ def layered_config(
     return changed
 
 
-def _check_beside(section: Section, stack: str, before: Layers, after: Layers, label: str) -> None:
+def _check_beside(section: ConfigSection, stack: str, before: Layers, after: Layers, label: str) -> None:
     """Check that lists of modules beside a stack which the same key counts are as long, such as XLM's. Errors: MismatchError."""
     parent = stack.rstrip(".").rpartition(".")[0]
     old, new = before.counts[stack], after.counts.get(stack, 0)
@@ -104,7 +104,7 @@ def _check_beside(section: Section, stack: str, before: Layers, after: Layers, l
             )
 
 
-def _is_as_large(section: Section, stack: str, layers: int) -> bool:
+def _is_as_large(section: ConfigSection, stack: str, layers: int) -> bool:
     """Is a list of modules counted by the layers, and not by a key of its own, such as Gemma 3n's altup_num_inputs?"""
     own = [key for key, value in section.items() if key not in families.COUNTS and value in (layers, layers + 1)]
     return not any(word in key for key in own for word in stack.rstrip(".").rpartition(".")[2].split("_"))
@@ -303,17 +303,17 @@ def _places(config: Mapping[str, Any], stack: str, layers: int) -> list[Path]:
     return [place for place in places if _speaks(_at(config, place), stack, layers)]
 
 
-def _speaks(section: Section, stack: str, layers: int) -> bool:
+def _speaks(section: ConfigSection, stack: str, layers: int) -> bool:
     return bool(_counts(section, stack, layers)) or any(len(path) == 1 for path in _by_layer(section, layers))
 
 
-def _at(config: Mapping[str, Any], place: Path) -> Section:
+def _at(config: Mapping[str, Any], place: Path) -> ConfigSection:
     for key in place:
         config = config.get(key) or {}
     return config
 
 
-def _origin(layer: Layer, sources: Sequence[Source], stack: str, place: Path) -> _Origin:
+def _origin(layer: Layer, sources: Sequence[Source], stack: str, place: Path) -> _LayerOrigin:
     source = sources[layer.model]
     config = source.config
     inner = next((config[k] for k in families.TEXT_CONFIGS if isinstance(config.get(k), dict)), config)
@@ -321,14 +321,14 @@ def _origin(layer: Layer, sources: Sequence[Source], stack: str, place: Path) ->
     count = counts.get(stack) or max((n for s, n in counts.items() if s.endswith(stack[-12:])), default=max(counts.values()))
     section = dict(_at(config, place) or inner)
     _write_implied(section, count, is_moved=False)
-    return _Origin(section, count, layer.layer, source.label)
+    return _LayerOrigin(section, count, layer.layer, source.label)
 
 
-def _with(config: Mapping[str, Any], place: Path, section: Section) -> dict[str, Any]:
+def _with(config: Mapping[str, Any], place: Path, section: ConfigSection) -> dict[str, Any]:
     return {**config, place[0]: _with(config[place[0]], place[1:], section)} if place else dict(section)
 
 
-def _counts(section: Section, stack: str, layers: int) -> list[str]:
+def _counts(section: ConfigSection, stack: str, layers: int) -> list[str]:
     """The keys of a config that give the number of layers of a stack: a decoder's, where the config speaks of an encoder too."""
     keys = [k for k in families.COUNTS if section.get(k) == layers and not isinstance(section[k], bool)]
     role = _role(stack)
@@ -363,7 +363,7 @@ def _write_implied(section: dict[str, Any], layers: int, *, is_moved: bool) -> N
             )
 
 
-def _by_layer(section: Section, layers: int) -> dict[Path, list[Any]]:
+def _by_layer(section: ConfigSection, layers: int) -> dict[Path, list[Any]]:
     """All that a config lists layer by layer, by its keys: the entries of ``layers`` layers."""
     found: dict[Path, list[Any]] = {}
     for key, value in section.items():
@@ -384,7 +384,7 @@ def _by_layer(section: Section, layers: int) -> dict[Path, list[Any]]:
     return found
 
 
-def _indices(section: Section) -> dict[Path, list[int]]:
+def _indices(section: ConfigSection) -> dict[Path, list[int]]:
     """The lists of layer numbers of a config, also those one level down."""
     found: dict[Path, list[int]] = {}
     for key, value in section.items():
@@ -400,7 +400,7 @@ def _first_number(path: Path) -> int:
     return 1 if path[-1] in families.FROM_ONE else 0
 
 
-def _write_lists(section: dict[str, Any], origins: Sequence[_Origin], old: int) -> None:
+def _write_lists(section: dict[str, Any], origins: Sequence[_LayerOrigin], old: int) -> None:
     is_new = [o.layer for o in origins] != list(range(old))
     theirs = [(_by_layer(o.section, o.layers), _indices(o.section)) for o in origins]
     for path, numbers in _indices(section).items():
@@ -445,7 +445,7 @@ def _write_lists(section: dict[str, Any], origins: Sequence[_Origin], old: int) 
             )
 
 
-def _references(key: str, moved: Sequence[Any], origins: Sequence[_Origin]) -> list[int]:
+def _references(key: str, moved: Sequence[Any], origins: Sequence[_LayerOrigin]) -> list[int]:
     if all(entry == origin.layer for entry, origin in zip(moved, origins, strict=True)):
         return list(range(len(moved)))
     if all(origin.layer == i for i, origin in enumerate(origins)):
@@ -456,7 +456,7 @@ def _references(key: str, moved: Sequence[Any], origins: Sequence[_Origin]) -> l
     )
 
 
-def _write_rules(section: dict[str, Any], origins: Sequence[_Origin]) -> None:
+def _write_rules(section: dict[str, Any], origins: Sequence[_LayerOrigin]) -> None:
     before = dict(section)
     count = len(origins)
     for rule in families.LAYER_RULES:
@@ -484,7 +484,7 @@ def _write_rules(section: dict[str, Any], origins: Sequence[_Origin]) -> None:
     _check_sharing(section, origins)
 
 
-def _holds(rule: families.LayerRule, section: Section) -> bool:
+def _holds(rule: families.LayerRule, section: ConfigSection) -> bool:
     value = section.get(rule.key)
     if rule.types:
         return value in rule.types
@@ -495,7 +495,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and value >= 0
 
 
-def _beside_a_list(rule: families.LayerRule, section: Section, origins: Sequence[_Origin]) -> Mapping[str, int]:
+def _beside_a_list(rule: families.LayerRule, section: ConfigSection, origins: Sequence[_LayerOrigin]) -> Mapping[str, int]:
     """The number that older programs read, where the config says the same by a list; none where a number cannot say it."""
     assert rule.written is not None
     said = [rule.says({**section, **o.section}, o.layer, o.layers) for o in origins]
@@ -504,7 +504,7 @@ def _beside_a_list(rule: families.LayerRule, section: Section, origins: Sequence
     return written if [rule.says(after, i, len(origins)) for i in range(len(origins))] == said else {}
 
 
-def _check_sharing(section: Section, origins: Sequence[_Origin]) -> None:
+def _check_sharing(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None:
     """Check that layers which use the keys and values of an earlier layer use those of the same layer as before."""
     shared = int(section.get("num_kv_shared_layers") or 0)
     types = section.get("layer_types")
@@ -527,11 +527,11 @@ def _check_sharing(section: Section, origins: Sequence[_Origin]) -> None:
             )
 
 
-def _of(origins: Sequence[_Origin], types: Sequence[str], kind: str) -> list[_Origin]:
+def _of(origins: Sequence[_LayerOrigin], types: Sequence[str], kind: str) -> list[_LayerOrigin]:
     return [o for o, t in zip(origins, types, strict=True) if t == kind]
 
 
-def _check_unknown(section: Section, old: int, new: int, *, is_moved: bool) -> None:
+def _check_unknown(section: ConfigSection, old: int, new: int, *, is_moved: bool) -> None:
     """Refuse numbers that say something of layers by their numbers in a way that is not known. Errors: MismatchError."""
     known = {*families.COUNTS, *families.FURTHER_LAYERS, *(rule.key for rule in families.LAYER_RULES)}
     for key, value in section.items():
@@ -546,7 +546,7 @@ def _check_unknown(section: Section, old: int, new: int, *, is_moved: bool) -> N
             )
 
 
-def _check_ends(section: Section, origins: Sequence[_Origin]) -> None:
+def _check_ends(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None:
     indexers = section.get("indexer_types")
     if isinstance(indexers, list) and indexers and indexers[0] == "shared":
         first = origins[0]

@@ -12,10 +12,10 @@ from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
 from alnico.kernels.constants import ARITHMETIC
 from alnico.kernels.template import Real
-from alnico.methods.base import Merge, Whole
+from alnico.methods.base import MatrixMethod, Merge
 from alnico.recipe.schema import NormWeight, Recipe
 
-Kind = Literal["mix", "whole", "copy", "equal"]
+JobKind = Literal["mix", "whole", "copy", "equal"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Job:
     are statistics of the inputs: for each kind that the method takes, one a model. ``why`` is for people.
     """
 
-    kind: Kind
+    kind: JobKind
     name: str
     dtype: str
     shape: tuple[int, ...]
@@ -50,7 +50,7 @@ class Job:
     merge: Merge | None = field(default=None, compare=False)
     why: str = ""
     sides: tuple[Input, ...] = ()
-    whole: Whole | None = field(default=None, compare=False)
+    whole: MatrixMethod | None = field(default=None, compare=False)
 
     @property
     def read(self) -> tuple[Input, ...]:
@@ -91,7 +91,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemoryPlan:
     """How the run fits the budget: ``peak_bytes`` resident, with ``threads`` workers of ``worker_bytes`` each."""
 
     budget_bytes: int
@@ -116,14 +116,14 @@ class Plan:
     notes: tuple[str, ...]
     shards: tuple[OutputShard, ...]
     dtype: str | None
-    memory: Memory
+    memory: MemoryPlan
     config: Mapping[str, Any] = field(default_factory=dict, compare=False)
     """``config.json`` of the output, its dtype aside; empty where the donor has none."""
     files: Mapping[str, bytes] = field(default_factory=dict, compare=False)
     """Side files that are written; others are carried from the donor."""
     left: frozenset[str] = frozenset()
     """Side files of the donor that are not carried."""
-    weighings: tuple[Weighing, ...] = field(default=(), compare=False)
+    weighings: tuple[NormWeightGroup, ...] = field(default=(), compare=False)
     """Weights that follow from norms. Where the norms are not known yet, the jobs stand with equal weights."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans whose outputs lead to this one, in the order in which they ran; their sources are closed."""
@@ -153,9 +153,9 @@ class Plan:
     def elements(self) -> int:
         return sum(job.elements for job in self.jobs)
 
-    def _kinds(self) -> list[Kind]:
+    def _kinds(self) -> list[JobKind]:
         """Kinds of jobs to count: whole matrices only where there are some."""
-        kinds: list[Kind] = ["mix", "whole", "copy", "equal"]
+        kinds: list[JobKind] = ["mix", "whole", "copy", "equal"]
         return [k for k in kinds if k != "whole" or any(j.kind == "whole" for j in self.jobs)]
 
     def fingerprint(self) -> dict[str, Any]:
@@ -210,9 +210,9 @@ class Plan:
         }
 
 
-def count_by_reason(jobs: tuple[Job, ...]) -> Mapping[tuple[Kind, str], list[Job]]:
+def count_by_reason(jobs: tuple[Job, ...]) -> Mapping[tuple[JobKind, str], list[Job]]:
     """Group jobs that do the same for the same reason, in order."""
-    groups: dict[tuple[Kind, str], list[Job]] = {}
+    groups: dict[tuple[JobKind, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.kind, job.why), []).append(job)
     return groups
@@ -222,7 +222,7 @@ Norms = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Unweighed:
+class PendingJob:
     """A tensor of the output that waits for its weights: ``delta`` has the task vectors to measure as its inputs, from its base,
     and ``made`` gives the job."""
 
@@ -231,7 +231,7 @@ class Unweighed:
 
 
 @dataclass(frozen=True)
-class Weighing:
+class NormWeightGroup:
     """Models that are weighed together, over ``tensors`` of the output: ``models`` and ``base`` are positions in ``Plan.sources``.
 
     ``place`` is the layer or the tensor, empty for the whole model. ``norms`` are None until they are known.
@@ -241,7 +241,7 @@ class Weighing:
     models: tuple[int, ...]
     base: int
     place: str
-    tensors: Mapping[str, Unweighed]
+    tensors: Mapping[str, PendingJob]
     norms: Norms | None = None
 
     @property

@@ -12,7 +12,7 @@ _OF_PREDICTORS = re.compile(r"(?:eh_proj|enorm|hnorm|shared_head)\.", re.ASCII)
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerPosition:
     """A tensor's place in a stack of layers: ``stack`` + number of the layer + ``.`` + ``rest`` is its name."""
 
     stack: str
@@ -24,7 +24,7 @@ class Place:
         return f"{self.stack}{layer}.{self.rest}"
 
 
-def place_of(name: str) -> Place | None:
+def place_of(name: str) -> LayerPosition | None:
     """Take a name apart at its first number; None if it has none, and for modules that predict further tokens (``mtp``).
 
     >>> place_of("model.layers.3.mlp.experts.7.w1.weight")
@@ -35,7 +35,7 @@ def place_of(name: str) -> Place | None:
     found = _NUMBERED.fullmatch(name)
     if found is None or any(word.startswith("mtp") for word in found["stack"].split(".")):
         return None
-    return Place(found["stack"], int(found["layer"]), found["rest"])
+    return LayerPosition(found["stack"], int(found["layer"]), found["rest"])
 
 
 @dataclass(frozen=True)
@@ -48,17 +48,17 @@ class Layers:
 
     counts: Mapping[str, int]
 
-    def place(self, name: str) -> Place | None:
+    def place(self, name: str) -> LayerPosition | None:
         """The place of a tensor; None if it is in no layer."""
         place = place_of(name)
         return place if place is not None and place.layer < self.counts.get(place.stack, place.layer + 1) else None
 
-    def further(self, name: str) -> Place | None:
+    def further(self, name: str) -> LayerPosition | None:
         """The place of a tensor of a layer that predicts further tokens, counted from 0; None for all others."""
         place = place_of(name)
         if place is None or self.place(name) is not None:
             return None
-        return Place(place.stack, place.layer - self.counts[place.stack], place.rest)
+        return LayerPosition(place.stack, place.layer - self.counts[place.stack], place.rest)
 
 
 def layers_of(names: Iterable[str]) -> Layers:

@@ -13,9 +13,9 @@ from typing import Literal
 from alnico.checkpoint.lineage import Lineage, licence_name
 from alnico.errors import MismatchError
 
-Kind = Literal["free", "share-alike", "non-commercial", "no changes", "own terms"]
+LicenceKind = Literal["free", "share-alike", "non-commercial", "no changes", "own terms"]
 
-KINDS: dict[Kind, str] = {
+KINDS: dict[LicenceKind, str] = {
     "free": "asks for its notice and for naming the authors, and lets what is made of the model have other terms",
     "share-alike": "asks that what is made of the model is shared under the same licence",
     "non-commercial": "allows no commercial use of the model, nor of what is made of it",
@@ -24,7 +24,7 @@ KINDS: dict[Kind, str] = {
 }
 """What makes a licence one of a kind."""
 
-LICENCES: dict[str, Kind] = {
+LICENCES: dict[str, LicenceKind] = {
     # Permissive, and public domain.
     **dict.fromkeys(
         ["apache-2.0", "mit", "mit-0", "isc", "0bsd", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "zlib", "bsl-1.0", "ncsa", "postgresql",
@@ -67,7 +67,7 @@ class Licensed:
 
     model: str
     licence: str | None
-    kind: Kind | None
+    kind: LicenceKind | None
     has_licence_file: bool = False
 
     def __str__(self) -> str:
@@ -128,7 +128,7 @@ def check_licences(models: Sequence[Licensed]) -> None:
         raise MismatchError(*found, "Leave a model out, or merge without --strict-licence (strict_licence=False).")
 
 
-def _why(kind: Kind) -> str:
+def _why(kind: LicenceKind) -> str:
     return f"a licence that {KINDS[kind].replace(': ', ' (') + ')' if kind == 'own terms' else KINDS[kind]}"
 
 

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from typing import SupportsIndex
 
-from alnico.checkpoint.shards import format_size
 from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, ResourceError
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Gram, Largest, Sum
 from alnico.numerics.dtypes import DTYPES
-from alnico.plan.job import Job, Memory
+from alnico.numerics.sizes import format_size
+from alnico.plan.job import Job, MemoryPlan
 
 DEFAULT_BUDGET_BYTES = 2 << 30
 
@@ -53,7 +53,7 @@ def threads_of(asked: int | None, what: str = "threads", otherwise: int | None =
     return min(number, MOST_THREADS)
 
 
-def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()) -> Memory:
+def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()) -> MemoryPlan:
     """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
 
     Smaller blocks and fewer threads make a run smaller, in that order.
@@ -76,7 +76,7 @@ def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sour
         for block in (BLOCK_ELEMENTS, LEAF):
             worker = widest * block + counters + facts + max((_rank_bytes(j, block) for j in jobs), default=0)
             if fixed + workers * worker <= budget_bytes:
-                return Memory(budget_bytes, fixed + workers * worker, workers, worker, block)
+                return MemoryPlan(budget_bytes, fixed + workers * worker, workers, worker, block)
     least = fixed + widest * LEAF + counters + facts + max((_rank_bytes(j, LEAF) for j in jobs), default=0)
     enough = f"{-(-least // (1 << 20))}MiB"
     if largest is not None and least - _whole_bytes(largest) <= budget_bytes:

@@ -14,16 +14,16 @@ from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.source import Source
 from alnico.errors import MethodError, MismatchError, ModelError
 from alnico.methods.base import combine
-from alnico.plan.job import Input, Job, Norms, Plan, Unweighed, Weighing
+from alnico.plan.job import Input, Job, Norms, NormWeightGroup, PendingJob, Plan
 from alnico.plan.layers import place_of
 from alnico.recipe.schema import NormWeight
 
 
-def unweighed(delta: tuple[tuple[Input, ...], Input], like: Job, made: Callable[[tuple[float, ...]], Job]) -> Unweighed:
+def unweighed(delta: tuple[tuple[Input, ...], Input], like: Job, made: Callable[[tuple[float, ...]], Job]) -> PendingJob:
     """What waits for its weights: task vectors, measured in float64, of a tensor that will come out ``like`` this."""
     inputs, base = delta
     merge = combine((1.0,) * len(inputs), is_wide=True)
-    return Unweighed(
+    return PendingJob(
         dataclasses.replace(like, kind="mix", inputs=inputs, base=base, merge=merge, why="", sides=(), whole=None), made
     )
 
@@ -42,7 +42,7 @@ def place_in(setting: NormWeight, name: str) -> str:
     return f"{place.stack}{place.layer}" if place is not None else "in no layer"
 
 
-def settled(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
+def with_norms(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
     """Put norms into a plan: of weighings, by their position. Errors: MismatchError for a model at distance 0, MethodError."""
     weighings = list(plan.weighings)
     made: dict[str, Job] = {}
@@ -63,7 +63,7 @@ def settled(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
     return dataclasses.replace(plan, jobs=jobs, weighings=tuple(weighings), notes=(*plan.notes, *notes))
 
 
-def _weights(weighing: Weighing, norms: Norms, sources: Sequence[Source]) -> tuple[float, ...]:
+def _weights(weighing: NormWeightGroup, norms: Norms, sources: Sequence[Source]) -> tuple[float, ...]:
     setting = weighing.setting
     zero = next((m for m, norm in zip(weighing.models, norms, strict=True) if norm == 0), None)
     if zero is not None and setting.mode != "exp" and (any(norms) or setting.per == "model"):
@@ -89,7 +89,7 @@ def recorded(plan: Plan, folders: Sequence[str], positions: Sequence[int]) -> di
     They are taken tensor by tensor, so that they are over the same tensors as measured ones. Errors: ModelError for a file that is
     no analysis; MismatchError for one of another base, or without a model or tensor.
     """
-    analyses: dict[str, _Analysis] = {}
+    analyses: dict[str, _MeasuredNorms] = {}
     found = {}
     for i in positions:
         weighing = plan.weighings[i]
@@ -106,7 +106,7 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True)
-class _Analysis:
+class _MeasuredNorms:
     """What is used of an analysis: ``norms_of`` maps tensors to their shape and the L2 norm in each model, None where it has none."""
 
     file: Path
@@ -114,7 +114,7 @@ class _Analysis:
     models: Sequence[Mapping[str, Any]]
     norms_of: Mapping[str, tuple[tuple[int, ...], tuple[float | None, ...]]]
 
-    def norms(self, weighing: Weighing, sources: Sequence[Source]) -> Norms:
+    def norms(self, weighing: NormWeightGroup, sources: Sequence[Source]) -> Norms:
         if not _is_same(sources[weighing.base], self.base):
             raise MismatchError(
                 f"{self.file}: its base is {self.base['reference']}, that of the merge is {sources[weighing.base].label}; "
@@ -159,7 +159,7 @@ def _file_of(path: str, folders: Sequence[str]) -> Path:
     return place / SUMMARY if place.is_dir() else place
 
 
-def _read(path: str, folders: Sequence[str]) -> _Analysis:
+def _read(path: str, folders: Sequence[str]) -> _MeasuredNorms:
     file = _file_of(path, folders)
     data = read_json(file)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
@@ -176,7 +176,7 @@ def _read(path: str, folders: Sequence[str]) -> _Analysis:
             raise ValueError("models")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{file}: is damaged ({error}). Make it anew with `alnico analyze`.") from None
-    return _Analysis(file, named[0], named[1:], norms)
+    return _MeasuredNorms(file, named[0], named[1:], norms)
 
 
 def _is_same(source: Source, analysed: Mapping[str, Any]) -> bool:

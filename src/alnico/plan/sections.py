@@ -11,7 +11,7 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.plan import families
-from alnico.plan.layers import Layers, Place, depth_of, depths, layers_of, place_of
+from alnico.plan.layers import LayerPosition, Layers, depth_of, depths, layers_of, place_of
 from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
 from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, NormWeight, Parameters, Recipe, Rule, Setting, Slice
 
@@ -20,7 +20,7 @@ REST = "in no module that the recipe names"
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """What one model gives: ``names`` maps names of the output to the model's own."""
 
     model: int
@@ -43,21 +43,21 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Asked:
+class TensorMethod:
     """The method of one tensor, and what it is applied to. ``base`` is None where the method takes none."""
 
     method: Method
-    values: tuple[Part, ...]
-    base: Part | None
+    values: tuple[ModelPart, ...]
+    base: ModelPart | None
     rule: Rule | None
     is_chosen: bool = False
     """Is one model taken, by a rule that names it or because it is the only one? Then options of the others' merge, such as the
     scale of the merged task vector, do not count, only the rule's own."""
-    measured_from: Part | None = None
+    measured_from: ModelPart | None = None
     """The base that weights are measured from, where the method itself takes none."""
 
     @property
-    def needed(self) -> tuple[Part, ...]:
+    def needed(self) -> tuple[ModelPart, ...]:
         """All that is read, each once: the base first."""
         base = self.base if self.base is not None else self.measured_from
         parts = ([base] if base is not None else []) + list(self.values)
@@ -71,33 +71,33 @@ class Section:
     label: str
     """How messages call it; empty for all of the output."""
     merge_method: str
-    listed: tuple[Part, ...]
-    base: Part | None
+    listed: tuple[ModelPart, ...]
+    base: ModelPart | None
     shared: tuple[Parameters, ...]
     preset: str | None
     rules: tuple[Rule, ...]
-    make: Callable[[str], Part]
+    make: Callable[[str], ModelPart]
     """The part of a model that the section does not list."""
-    donor: Part | None
+    donor: ModelPart | None
     """Where a tensor comes from that the others lack."""
     named_base: str | None
     """The base as the recipe names it."""
     names: tuple[str, ...]
     """Names of the output that the section may give, in order."""
     depth: Mapping[str, float]
-    _asked: dict[int, Asked] = field(default_factory=dict)
+    _asked: dict[int, TensorMethod] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule | None:
         return next((r for r in self.rules if fits(r.filter, name)), None)
 
-    def asked(self, name: str) -> Asked:
+    def asked(self, name: str) -> TensorMethod:
         """Say how the tensor ``name`` is made."""
         rule = self.rule_of(name)
         if id(rule) not in self._asked:
             self._asked[id(rule)] = self._ask(rule)
         return self._asked[id(rule)]
 
-    def _ask(self, rule: Rule | None) -> Asked:
+    def _ask(self, rule: Rule | None) -> TensorMethod:
         method = find(rule.merge_method if rule is not None else self.merge_method)
         if rule is not None and rule.model is not None:
             part = self.base if rule.model == "base" else self._of(rule.model)
@@ -105,7 +105,7 @@ class Section:
                 raise RecipeError(
                     f"methods: {rule.filter!r} takes the base, and the recipe has no base_model. Add base_model: PATH."
                 )
-            return Asked(method, (part,), part if method.space == "delta" else None, rule, is_chosen=True)
+            return TensorMethod(method, (part,), part if method.space == "delta" else None, rule, is_chosen=True)
         base = self.base
         weighs = "weight" in method.options and any(_measures(p["weight"]) for p in self._scopes(rule) if "weight" in p)
         if base is None and self.named_base and (method.space == "delta" or method.base == "first" or weighs):
@@ -115,17 +115,17 @@ class Section:
             )
         others = tuple(p for p in self.listed if p is not base)
         if method.space == "delta" and base is not None and not others:
-            return Asked(find("passthrough"), (base,), None, rule, is_chosen=True)
+            return TensorMethod(find("passthrough"), (base,), None, rule, is_chosen=True)
         if method.space == "delta":
-            return Asked(method, others, base, rule)
+            return TensorMethod(method, others, base, rule)
         if method.base == "first" and base is not None:
-            return Asked(method, (base, *others), None, rule)
-        return Asked(method, self.listed, None, rule, measured_from=base if weighs else None)
+            return TensorMethod(method, (base, *others), None, rule)
+        return TensorMethod(method, self.listed, None, rule, measured_from=base if weighs else None)
 
-    def _of(self, reference: str) -> Part:
+    def _of(self, reference: str) -> ModelPart:
         return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
 
-    def options(self, name: str, asked: Asked, depth: float | None = None) -> dict[str, object]:
+    def options(self, name: str, asked: TensorMethod, depth: float | None = None) -> dict[str, object]:
         """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
         rule = asked.rule
         preset = preset_of(asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset)
@@ -139,7 +139,7 @@ class Section:
         place = TensorPlace(name, self.depth.get(name, 0.0) if depth is None else depth)
         return options_at(asked.method, levels, entries, place, [p.names[name] for p in asked.values])
 
-    def varies(self, asked: Asked) -> bool:
+    def varies(self, asked: TensorMethod) -> bool:
         """Do the options of the method depend on the tensor?"""
         return any(isinstance(value, (Gradient, Cases)) for scope in self._scopes(asked.rule) for value in scope.values())
 
@@ -157,7 +157,7 @@ class Sections:
 
 def sections_of(recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> Sections:
     """Cut a recipe into sections. Errors: MismatchError for layers and modules that are not there, RecipeError."""
-    maker = _Maker(recipe, references, sources, donor)
+    maker = _SectionBuilder(recipe, references, sources, donor)
     if recipe.modules:
         for module in recipe.modules:
             maker.module(module)
@@ -200,7 +200,7 @@ class _Members:
         return name
 
 
-class _Maker:
+class _SectionBuilder:
     def __init__(self, recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> None:
         self.recipe = recipe
         self.references = references
@@ -258,11 +258,11 @@ class _Maker:
     def whole(self, models: Sequence[ModelEntry], module: Module | None, method: str) -> None:
         mine = self.members(self.donor, module)
 
-        def part(entry: ModelEntry) -> Part:
+        def part(entry: ModelEntry) -> ModelPart:
             model = self.references.index(entry.reference)
             members = self.members(model, module)
             self._check_whole(entry, model, members)
-            return Part(model, entry, {mine.output_name(n, members): full for n, full in members.names.items()})
+            return ModelPart(model, entry, {mine.output_name(n, members): full for n, full in members.names.items()})
 
         listed = tuple(part(e) for e in models)
         named = self.recipe.base_model
@@ -296,7 +296,7 @@ class _Maker:
             begin = len(origin)
             ends = (i == 0, i == len(slices) - 1)
 
-            def part(entry: ModelEntry, begin: int = begin, ends: tuple[bool, bool] = ends, label: str = label) -> Part:
+            def part(entry: ModelEntry, begin: int = begin, ends: tuple[bool, bool] = ends, label: str = label) -> ModelPart:
                 return self._layers(entry, begin, ends, module, mine, label, stack)
 
             listed = tuple(part(e) for e in piece.models)
@@ -344,7 +344,7 @@ class _Maker:
         mine: _Members,
         label: str,
         out_stack: str,
-    ) -> Part:
+    ) -> ModelPart:
         """The layers of one model that a slice takes, numbered from ``begin`` on, with what comes before or after all layers."""
         model = self.references.index(entry.reference)
         source = self.sources[model]
@@ -363,19 +363,19 @@ class _Maker:
             place, further = members.layers.place(name), members.layers.further(name)
             if place is not None and place.stack == stack:
                 if low <= place.layer < high:
-                    moved = Place(out_stack, place.layer, place.rest).at(begin + place.layer - low)
+                    moved = LayerPosition(out_stack, place.layer, place.rest).at(begin + place.layer - low)
                     names[mine.output_name(moved, members)] = full
             elif further is not None and further.stack == stack:
                 if ends[1]:  # what predicts further tokens follows the last layer, and has the numbers after it
-                    moved = Place(out_stack, further.layer, further.rest).at(begin + high - low + further.layer)
+                    moved = LayerPosition(out_stack, further.layer, further.rest).at(begin + high - low + further.layer)
                     names[mine.output_name(moved, members)] = full
             elif ends[0 if families.comes_first(name) else 1]:
                 names[mine.output_name(name, members)] = full
-        return Part(model, entry, names)
+        return ModelPart(model, entry, names)
 
     def _base(
-        self, listed: Sequence[Part], base: str | None, part: Callable[[ModelEntry], Part], layers: tuple[int, int] | None
-    ) -> Part | None:
+        self, listed: Sequence[ModelPart], base: str | None, part: Callable[[ModelEntry], ModelPart], layers: tuple[int, int] | None
+    ) -> ModelPart | None:
         """The base of a section: the first of the models listed that is it; else its same layers, where they are the same for all."""
         if base is None:
             return None
@@ -390,12 +390,12 @@ class _Maker:
         self,
         label: str,
         method: str,
-        listed: tuple[Part, ...],
-        base: Part | None,
-        donor: Part,
+        listed: tuple[ModelPart, ...],
+        base: ModelPart | None,
+        donor: ModelPart,
         named_base: str | None,
         shared: tuple[Parameters, ...],
-        part: Callable[[ModelEntry], Part],
+        part: Callable[[ModelEntry], ModelPart],
         names: Iterable[str],
         depth: Mapping[str, float],
     ) -> None:
@@ -426,7 +426,7 @@ class _Maker:
         rest = [n for n in self.sources[self.donor].tensors if n not in given]
         if rest:
             entry = ModelEntry(self.references[self.donor])
-            only = Part(self.donor, entry, {n: n for n in rest})
+            only = ModelPart(self.donor, entry, {n: n for n in rest})
             self.sections.append(
                 Section(
                     label=REST,

@@ -12,12 +12,12 @@ from typing import Any
 from alnico.checkpoint.layouts import nearest
 from alnico.checkpoint.renamed_model import TranslatedModel
 from alnico.checkpoint.source import Source
-from alnico.checkpoint.statistics import Entry, Statistics, open_statistics
+from alnico.checkpoint.statistics import StatisticsEntry, StatisticsSource, open_statistics
 from alnico.errors import MismatchError
 from alnico.kernels.facts import Argument, Recorded, Side
-from alnico.methods.base import Merge, Whole
+from alnico.methods.base import MatrixMethod, Merge
 from alnico.plan.job import Input
-from alnico.plan.sections import Asked, Part
+from alnico.plan.sections import ModelPart, TensorMethod
 
 
 @dataclass(frozen=True)
@@ -25,22 +25,22 @@ class Applied:
     """What makes a tensor: ``merge`` with the numbers that statistics record in their places, the ``sides`` it reads, the hash that
     each model's tensor must have, and for people ``why`` it is made otherwise than the others."""
 
-    merge: Merge | Whole
+    merge: Merge | MatrixMethod
     sides: tuple[Input, ...] = ()
     digests: tuple[str, ...] = ()
     why: str = ""
 
 
 @dataclass(frozen=True)
-class _Found:
+class _SideTensor:
     """The statistics of one tensor: their place among the sources, and the name that the model has for it."""
 
     place: int
-    statistics: Statistics
+    statistics: StatisticsSource
     name: str
 
     @property
-    def entry(self) -> Entry:
+    def entry(self) -> StatisticsEntry:
         return self.statistics.entries[self.name]
 
 
@@ -52,13 +52,13 @@ class Sides:
         self.sources = sources
         self.folder = folder
         self.new_rows = new_rows
-        self._opened: dict[str, tuple[int, Statistics]] = {}
+        self._opened: dict[str, tuple[int, StatisticsSource]] = {}
         self._used: set[str] = set()
 
-    def applied(self, name: str, asked: Asked, options: Mapping[str, Any], merge: Merge | Whole) -> Applied:
+    def applied(self, name: str, asked: TensorMethod, options: Mapping[str, Any], merge: Merge | MatrixMethod) -> Applied:
         """Say what makes the tensor ``name``. Errors: ModelError, MismatchError for statistics that do not fit it."""
         shape = self.sources[asked.values[0].model].tensors[asked.values[0].names[name]].shape
-        if isinstance(merge, Whole) and (len(shape) != 2 or 0 in shape):
+        if isinstance(merge, MatrixMethod) and (len(shape) != 2 or 0 in shape):
             return Applied(merge.otherwise, why="no matrix")
         if not (kinds := asked.method.statistics):
             return Applied(merge)
@@ -68,7 +68,7 @@ class Sides:
         if lacking:
             return self._without(asked, merge, lacking)
         held = {kind: [one for one in ones if one is not None] for kind, ones in found.items()}
-        read = merge.sides if isinstance(merge, Whole) else [a.kind for a in merge.arguments if isinstance(a, Side)]
+        read = merge.sides if isinstance(merge, MatrixMethod) else [a.kind for a in merge.arguments if isinstance(a, Side)]
         sides = tuple(self._input(name, shape, one) for kind in read for one in held[kind])
         arguments = tuple(_settled(a, held) for a in merge.arguments)
         digests = tuple(one.entry.digest for one in held[kinds[0]])
@@ -84,7 +84,7 @@ class Sides:
                     "of the model they stand under. Give that model's, or leave the method out."
                 )
 
-    def _found(self, name: str, part: Part, kind: str, path: str) -> _Found | None:
+    def _found(self, name: str, part: ModelPart, kind: str, path: str) -> _SideTensor | None:
         """The statistics of a model's tensor; None where there are none, or its rows are those of another vocabulary."""
         place, statistics = self._open(path, kind)
         own = self._own_name(part, name, kind)
@@ -98,9 +98,9 @@ class Sides:
         if own not in statistics.entries or (self.new_rows and part.names[name] in self.new_rows[part.model]):
             return None
         self._used.add(path)
-        return _Found(place, statistics, own)
+        return _SideTensor(place, statistics, own)
 
-    def _own_name(self, part: Part, name: str, kind: str) -> str:
+    def _own_name(self, part: ModelPart, name: str, kind: str) -> str:
         """What the files of a model call a tensor, which the plan may read under another's names."""
         source, read_as = self.sources[part.model], part.names[name]
         if not isinstance(source, TranslatedModel):
@@ -113,7 +113,7 @@ class Sides:
             )
         return stored[0]
 
-    def _open(self, path: str, kind: str) -> tuple[int, Statistics]:
+    def _open(self, path: str, kind: str) -> tuple[int, StatisticsSource]:
         if path not in self._opened:
             beside = Path(self.folder) / path
             there = path if Path(os.path.expanduser(path)).exists() or not beside.exists() else str(beside)
@@ -126,7 +126,7 @@ class Sides:
             )
         return place, statistics
 
-    def _without(self, asked: Asked, merge: Merge | Whole, lacking: Sequence[tuple[str, Part]]) -> Applied:
+    def _without(self, asked: TensorMethod, merge: Merge | MatrixMethod, lacking: Sequence[tuple[str, ModelPart]]) -> Applied:
         kinds = " and ".join(dict.fromkeys(kind for kind, _ in lacking))
         labels = list(dict.fromkeys(self.sources[part.model].label for _, part in lacking))
         every = len(labels) == len({p.model for p in asked.values})
@@ -137,7 +137,7 @@ class Sides:
             )
         return Applied(merge.otherwise, why=why)
 
-    def _input(self, name: str, shape: tuple[int, ...], one: _Found) -> Input:
+    def _input(self, name: str, shape: tuple[int, ...], one: _SideTensor) -> Input:
         stored = one.entry.stored
         tensor = one.statistics.tensors[stored]
         if tensor.shape != (expected := self._shape(shape, one)) or tensor.dtype != "F32":
@@ -147,7 +147,7 @@ class Sides:
             )
         return Input(one.place, stored, tensor.dtype, tensor.byte_size)
 
-    def _shape(self, shape: tuple[int, ...], one: _Found) -> tuple[int, ...]:
+    def _shape(self, shape: tuple[int, ...], one: _SideTensor) -> tuple[int, ...]:
         """What the statistics of a tensor are laid out as."""
         if one.statistics.kind == "fisher":
             return shape
@@ -155,7 +155,7 @@ class Sides:
         return inputs, inputs
 
 
-def _settled(argument: Argument, held: Mapping[str, Sequence[_Found]]) -> Argument:
+def _settled(argument: Argument, held: Mapping[str, Sequence[_SideTensor]]) -> Argument:
     """The numbers that stand for an argument which statistics record."""
     if not isinstance(argument, Recorded):
         return argument

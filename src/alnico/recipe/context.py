@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
 from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
-from alnico.recipe.nodes import Node, Reading, cut
+from alnico.recipe.nodes import Node, ParseContext, cut
 from alnico.recipe.schema import ModelEntry, Parameters
 
 
 @dataclass(frozen=True)
-class Part:
+class RecipePart:
     """What is merged by one method: all models, or the sources of one slice; with its lines."""
 
     place: str
@@ -35,7 +35,7 @@ class Part:
 class Context:
     """A document being read."""
 
-    reading: Reading
+    reading: ParseContext
     used: Mapping[str, Method]
     """The methods it names, those at the top first."""
     rules: tuple[Method, ...]
@@ -45,7 +45,7 @@ class Context:
     base_model: str | None = None
     failed: set[str] = field(default_factory=set)
     """Keys of options that are given wrongly somewhere."""
-    parts: list[Part] = field(default_factory=list)
+    parts: list[RecipePart] = field(default_factory=list)
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -124,7 +124,7 @@ def _is_misspelt(key: str, value: Node, known: Iterable[str]) -> bool:
     return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 
 
-def context_of(keys: Mapping[str, Node], reading: Reading) -> Context:
+def context_of(keys: Mapping[str, Node], reading: ParseContext) -> Context:
     """Look through a document for the methods it names."""
     rules = [n for n in _items(keys.get("methods")) if isinstance(n.value, dict)]
     named = [*_methods_named(keys), *(r.value["merge_method"] for r in rules if "merge_method" in r.value)]

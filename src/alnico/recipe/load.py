@@ -17,7 +17,7 @@ from alnico.recipe import scalars
 from alnico.recipe.context import Context, context_of, nested_methods
 from alnico.recipe.keys import TOP
 from alnico.recipe.models import one_of, read_listed, read_modules, read_reference
-from alnico.recipe.nodes import Document, Node, Reading, compose, plain, shown
+from alnico.recipe.nodes import Document, Node, ParseContext, compose, plain, shown
 from alnico.recipe.rules import read_lines, read_preset, read_rules
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import check_stages
@@ -101,7 +101,7 @@ def parse_recipes(text: str, name: str, folder: str = ".", has_lines: bool = Tru
 
 
 def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) -> tuple[Recipe, ...]:
-    reading = Reading(name, has_lines)
+    reading = ParseContext(name, has_lines)
     documents = compose(text, reading)
     if is_one and len(documents) > 1:
         reading.broken(
@@ -121,12 +121,12 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
 
 def read_document(root: Node, name: str, folder: str) -> list[tuple[int, str]]:
     """Read one document that is composed already; returns its mistakes, each with its line."""
-    reading = Reading(name)
+    reading = ParseContext(name)
     _recipe(Document(root, ""), reading, folder)
     return reading.mistakes
 
 
-def _recipe(document: Document, reading: Reading, folder: str) -> Recipe | None:
+def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | None:
     root = document.root
     if not isinstance(root.value, dict):
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")

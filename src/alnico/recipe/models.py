@@ -7,9 +7,9 @@ from typing import Any
 
 from alnico.methods.base import Method
 from alnico.recipe import scalars
-from alnico.recipe.context import Context, Part
+from alnico.recipe.context import Context, RecipePart
 from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE
-from alnico.recipe.nodes import Node, Reading, bare, cut, shown
+from alnico.recipe.nodes import Node, ParseContext, bare, cut, shown
 from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
 from alnico.recipe.values import read_parameters
 
@@ -32,7 +32,7 @@ def read_listed(
         models = entries
         if method is not None:
             place = f"{prefix}models"
-            context.parts.append(Part(place, node.line, asked, method, entries, lines, context.base_model, shared))
+            context.parts.append(RecipePart(place, node.line, asked, method, entries, lines, context.base_model, shared))
     if "slices" in keys:
         slices = _slices(keys["slices"], f"{prefix}slices", method, asked, shared, context)
     return models, slices
@@ -72,7 +72,7 @@ def _entries(
     return tuple(entries), tuple(lines)
 
 
-def _layers(source: Node, where: str, reading: Reading) -> tuple[int, int] | None:
+def _layers(source: Node, where: str, reading: ParseContext) -> tuple[int, int] | None:
     node = source.value.get("layer_range")
     wanted = "expected [first, end), whole numbers with 0 <= first < end"
     if node is None:
@@ -140,12 +140,12 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
         below = ((f"{where}.parameters", parameters), *shared)
         place = f"{where}.sources"
         context.parts.append(
-            Part(place, keys["sources"].line, line or asked, method, sources, lines, base or context.base_model, below)
+            RecipePart(place, keys["sources"].line, line or asked, method, sources, lines, base or context.base_model, below)
         )
     return Slice(sources, parameters, base, own.name if own is not None else None)
 
 
-def _note_other_method(own: Method | None, outer: Method | None, line: int, where: str, reading: Reading) -> None:
+def _note_other_method(own: Method | None, outer: Method | None, line: int, where: str, reading: ParseContext) -> None:
     if own is not None and outer is not None and own != outer:
         reading.note(line, f"{where} is merged by {own.name}, as its merge_method says; mergekit takes {outer.name} there too.")
 
@@ -207,7 +207,7 @@ def _methods_of_slices(keys: Mapping[str, Node]) -> list[Node]:
     return [h["merge_method"] for h in holders if "merge_method" in h]
 
 
-def one_of(keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: str, reading: Reading) -> None:
+def one_of(keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: str, reading: ParseContext) -> None:
     """Tell if more or less than one of ``names`` is given."""
     given = [n for n in names if n in keys]
     start = f"{where}: " if where else ""
@@ -221,7 +221,7 @@ def one_of(keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: s
         )
 
 
-def read_reference(node: Node | None, where: str, line: int, reading: Reading) -> str | None:
+def read_reference(node: Node | None, where: str, line: int, reading: ParseContext) -> str | None:
     """Read a reference to a model: text, or a mapping as mergekit writes it, turned into text."""
     if node is None:
         reading.wrong(line, f"{where} is missing; expected the path of a model.")
@@ -252,7 +252,7 @@ def read_reference(node: Node | None, where: str, line: int, reading: Reading) -
 REFERENCE_NOTE = "names and shapes are read from the headers"
 
 
-def _path(node: Node, where: str, reading: Reading) -> str | None:
+def _path(node: Node, where: str, reading: ParseContext) -> str | None:
     """A path and perhaps a revision: text, or a mapping."""
     if not isinstance(node.value, dict):
         return scalars.text(node, where, reading)

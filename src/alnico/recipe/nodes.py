@@ -20,7 +20,7 @@ MAX_SHOWN = 60
 
 
 @dataclass
-class Reading:
+class ParseContext:
     """One recipe being read: its name in messages and the mistakes found so far."""
 
     name: str
@@ -75,7 +75,7 @@ class _TooLarge(yaml.MarkedYAMLError):
     """YAML that no recipe is: refused while it is read, so that reading takes a bounded time."""
 
 
-class _Loader(yaml.SafeLoader):
+class _NodeLoader(yaml.SafeLoader):
     """Counts values and depth as it composes nodes; constructs plain scalars only."""
 
     nodes = 0
@@ -104,12 +104,12 @@ class Document:
     notes: tuple[str, ...] = ()
 
 
-def compose(text: str, reading: Reading) -> list[Document]:
+def compose(text: str, reading: ParseContext) -> list[Document]:
     """Read the documents of a file; empty ones are left out, and told if there is nothing else."""
     found: list[tuple[int, yaml.Node]] = []
-    loader = _Loader("")
+    loader = _NodeLoader("")
     try:
-        loader = _Loader(text)
+        loader = _NodeLoader(text)
         while loader.check_node():
             begin = loader.peek_event().start_mark.index  # type: ignore[no-untyped-call]
             document = loader.get_node()
@@ -146,7 +146,7 @@ def compose(text: str, reading: Reading) -> list[Document]:
     return documents
 
 
-def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
+def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
     line = node.start_mark.line + 1
     reading.nodes += 1
     if depth > MAX_DEPTH or reading.nodes > MAX_NODES:  # only aliases lead here: they are read again at each place
@@ -166,7 +166,7 @@ def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
         values = _mapping(node, reading, depth)
         return Node(values, line, has_anchor or any(v.has_anchor for v in values.values()))
     try:
-        value = _Loader("").construct_object(node)
+        value = _NodeLoader("").construct_object(node)
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError):  # what PyYAML's scalars raise
         _refuse_tag(node, reading)
         return None
@@ -176,7 +176,7 @@ def _node(node: yaml.Node, reading: Reading, depth: int) -> Node | None:
     return Node(value, line, has_anchor)
 
 
-def _placed(node: yaml.Node, before: yaml.Node, reading: Reading, depth: int) -> Node | None:
+def _placed(node: yaml.Node, before: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
     """A node in its place behind ``before``: an alias stands for a node from further up, whose anchors are not this place's."""
     made = _node(node, reading, depth)
     if made is None or node.start_mark.index >= before.start_mark.index:
@@ -189,7 +189,7 @@ def _is_empty(document: yaml.Node) -> bool:
     return isinstance(document, yaml.ScalarNode) and document.value == "" and document.style is None
 
 
-def _refuse_tag(node: yaml.Node, reading: Reading) -> None:
+def _refuse_tag(node: yaml.Node, reading: ParseContext) -> None:
     tag = node.tag.replace("tag:yaml.org,2002:", "!!")
     what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
     reading.broken(
@@ -199,7 +199,7 @@ def _refuse_tag(node: yaml.Node, reading: Reading) -> None:
     )
 
 
-def _mapping(node: yaml.MappingNode, reading: Reading, depth: int) -> dict[str, Node]:
+def _mapping(node: yaml.MappingNode, reading: ParseContext, depth: int) -> dict[str, Node]:
     found: dict[str, Node] = {}
     merged: dict[str, Node] = {}
     for key, value in node.value:

@@ -12,14 +12,14 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.nodes import MAX_SHOWN, Node, Reading, cut, shown
-from alnico.recipe.schema import Missing, Unrelated
+from alnico.recipe.nodes import MAX_SHOWN, Node, ParseContext, cut, shown
+from alnico.recipe.schema import Missing, UnrelatedPolicy
 
 MAX_TEXT = 4_096
 SEEDS = range(-(1 << 63), 1 << 63)
 
 
-def text(node: Node | None, where: str, reading: Reading) -> str | None:
+def text(node: Node | None, where: str, reading: ParseContext) -> str | None:
     """One line of text."""
     if node is None:
         return None
@@ -35,7 +35,7 @@ def text(node: Node | None, where: str, reading: Reading) -> str | None:
     return value
 
 
-def lines_of_text(node: Node | None, where: str, reading: Reading) -> str | None:
+def lines_of_text(node: Node | None, where: str, reading: ParseContext) -> str | None:
     """Text of any number of lines."""
     if node is None:
         return None
@@ -58,7 +58,7 @@ def number(value: Any) -> float | None:
         return math.inf
 
 
-def finite(node: Node | None, where: str, line: int, reading: Reading) -> float | None:
+def finite(node: Node | None, where: str, line: int, reading: ParseContext) -> float | None:
     """A finite number that must be given."""
     found = number(node.value) if node is not None else None
     if node is None or found is None or not math.isfinite(found):
@@ -69,7 +69,7 @@ def finite(node: Node | None, where: str, line: int, reading: Reading) -> float 
     return found
 
 
-def whole(node: Node | None, where: str, least: int, reading: Reading) -> int | None:
+def whole(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
     if node is None:
         return None
     if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value < least:
@@ -78,7 +78,7 @@ def whole(node: Node | None, where: str, least: int, reading: Reading) -> int | 
     return node.value
 
 
-def whole_of_mergekit(node: Node | None, where: str, least: int, reading: Reading) -> int | None:
+def whole_of_mergekit(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
     """A whole number, also as the text or with the point that mergekit reads as one; None if not given, or empty."""
     value = None if node is None else node.value
     if node is None or value is None:
@@ -90,7 +90,7 @@ def whole_of_mergekit(node: Node | None, where: str, least: int, reading: Readin
     return whole(node, where, least, reading)
 
 
-def truth(node: Node | None, where: str, reading: Reading) -> bool:
+def truth(node: Node | None, where: str, reading: ParseContext) -> bool:
     """True or false; false if not given."""
     if node is None:
         return False
@@ -100,7 +100,7 @@ def truth(node: Node | None, where: str, reading: Reading) -> bool:
     return node.value
 
 
-def truth_of_mergekit(node: Node | None, where: str, reading: Reading) -> bool:
+def truth_of_mergekit(node: Node | None, where: str, reading: ParseContext) -> bool:
     """True or false, also as the numbers and text that mergekit reads as that, with a note; false if not given."""
     value = None if node is None else dialect.truth(node.value)
     if node is None or isinstance(node.value, bool) or not isinstance(value, bool):
@@ -109,7 +109,7 @@ def truth_of_mergekit(node: Node | None, where: str, reading: Reading) -> bool:
     return value
 
 
-def method(node: Node | None, where: str, reading: Reading) -> Method | None:
+def method(node: Node | None, where: str, reading: ParseContext) -> Method | None:
     if node is not None and isinstance(node.value, dict) and "choice" in node.value:
         reading.wrong(node.line, f"{where} is a choice to be searched; expected a method. Run `alnico search`, or name one.")
         return None
@@ -133,7 +133,7 @@ def named_method(node: Node | None) -> Method | None:
         return None
 
 
-def dtype(node: Node | None, where: str, reading: Reading) -> str | None:
+def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
     name = text(node, where, reading)
     if node is None or name is None:
         return None
@@ -149,7 +149,7 @@ def dtype(node: Node | None, where: str, reading: Reading) -> str | None:
     return known
 
 
-def seed(node: Node | None, reading: Reading) -> int:
+def seed(node: Node | None, reading: ParseContext) -> int:
     if node is None:
         return 0
     if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value not in SEEDS:
@@ -158,7 +158,7 @@ def seed(node: Node | None, reading: Reading) -> int:
     return node.value
 
 
-def missing(node: Node | None, reading: Reading) -> Missing:
+def missing(node: Node | None, reading: ParseContext) -> Missing:
     if node is None:
         return "error"
     choices: tuple[Missing, ...] = ("error", "copy", "drop")
@@ -169,7 +169,7 @@ def missing(node: Node | None, reading: Reading) -> Missing:
     return "error"
 
 
-def unrelated(node: Node | None, reading: Reading) -> Unrelated:
+def unrelated(node: Node | None, reading: ParseContext) -> UnrelatedPolicy:
     if node is not None and node.value not in ("error", "allow"):
         reading.wrong(node.line, f"unrelated is {node.kind}; expected error or allow.")
     return "allow" if node is not None and node.value == "allow" else "error"
@@ -180,7 +180,7 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
 
 
-def mapping(node: Node, where: str, known: Iterable[str], expected: str, reading: Reading) -> dict[str, Node]:
+def mapping(node: Node, where: str, known: Iterable[str], expected: str, reading: ParseContext) -> dict[str, Node]:
     """The keys of a mapping, unknown ones told; nothing if it is none."""
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")

@@ -16,7 +16,7 @@ Scalar = Union[float, bool, str]
 
 Missing = Literal["error", "copy", "drop"]
 
-Unrelated = Literal["error", "allow"]
+UnrelatedPolicy = Literal["error", "allow"]
 """What to do with models that were not tuned from one base."""
 
 
@@ -182,7 +182,7 @@ class Recipe:
     dtype: str | None = None
     seed: int = 0
     missing: Missing = "error"
-    unrelated: Unrelated = "error"
+    unrelated: UnrelatedPolicy = "error"
     slices: tuple[Slice, ...] = ()
     modules: tuple[Module, ...] = ()
     methods: tuple[Rule, ...] = ()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alnico.errors import RecipeError
-from alnico.recipe.nodes import Node, Reading, shown
+from alnico.recipe.nodes import Node, ParseContext, shown
 from alnico.recipe.schema import Recipe
 
 
@@ -77,7 +77,7 @@ def _circle(recipes: Sequence[Recipe], waiting: Sequence[int]) -> str:
     return f"these stages wait for one another's outputs: {names}; expected an order to run them in. Change a reference."
 
 
-def check_stages(recipes: Sequence[Recipe], roots: Sequence[Node], reading: Reading) -> list[Recipe]:
+def check_stages(recipes: Sequence[Recipe], roots: Sequence[Node], reading: ParseContext) -> list[Recipe]:
     """Tell what is wrong with documents together; returns them with notes on names that are paths as well."""
     first: dict[str, int] = {}
     lines = [root.value["name"].line if "name" in root.value else root.line for root in roots]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from alnico.recipe import scalars
 from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
 from alnico.recipe.models import read_reference
-from alnico.recipe.nodes import Node, Reading, bare, shown
+from alnico.recipe.nodes import Node, ParseContext, bare, shown
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.recipe.values import pattern_of
 
 
-def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting | None:
+def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSetting | None:
     """Read ``tokenizer``, or ``tokenizer_source`` which is its short form."""
     short, long = keys.get("tokenizer_source"), keys.get("tokenizer")
     if short is not None and long is not None:
@@ -28,7 +28,7 @@ def read_tokenizer(keys: dict[str, Node], reading: Reading) -> TokenizerSetting 
     return TokenizerSetting(source, tokens, padding, tables) if source is not None else None
 
 
-def _tables(node: Node | None, reading: Reading) -> tuple[str, ...]:
+def _tables(node: Node | None, reading: ParseContext) -> tuple[str, ...]:
     if node is None or node.value is None:
         return ()
     items = node.value if isinstance(node.value, list) else [node]
@@ -40,7 +40,7 @@ OF_A_MODEL = "model:"
 """What mergekit wanted before the path of a tokenizer's model until its version 0.0.4."""
 
 
-def _source(node: Node, where: str, reading: Reading) -> str | None:
+def _source(node: Node, where: str, reading: ParseContext) -> str | None:
     """Whose vocabulary the output has: union, base, or a model."""
     source = read_reference(node, where, node.line, reading)
     if source is None or not source.startswith(OF_A_MODEL):
@@ -53,7 +53,7 @@ def _source(node: Node, where: str, reading: Reading) -> str | None:
     return model
 
 
-def _tokens(node: Node | None, reading: Reading) -> dict[str, TokenSource]:
+def _tokens(node: Node | None, reading: ParseContext) -> dict[str, TokenSource]:
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
@@ -62,7 +62,7 @@ def _tokens(node: Node | None, reading: Reading) -> dict[str, TokenSource]:
     return {token: _token(item, f"tokenizer.tokens.{bare(token)}", reading) for token, item in node.value.items()}
 
 
-def _token(node: Node, where: str, reading: Reading) -> TokenSource:
+def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
     keys = scalars.mapping(node, where, TOKEN, "a mapping with `source` and perhaps `force`", reading)
     force = scalars.truth_of_mergekit(keys.get("force"), f"{where}.force", reading)
     source = keys.get("source")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from alnico.errors import AlnicoError
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
-from alnico.recipe.context import Context, Part
+from alnico.recipe.context import Context, RecipePart
 from alnico.recipe.norm_weight import assumed, norm_weight_of
 from alnico.recipe.options import Levels, TensorPlace, options_at, own_setting, preset_of, values_of
 from alnico.recipe.schema import Cases, EachModel, Gradient, ModelEntry, Parameters, Recipe, Rule, Setting
@@ -37,11 +37,11 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
         _check_values(part.method, part, shared, context)
 
 
-def _start(part: Part) -> str:
+def _start(part: RecipePart) -> str:
     return "" if part.place == "models" else f"{part.place}: "
 
 
-def _check_base(method: Method, part: Part, line: int, start: str, context: Context) -> None:
+def _check_base(method: Method, part: RecipePart, line: int, start: str, context: Context) -> None:
     if method.base not in ("required", "first") or part.base_model is not None or "base_model" in context.failed:
         return
     what = "one of its two models: the one to begin with" if method.base == "first" else "the model the others were tuned from"
@@ -55,7 +55,7 @@ def _given(parameters: Parameters, method: Method, option: Option) -> Setting | 
     return next((own_setting(method, k, v) for k, v in parameters.items() if dialect.own_name(method, k) == option.name), None)
 
 
-def _check_required(option: Option, method: Method, part: Part, shared: Placed, context: Context) -> None:
+def _check_required(option: Option, method: Method, part: RecipePart, shared: Placed, context: Context) -> None:
     """An option without a default: given at a level, or under a model (under every one, if it is one a model)."""
     given = [_given(e.parameters, method, option) is not None for e in part.entries]
     if any(_given(p, method, option) is not None for _, p in shared) or (any(given) and not option.per_model):
@@ -75,7 +75,7 @@ def _check_required(option: Option, method: Method, part: Part, shared: Placed, 
             )
 
 
-def _check_shared(option: Option, method: Method, part: Part, shared: Placed, context: Context) -> None:
+def _check_shared(option: Option, method: Method, part: RecipePart, shared: Placed, context: Context) -> None:
     """An option that is one value, given under models: all that are given must agree, with the next level too."""
     under = {f"{part.place}[{i}]": _given(e.parameters, method, option) for i, e in enumerate(part.entries)}
     given = {place: setting for place, setting in under.items() if setting is not None}
@@ -93,7 +93,7 @@ def _check_shared(option: Option, method: Method, part: Part, shared: Placed, co
         )
 
 
-def _check_values(method: Method, part: Part, shared: Placed, context: Context) -> None:
+def _check_values(method: Method, part: RecipePart, shared: Placed, context: Context) -> None:
     entries = values_of(method, part.entries, part.base_model)
     if not entries and method.space == "delta" and part.place != "models":
         context.reading.note(part.line, f"{part.place} has the base alone, which is taken as it is.")
@@ -125,7 +125,7 @@ def _refusal(method: Method, levels: Levels, entries: Sequence[ModelEntry], base
     return None
 
 
-def _count_problem(method: Method, part: Part, count: int) -> str | None:
+def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
     low, high = method.models
     if method.base == "first" and sum(e.reference == part.base_model for e in part.entries) > 1:
         return "base_model is listed more than once under models; expected once. Remove the others."
@@ -144,7 +144,7 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
         reading.wrong(line, f"{where}.model is base, and there is no base_model. Add base_model: PATH.")
     if rule.model is not None or not context.parts:
         return
-    fitting: list[tuple[Part, tuple[ModelEntry, ...]]] = []
+    fitting: list[tuple[RecipePart, tuple[ModelEntry, ...]]] = []
     problem = None
     for part in context.parts:
         entries = values_of(method, part.entries, part.base_model)
@@ -185,7 +185,7 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
 
 
 def _check_required_of_rule(
-    rule: Rule, method: Method, where: str, line: int, parts: Sequence[Part], recipe: Recipe, context: Context
+    rule: Rule, method: Method, where: str, line: int, parts: Sequence[RecipePart], recipe: Recipe, context: Context
 ) -> None:
     for option in method.options.values():
         if not option.required or any(dialect.own_name(method, key) == option.name for key in context.failed):

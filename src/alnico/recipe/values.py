@@ -10,7 +10,7 @@ from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE, TOP
-from alnico.recipe.nodes import Node, Reading, bare, cut, shown
+from alnico.recipe.nodes import Node, ParseContext, bare, cut, shown
 from alnico.recipe.norm_weight import read_norm_weight
 from alnico.recipe.options import own_setting
 from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, Scalar, Setting
@@ -238,7 +238,7 @@ def read_filter(node: Node | None, where: str, context: Context) -> str | None:
     return "*" if node is None or node.value is None else pattern_of(node, where, context.reading)
 
 
-def pattern_of(node: Node, where: str, reading: Reading) -> str | None:
+def pattern_of(node: Node, where: str, reading: ParseContext) -> str | None:
     """Read a filter that is given. None if it is wrong."""
     pattern = node.value
     if pattern in ("", "=", "re:"):

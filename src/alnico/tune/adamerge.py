@@ -17,12 +17,12 @@ import yaml
 
 from alnico.checkpoint.output_path import write_new_file
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.relatedness import PYTHON_OR_COMMAND, judge
+from alnico.engine.relatedness import PYTHON_OR_COMMAND, check_relatedness
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, MethodError, MismatchError, visible
 from alnico.evaluation.extras import import_extra
-from alnico.evaluation.tasks import Differentiable, Subject, Task
-from alnico.methods._sparsify import Scope
+from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
+from alnico.methods.shared.sparsify import Scope
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.layers import place_of
@@ -56,11 +56,8 @@ class LearningStep:
     coefficients: np.ndarray
 
 
-Watch = Callable[[LearningStep], None]
-
-
 @dataclass(frozen=True, eq=False)
-class Learned:
+class AdaMergingResult:
     """Coefficients that were learned: an array (groups, models), float64; ``recipe`` is the YAML of the merge with them.
 
     ``groups`` names what each row is for: ``all``, layers and the tensors in none (``per: layer``), or tensors. ``steps`` is the course;
@@ -107,7 +104,7 @@ def learn(
     models: Sequence[str],
     base: str,
     tasks: Sequence[Task],
-    subject: Subject,
+    subject: EvaluatedModel,
     *,
     per: Per = "tensor",
     plus: bool = False,
@@ -123,8 +120,8 @@ def learn(
     written_from: Sequence[str] | None = None,
     memory_bytes: int = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
-    watch: Watch | None = None,
-) -> Learned:
+    watch: Callable[[LearningStep], None] | None = None,
+) -> AdaMergingResult:
     """Learn the coefficients of task vectors by making a merge sure of its answers; labels are never read.
 
     ``theta = base + sum_i c_i^l * vector_i^l`` for models i and groups of tensors l is written into the modules of ``subject``, which begin as
@@ -165,7 +162,7 @@ def learn(
     try:
         _check_heads(plan, asked)
         fetch_weights(plan)
-        judge(plan, PYTHON_OR_COMMAND)
+        check_relatedness(plan, PYTHON_OR_COMMAND)
         vectors = TaskVectors(plan, density=density if plus else None, scope=scope, memory_bytes=memory_bytes)
         written = Written(vectors, {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)}, plan)
         try:
@@ -191,7 +188,7 @@ def learn(
     )
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
     left_out = dict.fromkeys(written.absent, f"not in the module of the tasks ({kinds})")
-    return Learned(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text)
+    return AdaMergingResult(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text)
 
 
 def course_beside(recipe: str | os.PathLike[str]) -> Path:
@@ -203,7 +200,7 @@ def course_beside(recipe: str | os.PathLike[str]) -> Path:
     return Path(recipe).with_suffix(".course.json")
 
 
-def write_learned(learned: Learned, recipe: str | os.PathLike[str]) -> None:
+def write_learned(learned: AdaMergingResult, recipe: str | os.PathLike[str]) -> None:
     """Write the recipe, and the course beside it. Errors: OutputError, RunError."""
     write_new_file(course_beside(recipe), json.dumps(learned.data()) + "\n")
     write_new_file(Path(recipe), learned.recipe)
@@ -244,7 +241,7 @@ class _Course:
 
 def _descend(
     tasks: Sequence[Differentiable],
-    subject: Subject,
+    subject: EvaluatedModel,
     written: Written,
     groups: Groups,
     models: int,
@@ -254,7 +251,7 @@ def _descend(
     init: float,
     clamp: tuple[float, float] | None,
     seed: int,
-    watch: Watch | None,
+    watch: Callable[[LearningStep], None] | None,
 ) -> _Course:
     """Take the steps."""
     coefficients = np.full((len(groups.names), models), float(init))

@@ -18,12 +18,12 @@ from alnico.errors import EvaluationError, RecipeError, visible
 from alnico.evaluation.candidates import Candidates
 from alnico.evaluation.scorecard import Scorecard, evaluate
 from alnico.evaluation.tasks import Goal, Score, Task, shared_examples
-from alnico.plan.build import reference_from
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
+from alnico.recipe.reference import reference_from
 from alnico.tune.search.objective import MEAN, Objective
 
-Order = Literal["sorted", "all", "uniform"]
+SoupOrder = Literal["sorted", "all", "uniform"]
 """How the models of a soup are chosen."""
 
 SOUP, UNIFORM = "soup", "uniform soup"
@@ -37,7 +37,7 @@ Counts = Mapping[str, int]
 
 
 @dataclass(frozen=True)
-class Step:
+class SoupStep:
     """One average that was tried: ``tried`` in the soup as it was, and what became of it."""
 
     tried: str
@@ -64,10 +64,10 @@ class Soup:
     score: float
     alone: Mapping[str, float]
     uniform: float
-    order: Order
+    order: SoupOrder
     objective: str
     goal: Goal
-    steps: tuple[Step, ...]
+    steps: tuple[SoupStep, ...]
     base: str | None = None
     unrelated: str = "error"
     report: Scorecard | None = None
@@ -111,7 +111,7 @@ def soup(
     references: Sequence[str],
     tasks: Sequence[Task],
     *,
-    order: Order = "sorted",
+    order: SoupOrder = "sorted",
     replace: bool = False,
     strict: bool = False,
     least_gain: float = 0.0,
@@ -122,7 +122,7 @@ def soup(
     offline: bool = False,
     threads: int | None = None,
     memory: int | str = DEFAULT_BUDGET_BYTES,
-    watch: Callable[[Step], None] | None = None,
+    watch: Callable[[SoupStep], None] | None = None,
 ) -> Soup:
     """Choose which models to average, by the scores of the averages, which are merged in memory.
 
@@ -166,9 +166,9 @@ def soup(
 
         ones = [_with([0] * len(references), i) for i in range(len(references))]
         alone = [score(one) for one in ones]
-        portions, steps = [1] * len(references), list[Step]()
+        portions, steps = [1] * len(references), list[SoupStep]()
         if order != "uniform":
-            cooking = _Cooking(references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, watch)
+            cooking = _GreedySoup(references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, watch)
             portions, steps = cooking.in_order() if order == "sorted" else cooking.trying_all(replace)
         counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
         scores = dict(zip(references, alone, strict=True))
@@ -216,7 +216,7 @@ def refuse_shared(tasks: Sequence[Task], chosen_by: Sequence[Task]) -> None:
         )
 
 
-class _Cooking:
+class _GreedySoup:
     """The greedy choices: ``score`` of portions of each model, larger times ``sign`` is better."""
 
     def __init__(
@@ -227,7 +227,7 @@ class _Cooking:
         sign: float,
         strict: bool,
         least_gain: float,
-        watch: Callable[[Step], None] | None,
+        watch: Callable[[SoupStep], None] | None,
     ) -> None:
         self._references = references
         self._score = score
@@ -239,16 +239,16 @@ class _Cooking:
         first = self._ranked[0]
         self._portions = _with([0] * len(references), first)
         self._best = alone[first]
-        self._steps: list[Step] = []
+        self._steps: list[SoupStep] = []
         self._tell(first, self._portions, self._best, None, is_kept=True)
 
-    def in_order(self) -> tuple[list[int], list[Step]]:
+    def in_order(self) -> tuple[list[int], list[SoupStep]]:
         """Try each model once, the best first."""
         for i in self._ranked[1:]:
             self._take([(i, self._score(_with(self._portions, i)))])
         return self._portions, self._steps
 
-    def trying_all(self, replace: bool) -> tuple[list[int], list[Step]]:
+    def trying_all(self, replace: bool) -> tuple[list[int], list[SoupStep]]:
         """Try all that may come in, and keep the best of them, until none is worth it."""
         self._strict |= replace
         while True:
@@ -271,7 +271,7 @@ class _Cooking:
 
     def _tell(self, tried: int, portions: Sequence[int], score: float, before: float | None, *, is_kept: bool) -> None:
         counts = {r: n for r, n in zip(self._references, portions, strict=True) if n}
-        step = Step(self._references[tried], counts, score, before, is_kept)
+        step = SoupStep(self._references[tried], counts, score, before, is_kept)
         self._steps.append(step)
         if self._watch is not None:
             self._watch(step)
@@ -293,7 +293,7 @@ def _objective(tasks: Sequence[Task], asked: str) -> Objective:
     return Objective(MEAN, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
 
 
-def _check(references: Sequence[str], order: Order, replace: bool, least_gain: float) -> None:
+def _check(references: Sequence[str], order: SoupOrder, replace: bool, least_gain: float) -> None:
     if len(references) < 2:
         raise RecipeError(f"a soup of {len(references)} models; expected two at least. Give more models.")
     twice = [r for i, r in enumerate(references) if r in references[:i]]

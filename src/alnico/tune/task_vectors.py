@@ -11,9 +11,9 @@ import numpy as np
 from alnico.checkpoint.memory_model import import_torch
 from alnico.checkpoint.source import read_tensor
 from alnico.errors import MismatchError
-from alnico.evaluation.module_names import Place, place, sum_of
+from alnico.evaluation.module_names import PlacedElements, place, sum_of
 from alnico.kernels.facts import KthLargest
-from alnico.methods._sparsify import Scope
+from alnico.methods.shared.sparsify import Scope
 from alnico.numerics.dtypes import CONFIG_NAMES
 from alnico.plan.job import Job, Plan
 
@@ -128,7 +128,7 @@ class Written:
 
     def __init__(self, vectors: TaskVectors, modules: Mapping[str, Any], plan: Plan) -> None:
         self.vectors = vectors
-        self.places: dict[str, list[Place]] = {job.name: [] for job in vectors.jobs}
+        self.places: dict[str, list[PlacedElements]] = {job.name: [] for job in vectors.jobs}
         self.copies: dict[str, str] = {}
         jobs = {job.name: job for job in plan.jobs}
         shapes = {name: job.shape for name, job in jobs.items()}

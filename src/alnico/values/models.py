@@ -30,10 +30,11 @@ from alnico.checkpoint.open_model import OPENED, open_model
 from alnico.checkpoint.source import Source
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError, ModelError, visible
-from alnico.plan.build import build_plan, located
+from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
+from alnico.recipe.reference import located
 from alnico.values.peft_modules import has_adapters, state_without_adapters, without_adapters
 
 

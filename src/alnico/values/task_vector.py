@@ -16,13 +16,15 @@ import numpy as np
 from alnico.checkpoint.memory_model import is_torch_module
 from alnico.checkpoint.open_model import OPENED
 from alnico.checkpoint.output_path import check_publishable, replacing
-from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, bytes_of
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.products import inner_products
 from alnico.engine.relatedness import IN_PYTHON
-from alnico.engine.run import Result, Watcher, run_plan
+from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import AlnicoError, ModelError, visible
+from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_arithmetic
+from alnico.numerics.sizes import bytes_of
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.values.merge import dtype_name
 from alnico.values.models import check_module, fill, merged, open_models, path_of
@@ -228,7 +230,7 @@ class LazyModel:
         overwrite_anything: bool = False,
         restart: bool = False,
         watch: Watcher | None = None,
-    ) -> Result:
+    ) -> MergeResult:
         """Write the model into a directory, or into one file if the name ends in ``.safetensors``.
 
         Arguments as for :func:`alnico.merge`; ``dtype`` is the output's, by default the promotion of the models'. With models

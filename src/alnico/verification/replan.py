@@ -17,15 +17,16 @@ from alnico.errors import AlnicoError, HubError, MismatchError, ModelError, Unch
 from alnico.kernels.constants import ARITHMETIC
 from alnico.output.card import RECIPE
 from alnico.output.lock import Lock, LockedInput
-from alnico.plan.build import build_plan, located
+from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe, load_recipes
+from alnico.recipe.reference import located
 from alnico.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
-class Again:
+class ReplanOptions:
     """How a merge is planned again. ``places`` maps inputs, as the lock names them, to where they lie now; the others are looked for
     from the working directory, then beside the output, and those of the hub at their commits."""
 
@@ -49,7 +50,7 @@ def locks_of(lock: Lock) -> dict[str, Lock]:
     return {**found, "": lock}
 
 
-def recipe_of(lock: Lock, again: Again) -> Recipe:
+def recipe_of(lock: Lock, again: ReplanOptions) -> Recipe:
     """The recipe in a lock; what it names is looked for beside the output, too. Statistics and analyses are named anew where they lie
     elsewhere. Errors: UncheckedError for a recipe that this version does not read."""
     models = {name for given in lock.models for name in (given.label, *given.label.split("+"))}
@@ -89,7 +90,7 @@ def _renamed(value: Any, moved: Mapping[str, str]) -> Any:
     return moved.get(value, value) if isinstance(value, str) else value
 
 
-def check_places(lock: Lock, again: Again) -> None:
+def check_places(lock: Lock, again: ReplanOptions) -> None:
     """Refuse places for what is no input, and inputs that are not found; all of them together. Errors: ModelError, UncheckedError."""
     locks = locks_of(lock).values()
     inputs = {given.label: given for one in locks for given in one.inputs if given.made is None}
@@ -114,14 +115,14 @@ def check_places(lock: Lock, again: Again) -> None:
         )
 
 
-def input_places(lock: Lock, again: Again) -> list[Path]:
+def input_places(lock: Lock, again: ReplanOptions) -> list[Path]:
     """Where the inputs of a merge may lie on this machine."""
     folder = str(lock.path.parent.absolute().parent)
     inputs = [given for one in locks_of(lock).values() for given in one.inputs if given.made is None]
     return [Path(part) for given in inputs for place in _places(given, given.label, again, folder) for part in place.split("+")]
 
 
-def _places(given: LockedInput, reference: str, again: Again, folder: str) -> list[str]:
+def _places(given: LockedInput, reference: str, again: ReplanOptions, folder: str) -> list[str]:
     """Where an input may lie, the likeliest first."""
     places = []
     for name in dict.fromkeys((given.label, reference)):
@@ -147,7 +148,7 @@ def _found(places: Sequence[str], is_on_hub: bool) -> str | None:
     return next((place for place in places if is_there(place)), None)
 
 
-def plan_again(lock: Lock, again: Again, stages: Mapping[str, Source]) -> Plan:
+def plan_again(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -> Plan:
     """Plan one merge of a lock. ``stages`` stand for the outputs of others by their names.
 
     Errors: UncheckedError for another arithmetic, inputs that cannot be opened and inputs from which other tensors follow; ResourceError.

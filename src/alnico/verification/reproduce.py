@@ -23,16 +23,16 @@ from alnico.checkpoint.shards import cut
 from alnico.checkpoint.sidecars import SIGNATURE, modules_of
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import stem_of
-from alnico.engine.run import Watcher
 from alnico.engine.stages import run_stages
 from alnico.errors import OutputError, UncheckedError, VerificationError
+from alnico.events import Watcher
 from alnico.folders import owner_fault_at, remove
 from alnico.output.card import RECIPE
 from alnico.output.lock import Lock, listed_files, read_lock
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
-from alnico.verification.replan import Again, check_places, input_places, locks_of, plan_again, recipe_of
+from alnico.verification.replan import ReplanOptions, check_places, input_places, locks_of, plan_again, recipe_of
 from alnico.verification.verify import check_headers, made_by_no_recipe, open_lock, opened
 
 COMPARE_BYTES = 1 << 20
@@ -58,7 +58,9 @@ class Reproduction:
         return asdict(self)
 
 
-def reproduce(out: Path, new: Path | None, again: Again, *, restart: bool = False, watch: Watcher | None = None) -> Reproduction:
+def reproduce(
+    out: Path, new: Path | None, again: ReplanOptions, *, restart: bool = False, watch: Watcher | None = None
+) -> Reproduction:
     """Merge what the lock of ``out`` says into ``new``, or beside ``out`` for the comparison alone, and compare.
 
     Seed, dtype and layout of the files are those of ``out``. Errors: VerificationError naming the first file, or tensor, that is not the same;
@@ -107,7 +109,7 @@ def _remove_earlier(target: Path) -> None:
     )
 
 
-def _merge(lock: Lock, again: Again, target: Path, like: FileModel, restart: bool, watch: Watcher | None) -> None:
+def _merge(lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool, watch: Watcher | None) -> None:
     """Run the merge of a lock, with the stages that lead to it."""
     locks = [(recipe_of(one, again), one) for one in locks_of(lock).values()]
     of_recipe = {id(recipe): one for recipe, one in locks}

@@ -1,6 +1,6 @@
 """Makes a share of a finished merge again from its inputs, and compares bits with what lies on the disk.
 
-The run is that of a merge (:class:`alnico.engine.run.Run`): what is left out counts as done, and its output compares instead of
+The run is that of a merge (:class:`alnico.engine.run.MergeRun`): what is left out counts as done, and its output compares instead of
 writing. What is made is chosen by chunks of tensors; of a tensor that is measured before it is mixed, or made as a whole, all of it.
 """
 
@@ -20,25 +20,26 @@ import numpy as np
 import xxhash
 
 from alnico.checkpoint.model import FileModel
-from alnico.checkpoint.shards import cut, format_size
+from alnico.checkpoint.shards import cut
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.blocks import Span, chunks, units
 from alnico.engine.fetch import absent_files, fetch_files
 from alnico.engine.measure import of_model
-from alnico.engine.norm_weights import weigh
-from alnico.engine.run import Run, Watcher
+from alnico.engine.norm_weights import measure_norm_weights
+from alnico.engine.run import MergeRun
 from alnico.errors import MismatchError, NonFiniteError, ResourceError, RunError, UncheckedError, VerificationError
-from alnico.events import Event, Reading, Started
+from alnico.events import Event, Reading, Started, Watcher
 from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
+from alnico.numerics.sizes import format_size
 from alnico.output.disk_space import DISK_MARGIN_BYTES
 from alnico.output.hashes import hash_tensors
-from alnico.output.journal import Done, Record
+from alnico.output.journal import JournalState, Record
 from alnico.output.lock import Lock
 from alnico.plan.job import Job, Plan
 from alnico.plan.planned_model import PlannedModel
-from alnico.verification.replan import Again, check_places, locks_of, plan_again
+from alnico.verification.replan import ReplanOptions, check_places, locks_of, plan_again
 
 Chosen = Mapping[str, list[Span]]
 """The chunks that are made again, by the name of their tensor."""
@@ -180,7 +181,7 @@ class MadeAgain:
 
 
 @dataclass(frozen=True)
-class _Step:
+class _RepeatedMerge:
     """A merge that is made again, and the chunks of it. ``stage`` is what its output is to others; None for the last."""
 
     lock: Lock
@@ -206,7 +207,7 @@ class _Step:
 def recompute(
     lock: Lock,
     model: FileModel,
-    again: Again,
+    again: ReplanOptions,
     *,
     share: float = 1.0,
     seed: int = 0,
@@ -248,7 +249,7 @@ def recompute(
 
 
 @contextmanager
-def _steps(lock: Lock, again: Again, share: float, seed: int, first: Iterable[str]) -> Iterator[list[_Step]]:
+def _steps(lock: Lock, again: ReplanOptions, share: float, seed: int, first: Iterable[str]) -> Iterator[list[_RepeatedMerge]]:
     """Plan the merge and the stages that lead to it, and choose what is made of each; the sources are open until the block ends."""
     with ExitStack() as opened:
         stages: dict[str, MadeAgain] = {}
@@ -262,12 +263,12 @@ def _steps(lock: Lock, again: Again, share: float, seed: int, first: Iterable[st
                 stages[label] = MadeAgain(PlannedModel(label, plan))
                 opened.callback(stages[label].close)
         needed: dict[str, set[str]] = {label: set() for label in stages}
-        steps: list[_Step] = []
+        steps: list[_RepeatedMerge] = []
         for label, (one, plan) in reversed(planned.items()):
             chosen = (
                 {j.name: chunks(j) for j in plan.jobs if j.name in needed[label]} if label else choose(plan, share, seed, first)
             )
-            steps.insert(0, _Step(one, plan, stages.get(label), chosen))
+            steps.insert(0, _RepeatedMerge(one, plan, stages.get(label), chosen))
             for i, given in enumerate(one.models):
                 if given.made is not None:
                     read = {t.name for job in (*steps[0].read, *plan.to_measure) for t in job.read if t.model == i}
@@ -277,7 +278,7 @@ def _steps(lock: Lock, again: Again, share: float, seed: int, first: Iterable[st
 
 
 @contextmanager
-def _room(steps: Sequence[_Step], out: Path) -> Iterator[Path]:
+def _room(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
     """A folder beside the output for what stages make, and that goes again. Errors: ResourceError, RunError."""
     if len(steps) == 1:
         yield out
@@ -299,7 +300,7 @@ def _room(steps: Sequence[_Step], out: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def _run(step: _Step, files: Any, noting: Noting, watch: Watcher | None) -> Noting:
+def _run(step: _RepeatedMerge, files: Any, noting: Noting, watch: Watcher | None) -> Noting:
     """Make the chosen chunks. Errors: UncheckedError for inputs of which no merge comes."""
     total = sum(bytes_of_spans(job, step.chosen[job.name]) for job in step.jobs)
 
@@ -309,7 +310,14 @@ def _run(step: _Step, files: Any, noting: Noting, watch: Watcher | None) -> Noti
 
     left = [Record(job.name, step.lock.tensors[job.name].digest, ()) for job in step.plan.jobs if job.name not in step.chosen]
     try:
-        Run(weigh(step.plan, {}, told), files, noting, Done(left), told, spans=lambda job: step.chosen[job.name]).all()
+        MergeRun(
+            measure_norm_weights(step.plan, {}, told),
+            files,
+            noting,
+            JournalState(left),
+            told,
+            spans=lambda job: step.chosen[job.name],
+        ).all()
     except (NonFiniteError, MismatchError) as error:
         raise UncheckedError(
             f"{step.lock.path}: could not be merged again from the inputs that are found: {' '.join(error.args)} Say where those of the merge are with "
@@ -318,7 +326,7 @@ def _run(step: _Step, files: Any, noting: Noting, watch: Watcher | None) -> Noti
     return noting
 
 
-def _changed(step: _Step, records: Iterable[Record]) -> tuple[str, str] | None:
+def _changed(step: _RepeatedMerge, records: Iterable[Record]) -> tuple[str, str] | None:
     """The first input, by label and tensor, that is not what was merged."""
     for record in records:
         for model, name, digest in record.inputs:
@@ -327,7 +335,7 @@ def _changed(step: _Step, records: Iterable[Record]) -> tuple[str, str] | None:
     return None
 
 
-def _changed_files(step: _Step, names: Iterable[str]) -> tuple[str, str] | None:
+def _changed_files(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str, str] | None:
     """The same, of the inputs of some tensors, which are read for it. None if one of the tensors has its inputs as they were."""
     jobs = {job.name: job for job in step.plan.jobs}
     changed = None
@@ -343,7 +351,7 @@ def _changed_files(step: _Step, names: Iterable[str]) -> tuple[str, str] | None:
     return changed
 
 
-def _check_stage(step: _Step, noting: Noting) -> None:
+def _check_stage(step: _RepeatedMerge, noting: Noting) -> None:
     """Hold what a stage made, and of what, against its lock. Errors: UncheckedError, VerificationError."""
     if (changed := _changed(step, noting.records.values())) is not None:
         raise _other_input(step.lock, changed)

@@ -14,13 +14,13 @@ from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
 from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Tensor
-from alnico.engine.run import Watcher
 from alnico.errors import ModelError, UncheckedError, VerificationError
+from alnico.events import Watcher
 from alnico.numerics.arithmetic import ieee_threads
 from alnico.output.hashes import hash_file, hash_tensors
 from alnico.output.lock import UNLOCKED, Lock, LockedTensor, listed_files, read_lock
 from alnico.output.validate import check_folder
-from alnico.verification.replan import Again
+from alnico.verification.replan import ReplanOptions
 from alnico.verification.sample import Recomputed, recompute
 
 SHOWN = 5
@@ -49,7 +49,7 @@ class Verification:
 
 def verify(
     out: Path,
-    again: Again,
+    again: ReplanOptions,
     *,
     against_inputs: bool = False,
     share: float = 1.0,

@@ -16,7 +16,7 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.config_ids import remapped, remapped_all, rows_in, with_rows
 from alnico.vocabulary.output_tokenizer import combine, union_entries
-from alnico.vocabulary.rows import MEAN, ZEROS, Asked, RowMap, row_maps
+from alnico.vocabulary.rows import MEAN, ZEROS, RowMap, RowRequest, row_maps
 from alnico.vocabulary.special_cases import OF_LAYERS, maps_apart, refuse_other_meanings, refuse_unclear, settled
 from alnico.vocabulary.tables import Tables, tables_of
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
@@ -180,13 +180,13 @@ def _asked(
     labels: Sequence[str],
     tokenizers: Sequence[Tokenizer],
     counts: Sequence[int],
-) -> dict[int, Asked]:
+) -> dict[int, RowRequest]:
     """What the recipe says of tokens, by their ids in the output. Errors: RecipeError with a line for each mistake."""
     asked = {}
     problems = []
     for token, wish in wishes.items():
         try:
-            asked[tokens[token]] = Asked(_place(token, wish, references, labels, tokenizers, counts), wish.force)
+            asked[tokens[token]] = RowRequest(_place(token, wish, references, labels, tokenizers, counts), wish.force)
         except RecipeError as error:
             problems.append(str(error))
     if problems:

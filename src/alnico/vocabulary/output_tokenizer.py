@@ -13,7 +13,7 @@ from alnico.vocabulary.tokenizer import (
     CONFIG,
     JSON,
     PARTS,
-    Entry,
+    TokenEntry,
     Tokenizer,
     added_ids,
     as_json,
@@ -27,7 +27,7 @@ MOST_GAPS = 100_000
 
 
 @dataclass(frozen=True)
-class Result:
+class OutputTokenizer:
     """Every token of the output with its id, the files, and how many tokens were added to the template and taken out."""
 
     tokens: Mapping[str, int]
@@ -36,14 +36,14 @@ class Result:
     removed: int
 
 
-def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[Entry]:
+def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[TokenEntry]:
     """The tokens that the first tokenizer takes from the others, with its own added ones: plain tokens first, then added ones.
 
     ``tokenizers`` come with the number of rows of their model; tokens beyond have no row and are left out. A token that some
     model matches before its own vocabulary is added as the first of them describes it.
     """
     first, rows = tokenizers[0]
-    described: dict[str, Entry] = {}
+    described: dict[str, TokenEntry] = {}
     plain: dict[str, None] = {}
     for tokenizer, count in tokenizers:
         known = {t: entry for t, entry in tokenizer.added.items() if entry["id"] < count}
@@ -55,7 +55,7 @@ def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[Entry]:
     return [*(plain_entry(t) for t in plain if t not in described), *described.values()]
 
 
-def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
+def combine(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> OutputTokenizer:
     """Take out the template's tokens that have no row, add ``entries``, give ids, and write the files.
 
     Files are the template's bytes unless something changes. A token that has a role (padding, say) stays although it has no
@@ -70,7 +70,7 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
     new = [e for e in entries if e["content"] not in template.added or template.added[e["content"]]["id"] >= rows]
     removed = len(template.tokens) - len(here)
     if not new and not removed:
-        return Result(template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0)
+        return OutputTokenizer(template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0)
     fillers = _fillers(parts, template) if has_document else {}
     parts |= fillers
     if has_document:
@@ -84,7 +84,7 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[Entry]) -> Result:
     tokens = {**parts, **{t: e["id"] for t, e in added.items()}}
     files = _files(template, parts, added, tokens, bool(fillers) or len(parts) != len(template.parts))
     tokens = {t: i for t, i in tokens.items() if t not in fillers}
-    return Result(tokens, files, len(tokens) - len(here), removed)
+    return OutputTokenizer(tokens, files, len(tokens) - len(here), removed)
 
 
 def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
@@ -103,7 +103,7 @@ def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
 
 
 def _files(
-    template: Tokenizer, parts: Mapping[str, int], added: Mapping[str, Entry], tokens: Mapping[str, int], has_other_parts: bool
+    template: Tokenizer, parts: Mapping[str, int], added: Mapping[str, TokenEntry], tokens: Mapping[str, int], has_other_parts: bool
 ) -> dict[str, bytes]:
     left = PARTS if has_other_parts and template.document is not None else ()
     files = {n: bytes_of(template.directory / n) for n in template.files if n not in left}
@@ -130,7 +130,7 @@ def _files(
 def _document(
     document: Mapping[str, Any],
     parts: Mapping[str, int],
-    added: Mapping[str, Entry],
+    added: Mapping[str, TokenEntry],
     tokens: Mapping[str, int],
     has_other_parts: bool,
 ) -> dict[str, Any]:

@@ -25,7 +25,7 @@ FOREIGN = "::"
 
 
 @dataclass(frozen=True)
-class _Gathered:
+class _RowGather:
     """How one tensor is read: its name in each source that rows come from; ``raw`` if bytes are moved and never decoded.
 
     One that ``is_turned`` has a column for each token; it is read by whole rows, of ``columns`` elements.
@@ -69,7 +69,7 @@ def mapped(
 
 def _gathered(
     source: Source, others: Sequence[Source], name: str, row_map: RowMap, ties: Mapping[str, str], *, is_turned: bool = False
-) -> _Gathered | None:
+) -> _RowGather | None:
     own = source.tensors[name]
     if not own.shape:
         return None
@@ -102,7 +102,7 @@ def _gathered(
     dtype = own.dtype if raw else promote(["F32", *dtypes])
     tensor = Described(dtype, (*own.shape[:axis], row_map.size, *own.shape[axis + 1 :]), own.nominal)
     columns = row_map.size if is_turned else math.prod(own.shape[axis + 1 :])
-    return _Gathered(name, tensor, columns, held, raw, is_turned)
+    return _RowGather(name, tensor, columns, held, raw, is_turned)
 
 
 def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
@@ -112,7 +112,7 @@ def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 class MappedModel:
     """A source with the output's vocabulary rows. Made by :func:`mapped`; closing it closes the model alone, not the others."""
 
-    def __init__(self, source: Source, others: Sequence[Source], gathered: Mapping[str, _Gathered], row_map: RowMap) -> None:
+    def __init__(self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap) -> None:
         self._source = source
         self._others = tuple(others)
         self._gathered = gathered
@@ -162,7 +162,7 @@ class MappedModel:
         piece = max(PIECE_ELEMENTS, columns)
         return below + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
 
-    def _widest(self, gathered: _Gathered) -> int:
+    def _widest(self, gathered: _RowGather) -> int:
         """The elements of a row, here and where it comes from."""
         if not gathered.is_turned:
             return gathered.columns
@@ -217,7 +217,7 @@ class MappedModel:
             else:
                 self._compute(gathered, low, high, row_bytes, offset, buffer)
 
-    def _move(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+    def _move(self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
         """Fill a buffer with the bytes of rows low to high, from byte ``offset`` of the tensor on, a read a run."""
         runs = self._map.runs
         edges = runs[np.searchsorted(runs, low, "right") - 1 : np.searchsorted(runs, high, "left") + 1]
@@ -232,7 +232,7 @@ class MappedModel:
             else:
                 self._others[origin].read_into(gathered.names[origin], row * row_bytes + at - first, piece)
 
-    def _compute(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+    def _compute(self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
         """Fill a buffer likewise, where rows are decoded."""
         out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
         padding = self._padding_row(gathered) if (self._map.origin[low:high] == PADDING).any() else None
@@ -244,7 +244,7 @@ class MappedModel:
             at, to = max(offset, first * row_bytes), min(end, last * row_bytes)
             out[at - offset : to - offset] = data[at - first * row_bytes : to - first * row_bytes]
 
-    def _turn(self, gathered: _Gathered, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+    def _turn(self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
         """Fill a buffer likewise, where tokens have columns: a row at a time."""
         out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
         for row in range(low, high):
@@ -252,7 +252,7 @@ class MappedModel:
             at, to = max(offset, row * row_bytes), min(end, (row + 1) * row_bytes)
             out[at - offset : to - offset] = values[at - row * row_bytes : to - row * row_bytes]
 
-    def _turned_row(self, gathered: _Gathered, row: int) -> np.ndarray:
+    def _turned_row(self, gathered: _RowGather, row: int) -> np.ndarray:
         """One row of a tensor with a column for each token, (columns,)."""
         origin, column = self._map.origin, self._map.row
         size = DTYPES[gathered.tensor.dtype].bytes
@@ -278,11 +278,11 @@ class MappedModel:
             out[padding] = out[~padding].astype(np.float64).sum() / max(int((~padding).sum()), 1)
         return out
 
-    def _pieces(self, gathered: _Gathered, low: int, high: int) -> Iterable[tuple[int, int]]:
+    def _pieces(self, gathered: _RowGather, low: int, high: int) -> Iterable[tuple[int, int]]:
         step = max(PIECE_ELEMENTS // gathered.columns, 1)
         return ((first, min(first + step, high)) for first in range(low, high, step))
 
-    def _values(self, gathered: _Gathered, low: int, high: int) -> np.ndarray:
+    def _values(self, gathered: _RowGather, low: int, high: int) -> np.ndarray:
         """Output rows low to high in the output's dtype, (rows, columns); padding is left at zero."""
         origin, row = self._map.origin[low:high], self._map.row[low:high]
         out = np.zeros((high - low, gathered.columns), DTYPES[gathered.tensor.dtype].storage)
@@ -300,7 +300,7 @@ class MappedModel:
             out[averaged] = total / (table >= 0).sum(axis=1, keepdims=True)
         return out
 
-    def _rows_of(self, gathered: _Gathered, source: int, rows: np.ndarray) -> np.ndarray:
+    def _rows_of(self, gathered: _RowGather, source: int, rows: np.ndarray) -> np.ndarray:
         """Rows of a source's matrix as float32, or float64 where they are; those that follow one another in one read."""
         name = gathered.names[source]
         dtype = self._others[source].tensors[name].dtype
@@ -312,7 +312,7 @@ class MappedModel:
             self._others[source].read_into(name, begin * size, view[first * size : last * size])
         return decode(raw, dtype).reshape(len(rows), gathered.columns)
 
-    def _padding_row(self, gathered: _Gathered) -> np.ndarray:
+    def _padding_row(self, gathered: _RowGather) -> np.ndarray:
         """The mean of all rows that are not padding, added in float64 one after the other; made once, zeros without rows."""
         name = gathered.name
         with self._locks[name]:

@@ -71,7 +71,7 @@ class RowMap:
 
 
 @dataclass(frozen=True)
-class Asked:
+class RowRequest:
     """What the recipe says of one output row: a source and its row, or ZEROS; None leaves it to the rule."""
 
     place: tuple[int, int] | None
@@ -83,7 +83,7 @@ def row_maps(
     size: int,
     voters: Sequence[int],
     base: int | None,
-    asked: Mapping[int, Asked],
+    asked: Mapping[int, RowRequest],
 ) -> tuple[RowMap, ...]:
     """Say for each source where the rows of its matrices come from.
 

@@ -33,7 +33,7 @@ ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
 SHIFTED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus")
 """Classes whose ids are not the places of the pieces, as their names begin; their ``tokenizer.json`` says the ids."""
 
-Entry = Mapping[str, Any]
+TokenEntry = Mapping[str, Any]
 """An added token as ``tokenizer.json`` describes it: content, id, special, normalized, single_word, lstrip, rstrip."""
 
 
@@ -46,7 +46,7 @@ class Tokenizer:
 
     directory: Path
     parts: Mapping[str, int]
-    added: Mapping[str, Entry]
+    added: Mapping[str, TokenEntry]
     document: Mapping[str, Any] | None
     settings: Mapping[str, Any]
     roles: Mapping[str, Any]
@@ -92,7 +92,7 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
     return Tokenizer(directory, parts, added, document, settings, roles, files)
 
 
-def added_ids(parts: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, Entry]:
+def added_ids(parts: Mapping[str, int], entries: Iterable[TokenEntry]) -> dict[str, TokenEntry]:
     """Give added tokens their ids as the ``tokenizers`` library does: by their order alone.
 
     A token that the vocabulary has keeps its id there; the first other one has the vocabulary's length, and so on by one.
@@ -101,7 +101,7 @@ def added_ids(parts: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, E
     >>> {t: e["id"] for t, e in added_ids({"a": 0, "b": 1}, [{"content": "<s>", "id": 9}, {"content": "b", "id": 9}]).items()}
     {'<s>': 2, 'b': 1}
     """
-    found: dict[str, Entry] = {}
+    found: dict[str, TokenEntry] = {}
     free = len(parts)
     for entry in entries:
         content = str(entry["content"])
@@ -113,7 +113,7 @@ def added_ids(parts: Mapping[str, int], entries: Iterable[Entry]) -> dict[str, E
     return found
 
 
-def plain_entry(content: str) -> Entry:
+def plain_entry(content: str) -> TokenEntry:
     """A token added by its text alone, as the ``tokenizers`` library does it."""
     return _entry(content, special=False)
 
@@ -144,7 +144,7 @@ def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | N
     return rows_of(vocabulary, path) if isinstance(vocabulary, dict) else None
 
 
-def added_entries(document: Mapping[str, Any], path: Path) -> list[Entry]:
+def added_entries(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
     """The added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
     try:
         return [{**t, "content": str(t["content"]), "id": _row(t["id"])} for t in document.get("added_tokens") or []]
@@ -210,9 +210,9 @@ def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -
     return None
 
 
-def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[int, Entry]:
+def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[int, TokenEntry]:
     """Added tokens that stand beside the vocabulary, by their stated ids."""
-    found: dict[int, Entry] = {}
+    found: dict[int, TokenEntry] = {}
     try:
         if ADDED in files:
             for content, row in read_json(directory / ADDED).items():
@@ -227,7 +227,7 @@ def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) 
     return found
 
 
-def _entry(content: str, *, special: bool) -> Entry:
+def _entry(content: str, *, special: bool) -> TokenEntry:
     return {
         "id": -1,
         "content": content,

@@ -7,25 +7,30 @@ from typing import Any, Protocol
 
 from alnico.errors import AlnicoError, EvaluationError
 from alnico.evaluation.splits import split, steps
-from alnico.evaluation.tasks import Score, Subject, Task
+from alnico.evaluation.tasks import EvaluatedModel, Score, Task
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.recipe.schema import Recipe
-from alnico.tune.search.space import Space, Values
+from alnico.tune.search.space import PointValues, SearchSpace
 
 
-class Maker(Protocol):
+class CandidateFactory(Protocol):
     """What makes models of recipes: :class:`alnico.evaluation.candidates.Candidates`."""
 
-    def make(self, recipe: Recipe) -> Subject: ...
+    def make(self, recipe: Recipe) -> EvaluatedModel: ...
 
     def close(self) -> None: ...
 
 
-class Trier:
+class TrialEvaluator:
     """Makes the model of a point and scores it, rung by rung. One for each process; it keeps the last model and its scores."""
 
     def __init__(
-        self, space: Space, tasks: Sequence[Task], shares: Sequence[float], held_out: float | None, open_maker: Callable[[], Maker]
+        self,
+        space: SearchSpace,
+        tasks: Sequence[Task],
+        shares: Sequence[float],
+        held_out: float | None,
+        open_maker: Callable[[], CandidateFactory],
     ) -> None:
         """``shares`` are the growing parts of the examples, the last 1. Errors: EvaluationError for tasks that have no parts."""
         self._space = space
@@ -41,20 +46,20 @@ class Trier:
             searched, _ = split(task, held_out) if task.size else ([], [])
             self._parts[task.name] = [[searched[i] for i in places] for places in steps(len(searched), shares)]
         self._open_maker = open_maker
-        self._maker: Maker | None = None
+        self._maker: CandidateFactory | None = None
         self._number: int | None = None
-        self._subject: Subject | None = None
+        self._subject: EvaluatedModel | None = None
         self._found: dict[str, list[Score]] = {}
 
     @property
-    def maker(self) -> Maker:
+    def maker(self) -> CandidateFactory:
         """What makes the models: opened when first asked."""
         if self._maker is None:
             self._maker = self._open_maker()
         return self._maker
 
     @ieee_arithmetic()  # a worker of a search is a process of its own
-    def scores(self, number: int, point: Values, rung: int) -> dict[str, float]:
+    def scores(self, number: int, point: PointValues, rung: int) -> dict[str, float]:
         """Score a trial's point on all examples up to a rung; rungs are asked for in order. Errors: AlnicoError."""
         try:
             if rung == 0 or self._number != number or self._subject is None:
@@ -69,7 +74,7 @@ class Trier:
             said = (str(error).strip() or "without a word").splitlines()[0][:300]
             raise EvaluationError(f"trial {number}: {type(error).__name__}: {said}") from error
 
-    def _of_part(self, task: Task, subject: Subject, rung: int) -> list[Score]:
+    def _of_part(self, task: Task, subject: EvaluatedModel, rung: int) -> list[Score]:
         if not task.size or (len(self._shares) == 1 and len(self._parts[task.name][0]) == task.size):
             return [task.evaluate(subject)]
         part = self._parts[task.name][rung]

@@ -15,7 +15,7 @@ from alnico.checkpoint.output_path import check_writable
 from alnico.checkpoint.overwrite import is_search
 from alnico.errors import OutputError, visible
 from alnico.folders import open_new, write_new
-from alnico.plan.build import located, pinned, reference_from
+from alnico.recipe.reference import located, pinned, reference_from
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.page import search_page
 from alnico.tune.search.result import SearchResult

@@ -15,7 +15,7 @@ import xxhash
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.open_model import open_model
 from alnico.evaluation.tasks import Task
-from alnico.plan.build import located
+from alnico.recipe.reference import located
 
 PIECES, PIECE_BYTES = 64, 1024
 """Of a file that are looked at: a model that was trained anew differs in some of them."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from alnico.analysis.page import Figure, Section, cell, counted, drawn, escaped, number, page, percent, series, table
+from alnico.analysis.page import Figure, PageSection, cell, counted, drawn, escaped, number, page, percent, series, table
 from alnico.evaluation.scorecard_page import scorecard_sections
 from alnico.tune.search.objective import is_better
 from alnico.tune.search.result import SearchResult
@@ -52,7 +52,7 @@ def search_page(found: SearchResult) -> str:
     )
 
 
-def _best(found: SearchResult) -> Section:
+def _best(found: SearchResult) -> PageSection:
     names = ", ".join(o.name for o in found.objectives)
     words = [f"The best of {counted(len(found.trials))} trials by {names}, on the examples searched on."]
     if len(found.best) > 1:
@@ -61,18 +61,18 @@ def _best(found: SearchResult) -> Section:
         f'<h3>Trial {trial.number}: {escaped(_values(found, trial))}</h3><pre class="scroll">{escaped(recipe.text)}</pre>\n'
         for trial, recipe in zip(found.best[:20], found.recipes, strict=False)
     )
-    return Section("best", "The recipe" if len(found.best) == 1 else "The recipes", [*words, *found.notes], body)
+    return PageSection("best", "The recipe" if len(found.best) == 1 else "The recipes", [*words, *found.notes], body)
 
 
 def _values(found: SearchResult, trial: Trial) -> str:
     return ", ".join(f"{o.name} {number(v)}" for o, v in zip(found.objectives, trial.values, strict=True))
 
 
-def _history(found: SearchResult, complete: Sequence[Trial]) -> Section:
+def _history(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     views = {str(i): _course(found, complete, i) for i in range(len(found.objectives))}
     label = "Points: the value of each trial, and the best so far as a line"
     figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(found))
-    return Section("history", "History", ["Each point is a trial; the line is the best so far."], drawn(figure), [figure])
+    return PageSection("history", "History", ["Each point is a trial; the line is the best so far."], drawn(figure), [figure])
 
 
 def _choices(found: SearchResult) -> list[tuple[str, list[str]]]:
@@ -133,7 +133,7 @@ def _axes(x: str, y: str, height: int) -> dict[str, Any]:
     }
 
 
-def _front(found: SearchResult, complete: Sequence[Trial]) -> Section:
+def _front(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     pairs = list(combinations(range(len(found.objectives)), 2))
     views = {str(i): _of_pair(found, complete, *pair) for i, pair in enumerate(pairs)}
     names = [f"{found.objectives[a].name} and {found.objectives[b].name}" for a, b in pairs]
@@ -145,7 +145,7 @@ def _front(found: SearchResult, complete: Sequence[Trial]) -> Section:
         choices,
     )
     words = ["On the front are the trials that no other equals in all objectives and beats in one. Each has a recipe of its own."]
-    return Section("front", "Pareto front", words, drawn(figure), [figure])
+    return PageSection("front", "Pareto front", words, drawn(figure), [figure])
 
 
 def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> 
     return {"data": traces, "layout": _axes(found.objectives[a].name, found.objectives[b].name, 420), "table": shown}
 
 
-def _importance(found: SearchResult) -> Section:
+def _importance(found: SearchResult) -> PageSection:
     shares = sorted(found.importances.items(), key=lambda item: -item[1])[:40]
     names = [escaped(name) for name, _ in shares]
     data = {
@@ -183,10 +183,10 @@ def _importance(found: SearchResult) -> Section:
     words = [
         f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."
     ]
-    return Section("importance", "What mattered", words, drawn(figure), [figure])
+    return PageSection("importance", "What mattered", words, drawn(figure), [figure])
 
 
-def _slices(found: SearchResult, complete: Sequence[Trial]) -> Section:
+def _slices(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     order = sorted(found.dimensions, key=lambda n: -found.importances.get(n, 0.0))[:60]
     several = len(found.objectives) > 1
     views = {
@@ -197,7 +197,7 @@ def _slices(found: SearchResult, complete: Sequence[Trial]) -> Section:
     figure = Figure(
         "slices-drawing", "Points: the objective of each trial over one value", views, [("Value", order), *_choices(found)]
     )
-    return Section("slices", "Slices", ["Each trial's objective over one of the values searched."], drawn(figure), [figure])
+    return PageSection("slices", "Slices", ["Each trial's objective over one of the values searched."], drawn(figure), [figure])
 
 
 def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int
     }
 
 
-def _trials(found: SearchResult, complete: Sequence[Trial]) -> Section:
+def _trials(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     goal = found.objectives[0].goal
     ranked = sorted(complete, key=lambda t: -t.values[0] if goal == "max" else t.values[0])
     ranked += [t for t in found.trials if t.state in ("pruned", "failed")]
@@ -233,4 +233,4 @@ def _trials(found: SearchResult, complete: Sequence[Trial]) -> Section:
         state = trial.state if not trial.reason else f"{trial.state}: {trial.reason}"
         rows.append(f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escaped(state[:200])}</td>{cells}</tr>\n")
     words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS}; all are in trials.csv."]
-    return Section("trials", "Trials", words, table(columns, rows, anchor="trials-table", sortable=True))
+    return PageSection("trials", "Trials", words, table(columns, rows, anchor="trials-table", sortable=True))

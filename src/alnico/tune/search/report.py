@@ -11,8 +11,8 @@ from alnico.evaluation.scorecard import Scorecard, paired, scorecard
 from alnico.evaluation.splits import split
 from alnico.evaluation.tasks import Score, Task
 from alnico.recipe.schema import ModelEntry, Recipe
-from alnico.tune.search.evaluator import Maker
-from alnico.tune.search.space import Space
+from alnico.tune.search.evaluator import CandidateFactory
+from alnico.tune.search.space import SearchSpace
 
 UNIFORM, DEFAULT, BEST = "uniform", "default", "best"
 """What the merges of a report are called."""
@@ -35,7 +35,7 @@ def held_out(tasks: Sequence[Task], share: float) -> tuple[HeldOut, ...]:
 
 
 def report(
-    space: Space, best: Sequence[Recipe], tasks: Sequence[HeldOut], open_maker: Callable[[], Maker]
+    space: SearchSpace, best: Sequence[Recipe], tasks: Sequence[HeldOut], open_maker: Callable[[], CandidateFactory]
 ) -> tuple[Scorecard, tuple[str, ...]]:
     """Score the best recipes beside what they must beat; returns notes on what could not be scored.
 

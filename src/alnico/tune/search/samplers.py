@@ -19,7 +19,7 @@ from alnico.evaluation.extras import import_extra
 from alnico.evaluation.tasks import Goal
 from alnico.tune.search.space import Dimension, Value
 
-State = Literal["complete", "pruned", "failed", "running", "waiting"]
+TrialState = Literal["complete", "pruned", "failed", "running", "waiting"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Trial:
     """
 
     number: int
-    state: State
+    state: TrialState
     point: dict[str, Value]
     values: tuple[float, ...] = ()
     rungs: tuple[float, ...] = ()
@@ -41,7 +41,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Asked:
+class PointRequest:
     """What a sampler is asked: the next point of a search."""
 
     dimensions: Sequence[Dimension]
@@ -65,7 +65,7 @@ class Asked:
 
 
 Point = dict[str, Value]
-Sampler = Callable[[Asked], Point]
+Sampler = Callable[[PointRequest], Point]
 
 
 def import_optuna() -> Any:
@@ -73,13 +73,13 @@ def import_optuna() -> Any:
     return import_extra("optuna", "a search", "search")
 
 
-def at_random(asked: Asked) -> Point:
+def at_random(asked: PointRequest) -> Point:
     """Uniform in every dimension; on the simplex too."""
     noise = asked.noise
     return {d.name: _drawn(d, noise) for d in asked.dimensions}
 
 
-def dirichlet(asked: Asked) -> Point:
+def dirichlet(asked: PointRequest) -> Point:
     """Weights on the simplex from a Dirichlet distribution of the given concentration, all else uniform.
 
     A weight is ``g_i / sum g`` with g_i of the gamma distribution; its share is ``exp(-g_i)``. Above 1 the concentration keeps to
@@ -96,7 +96,7 @@ def dirichlet(asked: Asked) -> Point:
     return point
 
 
-def grid(asked: Asked) -> Point:
+def grid(asked: PointRequest) -> Point:
     """Each combination of the steps and choices once, in an order drawn from the seed."""
     size = grid_size(asked.dimensions)
     order = np.random.default_rng([asked.seed & (2**64 - 1)]).permutation(size)
@@ -123,7 +123,7 @@ def grid_size(dimensions: Sequence[Dimension]) -> int:
     return size
 
 
-def tpe(asked: Asked) -> Point:
+def tpe(asked: PointRequest) -> Point:
     """Optuna's tree-structured Parzen estimator, of all dimensions together; of several objectives, each dimension by itself.
 
     Source: Bergstra et al. 2011, https://papers.nips.cc/paper/4443.
@@ -136,7 +136,7 @@ _STARTUP = 10
 """Trials at random before the estimator is asked: optuna's number."""
 
 
-def nsga2(asked: Asked) -> Point:
+def nsga2(asked: PointRequest) -> Point:
     """Optuna's NSGA-II: generations of ``population`` trials, parents chosen by rank and crowding distance.
 
     Source: Deb et al. 2002, https://doi.org/10.1109/4235.996017.
@@ -150,7 +150,7 @@ def nsga2(asked: Asked) -> Point:
 
 
 def _asked_of_optuna(
-    asked: Asked, sampler: Any, before: Sequence[Trial], attributes: Sequence[dict[str, int]] | None = None
+    asked: PointRequest, sampler: Any, before: Sequence[Trial], attributes: Sequence[dict[str, int]] | None = None
 ) -> Point:
     """Ask a sampler of optuna on a study in memory that holds the trials before, and nothing else."""
     optuna = import_optuna()
@@ -209,7 +209,7 @@ def _distribution(d: Dimension) -> Any:
     return of.FloatDistribution(d.low, d.high, log=d.is_log, step=d.step)
 
 
-def cmaes(asked: Asked) -> Point:
+def cmaes(asked: PointRequest) -> Point:
     """CMA-ES in the unit cube, replayed from the trials before: each generation is those that came next, in their order.
 
     It starts in the default settings with a standard deviation of a fifth of the ranges. Trials that were pruned rank below the
@@ -313,7 +313,7 @@ def check_sampler(name: str, dimensions: Sequence[Dimension], goals: Sequence[Go
         grid_size(dimensions)
 
 
-def suggest(name: str, asked: Asked) -> Point:
+def suggest(name: str, asked: PointRequest) -> Point:
     """The point of a trial: the default settings first (a grid has its own), then what the sampler says."""
     if asked.number == 0 and name != "grid":
         return {d.name: d.default for d in asked.dimensions}

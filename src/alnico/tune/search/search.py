@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ from alnico.tune.search.objective import Objective, best_of, objectives_of
 from alnico.tune.search.report import HeldOut, held_out
 from alnico.tune.search.report import report as report_on
 from alnico.tune.search.result import SearchResult
-from alnico.tune.search.samplers import check_sampler
+from alnico.tune.search.samplers import Trial, check_sampler
 from alnico.tune.search.settings import SAME, SearchSettings, read_search
-from alnico.tune.search.space import Space
+from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study
-from alnico.tune.search.trials import Watch, run_trials
-from alnico.tune.search.workers import Engine, Order, hired
+from alnico.tune.search.trials import run_trials
+from alnico.tune.search.workers import Engine, WorkerSpec, start_workers
 
 NO_REPORT = (
     "these scores are of the examples searched on, and flatter the best recipe; search.report or search.held_out gives it "
@@ -50,7 +50,7 @@ def search(
     memory: int | str = DEFAULT_BUDGET_BYTES,
     offline: bool = False,
     allow_code: bool = False,
-    watch: Watch | None = None,
+    watch: Callable[[Trial], None] | None = None,
 ) -> SearchResult:
     """Search the values that a recipe leaves open, for the best scores on tasks.
 
@@ -83,14 +83,14 @@ def search(
         Candidates, space.references, donor=_donor(space), folder=space.folder, offline=offline, threads=threads, memory=memory
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
-    order = Order(space, given, shares, settings.held_out, making, allow_code)
+    order = WorkerSpec(space, given, shares, settings.held_out, making, allow_code)
     asked = report if report is not None else settings.report
     models = models_data(space.references, space.folder, offline=offline)
     return _found(order, settings, models, asked, folder, workers, engine, threads, watch)
 
 
 def _found(
-    order: Order,
+    order: WorkerSpec,
     settings: SearchSettings,
     models: Any,
     report: Tasks | None,
@@ -98,7 +98,7 @@ def _found(
     workers: int,
     engine: Engine,
     threads: int,
-    watch: Watch | None,
+    watch: Callable[[Trial], None] | None,
 ) -> SearchResult:
     opened = order.opened_tasks()
     objectives = objectives_of(settings.objective, opened)
@@ -109,7 +109,7 @@ def _found(
     identity = Identity(space.data(), settings.data(), tasks_data(opened), models)
     with Study(settings.storage, settings.study, space.dimensions, goals, identity) as study:
         own = order if workers > 1 or engine == "ray" else replace(order, tasks=opened)
-        with hired(own, workers, engine, threads) as staff:
+        with start_workers(own, workers, engine, threads) as staff:
             run_trials(space, settings, objectives, study, staff, watch)
         found = _result(space, settings, objectives, study)
     found = _with_report(found, order, kept, is_same=report == SAME)
@@ -118,7 +118,7 @@ def _found(
     return found
 
 
-def _result(space: Space, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study) -> SearchResult:
+def _result(space: SearchSpace, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study) -> SearchResult:
     trials = tuple(t for t in study.trials() if t.state != "waiting")
     best = best_of(trials, [o.goal for o in objectives])
     if not best:
@@ -138,12 +138,12 @@ def _result(space: Space, settings: SearchSettings, objectives: tuple[Objective,
     )
 
 
-def _donor(space: Space) -> str | None:
+def _donor(space: SearchSpace) -> str | None:
     recipe = space.instantiate(space.default)
     return recipe.base_model or next(iter(recipe.references), None)
 
 
-def _source(given: Tasks | None, space: Space, key: str) -> tuple[Task, ...] | str:
+def _source(given: Tasks | None, space: SearchSpace, key: str) -> tuple[Task, ...] | str:
     """The tasks, or their file as a path from here: of the settings, relative to the recipe's folder."""
     if given is None:
         raise RecipeError(
@@ -157,7 +157,7 @@ def _source(given: Tasks | None, space: Space, key: str) -> tuple[Task, ...] | s
 
 
 def _kept(
-    report: Tasks | None, searched: Sequence[Task], space: Space, settings: SearchSettings, allow_code: bool
+    report: Tasks | None, searched: Sequence[Task], space: SearchSpace, settings: SearchSettings, allow_code: bool
 ) -> tuple[HeldOut, ...]:
     """The tasks to report on, with their examples. Errors: EvaluationError for examples that are searched on, too."""
     if settings.held_out is not None and report is None:
@@ -172,7 +172,7 @@ def _kept(
     return tuple(map(HeldOut, tasks))
 
 
-def _with_report(found: SearchResult, order: Order, kept: Sequence[HeldOut], *, is_same: bool) -> SearchResult:
+def _with_report(found: SearchResult, order: WorkerSpec, kept: Sequence[HeldOut], *, is_same: bool) -> SearchResult:
     if not kept:
         return replace(found, notes=(*found.notes, NO_REPORT))
     card, notes = report_on(order.space, found.recipes, kept, order.open_maker)

@@ -10,9 +10,9 @@ from typing import Any, Literal
 from alnico.recipe import scalars
 from alnico.recipe.context import holds_anchors
 from alnico.recipe.load import found_text
-from alnico.recipe.nodes import OF_A_DOCUMENT, Node, Reading, compose
+from alnico.recipe.nodes import OF_A_DOCUMENT, Node, ParseContext, compose
 from alnico.tune.search.samplers import SAMPLERS
-from alnico.tune.search.space import Space, read_space
+from alnico.tune.search.space import SearchSpace, read_space
 
 KEYS = {
     "objective": "mean (of all tasks), a task's name, or a list of these: then the Pareto front is sought.",
@@ -90,14 +90,16 @@ class SearchSettings:
         }  # fmt: skip
 
 
-def read_search(source: str | os.PathLike[str] | Mapping[str, Any], *, allow_code: bool = False) -> tuple[Space, SearchSettings]:
+def read_search(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, allow_code: bool = False
+) -> tuple[SearchSpace, SearchSettings]:
     """Read a recipe with values to search, from a YAML file, YAML text with a line break, or a mapping.
 
     The space is checked at its corners. Without ``allow_code`` a ``storage`` is a mistake: a database is opened or made wherever it says,
     with the drivers it names. Errors: RecipeError, with one line for every mistake.
     """
     text, name, folder, has_lines = found_text(source, "search")
-    reading = Reading(name, has_lines)
+    reading = ParseContext(name, has_lines)
     documents = compose(text, reading)
     if len(documents) > 1:
         reading.broken(documents[1].root.line, "a second document begins; expected one recipe. Search one stage at a time.")
@@ -116,7 +118,7 @@ def read_search(source: str | os.PathLike[str] | Mapping[str, Any], *, allow_cod
     return space, settings
 
 
-def _settings(node: Node | None, reading: Reading, allow_code: bool) -> SearchSettings:
+def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> SearchSettings:
     given: dict[str, Any] = {}
     if node is None:
         return SearchSettings()
@@ -147,7 +149,7 @@ def _settings(node: Node | None, reading: Reading, allow_code: bool) -> SearchSe
     return settings
 
 
-def _positive(node: Node | None, where: str, below: float | None, reading: Reading) -> float | None:
+def _positive(node: Node | None, where: str, below: float | None, reading: ParseContext) -> float | None:
     if node is None:
         return None
     number = scalars.finite(node, where, node.line, reading)
@@ -158,14 +160,14 @@ def _positive(node: Node | None, where: str, below: float | None, reading: Readi
     return number
 
 
-def _sampler(node: Node, reading: Reading) -> str | None:
+def _sampler(node: Node, reading: ParseContext) -> str | None:
     if node.value in list(SAMPLERS):
         return str(node.value)
     reading.wrong(node.line, f"search.sampler is {node.kind}; expected one of {', '.join(SAMPLERS)}.")
     return None
 
 
-def _objective(node: Node, reading: Reading) -> Objectives:
+def _objective(node: Node, reading: ParseContext) -> Objectives:
     listed = node.value if isinstance(node.value, list) else [node]
     names = [n for item in listed if (n := scalars.text(item, "search.objective", reading)) is not None]
     if not listed or len(set(names)) < len(names):
@@ -173,7 +175,7 @@ def _objective(node: Node, reading: Reading) -> Objectives:
     return tuple(names) or ("mean",)
 
 
-def _halving(node: Node, reading: Reading) -> Halving | None:
+def _halving(node: Node, reading: ParseContext) -> Halving | None:
     if isinstance(node.value, bool):
         return Halving() if node.value else None
     keys = scalars.mapping(node, "search.halving", HALVING_KEYS, "true, or a mapping with fraction and keep", reading)

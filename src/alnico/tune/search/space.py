@@ -15,12 +15,12 @@ from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import context_of
 from alnico.recipe.load import parse_recipe, read_document
-from alnico.recipe.nodes import Node, Reading, cut, shown
+from alnico.recipe.nodes import Node, ParseContext, cut, shown
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.stack import read_stack, stacked
 
 Value = float | int | str
-Values = Mapping[str, Value]
+PointValues = Mapping[str, Value]
 """A point of a space: the value of every dimension, by its name."""
 
 SEARCH_KEYS = {
@@ -45,7 +45,7 @@ MOST_STEPS = 10**15
 LEAST_SHARE, MOST_SHARE = 1e-9, 1 - 1e-9
 """The open interval (0, 1) of what the weights on a simplex are made from."""
 
-Kind = Literal["number", "whole", "share", "choice"]
+DimensionKind = Literal["number", "whole", "share", "choice"]
 Path_ = tuple[str | int, ...]
 
 
@@ -58,7 +58,7 @@ class Dimension:
     """
 
     name: str
-    kind: Kind
+    kind: DimensionKind
     default: Value
     low: float = 0.0
     high: float = 0.0
@@ -80,7 +80,7 @@ class Dimension:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _DimensionSite:
     """Where in the recipe dimensions stand, and what they are turned into."""
 
     path: Path_
@@ -93,11 +93,11 @@ class _Place:
 
 
 @dataclass(frozen=True)
-class Space:
+class SearchSpace:
     """The recipes that a file asks to search: its dimensions, and how a point becomes a recipe."""
 
     root: Node
-    places: tuple[_Place, ...]
+    places: tuple[_DimensionSite, ...]
     name: str
     folder: str
     has_lines: bool = True
@@ -122,7 +122,7 @@ class Space:
         """What is searched, as plain data, for telling whether a study is of this space."""
         return {"recipe": _plain(self.root), "dimensions": [d.data() for d in self.dimensions]}
 
-    def instantiate(self, values: Values) -> Recipe:
+    def instantiate(self, values: PointValues) -> Recipe:
         """Return the recipe of a point. Its ``text`` is the recipe, and all that is known of it. Errors: RecipeError."""
         text = yaml.safe_dump(
             _plain(self._filled(values)), sort_keys=False, allow_unicode=True, default_flow_style=None, width=math.inf
@@ -134,7 +134,7 @@ class Space:
 
         Errors: RecipeError with one line for every mistake, each with the line of the file.
         """
-        reading = Reading(self.name, self.has_lines)
+        reading = ParseContext(self.name, self.has_lines)
         for values in self._corners():
             for mistake in read_document(self._filled(values), self.name, self.folder):
                 if mistake not in reading.mistakes:
@@ -152,20 +152,20 @@ class Space:
                 if end != default[dimension.name]:
                     yield default | {dimension.name: end}
 
-    def _filled(self, values: Values) -> Node:
+    def _filled(self, values: PointValues) -> Node:
         """The tree with values in the places, without options that belong to methods which were not chosen."""
         found = {place.path: _value_at(place, self.places, values) for place in self.places if place.path[0] != "stack"}
         root = _replaced(self.root, (), found)
-        stack = read_stack(self.root.value["stack"], Reading(self.name)) if "stack" in self.root.value else None
+        stack = read_stack(self.root.value["stack"], ParseContext(self.name)) if "stack" in self.root.value else None
         if stack is not None:
             keys = {key: node for key, node in root.value.items() if key != "stack"}
             root = Node({"merge_method": Node("passthrough", root.line), **keys, "slices": stacked(stack, values)}, root.line)
         return _without_options_of_others(root, self.root, self.places)
 
 
-def read_space(root: Node, name: str, folder: str, reading: Reading) -> Space:
+def read_space(root: Node, name: str, folder: str, reading: ParseContext) -> SearchSpace:
     """Find what is searched in the tree of a recipe (its ``search`` settings taken out). Mistakes are told to ``reading``."""
-    found: list[_Place] = []
+    found: list[_DimensionSite] = []
     _look(root, (), found, root, _methods(root), reading)
     if reading.is_broken:
         raise reading.error()
@@ -177,7 +177,7 @@ def read_space(root: Node, name: str, folder: str, reading: Reading) -> Space:
                 Dimension(n, "choice" if choices else "whole", default, float(low), float(high), choices=tuple(choices))
                 for n, default, low, high, choices in stack.dimensions
             )
-            found.append(_Place(("stack",), line, dimensions))
+            found.append(_DimensionSite(("stack",), line, dimensions))
     _check_simplices(found, reading)
     if not found and not reading.mistakes:
         reading.wrong(
@@ -185,10 +185,12 @@ def read_space(root: Node, name: str, folder: str, reading: Reading) -> Space:
             "nothing is searched; expected {search: [least, greatest]} or {choice: [...]} in place of a value. "
             "Give the file to `alnico merge`, or say what to search.",
         )
-    return Space(root, _named(found, root), name, folder, reading.has_lines)
+    return SearchSpace(root, _named(found, root), name, folder, reading.has_lines)
 
 
-def _look(node: Node, path: Path_, found: list[_Place], root: Node, methods: Sequence[Method], reading: Reading) -> None:
+def _look(
+    node: Node, path: Path_, found: list[_DimensionSite], root: Node, methods: Sequence[Method], reading: ParseContext
+) -> None:
     if reading.is_broken:
         return
     if isinstance(node.value, list):
@@ -222,7 +224,7 @@ def written(path: Path_) -> str:
     return text.removeprefix(".")
 
 
-def _searched(node: Node, path: Path_, root: Node, methods: Sequence[Method], reading: Reading) -> _Place | None:
+def _searched(node: Node, path: Path_, root: Node, methods: Sequence[Method], reading: ParseContext) -> _DimensionSite | None:
     where = written(path)
     keys = scalars.mapping(node, where, SEARCH_KEYS, "a value to search", reading)
     layers = scalars.whole(keys.get("layers"), f"{where}.layers", 1, reading)
@@ -236,17 +238,17 @@ def _searched(node: Node, path: Path_, root: Node, methods: Sequence[Method], re
                 reading.wrong(keys[other].line, f"{where}.{other} is given, and weights on the simplex have none. Leave it out.")
         share = math.exp(-1)
         dimensions = [Dimension(n, "share", share, LEAST_SHARE, MOST_SHARE) for n in names]
-        return _Place(path, node.line, tuple(dimensions), layers is not None, group=_group(path))
+        return _DimensionSite(path, node.line, tuple(dimensions), layers is not None, group=_group(path))
     range_ = _range(node, where, reading)
     if range_ is None:
         return None
     low, high, is_whole, is_log, step = range_
     default = _inside(_default(path, root, methods, low, high, is_log), low, high, is_whole, step)
     dimensions = [Dimension(n, "whole" if is_whole else "number", default, low, high, is_log, step) for n in names]
-    return _Place(path, node.line, tuple(dimensions), layers is not None)
+    return _DimensionSite(path, node.line, tuple(dimensions), layers is not None)
 
 
-def _range(node: Node, where: str, reading: Reading) -> tuple[float, float, bool, bool, float | None] | None:
+def _range(node: Node, where: str, reading: ParseContext) -> tuple[float, float, bool, bool, float | None] | None:
     """Least, greatest, whole numbers alone, by powers of ten, step; None if something is wrong."""
     before = len(reading.mistakes)
     keys: dict[str, Node] = node.value
@@ -278,7 +280,7 @@ def _range(node: Node, where: str, reading: Reading) -> tuple[float, float, bool
     return low, high, is_whole, is_log, step
 
 
-def _choice(node: Node, path: Path_, reading: Reading) -> _Place | None:
+def _choice(node: Node, path: Path_, reading: ParseContext) -> _DimensionSite | None:
     where = written(path)
     keys = scalars.mapping(node, where, ("choice",), "a choice", reading)
     options = keys["choice"].value
@@ -293,7 +295,7 @@ def _choice(node: Node, path: Path_, reading: Reading) -> _Place | None:
     if len(set(map(str, labels))) < len(labels):
         reading.wrong(node.line, f"{where}.choice has one value twice; expected each once. Remove one.")
         return None
-    return _Place(path, node.line, (Dimension(where, "choice", labels[0], choices=labels),), choices=tuple(options))
+    return _DimensionSite(path, node.line, (Dimension(where, "choice", labels[0], choices=labels),), choices=tuple(options))
 
 
 def _has_search(node: Node) -> bool:
@@ -319,8 +321,8 @@ def _group(path: Path_) -> Path_:
     )
 
 
-def _check_simplices(places: Sequence[_Place], reading: Reading) -> None:
-    groups: dict[Path_, list[_Place]] = {}
+def _check_simplices(places: Sequence[_DimensionSite], reading: ParseContext) -> None:
+    groups: dict[Path_, list[_DimensionSite]] = {}
     for place in places:
         if place.group:
             groups.setdefault(place.group, []).append(place)
@@ -408,7 +410,7 @@ def _named_methods(node: Node) -> Iterator[Node]:
         yield from _named_methods(each)
 
 
-def _named(places: Sequence[_Place], root: Node) -> tuple[_Place, ...]:
+def _named(places: Sequence[_DimensionSite], root: Node) -> tuple[_DimensionSite, ...]:
     """The places with short names of their dimensions where these are clear: ``code.weight`` for ``models[0].parameters.weight``."""
     short = {d.name: _short(d.name, place.path, root) for place in places for d in place.dimensions}
     taken: dict[str, int] = {}
@@ -419,7 +421,7 @@ def _named(places: Sequence[_Place], root: Node) -> tuple[_Place, ...]:
         name = short[d.name] if taken[short[d.name]] == 1 else d.name
         return Dimension(name, d.kind, d.default, d.low, d.high, d.is_log, d.step, d.choices)
 
-    return tuple(_Place(p.path, p.line, tuple(map(renamed, p.dimensions)), p.is_list, p.choices, p.group) for p in places)
+    return tuple(_DimensionSite(p.path, p.line, tuple(map(renamed, p.dimensions)), p.is_list, p.choices, p.group) for p in places)
 
 
 def _short(name: str, path: Path_, root: Node) -> str:
@@ -433,7 +435,7 @@ def _short(name: str, path: Path_, root: Node) -> str:
     return written(tuple(parts)) + tail
 
 
-def _value_at(place: _Place, places: Sequence[_Place], values: Values) -> Node:
+def _value_at(place: _DimensionSite, places: Sequence[_DimensionSite], values: PointValues) -> Node:
     if place.choices:
         (dimension,) = place.dimensions
         return place.choices[dimension.choices.index(values[dimension.name])]
@@ -456,11 +458,11 @@ def _replaced(node: Node, path: Path_, found: Mapping[Path_, Node]) -> Node:
     return node
 
 
-def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Place]) -> Node:
+def _without_options_of_others(tree: Node, root: Node, places: Sequence[_DimensionSite]) -> Node:
     """Leave out what only methods understand that were not chosen this time: options, presets, and ``lines``."""
     if not any(p.choices and p.path[-1] == "merge_method" for p in places):
         return tree
-    chosen = context_of(tree.value, Reading("")).methods
+    chosen = context_of(tree.value, ParseContext("")).methods
     others = [m for m in _methods(root) if m not in chosen]
 
     def is_of_others(key: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alnico.recipe import scalars
-from alnico.recipe.nodes import Node, Reading
+from alnico.recipe.nodes import Node, ParseContext
 
 STACK_KEYS = {
     "models": "The models that a block may be taken from.",
@@ -19,7 +19,7 @@ STACK_KEYS = {
 
 MAX_PLACES = 1_000
 
-Found = tuple[str, str | int, int, int, tuple[str, ...]]
+StackDimension = tuple[str, str | int, int, int, tuple[str, ...]]
 """A dimension: name, default, least, greatest, choices."""
 
 
@@ -40,9 +40,9 @@ class Stack:
     line: int
 
     @property
-    def dimensions(self) -> tuple[Found, ...]:
+    def dimensions(self) -> tuple[StackDimension, ...]:
         """What is searched. The default takes the blocks in their order from the first model, each once."""
-        found: list[Found] = []
+        found: list[StackDimension] = []
         last = self.layers // self.block - 1
         once = min(max(1, self.repeat[0]), self.repeat[1])
         for i in range(self.places):
@@ -54,7 +54,7 @@ class Stack:
         return tuple(found)
 
 
-def read_stack(node: Node, reading: Reading) -> Stack | None:
+def read_stack(node: Node, reading: ParseContext) -> Stack | None:
     """Read ``stack``; mistakes are told to ``reading``."""
     before = len(reading.mistakes)
     keys = scalars.mapping(node, "stack", STACK_KEYS, "a mapping with models and layers", reading)
@@ -81,7 +81,7 @@ def read_stack(node: Node, reading: Reading) -> Stack | None:
     return Stack(tuple(models), layers, block, places or layers // block, places is not None, repeat, node.line)
 
 
-def _repeat(node: Node | None, reading: Reading) -> tuple[int, int]:
+def _repeat(node: Node | None, reading: ParseContext) -> tuple[int, int]:
     if node is None:
         return 1, 1
     ends = [n.value for n in node.value] if isinstance(node.value, list) else [1, node.value]

@@ -21,8 +21,8 @@ from typing import Any
 from alnico.errors import AlnicoError, OutputError, RunError
 from alnico.evaluation.tasks import Goal
 from alnico.tune.search.fingerprint import Identity
-from alnico.tune.search.samplers import State, Trial, directions, distributions, import_optuna, silent
-from alnico.tune.search.space import Dimension, Values
+from alnico.tune.search.samplers import Trial, TrialState, directions, distributions, import_optuna, silent
+from alnico.tune.search.space import Dimension, PointValues
 
 FINGERPRINT = "alnico"
 """The attribute of a study that says what it searches."""
@@ -140,7 +140,7 @@ class Study:
             return tuple(self._trial(t) for t in self._storage.get_all_trials(self._id, deepcopy=False))
 
     def _trial(self, frozen: Any) -> Trial:
-        state: State = {
+        state: TrialState = {
             self._states.COMPLETE: "complete", self._states.PRUNED: "pruned", self._states.FAIL: "failed",
             self._states.RUNNING: "running", self._states.WAITING: "waiting",
         }[frozen.state]  # type: ignore[assignment]  # fmt: skip
@@ -198,7 +198,7 @@ class Study:
             if _is_gone(trial.user_attrs.get(WORKER)):
                 self._storage.set_trial_state_values(trial._trial_id, self._states.WAITING)
 
-    def set_point(self, number: int, point: Values) -> None:
+    def set_point(self, number: int, point: PointValues) -> None:
         """Write down what a trial tries."""
         with self._named_errors():
             trial = self._of(number)

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 from alnico.errors import AlnicoError, EvaluationError, HubError, ModelError, RunError
 from alnico.tune.search.objective import Objective, is_behind
-from alnico.tune.search.samplers import Asked, Trial, grid_size, suggest
+from alnico.tune.search.samplers import PointRequest, Trial, grid_size, suggest
 from alnico.tune.search.settings import SearchSettings
-from alnico.tune.search.space import Space, Values
+from alnico.tune.search.space import PointValues, SearchSpace
 from alnico.tune.search.study import Study
-from alnico.tune.search.workers import Scores, Worker, result_of
+from alnico.tune.search.workers import TrialScores, Worker, result_of
 
-Watch = Callable[[Trial], None]
 """Is told of every trial that ends."""
 
 
@@ -24,18 +23,18 @@ class _Running:
     """A trial that a worker scores."""
 
     number: int
-    point: Values
+    point: PointValues
     rung: int
     worker: Worker
 
 
 def run_trials(
-    space: Space,
+    space: SearchSpace,
     settings: SearchSettings,
     objectives: Sequence[Objective],
     study: Study,
     workers: Sequence[Worker],
-    watch: Watch | None = None,
+    watch: Callable[[Trial], None] | None = None,
 ) -> None:
     """Try recipes until the study has ``settings.trials``, or the time is over.
 
@@ -43,12 +42,17 @@ def run_trials(
     machine left unfinished run again, with their numbers and points. Errors: EvaluationError when ``settings.failures`` trials in a
     row have failed; RunError when a worker is lost; ModelError, HubError. After an error, and Ctrl-C, trials that ran wait to run again.
     """
-    _Run(space, settings, tuple(objectives), study, watch).all(workers)
+    _SearchRun(space, settings, tuple(objectives), study, watch).all(workers)
 
 
-class _Run:
+class _SearchRun:
     def __init__(
-        self, space: Space, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study, watch: Watch | None
+        self,
+        space: SearchSpace,
+        settings: SearchSettings,
+        objectives: tuple[Objective, ...],
+        study: Study,
+        watch: Callable[[Trial], None] | None,
     ) -> None:
         self._space = space
         self._settings = settings
@@ -64,7 +68,7 @@ class _Run:
 
     def all(self, workers: Sequence[Worker]) -> None:
         idle = list(workers)
-        running: dict[Future[Scores], _Running] = {}
+        running: dict[Future[TrialScores], _Running] = {}
         taken: list[int] = []
         try:
             while True:
@@ -86,7 +90,7 @@ class _Run:
             for number in taken:
                 self._study.wait(number)
 
-    def _begin(self, taken: list[int]) -> tuple[int, Values] | None:
+    def _begin(self, taken: list[int]) -> tuple[int, PointValues] | None:
         """Take the next trial and say what it tries; None if no more is to begin."""
         if self._ends is not None and time.monotonic() >= self._ends:
             return None
@@ -95,10 +99,10 @@ class _Run:
             return None
         taken.append(number)
         trials = self._study.trials()
-        point: Values = next(t.point for t in trials if t.number == number)
+        point: PointValues = next(t.point for t in trials if t.number == number)
         if not point:
             settings = self._settings
-            asked = Asked(
+            asked = PointRequest(
                 self._space.dimensions,
                 self._study.goals,
                 settings.seed,
@@ -111,7 +115,7 @@ class _Run:
             self._study.set_point(number, point)
         return number, point
 
-    def _goes_on(self, trial: _Running, future: Future[Scores]) -> bool:
+    def _goes_on(self, trial: _Running, future: Future[TrialScores]) -> bool:
         """Write down what came of a rung; does the trial go on to the next?"""
         number = trial.number
         try:

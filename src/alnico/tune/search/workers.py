@@ -18,30 +18,30 @@ from typing import Any, Literal, Protocol
 from alnico.errors import AlnicoError, EvaluationError, RunError
 from alnico.evaluation.extras import import_extra
 from alnico.evaluation.tasks import Task
-from alnico.tune.search.evaluator import Maker, Trier
-from alnico.tune.search.space import Space, Values
+from alnico.tune.search.evaluator import CandidateFactory, TrialEvaluator
+from alnico.tune.search.space import PointValues, SearchSpace
 
 Engine = Literal["local", "ray"]
-Scores = dict[str, float]
+TrialScores = dict[str, float]
 
 SAFE_PATH = "PYTHONSAFEPATH"
 
 
 @dataclass(frozen=True)
-class Order:
+class WorkerSpec:
     """All that a worker needs to know to score trials of a search."""
 
-    space: Space
+    space: SearchSpace
     tasks: tuple[Task, ...] | str
     """The tasks, or the file that each worker reads them from."""
     shares: tuple[float, ...]
     held_out: float | None
-    open_maker: Callable[[], Maker]
+    open_maker: Callable[[], CandidateFactory]
     allow_code: bool = False
     """May the file of the tasks name code?"""
 
-    def trier(self) -> Trier:
-        return Trier(self.space, self.opened_tasks(), self.shares, self.held_out, self.open_maker)
+    def trier(self) -> TrialEvaluator:
+        return TrialEvaluator(self.space, self.opened_tasks(), self.shares, self.held_out, self.open_maker)
 
     def opened_tasks(self) -> tuple[Task, ...]:
         if not isinstance(self.tasks, str):
@@ -54,21 +54,21 @@ class Order:
 class Worker(Protocol):
     """Scores one trial at a time."""
 
-    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
         """Begin to score a trial's point up to a rung."""
         ...
 
     def close(self) -> None: ...
 
 
-class Here:
+class InProcessWorker:
     """This process: a score is there when it has been asked for."""
 
-    def __init__(self, order: Order) -> None:
+    def __init__(self, order: WorkerSpec) -> None:
         self.trier = order.trier()
 
-    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
-        found: Future[Scores] = Future()
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
+        found: Future[TrialScores] = Future()
         try:
             found.set_result(self.trier.scores(number, point, rung))
         except AlnicoError as error:
@@ -82,12 +82,12 @@ class Here:
 class InProcess:
     """A process of this machine with models of its own."""
 
-    def __init__(self, order: Order, threads: int) -> None:
+    def __init__(self, order: WorkerSpec, threads: int) -> None:
         given = (_pickled(order), threads, os.environ.get(SAFE_PATH))
         with _started_safely():
             self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=given)
 
-    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
         with _started_safely():  # the first call starts the process
             return self._pool.submit(_scores, number, dict(point), rung)
 
@@ -114,7 +114,7 @@ def _started_safely() -> Iterator[None]:
 
 
 _order: list[bytes] = []
-_trier: list[Trier] = []
+_trier: list[TrialEvaluator] = []
 """Of a worker's process, which scores for one search all its life."""
 
 
@@ -135,7 +135,7 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _scores(number: int, point: Values, rung: int) -> Scores:
+def _scores(number: int, point: PointValues, rung: int) -> TrialScores:
     if not _trier:
         _trier.append(pickle.loads(_order[0]).trier())
     return _trier[0].scores(number, point, rung)
@@ -144,12 +144,12 @@ def _scores(number: int, point: Values, rung: int) -> Scores:
 class OnRay:
     """An actor of Ray, on whichever node has room for it."""
 
-    def __init__(self, order: Order, threads: int) -> None:
+    def __init__(self, order: WorkerSpec, threads: int) -> None:
         ray = import_extra("ray", "engine ray", "ray")
         self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(order))
 
-    def scores(self, number: int, point: Values, rung: int) -> Future[Scores]:
-        found: Future[Scores] = self._actor.scores.remote(number, dict(point), rung).future()
+    def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
+        found: Future[TrialScores] = self._actor.scores.remote(number, dict(point), rung).future()
         return found
 
     def close(self) -> None:
@@ -160,7 +160,7 @@ class _Actor:
     def __init__(self, order: bytes) -> None:
         self._trier = pickle.loads(order).trier()
 
-    def scores(self, number: int, point: Values, rung: int) -> tuple[Scores | None, AlnicoError | None]:
+    def scores(self, number: int, point: PointValues, rung: int) -> tuple[TrialScores | None, AlnicoError | None]:
         """The scores, or why there are none: errors of actors would come back wrapped in Ray's own."""
         try:
             return self._trier.scores(number, point, rung), None
@@ -169,7 +169,7 @@ class _Actor:
 
 
 @contextmanager
-def hired(order: Order, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
+def start_workers(order: WorkerSpec, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
     """``count`` workers for a time. One local worker is this process itself. With Ray they go to the cluster that this process is
     connected to, to the one at RAY_ADDRESS, or to one made on this machine for the time.
 
@@ -182,7 +182,9 @@ def hired(order: Order, count: int, engine: Engine, threads: int) -> Iterator[li
     workers: list[Worker] = []
     try:
         for _ in range(count):
-            workers.append(OnRay(order, threads) if engine == "ray" else InProcess(order, threads) if count > 1 else Here(order))
+            workers.append(
+                OnRay(order, threads) if engine == "ray" else InProcess(order, threads) if count > 1 else InProcessWorker(order)
+            )
         yield workers
     finally:
         for worker in workers:
@@ -203,7 +205,7 @@ def _begin_ray() -> None:
         raise RunError(f"Ray cannot be reached ({said}). Check RAY_ADDRESS, or search without --ray.") from None
 
 
-def result_of(future: Future[Any]) -> Scores:
+def result_of(future: Future[Any]) -> TrialScores:
     """The scores of a worker that has ended. Errors: AlnicoError; RunError where the worker itself is gone."""
     try:
         found = future.result()
@@ -226,7 +228,7 @@ def result_of(future: Future[Any]) -> Scores:
     return found  # type: ignore[no-any-return]
 
 
-def _pickled(order: Order) -> bytes:
+def _pickled(order: WorkerSpec) -> bytes:
     try:
         return pickle.dumps(order)
     except Exception as error:

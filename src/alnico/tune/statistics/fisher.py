@@ -9,21 +9,21 @@ from typing import Any, Literal
 from alnico.errors import EvaluationError
 from alnico.evaluation.extras import import_extra
 from alnico.evaluation.module_names import sum_of
-from alnico.evaluation.tasks import Subject, Task
-from alnico.tune.statistics.measure import Measured, differentiable, kind_of, places, stored_in, with_gradients
+from alnico.evaluation.tasks import EvaluatedModel, Task
+from alnico.tune.statistics.measure import MeasuredStatistics, differentiable, kind_of, places, stored_in, with_gradients
 
 Expectation = Literal["exact", "sampled"]
 
 
 def measure_fisher(
-    subject: Subject,
+    subject: EvaluatedModel,
     tasks: Sequence[Task],
     *,
     examples: int = 256,
     expectation: Expectation = "exact",
     seed: int = 0,
     watch: Callable[[int, int], None] | None = None,
-) -> Measured:
+) -> MeasuredStatistics:
     """Measure the diagonal of a model's Fisher information on ``examples`` of each task; labels are never read.
 
     ``F = mean over examples x of sum_c p(c|x) * (d log p(c|x) / d theta)^2``: gradients of single examples are squared, and the
@@ -100,7 +100,7 @@ def measure_fisher(
         "tasks": {task.name: min(task.size, examples) for task in given},
         "settings": {"expectation": expectation, **({"seed": seed} if expectation == "sampled" else {})},
     }
-    return Measured("fisher", tensors, entries, told, left_out)
+    return MeasuredStatistics("fisher", tensors, entries, told, left_out)
 
 
 def _ways(chances: Any) -> list[tuple[float, Any]]:

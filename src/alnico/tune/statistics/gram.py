@@ -12,18 +12,18 @@ import numpy as np
 
 from alnico.errors import EvaluationError, MismatchError
 from alnico.evaluation.extras import import_extra
-from alnico.evaluation.module_names import Place
-from alnico.evaluation.tasks import Differentiable, Kind, Subject, Task
+from alnico.evaluation.module_names import PlacedElements
+from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
 from alnico.plan.families import comes_first
 from alnico.plan.layers import place_of
-from alnico.tune.statistics.measure import Measured, Stored, kind_of, places, stored_in
+from alnico.tune.statistics.measure import MeasuredStatistics, Stored, kind_of, places, stored_in
 
 
 def measure_gram(
-    subject: Subject, tasks: Sequence[Task], *, examples: int = 256, watch: Callable[[int, int], None] | None = None
-) -> Measured:
+    subject: EvaluatedModel, tasks: Sequence[Task], *, examples: int = 256, watch: Callable[[int, int], None] | None = None
+) -> MeasuredStatistics:
     """Measure ``X^T X`` of the inputs X of every linear layer of a model, on ``examples`` of each task; labels are never read where
     the task gives scores of classes.
 
@@ -43,7 +43,7 @@ def measure_gram(
 
 
 def measure_gram_plus(
-    subjects: Sequence[Subject],
+    subjects: Sequence[EvaluatedModel],
     tasks: Sequence[Sequence[Task]],
     *,
     examples: int = 256,
@@ -52,7 +52,7 @@ def measure_gram_plus(
     ridge: float = 1e-6,
     normalize: bool = False,
     watch: Callable[[int, int], None] | None = None,
-) -> list[Measured]:
+) -> list[MeasuredStatistics]:
     """Measure Gram matrices of models that are to be merged with one another, each on its own tasks, for RegMean++.
 
     Layer by layer: the inputs of a layer come from the layers before it as they are merged, by RegMean with ``weight`` (a number a
@@ -76,7 +76,7 @@ def measure_gram_plus(
     for name in sorted(shared, key=lambda n: _order(n, stacks)):
         steps.setdefault(_step_of(name), []).append(name)
     layers = [_layers(m, of) for m, of in zip(modules, stored, strict=True)]
-    found: list[dict[str, Gram]] = [{} for _ in subjects]
+    found: list[dict[str, LayerGram]] = [{} for _ in subjects]
     settings = {
         "plus": True,
         "models": [s.label for s in subjects],
@@ -119,7 +119,7 @@ def measure_gram_plus(
 
 
 @dataclass
-class Gram:
+class LayerGram:
     """What was found of one layer: ``total`` (inputs, inputs) float64 over ``rows``. Layers with the same inputs share ``total``."""
 
     total: np.ndarray
@@ -321,13 +321,13 @@ class _Collector:
 
 
 def _collected(
-    subject: Subject,
+    subject: EvaluatedModel,
     module: Any,
     tasks: Sequence[Task],
     examples: int,
     layers: Mapping[str, Any],
     watch: Callable[[int, int], None] | None,
-) -> dict[str, Gram]:
+) -> dict[str, LayerGram]:
     """Run a model on its tasks and return what went into ``layers``, by path; those that were never called are not there."""
     torch = import_extra("torch", "Gram matrices", "eval")
     collector = _Collector(module, layers)
@@ -343,18 +343,18 @@ def _collected(
                 task.evaluate(subject, places(task, examples))
             if watch:
                 watch(done + 1, len(tasks))
-    found: dict[str, Gram] = {}
+    found: dict[str, LayerGram] = {}
     for paths, (total, rows) in collector.groups.items():
         if not np.isfinite(total).all():
             raise EvaluationError(
                 f"{subject.label}: the inputs of {paths[0]} are not finite. Look for NaN in the model: `alnico inspect`."
             )
         if rows:
-            found |= {path: Gram(total, rows, type(layers[path]).__name__ == "Conv1D") for path in paths}
+            found |= {path: LayerGram(total, rows, type(layers[path]).__name__ == "Conv1D") for path in paths}
     return found
 
 
-def _refuse_none(found: Mapping[str, Gram], layers: Mapping[str, Any], subject: Subject) -> None:
+def _refuse_none(found: Mapping[str, LayerGram], layers: Mapping[str, Any], subject: EvaluatedModel) -> None:
     if layers and not found:
         raise EvaluationError(
             f"{subject.label}: the tasks call none of its linear layers; expected some. Give tasks of this model."
@@ -364,12 +364,12 @@ def _refuse_none(found: Mapping[str, Gram], layers: Mapping[str, Any], subject: 
 def _measured(
     stored: Stored,
     module: Any,
-    kind: Kind,
-    grams: Mapping[str, Gram],
+    kind: ModelKind,
+    grams: Mapping[str, LayerGram],
     tasks: Iterable[Task],
     examples: int,
     settings: Mapping[str, Any],
-) -> Measured:
+) -> MeasuredStatistics:
     layers = _layers(module, stored)
     weights = {(id(one.weight), getattr(one, "expert", None) or 0): path for path, one in layers.items()}
     tensors: dict[str, np.ndarray] = {}
@@ -397,10 +397,10 @@ def _measured(
             entries[name] = {"stored": first, "rows": of[0].rows, "is_transposed": turned.pop()}
     taken = {task.name: min(task.size, examples) for task in tasks}
     told = {"examples": sum(taken.values()), "tasks": taken, "settings": dict(settings)}
-    return Measured("gram", tensors, entries, told, left_out)
+    return MeasuredStatistics("gram", tensors, entries, told, left_out)
 
 
-def _expert_at(one: Place) -> int:
+def _expert_at(one: PlacedElements) -> int:
     """Which matrix of a packed parameter a place lies in; 0 in a matrix that is no pack."""
     if one.own.dim() != 3:
         return 0
@@ -408,7 +408,7 @@ def _expert_at(one: Place) -> int:
     return int(first // one.own[0].numel())
 
 
-def _is_turned(one: Place, shape: tuple[int, ...], gram: Gram) -> bool | None:
+def _is_turned(one: PlacedElements, shape: tuple[int, ...], gram: LayerGram) -> bool | None:
     """Is the checkpoint's matrix (inputs, outputs)? None if its inputs are in another order than the layer's."""
     inputs = len(gram.total)
     if isinstance(one.at, slice):

@@ -16,11 +16,11 @@ from alnico.checkpoint.source import read_tensor
 from alnico.checkpoint.statistics import StatisticsKind, write_statistics
 from alnico.errors import EvaluationError
 from alnico.evaluation.module_names import Placement, place
-from alnico.evaluation.tasks import Differentiable, Kind, Subject, Task
+from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, Task
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredStatistics:
     """The statistics of one model, under the names of its checkpoint.
 
     ``tensors`` are what is stored, ``entries`` say of each tensor of the model under which name (``stored``) and numbers about it,
@@ -33,7 +33,7 @@ class Measured:
     told: Mapping[str, Any]
     left_out: Mapping[str, str] = field(default_factory=dict)
 
-    def write(self, out: Path, subject: Subject, *, overwrite: Replace = False) -> None:
+    def write(self, out: Path, subject: EvaluatedModel, *, overwrite: Replace = False) -> None:
         """Write them into a directory, as ``merge_method: fisher`` and ``regmean`` read them. Errors: OutputError, RunError."""
         with open_model(subject.directory) as model:
             write_statistics(
@@ -59,7 +59,7 @@ def places(task: Task, examples: int) -> list[int]:
     return [i * task.size // count for i in range(count)]
 
 
-def kind_of(tasks: Sequence[Task], what: str) -> Kind:
+def kind_of(tasks: Sequence[Task], what: str) -> ModelKind:
     """The one kind of module that tasks need. Errors: EvaluationError where there is none, or several."""
     kinds: dict[Any, str] = {}
     for task in tasks:
@@ -101,7 +101,7 @@ class Stored:
         return next((self.placement.files_of[id(one.own)][0] for one in whole), name)
 
 
-def stored_in(subject: Subject, module: Any, kind: Kind) -> Stored:
+def stored_in(subject: EvaluatedModel, module: Any, kind: ModelKind) -> Stored:
     """Find where a checkpoint's tensors stand in its module. Errors: MismatchError for a parameter that is in no file; ModelError."""
     with open_model(subject.directory) as model:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from alnico.methods._sparsify import Sparse
 from alnico.methods.base import Merge, total_weight
+from alnico.methods.shared.sparsify import Sparse
 
 Elect = Literal["weighted", "mass", "count"]
 """Who decides the sign: the weighted entries, the entries as they are, or one vote a model."""

@@ -1,0 +1,1 @@
+"""What several methods share: trimming, electing a sign, and reading docstrings."""

@@ -1,0 +1,70 @@
+"""References in a recipe: where they point from, and how they are replaced in its text."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import yaml
+
+from alnico.checkpoint.reference import is_path, split_adapter, split_weight
+from alnico.errors import ModelError
+from alnico.recipe.schema import Recipe
+
+
+def located(reference: str, folder: str) -> str:
+    """Return the path a reference means: from the working directory, else from the recipe's folder."""
+    beside = Path(folder) / reference
+    try:
+        is_there, is_beside = Path(reference).expanduser().exists(), beside.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user that is not known
+        why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
+    if not is_there and is_beside:
+        return os.fspath(beside)
+    parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
+    return _each_part(parts, lambda part: located(part, folder)) if parts else reference
+
+
+def _each_part(parts: tuple[str, str], change: Callable[[str], str]) -> str:
+    """Change the paths of a base and of its adapter, and leave the adapter's weight."""
+    _, adapter = split_weight(parts[1])
+    text = parts[1][: len(parts[1]) - len(adapter)]
+    return f"{change(parts[0])}+{text}{change(adapter)}"
+
+
+def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
+    """Return how a recipe that lies in ``folder`` names a model of the working directory: the inverse of :func:`located`.
+
+    A path from the root or from home stays, and so does an id of the hub.
+
+    >>> reference_from("openai-community/gpt2", "recipes")
+    'openai-community/gpt2'
+    """
+    parts = split_adapter(reference, is_path)
+    if parts is not None:
+        return _each_part(parts, lambda part: reference_from(part, folder))
+    return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
+
+
+def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
+    """Put other references into the recipe's text, as it stands in outputs: a hub id with its commit, say.
+
+    >>> pinned(Recipe("linear", (), text="models: [a/b, 'c']  # a/b"), {"a/b": "a/b@0123", "c": "d"}).text
+    'models: [a/b@0123, d]  # a/b'
+    """
+    text = recipe.text or yaml.safe_dump(recipe.canonical(), sort_keys=False)
+    words = [t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken) and t.value in references]
+    for word in reversed(words):
+        text = text[: word.start_mark.index] + _scalar(references[word.value]) + text[word.end_mark.index :]
+    return dataclasses.replace(recipe, text=text, written_seed=recipe.written_seed if recipe.text else recipe.seed)
+
+
+def _scalar(text: str) -> str:
+    """Text as YAML, plain where that is safe in a list and a mapping."""
+    is_plain = re.fullmatch(r"[A-Za-z_][\w./@+-]*", text, re.ASCII) and yaml.safe_load(text) == text
+    return text if is_plain else json.dumps(text, ensure_ascii=False)
