@@ -37,7 +37,9 @@ def qwen() -> dict[str, tuple[int, ...]]:
     heads = {"q_proj": (2048, 1024), "k_proj": (1024, 1024), "v_proj": (1024, 1024), "o_proj": (1024, 2048)}
     for i in range(28):
         at = f"model.layers.{i}.self_attn."
-        found |= {f"{at}{n}.weight": shape for n, shape in heads.items()} | {f"{at}{n}_norm.weight": (128,) for n in "qk"}
+        found |= {f"{at}{n}.weight": shape for n, shape in heads.items()} | {
+            f"{at}{n}_norm.weight": (128,) for n in "qk"
+        }
     return found
 
 
@@ -78,12 +80,18 @@ def apart(ours: Path, theirs: Path) -> str:
 
 
 def memory_and_time(runs: list[Run]) -> str:
-    return f"{seconds(runs)} | {statistics.median(r.cpu for r in runs):.1f} | {max(r.peak for r in runs) >> 20}"
+    return (
+        f"{seconds(runs)} | {statistics.median(r.cpu for r in runs):.1f} | {max(r.peak for r in runs) >> 20}"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs; models are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for models and outputs; models are kept"
+    )
     parser.add_argument("--parameters", type=float, default=0.6e9, help="of the layouts llama and small")
     parser.add_argument("--layout", choices=LAYOUTS, default="qwen")
     parser.add_argument("--dtype", choices=["BF16", "F16", "F32"], default="BF16")
@@ -91,7 +99,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--plain-repeat", type=int, default=2)
     parser.add_argument("--ways", default=",".join(WAYS), help="of the plain side; empty for none")
-    parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico", help="with [report], for the page and the pictures")
+    parser.add_argument(
+        "--alnico",
+        default=shutil.which("alnico") or "alnico",
+        help="with [report], for the page and the pictures",
+    )
     chosen = parser.parse_args()
     layout = LAYOUTS[chosen.layout](chosen.parameters)
     count = sum(int(np.prod(s)) for s in layout.values())
@@ -105,7 +117,9 @@ def main() -> None:
     ways = [way for way in chosen.ways.split(",") if way]
     analyze = [chosen.alnico, "analyze", "--base", base, "--models", *models, "--quiet"]
     commands = {"alnico": [*analyze, "--json"], "alnico, report": [*analyze, "--out", str(report)]}
-    commands |= {way: [sys.executable, str(PLAIN), way, str(home / f"{way}.json"), base, *models] for way in ways}
+    commands |= {
+        way: [sys.executable, str(PLAIN), way, str(home / f"{way}.json"), base, *models] for way in ways
+    }
     measured(["sh", "-c", f"cat {' '.join(f'{path}/*.safetensors' for path in paths)} > /dev/null"])
     measured(commands["alnico"])  # compiles kernels
     runs: dict[str, list[Run]] = {name: [] for name in commands}
@@ -113,13 +127,17 @@ def main() -> None:
         for name, command in commands.items():
             if turn < (chosen.plain_repeat if name in ways else chosen.repeat):
                 runs[name].append(measured(command))
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n"
+    )
     print("| program | s | CPU s | peak MiB | x alnico |\n|---|---|---|---|---|")
     ours = statistics.median(r.wall for r in runs["alnico"])
     for name, done in runs.items():
         print(f"| {name} | {memory_and_time(done)} | {statistics.median(r.wall for r in done) / ours:.1f} |")
     for way in ways:
-        print(f"\n{way} and alnico: apart by at most {beside(apart, report / 'summary.json', home / f'{way}.json')}.")
+        print(
+            f"\n{way} and alnico: apart by at most {beside(apart, report / 'summary.json', home / f'{way}.json')}."
+        )
     shutil.rmtree(report, ignore_errors=True)
 
 

@@ -26,7 +26,12 @@ from alnico.analysis.suggest import suggest
 from alnico.checkpoint.open_model import open_model
 
 CONFIG = LlamaConfig(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, vocab_size=256, max_position_embeddings=128
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    vocab_size=256,
+    max_position_embeddings=128,
 )
 ROOT = Path(__file__).parents[1]
 State = dict[str, torch.Tensor]
@@ -53,7 +58,9 @@ def texts() -> dict[str, torch.Tensor]:
         "base": source + prose,
         "adding": "".join(f"{a}+{b}={a + b}\n" for a, b in pairs).encode(),
         "sorting": "".join(f"{w}>{''.join(sorted(w))}\n" for w in words).encode(),
-        "alphabet": prose.translate(bytes((c - 97 + 13) % 26 + 97 if 97 <= c < 123 else c for c in range(256))),
+        "alphabet": prose.translate(
+            bytes((c - 97 + 13) % 26 + 97 if 97 <= c < 123 else c for c in range(256))
+        ),
         "backwards": prose[::-1],
     }
     return {name: torch.tensor(list(text)) for name, text in found.items()}
@@ -90,7 +97,9 @@ def loss(state: State, text: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=200)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)  # matrices so small take longer on several
@@ -101,7 +110,9 @@ def main() -> None:
     gains = {name: loss(base, text[name[:-2]]) - loss(experts[name], text[name[:-2]]) for name in names}
 
     def kept(state: State, chosen: tuple[str, ...]) -> float:
-        return sum((loss(base, text[n[:-2]]) - loss(state, text[n[:-2]])) / gains[n] for n in chosen) / len(chosen)
+        return sum((loss(base, text[n[:-2]]) - loss(state, text[n[:-2]])) / gains[n] for n in chosen) / len(
+            chosen
+        )
 
     with TemporaryDirectory() as folder:
         files = {name: Path(folder, f"{name}.safetensors") for name in ("base", *names)}
@@ -120,14 +131,22 @@ def main() -> None:
             written = yaml.safe_load(advice.recipe)
             Path(folder, "recipe.yml").write_text(advice.recipe)
             alnico.merge(Path(folder, "recipe.yml"), Path(folder, "out.safetensors"), overwrite=True)
-            suggested = {n: torch.from_numpy(v.copy()) for n, v in read(Path(folder, "out.safetensors")).items()}
+            suggested = {
+                n: torch.from_numpy(v.copy()) for n, v in read(Path(folder, "out.safetensors")).items()
+            }
             models = [experts[n] for n in chosen]
 
-            def other(method: str, models: list[State] = models, chosen: tuple[str, ...] = chosen, **options: Any) -> str:
-                state = alnico.merge_state_dicts(models, method, base=None if method == "linear" else base, **options)
+            def other(
+                method: str, models: list[State] = models, chosen: tuple[str, ...] = chosen, **options: Any
+            ) -> str:
+                state = alnico.merge_state_dicts(
+                    models, method, base=None if method == "linear" else base, **options
+                )
                 return f"{kept(state, chosen):.2f}"
 
-            sums = ", ".join(other("task_arithmetic", scale=s) for s in (1 / len(chosen), len(chosen) ** -0.5, 1.0))
+            sums = ", ".join(
+                other("task_arithmetic", scale=s) for s in (1 / len(chosen), len(chosen) ** -0.5, 1.0)
+            )
             scale = written.get("parameters", {}).get("scale")
             print(
                 f"| {', '.join(chosen)} | {min(cosines):.2f} to {max(cosines):.2f} | {advice.rule} | {kept(suggested, chosen):.2f}"

@@ -30,7 +30,9 @@ PREFIX = "base_model.model."
 
 
 def wide(values: np.ndarray) -> np.ndarray:
-    return ((values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values).astype(np.float64)
+    return (
+        (values.astype(np.uint32) << 16).view(np.float32) if values.dtype == np.uint16 else values
+    ).astype(np.float64)
 
 
 def shapes_of(file: Path) -> dict[str, list[int]]:
@@ -45,7 +47,10 @@ def kept(tuned: Path, base: Path, adapters: list[Path]) -> str:
     held = [shapes_of(a / "adapter_model.safetensors") for a in adapters]
     shares = []
     for module in (f"model.layers.1.{name}" for name in SAMPLE):
-        rows, (rank, columns) = held[0][f"{PREFIX}{module}.lora_B.weight"][0], held[0][f"{PREFIX}{module}.lora_A.weight"]
+        rows, (rank, columns) = (
+            held[0][f"{PREFIX}{module}.lora_B.weight"][0],
+            held[0][f"{PREFIX}{module}.lora_A.weight"],
+        )
         delta = (wide(new[f"{module}.weight"]) - wide(old[f"{module}.weight"])).reshape(rows, columns)
         whole = float(np.sum(delta**2))
         small = delta @ delta.T if rows <= columns else delta.T @ delta
@@ -68,12 +73,18 @@ def row(program: str, runs: list[Run], first: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs; models are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for models and outputs; models are kept"
+    )
     parser.add_argument("--parameters", type=float, default=0.6e9)
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--alnico", default=shutil.which("alnico") or "alnico", help="the command; may be several words")
+    parser.add_argument(
+        "--alnico", default=shutil.which("alnico") or "alnico", help="the command; may be several words"
+    )
     parser.add_argument("--mergekit", help="mergekit-extract-lora of an environment of its own; run once")
     chosen = parser.parse_args()
     layout = LAYOUTS["llama"](chosen.parameters)
@@ -102,9 +113,20 @@ def main() -> None:
             runs[program] += [run] if turn else []  # the first run compiles kernels
     if chosen.mergekit:
         shutil.rmtree(other, ignore_errors=True)
-        options = ["--model", str(tuned), "--base-model", str(base), "--out-path", str(other), "--max-rank", str(chosen.rank)]
+        options = [
+            "--model",
+            str(tuned),
+            "--base-model",
+            str(base),
+            "--out-path",
+            str(other),
+            "--max-rank",
+            str(chosen.rank),
+        ]
         runs["mergekit"] = [measured([chosen.mergekit, *options, "--skip-undecomposable"])]
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16, rank {chosen.rank}\n")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16, rank {chosen.rank}\n"
+    )
     print("| program | s | CPU s | peak MiB | x alnico |\n|---|---|---|---|---|")
     first = statistics.median(r.wall for r in runs["alnico"])
     for program, found in runs.items():

@@ -49,8 +49,14 @@ def make_adapter(directory: Path, layout: dict[str, tuple[int, ...]], rank: int,
         made = {f"{at}.lora_A.weight": (rank, shape[1]), f"{at}.lora_B.weight": (shape[0], rank)}
         made |= {f"{at}.lora_magnitude_vector": (shape[0],)} if use_dora else {}
         for tensor, size in made.items():
-            values = (random.standard_normal(size) * 0.01 + (0.8 if "magnitude" in tensor else 0)).astype(np.float32)
-            header[tensor] = {"dtype": "F32", "shape": list(size), "data_offsets": [position, position + values.nbytes]}
+            values = (random.standard_normal(size) * 0.01 + (0.8 if "magnitude" in tensor else 0)).astype(
+                np.float32
+            )
+            header[tensor] = {
+                "dtype": "F32",
+                "shape": list(size),
+                "data_offsets": [position, position + values.nbytes],
+            }
             position += values.nbytes
             parts.append(values)
     text = json.dumps(header).encode()
@@ -72,8 +78,12 @@ def make_adapter(directory: Path, layout: dict[str, tuple[int, ...]], rank: int,
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs; models are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for models and outputs; models are kept"
+    )
     parser.add_argument("--parameters", type=float, default=0.6e9)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--dora", action="store_true")
@@ -101,14 +111,18 @@ def main() -> None:
             limits, ours = [], []  # the first run compiles the kernel
     what = f"rank {chosen.rank}{', DoRA' * chosen.dora}"
     print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, BF16\n")
-    print("| adapter | limit s | alnico s | x limit | CPU s | peak MiB | PEFT s | CPU s | peak MiB | x faster |")
+    print(
+        "| adapter | limit s | alnico s | x limit | CPU s | peak MiB | PEFT s | CPU s | peak MiB | x faster |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     median = statistics.median
     wall = median(r.wall for r in ours)
     theirs, apart = "| | | ", ""
     if chosen.peft:
         shutil.rmtree(peer, ignore_errors=True)
-        run = measured([sys.executable, "-c", PEFT.format(threads=os.cpu_count()), str(base), str(adapter), str(peer)])
+        run = measured(
+            [sys.executable, "-c", PEFT.format(threads=os.cpu_count()), str(base), str(adapter), str(peer)]
+        )
         theirs = f"{run.wall:.1f} | {run.cpu:.1f} | {run.peak >> 20} | {run.wall / wall:.0f}"
         apart = f"\nThe outputs are {beside(differences, out, peer)}."
         shutil.rmtree(peer, ignore_errors=True)

@@ -51,7 +51,9 @@ def speed(name: str, models: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="3,8,16,64")
     parser.add_argument("--methods", default="linear,ties")
     chosen = parser.parse_args()

@@ -89,7 +89,9 @@ LAYOUTS = {
 }
 
 
-def make(directory: Path, layout: dict[str, tuple[int, ...]], model: int, dtype: str, shard_bytes: int) -> None:
+def make(
+    directory: Path, layout: dict[str, tuple[int, ...]], model: int, dtype: str, shard_bytes: int
+) -> None:
     """Write model number ``model``: 0 the base, others the base plus a small change of their own."""
     if (directory / "config.json").exists():
         return
@@ -113,7 +115,11 @@ def make(directory: Path, layout: dict[str, tuple[int, ...]], model: int, dtype:
         position = 0
         for name in names:
             size = int(np.prod(layout[name])) * width
-            header[name] = {"dtype": dtype, "shape": list(layout[name]), "data_offsets": [position, position + size]}
+            header[name] = {
+                "dtype": dtype,
+                "shape": list(layout[name]),
+                "data_offsets": [position, position + size],
+            }
             position += size
             weight_map[name] = file
         text = json.dumps(header).encode()
@@ -182,7 +188,10 @@ def blocks(*flat: np.ndarray) -> Iterator[list[np.ndarray]]:
     """The tensors in float64, a block at a time."""
     for at in range(0, flat[0].size, BLOCK):
         cut = [f[at : at + BLOCK] for f in flat]
-        yield [((c.astype(np.uint32) << 16).view(np.float32) if c.dtype == np.uint16 else c).astype(np.float64) for c in cut]
+        yield [
+            ((c.astype(np.uint32) << 16).view(np.float32) if c.dtype == np.uint16 else c).astype(np.float64)
+            for c in cut
+        ]
 
 
 def differences(ours: Path, theirs: Path) -> str:
@@ -227,8 +236,12 @@ def seconds(runs: list[Run]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs; models are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for models and outputs; models are kept"
+    )
     parser.add_argument("--parameters", type=float, default=0.6e9)
     parser.add_argument("--layout", choices=LAYOUTS, default="llama")
     parser.add_argument("--dtype", choices=["BF16", "F16", "F32"], default="BF16")
@@ -250,8 +263,12 @@ def main() -> None:
         beside(make, home / f"m{i}", layout, i, chosen.dtype, max(count * width // 3, 1))
     base, tuned = home / "m0", [home / f"m{i + 1}" for i in range(chosen.models)]
     out = home / "out"
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n")
-    print("| method | limit s | alnico s | x limit | CPU s | peak MiB | mergekit s | CPU s | peak MiB | x faster |")
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores; {count / 1e9:.2f} G parameters, {chosen.dtype}, {chosen.models} models\n"
+    )
+    print(
+        "| method | limit s | alnico s | x limit | CPU s | peak MiB | mergekit s | CPU s | peak MiB | x faster |"
+    )
     print("|---|---|---|---|---|---|---|---|---|---|")
     remarks = []
     for method in chosen.methods.split(","):
@@ -267,9 +284,7 @@ def main() -> None:
             + f"dtype: { {'BF16': 'bfloat16', 'F16': 'float16', 'F32': 'float32'}[chosen.dtype] }\n"
         )
         files = " ".join(str(f) for m in read for f in sorted(m.glob("*.safetensors")))
-        limit = (
-            f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * width // (4 << 20))} 2> /dev/null"
-        )
+        limit = f"cat {files} > /dev/null; dd if=/dev/zero of={home}/limit bs=4M count={-(-count * width // (4 << 20))} 2> /dev/null"
         measured(["sh", "-c", limit])
         limits, ours = [], []
         for turn in range(chosen.repeat + 1):
@@ -284,11 +299,17 @@ def main() -> None:
             other = home / "theirs"
             shutil.rmtree(other, ignore_errors=True)
             try:
-                bare = ["--quiet", "--no-write-model-card", "--no-copy-tokenizer"]  # there is no tokenizer, and no network
+                bare = [
+                    "--quiet",
+                    "--no-write-model-card",
+                    "--no-copy-tokenizer",
+                ]  # there is no tokenizer, and no network
                 run = measured([chosen.mergekit, str(recipe), str(other), *bare])
                 ratio = run.wall / statistics.median(r.wall for r in ours)
                 theirs = f"{run.wall:.1f} | {run.cpu:.1f} | {run.peak >> 20} | {ratio:.0f}"
-                apart = beside(moments, out, other, base) if method in RANDOM else beside(differences, out, other)
+                apart = (
+                    beside(moments, out, other, base) if method in RANDOM else beside(differences, out, other)
+                )
                 remarks.append(f"{method}: {apart}.")
             except Failed as error:
                 remarks.append(f"{method}: mergekit failed. {error}")

@@ -17,7 +17,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import alnico
 
 CONFIG = LlamaConfig(
-    hidden_size=128, intermediate_size=256, num_hidden_layers=3, num_attention_heads=4, vocab_size=256, max_position_embeddings=128
+    hidden_size=128,
+    intermediate_size=256,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    vocab_size=256,
+    max_position_embeddings=128,
 )
 State = dict[str, torch.Tensor]
 
@@ -45,7 +50,9 @@ def cosine(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300)
     steps = parser.parse_args().steps
     torch.set_num_threads(1)  # matrices so small take longer on several

@@ -28,14 +28,18 @@ WAYS = ("torch", "sorted")
 
 
 def load(directory: Path) -> dict[str, torch.Tensor]:
-    return {n: t.float() for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()}
+    return {
+        n: t.float() for file in sorted(directory.glob("*.safetensors")) for n, t in load_file(file).items()
+    }
 
 
 def quantiles(d: torch.Tensor, way: str) -> list[float]:
     if way == "sorted":
         ordered = np.sort(d.numpy())
         places = np.array(LEVELS) * (d.numel() - 1)
-        below, above = (ordered[p.astype(int)].astype(np.float64) for p in (np.floor(places), np.ceil(places)))
+        below, above = (
+            ordered[p.astype(int)].astype(np.float64) for p in (np.floor(places), np.ceil(places))
+        )
         return list((below + (above - below) * (places % 1)).tolist())
     if d.numel() < LIMIT_OF_TORCH:
         return list(torch.quantile(d, torch.tensor(LEVELS)).tolist())
@@ -73,7 +77,9 @@ def change(d: torch.Tensor, base: torch.Tensor, way: str) -> dict[str, Any]:
     }
 
 
-def pair(one: torch.Tensor, other: torch.Tensor, norms: float, top_one: torch.Tensor, top_other: torch.Tensor) -> dict[str, float]:
+def pair(
+    one: torch.Tensor, other: torch.Tensor, norms: float, top_one: torch.Tensor, top_other: torch.Tensor
+) -> dict[str, float]:
     product = one.double() * other.double()
     opposite = product < 0
     magnitude = product.abs()
@@ -106,7 +112,9 @@ def analyse(base: Path, models: list[Path], way: str) -> dict[str, Any]:
         spaces = [singular(d) for d in deltas] if is_compared else []
         pairs = []
         for i, j in itertools.combinations(range(len(models)), 2):
-            here: dict[str, Any] = pair(flat[i], flat[j], changes[i]["l2"] * changes[j]["l2"], tops[i], tops[j])
+            here: dict[str, Any] = pair(
+                flat[i], flat[j], changes[i]["l2"] * changes[j]["l2"], tops[i], tops[j]
+            )
             if spaces:
                 sides = zip(("left", "right"), spaces[i], spaces[j], strict=True)
                 here["subspace"] = {side: float(((a.T @ b) ** 2).sum()) / RANK for side, a, b in sides}

@@ -49,11 +49,15 @@ def main() -> None:
     whole = []
     for _ in range(given.runs):
         begin = time.perf_counter()
-        ended = subprocess.run([sys.executable, "-c", PLAN, recipe], capture_output=True, text=True, check=True)
+        ended = subprocess.run(
+            [sys.executable, "-c", PLAN, recipe], capture_output=True, text=True, check=True
+        )
         whole.append(time.perf_counter() - begin)
         found.append(json.loads(ended.stdout))
     seconds, cpu, peaks, jobs, elements = zip(*found, strict=True)
-    print(f"{jobs[0]} tensors, {elements[0]:,} parameters, 3 models of 191 shards, {given.method}, {given.runs} runs")
+    print(
+        f"{jobs[0]} tensors, {elements[0]:,} parameters, 3 models of 191 shards, {given.method}, {given.runs} runs"
+    )
     print("| | median | least | most |")
     print("|---|---|---|---|")
     rows = (

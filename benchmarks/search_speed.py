@@ -43,7 +43,9 @@ def recipes(base: str, models: Sequence[str]) -> dict[str, Callable[[int], Recip
         return {"merge_method": method, "base_model": base, "models": [*models], "parameters": parameters}
 
     def weighed(trial: int) -> list[Recipe]:
-        return [{"model": m, "parameters": {"weight": 1.0 + 0.01 * trial * (i + 1)}} for i, m in enumerate(models)]
+        return [
+            {"model": m, "parameters": {"weight": 1.0 + 0.01 * trial * (i + 1)}} for i, m in enumerate(models)
+        ]
 
     return {
         "linear": lambda trial: {"merge_method": "linear", "models": weighed(trial)},
@@ -72,7 +74,11 @@ def smollm2(root: Path) -> None:
             continue
         quantised = GgufConfig(dequantize=True)
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=file, dtype=torch.float32, quantization_config=quantised, trust_remote_code=False
+            source,
+            gguf_file=file,
+            dtype=torch.float32,
+            quantization_config=quantised,
+            trust_remote_code=False,
         )
         model.hf_quantizer = None
         vars(model.config).pop("quantization_config", None)
@@ -100,7 +106,9 @@ def timed(call: Callable[[], Any]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(root: Path, recipe: Callable[[int], Recipe], out: Path, rounds: int, threads: int | None) -> list[str]:
+def measure(
+    root: Path, recipe: Callable[[int], Recipe], out: Path, rounds: int, threads: int | None
+) -> list[str]:
     """The cells of one row of the table."""
 
     def on_disk(trial: int) -> None:
@@ -119,7 +127,9 @@ def measure(root: Path, recipe: Callable[[int], Recipe], out: Path, rounds: int,
             trials.append(timed(lambda trial=trial: in_memory(trial)))  # type: ignore[misc]
             disk.append(timed(lambda trial=trial: on_disk(trial)))  # type: ignore[misc]
     shutil.rmtree(out)
-    (wall, cpu), (of_disk, cpu_of_disk) = ([statistics.median(part) for part in zip(*of, strict=True)] for of in (trials, disk))
+    (wall, cpu), (of_disk, cpu_of_disk) = (
+        [statistics.median(part) for part in zip(*of, strict=True)] for of in (trials, disk)
+    )
     return [
         f"{wall:.3f}",
         f"{cpu:.2f}",
@@ -131,7 +141,9 @@ def measure(root: Path, recipe: Callable[[int], Recipe], out: Path, rounds: int,
     ]
 
 
-def share_of_trial(work: Path, recipe: Callable[[int], Recipe], tasks: Sequence[Task], rounds: int) -> list[str]:
+def share_of_trial(
+    work: Path, recipe: Callable[[int], Recipe], tasks: Sequence[Task], rounds: int
+) -> list[str]:
     """The cells of one row of the testbed's table."""
     merges, scores = [], []
     with Candidates([str(work / "base"), *specialists(work)]) as candidates:
@@ -154,14 +166,18 @@ def specialists(work: Path) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--work", type=Path, help="Directory for models and outputs.")
     parser.add_argument("--models", nargs="+", default=["smollm2", "made"], choices=["smollm2", "made"])
     parser.add_argument("--parameters", type=float, default=0.6e9, help="Of the made models.")
     parser.add_argument("--only", default="", help="Recipes whose name begins so.")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--quality", type=Path, help="The testbed's folder: the share of a trial there, and nothing else.")
+    parser.add_argument(
+        "--quality", type=Path, help="The testbed's folder: the share of a trial there, and nothing else."
+    )
     asked = parser.parse_args()
     if (asked.work is None) == (asked.quality is None):
         parser.error("give one of --work and --quality")
@@ -179,7 +195,9 @@ def main() -> None:
                 cells = share_of_trial(asked.quality, recipe, tasks, asked.rounds)
                 print(f"| {name} | {' | '.join(cells)} |", flush=True)
         return
-    print("| models | recipe | trial s | CPU s | disk and back s | CPU s | times | CPU times | first 3 trials s |")
+    print(
+        "| models | recipe | trial s | CPU s | disk and back s | CPU s | times | CPU times | first 3 trials s |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for models in asked.models:
         root = asked.work / (models if models == "smollm2" else f"made-{asked.parameters:.1e}")

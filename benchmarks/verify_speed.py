@@ -22,8 +22,12 @@ from merge_speed import LAYOUTS, RECIPES, Run, beside, make, measured, seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, required=True, help="folder for models and outputs; models are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--work", type=Path, required=True, help="folder for models and outputs; models are kept"
+    )
     parser.add_argument("--parameters", type=float, default=0.6e9)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--methods", default="linear,ties")

@@ -15,7 +15,10 @@ def page(written: str) -> str:
     rows = [f"| {r.name} | {r.when} | {r.then} | {r.evidence} |" for r in RULES]
     table = "\n".join(["| rule | when | what | for and against |", "|---|---|---|---|", *rows])
     return re.sub(
-        r"<!-- rules -->\n.*?<!-- /rules -->", lambda _: f"<!-- rules -->\n{table}\n<!-- /rules -->", written, flags=re.DOTALL
+        r"<!-- rules -->\n.*?<!-- /rules -->",
+        lambda _: f"<!-- rules -->\n{table}\n<!-- /rules -->",
+        written,
+        flags=re.DOTALL,
     )
 
 

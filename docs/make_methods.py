@@ -36,9 +36,17 @@ def page() -> str:
 def section(method: Method) -> str:
     """One method."""
     told = read_documentation(method)
-    options = [f"| `{o.name}` | {_cell(o.describe())} | {_cell(told.options.get(o.name, ''))} |" for o in method.options.values()]
+    options = [
+        f"| `{o.name}` | {_cell(o.describe())} | {_cell(told.options.get(o.name, ''))} |"
+        for o in method.options.values()
+    ]
     presets = [f"- **Preset** `{name}`: `{one_line(values)}`" for name, values in method.presets.items()]
-    named = [("Use when", "Use when"), ("Measures", "Cost"), ("Edge cases", "Edge cases"), ("Errors", "Errors")]
+    named = [
+        ("Use when", "Use when"),
+        ("Measures", "Cost"),
+        ("Edge cases", "Edge cases"),
+        ("Errors", "Errors"),
+    ]
     named += [("Differs from the source", "Differs"), ("Source", "Source")]
     lines = [f"- **{title}**: {_code(told.parts[label])}" for label, title in named if label in told.parts]
     return "\n".join(

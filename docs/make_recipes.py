@@ -48,8 +48,14 @@ def _aliases() -> list[str]:
         (f"`{name}`", f"`{a.option}`" + "".join(f"; {_truth(v)}: `{w}`" for v, w in a.values.items()))
         for name, a in dialect.ALIASES.items()
     ]
-    rows += [(f"`{name}`", f"nothing, at any level: it {why}") for name, why in dialect.WITHOUT_EFFECT.items()]
-    at_the_top = {name: why for name, why in dialect.WITHOUT_EFFECT_AT_THE_TOP.items() if name not in dialect.WITHOUT_EFFECT}
+    rows += [
+        (f"`{name}`", f"nothing, at any level: it {why}") for name, why in dialect.WITHOUT_EFFECT.items()
+    ]
+    at_the_top = {
+        name: why
+        for name, why in dialect.WITHOUT_EFFECT_AT_THE_TOP.items()
+        if name not in dialect.WITHOUT_EFFECT
+    }
     rows += [(f"`{name}`", f"nothing, at the top: it {why}") for name, why in at_the_top.items()]
     return _table(("mergekit", "here"), rows)
 
@@ -60,7 +66,11 @@ def _truth(value: object) -> str:
 
 def _presets() -> list[str]:
     own = [m for m in registry().values() if m.factory.__module__.startswith("alnico.")]
-    rows = [(f"`{m.name}`", f"`{preset}`", f"`{one_line(values)}`") for m in own for preset, values in m.presets.items()]
+    rows = [
+        (f"`{m.name}`", f"`{preset}`", f"`{one_line(values)}`")
+        for m in own
+        for preset, values in m.presets.items()
+    ]
     return _table(("method", "preset", "options"), rows)
 
 

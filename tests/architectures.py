@@ -151,7 +151,10 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"state_size$|d_state$", 8),
     (r"n_groups$", 1),
     (r"num_filters$", 4),
-    (r"hidden|embd|embed|emb_dim|dim$|width|channels?$|channels|model$|proj|size$|dims?$|features?$|units$", WIDTH),
+    (
+        r"hidden|embd|embed|emb_dim|dim$|width|channels?$|channels|model$|proj|size$|dims?$|features?$|units$",
+        WIDTH,
+    ),
     (r"num_queries|num_query_tokens|num_latents|num_denoising|num_proposals", 8),
     (r"labels$|classes$", 3),
     (r"window$", 8),
@@ -165,7 +168,9 @@ def size_of(key: str, default: int, layers: int, vocab: int) -> int:
     for pattern, value in SIZES:
         if re.search(pattern, key):
             if value == -1:
-                is_stack = re.search(r"^(num_hidden_layers|n_layers?|num_layers|(encoder|decoder)_layers|layers)$", key)
+                is_stack = re.search(
+                    r"^(num_hidden_layers|n_layers?|num_layers|(encoder|decoder)_layers|layers)$", key
+                )
                 return layers if default >= 4 or is_stack else min(default, layers)
             if value == -2:
                 return vocab if default > 64 else default
@@ -177,7 +182,11 @@ def short(key: str, values: tuple[Any, ...]) -> list[Any]:
     """The small value of a key that is a list of whole numbers: widths by stage, layers by stage."""
     if re.search(r"depths|num_blocks|layers|repeats", key):
         return [1] * len(values)
-    if not KEPT.search(key) and min(values) >= 16 and re.search(r"hidden|embed|dim|channels|sizes|width|dims", key):
+    if (
+        not KEPT.search(key)
+        and min(values) >= 16
+        and re.search(r"hidden|embed|dim|channels|sizes|width|dims", key)
+    ):
         by = max(1, min(values) // 16)
         return [max(8, v // by // 8 * 8) for v in values]
     return list(values)
@@ -199,7 +208,9 @@ def small(config: type, default: Any, layers: int, vocab: int) -> dict[str, Any]
     keys: dict[str, Any] = {}
     numbered = vocab
     for key, own in fields(config).items():
-        value = vars(default).get(key, own)  # a plain look-up: some configs forbid getattr of what differs by layer
+        value = vars(default).get(
+            key, own
+        )  # a plain look-up: some configs forbid getattr of what differs by layer
         if isinstance(value, PretrainedConfig):
             keys[key] = {"model_type": value.model_type, **small(type(value), value, layers, vocab)}
         elif key == "pad_token_id":
@@ -217,16 +228,29 @@ def small(config: type, default: Any, layers: int, vocab: int) -> dict[str, Any]
                 keys[key] = [2]
         elif isinstance(own, int) and re.search(r"(key_value|kv)_(attention_)?heads$", key):
             # Groups of heads share keys and values only where the default says so.
-            heads = next((v for k, v in vars(default).items() if re.search(r"^(num_)?attention_heads$|^num_heads$", k)), None)
+            heads = next(
+                (
+                    v
+                    for k, v in vars(default).items()
+                    if re.search(r"^(num_)?attention_heads$|^num_heads$", k)
+                ),
+                None,
+            )
             keys[key] = HEADS if own == heads else GROUPS
         elif isinstance(own, int):
             keys[key] = size_of(key, own, layers, vocab)
-        elif isinstance(own, list | tuple) and own and all(isinstance(v, int) and not isinstance(v, bool) for v in own):
+        elif (
+            isinstance(own, list | tuple)
+            and own
+            and all(isinstance(v, int) and not isinstance(v, bool) for v in own)
+        ):
             keys[key] = short(key, tuple(own))
     special = SPECIAL.get(config.model_type, {})
     for key, value in special.items():
         value = settled(value, layers)
-        keys[key] = {**keys[key], **value} if isinstance(value, dict) and isinstance(keys.get(key), dict) else value
+        keys[key] = (
+            {**keys[key], **value} if isinstance(value, dict) and isinstance(keys.get(key), dict) else value
+        )
     return {k: v for k, v in keys.items() if v is not ...}
 
 
@@ -244,11 +268,21 @@ def cycle(*kinds: str) -> Any:
 
 def rope(*sections: int, **more: Any) -> dict[str, Any]:
     """Rotary embeddings whose sections for time, height and width fill half a head."""
-    return {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections), **more}}
+    return {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 10000.0,
+            "mrope_section": list(sections),
+            **more,
+        }
+    }
 
 
 SWIN = {"embed_dim": 8, "num_heads": [1, 1, 2, 2], "window_size": 2, "patch_size": 4, "image_size": 64}
-MAPPED = {f"<{i}>": i for i in range(VOCAB - 32, VOCAB)} | {"<image>": VOCAB - 33, "<|extra_200|>": VOCAB - 34}
+MAPPED = {f"<{i}>": i for i in range(VOCAB - 32, VOCAB)} | {
+    "<image>": VOCAB - 33,
+    "<|extra_200|>": VOCAB - 34,
+}
 
 SPECIAL: dict[str, dict[str, Any]] = {
     "qwen2_vl_text": rope(2, 1, 1),
@@ -365,7 +399,10 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "xmod": {"default_language": "en_XX"},
     "neomme": {"head_dim": 16},
-    "dbrx": {"attn_config": {"rope_theta": 10000.0, "kv_n_heads": GROUPS, "clip_qkv": 8.0}, "n_layers": lambda n: n},
+    "dbrx": {
+        "attn_config": {"rope_theta": 10000.0, "kv_n_heads": GROUPS, "clip_qkv": 8.0},
+        "n_layers": lambda n: n,
+    },
     "ReformerForMaskedLM": {"is_decoder": False},
     "dots3_note_text": {
         "swa_num_attention_heads": HEADS,
@@ -389,7 +426,11 @@ SPECIAL: dict[str, dict[str, Any]] = {
     "gptj": {"rotary_dim": 4},
     "codegen": {"rotary_dim": 4},
     "deepseek_v2": {"num_experts_per_tok": 2},
-    "granitemoehybrid": {"layer_types": cycle("linear_attention", "full_attention"), "mamba_n_heads": 4, "mamba_d_head": 16},
+    "granitemoehybrid": {
+        "layer_types": cycle("linear_attention", "full_attention"),
+        "mamba_n_heads": 4,
+        "mamba_d_head": 16,
+    },
     "gemma4_assistant": {
         "text_config": {
             "num_hidden_layers": lambda n: n,
@@ -405,7 +446,12 @@ SPECIAL: dict[str, dict[str, Any]] = {
     },
     "wav2vec2-bert": {"vocab_size": VOCAB},
     "wav2vec2-conformer": {"vocab_size": VOCAB},
-    "longcat_flash": {"num_layers": 1, "zero_expert_num": 2, "expert_ffn_hidden_size": 24, "ffn_hidden_size": INNER},
+    "longcat_flash": {
+        "num_layers": 1,
+        "zero_expert_num": 2,
+        "expert_ffn_hidden_size": 24,
+        "ffn_hidden_size": INNER,
+    },
     "xlnet": {"d_head": HEAD, "d_inner": INNER},
     "funnel": {"block_sizes": [1, 1], "d_head": HEAD, "d_inner": INNER},
     "canine": {"num_hash_buckets": 64},
@@ -514,7 +560,9 @@ MADE_FOR = "5.24.0"
 # --- Models
 
 
-def config_of(name: str, *, layers: int = LAYERS, vocab: int = VOCAB, model_type: str = "", **options: Any) -> Any:
+def config_of(
+    name: str, *, layers: int = LAYERS, vocab: int = VOCAB, model_type: str = "", **options: Any
+) -> Any:
     """The small config of an architecture."""
     import transformers
     from transformers import CONFIG_MAPPING
@@ -524,7 +572,9 @@ def config_of(name: str, *, layers: int = LAYERS, vocab: int = VOCAB, model_type
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         default = default_of(kind, layers)
-        if own is not None and not issubclass(kind, own):  # a model of text alone, listed under the type of the whole
+        if own is not None and not issubclass(
+            kind, own
+        ):  # a model of text alone, listed under the type of the whole
             kind = own
             default = default_of(kind, layers)
         own_keys = settled(SPECIAL.get(name, {}), layers)
@@ -539,7 +589,15 @@ def default_of(kind: type, layers: int) -> Any:
         return kind(**settled(SPECIAL.get(kind.model_type, {}), layers))
 
 
-def make(name: str, *, layers: int = LAYERS, vocab: int = VOCAB, seed: int = 0, model_type: str = "", **options: Any) -> Any:
+def make(
+    name: str,
+    *,
+    layers: int = LAYERS,
+    vocab: int = VOCAB,
+    seed: int = 0,
+    model_type: str = "",
+    **options: Any,
+) -> Any:
     """A small model of an architecture (the name of its class); ``options`` are keys of its config."""
     import torch
     import transformers
@@ -560,7 +618,10 @@ def shaken(module: Any, seed: int, size: float = 0.05) -> Any:
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.is_floating_point():
-                parameter.add_(torch.randn(parameter.shape, generator=noise, dtype=torch.float32).to(parameter.dtype) * size)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=noise, dtype=torch.float32).to(parameter.dtype)
+                    * size
+                )
     return module
 
 
@@ -593,7 +654,11 @@ def inputs(module: Any, seed: int = 0) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if "input_ids" in names:
         found["input_ids"] = tokens
-        if text.model_type != "t5" and getattr(text, "eos_token_id", None) is not None and "decoder_input_ids" in names:
+        if (
+            text.model_type != "t5"
+            and getattr(text, "eos_token_id", None) is not None
+            and "decoder_input_ids" in names
+        ):
             found["input_ids"] = torch.cat([tokens, torch.full((2, 1), _first(text.eos_token_id))], dim=1)
     if "decoder_input_ids" in names and not type(module).__name__.endswith("SequenceClassification"):
         found["decoder_input_ids"] = tokens[:, :6]
@@ -603,10 +668,16 @@ def inputs(module: Any, seed: int = 0) -> dict[str, Any]:
         height, width = size if isinstance(size, list | tuple) else (size, size)
         found["pixel_values"] = numbers(2, getattr(vision, "num_channels", 3) or 3, height, width)
     if "input_features" in names and "input_ids" not in names:
-        mel = getattr(config, "num_mel_bins", None) or getattr(config, "feature_projection_input_dim", None) or 16
+        mel = (
+            getattr(config, "num_mel_bins", None)
+            or getattr(config, "feature_projection_input_dim", None)
+            or 16
+        )
         positions = getattr(config, "max_source_positions", None)
         found["input_features"] = (
-            numbers(2, mel, 2 * positions) if positions and config.model_type == "whisper" else numbers(2, 64, mel)
+            numbers(2, mel, 2 * positions)
+            if positions and config.model_type == "whisper"
+            else numbers(2, 64, mel)
         )
     if "input_values" in names and "input_ids" not in names:
         found["input_values"] = numbers(2, 4000)
@@ -619,7 +690,9 @@ def _first(value: Any) -> int:
 
 def _is_language(module: Any) -> bool:
     """Does a model write text, with images or sounds only as a part of it?"""
-    return bool(module.can_generate()) or type(module).__name__.endswith(("ForConditionalGeneration", "ForCausalLM"))
+    return bool(module.can_generate()) or type(module).__name__.endswith(
+        ("ForConditionalGeneration", "ForCausalLM")
+    )
 
 
 def forward(module: Any, given: Mapping[str, Any] | None = None) -> Any:
@@ -636,5 +709,9 @@ def forward(module: Any, given: Mapping[str, Any] | None = None) -> Any:
         value = found.get(key) if isinstance(found, Mapping) else None
         if isinstance(value, torch.Tensor):
             return value
-    tensors = [v for v in (found.values() if isinstance(found, Mapping) else found) if isinstance(v, torch.Tensor) and v.ndim]
+    tensors = [
+        v
+        for v in (found.values() if isinstance(found, Mapping) else found)
+        if isinstance(v, torch.Tensor) and v.ndim
+    ]
     return tensors[0]

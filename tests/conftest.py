@@ -20,7 +20,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 def _take(folder: Path) -> None:
     """Make a folder a package of its name, without its neighbours on the path: benchmarks/analysis.py would hide tests/analysis."""
-    spec = importlib.util.spec_from_file_location(folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)])
+    spec = importlib.util.spec_from_file_location(
+        folder.name, folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[folder.name] = importlib.util.module_from_spec(spec)
@@ -31,7 +33,9 @@ _take(Path(__file__).parents[1] / "benchmarks" / "quality")
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
     """Call ``alnico WORDS``; gives its exit code, standard output and standard error."""
     from alnico.cli.main import main
 

@@ -90,7 +90,9 @@ class Tally:
             "visible": 0,
         }
 
-    def take_up(self, out: Path, expected: dict[str, bytes], merge: Callable[[], alnico.MergeResult | None]) -> None:
+    def take_up(
+        self, out: Path, expected: dict[str, bytes], merge: Callable[[], alnico.MergeResult | None]
+    ) -> None:
         """Look at what a killed merge left, give the same command again, and compare."""
         self.seen["killed"] += 1
         found = everything(out)
@@ -100,7 +102,9 @@ class Tally:
         self.seen["visible"] += found not in ({}, expected)
         # Under its hidden place a file has a header, and a model its names, when all of it is there and on the disk.
         for model in models_in(part_of(out)):
-            is_whole = model.is_file() and model.read_bytes() == expected[model.name.removesuffix(".unfinished")]
+            is_whole = (
+                model.is_file() and model.read_bytes() == expected[model.name.removesuffix(".unfinished")]
+            )
             self.seen["visible"] += not (is_whole or everything(model) == expected)
         read: set[str] = set()
         real = FileModel.read_into
@@ -219,7 +223,12 @@ def at_moments(root: Path, moments: int, seed: int) -> dict[str, Any]:
 def interrupts(root: Path, moments: int, seed: int) -> dict[str, Any]:
     """Interrupt the same merge at random moments, as Ctrl-C does; returns how long each took to end."""
     base, tuned = family(root, 3, layers=16, hidden=64, vocabulary=512, shards=2)
-    given = {"merge_method": "ties", "base_model": str(base), "models": [*map(str, tuned)], "parameters": {"density": 0.5}}
+    given = {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [*map(str, tuned)],
+        "parameters": {"density": 0.5},
+    }
     out, chance = root / "out", random.Random(seed)
     expected = everything(alnico.merge(given, out, threads=2).path)
     shutil.rmtree(out)
@@ -247,7 +256,12 @@ def interrupts(root: Path, moments: int, seed: int) -> dict[str, Any]:
                 resumed += alnico.merge(given, out, threads=2).resumed > 0
             differences += everything(out) != expected
         shutil.rmtree(out)
-    return {"interrupted": moments, "longest_seconds": round(max(ended), 3), "resumed": resumed, "differences": differences}
+    return {
+        "interrupted": moments,
+        "longest_seconds": round(max(ended), 3),
+        "resumed": resumed,
+        "differences": differences,
+    }
 
 
 def main() -> None:
@@ -256,7 +270,9 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="kill at each call, or at each nth")
     parser.add_argument("--moments", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folder", help="where models and outputs lie for the while; a kill loses nothing that is in memory")
+    parser.add_argument(
+        "--folder", help="where models and outputs lie for the while; a kill loses nothing that is in memory"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         root = Path(folder).resolve()

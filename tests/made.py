@@ -49,7 +49,10 @@ def decoded(dtype: str, data: bytes) -> np.ndarray:
 
 def save_file(path: Path, tensors: Tensors, metadata: dict[str, str] | None = None) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    buffers = {name: np.frombuffer(encoded(dtype, values) or b"\0", np.uint8) for name, (dtype, values) in tensors.items()}
+    buffers = {
+        name: np.frombuffer(encoded(dtype, values) or b"\0", np.uint8)
+        for name, (dtype, values) in tensors.items()
+    }
     specs = {
         name: TensorSpec(
             dtype=NAMES[dtype],
@@ -63,7 +66,9 @@ def save_file(path: Path, tensors: Tensors, metadata: dict[str, str] | None = No
     return path
 
 
-def save_model(directory: Path, tensors: Tensors, config: Mapping[str, Any] | None = None, shards: int = 1) -> Path:
+def save_model(
+    directory: Path, tensors: Tensors, config: Mapping[str, Any] | None = None, shards: int = 1
+) -> Path:
     """Write a model directory; with ``shards`` > 1 the tensors are dealt out in order, with an index."""
     directory.mkdir(parents=True, exist_ok=True)
     if config is not None:
@@ -83,7 +88,9 @@ def save_model(directory: Path, tensors: Tensors, config: Mapping[str, Any] | No
     return directory
 
 
-def llama_shapes(hidden: int = 16, layers: int = 2, vocabulary: int = 32, tied: bool = True) -> dict[str, tuple[int, ...]]:
+def llama_shapes(
+    hidden: int = 16, layers: int = 2, vocabulary: int = 32, tied: bool = True
+) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a Llama-shaped model with 4 heads, 2 of them for keys and values."""
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for i in range(layers):
@@ -129,17 +136,28 @@ def llama_config(
 
 
 def family(
-    root: Path, count: int = 3, dtype: str = "BF16", shards: int = 1, seed: int = 0, size: float = 0.01, **shape: Any
+    root: Path,
+    count: int = 3,
+    dtype: str = "BF16",
+    shards: int = 1,
+    seed: int = 0,
+    size: float = 0.01,
+    **shape: Any,
 ) -> tuple[Path, list[Path]]:
     """Write a Llama-shaped base and ``count`` fine-tunes of it; returns their directories."""
     random = np.random.default_rng(seed)
     shapes = llama_shapes(**shape)
-    base = {n: (random.standard_normal(s) * 0.05 + (1.0 if "norm" in n else 0.0)).astype(np.float32) for n, s in shapes.items()}
+    base = {
+        n: (random.standard_normal(s) * 0.05 + (1.0 if "norm" in n else 0.0)).astype(np.float32)
+        for n, s in shapes.items()
+    }
     config = llama_config(**shape, dtype=NAMES[dtype])
     paths = []
     for i in range(count):
         tuned = {n: v + size * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()}
-        paths.append(save_model(root / f"tuned-{i}", {n: (dtype, v) for n, v in tuned.items()}, config, shards))
+        paths.append(
+            save_model(root / f"tuned-{i}", {n: (dtype, v) for n, v in tuned.items()}, config, shards)
+        )
     return save_model(root / "base", {n: (dtype, v) for n, v in base.items()}, config, shards), paths
 
 
@@ -165,4 +183,8 @@ def read_model(directory: Path) -> dict[str, np.ndarray]:
 
 def model_bytes(directory: Path) -> dict[str, bytes]:
     """Every file of an output that bits must agree on: weights, index and lock."""
-    return {p.name: p.read_bytes() for p in sorted(directory.iterdir()) if p.suffix == ".safetensors" or p.name.endswith(".json")}
+    return {
+        p.name: p.read_bytes()
+        for p in sorted(directory.iterdir())
+        if p.suffix == ".safetensors" or p.name.endswith(".json")
+    }

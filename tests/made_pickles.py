@@ -27,13 +27,20 @@ def zipped(text: bytes, records: Mapping[str, bytes | None] | None = None, compr
     with zipfile.ZipFile(made, "w") as archive:
         for name, data in {**held, **(records or {})}.items():
             if data is not None:
-                archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED)
+                archive.writestr(
+                    zipfile.ZipInfo(name),
+                    data,
+                    zipfile.ZIP_DEFLATED if name == compressed else zipfile.ZIP_STORED,
+                )
     return made.getvalue()
 
 
 def legacy(text: bytes, keys: Any = ("0",), count: int = STORED // 4, magic: int = LEGACY_MAGIC) -> bytes:
     """A checkpoint of the format before torch 1.6 around the pickle ``text``."""
-    head = [pickle.dumps(v, 2) for v in (magic, LEGACY_PROTOCOL, {"little_endian": True, "protocol_version": LEGACY_PROTOCOL})]
+    head = [
+        pickle.dumps(v, 2)
+        for v in (magic, LEGACY_PROTOCOL, {"little_endian": True, "protocol_version": LEGACY_PROTOCOL})
+    ]
     return b"".join(head) + text + pickle.dumps(list(keys), 2) + count.to_bytes(8, "little") + bytes(STORED)
 
 
@@ -90,4 +97,12 @@ def tensor(
     key: str = "0",
     count: int = 16,
 ) -> Call:
-    return Call(Name("torch._utils", "_rebuild_tensor_v2"), Stored(kind, key, count), offset, shape, strides, False, OrderedDict())
+    return Call(
+        Name("torch._utils", "_rebuild_tensor_v2"),
+        Stored(kind, key, count),
+        offset,
+        shape,
+        strides,
+        False,
+        OrderedDict(),
+    )

@@ -49,7 +49,9 @@ def save_tokenizer(
     return folder
 
 
-def letters(order: str = "".join(LETTERS), pairs: Sequence[str] = ()) -> tuple[dict[str, int], dict[str, Any]]:
+def letters(
+    order: str = "".join(LETTERS), pairs: Sequence[str] = ()
+) -> tuple[dict[str, int], dict[str, Any]]:
     """A BPE vocabulary: special tokens, letters in an order, and pairs of them with their merges."""
     tokens = [*SPECIAL, *order, *pairs]
     return {t: i for i, t in enumerate(tokens)}, {"merges": [[p[0], p[1:]] for p in pairs]}
@@ -136,7 +138,9 @@ def setting_of(case: Mapping[str, Any]) -> TokenizerSetting:
         source = wish["source"]
         about = source if isinstance(source, dict) else {"kind": "model", "model": source}
         force = wish.get("force", False)
-        wishes[token] = TokenSource(about["kind"], about.get("model", ""), about.get("token"), about.get("token_id"), force)
+        wishes[token] = TokenSource(
+            about["kind"], about.get("model", ""), about.get("token"), about.get("token_id"), force
+        )
     return TokenizerSetting(case["tokenizer"]["source"], wishes, case["tokenizer"].get("pad_to_multiple_of"))
 
 
@@ -147,7 +151,9 @@ def planned(case: Mapping[str, Any], sources: Sequence[Source], **keys: Any) -> 
     names = case["models"]
     donor = names.index(case.get("base_model", names[0]))
     has_base = "base_model" in case
-    return plan_vocabulary(setting_of(case), sources, names, donor, range(len(names)), has_base=has_base, **keys)
+    return plan_vocabulary(
+        setting_of(case), sources, names, donor, range(len(names)), has_base=has_base, **keys
+    )
 
 
 def matrix(source: Source, name: str) -> np.ndarray:

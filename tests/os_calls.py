@@ -69,7 +69,10 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
             if not path.is_relative_to(root):
                 return real(*arguments, **keywords)
             is_sync = name in ("fsync", "fdatasync")
-            return watch(Call(name, path, arguments, keywords), lambda: None if is_sync else real(*arguments, **keywords))
+            return watch(
+                Call(name, path, arguments, keywords),
+                lambda: None if is_sync else real(*arguments, **keywords),
+            )
 
         return call
 
@@ -80,10 +83,13 @@ def watched(root: Path, watch: Watch = made) -> Iterator[None]:
 
         def call(_old: int, old: bytes, _new: int, new: bytes, how: int) -> int:
             paths = [
-                os.path.abspath(path_under(p, None if at == durable._AT_FDCWD else at)) for at, p in ((_old, old), (_new, new))
+                os.path.abspath(path_under(p, None if at == durable._AT_FDCWD else at))
+                for at, p in ((_old, old), (_new, new))
             ]
             try:
-                return watch(Call("renameat2", Path(paths[0]), (*paths, how)), lambda: real(_old, old, _new, new, how))
+                return watch(
+                    Call("renameat2", Path(paths[0]), (*paths, how)), lambda: real(_old, old, _new, new, how)
+                )
             except OSError as error:
                 import ctypes
 

@@ -49,7 +49,14 @@ class Recorder:
         if call.name == "pwrite":
             return [("write", _inode(given[0]), given[2], bytes(given[1][:result]))]
         if call.name == "write":
-            return [("write", _inode(given[0]), os.lseek(given[0], 0, os.SEEK_CUR) - result, bytes(given[1][:result]))]
+            return [
+                (
+                    "write",
+                    _inode(given[0]),
+                    os.lseek(given[0], 0, os.SEEK_CUR) - result,
+                    bytes(given[1][:result]),
+                )
+            ]
         if call.name == "copy_file_range":
             return [("write", _inode(given[1]), given[4], os.pread(given[1], result, given[4]))]
         if call.name == "ftruncate":
@@ -153,7 +160,9 @@ class Disk:
         """Cut the power: what is not on the disk is lost; with ``chance``, a part of it is not."""
         if chance is None:
             return
-        for _, changes in self._names[: chance.randint(0, len(self._names))]:  # a journal of names keeps their order
+        for _, changes in self._names[
+            : chance.randint(0, len(self._names))
+        ]:  # a journal of names keeps their order
             _apply(changes)
         for node in self._files.values():
             for offset, data in node.pending:

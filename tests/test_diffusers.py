@@ -35,7 +35,9 @@ def part(folder: Path, seed: int, name: str, config: dict | None) -> str:
     for file, inside in files.items():
         save_file({n: held[n] for n in inside}, folder / file)
     index = name.replace("-{}", "") + ".index.json"
-    (folder / index).write_text(json.dumps({"weight_map": {n: file for file, inside in files.items() for n in inside}}))
+    (folder / index).write_text(
+        json.dumps({"weight_map": {n: file for file, inside in files.items() for n in inside}})
+    )
     return str(folder)
 
 
@@ -53,13 +55,17 @@ def part(folder: Path, seed: int, name: str, config: dict | None) -> str:
     ],
 )
 @pytest.mark.parametrize("is_sharded", [False, True])
-def test_files_have_the_names_that_the_library_of_the_config_looks_for(tmp_path, config, name, expected, is_sharded):
+def test_files_have_the_names_that_the_library_of_the_config_looks_for(
+    tmp_path, config, name, expected, is_sharded
+):
     models = [part(tmp_path / "ab"[i] / "unet", i, name, config) for i in range(2)]
     size = 600 if is_sharded else 10**9
     alnico.merge({**RECIPE, "models": models}, tmp_path / "out", max_shard_size=size)
     weights = sorted(p.name for p in (tmp_path / "out").iterdir() if "safetensors" in p.name)
     count = 2 if is_sharded else 1
-    named = [f"{expected}-{i + 1:05d}-of-00002.safetensors" for i in range(2)] + [f"{expected}.safetensors.index.json"]
+    named = [f"{expected}-{i + 1:05d}-of-00002.safetensors" for i in range(2)] + [
+        f"{expected}.safetensors.index.json"
+    ]
     assert weights == (named if is_sharded else [f"{expected}.safetensors"])
     found = {n: t for file in weights[:count] for n, t in load_file(tmp_path / "out" / file).items()}
     for tensor, value in found.items():
@@ -75,13 +81,18 @@ def test_files_have_the_names_that_the_library_of_the_config_looks_for(tmp_path,
 def test_the_config_and_the_card_are_those_of_diffusers(tmp_path):
     models = [part(tmp_path / n, i, "diffusion_pytorch_model.safetensors", UNET) for i, n in enumerate("ab")]
     alnico.merge({**RECIPE, "models": models, "dtype": "bfloat16"}, tmp_path / "out")
-    assert json.loads((tmp_path / "out" / "config.json").read_text()) == UNET  # diffusers warns of keys that it does not know
+    assert (
+        json.loads((tmp_path / "out" / "config.json").read_text()) == UNET
+    )  # diffusers warns of keys that it does not know
     assert "library_name: diffusers\n" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_variants_and_their_indices_are_not_carried(tmp_path):
     folder = Path(part(tmp_path / "a", 0, "diffusion_pytorch_model.safetensors", UNET))
-    for name in ("diffusion_pytorch_model.fp16.safetensors", "diffusion_pytorch_model.safetensors.index.fp16.json"):
+    for name in (
+        "diffusion_pytorch_model.fp16.safetensors",
+        "diffusion_pytorch_model.safetensors.index.fp16.json",
+    ):
         (folder / name).write_bytes(b"{}")
     alnico.merge({**RECIPE, "models": [str(folder)]}, tmp_path / "out")
     assert not [p.name for p in (tmp_path / "out").iterdir() if "fp16" in p.name]
@@ -108,7 +119,9 @@ def checkpoint(path: Path, seed: int, places: str | None, updates: tuple[str, in
     return str(save_any(path, held))
 
 
-@pytest.mark.parametrize("kinds", [("I64", "I32"), ("I64", "F16"), ("F32", "I64"), ("F16", "F32"), ("I64", None), ("F16", None)])
+@pytest.mark.parametrize(
+    "kinds", [("I64", "I32"), ("I64", "F16"), ("F32", "I64"), ("F16", "F32"), ("I64", None), ("F16", None)]
+)
 def test_positions_of_another_dtype_and_counters_are_the_donors_and_said(tmp_path, kinds):
     a = checkpoint(tmp_path / "a.safetensors", 0, kinds[0], ("I64", 10), 0.9999)
     b = checkpoint(tmp_path / "b.safetensors", 1, kinds[1], ("I32", 20), 0.99)
@@ -119,9 +132,9 @@ def test_positions_of_another_dtype_and_counters_are_the_donors_and_said(tmp_pat
         f"model_ema.decay: a setting of the moving average, no weight; it is taken from {a} as it is.",
     ]
     assert set(expected) <= set(plan.notes)
-    assert (f"{PLACES}: numbers of positions{stored}, no weight; it is taken from {a} as it is." in plan.notes) == (
-        kinds[1] is not None
-    )
+    assert (
+        f"{PLACES}: numbers of positions{stored}, no weight; it is taken from {a} as it is." in plan.notes
+    ) == (kinds[1] is not None)
     alnico.merge({**RECIPE, "models": [a, b]}, tmp_path / "out.safetensors")
     out, one, two = (load_file(p) for p in (tmp_path / "out.safetensors", a, b))
     for name in (PLACES, "model_ema.num_updates", "model_ema.decay"):
@@ -133,7 +146,9 @@ def test_positions_of_another_dtype_and_counters_are_the_donors_and_said(tmp_pat
 def test_positions_of_one_dtype_must_be_equal_as_before(tmp_path):
     models = [checkpoint(tmp_path / f"{i}.safetensors", i, "I64", ("I64", 10), 0.9999) for i in range(2)]
     plan = alnico.plan({**RECIPE, "models": models})
-    assert [(j.kind, j.why) for j in plan.jobs if j.name == PLACES] == [("equal", "I64, must be equal in all models")]
+    assert [(j.kind, j.why) for j in plan.jobs if j.name == PLACES] == [
+        ("equal", "I64, must be equal in all models")
+    ]
 
 
 @pytest.mark.slow  # importing diffusers takes seconds
@@ -163,5 +178,8 @@ def test_diffusers_loads_a_merged_part(tmp_path, kind):
         state, others = loaded.state_dict(), [m.state_dict() for m in models]
         for name, value in state.items():
             torch.testing.assert_close(
-                value.double(), (others[0][name].double() + others[1][name].double()) / 2, rtol=1e-6, atol=1e-7
+                value.double(),
+                (others[0][name].double() + others[1][name].double()) / 2,
+                rtol=1e-6,
+                atol=1e-7,
             )

@@ -10,7 +10,9 @@ import pytest
 from alnico import errors
 from alnico.errors import AlnicoError, RecipeError, UncheckedError, visible
 
-HOSTILE = "evil\x1b[2J\nalnico: merged\r\x07\x9b31m\x7f\u202e\u2066\u200b\u2028\u2029\ufeff\ud800\x85\x00\U000e0041"
+HOSTILE = (
+    "evil\x1b[2J\nalnico: merged\r\x07\x9b31m\x7f\u202e\u2066\u200b\u2028\u2029\ufeff\ud800\x85\x00\U000e0041"
+)
 
 
 @pytest.mark.parametrize("character", list(dict.fromkeys(HOSTILE[4:])), ids=lambda c: f"{ord(c):04x}")
@@ -36,7 +38,9 @@ def test_what_people_write_stays_and_escaping_twice_changes_nothing() -> None:
     assert visible(visible(HOSTILE)) == visible(HOSTILE)
 
 
-@pytest.mark.parametrize("kind", [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, AlnicoError)])
+@pytest.mark.parametrize(
+    "kind", [c for c in vars(errors).values() if isinstance(c, type) and issubclass(c, AlnicoError)]
+)
 def test_an_error_has_the_lines_it_was_given_and_no_other(kind: type[AlnicoError]) -> None:
     error = kind(f"{HOSTILE}: first", f"second {HOSTILE}")
     assert len(str(error).split("\n")) == 2

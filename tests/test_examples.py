@@ -28,7 +28,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     made = tmp_path_factory.mktemp("examples")
     shutil.copytree(EXAMPLES, made, dirs_exist_ok=True)
-    sizes = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 1}
+    sizes = {
+        "vocab_size": 32,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
     torch.manual_seed(0)
     base = LlamaForCausalLM(LlamaConfig(num_hidden_layers=LAYERS, **sizes)).to(torch.bfloat16)
     start = {n: t.clone() for n, t in base.state_dict().items()}
@@ -50,7 +56,9 @@ def loss(model: Any) -> float:
 
 
 @pytest.mark.parametrize("path", sorted(p.relative_to(EXAMPLES).as_posix() for p in EXAMPLES.rglob("*.yml")))
-def test_an_example_runs_and_its_output_loads(path: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_example_runs_and_its_output_loads(
+    path: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from transformers import AutoModelForCausalLM
 
     monkeypatch.chdir(folder)
@@ -66,7 +74,10 @@ def test_an_example_runs_and_its_output_loads(path: str, folder: Path, tmp_path:
 
 
 def test_there_is_an_example_for_every_method() -> None:
-    named = {p.stem: yaml.safe_load(p.read_text("utf-8"))["merge_method"] for p in (EXAMPLES / "methods").glob("*.yml")}
+    named = {
+        p.stem: yaml.safe_load(p.read_text("utf-8"))["merge_method"]
+        for p in (EXAMPLES / "methods").glob("*.yml")
+    }
     assert named == {name: name for name in registry()}
 
 

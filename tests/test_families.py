@@ -16,7 +16,13 @@ from alnico.errors import MismatchError
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # of transformers and torch
 
 LAYERS = 4
-SMALL = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": LAYERS, "num_attention_heads": 4}
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+}
 GROUPED = {**SMALL, "num_key_value_heads": 2}
 
 
@@ -108,7 +114,9 @@ def stacked(family: Family, layers: list[tuple[Any, int]], last: Any) -> Any:
     setattr(result.get_submodule(parent), name, moved)
     for after in family.after:
         parent, _, name = after.rpartition(".")
-        setattr(result.get_submodule(parent) if parent else result, name, copy.deepcopy(last.get_submodule(after)))
+        setattr(
+            result.get_submodule(parent) if parent else result, name, copy.deepcopy(last.get_submodule(after))
+        )
     if getattr(result.config, "layer_types", None):
         result.config.layer_types = [model.config.layer_types[i] for model, i in layers]
     for key in ("num_hidden_layers", "n_layer"):
@@ -118,19 +126,28 @@ def stacked(family: Family, layers: list[tuple[Any, int]], last: Any) -> Any:
 
 
 @pytest.fixture(scope="module", params=list(FAMILIES))
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path, list[Any]]:
+def pair(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Family, Path, list[Any]]:
     family = FAMILIES[request.param]
     folder = tmp_path_factory.mktemp(request.param)
     return family, folder, [made(family, folder / name, seed) for seed, name in enumerate("ab")]
 
 
-def test_an_average_computes_what_the_average_of_the_parameters_does(pair: tuple[Family, Path, list[Any]], tmp_path: Path) -> None:
+def test_an_average_computes_what_the_average_of_the_parameters_does(
+    pair: tuple[Family, Path, list[Any]], tmp_path: Path
+) -> None:
     import torch
 
     family, folder, models = pair
-    recipe = {"merge_method": "linear", "models": [{"model": str(folder / n), "parameters": {"weight": 1.0}} for n in "ab"]}
+    recipe = {
+        "merge_method": "linear",
+        "models": [{"model": str(folder / n), "parameters": {"weight": 1.0}} for n in "ab"],
+    }
     alnico.merge({**recipe, "unrelated": "allow"}, tmp_path / "out")
-    torch.testing.assert_close(output(loaded(family, tmp_path / "out")), output(averaged(models)), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        output(loaded(family, tmp_path / "out")), output(averaged(models)), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize(
@@ -145,7 +162,9 @@ def test_layers_put_together_compute_what_the_modules_put_together_do(
 
     family, folder, models = pair
     of = dict(zip("ab", models, strict=True))
-    sources = [{"sources": [{"model": str(folder / name), "layer_range": [low, high]}]} for name, low, high in slices]
+    sources = [
+        {"sources": [{"model": str(folder / name), "layer_range": [low, high]}]} for name, low, high in slices
+    ]
     alnico.merge({"merge_method": "passthrough", "slices": sources}, tmp_path / "out")
     layers = [(of[name], i) for name, low, high in slices for i in range(low, high)]
     expected = stacked(family, layers, of[slices[-1][0]])
@@ -165,7 +184,10 @@ def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
     folder = tmp_path_factory.mktemp("llava")
     text, vision = t.LlamaConfig(**GROUPED), t.CLIPVisionConfig(**VISION)
     family = Family(
-        "LlavaForConditionalGeneration", "LlavaConfig", "", {"text_config": text, "vision_config": vision, "image_token_index": 63}
+        "LlavaForConditionalGeneration",
+        "LlavaConfig",
+        "",
+        {"text_config": text, "vision_config": vision, "image_token_index": 63},
     )
     return folder, [made(family, folder / name, seed) for seed, name in enumerate("ab")]
 
@@ -180,13 +202,18 @@ def seen(model: Any) -> Any:
         return model(input_ids=tokens, pixel_values=pixels, use_cache=False).logits
 
 
-def test_modules_of_a_vision_language_model_are_merged_each_by_itself(seeing: tuple[Path, list[Any]], tmp_path: Path) -> None:
+def test_modules_of_a_vision_language_model_are_merged_each_by_itself(
+    seeing: tuple[Path, list[Any]], tmp_path: Path
+) -> None:
     import torch
 
     folder, models = seeing
     a, b = str(folder / "a"), str(folder / "b")
     both = [{"model": a, "parameters": {"weight": 1.0}}, {"model": b, "parameters": {"weight": 1.0}}]
-    sources = [{"sources": [{"model": a, "layer_range": [0, 3]}]}, {"sources": [{"model": b, "layer_range": [2, 4]}]}]
+    sources = [
+        {"sources": [{"model": a, "layer_range": [0, 3]}]},
+        {"sources": [{"model": b, "layer_range": [2, 4]}]},
+    ]
     recipe = {
         "merge_method": "linear",
         "unrelated": "allow",

@@ -12,7 +12,17 @@ import pytest
 from alnico import folders
 from alnico.checkpoint.durable import copy_file, exchange, rename_new, replace_file, sync_directory
 from alnico.errors import RunError
-from alnico.folders import DEEPEST, HAS_DESCRIPTORS, Folder, fault_in, make_folder, open_new, open_to_write, owner_fault_at, remove
+from alnico.folders import (
+    DEEPEST,
+    HAS_DESCRIPTORS,
+    Folder,
+    fault_in,
+    make_folder,
+    open_new,
+    open_to_write,
+    owner_fault_at,
+    remove,
+)
 
 pytestmark = pytest.mark.skipif(not HAS_DESCRIPTORS, reason="this system opens no folders")
 
@@ -146,7 +156,9 @@ def moved(ours: Path, victim: Path) -> Iterator[Folder]:
     folder.close()
 
 
-def test_files_are_made_and_renamed_in_the_folder_that_is_held(moved: Folder, victim: Path, tmp_path: Path) -> None:
+def test_files_are_made_and_renamed_in_the_folder_that_is_held(
+    moved: Folder, victim: Path, tmp_path: Path
+) -> None:
     (victim / "made").write_text("theirs")
     (tmp_path / "source").write_text("copied")
     copy_file(tmp_path / "source", moved.path / "copy", moved)

@@ -37,7 +37,11 @@ def imported_rooms(path: Path) -> set[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            names = [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "alnico" else [str(node.module)]
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names]
+                if node.module == "alnico"
+                else [str(node.module)]
+            )
         else:
             continue
         found |= {name.split(".")[1] for name in names if name.startswith("alnico.")}
@@ -45,7 +49,9 @@ def imported_rooms(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem in ROOMS], ids=lambda p: str(p.relative_to(SOURCE))
+    "path",
+    [p for p in SOURCE.rglob("*.py") if p.parent != SOURCE or p.stem in ROOMS],
+    ids=lambda p: str(p.relative_to(SOURCE)),
 )
 def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
     room = room_of(path)
@@ -56,7 +62,8 @@ def test_a_room_imports_only_rooms_above_it(path: Path) -> None:
 def modules() -> dict[str, Path]:
     """All files of the source, by the name under which they are imported."""
     names = {
-        ".".join(p.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): p for p in SOURCE.rglob("*.py")
+        ".".join(p.relative_to(SOURCE.parent).with_suffix("").parts).removesuffix(".__init__"): p
+        for p in SOURCE.rglob("*.py")
     }
     return names
 
@@ -69,12 +76,19 @@ def imported_modules(path: Path, names: dict[str, Path]) -> set[str]:
             found |= {alias.name for alias in node.names if alias.name in names}
         elif isinstance(node, ast.ImportFrom):
             wanted = [(f"{node.module}.{alias.name}", str(node.module)) for alias in node.names]
-            found |= {name if name in names else module for name, module in wanted if name in names or module in names}
+            found |= {
+                name if name in names else module
+                for name, module in wanted
+                if name in names or module in names
+            }
     return found
 
 
 ALLOWED_CIRCLES = {
-    ("alnico.cli.main", "alnico.cli.entry"): "main is also run as `python -m alnico.cli.main`, which starts at entry",
+    (
+        "alnico.cli.main",
+        "alnico.cli.entry",
+    ): "main is also run as `python -m alnico.cli.main`, which starts at entry",
 }
 """Imports that close a circle on purpose, each with its reason."""
 
@@ -82,7 +96,9 @@ ALLOWED_CIRCLES = {
 def test_no_files_import_one_another_in_a_circle() -> None:
     names = modules()
     graph = {
-        name: {other for other in imported_modules(path, names) - {name} if (name, other) not in ALLOWED_CIRCLES}
+        name: {
+            other for other in imported_modules(path, names) - {name} if (name, other) not in ALLOWED_CIRCLES
+        }
         for name, path in names.items()
     }
     while leaves := [name for name, others in graph.items() if not others & set(graph)]:
@@ -102,7 +118,11 @@ def public_types(path: Path) -> list[str]:
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             names.append(node.target.id)
     plain = [name.lstrip("_") for name in names]
-    return [name for name in plain if name[:1].isupper() and not name.isupper() and not name.replace("_", "").isupper()]
+    return [
+        name
+        for name in plain
+        if name[:1].isupper() and not name.isupper() and not name.replace("_", "").isupper()
+    ]
 
 
 def test_a_types_name_has_one_meaning() -> None:
@@ -115,19 +135,37 @@ def test_a_types_name_has_one_meaning() -> None:
 
 def test_the_rooms_are_the_designs() -> None:
     design = (ROOT / "docs" / "design.md").read_text()
-    rooms = {p.name.removesuffix(".py") for p in SOURCE.iterdir() if not p.name.startswith("_") and p.name != "py.typed"}
+    rooms = {
+        p.name.removesuffix(".py")
+        for p in SOURCE.iterdir()
+        if not p.name.startswith("_") and p.name != "py.typed"
+    }
     assert rooms <= set(ROOMS)
     listed = [
         r
         for r in ROOMS
-        if r not in ("_package", "_version", "errors", "folders", "libraries", "threads", "events", "api", "cli", "app")
+        if r
+        not in (
+            "_package",
+            "_version",
+            "errors",
+            "folders",
+            "libraries",
+            "threads",
+            "events",
+            "api",
+            "cli",
+            "app",
+        )
     ]
     places = [design.index(f"      {room}/") for room in listed]
     assert places == sorted(places), "the list of rooms in docs/design.md has another order"
 
 
 def test_a_method_is_called_like_its_file() -> None:
-    files = {p.stem for p in (SOURCE / "methods").glob("*.py") if not p.name.startswith("_") and p.stem != "base"}
+    files = {
+        p.stem for p in (SOURCE / "methods").glob("*.py") if not p.name.startswith("_") and p.stem != "base"
+    }
     assert files == set(registry())
 
 
@@ -154,7 +192,9 @@ def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
     assert -1 not in places, f"{name} does not say {parts[places.index(-1)].strip()}"
     assert places == sorted(places), f"{name} has another order"
     for cost in (" pass", "Memory: ", "Grain: "):
-        assert cost in read_documentation(method).parts["Measures"], f"{name}: Measures does not say {cost.strip()}"
+        assert cost in read_documentation(method).parts["Measures"], (
+            f"{name}: Measures does not say {cost.strip()}"
+        )
     for option in method.options.values():
         assert f"    {option.name}:" in text
         assert option.meaning or option.kind == "choice"
@@ -165,7 +205,10 @@ def test_importing_alnico_loads_neither_numba_nor_torch_nor_numpy() -> None:
         "import alnico, sys; heavy = {'numba', 'torch', 'numpy', 'yaml', 'typer', 'rich', 'transformers', 'huggingface_hub'}; "
         "print(sorted(heavy & set(sys.modules)))"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_planning_loads_no_numba(tmp_path: Path) -> None:
@@ -177,12 +220,17 @@ def test_planning_loads_no_numba(tmp_path: Path) -> None:
         f"alnico.plan({{'merge_method': 'ties', 'base_model': {str(base)!r}, 'models': {[str(t) for t in tuned]!r}}}); "
         "print('numba' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
 
 
 def test_the_help_is_there_at_once() -> None:
     begin = time.perf_counter()
-    shown = subprocess.run([sys.executable, "-m", "alnico.cli.main", "--help"], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-m", "alnico.cli.main", "--help"], capture_output=True, text=True, check=True
+    ).stdout
     print(f"{time.perf_counter() - begin:.2f} s")  # shown with -s; no test asserts a time
     assert all(verb in shown for verb in ("merge", "plan", "inspect", "push", "methods", "schema", "demo"))
 
@@ -197,8 +245,17 @@ def test_every_public_name_is_there_and_documented() -> None:
 @pytest.mark.parametrize("package", ["alnico", "alnico.lora"])
 def test_type_checkers_see_the_names_that_are_imported_on_first_use(package: str) -> None:
     path = modules()[package]
-    block = next(n for n in ast.parse(path.read_text()).body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
-    seen = {(a.name, "" if n.module == package else n.module) for n in block.body if isinstance(n, ast.ImportFrom) for a in n.names}
+    block = next(
+        n
+        for n in ast.parse(path.read_text()).body
+        if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    )
+    seen = {
+        (a.name, "" if n.module == package else n.module)
+        for n in block.body
+        if isinstance(n, ast.ImportFrom)
+        for a in n.names
+    }
     assert seen == set(vars(importlib.import_module(package))["_modules_of"].items())
 
 
@@ -229,10 +286,19 @@ def test_a_line_of_an_error_is_an_argument_of_it(path: Path) -> None:
         name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
         if isinstance(node, ast.Call) and name.rpartition(".")[2].endswith("Error"):
             constants = [
-                c.value for a in node.args for c in ast.walk(a) if isinstance(c, ast.Constant) and isinstance(c.value, str)
+                c.value
+                for a in node.args
+                for c in ast.walk(a)
+                if isinstance(c, ast.Constant) and isinstance(c.value, str)
             ]
-            assert not any("\n" in c for c in constants), f"{path}:{node.lineno}: {name}(*lines), not a newline in an argument"
-            nested = [ast.unparse(a) for a in node.args if ast.unparse(a).startswith("str(") and "error" in ast.unparse(a)]
+            assert not any("\n" in c for c in constants), (
+                f"{path}:{node.lineno}: {name}(*lines), not a newline in an argument"
+            )
+            nested = [
+                ast.unparse(a)
+                for a in node.args
+                if ast.unparse(a).startswith("str(") and "error" in ast.unparse(a)
+            ]
             assert not nested or name == "ValueError", (
                 f"{path}:{node.lineno}: {name}(*error.args), as an error may have several lines"
             )
@@ -244,6 +310,7 @@ def test_nothing_is_printed_but_by_the_functions_for_it() -> None:
         str(path.relative_to(SOURCE))
         for path in SOURCE.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text("utf-8")))
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     }
     assert calls <= {"cli/entry.py"}

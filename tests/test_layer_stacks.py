@@ -53,7 +53,9 @@ def test_a_stack_computes_what_the_modules_put_together_do(name: str, tmp_path: 
     found = stacks.outcomes(name, tmp_path, orders, **EQUAL[name])
     for order, outcome in found.items():
         expected = REFUSED.get((name, order))
-        assert outcome == "equal" or (expected is not None and outcome.startswith("refused") and expected in outcome), (
+        assert outcome == "equal" or (
+            expected is not None and outcome.startswith("refused") and expected in outcome
+        ), (
             order,
             outcome,
         )
@@ -73,7 +75,11 @@ def test_what_families_imply_of_their_layers_is_what_transformers_does() -> None
             continue
         for key, value in config.items():
             is_by_layer = isinstance(value, list) and len(value) == layers and len(set(map(str, value))) > 1
-            if not is_by_layer or families.NOT_BY_LAYER.search(key) or key in (*families.LAYER_INDICES, *families.LAYER_REFERENCES):
+            if (
+                not is_by_layer
+                or families.NOT_BY_LAYER.search(key)
+                or key in (*families.LAYER_INDICES, *families.LAYER_REFERENCES)
+            ):
                 continue
             implied = families.IMPLIED.get(model_type, {}).get(key)
             if implied is not None:

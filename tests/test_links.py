@@ -45,7 +45,10 @@ def searched(models: list[Path], out: Path) -> None:
     tuned = [{"model": str(m), "parameters": {"weight": {"search": [0.0, 1.0]}}} for m in models[1:]]
     recipe = {"merge_method": "task_arithmetic", "base_model": str(models[0]), "models": tuned}
     alnico.search(
-        {**recipe, "search": {"trials": 1, "sampler": "random"}}, tasks=[UserFunction("counted", counted)], report="same", out=out
+        {**recipe, "search": {"trials": 1, "sampler": "random"}},
+        tasks=[UserFunction("counted", counted)],
+        report="same",
+        out=out,
     )
 
 
@@ -59,20 +62,28 @@ TOLD_BY = ("study.db", "search.json", "evaluation.json", "statistics.json")
 REPORTS = {f.__name__: f for f in (analyzed, compared, evaluated, searched, measured)}
 
 
-@pytest.mark.parametrize("report", [pytest.param(name, marks=pytest.mark.slow) if name == "searched" else name for name in REPORTS])
-def test_a_link_in_the_folder_of_a_report_is_replaced_and_not_followed(report: str, models: list[Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "report", [pytest.param(name, marks=pytest.mark.slow) if name == "searched" else name for name in REPORTS]
+)
+def test_a_link_in_the_folder_of_a_report_is_replaced_and_not_followed(
+    report: str, models: list[Path], tmp_path: Path
+) -> None:
     write: Callable[[list[Path], Path], Any] = REPORTS[report]
     out, victims = tmp_path / "out", tmp_path / "victims"
     victims.mkdir()
     write(models, out)
-    files = {p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in TOLD_BY}
+    files = {
+        p.relative_to(out): p.read_bytes() for p in out.rglob("*") if p.is_file() and p.name not in TOLD_BY
+    }
     for number, (name, data) in enumerate(files.items()):
         (victims / str(number)).write_bytes(data)
         (out / name).unlink()
         (out / name).symlink_to(victims / str(number))
     write(models, out)
     assert [p for p in out.rglob("*") if p.is_symlink()] == []
-    assert {p.relative_to(out) for p in out.rglob("*") if p.is_file() and p.name not in TOLD_BY} == files.keys()
+    assert {
+        p.relative_to(out) for p in out.rglob("*") if p.is_file() and p.name not in TOLD_BY
+    } == files.keys()
     assert [(victims / str(number)).read_bytes() for number in range(len(files))] == list(files.values())
 
 
@@ -112,12 +123,16 @@ def test_a_folder_whose_study_is_no_file_is_no_search(plant: str, models: list[P
     assert not (tmp_path / "victim").exists()
 
 
-def test_an_older_summary_of_a_stranger_leads_to_no_folder_elsewhere(models: list[Path], tmp_path: Path) -> None:
+def test_an_older_summary_of_a_stranger_leads_to_no_folder_elsewhere(
+    models: list[Path], tmp_path: Path
+) -> None:
     victim, out = tmp_path / "victim", tmp_path / "out"
     victim.mkdir()
     (victim / "summary.json").write_text("precious")
     out.mkdir()
-    (out / "summary.json").write_text('{"quantile_error": 0, "models": [{"name": "x"}, {"name": ""}, {"name": "../victim"}]}')
+    (out / "summary.json").write_text(
+        '{"quantile_error": 0, "models": [{"name": "x"}, {"name": ""}, {"name": "../victim"}]}'
+    )
     (out / "x").symlink_to(victim)
     alnico.analyze([models[1]], base=models[0], out=out)
     assert (victim / "summary.json").read_text() == "precious"

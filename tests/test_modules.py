@@ -20,7 +20,12 @@ TRANSFORMER, DENSE = "sentence_transformers.models.Transformer", "sentence_trans
 
 
 def folder(
-    path: Path, seed: int, modules: dict[str, dict[str, tuple[int, ...]]], config: dict | None = None, *, pickled: bool = False
+    path: Path,
+    seed: int,
+    modules: dict[str, dict[str, tuple[int, ...]]],
+    config: dict | None = None,
+    *,
+    pickled: bool = False,
 ) -> str:
     """A model of modules, by their folders; '' is the model's own."""
     generator = torch.Generator().manual_seed(seed)
@@ -31,8 +36,13 @@ def folder(
             torch.save(held, path / name / "pytorch_model.bin")
         elif held:
             save_file(held, path / name / "model.safetensors")
-        (path / name / "config.json").write_text(json.dumps({"of": name} if name else {"model_type": "bert"} | (config or {})))
-    listed = [{"idx": i, "name": str(i), "path": name, "type": DENSE if name else TRANSFORMER} for i, name in enumerate(modules)]
+        (path / name / "config.json").write_text(
+            json.dumps({"of": name} if name else {"model_type": "bert"} | (config or {}))
+        )
+    listed = [
+        {"idx": i, "name": str(i), "path": name, "type": DENSE if name else TRANSFORMER}
+        for i, name in enumerate(modules)
+    ]
     (path / "modules.json").write_text(json.dumps(listed))
     return str(path)
 
@@ -57,14 +67,20 @@ def test_the_weights_of_modules_are_merged_named_verified_and_reproduced(tmp_pat
     plan = alnico.plan(recipe)
     names = ["2_Dense/linear.bias", "2_Dense/linear.weight", "3_LayerNorm/norm.weight", "encoder.w"]
     assert sorted(j.name for j in plan.jobs if j.kind == "mix") == names
-    assert [s.name for s in plan.shards] == ["model.safetensors", "2_Dense/model.safetensors", "3_LayerNorm/model.safetensors"]
+    assert [s.name for s in plan.shards] == [
+        "model.safetensors",
+        "2_Dense/model.safetensors",
+        "3_LayerNorm/model.safetensors",
+    ]
     alnico.merge(recipe, tmp_path / "out")
     others = [folder(tmp_path / f"plain-{n}", i, PARTS) for i, n in enumerate("ab")]
     for file in ("model.safetensors", "2_Dense/model.safetensors", "3_LayerNorm/model.safetensors"):
         found = load_file(tmp_path / "out" / file)
         for name, value in mean(others, file).items():
             np.testing.assert_allclose(found[name].numpy(), value, rtol=1e-6, atol=1e-7)
-    files = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    files = sorted(
+        p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()
+    )
     assert files == [
         "1_Pooling/config.json", "2_Dense/config.json", "2_Dense/model.safetensors", "3_LayerNorm/config.json", "3_LayerNorm/model.safetensors",
         "README.md", "alnico.lock.json", "config.json", "mergekit_config.yml", "model.safetensors", "modules.json",
@@ -86,10 +102,16 @@ def test_the_weights_of_modules_are_merged_named_verified_and_reproduced(tmp_pat
 
 
 def test_modules_are_cut_into_shards_of_their_own_folders(tmp_path):
-    parts = {"0_Transformer": {f"layer.{i}.w": (8, 8) for i in range(4)}, "1_Pooling": {}, "2_Dense": {"linear.weight": (4, 8)}}
+    parts = {
+        "0_Transformer": {f"layer.{i}.w": (8, 8) for i in range(4)},
+        "1_Pooling": {},
+        "2_Dense": {"linear.weight": (4, 8)},
+    }
     models = [folder(tmp_path / n, i, parts) for i, n in enumerate("ab")]
     for model in models:
-        (Path(model) / "0_Transformer" / "config.json").write_text(json.dumps({"model_type": "bert", "torch_dtype": "float32"}))
+        (Path(model) / "0_Transformer" / "config.json").write_text(
+            json.dumps({"model_type": "bert", "torch_dtype": "float32"})
+        )
     alnico.merge({**RECIPE, "models": models, "dtype": "bfloat16"}, tmp_path / "out", max_shard_size=256)
     inside = sorted(p.name for p in (tmp_path / "out" / "0_Transformer").iterdir())
     assert inside == [
@@ -98,7 +120,10 @@ def test_modules_are_cut_into_shards_of_their_own_folders(tmp_path):
         "model-00002-of-00002.safetensors",
         "model.safetensors.index.json",
     ]
-    assert json.loads((tmp_path / "out" / "0_Transformer" / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert (
+        json.loads((tmp_path / "out" / "0_Transformer" / "config.json").read_text())["torch_dtype"]
+        == "bfloat16"
+    )
     assert not list((tmp_path / "out").glob("*.safetensors"))
     with alnico.open(tmp_path / "out") as out:
         assert out.config["model_type"] == "bert"
@@ -118,13 +143,19 @@ def test_the_routes_of_a_router_are_merged_each_with_its_dtype(tmp_path):
     for i, name in enumerate("ab"):
         models.append(folder(tmp_path / name, i, {route: {"layer.0.w": (4, 4)} for route in routes}))
         (tmp_path / name / "modules.json").write_text(json.dumps([{"idx": 0, "path": "", "type": "Router"}]))
-        (tmp_path / name / "router_config.json").write_text(json.dumps({"types": dict.fromkeys(routes, TRANSFORMER)}))
+        (tmp_path / name / "router_config.json").write_text(
+            json.dumps({"types": dict.fromkeys(routes, TRANSFORMER)})
+        )
         for route in routes:
-            (tmp_path / name / route / "config.json").write_text(json.dumps({"model_type": "bert", "dtype": "float32"}))
+            (tmp_path / name / route / "config.json").write_text(
+                json.dumps({"model_type": "bert", "dtype": "float32"})
+            )
     alnico.merge({**RECIPE, "models": models, "dtype": "float16"}, tmp_path / "out")
     for route in routes:
         found = load_file(tmp_path / "out" / route / "model.safetensors")["layer.0.w"]
-        np.testing.assert_allclose(found.numpy(), mean(models, f"{route}/model.safetensors")["layer.0.w"], rtol=2**-10, atol=1e-4)
+        np.testing.assert_allclose(
+            found.numpy(), mean(models, f"{route}/model.safetensors")["layer.0.w"], rtol=2**-10, atol=1e-4
+        )
         assert json.loads((tmp_path / "out" / route / "config.json").read_text())["dtype"] == "float16"
 
 
@@ -161,14 +192,17 @@ def test_modules_with_other_words_or_configs_are_told(tmp_path):
     parts = {"0_WordEmbeddings": {"emb_layer.weight": (3, 4)}, "1_Pooling": {}}
     models = [folder(tmp_path / n, i, parts) for i, n in enumerate("ab")]
     for model, words in zip(models, (["x", "y", "z"], ["y", "x", "z"]), strict=True):
-        (Path(model) / "0_WordEmbeddings" / "whitespacetokenizer_config.json").write_text(json.dumps({"vocab": words}))
+        (Path(model) / "0_WordEmbeddings" / "whitespacetokenizer_config.json").write_text(
+            json.dumps({"vocab": words})
+        )
     with pytest.raises(MismatchError, match=r"0_WordEmbeddings: .* have different vocabularies"):
         alnico.plan({**RECIPE, "models": models})
     shutil.copytree(models[0], tmp_path / "c")
     (tmp_path / "c" / "0_WordEmbeddings" / "config.json").write_text('{"of": "another"}')
     plan = alnico.plan({**RECIPE, "models": [models[0], str(tmp_path / "c")]})
     assert (
-        f"0_WordEmbeddings: the configs of {models[0]} and {tmp_path}/c differ; the output has that of {models[0]}." in plan.notes
+        f"0_WordEmbeddings: the configs of {models[0]} and {tmp_path}/c differ; the output has that of {models[0]}."
+        in plan.notes
     )
 
 
@@ -214,7 +248,12 @@ def test_one_file_holds_the_modules_under_their_names(tmp_path):
 
 
 def test_names_with_slashes_of_no_module_stay_in_the_models_file():
-    shards = cut([("a/b.w", "F32", (2,)), ("2_Dense/w", "F32", (2,)), ("c", "F32", (2,))], 100, None, folders=["2_Dense"])
+    shards = cut(
+        [("a/b.w", "F32", (2,)), ("2_Dense/w", "F32", (2,)), ("c", "F32", (2,))],
+        100,
+        None,
+        folders=["2_Dense"],
+    )
     assert {s.name: [t.name for t in s.header.tensors] for s in shards} == {
         "model.safetensors": ["a/b.w", "c"], "2_Dense/model.safetensors": ["2_Dense/w"],
     }  # fmt: skip
@@ -235,7 +274,13 @@ def encoders(tmp_path_factory):
 
         for i, name in enumerate("ab"):
             torch.manual_seed(i)
-            config = BertConfig(vocab_size=10, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+            config = BertConfig(
+                vocab_size=10,
+                hidden_size=16,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=32,
+            )
             BertModel(config).save_pretrained(root / f"bert-{name}")
             BertTokenizerFast(str(root / "vocab.txt")).save_pretrained(root / f"bert-{name}")
             encoder = modules.Transformer(str(root / f"bert-{name}"))

@@ -60,10 +60,14 @@ class Models:
 
 ON_DISK: dict[str, Callable[[Models], Any]] = {
     "norm": lambda m: alnico.TaskVector(m.bad, m.base).norm(),
-    "norm of a sum": lambda m: (alnico.TaskVector(m.one, m.base) - 0.5 * alnico.TaskVector(m.bad, m.base)).norm(),
+    "norm of a sum": lambda m: (
+        alnico.TaskVector(m.one, m.base) - 0.5 * alnico.TaskVector(m.bad, m.base)
+    ).norm(),
     "norm to a bad base": lambda m: alnico.TaskVector(m.one, m.bad).norm(),
     "cosine": lambda m: alnico.TaskVector(m.bad, m.base).cosine(alnico.TaskVector(m.one, m.base)),
-    "cosine of the other": lambda m: alnico.TaskVector(m.one, m.base).cosine(alnico.TaskVector(m.bad, m.base)),
+    "cosine of the other": lambda m: alnico.TaskVector(m.one, m.base).cosine(
+        alnico.TaskVector(m.bad, m.base)
+    ),
     "weights": lambda m: alnico.weights([m.one, m.bad], base=m.base),
     "analyze": lambda m: alnico.analyze([m.one, m.bad], base=m.base),
     "analyze a bad base": lambda m: alnico.analyze([m.one], base=m.bad),
@@ -117,7 +121,9 @@ def test_every_number_over_values_names_tensor_and_index(
 
 @pytest.mark.parametrize("dtype", TORCH)
 def test_models_in_memory_are_named_too(dtype: str) -> None:
-    base, one, bad = ({n: torch.tensor(v).to(TORCH[dtype]) for n, v in tensors(seed).items()} for seed in range(3))
+    base, one, bad = (
+        {n: torch.tensor(v).to(TORCH[dtype]) for n, v in tensors(seed).items()} for seed in range(3)
+    )
     for i, value in product(PLACES.values(), VALUES.values()):
         bad[NAME] = torch.tensor(tensors(2)[NAME]).to(TORCH[dtype])
         bad[NAME][i] = value
@@ -130,7 +136,8 @@ def test_models_in_memory_are_named_too(dtype: str) -> None:
         ]
         for call in calls:
             with pytest.raises(
-                NonFiniteError, match=rf"^{NAME}{re.escape(str(list(i)))}: .* has (NaN|an infinity); expected finite"
+                NonFiniteError,
+                match=rf"^{NAME}{re.escape(str(list(i)))}: .* has (NaN|an infinity); expected finite",
             ):
                 call()
 
@@ -142,18 +149,24 @@ def test_infinity_minus_infinity_is_named(dtype: str) -> None:
         model[NAME][3, 5] = torch.inf
     tau = alnico.TaskVector(both[1], both[0])
     for call in (tau.norm, lambda: tau.cosine(tau)):
-        with pytest.raises(NonFiniteError, match=rf"^{NAME}\[3, 5\]: .* has an infinity; expected finite numbers"):
+        with pytest.raises(
+            NonFiniteError, match=rf"^{NAME}\[3, 5\]: .* has an infinity; expected finite numbers"
+        ):
             call()
 
 
 def test_a_length_beyond_float64_is_named() -> None:
     base, far = ({"w": np.full(3, value)} for value in (0.0, 1e200))
-    with pytest.raises(NonFiniteError, match=r"^w: the length of a task vector is beyond float64; expected a finite number\."):
+    with pytest.raises(
+        NonFiniteError, match=r"^w: the length of a task vector is beyond float64; expected a finite number\."
+    ):
         alnico.TaskVector(far, base).norm()
 
 
 @pytest.mark.parametrize("dtype", TORCH)
-def test_a_difference_counts_what_is_not_finite(dtype: str, finite: Callable[[str], tuple[str, str]], tmp_path: Path) -> None:
+def test_a_difference_counts_what_is_not_finite(
+    dtype: str, finite: Callable[[str], tuple[str, str]], tmp_path: Path
+) -> None:
     base, _ = finite(dtype)
     held = tensors(0)
     held[NAME][0, 0], held[NAME][47, 95], held[NAME][95, 95] = np.nan, np.inf, -np.inf
@@ -167,7 +180,8 @@ def test_a_module_that_is_scored_or_measured_is_looked_at() -> None:
     with torch.no_grad():
         module.weight[3, 5] = torch.nan
     with pytest.raises(
-        NonFiniteError, match=r"^weight\[3, 5\]: mine has NaN; expected finite numbers\. Mend or leave out this model\.$"
+        NonFiniteError,
+        match=r"^weight\[3, 5\]: mine has NaN; expected finite numbers\. Mend or leave out this model\.$",
     ):
         ModuleSubject("mine", module).module("classifier")
 
@@ -177,6 +191,9 @@ def test_batches_that_make_running_statistics_infinite_are_refused() -> None:
     before = module[0].running_mean.clone()
     batch = torch.ones(8, 4)
     batch[3, 2] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"0\.running_mean becomes NaN or infinite on these batches, first at \[2\]; expected"):
+    with pytest.raises(
+        NonFiniteError,
+        match=r"0\.running_mean becomes NaN or infinite on these batches, first at \[2\]; expected",
+    ):
         alnico.recalibrate_batchnorm(module, [batch])
     assert torch.equal(module[0].running_mean, before)

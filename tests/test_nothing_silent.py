@@ -29,11 +29,18 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model(
-    name: str, seed: int, more: Mapping[str, tuple[int, ...]] | None = None, config: Mapping[str, Any] | None = None, **shape: Any
+    name: str,
+    seed: int,
+    more: Mapping[str, tuple[int, ...]] | None = None,
+    config: Mapping[str, Any] | None = None,
+    **shape: Any,
 ) -> dict[str, np.ndarray]:
     """Write a Llama-shaped model in float32; returns its tensors."""
     random = np.random.default_rng(seed)
-    tensors = {n: random.standard_normal(s).astype(np.float32) for n, s in {**llama_shapes(**shape), **(more or {})}.items()}
+    tensors = {
+        n: random.standard_normal(s).astype(np.float32)
+        for n, s in {**llama_shapes(**shape), **(more or {})}.items()
+    }
     config = {**llama_config(**shape, dtype="float32"), **(config or {})}
     save_model(Path(name), {n: ("F32", v) for n, v in tensors.items()}, config)
     return tensors
@@ -60,7 +67,11 @@ def config_of(folder: str = "out") -> dict[str, Any]:
 
 def rows() -> list[list[str]]:
     lines = (ROOT / "docs" / "nothing-silent.md").read_text().splitlines()
-    return [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and not line.startswith("| what")]
+    return [
+        line.strip("| ").split(" | ")
+        for line in lines
+        if line.startswith("| ") and not line.startswith("| what")
+    ]
 
 
 def test_every_silent_wrongness_names_tests_that_exist() -> None:
@@ -78,7 +89,9 @@ def test_every_silent_wrongness_names_tests_that_exist() -> None:
 
 
 def test_tensors_that_no_template_lists_are_merged() -> None:
-    more = {f"model.layers.{i}.self_attn.{p}_proj.bias": (8 if p in "kv" else 16,) for i in (0, 1) for p in "qkvo"}
+    more = {
+        f"model.layers.{i}.self_attn.{p}_proj.bias": (8 if p in "kv" else 16,) for i in (0, 1) for p in "qkvo"
+    }
     more |= {"model.layers.1.self_attn.q_norm.weight": (4,), "model.brand_new.weight": (3, 5)}
     a, b = (model(n, i, more) for i, n in enumerate("ab"))
     alnico.merge(LINEAR, "out")
@@ -111,7 +124,9 @@ def test_a_head_that_is_written_though_the_config_ties_it_is_told() -> None:
 
 
 def test_experts_keep_the_names_of_the_hub() -> None:
-    more = {f"model.layers.0.block_sparse_moe.experts.{e}.w{w}.weight": (3, 4) for e in (0, 1) for w in (1, 2, 3)}
+    more = {
+        f"model.layers.0.block_sparse_moe.experts.{e}.w{w}.weight": (3, 4) for e in (0, 1) for w in (1, 2, 3)
+    }
     a, b = (model(n, i, more) for i, n in enumerate("ab"))
     alnico.merge(LINEAR, "out")
     check_equal(read_model(Path("out")), mean(a, b))
@@ -146,7 +161,10 @@ def test_the_last_slice_gives_norm_and_head_however_many_sources_it_has() -> Non
 
 
 def test_counters_are_never_averaged() -> None:
-    places = {"embeddings.position_ids": ("I64", np.arange(6).reshape(1, 6)), "embeddings.w.weight": ("F32", np.ones((2, 2)))}
+    places = {
+        "embeddings.position_ids": ("I64", np.arange(6).reshape(1, 6)),
+        "embeddings.w.weight": ("F32", np.ones((2, 2))),
+    }
     for name in "ab":
         save_model(Path(name), places)
     alnico.merge(LINEAR, "out")
@@ -169,20 +187,34 @@ def test_adapters_add_what_their_products_add_and_not_the_products_of_sums() -> 
             f"base_model.model.m.w.lora_{x}.weight": ("F32", v) for x, v in (("A", down), ("B", up))
         }  # fmt: skip
         save_file(Path(name) / "adapter_model.safetensors", factors)
-        (Path(name) / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+        (Path(name) / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+        )
         products.append(up.astype(np.float64) @ down)
     alnico.merge({"merge_method": "linear", "models": ["base+one", "base+two"]}, "out")
-    np.testing.assert_allclose(read_model(Path("out"))["m.w.weight"], base + (products[0] + products[1]) / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        read_model(Path("out"))["m.w.weight"], base + (products[0] + products[1]) / 2, rtol=1e-5, atol=1e-6
+    )
     down = np.zeros((2, 5), np.float32)
-    factors = {"base_model.model.m.w.lora_A.weight": ("F32", down), "base_model.model.m.w.lora_B.weight": ("F32", np.ones((6, 2)))}
+    factors = {
+        "base_model.model.m.w.lora_A.weight": ("F32", down),
+        "base_model.model.m.w.lora_B.weight": ("F32", np.ones((6, 2))),
+    }
     save_file(Path("two/adapter_model.safetensors"), factors)
     alnico.merge({"merge_method": "linear", "models": ["base+one", "base+two"]}, "again")
-    np.testing.assert_allclose(read_model(Path("again"))["m.w.weight"], base + products[0] / 2, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        read_model(Path("again"))["m.w.weight"], base + products[0] / 2, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_one_fine_tune_added_whole_is_that_fine_tune() -> None:
     base, (tuned,) = family(Path("m"), 1, size=0.003)
-    recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "models": [str(tuned)], "parameters": {"weight": 1.0}}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": [str(tuned)],
+        "parameters": {"weight": 1.0},
+    }
     alnico.merge({**recipe, "dtype": "bfloat16"}, "out")
     check_equal(read_model(Path("out")), read_model(tuned))
 
@@ -235,7 +267,9 @@ def test_generation_config_and_code_are_carried_with_a_vocabulary_too() -> None:
     for i, name in enumerate("ab"):
         save_matrices(Path(name), i, len(vocabulary))
         save_tokenizer(Path(name), vocabulary, special(), keys)
-        (Path(name) / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "temperature": 0.5 + i}))
+        (Path(name) / "generation_config.json").write_text(
+            json.dumps({"eos_token_id": 2, "temperature": 0.5 + i})
+        )
         (Path(name) / "modeling_own.py").write_text(f"number = {i}\n")
     alnico.merge({**LINEAR, "tokenizer_source": "union"}, "out")
     assert json.loads(Path("out/generation_config.json").read_text())["temperature"] == 0.5
@@ -300,9 +334,13 @@ def test_a_random_merge_can_be_made_again_from_its_own_folder(seed: int | None) 
     assert alnico.merge(recipe, "other", seed=8).digests != first.digests
 
 
-def test_a_slice_of_one_layer_takes_the_last_value_of_a_gradient_and_what_is_in_no_layer_the_first_and_says_so() -> None:
+def test_a_slice_of_one_layer_takes_the_last_value_of_a_gradient_and_what_is_in_no_layer_the_first_and_says_so() -> (
+    None
+):
     a, b = (model(n, i, layers=1) for i, n in enumerate("ab"))
-    result = alnico.merge({"merge_method": "slerp", "base_model": "a", "models": ["a", "b"], "parameters": {"t": [0, 1]}}, "out")
+    result = alnico.merge(
+        {"merge_method": "slerp", "base_model": "a", "models": ["a", "b"], "parameters": {"t": [0, 1]}}, "out"
+    )
     check_equal(read_model(Path("out")), {n: b[n] if ".layers." in n else a[n] for n in a})
     assert [n for n in result.plan.notes if "gradient" in n] == [
         "model.embed_tokens.weight, model.norm.weight: in no layer, so the first value of each gradient is taken, as in mergekit."
@@ -319,7 +357,9 @@ def test_layers_that_a_model_does_not_have_are_told() -> None:
     )
 
 
-def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from alnico.engine import run
 
     for i, name in enumerate("ab"):
@@ -334,9 +374,18 @@ def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(m
 @pytest.mark.parametrize(
     ("written", "carried"),
     [
-        ("# mine\nmerge_method: linear\nmodels: [a, b]\n", "# mine\nmerge_method: linear\nmodels: [a, b]\nseed: 7\n"),
-        ("seed: 3  # lucky\nmerge_method: linear\nmodels: [a, b]", "seed: 7\nmerge_method: linear\nmodels: [a, b]\n"),
-        ("{merge_method: linear, models: [a, b]}", "merge_method: linear\nmodels:\n- model: a\n- model: b\nseed: 7\n"),
+        (
+            "# mine\nmerge_method: linear\nmodels: [a, b]\n",
+            "# mine\nmerge_method: linear\nmodels: [a, b]\nseed: 7\n",
+        ),
+        (
+            "seed: 3  # lucky\nmerge_method: linear\nmodels: [a, b]",
+            "seed: 7\nmerge_method: linear\nmodels: [a, b]\n",
+        ),
+        (
+            "{merge_method: linear, models: [a, b]}",
+            "merge_method: linear\nmodels:\n- model: a\n- model: b\nseed: 7\n",
+        ),
     ],
 )
 def test_the_carried_recipe_is_as_written_with_the_seed_that_was_used(written: str, carried: str) -> None:

@@ -23,7 +23,10 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[..., A
     values = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
     names = ("m.q.weight", "m.o.weight")
     base, one, other = (
-        made.save_model(root / f"m{i}", dict(zip(names, [("F32", (1 + i / 100) * values), ("F32", values.T.copy())], strict=True)))
+        made.save_model(
+            root / f"m{i}",
+            dict(zip(names, [("F32", (1 + i / 100) * values), ("F32", values.T.copy())], strict=True)),
+        )
         for i in range(3)
     )
     adapter = linear(tmp_path_factory.mktemp("adapter"))
@@ -46,11 +49,26 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[..., A
     }
 
 
-NAMES = ["plan", "merge", "analyze", "compare", "diff", "weights", "suggest", "verify", "reproduce", "extract", "combine", "fold"]
+NAMES = [
+    "plan",
+    "merge",
+    "analyze",
+    "compare",
+    "diff",
+    "weights",
+    "suggest",
+    "verify",
+    "reproduce",
+    "extract",
+    "combine",
+    "fold",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_threads_and_memory_that_no_run_can_have_are_errors(name: str, calls: dict[str, Callable[..., Any]]) -> None:
+def test_threads_and_memory_that_no_run_can_have_are_errors(
+    name: str, calls: dict[str, Callable[..., Any]]
+) -> None:
     for threads in (0, -1, -LARGE, 1.5, True, "2", [1]):
         with pytest.raises(AlnicoError, match=r"threads is .*; expected a whole number of 1 or more"):
             calls[name](threads=threads)
@@ -82,5 +100,7 @@ def test_more_than_any_machine_has_is_no_limit(name: str, calls: dict[str, Calla
 
 def test_threads_and_workers_of_a_search() -> None:
     for given in ({"threads": 0}, {"threads": "2"}, {"workers": 0}, {"workers": 1.5}, {"workers": True}):
-        with pytest.raises(AlnicoError, match=r"(threads|workers) is .*; expected a whole number of 1 or more"):
+        with pytest.raises(
+            AlnicoError, match=r"(threads|workers) is .*; expected a whole number of 1 or more"
+        ):
             alnico.search("search.yml", **given)  # type: ignore[arg-type]

@@ -36,15 +36,26 @@ def test_no_text_is_in_two_parts_and_none_with_two_labels_is_kept() -> None:
 def test_test_rows_of_the_source_stay_test_and_leave_no_double_in_train() -> None:
     from quality.parse import Row, split
 
-    parts = split([*(Row(f"text {i}", "a") for i in range(40)), *(Row(f"text {i}", "a", part="test") for i in range(10, 20))])
+    parts = split(
+        [
+            *(Row(f"text {i}", "a") for i in range(40)),
+            *(Row(f"text {i}", "a", part="test") for i in range(10, 20)),
+        ]
+    )
     assert {row.text for row in parts["test"]} == {f"text {i}" for i in range(10, 20)}
-    assert {row.text for row in (*parts["train"], *parts["validation"])}.isdisjoint(row.text for row in parts["test"])
+    assert {row.text for row in (*parts["train"], *parts["validation"])}.isdisjoint(
+        row.text for row in parts["test"]
+    )
 
 
 def test_what_is_cut_from_one_saying_stays_in_one_part() -> None:
     from quality.parse import Row, split
 
-    parts = split(Row(f"snippet {i} of {saying}", "en", group=f"saying {saying}") for saying in range(50) for i in range(4))
+    parts = split(
+        Row(f"snippet {i} of {saying}", "en", group=f"saying {saying}")
+        for saying in range(50)
+        for i in range(4)
+    )
     of_parts = [{row.group for row in rows} for rows in parts.values()]
     assert sum(map(len, of_parts)) == 50
 
@@ -63,7 +74,14 @@ def test_rows_are_told_with_intervals_paired_differences_and_the_gain_they_keep(
     from quality.tables import results_table
 
     def row(name: str, right: str) -> dict[str, Any]:
-        return {"name": name, "setting": "", "validation": None, "right": {"t": right}, "evaluations": 0, "seconds": 0.0}
+        return {
+            "name": name,
+            "setting": "",
+            "validation": None,
+            "right": {"t": right},
+            "evaluations": 0,
+            "seconds": 0.0,
+        }
 
     rows = [row("specialists", "1" * 100), row("base", "0" * 100), row("task arithmetic", "01" * 50)]
     lines = [line.split(" | ") for line in results_table(rows).splitlines()[2:]]
@@ -97,7 +115,10 @@ def test_merging_keeps_of_four_specialists_more_than_averaging_and_less_than_the
         bench.prepare()
         found = measure(bench, ways)
     print(results_table(found["rows"]))
-    means = {row["name"]: statistics.mean(score.value for score in scores_of(row).values()) for row in found["rows"]}
+    means = {
+        row["name"]: statistics.mean(score.value for score in scores_of(row).values())
+        for row in found["rows"]
+    }
     in_order = [means[name] for name in ("base", "average", "arithmetic", "specialists")]
     assert all(after > before + 0.03 for before, after in itertools.pairwise(in_order)), means
 
@@ -105,10 +126,13 @@ def test_merging_keeps_of_four_specialists_more_than_averaging_and_less_than_the
 def test_the_readme_says_what_the_table_says() -> None:
     root = Path(__file__).parents[1]
     rows = [
-        [cell.strip() for cell in line.split("|")[1:-1]] for line in (root / "docs" / "quality.md").read_text("utf-8").splitlines()
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (root / "docs" / "quality.md").read_text("utf-8").splitlines()
     ]
     table = {row[0]: row for row in rows if len(row) == 8}
-    told = re.search(r"<!-- quality -->\n(.*?)<!-- /quality -->", (root / "README.md").read_text("utf-8"), re.DOTALL)
+    told = re.search(
+        r"<!-- quality -->\n(.*?)<!-- /quality -->", (root / "README.md").read_text("utf-8"), re.DOTALL
+    )
     assert told is not None
     shown = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told[1].splitlines()[2:]]
     assert len(shown) > 5

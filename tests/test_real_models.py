@@ -43,7 +43,11 @@ def embeddings(directory: Path, sentences: list[str]) -> np.ndarray:
 
 @pytest.mark.slow
 def test_the_merged_minilm_embeds_text(demonstrated: Path) -> None:
-    sentences = ["The pod keeps crashing.", "The container restarts again and again.", "A recipe for apple pie."]
+    sentences = [
+        "The pod keeps crashing.",
+        "The container restarts again and again.",
+        "A recipe for apple pie.",
+    ]
     for method in ("linear", "slerp", "task_arithmetic", "ties", "dare_linear"):
         crash, restart, pie = embeddings(demonstrated / method, sentences)
         assert crash @ restart > crash @ pie + 0.2, method
@@ -67,13 +71,18 @@ def test_the_readme_shows_what_an_analysis_of_the_demos_models_prints(
     from alnico.cli.main import app
 
     shown = (
-        (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("<!-- analysis -->")[1].split("<!-- /analysis -->")[0]
+        (Path(__file__).parent.parent / "README.md")
+        .read_text("utf-8")
+        .split("<!-- analysis -->")[1]
+        .split("<!-- /analysis -->")[0]
     )
     monkeypatch.chdir(tmp_path)
     for name, place in (("all-MiniLM-L6-v2", BASE), ("sre-embedding", TUNED)):
         Path(name).symlink_to(installed(*place))
     app(["analyze", "--base", "all-MiniLM-L6-v2", "--models", "sre-embedding"], standalone_mode=False)
-    assert capsys.readouterr().out.splitlines() == [line.removeprefix("    ") for line in shown.strip("\n").splitlines()]
+    assert capsys.readouterr().out.splitlines() == [
+        line.removeprefix("    ") for line in shown.strip("\n").splitlines()
+    ]
 
 
 def test_the_readme_shows_what_an_extraction_of_the_demos_models_prints(
@@ -81,20 +90,34 @@ def test_the_readme_shows_what_an_extraction_of_the_demos_models_prints(
 ) -> None:
     from alnico.cli.main import app
 
-    shown = (Path(__file__).parent.parent / "README.md").read_text("utf-8").split("<!-- lora -->")[1].split("<!-- /lora -->")[0]
+    shown = (
+        (Path(__file__).parent.parent / "README.md")
+        .read_text("utf-8")
+        .split("<!-- lora -->")[1]
+        .split("<!-- /lora -->")[0]
+    )
     monkeypatch.chdir(tmp_path)
     for name, place in (("all-MiniLM-L6-v2", BASE), ("sre-embedding", TUNED)):
         Path(name).symlink_to(installed(*place))
-    app(["lora", "extract", "sre-embedding", "all-MiniLM-L6-v2", "sre-lora", "--rank", "32"], standalone_mode=False)
+    app(
+        ["lora", "extract", "sre-embedding", "all-MiniLM-L6-v2", "sre-lora", "--rank", "32"],
+        standalone_mode=False,
+    )
     lines = [line.removeprefix("    ") for line in shown.strip("\n").splitlines()]
     assert capsys.readouterr().out.splitlines()[: len(lines)] == lines
 
 
 @pytest.mark.slow
 def test_the_midpoint_of_the_real_pair_is_the_mean(demonstrated: Path) -> None:
-    base, tuned, merged = read_model(installed(*BASE)), read_model(installed(*TUNED)), read_model(demonstrated / "linear")
+    base, tuned, merged = (
+        read_model(installed(*BASE)),
+        read_model(installed(*TUNED)),
+        read_model(demonstrated / "linear"),
+    )
     for name, values in tuned.items():
-        assert np.array_equal(merged[name], ((base[name].astype(np.float64) + values) / 2).astype(np.float32)), name
+        assert np.array_equal(
+            merged[name], ((base[name].astype(np.float64) + values) / 2).astype(np.float32)
+        ), name
 
 
 @pytest.mark.slow
@@ -104,7 +127,9 @@ def test_a_merge_of_three_llamas_generates(method: str, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     base, tuned = family(tmp_path, 3, shards=2, layers=3, hidden=32, vocabulary=64)
-    recipe = {"merge_method": method, "models": [str(t) for t in tuned]} | ({} if method == "linear" else {"base_model": str(base)})
+    recipe = {"merge_method": method, "models": [str(t) for t in tuned]} | (
+        {} if method == "linear" else {"base_model": str(base)}
+    )
     alnico.merge(recipe, tmp_path / "out", max_shard_size="20kB")
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) > 1
     model, loading = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
@@ -149,14 +174,26 @@ def test_a_merge_of_the_real_smollm2_answers(method: str, smollm2: tuple[Path, P
     base, tuned = smollm2
     recipe = {
         "linear": {"merge_method": "linear", "models": [str(base), str(tuned)]},
-        "ties": {"merge_method": "ties", "base_model": str(base), "models": [str(tuned)], "parameters": {"density": 0.5}},
-        "slerp": {"merge_method": "slerp", "base_model": str(base), "models": [str(tuned)], "parameters": {"t": 0.3}},
+        "ties": {
+            "merge_method": "ties",
+            "base_model": str(base),
+            "models": [str(tuned)],
+            "parameters": {"density": 0.5},
+        },
+        "slerp": {
+            "merge_method": "slerp",
+            "base_model": str(base),
+            "models": [str(tuned)],
+            "parameters": {"t": 0.3},
+        },
     }[method]
     alnico.merge(recipe, tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     chat = [{"role": "user", "content": "What is the capital of France?"}]
-    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    prompt = tokenizer.apply_chat_template(
+        chat, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     tokens = model.generate(**prompt, max_new_tokens=24, do_sample=False)
     assert "Paris" in tokenizer.decode(tokens[0, prompt["input_ids"].shape[1] :])
 
@@ -167,11 +204,17 @@ def test_the_real_pair_merged_in_memory_has_the_bits_of_the_files(tmp_path: Path
     from transformers import AutoModel
 
     base, tuned = (AutoModel.from_pretrained(installed(*place)) for place in (BASE, TUNED))
-    recipe = {"merge_method": "dare_ties", "base_model": str(installed(*BASE)), "models": [str(installed(*TUNED))]}
+    recipe = {
+        "merge_method": "dare_ties",
+        "base_model": str(installed(*BASE)),
+        "models": [str(installed(*TUNED))],
+    }
     alnico.merge({**recipe, "parameters": {"density": 0.5}}, tmp_path / "out.safetensors")
     merged = alnico.merge_models([tuned], "dare_ties", base=base, density=0.5).state_dict()
     lazy = alnico.merge_models([tuned], "task_arithmetic", base=base, weights=[0.3])
-    filled = (installed(*BASE) + 0.3 * alnico.TaskVector(installed(*TUNED), installed(*BASE))).apply(type(base)(base.config))
+    filled = (installed(*BASE) + 0.3 * alnico.TaskVector(installed(*TUNED), installed(*BASE))).apply(
+        type(base)(base.config)
+    )
     on_disk = read_model(tmp_path / "out.safetensors")
     compared = [name for name in on_disk if name in merged]
     assert len(compared) > 100
@@ -193,11 +236,16 @@ def test_the_analysis_of_the_real_pair_is_that_of_numpy() -> None:
 
 
 @pytest.mark.slow
-def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(smollm2: tuple[Path, Path], tmp_path: Path) -> None:
+def test_the_analysis_of_the_real_smollm2_is_that_of_numpy(
+    smollm2: tuple[Path, Path], tmp_path: Path
+) -> None:
     base, tuned = smollm2
     origin, one = read_model(base), read_model(tuned)
     random = np.random.default_rng(0)
-    noise = {n: v + random.standard_normal(v.shape, np.float32) * np.float32(0.01) * np.abs(v) for n, v in origin.items()}
+    noise = {
+        n: v + random.standard_normal(v.shape, np.float32) * np.float32(0.01) * np.abs(v)
+        for n, v in origin.items()
+    }
     other = save_model(tmp_path / "noise", {n: ("BF16", v) for n, v in noise.items()})
     two = read_model(other)
     found = alnico.analyze([tuned, other], base=base, threads=2)

@@ -52,12 +52,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     seeing |= {"model.multi_modal_projector.weight": (HIDDEN, 4)}
     config = {"model_type": "llava", "text_config": llama_config(HIDDEN, LAYERS, ROWS)}
     for name in ("seeing", "watching"):
-        save_model(models / name, {n: ("F32", random.standard_normal(s).astype(np.float32)) for n, s in seeing.items()}, config)
+        save_model(
+            models / name,
+            {n: ("F32", random.standard_normal(s).astype(np.float32)) for n, s in seeing.items()},
+            config,
+        )
 
     adapter = root / "adapters" / "sql"
     at = "base_model.model.model.layers.3.self_attn.q_proj.lora_"
     low = {at + "A.weight": (2, HIDDEN), at + "B.weight": (HIDDEN, 2)}
-    save_file(adapter / "adapter_model.safetensors", {n: ("F32", np.ones(s, np.float32)) for n, s in low.items()})
+    save_file(
+        adapter / "adapter_model.safetensors", {n: ("F32", np.ones(s, np.float32)) for n, s in low.items()}
+    )
     (adapter / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
     return root
 
@@ -70,7 +76,9 @@ def test_the_tables_are_those_of_the_code() -> None:
     spec.loader.exec_module(generator)
     for path in generator.PAGES:
         written = path.read_text("utf-8")
-        assert generator.page(written) == written, f"docs/{path.name} is out of date: run `python docs/make_recipes.py`"
+        assert generator.page(written) == written, (
+            f"docs/{path.name} is out of date: run `python docs/make_recipes.py`"
+        )
 
 
 def test_the_page_has_every_table_of_keys() -> None:
@@ -87,15 +95,26 @@ def test_every_recipe_of_the_page_is_one() -> None:
 
 
 def test_every_line_of_the_readmes_table_is_a_recipe() -> None:
-    table = (DOCS.parent / "README.md").read_text("utf-8").partition("| what | in the recipe |\n")[2].partition("\n\n")[0]
+    table = (
+        (DOCS.parent / "README.md")
+        .read_text("utf-8")
+        .partition("| what | in the recipe |\n")[2]
+        .partition("\n\n")[0]
+    )
     rows = table.splitlines()[1:]
     assert len(rows) == 9
     for row in rows:
         given = [yaml.safe_load(code) for code in re.findall(r"`([^`]+)`", row.split(" | ")[-1])]
         recipe = {key: value for keys in given if keys for key, value in keys.items()}
         assert recipe
-        models = {} if {"models", "slices", "modules"} & recipe.keys() else {"models": ["base", "coder", "math"]}
-        method = {"merge_method": "passthrough"} if "slices" in recipe else {"merge_method": "ties", "base_model": "base"}
+        models = (
+            {} if {"models", "slices", "modules"} & recipe.keys() else {"models": ["base", "coder", "math"]}
+        )
+        method = (
+            {"merge_method": "passthrough"}
+            if "slices" in recipe
+            else {"merge_method": "ties", "base_model": "base"}
+        )
         assert alnico.load_recipe({**method, **models, **recipe}).notes == ()
 
 
@@ -106,14 +125,18 @@ def test_the_page_of_examples_names_them_all() -> None:
 
 
 @pytest.mark.parametrize("text", MERGED, ids=range(len(MERGED)))
-def test_a_recipe_of_the_page_can_be_planned(text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_the_page_can_be_planned(
+    text: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     assert all(plan.jobs for plan in alnico.plan_all(text))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", MERGED, ids=range(len(MERGED)))
-def test_a_recipe_of_the_page_is_merged(text: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_the_page_is_merged(
+    text: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     (result,) = alnico.merge_all(text, tmp_path / "out")
     assert read_model(result.path).keys() == {job.name for job in result.plan.jobs}
@@ -138,7 +161,11 @@ def test_a_filter_is_a_substring_a_whole_name_or_an_expression(
         {"filter": "mlp", "value": 0.75},
         {"value": 1},
     ]
-    recipe = {"merge_method": "linear", "models": ["tuned-0"], "parameters": {"weight": cases, "normalize": False}}
+    recipe = {
+        "merge_method": "linear",
+        "models": ["tuned-0"],
+        "parameters": {"weight": cases, "normalize": False},
+    }
     part = {"weight": [{"filter": "=norm", "value": 9}, 1], "normalize": False}
     with pytest.raises(RecipeError, match=r"'=norm', and no tensor has that name"):
         alnico.merge({**recipe, "parameters": part}, tmp_path / "out")

@@ -18,16 +18,29 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python benchmarks/quality", description=(__doc__ or "").split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python benchmarks/quality", description=(__doc__ or "").split("\n")[0]
+    )
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--core", action="store_true", help="the short table, in seven minutes (default)")
     size.add_argument("--full", action="store_true", help="all ways, in an hour")
     parser.add_argument("--tasks", help="names of tasks, with commas between them (default: all eight)")
-    parser.add_argument("--examples", type=int, default=1536, help="training examples of a task (default: 1536)")
-    parser.add_argument("--ways", help="names of rows, with commas between them: these alone, beside what others are compared with")
-    parser.add_argument("--continual", action="store_true", help="the specialists that arrive one by one, too (as --full has them)")
-    parser.add_argument("--table", type=Path, help="the document whose tables are written anew, such as docs/quality.md")
+    parser.add_argument(
+        "--examples", type=int, default=1536, help="training examples of a task (default: 1536)"
+    )
+    parser.add_argument(
+        "--ways",
+        help="names of rows, with commas between them: these alone, beside what others are compared with",
+    )
+    parser.add_argument(
+        "--continual",
+        action="store_true",
+        help="the specialists that arrive one by one, too (as --full has them)",
+    )
+    parser.add_argument(
+        "--table", type=Path, help="the document whose tables are written anew, such as docs/quality.md"
+    )
     asked = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -46,7 +59,11 @@ def main() -> None:
     names = asked.ways.split(",") if asked.ways else [way.name for way in WAYS if way.is_core or asked.full]
     with Bench(asked.work.resolve(), tasks, Training(examples=asked.examples)) as bench:
         bench.prepare()
-        results = measure(bench, [way for way in WAYS if way.name in names], MANNERS if asked.full or asked.continual else ())
+        results = measure(
+            bench,
+            [way for way in WAYS if way.name in names],
+            MANNERS if asked.full or asked.continual else (),
+        )
     print(text_of(results))
     if asked.table:
         write_tables(results, asked.table)

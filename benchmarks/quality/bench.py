@@ -56,7 +56,9 @@ class Chosen:
 class Bench:
     """All that the table's rows are made with. Close it, or use it in ``with``."""
 
-    def __init__(self, work: Path, tasks: Sequence[str], training: Training, examples: Mapping[str, int] = EXAMPLES) -> None:
+    def __init__(
+        self, work: Path, tasks: Sequence[str], training: Training, examples: Mapping[str, int] = EXAMPLES
+    ) -> None:
         self.work = work
         self.tasks = tuple(tasks)
         self.training = training
@@ -126,29 +128,47 @@ class Bench:
         lines = (self.work / "data" / f"{task}.{part}.jsonl").read_text(encoding="utf-8").count("\n")
         return min(lines, self.examples.get(part, self.training.examples))
 
-    def sum(self, method: str, weights: Sequence[Any] | None = None, base: bool = True, **parameters: Any) -> dict[str, Any]:
+    def sum(
+        self, method: str, weights: Sequence[Any] | None = None, base: bool = True, **parameters: Any
+    ) -> dict[str, Any]:
         """Return the recipe that merges all specialists by one method. ``scale`` is written ``lambda``, as recipes have it."""
         models: list[dict[str, Any]] = [{"model": self.specialist(name)} for name in self.tasks]
         for model, weight in zip(models, weights or (), strict=False):
             model["parameters"] = {"weight": weight}
-        recipe: dict[str, Any] = {"merge_method": method, **({"base_model": "base"} if base else {}), "models": models}
+        recipe: dict[str, Any] = {
+            "merge_method": method,
+            **({"base_model": "base"} if base else {}),
+            "models": models,
+        }
         if parameters:
-            recipe["parameters"] = {"lambda" if name == "scale" else name: value for name, value in parameters.items()}
+            recipe["parameters"] = {
+                "lambda" if name == "scale" else name: value for name, value in parameters.items()
+            }
         return recipe
 
     def score(self, recipe: Recipe, part: str, only: str | None = None) -> Scored:
         """Merge in memory and score on all tasks of a part, or on one; a score that was taken before is read."""
         written = yaml.safe_dump_all(recipe if isinstance(recipe, Sequence) else [recipe], sort_keys=False)
-        digest = hashlib.sha256(f"{self.fingerprint} {alnico.__version__} {only}\n{written}".encode()).hexdigest()
+        digest = hashlib.sha256(
+            f"{self.fingerprint} {alnico.__version__} {only}\n{written}".encode()
+        ).hexdigest()
         kept = self.work / "scores" / part / f"{digest[:24]}.json"
         if not kept.exists():
             began = time.perf_counter()
             subject = self._made(recipe, written)
-            scores = {task.name: task.evaluate(subject) for task in self.read_tasks(part) if only in (None, task.name)}
+            scores = {
+                task.name: task.evaluate(subject)
+                for task in self.read_tasks(part)
+                if only in (None, task.name)
+            }
             self._keep(kept, written, scores, time.perf_counter() - began)
         found = json.loads(kept.read_text())
-        examples = {name: np.array([float(digit) for digit in digits]) for name, digits in found["right"].items()}
-        return Scored({name: Score(float(right.mean()), right) for name, right in examples.items()}, found["seconds"])
+        examples = {
+            name: np.array([float(digit) for digit in digits]) for name, digits in found["right"].items()
+        }
+        return Scored(
+            {name: Score(float(right.mean()), right) for name, right in examples.items()}, found["seconds"]
+        )
 
     def kept(self, name: str, choose: Callable[[Bench], Chosen]) -> Chosen:
         """Choose, or read what was chosen before."""
@@ -170,7 +190,9 @@ class Bench:
             return self._candidates.make(replace(alnico.load_recipe(recipe), folder=str(self.work)))
         path = self.work / "stages" / hashlib.sha256(written.encode()).hexdigest()[:24]
         alnico.merge_all(written, path, overwrite=True)
-        return self._candidates.make(alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]}))
+        return self._candidates.make(
+            alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]})
+        )
 
     def _keep(self, path: Path, recipe: str, scores: Mapping[str, Score], seconds: float) -> None:
         right = {}
@@ -199,7 +221,9 @@ class Bench:
         ]
         path = self.tasks_of(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump({"tasks": entries}, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump({"tasks": entries}, sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
 
 
 def write(path: Path, text: str) -> None:

@@ -47,8 +47,14 @@ class Manner:
 MANNERS = (
     Manner("running average", "linear", lambda count: [(count - 1.0, 1.0)]),
     Manner("sum, each at 0.3", "task_arithmetic", lambda _: [(1.0, 0.3)]),
-    Manner("sum, all at 1/√k", "task_arithmetic", lambda count: [(math.sqrt((count - 1) / count), 1 / math.sqrt(count))]),
-    Manner("sum, each at its best", "task_arithmetic", lambda _: [(1.0, share / 10) for share in range(2, 11, 2)]),
+    Manner(
+        "sum, all at 1/√k",
+        "task_arithmetic",
+        lambda count: [(math.sqrt((count - 1) / count), 1 / math.sqrt(count))],
+    ),
+    Manner(
+        "sum, each at its best", "task_arithmetic", lambda _: [(1.0, share / 10) for share in range(2, 11, 2)]
+    ),
     Manner("largest changes", "magmax", lambda _: [(1.0, 1.0)]),
 )
 """The average of all so far; sums of task vectors; MagMax (Marczak et al. 2024, arXiv 2407.06322), which is made for this."""
@@ -97,7 +103,9 @@ def _arrival(bench: Bench, manner: Manner, folder: Path, count: int) -> dict[str
     seconds = time.perf_counter() - began
     scores = _scores(bench, folder / f"running-{count}", "test", count)
     right = {
-        name: "".join(str(int(value)) for value in score.examples) for name, score in scores.items() if score.examples is not None
+        name: "".join(str(int(value)) for value in score.examples)
+        for name, score in scores.items()
+        if score.examples is not None
     }
     return {"arrived": bench.tasks[count - 1], "weights": list(weights), "right": right, "seconds": seconds}
 

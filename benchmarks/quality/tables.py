@@ -55,27 +55,43 @@ def results_table(rows: Sequence[Mapping[str, Any]]) -> str:
     for row in rows:
         name = row["name"]
         mean = means[name]
-        difference = paired(scores[name], scores[AGAINST], tasks).mean if AGAINST in scores and name != AGAINST else None
+        difference = (
+            paired(scores[name], scores[AGAINST], tasks).mean
+            if AGAINST in scores and name != AGAINST
+            else None
+        )
         lines.append(
             [
                 name,
                 row["setting"],
                 "" if row["validation"] is None else points(row["validation"]),
                 f"{points(mean.value)} [{points(mean.low)}, {points(mean.high)}]",
-                "" if difference is None else f"{signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}]",
-                "" if base is None else f"{100 * (mean.value - base.value) / (best.value - base.value):.0f} %",
+                ""
+                if difference is None
+                else f"{signed(difference.value)} [{signed(difference.low)}, {signed(difference.high)}]",
+                ""
+                if base is None
+                else f"{100 * (mean.value - base.value) / (best.value - base.value):.0f} %",
                 str(row["evaluations"] or ""),
                 duration(row["seconds"]),
             ]
         )
-    return markdown(["way", "chosen", "validation", "test", f"less {AGAINST}", "gain kept", "tried", "time"], lines)
+    return markdown(
+        ["way", "chosen", "validation", "test", f"less {AGAINST}", "gain kept", "tried", "time"], lines
+    )
 
 
 def by_task_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the accuracies of each task on the test part, with half the width of their intervals."""
     tasks = measured(rows)
     lines = [
-        [model.reference, *(f"{points(found.value)} ± {points((found.high - found.low) / 2)}" for found in model.scores.values())]
+        [
+            model.reference,
+            *(
+                f"{points(found.value)} ± {points((found.high - found.low) / 2)}"
+                for found in model.scores.values()
+            ),
+        ]
         for model in scorecard({row["name"]: scores_of(row) for row in rows}, tasks).models
     ]
     return markdown(["way", *(task.name for task in tasks)], lines)
@@ -85,14 +101,31 @@ def continual_table(results: Results) -> str:
     """Return the mean over the tasks so far after each arrival, and what tasks lost, on the mean, from their arrival to the end."""
     own = {task: share(right) for task, right in results["rows"][0]["right"].items()}
     names = [arrival["arrived"] for arrival in results["continual"][0]["arrivals"]]
-    lines = [["specialists", *(points(mean(own[task] for task in names[: k + 1])) for k in range(len(names))), ""]]
+    lines = [
+        ["specialists", *(points(mean(own[task] for task in names[: k + 1])) for k in range(len(names))), ""]
+    ]
     for manner in results["continual"]:
-        reached = [{task: share(right) for task, right in arrival["right"].items()} for arrival in manner["arrivals"]]
+        reached = [
+            {task: share(right) for task, right in arrival["right"].items()} for arrival in manner["arrivals"]
+        ]
         lost = mean(reached[k][task] - reached[-1][task] for k, task in enumerate(names))
-        last = scorecard({"last": scores_of(manner["arrivals"][-1])}, measured([manner["arrivals"][-1]])).models[0].mean
+        last = (
+            scorecard({"last": scores_of(manner["arrivals"][-1])}, measured([manner["arrivals"][-1]]))
+            .models[0]
+            .mean
+        )
         cells = [points(mean(found.values())) for found in reached]
-        lines.append([manner["name"], *cells[:-1], f"{cells[-1]} [{points(last.low)}, {points(last.high)}]", points(lost)])
-    return markdown(["manner", *(f"{k}: {name}" for k, name in enumerate(names, 1)), "lost since arrival"], lines)
+        lines.append(
+            [
+                manner["name"],
+                *cells[:-1],
+                f"{cells[-1]} [{points(last.low)}, {points(last.high)}]",
+                points(lost),
+            ]
+        )
+    return markdown(
+        ["manner", *(f"{k}: {name}" for k, name in enumerate(names, 1)), "lost since arrival"], lines
+    )
 
 
 def share(right: str) -> float:

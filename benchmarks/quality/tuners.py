@@ -23,28 +23,46 @@ def souped(order: str) -> Callable[[Bench], Chosen]:
         began = time.perf_counter()
         references = [bench.specialist(name) for name in bench.tasks]
         found = soup(references, bench.read_tasks("validation"), order=order, base="base", folder=bench.work)
-        tried = {tuple(sorted(step.counts.items())) for step in found.steps} | {((name, 1),) for name in found.alone}
+        tried = {tuple(sorted(step.counts.items())) for step in found.steps} | {
+            ((name, 1),) for name in found.alone
+        }
         words = " + ".join(name.rpartition("/")[2] for name in found.counts)
-        return Chosen(yaml.safe_load(found.recipe(bench.work)), words, len(tried), time.perf_counter() - began)
+        return Chosen(
+            yaml.safe_load(found.recipe(bench.work)), words, len(tried), time.perf_counter() - began
+        )
 
     return lambda bench: bench.kept(f"soup-{order}", choose)
 
 
-def searched(name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: str, trials: int) -> Callable[[Bench], Chosen]:
+def searched(
+    name: str, space: Callable[[Bench], Mapping[str, Any]], sampler: str, trials: int
+) -> Callable[[Bench], Chosen]:
     """Search a recipe's open values. A trial that is behind on a quarter, or on half, of the examples is given up there."""
 
     def choose(bench: Bench) -> Chosen:
         from alnico.tune.search.search import search
 
         folder = bench.work / "studies" / f"{name}-{sampler}-{bench.fingerprint[:8]}"
-        settings = {"sampler": sampler, "trials": trials, "seed": 0, "halving": {"fraction": 0.25, "keep": 0.5}}
+        settings = {
+            "sampler": sampler,
+            "trials": trials,
+            "seed": 0,
+            "halving": {"fraction": 0.25, "keep": 0.5},
+        }
         path = bench.work / f"{folder.name}.yml"
-        path.write_text(yaml.safe_dump({**space(bench), "search": settings}, sort_keys=False), encoding="utf-8")
+        path.write_text(
+            yaml.safe_dump({**space(bench), "search": settings}, sort_keys=False), encoding="utf-8"
+        )
         found = search(path, tasks=bench.read_tasks("validation"), out=folder, watch=told)
         point = found.best[0].point
-        words = ", ".join(f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in point.items())
+        words = ", ".join(
+            f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}"
+            for name, value in point.items()
+        )
         seconds = sum(trial.seconds or 0.0 for trial in found.trials)
-        return Chosen(yaml.safe_load(found.recipe.text), words if len(point) <= 2 else "", len(found.trials), seconds)
+        return Chosen(
+            yaml.safe_load(found.recipe.text), words if len(point) <= 2 else "", len(found.trials), seconds
+        )
 
     return lambda bench: bench.kept(f"search-{name}-{sampler}-{trials}", choose)
 
@@ -56,7 +74,12 @@ def told(trial: Trial) -> None:
 
 
 def learned(
-    per: Per, steps: int, learning_rate: float, init: Callable[[Bench], float], greatest: float = 1.0, plus: bool = False
+    per: Per,
+    steps: int,
+    learning_rate: float,
+    init: Callable[[Bench], float],
+    greatest: float = 1.0,
+    plus: bool = False,
 ) -> Callable[[Bench], Chosen]:
     """Learn coefficients from the inputs of the validation rows, all of them, without their labels."""
 
@@ -77,9 +100,13 @@ def learned(
             init=begun,
             clamp=(0.0, greatest),
             written_from=names,
-            watch=lambda step: say(f"  step {step.number}: {step.loss:.3f} nats") if step.number % 25 == 0 else None,
+            watch=lambda step: (
+                say(f"  step {step.number}: {step.loss:.3f} nats") if step.number % 25 == 0 else None
+            ),
         )
-        return Chosen(yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.perf_counter() - began)
+        return Chosen(
+            yaml.safe_load(found.recipe), f"{steps} steps from {begun}", 0, time.perf_counter() - began
+        )
 
     return lambda bench: bench.kept(f"adamerging-{per}-{plus}-{steps}-{learning_rate}-{init(bench)}", choose)
 
@@ -103,7 +130,9 @@ def measured(kind: str) -> Callable[[Bench], None]:
             return
         for name in missing:
             if kind == "fisher":
-                statistics = measure_fisher(subjects[name], [tasks[name]], examples=128, expectation="sampled")
+                statistics = measure_fisher(
+                    subjects[name], [tasks[name]], examples=128, expectation="sampled"
+                )
             else:
                 statistics = measure_gram(subjects[name], [tasks[name]])
             statistics.write(bench.statistics(kind, name), subjects[name])

@@ -40,7 +40,9 @@ def grid(candidates: Callable[[Bench], Iterator[Chosen]]) -> Callable[[Bench], C
     return choose
 
 
-def scales(method: str, values: tuple[float, ...], **settings: tuple[float | str, ...]) -> Callable[[Bench], Chosen]:
+def scales(
+    method: str, values: tuple[float, ...], **settings: tuple[float | str, ...]
+) -> Callable[[Bench], Chosen]:
     """Choose the scale of a method, and one more option's value if its values are given."""
     (option, choices), *_ = settings.items() or [("", ("",))]
 
@@ -114,7 +116,10 @@ def trimmed(bench: Bench) -> Recipe:
 def chosen_among(bench: Bench) -> Recipe:
     """The method searched, with its scale and density."""
     methods = ["task_arithmetic", "ties", "dare_ties", "della", "breadcrumbs"]
-    return {**bench.sum("ties", scale={"search": [0.2, 3.0]}, density={"search": [0.1, 1.0]}), "merge_method": {"choice": methods}}
+    return {
+        **bench.sum("ties", scale={"search": [0.2, 3.0]}, density={"search": [0.1, 1.0]}),
+        "merge_method": {"choice": methods},
+    }
 
 
 WAYS = (
@@ -122,7 +127,10 @@ WAYS = (
     Way("average", fixed(lambda bench: bench.sum("linear", base=False))),
     Way("task arithmetic 0.3", fixed(lambda bench: bench.sum("task_arithmetic", scale=0.3))),
     Way("task arithmetic", scaled),
-    Way("ties as published", fixed(lambda bench: {**bench.sum("ties"), "preset": "paper"}, "preset paper, scale 1")),
+    Way(
+        "ties as published",
+        fixed(lambda bench: {**bench.sum("ties"), "preset": "paper"}, "preset paper, scale 1"),
+    ),
     Way("ties", scales("ties", (1.0, 1.5, 2.0, 2.5, 3.0), density=(0.2, 0.5))),
     Way("lines", grid(rising)),
     Way("model stock", fixed(lambda bench: bench.sum("model_stock"))),
@@ -144,9 +152,19 @@ WAYS = (
     Way("search of methods (tpe)", searched("methods", chosen_among, "tpe", 30), is_core=False),
     Way("search by task (tpe)", searched("task", weighed, "tpe", 60), is_core=False),
     Way("search by task (cma-es)", searched("task", weighed, "cmaes", 80), is_core=False),
-    Way("search by task and depth (tpe)", searched("depth", lambda b: weighed(b, 3), "tpe", 60), is_core=False),
-    Way("search by task and depth (cma-es)", searched("depth", lambda b: weighed(b, 3), "cmaes", 120), is_core=False),
+    Way(
+        "search by task and depth (tpe)", searched("depth", lambda b: weighed(b, 3), "tpe", 60), is_core=False
+    ),
+    Way(
+        "search by task and depth (cma-es)",
+        searched("depth", lambda b: weighed(b, 3), "cmaes", 120),
+        is_core=False,
+    ),
     Way("adamerging (by task)", learned("task", 100, 3e-3, best_scale), is_core=False),
     Way("adamerging (by tensor)", learned("tensor", 120, 3e-3, best_scale), is_core=False),
-    Way("adamerging++ (by tensor)", learned("tensor", 80, 3e-3, lambda _: 1.0, greatest=2.0, plus=True), is_core=False),
+    Way(
+        "adamerging++ (by tensor)",
+        learned("tensor", 80, 3e-3, lambda _: 1.0, greatest=2.0, plus=True),
+        is_core=False,
+    ),
 )

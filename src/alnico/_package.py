@@ -27,7 +27,9 @@ class LazyPackage(ModuleType):
     def __getattr__(self, name: str) -> Any:
         module = self._modules_of.get(name)
         if module is None:
-            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}; it has {', '.join(self._public)}")
+            raise AttributeError(
+                f"module {self.__name__!r} has no attribute {name!r}; it has {', '.join(self._public)}"
+            )
         if not module:  # a public package
             return importlib.import_module(f"{self.__name__}.{name}")
         value = getattr(importlib.import_module(module), name)

@@ -148,9 +148,21 @@ def merge(
     events (``alnico.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
     """
     planner = _planner(
-        memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, require_signed)
+        memory,
+        threads,
+        max_shard_size,
+        offline,
+        strict_licence,
+        _signed(verify_inputs, allow_unsigned, require_signed),
     )
-    return _run(planner, load_recipe(recipe, seed=seed), Path(out), replacing(overwrite, overwrite_anything), restart, watch)
+    return _run(
+        planner,
+        load_recipe(recipe, seed=seed),
+        Path(out),
+        replacing(overwrite, overwrite_anything),
+        restart,
+        watch,
+    )
 
 
 @ieee_arithmetic()
@@ -179,7 +191,12 @@ def merge_all(
     """
     given = load.load_recipes(recipes, seed=seed)
     planner = _planner(
-        memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, require_signed)
+        memory,
+        threads,
+        max_shard_size,
+        offline,
+        strict_licence,
+        _signed(verify_inputs, allow_unsigned, require_signed),
     )
     may_replace = replacing(overwrite, overwrite_anything)
     if len(given) == 1:
@@ -202,7 +219,14 @@ def plan_all(
     allow_unsigned: Paths = (),
 ) -> tuple[Plan, ...]:
     """Say what :func:`merge_all` would do, in the order in which it would: a plan a document. Arguments and errors: as :func:`plan`."""
-    planner = _planner(memory, threads, max_shard_size, offline, strict_licence, _signed(verify_inputs, allow_unsigned, False))
+    planner = _planner(
+        memory,
+        threads,
+        max_shard_size,
+        offline,
+        strict_licence,
+        _signed(verify_inputs, allow_unsigned, False),
+    )
     return plan_stages(stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
 
 
@@ -210,7 +234,9 @@ def _signed(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | N
     """What is asked of the signatures of inputs, if something is. Errors: AlnicoError; UncheckedError for a key that cannot be read."""
     listed, named = _listed(keys), tuple(os.fspath(name) for name in _listed(unsigned))
     if (is_required or named) and not listed:
-        raise AlnicoError("signatures are required, and no public key is given to verify them with. Give one (--verify-inputs).")
+        raise AlnicoError(
+            "signatures are required, and no public key is given to verify them with. Give one (--verify-inputs)."
+        )
     if is_required and named:
         raise AlnicoError(
             f"every input must be signed, and {named[0]} need not be. Leave out --require-signed or --allow-unsigned."
@@ -274,7 +300,9 @@ def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None
             checked.add(path)
 
 
-def _run(planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> MergeResult:
+def _run(
+    planner: Planner, recipe: Recipe, target: Path, overwrite: Replace, restart: bool, watch: Watcher | None
+) -> MergeResult:
     check_publishable(target)
     made = planner(recipe, {}, target.name if target.suffix == ".safetensors" else None)
     try:
@@ -312,7 +340,14 @@ def merge_state_dicts(
     >>> merge_state_dicts([{"w": np.float32([1, 2])}, {"w": np.float32([3, 6])}], weights=[1, 3])
     {'w': array([2.5, 5. ], dtype=float32)}
     """
-    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "unrelated": unrelated, "options": options}
+    asked = {
+        "weights": weights,
+        "dtype": dtype,
+        "seed": seed,
+        "missing": missing,
+        "unrelated": unrelated,
+        "options": options,
+    }
     return merge_values(state_dicts, base, "state_dicts", method, layers, threads, **asked)
 
 
@@ -338,7 +373,14 @@ def merge_models(
     tensor that some model lacks stays as it is in the copy. Other arguments as for :func:`merge_state_dicts`; paths and hub
     ids may stand among the models. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
     """
-    asked = {"weights": weights, "dtype": dtype, "seed": seed, "missing": missing, "unrelated": unrelated, "options": options}
+    asked = {
+        "weights": weights,
+        "dtype": dtype,
+        "seed": seed,
+        "missing": missing,
+        "unrelated": unrelated,
+        "options": options,
+    }
     return merge_modules(models, base, method, layers, threads, missing == "drop", **asked)
 
 
@@ -377,7 +419,9 @@ def compare(
     if not parents:
         raise AlnicoError("compare needs at least one parent beside the merged model.")
     if isinstance(scores, Mapping):
-        estimates: Estimates = {task: {model: Estimate(value) for model, value in of.items()} for task, of in scores.items()}
+        estimates: Estimates = {
+            task: {model: Estimate(value) for model, value in of.items()} for task, of in scores.items()
+        }
     else:
         estimates = read_estimates(scores)
     memory_bytes, count = bytes_of(memory), threads_of(threads)
@@ -434,11 +478,15 @@ def analyze(
     memory_bytes, count = bytes_of(memory), threads_of(threads)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
     if folder is not None:
-        given = [Path(part) for reference in (base, *_listed(models)) for part in os.fspath(reference).split("+")]
+        given = [
+            Path(part) for reference in (base, *_listed(models)) for part in os.fspath(reference).split("+")
+        ]
         check_twins(folder, given, (".alnico-analysis", ".alnico-analysis-gone"))
     with ExitStack() as opened:
         unfinished = None if folder is None else opened.enter_context(AnalysisJournal(folder, restart))
-        origin, *others = (opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models)))
+        origin, *others = (
+            opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models))
+        )
         found = analyze_sources(
             origin,
             others,
@@ -488,9 +536,17 @@ def evaluate(
     from alnico.evaluation.task_file import read_tasks
 
     def opened(model: Any) -> Any:
-        return open_subject(model, offline=offline, may_be_plain=True) if isinstance(model, (str, os.PathLike)) else model
+        return (
+            open_subject(model, offline=offline, may_be_plain=True)
+            if isinstance(model, (str, os.PathLike))
+            else model
+        )
 
-    read = read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tuple(tasks)
+    read = (
+        read_tasks(tasks, allow_code=allow_code)
+        if isinstance(tasks, (str, os.PathLike, Mapping))
+        else tuple(tasks)
+    )
     folder = None if out is None else scorecard_folder(out)
     of_merged = [opened(model) for model in _listed(merged)]
     of_base = [opened(base)] if base is not None else []
@@ -578,12 +634,16 @@ def suggest(
     else:
         origin, *others = (AnalysedModel(os.fspath(m), os.fspath(m)) for m in (base or "", *_listed(models)))
         every = [fit(origin, other, offline=offline) for other in others]
-        left_out = [f"{m.name} is left out: {f.refused}" for m, f in zip(others, every, strict=True) if f.refused]
+        left_out = [
+            f"{m.name} is left out: {f.refused}" for m, f in zip(others, every, strict=True) if f.refused
+        ]
         fits = tuple(f for f in every if not f.refused)
         usable = [m.reference for m, f in zip(others, every, strict=True) if not f.refused]
         if not usable:
             return nothing_left(left_out)
-        found = analyze(usable, base=origin.reference, memory=memory, threads=threads, offline=offline, watch=watch)
+        found = analyze(
+            usable, base=origin.reference, memory=memory, threads=threads, offline=offline, watch=watch
+        )
     return suggest_recipe(seen_from(found, Path(folder)), fits, left_out=left_out)
 
 
@@ -614,7 +674,9 @@ def fisher_statistics(
     may_replace = replacing(overwrite, overwrite_anything)
     check_folder(Path(out), may_replace, _paths_among((model, tasks)))
     subject = open_subject(model, offline=offline)
-    found = measure_fisher(subject, _tasks(tasks, allow_code), examples=examples, expectation=expectation, seed=seed, watch=watch)
+    found = measure_fisher(
+        subject, _tasks(tasks, allow_code), examples=examples, expectation=expectation, seed=seed, watch=watch
+    )
     found.write(Path(out), subject, overwrite=may_replace)
     return Path(out)
 
@@ -656,18 +718,31 @@ def gram_statistics(
         )
     may_replace = replacing(overwrite, overwrite_anything)
     for folder in folders:
-        check_folder(folder, may_replace, _paths_among((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))))
+        check_folder(
+            folder,
+            may_replace,
+            _paths_among((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))),
+        )
     given = _tasks_of_each(tasks, len(names), allow_code)
     subjects = [open_subject(name, offline=offline) for name in names]
     if plus:
         found = measure_gram_plus(
-            subjects, given, examples=examples, weight=weights, alpha=alpha, ridge=ridge, normalize=normalize, watch=watch
+            subjects,
+            given,
+            examples=examples,
+            weight=weights,
+            alpha=alpha,
+            ridge=ridge,
+            normalize=normalize,
+            watch=watch,
         )
         for one, folder, subject in zip(found, folders, subjects, strict=True):
             one.write(folder, subject, overwrite=may_replace)
     else:
         for subject, own, folder in zip(subjects, given, folders, strict=True):
-            measure_gram(subject, own, examples=examples, watch=watch).write(folder, subject, overwrite=may_replace)
+            measure_gram(subject, own, examples=examples, watch=watch).write(
+                folder, subject, overwrite=may_replace
+            )
     return tuple(folders)
 
 
@@ -682,19 +757,27 @@ def _paths_among(given: Iterable[Any]) -> list[Path]:
     return [Path(one) for one in given if isinstance(one, (str, os.PathLike)) and os.path.lexists(one)]
 
 
-def _tasks_of_each(tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool) -> list[Sequence[Task]]:
+def _tasks_of_each(
+    tasks: TasksLike | Sequence[TasksLike], models: int, allow_code: bool
+) -> list[Sequence[Task]]:
     """The tasks of each model: one list for all, or one for each. Errors: EvaluationError."""
-    is_one = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(tasks[0], (str, os.PathLike, Mapping, Sequence))
+    is_one = isinstance(tasks, (str, os.PathLike, Mapping)) or not isinstance(
+        tasks[0], (str, os.PathLike, Mapping, Sequence)
+    )
     listed: Sequence[Any] = [tasks] if is_one else tasks  # type: ignore[assignment]
     if len(listed) not in (1, models):
-        raise EvaluationError(f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each.")
+        raise EvaluationError(
+            f"tasks: there are {len(listed)} for {models} models; expected one for all, or one for each."
+        )
     return [_tasks(one, allow_code) for one in listed] * (1 if len(listed) == models else models)
 
 
 def _tasks(tasks: TasksLike, allow_code: bool) -> Sequence[Task]:
     from alnico.evaluation.task_file import read_tasks
 
-    return read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    return (
+        read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    )
 
 
 @ieee_arithmetic()
@@ -735,7 +818,9 @@ def adamerge(
     names = [os.fspath(base), *(os.fspath(model) for model in _listed(models))]
     for path in () if out is None else (Path(out), course_beside(out)):
         check_new_file(path)
-    given = read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    given = (
+        read_tasks(tasks, allow_code=allow_code) if isinstance(tasks, (str, os.PathLike, Mapping)) else tasks
+    )
     found = learn(
         names[1:],
         names[0],
@@ -777,7 +862,9 @@ def diff(
     Other arguments as for :func:`plan`. Errors: ModelError, ResourceError, HubError.
     """
     with ExitStack() as opened:
-        one, other = (opened.enter_context(closing(open_model(r, offline=offline, may_be_adapter=True))) for r in (a, b))
+        one, other = (
+            opened.enter_context(closing(open_model(r, offline=offline, may_be_adapter=True))) for r in (a, b)
+        )
         return diff_sources(one, other, threads=threads, memory_bytes=bytes_of(memory))
 
 
@@ -851,7 +938,8 @@ def soup(
     from alnico.tune.soup import soup as find_soup
 
     given, others = (
-        read_tasks(t, allow_code=allow_code) if isinstance(t, (str, os.PathLike, Mapping)) else t for t in (tasks, report or ())
+        read_tasks(t, allow_code=allow_code) if isinstance(t, (str, os.PathLike, Mapping)) else t
+        for t in (tasks, report or ())
     )
     if others and not shared:
         refuse_shared(others, given)
@@ -958,7 +1046,9 @@ def reproduce(
     and for a lock of another arithmetic; those of :func:`merge`.
     """
     again = _again(inputs, memory, threads, offline)
-    return reproduce_output(Path(out), None if new is None else Path(new), again, restart=restart, watch=watch)
+    return reproduce_output(
+        Path(out), None if new is None else Path(new), again, restart=restart, watch=watch
+    )
 
 
 def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
@@ -971,7 +1061,9 @@ def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
     return sign_folder(Path(out), Path(key))
 
 
-def _again(inputs: Mapping[str, str | os.PathLike[str]] | None, memory: Size, threads: int | None, offline: bool) -> ReplanOptions:
+def _again(
+    inputs: Mapping[str, str | os.PathLike[str]] | None, memory: Size, threads: int | None, offline: bool
+) -> ReplanOptions:
     places = {name: os.fspath(place) for name, place in (inputs or {}).items()}
     return ReplanOptions(places, bytes_of(memory), threads_of(threads), offline)
 

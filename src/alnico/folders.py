@@ -18,7 +18,13 @@ from typing import TextIO
 
 from alnico.errors import RunError
 
-HAS_DESCRIPTORS = {os.open, os.mkdir, os.stat, os.unlink, os.rename} <= os.supports_dir_fd and os.scandir in os.supports_fd
+HAS_DESCRIPTORS = {
+    os.open,
+    os.mkdir,
+    os.stat,
+    os.unlink,
+    os.rename,
+} <= os.supports_dir_fd and os.scandir in os.supports_fd
 """Whether the system opens folders and works relative to them. Windows does not: there names are all there is."""
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -70,7 +76,9 @@ def reach(path: Path, inside: Folder | None = None) -> tuple[Path, int | None]:
     return path.relative_to(inside.path), inside.descriptor
 
 
-def open_to_write(path: Path, inside: Folder | None = None, *, flags: int = os.O_CREAT | os.O_TRUNC, mode: int = 0o666) -> int:
+def open_to_write(
+    path: Path, inside: Folder | None = None, *, flags: int = os.O_CREAT | os.O_TRUNC, mode: int = 0o666
+) -> int:
     """Open a file for writing, for reading too with ``os.O_RDWR``; returns its descriptor. Errors: OSError, for a link too."""
     name, directory = reach(path, inside)
     # A pipe that nobody reads would be waited for; for a file it says nothing.
@@ -193,7 +201,9 @@ def _expected(path: Path, status: os.stat_result) -> tuple[int | None, int]:
     return made.st_uid, OTHERS_WRITE & ~made.st_mode
 
 
-def _fault_below(path: Path, descriptor: int, owner: int, forbidden: int, deeper: int, but: str = "") -> str | None:
+def _fault_below(
+    path: Path, descriptor: int, owner: int, forbidden: int, deeper: int, but: str = ""
+) -> str | None:
     with os.scandir(descriptor if HAS_DESCRIPTORS else path) as entries:
         names = sorted(entry.name for entry in entries if entry.name != but)
     for name in names:

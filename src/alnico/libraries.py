@@ -28,7 +28,9 @@ class _PatchingLoader(SourceFileLoader):
 
 
 class _Finder:
-    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if name not in SETTINGS:
             return None
         spec = PathFinder.find_spec(name, path, target)

@@ -18,7 +18,9 @@ FEW = 1000
 
 def agree(found: Analysis, expected: Analysis) -> None:
     assert found.top_share == expected.top_share
-    assert {(s.tensor, s.model, s.elements) for s in found.skipped} == {(s.tensor, s.model, s.elements) for s in expected.skipped}
+    assert {(s.tensor, s.model, s.elements) for s in found.skipped} == {
+        (s.tensor, s.model, s.elements) for s in expected.skipped
+    }
     same_scope(found.whole, expected.whole, QUANTILE_ERROR)
     for ours, theirs in ((found.groups, expected.groups), (found.layers, expected.layers)):
         assert set(ours) == set(theirs)
@@ -26,7 +28,12 @@ def agree(found: Analysis, expected: Analysis) -> None:
             same_scope(ours[key], theirs[key], QUANTILE_ERROR)
     assert [t.name for t in found.tensors] == [t.name for t in expected.tensors]
     for one, other in zip(found.tensors, expected.tensors, strict=True):
-        assert (one.shape, one.group, one.layer, one.module) == (other.shape, other.group, other.layer, other.module)
+        assert (one.shape, one.group, one.layer, one.module) == (
+            other.shape,
+            other.group,
+            other.layer,
+            other.module,
+        )
         same_scope(one, other, 2**-24 if one.dtype == "F64" else 0.0)
 
 
@@ -47,7 +54,9 @@ def same_scope(found: ScopeStatistics, expected: ScopeStatistics, error: float) 
 def near(found: float | None, expected: float | None, relative: float, absolute: float, where: str) -> None:
     assert (found is None) == (expected is None), f"{where}: {found}, expected {expected}"
     if found is not None and expected is not None:
-        assert math.isclose(found, expected, rel_tol=relative, abs_tol=absolute), f"{where}: {found}, expected {expected}"
+        assert math.isclose(found, expected, rel_tol=relative, abs_tol=absolute), (
+            f"{where}: {found}, expected {expected}"
+        )
 
 
 def same_change(found: DeltaStatistics, expected: DeltaStatistics, error: float, where: str) -> None:
@@ -65,7 +74,9 @@ def same_change(found: DeltaStatistics, expected: DeltaStatistics, error: float,
         is_end = at in (0, len(found.quantiles) - 1)
         held = min(error, 2**-24) if is_end else error
         # Between few entries a quantile may be far smaller than those it is interpolated from, which the error is of.
-        absolute = ((held if found.elements < FEW else 0.0) + 1e-15) * expected.max_abs + (LEAST if error else 0.0)
+        absolute = ((held if found.elements < FEW else 0.0) + 1e-15) * expected.max_abs + (
+            LEAST if error else 0.0
+        )
         near(one, other, held, absolute, f"{where}: quantile {at}")
 
 
@@ -73,7 +84,13 @@ def same_pair(found: Pair, expected: Pair, scope: ScopeStatistics, where: str) -
     for name in ("sign_conflict", "top_overlap", "top_sign_conflict"):
         assert getattr(found, name) == getattr(expected, name), f"{where}: {name} of {found.models}"
     near(found.cosine, expected.cosine, 0.0, SUMS, f"{where}: cosine")
-    near(found.weighted_sign_conflict, expected.weighted_sign_conflict, 0.0, SUMS, f"{where}: weighted_sign_conflict")
+    near(
+        found.weighted_sign_conflict,
+        expected.weighted_sign_conflict,
+        0.0,
+        SUMS,
+        f"{where}: weighted_sign_conflict",
+    )
     sizes = [c.l2 for i in found.models if (c := scope.changes[i]) is not None]
     near(found.distance, expected.distance, 1e-9, 1e-7 * max(sizes), f"{where}: distance")
     same_subspace(found.subspace, expected.subspace, where)

@@ -32,7 +32,9 @@ class Chromium:
 
     def __init__(self, home: Path) -> None:
         program = shutil.which("chromium")
-        assert program, "Chromium is not installed, and the page cannot be looked at. On Debian: apt-get install -y chromium"
+        assert program, (
+            "Chromium is not installed, and the page cannot be looked at. On Debian: apt-get install -y chromium"
+        )
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
         # Chromium reads at 3 and writes at 4: no pipe's end may stand there before the shell puts it there.
@@ -109,10 +111,14 @@ class Chromium:
         if event == "Network.requestWillBeSent":
             self.requests.append(said["request"]["url"])
         elif event == "Runtime.consoleAPICalled":
-            self.messages.append(f"{said['type']}: {' '.join(str(a.get('value', a.get('description'))) for a in said['args'])}")
+            self.messages.append(
+                f"{said['type']}: {' '.join(str(a.get('value', a.get('description'))) for a in said['args'])}"
+            )
         elif event == "Runtime.exceptionThrown":
             details = said["exceptionDetails"]
-            self.messages.append(f"exception: {details.get('exception', {}).get('description', details['text'])}")
+            self.messages.append(
+                f"exception: {details.get('exception', {}).get('description', details['text'])}"
+            )
         elif event == "Log.entryAdded":
             self.messages.append(f"{said['entry']['level']}: {said['entry']['text']}")
         elif event == "Page.loadEventFired":
@@ -122,15 +128,22 @@ class Chromium:
         """Open a file in a window of this width, and wait until its figures are drawn."""
         self.requests.clear()
         self.messages.clear()
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self.ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.ask(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=width < 600,
+        )
+        self.ask(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.loaded = False
         self.ask("Page.navigate", url=file.as_uri())
         while not self.loaded:
             self._next()
-        drawn = (
-            "new Promise(d => { const look = () => document.documentElement.dataset.drawn ? d() : setTimeout(look, 20); look(); })"
-        )
+        drawn = "new Promise(d => { const look = () => document.documentElement.dataset.drawn ? d() : setTimeout(look, 20); look(); })"
         self.value(drawn)
 
     def value(self, expression: str) -> Any:

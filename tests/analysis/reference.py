@@ -59,18 +59,25 @@ def reference_analysis(base: Tensors, models: Mapping[str, Tensors], *, top_shar
             if found is not None and is_float(values) and is_float(found) and found.shape == values.shape:
                 fitting[number] = found
             else:
-                skipped.append(Skipped(tensor, name, values.size, "missing" if found is None else "does not fit"))
+                skipped.append(
+                    Skipped(tensor, name, values.size, "missing" if found is None else "does not fit")
+                )
         if fitting:
             parts[tensor] = part(values, fitting, top_share)
     for name, tensors in models.items():
-        skipped += [Skipped(t, name, v.size, "the base has none") for t, v in tensors.items() if t not in base]
+        skipped += [
+            Skipped(t, name, v.size, "the base has none") for t, v in tensors.items() if t not in base
+        ]
 
     def over(name: str, chosen: Sequence[str]) -> ScopeStatistics:
         return scope(name, [parts[t] for t in chosen], len(names))
 
     tensors = tuple(tensor_scope(over(t, [t]), base[t]) for t in parts)
     groups = {g: [t.name for t in tensors if t.group == g] for g in GROUPS}
-    layers = {n: [t.name for t in tensors if t.layer == n] for n in sorted({t.layer for t in tensors if t.layer is not None})}
+    layers = {
+        n: [t.name for t in tensors if t.layer == n]
+        for n in sorted({t.layer for t in tensors if t.layer is not None})
+    }
     return Analysis(
         version=alnico.__version__,
         base=AnalysedModel("base", "base"),
@@ -149,7 +156,11 @@ def scope(name: str, parts: Sequence[Part], models: int) -> ScopeStatistics:
     changes = []
     for i in range(models):
         having = [p for p in parts if i in p.deltas]
-        joined = [np.concatenate(arrays) for arrays in ([p.deltas[i] for p in having], [p.base for p in having]) if arrays]
+        joined = [
+            np.concatenate(arrays)
+            for arrays in ([p.deltas[i] for p in having], [p.base for p in having])
+            if arrays
+        ]
         changes.append(change(*joined) if joined else None)
     pairs = []
     for i, j in itertools.combinations(range(models), 2):
@@ -161,7 +172,9 @@ def scope(name: str, parts: Sequence[Part], models: int) -> ScopeStatistics:
     opposed = sum(int(np.sum((s > 0).any(axis=0) & (s < 0).any(axis=0))) for s in stacks)
     added = sum(float(np.abs(s.sum(axis=0)).sum()) for s in stacks)
     apart = sum(float(np.abs(s).sum()) for s in stacks)
-    return ScopeStatistics(name, tuple(changes), tuple(pairs), ratio(opposed, shared), 1 - added / apart if apart else None)
+    return ScopeStatistics(
+        name, tuple(changes), tuple(pairs), ratio(opposed, shared), 1 - added / apart if apart else None
+    )
 
 
 def ratio(part: float, whole: float) -> float | None:
@@ -170,14 +183,18 @@ def ratio(part: float, whole: float) -> float | None:
 
 def change(d: np.ndarray, base: np.ndarray) -> DeltaStatistics:
     if not d.size:
-        return DeltaStatistics(0, 0.0, 0.0, None, None, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 0.0, None)
+        return DeltaStatistics(
+            0, 0.0, 0.0, None, None, 0.0, 0.0, 0.0, None, None, (0.0,) * len(LEVELS), 0.0, None
+        )
     magnitudes = np.abs(d)
     l1, l2 = float(magnitudes.sum()), float(np.sqrt(np.sum(d * d)))
     is_constant = bool(d.min() == d.max())
     central = d - d.mean()
     squares = central * central
     m2, m3, m4 = (
-        (0.0,) * 3 if is_constant else (float(np.mean(powers)) for powers in (squares, squares * central, squares * squares))
+        (0.0,) * 3
+        if is_constant
+        else (float(np.mean(powers)) for powers in (squares, squares * central, squares * squares))
     )
     return DeltaStatistics(
         elements=d.size,

@@ -103,9 +103,16 @@ def test_the_numbers_do_not_need_the_extra(
     base, (tuned,) = models(tmp_path, 1)
     for room in ("page", "report"):
         monkeypatch.setattr(f"alnico.analysis.{room}.has_report", lambda: False)
-    app(["analyze", str(tuned), "--base", str(base), "-j", "1", "--out", str(tmp_path / "report")], standalone_mode=False)
+    app(
+        ["analyze", str(tuned), "--base", str(base), "-j", "1", "--out", str(tmp_path / "report")],
+        standalone_mode=False,
+    )
     assert "without the page and pictures: pip install 'alnico[report]'" in capsys.readouterr().err
-    assert {p.name for p in (tmp_path / "report").iterdir()} == {"summary.json", "pairwise_cosines.csv", "tuned-0"}
+    assert {p.name for p in (tmp_path / "report").iterdir()} == {
+        "summary.json",
+        "pairwise_cosines.csv",
+        "tuned-0",
+    }
 
 
 def test_the_pairs_table_has_a_row_for_each_scope_and_pair(tmp_path: Path) -> None:
@@ -182,7 +189,14 @@ def test_every_key_of_the_summary_is_documented() -> None:
 
 
 def test_models_have_short_names_of_their_own() -> None:
-    labels = ["org/coder@main", "./a/model.safetensors", "b/model.safetensors", "base+x/my adapter", "c/CODER-main", "/"]
+    labels = [
+        "org/coder@main",
+        "./a/model.safetensors",
+        "b/model.safetensors",
+        "base+x/my adapter",
+        "c/CODER-main",
+        "/",
+    ]
     found = named([MemoryModel(label, {}) for label in labels])
     assert found == ["coder-main", "a", "b", "my-adapter", "CODER-main-2", "model"]
 
@@ -236,7 +250,9 @@ def test_an_analysis_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("words", [["--models", "A", "B"], ["A", "B"], ["--models=A", "--models", "B"]])
-def test_models_stand_where_hands_put_them(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+def test_models_stand_where_hands_put_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
     from alnico.cli.main import app
 
     base, tuned = models(tmp_path)
@@ -267,7 +283,10 @@ def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
     [
         (["analyze", "m", "--base", "b", "--top", "3"], "3 is no share in (0, 1]"),
         (["suggest", "--base", "b"], "suggest needs --base and models, or --analysis alone"),
-        (["suggest", "m", "--base", "b", "--analysis", "r"], "suggest needs --base and models, or --analysis alone"),
+        (
+            ["suggest", "m", "--base", "b", "--analysis", "r"],
+            "suggest needs --base and models, or --analysis alone",
+        ),
         (["weights", "m", "b", "--base", "b"], "b is the base, and no model beside it"),
     ],
 )
@@ -305,7 +324,9 @@ def test_a_model_may_be_called_like_a_file_of_the_report(tmp_path: Path) -> None
         (["a\nb", "a\0b", "a/\\b", "report.html"], ["a-b", "a-b-2", "b", "report.html-2"]),
     ],
 )
-def test_folders_of_models_are_told_apart_on_every_file_system(references: list[str], names: list[str]) -> None:
+def test_folders_of_models_are_told_apart_on_every_file_system(
+    references: list[str], names: list[str]
+) -> None:
     assert short_names(references) == names
     folders = {unicodedata.normalize("NFC", name).casefold() for name in names}
     assert len(folders) == len(names)

@@ -42,12 +42,17 @@ def timeless(found: ModelDiff) -> dict[str, object]:
     return {k: v for k, v in found.data().items() if k != "seconds"}
 
 
-@pytest.mark.parametrize(("dtype", "other"), [("F32", "F32"), ("BF16", "BF16"), ("F64", "F32"), ("F16", "BF16"), ("I32", "I32")])
+@pytest.mark.parametrize(
+    ("dtype", "other"), [("F32", "F32"), ("BF16", "BF16"), ("F64", "F32"), ("F16", "BF16"), ("I32", "I32")]
+)
 def test_statistics_of_what_differs_are_those_of_float64(dtype: str, other: str) -> None:
     scale = 1000 if dtype == "I32" else 1
     changed = VALUES * scale + np.where(RANDOM.random(VALUES.shape) < 0.3, 0.2 * scale, 0)
     found = diff_of((dtype, VALUES * scale), (other, changed)).values
-    a, b = (decoded(d, encoded(d, v)).astype(np.float64).ravel() for d, v in ((dtype, VALUES * scale), (other, changed)))
+    a, b = (
+        decoded(d, encoded(d, v)).astype(np.float64).ravel()
+        for d, v in ((dtype, VALUES * scale), (other, changed))
+    )
     assert found is not None
     assert (found.elements, found.differing, found.not_finite) == (a.size, np.count_nonzero(a != b), 0)
     assert found.max_abs == np.abs(b - a).max()
@@ -61,14 +66,18 @@ def test_a_tensor_is_equal_where_its_hash_is_the_one_a_merge_records() -> None:
     alnico.merge({"merge_method": "passthrough", "models": [str(tuned)]}, "out")
     lock = json.loads(Path("out/alnico.lock.json").read_text())["output"]
     found = alnico.diff(tuned, "out")
-    assert {t.name: t.digests[1] for t in found.tensors} == {name: entry["digest"] for name, entry in lock.items()}
+    assert {t.name: t.digests[1] for t in found.tensors} == {
+        name: entry["digest"] for name, entry in lock.items()
+    }
     assert {t.verdict for t in found.tensors} == {"equal"}
     assert found.is_equal
     assert not alnico.diff(base, "out").is_equal
 
 
 def test_one_other_bit_is_found_wherever_it_is() -> None:
-    values = np.arange(5_000_000, dtype=np.float32)  # five pieces of a hash, more than a thread takes at a time
+    values = np.arange(
+        5_000_000, dtype=np.float32
+    )  # five pieces of a hash, more than a thread takes at a time
     raw = values.tobytes()
     pieces = [piece_digest(raw[start : start + PIECE]) for start in range(0, len(raw), PIECE)]
     for place in (0, 1_048_576, 4_999_999):
@@ -124,7 +133,10 @@ def test_a_tensor_of_zeros_has_no_relative_change() -> None:
 
 def test_shapes_that_differ_and_tensors_that_one_model_has_are_named_with_their_twins() -> None:
     embedding = ("F32", VALUES)
-    save_file(Path("a.safetensors"), {"embed": embedding, "w": ("F32", np.ones((2, 3))), "old": ("I64", np.arange(3))})
+    save_file(
+        Path("a.safetensors"),
+        {"embed": embedding, "w": ("F32", np.ones((2, 3))), "old": ("I64", np.arange(3))},
+    )
     save_file(Path("b.safetensors"), {"embed": embedding, "head": embedding, "w": ("F32", np.ones((3, 2)))})
     found = alnico.diff("a.safetensors", "b.safetensors")
     assert [(t.name, t.verdict) for t in found.tensors] == [("embed", "equal"), ("w", "other shape")]
@@ -145,9 +157,15 @@ def test_dtypes_without_values_are_compared_by_their_bytes() -> None:
 
 def test_a_base_with_an_adapter_is_read_as_the_model_they_make() -> None:
     save_model(Path("base"), {"fc.weight": ("F32", VALUES[:8, :6])})
-    a, b = RANDOM.standard_normal((2, 6)).astype(np.float32), RANDOM.standard_normal((8, 2)).astype(np.float32)
+    a, b = (
+        RANDOM.standard_normal((2, 6)).astype(np.float32),
+        RANDOM.standard_normal((8, 2)).astype(np.float32),
+    )
     prefix = "base_model.model.fc.lora_"
-    save_file(Path("lora/adapter_model.safetensors"), {f"{prefix}A.weight": ("F32", a), f"{prefix}B.weight": ("F32", b)})
+    save_file(
+        Path("lora/adapter_model.safetensors"),
+        {f"{prefix}A.weight": ("F32", a), f"{prefix}B.weight": ("F32", b)},
+    )
     config = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["fc"]}
     Path("lora/adapter_config.json").write_text(json.dumps(config))
     (found,) = alnico.diff("base", "base+lora").tensors
@@ -155,7 +173,9 @@ def test_a_base_with_an_adapter_is_read_as_the_model_they_make() -> None:
     assert found.values.l2 == pytest.approx(np.linalg.norm(2.0 * b.astype(np.float64) @ a), rel=1e-6)
 
 
-def test_models_of_the_hub_are_fetched_and_compared_with_local_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_of_the_hub_are_fetched_and_compared_with_local_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, (tuned,) = family(Path("local"), 1, shards=2)
     (base / "tokenizer.json").write_text("{}")
     with serving(tmp_path / "home", monkeypatch) as hub:
@@ -204,7 +224,11 @@ def test_a_budget_without_room_for_a_thread_is_refused_with_one_that_has() -> No
 def test_diff_prints_what_differs_and_exits_as_asked(run: Run) -> None:
     tensors = {"equal": ("F32", np.ones(4)), "near": ("F32", np.ones(4)), "far": ("F32", np.ones(4))}
     save_model(Path("a"), tensors | {"gone": ("F32", np.ones(3))}, {"hidden_size": 4})
-    changed = {"near": ("F32", np.float32([1, 1, 1, 1.5])), "far": ("F32", np.full(4, -1.0)), "equal": ("F64", np.ones(4))}
+    changed = {
+        "near": ("F32", np.float32([1, 1, 1, 1.5])),
+        "far": ("F32", np.full(4, -1.0)),
+        "equal": ("F64", np.ones(4)),
+    }
     save_model(Path("b"), changed, {"hidden_size": 8})
     code, stdout, stderr = run("diff", "a", "b")
     assert (code, stderr) == (0, "")
@@ -233,8 +257,16 @@ def test_diff_prints_what_differs_and_exits_as_asked(run: Run) -> None:
     assert (code, stdout.splitlines()[-1]) == (0, "The models are equal.")
     data = json.loads(run("diff", "a", "b", "--json")[1])
     assert data["is_equal"] is False
-    assert {t["name"]: t["verdict"] for t in data["tensors"]} == {"equal": "same values", "near": "differs", "far": "differs"}
-    assert {t["name"]: t["values"] and t["values"]["max_abs"] for t in data["tensors"]} == {"equal": None, "near": 0.5, "far": 2.0}
+    assert {t["name"]: t["verdict"] for t in data["tensors"]} == {
+        "equal": "same values",
+        "near": "differs",
+        "far": "differs",
+    }
+    assert {t["name"]: t["values"] and t["values"]["max_abs"] for t in data["tensors"]} == {
+        "equal": None,
+        "near": 0.5,
+        "far": 2.0,
+    }
 
 
 def test_long_lists_are_cut_unless_all_is_asked_for(run: Run) -> None:
@@ -251,9 +283,13 @@ def test_the_real_pair_differs_in_all_but_its_unused_tensors() -> None:
     found = alnico.diff(base, tuned)
     a, b = read_model(base), read_model(tuned)
     assert [t.name for t in found.only_in_a] == ["embeddings.position_ids"]
-    assert {t.name for t in found.tensors if t.verdict == "equal"} == {n for n in b if np.array_equal(a[n], b[n])}
+    assert {t.name for t in found.tensors if t.verdict == "equal"} == {
+        n for n in b if np.array_equal(a[n], b[n])
+    }
     for tensor in (t for t in found.tensors if t.values):
         one, other = (m[tensor.name].astype(np.float64).ravel() for m in (a, b))
         assert tensor.values is not None
         assert tensor.values.differing == np.count_nonzero(one != other)
-        assert tensor.values.relative_l2 == pytest.approx(np.linalg.norm(other - one) / np.linalg.norm(one), rel=1e-12)
+        assert tensor.values.relative_l2 == pytest.approx(
+            np.linalg.norm(other - one) / np.linalg.norm(one), rel=1e-12
+        )

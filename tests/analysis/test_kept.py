@@ -51,7 +51,10 @@ def flat(model: dict[str, np.ndarray], names: list[str] | None = None) -> np.nda
 
 
 def test_distances_projections_and_signs_are_those_of_numpy_in_every_scope() -> None:
-    merged = {n: BASE[n] + 0.6 * DELTAS[0][n] + 0.2 * DELTAS[1][n] + 0.05 * RANDOM.standard_normal(SHAPES[n]) for n in SHAPES}
+    merged = {
+        n: BASE[n] + 0.6 * DELTAS[0][n] + 0.2 * DELTAS[1][n] + 0.05 * RANDOM.standard_normal(SHAPES[n])
+        for n in SHAPES
+    }
     found = kept_of(merged)
     scopes = {None: found.whole, "mlp": found.groups["mlp"], "layers.1": found.layers[1]}
     for part, scope in scopes.items():
@@ -65,7 +68,9 @@ def test_distances_projections_and_signs_are_those_of_numpy_in_every_scope() -> 
         for share, parent, weight in zip(scope.parents, parents, weights, strict=True):
             assert share is not None
             assert share.distance == pytest.approx(np.linalg.norm(m - base - parent))
-            assert share.relative_distance == pytest.approx(np.linalg.norm(m - base - parent) / np.linalg.norm(base))
+            assert share.relative_distance == pytest.approx(
+                np.linalg.norm(m - base - parent) / np.linalg.norm(base)
+            )
             assert share.projection == pytest.approx((m - base) @ parent / (parent @ parent))
             assert share.weight == pytest.approx(weight)
             assert share.sign_agreement == pytest.approx(np.mean(np.sign(m - base) == np.sign(parent)))
@@ -114,10 +119,16 @@ def test_a_merged_model_that_is_its_parent_keeps_all_of_it_and_the_base_none() -
     assert one is not None
     assert other is not None
     assert (one.distance, one.relative_distance, one.sign_agreement, one.top_kept) == (0.0, 0.0, 1.0, 1.0)
-    assert (one.projection, one.weight, other.weight) == (pytest.approx(1), pytest.approx(1), pytest.approx(0, abs=1e-12))
+    assert (one.projection, one.weight, other.weight) == (
+        pytest.approx(1),
+        pytest.approx(1),
+        pytest.approx(0, abs=1e-12),
+    )
     whole = kept_of(BASE).whole
     assert (whole.distance, whole.relative_distance, whole.outside) == (0.0, 0.0, None)
-    assert [(p.projection, p.weight, p.sign_agreement, p.top_kept) for p in whole.parents if p] == [(0.0, 0.0, None, 0.0)] * 2
+    assert [(p.projection, p.weight, p.sign_agreement, p.top_kept) for p in whole.parents if p] == [
+        (0.0, 0.0, None, 0.0)
+    ] * 2
     expected = [np.linalg.norm(flat(delta)) / np.linalg.norm(flat(BASE)) for delta in DELTAS]
     assert [p.relative_distance for p in whole.parents if p] == pytest.approx(expected)
 
@@ -139,7 +150,9 @@ def test_tensors_that_a_parent_has_not_do_not_count_against_it() -> None:
     names = [n for n in SHAPES if n != UP]
     delta = flat(DELTAS[1], names)
     assert share is not None
-    assert share.projection == pytest.approx((flat(merged, names) - flat(BASE, names)) @ delta / (delta @ delta))
+    assert share.projection == pytest.approx(
+        (flat(merged, names) - flat(BASE, names)) @ delta / (delta @ delta)
+    )
     only = {name: values for name, values in PARENTS[1].items() if name == UP}
     first, second = kept_of(merged, [PARENTS[0], only]).layers[1].parents
     assert first is not None
@@ -180,7 +193,9 @@ def test_kept_is_plain_data() -> None:
 # ---- the base that a merge records ------------------------------------------------------------------------------------
 
 
-def test_the_base_is_the_one_that_the_merged_models_recipe_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_base_is_the_one_that_the_merged_models_recipe_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     base, (tuned,) = family(Path(), 1)
     for text, expected in (
@@ -212,18 +227,27 @@ def told(scores: list[str]) -> str:
 def test_accuracy_kept_is_of_the_best_parent_of_the_task(tmp_path: Path) -> None:
     table, data = tmp_path / "scores.csv", tmp_path / "scores.json"
     table.write_text(
-        "task,model,score\nhumaneval,code,0.5\nhumaneval,org/math,0.1\nhumaneval,merged,0.4\nhumaneval,base,0.25\n", "utf-8-sig"
+        "task,model,score\nhumaneval,code,0.5\nhumaneval,org/math,0.1\nhumaneval,merged,0.4\nhumaneval,base,0.25\n",
+        "utf-8-sig",
     )
     data.write_text(json.dumps({"gsm8k": {"math": 0.6, "path/to/out": 0.66}}))
     scores = read_scores([table, data, "mmlu:code=0", "mmlu:merged=0.5"])
     code, math, mmlu = accuracies(scores, MODELS, MERGED, ORIGIN)
-    assert (code.task, code.best, code.of_best, code.merged, code.of_base) == ("humaneval", "code", 0.5, 0.4, 0.25)
+    assert (code.task, code.best, code.of_best, code.merged, code.of_base) == (
+        "humaneval",
+        "code",
+        0.5,
+        0.4,
+        0.25,
+    )
     assert (code.kept, code.gain_kept) == (pytest.approx(0.8), pytest.approx(0.6))
     assert (math.best, math.kept, math.of_base, math.gain_kept) == ("math", pytest.approx(1.1), None, None)
     assert (mmlu.kept, mmlu.gain_kept) == (None, None)
 
 
-def test_scores_that_cannot_be_read_are_refused_with_what_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_that_cannot_be_read_are_refused_with_what_is_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a.csv").write_text("task,score\nx,1\n")
     Path("b.csv").write_text("task,model,score\nx,code\n")
@@ -231,14 +255,29 @@ def test_scores_that_cannot_be_read_are_refused_with_what_is_wrong(tmp_path: Pat
     form = "expected the header task,model,score and three values in each row. Bring it into that form."
     assert told(["a.csv"]) == f"a.csv: begins with 'task,score'; {form}"
     assert told(["b.csv"]) == f"b.csv: has 2 values in row 2; {form}"
-    assert told(["c.json"]) == 'c.json: is no file of scores; expected {"task": {"model": 0.5}}. Bring it into that form.'
-    assert told(["d.csv"]) == "d.csv: cannot be read (No such file or directory). Check the path and its permissions."
+    assert (
+        told(["c.json"])
+        == 'c.json: is no file of scores; expected {"task": {"model": 0.5}}. Bring it into that form.'
+    )
+    assert (
+        told(["d.csv"])
+        == "d.csv: cannot be read (No such file or directory). Check the path and its permissions."
+    )
     assert told(["x=0.5"]) == (
         "'x=0.5': is no score; expected a .json file, a .csv file or TASK:MODEL=SCORE. Write `gsm8k:merged=0.52`, for instance."
     )
-    assert told(["x:code=nan"]) == "x:code=nan: x: code: the score is 'nan'; expected a number. Mend it, or leave it out."
-    assert told(["x:code=1", "x:code=2"]) == "x:code=2: the score of code on x is given twice; expected one. Leave one out."
-    assert told(["x:cod=1"]) == "scores: x: cod is none of the models; expected out, llama, code, math. Did you mean code?"
+    assert (
+        told(["x:code=nan"])
+        == "x:code=nan: x: code: the score is 'nan'; expected a number. Mend it, or leave it out."
+    )
+    assert (
+        told(["x:code=1", "x:code=2"])
+        == "x:code=2: the score of code on x is given twice; expected one. Leave one out."
+    )
+    assert (
+        told(["x:cod=1"])
+        == "scores: x: cod is none of the models; expected out, llama, code, math. Did you mean code?"
+    )
     lacking = "expected one of each. Add it, or leave the task out."
     assert told(["x:code=1"]) == f"scores: x: has no score of the merged model; {lacking}"
     assert told(["x:merged=1", "x:base=1"]) == f"scores: x: has no score of any parent; {lacking}"
@@ -270,14 +309,18 @@ def merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndar
     return read_model(Path("out"))
 
 
-def test_compare_takes_the_base_that_the_merge_records_and_finds_its_weights(merged: dict[str, np.ndarray]) -> None:
+def test_compare_takes_the_base_that_the_merge_records_and_finds_its_weights(
+    merged: dict[str, np.ndarray],
+) -> None:
     found = alnico.compare(["tuned-0", "tuned-1"], "out", scores={"x": {"tuned-1": 0.5, "out": 0.25}})
     assert (found.base and found.base.reference, found.merged.name, [p.name for p in found.parents]) == (
         "base", "out", ["tuned-0", "tuned-1"]
     )  # fmt: skip
     assert [p.weight for p in found.whole.parents if p] == pytest.approx([0.75, 0.25], abs=1e-4)
     models = [read_model(Path(name)) for name in ("tuned-0", "tuned-1")]
-    expected = kept(reference_analysis(read_model(Path("base")), {"a": models[0], "b": models[1], "m": merged}), 2)
+    expected = kept(
+        reference_analysis(read_model(Path("base")), {"a": models[0], "b": models[1], "m": merged}), 2
+    )
     for scope, other in ((found.whole, expected.whole), (found.groups["mlp"], expected.groups["mlp"])):
         for share, known in zip(scope.parents, other.parents, strict=True):
             assert asdict(share or other) == pytest.approx(asdict(known or scope), rel=1e-6)
@@ -305,7 +348,9 @@ def test_without_a_base_compare_says_so_and_why() -> None:
 
 
 @pytest.mark.usefixtures("merged")
-def test_the_recipe_of_a_merge_on_the_hub_is_fetched_for_its_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_of_a_merge_on_the_hub_is_fetched_for_its_base(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(tmp_path / "home", monkeypatch) as hub:
         hub.add("org/merged", Path("out"))
         found = alnico.compare(["tuned-0"], "org/merged")
@@ -313,7 +358,9 @@ def test_the_recipe_of_a_merge_on_the_hub_is_fetched_for_its_base(tmp_path: Path
 
 
 @pytest.mark.usefixtures("merged")
-def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("alnico.analysis.retention.analyze_sources", None)
     with pytest.raises(ModelError, match=r"^scores: x: tuned-2 is none of the models; "):
         alnico.compare(["tuned-0"], "out", scores={"x": {"tuned-2": 1.0, "merged": 1.0}})
@@ -321,7 +368,16 @@ def test_a_score_of_an_unknown_model_is_refused_before_anything_is_measured(monk
 
 @pytest.mark.usefixtures("merged")
 def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
-    words = ("compare", "tuned-0", "tuned-1", "out", "--scores", "gsm8k:tuned-0=0.5", "--scores", "gsm8k:merged=0.4")
+    words = (
+        "compare",
+        "tuned-0",
+        "tuned-1",
+        "out",
+        "--scores",
+        "gsm8k:tuned-0=0.5",
+        "--scores",
+        "gsm8k:merged=0.4",
+    )
     code, stdout, stderr = run(*words, "--out", "report/kept")
     assert (code, stderr) == (0, "written: report/kept/report.html\n")
     lines = stdout.splitlines()
@@ -338,7 +394,9 @@ def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
     written = json.loads(Path("report/kept/kept.json").read_text())
     assert written == json.loads(run(*words, "--json")[1])
     rows = list(csv.DictReader(Path("report/kept/kept.csv").read_text().splitlines()))
-    assert [(r["scope"], r["name"], r["parent"]) for r in rows[:2]] == [("whole", "whole", f"tuned-{i}") for i in (0, 1)]
+    assert [(r["scope"], r["name"], r["parent"]) for r in rows[:2]] == [
+        ("whole", "whole", f"tuned-{i}") for i in (0, 1)
+    ]
     assert [r["scope"] for r in rows[2:]] == ["group"] * 8 + ["layer"] * 4
     assert float(rows[0]["weight"]) == written["whole"]["parents"][0]["weight"]
     assert float(rows[0]["outside"]) == written["whole"]["outside"]
@@ -348,18 +406,30 @@ def test_compare_prints_a_line_a_parent_and_writes_its_files(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("merged")
-def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_is_told_before_anything_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("alnico.analysis.retention.analyze_sources", None)
     Path("file").write_text("")
-    with pytest.raises(OutputError, match=r"^file/x: cannot be made \(Not a directory\)\. Choose another folder\.$"):
+    with pytest.raises(
+        OutputError, match=r"^file/x: cannot be made \(Not a directory\)\. Choose another folder\.$"
+    ):
         alnico.compare(["tuned-0"], "out", out="file/x")
 
 
 @pytest.mark.slow
 def test_the_merges_of_the_real_pair_kept_what_their_recipes_say(tmp_path: Path) -> None:
     base, tuned = installed(*BASE_MODEL), installed(*TUNED)
-    for method, options, weight in (("task_arithmetic", {"weight": 0.7}, 0.7), ("dare_linear", {"density": 0.5}, 1.0)):
-        recipe = {"merge_method": method, "base_model": str(base), "models": [str(tuned)], "parameters": options}
+    for method, options, weight in (
+        ("task_arithmetic", {"weight": 0.7}, 0.7),
+        ("dare_linear", {"density": 0.5}, 1.0),
+    ):
+        recipe = {
+            "merge_method": method,
+            "base_model": str(base),
+            "models": [str(tuned)],
+            "parameters": options,
+        }
         alnico.merge(recipe, tmp_path / method)
         found = alnico.compare([tuned], tmp_path / method)
         (share,) = found.whole.parents
@@ -367,5 +437,9 @@ def test_the_merges_of_the_real_pair_kept_what_their_recipes_say(tmp_path: Path)
         assert share.weight == pytest.approx(weight, abs=2e-3)
         assert share.sign_agreement == pytest.approx(1, abs=1e-4)
         # Half of the entries dropped at random and the others doubled: as much noise as there is task vector.
-        assert found.whole.outside == pytest.approx(0.0 if method == "task_arithmetic" else 0.5**0.5, abs=5e-3)
-        assert share.relative_distance == pytest.approx(0.0101 * (0.3 if method == "task_arithmetic" else 1.0), rel=0.02)
+        assert found.whole.outside == pytest.approx(
+            0.0 if method == "task_arithmetic" else 0.5**0.5, abs=5e-3
+        )
+        assert share.relative_distance == pytest.approx(
+            0.0101 * (0.3 if method == "task_arithmetic" else 1.0), rel=0.02
+        )

@@ -31,7 +31,9 @@ def test_the_section_has_a_row_a_parent_and_group_and_a_line_a_parent_and_layer(
     text, page = written(analysis, tmp_path, sections=[kept_section(found)])
     words = page.words.replace("\xa0", " ")
     assert f"{analysis.models[2].name} is " in words
-    assert text.partition("id=kept-table")[2].partition("</table>")[0].count("<tr><td>") == 2 * (1 + len(analysis.groups))
+    assert text.partition("id=kept-table")[2].partition("</table>")[0].count("<tr><td>") == 2 * (
+        1 + len(analysis.groups)
+    )
     assert "75.0 %" in words
     figure = json.loads(page.data["kept-layers"])
     assert figure["choices"][0]["options"] == ["Projection", "Weight", "Top kept", "Signs agree", "Distance"]
@@ -39,7 +41,9 @@ def test_the_section_has_a_row_a_parent_and_group_and_a_line_a_parent_and_layer(
         Known(data=view["data"], layout=view["layout"])
     second = figure["views"]["0"]["data"][1]
     shares = [scope.parents[1] for scope in found.layers.values()]
-    assert second["y"] == [share and share.projection and float(f"{share.projection:.6g}") for share in shares]
+    assert second["y"] == [
+        share and share.projection and float(f"{share.projection:.6g}") for share in shares
+    ]
 
 
 def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
@@ -58,7 +62,9 @@ def test_without_a_base_the_section_has_distances_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [1600, 390])
 def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int, tmp_path: Path) -> None:
     def shown(browser: Chromium, analysis: Analysis) -> None:
-        write_report(analysis, tmp_path / "report.html", ["Because."], [kept_section(scored(kept(analysis, 4)))])
+        write_report(
+            analysis, tmp_path / "report.html", ["Because."], [kept_section(scored(kept(analysis, 4)))]
+        )
         browser.open(tmp_path / "report.html", width, dark=width == 390)
         assert browser.value(CHOOSE) == 0, "numbers behind a figure are missing"
         assert browser.messages == []

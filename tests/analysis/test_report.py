@@ -67,14 +67,22 @@ def hostile(analysis: Analysis) -> Analysis:
     return dataclasses.replace(
         analysis,
         base=dataclasses.replace(analysis.base, name=HOSTILE, reference=HOSTILE),
-        models=tuple(dataclasses.replace(m, name=f"{HOSTILE}{i}", reference=HOSTILE) for i, m in enumerate(analysis.models)),
-        tensors=tuple(dataclasses.replace(t, name=f"{HOSTILE}.{t.name}", module=f"{HOSTILE}.{t.module}") for t in analysis.tensors),
+        models=tuple(
+            dataclasses.replace(m, name=f"{HOSTILE}{i}", reference=HOSTILE)
+            for i, m in enumerate(analysis.models)
+        ),
+        tensors=tuple(
+            dataclasses.replace(t, name=f"{HOSTILE}.{t.name}", module=f"{HOSTILE}.{t.module}")
+            for t in analysis.tensors
+        ),
         skipped=(Skipped(HOSTILE, HOSTILE, 3, HOSTILE),),
     )
 
 
 @pytest.mark.parametrize(("models", "layers"), [(1, 0), (1, 2), (2, 6), (3, 1), (9, 2)])
-def test_every_link_leads_to_a_section_and_every_figure_has_its_data(models: int, layers: int, tmp_path: Path) -> None:
+def test_every_link_leads_to_a_section_and_every_figure_has_its_data(
+    models: int, layers: int, tmp_path: Path
+) -> None:
     text, found = written(made_analysis(models, layers), tmp_path)
     assert {link.removeprefix("#") for link in found.links} <= set(found.ids)
     assert len(found.ids) == len(set(found.ids))
@@ -100,9 +108,13 @@ def test_every_figure_is_one_that_plotly_knows_in_every_choice(tmp_path: Path) -
 
 def test_the_page_says_the_numbers_of_the_analysis(tmp_path: Path) -> None:
     analysis = made_analysis(2, 6)
-    first = dataclasses.replace(analysis.whole.changes[0], l2=43.215, relative_l2=0.0123, unchanged=0.25, max_abs=0.5)  # type: ignore[type-var]
+    first = dataclasses.replace(
+        analysis.whole.changes[0], l2=43.215, relative_l2=0.0123, unchanged=0.25, max_abs=0.5
+    )  # type: ignore[type-var]
     pair = dataclasses.replace(analysis.whole.pairs[0], cosine=-0.5, sign_conflict=0.61)
-    whole = dataclasses.replace(analysis.whole, changes=(first, None), pairs=(pair,), sign_conflict=0.375, cancelled=None)
+    whole = dataclasses.replace(
+        analysis.whole, changes=(first, None), pairs=(pair,), sign_conflict=0.375, cancelled=None
+    )
     _, found = written(dataclasses.replace(analysis, whole=whole), tmp_path, advice=["ties < dare & so on"])
     words = found.words.replace("\xa0", " ")
     for said in (
@@ -171,7 +183,9 @@ def test_json_in_a_page_ends_no_script_and_holds_no_infinity() -> None:
 
 
 def test_more_sections_stand_after_the_models(tmp_path: Path) -> None:
-    figure = Figure("kept-bars", "Bars", {"": {"data": [{"type": "bar", "x": [1], "y": [2]}], "layout": {"height": 100}}})
+    figure = Figure(
+        "kept-bars", "Bars", {"": {"data": [{"type": "bar", "x": [1], "y": [2]}], "layout": {"height": 100}}}
+    )
     section = PageSection("kept", "What <it> kept", ["Words & more."], drawn(figure), [figure])
     _, found = written(made_analysis(2, 2), tmp_path, sections=[section])
     assert found.ids.index("models") < found.ids.index("kept") < found.ids.index("where")
@@ -187,7 +201,9 @@ def test_lists_that_would_be_endless_are_cut_and_say_so(tmp_path: Path) -> None:
     assert text.count("other shape") == 100
 
 
-def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert has_report()
     monkeypatch.setattr(page, "EXTRA", ("plotly", "no_such_package"))
     assert not has_report()
@@ -203,7 +219,10 @@ def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path, monkey
 
 def test_importing_the_report_loads_neither_plotly_nor_matplotlib() -> None:
     code = "import alnico.analysis.report, alnico.analysis.charts, sys; print(sorted({'plotly', 'matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "[]\n"
+    )
 
 
 def test_the_bars_are_the_l2_norms_by_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +230,9 @@ def test_the_bars_are_the_l2_norms_by_group(tmp_path: Path, monkeypatch: pytest.
 
     saved: list[Picture] = []
     save = Picture.savefig
-    monkeypatch.setattr(Picture, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1])
+    monkeypatch.setattr(
+        Picture, "savefig", lambda self, *a, **k: (saved.append(self), save(self, *a, **k))[1]
+    )
     analysis = made_analysis(3, 2, names=["$x_{1", "b", "c"])
     backwards = dataclasses.replace(analysis, groups=dict(reversed(analysis.groups.items())))
     for models in (None, [1]):

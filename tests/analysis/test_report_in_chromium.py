@@ -57,10 +57,14 @@ def local(url: str) -> bool:
 
 @pytest.mark.parametrize("width", [1600, 390])
 @pytest.mark.parametrize(("models", "layers"), [(2, 6), (8, 80)])
-def test_the_page_is_legible_and_asks_for_nothing(models: int, layers: int, width: int, tmp_path: Path, browser: Chromium) -> None:
+def test_the_page_is_legible_and_asks_for_nothing(
+    models: int, layers: int, width: int, tmp_path: Path, browser: Chromium
+) -> None:
     write_report(made_analysis(models, layers), tmp_path / "report.html", ["Because."])
     browser.open(tmp_path / "report.html", width, dark=width == 390)
-    assert browser.value("document.querySelectorAll('.plot .main-svg').length >= document.querySelectorAll('.plot').length")
+    assert browser.value(
+        "document.querySelectorAll('.plot .main-svg').length >= document.querySelectorAll('.plot').length"
+    )
     assert browser.value("document.documentElement.scrollWidth") == width
     below = "document.documentElement.scrollHeight - scrollY - document.querySelector('footer').getBoundingClientRect().bottom"
     assert browser.value(below) < 100, "the page goes on below its last line"
@@ -71,7 +75,9 @@ def test_the_page_is_legible_and_asks_for_nothing(models: int, layers: int, widt
     assert [url for url in browser.requests if not local(url)] == []
 
 
-def test_the_matrices_and_rows_that_are_chosen_are_shown_and_sorted(tmp_path: Path, browser: Chromium) -> None:
+def test_the_matrices_and_rows_that_are_chosen_are_shown_and_sorted(
+    tmp_path: Path, browser: Chromium
+) -> None:
     analysis = made_analysis(3, 6)
     write_report(analysis, tmp_path / "report.html")
     browser.open(tmp_path / "report.html", 1600)
@@ -81,7 +87,9 @@ def test_the_matrices_and_rows_that_are_chosen_are_shown_and_sorted(tmp_path: Pa
     browser.value(choose.format("select[data-shows]", 2))
     assert browser.value(shown) == ["attention"]
     browser.value(choose.format("select[data-filters]", 2))
-    browser.value("[...document.querySelectorAll('th button')].find((b) => b.textContent === 'relative').click()")
+    browser.value(
+        "[...document.querySelectorAll('th button')].find((b) => b.textContent === 'relative').click()"
+    )
     rows = "[...document.querySelectorAll('#movers-table tbody tr')].filter((r) => !r.hidden)"
     models = browser.value(f"{rows}.map((r) => r.dataset.model)")
     assert set(models) == {"2 math-instruct"}
@@ -92,7 +100,9 @@ def test_the_matrices_and_rows_that_are_chosen_are_shown_and_sorted(tmp_path: Pa
 
 
 def test_names_that_would_run_do_not(tmp_path: Path, browser: Chromium) -> None:
-    write_report(hostile(made_analysis(3, 4)), tmp_path / "report.html", ["<script>document.title = 'caught'</script>"])
+    write_report(
+        hostile(made_analysis(3, 4)), tmp_path / "report.html", ["<script>document.title = 'caught'</script>"]
+    )
     browser.open(tmp_path / "report.html", 1600)
     assert browser.value(CHOOSE) == 0
     assert browser.value("document.title").startswith("3 models and the base </script>")

@@ -33,21 +33,38 @@ def test_bars_and_radar_hold_the_scores_and_their_intervals(tmp_path: Path) -> N
             Known(data=view["data"], layout=view["layout"])
     of_base, of_a, _ = bars["views"][""]["data"]
     assert (of_base["name"], of_base["x"], of_a["x"]) == ("1 base", [0.25, 0.5, 0.5], [0.75, 0.25, None])
-    assert (of_base["error_x"]["array"], of_base["error_x"]["arrayminus"]) == ([0.25, 0, 0.25], [0.125, 0, 0.25])
+    assert (of_base["error_x"]["array"], of_base["error_x"]["arrayminus"]) == (
+        [0.25, 0, 0.25],
+        [0.125, 0, 0.25],
+    )
     shape, share = (radar["views"][view]["data"] for view in "01")
-    assert [trace["r"] for trace in shape] == [[0.25, 0.5, 0.5, 0.25], [0.75, 0.25, None, 0.75], [None, 0.125, 1, None]]
+    assert [trace["r"] for trace in shape] == [
+        [0.25, 0.5, 0.5, 0.25],
+        [0.75, 0.25, None, 0.75],
+        [None, 0.125, 1, None],
+    ]
     assert share[0]["r"] == pytest.approx([0.333333, 1, 0.5, 0.333333])
-    assert bars["views"][""]["table"]["rows"][0] == ["news", "0.250 [0.125, 0.500]", "0.750 [0.500, 0.875]", "–"]  # noqa: RUF001
+    assert bars["views"][""]["table"]["rows"][0] == [
+        "news",
+        "0.250 [0.125, 0.500]",
+        "0.750 [0.500, 0.875]",
+        "–",
+    ]  # noqa: RUF001
 
 
 def test_two_tasks_are_no_radar() -> None:
-    assert [f.name for f in score_section({task: SCORES[task] for task in ("news", "spam")}).figures] == ["score-bars"]
+    assert [f.name for f in score_section({task: SCORES[task] for task in ("news", "spam")}).figures] == [
+        "score-bars"
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("width", [1600, 390])
 def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int, tmp_path: Path) -> None:
-    long = {f"a task with the number {i}": {f"model-{m}": Estimate((i + m) / 20, 0.0, 1.0) for m in range(9)} for i in range(8)}
+    long = {
+        f"a task with the number {i}": {f"model-{m}": Estimate((i + m) / 20, 0.0, 1.0) for m in range(9)}
+        for i in range(8)
+    }
     with Chromium(tmp_path) as browser:
         for scores in (SCORES, long):
             write_report(made_analysis(2, 4), tmp_path / "report.html", None, [score_section(scores)])
@@ -61,11 +78,23 @@ def test_the_section_is_legible_in_a_browser_and_its_names_cannot_run(width: int
 
 def test_an_evaluations_file_gives_scores_with_their_intervals(tmp_path: Path) -> None:
     path = tmp_path / "evaluation.json"
-    scores = {"news": {"value": 0.5, "low": 0.25, "high": 0.75}, "spam": {"value": 1.0, "low": None, "high": None}}
+    scores = {
+        "news": {"value": 0.5, "low": 0.25, "high": 0.75},
+        "spam": {"value": 1.0, "low": None, "high": None},
+    }
     wiki = {"wiki": {"value": 9.0, "low": None, "high": None}}
-    tasks = [{"name": "news", "goal": "max"}, {"name": "spam", "goal": "max"}, {"name": "wiki", "goal": "min"}]
-    path.write_text(json.dumps({"tasks": tasks, "models": [{"name": "a", "reference": "in/a", "scores": scores | wiki}]}))
-    assert read_estimates([path]) == {"news": {"in/a": Estimate(0.5, 0.25, 0.75)}, "spam": {"in/a": Estimate(1.0)}}
+    tasks = [
+        {"name": "news", "goal": "max"},
+        {"name": "spam", "goal": "max"},
+        {"name": "wiki", "goal": "min"},
+    ]
+    path.write_text(
+        json.dumps({"tasks": tasks, "models": [{"name": "a", "reference": "in/a", "scores": scores | wiki}]})
+    )
+    assert read_estimates([path]) == {
+        "news": {"in/a": Estimate(0.5, 0.25, 0.75)},
+        "spam": {"in/a": Estimate(1.0)},
+    }
     assert read_scores([path, "spam:in/b=2"]) == {"news": {"in/a": 0.5}, "spam": {"in/a": 1.0, "in/b": 2.0}}
     path.write_text('{"models": [3]}')
     with pytest.raises(ModelError) as caught:

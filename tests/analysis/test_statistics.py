@@ -26,7 +26,9 @@ from made import family, llama_shapes, read_model
 def of(values: Any) -> np.ndarray:
     """A tensor as the reference takes it: bf16 and float8 as float32."""
     if isinstance(values, torch.Tensor):
-        return (values if values.dtype in (torch.float64, torch.float16, torch.int64) else values.float()).numpy()
+        return (
+            values if values.dtype in (torch.float64, torch.float16, torch.int64) else values.float()
+        ).numpy()
     return np.asarray(values)
 
 
@@ -44,14 +46,18 @@ def checked(base: Mapping[str, Any], *models: Mapping[str, Any], **options: Any)
     return found
 
 
-def tensors(dtype: torch.dtype, seed: int, shapes: Mapping[str, tuple[int, ...]], size: float = 1.0) -> dict[str, torch.Tensor]:
+def tensors(
+    dtype: torch.dtype, seed: int, shapes: Mapping[str, tuple[int, ...]], size: float = 1.0
+) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
     return {name: (torch.randn(shape, generator=random) * size).to(dtype) for name, shape in shapes.items()}
 
 
 def tuned(base: Mapping[str, torch.Tensor], seed: int, size: float = 0.05) -> dict[str, torch.Tensor]:
     random = torch.Generator().manual_seed(seed)
-    return {n: (v.double() + torch.randn(v.shape, generator=random) * size).to(v.dtype) for n, v in base.items()}
+    return {
+        n: (v.double() + torch.randn(v.shape, generator=random) * size).to(v.dtype) for n, v in base.items()
+    }
 
 
 LLAMA = llama_shapes(tied=False)
@@ -60,7 +66,9 @@ LONG = {"model.embed_tokens.weight": (2**18 + 70_001,), "model.layers.0.mlp.up_p
 
 
 @pytest.mark.parametrize(
-    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2], ids=str
+    "dtype",
+    [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2],
+    ids=str,
 )
 def test_every_statistic_is_that_of_numpy_in_float64(dtype: torch.dtype) -> None:
     base = tensors(dtype, 0, LLAMA | LONG)
@@ -75,7 +83,9 @@ def test_one_model_and_many_are_measured_alike(count: int) -> None:
 
 def test_inputs_of_several_dtypes_are_compared_without_rounding_them() -> None:
     base = tensors(torch.bfloat16, 0, LLAMA | LONG)
-    checked(base, {n: v.half() for n, v in tuned(base, 1).items()}, {n: v.float() + 1e-4 for n, v in base.items()})
+    checked(
+        base, {n: v.half() for n, v in tuned(base, 1).items()}, {n: v.float() + 1e-4 for n, v in base.items()}
+    )
 
 
 @pytest.mark.parametrize("top_share", [1e-9, 0.01, 1 / 3, 1.0])
@@ -90,7 +100,11 @@ EDGES = {
     "equal to the base": ([1.0, -2.0, 3.0], [1.0, -2.0, 3.0], [1.5, -2.0, 3.0]),
     "a constant shift": ([1.0] * 7, [1.1] * 7, [0.9] * 7),
     "opposite": ([0.0] * 4, [1.0, -2.0, 3.0, 0.0], [-1.0, 2.0, -3.0, 0.0]),
-    "ties": ([0.0] * 8, [1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 0.0, 0.0], [1.0, 1.0, -1.0, -1.0, 0.0, 1.0, 1.0, 0.0]),
+    "ties": (
+        [0.0] * 8,
+        [1.0, -1.0, 1.0, -1.0, 1.0, 1.0, 0.0, 0.0],
+        [1.0, 1.0, -1.0, -1.0, 0.0, 1.0, 1.0, 0.0],
+    ),
     "equal to 8 bits": ([0.0] * 5, [1.0, 1.001, 1.002, 1.003, 0.5], [1.003, 1.0, 0.25, 1.001, 1.002]),
     "one element": ([1.0], [2.0], [0.5]),
     "a base of zeros": ([0.0, 0.0], [1.0, 2.0], [2.0, 1.0]),
@@ -105,7 +119,9 @@ EDGES = {
 def test_edges_are_as_defined(case: str) -> None:
     base, one, other = (np.array(values, np.float32) for values in EDGES[case])
     checked({"w": base}, {"w": one}, {"w": other})
-    repeated = [{"w": np.tile(v, 70_000 // v.size)} for v in (base, one, other)]  # no longer sorted as a whole
+    repeated = [
+        {"w": np.tile(v, 70_000 // v.size)} for v in (base, one, other)
+    ]  # no longer sorted as a whole
     checked(repeated[0], repeated[1], repeated[2])
 
 
@@ -116,7 +132,11 @@ def test_entries_that_are_all_equal_have_no_spread() -> None:
 
 
 def test_a_number_and_nothing_are_tensors_too() -> None:
-    base = {"number": np.float32(2.0), "none": np.zeros((0, 4), np.float32), "layers.0.w": np.ones(3, np.float32)}
+    base = {
+        "number": np.float32(2.0),
+        "none": np.zeros((0, 4), np.float32),
+        "layers.0.w": np.ones(3, np.float32),
+    }
     checked(
         base,
         {n: np.asarray(v * np.float32(1.5)) for n, v in base.items()},
@@ -129,11 +149,16 @@ def test_a_number_and_nothing_are_tensors_too() -> None:
 
 def test_what_cannot_be_compared_is_named_and_left_out() -> None:
     base = tensors(torch.float32, 0, LLAMA) | {"ids": torch.arange(5)}
-    one, other = tuned({n: v for n, v in base.items() if n != "ids"}, 1), tuned({n: v for n, v in base.items() if n != "ids"}, 2)
+    one, other = (
+        tuned({n: v for n, v in base.items() if n != "ids"}, 1),
+        tuned({n: v for n, v in base.items() if n != "ids"}, 2),
+    )
     one["ids"] = torch.arange(5)
     del one["model.layers.0.mlp.up_proj.weight"]
     other["model.layers.0.mlp.down_proj.weight"] = torch.zeros(3, 4)
-    other["model.layers.1.mlp.down_proj.weight"] = torch.zeros(LLAMA["model.layers.1.mlp.down_proj.weight"], dtype=torch.int64)
+    other["model.layers.1.mlp.down_proj.weight"] = torch.zeros(
+        LLAMA["model.layers.1.mlp.down_proj.weight"], dtype=torch.int64
+    )
     other["adapter.weight"] = torch.zeros(6)
     found = checked(base, one, other)
     assert {(s.tensor, s.model, s.reason) for s in found.skipped} == {
@@ -153,7 +178,9 @@ def test_subspaces_of_few_directions_are_compared_in_these_alone() -> None:
     pair = found.whole.pairs[0].subspace
     assert pair is not None
     assert pair == Subspace(pytest.approx(1.0), pytest.approx(1.0), 3, 1)
-    checked(base, {"w": base["w"] + low[0]}, {"w": base["w"] + low[1] + random.standard_normal((40, 30)) * 1e-3})
+    checked(
+        base, {"w": base["w"] + low[0]}, {"w": base["w"] + low[1] + random.standard_normal((40, 30)) * 1e-3}
+    )
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
@@ -196,14 +223,20 @@ values = st.lists(st.floats(-8, 8, width=16), min_size=1, max_size=12)
 def test_any_numbers_agree_with_numpy(base: list[float], one: list[float], other: list[float]) -> None:
     size = min(map(len, (base, one, other)))
     w, a, b = (np.array(v[:size], np.float32) for v in (base, one, other))
-    checked({"layers.0.w": w, "layers.1.w": a}, {"layers.0.w": a, "layers.1.w": b}, {"layers.0.w": b, "layers.1.w": w})
+    checked(
+        {"layers.0.w": w, "layers.1.w": a},
+        {"layers.0.w": a, "layers.1.w": b},
+        {"layers.0.w": b, "layers.1.w": w},
+    )
 
 
 def test_models_in_files_give_what_they_give_in_memory(tmp_path: Path) -> None:
     base, (one, other) = family(tmp_path, 2, shards=3)
     found = alnico.analyze([one, other], base=base)
     agree(found, reference_analysis(read_model(base), {str(p): read_model(p) for p in (one, other)}))
-    assert [(m.name, m.reference) for m in (found.base, *found.models)] == [(p.name, str(p)) for p in (base, one, other)]
+    assert [(m.name, m.reference) for m in (found.base, *found.models)] == [
+        (p.name, str(p)) for p in (base, one, other)
+    ]
 
 
 def test_models_without_a_tensor_in_common_are_refused() -> None:

@@ -86,7 +86,10 @@ def test_runs_of_one_task_are_stocked() -> None:
 def test_runs_in_one_direction_are_averaged() -> None:
     shared = drawn(1)
     found = suggested({f"run-{s}": plus(shared, drawn(s), 0.4) for s in (2, 3)})
-    assert (found.rule, found.method) == ("same task, one direction", "linear")  # c = 1/1.16, 2 c / (1 + c) = 0.93
+    assert (found.rule, found.method) == (
+        "same task, one direction",
+        "linear",
+    )  # c = 1/1.16, 2 c / (1 + c) = 0.93
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,9 @@ def test_opposed_models_of_which_no_entry_stands_out_drop_at_random() -> None:
     assert (found.rule, found.method) == ("conflict, no entry stands out", "dare_ties")
     assert parameters(found) == {"density": 0.5}
     third = plus(drawn(3), first, -0.5)
-    assert parameters(suggested({"one": first, "other": plus(drawn(2), first, -0.5), "third": third})) == {"density": 0.33}
+    assert parameters(suggested({"one": first, "other": plus(drawn(2), first, -0.5), "third": third})) == {
+        "density": 0.33
+    }
 
 
 def test_large_changes_are_not_dropped_at_random() -> None:
@@ -151,7 +156,10 @@ def test_models_that_contest_the_same_top_parameters_conflict() -> None:
 
 
 def test_models_that_changed_different_parameters_stay_as_they_are() -> None:
-    one, other = ({n: np.where((np.arange(v.size) % 2 == i).reshape(v.shape), v, 0) for n, v in drawn(i).items()} for i in (0, 1))
+    one, other = (
+        {n: np.where((np.arange(v.size) % 2 == i).reshape(v.shape), v, 0) for n, v in drawn(i).items()}
+        for i in (0, 1)
+    )
     found = suggested({"one": one, "other": other})
     assert (found.rule, found.method, parameters(found)) == ("apart", "task_arithmetic", {"scale": 1.0})
 
@@ -166,7 +174,9 @@ def test_adapters_are_summed_even_where_they_conflict() -> None:
 
 def test_runs_of_one_task_among_others_share_a_weight() -> None:
     shared = drawn(1)
-    found = suggested({"code": drawn(2), "chat-1": plus(shared, drawn(3), 0.6), "chat-2": plus(shared, drawn(4), 0.6)})
+    found = suggested(
+        {"code": drawn(2), "chat-1": plus(shared, drawn(3), 0.6), "chat-2": plus(shared, drawn(4), 0.6)}
+    )
     assert found.method == "task_arithmetic"
     assert of_each(found) == [{"weight": 1.0}, {"weight": 0.5}, {"weight": 0.5}]
     assert "chat-1, chat-2 learned much the same and share one weight of 1." in found.reasons
@@ -182,7 +192,9 @@ def test_a_model_that_went_much_farther_is_weighted_down_to_the_middle_one() -> 
 
 def test_a_model_equal_to_the_base_is_named_and_left_out() -> None:
     found = suggested({"one": drawn(1), "same": {n: 0 * v for n, v in BASE.items()}, "other": drawn(2)})
-    assert found.findings == ("same is left out: it equals the base in all 16448 parameters that were compared.",)
+    assert found.findings == (
+        "same is left out: it equals the base in all 16448 parameters that were compared.",
+    )
     assert references(found) == ["one", "other"]
 
 
@@ -190,7 +202,10 @@ def test_of_near_duplicates_the_first_is_taken() -> None:
     one = drawn(1)
     found = suggested({"one": one, "twin": plus(one, drawn(3), 0.05), "copy": one, "other": drawn(2)})
     assert references(found) == ["one", "other"]
-    assert found.findings[0] == "twin is left out: it and one are 5.0% of their way from the base apart, and would count twice."
+    assert (
+        found.findings[0]
+        == "twin is left out: it and one are 5.0% of their way from the base apart, and would count twice."
+    )
     assert found.findings[1] == "copy is left out: it and one are equal, and would count twice."
 
 
@@ -199,7 +214,9 @@ def test_a_model_trained_from_another_start_is_refused_whatever_its_length(lengt
     strange = plus({n: length * v for n, v in drawn(7, 0.05).items()}, BASE, -1.0)
     found = suggested({"one": drawn(1), "other": drawn(2), "strange": strange})
     assert references(found) == ["one", "other"]
-    assert found.findings[0].startswith("strange is left out: 4 of its 4 matrices are as far from the base's as independent ones")
+    assert found.findings[0].startswith(
+        "strange is left out: 4 of its 4 matrices are as far from the base's as independent ones"
+    )
 
 
 def test_a_model_far_from_the_base_is_named_and_kept() -> None:
@@ -210,9 +227,13 @@ def test_a_model_far_from_the_base_is_named_and_kept() -> None:
 
 def test_a_model_of_another_size_is_named_and_left_out() -> None:
     other = {n: np.zeros([2 * d for d in s], np.float32) for n, s in SHAPES.items()}
-    found = suggest(reference_analysis(BASE, {"one": plus(BASE, drawn(1)), "two": plus(BASE, drawn(2)), "large": other}))
+    found = suggest(
+        reference_analysis(BASE, {"one": plus(BASE, drawn(1)), "two": plus(BASE, drawn(2)), "large": other})
+    )
     assert references(found) == ["one", "two"]
-    assert found.findings[0].startswith("large is left out: it has no tensor of the name and shape of one of the base")
+    assert found.findings[0].startswith(
+        "large is left out: it has no tensor of the name and shape of one of the base"
+    )
 
 
 def test_what_could_not_be_compared_is_named() -> None:
@@ -236,7 +257,8 @@ def test_without_a_model_there_is_no_recipe() -> None:
 
 def test_a_model_that_the_plan_refuses_is_left_out_with_its_reason() -> None:
     found = suggest(
-        analysis({"one": drawn(1), "other": drawn(2), "third": drawn(3)}), [Fit(), Fit(refused="it is too wide."), Fit()]
+        analysis({"one": drawn(1), "other": drawn(2), "third": drawn(3)}),
+        [Fit(), Fit(refused="it is too wide."), Fit()],
     )
     assert references(found) == ["one", "third"]
     assert found.findings == ("other is left out: it is too wide.",)
@@ -283,7 +305,9 @@ def test_the_page_has_the_rules_of_the_code() -> None:
     generator = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generator)
     written = (docs / "choosing.md").read_text("utf-8")
-    assert generator.page(written) == written, "docs/choosing.md is out of date: run `python docs/make_choosing.py`"
+    assert generator.page(written) == written, (
+        "docs/choosing.md is out of date: run `python docs/make_choosing.py`"
+    )
 
 
 def test_the_pages_other_numbers_are_those_of_the_code() -> None:

@@ -30,7 +30,10 @@ def with_vocabulary(path: Path, extra: int = 0, pad: int = 0) -> Path:
     """Give a model a tokenizer: the words, ``extra`` added tokens, and ``pad`` rows more."""
     tensors = {n: ("F32", v) for n, v in read_model(path).items()}
     rows = np.ones((extra + pad, 16), np.float32)
-    tensors["model.embed_tokens.weight"] = ("F32", np.concatenate([tensors["model.embed_tokens.weight"][1], rows]))
+    tensors["model.embed_tokens.weight"] = (
+        "F32",
+        np.concatenate([tensors["model.embed_tokens.weight"][1], rows]),
+    )
     save_model(path, tensors, llama_config(vocabulary=32 + extra + pad, dtype="float32"))
     save_tokenizer(path, WORDS, [entry(f"<t{i}>", 32 + i) for i in range(extra)])
     return path
@@ -49,7 +52,9 @@ def test_the_suggested_sum_is_the_sum_that_it_says(models: Path, tmp_path: Path)
     scale = yaml.safe_load(found.recipe or "")["parameters"]["scale"]
     base, one, other = (read_model(m) for m in (models / "base", *tuned))
     for name, values in merged(found, tmp_path / "out").items():
-        expected = base[name].astype(float) + scale * (one[name].astype(float) - base[name] + other[name] - base[name])
+        expected = base[name].astype(float) + scale * (
+            one[name].astype(float) - base[name] + other[name] - base[name]
+        )
         np.testing.assert_allclose(values, expected, rtol=0, atol=1e-6)
 
 
@@ -62,11 +67,16 @@ def test_the_suggested_sum_is_the_sum_that_it_says(models: Path, tmp_path: Path)
         ("conflict, no entry stands out", lambda a, b: (a, b - 0.5 * a)),
     ],
 )
-def test_what_every_rule_suggests_runs(rule: str, mix: Callable[..., tuple[np.ndarray, ...]], models: Path, tmp_path: Path) -> None:
+def test_what_every_rule_suggests_runs(
+    rule: str, mix: Callable[..., tuple[np.ndarray, ...]], models: Path, tmp_path: Path
+) -> None:
     base, a, b = (read_model(models / m) for m in ("base", "tuned-0", "tuned-1"))
     paths = []
     for i in range(2):
-        tensors = {n: ("F32", base[n] + mix(0.5 * (a[n] - base[n]), 0.5 * (b[n] - base[n]))[i].astype(np.float32)) for n in base}
+        tensors = {
+            n: ("F32", base[n] + mix(0.5 * (a[n] - base[n]), 0.5 * (b[n] - base[n]))[i].astype(np.float32))
+            for n in base
+        }
         paths.append(save_model(tmp_path / f"model-{i}", tensors, llama_config(dtype="float32")))
     found = alnico.suggest(paths, base=models / "base")
     assert found.rule == rule
@@ -85,9 +95,17 @@ def test_adapters_are_told_from_models(models: Path, tmp_path: Path) -> None:
     at = "base_model.model.model.layers.0.mlp.up_proj.lora_"
     references = []
     for name in ("sql", "chat"):
-        low = {at + "A.weight": random.standard_normal((2, 16)), at + "B.weight": 0.01 * random.standard_normal((48, 2))}
-        save_file(tmp_path / name / "adapter_model.safetensors", {n: ("F32", v.astype(np.float32)) for n, v in low.items()})
-        (tmp_path / name / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+        low = {
+            at + "A.weight": random.standard_normal((2, 16)),
+            at + "B.weight": 0.01 * random.standard_normal((48, 2)),
+        }
+        save_file(
+            tmp_path / name / "adapter_model.safetensors",
+            {n: ("F32", v.astype(np.float32)) for n, v in low.items()},
+        )
+        (tmp_path / name / "adapter_config.json").write_text(
+            json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2})
+        )
         references.append(f"{models / 'base'}+{tmp_path / name}")
     found = alnico.suggest(references, base=models / "base")
     assert found.rule == "adapters"
@@ -97,7 +115,11 @@ def test_adapters_are_told_from_models(models: Path, tmp_path: Path) -> None:
 def test_added_tokens_and_padding_get_the_tokenizer_that_they_need(tmp_path: Path) -> None:
     base, tuned = family(tmp_path, 3, "F32", size=0.002)
     with_vocabulary(base)
-    padded, chat, plain = with_vocabulary(tuned[0], pad=4), with_vocabulary(tuned[1], extra=2), with_vocabulary(tuned[2])
+    padded, chat, plain = (
+        with_vocabulary(tuned[0], pad=4),
+        with_vocabulary(tuned[1], extra=2),
+        with_vocabulary(tuned[2]),
+    )
     found = alnico.suggest([padded, plain], base=base)
     assert yaml.safe_load(found.recipe or "")["tokenizer"] == {"source": "base"}
     assert "padded" not in " ".join(found.warnings)
@@ -108,10 +130,14 @@ def test_added_tokens_and_padding_get_the_tokenizer_that_they_need(tmp_path: Pat
     assert merged(found, tmp_path / "all-tokens")["model.embed_tokens.weight"].shape == (34, 16)
 
 
-def test_a_head_of_its_own_is_taken_from_the_base_and_one_more_tensor_copied(models: Path, tmp_path: Path) -> None:
+def test_a_head_of_its_own_is_taken_from_the_base_and_one_more_tensor_copied(
+    models: Path, tmp_path: Path
+) -> None:
     sizes = {"base": 2, "tuned-0": 3, "tuned-1": 2}
     for name, labels in sizes.items():
-        tensors = {n: ("F32", v) for n, v in read_model(models / name).items()} | {"score.weight": ("F32", np.ones((labels, 16)))}
+        tensors = {n: ("F32", v) for n, v in read_model(models / name).items()} | {
+            "score.weight": ("F32", np.ones((labels, 16)))
+        }
         if name == "tuned-1":
             tensors["extra.weight"] = ("F32", np.ones(3))
         save_model(tmp_path / name, tensors, llama_config(dtype="float32"))
@@ -125,7 +151,9 @@ def test_a_head_of_its_own_is_taken_from_the_base_and_one_more_tensor_copied(mod
 
 def test_a_model_of_another_size_is_left_out_before_it_is_read(models: Path, tmp_path: Path) -> None:
     shapes = llama_shapes(hidden=32)
-    large = save_model(tmp_path / "large", {n: ("F32", np.ones(s)) for n, s in shapes.items()}, llama_config(hidden=32))
+    large = save_model(
+        tmp_path / "large", {n: ("F32", np.ones(s)) for n, s in shapes.items()}, llama_config(hidden=32)
+    )
     found = alnico.suggest([models / "tuned-0", large, models / "tuned-1"], base=models / "base")
     assert found.findings == (
         f"{large} is left out: {large} and {models / 'base'} are models of different sizes: hidden size 32 and 16, "
@@ -144,7 +172,10 @@ def test_the_command_prints_a_recipe_that_merges_from_there(
     assert "note: These numbers say how parameters lie to one another" in err
     assert yaml.safe_load(out)["models"] == [{"model": "tuned-0"}, {"model": "tuned-1"}]
     file = tmp_path / "recipe.yml"
-    assert run("suggest", "--base", "base", "tuned-0", "tuned-1", "--out", str(file))[1] == f"{file}: task_arithmetic\n"
+    assert (
+        run("suggest", "--base", "base", "tuned-0", "tuned-1", "--out", str(file))[1]
+        == f"{file}: task_arithmetic\n"
+    )
     monkeypatch.chdir(tmp_path)
     assert run("plan", "recipe.yml")[0] == 0
     assert run("suggest", "--base", str(models / "base"), str(models / "tuned-0"), "--out", str(file))[0] == 8
@@ -163,7 +194,9 @@ def test_the_command_takes_an_analysis_for_base_and_models(
     assert again.findings[0].startswith("gone: whether its vocabulary fits is not known. ")
 
 
-def test_without_a_model_left_the_command_says_why(models: Path, run: Callable[..., tuple[int, str, str]]) -> None:
+def test_without_a_model_left_the_command_says_why(
+    models: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
     code, out, err = run("suggest", "--base", str(models / "base"), str(models / "base"))
     assert (code, out) == (5, "")
     assert err.startswith("alnico: base is left out: it equals the base in all ")

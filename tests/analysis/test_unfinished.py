@@ -67,7 +67,9 @@ def killed(out: Path, models: tuple[Path, list[Path]]) -> set[str]:
     command = [sys.executable, "-c", KILLED, str(out), str(models[0]), *map(str, models[1])]
     ended = subprocess.run(command, capture_output=True, timeout=120)
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    return {json.loads(line)["tensor"] for line in (part_of(out) / "journal.jsonl").read_text().splitlines()[1:]}
+    return {
+        json.loads(line)["tensor"] for line in (part_of(out) / "journal.jsonl").read_text().splitlines()[1:]
+    }
 
 
 def test_a_killed_analysis_is_taken_up_and_gives_the_same_files(
@@ -123,7 +125,8 @@ def test_an_analysis_that_changed_is_noticed_and_named_and_restart_begins_anew(
     interrupted(tmp_path / "other", models)
     os.utime(models[1][1] / "model-00002-of-00002.safetensors", (1, 1))
     with pytest.raises(
-        OutputError, match=r"since then changed: an input file \(.*tuned-1: model-00002-of-00002\.safetensors; its size"
+        OutputError,
+        match=r"since then changed: an input file \(.*tuned-1: model-00002-of-00002\.safetensors; its size",
     ):
         alnico.analyze(models[1], base=models[0], out=tmp_path / "other")
 
@@ -153,16 +156,20 @@ def test_a_second_process_on_one_folder_is_refused(models: tuple[Path, list[Path
 
     def watch(event: Event) -> None:
         if isinstance(event, Advanced) and not refused:
-            code = (
-                f"import alnico; alnico.analyze({[*map(str, models[1])]!r}, base={str(models[0])!r}, out={str(tmp_path / 'out')!r})"
+            code = f"import alnico; alnico.analyze({[*map(str, models[1])]!r}, base={str(models[0])!r}, out={str(tmp_path / 'out')!r})"
+            refused.append(
+                subprocess.run(
+                    [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+                ).stderr
             )
-            refused.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stderr)
 
     alnico.analyze(models[1], base=models[0], out=tmp_path / "out", watch=watch)
     assert "out: another process is writing it. Wait for it, or choose another output." in refused[0]
 
 
-def test_a_model_that_changes_while_it_is_measured_ends_the_analysis(models: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_a_model_that_changes_while_it_is_measured_ends_the_analysis(
+    models: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
     file = models[1][0] / "model-00001-of-00002.safetensors"
 
     def watch(event: Event) -> None:
@@ -185,7 +192,9 @@ def test_a_full_disk_ends_the_analysis_and_keeps_what_is_measured(
     import alnico.output.journal as journal
 
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "write_on", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patch.setattr(
+            journal, "write_on", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         with pytest.raises(RunError, match=r"journal\.jsonl: cannot be written \(No space left on device\)"):
             alnico.analyze(models[1], base=models[0], out=tmp_path / "out")
     assert part_of(tmp_path / "out").exists()

@@ -30,7 +30,12 @@ def peft_case(case: str) -> tuple[dict, dict, dict, dict]:
         its_case, part, tensor = name.split("/")
         if its_case == case:
             parts[part][tensor] = values
-    return parts["base"], parts["adapter"], parts["merged"], json.loads(header["__metadata__"]["configs"])[case]
+    return (
+        parts["base"],
+        parts["adapter"],
+        parts["merged"],
+        json.loads(header["__metadata__"]["configs"])[case],
+    )
 
 
 def save_adapter(directory: Path, tensors: dict, config: dict, dtype: str = "F32") -> Path:
@@ -46,11 +51,14 @@ def save_case(root: Path, case: str, dtype: str) -> tuple[str, dict]:
     return f"{root}/base+{root}/adapter", merged
 
 
-def small(root: Path, rows: int = 6, columns: int = 5, rank: int = 2, dtype: str = "F32", seed: int = 0, **config) -> str:
+def small(
+    root: Path, rows: int = 6, columns: int = 5, rank: int = 2, dtype: str = "F32", seed: int = 0, **config
+) -> str:
     """A base with one weight, and an adapter of it."""
     random = np.random.default_rng(seed)
     made.save_model(
-        root / "base", {"m.w.weight": (dtype, random.standard_normal((rows, columns))), "m.n.weight": ("F32", np.ones(3))}
+        root / "base",
+        {"m.w.weight": (dtype, random.standard_normal((rows, columns))), "m.n.weight": ("F32", np.ones(3))},
     )
     factors = {
         "base_model.model.m.w.lora_A.weight": random.standard_normal((rank, columns)),
@@ -104,7 +112,12 @@ def test_which_part_is_asked_for_changes_no_bit(tmp_path, shape, config):
     with open_model(reference) as model:
         whole = model.read("m.w.weight").tobytes()
     random = np.random.default_rng(1)
-    ends = [tuple(sorted(random.integers(0, size, 2))) for _ in range(20)] + [(0, size), (3, 6), (size - 1, size), (5, 5)]
+    ends = [tuple(sorted(random.integers(0, size, 2))) for _ in range(20)] + [
+        (0, size),
+        (3, 6),
+        (size - 1, size),
+        (5, 5),
+    ]
     with open_model(reference) as model:  # a new one: its norms come from whatever part is read first
         for start, stop in ends:
             part = bytearray(stop - start)
@@ -121,7 +134,9 @@ def test_threads_read_the_same_bits(tmp_path):
         return bytes(part)
 
     with open_model(reference) as one, open_model(reference) as other, ThreadPoolExecutor(8) as pool:
-        assert b"".join(pool.map(lambda row: rows(one, row), range(300))) == other.read("m.w.weight").tobytes()
+        assert (
+            b"".join(pool.map(lambda row: rows(one, row), range(300))) == other.read("m.w.weight").tobytes()
+        )
 
 
 # Names.
@@ -129,7 +144,13 @@ def test_threads_read_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize(
     ("of_base", "of_adapter"),
-    [("model.a", "model.a"), ("model.a", "a"), ("a.b", "model.a.b"), ("h.0.a", "transformer.h.0.a"), ("a", "base_layer.a")],
+    [
+        ("model.a", "model.a"),
+        ("model.a", "a"),
+        ("a.b", "model.a.b"),
+        ("h.0.a", "transformer.h.0.a"),
+        ("a", "base_layer.a"),
+    ],
 )
 def test_names_may_differ_by_a_component_at_their_begin(tmp_path, of_base, of_adapter):
     base, a, b = np.eye(3), np.ones((1, 3)), np.ones((3, 1))
@@ -150,15 +171,22 @@ def test_an_adapter_tensor_that_matches_nothing_is_named(tmp_path):
         "tensor. If PEFT loads this adapter on this base, merge it there (merge_and_unload) and give the result; if not, use another base."
     )
     save_adapter(
-        tmp_path / "adapter", made.read_model(tmp_path / "adapter"), {"r": 2, "lora_alpha": 4, "base_model_name_or_path": "x/other"}
+        tmp_path / "adapter",
+        made.read_model(tmp_path / "adapter"),
+        {"r": 2, "lora_alpha": 4, "base_model_name_or_path": "x/other"},
     )
     assert refusal(reference).endswith(" The adapter was trained on x/other: use that as its base.")
 
 
 def test_an_ambiguous_name_is_named(tmp_path):
     reference = small(tmp_path)
-    made.save_model(tmp_path / "base", {n: ("F32", np.ones((6, 5))) for n in ("a.m.w.weight", "b.m.w.weight")})
-    assert "is for 'm.w.weight', which could be a.m.w.weight or b.m.w.weight of the base; expected one. " in refusal(reference)
+    made.save_model(
+        tmp_path / "base", {n: ("F32", np.ones((6, 5))) for n in ("a.m.w.weight", "b.m.w.weight")}
+    )
+    assert (
+        "is for 'm.w.weight', which could be a.m.w.weight or b.m.w.weight of the base; expected one. "
+        in refusal(reference)
+    )
 
 
 # What does not fit.
@@ -168,7 +196,10 @@ def test_an_ambiguous_name_is_named(tmp_path):
     ("config", "told"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'."),
-        ({"layer_replication": [[0, 2]]}, "layer_replication is '[[0, 2]]', which changes what the adapter does"),
+        (
+            {"layer_replication": [[0, 2]]},
+            "layer_replication is '[[0, 2]]', which changes what the adapter does",
+        ),
         ({"use_qalora": True}, "use_qalora is 'True', which changes"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which changes"),
         ({"a_new_option": 1}, "a_new_option is '1', which changes"),
@@ -187,9 +218,18 @@ def test_an_option_that_is_not_applied_is_refused_by_name(tmp_path, config, told
             {"lora_A.weight": np.ones((3, 5))},
             "lora_A.weight has rank 3, adapter_config.json says 2; they must agree and be 1 at least.",
         ),
-        ({"lora_A.weight": np.ones((2, 4))}, "the adapter's base_model.model.m.w.lora_A.weight is (2, 4), expected 5 columns."),
-        ({"lora_B.weight": np.ones((7, 2))}, "the adapter's base_model.model.m.w.lora_B.weight is (7, 2), expected (6, 2)."),
-        ({"lora_B.weight": None}, "the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B."),
+        (
+            {"lora_A.weight": np.ones((2, 4))},
+            "the adapter's base_model.model.m.w.lora_A.weight is (2, 4), expected 5 columns.",
+        ),
+        (
+            {"lora_B.weight": np.ones((7, 2))},
+            "the adapter's base_model.model.m.w.lora_B.weight is (7, 2), expected (6, 2).",
+        ),
+        (
+            {"lora_B.weight": None},
+            "the adapter has base_model.model.m.w.lora_A.weight without its lora_A or lora_B.",
+        ),
         ({"lora_magnitude_vector": np.ones(5)}, "lora_magnitude_vector is (5,), expected 6 numbers."),
         ({"lora_B.bias": np.ones(6)}, "is for 'm.w.bias'; the base has m."),
         (
@@ -202,7 +242,9 @@ def test_shapes_that_do_not_fit_are_named(tmp_path, change, told):
     reference = small(tmp_path)
     tensors = made.read_model(tmp_path / "adapter")
     tensors |= {f"base_model.model.m.w.{name}": values for name, values in change.items()}
-    save_adapter(tmp_path / "adapter", {n: v for n, v in tensors.items() if v is not None}, {"r": 2, "lora_alpha": 4})
+    save_adapter(
+        tmp_path / "adapter", {n: v for n, v in tensors.items() if v is not None}, {"r": 2, "lora_alpha": 4}
+    )
     assert told in refusal(reference)
 
 
@@ -213,8 +255,12 @@ def test_what_is_no_adapter_is_refused(tmp_path):
         f"{tmp_path}/adapter: has no adapter_model.safetensors and no adapter_model.bin, expected a LoRA adapter as PEFT saves it. "
         "Check the path."
     )
-    assert refusal(f"{tmp_path}/base+{tmp_path}/base/config.json") == refusal(f"{tmp_path}/base+{tmp_path}/base/config.json")
-    assert refusal(f"{tmp_path}/base+{tmp_path}/base").startswith(f"{tmp_path}/base: has no adapter_config.json, expected a LoRA")
+    assert refusal(f"{tmp_path}/base+{tmp_path}/base/config.json") == refusal(
+        f"{tmp_path}/base+{tmp_path}/base/config.json"
+    )
+    assert refusal(f"{tmp_path}/base+{tmp_path}/base").startswith(
+        f"{tmp_path}/base: has no adapter_config.json, expected a LoRA"
+    )
 
 
 def test_a_nan_in_an_adapter_is_named(tmp_path):
@@ -222,7 +268,10 @@ def test_a_nan_in_an_adapter_is_named(tmp_path):
     tensors = made.read_model(tmp_path / "adapter")
     tensors["base_model.model.m.w.lora_B.weight"] = np.full((6, 2), np.nan)
     save_adapter(tmp_path / "adapter", tensors, {"r": 2, "lora_alpha": 4})
-    with open_model(reference) as model, pytest.raises(NonFiniteError, match=r"lora_B.weight\[0, 0\] has NaN"):
+    with (
+        open_model(reference) as model,
+        pytest.raises(NonFiniteError, match=r"lora_B.weight\[0, 0\] has NaN"),
+    ):
         model.read("m.w.weight")
 
 
@@ -249,7 +298,8 @@ def test_a_pickled_adapter_is_read(tmp_path):
         expected = model.read("m.w.weight")
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     torch.save(
-        {n: torch.from_numpy(v.copy()) for n, v in made.read_model(weights).items()}, tmp_path / "adapter" / "adapter_model.bin"
+        {n: torch.from_numpy(v.copy()) for n, v in made.read_model(weights).items()},
+        tmp_path / "adapter" / "adapter_model.bin",
     )
     weights.unlink()
     with open_model(reference) as model:
@@ -268,7 +318,9 @@ def test_adapters_merge_in_a_recipe(tmp_path, monkeypatch, dtype):
     expected = (parts[0] + parts[1]) / 2
     recipe = tmp_path / "models" / "r.yml"
     asked = f"dtype: {dtype}\n" if dtype else ""
-    recipe.write_text(f"merge_method: linear\nmodels: [base+adapter, base+dora]\nparameters: {{weight: 0.5}}\n{asked}")
+    recipe.write_text(
+        f"merge_method: linear\nmodels: [base+adapter, base+dora]\nparameters: {{weight: 0.5}}\n{asked}"
+    )
     monkeypatch.chdir(tmp_path)
     result = alnico.merge(recipe, tmp_path / "out")
     found, values = made.read_file(tmp_path / "out" / "model.safetensors")["m.w.weight"]
@@ -281,6 +333,7 @@ def test_adapters_merge_in_a_recipe(tmp_path, monkeypatch, dtype):
     assert "A merge of base+adapter, base+dora" in (tmp_path / "out" / "README.md").read_text()
     assert result.plan.memory.peak_bytes > sum(s.held_bytes for s in result.plan.sources)
     alnico.merge(
-        {"merge_method": "passthrough", "models": [f"{tmp_path}/models/base+{tmp_path}/models/adapter"]}, tmp_path / "folded"
+        {"merge_method": "passthrough", "models": [f"{tmp_path}/models/base+{tmp_path}/models/adapter"]},
+        tmp_path / "folded",
     )
     assert made.read_file(tmp_path / "folded" / "model.safetensors")["m.w.weight"][0] == "BF16"

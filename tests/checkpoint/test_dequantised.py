@@ -18,14 +18,21 @@ from alnico.errors import ModelError
 BLOCK = [3, 4]
 
 
-def save(folder: Path, shape: tuple[int, ...] = (7, 10), block: object = BLOCK, scale: torch.dtype = torch.float32) -> np.ndarray:
+def save(
+    folder: Path, shape: tuple[int, ...] = (7, 10), block: object = BLOCK, scale: torch.dtype = torch.float32
+) -> np.ndarray:
     """Write a model of one fp8 matrix and one norm; returns the matrix that is meant, in float64."""
     torch.manual_seed(0)
     rows, columns = BLOCK
     weight = torch.randn(shape).to(torch.float8_e4m3fn)
     scales = (torch.rand(*shape[:-2], -(-shape[-2] // rows), -(-shape[-1] // columns)) + 0.5).to(scale)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {"a.weight": weight, "a.weight_scale_inv": scales, "n.weight": torch.ones(5), "a.input_scale": torch.ones(1)}
+    tensors = {
+        "a.weight": weight,
+        "a.weight_scale_inv": scales,
+        "n.weight": torch.ones(5),
+        "a.input_scale": torch.ones(1),
+    }
     save_file(tensors, folder / "model.safetensors")
     config = {"model_type": "net", "quantization_config": {"quant_method": "fp8", "weight_block_size": block}}
     (folder / "config.json").write_text(json.dumps(config))
@@ -60,13 +67,22 @@ def test_which_part_is_asked_for_changes_no_bit(tmp_path: Path) -> None:
 def test_an_adapter_on_an_fp8_base_is_folded_to_bf16_with_a_warning(tmp_path: Path) -> None:
     base = save(tmp_path / "base", (7, 10))
     random = np.random.default_rng(1)
-    a, b = random.standard_normal((2, 10)).astype(np.float32), random.standard_normal((7, 2)).astype(np.float32)
-    made.save_file(
-        tmp_path / "adapter" / "adapter_model.safetensors", {"a.lora_A.weight": ("F32", a), "a.lora_B.weight": ("F32", b)}
+    a, b = (
+        random.standard_normal((2, 10)).astype(np.float32),
+        random.standard_normal((7, 2)).astype(np.float32),
     )
-    (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 1}))
+    made.save_file(
+        tmp_path / "adapter" / "adapter_model.safetensors",
+        {"a.lora_A.weight": ("F32", a), "a.lora_B.weight": ("F32", b)},
+    )
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 1})
+    )
     result = alnico.lora.fold(tmp_path / "base", tmp_path / "adapter", tmp_path / "out")
-    (dtype, values), expected = made.read_file(tmp_path / "out" / "model.safetensors")["a.weight"], base + 0.5 * b.astype(float) @ a
+    (dtype, values), expected = (
+        made.read_file(tmp_path / "out" / "model.safetensors")["a.weight"],
+        base + 0.5 * b.astype(float) @ a,
+    )
     assert dtype == "BF16"
     assert np.abs(values - expected).max() <= 2**-8 * np.abs(expected).max()
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())

@@ -120,10 +120,18 @@ def test_adapters_of_other_tools_are_refused_as_models(tmp_path, tool):
 @pytest.mark.parametrize("family", MODELS)
 def test_models_with_low_rank_layers_of_their_own_are_merged(tmp_path, family):
     models = [file_of(tmp_path / f"{i}.safetensors", MODELS[family], i) for i in (1, 2)]
-    alnico.merge({"merge_method": "linear", "models": models, "unrelated": "allow"}, tmp_path / "out.safetensors")
-    with alnico.open(tmp_path / "out.safetensors") as out, alnico.open(models[0]) as one, alnico.open(models[1]) as two:
+    alnico.merge(
+        {"merge_method": "linear", "models": models, "unrelated": "allow"}, tmp_path / "out.safetensors"
+    )
+    with (
+        alnico.open(tmp_path / "out.safetensors") as out,
+        alnico.open(models[0]) as one,
+        alnico.open(models[1]) as two,
+    ):
         for name in MODELS[family]:
-            np.testing.assert_allclose(out.read(name), (one.read(name).astype(float) + two.read(name)) / 2, rtol=1e-6, atol=1e-7)
+            np.testing.assert_allclose(
+                out.read(name), (one.read(name).astype(float) + two.read(name)) / 2, rtol=1e-6, atol=1e-7
+            )
 
 
 class Constant:
@@ -151,8 +159,12 @@ def every_command(base, one, two, folder):
     recipe = {"merge_method": "linear", "models": [one, two]}
     return {
         "merge": lambda: alnico.merge(recipe, folder / "out"),
-        "as base": lambda: alnico.plan({"merge_method": "task_arithmetic", "base_model": one, "models": [base]}),
-        "as a base of an adapter": lambda: alnico.plan({"merge_method": "linear", "models": [f"{one}+{folder}"]}),
+        "as base": lambda: alnico.plan(
+            {"merge_method": "task_arithmetic", "base_model": one, "models": [base]}
+        ),
+        "as a base of an adapter": lambda: alnico.plan(
+            {"merge_method": "linear", "models": [f"{one}+{folder}"]}
+        ),
         "in a slice": lambda: alnico.plan(
             {"merge_method": "passthrough", "slices": [{"sources": [{"model": one, "layer_range": [0, 1]}]}]}
         ),
@@ -181,7 +193,11 @@ def test_every_command_refuses_an_adapter_as_a_model(tmp_path, command):
 
 
 def test_factors_beside_the_weights_of_a_model_are_not_merged_but_may_be_taken_from_one(tmp_path):
-    names = ["layers.0.q.base_layer.weight", "layers.0.q.lora_A.speech.weight", "layers.0.q.lora_B.speech.weight"]
+    names = [
+        "layers.0.q.base_layer.weight",
+        "layers.0.q.lora_A.speech.weight",
+        "layers.0.q.lora_B.speech.weight",
+    ]
     one, two = (file_of(tmp_path / f"{i}.safetensors", names, i) for i in (1, 2))
     recipe = {"merge_method": "linear", "models": [one, two], "unrelated": "allow"}
     with pytest.raises(MismatchError) as caught:
@@ -193,7 +209,8 @@ def test_factors_beside_the_weights_of_a_model_are_not_merged_but_may_be_taken_f
         "merge_method: passthrough."
     )
     alnico.merge(
-        {**recipe, "methods": [{"filter": "lora_", "merge_method": "passthrough", "model": one}]}, tmp_path / "out.safetensors"
+        {**recipe, "methods": [{"filter": "lora_", "merge_method": "passthrough", "model": one}]},
+        tmp_path / "out.safetensors",
     )
     with alnico.open(tmp_path / "out.safetensors") as out, alnico.open(one) as opened:
         assert all(out.read(n).tobytes() == opened.read(n).tobytes() for n in names[1:])
@@ -208,4 +225,6 @@ def test_dicts_of_factors_are_refused():
 def test_a_difference_of_adapters_says_what_is_compared(tmp_path):
     one, two = (file_of(tmp_path / f"{i}.safetensors", FILES["kohya"], i) for i in (1, 2))
     text = difference_text(alnico.diff(one, two), 0)
-    assert "The factors of adapters are compared by themselves: other factors may make the same update." in text
+    assert (
+        "The factors of adapters are compared by themselves: other factors may make the same update." in text
+    )

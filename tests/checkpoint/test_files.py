@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from alnico.checkpoint import files
-from alnico.checkpoint.files import MAX_OPEN_FILES, OpenFiles, copy_fully, open_to_read, read_fully, write_fully
+from alnico.checkpoint.files import (
+    MAX_OPEN_FILES,
+    OpenFiles,
+    copy_fully,
+    open_to_read,
+    read_fully,
+    write_fully,
+)
 from alnico.errors import ModelError, RunError
 
 
@@ -191,7 +198,9 @@ def test_a_copy_in_parts_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: p
 
 
 @pytest.mark.parametrize("code", [errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP])
-def test_a_system_that_cannot_copy_is_told_by_false(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+def test_a_system_that_cannot_copy_is_told_by_false(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
     def refused(*_: int) -> int:
         raise OSError(code, os.strerror(code))
 
@@ -201,7 +210,9 @@ def test_a_system_that_cannot_copy_is_told_by_false(tmp_path: Path, monkeypatch:
     assert copied(tmp_path, 100, 7) == (False, bytes(300))
 
 
-def test_a_copy_that_fails_on_the_way_or_ends_early_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_that_fails_on_the_way_or_ends_early_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answers: list[int | OSError] = [40, OSError(errno.ENOSPC, "No space left on device"), 40, 0]
 
     def failing(*_: int) -> int:
@@ -211,7 +222,11 @@ def test_a_copy_that_fails_on_the_way_or_ends_early_says_so(tmp_path: Path, monk
         return answer
 
     monkeypatch.setattr(os, "copy_file_range", failing, raising=False)
-    with pytest.raises(RunError, match=r"^from: copying 100 bytes to 20 failed \(No space left on device\)\. Make room"):
+    with pytest.raises(
+        RunError, match=r"^from: copying 100 bytes to 20 failed \(No space left on device\)\. Make room"
+    ):
         copied(tmp_path, 100, 7)
-    with pytest.raises(RunError, match=r"^from: the file ended at byte 47, expected 100 bytes at 7\. It was changed"):
+    with pytest.raises(
+        RunError, match=r"^from: the file ended at byte 47, expected 100 bytes at 7\. It was changed"
+    ):
         copied(tmp_path, 100, 7)

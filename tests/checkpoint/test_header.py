@@ -16,7 +16,11 @@ LIES = "The header lies; get the file from its source."
 
 
 def entry(dtype="F32", shape=(1,), offsets=(0, 4)):
-    return {"dtype": dtype, "shape": list(shape) if isinstance(shape, tuple) else shape, "data_offsets": list(offsets)}
+    return {
+        "dtype": dtype,
+        "shape": list(shape) if isinstance(shape, tuple) else shape,
+        "data_offsets": list(offsets),
+    }
 
 
 def parse_text(text: bytes, data_bytes: int = 4):
@@ -72,9 +76,15 @@ def test_a_header_that_does_not_begin_with_a_brace_is_refused():
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"{", "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
+        (
+            b"{",
+            "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)",
+        ),
         (b"{}{}", "JSONDecodeError: Extra data: line 1 column 3 (char 2)"),
-        (b'{"\xff": 1}', "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte"),
+        (
+            b'{"\xff": 1}',
+            "UnicodeDecodeError: 'utf-8' codec can't decode byte 0xff in position 2: invalid start byte",
+        ),
         (b'{"a":' * 100_000, "RecursionError: maximum recursion depth exceeded"),
     ],
     ids=["cut", "two values", "no UTF-8", "deeply nested"],
@@ -90,7 +100,11 @@ def test_no_depth_of_nesting_crashes(place):
     for depth in (10, *range(900, 1010, 3)):
         deep = "[" * depth + "]" * depth
         parts = {"dtype": '"F32"', "shape": "[1]", "data_offsets": "[0,4]"} | {place: deep}
-        inner = deep if place in ("entry", "__metadata__") else "{" + ",".join(f'"{k}":{v}' for k, v in parts.items()) + "}"
+        inner = (
+            deep
+            if place in ("entry", "__metadata__")
+            else "{" + ",".join(f'"{k}":{v}' for k, v in parts.items()) + "}"
+        )
         refusal(parse_text, f'{{"{place if place == "__metadata__" else "w"}":{inner}}}'.encode())
 
 
@@ -113,7 +127,9 @@ def test_a_name_that_is_no_unicode_text_is_refused():
     assert refusal(parse_entries, {"w\ud800": entry()}) == message
     assert refusal(parse_entries, {"__metadata__": {"a": "w\ud800"}, "w": entry()}) == message
     assert refusal(parse_entries, {"__metadata__": {"w\ud800": "a"}, "w": entry()}) == message
-    assert parse_entries({"w\U0001f9f2": entry()}).tensors[0].name == "w\U0001f9f2"  # json.dumps writes it as two halves
+    assert (
+        parse_entries({"w\U0001f9f2": entry()}).tensors[0].name == "w\U0001f9f2"
+    )  # json.dumps writes it as two halves
 
 
 # The entries.
@@ -167,7 +183,9 @@ def test_too_many_dimensions_are_refused():
     )
 
 
-@pytest.mark.parametrize("offsets", [[-4, 0], [0, 4.0], [False, 4], [0, 1 << 63], [0], [0, 4, 8], [], None, "04", {}], ids=str)
+@pytest.mark.parametrize(
+    "offsets", [[-4, 0], [0, 4.0], [False, 4], [0, 1 << 63], [0], [0, 4, 8], [], None, "04", {}], ids=str
+)
 def test_offsets_that_are_not_two_positions_are_refused(offsets):
     text = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": offsets}}).encode()
     assert refusal(parse_text, text) == (
@@ -218,7 +236,9 @@ def test_a_shape_whose_product_no_machine_number_holds_is_refused():
 
 
 def test_an_overlap_is_refused():
-    assert refusal(parse_entries, {"a": entry(shape=(2,), offsets=(0, 8)), "b": entry(offsets=(4, 8))}, 8) == (
+    assert refusal(
+        parse_entries, {"a": entry(shape=(2,), offsets=(0, 8)), "b": entry(offsets=(4, 8))}, 8
+    ) == (
         f"f: tensors 'a' and 'b' overlap at byte 4 of the data; each byte must belong to one tensor. {LIES}"
     )
     assert refusal(parse_entries, {"a": entry(), "b": entry()}) == (
@@ -227,7 +247,9 @@ def test_an_overlap_is_refused():
 
 
 def test_a_gap_is_refused():
-    gap = f"f: bytes {{}} to {{}} of the data, before {{!r}}, belong to no tensor; gaps are not allowed. {LIES}"
+    gap = (
+        f"f: bytes {{}} to {{}} of the data, before {{!r}}, belong to no tensor; gaps are not allowed. {LIES}"
+    )
     middle = {"a": entry(), "b": entry(offsets=(8, 12))}
     assert refusal(parse_entries, middle, 12) == gap.format(4, 8, "b")
     assert refusal(parse_entries, {"a": entry(offsets=(4, 8))}, 8) == gap.format(0, 4, "a")
@@ -243,7 +265,9 @@ def test_bytes_after_the_last_tensor_are_refused():
 
 
 def test_tensors_come_in_the_order_of_their_bytes():
-    header = parse_entries({"b": entry(offsets=(4, 8)), "c": entry(shape=(0,), offsets=(4, 4)), "a": entry()}, 8)
+    header = parse_entries(
+        {"b": entry(offsets=(4, 8)), "c": entry(shape=(0,), offsets=(4, 4)), "a": entry()}, 8
+    )
     assert [t.name for t in header.tensors] == ["a", "c", "b"]
     assert [t.begin - header.data_begin for t in header.tensors] == [0, 4, 4]
 
@@ -266,14 +290,19 @@ metadatas = st.none() | st.dictionaries(
 
 def contents(model, seed: int = 0) -> dict[str, bytes]:
     random = np.random.default_rng(seed)
-    return {name: random.bytes(int(np.prod(shape, dtype=int)) * BITS[dtype] // 8) for name, (dtype, shape) in model.items()}
+    return {
+        name: random.bytes(int(np.prod(shape, dtype=int)) * BITS[dtype] // 8)
+        for name, (dtype, shape) in model.items()
+    }
 
 
 def written(model, data: dict[str, bytes], metadata=None) -> bytes:
     """A file by the safetensors package, which wants addresses of buffers."""
     buffers = {name: np.frombuffer(raw or b" ", np.uint8) for name, raw in data.items()}
     specs = {
-        name: TensorSpec(dtype=TORCH[dtype], shape=shape, data_ptr=buffers[name].ctypes.data, data_len=len(data[name]))
+        name: TensorSpec(
+            dtype=TORCH[dtype], shape=shape, data_ptr=buffers[name].ctypes.data, data_len=len(data[name])
+        )
         for name, (dtype, shape) in model.items()
     }
     return bytes(serialize(specs, metadata))
@@ -305,7 +334,9 @@ def test_the_safetensors_package_reads_what_is_built_the_same(model, metadata):
     assert len(start) % 8 == 0
 
 
-GOOD = written({"a": ("F32", (2, 3)), "b": ("BF16", (5,))}, {"a": bytes(24), "b": bytes(10)}, {"format": "pt"})
+GOOD = written(
+    {"a": ("F32", (2, 3)), "b": ("BF16", (5,))}, {"a": bytes(24), "b": bytes(10)}, {"format": "pt"}
+)
 
 
 def survives(file: bytes) -> None:
@@ -325,7 +356,9 @@ def test_random_bytes_are_refused_or_read_but_never_crash(data, with_length):
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 12))
+@given(
+    st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4), st.integers(0, 12)
+)
 def test_a_mutated_file_is_refused_or_read_but_never_crashes(changes, cut):
     file = bytearray(GOOD)
     for place, value in changes:
@@ -335,7 +368,10 @@ def test_a_mutated_file_is_refused_or_read_but_never_crashes(changes, cut):
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["F32", "w", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "x"]), inner),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["dtype", "shape", "data_offsets", "x"]), inner)
+    ),
     max_leaves=6,
 )
 

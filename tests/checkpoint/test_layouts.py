@@ -30,7 +30,16 @@ ENCODER = ("encoder.layer.0.w", "encoder.layer.1.w", "pooler.w")
 
 
 @pytest.mark.parametrize(
-    "prefix", ["bert.", "module.", "_orig_mod.", "model.", "base_model.model.", "module._orig_mod.model.", "0_Transformer/"]
+    "prefix",
+    [
+        "bert.",
+        "module.",
+        "_orig_mod.",
+        "model.",
+        "base_model.model.",
+        "module._orig_mod.model.",
+        "0_Transformer/",
+    ],
 )
 def test_a_prefix_is_taken_off_and_put_on(prefix: str) -> None:
     plain, wrapped = shapes(*ENCODER), shapes(*(prefix + n for n in ENCODER))
@@ -40,7 +49,9 @@ def test_a_prefix_is_taken_off_and_put_on(prefix: str) -> None:
 
 def test_what_compile_and_fsdp_put_inside_a_name_is_left_out() -> None:
     wrapped = shapes(*(f"model._orig_mod.{n.replace('.0.', '.0._fsdp_wrapped_module.')}" for n in ENCODER))
-    assert set(named(meet(wrapped, shapes(*(f"model.{n}" for n in ENCODER))))) == {f"model.{n}" for n in ENCODER}
+    assert set(named(meet(wrapped, shapes(*(f"model.{n}" for n in ENCODER))))) == {
+        f"model.{n}" for n in ENCODER
+    }
 
 
 def test_names_that_meet_as_they_are_are_left() -> None:
@@ -96,7 +107,9 @@ def renamed(tensors: dict[str, np.ndarray], rename: Callable[[str], str]) -> dic
 
 
 @pytest.fixture
-def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     monkeypatch.chdir(tmp_path)
     base = state(0, *ENCODER)
     tuned = {n: v + np.float32(0.1) for n, v in base.items()}
@@ -105,7 +118,9 @@ def pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, np.
     return base, tuned
 
 
-def test_a_merge_reads_a_wrapped_model_and_says_so(pair: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
+def test_a_merge_reads_a_wrapped_model_and_says_so(
+    pair: tuple[dict[str, np.ndarray], dict[str, np.ndarray]],
+) -> None:
     base, tuned = pair
     recipe = {"merge_method": "linear", "models": ["base.safetensors", "tuned.safetensors"]}
     assert any("without the prefix 'module.bert.'" in note for note in alnico.plan(recipe).notes)
@@ -123,7 +138,9 @@ def test_models_in_memory_meet_likewise(pair: tuple[dict[str, np.ndarray], dict[
         np.testing.assert_allclose(merged[name], (base[name].astype(float) + tuned[name]) / 2, rtol=1e-6)
 
 
-def test_analyses_and_differences_read_a_wrapped_model_too(pair: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
+def test_analyses_and_differences_read_a_wrapped_model_too(
+    pair: tuple[dict[str, np.ndarray], dict[str, np.ndarray]],
+) -> None:
     base, tuned = pair
     analysis = alnico.analyze(["tuned.safetensors"], base="base.safetensors")
     assert analysis.skipped == ()
@@ -145,7 +162,11 @@ EXPERTS, INNER, WIDTH = 3, 2, 4
 def experts_one_by_one(
     stem: str = "model.layers.0.mlp.experts", names: tuple[str, ...] = ("gate_proj", "up_proj", "down_proj")
 ) -> dict[str, tuple[int, ...]]:
-    return {f"{stem}.{e}.{n}.weight": (WIDTH, INNER) if n == names[2] else (INNER, WIDTH) for e in range(EXPERTS) for n in names}
+    return {
+        f"{stem}.{e}.{n}.weight": (WIDTH, INNER) if n == names[2] else (INNER, WIDTH)
+        for e in range(EXPERTS)
+        for n in names
+    }
 
 
 def experts_packed(stem: str = "model.layers.0.mlp.experts") -> dict[str, tuple[int, ...]]:
@@ -157,12 +178,16 @@ def experts_packed(stem: str = "model.layers.0.mlp.experts") -> dict[str, tuple[
     [experts_one_by_one(), experts_one_by_one("model.layers.0.block_sparse_moe.experts", ("w1", "w3", "w2"))],
     ids=["qwen", "mixtral"],
 )
-def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_round(stored: dict[str, tuple[int, ...]]) -> None:
+def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_round(
+    stored: dict[str, tuple[int, ...]],
+) -> None:
     packed = experts_packed()
     rng = np.random.default_rng(0)
     values = {n: rng.standard_normal(s) for n, s in stored.items()}
     whole = {
-        "gate_up_proj": np.stack([np.concatenate(list(values.values())[3 * e : 3 * e + 2]) for e in range(EXPERTS)]),
+        "gate_up_proj": np.stack(
+            [np.concatenate(list(values.values())[3 * e : 3 * e + 2]) for e in range(EXPERTS)]
+        ),
         "down_proj": np.stack([list(values.values())[3 * e + 2] for e in range(EXPERTS)]),
     }
     layout = meet(stored, packed)
@@ -241,7 +266,9 @@ def test_every_line_of_the_table_has_a_model_here() -> None:
     assert [s.types[0] for s in SPELLINGS] == list(MADE)
 
 
-@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in MADE])
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in MADE]
+)
 def test_every_parameter_of_a_module_is_found_in_its_file_with_its_values(kind: str, tmp_path: Path) -> None:
     module = architectures.make(MADE[kind])
     module.save_pretrained(tmp_path)
@@ -249,8 +276,14 @@ def test_every_parameter_of_a_module_is_found_in_its_file_with_its_values(kind: 
     with alnico.open(tmp_path) as file:
         stored = {name: file.read(name) for name in file.tensors}
     if kind == "wav2vec2":  # as torch wrote weight norms before it had parametrizations
-        old = {".parametrizations.weight.original0": ".weight_g", ".parametrizations.weight.original1": ".weight_v"}
-        stored = {n.replace(k, old[k]) if (k := next((k for k in old if n.endswith(k)), "")) else n: v for n, v in stored.items()}
+        old = {
+            ".parametrizations.weight.original0": ".weight_g",
+            ".parametrizations.weight.original1": ".weight_v",
+        }
+        stored = {
+            n.replace(k, old[k]) if (k := next((k for k in old if n.endswith(k)), "")) else n: v
+            for n, v in stored.items()
+        }
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
     layout = meet(shapes_of(stored), shapes_of(held))
     assert set(stored) != set(held) - tied, "names agree: this model shows nothing"
@@ -276,14 +309,21 @@ def experts(seed: int) -> dict[str, np.ndarray]:
 
 def pack(one_by_one: dict[str, np.ndarray], first: str, second: str) -> dict[str, np.ndarray]:
     stem = "model.layers.0.mlp.experts"
-    halves = [np.concatenate([one_by_one[f"{stem}.{e}.{n}.weight"] for n in (first, second)]) for e in range(EXPERTS)]
+    halves = [
+        np.concatenate([one_by_one[f"{stem}.{e}.{n}.weight"] for n in (first, second)])
+        for e in range(EXPERTS)
+    ]
     down = [one_by_one[f"{stem}.{e}.down_proj.weight"] for e in range(EXPERTS)]
     return {f"{stem}.gate_up_proj": np.stack(halves), f"{stem}.down_proj": np.stack(down)}
 
 
-@pytest.mark.parametrize("order", [("gate_proj", "up_proj"), ("up_proj", "gate_proj")], ids=["gate first", "up first"])
+@pytest.mark.parametrize(
+    "order", [("gate_proj", "up_proj"), ("up_proj", "gate_proj")], ids=["gate first", "up first"]
+)
 @pytest.mark.parametrize("base", ["packed", "one by one"])
-def test_the_order_of_gate_and_up_is_told_by_their_values(order: tuple[str, str], base: str, tmp_path: Path) -> None:
+def test_the_order_of_gate_and_up_is_told_by_their_values(
+    order: tuple[str, str], base: str, tmp_path: Path
+) -> None:
     before = experts(0)
     tuned = {n: v + np.float32(0.1) * experts(1)[n] for n, v in before.items()}
     mean = {n: (before[n].astype(float) + tuned[n]) / 2 for n in before}
@@ -305,18 +345,30 @@ def test_gate_and_up_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> No
     before = experts(0)
     other = experts(1)  # of another model: neither half is like the other's
     save_file(pack(before, "gate_proj", "up_proj"), tmp_path / "a.safetensors")
-    save_file(other | {n: np.zeros_like(v) for n, v in other.items() if "down_proj" not in n}, tmp_path / "b.safetensors")
+    save_file(
+        other | {n: np.zeros_like(v) for n, v in other.items() if "down_proj" not in n},
+        tmp_path / "b.safetensors",
+    )
     with pytest.raises(
-        MismatchError, match=r"gate_up_proj: the gate and up projections of .* cannot be told apart by their values"
+        MismatchError,
+        match=r"gate_up_proj: the gate and up projections of .* cannot be told apart by their values",
     ):
-        alnico.plan({"merge_method": "linear", "models": [str(tmp_path / n) for n in ("a.safetensors", "b.safetensors")]})
+        alnico.plan(
+            {
+                "merge_method": "linear",
+                "models": [str(tmp_path / n) for n in ("a.safetensors", "b.safetensors")],
+            }
+        )
 
 
 def test_a_packed_tensor_is_read_from_any_byte_on(tmp_path: Path) -> None:
     before = experts(0)
     save_file(before, tmp_path / "one.safetensors")
     save_file(pack(before, "gate_proj", "up_proj"), tmp_path / "packed.safetensors")
-    with alnico.open(tmp_path / "one.safetensors") as one, alnico.open(tmp_path / "packed.safetensors") as packed:
+    with (
+        alnico.open(tmp_path / "one.safetensors") as one,
+        alnico.open(tmp_path / "packed.safetensors") as packed,
+    ):
         for source, like in ((one, packed), (packed, one)):
             translated = as_stored_in(source, like)
             for name in like.tensors:

@@ -125,16 +125,29 @@ def test_a_missing_path_is_refused(tmp_path):
         "model {!r}: no such directory or file; expected a directory with safetensors files, one such file, or a model on the hub "
         "as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
     )
-    for path in (str(tmp_path / "none"), "some-model", "a/b/c", "./a/b", "a/b.safetensors", "~no-such-user-of-this-machine/model"):
+    for path in (
+        str(tmp_path / "none"),
+        "some-model",
+        "a/b/c",
+        "./a/b",
+        "a/b.safetensors",
+        "~no-such-user-of-this-machine/model",
+    ):
         assert refusal(path) == expected.format(path)
 
 
 def test_a_path_the_system_cannot_look_at_is_refused():
-    assert refusal("m" * 300) == f"{'m' * 300}: cannot be read (File name too long). Check the path and its permissions."
+    assert (
+        refusal("m" * 300)
+        == f"{'m' * 300}: cannot be read (File name too long). Check the path and its permissions."
+    )
 
 
 def test_an_empty_directory_is_refused(tmp_path):
-    assert refusal(tmp_path) == f"{tmp_path}: has no .safetensors or .bin file, expected a model. Check the path."
+    assert (
+        refusal(tmp_path)
+        == f"{tmp_path}: has no .safetensors or .bin file, expected a model. Check the path."
+    )
 
 
 def test_a_lora_adapter_without_its_base_is_refused(tmp_path):
@@ -182,7 +195,10 @@ def test_a_tensor_in_two_files_is_refused(tmp_path):
 def test_a_file_with_a_damaged_header_is_named(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x02\0\0\0\0\0\0\0[]")
-    assert refusal(tmp_path) == f"{path}: the header begins with b'[', expected '{{'. The file is not safetensors."
+    assert (
+        refusal(tmp_path)
+        == f"{path}: the header begins with b'[', expected '{{'. The file is not safetensors."
+    )
     path.write_bytes(b"\x02\0\0")
     assert refusal(path).startswith(f"{path}: the file has 3 bytes; ")
     path.write_bytes(b"")
@@ -193,7 +209,8 @@ def test_a_file_with_a_damaged_header_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.safetensors", "/x.safetensors", "..\\x.safetensors", "a/../../x.safetensors", "", ".", "a\0b"]
+    "name",
+    ["../x.safetensors", "/x.safetensors", "..\\x.safetensors", "a/../../x.safetensors", "", ".", "a\0b"],
 )
 def test_an_index_that_points_outside_is_refused(tmp_path, name):
     made.save_file(tmp_path / "x.safetensors", TENSORS)
@@ -207,7 +224,10 @@ def test_an_index_that_points_outside_is_refused(tmp_path, name):
 
 def test_an_index_that_names_a_missing_file_is_refused(tmp_path):
     write_index(tmp_path, {"a": "x.safetensors"})
-    assert refusal(tmp_path) == f"{tmp_path}/{INDEX}: names x.safetensors, which is not there. Complete the download."
+    assert (
+        refusal(tmp_path)
+        == f"{tmp_path}/{INDEX}: names x.safetensors, which is not there. Complete the download."
+    )
 
 
 def test_an_index_of_other_shards_is_refused(tmp_path):
@@ -234,7 +254,9 @@ def test_a_tensor_the_index_does_not_list_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "index", [{}, {"weight_map": []}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}, {"weight_map": {}}], ids=str
+    "index",
+    [{}, {"weight_map": []}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}, {"weight_map": {}}],
+    ids=str,
 )
 def test_an_index_without_a_map_is_refused(tmp_path, index):
     made.save_file(tmp_path / "model.safetensors", TENSORS)
@@ -288,7 +310,9 @@ def test_scales_beside_the_weights_are_refused(tmp_path, suffix):
 
 
 def test_a_tensor_named_scale_is_no_quantisation(tmp_path):
-    path = made.save_file(tmp_path / "x.safetensors", {"logit_scale": TENSORS["a"], "layer.weight": TENSORS["b"]})
+    path = made.save_file(
+        tmp_path / "x.safetensors", {"logit_scale": TENSORS["a"], "layer.weight": TENSORS["b"]}
+    )
     assert set(names_and_values(path)) == {"logit_scale", "layer.weight"}
 
 
@@ -297,10 +321,27 @@ def test_a_tensor_named_scale_is_no_quantisation(tmp_path):
 
 def test_every_dtype_is_read_as_torch_reads_it(tmp_path):
     torch.manual_seed(0)
-    real = {str(d).split(".")[1]: torch.randn(3, 5).to(d) for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)}
-    whole = [torch.int64, torch.uint64, torch.int32, torch.uint32, torch.int16, torch.uint16, torch.int8, torch.uint8, torch.bool]
+    real = {
+        str(d).split(".")[1]: torch.randn(3, 5).to(d)
+        for d in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    }
+    whole = [
+        torch.int64,
+        torch.uint64,
+        torch.int32,
+        torch.uint32,
+        torch.int16,
+        torch.uint16,
+        torch.int8,
+        torch.uint8,
+        torch.bool,
+    ]
     integers = {str(d).split(".")[1]: torch.randint(0, 120, (3, 5)).to(d) for d in whole}
-    scalar = {"scalar": torch.tensor(2.5), "empty": torch.empty(0, 4), "complex": torch.randn(2, dtype=torch.complex64)}
+    scalar = {
+        "scalar": torch.tensor(2.5),
+        "empty": torch.empty(0, 4),
+        "complex": torch.randn(2, dtype=torch.complex64),
+    }
     path = tmp_path / "x.safetensors"
     save_torch(real | integers | scalar, path)
     found = names_and_values(path)
@@ -335,7 +376,9 @@ def test_an_unknown_tensor_is_refused(tmp_path):
 
 def test_a_part_of_a_tensor_is_read(tmp_path):
     values = np.arange(1000, dtype=np.float32)
-    path = made.save_file(tmp_path / "x.safetensors", {"before": TENSORS["c"], "w": ("F32", values), "zz": TENSORS["b"]})
+    path = made.save_file(
+        tmp_path / "x.safetensors", {"before": TENSORS["c"], "w": ("F32", values), "zz": TENSORS["b"]}
+    )
     buffer = bytearray(40)
     with open_model(path) as model:
         for offset in (0, 4, 398, 3960):
@@ -381,7 +424,11 @@ def test_the_identity_changes_with_the_header(tmp_path):
     b = made.save_file(tmp_path / "b.safetensors", {"v": TENSORS["a"]})
     with open_model(a) as first, open_model(b) as second:
         (one,), (other,) = first.identity(), second.identity()
-    assert (one["file"], one["size"], one["mtime_ns"]) == ("a.safetensors", a.stat().st_size, a.stat().st_mtime_ns)
+    assert (one["file"], one["size"], one["mtime_ns"]) == (
+        "a.safetensors",
+        a.stat().st_size,
+        a.stat().st_mtime_ns,
+    )
     assert one["header"] != other["header"]
 
 

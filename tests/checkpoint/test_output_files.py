@@ -40,7 +40,9 @@ def test_a_size_is_read_exactly(text, size):
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "GB", "0", "0.1", "-1GB", "1 XB", "1e3", "1,5GB", "1.GB", "inf", "nan", "5 G B"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "0", "0.1", "-1GB", "1 XB", "1e3", "1,5GB", "1.GB", "inf", "nan", "5 G B"]
+)
 def test_what_is_no_size_is_refused(text):
     with pytest.raises(ValueError) as caught:
         parse_size(text)
@@ -73,10 +75,14 @@ def names_in(shards) -> list[list[str]]:
 
 
 def test_a_shard_is_filled_to_its_limit_and_not_beyond():
-    tensors = [(name, "F32", (n,)) for name, n in (("a", 2), ("b", 1), ("c", 1), ("d", 4), ("e", 1))]  # 8, 4, 4, 16, 4 bytes
+    tensors = [
+        (name, "F32", (n,)) for name, n in (("a", 2), ("b", 1), ("c", 1), ("d", 4), ("e", 1))
+    ]  # 8, 4, 4, 16, 4 bytes
     assert names_in(cut(tensors, 16, None)) == [["a", "b", "c"], ["d"], ["e"]]
     assert names_in(cut(tensors, 15, None)) == [["a", "b"], ["c"], ["d"], ["e"]]
-    assert [s.name for s in cut(tensors, 16, None)] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert [s.name for s in cut(tensors, 16, None)] == [
+        f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
+    ]
 
 
 def test_a_tensor_above_the_limit_is_alone_and_its_neighbours_stay_together():
@@ -119,7 +125,11 @@ def test_the_index_says_where_each_tensor_is():
 
 # Writing.
 
-ARRAYS = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.arange(3, dtype=np.float64), "c": np.array([1, 2], np.int64)}
+ARRAYS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.arange(3, dtype=np.float64),
+    "c": np.array([1, 2], np.int64),
+}
 DTYPES = {"a": "F32", "b": "F64", "c": "I64"}
 
 
@@ -213,7 +223,10 @@ def test_an_output_that_cannot_be_made_says_why(tmp_path, monkeypatch):
     with pytest.raises(RunError) as caught:
         OutputFiles(tmp_path / "none", shards)
     path = tmp_path / "none" / "model.safetensors.unfinished"
-    assert str(caught.value) == f"{path}: cannot be created (No such file or directory). Choose another output directory."
+    assert (
+        str(caught.value)
+        == f"{path}: cannot be created (No such file or directory). Choose another output directory."
+    )
     monkeypatch.setattr(os, "ftruncate", fail(errno.ENOSPC))
     with pytest.raises(RunError) as caught:
         OutputFiles(tmp_path, shards)
@@ -244,9 +257,23 @@ def fill(directory, *names) -> None:
         (directory / name).write_text(f"text of {name}")
 
 
-CARRIED = ["LICENSE", "chat_template.jinja", "generation_config.json", "modeling_own.py", "tokenizer.json", "vocab.txt"]
+CARRIED = [
+    "LICENSE",
+    "chat_template.jinja",
+    "generation_config.json",
+    "modeling_own.py",
+    "tokenizer.json",
+    "vocab.txt",
+]
 WEIGHTS = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
-LEFT = ["consolidated.safetensors", "model.onnx", "pytorch_model.bin", "pytorch_model.bin.index.json", "tf_model.h5", "x.gguf"]
+LEFT = [
+    "consolidated.safetensors",
+    "model.onnx",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "tf_model.h5",
+    "x.gguf",
+]
 WRITTEN_NEW = ["README.md", "alnico.lock.json", "config.json", "mergekit_config.yml"]
 NEVER = [".gitattributes", "__pycache__/a.pyc"]
 
@@ -259,9 +286,28 @@ def test_side_files_are_carried_and_the_rest_is_named(tmp_path):
 
 
 def test_the_modules_of_sentence_transformers_are_carried_but_for_weights(tmp_path):
-    modules = [{"path": ""}, {"path": "1_Pooling"}, {"path": "2_Dense"}, {"path": "../outside"}, {"path": ".."}, {}]
-    fill(tmp_path / "m", "1_Pooling/config.json", "2_Dense/model.safetensors", "2_Dense/deep/x", "3_Other/x", "../outside/x")
-    fill(tmp_path / "m", "2_Dense/model.safetensors.index.json", "2_Dense/onnx/model.onnx", "adapter_config.json")
+    modules = [
+        {"path": ""},
+        {"path": "1_Pooling"},
+        {"path": "2_Dense"},
+        {"path": "../outside"},
+        {"path": ".."},
+        {},
+    ]
+    fill(
+        tmp_path / "m",
+        "1_Pooling/config.json",
+        "2_Dense/model.safetensors",
+        "2_Dense/deep/x",
+        "3_Other/x",
+        "../outside/x",
+    )
+    fill(
+        tmp_path / "m",
+        "2_Dense/model.safetensors.index.json",
+        "2_Dense/onnx/model.onnx",
+        "adapter_config.json",
+    )
     (tmp_path / "m" / "modules.json").write_text(json.dumps(modules))
     carried, left = side_files(tmp_path / "m")
     assert [str(p) for p in carried] == ["1_Pooling/config.json", "2_Dense/deep/x", "modules.json"]
@@ -273,7 +319,9 @@ def test_the_modules_of_sentence_transformers_are_carried_but_for_weights(tmp_pa
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["1_Pooling", "2_Dense", "modules.json"]
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"a": 1}', "[" * 100_000, "null"], ids=["cut", "number", "object", "nested", "null"])
+@pytest.mark.parametrize(
+    "text", ["{", "[1]", '{"a": 1}', "[" * 100_000, "null"], ids=["cut", "number", "object", "nested", "null"]
+)
 def test_damaged_modules_carry_no_folder(tmp_path, text):
     fill(tmp_path, "1_Pooling/config.json")
     (tmp_path / "modules.json").write_text(text)

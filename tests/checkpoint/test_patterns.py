@@ -151,7 +151,10 @@ def test_a_pattern_has_a_number_of_steps_over_all_names() -> None:
 
 def adapter(folder: Path, config: dict[str, object], module: str = "a" * 80 + ".q") -> Path:
     head = f"base_model.model.{module}"
-    save(folder / "adapter_model.safetensors", {f"{head}.lora_A.weight": ("F32", (2, 6)), f"{head}.lora_B.weight": ("F32", (4, 2))})
+    save(
+        folder / "adapter_model.safetensors",
+        {f"{head}.lora_A.weight": ("F32", (2, 6)), f"{head}.lora_B.weight": ("F32", (4, 2))},
+    )
     save_json(folder / "adapter_config.json", {"peft_type": "LORA", "r": 2, "lora_alpha": 2} | config)
     return folder
 
@@ -177,9 +180,9 @@ def test_lists_of_many_modules_are_looked_up(tmp_path: Path) -> None:
     with open_adapter(str(adapter(tmp_path / "a", config))) as opened:
         from alnico.checkpoint.lora_adapter import is_saved_module, is_targeted
 
-        assert [is_targeted(opened.config, name) for name in ("x.q", "q", "xq", "0", "m.1") for _ in range(100)] == [
-            found for found in (True, True, False, True, False) for _ in range(100)
-        ]
+        assert [
+            is_targeted(opened.config, name) for name in ("x.q", "q", "xq", "0", "m.1") for _ in range(100)
+        ] == [found for found in (True, True, False, True, False) for _ in range(100)]
         assert is_saved_module(opened.config, "a.xx0.weight")
         assert not is_saved_module(opened.config, "a.xx.weight")
 
@@ -189,7 +192,9 @@ def test_an_adapters_pattern_that_is_refused_is_named_short_and_escaped(tmp_path
         open_adapter(str(adapter(tmp_path / "a", {"target_modules": "\x1b[31m" + "a" * 20_000})))
     assert "target_modules has the pattern '\\x1b[31m" in str(caught.value)
     assert len(str(caught.value)) < 500
-    with pytest.raises(ModelError, match="has 300000 patterns for 2 tensors, 300000 of them regular expressions"):
+    with pytest.raises(
+        ModelError, match="has 300000 patterns for 2 tensors, 300000 of them regular expressions"
+    ):
         open_adapter(str(adapter(tmp_path / "b", {"rank_pattern": {f"(a*)*{i}": 1 for i in range(300_000)}})))
 
 
@@ -217,7 +222,10 @@ def test_a_rank_pattern_means_what_peft_says(pattern: str, name: str, does: bool
 
 def test_filters_of_a_recipe_are_matched_in_bounded_time_or_refused_by_name(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        save(tmp_path / name / "model.safetensors", {"a" * 60 + ".weight": ("F32", (2,)), "a" * 61 + "!": ("F32", (2,))})
+        save(
+            tmp_path / name / "model.safetensors",
+            {"a" * 60 + ".weight": ("F32", (2,)), "a" * 61 + "!": ("F32", (2,))},
+        )
     cases = [{"filter": f"re:{p}", "value": 0.5} for p in SLOW] + [{"value": 1.0}]
     recipe = {
         "merge_method": "linear",

@@ -43,7 +43,9 @@ def tensors() -> dict[str, torch.Tensor]:
 
 def same(found: np.ndarray, expected: torch.Tensor) -> bool:
     expected = expected.detach()
-    values = expected.float() if expected.dtype.is_floating_point and expected.dtype != torch.float64 else expected
+    values = (
+        expected.float() if expected.dtype.is_floating_point and expected.dtype != torch.float64 else expected
+    )
     return found.shape == tuple(expected.shape) and bool((found == values.numpy()).all())
 
 
@@ -65,7 +67,9 @@ def test_every_tensor_is_read_as_torch_reads_it(tmp_path, is_zip, suffix):
         for name, tensor in loaded.items():
             assert same(model.read(name), tensor), name
         assert model.held_bytes == sum(
-            t.numel() * t.element_size() for n, t in loaded.items() if n in ("turned", "columns", "step", "expanded", "channels")
+            t.numel() * t.element_size()
+            for n, t in loaded.items()
+            if n in ("turned", "columns", "step", "expanded", "channels")
         )
         part = bytearray(8)
         model.read_into("turned", 12, memoryview(part))
@@ -99,11 +103,18 @@ def lazy() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
 def test_the_lazy_bits_of_torch_are_applied(tmp_path, is_zip):
     torch.save(lazy(), tmp_path / "m.pt", _use_new_zipfile_serialization=is_zip)
-    loaded = {n: t.detach().resolve_conj().resolve_neg() for n, t in torch.load(tmp_path / "m.pt", weights_only=True).items()}
+    loaded = {
+        n: t.detach().resolve_conj().resolve_neg()
+        for n, t in torch.load(tmp_path / "m.pt", weights_only=True).items()
+    }
     with open_model(tmp_path / "m.pt") as model:
         for name, tensor in loaded.items():
             assert same(model.read(name), tensor), name
-            expected = tensor.contiguous().view(torch.uint8).numpy().tobytes() if tensor.dim() else tensor.numpy().tobytes()
+            expected = (
+                tensor.contiguous().view(torch.uint8).numpy().tobytes()
+                if tensor.dim()
+                else tensor.numpy().tobytes()
+            )
             assert model.tensors[name].byte_size == len(expected)
             for begin, end in ((0, len(expected)), (1, len(expected) - 1), (9, 14)):
                 part = bytearray(max(0, min(end, len(expected)) - begin))
@@ -113,22 +124,36 @@ def test_the_lazy_bits_of_torch_are_applied(tmp_path, is_zip):
         held = ("turned_conjugate", "turned", "expanded")
         assert model.held_bytes == sum(loaded[n].numel() * loaded[n].element_size() for n in held)
         resident = ResidentModel(model, SharedBudget(1 << 20))
-        assert np.array_equal(resident.held("torch.float32"), loaded["torch.float32"].view(torch.uint8).numpy().reshape(-1))
+        assert np.array_equal(
+            resident.held("torch.float32"), loaded["torch.float32"].view(torch.uint8).numpy().reshape(-1)
+        )
 
 
 @pytest.mark.parametrize("method", ["passthrough", "linear"])
 def test_a_negated_tensor_is_copied_as_its_values(tmp_path, method):
     torch.manual_seed(0)
-    held = {"a": torch._neg_view(torch.randn(8, 8)), "b": torch.randn(8, 8), "n": torch._neg_view(torch.arange(4))}
+    held = {
+        "a": torch._neg_view(torch.randn(8, 8)),
+        "b": torch.randn(8, 8),
+        "n": torch._neg_view(torch.arange(4)),
+    }
     (tmp_path / "lazy").mkdir()
     (tmp_path / "plain").mkdir()
     torch.save(held, tmp_path / "lazy" / "pytorch_model.bin")
     torch.save({n: t.resolve_neg() for n, t in held.items()}, tmp_path / "plain" / "pytorch_model.bin")
     for name in ("lazy", "plain"):
-        alnico.merge({"merge_method": method, "models": [{"model": str(tmp_path / name)}]}, tmp_path / f"out-{name}")
+        alnico.merge(
+            {"merge_method": method, "models": [{"model": str(tmp_path / name)}]}, tmp_path / f"out-{name}"
+        )
     lazy, plain = (alnico.open(tmp_path / f"out-{n}") for n in ("lazy", "plain"))
-    assert all(lazy.read(n).tobytes() == plain.read(n).tobytes() == held[n].resolve_neg().numpy().tobytes() for n in held)
-    hashes = [json.loads((tmp_path / f"out-{n}" / "alnico.lock.json").read_text())["output"] for n in ("lazy", "plain")]
+    assert all(
+        lazy.read(n).tobytes() == plain.read(n).tobytes() == held[n].resolve_neg().numpy().tobytes()
+        for n in held
+    )
+    hashes = [
+        json.loads((tmp_path / f"out-{n}" / "alnico.lock.json").read_text())["output"]
+        for n in ("lazy", "plain")
+    ]
     assert hashes[0] == hashes[1]
     assert alnico.diff(tmp_path / "lazy", tmp_path / "plain").is_equal
 
@@ -178,7 +203,9 @@ def test_other_tensors_than_dense_ones_are_refused_by_what_they_are(tmp_path, th
 
 
 def test_a_tensor_that_came_by_way_of_the_cpu_is_read(tmp_path):
-    by_way = Calling(torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.ones(2), torch.float32, "cpu", False)
+    by_way = Calling(
+        torch._utils._rebuild_device_tensor_from_cpu_tensor, torch.ones(2), torch.float32, "cpu", False
+    )
     torch.save({"w": by_way}, tmp_path / "m.pt")
     with open_model(tmp_path / "m.pt") as model:
         assert model.read("w").tolist() == [1, 1]
@@ -197,21 +224,33 @@ def test_scalars_of_numpy_are_numbers(kind, protocol, module):
 
 
 def test_a_checkpoint_of_a_trainer_may_have_scalars_of_numpy(tmp_path):
-    held = {"state_dict": {"w": torch.ones(2), "scale": np.float32(0.5)}, "best": np.float64(0.25), "epoch": 3}
+    held = {
+        "state_dict": {"w": torch.ones(2), "scale": np.float32(0.5)},
+        "best": np.float64(0.25),
+        "epoch": 3,
+    }
     torch.save(held, tmp_path / "m.ckpt")
     with open_model(tmp_path / "m.ckpt") as model:
         assert model.read("w").tolist() == [1, 1]
         assert (
-            model.notes[1] == f"{tmp_path}/m.ckpt: left out, since they are no tensors of the model: best, epoch, state_dict.scale."
+            model.notes[1]
+            == f"{tmp_path}/m.ckpt: left out, since they are no tensors of the model: best, epoch, state_dict.scale."
         )
 
 
 def test_what_a_trainer_keeps_beside_the_weights_is_left_out(tmp_path):
     """States of random generators, words of numpy, and callbacks under their classes, as older versions of Lightning save them."""
-    rest = {"rng": np.random.RandomState(0).get_state(), "text": np.str_("höhe"), "callbacks": {"KEY": {"best": np.float64(0.5)}}}
+    rest = {
+        "rng": np.random.RandomState(0).get_state(),
+        "text": np.str_("höhe"),
+        "callbacks": {"KEY": {"best": np.float64(0.5)}},
+    }
     torch.save({"state_dict": {"w": torch.ones(2)}, **rest}, tmp_path / "m.ckpt")
     name = b"cpytorch_lightning.callbacks.model_checkpoint\nModelCheckpoint\n"
-    rezipped(tmp_path / "m.ckpt", lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", name)}))
+    rezipped(
+        tmp_path / "m.ckpt",
+        lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", name)}),
+    )
     with open_model(tmp_path / "m.ckpt") as model:
         assert model.read("w").tolist() == [1, 1]
         assert model.notes[1].endswith("no tensors of the model: rng, text, callbacks.")
@@ -227,7 +266,10 @@ def test_an_array_of_numpy_in_a_state_dict_is_refused(tmp_path):
 def test_the_classes_of_callbacks_are_not_called(tmp_path):
     torch.save({"w": torch.ones(2), "x": {"KEY": 1}}, tmp_path / "m.pt")
     call = b"cpytorch_lightning.callbacks\nModelCheckpoint\n)R"
-    rezipped(tmp_path / "m.pt", lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", call)}))
+    rezipped(
+        tmp_path / "m.pt",
+        lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"X\x03\0\0\0KEY", call)}),
+    )
     assert "a call of what is no known name" in refusal(tmp_path / "m.pt")
 
 
@@ -238,14 +280,18 @@ def test_reading_a_pickle_loads_no_torch_and_no_large_part_of_it(tmp_path):
         "part = bytearray(4000); [m.read_into('w', i * 4000, memoryview(part)) for i in range(3000)]; "
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before; print('torch' in sys.modules, grown < 4000, m.read('v'))"
     )
-    shown = subprocess.run([sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True, check=True).stdout
+    shown = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "m.pt")], capture_output=True, text=True, check=True
+    ).stdout
     assert shown == "False True [1. 1.]\n"
 
 
 @pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model", "module"])
 def test_a_nested_state_dict_is_unwrapped_and_what_is_left_out_is_named(tmp_path, wrapper):
     path = tmp_path / "m.ckpt"
-    torch.save({"epoch": 3, wrapper: {"w": torch.ones(2), "lr": 0.1}, "optimizer": {"state": torch.ones(1)}}, path)
+    torch.save(
+        {"epoch": 3, wrapper: {"w": torch.ones(2), "lr": 0.1}, "optimizer": {"state": torch.ones(1)}}, path
+    )
     with open_model(path) as model:
         assert list(model.tensors) == ["w"]
         assert model.notes == [
@@ -262,7 +308,10 @@ def test_two_levels_are_unwrapped(tmp_path):
 
 
 def test_a_directory_is_read_by_its_index(tmp_path):
-    files = {"pytorch_model-00001-of-00002.bin": {"a": torch.ones(2)}, "pytorch_model-00002-of-00002.bin": {"b": torch.zeros(3)}}
+    files = {
+        "pytorch_model-00001-of-00002.bin": {"a": torch.ones(2)},
+        "pytorch_model-00002-of-00002.bin": {"b": torch.zeros(3)},
+    }
     for name, held in files.items():
         torch.save(held, tmp_path / name)
     torch.save({"betas": 1}, tmp_path / "training_args.bin")
@@ -271,10 +320,15 @@ def test_a_directory_is_read_by_its_index(tmp_path):
             weight_map = {tensor: name for name, held in files.items() for tensor in held}
             (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": weight_map}))
         with open_model(tmp_path) as model:
-            assert [(n, model.read(n).tolist()) for n in sorted(model.tensors)] == [("a", [1, 1]), ("b", [0, 0, 0])]
+            assert [(n, model.read(n).tolist()) for n in sorted(model.tensors)] == [
+                ("a", [1, 1]),
+                ("b", [0, 0, 0]),
+            ]
     swapped = {"a": "pytorch_model-00002-of-00002.bin", "b": "pytorch_model-00001-of-00002.bin"}
     (tmp_path / PICKLE_INDEX).write_text(json.dumps({"weight_map": swapped}))
-    assert "says that 'a' is in pytorch_model-00002-of-00002.bin, which does not hold it." in refusal(tmp_path)
+    assert "says that 'a' is in pytorch_model-00002-of-00002.bin, which does not hold it." in refusal(
+        tmp_path
+    )
 
 
 def test_safetensors_go_before_pickles(tmp_path):
@@ -360,7 +414,10 @@ def test_a_compressed_storage_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in records.items():
             archive.writestr(name, data, zipfile.ZIP_DEFLATED if name == "m/data/0" else zipfile.ZIP_STORED)
-    assert refusal(path) == f"{path}: storage '0' is missing or compressed. The file is damaged; download it again."
+    assert (
+        refusal(path)
+        == f"{path}: storage '0' is missing or compressed. The file is damaged; download it again."
+    )
 
 
 def test_what_trainers_leave_beside_the_weights_is_no_model(tmp_path):
@@ -397,9 +454,13 @@ def test_a_checkpoint_without_tensors_by_name_is_refused(tmp_path, thing, told):
 def test_a_view_outside_its_storage_is_refused(tmp_path):
     path = tmp_path / "m.pt"
     torch.save({"w": torch.ones(6)[2:]}, path)
-    rezipped(path, lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"K\x02K\x04\x85", b"K\x03K\x04\x85")}))
+    rezipped(
+        path,
+        lambda r: r.update({"m/data.pkl": r["m/data.pkl"].replace(b"K\x02K\x04\x85", b"K\x03K\x04\x85")}),
+    )
     assert (
-        refusal(path) == f"{path}: tensor 'w' has elements to 7 of its storage; expected at most 6. Get the file from its source."
+        refusal(path)
+        == f"{path}: tensor 'w' has elements to 7 of its storage; expected at most 6. Get the file from its source."
     )
 
 
@@ -412,9 +473,14 @@ def test_pickled_models_merge_as_safetensors_do(tmp_path):
     random = np.random.default_rng(0)
     names = {"a": {}, "b": {}}
     for model, held in names.items():
-        held |= {"conv.weight": random.standard_normal((8, 3, 3, 3)), "fc.weight": random.standard_normal((4, 8))}
+        held |= {
+            "conv.weight": random.standard_normal((8, 3, 3, 3)),
+            "fc.weight": random.standard_normal((4, 8)),
+        }
         held |= {name: values.astype(np.float32) for name, values in held.items()}
-        torch.save({"state_dict": {n: torch.from_numpy(v) for n, v in held.items()}}, tmp_path / f"{model}.pt")
+        torch.save(
+            {"state_dict": {n: torch.from_numpy(v) for n, v in held.items()}}, tmp_path / f"{model}.pt"
+        )
         made.save_file(tmp_path / f"{model}.safetensors", {n: ("F32", v) for n, v in held.items()})
     for suffix in (".pt", ".safetensors"):
         recipe = {
@@ -424,7 +490,9 @@ def test_pickled_models_merge_as_safetensors_do(tmp_path):
         }
         alnico.merge(recipe, tmp_path / f"out{suffix}.safetensors")
     alnico.merge({**recipe, "models": [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")]}, tmp_path / "out")
-    one, other, folder = (made.read_model(tmp_path / n) for n in ("out.pt.safetensors", "out.safetensors.safetensors", "out"))
+    one, other, folder = (
+        made.read_model(tmp_path / n) for n in ("out.pt.safetensors", "out.safetensors.safetensors", "out")
+    )
     for name, values in names["a"].items():
         expected = 0.5 * values.astype(np.float64) + 0.5 * names["b"][name]
         np.testing.assert_allclose(one[name], expected, rtol=1e-6, atol=1e-7)

@@ -18,7 +18,10 @@ from alnico.evaluation import scorecard_page
 from alnico.tune.search import files
 from made import save_file
 
-MODULES = [{"idx": 0, "name": "0", "path": "", "type": "T"}, {"idx": 1, "name": "1", "path": "1_Pooling", "type": "P"}]
+MODULES = [
+    {"idx": 0, "name": "0", "path": "", "type": "T"},
+    {"idx": 1, "name": "1", "path": "1_Pooling", "type": "P"},
+]
 WRITERS = {
     "transformers": "config.json generation_config.json model-00001-of-00002.safetensors model-00002-of-00002.safetensors "
     "model.safetensors.index.json tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json merges.txt "
@@ -110,14 +113,18 @@ def test_special_files_and_links_to_folders_are_known_by_their_names(tmp_path: P
     assert foreign(out) == ["LICENSE", "src"]
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", ".git/config", ".env", "a/../../x", "deep/.git/HEAD"])
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", ".git/config", ".env", "a/../../x", "deep/.git/HEAD"]
+)
 def test_a_lock_makes_nothing_known_that_no_lock_lists(name: str, tmp_path: Path) -> None:
     out = put(tmp_path / "out", "model.safetensors .git/config .env deep/.git/HEAD carried.txt")
     (out / "alnico.lock.json").write_text(json.dumps({"files": {name: {}, "carried.txt": {}}}))
     assert foreign(out) == [".env", ".git", "deep"]
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": 1}', '{"files": {"a": null, "": {}}}', "\0", "[" * 5000])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"files": 1}', '{"files": {"a": null, "": {}}}', "\0", "[" * 5000]
+)
 def test_a_lock_that_is_damaged_makes_nothing_known(text: str, tmp_path: Path) -> None:
     out = put(tmp_path / "out", "model.safetensors carried.txt")
     (out / "alnico.lock.json").write_text(text)
@@ -126,7 +133,13 @@ def test_a_lock_that_is_damaged_makes_nothing_known(text: str, tmp_path: Path) -
 
 def test_a_file_is_weights_by_its_header(tmp_path: Path) -> None:
     assert foreign(save_file(tmp_path / "x.safetensors", {"w": ("F32", np.ones(3, np.float32))})) == []
-    for text in (b"mine", b"\x02" + bytes(7) + b"[]", b"\x02" + bytes(7) + b"{", b"\x07" + bytes(7) + b'{"a":1}', bytes(8) + b"x"):
+    for text in (
+        b"mine",
+        b"\x02" + bytes(7) + b"[]",
+        b"\x02" + bytes(7) + b"{",
+        b"\x07" + bytes(7) + b'{"a":1}',
+        bytes(8) + b"x",
+    ):
         (tmp_path / "y.safetensors").write_bytes(text)
         assert foreign(tmp_path / "y.safetensors") == ["y.safetensors"], text
     (tmp_path / "z.safetensors").symlink_to("x.safetensors")
@@ -194,7 +207,14 @@ def test_what_systems_put_into_folders_is_nobodys_work(name: str, tmp_path: Path
 
 @pytest.mark.parametrize(
     "name",
-    [".ipynb_checkpoints/thesis-checkpoint.ipynb", "__pycache__/mine.cpython-311.pyc", "__pycache__/deep/x", ".DS_Store_mine"],
+    [
+        ".ipynb_checkpoints/thesis-checkpoint.ipynb",
+        "__pycache__/mine.cpython-311.pyc",
+        "__pycache__/deep/x",
+        ".DS_Store_mine",
+    ],
 )
 def test_other_things_there_are(name: str, tmp_path: Path) -> None:
-    assert foreign(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == [name.split("/")[0]]
+    assert foreign(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == [
+        name.split("/")[0]
+    ]

@@ -43,7 +43,9 @@ def write_keys(name: str, key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -
 
 def model_signing(*words: str) -> subprocess.CompletedProcess[str]:
     """The command of the package itself."""
-    return subprocess.run([sys.executable, "-m", "model_signing", *words], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "model_signing", *words], capture_output=True, text=True, timeout=120
+    )
 
 
 def signed_by_others(model: str, key: Path) -> None:
@@ -71,7 +73,12 @@ def test_a_signed_merge_verifies_here_and_with_model_signing_itself(curve: ec.El
     assert alnico.sign("out", private) == Path("out/model.sig")
     found = alnico.verify("out", key=public)
     assert (found.signed_by, found.unchecked) == ("k.pub", ())
-    assert model_signing("verify", "key", "out", "--signature", "out/model.sig", "--public_key", "k.pub").returncode == 0
+    assert (
+        model_signing(
+            "verify", "key", "out", "--signature", "out/model.sig", "--public_key", "k.pub"
+        ).returncode
+        == 0
+    )
     alnico.sign("out", private)  # anew, over the old one
     assert alnico.verify("out", key=public).signed_by == "k.pub"
 
@@ -110,7 +117,9 @@ def test_a_signature_of_another_key_or_of_none_is_no_pass() -> None:
         "out: its model.sig does not hold (other.pub: ValueError: Key mismatch"
     )
     Path("out/model.sig").write_text("{}")
-    assert told(lambda: alnico.verify("out", key=public)).startswith("out: its model.sig does not hold (k.pub: ")
+    assert told(lambda: alnico.verify("out", key=public)).startswith(
+        "out: its model.sig does not hold (k.pub: "
+    )
 
 
 def test_a_signature_with_another_payload_does_not_hold() -> None:
@@ -143,14 +152,18 @@ def test_keys_that_cannot_be_used_are_named() -> None:
         "nowhere.pem: could not be signed with (No such file or directory). Check the path."
     )
     for wrong in (rsa_private, public):
-        assert told(lambda w=wrong: alnico.sign("out", w), UncheckedError).startswith(f"out: could not be signed with {wrong} (")
+        assert told(lambda w=wrong: alnico.sign("out", w), UncheckedError).startswith(
+            f"out: could not be signed with {wrong} ("
+        )
     assert not Path("out/model.sig").exists()
     alnico.sign("out", private)
     assert told(lambda: alnico.verify("out", key="nowhere.pub"), UncheckedError) == (
         "nowhere.pub: the public key cannot be read (No such file or directory). Check the path."
     )
     for wrong in (rsa_public, private):
-        assert told(lambda w=wrong: alnico.verify("out", key=w), UncheckedError).startswith(f"{wrong}: is no public key (")
+        assert told(lambda w=wrong: alnico.verify("out", key=w), UncheckedError).startswith(
+            f"{wrong}: is no public key ("
+        )
 
 
 @pytest.mark.parametrize("kind", ["pipe", "large", "folder"])
@@ -209,7 +222,9 @@ def test_every_input_must_be_signed_but_those_that_are_named(run: Run) -> None:
     for more in ((), ("--allow-unsigned", "tuned-1"), ("--dry-run",)):
         code, stdout, stderr = run("merge", "r.yml", "out", "--verify-inputs", "k.pub", *more)
         assert (code, stdout) == (10, "")
-        assert stderr.startswith("alnico: tuned-1: its model.sig does not hold (k.pub: ValueError: Signature mismatch: ")
+        assert stderr.startswith(
+            "alnico: tuned-1: its model.sig does not hold (k.pub: ValueError: Signature mismatch: "
+        )
         assert not Path("out").exists()
 
 
@@ -220,7 +235,8 @@ def tamper(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "models", [["tuned-0/model.safetensors", "tuned-1"], ["tuned-1", "link.safetensors"], ["tuned-1", "linked"]]
+    "models",
+    [["tuned-0/model.safetensors", "tuned-1"], ["tuned-1", "link.safetensors"], ["tuned-1", "linked"]],
 )
 def test_a_file_of_a_signed_folder_is_checked_by_the_folders_signature(models: list[str]) -> None:
     private, public = keys("k")
@@ -235,7 +251,9 @@ def test_a_file_of_a_signed_folder_is_checked_by_the_folders_signature(models: l
     assert "its model.sig does not hold" in message
     assert not Path("out2").exists()
     Path("tuned-0/model.sig").unlink()
-    assert "every input must be signed" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=public), UncheckedError)
+    assert "every input must be signed" in told(
+        lambda: alnico.merge(recipe, "out2", verify_inputs=public), UncheckedError
+    )
 
 
 def test_a_folder_inside_a_signed_one_is_checked_by_the_signature_around_it() -> None:
@@ -260,8 +278,12 @@ def test_the_base_is_an_input() -> None:
         "base_model": "base",
         "parameters": {"weight": 0.5},
     }
-    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith("base: has no model.sig")
-    assert told(lambda: alnico.plan(recipe, verify_inputs=public), UncheckedError).startswith("base: has no model.sig")
+    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith(
+        "base: has no model.sig"
+    )
+    assert told(lambda: alnico.plan(recipe, verify_inputs=public), UncheckedError).startswith(
+        "base: has no model.sig"
+    )
 
 
 def test_the_model_that_a_tokenizer_is_taken_from_is_an_input() -> None:
@@ -272,7 +294,9 @@ def test_the_model_that_a_tokenizer_is_taken_from_is_an_input() -> None:
     for name in ("base", "chat"):
         sign_here(name, Path("..") / private)
     recipe = {"merge_method": "linear", "models": ["chat", "base"], "tokenizer": {"source": "other"}}
-    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=key), UncheckedError).startswith("other: has no model.sig")
+    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=key), UncheckedError).startswith(
+        "other: has no model.sig"
+    )
     alnico.merge(recipe, "out", verify_inputs=key, allow_unsigned="other")
     sign_here("other", Path("..") / private)
     Path("other/tokenizer.json").write_bytes(Path("other/tokenizer.json").read_bytes() + b" ")
@@ -285,19 +309,28 @@ def test_statistics_are_inputs() -> None:
     for name in ("tuned-0", "tuned-1"):
         sign_here(name, private)
         told_of = {tensor: {"digest": digest, "mean": 1.0} for tensor, digest in hashes(Path(name)).items()}
-        squares = {tensor: ("F32", np.ones(value.shape, np.float32)) for tensor, value in read_model(Path(name)).items()}
+        squares = {
+            tensor: ("F32", np.ones(value.shape, np.float32))
+            for tensor, value in read_model(Path(name)).items()
+        }
         folder = Path(f"{name}-fisher")
         folder.mkdir()
         save_file(folder / "statistics.safetensors", squares)
-        (folder / "statistics.json").write_text(json.dumps({"schema": 1, "kind": "fisher", "l2_norm": 1.0, "tensors": told_of}))
+        (folder / "statistics.json").write_text(
+            json.dumps({"schema": 1, "kind": "fisher", "l2_norm": 1.0, "tensors": told_of})
+        )
         sources.append({"model": name, "parameters": {"fisher": str(folder)}})
     recipe = {"merge_method": "fisher", "models": sources}
     said = told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError)
     assert said.startswith("tuned-0-fisher: has no model.sig")
     sign_here("tuned-0-fisher", private)
     alnico.merge(recipe, "out", verify_inputs=public, allow_unsigned="tuned-1-fisher")
-    Path("tuned-0-fisher/statistics.json").write_bytes(Path("tuned-0-fisher/statistics.json").read_bytes() + b" ")
-    assert "statistics.json" in told(lambda: alnico.merge(recipe, "out2", verify_inputs=public, allow_unsigned="tuned-1-fisher"))
+    Path("tuned-0-fisher/statistics.json").write_bytes(
+        Path("tuned-0-fisher/statistics.json").read_bytes() + b" "
+    )
+    assert "statistics.json" in told(
+        lambda: alnico.merge(recipe, "out2", verify_inputs=public, allow_unsigned="tuned-1-fisher")
+    )
 
 
 def test_keys_are_read_whether_or_not_an_input_is_signed() -> None:
@@ -316,14 +349,18 @@ def test_analyses_that_weights_are_made_from_are_inputs() -> None:
     for name in ("tuned-0", "tuned-1", "base"):
         sign_here(name, private)
     Path("told").mkdir()
-    Path("told/summary.json").write_text(json.dumps(alnico.analyze(["tuned-0", "tuned-1"], base="base").data()))
+    Path("told/summary.json").write_text(
+        json.dumps(alnico.analyze(["tuned-0", "tuned-1"], base="base").data())
+    )
     weight = {"from": "analysis", "path": "told"}
     recipe = {
         "merge_method": "task_arithmetic",
         "base_model": "base",
         "models": [{"model": name, "parameters": {"weight": weight}} for name in ("tuned-0", "tuned-1")],
     }
-    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith("told: has no model.sig")
+    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public), UncheckedError).startswith(
+        "told: has no model.sig"
+    )
     alnico.merge(recipe, "out", verify_inputs=public, allow_unsigned="told")
 
 
@@ -382,7 +419,9 @@ def test_a_signature_of_another_folder_or_over_less_than_all_files_does_not_hold
     for name in ("tuned-0", "tuned-1"):
         Path(name, "model.sig").unlink()
     files = hashing.Config().set_ignored_paths(paths=["model.sig", "model.safetensors"])
-    signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=private).sign("tuned-0", "tuned-0/model.sig")
+    signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=private).sign(
+        "tuned-0", "tuned-0/model.sig"
+    )
     sign_here("tuned-1", private)
     assert "its model.sig does not hold (it is not over model.safetensors)" in told(
         lambda: alnico.merge(PAIR, "out", verify_inputs=public)
@@ -392,17 +431,22 @@ def test_a_signature_of_another_folder_or_over_less_than_all_files_does_not_hold
 def test_parts_of_an_adapted_model_are_checked_each() -> None:
     private, public = keys("k")
     Path("adapter").mkdir()
-    (Path("adapter") / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
+    (Path("adapter") / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+    )
     key = "base_model.model.model.layers.0.self_attn.q_proj"
     save_file(
         Path("adapter/adapter_model.safetensors"),
-        {f"{key}.lora_A.weight": ("F32", np.ones((1, 16))), f"{key}.lora_B.weight": ("F32", np.ones((16, 1)))},
+        {
+            f"{key}.lora_A.weight": ("F32", np.ones((1, 16))),
+            f"{key}.lora_B.weight": ("F32", np.ones((16, 1))),
+        },
     )
     sign_here("base", private)
     recipe = {"merge_method": "linear", "models": ["base+adapter"]}
-    assert told(lambda: alnico.merge(recipe, "out", verify_inputs=public, require_signed=True), UncheckedError).startswith(
-        "adapter: has no model.sig, "
-    )
+    assert told(
+        lambda: alnico.merge(recipe, "out", verify_inputs=public, require_signed=True), UncheckedError
+    ).startswith("adapter: has no model.sig, ")
     sign_here("adapter", private)
     alnico.merge(recipe, "out", verify_inputs=public, require_signed=True)
 
@@ -423,21 +467,38 @@ def test_required_signatures_need_a_key(run: Run) -> None:
     Path("r.yml").write_text("merge_method: linear\nmodels: [tuned-0, tuned-1]\n")
     code, _, stderr = run("merge", "r.yml", "out", "--require-signed")
     assert code == 2
-    assert "--require-signed needs a key to verify with. Give --verify-inputs KEY." in " ".join(stderr.split())
-    assert run("merge", "r.yml", "out", "--allow-unsigned", "x")[0] == run("plan", "r.yml", "--allow-unsigned", "x")[0] == 2
-    assert run("merge", "r.yml", "out", "--require-signed", "--verify-inputs", "k.pub", "--allow-unsigned", "x")[0] == 2
+    assert "--require-signed needs a key to verify with. Give --verify-inputs KEY." in " ".join(
+        stderr.split()
+    )
+    assert (
+        run("merge", "r.yml", "out", "--allow-unsigned", "x")[0]
+        == run("plan", "r.yml", "--allow-unsigned", "x")[0]
+        == 2
+    )
+    assert (
+        run("merge", "r.yml", "out", "--require-signed", "--verify-inputs", "k.pub", "--allow-unsigned", "x")[
+            0
+        ]
+        == 2
+    )
     with pytest.raises(AlnicoError, match="no public key is given"):
         alnico.merge("r.yml", "out", require_signed=True)
     with pytest.raises(AlnicoError, match="x need not be"):
         alnico.merge("r.yml", "out", require_signed=True, verify_inputs="k.pub", allow_unsigned="x")
 
 
-def test_a_model_of_the_hub_is_not_said_to_be_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_the_hub_is_not_said_to_be_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, public = keys("k")
     with serving(tmp_path / "home", monkeypatch) as hub:
         hub.add("org/one", Path("tuned-0"))
-        with pytest.raises(UncheckedError, match=r"^org/one: is on the hub, of which not every file is fetched"):
-            alnico.merge({"merge_method": "linear", "models": ["org/one", "tuned-1"]}, "out", verify_inputs=public)
+        with pytest.raises(
+            UncheckedError, match=r"^org/one: is on the hub, of which not every file is fetched"
+        ):
+            alnico.merge(
+                {"merge_method": "linear", "models": ["org/one", "tuned-1"]}, "out", verify_inputs=public
+            )
 
 
 def test_without_the_package_it_is_said_how_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,7 +126,9 @@ LIES = {
     "overlap": lambda p: write_header(p, {"w": entry(), "v": entry(shape=[8], offsets=[32, 64])}),
     "gap": lambda p: write_header(p, {"w": entry(shape=[8], offsets=[32, 64])}),
     "bytes to spare": lambda p: write_header(p, {"w": entry(shape=[8], offsets=[0, 32])}),
-    "twice": lambda p: write_header(p, json.dumps({"w": entry(), "x": entry()}).replace('"x"', '"w"').encode()),
+    "twice": lambda p: write_header(
+        p, json.dumps({"w": entry(), "x": entry()}).replace('"x"', '"w"').encode()
+    ),
     "metadata": lambda p: write_header(p, {"__metadata__": {"a": 1}, "w": entry()}),
 }
 
@@ -140,9 +142,13 @@ def test_a_header_that_lies(run: Run, lie: Callable[[Path], None]) -> None:
     assert len(told) < 500
 
 
-@pytest.mark.parametrize("place", ["../a/model.safetensors", "/etc/passwd", "x/../../a/model.safetensors", "..", ""])
+@pytest.mark.parametrize(
+    "place", ["../a/model.safetensors", "/etc/passwd", "x/../../a/model.safetensors", "..", ""]
+)
 def test_an_index_that_points_outside_the_directory(run: Run, place: str) -> None:
-    Path("b/model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": place, "v": "model.safetensors"}}))
+    Path("b/model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"w": place, "v": "model.safetensors"}})
+    )
     assert refused(run, 4) == (
         f"b/model.safetensors.index.json: tensor 'w' is said to be in {place!r}, outside the model's directory; "
         "expected a file inside it. Do not use this model: its index is hostile or damaged."
@@ -175,7 +181,10 @@ def test_a_damaged_config(run: Run) -> None:
 
 def test_shapes_that_differ(run: Run) -> None:
     save_model(Path("b"), {"w": ("F32", MATRIX.T), "v": ("F32", MATRIX[0])})
-    assert refused(run, 5) == "w: a is (4, 2), b is (2, 4); expected one shape. Use models of one architecture and size."
+    assert (
+        refused(run, 5)
+        == "w: a is (4, 2), b is (2, 4); expected one shape. Use models of one architecture and size."
+    )
 
 
 def test_a_float_tensor_that_one_model_lacks(run: Run) -> None:
@@ -189,13 +198,17 @@ def test_a_float_tensor_that_one_model_lacks(run: Run) -> None:
 def test_vocabularies_that_differ(run: Run) -> None:
     for name, token in (("a", "x"), ("b", "y")):
         Path(name, "tokenizer.json").write_text(json.dumps({"model": {"vocab": {token: 0}}}))
-    assert refused(run, 5).startswith("a and b have different vocabularies: 1 of 1 tokens differ, such as 'x' at row 0; ")
+    assert refused(run, 5).startswith(
+        "a and b have different vocabularies: 1 of 1 tokens differ, such as 'x' at row 0; "
+    )
 
 
 def test_buffers_that_differ(run: Run) -> None:
     for name, last in (("a", 2), ("b", 3)):
         save_model(Path(name), {"w": ("F32", MATRIX), "ids": ("I64", np.array([0, 1, last]))})
-    assert refused(run, 5) == ("ids[2]: a and b differ; tensors of I64 are copied and must be equal. Use models that agree on it.")
+    assert refused(run, 5) == (
+        "ids[2]: a and b differ; tensors of I64 are copied and must be equal. Use models that agree on it."
+    )
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
@@ -221,7 +234,10 @@ def test_a_number_that_is_none_in_an_input(run: Run, value: str, recipe: str) ->
             "r.yml:3: parameters.wieght is no option of linear.",
         ),
         (TIES.replace("0.5", "1.4"), "r.yml:4: parameters.density is 1.4; density is "),
-        ("merge_method: linear\nmodels: [a, b]\nparameters: {weight: 0}\n", "r.yml:2: the weights of linear sum to 0 (0, 0), "),
+        (
+            "merge_method: linear\nmodels: [a, b]\nparameters: {weight: 0}\n",
+            "r.yml:2: the weights of linear sum to 0 (0, 0), ",
+        ),
         ("merge_method: linear\nslices: []\n", "r.yml:2: slices is a list of 0; expected "),
         ("", "r.yml:1: is empty; "),
         ("[", "r.yml:1: is not YAML "),
@@ -237,16 +253,27 @@ def test_a_recipe_that_is_wrong(run: Run, recipe: str, expected: str) -> None:
 
 def test_all_mistakes_of_a_recipe_are_told_at_once(run: Run) -> None:
     Path("r.yml").write_text("merge_method: ties\nmodels: 3\nseed: x\nparameters: {density: 2}\n")
-    assert [line.split(":")[1] for line in refused(run, 3, recipe="r.yml").splitlines()] == ["1", "2", "3", "4"]
+    assert [line.split(":")[1] for line in refused(run, 3, recipe="r.yml").splitlines()] == [
+        "1",
+        "2",
+        "3",
+        "4",
+    ]
 
 
 def test_standard_input_that_is_no_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(Path.cwd())
     done = subprocess.run(
-        [sys.executable, "-m", "alnico.cli.main", "merge", "-", "out"], input=b"\xff\xfe", capture_output=True, check=False
+        [sys.executable, "-m", "alnico.cli.main", "merge", "-", "out"],
+        input=b"\xff\xfe",
+        capture_output=True,
+        check=False,
     )
     assert (done.returncode, done.stdout) == (3, b"")
-    assert done.stderr.decode() == "alnico: standard input: is not UTF-8 text; expected YAML. Give the YAML file of the merge.\n"
+    assert (
+        done.stderr.decode()
+        == "alnico: standard input: is not UTF-8 text; expected YAML. Give the YAML file of the merge.\n"
+    )
     assert not Path("out").exists()
 
 
@@ -322,15 +349,39 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--trust-remote-code",), "--trust-remote-code: alnico runs no code of a model. Leave the option out."),
-        (("--cuda",), "--cuda: this version merges on the processor only, at a disk's speed. Leave the option out."),
-        (("--device", "cuda"), "--device: this version merges on the processor only, at a disk's speed. Leave the option out."),
-        (("--device", "cuda:1"), "--device: this version merges on the processor only, at a disk's speed. Leave the option out."),
-        (("--memory", "lots"), "--memory: 'lots' is no size; expected a number with a unit, such as 5GB or 2GiB."),
+        (
+            ("--trust-remote-code",),
+            "--trust-remote-code: alnico runs no code of a model. Leave the option out.",
+        ),
+        (
+            ("--cuda",),
+            "--cuda: this version merges on the processor only, at a disk's speed. Leave the option out.",
+        ),
+        (
+            ("--device", "cuda"),
+            "--device: this version merges on the processor only, at a disk's speed. Leave the option out.",
+        ),
+        (
+            ("--device", "cuda:1"),
+            "--device: this version merges on the processor only, at a disk's speed. Leave the option out.",
+        ),
+        (
+            ("--memory", "lots"),
+            "--memory: 'lots' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+        ),
         (("--memory", "0"), "--memory: '0' is no size; expected a number with a unit, such as 5GB or 2GiB."),
-        (("--memory", "-2GB"), "--memory: '-2GB' is no size; expected a number with a unit, such as 5GB or 2GiB."),
-        (("--max-shard-size", "5XB"), "--max-shard-size: '5XB' is no size; expected a number with a unit, such as 5GB or 2GiB."),
-        (("--out-shard-size", "big"), "--out-shard-size: 'big' is no size; expected a number with a unit, such as 5GB or 2GiB."),
+        (
+            ("--memory", "-2GB"),
+            "--memory: '-2GB' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+        ),
+        (
+            ("--max-shard-size", "5XB"),
+            "--max-shard-size: '5XB' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+        ),
+        (
+            ("--out-shard-size", "big"),
+            "--out-shard-size: 'big' is no size; expected a number with a unit, such as 5GB or 2GiB.",
+        ),
         (
             ("--out-shard-size", "5B", "--max-shard-size", "5GB"),
             "--max-shard-size and --out-shard-size are one option. Leave one out.",
@@ -343,7 +394,9 @@ def test_a_budget_that_is_too_small(run: Run, recipe: str) -> None:
     ],
 )
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])
-def test_a_command_line_that_is_wrong(run: Run, words: tuple[str, ...], expected: str, more: tuple[str, ...]) -> None:
+def test_a_command_line_that_is_wrong(
+    run: Run, words: tuple[str, ...], expected: str, more: tuple[str, ...]
+) -> None:
     before = state()
     code, stdout, stderr = run("merge", "linear.yml", "out", *more, *words)
     assert (code, stdout) == (2, "")
@@ -352,7 +405,9 @@ def test_a_command_line_that_is_wrong(run: Run, words: tuple[str, ...], expected
     assert state() == before
 
 
-@pytest.mark.parametrize("words", [("merge",), ("merge", "linear.yml"), ("merj", "linear.yml", "out"), ("plan",), ("inspect",)])
+@pytest.mark.parametrize(
+    "words", [("merge",), ("merge", "linear.yml"), ("merj", "linear.yml", "out"), ("plan",), ("inspect",)]
+)
 def test_a_command_that_is_incomplete_or_unknown(run: Run, words: tuple[str, ...]) -> None:
     code, stdout, stderr = run(*words)
     assert (code, stdout) == (2, "")
@@ -383,4 +438,8 @@ def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(api, "merge_all", interrupted)
     code, stdout, stderr = run("merge", "linear.yml", "out")
-    assert (code, stdout, stderr) == (130, "", "alnico: interrupted. The same command takes the merge up again.\n")
+    assert (code, stdout, stderr) == (
+        130,
+        "",
+        "alnico: interrupted. The same command takes the merge up again.\n",
+    )

@@ -28,9 +28,15 @@ COMMANDS = {
 }
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user")
-def test_a_folder_of_another_user_is_named_by_every_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in pkgutil.walk_packages(alnico.__path__, "alnico."):  # the other user may not be able to read them
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become another user"
+)
+def test_a_folder_of_another_user_is_named_by_every_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in pkgutil.walk_packages(
+        alnico.__path__, "alnico."
+    ):  # the other user may not be able to read them
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     closed, read = tmp_path / "closed", tmp_path / "open"

@@ -24,7 +24,11 @@ Run = Callable[..., tuple[int, str, str]]
 def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models whose mean is 1.5 times the first, exactly."""
     monkeypatch.chdir(tmp_path)
-    save_model(Path("a"), {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])}, {"architectures": ["XModel"], "vocab_size": 4})
+    save_model(
+        Path("a"),
+        {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])},
+        {"architectures": ["XModel"], "vocab_size": 4},
+    )
     save_model(Path("b"), {"w": ("F32", 2 * MATRIX), "v": ("F32", 2 * MATRIX[0])})
     Path("r.yml").write_text("merge_method: linear\nmodels: [a, b]\n")
 
@@ -61,7 +65,12 @@ def test_json_of_a_merge_is_data_on_stdout(run: Run) -> None:
     code, stdout, stderr = run("merge", "r.yml", "out", "--json")
     data = json.loads(stdout)
     assert (code, stderr) == (0, "")
-    assert (data["path"], data["parameters"], data["bytes_read"], data["resumed_tensors"]) == ("out", 10, 80, 0)
+    assert (data["path"], data["parameters"], data["bytes_read"], data["resumed_tensors"]) == (
+        "out",
+        10,
+        80,
+        0,
+    )
     assert set(data["digests"]) == {"w", "v"}
 
 
@@ -74,17 +83,27 @@ def test_a_recipe_may_come_from_standard_input(run: Run, monkeypatch: pytest.Mon
 def test_mistakes_of_standard_input_have_lines_too(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"merge_method: linear\nmodels: 3\n")))
     code, _, stderr = run("plan", "-")
-    assert (code, stderr) == (3, "alnico: standard input:2: models is 3; expected a list of 1 to 1000 models.\n")
+    assert (code, stderr) == (
+        3,
+        "alnico: standard input:2: models is 3; expected a list of 1 to 1000 models.\n",
+    )
 
 
 def test_a_dry_run_is_the_plan_and_writes_nothing(run: Run) -> None:
     dry = run("merge", "r.yml", "out", "--dry-run", "--threads", "1")
     plan = run("plan", "r.yml", "--out", "out", "--threads", "1")
-    without_disk = [[line for line in text.splitlines() if not line.startswith("disk")] for _, text, _ in (dry, plan)]
+    without_disk = [
+        [line for line in text.splitlines() if not line.startswith("disk")] for _, text, _ in (dry, plan)
+    ]
     assert without_disk[0] == without_disk[1]
-    assert any(line.startswith("disk      ") and line.endswith(f" free at {Path.cwd()}") for line in dry[1].splitlines())
+    assert any(
+        line.startswith("disk      ") and line.endswith(f" free at {Path.cwd()}")
+        for line in dry[1].splitlines()
+    )
     assert dry[0] == plan[0] == 0
-    assert json.loads(run("merge", "r.yml", "out", "--dry-run", "--json")[1]) == json.loads(run("plan", "r.yml", "--json")[1])
+    assert json.loads(run("merge", "r.yml", "out", "--dry-run", "--json")[1]) == json.loads(
+        run("plan", "r.yml", "--json")[1]
+    )
     assert names() == {"a", "b", "r.yml"}
 
 
@@ -115,7 +134,9 @@ def test_mergekits_options_are_accepted_with_a_note(run: Run, word: str, why: st
     assert (code, stderr) == (0, f"note: {word} has no effect: {why}.\n")
 
 
-@pytest.mark.parametrize("words", [("--device", "cpu"), ("--no-cuda",), ("--no-trust-remote-code",), ("--num-threads", "3")])
+@pytest.mark.parametrize(
+    "words", [("--device", "cpu"), ("--no-cuda",), ("--no-trust-remote-code",), ("--num-threads", "3")]
+)
 def test_mergekits_options_that_ask_for_what_is_so_are_accepted(run: Run, words: tuple[str, ...]) -> None:
     code, _, stderr = run("merge", "r.yml", "out", "--dry-run", *words)
     assert (code, stderr) == (0, "")
@@ -141,7 +162,9 @@ def test_random_seed_is_the_seed(run: Run) -> None:
         (("--out-shard-size", "32"), 2),
     ],
 )
-def test_shard_sizes_are_bytes_and_mergekits_b_is_a_billion(run: Run, words: tuple[str, ...], shards: int) -> None:
+def test_shard_sizes_are_bytes_and_mergekits_b_is_a_billion(
+    run: Run, words: tuple[str, ...], shards: int
+) -> None:
     code, stdout, _ = run("plan", "r.yml", "--json", *words)
     assert (code, len(json.loads(stdout)["shards"])) == (0, shards)
 
@@ -208,7 +231,10 @@ def test_notes_of_the_recipe_go_to_stderr(run: Run) -> None:
     Path("r.yml").write_text("merge_method: linear\nmodels: [a, b]\nparameters: {int8_mask: true}\n")
     code, stdout, stderr = run("merge", "r.yml", "out")
     assert (code, len(stdout.splitlines())) == (0, 1)
-    assert stderr == "note: r.yml:3: int8_mask has no effect: it only changes the type of a temporary in mergekit.\n"
+    assert (
+        stderr
+        == "note: r.yml:3: int8_mask has no effect: it only changes the type of a temporary in mergekit.\n"
+    )
 
 
 def test_methods_lists_every_method(run: Run) -> None:
@@ -217,7 +243,9 @@ def test_methods_lists_every_method(run: Run) -> None:
     first = [line.split()[0] for line in stdout.splitlines() if line]
     assert sorted(name for name in first if name in registry()) == sorted(registry())
     assert "\nties              base + 1 or more    Trim each task vector, elect a sign " in stdout
-    assert stdout.index("\nlinear ") < stdout.index("\nOf task vectors (model - base)") < stdout.index("\nties ")
+    assert (
+        stdout.index("\nlinear ") < stdout.index("\nOf task vectors (model - base)") < stdout.index("\nties ")
+    )
     assert {m["name"] for m in json.loads(run("methods", "--json")[1])} == set(registry())
 
 
@@ -226,22 +254,39 @@ def test_a_method_is_shown_in_full(run: Run) -> None:
     assert code == 0
     assert stdout.startswith("ties\n====\n\nTrim each task vector, ")
     assert "https://arxiv.org/abs/2306.01708" in stdout
-    assert "  density: (0, 1]; one a model; default 1\n      the share of each tensor's entries that is kept" in stdout
+    assert (
+        "  density: (0, 1]; one a model; default 1\n      the share of each tensor's entries that is kept"
+        in stdout
+    )
     assert "use when    models of different tasks disagree in sign" in stdout
     assert "\n  merge_method: ties\n  base_model: path/to/base\n" in stdout
     assert max(map(len, stdout.splitlines())) <= 100
     data = json.loads(run("methods", "ties", "--json")[1])
-    assert (data["name"], data["space"], data["base"], data["models"]) == ("ties", "delta", "required", [1, None])
+    assert (data["name"], data["space"], data["base"], data["models"]) == (
+        "ties",
+        "delta",
+        "required",
+        [1, None],
+    )
     assert data["options"]["elect"] == "weighted | mass | count; default weighted"
 
 
 def test_weights_prints_norms_weights_and_the_line_of_a_recipe(run: Run, tmp_path: Path) -> None:
     base, models = family(tmp_path, count=2)
-    code, stdout, stderr = run("weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5")
+    code, stdout, stderr = run(
+        "weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5"
+    )
     assert (code, stderr) == (0, "")
-    data = json.loads(run("weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5", "--json")[1])
+    data = json.loads(
+        run("weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5", "--json")[
+            1
+        ]
+    )
     (part,) = data["parts"]
-    rows = [f"{n:14.8f}  {w:10.6f}  {m}" for n, w, m in zip(part["l2_norms"], part["weights"], models, strict=True)]
+    rows = [
+        f"{n:14.8f}  {w:10.6f}  {m}"
+        for n, w, m in zip(part["l2_norms"], part["weights"], models, strict=True)
+    ]
     assert stdout.splitlines() == [
         f"task vectors from {base}",
         "",
@@ -268,8 +313,15 @@ def test_plan_and_merge_say_what_weights_follow_from(run: Run, tmp_path: Path) -
     ) in planned
     code, _, stderr = run("merge", str(tmp_path / "whole.yml"), str(tmp_path / "out"))
     assert code == 0
-    assert "weights: exp (beta 1, scale 1) of the L2 norms of 20 tensors, measured before the merge\n" in stderr
-    assert len([line for line in stderr.splitlines() if line.startswith("weights:   0.") and "(L2 norm " in line]) == 2
+    assert (
+        "weights: exp (beta 1, scale 1) of the L2 norms of 20 tensors, measured before the merge\n" in stderr
+    )
+    assert (
+        len(
+            [line for line in stderr.splitlines() if line.startswith("weights:   0.") and "(L2 norm " in line]
+        )
+        == 2
+    )
 
 
 def test_schema_prints_a_json_schema_of_recipes(run: Run) -> None:
@@ -286,13 +338,20 @@ def test_inspect_shows_a_model(run: Run, tmp_path: Path) -> None:
     assert "    2 x  BF16  (48, 16)             model.layers.*.mlp.gate_proj.weight" in stdout
     assert "model-00001-of-00002.safetensors: " in stdout
     data = json.loads(run("inspect", str(base), "--json")[1])
-    assert (data["model_type"], data["tied_embeddings"], data["vocabulary"]) == ("llama", True, {"config": 32, "tokens": None})
+    assert (data["model_type"], data["tied_embeddings"], data["vocabulary"]) == (
+        "llama",
+        True,
+        {"config": 32, "tokens": None},
+    )
     assert len(data["tensors"]) == 20
     assert data["dtypes"]["BF16"]["bytes"] == data["bytes"] == 2 * data["parameters"]
 
 
 def test_inspect_shows_one_file_and_every_tensor(run: Run) -> None:
-    save_file(Path("one.safetensors"), {"layers.0.w": ("F32", MATRIX), "layers.1.w": ("F32", MATRIX), "ids": ("I64", np.arange(3))})
+    save_file(
+        Path("one.safetensors"),
+        {"layers.0.w": ("F32", MATRIX), "layers.1.w": ("F32", MATRIX), "ids": ("I64", np.arange(3))},
+    )
     code, stdout, _ = run("inspect", "one.safetensors")
     assert code == 0
     assert "architecture  unknown" in stdout
@@ -320,7 +379,9 @@ def test_help_and_version_answer(run: Run) -> None:
 
 def test_the_program_runs_from_a_shell() -> None:
     command = [sys.executable, "-m", "alnico.cli.main"]
-    done = subprocess.run([*command, "merge", "-", "out"], input=Path("r.yml").read_bytes(), capture_output=True, check=False)
+    done = subprocess.run(
+        [*command, "merge", "-", "out"], input=Path("r.yml").read_bytes(), capture_output=True, check=False
+    )
     assert (done.returncode, done.stderr) == (0, b"")
     np.testing.assert_array_equal(merged(), MEAN)
     done = subprocess.run([*command, "merge", "nowhere.yml", "out2"], capture_output=True, check=False)

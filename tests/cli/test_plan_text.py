@@ -29,17 +29,25 @@ def text(recipe: dict[str, Any]) -> list[str]:
 
 
 def piece(*ranges: tuple[int, int, int], **keys: Any) -> dict[str, Any]:
-    return {"sources": [{"model": f"tuned-{m}", "layer_range": [low, high]} for m, low, high in ranges], **keys}
+    return {
+        "sources": [{"model": f"tuned-{m}", "layer_range": [low, high]} for m, low, high in ranges],
+        **keys,
+    }
 
 
 def test_a_stack_is_told_in_a_line_for_neighbours_from_neighbours() -> None:
-    lines = text({"merge_method": "passthrough", "slices": [piece((0, 0, 4)), piece((0, 4, 5)), piece((1, 2, 6))]})
+    lines = text(
+        {"merge_method": "passthrough", "slices": [piece((0, 0, 4)), piece((0, 4, 5)), piece((1, 2, 6))]}
+    )
     assert [line for line in lines if line.startswith("layers")] == [
         "layers    model.layers.0-4 from 0-4 of tuned-0",
         "layers    model.layers.5-8 from 2-5 of tuned-1",
     ]
     assert len(lines) < 20
-    assert not any(line.startswith("layers") for line in text({"merge_method": "linear", "models": ["tuned-0", "tuned-1"]}))
+    assert not any(
+        line.startswith("layers")
+        for line in text({"merge_method": "linear", "models": ["tuned-0", "tuned-1"]})
+    )
 
 
 def test_slices_of_several_models_and_methods_are_told() -> None:
@@ -54,9 +62,14 @@ def test_slices_of_several_models_and_methods_are_told() -> None:
 
 def test_a_layer_of_a_slice_that_is_not_needed_is_not_called_one_of_no_slice() -> None:
     slices = [piece((0, 0, 3), (1, 0, 3))]
-    plan = alnico.plan({"merge_method": "slerp", "base_model": "tuned-0", "slices": slices, "parameters": {"t": [0, 1]}})
+    plan = alnico.plan(
+        {"merge_method": "slerp", "base_model": "tuned-0", "slices": slices, "parameters": {"t": [0, 1]}}
+    )
     told = {(plan.sources[d.model].label, d.name): d.why for d in plan.dropped}
-    assert told["tuned-1", "model.layers.0.mlp.up_proj.weight"] == "the recipe leaves another model there as it is"
+    assert (
+        told["tuned-1", "model.layers.0.mlp.up_proj.weight"]
+        == "the recipe leaves another model there as it is"
+    )
     assert told["tuned-1", "model.layers.3.mlp.up_proj.weight"] == "its layer is in no slice"
 
 
@@ -89,7 +102,9 @@ def test_an_adapter_of_another_base_is_told(named: str, is_told: bool) -> None:
 
 def test_a_misspelt_option_that_stands_too_high_is_told_with_its_place() -> None:
     with pytest.raises(RecipeError) as caught:
-        alnico.load_recipe({"merge_method": "linear", "models": [{"model": "a", "wieght": 1}, {"modle": "b"}]})
+        alnico.load_recipe(
+            {"merge_method": "linear", "models": [{"model": "a", "wieght": 1}, {"modle": "b"}]}
+        )
     assert str(caught.value).splitlines()[:2] == [
         "recipe: models[0] has the unknown key 'wieght'. Did you mean weight, under models[0].parameters?",
         "recipe: models[1] has the unknown key 'modle'. Did you mean model?",

@@ -34,7 +34,8 @@ def test_verify_prints_a_line_for_each_thing_that_passed(run: Run) -> None:
     code, stdout, stderr = run("verify", "out", "--against-inputs", "--sample", "0.001", "--key", "k.pub")
     assert (code, stderr) == (0, "")
     assert re.fullmatch(
-        re.escape(PASSED) + r"out: 1 block of 1 tensor \(\d+\.\d{3}% of the bytes\) made again from the inputs, the same bits\n"
+        re.escape(PASSED)
+        + r"out: 1 block of 1 tensor \(\d+\.\d{3}% of the bytes\) made again from the inputs, the same bits\n"
         r"out: the signature holds with k\.pub\n",
         stdout,
     )
@@ -44,8 +45,19 @@ def test_verify_prints_a_line_for_each_thing_that_passed(run: Run) -> None:
 def test_json_says_what_passed_also_where_something_could_not_be_checked(run: Run) -> None:
     code, stdout, _ = run("verify", "out", "--against-inputs", "--json")
     data = json.loads(stdout)
-    assert (code, data["is_verified"], data["tensors"], data["files"], data["unchecked"]) == (0, True, 11, 3, [])
-    assert data["recomputed"] == {"blocks": 11, "tensors": 11, "byte_size": data["byte_size"], "total_bytes": data["byte_size"]}
+    assert (code, data["is_verified"], data["tensors"], data["files"], data["unchecked"]) == (
+        0,
+        True,
+        11,
+        3,
+        [],
+    )
+    assert data["recomputed"] == {
+        "blocks": 11,
+        "tensors": 11,
+        "byte_size": data["byte_size"],
+        "total_bytes": data["byte_size"],
+    }
     edit_lock(lambda lock: lock.pop("files"))
     code, stdout, stderr = run("verify", "out", "--json")
     assert (code, json.loads(stdout)["is_verified"]) == (11, False)
@@ -102,7 +114,10 @@ def test_reproduce_says_what_is_the_same_and_where_the_second_is(run: Run) -> No
     [
         (("--sample", "0.1"), "--sample is for --against-inputs. Say both."),
         (("--input", "a=b"), "--input is for --against-inputs. Say both."),
-        (("--against-inputs", "--sample", "0"), "--sample: 0 is no share in (0, 1]. Give 0.01 for a hundredth of the blocks."),
+        (
+            ("--against-inputs", "--sample", "0"),
+            "--sample: 0 is no share in (0, 1]. Give 0.01 for a hundredth of the blocks.",
+        ),
         (("--against-inputs", "--sample", "1.5"), "--sample: 1.5 is no share in (0, 1]."),
     ],
 )

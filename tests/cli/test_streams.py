@@ -38,12 +38,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Models, recipes and a finished merge, for all tests of this file."""
     folder = tmp_path_factory.mktemp("streams")
     for name, factor in (("a", 1), ("b", 2), ("modèle 🤗", 2)):
-        save_model(folder / name, dict.fromkeys(NAMES, ("F32", factor * MATRIX)), {"architectures": ["X"], "model_type": "x"})
+        save_model(
+            folder / name,
+            dict.fromkeys(NAMES, ("F32", factor * MATRIX)),
+            {"architectures": ["X"], "model_type": "x"},
+        )
     (folder / "r.yml").write_text("merge_method: linear\nmodels: [a, b]\n")
     (folder / "é.yml").write_text("merge_method: linear\nmodels: [a, modèle 🤗]\n", "utf-8")
     (folder / "adapter").mkdir()
-    (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
-    factors = {f"base_model.model.w.lora_{x}.weight": ("F32", np.ones(s, np.float32)) for x, s in (("A", (1, 2)), ("B", (4, 1)))}
+    (folder / "adapter" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1})
+    )
+    factors = {
+        f"base_model.model.w.lora_{x}.weight": ("F32", np.ones(s, np.float32))
+        for x, s in (("A", (1, 2)), ("B", (4, 1)))
+    }
     save_file(folder / "adapter" / "adapter_model.safetensors", factors)
     return folder
 
@@ -51,7 +60,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def forks(folder: Path) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, str(Path(__file__).with_name("forking.py"))]
-    with subprocess.Popen(command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
+    with subprocess.Popen(
+        command, cwd=folder, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as server:
         yield server
 
 
@@ -59,11 +70,16 @@ def forks(folder: Path) -> Iterator[subprocess.Popen[str]]:
 def alnico(forks: subprocess.Popen[str], tmp_path: Path) -> Run:
     """Run a command with descriptors; gives its exit code, and what came out where it is not opened on something else."""
 
-    def call(*words: object, stdin: str | None = os.devnull, stdout: Any = ..., stderr: Any = ..., **more: Any) -> Outcome:
+    def call(
+        *words: object, stdin: str | None = os.devnull, stdout: Any = ..., stderr: Any = ..., **more: Any
+    ) -> Outcome:
         paths = [tmp_path / "stdout", tmp_path / "stderr"]
         for path in paths:
             path.unlink(missing_ok=True)
-        fds = [stdin, *(str(p) if asked is ... else asked for p, asked in zip(paths, (stdout, stderr), strict=True))]
+        fds = [
+            stdin,
+            *(str(p) if asked is ... else asked for p, asked in zip(paths, (stdout, stderr), strict=True)),
+        ]
         order = {"words": [str(w) for w in words], "fds": fds, "encoding": "utf-8", "signal": None, **more}
         assert forks.stdin is not None
         assert forks.stdout is not None
@@ -106,8 +122,12 @@ MAKES = {
 
 
 @pytest.mark.parametrize("words", MAKES.values(), ids=list(MAKES))
-def test_what_makes_something_makes_it_whatever_the_streams_are(alnico: Run, tmp_path: Path, words: list[str]) -> None:
-    for i, broken in enumerate(({"stdout": CLOSED, "stderr": CLOSED, "stdin": CLOSED}, {"stdout": FULL, "encoding": "ascii"})):
+def test_what_makes_something_makes_it_whatever_the_streams_are(
+    alnico: Run, tmp_path: Path, words: list[str]
+) -> None:
+    for i, broken in enumerate(
+        ({"stdout": CLOSED, "stderr": CLOSED, "stdin": CLOSED}, {"stdout": FULL, "encoding": "ascii"})
+    ):
         out = tmp_path / f"out{i}"
         code, _, stderr = alnico(*(str(out) if w == "OUT" else w for w in words), **broken)
         assert code == 0, stderr
@@ -115,7 +135,9 @@ def test_what_makes_something_makes_it_whatever_the_streams_are(alnico: Run, tmp
 
 
 @pytest.mark.parametrize("fds", [("stdin", "stdout", "stderr"), ("stderr",)], ids="+".join)
-def test_what_is_printed_does_not_go_into_the_model(alnico: Run, tmp_path: Path, fds: tuple[str, ...]) -> None:
+def test_what_is_printed_does_not_go_into_the_model(
+    alnico: Run, tmp_path: Path, fds: tuple[str, ...]
+) -> None:
     """A file that is opened gets the lowest free number: 1 or 2, where these are closed."""
     assert alnico("merge", "r.yml", tmp_path / "whole")[0] == 0
     assert alnico("merge", "r.yml", tmp_path / "out", "-v", **dict.fromkeys(fds))[0] == 0
@@ -152,7 +174,11 @@ def test_a_result_that_is_printed_alone_is_an_error_where_it_cannot_be(alnico: R
 
 @pytest.mark.parametrize(
     ("words", "encoding"),
-    [*((words, "ascii") for words in PRINTS.values()), (PRINTS["inspect"], "cp1252"), (PRINTS["plan"], "latin-1")],
+    [
+        *((words, "ascii") for words in PRINTS.values()),
+        (PRINTS["inspect"], "cp1252"),
+        (PRINTS["plan"], "latin-1"),
+    ],
 )
 def test_what_an_encoding_does_not_have_is_escaped(alnico: Run, words: list[str], encoding: str) -> None:
     code, stdout, _ = alnico(*words, encoding=encoding)
@@ -180,7 +206,9 @@ def test_quiet_commands_need_no_stdout(alnico: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stdin", [CLOSED, os.devnull])
-def test_a_recipe_from_no_standard_input_is_an_error_of_the_recipe(alnico: Run, tmp_path: Path, stdin: str | None) -> None:
+def test_a_recipe_from_no_standard_input_is_an_error_of_the_recipe(
+    alnico: Run, tmp_path: Path, stdin: str | None
+) -> None:
     code, _, stderr = alnico("merge", "-", tmp_path / "out", stdin=stdin)
     assert code == 3
     assert stderr.startswith("alnico: standard input")
@@ -197,9 +225,14 @@ def test_a_recipe_from_no_standard_input_is_an_error_of_the_recipe(alnico: Run, 
         (signal.SIGHUP, "Started", 1),
     ],
 )
-def test_a_signal_ends_a_merge_as_ctrl_c_does(alnico: Run, tmp_path: Path, number: int, kind: str, times: int) -> None:
+def test_a_signal_ends_a_merge_as_ctrl_c_does(
+    alnico: Run, tmp_path: Path, number: int, kind: str, times: int
+) -> None:
     code, _, stderr = alnico("merge", "r.yml", tmp_path / "out", signal=[int(number), kind, times])
-    assert (code, stderr) == (128 + number, "alnico: interrupted. The same command takes the merge up again.\n")
+    assert (code, stderr) == (
+        128 + number,
+        "alnico: interrupted. The same command takes the merge up again.\n",
+    )
     assert not (tmp_path / "out").exists()
     assert alnico("merge", "r.yml", tmp_path / "out")[0] == 0
     np.testing.assert_array_equal(read_model(tmp_path / "out")["w.weight"], 1.5 * MATRIX)
@@ -220,7 +253,9 @@ def test_an_ignored_hangup_stays_ignored(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [["merge", "r.yml", "OUT"], ["plan", "r.yml"], ["--help"]], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "words", [["merge", "r.yml", "OUT"], ["plan", "r.yml"], ["--help"]], ids=lambda words: words[0]
+)
 def test_ctrl_c_at_any_moment_of_the_start_is_quiet(folder: Path, tmp_path: Path, words: list[str]) -> None:
     """From the moment when the entry point runs: until then it is Python that answers."""
     for i in range(10):
@@ -230,7 +265,14 @@ def test_ctrl_c_at_any_moment_of_the_start_is_quiet(folder: Path, tmp_path: Path
             "signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT)); "
             f"signal.setitimer(signal.ITIMER_REAL, 0.001 + 0.05 * {i}); entry.command()"
         )
-        done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
         assert "Traceback" not in done.stderr
         assert done.returncode in (0, 130)
         assert done.returncode == 0 or done.stderr.startswith("alnico: interrupted.")
@@ -240,7 +282,11 @@ def test_names_are_opened_in_a_locale_without_them(folder: Path, tmp_path: Path)
     """With Python's UTF-8 mode off, names of files would be ASCII."""
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
-        [*ALNICO, "merge", "é.yml", str(tmp_path / "oüt"), "-v"], cwd=folder, env=environment, capture_output=True, check=False
+        [*ALNICO, "merge", "é.yml", str(tmp_path / "oüt"), "-v"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0
     assert done.stderr.isascii()
@@ -250,9 +296,7 @@ def test_names_are_opened_in_a_locale_without_them(folder: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
 def test_a_printed_recipe_names_the_same_models(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe = (
-        "# nach Maß: modèle\nmerge_method: ties  # ü\nbase_model: modèle 🤗\nmodels:\n- {model: b, parameters: {density: 0.2}}\n"
-    )
+    recipe = "# nach Maß: modèle\nmerge_method: ties  # ü\nbase_model: modèle 🤗\nmodels:\n- {model: b, parameters: {density: 0.2}}\n"
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors="backslashreplace")
     monkeypatch.setattr(sys, "stdout", stream)
     show_result(recipe_page(recipe))
@@ -260,7 +304,9 @@ def test_a_printed_recipe_names_the_same_models(encoding: str, monkeypatch: pyte
     assert printed.startswith("# nach Ma")
     assert yaml.safe_load(printed) == yaml.safe_load(recipe)
     assert (printed == recipe) == (encoding == "utf-8")
-    assert yaml.safe_load(recipe_page('base_model: "a\\u200bb"\n'.replace("\\u200b", "\u200b"))) == {"base_model": "a\u200bb"}
+    assert yaml.safe_load(recipe_page('base_model: "a\\u200bb"\n'.replace("\\u200b", "\u200b"))) == {
+        "base_model": "a\u200bb"
+    }
 
 
 def test_a_suggestion_in_a_locale_without_the_names_of_its_models(tmp_path: Path) -> None:
@@ -273,7 +319,11 @@ def test_a_suggestion_in_a_locale_without_the_names_of_its_models(tmp_path: Path
         )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = subprocess.run(
-        [*ALNICO, "suggest", "a", "b", "--base", "modèle 🤗"], cwd=tmp_path, env=environment, capture_output=True, check=False
+        [*ALNICO, "suggest", "a", "b", "--base", "modèle 🤗"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert yaml.safe_load(done.stdout.decode("ascii"))["base_model"] == "modèle 🤗"

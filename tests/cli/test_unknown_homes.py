@@ -30,18 +30,24 @@ Run = Callable[..., tuple[int, str, str]]
         (("evaluate", "base", "--tasks", "tasks.json"), 12),
     ],
 )
-def test_it_is_named(words: tuple[str, ...], code: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_named(
+    words: tuple[str, ...], code: int, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     family(tmp_path, 2, layers=1)
     pair = ["tuned-0", "base"]
     recipes = {
         "linear": {"merge_method": "linear", "models": [NOWHERE, "base"]},
-        "fisher": {"merge_method": "fisher", "models": [{"model": m, "parameters": {"fisher": NOWHERE}} for m in pair]},
+        "fisher": {
+            "merge_method": "fisher",
+            "models": [{"model": m, "parameters": {"fisher": NOWHERE}} for m in pair],
+        },
         "weights": {
             "merge_method": "task_arithmetic",
             "base_model": "base",
             "models": [
-                {"model": m, "parameters": {"weight": {"from": "analysis", "path": NOWHERE}}} for m in ("tuned-0", "tuned-1")
+                {"model": m, "parameters": {"weight": {"from": "analysis", "path": NOWHERE}}}
+                for m in ("tuned-0", "tuned-1")
             ],
         },
         "tokenizer": {"merge_method": "linear", "models": pair, "tokenizer_source": NOWHERE},

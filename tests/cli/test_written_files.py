@@ -50,7 +50,9 @@ def put(kind: str) -> str:
 
 @pytest.mark.parametrize("kind", ["file", "folder", "link to nothing", "no folder", "below a file", "long"])
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_file_that_cannot_be_new_is_refused_before_models_are_looked_at(command: str, kind: str, run: Run) -> None:
+def test_a_file_that_cannot_be_new_is_refused_before_models_are_looked_at(
+    command: str, kind: str, run: Run
+) -> None:
     out = put(kind)
     before = sorted(os.listdir())
     code, stdout, stderr = run(*COMMANDS[command], out)
@@ -83,7 +85,9 @@ def test_an_evaluation_replaces_an_evaluation_alone(run: Run) -> None:
         assert run(*COMMANDS["evaluate"], "out.yml")[0] == 8
 
 
-@pytest.mark.parametrize("words", [["evaluate", "x", "--tasks", "none.yml", "--report"], ["analyze", "x", "--base", "y", "--out"]])
+@pytest.mark.parametrize(
+    "words", [["evaluate", "x", "--tasks", "none.yml", "--report"], ["analyze", "x", "--base", "y", "--out"]]
+)
 @pytest.mark.parametrize("name", ["evaluation.json", "summary.json", "report.html", "study.db"])
 def test_a_folder_with_a_file_of_a_reports_name_is_left_alone(words: list[str], name: str, run: Run) -> None:
     Path("folder").mkdir()
@@ -156,7 +160,9 @@ def test_a_signature_is_not_written_through_a_link() -> None:
         sign(Path("out"), Path("key"))
 
 
-def test_statistics_of_a_model_given_by_its_path_stay_in_their_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_of_a_model_given_by_its_path_stay_in_their_folder(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Reached(Exception):
         pass
 

@@ -17,7 +17,9 @@ from alnico.output.staging import PartDirectory
 from made import family, model_bytes
 
 Run = Callable[..., tuple[int, str, str]]
-WALL = re.compile(r"\b(?:time\.time|time_ns|utcnow|ctime|localtime|gmtime|strftime|(?:date|datetime)\.(?:now|today))\b\(")
+WALL = re.compile(
+    r"\b(?:time\.time|time_ns|utcnow|ctime|localtime|gmtime|strftime|(?:date|datetime)\.(?:now|today))\b\("
+)
 TIMES = (0, -1, -(10**18), 2**31 * 10**9, 10**19)
 """Of files, in nanoseconds: the epoch, before it, 1938, 2038, and beyond 64 bits of nanoseconds."""
 
@@ -45,9 +47,16 @@ def set_time(path: Path, moment: int) -> None:
 
 @pytest.mark.usefixtures("jumping")
 @pytest.mark.parametrize(
-    "moment", [-1, pytest.param(0, marks=pytest.mark.slow), *(pytest.param(t, marks=pytest.mark.slow) for t in TIMES[2:])]
+    "moment",
+    [
+        -1,
+        pytest.param(0, marks=pytest.mark.slow),
+        *(pytest.param(t, marks=pytest.mark.slow) for t in TIMES[2:]),
+    ],
 )
-def test_a_merge_is_taken_up_whatever_the_times_are(tmp_path: Path, run: Run, moment: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_is_taken_up_whatever_the_times_are(
+    tmp_path: Path, run: Run, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     base, tuned = family(Path(), 2)
     for path in tmp_path.rglob("*"):

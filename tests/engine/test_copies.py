@@ -13,7 +13,9 @@ from safetensors.numpy import load_file, save_file
 import alnico
 
 
-def test_copies_are_the_same_where_the_system_cannot_make_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_are_the_same_where_the_system_cannot_make_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = np.random.default_rng(0)
     tensors = {f"layers.{i}.w": values.normal(size=(300, 401)).astype(np.float32) for i in range(3)}
     (tmp_path / "a").mkdir()

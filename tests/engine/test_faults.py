@@ -47,7 +47,9 @@ def fails(call: Call, _make: Callable[[], Any]) -> Any:
     raise OSError(code, os.strerror(code), str(call.path))
 
 
-def watched_merge(recipe: Path, out: Path, number: int, at: Failing, **options: Any) -> tuple[Counting, AlnicoError | None]:
+def watched_merge(
+    recipe: Path, out: Path, number: int, at: Failing, **options: Any
+) -> tuple[Counting, AlnicoError | None]:
     """Merge with one call failing; returns what was counted, and the error it ended with."""
     counting = Counting(number, at)
     # Inputs and output lie under one root, so that a failing read is one of the calls.
@@ -76,7 +78,9 @@ def taken_up(recipe: Path, out: Path, finished: set[str], **options: Any) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("at", [fails, short, ended], ids=["fails", "short", "ended"])
-def test_a_failure_of_any_call_is_named_leaves_nothing_half_made_and_is_taken_up(at: Failing, recipe: Path) -> None:
+def test_a_failure_of_any_call_is_named_leaves_nothing_half_made_and_is_taken_up(
+    at: Failing, recipe: Path
+) -> None:
     root = recipe.parent
     out, journal = root / "out", root / ".out.alnico-part" / "journal.jsonl"
     with watched(root):
@@ -123,7 +127,9 @@ def test_a_failure_of_any_call_is_named_leaves_nothing_half_made_and_is_taken_up
         for left in root.glob(".*"):
             shutil.rmtree(left)
     shutil.rmtree(root / "whole")
-    print(f"{at.__name__}: {len(wanted)} calls, {sum(failed.values())} ended the run, {resumed} with finished tensors: {failed}")
+    print(
+        f"{at.__name__}: {len(wanted)} calls, {sum(failed.values())} ended the run, {resumed} with finished tensors: {failed}"
+    )
     if at is fails:
         named = {
             "preadv",
@@ -162,11 +168,16 @@ def test_a_failure_of_any_call_leaves_the_old_model_or_the_new_one(
     with watched(root, lambda call, make: (calls.append(call), make())[1]):
         merged(recipe, root / "out", overwrite=True)
     # What comes before the finished model gets its name is the same as without an old model.
-    for number in range(min(n for n, call in enumerate(calls) if call.path.name == "published.json.tmp"), len(calls)):
+    for number in range(
+        min(n for n, call in enumerate(calls) if call.path.name == "published.json.tmp"), len(calls)
+    ):
         shutil.rmtree(root / "out")
         shutil.copytree(root / "old", root / "out")
         counting, error = watched_merge(recipe, root / "out", number, fails, overwrite=True)
-        assert everything(root / "out") in ((old, new) if error is not None else (new,)), (counting.hit, error)
+        assert everything(root / "out") in ((old, new) if error is not None else (new,)), (
+            counting.hit,
+            error,
+        )
         if error is not None:
             with watched(root):
                 merged(recipe, root / "out", overwrite=True)
@@ -182,14 +193,18 @@ def test_a_short_read_and_a_read_that_fails_name_the_tensor_and_the_file(recipe:
     file = root / "tuned-0" / "model-00001-of-00002.safetensors"
 
     def reads(call: Call, make: Callable[[], Any]) -> Any:
-        if call.name == "preadv" and call.path == file and len(call.arguments[1][0]) == 16 * 8 * 4:  # the first matrix
+        if (
+            call.name == "preadv" and call.path == file and len(call.arguments[1][0]) == 16 * 8 * 4
+        ):  # the first matrix
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return make()
 
     with watched(root, reads), pytest.raises(RunError) as caught:
         alnico.merge(recipe, root / "out")
     assert str(caught.value).startswith(f"{file}: first: reading 512 bytes at ")
-    assert str(caught.value).endswith(" failed (Input/output error). Check the disk; the same command takes the merge up again.")
+    assert str(caught.value).endswith(
+        " failed (Input/output error). Check the disk; the same command takes the merge up again."
+    )
     shutil.rmtree(root / ".out.alnico-part")
 
 
@@ -225,7 +240,9 @@ def test_a_thread_that_raises_ends_the_others_and_the_tensor_is_told(
     monkeypatch.setattr(FileModel, "read_into", read_into)
     with pytest.raises(ZeroDivisionError) as caught:
         alnico.merge(recipe, root / "out", threads=threads)
-    assert caught.value.__notes__ == [f"alnico: while making norm of {root}/tuned-0, {root}/tuned-1, {root}/base"]
+    assert caught.value.__notes__ == [
+        f"alnico: while making norm of {root}/tuned-0, {root}/tuned-1, {root}/base"
+    ]
     monkeypatch.undo()
     assert not (root / "out").exists()
     assert merged(recipe, root / "out", restart=True).resumed == 0

@@ -33,12 +33,17 @@ def test_float8_models_are_merged_to_bf16_with_one_rounding(tmp_path, dtype):
     found = load_file(tmp_path / "out.safetensors")["w"]
     assert found.dtype == torch.bfloat16
     assert torch.equal(found, ((held[0].double() + held[1].double()) / 2).to(torch.bfloat16))
-    alnico.merge({"merge_method": "passthrough", "models": recipe["models"][:1]}, tmp_path / "copy.safetensors")
-    assert torch.equal(load_file(tmp_path / "copy.safetensors")["w"].view(torch.uint8), held[0].view(torch.uint8))
+    alnico.merge(
+        {"merge_method": "passthrough", "models": recipe["models"][:1]}, tmp_path / "copy.safetensors"
+    )
+    assert torch.equal(
+        load_file(tmp_path / "copy.safetensors")["w"].view(torch.uint8), held[0].view(torch.uint8)
+    )
 
 
 @pytest.mark.parametrize(
-    ("dtype", "code", "kind"), [(DTYPES[0], 0x7F, "NaN"), (DTYPES[0], 0xFF, "NaN"), (DTYPES[1], 0xFC, "an infinity")]
+    ("dtype", "code", "kind"),
+    [(DTYPES[0], 0x7F, "NaN"), (DTYPES[0], 0xFF, "NaN"), (DTYPES[1], 0xFC, "an infinity")],
 )
 def test_a_code_that_is_no_number_is_named(tmp_path, dtype, code, kind):
     bad = torch.zeros(300, dtype=torch.uint8)
@@ -47,7 +52,8 @@ def test_a_code_that_is_no_number_is_named(tmp_path, dtype, code, kind):
     save_file({"w": bad.view(dtype)}, tmp_path / "b.safetensors")
     with pytest.raises(NonFiniteError) as caught:
         alnico.merge(
-            {"merge_method": "linear", "models": [f"{tmp_path}/{n}.safetensors" for n in "ab"]}, tmp_path / "out.safetensors"
+            {"merge_method": "linear", "models": [f"{tmp_path}/{n}.safetensors" for n in "ab"]},
+            tmp_path / "out.safetensors",
         )
     assert str(caught.value) == (
         f"w[123]: {tmp_path}/b.safetensors has {kind}; expected finite numbers. Mend or leave out this model."

@@ -27,7 +27,9 @@ from made import family, model_bytes
 def recipe(tmp_path: Path) -> Path:
     base, tuned = family(tmp_path, 2, layers=1)
     path = tmp_path / "recipe.yml"
-    path.write_text(f"merge_method: ties\nbase_model: {base}\nmodels: [{tuned[0]}, {tuned[1]}]\nparameters: {{density: 0.5}}\n")
+    path.write_text(
+        f"merge_method: ties\nbase_model: {base}\nmodels: [{tuned[0]}, {tuned[1]}]\nparameters: {{density: 0.5}}\n"
+    )
     return path
 
 
@@ -92,7 +94,9 @@ def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
     assert model_bytes(tmp_path / "out") == model_bytes(tmp_path / "whole")
 
 
-def test_an_interrupted_run_does_not_wait_for_a_disk_that_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_does_not_wait_for_a_disk_that_takes_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(journal, "ABANDON_SECONDS", 0.01)
     may_end = threading.Event()
     lines = journal.JournalLines(tmp_path / "journal.jsonl", {}, sync=lambda: bool(may_end.wait(60)) and None)
@@ -126,7 +130,10 @@ def test_the_command_says_how_it_goes_on_after_ctrl_c(recipe: Path, tmp_path: Pa
         "main.command()\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
-    assert (ended.returncode, ended.stderr) == (130, "alnico: interrupted. The same command takes the merge up again.\n")
+    assert (ended.returncode, ended.stderr) == (
+        130,
+        "alnico: interrupted. The same command takes the merge up again.\n",
+    )
     assert alnico.merge(recipe, tmp_path / "out").resumed > 0
 
 
@@ -191,13 +198,16 @@ def test_an_input_that_changes_back_is_told_by_its_hash(tmp_path: Path) -> None:
 
     given = {"merge_method": "passthrough", "slices": slices}
     with pytest.raises(
-        ModelError, match=r"tuned-0: model\.layers\.0\.\S+: was read twice, with the hashes \w+ and \w+; expected one"
+        ModelError,
+        match=r"tuned-0: model\.layers\.0\.\S+: was read twice, with the hashes \w+ and \w+; expected one",
     ):
         alnico.merge(given, tmp_path / "out", threads=1, watch=watch)
     assert not (tmp_path / "out").exists()
 
 
-def test_a_second_process_on_the_outputs_of_stages_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_process_on_the_outputs_of_stages_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     family(tmp_path, 2, layers=1)
     Path("r.yml").write_text(
@@ -208,11 +218,18 @@ def test_a_second_process_on_the_outputs_of_stages_is_refused(tmp_path: Path, mo
     def watch(event: Event) -> None:
         if isinstance(event, Started):
             code = "import alnico; alnico.merge_all('r.yml', 'out', restart=True)"
-            refused.append(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120).stderr)
+            refused.append(
+                subprocess.run(
+                    [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
+                ).stderr
+            )
 
     alnico.merge_all("r.yml", "out", watch=watch)
     assert len(refused) == 2
     for message in refused:
-        assert "OutputError: out: another process is writing it. Wait for it, or choose another output." in message
+        assert (
+            "OutputError: out: another process is writing it. Wait for it, or choose another output."
+            in message
+        )
     with pytest.raises(OutputError, match="exists and is not empty"):
         alnico.merge_all("r.yml", "out")

@@ -40,14 +40,18 @@ def journal_of(recipe: Path, out: Path) -> Path:
         (lambda text: text + '{"tensor": "second"}\n', 2),
     ],
 )
-def test_a_line_that_is_not_what_was_written_ends_what_is_known(damage, left: int, recipe: Path, tmp_path: Path) -> None:
+def test_a_line_that_is_not_what_was_written_ends_what_is_known(
+    damage, left: int, recipe: Path, tmp_path: Path
+) -> None:
     journal = journal_of(recipe, tmp_path / "out")
     journal.write_text(damage(journal.read_text()))
     assert merged(recipe, tmp_path / "out").resumed == left
     assert everything(tmp_path / "out") == everything(merged(recipe, tmp_path / "whole").path)
 
 
-@pytest.mark.parametrize("first", ["", "no JSON", "[]", '{"fingerprint": {}}', '{"journal": 3, "fingerprint": {}, "check": "0"}'])
+@pytest.mark.parametrize(
+    "first", ["", "no JSON", "[]", '{"fingerprint": {}}', '{"journal": 3, "fingerprint": {}, "check": "0"}']
+)
 def test_a_journal_that_is_damaged_or_of_another_form_is_refused_and_begun_anew_on_demand(
     first: str, recipe: Path, tmp_path: Path
 ) -> None:
@@ -77,7 +81,9 @@ def test_a_journal_that_cannot_be_read_is_an_error_that_names_it(recipe: Path, t
 
     with watched(tmp_path, fails), pytest.raises(RunError) as caught:
         merged(recipe, tmp_path / "out")
-    assert str(caught.value) == (f"{journal}: cannot be read (Input/output error). Check the disk, or say --restart to begin anew.")
+    assert str(caught.value) == (
+        f"{journal}: cannot be read (Input/output error). Check the disk, or say --restart to begin anew."
+    )
     assert merged(recipe, tmp_path / "out").resumed == 2
 
 
@@ -108,13 +114,17 @@ def test_what_changed_since_is_named(before: dict, now: dict, words: str, tmp_pa
     )
 
 
-def test_another_seed_or_version_is_noticed_by_the_merge(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_seed_or_version_is_noticed_by_the_merge(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     interrupted(recipe, tmp_path / "out")
     with pytest.raises(OutputError, match=r"since then changed: the seed \(it was 0, now it is 3\)\."):
         merged(recipe, tmp_path / "out", seed=3)
     version = alnico.__version__
     monkeypatch.setattr(alnico, "__version__", "99")
-    with pytest.raises(OutputError, match=rf"since then changed: the version of alnico \({version} began it, this is 99\)\."):
+    with pytest.raises(
+        OutputError, match=rf"since then changed: the version of alnico \({version} began it, this is 99\)\."
+    ):
         merged(recipe, tmp_path / "out")
 
 
@@ -174,7 +184,10 @@ def test_what_came_to_stand_under_the_outputs_name_is_not_replaced(recipe: Path,
             if isinstance(event, TensorDone) and not (tmp_path / name).exists():
                 (tmp_path / name).write_text("mine")
 
-        with pytest.raises(OutputError, match=f"{name}: came to be while merging. The finished model is in .*; move it yourself"):
+        with pytest.raises(
+            OutputError,
+            match=f"{name}: came to be while merging. The finished model is in .*; move it yourself",
+        ):
             alnico.merge(recipe, tmp_path / name, watch=watch)
         assert (tmp_path / name).read_text() == "mine"
         (tmp_path / name).unlink()
@@ -212,7 +225,9 @@ def test_nothing_has_a_header_before_it_is_whole(recipe: Path, tmp_path: Path) -
             alnico.open(file)
 
 
-def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(recipe: Path, tmp_path: Path) -> None:
+def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(
+    recipe: Path, tmp_path: Path
+) -> None:
     chain = recipe.with_name("chain.yml")
     chain.write_text(
         f"name: one\nmerge_method: linear\nmodels: [{tmp_path}/tuned-0, {tmp_path}/tuned-1]\nunrelated: allow\n---\n"
@@ -227,7 +242,11 @@ def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(recipe
     begun = []
     with pytest.raises(KeyboardInterrupt):
         alnico.merge_all(chain, tmp_path / "out", watch=watch)
-    alnico.merge_all(chain, tmp_path / "out", watch=lambda e: begun.append(e) if isinstance(e, alnico.events.Started) else None)
+    alnico.merge_all(
+        chain,
+        tmp_path / "out",
+        watch=lambda e: begun.append(e) if isinstance(e, alnico.events.Started) else None,
+    )
     assert len(begun) == 1
     assert everything(tmp_path / "out") == everything(tmp_path / "whole")
     shutil.rmtree(tmp_path / "out")
@@ -237,4 +256,6 @@ def test_the_journal_is_json_lines_that_a_person_can_read(recipe: Path, tmp_path
     first, *lines = map(json.loads, journal_of(recipe, tmp_path / "out").read_text().splitlines())
     assert first["journal"] == 3
     assert {"recipe", "alnico", "arithmetic", "plan", "inputs"} <= first["fingerprint"].keys()
-    assert [sorted(line) for line in lines if "tensor" in line] == [["check", "digest", "inputs", "tensor"]] * 2
+    assert [sorted(line) for line in lines if "tensor" in line] == [
+        ["check", "digest", "inputs", "tensor"]
+    ] * 2

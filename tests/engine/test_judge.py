@@ -42,14 +42,22 @@ def _models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def recipe(*models: str, method: str = "task_arithmetic", **keys: Any) -> dict[str, Any]:
     based = {"base_model": "base"} if method in ("task_arithmetic", "slerp") else {}
     options = {"task_arithmetic": {"weight": 0.5}, "slerp": {"t": 0.5}}.get(method)
-    return {"merge_method": method, "models": list(models), **based, **({"parameters": options} if options else {}), **keys}
+    return {
+        "merge_method": method,
+        "models": list(models),
+        **based,
+        **({"parameters": options} if options else {}),
+        **keys,
+    }
 
 
 def likenesses(*models: str) -> tuple[Likeness, ...]:
     """How models lie to the first of them, by a look at all its tensors."""
     with ExitStack() as opened:
         sources = [opened.enter_context(open_model(model)) for model in models]
-        return compare_models(sources, [SampledTensor(name, tuple(range(len(models)))) for name in sources[0].tensors]).likenesses
+        return compare_models(
+            sources, [SampledTensor(name, tuple(range(len(models)))) for name in sources[0].tensors]
+        ).likenesses
 
 
 def notes_of(*models: str, **keys: Any) -> list[str]:
@@ -82,7 +90,10 @@ def test_a_fine_tune_is_told_from_a_model_of_another_start() -> None:
 
 def test_neurons_in_another_order_make_a_model_unrelated() -> None:
     random = np.random.default_rng(0)
-    shuffled = {n: random.permutation(v.ravel()).reshape(v.shape) if v.ndim > 1 else v for n, v in read_model(Path("base")).items()}
+    shuffled = {
+        n: random.permutation(v.ravel()).reshape(v.shape) if v.ndim > 1 else v
+        for n, v in read_model(Path("base")).items()
+    }
     save("shuffled", shuffled)
     assert likenesses("base", "shuffled")[0].verdict == "unrelated"
 
@@ -101,7 +112,9 @@ def test_fewer_than_four_matrices_are_not_judged() -> None:
         assert likenesses("one", "other")[0].verdict == verdict
 
 
-def test_at_most_64_kib_of_float32_are_read_of_a_tensor_whatever_its_size(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_64_kib_of_float32_are_read_of_a_tensor_whatever_its_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     read: list[tuple[str, int, int]] = []
     genuine = FileModel.read_into
 
@@ -151,7 +164,10 @@ def test_mergekits_allow_crimes_is_unrelated_allow(run: Run) -> None:
     code, _, stderr = run("merge", "r.yml", "out", "--allow-crimes")
     assert code == 0
     assert "note: stranger and base were not tuned from one base" in stderr
-    assert Path("out/mergekit_config.yml").read_text() == Path("r.yml").read_text() + "# run with --allow-crimes\n"
+    assert (
+        Path("out/mergekit_config.yml").read_text()
+        == Path("r.yml").read_text() + "# run with --allow-crimes\n"
+    )
 
 
 def test_copies_are_never_judged() -> None:
@@ -168,7 +184,9 @@ def test_other_layers_that_a_recipe_merges_by_intent_are_not_judged() -> None:
 
 def test_layers_of_models_of_different_origin_are_refused_in_slices_too() -> None:
     sources = [{"model": name, "layer_range": [0, 1]} for name in ("base", "stranger")]
-    with pytest.raises(MismatchError, match=r"^stranger and base were not tuned from one base: 6 of 6 matrices"):
+    with pytest.raises(
+        MismatchError, match=r"^stranger and base were not tuned from one base: 6 of 6 matrices"
+    ):
         alnico.merge({"merge_method": "linear", "slices": [{"sources": sources}]}, "out", threads=1)
 
 
@@ -190,13 +208,18 @@ def test_models_that_are_nearly_one_are_said_to_count_twice() -> None:
     save("as-it-was", tuned)
     notes = notes_of("tuned-0", "as-it-was", "later", "tuned-1", dtype="bfloat16")
     assert notes[0] == "tuned-0 and as-it-was are equal where they were looked at; together they count twice."
-    assert notes[1] == "tuned-0 and later are nearly one model: 2.9% of their way from base apart; together they count twice."
+    assert (
+        notes[1]
+        == "tuned-0 and later are nearly one model: 2.9% of their way from base apart; together they count twice."
+    )
     assert len(notes) == 3
 
 
 def test_matrices_that_were_made_anew_are_named() -> None:
     values = read_model(Path("tuned-0"))
-    values["model.layers.0.mlp.up_proj.weight"] = 0.05 * np.random.default_rng(5).standard_normal((192, 64)).astype(np.float32)
+    values["model.layers.0.mlp.up_proj.weight"] = 0.05 * np.random.default_rng(5).standard_normal(
+        (192, 64)
+    ).astype(np.float32)
     save("anew", values)
     (note,) = notes_of("anew")
     assert note.startswith(
@@ -252,7 +275,9 @@ def test_no_more_than_32_tensors_are_read_before_a_merge(monkeypatch: pytest.Mon
 
     genuine = relatedness.compare_models
     monkeypatch.setattr(
-        relatedness, "look", lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found)
+        relatedness,
+        "look",
+        lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found),
     )
     alnico.merge(recipe("one", "other", method="linear"), "out", threads=1)
     assert len(places[0]) == 32

@@ -18,7 +18,9 @@ MEMORY = Path("/dev/shm")
 
 def figures(*arguments: str) -> dict[str, Any]:
     folder = ["--folder", str(MEMORY)] if os.access(MEMORY, os.W_OK) else []
-    ended = subprocess.run([sys.executable, str(KILLING), *arguments, *folder], capture_output=True, text=True, timeout=600)
+    ended = subprocess.run(
+        [sys.executable, str(KILLING), *arguments, *folder], capture_output=True, text=True, timeout=600
+    )
     assert ended.returncode == 0, ended.stderr
     print(" ".join(arguments), ended.stdout)  # for docs/reliability.md; shown with -s
     found: dict[str, Any] = json.loads(ended.stdout)

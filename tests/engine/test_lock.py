@@ -21,7 +21,10 @@ def test_what_is_laid_out_reads_back_as_it_was(value):
 
 
 def test_a_tensor_has_a_line():
-    output = {f"layer.{i}.weight": {"dtype": "BF16", "shape": [4, 4], "do": "mix", "digest": "0" * 32} for i in range(100)}
+    output = {
+        f"layer.{i}.weight": {"dtype": "BF16", "shape": [4, 4], "do": "mix", "digest": "0" * 32}
+        for i in range(100)
+    }
     lines = laid_out({"output": output}).splitlines()
     assert len(lines) == 104
     assert max(map(len, lines)) <= LINE

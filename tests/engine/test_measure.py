@@ -25,14 +25,30 @@ N = 3 * LEAF + 1234
 def job_of(count: int, dtype: str = "F32", models: int = 1, base: bool = False) -> Job:
     size = count * (2 if dtype == "BF16" else 4)
     inputs = tuple(Input(i, "w", dtype, size) for i in range(models))
-    return Job("mix", "w", dtype, (count,), count, size, inputs, inputs[0] if base else None, combine((1.0,) * models))
+    return Job(
+        "mix",
+        "w",
+        dtype,
+        (count,),
+        count,
+        size,
+        inputs,
+        inputs[0] if base else None,
+        combine((1.0,) * models),
+    )
 
 
 def raw_of(values: np.ndarray, dtype: str = "F32") -> np.ndarray:
     return np.frombuffer(encoded(dtype, values), np.uint8).copy()
 
 
-def measured(fact, values: list[np.ndarray], dtype: str = "F32", cuts: list[int] | None = None, base: np.ndarray | None = None):
+def measured(
+    fact,
+    values: list[np.ndarray],
+    dtype: str = "F32",
+    cuts: list[int] | None = None,
+    base: np.ndarray | None = None,
+):
     """Measure over blocks that begin at ``cuts`` (multiples of a leaf), in a shuffled order."""
     count = values[0].size
     job = job_of(count, dtype, len(values), base is not None)
@@ -91,7 +107,15 @@ def subnormal(random: np.random.Generator) -> np.ndarray:
     return random.standard_normal(N) * 1e-40
 
 
-DISTRIBUTIONS = [normal, rows_of_different_size, mostly_frozen, few_values, all_equal, hidden_from_the_sample, subnormal]
+DISTRIBUTIONS = [
+    normal,
+    rows_of_different_size,
+    mostly_frozen,
+    few_values,
+    all_equal,
+    hidden_from_the_sample,
+    subnormal,
+]
 
 
 @pytest.mark.parametrize("share", [1e-9, 0.01, 0.3, 0.5, 0.75, 0.999])

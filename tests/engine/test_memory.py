@@ -55,7 +55,10 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def measured(recipe: dict[str, Any], out: Path, budget: int) -> dict[str, int]:
     """Merge in a fresh process: its peak resident size, and what the plan said before."""
     ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(out), str(budget)], capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(out), str(budget)],
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert ended.returncode == 0, ended.stderr
     found: dict[str, int] = json.loads(ended.stdout)
@@ -74,11 +77,15 @@ OF_EACH_KIND = ("linear", "slerp", "ties", "dare_ties", "della", "sce", "passthr
         if not m.statistics
     ],
 )
-def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: list[Path], tmp_path: Path) -> None:
+def test_a_tensor_larger_than_the_budget_is_merged_inside_it(
+    name: str, large: list[Path], tmp_path: Path
+) -> None:
     count = MODELS.get(name, (3,))[0]
     setting = SETTINGS[name][-1]
     models = large[1 : 1 + count]
-    recipe = recipe_for(name, models, models[0] if registry()[name].base == "first" else large[0], options(setting, count))
+    recipe = recipe_for(
+        name, models, models[0] if registry()[name].base == "first" else large[0], options(setting, count)
+    )
     found = measured(recipe, tmp_path / "out.safetensors", BUDGET)
     (tmp_path / "out.safetensors").unlink()
     print(f"{name}: {found['peak'] / 2**20:.0f} of {found['projected'] / 2**20:.0f} MiB")  # shown with -s
@@ -86,16 +93,22 @@ def test_a_tensor_larger_than_the_budget_is_merged_inside_it(name: str, large: l
 
 
 @pytest.mark.slow
-def test_statistics_as_large_as_the_tensor_are_read_inside_the_budget(large: list[Path], tmp_path: Path) -> None:
+def test_statistics_as_large_as_the_tensor_are_read_inside_the_budget(
+    large: list[Path], tmp_path: Path
+) -> None:
     statistics = []
     for model in large[:3]:
         folder = tmp_path / f"{model.stem}-fisher"
         save_sparse(folder / "statistics.safetensors", {"n": (1000,), "w": SHAPE}, "F32")
         fill(folder / "statistics.safetensors", "w", np.full(FILLED, 0.5, np.float32))
         entries = {name: {"digest": digest, "mean": 1e-3} for name, digest in hashes(model).items()}
-        (folder / "statistics.json").write_text(json.dumps({"schema": 1, "kind": "fisher", "l2_norm": 1.0, "tensors": entries}))
+        (folder / "statistics.json").write_text(
+            json.dumps({"schema": 1, "kind": "fisher", "l2_norm": 1.0, "tensors": entries})
+        )
         statistics.append(folder)
-    models = [{"model": str(m), "parameters": {"fisher": str(s)}} for m, s in zip(large, statistics, strict=False)]
+    models = [
+        {"model": str(m), "parameters": {"fisher": str(s)}} for m, s in zip(large, statistics, strict=False)
+    ]
     found = measured({"merge_method": "fisher", "models": models}, tmp_path / "out.safetensors", BUDGET)
     (tmp_path / "out.safetensors").unlink()
     assert found["peak"] <= found["projected"] <= BUDGET
@@ -112,7 +125,9 @@ def regmean(root: Path, rows: int, columns: int) -> dict[str, Any]:
         for place in range(0, columns, max(columns // 1000, 1)):
             fill(folder / "statistics.safetensors", "w", np.ones(1, np.float32), place * (columns + 1))
         told = {"digest": hashes(model)["w"], "rows": 64, "is_transposed": False}
-        (folder / "statistics.json").write_text(json.dumps({"schema": 1, "kind": "gram", "tensors": {"w": told}}))
+        (folder / "statistics.json").write_text(
+            json.dumps({"schema": 1, "kind": "gram", "tensors": {"w": told}})
+        )
         entries.append({"model": str(model), "parameters": {"gram": str(folder)}})
     return {"merge_method": "regmean", "models": entries, "parameters": {"ridge": 1e-3}}
 
@@ -125,7 +140,9 @@ def test_a_whole_matrix_stays_inside_what_the_plan_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_whole_matrix_larger_than_the_budget_is_refused_before_a_tensor_is_read(tmp_path: Path) -> None:
-    with pytest.raises(alnico.errors.ResourceError, match=r"plan: w is merged as a whole and needs .* at once") as caught:
+    with pytest.raises(
+        alnico.errors.ResourceError, match=r"plan: w is merged as a whole and needs .* at once"
+    ) as caught:
         alnico.plan(regmean(tmp_path, 12_000, 10_000), memory=BUDGET)
     assert "Raise --memory to " in str(caught.value)
 
@@ -135,7 +152,10 @@ def test_a_budget_that_is_too_small_is_refused_with_one_that_is_enough(tmp_path:
     with pytest.raises(alnico.errors.ResourceError, match=r"Raise --memory to (\d+)MiB\.") as caught:
         alnico.plan(recipe, memory="64MiB")
     enough = str(caught.value).rpartition("--memory to ")[2].rstrip(".")
-    assert alnico.plan(recipe, memory=enough).memory.peak_bytes <= alnico.plan(recipe, memory=enough).memory.budget_bytes
+    assert (
+        alnico.plan(recipe, memory=enough).memory.peak_bytes
+        <= alnico.plan(recipe, memory=enough).memory.budget_bytes
+    )
 
 
 def test_the_sources_read_with_positioned_reads_and_map_nothing() -> None:

@@ -21,7 +21,16 @@ from alnico.output.validate import check_finished, local_paths
 from made import family
 
 Place = tuple[str | int, ...]
-RAW = ("Infinity", "-Infinity", "NaN", "1e400", "1" + "0" * 5_000, '{"a": 1, "a": 2}', "[" * 98 + "]" * 98, "[" * 100_000)
+RAW = (
+    "Infinity",
+    "-Infinity",
+    "NaN",
+    "1e400",
+    "1" + "0" * 5_000,
+    '{"a": 1, "a": 2}',
+    "[" * 98 + "]" * 98,
+    "[" * 100_000,
+)
 ODD = (
     10**400,
     -1,
@@ -57,7 +66,13 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def places(value: Any, above: Place = ()) -> Iterator[Place]:
     """All places in a JSON value, of many equal ones two."""
     yield above
-    inner = list(value.items())[:16] if isinstance(value, dict) else list(enumerate(value))[:2] if isinstance(value, list) else []
+    inner = (
+        list(value.items())[:16]
+        if isinstance(value, dict)
+        else list(enumerate(value))[:2]
+        if isinstance(value, list)
+        else []
+    )
     if above and above[-1] in ("output", "tensors", "files"):
         inner = inner[:2]
     for key, held in inner:
@@ -123,7 +138,9 @@ CHANGES: list[tuple[Place, Any]] = [
 
 
 @pytest.mark.parametrize(("place", "new"), CHANGES, ids=range(len(CHANGES)))
-def test_every_command_says_that_a_lock_is_damaged(merged: Path, tmp_path: Path, place: Place, new: Any) -> None:
+def test_every_command_says_that_a_lock_is_damaged(
+    merged: Path, tmp_path: Path, place: Place, new: Any
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(merged, out)
     whole = json.loads((out / LOCK).read_text())
@@ -144,12 +161,17 @@ def test_every_command_says_that_a_lock_is_damaged(merged: Path, tmp_path: Path,
     assert found["sign"] is not None  # there is no such key
     with open_model(out) as opened:
         lineage_of(opened)  # what a lock says of licences is taken or left
-    alnico.plan({"merge_method": "linear", "models": [str(out), str(out / "model.safetensors")], "unrelated": "allow"})
+    alnico.plan(
+        {"merge_method": "linear", "models": [str(out), str(out / "model.safetensors")], "unrelated": "allow"}
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{", "5", "{}", '{"witness": 1e400}', '{"witness": NaN}', "[" * 100_000, "1" * 5_000, "\x00"]
+    "text",
+    ["", "[]", "{", "5", "{}", '{"witness": 1e400}', '{"witness": NaN}', "[" * 100_000, "1" * 5_000, "\x00"],
 )
-def test_a_note_of_what_was_published_that_is_none_is_no_note(merged: Path, tmp_path: Path, text: str) -> None:
+def test_a_note_of_what_was_published_that_is_none_is_no_note(
+    merged: Path, tmp_path: Path, text: str
+) -> None:
     (tmp_path / "published.json").write_text(text)
     assert not is_published(merged, tmp_path / "published.json")

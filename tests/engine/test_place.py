@@ -34,7 +34,9 @@ is_root = hasattr(os, "geteuid") and os.geteuid() == 0
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two models and a recipe; the working directory is an empty folder beside them."""
     for name in ("a", "b"):
-        save_model(tmp_path / "models" / name, {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])}, {"model_type": "x"})
+        save_model(
+            tmp_path / "models" / name, {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])}, {"model_type": "x"}
+        )
     (tmp_path / "r.yml").write_text(RECIPE.format(root=tmp_path))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -57,7 +59,11 @@ def mounted(*words: str, at: Path) -> Iterator[None]:
 
 def everything(root: Path) -> dict[str, Any]:
     return {
-        str(p.relative_to(root)): os.readlink(p) if p.is_symlink() else p.read_bytes() if p.is_file() else None
+        str(p.relative_to(root)): os.readlink(p)
+        if p.is_symlink()
+        else p.read_bytes()
+        if p.is_file()
+        else None
         for p in sorted(root.rglob("*"))
     }
 
@@ -92,7 +98,11 @@ def test_the_working_directory_its_parents_and_the_root_are_no_place(
     Path("sub").mkdir()
     told = refused(run, out.format(here=Path.cwd(), root=tmp_path), *words)
     expected = (
-        "is the root" if out.startswith("/") else "holds the working directory" if out in ("..", "{root}") else "is the working"
+        "is the root"
+        if out.startswith("/")
+        else "holds the working directory"
+        if out in ("..", "{root}")
+        else "is the working"
     )
     assert expected in told
     there = suggested(told)
@@ -167,9 +177,13 @@ def test_a_mount_inside_what_is_replaced_is_never_removed(run: Run) -> None:
     assert Path("kept/picture.png").read_bytes() == b"kept"
 
 
-def test_a_folder_of_a_lower_overlay_layer_is_refused_where_it_cannot_be_renamed(run: Run, tmp_path: Path) -> None:
+def test_a_folder_of_a_lower_overlay_layer_is_refused_where_it_cannot_be_renamed(
+    run: Run, tmp_path: Path
+) -> None:
     Path("all").mkdir()
-    with mounted("-t", "tmpfs", "none", at=Path("all")):  # an overlay's upper layer cannot lie on another overlay
+    with mounted(
+        "-t", "tmpfs", "none", at=Path("all")
+    ):  # an overlay's upper layer cannot lie on another overlay
         for name in ("lower/empty", "upper", "work"):
             Path("all", name).mkdir(parents=True)
         save_model(Path("all/lower/out"), {"old": ("F32", MATRIX)})
@@ -183,13 +197,21 @@ def test_a_folder_of_a_lower_overlay_layer_is_refused_where_it_cannot_be_renamed
             assert run("merge", "../r.yml", suggested(told), "--overwrite")[0] == 0
 
 
-@pytest.mark.parametrize("out", ["x" * 239, "é" * 119 + "x", "x" * 240 + ".safetensors", "x" * 300, f"{'x' * 256}/out"])
+@pytest.mark.parametrize(
+    "out", ["x" * 239, "é" * 119 + "x", "x" * 240 + ".safetensors", "x" * 300, f"{'x' * 256}/out"]
+)
 def test_a_name_that_is_too_long_for_what_is_made_beside_it(out: str, run: Run) -> None:
     told = refused(run, out)
-    assert "a name in it has" in told or "nothing of that name can be made" in told or "File name too long" in told
+    assert (
+        "a name in it has" in told
+        or "nothing of that name can be made" in told
+        or "File name too long" in told
+    )
 
 
-@pytest.mark.parametrize("out", ["x" * 237, "é" * 118, "x" * 225 + ".safetensors", "two\nlines", "-", "a b;c'\"", "\udcff\udcfe"])
+@pytest.mark.parametrize(
+    "out", ["x" * 237, "é" * 118, "x" * 225 + ".safetensors", "two\nlines", "-", "a b;c'\"", "\udcff\udcfe"]
+)
 def test_every_other_name_works(out: str, tmp_path: Path) -> None:
     result = alnico.merge(tmp_path / "r.yml", out)
     assert result.path == Path(out)
@@ -224,7 +246,9 @@ def test_a_working_directory_that_is_gone(run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["i", "a"])
-@pytest.mark.parametrize("marked", ["out", "out/model.safetensors", "out/assets", "empty", ".", "out.safetensors"])
+@pytest.mark.parametrize(
+    "marked", ["out", "out/model.safetensors", "out/assets", "empty", ".", "out.safetensors"]
+)
 def test_what_the_file_system_keeps_from_being_removed_is_refused(marked: str, flag: str, run: Run) -> None:
     old_model()
     Path("out/assets").mkdir()
@@ -298,7 +322,10 @@ def test_a_parent_that_cannot_be_written_to() -> None:
     names = ["closed/out", "secret/out", "open/out", "open/theirs"]
     made = subprocess.run([sys.executable, "-c", script, *names], capture_output=True, text=True, check=True)
     lines = made.stdout.splitlines()
-    assert lines[0] == f"closed/out: {folder}/closed cannot be written to (Permission denied). Choose another output."
+    assert (
+        lines[0]
+        == f"closed/out: {folder}/closed cannot be written to (Permission denied). Choose another output."
+    )
     assert "Permission denied" in lines[1]
     assert lines[2:4] == ["taken", "taken"]
     assert lines[6] == "taken"
@@ -310,7 +337,9 @@ def test_a_parent_that_cannot_be_written_to() -> None:
 def test_a_read_only_disk(run: Run) -> None:
     Path("disk").mkdir()
     with mounted("-t", "tmpfs", "-o", "ro", "none", at=Path("disk")):
-        assert f"disk/out: {Path.cwd() / 'disk'} is on a read-only disk. Choose another output." in refused(run, "disk/out")
+        assert f"disk/out: {Path.cwd() / 'disk'} is on a read-only disk. Choose another output." in refused(
+            run, "disk/out"
+        )
         assert "is on a read-only disk" in refused(run, "disk/deep/out")
         code, _, stderr = run("plan", "../r.yml", "--out", "disk/out")
         assert (code, "is on a read-only disk" in stderr) == (8, True)
@@ -371,7 +400,9 @@ def test_a_limit_on_the_size_of_files(run: Run) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_side_files_are_part_of_what_the_disk_must_hold(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_side_files_are_part_of_what_the_disk_must_hold(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     (tmp_path / "models/a/notes.txt").write_bytes(bytes(50_000_000))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10**9, 10**9, (16 << 20) + 40_000_000))
@@ -403,7 +434,17 @@ def old_model(path: Path = Path("out")) -> Path:
 
 
 @pytest.mark.parametrize(
-    "name", [".git/HEAD", "main.py", "thesis.docx", "data/train.csv", "notes.txt", ".env", "checkpoint-10/x.bin", "deep/a/b.txt"]
+    "name",
+    [
+        ".git/HEAD",
+        "main.py",
+        "thesis.docx",
+        "data/train.csv",
+        "notes.txt",
+        ".env",
+        "checkpoint-10/x.bin",
+        "deep/a/b.txt",
+    ],
 )
 def test_a_folder_that_is_no_model_is_replaced_with_a_second_option_alone(name: str, run: Run) -> None:
     old_model()
@@ -427,7 +468,9 @@ def test_the_first_entries_that_are_no_models_are_named(run: Run) -> None:
 def test_a_file_without_weights_is_not_replaced(text: str, run: Run) -> None:
     Path("out.safetensors").write_text(text)
     if text:
-        assert "out.safetensors: is a file that no model consists of" in refused(run, "out.safetensors", "--overwrite")
+        assert "out.safetensors: is a file that no model consists of" in refused(
+            run, "out.safetensors", "--overwrite"
+        )
         assert run("merge", "../r.yml", "out.safetensors", "--overwrite-anything")[0] == 0
     else:
         assert run("merge", "../r.yml", "out.safetensors", "--overwrite")[0] == 0
@@ -439,7 +482,9 @@ def test_a_folder_that_holds_an_input_is_never_replaced(run: Run, tmp_path: Path
     old_model()
     adapter = Path("out/recipe.yml")
     adapter.write_text(RECIPE.format(root=tmp_path))
-    assert "is one of the inputs or holds it" in refused(run, "out", "--overwrite-anything", recipe="out/recipe.yml")
+    assert "is one of the inputs or holds it" in refused(
+        run, "out", "--overwrite-anything", recipe="out/recipe.yml"
+    )
     (tmp_path / "models/a").rename("moved")
     old_model(Path("all"))
     Path("moved").rename("all/a")
@@ -469,7 +514,9 @@ def test_the_check_is_made_again_before_the_old_output_goes(tmp_path: Path) -> N
         if isinstance(event, TensorDone):
             Path("out/mine.txt").write_text("mine")
 
-    with pytest.raises(OutputError, match=r"out: came to be while merging\. The finished model is in .*; move it yourself"):
+    with pytest.raises(
+        OutputError, match=r"out: came to be while merging\. The finished model is in .*; move it yourself"
+    ):
         alnico.merge(tmp_path / "r.yml", "out", overwrite=True, watch=watch)
     assert Path("out/mine.txt").read_text() == "mine"
 
@@ -524,8 +571,14 @@ def test_a_reader_sees_a_whole_model_at_every_moment(tmp_path: Path) -> None:
     if durable._renameat2() is None:
         pytest.skip("the system has no renameat2")
     for seed in (0, 1):
-        save_model(tmp_path / f"models/c{seed}", {"w": ("F32", MATRIX + seed), "v": ("F32", MATRIX[0] + seed)}, {"model_type": "x"})
-        (tmp_path / f"r{seed}.yml").write_text(f"merge_method: passthrough\nmodels: [{tmp_path}/models/c{seed}]\n")
+        save_model(
+            tmp_path / f"models/c{seed}",
+            {"w": ("F32", MATRIX + seed), "v": ("F32", MATRIX[0] + seed)},
+            {"model_type": "x"},
+        )
+        (tmp_path / f"r{seed}.yml").write_text(
+            f"merge_method: passthrough\nmodels: [{tmp_path}/models/c{seed}]\n"
+        )
     alnico.merge(tmp_path / "r0.yml", "out")
     script = (
         "import os, sys, json\n"
@@ -544,7 +597,9 @@ def test_a_reader_sees_a_whole_model_at_every_moment(tmp_path: Path) -> None:
         "    os.close(folder)\n"
         "print(json.dumps(sorted(seen)))\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as reader:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "ready\n"
         for number in range(20):
@@ -556,7 +611,15 @@ def test_a_reader_sees_a_whole_model_at_every_moment(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "twin", ["alnico-part/model", "alnico-part-gone/x", "alnico-old", "alnico-stages/x", "alnico-again", "alnico-analysis"]
+    "twin",
+    [
+        "alnico-part/model",
+        "alnico-part-gone/x",
+        "alnico-old",
+        "alnico-stages/x",
+        "alnico-again",
+        "alnico-analysis",
+    ],
 )
 def test_inputs_in_what_is_made_beside_an_output_are_never_removed(
     twin: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -569,7 +632,9 @@ def test_inputs_in_what_is_made_beside_an_output_are_never_removed(
     given.chmod(0o700)
     before = everything(given)
     one = f"merge_method: linear\nmodels: [{given}, base]\n"
-    Path("r.yml").write_text(f"name: first\n{one}---\nmerge_method: linear\nmodels: [first, base]\n" if "stages" in twin else one)
+    Path("r.yml").write_text(
+        f"name: first\n{one}---\nmerge_method: linear\nmodels: [first, base]\n" if "stages" in twin else one
+    )
     if "analysis" in twin:
         with pytest.raises(OutputError, match=f"one of the inputs lies in .out.{twin}"):
             alnico.analyze(["base"], base=str(given), out="out")

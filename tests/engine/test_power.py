@@ -24,7 +24,9 @@ def recipe(tmp_path: Path) -> Path:
 def recorded(recipe: Path, folder: Path, overwrite: bool = False) -> Recorder:
     recorder = Recorder(folder)
     with pytest.MonkeyPatch.context() as patch, watched(folder, recorder):
-        patch.setattr(journal, "BATCH_SECONDS", 0.001)  # lines and syncs among the tensors, not after the last
+        patch.setattr(
+            journal, "BATCH_SECONDS", 0.001
+        )  # lines and syncs among the tensors, not after the last
         merged(recipe, folder / "out", overwrite=overwrite)
     return recorder
 
@@ -78,7 +80,9 @@ def test_a_merge_is_taken_up_after_a_power_cut_at_any_moment(kept: str, recipe: 
             complete += 1
         else:
             part = root / "cut" / ".out.alnico-part"
-            assert all(p.read_bytes() == expected[p.name] for p in part.rglob("*.safetensors"))  # others are called .unfinished
+            assert all(
+                p.read_bytes() == expected[p.name] for p in part.rglob("*.safetensors")
+            )  # others are called .unfinished
             finished = tensors_in(part / "journal.jsonl") if kept == "nothing" else set()
             read: set[str] = set()
             real = FileModel.read_into
@@ -96,7 +100,9 @@ def test_a_merge_is_taken_up_after_a_power_cut_at_any_moment(kept: str, recipe: 
             resumed, tensors = resumed + bool(result.resumed), tensors + result.resumed
         shutil.rmtree(root / "cut")
     shutil.rmtree(root / "run")
-    print(f"{kept} kept: {moment + 1} cuts, {complete} with the whole output, {resumed} took up {tensors} finished tensors")
+    print(
+        f"{kept} kept: {moment + 1} cuts, {complete} with the whole output, {resumed} took up {tensors} finished tensors"
+    )
     assert resumed
     assert complete
 

@@ -40,11 +40,16 @@ def test_files_of_tensors_of_several_widths_are_cut_as_before() -> None:
     random = np.random.default_rng(0)
     for name in ("a", "b"):
         tensors = {
-            f"t{i}": (dtype, random.standard_normal(50 + 7 * i)) for i, dtype in enumerate(["F32", "BF16", "F64", "F16"] * 4)
+            f"t{i}": (dtype, random.standard_normal(50 + 7 * i))
+            for i, dtype in enumerate(["F32", "BF16", "F64", "F16"] * 4)
         }
         save_model(Path(name), tensors)
     for limit in (500, 900, 1500):
-        alnico.merge({"merge_method": "linear", "models": ["a", "b"], "unrelated": "allow"}, f"out-{limit}", max_shard_size=limit)
+        alnico.merge(
+            {"merge_method": "linear", "models": ["a", "b"], "unrelated": "allow"},
+            f"out-{limit}",
+            max_shard_size=limit,
+        )
         assert alnico.reproduce(f"out-{limit}").tensors == 16
 
 
@@ -163,4 +168,6 @@ def test_an_output_that_was_cut_by_hand_is_found(tmp_path: Path) -> None:
         shutil.copy(path, "out")
     with pytest.raises(VerificationError):
         alnico.verify("out")
-    assert alnico.reproduce("out").tensors == 20  # the same model in other files, which are those it is cut into
+    assert (
+        alnico.reproduce("out").tensors == 20
+    )  # the same model in other files, which are those it is cut into

@@ -27,7 +27,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
 
 def on_disk(recipe: dict[str, Any], out: Path) -> dict[str, tuple[str, bytes]]:
     alnico.merge(recipe, out)
-    return {n: (d, v.tobytes()) for file in out.glob("*.safetensors") for n, (d, v) in read_file(file).items()}
+    return {
+        n: (d, v.tobytes()) for file in out.glob("*.safetensors") for n, (d, v) in read_file(file).items()
+    }
 
 
 def in_memory(resident: Resident, recipe: dict[str, Any]) -> dict[str, tuple[str, bytes]]:
@@ -36,7 +38,10 @@ def in_memory(resident: Resident, recipe: dict[str, Any]) -> dict[str, tuple[str
     found = {}
     for name, dtype, _ in resident.layout:
         raw = arrays[name].tobytes()
-        found[name] = (dtype, (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("f4").tobytes() if dtype == "BF16" else raw)
+        found[name] = (
+            dtype,
+            (np.frombuffer(raw, "<u2").astype("<u4") << 16).view("f4").tobytes() if dtype == "BF16" else raw,
+        )
     assert list(found) == [job.name for job in plan.jobs]
     return found
 
@@ -47,8 +52,14 @@ def recipes(base: Path, tuned: list[Path]) -> list[dict[str, Any]]:
     def delta(method: str, models: list[str] = names, **parameters: Any) -> dict[str, Any]:
         return {"merge_method": method, "base_model": str(base), "models": models, "parameters": parameters}
 
-    each = [{"model": n, "parameters": {"density": d, "weight": 1.0}} for n, d in zip(names, (0.2, 0.5, 0.8), strict=True)]
-    other = [{"model": n, "parameters": {"density": d, "weight": 1.0}} for n, d in zip(names, (0.2, 0.9, 0.8), strict=True)]
+    each = [
+        {"model": n, "parameters": {"density": d, "weight": 1.0}}
+        for n, d in zip(names, (0.2, 0.5, 0.8), strict=True)
+    ]
+    other = [
+        {"model": n, "parameters": {"density": d, "weight": 1.0}}
+        for n, d in zip(names, (0.2, 0.9, 0.8), strict=True)
+    ]
     norms = {"model": names[0], "parameters": {"weight": {"from": "l2_norm"}}}
     return [
         {"merge_method": "linear", "models": names},
@@ -84,7 +95,9 @@ def recipes(base: Path, tuned: list[Path]) -> list[dict[str, Any]]:
     ]
 
 
-def test_every_recipe_has_the_bits_of_files_whatever_came_before(models: tuple[Path, list[Path]], tmp_path: Path) -> None:
+def test_every_recipe_has_the_bits_of_files_whatever_came_before(
+    models: tuple[Path, list[Path]], tmp_path: Path
+) -> None:
     base, tuned = models
     asked = recipes(base, tuned)
     expected = [on_disk(recipe, tmp_path / str(i)) for i, recipe in enumerate(asked)]
@@ -104,7 +117,9 @@ def test_the_arrays_stay_the_same_while_the_layout_does(models: tuple[Path, list
         assert all(wide[name].nbytes == 2 * array.nbytes for name, array in first.items())
 
 
-def test_facts_are_measured_once_a_model(models: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_facts_are_measured_once_a_model(
+    models: tuple[Path, list[Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, tuned = models
     counted: list[int] = []
     init = measure._KthLargestSearch.__init__
@@ -115,9 +130,13 @@ def test_facts_are_measured_once_a_model(models: tuple[Path, list[Path]], monkey
 
     monkeypatch.setattr(measure._KthLargestSearch, "__init__", counting)
 
-    def searched(resident: Resident, densities: tuple[float, ...], chosen: list[Path] = tuned, **keys: Any) -> int:
+    def searched(
+        resident: Resident, densities: tuple[float, ...], chosen: list[Path] = tuned, **keys: Any
+    ) -> int:
         counted.clear()
-        entries = [{"model": str(t), "parameters": {"density": d}} for t, d in zip(chosen, densities, strict=True)]
+        entries = [
+            {"model": str(t), "parameters": {"density": d}} for t, d in zip(chosen, densities, strict=True)
+        ]
         recipe = {"merge_method": "ties", "base_model": str(base), "models": entries, **keys}
         resident.merge(resident.plan(load_recipe(recipe)))
         return sum(counted)
@@ -145,12 +164,24 @@ def test_thresholds_of_large_tensors_are_those_of_files(dtype: str, tmp_path: Pa
     random = np.random.default_rng(3)
     base = random.standard_normal((300, 257)).astype(np.float32)
     values = [base + 0.1 * random.standard_normal(base.shape).astype(np.float32) for _ in range(3)]
-    origin, *models = (save_model(tmp_path / f"m{i}", {"w": (dtype, v)}) for i, v in enumerate([base, *values]))
+    origin, *models = (
+        save_model(tmp_path / f"m{i}", {"w": (dtype, v)}) for i, v in enumerate([base, *values])
+    )
     with Resident(open_model, threads=2) as resident:
-        for i, (a, b, chosen) in enumerate([(0.2, 0.5, (0, 1)), (0.2, 0.5, (0, 2)), (0.3, 0.9, (0, 1)), (0.7, 1e-9, (2, 1))]):
-            entries = [{"model": str(models[m]), "parameters": {"density": d}} for m, d in zip(chosen, (a, b), strict=True)]
+        for i, (a, b, chosen) in enumerate(
+            [(0.2, 0.5, (0, 1)), (0.2, 0.5, (0, 2)), (0.3, 0.9, (0, 1)), (0.7, 1e-9, (2, 1))]
+        ):
+            entries = [
+                {"model": str(models[m]), "parameters": {"density": d}}
+                for m, d in zip(chosen, (a, b), strict=True)
+            ]
             for method in ("ties", "breadcrumbs"):
-                recipe = {"merge_method": method, "base_model": str(origin), "models": entries, "dtype": "float32"}
+                recipe = {
+                    "merge_method": method,
+                    "base_model": str(origin),
+                    "models": entries,
+                    "dtype": "float32",
+                }
                 assert in_memory(resident, recipe) == on_disk(recipe, tmp_path / f"{method}-{i}")
 
 

@@ -56,7 +56,9 @@ def part_of(out: Path) -> Path:
 
 def killed(recipe: Path, out: Path, after: int) -> set[str]:
     """Kill a merge once ``after`` tensors are in its journal; returns their names."""
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(recipe), str(out), str(after)], capture_output=True, timeout=120)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, str(recipe), str(out), str(after)], capture_output=True, timeout=120
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     lines = (part_of(out) / "journal.jsonl").read_text().splitlines()
     return {json.loads(line)["tensor"] for line in lines[1:]}
@@ -76,7 +78,9 @@ class Reads:
         monkeypatch.setattr(FileModel, "read_into", read_into)
 
 
-@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(19, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "after", [pytest.param(1, marks=pytest.mark.slow), 7, pytest.param(19, marks=pytest.mark.slow)]
+)
 def test_a_killed_merge_is_taken_up_and_gives_the_same_bytes(
     recipe: Path, after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -93,7 +97,9 @@ def test_a_killed_merge_is_taken_up_and_gives_the_same_bytes(
     assert not part_of(tmp_path / "out").exists()
 
 
-def test_a_damaged_tensor_is_made_again(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_tensor_is_made_again(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     finished = killed(recipe, tmp_path / "out", 3)
     alnico.merge(recipe, tmp_path / "uninterrupted")
     whole = (tmp_path / "uninterrupted" / "model.safetensors").read_bytes()
@@ -205,4 +211,11 @@ def test_overwrite_keeps_the_old_model_until_the_new_one_is_complete(recipe: Pat
     recipe.write_text(recipe.read_text().replace("0.5", "0.4"))
     alnico.merge(recipe, tmp_path / "out", overwrite=True, watch=watch)
     assert model_bytes(tmp_path / "out") != before
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "out", "recipe.yml", "tuned-0", "tuned-1", "tuned-2"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "base",
+        "out",
+        "recipe.yml",
+        "tuned-0",
+        "tuned-1",
+        "tuned-2",
+    ]

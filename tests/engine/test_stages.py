@@ -111,19 +111,37 @@ def test_card_and_lock_name_the_models_and_methods_of_all_stages() -> None:
     alnico.merge_all("r.yml", "out")
     card = Path("out/README.md").read_text()
     assert "# A merge of tuned-0, tuned-1, tuned-2, base\n" in card
-    assert [line.split("`")[1] for line in card.splitlines() if line.startswith("- `")] == ["linear", "task_arithmetic", "slerp"]
-    parts = {line.split(" | ")[0].strip("| "): line.split(" | ")[2] for line in card.splitlines() if "not from the hub" in line}
-    assert parts == {"tuned-0": "merged; config, tokenizer", "tuned-1": "merged", "tuned-2": "merged", "base": "base"}
+    assert [line.split("`")[1] for line in card.splitlines() if line.startswith("- `")] == [
+        "linear",
+        "task_arithmetic",
+        "slerp",
+    ]
+    parts = {
+        line.split(" | ")[0].strip("| "): line.split(" | ")[2]
+        for line in card.splitlines()
+        if "not from the hub" in line
+    }
+    assert parts == {
+        "tuned-0": "merged; config, tokenizer",
+        "tuned-1": "merged",
+        "tuned-2": "merged",
+        "base": "base",
+    }
     lock = json.loads(Path("out/alnico.lock.json").read_text())
     assert [i["model"] for i in lock["inputs"]] == ["first", "second"]
     stages = [i["lock"] for i in lock["inputs"]]
-    assert [[i["model"] for i in s["inputs"]] for s in stages] == [["tuned-0", "tuned-1"], ["tuned-2", "base"]]
+    assert [[i["model"] for i in s["inputs"]] for s in stages] == [
+        ["tuned-0", "tuned-1"],
+        ["tuned-2", "base"],
+    ]
     for stage, given in zip(stages, lock["inputs"], strict=True):
         assert {n: t["digest"] for n, t in stage["output"].items()} == given["tensors"]
 
 
 def test_the_carried_recipe_of_stages_makes_the_same_merge_with_the_seed_of_the_command_line() -> None:
-    Path("r.yml").write_text(CHAIN.replace("task_arithmetic", "dare_linear").replace("{weight: 0.3}", "{density: 0.5}"))
+    Path("r.yml").write_text(
+        CHAIN.replace("task_arithmetic", "dare_linear").replace("{weight: 0.3}", "{density: 0.5}")
+    )
     (first,) = alnico.merge_all("r.yml", "out", seed=5)
     (again,) = alnico.merge_all("out/mergekit_config.yml", "again")
     assert again.digests == first.digests
@@ -133,7 +151,12 @@ def test_the_carried_recipe_of_stages_makes_the_same_merge_with_the_seed_of_the_
 
 def test_the_card_of_rules_and_slices_names_their_methods_only() -> None:
     slices = [
-        {"sources": [{"model": "tuned-0", "layer_range": [0, 1]}, {"model": "tuned-1", "layer_range": [0, 1]}]},
+        {
+            "sources": [
+                {"model": "tuned-0", "layer_range": [0, 1]},
+                {"model": "tuned-1", "layer_range": [0, 1]},
+            ]
+        },
         {"sources": [{"model": "tuned-2", "layer_range": [0, 1]}], "merge_method": "passthrough"},
     ]
     alnico.merge({"merge_method": "linear", "slices": slices}, "stack")
@@ -141,7 +164,10 @@ def test_the_card_of_rules_and_slices_names_their_methods_only() -> None:
     assert "by 2 methods, as the recipe below says:\n\n- `linear`: " in card
     assert "\n- `passthrough`: " in card
     rules = [{"filter": "norm", "merge_method": "passthrough", "model": "base"}]
-    alnico.merge({"merge_method": "linear", "models": ["tuned-0", "tuned-1"], "base_model": "base", "methods": rules}, "ruled")
+    alnico.merge(
+        {"merge_method": "linear", "models": ["tuned-0", "tuned-1"], "base_model": "base", "methods": rules},
+        "ruled",
+    )
     assert "| base | not from the hub | base; config, tokenizer |" in Path("ruled/README.md").read_text()
     alnico.merge({"merge_method": "linear", "models": ["tuned-0", "tuned-1"], "base_model": "base"}, "plain")
     card = Path("plain/README.md").read_text()
@@ -150,12 +176,16 @@ def test_the_card_of_rules_and_slices_names_their_methods_only() -> None:
     assert read_model(Path("plain")).keys() == read_model(Path("ruled")).keys()
 
 
-def test_outputs_that_do_not_fit_the_disk_together_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outputs_that_do_not_fit_the_disk_together_are_refused_before_the_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     Path("chain.yml").write_text(CHAIN)
     one = alnico.plan_all("chain.yml")[0].bytes_to_write
     free = 2 * one + (16 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    with pytest.raises(ResourceError, match=r": the outputs of all 3 merges need .*, .* are free\. Make room"):
+    with pytest.raises(
+        ResourceError, match=r": the outputs of all 3 merges need .*, .* are free\. Make room"
+    ):
         alnico.merge_all("chain.yml", "out")
     assert not Path("out").exists()
 
@@ -175,7 +205,8 @@ def test_without_a_temporary_folder_a_plan_says_so(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(tempfile, "mkdtemp", none_is_usable)
     with pytest.raises(
-        RunError, match=r"temporary folder: nothing can be written there \(No usable .*\); .* set TMPDIR to a folder"
+        RunError,
+        match=r"temporary folder: nothing can be written there \(No usable .*\); .* set TMPDIR to a folder",
     ):
         alnico.plan_all(unions())
 
@@ -186,5 +217,8 @@ def test_a_stage_is_planned_with_the_vocabulary_that_an_earlier_one_makes() -> N
     (made,) = alnico.merge_all("unions.yml", "out")
     shapes = {j.name: j.shape for j in second.jobs}
     assert shapes == {j.name: j.shape for j in made.plan.jobs}
-    assert shapes["model.embed_tokens.weight"][0] > {j.name: j.shape for j in first.jobs}["model.embed_tokens.weight"][0]
+    assert (
+        shapes["model.embed_tokens.weight"][0]
+        > {j.name: j.shape for j in first.jobs}["model.embed_tokens.weight"][0]
+    )
     assert second.files == made.plan.files

@@ -31,7 +31,9 @@ from made import family
 from small_merges import everything, interrupted, made_recipe, merged
 
 STRANGER = 65534
-as_root = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make files of another user")
+as_root = pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make files of another user"
+)
 pytestmark = pytest.mark.skipif(not hasattr(os, "geteuid"), reason="this system has no owners")
 
 CHAIN = """\
@@ -63,7 +65,10 @@ COMMANDS: dict[str, tuple[str, Callable[[Path, Path], Any]]] = {
     "fold": ("part", lambda models, out: fold(models / "base", [models / "adapter-0"], out)),
     "combine": ("part", lambda models, out: combine([models / "adapter-0", models / "adapter-1"], out)),
     "extract": ("part", lambda models, out: extract(models / "tuned-0", models / "base", out, rank=2)),
-    "analyze": ("analysis", lambda models, out: alnico.analyze([models / "tuned-0"], base=models / "base", out=out)),
+    "analyze": (
+        "analysis",
+        lambda models, out: alnico.analyze([models / "tuned-0"], base=models / "base", out=out),
+    ),
 }
 
 
@@ -166,7 +171,9 @@ def test_a_strangers_finished_tensors_are_not_published(restart: bool, models: P
     assert not (tmp_path / "out").exists()
 
 
-def test_another_user_is_told_by_the_effective_id(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_user_is_told_by_the_effective_id(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from alnico import folders
 
     part = interrupted(models / "small" / "recipe.yml", tmp_path / "out")
@@ -177,7 +184,9 @@ def test_another_user_is_told_by_the_effective_id(models: Path, tmp_path: Path, 
         merged(models / "small" / "recipe.yml", tmp_path / "out")
 
 
-def test_a_file_system_without_owners_or_modes_is_worked_on(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_without_owners_or_modes_is_worked_on(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As FAT, or a network disk that gives all files to one user: what is made there looks like that, too."""
     real_fstat, real_stat = os.fstat, os.stat
 
@@ -219,7 +228,9 @@ def test_unfinished_work_is_closed_to_others_and_the_output_has_the_modes_of_the
             assert out.stat().st_mode & 0o777 == 0o777 & ~umask
 
 
-def test_a_folder_that_gives_its_group_to_what_is_in_it_gives_it_to_the_output(models: Path, tmp_path: Path) -> None:
+def test_a_folder_that_gives_its_group_to_what_is_in_it_gives_it_to_the_output(
+    models: Path, tmp_path: Path
+) -> None:
     shared = tmp_path / "shared"
     shared.mkdir()
     shared.chmod(0o2775)
@@ -232,7 +243,14 @@ def test_a_folder_put_in_the_place_of_the_unfinished_one_is_not_written_nor_remo
     command: str, models: Path, tmp_path: Path
 ) -> None:
     victim = tmp_path / "victim"
-    for name in ("model/config.json", "model/mine.txt", "factors/0.npz", "factors/1.npz", "journal.jsonl", "published.json"):
+    for name in (
+        "model/config.json",
+        "model/mine.txt",
+        "factors/0.npz",
+        "factors/1.npz",
+        "journal.jsonl",
+        "published.json",
+    ):
         (victim / name).parent.mkdir(parents=True, exist_ok=True)
         (victim / name).write_text("mine")
     part = tmp_path / ".out.alnico-part"
@@ -309,7 +327,9 @@ def test_the_folder_of_stages_is_checked_before_anything_in_it_is_looked_at(
 
 
 @pytest.mark.parametrize("what", ["link", "another's"])
-def test_an_old_model_that_no_run_of_ours_set_aside_is_neither_removed_nor_renamed(what: str, models: Path, tmp_path: Path) -> None:
+def test_an_old_model_that_no_run_of_ours_set_aside_is_neither_removed_nor_renamed(
+    what: str, models: Path, tmp_path: Path
+) -> None:
     if what == "another's" and os.geteuid() != 0:
         pytest.skip("only root can make files of another user")
     interrupted(models / "small" / "recipe.yml", tmp_path / "out")
@@ -395,7 +415,9 @@ def test_an_output_that_we_may_not_write_is_refused_before_the_merge(shared: Pat
         (shared / "own").mkdir()
         merged(recipe, shared / "own" / "out")
         (shared / "own" / "out").chmod(0o555)
-        with pytest.raises(OutputError, match=r"you cannot write into it \(its mode is 0555\), so it cannot be replaced"):
+        with pytest.raises(
+            OutputError, match=r"you cannot write into it \(its mode is 0555\), so it cannot be replaced"
+        ):
             merged(recipe, shared / "own" / "out", overwrite=True)
         (shared / "own" / "out").chmod(0o755)
         merged(recipe, shared / "own" / "out", overwrite=True)
@@ -439,7 +461,10 @@ def test_a_replaced_model_of_another_user_that_was_not_removed_is_removed(
 def test_every_output_of_a_file_is_looked_at_before_the_first_is_made(models: Path, tmp_path: Path) -> None:
     pair = tmp_path / "pair.yml"
     pair.write_text(
-        "".join(f"---\nname: {n}\nmerge_method: linear\nmodels: [{models}/tuned-0, {models}/base]\n" for n in ("one", "two"))
+        "".join(
+            f"---\nname: {n}\nmerge_method: linear\nmodels: [{models}/tuned-0, {models}/base]\n"
+            for n in ("one", "two")
+        )
     )
     (tmp_path / ".out.alnico-stages").mkdir(0o700)  # of a run that was killed
     (tmp_path / "out" / ".two.alnico-part").mkdir(parents=True)
@@ -467,12 +492,16 @@ def test_another_user_cannot_hold_our_lock(shared: Path) -> None:
 
 
 @as_root
-def test_an_ordinary_user_without_a_home_merges_verifies_and_analyzes(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_ordinary_user_without_a_home_merges_verifies_and_analyzes(
+    shared: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = read_by_all(made_recipe(shared))
     models = [shared / "tuned-0"], shared / "base"
     monkeypatch.setattr("alnico.analysis.report.has_report", lambda: False)  # pictures take seconds
     merged(recipe, shared / "by-root")
-    alnico.verify(shared / "by-root", against_inputs=True)  # kernels are compiled and modules imported, which only root may reach
+    alnico.verify(
+        shared / "by-root", against_inputs=True
+    )  # kernels are compiled and modules imported, which only root may reach
     alnico.reproduce(shared / "by-root")
     alnico.analyze(models[0], base=models[1], out=shared / "report-by-root")
     for name in ("ALNICO_CACHE_DIR", "XDG_CACHE_HOME"):
@@ -518,7 +547,9 @@ def test_unfinished_work_of_an_archive_is_not_taken_up(models: Path, tmp_path: P
     (tmp_path / "theirs").mkdir()
     out, place = tmp_path / "out", tmp_path / f".out.alnico-{kind}"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alnico.engine.run._complete" if kind == "part" else "alnico.api.write_analysis", _interrupted)
+        patch.setattr(
+            "alnico.engine.run._complete" if kind == "part" else "alnico.api.write_analysis", _interrupted
+        )
         with pytest.raises(KeyboardInterrupt):
             run(models, out)
     assert len((place / "journal.jsonl").read_text().splitlines()) > 1
@@ -538,7 +569,9 @@ def _interrupted(*_: Any, **__: Any) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_no_other_process(code: int, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_without_locks_is_no_other_process(
+    code: int, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Lustre, some disks of networks and FUSE have no flock; some have no locks at all."""
 
     def none(*_: Any) -> None:
@@ -547,17 +580,18 @@ def test_a_disk_without_locks_is_no_other_process(code: int, models: Path, tmp_p
     monkeypatch.setattr(fcntl, "flock", none)
     merged(models / "small" / "recipe.yml", tmp_path / "out")
     with PartDirectory(tmp_path / "locked"):
-        held = (
-            f"import fcntl; fcntl.lockf(open({str(tmp_path / '.locked.alnico-part/lock')!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
-        )
+        held = f"import fcntl; fcntl.lockf(open({str(tmp_path / '.locked.alnico-part/lock')!r}, 'r+'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
         assert b"BlockingIOError" in subprocess.run([sys.executable, "-c", held], capture_output=True).stderr
     monkeypatch.setattr(fcntl, "lockf", none)
     assert (
-        everything(merged(models / "small" / "recipe.yml", tmp_path / "again").path).keys() == everything(tmp_path / "out").keys()
+        everything(merged(models / "small" / "recipe.yml", tmp_path / "again").path).keys()
+        == everything(tmp_path / "out").keys()
     )
 
 
-def test_an_old_model_that_a_crash_set_aside_is_not_removed_without_a_word(models: Path, tmp_path: Path) -> None:
+def test_an_old_model_that_a_crash_set_aside_is_not_removed_without_a_word(
+    models: Path, tmp_path: Path
+) -> None:
     """Between two renames a crash leaves the old model beside its name; somebody has removed what was unfinished since then."""
     shutil.copytree(models / "base", tmp_path / ".out.alnico-old")
     with pytest.raises(OutputError, match="exists and is not empty"):

@@ -88,14 +88,21 @@ def edit_lock(change: Callable[[dict[str, Any]], object], out: str = "out") -> N
 
 def recipes() -> dict[str, Any]:
     """A merge of each kind: what is measured and what is not, random ones, statistics, layers, weights from norms, an adapter."""
-    factors = {"q.lora_A.weight": np.ones((1, 16), np.float32), "q.lora_B.weight": np.full((16, 1), 0.01, np.float32)}
+    factors = {
+        "q.lora_A.weight": np.ones((1, 16), np.float32),
+        "q.lora_B.weight": np.full((16, 1), 0.01, np.float32),
+    }
     key = "base_model.model.model.layers.0.self_attn."
-    save_file(Path("adapter/adapter_model.safetensors"), {f"{key}q_proj.{n[2:]}": ("F32", v) for n, v in factors.items()})
+    save_file(
+        Path("adapter/adapter_model.safetensors"),
+        {f"{key}q_proj.{n[2:]}": ("F32", v) for n, v in factors.items()},
+    )
     Path("adapter/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
     pair = ["tuned-0", "tuned-1"]
     slices = [{"sources": [{"model": m, "layer_range": [0, 2]}]} for m in pair]
     fisher, gram = (
-        [{"model": m, "parameters": {kind: str(made(kind, Path(m), i))}} for i, m in enumerate(pair)] for kind in ("fisher", "gram")
+        [{"model": m, "parameters": {kind: str(made(kind, Path(m), i))}} for i, m in enumerate(pair)]
+        for kind in ("fisher", "gram")
     )
     return {
         "ties": TIES,
@@ -103,7 +110,12 @@ def recipes() -> dict[str, Any]:
         "random": {**TIES, "merge_method": "dare_ties"},
         "by rank": {**TIES, "merge_method": "della"},
         "linear": {"merge_method": "linear", "models": pair, "dtype": "float16"},
-        "slerp": {"merge_method": "slerp", "base_model": "tuned-0", "models": pair, "parameters": {"t": [0, 0.5, 1]}},
+        "slerp": {
+            "merge_method": "slerp",
+            "base_model": "tuned-0",
+            "models": pair,
+            "parameters": {"t": [0, 0.5, 1]},
+        },
         "layers": {"merge_method": "passthrough", "slices": slices},
         "norms": {
             "merge_method": "task_arithmetic",
@@ -117,7 +129,19 @@ def recipes() -> dict[str, Any]:
     }
 
 
-KINDS = ["ties", "over the model", "random", "by rank", "linear", "slerp", "layers", "norms", "an adapter", "fisher", "regmean"]
+KINDS = [
+    "ties",
+    "over the model",
+    "random",
+    "by rank",
+    "linear",
+    "slerp",
+    "layers",
+    "norms",
+    "an adapter",
+    "fisher",
+    "regmean",
+]
 
 
 # ---- what passes ----------------------------------------------------------------------------------------------------
@@ -145,7 +169,10 @@ def test_a_bit_in_tensor_and_lock_is_found_from_the_inputs_alone(kind: str) -> N
     assert alnico.verify("out").unchecked == ()
     message = told(lambda: alnico.verify("out", against_inputs=True))
     assert message.startswith(f"out: {NAME}[5, 7] is ")
-    assert "when it is made again from the inputs, from byte 174 of the tensor on; they must be the same. Merge again" in message
+    assert (
+        "when it is made again from the inputs, from byte 174 of the tensor on; they must be the same. Merge again"
+        in message
+    )
     assert message.endswith("on one type of machine only.)") == (kind == "regmean")
 
 
@@ -164,7 +191,9 @@ def test_a_stage_that_is_not_what_its_lock_says_is_named() -> None:
     alnico.merge_all("r.yml", "out")
     edit_lock(lambda lock: lock["inputs"][0]["lock"]["output"][NAME].update(digest="0" * 32))
     message = told(lambda: alnico.verify("out", against_inputs=True))
-    assert message.startswith(f"out/alnico.lock.json: {NAME} of the stage first has the hash {'0' * 32} in the lock and ")
+    assert message.startswith(
+        f"out/alnico.lock.json: {NAME} of the stage first has the hash {'0' * 32} in the lock and "
+    )
 
 
 def test_models_with_other_tokens_are_made_again_also_from_stages() -> None:
@@ -182,7 +211,9 @@ def test_rows_that_a_model_lacks_come_from_a_stage_also_where_no_tensor_of_it_is
     save_family(Path("words"))
     parts = "tokenizer: {source: union}\nunrelated: allow\n"
     text = f"name: first\nmerge_method: linear\nmodels: [words/base, words/chat]\n{parts}---\n"
-    Path("r.yml").write_text(f"{text}merge_method: passthrough\nbase_model: first\nmodels: [words/other]\n{parts}")
+    Path("r.yml").write_text(
+        f"{text}merge_method: passthrough\nbase_model: first\nmodels: [words/other]\n{parts}"
+    )
     alnico.merge_all("r.yml", "out")
     assert alnico.verify("out", against_inputs=True).unchecked == ()
 
@@ -194,7 +225,9 @@ def test_what_is_measured_over_the_model_is_read_whole_also_from_a_stage() -> No
     assert alnico.verify("out", against_inputs=True, sample=0.001).recomputed.tensors == 1
 
 
-def test_the_sample_is_of_blocks_the_same_for_a_seed_and_no_more_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sample_is_of_blocks_the_same_for_a_seed_and_no_more_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     random = np.random.default_rng(0)
     for name in ("a", "b"):
         save_model(Path(name), {"w": ("F32", random.standard_normal((2200, 2500)).astype(np.float32))})
@@ -257,7 +290,9 @@ def test_the_first_element_of_a_damaged_tensor_is_named_also_outside_the_sample(
 
 def _first_byte(before: np.float32) -> int:
     """The first of four bytes in which a number differs from 1.5."""
-    return next(i for i, (a, b) in enumerate(zip(before.tobytes(), np.float32(1.5).tobytes(), strict=True)) if a != b)
+    return next(
+        i for i, (a, b) in enumerate(zip(before.tobytes(), np.float32(1.5).tobytes(), strict=True)) if a != b
+    )
 
 
 def test_a_lock_that_lies_about_a_sound_tensor_is_named() -> None:
@@ -298,7 +333,9 @@ def _without(name: str) -> None:
     save_file(file, {n: (d, v) for n, (d, v) in read_file(file).items() if n != name})
 
 
-@pytest.mark.parametrize("text", ["{}", "[]", "{", '{"output": 3}', '{"hash": "xxh3-128", "output": {"w": {}}}'])
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", "{", '{"output": 3}', '{"hash": "xxh3-128", "output": {"w": {}}}']
+)
 def test_a_lock_that_is_none_is_no_pass(text: str) -> None:
     alnico.merge(TIES, "out")
     Path("out/alnico.lock.json").write_text(text)
@@ -339,12 +376,18 @@ def test_an_older_lock_without_hashes_of_side_files_is_checked_as_far_as_it_goes
         "out: could not check config.json, mergekit_config.yml, tokenizer_config.json: alnico.lock.json is of an older alnico, which did not "
         "write hashes of files beside the weights. `alnico reproduce` makes them again."
     )
-    assert (caught.value.found.tensors, caught.value.found.files, caught.value.found.recomputed.tensors) == (20, 0, 20)
+    assert (caught.value.found.tensors, caught.value.found.files, caught.value.found.recomputed.tensors) == (
+        20,
+        0,
+        20,
+    )
     flip(Path("out/model.safetensors"), 9_000)
     assert "has the hash" in told(lambda: alnico.verify("out"))
 
 
-def test_a_file_that_the_lock_does_not_list_is_no_pass_but_card_signature_and_hidden_files_are_none_of_it() -> None:
+def test_a_file_that_the_lock_does_not_list_is_no_pass_but_card_signature_and_hidden_files_are_none_of_it() -> (
+    None
+):
     alnico.merge(TIES, "out")
     (Path("out") / "README.md").write_text("# My merge")
     (Path("out") / ".gitattributes").write_text("")
@@ -377,7 +420,10 @@ def test_an_input_that_is_gone_or_another_is_named_and_where_it_lies_now_is_take
     assert alnico.verify("out", against_inputs=True, inputs={"tuned-1": "moved"}).recomputed.tensors == 20
     for sample in (1.0, 0.3):
         assert told(
-            lambda s=sample: alnico.verify("out", against_inputs=True, sample=s, inputs={"tuned-1": "tuned-2"}), UncheckedError
+            lambda s=sample: alnico.verify(
+                "out", against_inputs=True, sample=s, inputs={"tuned-1": "tuned-2"}
+            ),
+            UncheckedError,
         ).endswith(
             " of tuned-1 is not the one that was merged, by its hash in the lock; expected the same model. Say where that is with "
             "--input tuned-1=PATH."
@@ -386,12 +432,16 @@ def test_an_input_that_is_gone_or_another_is_named_and_where_it_lies_now_is_take
     assert told(lambda: alnico.verify("out", against_inputs=True), UncheckedError).startswith(
         "out/alnico.lock.json: could not be planned again from its inputs: "
     )
-    assert told(lambda: alnico.verify("out", against_inputs=True, inputs={"tuned-9": "moved"}), ModelError) == (
+    assert told(
+        lambda: alnico.verify("out", against_inputs=True, inputs={"tuned-9": "moved"}), ModelError
+    ) == (
         "input 'tuned-9': is none of out/alnico.lock.json; it lists tuned-0, tuned-1, base. Check the name before the =."
     )
 
 
-def test_inputs_are_found_beside_the_output_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_found_beside_the_output_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     alnico.merge(TIES, "out")
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -410,8 +460,15 @@ def test_parts_of_an_adapted_model_and_statistics_may_have_moved() -> None:
     (statistics,) = Path().glob("tuned-1-fisher*")
     statistics.rename("information")
     assert alnico.verify("adapted", against_inputs=True, inputs={"adapter": "lora"}).recomputed.tensors == 20
-    assert alnico.verify("fished", against_inputs=True, inputs={str(statistics): "information"}).recomputed.tensors == 20
-    assert "could not be planned again" in told(lambda: alnico.verify("fished", against_inputs=True), UncheckedError)
+    assert (
+        alnico.verify(
+            "fished", against_inputs=True, inputs={str(statistics): "information"}
+        ).recomputed.tensors
+        == 20
+    )
+    assert "could not be planned again" in told(
+        lambda: alnico.verify("fished", against_inputs=True), UncheckedError
+    )
 
 
 def test_bits_of_another_arithmetic_are_not_compared() -> None:

@@ -38,7 +38,11 @@ def made(seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarra
         {"embed.weight": 0.5, "layers.0.w": 0.1, "norm.weight": 0.4},
     ]
     tuned = [
-        {n: (v + size.get(n, 0.0) * random.standard_normal(v.shape)).astype(np.float32) for n, v in base.items()} for size in sizes
+        {
+            n: (v + size.get(n, 0.0) * random.standard_normal(v.shape)).astype(np.float32)
+            for n, v in base.items()
+        }
+        for size in sizes
     ]
     return base, tuned
 
@@ -68,16 +72,20 @@ def recipe(method: str = "task_arithmetic", weight: Any = None, **parameters: An
 
 def norm(base: dict[str, np.ndarray], model: dict[str, np.ndarray], names: tuple[str, ...] = NAMES) -> float:
     """In float64, without the code under test."""
-    return float(np.sqrt(sum(((model[n].astype(np.float64) - base[n].astype(np.float64)) ** 2).sum() for n in names)))
+    return float(
+        np.sqrt(sum(((model[n].astype(np.float64) - base[n].astype(np.float64)) ** 2).sum() for n in names))
+    )
 
 
 def by_hand(mode: str, norms: list[float], **given: float) -> list[float]:
     """The issue's formulas."""
     values = np.array(norms)
     beta, alpha = given.get("beta", 1.0), given.get("alpha", 1.5)
-    w = {"linear": lambda: 1 / values, "power": lambda: values**-alpha, "exp": lambda: np.exp(-beta * values / values.mean())}[
-        mode
-    ]()
+    w = {
+        "linear": lambda: 1 / values,
+        "power": lambda: values**-alpha,
+        "exp": lambda: np.exp(-beta * values / values.mean()),
+    }[mode]()
     return list(given.get("scale", 1.0) * w / w.sum())
 
 
@@ -93,10 +101,14 @@ def test_the_known_answer() -> None:
     assert [round(w, 6) for w in norm_weights(ISSUE)] == [0.005153, 0.148450, 0.302100, 0.298560, 0.245736]
 
 
-@pytest.mark.parametrize(("mode", "given"), [("linear", {}), ("power", {"alpha": 0.5}), ("exp", {"beta": 3.0, "scale": -2.0})])
+@pytest.mark.parametrize(
+    ("mode", "given"), [("linear", {}), ("power", {"alpha": 0.5}), ("exp", {"beta": 3.0, "scale": -2.0})]
+)
 def test_each_mode_is_its_formula(mode: Any, given: dict[str, float]) -> None:
     norms = [0.5, 2.0, 7.0]
-    assert np.allclose(norm_weights(norms, mode=mode, **given), by_hand(mode, norms, **given), rtol=1e-14, atol=0)
+    assert np.allclose(
+        norm_weights(norms, mode=mode, **given), by_hand(mode, norms, **given), rtol=1e-14, atol=0
+    )
 
 
 def test_a_large_beta_leaves_the_nearest_model_alone() -> None:
@@ -105,7 +117,9 @@ def test_a_large_beta_leaves_the_nearest_model_alone() -> None:
 
 @pytest.mark.parametrize("mode", ["linear", "power"])
 def test_a_norm_of_0_is_refused_where_it_divides(mode: Any) -> None:
-    with pytest.raises(MethodError, match=rf"^norms\[1\] is 0, by which mode {mode} divides; expected models that differ"):
+    with pytest.raises(
+        MethodError, match=rf"^norms\[1\] is 0, by which mode {mode} divides; expected models that differ"
+    ):
         norm_weights([1.0, 0.0], mode=mode)
 
 
@@ -136,7 +150,9 @@ def test_a_merge_has_the_bits_of_the_weights_put_in_by_hand(method: str, tmp_pat
     assert np.allclose(weighing.norms, [norm(base, m) for m in tuned], rtol=1e-14, atol=0)
     assert np.allclose(weighing.weights, by_hand("exp", [norm(base, m) for m in tuned]), rtol=1e-13, atol=0)
     same = recipe(method, None, **METHODS[method]) | {
-        "models": [{"model": m, "parameters": {"weight": w}} for m, w in zip("ab", weighing.weights, strict=True)]
+        "models": [
+            {"model": m, "parameters": {"weight": w}} for m, w in zip("ab", weighing.weights, strict=True)
+        ]
     }
     alnico.merge(same, tmp_path / "by_hand")
     assert merged_bytes(tmp_path / "out") == merged_bytes(tmp_path / "by_hand")
@@ -145,7 +161,14 @@ def test_a_merge_has_the_bits_of_the_weights_put_in_by_hand(method: str, tmp_pat
 @pytest.mark.parametrize(
     ("per", "groups"),
     [
-        ("layer", {"in no layer": ("embed.weight", "norm.weight"), "layers.0": ("layers.0.w",), "layers.1": ("layers.1.w",)}),
+        (
+            "layer",
+            {
+                "in no layer": ("embed.weight", "norm.weight"),
+                "layers.0": ("layers.0.w",),
+                "layers.1": ("layers.1.w",),
+            },
+        ),
         ("tensor", {name: (name,) for name in NAMES}),
     ],
 )
@@ -157,9 +180,13 @@ def test_norms_by_layer_and_by_tensor(per: str, groups: dict[str, tuple[str, ...
     out = read_model(tmp_path / "out")
     for place, names in groups.items():
         norms = [norm(base, m, names) for m in tuned]
-        weights = [0.25, 0.25] if place.startswith("layers.1") else by_hand("power", norms, alpha=2, scale=0.5)
+        weights = (
+            [0.25, 0.25] if place.startswith("layers.1") else by_hand("power", norms, alpha=2, scale=0.5)
+        )
         for name in names:
-            expected = base[name] + sum(w * (m[name].astype(np.float64) - base[name]) for w, m in zip(weights, tuned, strict=True))
+            expected = base[name] + sum(
+                w * (m[name].astype(np.float64) - base[name]) for w, m in zip(weights, tuned, strict=True)
+            )
             assert np.allclose(out[name], expected, rtol=0, atol=1e-6)
     assert out["layers.1.w"].tobytes() == base["layers.1.w"].tobytes()
 
@@ -173,7 +200,9 @@ def test_a_setting_under_a_filter_is_measured_over_the_tensors_it_fits(tmp_path:
     ]
     plan = alnico.merge(recipe(weight=weight), tmp_path / "out").plan
     assert [tuple(w.tensors) for w in plan.weighings] == [("embed.weight",), ("layers.0.w", "layers.1.w")]
-    assert plan.weighings[1].norms == pytest.approx([norm(base, m, ("layers.0.w", "layers.1.w")) for m in tuned], rel=1e-14)
+    assert plan.weighings[1].norms == pytest.approx(
+        [norm(base, m, ("layers.0.w", "layers.1.w")) for m in tuned], rel=1e-14
+    )
 
 
 def test_rules_of_other_methods_share_the_norms_of_the_whole_model(tmp_path: Path) -> None:
@@ -191,7 +220,12 @@ def test_a_model_with_a_number_keeps_it_and_the_others_are_weighed(tmp_path: Pat
     assert weighing.weights is not None
     w = weighing.weights
     alnico.merge(
-        recipe() | {"models": [{"model": m, "parameters": {"weight": x}} for m, x in (("a", w[0]), ("c", -0.5), ("b", w[1]))]},
+        recipe()
+        | {
+            "models": [
+                {"model": m, "parameters": {"weight": x}} for m, x in (("a", w[0]), ("c", -0.5), ("b", w[1]))
+            ]
+        },
         tmp_path / "by_hand",
     )
     assert weighing.norms == pytest.approx([norm(base, m) for m in tuned], rel=1e-14)
@@ -207,10 +241,14 @@ def test_weights_that_come_to_0_and_1_give_the_copy_that_they_give_by_hand(tmp_p
 
 def test_threads_blocks_and_budget_change_no_bit(tmp_path: Path) -> None:
     random = np.random.default_rng(3)
-    base = {"w": random.standard_normal((3 * LEAF + 100, 6)).astype(np.float32), "v": random.standard_normal(50).astype(np.float32)}
+    base = {
+        "w": random.standard_normal((3 * LEAF + 100, 6)).astype(np.float32),
+        "v": random.standard_normal(50).astype(np.float32),
+    }
     for name, size in (("base", 0.0), ("a", 0.1), ("b", 0.3)):
         save_model(
-            tmp_path / name, {n: ("F32", v + np.float32(size) * random.random(v.shape, np.float32)) for n, v in base.items()}
+            tmp_path / name,
+            {n: ("F32", v + np.float32(size) * random.random(v.shape, np.float32)) for n, v in base.items()},
         )
     results = [
         alnico.merge(recipe(), tmp_path / str(i), threads=threads, memory=memory)
@@ -225,7 +263,9 @@ def test_small_differences_are_measured_in_float64(tmp_path: Path) -> None:
     """In float32 the squares of the entries are 0."""
     for name, step in (("base", 0.0), ("a", 1e-25), ("b", 2e-25)):
         save_model(tmp_path / name, {"w": ("F32", np.full(100, step, np.float32))})
-    assert alnico.weights(["a", "b"], base="base", mode="linear").norms[0] == pytest.approx((1e-24, 2e-24), rel=1e-6)
+    assert alnico.weights(["a", "b"], base="base", mode="linear").norms[0] == pytest.approx(
+        (1e-24, 2e-24), rel=1e-6
+    )
 
 
 def test_bf16_models_are_measured_as_they_are_stored(tmp_path: Path) -> None:
@@ -239,12 +279,16 @@ def test_a_merge_in_memory_weighs_as_on_disk(tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
     alnico.merge(recipe("ties"), tmp_path / "out")
     found = alnico.merge_state_dicts(tuned, "ties", base=base, weights={"from": "l2_norm"})
-    assert {n: v.tobytes() for n, v in found.items()} == {n: v.tobytes() for n, v in read_model(tmp_path / "out").items()}
+    assert {n: v.tobytes() for n, v in found.items()} == {
+        n: v.tobytes() for n, v in read_model(tmp_path / "out").items()
+    }
 
 
 def test_weights_of_slices_are_measured_over_the_whole_output(tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
-    slices = [{"sources": [{"model": m, "layer_range": [i, i + 1]} for m in ("base", "a", "b")]} for i in range(2)]
+    slices = [
+        {"sources": [{"model": m, "layer_range": [i, i + 1]} for m in ("base", "a", "b")]} for i in range(2)
+    ]
     given = recipe() | {"slices": slices}
     del given["models"]
     (weighing,) = alnico.merge(given, tmp_path / "out").plan.weighings
@@ -259,13 +303,17 @@ def test_a_stage_is_weighed_when_it_is_made(tmp_path: Path) -> None:
         "merge_method: linear\nbase_model: base\nmodels: [half, b]\nunrelated: allow\nparameters: {weight: {from: l2_norm}}\n"
     )
     (result,) = alnico.merge_all(tmp_path / "r.yml", tmp_path / "out")
-    assert result.plan.weighings[0].norms == pytest.approx([norm(base, tuned[0]) / 2, norm(base, tuned[1])], rel=1e-6)
+    assert result.plan.weighings[0].norms == pytest.approx(
+        [norm(base, tuned[0]) / 2, norm(base, tuned[1])], rel=1e-6
+    )
 
 
 # ---- a model that is the base -----------------------------------------------------------------------------------------
 
 
-def test_a_model_that_equals_the_base_is_refused_in_linear_and_power_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_model_that_equals_the_base_is_refused_in_linear_and_power_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
     base, _ = saved(tmp_path)
     save_model(tmp_path / "same", {n: ("F32", v) for n, v in base.items()})
     given = recipe(weight={"from": "l2_norm", "mode": "power"}) | {"models": ["a", "same"]}
@@ -293,7 +341,9 @@ def test_a_model_that_equals_the_base_takes_the_largest_weight_in_exp_and_is_tol
 
 def test_one_frozen_tensor_of_one_model_is_refused_by_its_name(tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
-    save_model(tmp_path / "b", {n: ("F32", base[n] if n == "norm.weight" else v) for n, v in tuned[1].items()})
+    save_model(
+        tmp_path / "b", {n: ("F32", base[n] if n == "norm.weight" else v) for n, v in tuned[1].items()}
+    )
     with pytest.raises(MismatchError, match=r"^norm\.weight: b equals base, the base: its L2 norm is 0"):
         alnico.merge(recipe(weight={"from": "l2_norm", "mode": "linear", "per": "tensor"}), tmp_path / "out")
 
@@ -328,7 +378,9 @@ alnico.merge(sys.argv[1], "out", threads=1, watch=watch)
 def test_a_run_killed_after_measuring_does_not_measure_again(tmp_path: Path) -> None:
     saved(tmp_path)
     (tmp_path / "r.yml").write_text(json.dumps(recipe()))
-    ended = subprocess.run([sys.executable, "-c", KILLED, "r.yml"], capture_output=True, timeout=120, env=os.environ)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, "r.yml"], capture_output=True, timeout=120, env=os.environ
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
     events: list[Event] = []
     result = alnico.merge("r.yml", "out", watch=events.append)
@@ -375,26 +427,41 @@ def test_of_one_model_the_weight_is_the_scale_and_nothing_is_measured(tmp_path: 
 # ---- norms of an analysis ---------------------------------------------------------------------------------------------
 
 
-def analysed(root: Path, from_base: dict[str, np.ndarray], models: dict[str, dict[str, np.ndarray]], **changed: Any) -> Path:
+def analysed(
+    root: Path, from_base: dict[str, np.ndarray], models: dict[str, dict[str, np.ndarray]], **changed: Any
+) -> Path:
     """A summary of an analysis, as far as it is read: its keys are those of ``Analysis.data``."""
     tensors = [
-        {"name": n, "shape": list(v.shape), "changes": [{"l2": norm(from_base, m, (n,))} for m in models.values()]}
+        {
+            "name": n,
+            "shape": list(v.shape),
+            "changes": [{"l2": norm(from_base, m, (n,))} for m in models.values()],
+        }
         for n, v in from_base.items()
     ]
     named = [{"name": n, "reference": n, "commit": None} for n in models]
-    data = {"schema": 1, "base": {"name": "base", "reference": "base", "commit": None}, "models": named, "tensors": tensors}
+    data = {
+        "schema": 1,
+        "base": {"name": "base", "reference": "base", "commit": None},
+        "models": named,
+        "tensors": tensors,
+    }
     root.mkdir(exist_ok=True)
     (root / "summary.json").write_text(json.dumps({**data, **changed}))
     return root
 
 
 @pytest.mark.parametrize("per", ["model", "layer", "tensor"])
-def test_norms_of_an_analysis_give_the_weights_of_measured_ones_and_nothing_is_measured(per: str, tmp_path: Path) -> None:
+def test_norms_of_an_analysis_give_the_weights_of_measured_ones_and_nothing_is_measured(
+    per: str, tmp_path: Path
+) -> None:
     base, tuned = saved(tmp_path)
     report = analysed(tmp_path / "report", base, {"b": tuned[1], "a": tuned[0]})
     events: list[Event] = []
     result = alnico.merge(
-        recipe(weight={"from": "analysis", "path": str(report), "per": per}), tmp_path / "out", watch=events.append
+        recipe(weight={"from": "analysis", "path": str(report), "per": per}),
+        tmp_path / "out",
+        watch=events.append,
     )
     assert not [e for e in events if isinstance(e, Measuring)]
     measured = alnico.merge(recipe(weight={"from": "l2_norm", "per": per}), tmp_path / "measured")
@@ -419,33 +486,49 @@ def test_an_adapter_weighs_what_it_changes(tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
     low = {"A": np.full((2, 5), 0.5, np.float32), "B": np.full((33, 2), 0.25, np.float32)}
     names = {f"base_model.model.layers.0.lora_{side}.weight": ("F32", v) for side, v in low.items()}
-    save_model(tmp_path / "base2", {("layers.0.weight" if n == "layers.0.w" else n): ("F32", v) for n, v in base.items()})
-    save_model(tmp_path / "a2", {("layers.0.weight" if n == "layers.0.w" else n): ("F32", v) for n, v in tuned[0].items()})
+    save_model(
+        tmp_path / "base2",
+        {("layers.0.weight" if n == "layers.0.w" else n): ("F32", v) for n, v in base.items()},
+    )
+    save_model(
+        tmp_path / "a2",
+        {("layers.0.weight" if n == "layers.0.w" else n): ("F32", v) for n, v in tuned[0].items()},
+    )
     save_file(tmp_path / "adapter" / "adapter_model.safetensors", names)
     (tmp_path / "adapter" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]})
     )
     found = alnico.weights(["base2+adapter", "a2"], base="base2")
     change = 2.0 * (low["B"].astype(np.float64) @ low["A"])
-    assert found.norms[0] == pytest.approx((float(np.sqrt((change**2).sum())), norm(base, tuned[0])), rel=1e-6)
+    assert found.norms[0] == pytest.approx(
+        (float(np.sqrt((change**2).sum())), norm(base, tuned[0])), rel=1e-6
+    )
 
 
 def test_an_analysis_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
     weight = {"from": "analysis", "path": "report"}
     analysed(tmp_path / "report", base, {"a": tuned[0]})
-    with pytest.raises(MismatchError, match=r"^report/summary\.json: has no model b; it has a\. Analyse all models"):
+    with pytest.raises(
+        MismatchError, match=r"^report/summary\.json: has no model b; it has a\. Analyse all models"
+    ):
         alnico.plan(recipe(weight=weight))
     both = {"a": tuned[0], "b": tuned[1]}
     analysed(tmp_path / "report", base, both, base={"name": "x", "reference": "a", "commit": None})
-    with pytest.raises(MismatchError, match=r"^report/summary\.json: its base is a, that of the merge is base; expected"):
+    with pytest.raises(
+        MismatchError, match=r"^report/summary\.json: its base is a, that of the merge is base; expected"
+    ):
         alnico.plan(recipe(weight=weight))
     analysed(tmp_path / "report", {n: v for n, v in base.items() if n != "layers.0.w"}, both)
-    with pytest.raises(MismatchError, match=r"^report/summary\.json: has no norms of layers\.0\.w as it is merged here"):
+    with pytest.raises(
+        MismatchError, match=r"^report/summary\.json: has no norms of layers\.0\.w as it is merged here"
+    ):
         alnico.plan(recipe(weight=weight))
     report = analysed(tmp_path / "report", base, both) / "summary.json"
     report.write_text(report.read_text().replace("[12]", "[3, 4]"))
-    with pytest.raises(MismatchError, match=r"^report/summary\.json: has no norms of norm\.weight as it is merged here"):
+    with pytest.raises(
+        MismatchError, match=r"^report/summary\.json: has no norms of norm\.weight as it is merged here"
+    ):
         alnico.plan(recipe(weight=weight))
     analysed(tmp_path / "report", base, both, schema=7)
     with pytest.raises(ModelError, match=r"^report/summary\.json: is no analysis of schema 1"):
@@ -506,4 +589,6 @@ def test_only_what_is_read_again_is_read_twice(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(FileModel, "read_into", read_into)
     alnico.merge(recipe(), tmp_path / "out")
-    assert {(m, n): reads.count((m, n)) for m, n in reads} == {(m, n): 2 for m in ("base", "a", "b") for n in NAMES}
+    assert {(m, n): reads.count((m, n)) for m, n in reads} == {
+        (m, n): 2 for m in ("base", "a", "b") for n in NAMES
+    }

@@ -10,7 +10,13 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.sidecars import copy_side_files
 from fuzz.harness import Target, files_of, header_of, put, put_header
 
-NAMES = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "config.json", "modules.json", "README.md")
+NAMES = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "config.json",
+    "modules.json",
+    "README.md",
+)
 SHARDS = {"a.safetensors": "w", "deep/b.safetensors": "v", "1_Pooling/model.safetensors": "p"}
 
 
@@ -34,7 +40,9 @@ def read(data: bytes, folder: Path) -> None:
         out.mkdir(exist_ok=True)
         copy_side_files(model, out)
     secret = (folder / "secret" / "s.safetensors").read_bytes()
-    assert not any(p.read_bytes() == secret for p in out.rglob("*") if p.is_file()), "a file from outside was copied"
+    assert not any(p.read_bytes() == secret for p in out.rglob("*") if p.is_file()), (
+        "a file from outside was copied"
+    )
 
 
 def seeds() -> list[bytes]:

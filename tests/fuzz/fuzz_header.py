@@ -45,4 +45,6 @@ def mutate(data: bytes, draw: random.Random, words: Sequence[str]) -> bytes | No
     return None if changed is None else _framed(changed, data[8 + length :])
 
 
-TARGET = Target(read, seeds, (*DTYPES, "dtype", "shape", "data_offsets", "__metadata__", "format"), mutate=mutate)
+TARGET = Target(
+    read, seeds, (*DTYPES, "dtype", "shape", "data_offsets", "__metadata__", "format"), mutate=mutate
+)

@@ -30,7 +30,16 @@ def read(data: bytes, folder: Path) -> None:
 
 
 def bits(said: object, kind: str = "FloatStorage") -> Call:
-    return Call(Name("torch._utils", "_rebuild_tensor_v2"), Stored(kind, "0", 8), 0, (2, 2), (1, 2), False, OrderedDict(), said)
+    return Call(
+        Name("torch._utils", "_rebuild_tensor_v2"),
+        Stored(kind, "0", 8),
+        0,
+        (2, 2),
+        (1, 2),
+        False,
+        OrderedDict(),
+        said,
+    )
 
 
 def seeds() -> list[bytes]:
@@ -81,7 +90,9 @@ def mutate(data: bytes, draw: random.Random, _: Sequence[str]) -> bytes | None:
         )
         part = pickle.GLOBAL + f"{module}\n{name}\n".encode()
     elif kind == 2:
-        part = pickle.dumps(draw.choice((0, -1, 255, 1 << 31, 1 << 63, 1 << 200, "0", "1", (), {}, None, True, 1.5)), 2)[2:-1]
+        part = pickle.dumps(
+            draw.choice((0, -1, 255, 1 << 31, 1 << 63, 1 << 200, "0", "1", (), {}, None, True, 1.5)), 2
+        )[2:-1]
     else:
         begin = draw.randrange(1, len(data))
         part = data[begin : begin + draw.randrange(1, 40)]

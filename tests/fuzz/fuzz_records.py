@@ -37,7 +37,12 @@ def read(data: bytes, folder: Path) -> None:
         read_analysis(folder / "report").data()
     with contextlib.suppress(AlnicoError):
         weight = {"from": "analysis", "path": "report"}
-        recipe = {"merge_method": "task_arithmetic", "base_model": "base", "models": ["a", "b"], "parameters": {"weight": weight}}
+        recipe = {
+            "merge_method": "task_arithmetic",
+            "base_model": "base",
+            "models": ["a", "b"],
+            "parameters": {"weight": weight},
+        }
         plan = build_plan(dataclasses.replace(load_recipe(recipe), folder=str(folder)))
         for source in plan.sources:
             source.close()
@@ -56,7 +61,9 @@ def _check_lines(path: Path) -> None:
     lines = path.read_text("utf-8", "replace").split("\n") if path.exists() else []
     with contextlib.suppress(ValueError, RecursionError):
         loaded = [json.loads(line) for line in lines if line]
-        path.write_text("".join(checked(fields) for fields in loaded if isinstance(fields, dict) and fields), "utf-8")
+        path.write_text(
+            "".join(checked(fields) for fields in loaded if isinstance(fields, dict) and fields), "utf-8"
+        )
 
 
 def seeds() -> list[bytes]:
@@ -64,9 +71,23 @@ def seeds() -> list[bytes]:
               "skewness": 0.0, "excess_kurtosis": None, "quantiles": [0.0] * 11, "unchanged": 0.5, "effective_sparsity": 0.1}  # fmt: skip
     pair = {"models": [0, 1], "cosine": 0.5, "distance": 1.0, "sign_conflict": 0.1, "weighted_sign_conflict": 0.1, "top_overlap": 0.2,
             "top_sign_conflict": None, "subspace": {"left": 0.1, "right": 0.2, "rank": 2, "matrices": 1}}  # fmt: skip
-    scope = {"name": "whole", "changes": [change, change], "pairs": [pair], "sign_conflict": 0.1, "cancelled": 0.1}
+    scope = {
+        "name": "whole",
+        "changes": [change, change],
+        "pairs": [pair],
+        "sign_conflict": 0.1,
+        "cancelled": 0.1,
+    }
     tensors = [
-        {**scope, "name": name, "dtype": "F32", "shape": shape, "group": "other", "layer": None, "module": name}
+        {
+            **scope,
+            "name": name,
+            "dtype": "F32",
+            "shape": shape,
+            "group": "other",
+            "layer": None,
+            "module": name,
+        }
         for name, shape in (("w", [2, 3]), ("v", [3]))
     ]
     summary = {
@@ -90,7 +111,11 @@ def seeds() -> list[bytes]:
         "inputs": [{"model": "/a/b", "files": []}, {"statistics": "x/y"}, {"repositories": [{}, {}]}],
         "output": output,
     }
-    inputs = [{SUMMARY: summary}, {LOCK: lock}, *({NAME: "".join(json.dumps(x) + "\n" for x in lines[:n])} for n in (1, 3, 4))]
+    inputs = [
+        {SUMMARY: summary},
+        {LOCK: lock},
+        *({NAME: "".join(json.dumps(x) + "\n" for x in lines[:n])} for n in (1, 3, 4)),
+    ]
     return [json.dumps(i).encode() for i in inputs]
 
 

@@ -14,7 +14,9 @@ NAMES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "tokenizer.model", "chat_template.jinja", "chat_template.json", "config.json", "generation_config.json",
 )  # fmt: skip
-HEADER = header_of({"model.embed_tokens.weight": ("F32", (16, 2)), "lm_head.weight": ("F32", (16, 2))}, {"F32": 4})
+HEADER = header_of(
+    {"model.embed_tokens.weight": ("F32", (16, 2)), "lm_head.weight": ("F32", (16, 2))}, {"F32": 4}
+)
 
 
 def prepare(folder: Path) -> None:
@@ -22,7 +24,9 @@ def prepare(folder: Path) -> None:
     for name in ("base", "other"):
         save_tokenizer(folder / name, vocabulary, special(), model, bos_token="<s>", eos_token="</s>")
         put_header(folder / name / "model.safetensors", HEADER)
-        (folder / name / "config.json").write_text(json.dumps(llama_config(hidden=2, vocabulary=16, tied=False)))
+        (folder / name / "config.json").write_text(
+            json.dumps(llama_config(hidden=2, vocabulary=16, tied=False))
+        )
 
 
 def read(data: bytes, folder: Path) -> None:
@@ -33,14 +37,18 @@ def read(data: bytes, folder: Path) -> None:
     keys = {"tokenizer": {"source": "union"}, "chat_template": "auto"} if how != "compare" else {}
     if how == "theirs":
         keys["tokenizer"] = {"source": other, "pad_to_multiple_of": 8}
-    plan = alnico.plan({"merge_method": "linear", "models": [other, base] if how == "first" else [base, other], **keys})
+    plan = alnico.plan(
+        {"merge_method": "linear", "models": [other, base] if how == "first" else [base, other], **keys}
+    )
     for source in plan.sources:
         source.close()
 
 
 def seeds() -> list[bytes]:
     vocabulary, model = letters("hgfedcba ", ("ab", "ef"))
-    tokens = [entry(t, i) for i, t in enumerate(("<unk>", "<s>", "</s>"))] + [entry("<|im_end|>", len(vocabulary))]
+    tokens = [entry(t, i) for i, t in enumerate(("<unk>", "<s>", "</s>"))] + [
+        entry("<|im_end|>", len(vocabulary))
+    ]
     bpe = {
         "version": "1.0", "added_tokens": tokens, "model": {"type": "BPE", "vocab": vocabulary, **model},
         "post_processor": {"type": "TemplateProcessing", "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}},

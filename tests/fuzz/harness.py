@@ -79,7 +79,11 @@ class Watch:
     def __init__(self, folder: Path) -> None:
         self.folder = os.path.realpath(folder)
         self.libraries = tuple(
-            {os.path.realpath(p) for p in (sys.prefix, sys.base_prefix, *sys.path, Path(__file__).parents[2] / "src") if p}
+            {
+                os.path.realpath(p)
+                for p in (sys.prefix, sys.base_prefix, *sys.path, Path(__file__).parents[2] / "src")
+                if p
+            }
         )
         self.is_on = False
         self.found: list[str] = []
@@ -101,11 +105,17 @@ class Watch:
                     self.is_on = False  # looking at the path is no deed of the reader
                     place = os.path.realpath(os.fsdecode(path))
                     self.is_on = True
-                    if not (place == self.folder or place.startswith(self.folder + os.sep) or self._is_library(place)):
+                    if not (
+                        place == self.folder
+                        or place.startswith(self.folder + os.sep)
+                        or self._is_library(place)
+                    ):
                         self.found.append(f"{event} {place}")
 
     def _is_library(self, path: str) -> bool:
-        return os.path.isabs(path) and any(os.path.realpath(path).startswith(root + os.sep) for root in self.libraries)
+        return os.path.isabs(path) and any(
+            os.path.realpath(path).startswith(root + os.sep) for root in self.libraries
+        )
 
 
 class Run:
@@ -114,7 +124,9 @@ class Run:
     def __init__(self, target: Target) -> None:
         self.target = target
         memory = "/dev/shm"
-        self.folder = Path(tempfile.mkdtemp(prefix="alnico-fuzz-", dir=memory if os.path.isdir(memory) else None))
+        self.folder = Path(
+            tempfile.mkdtemp(prefix="alnico-fuzz-", dir=memory if os.path.isdir(memory) else None)
+        )
         target.prepare(self.folder)
         self.watch = Watch(self.folder)
         for seed in target.seeds():  # all that is imported on the way is imported before the watch begins
@@ -168,7 +180,9 @@ def put(folder: Path, files: Files, names: Sequence[str]) -> None:
             put_header(path, files[name])
         else:
             value = files[name]
-            path.write_bytes(value.encode("utf-8", "surrogatepass") if isinstance(value, str) else as_bytes(value))
+            path.write_bytes(
+                value.encode("utf-8", "surrogatepass") if isinstance(value, str) else as_bytes(value)
+            )
 
 
 def put_header(path: Path, header: Mapping[str, Any]) -> None:
@@ -225,7 +239,13 @@ def _places(value: Any) -> list[tuple[Any, Any]]:
     waiting = [value]
     while waiting and len(found) < 5000:
         holder = waiting.pop()
-        keys = list(holder) if isinstance(holder, dict) else range(len(holder)) if isinstance(holder, list) else ()
+        keys = (
+            list(holder)
+            if isinstance(holder, dict)
+            else range(len(holder))
+            if isinstance(holder, list)
+            else ()
+        )
         for key in keys:
             found.append((holder, key))
             waiting.append(holder[key])
@@ -274,8 +294,8 @@ def _changed(value: Any, draw: random.Random, words: Sequence[str]) -> Any:
         holder[key] = copy.deepcopy(other[at])
     elif kind == 2:
         if isinstance(holder, dict):
-            holder[draw.choice([*words, *TEXTS[:12], *(k for h, k in places[:50] if isinstance(k, str))])] = copy.deepcopy(
-                holder[key]
+            holder[draw.choice([*words, *TEXTS[:12], *(k for h, k in places[:50] if isinstance(k, str))])] = (
+                copy.deepcopy(holder[key])
             )
         else:
             holder.insert(key, copy.deepcopy(holder[key]))

@@ -35,7 +35,9 @@ def main() -> int:
     words.add_argument("target", choices=(*TARGETS, "all"))
     words.add_argument("--seconds", type=int, default=600, help="how long each target runs")
     words.add_argument("--seed", type=int, default=0, help="of libFuzzer; 0 draws one")
-    words.add_argument("--corpus", type=Path, help="a folder that keeps inputs which cover something new, for later runs")
+    words.add_argument(
+        "--corpus", type=Path, help="a folder that keeps inputs which cover something new, for later runs"
+    )
     words.add_argument("--findings", type=Path, default=Path(), help="the folder for inputs that fail")
     words.add_argument("--again", type=Path, help="give this input to the reader, and stop")
     if len(sys.argv) > 2 and sys.argv[2] == INSIDE:

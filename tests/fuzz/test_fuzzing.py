@@ -22,7 +22,9 @@ def test_a_short_run_finds_nothing(target: str, tmp_path: Path) -> None:
         text=True,
         timeout=300,
     )
-    told = re.fullmatch(rf"{target}: ([\d,]+) executions in 5 s, ([\d,]+) edges, \d+ inputs kept, no finding\n", ended.stdout)
+    told = re.fullmatch(
+        rf"{target}: ([\d,]+) executions in 5 s, ([\d,]+) edges, \d+ inputs kept, no finding\n", ended.stdout
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert told is not None
     assert int(told[1].replace(",", "")) > 20, "the reader was hardly run"
@@ -41,7 +43,9 @@ def test_a_short_run_finds_nothing(target: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_reader_that_does_what_it_must_not_is_found_even_if_it_hides_it(body: str, told: str) -> None:
-    code = compile(f"def read(data, folder):\n  try:\n    if data: {body}\n  except Exception: pass", __file__, "exec")
+    code = compile(
+        f"def read(data, folder):\n  try:\n    if data: {body}\n  except Exception: pass", __file__, "exec"
+    )
     names: dict[str, object] = {}
     exec(code, names)
     run = Run(Target(names["read"], lambda: [b""]))  # type: ignore[arg-type]

@@ -47,15 +47,23 @@ BIG = 2.0**13
 Parameters = dict[str, Any]
 
 
-def recipe(method: str, models: tuple[str, ...], own: dict[str, tuple[Any, ...]] | None = None, **keys: Any) -> str:
+def recipe(
+    method: str, models: tuple[str, ...], own: dict[str, tuple[Any, ...]] | None = None, **keys: Any
+) -> str:
     """Write a recipe; ``own`` has a value a model for each per-model parameter, None leaving it out."""
     entries: list[dict[str, Any]] = [{"model": m} for m in models]
     for name, values in (own or {}).items():
         for entry, value in zip(entries, values, strict=True):
             if value is not None:
                 entry.setdefault("parameters", {})[name] = value
-    text = {"merge_method": method, **({"base_model": b} if (b := keys.pop("base", None)) else {}), "models": entries}
-    return yaml.safe_dump({**text, **keys} if "dtype" in keys else {**text, **keys, "dtype": "float32"}, sort_keys=False)
+    text = {
+        "merge_method": method,
+        **({"base_model": b} if (b := keys.pop("base", None)) else {}),
+        "models": entries,
+    }
+    return yaml.safe_dump(
+        {**text, **keys} if "dtype" in keys else {**text, **keys, "dtype": "float32"}, sort_keys=False
+    )
 
 
 ONES = {"weight": (1.0, 1.0, 1.0)}
@@ -88,23 +96,43 @@ def parity() -> dict[str, str]:
         "karcher-options": recipe("karcher", ("one", "far", "two"), parameters={"max_iter": 3, "tol": 1e-3}),
         "karcher-one": recipe("karcher", ("one",)),
         "task_arithmetic": recipe("task_arithmetic", THREE, ONES, base="base"),
-        "task_arithmetic-lambda": recipe("task_arithmetic", THREE, SIGNED, base="base", parameters={"lambda": 0.6}),
-        "task_arithmetic-normalize": recipe("task_arithmetic", THREE, SIGNED, base="base", parameters={"normalize": True}),
+        "task_arithmetic-lambda": recipe(
+            "task_arithmetic", THREE, SIGNED, base="base", parameters={"lambda": 0.6}
+        ),
+        "task_arithmetic-normalize": recipe(
+            "task_arithmetic", THREE, SIGNED, base="base", parameters={"normalize": True}
+        ),
         "ties": recipe("ties", THREE, HALVES, base="base"),
         "ties-densities": recipe("ties", THREE, DENSITIES, base="base"),
-        "ties-sum": recipe("ties", THREE, DENSITIES, base="base", parameters={"normalize": False, "lambda": 0.8}),
+        "ties-sum": recipe(
+            "ties", THREE, DENSITIES, base="base", parameters={"normalize": False, "lambda": 0.8}
+        ),
         "ties-rescale": recipe("ties", THREE, DENSITIES, base="base", parameters={"rescale": True}),
-        "ties-whole": recipe("ties", THREE, SIGNED, base="base", parameters={"density": 1.0, "int8_mask": True}),
+        "ties-whole": recipe(
+            "ties", THREE, SIGNED, base="base", parameters={"density": 1.0, "int8_mask": True}
+        ),
         "ties-few": recipe("ties", THREE, WEIGHTS, base="base", parameters={"density": 0.01}),
         "ties-base-listed": recipe(
-            "ties", ("base", *THREE), {k: (None, *v) for k, v in DENSITIES.items()}, base="base", parameters={"normalize": True}
+            "ties",
+            ("base", *THREE),
+            {k: (None, *v) for k, v in DENSITIES.items()},
+            base="base",
+            parameters={"normalize": True},
         ),
         "dare_linear": recipe("dare_linear", THREE, HALVES, base="base"),
-        "dare_linear-some-whole": recipe("dare_linear", THREE, SOME_WHOLE, base="base", parameters={"normalize": True}),
-        "dare_linear-plain": recipe("dare_linear", THREE, DENSITIES, base="base", parameters={"rescale": False, "lambda": 0.7}),
+        "dare_linear-some-whole": recipe(
+            "dare_linear", THREE, SOME_WHOLE, base="base", parameters={"normalize": True}
+        ),
+        "dare_linear-plain": recipe(
+            "dare_linear", THREE, DENSITIES, base="base", parameters={"rescale": False, "lambda": 0.7}
+        ),
         "dare_ties": recipe("dare_ties", THREE, HALVES, base="base"),
-        "dare_ties-normalize": recipe("dare_ties", THREE, SOME_WHOLE, base="base", parameters={"normalize": True}),
-        "dare_ties-plain": recipe("dare_ties", THREE, DENSITIES, base="base", parameters={"rescale": False, "lambda": 1.2}),
+        "dare_ties-normalize": recipe(
+            "dare_ties", THREE, SOME_WHOLE, base="base", parameters={"normalize": True}
+        ),
+        "dare_ties-plain": recipe(
+            "dare_ties", THREE, DENSITIES, base="base", parameters={"rescale": False, "lambda": 1.2}
+        ),
         "model_stock": recipe("model_stock", THREE, base="base"),
         "model_stock-two": recipe("model_stock", ("one", "two"), base="base"),
         "model_stock-rows": recipe("model_stock", THREE, base="base", parameters={"filter_wise": True}),
@@ -116,21 +144,33 @@ def parity() -> dict[str, str]:
         uneven = {"weight": (0.7, 0.4)}
         cases |= {
             f"nuslerp{space}": recipe("nuslerp", pair, uneven, **base),
-            f"nuslerp{space}-columns": recipe("nuslerp", pair, uneven, **base, parameters={"nuslerp_flatten": False}),
+            f"nuslerp{space}-columns": recipe(
+                "nuslerp", pair, uneven, **base, parameters={"nuslerp_flatten": False}
+            ),
             f"nuslerp{space}-rows": recipe(
-                "nuslerp", pair, uneven, **base, parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True}
+                "nuslerp",
+                pair,
+                uneven,
+                **base,
+                parameters={"nuslerp_flatten": False, "nuslerp_row_wise": True},
             ),
             f"nuslerp{space}-zero-sum": recipe("nuslerp", pair, {"weight": (1.0, -1.0)}, **base),
             f"multislerp{space}": recipe("multislerp", ("one", "far", "two"), WEIGHTS, **base),
-            f"multislerp{space}-sum": recipe("multislerp", THREE, WEIGHTS, **base, parameters={"normalize_weights": False}),
+            f"multislerp{space}-sum": recipe(
+                "multislerp", THREE, WEIGHTS, **base, parameters={"normalize_weights": False}
+            ),
         }
     for sparse, own in (("breadcrumbs", OUTLIERS), ("della", RANKED)):
         for method in (sparse, "breadcrumbs_ties" if sparse == "breadcrumbs" else "della_linear"):
             cases |= {
                 method: recipe(method, THREE, ONES, base="base", parameters={"density": 0.5}),
                 f"{method}-own": recipe(method, THREE, own, base="base", parameters={"lambda": 0.8}),
-                f"{method}-normalize": recipe(method, THREE, own, base="base", parameters={"normalize": True, "rescale": True}),
-                f"{method}-plain": recipe(method, THREE, own, base="base", parameters={"normalize": False, "rescale": False}),
+                f"{method}-normalize": recipe(
+                    method, THREE, own, base="base", parameters={"normalize": True, "rescale": True}
+                ),
+                f"{method}-plain": recipe(
+                    method, THREE, own, base="base", parameters={"normalize": False, "rescale": False}
+                ),
             }
     cases |= {
         "nuslerp-beyond": recipe("nuslerp", ("one", "far"), {"weight": (1.5, -0.5)}),
@@ -143,8 +183,12 @@ def parity() -> dict[str, str]:
         "sce-one-0.5": recipe("sce", ("one",), base="base", parameters={"select_topk": 0.5}),
         "della-whole": recipe("della", THREE, WEIGHTS, base="base", parameters={"density": 1.0}),
     }
-    cases["breadcrumbs-whole"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 1.0, "gamma": 0.2})
-    cases["breadcrumbs-dense"] = recipe("breadcrumbs", THREE, ONES, base="base", parameters={"density": 0.9, "gamma": 0.2})
+    cases["breadcrumbs-whole"] = recipe(
+        "breadcrumbs", THREE, ONES, base="base", parameters={"density": 1.0, "gamma": 0.2}
+    )
+    cases["breadcrumbs-dense"] = recipe(
+        "breadcrumbs", THREE, ONES, base="base", parameters={"density": 0.9, "gamma": 0.2}
+    )
     for share in (1.0, 0.5, 0.1):
         cases[f"sce-{share:g}"] = recipe("sce", THREE, base="base", parameters={"select_topk": share})
     for model in ("one", "far"):
@@ -171,7 +215,17 @@ def evidence() -> dict[str, str]:
         return f"{prefix}-{case}", yaml.safe_dump(read, sort_keys=False)
 
     agreed = parity()
-    of_scale = ["slerp", "nuslerp", "multislerp", "karcher", "dare_linear", "ties-rescale", "model_stock", "sce-0.5", "nearswap"]
+    of_scale = [
+        "slerp",
+        "nuslerp",
+        "multislerp",
+        "karcher",
+        "dare_linear",
+        "ties-rescale",
+        "model_stock",
+        "sce-0.5",
+        "nearswap",
+    ]
     of_bits = {
         "task_arithmetic": recipe("task_arithmetic", THREE, WEIGHTS, base="base", dtype="bfloat16"),
         "ties": recipe("ties", THREE, WEIGHTS, base="base", dtype="bfloat16"),
@@ -185,14 +239,23 @@ def evidence() -> dict[str, str]:
             *(scaled(n, "minute", agreed[n]) for n in of_scale),
             *(scaled(n, "small", agreed[n]) for n in ("model_stock", "sce-1")),
             *halved,
-            *(scaled(f"ties-{t}", "big", agreed["ties-rescale"].replace("float32", t)) for t in ("float16", "float64")),
+            *(
+                scaled(f"ties-{t}", "big", agreed["ties-rescale"].replace("float32", t))
+                for t in ("float16", "float64")
+            ),
         ]
     ) | {
         "small-arcee_fusion": recipe("arcee_fusion", ("small-base", "small-one"), base="small-base"),
-        "small-arcee_fusion-float64": recipe("arcee_fusion", ("small-base", "small-one"), base="small-base", dtype="float64"),
-        "bf16-ramplus_tl": recipe("ramplus_tl", tuple(f"bf16-{m}" for m in THREE), base="bf16-base", dtype="bfloat16"),
+        "small-arcee_fusion-float64": recipe(
+            "arcee_fusion", ("small-base", "small-one"), base="small-base", dtype="float64"
+        ),
+        "bf16-ramplus_tl": recipe(
+            "ramplus_tl", tuple(f"bf16-{m}" for m in THREE), base="bf16-base", dtype="bfloat16"
+        ),
         "rounded-linear": recipe("linear", THREE, SIGNED, dtype="bfloat16"),
-        "one-multislerp": recipe("multislerp", ("one",), {"weight": (0.5,)}, base="base", parameters={"normalize_weights": False}),
+        "one-multislerp": recipe(
+            "multislerp", ("one",), {"weight": (0.5,)}, base="base", parameters={"normalize_weights": False}
+        ),
         "cancel-multislerp": recipe("multislerp", ("one", "mirror", "two"), {"weight": (1.0, 1.0, 0.0)}),
         "length-0-slerp": recipe("slerp", ("base", "zeros"), base="base", parameters={"t": 0.5}),
         "length-0-nuslerp": recipe("nuslerp", ("base", "zeros"), {"weight": (1.0, 1.0)}),
@@ -201,17 +264,29 @@ def evidence() -> dict[str, str]:
         "density-2": recipe("ties", THREE, SIGNED, base="base", parameters={"density": 2.0}),
         "zero-sum": recipe("linear", ("one", "two"), {"weight": (1.0, -1.0)}),
         "zero-sum-task_arithmetic": recipe(
-            "task_arithmetic", ("one", "two"), {"weight": (1.0, -1.0)}, base="base", parameters={"normalize": True}
+            "task_arithmetic",
+            ("one", "two"),
+            {"weight": (1.0, -1.0)},
+            base="base",
+            parameters={"normalize": True},
         ),
         "donor-linear": recipe("linear", THREE, base="base", parameters={"weight": 1.0}),
         "donor-linear-own": recipe("linear", THREE, ONES, base="base"),
         "donor-karcher": recipe("karcher", THREE, base="base"),
-        "unknown-key": recipe("ties", THREE, SIGNED, base="base", parameters={"densty": 0.2}, paramters={"density": 0.2}),
+        "unknown-key": recipe(
+            "ties", THREE, SIGNED, base="base", parameters={"densty": 0.2}, paramters={"density": 0.2}
+        ),
         "no-weight": recipe("ties", THREE, base="base", parameters={"density": 0.5}),
         "equal-ties": recipe("ties", ("ones",), {"weight": (1.0,), "density": (0.5,)}, base="zeros"),
-        "equal-della_linear": recipe("della_linear", ("ones",), {"weight": (1.0,), "density": (0.5,)}, base="zeros"),
-        "few-breadcrumbs": recipe("breadcrumbs", ("one",), {"weight": (1.0,)}, base="base", parameters={"density": 0.05}),
-        "loose-della_linear": recipe("della_linear", ("loose-one",), {"weight": (1.0,), "density": (0.5,)}, base="loose-base"),
+        "equal-della_linear": recipe(
+            "della_linear", ("ones",), {"weight": (1.0,), "density": (0.5,)}, base="zeros"
+        ),
+        "few-breadcrumbs": recipe(
+            "breadcrumbs", ("one",), {"weight": (1.0,)}, base="base", parameters={"density": 0.05}
+        ),
+        "loose-della_linear": recipe(
+            "della_linear", ("loose-one",), {"weight": (1.0,), "density": (0.5,)}, base="loose-base"
+        ),
     }
 
 
@@ -221,11 +296,16 @@ def models() -> dict[str, Tensors]:
     shapes = llama_shapes(HIDDEN, LAYERS, VOCABULARY, tied=False)
 
     def draw(size: float, norm: float = 0.0) -> dict[str, np.ndarray]:
-        return {n: random.standard_normal(s) * size + (norm if "norm" in n else 0.0) for n, s in shapes.items()}
+        return {
+            n: random.standard_normal(s) * size + (norm if "norm" in n else 0.0) for n, s in shapes.items()
+        }
 
     base, far, shared = draw(0.3, 1.0), draw(0.3, 1.0), draw(0.06)
     near, own = draw(0.002), [draw(0.08) for _ in THREE]
-    change = {m: {n: size * (shared[n] + o[n]) for n in shapes} for m, o, size in zip(THREE, own, (0.8, 1.0, 1.3), strict=True)}
+    change = {
+        m: {n: size * (shared[n] + o[n]) for n in shapes}
+        for m, o, size in zip(THREE, own, (0.8, 1.0, 1.3), strict=True)
+    }
     exact = {
         "base": base, "far": far, "near": {n: base[n] + near[n] for n in shapes},
         **{m: {n: base[n] + change[m][n] for n in shapes} for m in THREE},
@@ -244,7 +324,9 @@ def models() -> dict[str, Tensors]:
     found["ones"] = {n: ("F32", np.ones(s, np.float32)) for n, s in shapes.items()}
     loose = {"one": (1,), "column": (6, 1), "cube": (4, 3, 5)}
     for k in ("base", "one"):
-        found[f"loose-{k}"] = {n: ("F32", random.standard_normal(s).astype(np.float32)) for n, s in loose.items()}
+        found[f"loose-{k}"] = {
+            n: ("F32", random.standard_normal(s).astype(np.float32)) for n, s in loose.items()
+        }
     return found
 
 
@@ -282,7 +364,9 @@ class Drawn:
         def drawn(probabilities: Any) -> Any:
             bernoulli(probabilities)
             key = self.noise.noise_key(SEED, self.tensor, self.position)
-            uniform = torch.from_numpy(self.noise.uniform(key, 0, probabilities.numel())).reshape(probabilities.shape)
+            uniform = torch.from_numpy(self.noise.uniform(key, 0, probabilities.numel())).reshape(
+                probabilities.shape
+            )
             return (uniform < probabilities).to(probabilities.dtype)
 
         adapter.ExecuteMergeMethodTask.execute = noted
@@ -319,7 +403,9 @@ def merged(text: str, drawn: Drawn) -> tuple[Tensors, dict[str, str]]:
     for name in arrays[read["base_model"]]:
         drawn.begin(name)
         one = {k: {name: torch.from_numpy(v[name].copy())} for k, v in arrays.items()}
-        parameters = {n: [e["parameters"][n] for e in read["models"]] for n in read["models"][0]["parameters"]}
+        parameters = {
+            n: [e["parameters"][n] for e in read["models"]] for n in read["models"][0]["parameters"]
+        }
         try:
             out = merge_state_dicts(one, read["merge_method"], parameters=parameters, base=read["base_model"])
             found[name] = ("F32", out[name].numpy())
@@ -353,8 +439,15 @@ def main() -> None:
                 print(f"{folder}/{name}: {len(tensors)} tensors {refused or ''}", flush=True)
         os.chdir(HERE)
     (HERE / "outcomes.json").write_text(json.dumps(outcomes, indent=1) + "\n")
-    versions = {p: importlib.metadata.version(p) for p in ("mergekit", "torch", "numpy", "transformers", "safetensors", "xxhash")}
-    about = {"date": datetime.date.today().isoformat(), "python": platform.python_version(), "machine": platform.machine()}
+    versions = {
+        p: importlib.metadata.version(p)
+        for p in ("mergekit", "torch", "numpy", "transformers", "safetensors", "xxhash")
+    }
+    about = {
+        "date": datetime.date.today().isoformat(),
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
     (HERE / "versions.json").write_text(json.dumps(about | versions, indent=1) + "\n")
 
 

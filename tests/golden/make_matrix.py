@@ -77,7 +77,11 @@ OWN: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """Values a model, by what is varied."""
 
-RANKED = values((0.6, 0.5, 0.4), ([0.4, 0.7], [0.6, 0.45], 0.5), (filters(mlp=0.4, rest=0.6), 0.5, filters(second=0.6, all=0.5)))
+RANKED = values(
+    (0.6, 0.5, 0.4),
+    ([0.4, 0.7], [0.6, 0.45], 0.5),
+    (filters(mlp=0.4, rest=0.6), 0.5, filters(second=0.6, all=0.5)),
+)
 """Densities that leave room for ``epsilon``."""
 
 ARC = values(0.3, [0.1, 0.9], filters(self_attn=[0, 0.5, 0.3, 0.7, 1], mlp=[1, 0.5, 0.7, 0.3, 0], rest=0.4))
@@ -158,7 +162,10 @@ def written(*documents: Recipe) -> str:
 
 def piece(*sources: tuple[Any, ...], **keys: Any) -> Recipe:
     """A slice of (model, first layer, end, parameters...)."""
-    made = [{"model": m, "layer_range": [low, high], **({"parameters": p[0]} if p else {})} for m, low, high, *p in sources]
+    made = [
+        {"model": m, "layer_range": [low, high], **({"parameters": p[0]} if p else {})}
+        for m, low, high, *p in sources
+    ]
     return {"sources": made, **keys}
 
 
@@ -206,7 +213,10 @@ def levels() -> dict[str, str]:
 
     plain = dict.fromkeys(THREE)
     own = {"weight": filters(mlp=1.5)}
-    module = {"models": [{"model": m} for m in THREE], "parameters": {"weight": filters(self_attn=[0.2, 0.6])}}
+    module = {
+        "models": [{"model": m} for m in THREE],
+        "parameters": {"weight": filters(self_attn=[0.2, 0.6])},
+    }
     recipes = {
         "gradient-global": listed("linear", plain, parameters={"weight": [0.2, 1.0], "normalize": False}),
         "gradient-of-many": listed("slerp", {"base": None, "far": None}, base_model="base", parameters={"t": [0, 1, 0.25, 0.9]}),
@@ -278,7 +288,10 @@ def stages() -> dict[str, str]:
     """Several documents, those with a name for the others to use; what the last one makes."""
 
     def plain(method: str, models: Mapping[str, Any], **keys: Any) -> Recipe:
-        entries = [{"model": m, "parameters": {"weight": w}} if w is not None else {"model": m} for m, w in models.items()]
+        entries = [
+            {"model": m, "parameters": {"weight": w}} if w is not None else {"model": m}
+            for m, w in models.items()
+        ]
         return {"merge_method": method, "models": entries, **keys, "dtype": "float32"}
 
     mean = {"name": "mean", **plain("linear", {"one": 0.7, "two": 0.4})}
@@ -306,9 +319,14 @@ def tokenizers() -> dict[str, str]:
         about = CASES[name]
         entries = [{"model": m} for m in about["models"]]
         if method == "linear":
-            entries = [{**e, "parameters": {"weight": w}} for e, w in zip(entries, (1.0, 0.7, 0.4), strict=False)]
+            entries = [
+                {**e, "parameters": {"weight": w}} for e, w in zip(entries, (1.0, 0.7, 0.4), strict=False)
+            ]
         tokenizer = dict(about["tokenizer"])
-        head = {"merge_method": method, **({"base_model": about["base_model"]} if "base_model" in about else {})}
+        head = {
+            "merge_method": method,
+            **({"base_model": about["base_model"]} if "base_model" in about else {}),
+        }
         shared = {"parameters": parameters} if parameters else {}
         return written({**head, "models": entries, **shared, "tokenizer": tokenizer, "dtype": "float32"})
 
@@ -351,7 +369,11 @@ def differences() -> dict[str, str]:
         "merge_method": "linear", "tokenizer_source": "union", "base_model": base, "dtype": "float32", "parameters": {"weight": 0.5},
         "slices": [piece((base, 0, 1), (other, 0, 1)), piece((base, 0, 1), (chat, 0, 1))],
     }  # fmt: skip
-    twice = {"merge_method": "linear", "slices": [piece(("one", 0, 2), ("one", 1, 3))], "parameters": {"weight": 0.5}}
+    twice = {
+        "merge_method": "linear",
+        "slices": [piece(("one", 0, 2), ("one", 1, 3))],
+        "parameters": {"weight": 0.5},
+    }
     alone = {"merge_method": "ties", "base_model": "base", "parameters": {"weight": 1.0, "density": 0.5}}
     found = {
         "slices-without-the-base": unlisted,
@@ -392,7 +414,9 @@ def models() -> dict[str, dict[str, np.ndarray]]:
     shapes = llama_shapes(HIDDEN, LAYERS, VOCABULARY, tied=False)
 
     def draw(shapes: Mapping[str, tuple[int, ...]], size: float, norm: float = 0.0) -> dict[str, np.ndarray]:
-        return {n: random.standard_normal(s) * size + (norm if "norm" in n else 0.0) for n, s in shapes.items()}
+        return {
+            n: random.standard_normal(s) * size + (norm if "norm" in n else 0.0) for n, s in shapes.items()
+        }
 
     base, far, shared = draw(shapes, 0.3, 1.0), draw(shapes, 0.3, 1.0), draw(shapes, 0.06)
     made = {"base": base, "far": far}
@@ -430,8 +454,17 @@ def merged(text: str, out: Path) -> None:
 def merged_stages(text: str, out: Path) -> None:
     (out.parent / "stages.yml").write_text(text)
     program = Path(sys.executable).parent / "mergekit-multi"
-    words = ["--out-path", str(out), "-I", str(out.parent / "between"), "--no-write-model-card", "--no-copy-tokenizer"]
-    subprocess.run([program, str(out.parent / "stages.yml"), *words], check=True, capture_output=True, text=True)
+    words = [
+        "--out-path",
+        str(out),
+        "-I",
+        str(out.parent / "between"),
+        "--no-write-model-card",
+        "--no-copy-tokenizer",
+    ]
+    subprocess.run(
+        [program, str(out.parent / "stages.yml"), *words], check=True, capture_output=True, text=True
+    )
 
 
 def record(out: Path) -> tuple[str, np.ndarray, dict[str, Any]]:
@@ -461,7 +494,9 @@ def main() -> None:
     made = models()
     if not asked:
         save_file(MATRIX / "inputs.safetensors", {k: ("F32", flat(m)) for k, m in made.items()})
-    cases = matrix() | {f"{group}/{name}": text for group, make in GROUPS.items() for name, text in make().items()}
+    cases = matrix() | {
+        f"{group}/{name}": text for group, make in GROUPS.items() for name, text in make().items()
+    }
     cases = {case: text for case, text in cases.items() if not asked or case.split("/")[0] in asked}
     Drawn()
     values: dict[str, dict[str, tuple[str, np.ndarray]]] = {}

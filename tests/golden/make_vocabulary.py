@@ -32,7 +32,9 @@ def gathered(case: dict[str, Any], folders: dict[str, Path]) -> dict[str, Any]:
     def located(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: v if k == "token" else located(v) for k, v in value.items()}
-        return str(folders[value]) if isinstance(value, str) and value in folders and value != "base" else value
+        return (
+            str(folders[value]) if isinstance(value, str) and value in folders and value != "base" else value
+        )
 
     setting = dict(case["tokenizer"])
     tokens = {}

@@ -30,7 +30,9 @@ IDLE = "weight: 0.4, density: [0.2, 0.9], normalize: 1.0, rescale: [{filter: mlp
 
 
 def deltas(method: str, parameters: str, **keys: str) -> str:
-    return f"merge_method: {method}\n{DELTAS}parameters: {{{parameters}}}\n" + "".join(f"{k}: {v}\n" for k, v in keys.items())
+    return f"merge_method: {method}\n{DELTAS}parameters: {{{parameters}}}\n" + "".join(
+        f"{k}: {v}\n" for k, v in keys.items()
+    )
 
 
 def sparse(method: str, parameters: str) -> str:
@@ -135,9 +137,13 @@ parameters: {max_iter: 20000, tol: 1e-6, normalize: true, t: 0.5}
     "ram-options": deltas("ram", f"epsilon: 0.03, {IDLE}"),
     "ramplus_tl-options": deltas("ramplus_tl", f"epsilon: 0.03, r: 0.5, alpha: 1.0, {IDLE}"),
     "linear-options": f"merge_method: linear\n{PLAIN}parameters: {{density: 0.3, lambda: 2, rescale: 1.0, t: 0.1, select_topk: 0.2}}\n",
-    "task_arithmetic-options": deltas("task_arithmetic", "density: 0.2, rescale: true, gamma: 0.1, epsilon: 0.3, filter_wise: 1"),
+    "task_arithmetic-options": deltas(
+        "task_arithmetic", "density: 0.2, rescale: true, gamma: 0.1, epsilon: 0.3, filter_wise: 1"
+    ),
     "della-gamma": deltas("della", "epsilon: 0.1, gamma: 0.3, select_topk: 0.1, max_iter: 3"),
-    "breadcrumbs-epsilon": deltas("breadcrumbs", "gamma: 0.1, epsilon: 0.4, tol: 1e-3, nuslerp_flatten: false"),
+    "breadcrumbs-epsilon": deltas(
+        "breadcrumbs", "gamma: 0.1, epsilon: 0.4, tol: 1e-3, nuslerp_flatten: false"
+    ),
     "nuslerp-density": f"merge_method: nuslerp\n{PLAIN}parameters: {{density: 0.5, normalize: 0, lambda: 0.4, normalize_weights: false}}\n",
 }
 
@@ -231,4 +237,6 @@ def circulation() -> dict[str, str]:
     """Their names and text; all in float32, if they do not say otherwise."""
     found = TRUTHS | IDLE_OPTIONS | NOTHING_KEPT | WRITTEN_OTHERWISE
     assert len(found) == sum(map(len, (TRUTHS, IDLE_OPTIONS, NOTHING_KEPT, WRITTEN_OTHERWISE)))
-    return {name: text if "\ndtype:" in f"\n{text}" else f"{text}dtype: float32\n" for name, text in found.items()}
+    return {
+        name: text if "\ndtype:" in f"\n{text}" else f"{text}dtype: float32\n" for name, text in found.items()
+    }

@@ -74,7 +74,9 @@ def change(tensors: Tensors, base: Tensors) -> Tensors:
 def half_steps(found: Tensors, exact: Tensors) -> np.ndarray:
     """Every element's distance from ``exact``, in halves of a BF16 step: at most 1 where it is the nearest BF16 number."""
     halves = {n: 2.0 ** (np.floor(np.log2(np.abs(v.astype(np.float64)))) - 8) for n, v in exact.items()}
-    return np.concatenate([(np.abs(found[n].astype(np.float64) - v) / halves[n]).ravel() for n, v in exact.items()])
+    return np.concatenate(
+        [(np.abs(found[n].astype(np.float64) - v) / halves[n]).ravel() for n, v in exact.items()]
+    )
 
 
 def outcome(case: str) -> dict[str, str]:
@@ -97,7 +99,9 @@ def test_a_recipe_gives_mergekits_result(case: str, merge: Merge) -> None:
         ("model_stock", 0.2), ("sce-0.5", 0.1), ("nearswap", 0.08),
     ],
 )  # fmt: skip
-def test_inputs_of_any_size_give_a_result_of_that_size(case: str, theirs_at_least: float, merge: Merge) -> None:
+def test_inputs_of_any_size_give_a_result_of_that_size(
+    case: str, theirs_at_least: float, merge: Merge
+) -> None:
     """All inputs times 2**-30 give the result times 2**-30; epsilons that are absolute prevent it in mergekit."""
     expected = theirs(f"parity/{case}")
     assert deviation(theirs(f"evidence/minute-{case}"), expected, MINUTE) >= theirs_at_least
@@ -105,7 +109,9 @@ def test_inputs_of_any_size_give_a_result_of_that_size(case: str, theirs_at_leas
 
 
 @pytest.mark.parametrize(("case", "theirs_at_least"), [("model_stock", 0.9), ("sce-1", 0.3)])
-def test_small_task_vectors_give_a_small_change(case: str, theirs_at_least: float, merge: Merge, inputs: Path) -> None:
+def test_small_task_vectors_give_a_small_change(
+    case: str, theirs_at_least: float, merge: Merge, inputs: Path
+) -> None:
     """Task vectors of about 1e-4, as fine-tunes have them, give 2**-10 of the change of those of about 0.1."""
     expected = change(theirs(f"parity/{case}"), read_model(inputs / "base"))
     base = read_model(inputs / "small-base")
@@ -120,10 +126,14 @@ def test_a_merge_in_bf16_is_the_exact_one_rounded_once(case: str, merge: Merge) 
     # An exact middle of two BF16 numbers may go either way, by what float32 makes of it.
     assert half_steps(merge(f"evidence/bf16-{case}"), exact).max() <= 1.001
     wrong = float((half_steps(theirs(f"evidence/bf16-{case}"), exact) > 1.001).mean())
-    assert wrong == 0 if case == "linear" else wrong >= 0.25, "mergekit's share of elements that are not the nearest"
+    assert wrong == 0 if case == "linear" else wrong >= 0.25, (
+        "mergekit's share of elements that are not the nearest"
+    )
 
 
-def test_arcee_fusion_takes_what_is_important_and_not_what_rounding_makes_so(merge: Merge, inputs: Path) -> None:
+def test_arcee_fusion_takes_what_is_important_and_not_what_rounding_makes_so(
+    merge: Merge, inputs: Path
+) -> None:
     """Task vectors of 1e-4: their divergence is some 1e-9, below what float32 tells of probabilities."""
     exact, base = theirs("evidence/small-arcee_fusion-float64"), read_model(inputs / "small-base")
     in_float32 = theirs("evidence/small-arcee_fusion")
@@ -171,7 +181,12 @@ def test_a_base_model_that_is_not_listed_needs_no_weight(merge: Merge) -> None:
 def test_multislerp_of_one_model_follows_the_formula(merge: Merge, inputs: Path) -> None:
     base, one = read_model(inputs / "base"), read_model(inputs / "one")
     assert deviation(theirs("evidence/one-multislerp"), one) == 0
-    assert deviation(merge("evidence/one-multislerp"), {n: (base[n] + one[n].astype(np.float64)) / 2 for n in base}) <= TOLERANCE
+    assert (
+        deviation(
+            merge("evidence/one-multislerp"), {n: (base[n] + one[n].astype(np.float64)) / 2 for n in base}
+        )
+        <= TOLERANCE
+    )
 
 
 def test_multislerp_of_directions_that_cancel_is_their_weighted_sum(merge: Merge) -> None:
@@ -210,14 +225,19 @@ def test_weights_that_sum_to_0_are_refused(merge: Merge) -> None:
 
 def test_weights_that_sum_to_0_are_not_left_undivided_in_silence(merge: Merge, inputs: Path) -> None:
     base, one, two = (read_model(inputs / m) for m in ("base", "one", "two"))
-    assert deviation(theirs("evidence/zero-sum-task_arithmetic"), {n: base[n] + one[n] - two[n] for n in base}) <= TOLERANCE
+    assert (
+        deviation(theirs("evidence/zero-sum-task_arithmetic"), {n: base[n] + one[n] - two[n] for n in base})
+        <= TOLERANCE
+    )
     with pytest.raises(alnico.errors.AlnicoError, match=r"the weights .*sum to 0 \(1, -1\)"):
         merge("evidence/zero-sum-task_arithmetic")
 
 
 def test_unknown_keys_are_refused(merge: Merge) -> None:
     assert deviation(theirs("evidence/unknown-key"), theirs("parity/ties-whole")) == 0
-    with pytest.raises(alnico.errors.RecipeError, match=r"Did you mean density\?\n.*Did you mean parameters\?"):
+    with pytest.raises(
+        alnico.errors.RecipeError, match=r"Did you mean density\?\n.*Did you mean parameters\?"
+    ):
         merge("evidence/unknown-key")
 
 

@@ -112,7 +112,11 @@ def test_the_matrix_has_every_cell() -> None:
     }  # fmt: skip
     kinds = {m: ("scalar",) if m == "arcee_fusion" else ("scalar", "gradient", "filter") for m in methods}
     expected = {f"{m}/{form}-{kind}" for m in methods for form in ("models", "slices") for kind in kinds[m]}
-    assert expected <= OUTPUTS.keys() == {p.relative_to(MATRIX).with_suffix("").as_posix() for p in MATRIX.rglob("*.yml")}
+    assert (
+        expected
+        <= OUTPUTS.keys()
+        == {p.relative_to(MATRIX).with_suffix("").as_posix() for p in MATRIX.rglob("*.yml")}
+    )
 
 
 @pytest.mark.parametrize(
@@ -130,7 +134,9 @@ def test_a_recipe_that_can_mean_one_thing_runs(case: str, error: str, same_as: s
 
 def test_a_value_of_the_whole_merge_under_a_model_counts(merge: Merge) -> None:
     meant = theirs("ties/models-scalar")
-    assert len(differing(theirs("differences/lambda-of-a-model"), meant)) == len(meant), "mergekit leaves it out"
+    assert len(differing(theirs("differences/lambda-of-a-model"), meant)) == len(meant), (
+        "mergekit leaves it out"
+    )
     assert differing(read_model(merge("differences/lambda-of-a-model")), meant) == {}
 
 
@@ -147,16 +153,26 @@ def test_two_layers_of_one_model_are_averaged(merge: Merge, inputs: Path) -> Non
     def moved(name: str, by: int) -> str:
         return name.replace("layers.1.", f"layers.{1 + by}.").replace("layers.0.", f"layers.{by}.")
 
-    expected = {n: (v + one[moved(n, 1)].astype(np.float64)) / 2 for n, v in one.items() if "layers.2." not in n}
+    expected = {
+        n: (v + one[moved(n, 1)].astype(np.float64)) / 2 for n, v in one.items() if "layers.2." not in n
+    }
     assert differing(read_model(merge("differences/one-model-twice")), expected) == {}
 
 
-def test_what_comes_after_the_layers_is_merged_from_all_sources_of_the_last_slice(merge: Merge, inputs: Path) -> None:
+def test_what_comes_after_the_layers_is_merged_from_all_sources_of_the_last_slice(
+    merge: Merge, inputs: Path
+) -> None:
     """mergekit takes as many of them as the first slice has: one, the base."""
     case = "differences/a-slice-of-the-base"
     base, made, found = read_model(inputs / "base"), theirs(case), read_model(merge(case))
     after = ("lm_head.weight", "model.norm.weight")
-    assert differing({n: v for n, v in found.items() if n not in after}, {n: v for n, v in made.items() if n not in after}) == {}
+    assert (
+        differing(
+            {n: v for n, v in found.items() if n not in after},
+            {n: v for n, v in made.items() if n not in after},
+        )
+        == {}
+    )
     assert differing({n: made[n] for n in after}, {n: base[n] for n in after}) == {}
     assert sorted(differing({n: found[n] for n in after}, {n: base[n] for n in after})) == sorted(after)
 
@@ -175,7 +191,11 @@ def test_a_token_that_a_slice_lacks_has_the_row_of_another_slices_model(merge: M
         assert held is not None
         return models[model][matrix][held.tokens[token]].astype(np.float64)
 
-    for matrix, token, model in ((EMBED, "<|im_start|>", "chat"), (HEAD, "ef", "other"), (HEAD, "gh", "other")):
+    for matrix, token, model in (
+        (EMBED, "<|im_start|>", "chat"),
+        (HEAD, "ef", "other"),
+        (HEAD, "gh", "other"),
+    ):
         assert not made[matrix][tokens[token]].any()
         np.testing.assert_allclose(found[matrix][tokens[token]], row(model, matrix, token), rtol=1e-5)
     # Of the other rows only that of the token of both differs: for base it is the mean of both, not the one of its slice.
@@ -184,7 +204,9 @@ def test_a_token_that_a_slice_lacks_has_the_row_of_another_slices_model(merge: M
         mean = (row("other", matrix, "<|im_end|>") + row("chat", matrix, "<|im_end|>")) / 2
         both = tokens["<|im_end|>"]
         np.testing.assert_allclose(made[matrix][both], row(model, matrix, "<|im_end|>"), rtol=1e-5)
-        np.testing.assert_allclose(found[matrix][both], (mean + row(model, matrix, "<|im_end|>")) / 2, rtol=1e-5)
+        np.testing.assert_allclose(
+            found[matrix][both], (mean + row(model, matrix, "<|im_end|>")) / 2, rtol=1e-5
+        )
         rest = [i for t, i in tokens.items() if t not in ("<|im_end|>", *missing[matrix])]
         np.testing.assert_allclose(found[matrix][rest], made[matrix][rest], rtol=1e-5, atol=1e-6)
 
@@ -200,7 +222,11 @@ def test_a_tokenizer_source_may_have_the_word_model_before_its_path(merge: Merge
     """As mergekit wanted it once; its 0.1.5 looks for a model of that name."""
     case = "tokenizers/tokenizer_source-other"
     expected = merge(case)
-    text = (MATRIX / f"{case}.yml").read_text().replace("tokenizer_source: other", "tokenizer_source: model:other")
+    text = (
+        (MATRIX / f"{case}.yml")
+        .read_text()
+        .replace("tokenizer_source: other", "tokenizer_source: model:other")
+    )
     assert "model:other" in text
     alnico.merge(text, tmp_path / "again")
     for name in ("model.safetensors", "tokenizer.json"):

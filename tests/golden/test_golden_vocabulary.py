@@ -23,7 +23,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_token_has_the_row_that_mergekit_gives_it(case: str, folders: dict[str, Path], tmp_path: Path) -> None:
+def test_every_token_has_the_row_that_mergekit_gives_it(
+    case: str, folders: dict[str, Path], tmp_path: Path
+) -> None:
     expected = GOLDEN[case]
     sources = [open_model(folders[name]) for name in CASES[case]["models"]]
     plan = planned(CASES[case], sources)
@@ -42,4 +44,6 @@ def test_every_token_has_the_row_that_mergekit_gives_it(case: str, folders: dict
             [found[t] for t in written.tokens], [expected["rows"][name][t] for t in written.tokens], rtol=1e-7
         )
         for padding in expected["padding"][name]:
-            np.testing.assert_allclose(embed[len(found) :], np.tile(padding, (plan.size - len(found), 1)), rtol=1e-6)
+            np.testing.assert_allclose(
+                embed[len(found) :], np.tile(padding, (plan.size - len(found), 1)), rtol=1e-6
+            )

@@ -13,7 +13,12 @@ import made
 from alnico.checkpoint.lora_adapter import open_adapter
 from hostile.malformed import Malformed, Read, reading, save, save_json
 
-BASE = {"q.weight": ("F32", (4, 6)), "q.bias": ("F32", (4,)), "head.weight": ("F32", (5, 4)), "n": ("I32", (3,))}
+BASE = {
+    "q.weight": ("F32", (4, 6)),
+    "q.bias": ("F32", (4,)),
+    "head.weight": ("F32", (5, 4)),
+    "n": ("I32", (3,)),
+}
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 4}
 Q = "base_model.model.q"
 LORA = {f"{Q}.lora_A.weight": ("F32", (2, 6)), f"{Q}.lora_B.weight": ("F32", (4, 2))}
@@ -79,7 +84,10 @@ def packed(base: Mapping[str, Any], targets: list[str], **more: Any):
 
 
 PAIR = {"experts.up": ("F32", (2, 5, 6)), "experts.down": ("F32", (2, 5, 6))}
-TWICE = {"base_model.model.n.original_module.weight": ("F32", (2,)), "base_model.model.n.modules_to_save.weight": ("F32", (2,))}
+TWICE = {
+    "base_model.model.n.original_module.weight": ("F32", (2,)),
+    "base_model.model.n.modules_to_save.weight": ("F32", (2,)),
+}
 
 
 ROWS = {"base_model.model.head.token_adapter.trainable_tokens_delta": ("F32", (1, 4))}
@@ -96,8 +104,13 @@ def differing(folder: Path) -> Read:
     saved = {f"base_model.model.{m}.weight": ("F32", (5, 4)) for m in ("embed_tokens", "lm_head")}
     read = adapted(tensors=saved, modules_to_save=["embed_tokens"], ensure_weight_tying=True)(folder)
     save(folder / "base" / "model.safetensors", {"embed_tokens.weight": ("F32", (5, 4))})
-    save_json(folder / "base" / "config.json", {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True})
-    values = {name: ("F32", np.full(shape, float(i), np.float32)) for i, (name, (_, shape)) in enumerate(saved.items())}
+    save_json(
+        folder / "base" / "config.json", {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": True}
+    )
+    values = {
+        name: ("F32", np.full(shape, float(i), np.float32))
+        for i, (name, (_, shape)) in enumerate(saved.items())
+    }
     made.save_file(folder / "adapter" / "adapter_model.safetensors", values)
     return read
 
@@ -113,9 +126,12 @@ def other_factors(folder: Path) -> Read:
     }
     read = differing(folder)
     save_json(
-        folder / "adapter" / "adapter_config.json", CONFIG | {"target_modules": ["embed_tokens"], "ensure_weight_tying": True}
+        folder / "adapter" / "adapter_config.json",
+        CONFIG | {"target_modules": ["embed_tokens"], "ensure_weight_tying": True},
     )
-    values = {name: ("F32", np.full(shape, float(i), np.float32)) for i, (name, shape) in enumerate(factors.items())}
+    values = {
+        name: ("F32", np.full(shape, float(i), np.float32)) for i, (name, shape) in enumerate(factors.items())
+    }
     made.save_file(folder / "adapter" / "adapter_model.safetensors", values)
     return read
 

@@ -52,7 +52,8 @@ def checks_of(file: str) -> list[Check]:
         for node in ast.walk(function):
             if isinstance(node, ast.Raise) and node.exc is not None and function.name not in NO_READING:
                 found.setdefault(
-                    (node.lineno, node.col_offset), Check(file, function.name, _text(node.exc), node.lineno, node.col_offset)
+                    (node.lineno, node.col_offset),
+                    Check(file, function.name, _text(node.exc), node.lineno, node.col_offset),
                 )
     return [found[place] for place in sorted(found)]
 
@@ -106,7 +107,11 @@ def without(check: Check) -> Iterator[None]:
     module = importlib.import_module("alnico." + check.file.removesuffix(".py").replace("/", "."))
     function = _function(module, check, path)
     kept = function.__code__
-    code = next(c for c in _codes(changed) if c.co_qualname == kept.co_qualname and c.co_firstlineno == kept.co_firstlineno)
+    code = next(
+        c
+        for c in _codes(changed)
+        if c.co_qualname == kept.co_qualname and c.co_firstlineno == kept.co_firstlineno
+    )
     function.__code__ = code
     try:
         yield
@@ -123,7 +128,10 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 def _function(module: types.ModuleType, check: Check, path: Path) -> Any:
     """The function or method that holds a check, by its line: names may be twice in a module."""
-    holders = [module, *(v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__)]
+    holders = [
+        module,
+        *(v for v in vars(module).values() if isinstance(v, type) and v.__module__ == module.__name__),
+    ]
     found = []
     for holder in holders:
         value = vars(holder).get(check.function)

@@ -272,14 +272,19 @@ def in_fp8(scale: tuple[str, tuple[int, ...]] | None, block: object = (2, 2)):
     def make(folder: Path) -> Read:
         tensors = {"q.weight": ("F8_E4M3", (4, 4))} | ({"q.weight_scale_inv": scale} if scale else {})
         save(folder / "model.safetensors", tensors)
-        save_json(folder / "config.json", {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}})
+        save_json(
+            folder / "config.json",
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": block}},
+        )
         return reading(folder)
 
     return make
 
 
 FP8_FILES = (
-    Malformed("config.json says weight_block_size", "weight_block_size [0, 2]", in_fp8(("F32", (2, 2)), (0, 2))),
+    Malformed(
+        "config.json says weight_block_size", "weight_block_size [0, 2]", in_fp8(("F32", (2, 2)), (0, 2))
+    ),
     Malformed("is F8_E4M3 and has no", "has no q.weight_scale_inv", in_fp8(None)),
     Malformed("its scales are {} {}; expected numbers", "its scales are F32 (2, 3)", in_fp8(("F32", (2, 3)))),
 )

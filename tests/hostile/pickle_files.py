@@ -54,7 +54,9 @@ FLOAT = Name("torch", "FloatStorage")
 
 def made(bits: object, kind: str = "FloatStorage") -> Call:
     """A tensor with what torch calls metadata."""
-    return Call(Name("torch._utils", "_rebuild_tensor_v2"), Stored(kind, "1", 8), 0, (2,), (1,), False, {}, bits)
+    return Call(
+        Name("torch._utils", "_rebuild_tensor_v2"), Stored(kind, "1", 8), 0, (2,), (1,), False, {}, bits
+    )
 
 
 def of_type(rebuild: Name, kind: object) -> Call:
@@ -62,14 +64,31 @@ def of_type(rebuild: Name, kind: object) -> Call:
 
 
 def by_way_of_the_cpu(dtype: str) -> Call:
-    return Call(Name("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"), GOOD, Name("torch", dtype), "xla:0", False)
+    return Call(
+        Name("torch._utils", "_rebuild_device_tensor_from_cpu_tensor"),
+        GOOD,
+        Name("torch", dtype),
+        "xla:0",
+        False,
+    )
 
 
 def scalar(data: object) -> Call:
-    return Call(Name("numpy._core.multiarray", "scalar"), Call(Name("numpy", "dtype"), "f8", False, True), data)
+    return Call(
+        Name("numpy._core.multiarray", "scalar"), Call(Name("numpy", "dtype"), "f8", False, True), data
+    )
 
 
-AS_BYTES = Call(Name("torch._utils", "_rebuild_tensor_v3"), Stored("UntypedStorage", "0", 64), 0, (2,), (1,), False, {}, "F33")
+AS_BYTES = Call(
+    Name("torch._utils", "_rebuild_tensor_v3"),
+    Stored("UntypedStorage", "0", 64),
+    0,
+    (2,),
+    (1,),
+    False,
+    {},
+    "F33",
+)
 
 PICKLE_FILES = (
     # pickles.py

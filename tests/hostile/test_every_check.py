@@ -23,7 +23,9 @@ WHOLE = {check.message for check in CHECKS}
 
 def files_of(check: Check) -> list[Malformed]:
     """The files of a check: those that name its whole message, or a part of it that is no other's whole message."""
-    return [f for f in FILES if f.check == check.message or (f.check in check.message and f.check not in WHOLE)]
+    return [
+        f for f in FILES if f.check == check.message or (f.check in check.message and f.check not in WHOLE)
+    ]
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=str)

@@ -68,7 +68,9 @@ def outside(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "README.md", "merges.txt", "anything.py"])
-def test_a_side_file_that_links_out_of_the_model_is_refused_before_anything_is_merged(tmp_path: Path, name: str) -> None:
+def test_a_side_file_that_links_out_of_the_model_is_refused_before_anything_is_merged(
+    tmp_path: Path, name: str
+) -> None:
     model, private = outside(tmp_path)
     (model / name).symlink_to(private)
     assert refusal(lambda: open_model(model)) == (
@@ -76,7 +78,9 @@ def test_a_side_file_that_links_out_of_the_model_is_refused_before_anything_is_m
         "If you trust the model, put the file itself there; else do not use it."
     )
     with pytest.raises(ModelError, match="outside the model's directory"):
-        copy_side_files(model, tmp_path / "out") if name != "README.md" and name != "config.json" else open_model(model)
+        copy_side_files(
+            model, tmp_path / "out"
+        ) if name != "README.md" and name != "config.json" else open_model(model)
     assert not (tmp_path / "out").exists()
 
 
@@ -100,7 +104,8 @@ def test_modules_json_names_no_folder_outside(tmp_path: Path, path: str) -> None
 
 
 @pytest.mark.parametrize(
-    "file", ["../private.safetensors", "/private.safetensors", "a/../../private.safetensors", "deep/s.safetensors"]
+    "file",
+    ["../private.safetensors", "/private.safetensors", "a/../../private.safetensors", "deep/s.safetensors"],
 )
 def test_an_index_reads_no_weights_outside(tmp_path: Path, file: str) -> None:
     save(tmp_path / "private" / "s.safetensors", ONE)
@@ -108,7 +113,9 @@ def test_an_index_reads_no_weights_outside(tmp_path: Path, file: str) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "deep").symlink_to(tmp_path / "private")
     save_json(tmp_path / "model" / INDEX, {"weight_map": {"w": file}})
-    assert "outside the model's directory; expected a file inside it." in refusal(lambda: open_model(tmp_path / "model"))
+    assert "outside the model's directory; expected a file inside it." in refusal(
+        lambda: open_model(tmp_path / "model")
+    )
 
 
 def test_an_adapter_and_statistics_read_nothing_outside(tmp_path: Path) -> None:
@@ -116,10 +123,14 @@ def test_an_adapter_and_statistics_read_nothing_outside(tmp_path: Path) -> None:
     save(tmp_path / "private.safetensors", ONE)
     for name, summary in (("adapter", "adapter_config.json"), ("measured", "statistics.json")):
         (tmp_path / name).mkdir()
-        save_json(tmp_path / name / summary, {"peft_type": "LORA", "schema": 1, "kind": "fisher", "tensors": {}})
-        (tmp_path / name / summary.replace("_config.json", "_model.safetensors").replace(".json", ".safetensors")).symlink_to(
-            tmp_path / "private.safetensors"
+        save_json(
+            tmp_path / name / summary, {"peft_type": "LORA", "schema": 1, "kind": "fisher", "tensors": {}}
         )
+        (
+            tmp_path
+            / name
+            / summary.replace("_config.json", "_model.safetensors").replace(".json", ".safetensors")
+        ).symlink_to(tmp_path / "private.safetensors")
     assert "is a link to" in refusal(lambda: open_model(f"{base}+{tmp_path / 'adapter'}"))
     assert "is a link to" in refusal(lambda: open_statistics(str(tmp_path / "measured")))
 
@@ -133,9 +144,15 @@ def test_a_link_within_the_model_and_a_link_to_the_model_are_followed(tmp_path: 
         assert opened.config == {"model_type": "llama"}
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "modules.json", INDEX])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "config.json", "tokenizer.json", "modules.json", INDEX]
+)
 def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path: Path, name: str) -> None:
-    model = save_model(tmp_path / "m", {"model.embed_tokens.weight": ("F32", np.ones((2, 2), np.float32))}, {"model_type": "llama"})
+    model = save_model(
+        tmp_path / "m",
+        {"model.embed_tokens.weight": ("F32", np.ones((2, 2), np.float32))},
+        {"model_type": "llama"},
+    )
     (model / name).unlink(missing_ok=True)
     os.mkfifo(model / name)
     recipe = {"merge_method": "linear", "models": [str(model)], "tokenizer_source": "base"}
@@ -182,7 +199,9 @@ def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path: Path) -> None:
     told = refusal(spelled(pickle.EMPTY_DICT + deep + pickle.NONE + pickle.SETITEM)(tmp_path))
     assert "(UnpicklingError: a key of the type tuple)" in told
     for name in (b"c__builtin__\nset\n", b"ccollections\nCounter\n", b"ctorch\nSize\n"):
-        read = spelled(name + pickle.EMPTY_LIST + deep + pickle.APPEND + pickle.TUPLE1 + pickle.REDUCE)(tmp_path)
+        read = spelled(name + pickle.EMPTY_LIST + deep + pickle.APPEND + pickle.TUPLE1 + pickle.REDUCE)(
+            tmp_path
+        )
         try:
             read()
         except ModelError:
@@ -212,7 +231,9 @@ def test_a_record_that_unpacks_to_much_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr(zipfile.ZipInfo("m/data.pkl"), pickled({"w": GOOD}), zipfile.ZIP_STORED)
         archive.writestr("m/byteorder", bytes(64 << 20))
     with memory_of_at_most(4 << 20):
-        assert "m/byteorder has 67108864 bytes or is compressed" in refusal(lambda: open_model(tmp_path / "m.pt"))
+        assert "m/byteorder has 67108864 bytes or is compressed" in refusal(
+            lambda: open_model(tmp_path / "m.pt")
+        )
 
 
 # JSON.
@@ -231,7 +252,9 @@ def test_numbers_that_no_float_holds_are_refused(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="is damaged"):
             read_journal(tmp_path, {})
     (tmp_path / NAME).write_text(begun + "[" * 100_000 + "\n")
-    assert not read_journal(tmp_path, {})  # a line without its check was cut off: what follows it is not known
+    assert not read_journal(
+        tmp_path, {}
+    )  # a line without its check was cut off: what follows it is not known
     (tmp_path / NAME).write_text(checked({"journal": FORM, "made": [], "fingerprint": []}))
     with pytest.raises(OutputError, match="is damaged"):
         read_journal(tmp_path, {"recipe": 1})
@@ -241,7 +264,12 @@ def test_an_analysis_with_a_norm_that_no_float_holds_is_refused_by_a_merge(tmp_p
     for name in ("base", "a", "b"):
         save(tmp_path / name / "model.safetensors", ONE)
     tensors = [{"name": "w", "shape": [2], "changes": [{"l2": 10**400}, {"l2": 1.0}]}]
-    summary = {"schema": 1, "base": {"reference": "base"}, "models": [{"reference": "a"}, {"reference": "b"}], "tensors": tensors}
+    summary = {
+        "schema": 1,
+        "base": {"reference": "base"},
+        "models": [{"reference": "a"}, {"reference": "b"}],
+        "tensors": tensors,
+    }
     save_json(tmp_path / SUMMARY, summary)
     weight = {"from": "analysis", "path": str(tmp_path / SUMMARY)}
     recipe = {
@@ -277,14 +305,19 @@ def test_a_chat_template_is_text_that_is_carried_and_never_run(tmp_path: Path) -
 
     mark = tmp_path / "mark"
     model = save_model(tmp_path / "m", {"w": ("F32", np.ones(4, np.float32))}, {"model_type": "llama"})
-    template = f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{% for x in range(10**9) %}}{mark}{{% endfor %}}"
+    template = (
+        f"{{{{ ''.__class__.__mro__[1].__subclasses__() }}}}{{% for x in range(10**9) %}}{mark}{{% endfor %}}"
+    )
     (model / "chat_template.jinja").write_text(template)
     code = (
         "import alnico, sys; alnico.merge({'merge_method': 'linear', 'models': [sys.argv[1]], 'chat_template': 'auto'}, sys.argv[2]); "
         "print('jinja2' in sys.modules)"
     )
     shown = subprocess.run(
-        [sys.executable, "-c", code, str(model), str(tmp_path / "out")], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(model), str(tmp_path / "out")],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert shown.stdout.splitlines()[-1] == "False"
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == template
@@ -292,14 +325,23 @@ def test_a_chat_template_is_text_that_is_carried_and_never_run(tmp_path: Path) -
 
 
 def test_a_search_of_too_many_values_is_refused() -> None:
-    many = "merge_method: linear\nmodels: [a, b]\nparameters:\n  weight: [" + "{search: [0, 1]}, " * 5_001 + "1]\n"
+    many = (
+        "merge_method: linear\nmodels: [a, b]\nparameters:\n  weight: ["
+        + "{search: [0, 1]}, " * 5_001
+        + "1]\n"
+    )
     with pytest.raises(RecipeError) as caught:
         read_search(many)
-    assert str(caught.value) == "recipe:4: more than 5000 values are searched; expected fewer. Search one for several tensors."
+    assert (
+        str(caught.value)
+        == "recipe:4: more than 5000 values are searched; expected fewer. Search one for several tensors."
+    )
 
 
 def test_a_search_of_all_parameters_at_once_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"recipe:4: parameters is 0\.1; expected a mapping of option names to values\."):
+    with pytest.raises(
+        RecipeError, match=r"recipe:4: parameters is 0\.1; expected a mapping of option names to values\."
+    ):
         read_search("merge_method: ties\nbase_model: c\nmodels: [a, b]\nparameters: {search: [0.1, 1.0]}\n")
 
 
@@ -333,14 +375,20 @@ def test_json_of_any_kind_in_the_place_of_a_tokenizer_is_refused(tmp_path: Path)
         assert "expected an object" in refusal(lambda: alnico.plan(recipe))
 
 
-def test_the_ends_of_many_dimensions_are_not_looked_at_where_the_default_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ends_of_many_dimensions_are_not_looked_at_where_the_default_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Each end reads the whole file again, so that a small file with a mistake took seconds."""
     from alnico.tune.search import space
 
     read = space.read_document
     times: list[int] = []
     monkeypatch.setattr(space, "read_document", lambda *given: times.append(1) or read(*given))
-    many = "merge_method: ties\nbase_model: b\nmodels: [a, c]\nparameters: [" + "{density: {search: [0.1, 1.0]}}, " * 300 + "]\n"
+    many = (
+        "merge_method: ties\nbase_model: b\nmodels: [a, c]\nparameters: ["
+        + "{density: {search: [0.1, 1.0]}}, " * 300
+        + "]\n"
+    )
     with pytest.raises(RecipeError, match="parameters is a list"):
         read_search(many)
     assert len(times) == 1

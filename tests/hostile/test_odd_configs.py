@@ -31,14 +31,19 @@ VOCABULARY = (letters()[0], special(), letters()[1])
 
 
 @pytest.mark.parametrize("key", KEYS)
-def test_odd_values_end_in_errors_of_alnico(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_values_end_in_errors_of_alnico(
+    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     family(tmp_path, 1, layers=2)
     family(tmp_path / "untied", 0, layers=2, tied=False)
     for name in ("untied/base", "tuned-0"):
         save_tokenizer(Path(name), *VOCABULARY)
     plain = json.loads(Path("tuned-0/config.json").read_text())
-    stack = [{"sources": [{"model": "tuned-0", "layer_range": [0, 1]}]}, {"sources": [{"model": "tuned-0", "layer_range": [0, 2]}]}]
+    stack = [
+        {"sources": [{"model": "tuned-0", "layer_range": [0, 1]}]},
+        {"sources": [{"model": "tuned-0", "layer_range": [0, 2]}]},
+    ]
     recipes: list[dict[str, Any]] = [
         {"merge_method": "linear", "models": ["tuned-0", "base"]},
         {"merge_method": "linear", "models": ["untied/base", "tuned-0"], "tokenizer": {"source": "union"}},

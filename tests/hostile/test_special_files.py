@@ -68,7 +68,10 @@ WAITING = (a_pipe, a_socket, a_device)
 
 
 def model(folder: Path, value: float = 1.0) -> Path:
-    values = {"model.embed_tokens.weight": ("F32", np.full((4, 4), value, np.float32)), "w": ("F32", np.full(3, value, np.float32))}
+    values = {
+        "model.embed_tokens.weight": ("F32", np.full((4, 4), value, np.float32)),
+        "w": ("F32", np.full(3, value, np.float32)),
+    }
     return save_model(folder, values, {"model_type": "llama", "vocab_size": 4})
 
 
@@ -117,8 +120,13 @@ def sweep(folder: Path, names: Sequence[str], kinds: Sequence[Callable[[Path], N
 def swept(folder: Path, names: str, kinds: str) -> dict[tuple[str, str, str], str]:
     """What came of each, in a process that is ended if it waits."""
     code = f"from pathlib import Path; from hostile.test_special_files import *; sweep(Path({str(folder)!r}), {names}, {kinds})"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(SOURCE.parent), str(Path(__file__).parent.parent)))}
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(SOURCE.parent), str(Path(__file__).parent.parent))),
+    }
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=240, env=environment
+    )
     assert ran.returncode == 0, ran.stdout[-300:] + ran.stderr[-3000:]
     lines = [line.partition("] ") for line in ran.stdout.splitlines()]
     return {tuple(json.loads(key + "]")): came for key, _, came in lines}  # type: ignore[misc]
@@ -138,7 +146,10 @@ def test_a_plan_and_its_merge_agree_on_what_is_no_file_and_no_command_waits(tmp_
         for kind in KINDS:
             planned, merged = found[name, kind.__name__, "plan"], found[name, kind.__name__, "merge"]
             assert planned == merged, (name, kind)
-            assert planned == "ModelError 4" if kind in WAITING else planned in ("done", "ModelError 4"), (name, kind)
+            assert planned == "ModelError 4" if kind in WAITING else planned in ("done", "ModelError 4"), (
+                name,
+                kind,
+            )
     assert {v for (_, _, command), v in found.items() if command != "verify"} == {"done", "ModelError 4"}
     assert {v for (_, _, command), v in found.items() if command == "verify"} <= {
         "ModelError 4",
@@ -148,7 +159,9 @@ def test_a_plan_and_its_merge_agree_on_what_is_no_file_and_no_command_waits(tmp_
 
 
 @pytest.mark.parametrize("kind", WAITING, ids=lambda kind: kind.__name__)
-def test_a_finished_merge_in_which_a_file_became_another_thing_is_damaged(tmp_path: Path, kind: Callable[[Path], None]) -> None:
+def test_a_finished_merge_in_which_a_file_became_another_thing_is_damaged(
+    tmp_path: Path, kind: Callable[[Path], None]
+) -> None:
     a, b = model(tmp_path / "a"), model(tmp_path / "b", 1.5)
     (a / "LICENSE").write_text("free")
     alnico.merge({"merge_method": "linear", "models": [str(a), str(b)]}, tmp_path / "out")
@@ -159,7 +172,9 @@ def test_a_finished_merge_in_which_a_file_became_another_thing_is_damaged(tmp_pa
 
 
 @pytest.mark.parametrize("kind", WAITING, ids=lambda kind: kind.__name__)
-def test_files_that_recipes_and_tasks_name_are_not_waited_for(tmp_path: Path, kind: Callable[[Path], None]) -> None:
+def test_files_that_recipes_and_tasks_name_are_not_waited_for(
+    tmp_path: Path, kind: Callable[[Path], None]
+) -> None:
     put(tmp_path / "x.yml", kind)
     put(tmp_path / "x.jsonl", kind)
     put(tmp_path / "x.csv", kind)
@@ -179,7 +194,9 @@ def test_files_that_recipes_and_tasks_name_are_not_waited_for(tmp_path: Path, ki
 
 
 @pytest.mark.parametrize("kind", [a_pipe, a_device, a_folder], ids=lambda kind: kind.__name__)
-def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], None]) -> None:
+def test_what_is_no_file_is_not_even_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Callable[[Path], None]
+) -> None:
     """To open a device can do something: rewind a tape, reset a line."""
     kind(tmp_path / "it")
     monkeypatch.setattr(os, "open", lambda *_, **__: pytest.fail("it was opened"))
@@ -187,7 +204,9 @@ def test_what_is_no_file_is_not_even_opened(tmp_path: Path, monkeypatch: pytest.
         open_regular(tmp_path / "it")
 
 
-def test_what_became_another_thing_before_it_was_opened_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_became_another_thing_before_it_was_opened_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     was = os.stat(tmp_path / "file")
     (tmp_path / "file").unlink()
@@ -222,7 +241,9 @@ def test_a_pipe_of_the_shell_is_read(tmp_path: Path) -> None:
         reading_named(tmp_path / "pipe")
 
 
-def test_a_file_that_becomes_a_pipe_after_the_plan_ends_the_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_becomes_a_pipe_after_the_plan_ends_the_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     a, b = model(tmp_path / "a"), model(tmp_path / "b", 1.5)
     (a / "LICENSE").write_text("free")
     before = sidecars.copy_file
@@ -234,11 +255,15 @@ def test_a_file_that_becomes_a_pipe_after_the_plan_ends_the_merge(tmp_path: Path
         before(source, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(sidecars, "copy_file", swapped)
-    with pytest.raises(RunError, match=r"LICENSE: could not be carried to the output \(it is a pipe, a socket or a device"):
+    with pytest.raises(
+        RunError, match=r"LICENSE: could not be carried to the output \(it is a pipe, a socket or a device"
+    ):
         alnico.merge({"merge_method": "linear", "models": [str(a), str(b)]}, tmp_path / "out")
 
 
-def test_a_file_that_grows_is_copied_as_long_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_grows_is_copied_as_long_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "log").write_bytes(b"x" * 10)
     read = os.read
 
@@ -360,7 +385,9 @@ GUARDS = (
 )
 
 
-@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix()
+)
 def test_every_file_that_is_opened_goes_through_the_guard(path: Path) -> None:
     """A call here waits for a pipe: open with `reading`, `read_small` or `open_to_read` of checkpoint/files.py, or say why not above."""
     name = path.relative_to(SOURCE).as_posix()

@@ -42,7 +42,10 @@ CONFIG = {
 }  # fmt: skip
 TOKENIZER = {
     "model": {"type": "WordLevel", "vocab": {evil("token"): 0, "b": 1, "c": 2, "d": 3}, "unk_token": "b"},
-    "added_tokens": [{"id": 1, "content": "b", "special": True}, {"id": 3, "content": evil("added"), "special": True}],
+    "added_tokens": [
+        {"id": 1, "content": "b", "special": True},
+        {"id": 3, "content": evil("added"), "special": True},
+    ],
 }
 CARD = f"---\nlicense: {json.dumps(evil('lic'))}\nlicense_name: {json.dumps(evil('name'))}\nbase_model: {json.dumps(evil('b/m'))}\n---\n"
 
@@ -56,7 +59,9 @@ def make(folder: Path, factor: float = 1, suffix: str = "", **config: object) ->
     }
     save_model(folder, tensors, {**CONFIG, **config})
     (folder / "tokenizer.json").write_text(json.dumps(TOKENIZER))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": evil("T"), "chat_template": evil("{{ x }}")}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": evil("T"), "chat_template": evil("{{ x }}")})
+    )
     (folder / "generation_config.json").write_text(json.dumps({evil("gen"): evil("x"), "top_p": factor}))
     (folder / "README.md").write_text(CARD)
     (folder / evil("side.json")).write_text("{}")
@@ -76,11 +81,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_model(small, {evil("embed_tokens") + ".weight": ("F32", MATRIX[:2])}, CONFIG)
     broken = folder / "broken"
     make(broken)
-    (broken / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {evil("w"): evil("shard")}}))
+    (broken / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {evil("w"): evil("shard")}})
+    )
     for i, text in enumerate(
-        (json.dumps({evil("w"): {"dtype": evil("F9"), "shape": [1], "data_offsets": [0, 4]}}), "{" + evil("x"))
+        (
+            json.dumps({evil("w"): {"dtype": evil("F9"), "shape": [1], "data_offsets": [0, 4]}}),
+            "{" + evil("x"),
+        )
     ):
-        (folder / evil(f"header{i}.safetensors")).write_bytes(len(text.encode()).to_bytes(8, "little") + text.encode() + b"1234")
+        (folder / evil(f"header{i}.safetensors")).write_bytes(
+            len(text.encode()).to_bytes(8, "little") + text.encode() + b"1234"
+        )
     adapter = folder / "adapter"
     adapter.mkdir()
     said = {
@@ -99,7 +111,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     other = folder / "adapter2"
     other.mkdir()
     (other / "adapter_config.json").write_text(
-        json.dumps({**said, "base_model_name_or_path": evil("other"), "peft_type": evil("LOHA"), evil("k"): evil("v")})
+        json.dumps(
+            {
+                **said,
+                "base_model_name_or_path": evil("other"),
+                "peft_type": evil("LOHA"),
+                evil("k"): evil("v"),
+            }
+        )
     )
     save_file(other / "adapter_model.safetensors", factors)
     recipes = {
@@ -130,12 +149,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / one_line("r.yml")).write_text(yaml.safe_dump(recipes["good"]))
     (folder / "raw.yml").write_text(f"merge_method: {EVIL.replace(chr(9), ' ')}\nmodels: [a]\n", "utf-8")
     (folder / "tasks.yml").write_text(
-        yaml.safe_dump({"tasks": [{"name": evil("task"), "type": evil("accuracy"), evil("k"): 1, "data": evil("d.jsonl")}]})
+        yaml.safe_dump(
+            {
+                "tasks": [
+                    {"name": evil("task"), "type": evil("accuracy"), evil("k"): 1, "data": evil("d.jsonl")}
+                ]
+            }
+        )
     )
     (folder / "tasks2.yml").write_text(
         yaml.safe_dump({"tasks": [{"name": evil("task"), "type": "perplexity", "data": evil("d.jsonl")}]})
     )
-    (folder / "scores.csv").write_text(f"task,model,score\n{evil('t').replace(chr(10), '')},{evil('m').replace(chr(10), '')},x\n")
+    (folder / "scores.csv").write_text(
+        f"task,model,score\n{evil('t').replace(chr(10), '')},{evil('m').replace(chr(10), '')},x\n"
+    )
     (folder / "scores.json").write_text(json.dumps({evil("t"): {evil("b"): evil("x")}}))
     (folder / "scores2.json").write_text(json.dumps({evil("t"): {evil("a"): 0.5, evil("b"): 0.6}}))
     (folder / "search.yml").write_text(
@@ -206,7 +233,9 @@ QUICK = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("commands", [QUICK, pytest.param(COMMANDS, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "commands", [QUICK, pytest.param(COMMANDS, marks=pytest.mark.slow)], ids=["some", "all"]
+)
 def test_no_command_prints_what_a_terminal_obeys(
     run: Run, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commands: list[list[str]]
 ) -> None:
@@ -218,7 +247,9 @@ def test_no_command_prints_what_a_terminal_obeys(
         check(stderr, words)
 
 
-def test_errors_and_warnings_in_python_have_no_line_of_a_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_and_warnings_in_python_have_no_line_of_a_name(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
     for recipe in ("misfit.yml", "small.yml", "broken.yml", "unknown.yml", "modules.yml"):
         with pytest.raises(AlnicoError) as refused:
@@ -256,7 +287,9 @@ def test_the_bar_shows_names_escaped(monkeypatch: pytest.MonkeyPatch, folder: Pa
     assert "[red]m[link=x]" in drawn
 
 
-@pytest.mark.parametrize("gone", [OSError(5, "Input/output error"), ValueError("I/O operation on closed file")])
+@pytest.mark.parametrize(
+    "gone", [OSError(5, "Input/output error"), ValueError("I/O operation on closed file")]
+)
 def test_a_terminal_that_is_gone_ends_the_bar_alone(
     monkeypatch: pytest.MonkeyPatch, folder: Path, tmp_path: Path, gone: Exception
 ) -> None:
@@ -314,7 +347,11 @@ def test_streams_in_python_may_be_none_or_anything(
         patched.setattr(sys, "stdout", stream)
         patched.setattr(sys, "stderr", stream)
         alnico.merge("good.yml", tmp_path / "out")
-        for words in (["merge", "good.yml", str(tmp_path / "again")], ["plan", "good.yml"], ["plan", "misfit.yml"]):
+        for words in (
+            ["merge", "good.yml", str(tmp_path / "again")],
+            ["plan", "good.yml"],
+            ["plan", "misfit.yml"],
+        ):
             patched.setattr(sys, "argv", ["alnico", *words])
             try:
                 main()

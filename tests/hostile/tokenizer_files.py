@@ -36,11 +36,21 @@ def merged(changed: Mapping[str, Any]):
     """A model with a tokenizer whose token is added to that of another."""
 
     def make(folder: Path) -> Read:
-        for name, more in (("m", changed), ("other", {"model": {"type": "BPE", "vocab": {"c": 0, "d": 1}, "merges": []}})):
-            save(folder / name / "model.safetensors", {"model.embed_tokens.weight": ("F32", (200_000 if name == "m" else 2, 1))})
+        for name, more in (
+            ("m", changed),
+            ("other", {"model": {"type": "BPE", "vocab": {"c": 0, "d": 1}, "merges": []}}),
+        ):
+            save(
+                folder / name / "model.safetensors",
+                {"model.embed_tokens.weight": ("F32", (200_000 if name == "m" else 2, 1))},
+            )
             save_json(folder / name / "tokenizer.json", {**BPE, **more})
             save_json(folder / name / "config.json", {"model_type": "llama", "tie_word_embeddings": True})
-        recipe = {"merge_method": "linear", "models": [str(folder / "m"), str(folder / "other")], "tokenizer_source": "union"}
+        recipe = {
+            "merge_method": "linear",
+            "models": [str(folder / "m"), str(folder / "other")],
+            "tokenizer_source": "union",
+        }
 
         def read() -> None:
             for source in alnico.plan(recipe).sources:

@@ -56,16 +56,24 @@ class Hub:
         self.size_lies: dict[str, int] = {}
         self.tamper: Callable[[Any], bool] | None = None
         """Called with each request's handler (``host``, ``command``, ``path``, ``say``, ``answer``, ``wfile``); True if it has answered."""
-        self.servers = [ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, host)) for host in ("hub", "store")]
+        self.servers = [
+            ThreadingHTTPServer(("127.0.0.1", 0), _handler(self, host)) for host in ("hub", "store")
+        ]
         self.url, self.store = (f"http://127.0.0.1:{server.server_port}" for server in self.servers)
 
     def add(self, name: str, files: Files | Path, branch: str = "main") -> str:
         """Commit files (or a folder) to a branch; returns the commit."""
         if isinstance(files, Path):
-            files = {p.relative_to(files).as_posix(): p.read_bytes() for p in sorted(files.rglob("*")) if p.is_file()}
+            files = {
+                p.relative_to(files).as_posix(): p.read_bytes()
+                for p in sorted(files.rglob("*"))
+                if p.is_file()
+            }
         repo = self.repos.setdefault(name, Repo())
         parent = repo.refs.get(branch, "")
-        digest = hashlib.sha1(parent.encode() + b"".join(n.encode() + data for n, data in sorted(files.items())))
+        digest = hashlib.sha1(
+            parent.encode() + b"".join(n.encode() + data for n, data in sorted(files.items()))
+        )
         repo.commits[digest.hexdigest()] = dict(files)
         repo.refs[branch] = digest.hexdigest()
         return digest.hexdigest()
@@ -78,7 +86,16 @@ class Hub:
         """Bytes of tensors (not of headers) that were sent."""
         total = 0
         for request in self.requests:
-            data = next((f[n] for r in self.repos.values() for f in r.commits.values() for n in f if request.path.endswith(n)), b"")
+            data = next(
+                (
+                    f[n]
+                    for r in self.repos.values()
+                    for f in r.commits.values()
+                    for n in f
+                    if request.path.endswith(n)
+                ),
+                b"",
+            )
             if request.method == "GET" and request.path.endswith(".safetensors"):
                 begin = 8 + int.from_bytes(data[:8], "little")
                 total += max(0, request.first + request.sent - max(begin, request.first))
@@ -86,7 +103,10 @@ class Hub:
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
-        threads = [threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True) for s in self.servers]
+        threads = [
+            threading.Thread(target=s.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+            for s in self.servers
+        ]
         for thread in threads:
             thread.start()
         try:
@@ -105,7 +125,9 @@ def serving(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     hub = Hub()
     hub.cache = str(home / "hub")
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -149,7 +171,9 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
                     self.close_connection = True
             token = self.headers.get("Authorization")
             path = unquote(self.path)
-            hub.requests.append(Request(host, self.command, path, self.headers.get("Range"), token, first, sent))
+            hub.requests.append(
+                Request(host, self.command, path, self.headers.get("Range"), token, first, sent)
+            )
 
         def answer_raw(self, status: int, body: bytes, headers: dict[str, str]) -> None:
             """Answer with these headers alone, without a date and what a range would want."""
@@ -174,7 +198,9 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
                 return
             if host == "store":
                 _, commit, file = path.split("/", 2)
-                self.answer(200, next(r.commits[commit][file] for r in hub.repos.values() if commit in r.commits))
+                self.answer(
+                    200, next(r.commits[commit][file] for r in hub.repos.values() if commit in r.commits)
+                )
                 return
             resolve = re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path)
             api = re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/(.+)|/tree/([^/]+)/?.*)?", path)
@@ -189,20 +215,27 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             files = repo.commits.get(commit, {})
             if api and api[4]:
                 entries = [
-                    {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()} for n, d in files.items()
+                    {"type": "file", "path": n, "size": len(d), "oid": hashlib.sha1(d).hexdigest()}
+                    for n, d in files.items()
                 ]
                 return self.say(entries)
             if api:
                 sizes = {n: hub.size_lies.get(n, len(d)) for n, d in files.items()}
                 siblings = [{"rfilename": n, "size": size, "blobId": "0"} for n, size in sizes.items()]
-                return self.say({"id": name, "sha": commit, "private": repo.private, "siblings": siblings, "tags": []})
+                return self.say(
+                    {"id": name, "sha": commit, "private": repo.private, "siblings": siblings, "tags": []}
+                )
             assert resolve
             if repo.gated:
                 return self.refuse(403, "GatedRepo")
             if resolve[3] not in files:
                 return self.refuse(404, "EntryNotFound")
             data = files[resolve[3]]
-            headers = {"X-Repo-Commit": commit, "ETag": f'"{hashlib.sha1(data).hexdigest()}"', "Accept-Ranges": "bytes"}
+            headers = {
+                "X-Repo-Commit": commit,
+                "ETag": f'"{hashlib.sha1(data).hexdigest()}"',
+                "Accept-Ranges": "bytes",
+            }
             if resolve[3].endswith(".safetensors"):
                 headers |= {"Location": f"{hub.store}/{commit}/{resolve[3]}", "X-Linked-Size": str(len(data))}
                 headers["X-Linked-ETag"] = f'"{hashlib.sha256(data).hexdigest()}"'
@@ -249,7 +282,11 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
                 return self.say({"errors": [], "warnings": []})
             if path.endswith(".git/info/lfs/objects/batch"):
                 objects = [
-                    {"oid": o["oid"], "size": o["size"], "actions": {"upload": {"href": f"{hub.store}/upload/{o['oid']}"}}}
+                    {
+                        "oid": o["oid"],
+                        "size": o["size"],
+                        "actions": {"upload": {"href": f"{hub.store}/upload/{o['oid']}"}},
+                    }
                     for o in json.loads(body)["objects"]
                 ]
                 return self.say({"transfer": "basic", "objects": objects})
@@ -265,7 +302,9 @@ def _handler(hub: Hub, host: str) -> type[BaseHTTPRequestHandler]:
             if verb == "preupload":
                 paths = [f["path"] for f in json.loads(body)["files"]]
                 modes = {p: "lfs" if p.endswith(".safetensors") else "regular" for p in paths}
-                return self.say({"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False} for p in paths]})
+                return self.say(
+                    {"files": [{"path": p, "uploadMode": modes[p], "shouldIgnore": False} for p in paths]}
+                )
             files = dict(hub.files(name, branch))
             for line in map(json.loads, body.splitlines()):
                 value = line["value"]

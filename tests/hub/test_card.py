@@ -39,7 +39,13 @@ def test_the_card_of_a_merge_of_hub_models_names_them_for_the_hub(hub: Hub) -> N
         write(folder, license="apache-2.0")
     commits = [hub.add(name, folder) for name, folder in (("org/base", base), ("org/tuned", tuned[0]))]
     data, text = card(
-        {"merge_method": "ties", "base_model": "org/base", "models": ["org/tuned@main"], "parameters": {"density": 0.5}}, seed=7
+        {
+            "merge_method": "ties",
+            "base_model": "org/base",
+            "models": ["org/tuned@main"],
+            "parameters": {"density": 0.5},
+        },
+        seed=7,
     )
     assert data.to_dict() == {
         "base_model": ["org/tuned", "org/base"],
@@ -49,10 +55,14 @@ def test_the_card_of_a_merge_of_hub_models_names_them_for_the_hub(hub: Hub) -> N
         "license": "apache-2.0",
     }
     assert (
-        f"| [org/base](https://huggingface.co/org/base/tree/{commits[0]}) | `{commits[0][:12]}` | base; config, tokenizer |" in text
+        f"| [org/base](https://huggingface.co/org/base/tree/{commits[0]}) | `{commits[0][:12]}` | base; config, tokenizer |"
+        in text
     )
     assert f"org/tuned@{commits[1]}" in text
-    assert "by `ties`: Trim each task vector, elect a sign for each parameter, average the entries that agree with it." in text
+    assert (
+        "by `ties`: Trim each task vector, elect a sign for each parameter, average the entries that agree with it."
+        in text
+    )
     assert "https://arxiv.org/abs/2306.01708" in text
     assert f"pip install alnico=={alnico.__version__}\nalnico merge mergekit_config.yml OUT\n" in text
     assert "and names the commits of its models." in text
@@ -114,7 +124,11 @@ def test_local_models_of_one_name_are_told_apart() -> None:
             {"license": "other", "license_name": "llama3"},
             "llama3",
         ),
-        (({"license": "other", "license_name": "llama3"}, {"license": "other", "license_name": "gemma"}), {}, "gemma"),
+        (
+            ({"license": "other", "license_name": "llama3"}, {"license": "other", "license_name": "gemma"}),
+            {},
+            "gemma",
+        ),
         (({"license": "a | b\n"}, {"license": "a | b\n"}), {}, "not stated in its card"),
     ],
 )
@@ -145,7 +159,9 @@ def test_a_library_is_named_where_the_files_say_so() -> None:
 def test_any_name_of_a_local_model_stands_in_the_cards_recipe(name: str) -> None:
     _, tuned = family(Path("m"), 1)
     tuned[0].rename(Path("m") / name)
-    Path("r.yml").write_text(f"merge_method: passthrough\nmodels: [{json.dumps('m/' + name, ensure_ascii=False)}]\n")
+    Path("r.yml").write_text(
+        f"merge_method: passthrough\nmodels: [{json.dumps('m/' + name, ensure_ascii=False)}]\n"
+    )
     alnico.merge("r.yml", "out")
     text = ModelCard.load("out/README.md").text
     assert yaml.safe_load(text.split("```yaml\n")[1].split("```")[0])["models"] == [name]

@@ -48,7 +48,11 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         for name in ("a", "b"):
             running.add(
                 f"org/{name}",
-                save_model(Path(name), {"w": ("F32", np.arange(9000, dtype=np.float32).reshape(90, 100))}, {"x": "y" * 900}),
+                save_model(
+                    Path(name),
+                    {"w": ("F32", np.arange(9000, dtype=np.float32).reshape(90, 100))},
+                    {"x": "y" * 900},
+                ),
             )
         Path("r.yml").write_text("merge_method: linear\nmodels: [org/a, org/b]\n")
         yield running
@@ -89,10 +93,22 @@ def is_listing(request: Any) -> bool:
 def listing(hub: Hub, name: str = "org/a") -> dict[str, Any]:
     files = hub.files(name)
     siblings = [
-        {"rfilename": n, "size": len(d), "blobId": "0", "lfs": {"sha256": "0" * 64, "size": len(d), "pointerSize": 1}}
+        {
+            "rfilename": n,
+            "size": len(d),
+            "blobId": "0",
+            "lfs": {"sha256": "0" * 64, "size": len(d), "pointerSize": 1},
+        }
         for n, d in files.items()
     ]
-    return {"id": name, "sha": hub.repos[name].refs["main"], "private": False, "gated": False, "siblings": siblings, "tags": []}
+    return {
+        "id": name,
+        "sha": hub.repos[name].refs["main"],
+        "private": False,
+        "gated": False,
+        "siblings": siblings,
+        "tags": [],
+    }
 
 
 def nodes(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -185,7 +201,9 @@ def test_every_command_refuses_an_odd_answer(hub: Hub, run: Run, odd: dict[str, 
 
 
 @pytest.mark.parametrize("status", [200, 404])
-def test_headers_of_odd_values_write_nothing_outside_of_the_cache(hub: Hub, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_headers_of_odd_values_write_nothing_outside_of_the_cache(
+    hub: Hub, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     odd = [
@@ -248,7 +266,12 @@ def test_the_answer_for_another_commit_than_the_recipe_names_is_refused(hub: Hub
 
 
 def endless(
-    request: Any, status: int = 200, headers: dict[str, str] | None = None, *, pause: float = 0.0, chunk: bytes = b"x" * 65536
+    request: Any,
+    status: int = 200,
+    headers: dict[str, str] | None = None,
+    *,
+    pause: float = 0.0,
+    chunk: bytes = b"x" * 65536,
 ) -> bool:
     """Answer without end, until the client goes."""
     request.send_response(status)
@@ -270,7 +293,8 @@ def endless(
 def test_an_endless_answer_ends(hub: Hub, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub_room, "ANSWER_BYTES", 1 << 20)
     hub.tamper = lambda request: (
-        is_listing(request) and endless(request, status, {"Location": "/api/models/x"} if status == 302 else {})
+        is_listing(request)
+        and endless(request, status, {"Location": "/api/models/x"} if status == 302 else {})
     )
     said(lambda: alnico.open("org/a"))
 
@@ -279,7 +303,9 @@ def test_an_endless_answer_ends(hub: Hub, status: int, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("status", [200, 404])
 def test_a_packed_answer_is_not_unpacked(hub: Hub, encoding: str, status: int) -> None:
     bomb = gzip.compress(b" " * 50_000_000)
-    hub.tamper = lambda request: is_listing(request) and request.answer(status, bomb, {"Content-Encoding": encoding}) is None
+    hub.tamper = lambda request: (
+        is_listing(request) and request.answer(status, bomb, {"Content-Encoding": encoding}) is None
+    )
     text = said(lambda: alnico.open("org/a"))
     assert status != 200 or "is encoded as" in text
 
@@ -312,7 +338,9 @@ def test_a_body_that_trickles_is_given_up(hub: Hub, run: Run, where: str) -> Non
     def tamper(request: Any) -> bool:
         is_it = {
             "list": is_listing(request),
-            "config": "/resolve/" in request.path and request.path.endswith("config.json") and request.command == "GET",
+            "config": "/resolve/" in request.path
+            and request.path.endswith("config.json")
+            and request.command == "GET",
             "header": request.host == "store" and bool(request.headers.get("Range")),
             "weights": weights_from_store(request),
         }[where]
@@ -329,7 +357,9 @@ def test_a_body_that_trickles_is_given_up(hub: Hub, run: Run, where: str) -> Non
     assert "ALNICO_HUB_TIMEOUT" in stderr
 
 
-@pytest.mark.parametrize(("first", "then"), [(b"HTTP/1.1 200 OK\r\nX-A: ", b"a"), (b"", b"HTTP/1.1 102 Processing\r\n\r\n")])
+@pytest.mark.parametrize(
+    ("first", "then"), [(b"HTTP/1.1 200 OK\r\nX-A: ", b"a"), (b"", b"HTTP/1.1 102 Processing\r\n\r\n")]
+)
 def test_headers_that_trickle_are_given_up(hub: Hub, first: bytes, then: bytes) -> None:
     def tamper(request: Any) -> bool:
         try:
@@ -354,7 +384,8 @@ def test_a_model_of_many_large_configs_is_not_fetched_to_be_looked_at(hub: Hub) 
     hub.size_lies = {f"{i}.json": 190_000_000 for i in range(6)}
     hub.add("org/a", hub.files("org/a") | dict.fromkeys(hub.size_lies, b"{}"))
     with pytest.raises(
-        ModelError, match=r"^org/a: 7 files that are read while planning have 1\.1 GB in all, expected 1\.1 GB at most"
+        ModelError,
+        match=r"^org/a: 7 files that are read while planning have 1\.1 GB in all, expected 1\.1 GB at most",
     ):
         alnico.open("org/a")
     assert not any("/resolve/" in r.path for r in hub.requests)
@@ -364,13 +395,24 @@ def test_a_model_of_many_large_configs_is_not_fetched_to_be_looked_at(hub: Hub) 
 
 
 @pytest.mark.parametrize(
-    "part", ["bytes 5-12/99999", "bytes 0-99999/99999", "bytes */99999", "", "bytes=0-7", "bytes -1-7/9", "bytes 0-\u0667/9"]
+    "part",
+    [
+        "bytes 5-12/99999",
+        "bytes 0-99999/99999",
+        "bytes */99999",
+        "",
+        "bytes=0-7",
+        "bytes -1-7/9",
+        "bytes 0-\u0667/9",
+    ],
 )
 def test_another_part_than_was_asked_for_is_refused(hub: Hub, part: str) -> None:
     def tamper(request: Any) -> bool:
         if request.host == "store" and request.headers.get("Range"):
             headers = (
-                {"Content-Range": part.encode().decode("latin-1")} if part else {"Content-Type": "multipart/byteranges; boundary=x"}
+                {"Content-Range": part.encode().decode("latin-1")}
+                if part
+                else {"Content-Type": "multipart/byteranges; boundary=x"}
             )
             request.answer_raw(206, b"\x08" + b"\0" * 7, headers)
             return True
@@ -397,7 +439,9 @@ def test_weights_with_another_hash_are_refused_and_not_kept(hub: Hub, run: Run) 
     assert run("merge", "r.yml", "out")[0] == 0
 
 
-def test_a_blob_that_lies_in_the_cache_under_the_right_hash_is_read_before_it_is_used(hub: Hub, run: Run) -> None:
+def test_a_blob_that_lies_in_the_cache_under_the_right_hash_is_read_before_it_is_used(
+    hub: Hub, run: Run
+) -> None:
     import hashlib
 
     data = hub.files("org/a")["model.safetensors"]
@@ -426,7 +470,9 @@ def test_a_file_of_another_size_in_the_cache_is_named(hub: Hub, run: Run, file: 
 
 @pytest.mark.parametrize("offline", [False, True])
 @pytest.mark.parametrize("kind", ["link", "pipe"])
-def test_what_is_no_file_of_the_cache_is_not_carried_off(hub: Hub, run: Run, offline: bool, kind: str, tmp_path: Path) -> None:
+def test_what_is_no_file_of_the_cache_is_not_carried_off(
+    hub: Hub, run: Run, offline: bool, kind: str, tmp_path: Path
+) -> None:
     hub.add("org/a", hub.files("org/a") | {"LICENSE": b"free"})
     assert run("merge", "r.yml", "out")[0] == 0
     (tmp_path / "work/key").write_text("mine")
@@ -483,7 +529,9 @@ def elsewhere() -> Iterator[tuple[str, list[tuple[str, str | None]]]]:
 
 
 @pytest.mark.parametrize("what", ["list", "head", "weights", "xet"])
-def test_the_token_goes_to_no_other_host(hub: Hub, run: Run, elsewhere: Any, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_goes_to_no_other_host(
+    hub: Hub, run: Run, elsewhere: Any, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", what != "xet")
@@ -493,14 +541,23 @@ def test_the_token_goes_to_no_other_host(hub: Hub, run: Run, elsewhere: Any, wha
         if what == "list" and is_listing(request):
             request.answer(307, b"", {"Location": f"{url}/x"})
         elif what == "head" and "/resolve/" in request.path and request.path.endswith("config.json"):
-            request.answer(302, b"", {"Location": f"{url}/x", "ETag": '"5"', "X-Repo-Commit": hub.repos["org/a"].refs["main"]})
+            request.answer(
+                302,
+                b"",
+                {"Location": f"{url}/x", "ETag": '"5"', "X-Repo-Commit": hub.repos["org/a"].refs["main"]},
+            )
         elif what == "weights" and request.host == "store":
             request.answer(302, b"", {"Location": f"{url}/x"})
         elif what == "xet" and "/resolve/" in request.path and request.command == "HEAD":
             commit = request.path.split("/")[4]
             name = request.path.split("/resolve/")[0].strip("/")
             data = hub.files(name)[request.path.rsplit("/", 1)[1]]
-            headers = {"ETag": '"5"', "X-Repo-Commit": commit, "X-Xet-Hash": "a" * 64, "X-Xet-Refresh-Route": f"{url}/token"}
+            headers = {
+                "ETag": '"5"',
+                "X-Repo-Commit": commit,
+                "X-Xet-Hash": "a" * 64,
+                "X-Xet-Refresh-Route": f"{url}/token",
+            }
             request.answer(200, data, headers | {"Link": f'<{url}/token>; rel="xet-auth"'})
         else:
             return False
@@ -514,7 +571,17 @@ def test_the_token_goes_to_no_other_host(hub: Hub, run: Run, elsewhere: Any, wha
 
 
 @pytest.mark.parametrize(
-    "target", ["file:///etc/passwd", "ftp://x/y", "http://[", "gopher:x", "//", "http://\x7f", "/api/models/org/a/loop", "data:,{}"]
+    "target",
+    [
+        "file:///etc/passwd",
+        "ftp://x/y",
+        "http://[",
+        "gopher:x",
+        "//",
+        "http://\x7f",
+        "/api/models/org/a/loop",
+        "data:,{}",
+    ],
 )
 def test_a_redirect_to_no_place_is_an_error(hub: Hub, target: str) -> None:
     hub.tamper = lambda request: request.answer(302, b"", {"Location": target}) is None
@@ -535,7 +602,9 @@ def test_a_hub_of_https_sends_to_nothing_that_is_not_encrypted(monkeypatch: pyte
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.example")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
-    huggingface_hub.set_client_factory(lambda: client.Client(transport=client.MockTransport(answer), follow_redirects=True))
+    huggingface_hub.set_client_factory(
+        lambda: client.Client(transport=client.MockTransport(answer), follow_redirects=True)
+    )
     try:
         assert "not encrypted" in said(lambda: alnico.open("org/a"))
     finally:
@@ -548,7 +617,16 @@ def test_a_hub_of_https_sends_to_nothing_that_is_not_encrypted(monkeypatch: pyte
 
 @pytest.mark.parametrize(
     ("where", "status"),
-    [("list", 429), ("list", 500), ("list", 502), ("list", 504), ("head", 429), ("head", 503), ("get", 503), ("store", 429)],
+    [
+        ("list", 429),
+        ("list", 500),
+        ("list", 502),
+        ("list", 504),
+        ("head", 429),
+        ("head", 503),
+        ("get", 503),
+        ("store", 429),
+    ],
 )
 def test_a_busy_hub_is_asked_again_and_then_given_up(hub: Hub, run: Run, status: int, where: str) -> None:
     count, times = 0, 99
@@ -572,7 +650,9 @@ def test_a_busy_hub_is_asked_again_and_then_given_up(hub: Hub, run: Run, status:
     code, _, stderr = run("merge", "r.yml", "out")
     assert code == 13
     assert f"is busy: it answered with status {status} 7 times in" in stderr
-    assert "A larger ALNICO_HUB_WAIT, a number of seconds in the environment (now 0.3), waits longer." in stderr
+    assert (
+        "A larger ALNICO_HUB_WAIT, a number of seconds in the environment (now 0.3), waits longer." in stderr
+    )
     count, times = 0, 2
     assert run("merge", "r.yml", "out")[0] == 0
 
@@ -592,7 +672,9 @@ def test_a_busy_hub_is_asked_again_and_then_given_up(hub: Hub, run: Run, status:
         ({"RateLimit": '"api";r=0;t=299'}, "once and asks to wait 299 s"),
     ],
 )  # fmt: skip
-def test_what_a_busy_hub_asks_to_wait_is_kept_to_a_bound(hub: Hub, headers: dict[str, str], words: str) -> None:
+def test_what_a_busy_hub_asks_to_wait_is_kept_to_a_bound(
+    hub: Hub, headers: dict[str, str], words: str
+) -> None:
     hub.tamper = lambda request: request.answer_raw(429, b"{}", headers) is None
     assert words in said(lambda: alnico.open("org/a"))
 
@@ -600,7 +682,9 @@ def test_what_a_busy_hub_asks_to_wait_is_kept_to_a_bound(hub: Hub, headers: dict
 @pytest.mark.parametrize("name", ["ALNICO_HUB_WAIT", "ALNICO_HUB_TIMEOUT"])
 @pytest.mark.parametrize("value", ["-1", "0", "soon", "nan", "inf", "1e9"])
 @pytest.mark.usefixtures("hub")
-def test_a_time_that_is_none_is_named(run: Run, name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_time_that_is_none_is_named(
+    run: Run, name: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(name, value)
     code, _, stderr = run("inspect", "org/a")
     assert code == 13
@@ -682,7 +766,9 @@ def test_names_and_proxies_that_lead_nowhere(hub: Hub, run: Run, monkeypatch: py
 
 @pytest.mark.parametrize("token", ["hf_\x01secret", "hf_ secret\ttoken", "hf_secrét", "hf_" + "s" * 100_000])
 @pytest.mark.usefixtures("hub")
-def test_a_token_that_cannot_be_sent_is_not_shown(run: Run, token: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_cannot_be_sent_is_not_shown(
+    run: Run, token: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     code, stdout, stderr = run("inspect", "org/a")
     assert code in (0, 13)
@@ -701,9 +787,17 @@ def test_an_interrupt_ends_the_waiting_for_a_hub(hub: Hub) -> None:
         return True
 
     hub.tamper = tamper
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": "house", "ALNICO_HUB_WAIT": "100", "HF_HUB_OFFLINE": "0"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": "house",
+        "ALNICO_HUB_WAIT": "100",
+        "HF_HUB_OFFLINE": "0",
+    }
     words = [sys.executable, "-m", "alnico.cli.main", "merge", "r.yml", "out"]
-    process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert arrived.wait(60)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=30)
@@ -717,7 +811,9 @@ def test_two_processes_fetch_one_model_at_once() -> None:
 
     def merge(out: str) -> None:
         try:
-            found.append(alnico.merge({"merge_method": "linear", "models": ["org/a", "org/b"]}, out).path.name)
+            found.append(
+                alnico.merge({"merge_method": "linear", "models": ["org/a", "org/b"]}, out).path.name
+            )
         except BaseException as error:
             found.append(error)
 

@@ -70,9 +70,13 @@ def test_a_merge_from_the_hub_has_the_bytes_of_a_merge_of_local_copies(hub: Hub,
 
 def test_no_pickle_and_no_weight_that_is_not_read_is_fetched(hub: Hub) -> None:
     models(hub)
-    alnico.merge({"merge_method": "linear", "base_model": "org/base", "models": ["org/one", "org/two"]}, "out")
+    alnico.merge(
+        {"merge_method": "linear", "base_model": "org/base", "models": ["org/one", "org/two"]}, "out"
+    )
     asked = {r.path for r in hub.requests if r.host == "store" and not r.range}
-    assert {path.split("/")[1] for path in asked} == {hub.repos[name].refs["main"] for name in ("org/one", "org/two")}
+    assert {path.split("/")[1] for path in asked} == {
+        hub.repos[name].refs["main"] for name in ("org/one", "org/two")
+    }
     assert not any(r.path.endswith(".bin") for r in hub.requests)
     assert Path("out/LICENSE").exists()
 
@@ -80,7 +84,10 @@ def test_no_pickle_and_no_weight_that_is_not_read_is_fetched(hub: Hub) -> None:
 def test_an_adapter_of_the_hub_is_applied_to_a_base_of_the_hub_or_of_this_disk(hub: Hub) -> None:
     base, tuned = models(hub)[:2]
     name, random = "base_model.model.model.layers.0.mlp.up_proj", np.random.default_rng(0)
-    factors = {f"{name}.lora_A.weight": random.standard_normal((2, 16)), f"{name}.lora_B.weight": random.standard_normal((48, 2))}
+    factors = {
+        f"{name}.lora_A.weight": random.standard_normal((2, 16)),
+        f"{name}.lora_B.weight": random.standard_normal((48, 2)),
+    }
     save_file(Path("lora/adapter_model.safetensors"), {n: ("F32", v) for n, v in factors.items()})
     Path("lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     hub.add("org/lora", Path("lora"))
@@ -97,7 +104,9 @@ def test_an_adapter_of_the_hub_is_applied_to_a_base_of_the_hub_or_of_this_disk(h
         assert weights(f"out{i}") == weights("out0")
     card, lock = Path("out2/README.md").read_text(), json.loads(Path("out2/alnico.lock.json").read_text())
     assert "base_model:\n- org/base\n- org/lora\n" in card
-    assert lock["inputs"][0]["repositories"] == [{"repository": n, "commit": commit[n]} for n in ("org/base", "org/lora")]
+    assert lock["inputs"][0]["repositories"] == [
+        {"repository": n, "commit": commit[n]} for n in ("org/base", "org/lora")
+    ]
 
 
 def test_planning_and_inspecting_fetch_no_weights(hub: Hub, run: Run) -> None:
@@ -175,7 +184,10 @@ def test_what_other_tools_fetched_is_used_and_they_find_what_alnico_fetched(hub:
         model.read("model.embed_tokens.weight")
         assert hub.weight_bytes() == served
         model.fetch(["model-00002-of-00002.safetensors"])
-    assert Path(snapshot_download("org/base", local_files_only=True, allow_patterns=["*.safetensors"])) == Path(theirs).parent
+    assert (
+        Path(snapshot_download("org/base", local_files_only=True, allow_patterns=["*.safetensors"]))
+        == Path(theirs).parent
+    )
 
 
 def test_reading_a_tensor_of_an_opened_model_fetches_its_file(hub: Hub) -> None:
@@ -191,7 +203,10 @@ def test_a_local_merge_never_loads_huggingface_hub(hub: Hub) -> None:
         f"alnico.merge({{'merge_method': 'linear', 'models': {[str(t) for t in (base, *tuned)]!r}}}, 'out'); "
         "print('huggingface_hub' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        == "False\n"
+    )
 
 
 # ---- which model is meant ---------------------------------------------------------------------------------------------
@@ -207,7 +222,9 @@ def test_a_path_that_is_there_wins(hub: Hub) -> None:
 
 def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: Hub) -> None:
     def commit(size: int, branch: str) -> str:
-        return hub.add("org/a", save_model(Path(str(size)), {"w": ("F32", np.zeros(size, np.float32))}, {}), branch)
+        return hub.add(
+            "org/a", save_model(Path(str(size)), {"w": ("F32", np.zeros(size, np.float32))}, {}), branch
+        )
 
     commits = {"main": commit(1, "main"), "v2": commit(2, "v2"), "refs/pr/3": commit(3, "refs/pr/3")}
     for revision, size in (("main", 1), ("v2", 2), ("refs/pr/3", 3), (commits["v2"], 2)):
@@ -234,7 +251,9 @@ def test_a_merge_is_repeated_from_the_commits_it_noted(hub: Hub, run: Run) -> No
     assert weights("newer-out") != weights("out")
 
 
-def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(
+    hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from alnico.output.staging import PartDirectory
 
     models(hub, shards=1)
@@ -245,7 +264,10 @@ def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(hub: Hub,
     hub.add("org/one", family(Path("newer"), 1, seed=7)[1][0])
     code, _, stderr = run("merge", "r.yml", "out")
     assert code == 8
-    assert "since then changed: an input file (org/one: model.safetensors; its size, time, commit or header)" in stderr
+    assert (
+        "since then changed: an input file (org/one: model.safetensors; its size, time, commit or header)"
+        in stderr
+    )
 
 
 def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id(hub: Hub) -> None:
@@ -291,7 +313,9 @@ def test_a_file_name_cannot_lead_out_of_the_cache(hub: Hub, file: str) -> None:
 # ---- offline ----------------------------------------------------------------------------------------------------------
 
 
-def test_offline_merges_what_the_cache_holds_and_asks_nobody(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_merges_what_the_cache_holds_and_asks_nobody(
+    hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     models(hub)
@@ -308,7 +332,9 @@ def test_offline_merges_what_the_cache_holds_and_asks_nobody(hub: Hub, run: Run,
 
 
 @pytest.mark.parametrize("by_environment", [False, True])
-def test_offline_says_what_is_missing(hub: Hub, by_environment: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offline_says_what_is_missing(
+    hub: Hub, by_environment: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     models(hub)
@@ -359,7 +385,9 @@ def test_every_refusal_of_the_hub_has_a_message_and_the_exit_code(hub: Hub, run:
         assert run("inspect", reference) == (13, "", f"alnico: {message}\n")
 
 
-def test_a_private_model_is_found_with_a_token_only(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_private_model_is_found_with_a_token_only(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import constants
 
     models(hub)
@@ -384,7 +412,9 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp
     with serving(tmp_path, monkeypatch) as hub:
         hub.add("org/a", {})
     message = told(lambda: alnico.open("org/a"))
-    assert message.startswith(f"org/a: no such path here, and {hub.url} could not be reached or broke off (ConnectError: ")
+    assert message.startswith(
+        f"org/a: no such path here, and {hub.url} could not be reached or broke off (ConnectError: "
+    )
     assert message.endswith("Check the connection and try again; --offline uses what the cache holds.")
 
 
@@ -405,7 +435,9 @@ def test_a_module_that_is_a_pickle_is_refused_before_weights_come(hub: Hub) -> N
     }
     (local,) = models(hub)[:1]
     hub.add("org/st", {p.name: p.read_bytes() for p in local.iterdir()} | files)
-    assert told(lambda: alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out"), ModelError) == (
+    assert told(
+        lambda: alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out"), ModelError
+    ) == (
         "org/st: its weights are a pickle (2_Dense/pytorch_model.bin), expected .safetensors; alnico fetches no pickles. "
         "Download the model yourself, and give its path."
     )
@@ -425,7 +457,10 @@ def test_the_weights_of_modules_come_from_the_hub_and_are_merged(hub: Hub) -> No
         folders.append(local)
     recipe = {"merge_method": "linear", "models": ["org/st0", "org/st1"], "unrelated": "allow"}
     plan = alnico.plan(recipe)
-    assert "org/st0: weights in other files are left out, neither merged nor carried: 2_Dense/pytorch_model.bin." in plan.notes
+    assert (
+        "org/st0: weights in other files are left out, neither merged nor carried: 2_Dense/pytorch_model.bin."
+        in plan.notes
+    )
     assert not any(r.path.endswith("2_Dense/model.safetensors") and not r.range for r in hub.requests)
     alnico.merge(recipe, "out")
     alnico.merge({**recipe, "models": [str(f) for f in folders]}, "local-out")
@@ -450,7 +485,9 @@ def test_a_header_that_claims_too_much_is_refused_unread(hub: Hub, length: int) 
 
 def test_a_file_without_bytes_is_refused(hub: Hub) -> None:
     hub.add("org/bad", {"model.safetensors": b"", "config.json": b"{}"})
-    assert told(lambda: alnico.open("org/bad"), ModelError).startswith("org/bad: model.safetensors: the file has 0 bytes")
+    assert told(lambda: alnico.open("org/bad"), ModelError).startswith(
+        "org/bad: model.safetensors: the file has 0 bytes"
+    )
     assert not any(r.range for r in hub.requests)
 
 
@@ -464,11 +501,17 @@ def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> Non
     models(hub, shards=1)
     planned = hub.files("org/base")["model.safetensors"]
     other = planned.replace(b"BF16", b"F16 ").replace(b'"F16 "', b'"F16" ')
-    longer = save_model(Path("x"), {"w": ("F32", np.zeros(9, np.float32))}).joinpath("model.safetensors").read_bytes()
+    longer = (
+        save_model(Path("x"), {"w": ("F32", np.zeros(9, np.float32))})
+        .joinpath("model.safetensors")
+        .read_bytes()
+    )
     with alnico.open("org/base") as model:
         hub.files("org/base")["model.safetensors"] = longer
         message = told(lambda: model.read("model.norm.weight"))
-        assert f"the size '{len(longer)}' (X-Linked-Size); the list of its files says {len(planned)}" in message
+        assert (
+            f"the size '{len(longer)}' (X-Linked-Size); the list of its files says {len(planned)}" in message
+        )
         hub.files("org/base")["model.safetensors"] = other
         message = told(lambda: model.read("model.norm.weight"))
     assert message.startswith("org/base: model.safetensors arrived with another header (")
@@ -496,11 +539,19 @@ def test_watching_counts_the_bytes_that_come(hub: Hub) -> None:
 
 def test_the_program_as_people_run_it(hub: Hub) -> None:
     local = models(hub)
-    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": "house", "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": "house",
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+    }
 
     def run(*words: str, **more: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "alnico.cli.main", *words]
-        return subprocess.run(command, env={**environment, **more}, capture_output=True, text=True, check=False)
+        return subprocess.run(
+            command, env={**environment, **more}, capture_output=True, text=True, check=False
+        )
 
     Path("r.yml").write_text("merge_method: linear\nmodels: [org/one, org/two]\n")
     Path("local.yml").write_text(f"merge_method: linear\nmodels: [{local[1]}, {local[2]}]\n")

@@ -37,7 +37,9 @@ def out() -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def test_a_push_makes_the_model_and_prints_its_address(hub: Hub, out: Path, run: Run) -> None:
@@ -45,7 +47,10 @@ def test_a_push_makes_the_model_and_prints_its_address(hub: Hub, out: Path, run:
     (out / "1_Pooling/config.json").write_text("{}")
     assert run("push", "out", "me/merged") == (0, f"{hub.url}/me/merged\n", "")
     assert {n: d for n, d in hub.files("me/merged").items() if n != ".gitattributes"} == contents(out)
-    assert (hub.repos["me/merged"].private, hub.repos["me/merged"].messages) == (False, ["Merge with alnico: out"])
+    assert (hub.repos["me/merged"].private, hub.repos["me/merged"].messages) == (
+        False,
+        ["Merge with alnico: out"],
+    )
     with alnico.open("me/merged") as model:
         assert len(model.tensors) == 20
 
@@ -99,7 +104,8 @@ def test_paths_of_this_disk_are_noted(run: Run) -> None:
     code, _, stderr = run("push", "out", "me/merged")
     assert code == 0
     assert stderr == "".join(
-        f"note: the lock and the recipe name {path}, which everyone who sees the model can read.\n" for path in tuned
+        f"note: the lock and the recipe name {path}, which everyone who sees the model can read.\n"
+        for path in tuned
     )
 
 
@@ -130,7 +136,10 @@ def broken(out: Path, how: str) -> None:
 
 BROKEN = {
     "not there": (8, "out: no such directory; expected the output of `alnico merge`. Check the path."),
-    "unfinished": (8, "out: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."),
+    "unfinished": (
+        8,
+        "out: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first.",
+    ),
     "no lock": (8, "out: has no alnico.lock.json, expected the output of `alnico merge`. Check the path."),
     "no weights": (4, "out: has no .safetensors or .bin file, expected a model. Check the path."),
     "a shard is missing": (
@@ -156,7 +165,9 @@ def test_what_is_no_finished_merge_is_not_pushed(hub: Hub, out: Path, run: Run, 
 
 
 @pytest.mark.usefixtures("out")
-def test_a_push_without_access_says_so(hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_push_without_access_says_so(
+    hub: Hub, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from huggingface_hub import constants
 
     code, _, stderr = run("push", "out", "stranger/merged")
@@ -206,7 +217,10 @@ def posted(request: Any, part: str) -> bool:
 
 
 def lfs_batch(request: Any, **actions: dict[str, str]) -> None:
-    objects = [{"oid": o["oid"], "size": o["size"], "actions": actions} for o in json.loads(request.body())["objects"]]
+    objects = [
+        {"oid": o["oid"], "size": o["size"], "actions": actions}
+        for o in json.loads(request.body())["objects"]
+    ]
     request.say({"transfer": "basic", "objects": objects})
 
 
@@ -262,10 +276,13 @@ def test_odd_answers_to_a_push_are_errors_of_the_hub(hub: Hub, out: Path, run: R
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("part", ["/preupload/", "objects/batch", "/upload/", "/commit/"])
 @pytest.mark.parametrize("status", [500, 413])
-def test_a_push_that_fails_in_the_middle_shows_nobody_half_a_model(hub: Hub, out: Path, run: Run, part: str, status: int) -> None:
+def test_a_push_that_fails_in_the_middle_shows_nobody_half_a_model(
+    hub: Hub, out: Path, run: Run, part: str, status: int
+) -> None:
     hub.add("me/merged", {"model.safetensors": b"old", "README.md": b"old"})
     hub.tamper = lambda request: (
-        posted(request, part) and (request.body(), request.answer(status, b"[]", {"Retry-After": "9" * 40})) != ()
+        posted(request, part)
+        and (request.body(), request.answer(status, b"[]", {"Retry-After": "9" * 40})) != ()
     )
     code, stdout, stderr = run("push", str(out), "me/merged")
     assert (code, stdout) == (13, "")
@@ -284,7 +301,12 @@ def test_a_push_of_which_the_hub_leaves_files_out_is_no_success(hub: Hub, out: P
         request.say(
             {
                 "files": [
-                    {"path": p, "uploadMode": mode[p.endswith(".safetensors")], "shouldIgnore": "model-00002" in p} for p in paths
+                    {
+                        "path": p,
+                        "uploadMode": mode[p.endswith(".safetensors")],
+                        "shouldIgnore": "model-00002" in p,
+                    }
+                    for p in paths
                 ]
             }
         )
@@ -293,15 +315,23 @@ def test_a_push_of_which_the_hub_leaves_files_out_is_no_success(hub: Hub, out: P
     hub.tamper = tamper
     code, stdout, stderr = run("push", str(out), "me/merged")
     assert (code, stdout) == (13, "")
-    assert "after the upload, 'model-00002-of-00002.safetensors' there is not the file of this folder (1 such)" in stderr
+    assert (
+        "after the upload, 'model-00002-of-00002.safetensors' there is not the file of this folder (1 such)"
+        in stderr
+    )
 
 
 @pytest.mark.usefixtures("out")
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"id": "other/repo"}, "answers for 'other/repo'"), ({"private": "true"}, "is public, --private was said")],
+    [
+        ({"id": "other/repo"}, "answers for 'other/repo'"),
+        ({"private": "true"}, "is public, --private was said"),
+    ],
 )
-def test_a_push_to_what_is_not_as_it_was_asked_uploads_nothing(hub: Hub, run: Run, change: dict[str, str], words: str) -> None:
+def test_a_push_to_what_is_not_as_it_was_asked_uploads_nothing(
+    hub: Hub, run: Run, change: dict[str, str], words: str
+) -> None:
     def tamper(request: Any) -> bool:
         if request.command != "GET" or "/api/models/" not in request.path:
             return False

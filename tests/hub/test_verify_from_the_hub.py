@@ -36,7 +36,9 @@ def test_the_commits_of_the_lock_are_read_and_merged_again(hub: Hub) -> None:
     assert alnico.verify("out", against_inputs=True).recomputed.tensors == 20
     alnico.reproduce("out", "new")
     ours, theirs = model_bytes(Path("out")), model_bytes(Path("new"))
-    assert ours.pop("alnico.lock.json") != theirs.pop("alnico.lock.json")  # the recipe names the commit, the first named the branch
+    assert ours.pop("alnico.lock.json") != theirs.pop(
+        "alnico.lock.json"
+    )  # the recipe names the commit, the first named the branch
     assert ours == theirs
     assert alnico.verify("new", against_inputs=True, offline=True).recomputed.tensors == 20
 
@@ -53,6 +55,8 @@ def test_a_folder_that_is_gone_is_not_looked_for_on_the_hub(hub: Hub) -> None:
     Path("local/tuned-1").rename("gone")
     hub.add("local/tuned-1", Path("gone"))
     hub.requests.clear()
-    with pytest.raises(UncheckedError, match=r"^out: could not check against its inputs: local/tuned-1 is neither here"):
+    with pytest.raises(
+        UncheckedError, match=r"^out: could not check against its inputs: local/tuned-1 is neither here"
+    ):
         alnico.verify("out", against_inputs=True)
     assert hub.requests == []

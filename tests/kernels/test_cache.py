@@ -188,7 +188,9 @@ def test_what_is_checked_is_what_is_used(cache, file, tmp_path, monkeypatch):
     assert (cache / file.name).read_bytes() == b"planted"
 
 
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make files of another user")
+@pytest.mark.skipif(
+    not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can make files of another user"
+)
 def test_the_home_of_another_user_gets_no_directory_of_ours(tmp_path, monkeypatch):
     """sudo may keep $HOME: what root makes there its owner could not use."""
     for name in ("ALNICO_CACHE_DIR", "XDG_CACHE_HOME"):
@@ -230,7 +232,10 @@ def test_a_kernel_is_kept_and_found_again(cache, monkeypatch):
 @pytest.mark.usefixtures("cache")
 def test_a_kernel_from_the_cache_is_run_without_numba():
     compile_anew()
-    program = PROGRAM.format(folder=str(Path(__file__).parent)) + "assert 'numba' not in sys.modules, 'numba was imported'"
+    program = (
+        PROGRAM.format(folder=str(Path(__file__).parent))
+        + "assert 'numba' not in sys.modules, 'numba was imported'"
+    )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (0, "works\n"), ended.stderr
 
@@ -298,7 +303,11 @@ def test_numbers_in_an_object_file_that_lead_nowhere_are_not_followed(code):
     symbols, size = struct.unpack_from("<QQ", whole, table + 24)
     names = struct.unpack_from("<Q", whole, sections[struct.unpack_from("<I", whole, table + 40)[0]] + 24)[0]
     all_symbols = range(symbols, symbols + size, 24)
-    own = next(at for at in all_symbols if whole[names + struct.unpack_from("<I", whole, at)[0] :].startswith(name + b"\0"))
+    own = next(
+        at
+        for at in all_symbols
+        if whole[names + struct.unpack_from("<I", whole, at)[0] :].startswith(name + b"\0")
+    )
     last = all_symbols[-1]
     for place, change in (
         (40, struct.pack("<Q", 2**64 - 1)),  # where the sections begin
@@ -306,7 +315,10 @@ def test_numbers_in_an_object_file_that_lead_nowhere_are_not_followed(code):
         (60, struct.pack("<H", 0xFFFF)),  # how many there are
         (table + 40, struct.pack("<I", 0xFFFF)),  # the section of the names
         (table + 32, struct.pack("<Q", 2**63)),  # the size of the table
-        (own + 6, struct.pack("<H", 0)),  # the section in which the symbol is: none, it is looked for elsewhere
+        (
+            own + 6,
+            struct.pack("<H", 0),
+        ),  # the section in which the symbol is: none, it is looked for elsewhere
         (last, struct.pack("<I", 0xFFFFFFFF)),  # the name of a symbol
         (sections[1] + 32, struct.pack("<Q", 2**40)),  # the size of another section
     ):
@@ -417,7 +429,12 @@ def test_the_key_knows_the_compiled_pieces_the_versions_and_the_machine(monkeypa
 @pytest.mark.usefixtures("cache")
 def test_arguments_a_kernel_does_not_take_are_refused():
     run = compile_anew()
-    raw, codes, chosen, found = np.zeros(8, np.uint8), np.array([CODE_F32]), np.array([0]), np.empty((1, 2), np.float32)
+    raw, codes, chosen, found = (
+        np.zeros(8, np.uint8),
+        np.array([CODE_F32]),
+        np.array([0]),
+        np.empty((1, 2), np.float32),
+    )
     run((raw,), codes, raw, CODE_F32, 0, chosen, found)
     for wrong in [
         ((raw, raw), codes, raw, CODE_F32, 0, chosen, found),
@@ -475,14 +492,18 @@ def test_the_width_of_vectors_changes_no_bit(tmp_path):
     import llvmlite.binding
 
     own = llvmlite.binding.get_host_cpu_features().flatten()
-    narrow = ",".join(f"-{f[1:]}" if f[1:4] in ("avx", "fma", "vae", "vpc", "gfn") else f for f in own.split(","))
+    narrow = ",".join(
+        f"-{f[1:]}" if f[1:4] in ("avx", "fma", "vae", "vpc", "gfn") else f for f in own.split(",")
+    )
     found = set()
     for number, features in enumerate([None, own, narrow]):
         environment = {**os.environ, "ALNICO_CACHE_DIR": str(tmp_path / str(number))}
         if features is not None:
             environment["NUMBA_CPU_FEATURES"] = features
         program = MIXED.format(folder=str(Path(__file__).parent))
-        ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env=environment)
+        ended = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=300, env=environment
+        )
         assert ended.returncode == 0, ended.stderr
         found.add(ended.stdout)
     assert len(found) == 1
@@ -492,14 +513,18 @@ def test_choosing_features_for_numba_leaves_the_environment_as_it_was():
     program = "import os, sys; from alnico.kernels import build; build._import_numba(); assert 'numba' in sys.modules; "
     program += "print('NUMBA_CPU_FEATURES' in os.environ)"
     environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CPU_FEATURES"}
-    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, env=environment
+    )
     assert ended.stdout == "False\n", ended.stderr
 
 
 def test_two_processes_at_once_both_compile(cache):
     program = PROGRAM.format(folder=str(Path(__file__).parent))
     running = [
-        subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
         for _ in range(2)
     ]
     for process in running:

@@ -10,7 +10,18 @@ import torch
 from alnico.errors import MethodError
 from alnico.kernels.build import compiled
 from alnico.kernels.constants import CODES, LANES, LEAF, TILE
-from alnico.kernels.facts import Bernoulli, Count, Derived, Gram, KthLargest, Noise, Sum, levels, magnitude, resolve
+from alnico.kernels.facts import (
+    Bernoulli,
+    Count,
+    Derived,
+    Gram,
+    KthLargest,
+    Noise,
+    Sum,
+    levels,
+    magnitude,
+    resolve,
+)
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, RankKernel
 from alnico.kernels.mix_kernel import MixKernel
@@ -78,13 +89,23 @@ def expected_weighted(x: np.ndarray, weight, scale: float, real: str) -> np.ndar
     return np.array(scale, real) * total
 
 
-def run_mix(kernel: MixKernel, raws, codes, base, base_dtype, out_dtype, count, *arguments, start=0, keep_equal=False):
+def run_mix(
+    kernel: MixKernel, raws, codes, base, base_dtype, out_dtype, count, *arguments, start=0, keep_equal=False
+):
     out = np.zeros(count * TORCH[out_dtype].itemsize, np.uint8)
-    found = compiled(kernel)(tuple(raws), codes, base, CODES[base_dtype], out, CODES[out_dtype], start, keep_equal, *arguments)
+    found = compiled(kernel)(
+        tuple(raws), codes, base, CODES[base_dtype], out, CODES[out_dtype], start, keep_equal, *arguments
+    )
     return out, found
 
 
-MIXES = [(1, True, "float32"), (3, True, "float32"), (3, False, "float64"), (10, True, "float64"), (10, False, "float32")]
+MIXES = [
+    (1, True, "float32"),
+    (3, True, "float32"),
+    (3, False, "float64"),
+    (10, True, "float64"),
+    (10, False, "float32"),
+]
 
 
 @pytest.mark.parametrize(("models", "of_deltas", "real"), MIXES)
@@ -99,9 +120,15 @@ def test_a_mix_is_the_equation_in_the_stated_precision(models, of_deltas, real):
         values = x.astype(real) - base if of_deltas else x.astype(real)
         mixed = expected_weighted(values, weight, 1.25, real)
         expected = base + mixed if of_deltas else mixed
-        rounded = {"F16": expected.astype(np.float16), "F32": expected.astype(np.float32), "F64": expected.astype(np.float64)}
+        rounded = {
+            "F16": expected.astype(np.float16),
+            "F32": expected.astype(np.float32),
+            "F64": expected.astype(np.float64),
+        }
         for out_dtype, by_numpy in rounded.items():
-            out, bad = run_mix(kernel, raws, codes, base_raw, "BF16", out_dtype, count, numbers(weight, real), 1.25)
+            out, bad = run_mix(
+                kernel, raws, codes, base_raw, "BF16", out_dtype, count, numbers(weight, real), 1.25
+            )
             assert bad == -1
             assert out.tobytes() == by_numpy.tobytes()
 
@@ -119,7 +146,18 @@ def test_noise_is_that_of_the_place_of_each_element(models):
             kept = (uniform(int(other[i]), start, count) < chance[i]).astype(np.float32)
             total = total + (draws * x[i].astype(np.float32) + kept)
         out, bad = run_mix(
-            kernel, raws, codes, NOTHING, "F32", "F32", count, numbers([0] * models, "float32"), keys, chance, other, start=start
+            kernel,
+            raws,
+            codes,
+            NOTHING,
+            "F32",
+            "F32",
+            count,
+            numbers([0] * models, "float32"),
+            keys,
+            chance,
+            other,
+            start=start,
         )
         assert bad == -1
         np.testing.assert_array_equal(out.view(np.float32), total)
@@ -127,18 +165,24 @@ def test_noise_is_that_of_the_place_of_each_element(models):
 
 @pytest.mark.parametrize("models", [1, 3, 10])
 def test_where_the_mix_is_zero_the_bits_of_the_base_stay(models):
-    kernel = MixKernel(weighted, models, True, ("numbers", "number"), "float64" if models == 10 else "float32")
+    kernel = MixKernel(
+        weighted, models, True, ("numbers", "number"), "float64" if models == 10 else "float32"
+    )
     base = np.array([-0.0, 0.0, 1e-42, 3.0], np.float32)
     data = base.view(np.uint8)
     weight = numbers([0.3] * models, kernel.real)
-    out, bad = run_mix(kernel, [data] * models, np.full(models, CODES["F32"]), data, "F32", "F32", 4, weight, 1.0)
+    out, bad = run_mix(
+        kernel, [data] * models, np.full(models, CODES["F32"]), data, "F32", "F32", 4, weight, 1.0
+    )
     assert bad == -1
     assert out.tobytes() == base.tobytes()
 
 
 @pytest.mark.parametrize("models", [3, 10])
 def test_where_all_inputs_are_equal_that_value_is_kept_if_asked(models):
-    kernel = MixKernel(weighted, models, False, ("numbers", "number"), "float64" if models == 3 else "float32")
+    kernel = MixKernel(
+        weighted, models, False, ("numbers", "number"), "float64" if models == 3 else "float32"
+    )
     random = np.random.default_rng(0)
     values = random.standard_normal(TILE + 1).astype(np.float32)
     values[7] = -0.0
@@ -149,7 +193,16 @@ def test_where_all_inputs_are_equal_that_value_is_kept_if_asked(models):
     found = {}
     for keep in (True, False):
         out, _ = run_mix(
-            kernel, raws, np.full(models, CODES["F32"]), NOTHING, "F32", "F32", values.size, weight, 1.0, keep_equal=keep
+            kernel,
+            raws,
+            np.full(models, CODES["F32"]),
+            NOTHING,
+            "F32",
+            "F32",
+            values.size,
+            weight,
+            1.0,
+            keep_equal=keep,
         )
         found[keep] = out.view(np.float32)
     equal = np.arange(values.size) != 5
@@ -169,7 +222,9 @@ def test_a_value_that_is_not_finite_is_reported_with_its_tile(models, what):
             values = np.ones((models + 1, count), np.float32)
             values[models - 1 if what == "input" else models, place] = bad
             raws = [v.view(np.uint8) for v in values]
-            _, found = run_mix(kernel, raws[:-1], np.full(models, CODES["F32"]), raws[-1], "F32", "F32", count, weight, 1.0)
+            _, found = run_mix(
+                kernel, raws[:-1], np.full(models, CODES["F32"]), raws[-1], "F32", "F32", count, weight, 1.0
+            )
             assert found == place // TILE * TILE
 
 
@@ -178,8 +233,13 @@ def test_an_output_beyond_its_dtype_is_reported():
     ones = np.ones(5, np.float32).view(np.uint8)
     big = np.full(5, 60_000, np.float32).view(np.uint8)
     weight = numbers([1, 1, 1], "float32")
-    assert run_mix(kernel, [big, big, big], np.full(3, CODES["F32"]), ones, "F32", "F16", 5, weight, 1.0)[1] == 0
-    assert run_mix(kernel, [big, big, big], np.full(3, CODES["F32"]), ones, "F32", "BF16", 5, weight, 1.0)[1] == -1
+    assert (
+        run_mix(kernel, [big, big, big], np.full(3, CODES["F32"]), ones, "F32", "F16", 5, weight, 1.0)[1] == 0
+    )
+    assert (
+        run_mix(kernel, [big, big, big], np.full(3, CODES["F32"]), ones, "F32", "BF16", 5, weight, 1.0)[1]
+        == -1
+    )
 
 
 # Measures.
@@ -214,13 +274,17 @@ def in_lanes(values: np.ndarray) -> np.ndarray:
     return np.array(sums)
 
 
-@pytest.mark.parametrize(("of_deltas", "real", "dtype"), [(True, "float32", "BF16"), (False, "float64", "F64")])
+@pytest.mark.parametrize(
+    ("of_deltas", "real", "dtype"), [(True, "float32", "BF16"), (False, "float64", "F64")]
+)
 def test_a_sum_is_that_of_fixed_lanes_in_float64(of_deltas, real, dtype):
     run = compiled(MeasureKernel("sum", magnitude, 1, of_deltas, (), real))
     for count in SIZES:
         (data,), _, x = made(count, 1, (dtype,), seed=count)
         base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
-        values = x[0].astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x[0].astype(real)
+        values = (
+            x[0].astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x[0].astype(real)
+        )
         leaves = np.empty(leaves_of(count))
         measure_one(run, data, dtype, base_raw, "F16", 0, leaves[None])
         np.testing.assert_array_equal(leaves, in_lanes(np.abs(values).astype(np.float64)))
@@ -255,7 +319,9 @@ def test_values_are_those_of_the_function_with_noise_of_their_place():
     start, count = 5 * LEAF, TILE + 9
     (data, base), _, x = made(count, 2, ("F32",))
     found = np.empty(count, np.float32)
-    chance, first, unused, second = (np.array([v], t) for v, t in ((0.3, "f4"), (11, "u8"), (0.0, "f4"), (12, "u8")))
+    chance, first, unused, second = (
+        np.array([v], t) for v, t in ((0.3, "f4"), (11, "u8"), (0.0, "f4"), (12, "u8"))
+    )
     measure_one(run, data, "F32", base, "F32", start, found[None], chance, first, unused, second)
     drawn = (uniform(11, start, count) < np.float32(0.3)).astype(np.float32)
     delta = x[0].astype(np.float32) - x[1].astype(np.float32)
@@ -277,7 +343,9 @@ def test_a_histogram_counts_upper_bits_then_the_next_of_one_prefix(real, dtype):
     for shift in range(width - 16, -1, -16):
         bins = np.zeros(65_536, np.int64)
         bins[3] = 5
-        measure_one(run, data, dtype, NOTHING, "F64", 0, np.uint64(shift), np.array([prefix], np.uint64), bins[None])
+        measure_one(
+            run, data, dtype, NOTHING, "F64", 0, np.uint64(shift), np.array([prefix], np.uint64), bins[None]
+        )
         bins[3] -= 5
         inside = [b >> shift & 0xFFFF for b in bits if b >> (shift + 16) == prefix]
         np.testing.assert_array_equal(bins, np.bincount(inside, minlength=65_536))
@@ -328,7 +396,17 @@ def test_numbers_of_rows_and_columns_follow_the_place_of_an_element():
     for start, stop in ((0, rows * columns), (5000, 5003), (777, 11_111)):
         parts = [v.reshape(-1)[start:stop].view(np.uint8) for v in x]
         arguments = (by_row, columns, by_column, columns)
-        out, bad = run_mix(kernel, parts, np.full(2, CODES["F32"]), NOTHING, "F32", "F32", stop - start, *arguments, start=start)
+        out, bad = run_mix(
+            kernel,
+            parts,
+            np.full(2, CODES["F32"]),
+            NOTHING,
+            "F32",
+            "F32",
+            stop - start,
+            *arguments,
+            start=start,
+        )
         assert bad == -1
         np.testing.assert_array_equal(out.view(np.float32), expected.reshape(-1)[start:stop])
 
@@ -372,7 +450,13 @@ def square(pairs: np.ndarray, models: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("models", "of_deltas", "real"),
-    [(1, False, "float32"), (2, True, "float32"), (3, False, "float64"), (5, True, "float64"), (10, True, "float32")],
+    [
+        (1, False, "float32"),
+        (2, True, "float32"),
+        (3, False, "float64"),
+        (5, True, "float64"),
+        (10, True, "float32"),
+    ],
 )
 def test_a_gram_matrix_is_numpys(models, of_deltas, real):
     run = compiled(GramKernel(models, of_deltas, real))
@@ -380,7 +464,9 @@ def test_a_gram_matrix_is_numpys(models, of_deltas, real):
     for count in (1, TILE + 3, LEAF + 77):
         raws, codes, x = made(count, models, inputs, seed=count)
         base_raw = raw(np.random.default_rng(1).standard_normal(count), "F16")
-        exact = (x.astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x).astype(np.float64)
+        exact = (x.astype(real) - values_of(base_raw, "F16").astype(real) if of_deltas else x).astype(
+            np.float64
+        )
         leaves = np.zeros((leaves_of(count), models * (models + 1) // 2))
         run(tuple(raws), codes, base_raw, CODES["F16"], 0, count, leaves)
         scale = np.sqrt(np.outer((exact**2).sum(1), (exact**2).sum(1)))
@@ -456,10 +542,16 @@ def test_facts_are_measured_before_what_uses_them():
 
 def test_a_derived_fact_is_a_function_of_numbers():
     total = Sum(magnitude)
-    assert resolve(Derived(lambda s, f: tuple(f * x for x in s), (total, 2.0)), {total: (1.0, 3.0)}) == (2.0, 6.0)
+    assert resolve(Derived(lambda s, f: tuple(f * x for x in s), (total, 2.0)), {total: (1.0, 3.0)}) == (
+        2.0,
+        6.0,
+    )
     with pytest.raises(MethodError) as caught:
         resolve(Derived(lambda n: n, (Noise(),)), {})
-    assert str(caught.value) == "Noise() has a value for each element; it cannot be an argument of a derived fact."
+    assert (
+        str(caught.value)
+        == "Noise() has a value for each element; it cannot be an argument of a derived fact."
+    )
 
 
 @pytest.mark.parametrize("rank", [1, 3, 4, 9])
@@ -469,7 +561,10 @@ def test_folding_sums_over_the_rank_in_index_order(real: str, rank: int) -> None
     dtype = np.dtype(real)
     rows, columns = 5, 1301
     base = random.standard_normal((rows, columns)).astype(dtype)
-    left, right = random.standard_normal((rows, rank)).astype(dtype), random.standard_normal((rank, columns)).astype(dtype)
+    left, right = (
+        random.standard_normal((rows, rank)).astype(dtype),
+        random.standard_normal((rank, columns)).astype(dtype),
+    )
     total = np.zeros((rows, columns), dtype)
     for k in range(rank):  # numpy rounds each product and each sum, as the law asks
         total = total + left[:, k, None] * right[k]

@@ -121,7 +121,9 @@ def kept_from_earlier_rounds(x, t):
 
 
 def calls(x, t):
-    return math.sqrt(abs(x[0])) + math.copysign(1.0, x[1]) + math.fabs(x[2]) + double(clipped(x[0], t)) * math.pi
+    return (
+        math.sqrt(abs(x[0])) + math.copysign(1.0, x[1]) + math.fabs(x[2]) + double(clipped(x[0], t)) * math.pi
+    )
 
 
 def clipped(x, limit):
@@ -363,15 +365,33 @@ ALLOWED = "abs, min, max, len, range, math.copysign, math.fabs, math.sqrt and pu
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (while_loop, "line 2 of it: While has no straight-line form; use assignments, if, and for over range."),
-        (two_targets, "line 2 of it: Assign has no straight-line form; use assignments, if, and for over range."),
-        (early_return, "line 3 of it: a return inside an if; write `return a if condition else b` at the end."),
+        (
+            while_loop,
+            "line 2 of it: While has no straight-line form; use assignments, if, and for over range.",
+        ),
+        (
+            two_targets,
+            "line 2 of it: Assign has no straight-line form; use assignments, if, and for over range.",
+        ),
+        (
+            early_return,
+            "line 3 of it: a return inside an if; write `return a if condition else b` at the end.",
+        ),
         (no_return, "line 1 of it: a scalar function ends with its one return."),
         (empty_function, "line 1 of it: a scalar function ends with its one return."),
-        (bare_return, "line 3 of it: Return has no straight-line form; use assignments, if, and for over range."),
+        (
+            bare_return,
+            "line 3 of it: Return has no straight-line form; use assignments, if, and for over range.",
+        ),
         (loop_in_if, f"line 4 of it: {LONG_LOOP}"),
-        (loop_over_values, "line 3 of it: For has no straight-line form; use assignments, if, and for over range."),
-        (broken_loop, "line 4 of it: Break has no straight-line form; use assignments, if, and for over range."),
+        (
+            loop_over_values,
+            "line 3 of it: For has no straight-line form; use assignments, if, and for over range.",
+        ),
+        (
+            broken_loop,
+            "line 4 of it: Break has no straight-line form; use assignments, if, and for over range.",
+        ),
         (one_branch, "line 2 of it: y is set in one branch only; set it before the if."),
         (one_branch_with_else, "line 3 of it: y is set in one branch only; set it before the if."),
         (one_branch_of_three, "line 2 of it: y is set in one branch only; set it before the if."),
@@ -380,12 +400,21 @@ ALLOWED = "abs, min, max, len, range, math.copysign, math.fabs, math.sqrt and pu
         (exponential, f"line 2 of it: calls math.exp; it may call {ALLOWED}."),
         (a_sum, f"line 2 of it: calls sum; it may call {ALLOWED}."),
         (keyword, "line 2 of it: calls clipped with keywords; pass all values in order."),
-        (power, "line 2 of it: a power rounds differently from machine to machine; write x * x, or math.sqrt(x)."),
+        (
+            power,
+            "line 2 of it: a power rounds differently from machine to machine; write x * x, or math.sqrt(x).",
+        ),
         (walrus, "line 3 of it: NamedExpr has no straight-line form; use numbers, comparisons and calls."),
         (listed, "line 2 of it: ListComp has no straight-line form; use numbers, comparisons and calls."),
         (truth_of_numbers, "line 4 of it: i is joined by and/or; they join comparisons: write x != 0."),
-        (defaulted, "line 1 of it: expected plain parameters, without defaults and stars; all values are passed in order."),
-        (starred, "line 1 of it: expected plain parameters, without defaults and stars; all values are passed in order."),
+        (
+            defaulted,
+            "line 1 of it: expected plain parameters, without defaults and stars; all values are passed in order.",
+        ),
+        (
+            starred,
+            "line 1 of it: expected plain parameters, without defaults and stars; all values are passed in order.",
+        ),
         (attribute, "line 2 of it: uses x.real, which is no number."),
     ],
     ids=lambda p: getattr(p, "__name__", ""),
@@ -430,7 +459,10 @@ def endless_too(x):
 
 
 def test_a_function_that_calls_itself_is_refused():
-    assert refusal(endless, check_pure) == "endless calls itself; expected a function that ends. Write a loop over range."
+    assert (
+        refusal(endless, check_pure)
+        == "endless calls itself; expected a function that ends. Write a loop over range."
+    )
 
 
 @pytest.mark.parametrize(

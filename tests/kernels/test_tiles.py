@@ -22,7 +22,13 @@ ALL_16_BITS = np.arange(65_536, dtype=np.uint16)
 
 def by_torch(values: np.ndarray, code: int) -> np.ndarray:
     """The bits of ``values`` rounded to a dtype by torch."""
-    return torch.from_numpy(values).to(TORCH[code]).view(getattr(torch, np.dtype(SIGNED[code]).name)).numpy().view(OUT[code])
+    return (
+        torch.from_numpy(values)
+        .to(TORCH[code])
+        .view(getattr(torch, np.dtype(SIGNED[code]).name))
+        .numpy()
+        .view(OUT[code])
+    )
 
 
 def encoded(encode, values: np.ndarray, code: int) -> tuple[np.ndarray, bool]:
@@ -65,7 +71,9 @@ def test_every_float8_code_decodes_as_numerics_do(name, decode, real):
     finite = np.isfinite(expected)
     np.testing.assert_array_equal(tile[finite], expected[finite].astype(real))
     np.testing.assert_array_equal(np.signbit(tile[finite]), np.signbit(expected[finite]))
-    assert [bool(decode(codes[i : i + 1], CODES[name], np.empty(1, real))) for i in range(256)] == list(~finite)
+    assert [bool(decode(codes[i : i + 1], CODES[name], np.empty(1, real))) for i in range(256)] == list(
+        ~finite
+    )
 
 
 @pytest.mark.parametrize("count", [0, 1, 7, 4095])
@@ -136,7 +144,11 @@ def test_float32_is_rounded_as_in_torch(code):
 
 @pytest.mark.parametrize(
     ("code", "largest"),
-    [(F16, np.float32(65_519.996)), (BF16, np.uint32(0x7F7F7FFF).view(np.float32)), (F32, np.finfo(np.float32).max)],
+    [
+        (F16, np.float32(65_519.996)),
+        (BF16, np.uint32(0x7F7F7FFF).view(np.float32)),
+        (F32, np.finfo(np.float32).max),
+    ],
 )
 def test_overflow_is_flagged_from_the_midpoint_on(code, largest):
     with np.errstate(over="ignore"):
@@ -232,7 +244,9 @@ def test_a_float32_tile_is_not_changed_by_encoding_it():
 # Noise.
 
 
-@pytest.mark.parametrize(("key", "start", "count"), [(0, 0, 4096), (2**64 - 1, 4096, 77), (12345, 2**40 + 3, 1), (1, 0, 0)])
+@pytest.mark.parametrize(
+    ("key", "start", "count"), [(0, 0, 4096), (2**64 - 1, 4096, 77), (12345, 2**40 + 3, 1), (1, 0, 0)]
+)
 def test_compiled_noise_is_the_noise_of_numerics(key, start, count):
     tile = np.empty(count, np.float32)
     fill_noise(np.uint64(key), start, tile)

@@ -66,7 +66,11 @@ def fill(path: Path, name: str, values: np.ndarray, at: int = 0) -> None:
 
 
 def save_sparse_model(
-    folder: Path, shapes: Shapes, dtype: str = "BF16", shards: int = 1, config: Mapping[str, Any] | None = None
+    folder: Path,
+    shapes: Shapes,
+    dtype: str = "BF16",
+    shards: int = 1,
+    config: Mapping[str, Any] | None = None,
 ) -> Path:
     """A model directory of such files, with an index; tensors are dealt out in order, equally many a shard."""
     names = list(shapes)

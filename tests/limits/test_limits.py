@@ -28,13 +28,18 @@ print(json.dumps({"peak": peak, "jobs": len(plan.jobs), "elements": plan.element
 
 
 def in_a_fresh_process(code: str, recipe: dict[str, Any], *words: str) -> Any:
-    ended = subprocess.run([sys.executable, "-c", code, json.dumps(recipe), *words], capture_output=True, text=True, timeout=500)
+    ended = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(recipe), *words], capture_output=True, text=True, timeout=500
+    )
     assert ended.returncode == 0, ended.stderr
     return json.loads(ended.stdout)
 
 
 def test_a_recipe_of_405_billion_parameters_is_planned_in_300_mb(tmp_path: Path) -> None:
-    base, one, other = (save_sparse_model(tmp_path / n, llama_405b(), shards=191, config=CONFIG_405B) for n in ("base", "a", "b"))
+    base, one, other = (
+        save_sparse_model(tmp_path / n, llama_405b(), shards=191, config=CONFIG_405B)
+        for n in ("base", "a", "b")
+    )
     recipe = {"merge_method": "ties", "base_model": str(base), "models": [str(one), str(other)]}
     found = in_a_fresh_process(PLANNED, recipe)
     assert (found["jobs"], found["elements"]) == (1137, 405_853_388_800)
@@ -46,7 +51,11 @@ def test_ten_thousand_tensors_are_planned_and_merged(tmp_path: Path) -> None:
     shapes = {f"model.layers.{i}.mlp.experts.{j}.weight": (4, 3) for i in range(100) for j in range(100)}
     for k, name in enumerate(("a", "b", "c")):
         save_sparse(tmp_path / f"{name}.safetensors", shapes, "F32")
-        fill(tmp_path / f"{name}.safetensors", "model.layers.99.mlp.experts.99.weight", np.full(12, k, np.float32))
+        fill(
+            tmp_path / f"{name}.safetensors",
+            "model.layers.99.mlp.experts.99.weight",
+            np.full(12, k, np.float32),
+        )
     recipe = {"merge_method": "linear", "models": [str(tmp_path / f"{n}.safetensors") for n in "abc"]}
     assert in_a_fresh_process(PLANNED, recipe)["peak"] < 300_000_000
     result = alnico.merge(recipe, tmp_path / "out", max_shard_size="100kB")
@@ -85,8 +94,15 @@ print(json.dumps({"tensors": len(result.plan.jobs), "most": most}))
 
 def test_hundreds_of_shards_are_merged_with_64_descriptors(tmp_path: Path) -> None:
     shapes = {f"model.layers.{i}.mlp.up_proj.weight": (4, 3) for i in range(300)}
-    base, one, other = (save_sparse_model(tmp_path / n, shapes, "F32", shards=300) for n in ("base", "a", "b"))
-    recipe = {"merge_method": "ties", "base_model": str(base), "models": [str(one), str(other)], "unrelated": "allow"}
+    base, one, other = (
+        save_sparse_model(tmp_path / n, shapes, "F32", shards=300) for n in ("base", "a", "b")
+    )
+    recipe = {
+        "merge_method": "ties",
+        "base_model": str(base),
+        "models": [str(one), str(other)],
+        "unrelated": "allow",
+    }
     found = in_a_fresh_process(FEW_FILES, recipe, str(tmp_path / "out"), "64")
     assert found["tensors"] == 300
     assert found["most"] <= 64
@@ -118,7 +134,9 @@ def test_a_tensor_of_more_than_two_to_the_31_elements_is_merged(method: str, tmp
         path = tmp_path / f"m{i}.safetensors"
         save_sparse(path, {"w": LARGE}, "F8_E4M3")
         for place in PLACES if i or count < 3 else ():
-            fill(path, "w", np.array([0x38 if i else 0x40], np.uint8), place)  # 1.0, and 2.0 in the first model
+            fill(
+                path, "w", np.array([0x38 if i else 0x40], np.uint8), place
+            )  # 1.0, and 2.0 in the first model
         paths.append(str(path))
     recipe: dict[str, Any] = {"merge_method": method, "models": paths[-2:], "unrelated": "allow"}
     if method == "ties":
@@ -157,7 +175,10 @@ print(json.dumps(sizes))
 def test_a_thousand_merges_in_a_row_leak_nothing(tmp_path: Path) -> None:
     base, tuned = family(tmp_path, 2, hidden=8, layers=1)
     models = [str(t) for t in tuned]
-    recipes = [{"merge_method": "linear", "models": models}, {"merge_method": "ties", "base_model": str(base), "models": models}]
+    recipes = [
+        {"merge_method": "linear", "models": models},
+        {"merge_method": "ties", "base_model": str(base), "models": models},
+    ]
     sizes = in_a_fresh_process(MANY, recipes, str(tmp_path / "out"))
     print(
         f"resident and descriptors after 200, 600 and 1,000 merges: {[(round(r / MIB, 1), n) for r, n in sizes]}"
@@ -165,4 +186,6 @@ def test_a_thousand_merges_in_a_row_leak_nothing(tmp_path: Path) -> None:
     descriptors = {files for _, files in sizes}
     assert len(descriptors) == 1
     grown = sizes[2][0] - sizes[1][0]
-    assert grown < MIB, sizes  # in 400 merges; kernels' descriptions, of which a bounded number is kept, have filled their place
+    assert grown < MIB, (
+        sizes
+    )  # in 400 merges; kernels' descriptions, of which a bounded number is kept, have filled their place

@@ -16,8 +16,12 @@ PREFIX = "base_model.model."
 
 def save(directory: Path, tensors: Mapping[str, np.ndarray], dtype: str = "F32", **config: Any) -> Path:
     """Save tensors, named as in the base, with a config; ``r`` and ``lora_alpha`` may be left out where they do not matter."""
-    made.save_file(directory / "adapter_model.safetensors", {PREFIX + n: (dtype, v) for n, v in tensors.items()})
-    (directory / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, **config}))
+    made.save_file(
+        directory / "adapter_model.safetensors", {PREFIX + n: (dtype, v) for n, v in tensors.items()}
+    )
+    (directory / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1, **config})
+    )
     return directory
 
 
@@ -29,8 +33,16 @@ def factors(module: str, rows: int, columns: int, rank: int, seed: int) -> dict[
 
 
 def linear(
-    directory: Path, rows: int = 30, columns: int = 20, rank: int = 3, seed: int = 0, alpha: float = 6, **config: Any
+    directory: Path,
+    rows: int = 30,
+    columns: int = 20,
+    rank: int = 3,
+    seed: int = 0,
+    alpha: float = 6,
+    **config: Any,
 ) -> Path:
     """An adapter of two layers, ``m.q`` (rows, columns) and ``m.o`` (columns, rows)."""
-    tensors = factors("m.q", rows, columns, rank, 10 * seed) | factors("m.o", columns, rows, rank, 10 * seed + 1)
+    tensors = factors("m.q", rows, columns, rank, 10 * seed) | factors(
+        "m.o", columns, rows, rank, 10 * seed + 1
+    )
     return save(directory, tensors, r=rank, lora_alpha=alpha, **config)

@@ -51,7 +51,9 @@ def train(model: Any, options: Mapping[str, Any], *, seed: int = 1) -> Any:
     return adapted
 
 
-def made_by_peft(base: Any, root: Path, options: Mapping[str, Any], *, seed: int = 1) -> tuple[Path, dict[str, torch.Tensor]]:
+def made_by_peft(
+    base: Any, root: Path, options: Mapping[str, Any], *, seed: int = 1
+) -> tuple[Path, dict[str, torch.Tensor]]:
     """Save an adapter of ``base`` into ``root`` and return its place and what PEFT merges; ``base`` is changed."""
     adapted = train(base, options, seed=seed)
     adapted.save_pretrained(root)

@@ -65,7 +65,10 @@ def test_cat_is_the_weighted_sum_and_its_ranks_add(tmp_path, two, weights):
 
 
 def test_cat_keeps_the_bits_of_factors_where_all_have_one_scale(tmp_path):
-    adapters = [linear(tmp_path / "a", rank=3, seed=1, alpha=2), linear(tmp_path / "b", rank=6, seed=2, alpha=4)]
+    adapters = [
+        linear(tmp_path / "a", rank=3, seed=1, alpha=2),
+        linear(tmp_path / "b", rank=6, seed=2, alpha=4),
+    ]
     combine(adapters, tmp_path / "out", method="cat", weights=[0.3, 0.3])
     parts = [made.read_model(a) for a in adapters]
     found = made.read_model(tmp_path / "out")
@@ -88,7 +91,9 @@ def test_svd_is_the_best_approximation_of_its_rank(tmp_path, two, weights, rank)
     for module in result.modules:
         assert module.error == pytest.approx(reference.distance(whole[module.name], rank), abs=1e-12)
     left_out = sum((reference.distance(d, rank) * np.linalg.norm(d)) ** 2 for d in whole.values())
-    assert result.error == pytest.approx(math.sqrt(left_out / sum(np.linalg.norm(d) ** 2 for d in whole.values())), abs=1e-12)
+    assert result.error == pytest.approx(
+        math.sqrt(left_out / sum(np.linalg.norm(d) ** 2 for d in whole.values())), abs=1e-12
+    )
 
 
 def test_the_default_rank_of_a_sum_is_the_largest_of_the_adapters(tmp_path, two):
@@ -119,7 +124,12 @@ def test_energy_takes_the_smallest_rank_that_keeps_the_share(tmp_path, two):
 
 
 def test_an_adapter_of_zeros_changes_nothing(tmp_path, two):
-    zeros = save(tmp_path / "zeros", {n: np.zeros_like(v) for n, v in factors("m.q", 30, 20, 4, 0).items()}, r=4, lora_alpha=4)
+    zeros = save(
+        tmp_path / "zeros",
+        {n: np.zeros_like(v) for n, v in factors("m.q", 30, 20, 4, 0).items()},
+        r=4,
+        lora_alpha=4,
+    )
     for method in ("svd", "cat", "tsv", "iso_c", "dare_linear"):
         adapters = [two[0], zeros] if method == "tsv" else [*two, zeros]
         combined(adapters, tmp_path / method, method=method, **({} if method == "cat" else {"rank": 12}))
@@ -145,7 +155,9 @@ def test_two_identical_adapters(tmp_path, two):
 
 
 def test_task_arithmetic_takes_the_registrys_options(tmp_path, two):
-    combined(two, tmp_path / "out", method="task_arithmetic", weights=[1, 3], scale=0.5, divide="weight", rank=9)
+    combined(
+        two, tmp_path / "out", method="task_arithmetic", weights=[1, 3], scale=0.5, divide="weight", rank=9
+    )
     all_near(tmp_path / "out", summed(two, [0.125, 0.375]), 1e-12)
 
 
@@ -170,7 +182,9 @@ def test_whole_matrices_are_merged_as_a_merge_on_disk_does(tmp_path, two, method
     base = {n: np.zeros_like(dense[0][n]) for n in names}
     expected = alnico.merge_state_dicts(dense, method, base=base, weights=[0.8, 0.4], seed=5, **options)
     combined(two, tmp_path / "out", method=method, weights=[0.8, 0.4], seed=5, rank=30, **options)
-    all_near(tmp_path / "out", {n.removesuffix(".weight"): v.astype(np.float64) for n, v in expected.items()}, 2e-6)
+    all_near(
+        tmp_path / "out", {n.removesuffix(".weight"): v.astype(np.float64) for n, v in expected.items()}, 2e-6
+    )
 
 
 @pytest.mark.parametrize(("method", "options"), DELTA, ids=str)
@@ -179,12 +193,17 @@ def test_whole_matrices_are_merged_as_the_paper_says(tmp_path, method, options):
 
     adapters = [linear(tmp_path / str(i), rank=3, seed=i) for i in range(2)]
     combined(adapters, tmp_path / "out", method=method, weights=[0.8, 0.4], seed=5, rank=30, **options)
-    given = {n: v if isinstance(v, list) or n in ("elect", "divide", "rescale") else [v] * 2 for n, v in options.items()}
+    given = {
+        n: v if isinstance(v, list) or n in ("elect", "divide", "rescale") else [v] * 2
+        for n, v in options.items()
+    }
     expected = {}
     for module in ("m.q", "m.o"):
         dense = [deltas(a)[module] for a in adapters]
         noise = [uniform(5, f"{module}.weight", i, dense[0].shape) for i in range(2)]
-        expected[module] = MERGES[method](dense, np.zeros_like(dense[0]), {**given, "weight": [0.8, 0.4]}, noise)
+        expected[module] = MERGES[method](
+            dense, np.zeros_like(dense[0]), {**given, "weight": [0.8, 0.4]}, noise
+        )
     all_near(tmp_path / "out", expected, 1e-5)
 
 
@@ -215,14 +234,19 @@ def test_large_matrices_are_cut_with_the_same_result(tmp_path, monkeypatch, side
     large = combined(adapters, tmp_path / "large", method="ties", density=0.5, **asked)
     assert [m.rank for m in small.modules] == [m.rank for m in large.modules]
     for module in large.modules:
-        left_out = np.linalg.norm(deltas(tmp_path / "large")[module.name] - whole[module.name]) / np.linalg.norm(whole[module.name])
+        left_out = np.linalg.norm(
+            deltas(tmp_path / "large")[module.name] - whole[module.name]
+        ) / np.linalg.norm(whole[module.name])
         assert module.error == pytest.approx(left_out, rel=1e-4)
         assert module.error <= 1.02 * reference.distance(whole[module.name], module.rank)
 
 
 def deltas_of_ties(adapters: list[Path], density: float) -> dict[str, np.ndarray]:
     dense = [deltas(a) for a in adapters]
-    return {m: ties.merge([d[m] for d in dense], 0 * dense[0][m], {"density": [density] * 2}, None) for m in dense[0]}
+    return {
+        m: ties.merge([d[m] for d in dense], 0 * dense[0][m], {"density": [density] * 2}, None)
+        for m in dense[0]
+    }
 
 
 @pytest.mark.parametrize("space", ["core", "knots"])
@@ -243,12 +267,19 @@ def test_ties_in_a_space_is_ties_on_its_matrices(tmp_path, ranks):
     for space in ("core", "knots"):
         combined(adapters, tmp_path / space, method="ties", space=space, weights=weights, density=0.5)
     dense = [deltas(a) for a in adapters]
-    all_near(tmp_path / "knots", {m: reference.in_knots([d[m] for d in dense], merge) for m in dense[0]}, 1e-10)
-    tensors = [{n.removeprefix("base_model.model."): v.astype(np.float64) for n, v in made.read_model(a).items()} for a in adapters]
+    all_near(
+        tmp_path / "knots", {m: reference.in_knots([d[m] for d in dense], merge) for m in dense[0]}, 1e-10
+    )
+    tensors = [
+        {n.removeprefix("base_model.model."): v.astype(np.float64) for n, v in made.read_model(a).items()}
+        for a in adapters
+    ]
     expected = {}
     for module in dense[0]:
         lefts = [t[f"{module}.lora_B.weight"] * (6 / r) for t, r in zip(tensors, ranks, strict=True)]
-        expected[module] = reference.in_core_space(lefts, [t[f"{module}.lora_A.weight"] for t in tensors], merge)
+        expected[module] = reference.in_core_space(
+            lefts, [t[f"{module}.lora_A.weight"] for t in tensors], merge
+        )
     all_near(tmp_path / "core", expected, 1e-10)
 
 
@@ -268,7 +299,9 @@ def test_tsv_blows_up_nothing_that_nearly_equal_adapters_differ_in(tmp_path):
     """With the paper's rule half of the energy lies outside of what either adapter adds."""
     one = factors("m.q", 40, 40, 3, 0)
     random = np.random.default_rng(1)
-    other = {n: v + np.float32(1e-3) * random.standard_normal(v.shape).astype(np.float32) for n, v in one.items()}
+    other = {
+        n: v + np.float32(1e-3) * random.standard_normal(v.shape).astype(np.float32) for n, v in one.items()
+    }
     adapters = [save(tmp_path / str(i), t, r=3, lora_alpha=3) for i, t in enumerate((one, other))]
     delta = deltas(adapters[0])["m.q"]
     combined(adapters, tmp_path / "out", method="tsv")
@@ -300,7 +333,9 @@ def test_biases_of_lora_are_merged_with_what_they_belong_to(tmp_path):
         weights = None if method == "magmax" else [0.5, -2]
         combined(adapters, tmp_path / method, method=method, weights=weights, **options)
         near(made.read_model(tmp_path / method)[name], expected)
-    combined(adapters[:1], tmp_path / "alone", method="cat", weights=[0.75])  # its scale is in alpha, which scales the bias too
+    combined(
+        adapters[:1], tmp_path / "alone", method="cat", weights=[0.75]
+    )  # its scale is in alpha, which scales the bias too
     alone = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
     near(alone["lora_alpha"] / alone["r"] * made.read_model(tmp_path / "alone")[name], 0.75 * biases[0])
     config = json.loads((tmp_path / "svd" / "adapter_config.json").read_text())
@@ -324,7 +359,12 @@ def test_embeddings_and_convolutions_keep_their_shapes(tmp_path):
         )
         for rank in (2, 3)
     ]  # fmt: skip
-    for method, options in (("svd", {"rank": 5}), ("cat", {}), ("dare_linear", {}), ("dare_linear", {"space": "knots"})):
+    for method, options in (
+        ("svd", {"rank": 5}),
+        ("cat", {}),
+        ("dare_linear", {}),
+        ("dare_linear", {"space": "knots"}),
+    ):
         combined(adapters, tmp_path / "out", method=method, weights=[0.5, 2], overwrite=True, **options)
         found = made.read_model(tmp_path / "out")
         assert {n.removeprefix("base_model.model."): v.shape for n, v in found.items()} == {
@@ -336,7 +376,10 @@ def test_embeddings_and_convolutions_keep_their_shapes(tmp_path):
 def test_the_noise_of_an_embedding_is_that_of_the_base_tensor(tmp_path):
     """The base stores the transpose of B A; an element's place there decides."""
     random = np.random.default_rng(0)
-    a, b = random.standard_normal((2, 9)).astype(np.float32), random.standard_normal((4, 2)).astype(np.float32)
+    a, b = (
+        random.standard_normal((2, 9)).astype(np.float32),
+        random.standard_normal((4, 2)).astype(np.float32),
+    )
     adapter = save(tmp_path / "a", {"e.lora_embedding_A": a, "e.lora_embedding_B": b}, r=2, lora_alpha=2)
     combined([adapter], tmp_path / "out", method="dare_linear", density=0.5, rescale="none", rank=9)
     delta = {"e.weight": (b @ a).T.copy()}
@@ -374,7 +417,12 @@ def test_each_expert_is_combined_by_itself(tmp_path):
         )
     one, other = (expert_deltas(a, 4) for a in adapters)
     whole = 0.5 * one - other
-    for method, options in (("svd", {"rank": 5}), ("cat", {}), ("dare_linear", {"space": "core"}), ("dare_linear", {})):
+    for method, options in (
+        ("svd", {"rank": 5}),
+        ("cat", {}),
+        ("dare_linear", {"space": "core"}),
+        ("dare_linear", {}),
+    ):
         combined(adapters, tmp_path / "out", method=method, weights=[0.5, -1], overwrite=True, **options)
         near(expert_deltas(tmp_path / "out", 4), whole, 1e-5)
     combined(adapters, tmp_path / "cut", weights=[0.5, -1], rank=2)
@@ -392,16 +440,24 @@ def saving(directory: Path, value: float, seed: int, **config) -> Path:
 
 
 def test_modules_to_save_are_summed_where_the_weights_sum_to_one(tmp_path):
-    adapters = [saving(tmp_path / "a", 1, 1), saving(tmp_path / "b", 5, 2), linear(tmp_path / "c", 6, 5, 2, seed=3)]
+    adapters = [
+        saving(tmp_path / "a", 1, 1),
+        saving(tmp_path / "b", 5, 2),
+        linear(tmp_path / "c", 6, 5, 2, seed=3),
+    ]
     combine(adapters, tmp_path / "out", weights=[0.25, 0.75, 9])
-    np.testing.assert_array_equal(made.read_model(tmp_path / "out")["base_model.model.score.weight"], np.full((3, 4), 4.0))
+    np.testing.assert_array_equal(
+        made.read_model(tmp_path / "out")["base_model.model.score.weight"], np.full((3, 4), 4.0)
+    )
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["modules_to_save"] == ["score"]
 
 
 def test_modules_to_save_are_averaged_or_left_out_if_that_is_asked_for(tmp_path):
     adapters = [saving(tmp_path / "a", 1, 1), saving(tmp_path / "b", 5, 2)]
     result = combine(adapters, tmp_path / "mean", weights=[1, 3], saved="average")
-    np.testing.assert_array_equal(made.read_model(tmp_path / "mean")["base_model.model.score.weight"], np.full((3, 4), 4.0))
+    np.testing.assert_array_equal(
+        made.read_model(tmp_path / "mean")["base_model.model.score.weight"], np.full((3, 4), 4.0)
+    )
     assert any("score.weight: the weighted mean of those that adapters hold" in n for n in result.notes)
     combine(adapters, tmp_path / "drop", method="ties", saved="drop")
     assert "base_model.model.score.weight" not in made.read_model(tmp_path / "drop")
@@ -412,10 +468,17 @@ def test_a_bases_embeddings_that_come_with_adapters_stay(tmp_path):
     """PEFT stores them with an adapter that changes the embedding; no one trained them."""
     adapters = []
     for i in range(2):
-        tensors = {"e.lora_embedding_A": np.ones((1, 4), np.float32), "e.lora_embedding_B": np.ones((3, 1), np.float32)}
-        adapters.append(save(tmp_path / str(i), {**tensors, "e.base_layer.weight": np.full((4, 3), 7, np.float32)}))
+        tensors = {
+            "e.lora_embedding_A": np.ones((1, 4), np.float32),
+            "e.lora_embedding_B": np.ones((3, 1), np.float32),
+        }
+        adapters.append(
+            save(tmp_path / str(i), {**tensors, "e.base_layer.weight": np.full((4, 3), 7, np.float32)})
+        )
     combine(adapters, tmp_path / "out", method="ties")
-    np.testing.assert_array_equal(made.read_model(tmp_path / "out")["base_model.model.e.base_layer.weight"], np.full((4, 3), 7.0))
+    np.testing.assert_array_equal(
+        made.read_model(tmp_path / "out")["base_model.model.e.base_layer.weight"], np.full((4, 3), 7.0)
+    )
 
 
 # The result.
@@ -436,7 +499,9 @@ def test_the_seed_decides_the_noise(tmp_path, two):
     assert not any(np.array_equal(one[n], other[n]) for n in one)
 
 
-@pytest.mark.parametrize(("dtype", "stored"), [("bfloat16", "BF16"), ("float16", "F16"), (np.float64, "F64"), (None, "F32")])
+@pytest.mark.parametrize(
+    ("dtype", "stored"), [("bfloat16", "BF16"), ("float16", "F16"), (np.float64, "F64"), (None, "F32")]
+)
 def test_the_output_has_the_dtype_that_is_asked_for(tmp_path, two, dtype, stored):
     combine(two, tmp_path / "out", dtype=dtype)
     found = made.read_file(tmp_path / "out" / "adapter_model.safetensors")
@@ -457,7 +522,12 @@ def test_the_lock_says_what_was_read(tmp_path, two):
     lock = json.loads((tmp_path / "out" / "alnico.lock.json").read_text())
     assert lock["options"]["method"] == "ties"
     assert lock["options"]["written"] == "ties_svd"
-    assert lock["options"]["options"] == {"elect": "mass", "divide": "count", "density": 0.5, "weight": [1.0, 1.0]}
+    assert lock["options"]["options"] == {
+        "elect": "mass",
+        "divide": "count",
+        "density": 0.5,
+        "weight": [1.0, 1.0],
+    }
     assert [set(i["tensors"]) for i in lock["inputs"]] == [set(made.read_model(a)) for a in two]
     assert set(lock["output"]) == set(made.read_model(tmp_path / "out"))
 
@@ -465,17 +535,24 @@ def test_the_lock_says_what_was_read(tmp_path, two):
 def test_the_card_says_what_was_combined(tmp_path, two):
     for adapter in two:
         config = json.loads((adapter / "adapter_config.json").read_text())
-        (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "owner/base"}))
+        (adapter / "adapter_config.json").write_text(
+            json.dumps({**config, "base_model_name_or_path": "owner/base"})
+        )
     combine(two, tmp_path / "out", weights=[0.5, 0.25])
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nbase_model: owner/base\nbase_model_relation: adapter\nlibrary_name: peft\n")
     assert "| one | 0.5 | not from the hub | 3 |\n| two | 0.25 | not from the hub | 5 |\n" in card
-    assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] == "owner/base"
+    assert (
+        json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"]
+        == "owner/base"
+    )
 
 
 def test_a_pattern_for_a_module_is_for_no_other_that_ends_with_its_name(tmp_path):
     tensors = factors("fc", 6, 5, 2, 0) | factors("block.fc", 6, 5, 4, 1) | factors("other", 6, 5, 4, 2)
-    adapter = save(tmp_path / "a", tensors, r=4, lora_alpha=4, rank_pattern={"^fc": 2}, alpha_pattern={"^fc": 2})
+    adapter = save(
+        tmp_path / "a", tensors, r=4, lora_alpha=4, rank_pattern={"^fc": 2}, alpha_pattern={"^fc": 2}
+    )
     combine([adapter], tmp_path / "out")
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (config["rank_pattern"], config["alpha_pattern"]) == ({"^fc": 2}, {"^fc": 2})
@@ -491,7 +568,12 @@ def test_the_config_keeps_that_layers_are_turned(tmp_path):
     "asked", [{"method": m, "space": s} for m in ("ties", "dare_linear") for s in ("core", "knots", "dense")] + [{"method": "tsv"}, {"method": "iso_c"}], ids=str
 )  # fmt: skip
 def test_nothing_of_nothing_is_nothing(tmp_path, two, asked):
-    zeros = save(tmp_path / "zeros", {n: np.zeros_like(v) for n, v in factors("m.q", 30, 20, 4, 0).items()}, r=4, lora_alpha=4)
+    zeros = save(
+        tmp_path / "zeros",
+        {n: np.zeros_like(v) for n, v in factors("m.q", 30, 20, 4, 0).items()},
+        r=4,
+        lora_alpha=4,
+    )
     result = combined([zeros, zeros], tmp_path / "out", **asked)
     assert [(m.rank, m.error) for m in result.modules] == [(1, 0.0)]
     combined(two, tmp_path / "unweighted", weights=[0, 0], **asked)

@@ -17,7 +17,10 @@ from lora.peft_models import made_by_peft, tiny
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and peft
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-EXPERTS = {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]}
+EXPERTS = {
+    "target_modules": ["q_proj"],
+    "target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"],
+}
 CASES: dict[str, tuple[str, list[dict[str, Any]], list[float]]] = {
     "unequal ranks": (
         "llama",
@@ -124,9 +127,10 @@ def with_sum(base: Any, merged: list[dict[str, torch.Tensor]], weights: list[flo
     """The base with the weighted sum, in float64, of what PEFT's merges added to it."""
     state = base.state_dict()
     total = {
-        name: (value.double() + sum(w * (m[name].double() - value.double()) for w, m in zip(weights, merged, strict=True))).to(
-            value
-        )
+        name: (
+            value.double()
+            + sum(w * (m[name].double() - value.double()) for w, m in zip(weights, merged, strict=True))
+        ).to(value)
         for name, value in state.items()
     }
     base.load_state_dict(total)
@@ -144,7 +148,13 @@ def in_peft(base: Any, adapter: Path) -> Any:
     return loaded
 
 
-def compare(root: Path, make: Callable[[], Any], options: list[dict[str, Any]], weights: list[float], inputs: torch.Tensor) -> None:
+def compare(
+    root: Path,
+    make: Callable[[], Any],
+    options: list[dict[str, Any]],
+    weights: list[float],
+    inputs: torch.Tensor,
+) -> None:
     made = [made_by_peft(make(), root / str(i), o, seed=i + 1) for i, o in enumerate(options)]
     expected = outputs(with_sum(make(), [m for _, m in made], weights), inputs)
     far = (expected - outputs(make(), inputs)).abs().max()
@@ -171,11 +181,19 @@ def test_peft_loads_experts_whose_parameters_need_unequal_ranks(tmp_path):
     of_experts = [m.rank for m in result.modules if "experts" in m.name]
     assert len(of_experts) == 4
     assert of_experts[0] == of_experts[1]
-    assert any("(down_proj|gate_up_proj)" in key for key in config["rank_pattern"]) or config["r"] == of_experts[0]
+    assert (
+        any("(down_proj|gate_up_proj)" in key for key in config["rank_pattern"])
+        or config["r"] == of_experts[0]
+    )
     ours = in_peft(tiny("mixtral"), tmp_path / "out").merge_and_unload().state_dict()
-    base, expected = tiny("mixtral").state_dict(), with_sum(tiny("mixtral"), [m for _, m in made], [1.0, 1.0]).state_dict()
+    base, expected = (
+        tiny("mixtral").state_dict(),
+        with_sum(tiny("mixtral"), [m for _, m in made], [1.0, 1.0]).state_dict(),
+    )
     for name in (n for n in base if "experts" in n):
-        assert 0 < (ours[name] - expected[name]).norm() < 0.33 * (expected[name] - base[name]).norm()  # the root of 1 - 0.9
+        assert (
+            0 < (ours[name] - expected[name]).norm() < 0.33 * (expected[name] - base[name]).norm()
+        )  # the root of 1 - 0.9
 
 
 def test_peft_gives_the_outputs_of_convolutions(tmp_path):
@@ -215,7 +233,10 @@ def test_names_of_peft_mean_what_it_does_to_whole_matrices(tmp_path, name):
     kind, options = name.split(",")[0], NAMES[name]
     made = [
         made_by_peft(
-            tiny("llama"), tmp_path / str(i), {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]}, seed=i
+            tiny("llama"),
+            tmp_path / str(i),
+            {"r": 4, "lora_alpha": 16, "target_modules": ["q_proj", "down_proj"]},
+            seed=i,
         )[0]
         for i in (1, 2)
     ]

@@ -21,4 +21,6 @@ def test_adapters_are_combined_whatever_their_folder_is_called(tmp_path: Path) -
         tensors = made_adapters.factors("model.layers.0.self_attn.q_proj", 16, 16, 2, i)
         made_adapters.save(folder / f"adapter-{i}", tensors, r=2, lora_alpha=2, target_modules=["q_proj"])
     combine([folder / "adapter-0", folder / "adapter-1"], folder / "out")
-    assert "na\udcffme" in json.dumps(json.loads((folder / "out" / "alnico.lock.json").read_text()), ensure_ascii=False)
+    assert "na\udcffme" in json.dumps(
+        json.loads((folder / "out" / "alnico.lock.json").read_text()), ensure_ascii=False
+    )

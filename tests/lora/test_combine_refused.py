@@ -126,7 +126,13 @@ def test_whole_tensors_of_unequal_shapes() -> None:
 
 
 def test_embeddings_and_lora_biases_together() -> None:
-    save(Path("c"), {"e.lora_embedding_A": np.ones((1, 4), np.float32), "e.lora_embedding_B": np.ones((3, 1), np.float32)})
+    save(
+        Path("c"),
+        {
+            "e.lora_embedding_A": np.ones((1, 4), np.float32),
+            "e.lora_embedding_B": np.ones((3, 1), np.float32),
+        },
+    )
     save(Path("d"), factors("m.q", 6, 5, 1, 0) | {"m.q.lora_B.bias": np.ones(6, np.float32)}, lora_bias=True)
     assert refusal(MismatchError, ["c", "d"]) == (
         "e: an adapter changes this embedding, and d has lora_bias, which PEFT has not for embeddings; expected one or the other, as no "
@@ -136,7 +142,10 @@ def test_embeddings_and_lora_biases_together() -> None:
 
 def test_experts_of_unequal_parameters() -> None:
     for name, targets in (("c", ["experts.up"]), ("d", ["experts.up", "experts.down"])):
-        tensors = {"m.experts.lora_A.weight": np.ones((4, 6), np.float32), "m.experts.lora_B.weight": np.ones((7, 4), np.float32)}
+        tensors = {
+            "m.experts.lora_A.weight": np.ones((4, 6), np.float32),
+            "m.experts.lora_B.weight": np.ones((7, 4), np.float32),
+        }
         save(Path(name), tensors, r=2, target_parameters=targets)
     assert refusal(MismatchError, ["c", "d"]) == (
         "d: target_parameters is ['experts.down', 'experts.up'], of c ['experts.up']; expected one list, as PEFT does. Combine adapters of the "
@@ -167,10 +176,15 @@ def test_what_is_no_adapter() -> None:
         "c: has no adapter_config.json, expected a LoRA adapter as PEFT saves it. Check the path."
     )
     save(Path("d"), {"score.weight": np.ones((3, 4), np.float32)}, modules_to_save=["score"])
-    assert refusal(ModelError, ["d"]) == "d: has no LoRA update; expected one at least. Merge whole modules by a recipe."
+    assert (
+        refusal(ModelError, ["d"])
+        == "d: has no LoRA update; expected one at least. Merge whole modules by a recipe."
+    )
     file = Path("a") / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-8])
-    assert refusal(ModelError).startswith(f"{file.resolve()}") or refusal(ModelError).startswith("a/adapter_model.safetensors")
+    assert refusal(ModelError).startswith(f"{file.resolve()}") or refusal(ModelError).startswith(
+        "a/adapter_model.safetensors"
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,7 +221,9 @@ def test_wrong_wishes(asked, message) -> None:
 
 def test_unknown_methods_answer_with_the_nearest() -> None:
     said = refusal(MethodError, method="tise")
-    assert said.startswith("method is 'tise'; expected one of cat, svd, linear, task_arithmetic, tsv, iso_c, ")
+    assert said.startswith(
+        "method is 'tise'; expected one of cat, svd, linear, task_arithmetic, tsv, iso_c, "
+    )
     assert said.endswith(" Did you mean ties?")
     assert refusal(MethodError, method="karcher").endswith(" It merges weights, not what was added to them.")
 
@@ -256,26 +272,48 @@ def test_an_interrupt_leaves_nothing() -> None:
 
 
 def test_the_command_combines(run: Run) -> None:
-    code, stdout, stderr = run("lora", "combine", "a", "b", "out", "--weights=0.5,-0.25", "--method", "svd", "--rank", "4")
+    code, stdout, stderr = run(
+        "lora", "combine", "a", "b", "out", "--weights=0.5,-0.25", "--method", "svd", "--rank", "4"
+    )
     assert code == 0
     assert stderr.splitlines() == [
         "note: svd: each adapter's scale (alpha / r) is applied once, as by PEFT from 0.21 on; PEFT up to 0.20 applied it twice."
     ]
-    assert re.fullmatch(r"out: 2 updates of rank 4, error 0\.\d+, [\d.]+ kB in [\d.]+ s\nlargest error: 0\.\d+, m\.[qo]\n", stdout)
+    assert re.fullmatch(
+        r"out: 2 updates of rank 4, error 0\.\d+, [\d.]+ kB in [\d.]+ s\nlargest error: 0\.\d+, m\.[qo]\n",
+        stdout,
+    )
     expected = 0.5 * deltas(Path("a"))["m.q"] - 0.25 * deltas(Path("b"))["m.q"]
     found = deltas(Path("out"))["m.q"]
     assert np.linalg.norm(found - expected) < 0.5 * np.linalg.norm(expected)
 
 
 def test_the_command_reads_options_as_a_recipe_does(run: Run) -> None:
-    words = ["lora", "combine", "a", "b", "out", "--method", "ties", "--set", "density=[0.5, 0.25]", "--set", "divide=count"]
+    words = [
+        "lora",
+        "combine",
+        "a",
+        "b",
+        "out",
+        "--method",
+        "ties",
+        "--set",
+        "density=[0.5, 0.25]",
+        "--set",
+        "divide=count",
+    ]
     code, stdout, stderr = run(*words, "--majority-sign-method", "total", "--json", "--seed", "3")
     assert (code, stderr) == (0, "")
     data = json.loads(stdout)
     assert [m["rank"] for m in data["modules"]] == [6, 6]
     assert data["modules"][0].keys() == {"module", "rank", "error"}
     lock = json.loads((Path("out") / "alnico.lock.json").read_text())
-    assert lock["options"]["options"] == {"density": [0.5, 0.25], "divide": "count", "elect": "mass", "weight": [1.0, 1.0]}
+    assert lock["options"]["options"] == {
+        "density": [0.5, 0.25],
+        "divide": "count",
+        "elect": "mass",
+        "weight": [1.0, 1.0],
+    }
     assert lock["seed"] == 3
     combine(["a", "b"], "again", method="ties", density=[0.5, 0.25], divide="count", elect="mass", seed=3)
     assert made.model_bytes(Path("out")) == made.model_bytes(Path("again"))
@@ -291,9 +329,21 @@ def test_the_command_says_every_update_if_asked_and_nothing_if_not(run: Run) -> 
     ("words", "code", "message"),
     [
         (["a"], 2, "combine needs an adapter and, after it, the directory to be made. Give both."),
-        (["a", "b", "out", "--set", "density"], 2, "--set: 'density' is no option; expected NAME=VALUE, such as density=0.5."),
-        (["a", "b", "out", "--weights", "x"], 2, "--weights: 'x' is no list of numbers. Write them as 0.7,0.3."),
-        (["a", "b", "out", "--set", "density=0.5"], 3, "linear has no option 'density'; it has weight, normalize."),
+        (
+            ["a", "b", "out", "--set", "density"],
+            2,
+            "--set: 'density' is no option; expected NAME=VALUE, such as density=0.5.",
+        ),
+        (
+            ["a", "b", "out", "--weights", "x"],
+            2,
+            "--weights: 'x' is no list of numbers. Write them as 0.7,0.3.",
+        ),
+        (
+            ["a", "b", "out", "--set", "density=0.5"],
+            3,
+            "linear has no option 'density'; it has weight, normalize.",
+        ),
         (["a", "c", "out"], 4, "c: is no directory, expected that of a LoRA adapter"),
         (["a", "b", "a"], 8, "a: is one of the inputs or holds it"),
     ],

@@ -86,7 +86,9 @@ def test_a_saved_module_has_a_name_that_no_other_ends_with(pair: Pair, tmp_path:
             change(pair[0], name, lambda _, name=name: base[name])  # type: ignore[misc]
     extract(*pair, tmp_path / "out", rank=4)
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["modules_to_save"] == ["model.norm"]  # PEFT takes what ends with a name: "norm" would be all
+    assert config["modules_to_save"] == [
+        "model.norm"
+    ]  # PEFT takes what ends with a name: "norm" would be all
 
 
 def test_exact_vectors_at_full_rank_give_the_fine_tune_back(pair: Pair, tmp_path: Path) -> None:
@@ -130,7 +132,13 @@ def test_what_did_not_change_is_left_out_and_said(pair: Pair, tmp_path: Path) ->
 
 def test_filters_and_choices_leave_out_by_name(pair: Pair, tmp_path: Path) -> None:
     found = extract(
-        *pair, tmp_path / "out", rank=4, include=["self_attn", "norm"], exclude=["v_proj"], others="leave", embeddings="leave"
+        *pair,
+        tmp_path / "out",
+        rank=4,
+        include=["self_attn", "norm"],
+        exclude=["v_proj"],
+        others="leave",
+        embeddings="leave",
     )
     assert {t.name.split(".")[-2] for t in found.of("factors")} == {"q_proj", "k_proj", "o_proj"}
     whys = {t.name: t.why for t in found.of("left out")}
@@ -206,7 +214,11 @@ extract(tuned, base, out, rank=8, threads=1, watch=watch)
 
 
 def kill(pair: Pair, out: Path, after: int) -> None:
-    ended = subprocess.run([sys.executable, "-c", KILLED, *map(str, pair), str(out), str(after)], capture_output=True, timeout=300)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, *map(str, pair), str(out), str(after)],
+        capture_output=True,
+        timeout=300,
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
 
 
@@ -237,7 +249,9 @@ def test_what_a_kill_left_damaged_is_made_again(pair: Pair, tmp_path: Path) -> N
 def test_restart_forgets_and_a_changed_input_is_named(pair: Pair, tmp_path: Path) -> None:
     kill(pair, tmp_path / "out", 5)
     change(pair[0], "lm_head.weight", lambda values: values + 1)
-    with pytest.raises(OutputError, match="an unfinished extraction stands here, and since then changed: an input file"):
+    with pytest.raises(
+        OutputError, match="an unfinished extraction stands here, and since then changed: an input file"
+    ):
         extract(*pair, tmp_path / "out", rank=8)
     assert extract(*pair, tmp_path / "out", rank=8, restart=True).resumed == 0
 
@@ -259,8 +273,16 @@ def test_a_tensor_larger_than_the_budget_is_extracted_inside_it(tmp_path: Path) 
     for name, size in (("base", 0.0), ("tuned", 0.001)):
         values = np.tile(block, (23, 1))
         values += size * np.outer(np.sin(np.arange(23_000)), np.cos(np.arange(6_000))).astype(np.float32)
-        made.save_model(tmp_path / name, {"w.weight": ("BF16", values), "n.weight": ("BF16", block[:100])}, {})
-    command = [sys.executable, "-c", MEASURED, *(str(tmp_path / n) for n in ("tuned", "base", "out")), str(budget)]
+        made.save_model(
+            tmp_path / name, {"w.weight": ("BF16", values), "n.weight": ("BF16", block[:100])}, {}
+        )
+    command = [
+        sys.executable,
+        "-c",
+        MEASURED,
+        *(str(tmp_path / n) for n in ("tuned", "base", "out")),
+        str(budget),
+    ]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
     assert int(ended.stdout) <= budget < 4 * 23_000 * 6_000
@@ -287,7 +309,9 @@ def test_equal_models_have_nothing_to_extract(pair: Pair, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("which", [0, 1], ids=["fine-tune", "base"])
-def test_what_is_no_number_is_named_with_its_place(pair: Pair, tmp_path: Path, which: int, value: float) -> None:
+def test_what_is_no_number_is_named_with_its_place(
+    pair: Pair, tmp_path: Path, which: int, value: float
+) -> None:
     def spoilt(values: np.ndarray) -> np.ndarray:
         values[3, 5] = value
         return values
@@ -326,19 +350,30 @@ def test_models_of_other_sizes_are_refused(pair: Pair, tmp_path: Path) -> None:
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"rank": 0}, "extract: rank is 0; expected 1 at least. Choose a larger one."),
-    ({"energy": 1.5}, "extract: energy is 1.5; expected the share of squares that is kept, in (0, 1]. Choose 0.9, say."),
-    ({"rank": 4, "energy": 0.9}, "extract: rank and energy both say how large ranks are; expected one of them. Leave one out."),
+    (
+        {"energy": 1.5},
+        "extract: energy is 1.5; expected the share of squares that is kept, in (0, 1]. Choose 0.9, say.",
+    ),
+    (
+        {"rank": 4, "energy": 0.9},
+        "extract: rank and energy both say how large ranks are; expected one of them. Leave one out.",
+    ),
     (
         {"rank": 4, "max_rank": 8},
         "extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out.",
     ),
     ({"others": "drop"}, "extract: others is 'drop'; expected save or leave. Choose one of them."),
-    ({"dtype": "int8"}, "extract: dtype is 'int8'; expected float32, bfloat16 or float16. Choose one of them."),
+    (
+        {"dtype": "int8"},
+        "extract: dtype is 'int8'; expected float32, bfloat16 or float16. Choose one of them.",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("options", "message"), OPTIONS, ids=[m for _, m in OPTIONS])
-def test_an_option_out_of_its_range_is_refused(pair: Pair, tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_an_option_out_of_its_range_is_refused(
+    pair: Pair, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
     refuses(RecipeError, message, pair, tmp_path / "out", **options)
 
 
@@ -354,7 +389,8 @@ def test_a_filter_that_fits_nothing_is_refused(pair: Pair, tmp_path: Path) -> No
 
 def test_too_small_a_budget_is_refused_before_anything_is_read(pair: Pair, tmp_path: Path) -> None:
     with pytest.raises(
-        ResourceError, match=r"^extract: .* needs .* beside .* for the rest, the budget is 104.9 MB. Raise --memory to \d+MiB, "
+        ResourceError,
+        match=r"^extract: .* needs .* beside .* for the rest, the budget is 104.9 MB. Raise --memory to \d+MiB, ",
     ):
         extract(*pair, tmp_path / "out", memory="100MiB")
     refuses(
@@ -384,12 +420,18 @@ def test_an_output_that_stands_is_refused_and_replaced_when_asked(
         extract(*pair, ".", rank=2)
 
 
-def test_the_command_prints_what_is_lost_where(pair: Pair, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    code, text, _ = run("lora", "extract", *map(str, pair), str(tmp_path / "out"), "--rank", "4", "--embeddings", "leave")
+def test_the_command_prints_what_is_lost_where(
+    pair: Pair, tmp_path: Path, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    code, text, _ = run(
+        "lora", "extract", *map(str, pair), str(tmp_path / "out"), "--rank", "4", "--embeddings", "leave"
+    )
     assert code == 0
     assert "14 matrices as factors of rank 4" in text
     assert "model.embed_tokens.weight (embeddings and heads are left out by choice)" in text
-    code, text, _ = run("lora", "extract", *map(str, pair), str(tmp_path / "as_json"), "--energy", "0.5", "--json")
+    code, text, _ = run(
+        "lora", "extract", *map(str, pair), str(tmp_path / "as_json"), "--energy", "0.5", "--json"
+    )
     data = json.loads(text)
     assert code == 0
     assert data["is_verified"]

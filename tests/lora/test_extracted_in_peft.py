@@ -76,7 +76,10 @@ def test_a_tied_embedding_is_left_out_by_name_since_peft_would_miss_the_head(tmp
     moved(tiny("gpt2")).save_pretrained(tmp_path / "tuned")
     found = extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "out", rank=1000)
     assert [(t.name, t.why) for t in found.of("left out")] == [
-        ("transformer.wte.weight", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved")
+        (
+            "transformer.wte.weight",
+            "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved",
+        )
     ]
     wrapped, merged = in_peft(base, tmp_path / "out")
     assert (wrapped - merged).abs().max() < 1e-5
@@ -125,7 +128,9 @@ def energies(found: Any) -> list[float]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", KEPT)
-def test_minilms_fine_tune_keeps_the_known_energy_within_one_per_cent_of_the_best_error(tmp_path: Path, rank: int) -> None:
+def test_minilms_fine_tune_keeps_the_known_energy_within_one_per_cent_of_the_best_error(
+    tmp_path: Path, rank: int
+) -> None:
     models = real.installed(*TUNED), real.installed(*BASE)
     found = energies(extract(*models, tmp_path / "out", rank=rank, include=["encoder."]))
     best = energies(extract(*models, tmp_path / "exact", rank=rank, include=["encoder."], exact=True))

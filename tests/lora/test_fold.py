@@ -94,12 +94,23 @@ def test_a_folded_model_loads_and_computes_what_the_adapted_one_does(tmp_path: P
 
 
 def write_adapter(folder: Path, a: np.ndarray, b: np.ndarray, alpha: float, **config: object) -> Path:
-    tensors = {"base_model.model.m.w.lora_A.weight": ("F32", a), "base_model.model.m.w.lora_B.weight": ("F32", b)}
+    tensors = {
+        "base_model.model.m.w.lora_A.weight": ("F32", a),
+        "base_model.model.m.w.lora_B.weight": ("F32", b),
+    }
     if config.get("use_dora"):
         tensors["base_model.model.m.w.lora_magnitude_vector"] = ("F32", np.linspace(0.5, 2, len(b)))
     made.save_file(folder / "adapter_model.safetensors", tensors)
     (folder / "adapter_config.json").write_text(
-        json.dumps({"peft_type": "LORA", "r": len(a), "lora_alpha": alpha, "base_model_name_or_path": "x/base", **config})
+        json.dumps(
+            {
+                "peft_type": "LORA",
+                "r": len(a),
+                "lora_alpha": alpha,
+                "base_model_name_or_path": "x/base",
+                **config,
+            }
+        )
     )
     return folder
 
@@ -109,10 +120,15 @@ def two(tmp_path: Path) -> dict[str, np.ndarray]:
     """A base and two adapters of ranks 3 and 5 in ``tmp_path``, and their W and ΔW in float64."""
     random = np.random.default_rng(0)
     w = random.standard_normal((30, 20)).astype(np.float32)
-    made.save_model(tmp_path / "base", {"m.w.weight": ("F32", w), "n.weight": ("F32", random.standard_normal(7))})
+    made.save_model(
+        tmp_path / "base", {"m.w.weight": ("F32", w), "n.weight": ("F32", random.standard_normal(7))}
+    )
     found = {"W": w.astype(np.float64)}
     for name, rank, alpha in (("a", 3, 6), ("b", 5, 2)):
-        a, b = random.standard_normal((rank, 20)).astype(np.float32), random.standard_normal((30, rank)).astype(np.float32)
+        a, b = (
+            random.standard_normal((rank, 20)).astype(np.float32),
+            random.standard_normal((30, rank)).astype(np.float32),
+        )
         write_adapter(tmp_path / name, a, b, alpha)
         found[name] = alpha / rank * b.astype(np.float64) @ a.astype(np.float64)
     return found
@@ -120,8 +136,16 @@ def two(tmp_path: Path) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("weights", [1.0, [0.5, -2.0], [0.0, 1.0]], ids=str)
-def test_weighted_adapters_add_up(tmp_path: Path, two: dict[str, np.ndarray], at_once: bool, weights: float | list[float]) -> None:
-    fold(tmp_path / "base", [tmp_path / "a", tmp_path / "b"], tmp_path / "out", weights=weights, at_once=at_once)
+def test_weighted_adapters_add_up(
+    tmp_path: Path, two: dict[str, np.ndarray], at_once: bool, weights: float | list[float]
+) -> None:
+    fold(
+        tmp_path / "base",
+        [tmp_path / "a", tmp_path / "b"],
+        tmp_path / "out",
+        weights=weights,
+        at_once=at_once,
+    )
     first, second = (weights, weights) if isinstance(weights, float) else weights
     expected = two["W"] + first * two["a"] + second * two["b"]
     found = made.read_model(tmp_path / "out")
@@ -129,13 +153,16 @@ def test_weighted_adapters_add_up(tmp_path: Path, two: dict[str, np.ndarray], at
     assert np.array_equal(found["n.weight"], made.read_model(tmp_path / "base")["n.weight"])
 
 
-def test_one_weighted_adapter_is_a_reference_in_any_recipe(tmp_path: Path, two: dict[str, np.ndarray]) -> None:
+def test_one_weighted_adapter_is_a_reference_in_any_recipe(
+    tmp_path: Path, two: dict[str, np.ndarray]
+) -> None:
     reference = f"{tmp_path}/base+0.25*{tmp_path}/a+-1.5*{tmp_path}/b"
     with alnico.open(reference) as model:
         expected = two["W"] + 0.25 * two["a"] - 1.5 * two["b"]
         assert np.abs(model.read("m.w.weight") - expected).max() <= 2e-6 * np.abs(expected).max()
     alnico.merge(
-        {"merge_method": "linear", "models": [reference, f"{tmp_path}/base"], "parameters": {"weight": 0.5}}, tmp_path / "out"
+        {"merge_method": "linear", "models": [reference, f"{tmp_path}/base"], "parameters": {"weight": 0.5}},
+        tmp_path / "out",
     )
     half = two["W"] + 0.5 * (expected - two["W"])
     assert np.abs(made.read_model(tmp_path / "out")["m.w.weight"] - half).max() <= 2e-6 * np.abs(half).max()
@@ -147,7 +174,9 @@ def dora(w: np.ndarray, delta: np.ndarray) -> np.ndarray:
     return np.linspace(0.5, 2, len(w))[:, None] * whole / np.linalg.norm(whole, axis=1, keepdims=True)
 
 
-def test_dora_in_sequence_and_at_once_differ_as_they_should(tmp_path: Path, two: dict[str, np.ndarray]) -> None:
+def test_dora_in_sequence_and_at_once_differ_as_they_should(
+    tmp_path: Path, two: dict[str, np.ndarray]
+) -> None:
     for name in "ab":
         factors = made.read_model(tmp_path / name)
         a, b = (factors[f"base_model.model.m.w.lora_{x}.weight"] for x in "AB")
@@ -156,7 +185,13 @@ def test_dora_in_sequence_and_at_once_differ_as_they_should(tmp_path: Path, two:
     chained = first + 2 * (dora(first, two["b"]) - first)
     at_once = w + 0.5 * (dora(w, two["a"]) - w) + 2 * (dora(w, two["b"]) - w)
     for name, expected in (("chained", chained), ("at_once", at_once)):
-        fold(tmp_path / "base", [tmp_path / "a", tmp_path / "b"], tmp_path / name, weights=[0.5, 2], at_once=name == "at_once")
+        fold(
+            tmp_path / "base",
+            [tmp_path / "a", tmp_path / "b"],
+            tmp_path / name,
+            weights=[0.5, 2],
+            at_once=name == "at_once",
+        )
         found = made.read_model(tmp_path / name)["m.w.weight"]
         assert np.abs(found - expected).max() <= 4e-6 * np.abs(expected).max()
     assert np.abs(chained - at_once).max() > 0.1
@@ -166,7 +201,9 @@ def test_dora_in_sequence_and_at_once_differ_as_they_should(tmp_path: Path, two:
 def test_a_weighted_replaced_tensor_is_part_of_the_way(tmp_path: Path) -> None:
     saved = np.arange(7.0)
     tensors = dict(made.read_file(tmp_path / "a" / "adapter_model.safetensors"))
-    made.save_file(tmp_path / "a" / "adapter_model.safetensors", {**tensors, "base_model.model.n.weight": ("F32", saved)})
+    made.save_file(
+        tmp_path / "a" / "adapter_model.safetensors", {**tensors, "base_model.model.n.weight": ("F32", saved)}
+    )
     fold(tmp_path / "base", tmp_path / "a", tmp_path / "whole")
     fold(tmp_path / "base", tmp_path / "a", tmp_path / "part", weights=0.25)
     before = made.read_model(tmp_path / "base")["n.weight"]
@@ -183,10 +220,14 @@ def test_a_weighted_replaced_tensor_is_part_of_the_way(tmp_path: Path) -> None:
 def test_threads_and_memory_change_no_bit(tmp_path: Path, options: dict[str, object]) -> None:
     random = np.random.default_rng(3)
     made.save_model(tmp_path / "base", {"m.w.weight": ("BF16", random.standard_normal((3001, 701)))})
-    write_adapter(tmp_path / "a", random.standard_normal((9, 701)), random.standard_normal((3001, 9)), 4, use_dora=True)
+    write_adapter(
+        tmp_path / "a", random.standard_normal((9, 701)), random.standard_normal((3001, 9)), 4, use_dora=True
+    )
     fold(tmp_path / "base", tmp_path / "a", tmp_path / "one", threads=2)
     fold(tmp_path / "base", tmp_path / "a", tmp_path / "other", **options)  # type: ignore[arg-type]
-    one, other = (p.read_bytes() for p in (tmp_path / "one/model.safetensors", tmp_path / "other/model.safetensors"))
+    one, other = (
+        p.read_bytes() for p in (tmp_path / "one/model.safetensors", tmp_path / "other/model.safetensors")
+    )
     assert one == other
 
 
@@ -196,9 +237,14 @@ def test_the_budget_counts_a_few_factors_and_not_all(tmp_path: Path) -> None:
     made.save_model(tmp_path / "base", {f"{n}.weight": ("F32", zeros) for n in names})
     tensors = {}
     for n in names:
-        tensors |= {f"{n}.lora_A.weight": ("F32", np.ones((50, 300))), f"{n}.lora_B.weight": ("F32", np.ones((400, 50)))}
+        tensors |= {
+            f"{n}.lora_A.weight": ("F32", np.ones((50, 300))),
+            f"{n}.lora_B.weight": ("F32", np.ones((400, 50))),
+        }
     made.save_file(tmp_path / "a" / "adapter_model.safetensors", tensors)
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 50, "lora_alpha": 1}))
+    (tmp_path / "a" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 50, "lora_alpha": 1})
+    )
     with alnico.open(f"{tmp_path}/base+{tmp_path}/a") as model:
         assert 4 * 50 * 700 <= model.held_bytes <= 5 * 4 * 50 * 700  # type: ignore[attr-defined]
 
@@ -206,10 +252,13 @@ def test_the_budget_counts_a_few_factors_and_not_all(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("two")
 def test_a_quantised_name_of_the_base_is_told_apart(tmp_path: Path) -> None:
     config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "unsloth/base-bnb-4bit"}))
+    (tmp_path / "a" / "adapter_config.json").write_text(
+        json.dumps({**config, "base_model_name_or_path": "unsloth/base-bnb-4bit"})
+    )
     result = fold(tmp_path / "base", tmp_path / "a", tmp_path / "out")
     assert any(
-        "the adapter was trained on unsloth/base-bnb-4bit, a quantised model; it is folded into the full precision of" in note
+        "the adapter was trained on unsloth/base-bnb-4bit, a quantised model; it is folded into the full precision of"
+        in note
         for note in result.plan.notes
     )
     assert not fold(tmp_path / "base", tmp_path / "b", tmp_path / "other").plan.notes
@@ -226,12 +275,22 @@ def refused(tmp_path: Path, kind: type[AlnicoError] = ModelError, **options: obj
     return str(caught.value).replace(f"{tmp_path}/", "")
 
 
-def change(tmp_path: Path, config: dict[str, object] | None = None, drop: str = "", **tensors: np.ndarray) -> None:
-    held = {n: v for n, v in made.read_file(tmp_path / "a" / "adapter_model.safetensors").items() if drop == "" or drop not in n}
+def change(
+    tmp_path: Path, config: dict[str, object] | None = None, drop: str = "", **tensors: np.ndarray
+) -> None:
+    held = {
+        n: v
+        for n, v in made.read_file(tmp_path / "a" / "adapter_model.safetensors").items()
+        if drop == "" or drop not in n
+    }
     held |= {f"base_model.model.m.w.lora_{n}.weight": ("F32", v) for n, v in tensors.items()}
     made.save_file(tmp_path / "a" / "adapter_model.safetensors", held)
     path = tmp_path / "a" / "adapter_config.json"
-    path.write_text(json.dumps({k: v for k, v in {**json.loads(path.read_text()), **(config or {})}.items() if v != "gone"}))
+    path.write_text(
+        json.dumps(
+            {k: v for k, v in {**json.loads(path.read_text()), **(config or {})}.items() if v != "gone"}
+        )
+    )
 
 
 @pytest.mark.usefixtures("two")
@@ -299,7 +358,9 @@ def test_a_cut_off_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_numbers_of_weights_and_adapters_must_agree() -> None:
-    with pytest.raises(AlnicoError, match=r"^weights: there are 2 for 1 adapters; expected one for all, or one for each\.$"):
+    with pytest.raises(
+        AlnicoError, match=r"^weights: there are 2 for 1 adapters; expected one for all, or one for each\.$"
+    ):
         fold_recipe("base", "a", weights=[1, 2])
     with pytest.raises(AlnicoError, match=r"^fold needs an adapter at least\. Give one\.$"):
         fold_recipe("base", [])
@@ -307,18 +368,32 @@ def test_the_numbers_of_weights_and_adapters_must_agree() -> None:
 
 def test_the_command_folds(tmp_path: Path, two: dict[str, np.ndarray], run) -> None:  # type: ignore[no-untyped-def]
     code, out, err = run(
-        "lora", "fold", f"{tmp_path}/base", f"{tmp_path}/a", f"{tmp_path}/b", f"{tmp_path}/out", "--weights", "0.5,2"
+        "lora",
+        "fold",
+        f"{tmp_path}/base",
+        f"{tmp_path}/a",
+        f"{tmp_path}/b",
+        f"{tmp_path}/out",
+        "--weights",
+        "0.5,2",
     )
     assert (code, err) == (0, ""), err
     assert out.startswith(f"{tmp_path}/out: 2 tensors, 607 parameters, 2.6 kB, ")
     expected = two["W"] + 0.5 * two["a"] + 2 * two["b"]
-    assert np.abs(made.read_model(tmp_path / "out")["m.w.weight"] - expected).max() <= 2e-6 * np.abs(expected).max()
+    assert (
+        np.abs(made.read_model(tmp_path / "out")["m.w.weight"] - expected).max()
+        <= 2e-6 * np.abs(expected).max()
+    )
     code, _, err = run("lora", "fold", f"{tmp_path}/base", f"{tmp_path}/out2")
     assert code == 2
     assert "fold needs a base, an adapter and, last, a place for the model." in err
-    code, _, err = run("lora", "fold", f"{tmp_path}/base", f"{tmp_path}/a", f"{tmp_path}/out2", "--weights", "1,2")
+    code, _, err = run(
+        "lora", "fold", f"{tmp_path}/base", f"{tmp_path}/a", f"{tmp_path}/out2", "--weights", "1,2"
+    )
     assert code == 2
-    assert "--weights: there are 2 for 1 adapters. Give one for all, or one for each." in " ".join(err.split()).replace("│ ", "")
+    assert "--weights: there are 2 for 1 adapters. Give one for all, or one for each." in " ".join(
+        err.split()
+    ).replace("│ ", "")
 
 
 @pytest.mark.usefixtures("two")
@@ -347,7 +422,9 @@ def test_an_interrupted_fold_is_taken_up(tmp_path: Path) -> None:
             tensors |= {f"{at}.lora_A.weight": ("F32", random.standard_normal((2, shape[1])))}
             tensors |= {f"{at}.lora_B.weight": ("F32", random.standard_normal((shape[0], 2)))}
     made.save_file(tmp_path / "a" / "adapter_model.safetensors", tensors)
-    (tmp_path / "a" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 1}))
+    (tmp_path / "a" / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 1})
+    )
     done = 0
 
     def interrupt(event: Event) -> None:

@@ -21,13 +21,16 @@ ODD: list[Any] = [10**400, -(10**400), 10**5000, True, "x", float("nan"), float(
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     values = np.random.default_rng(0).standard_normal((30, 20)).astype(np.float32)
     return made.save_model(
-        tmp_path_factory.mktemp("models") / "base", {"m.q.weight": ("F32", values), "m.o.weight": ("F32", values.T.copy())}
+        tmp_path_factory.mktemp("models") / "base",
+        {"m.q.weight": ("F32", values), "m.o.weight": ("F32", values.T.copy())},
     )
 
 
 @pytest.fixture(scope="module")
 def tuned(base: Path) -> Path:
-    return made.save_model(base.parent / "tuned", {n: ("F32", v * np.float32(1.01)) for n, v in made.read_model(base).items()})
+    return made.save_model(
+        base.parent / "tuned", {n: ("F32", v * np.float32(1.01)) for n, v in made.read_model(base).items()}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +51,26 @@ def pair(root: Path, dtype: str, size: float) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ("dtype", "size", "said"),
     [
-        ("F32", 1e-43, r"^m\.q\.weight: the change is so small \(.*e-43 in the mean\) that F32 cannot hold its factors"),
-        ("F64", 1e-150, r"^m\.q\.weight: the change is so small \(.*e-15\d in the mean\) that F32 cannot hold its factors"),
-        ("F64", 1e-300, r"^m\.q\.weight: the difference of .* and .* is .*e-300 at most, whose square is 0 in float64"),
+        (
+            "F32",
+            1e-43,
+            r"^m\.q\.weight: the change is so small \(.*e-43 in the mean\) that F32 cannot hold its factors",
+        ),
+        (
+            "F64",
+            1e-150,
+            r"^m\.q\.weight: the change is so small \(.*e-15\d in the mean\) that F32 cannot hold its factors",
+        ),
+        (
+            "F64",
+            1e-300,
+            r"^m\.q\.weight: the difference of .* and .* is .*e-300 at most, whose square is 0 in float64",
+        ),
     ],
 )
-def test_a_change_that_no_factor_holds_is_neither_a_fault_nor_none(tmp_path: Path, dtype: str, size: float, said: str) -> None:
+def test_a_change_that_no_factor_holds_is_neither_a_fault_nor_none(
+    tmp_path: Path, dtype: str, size: float, said: str
+) -> None:
     with pytest.raises(MismatchError, match=said):
         extract(*pair(tmp_path, dtype, size), tmp_path / "out", rank=4)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "tuned"]
@@ -65,10 +82,14 @@ def test_small_biases_are_saved_in_float16_as_its_nearest_numbers(tmp_path: Path
     bias = (random.standard_normal(30) * 1e-7).astype(np.float32)
     of = {"base": (values, bias), "tuned": (values * np.float32(1.01), 2 * bias)}
     one, other = (
-        made.save_model(tmp_path / name, {"m.q.weight": ("F32", w), "m.q.bias": ("F32", b)}) for name, (w, b) in of.items()
+        made.save_model(tmp_path / name, {"m.q.weight": ("F32", w), "m.q.bias": ("F32", b)})
+        for name, (w, b) in of.items()
     )
     extract(other, one, tmp_path / "out", rank=4, dtype="float16")
-    saved = {n.rpartition(".")[2]: v for n, v in made.read_file(tmp_path / "out" / "adapter_model.safetensors").items()}
+    saved = {
+        n.rpartition(".")[2]: v
+        for n, v in made.read_file(tmp_path / "out" / "adapter_model.safetensors").items()
+    }
     assert np.array_equal(saved["bias"][1], (2 * bias).astype(np.float16))
 
 
@@ -82,10 +103,18 @@ def test_options_that_are_no_number_are_errors_of_their_class(
     ]
     calls += [("include", lambda: extract(tuned, base, out, include=odd))] if odd != [] else []
     if odd is not None:
-        calls += [(n, lambda n=n: extract(tuned, base, out, **{n: odd})) for n in ("rank", "energy", "max_rank")]
+        calls += [
+            (n, lambda n=n: extract(tuned, base, out, **{n: odd})) for n in ("rank", "energy", "max_rank")
+        ]
         calls += [(n, lambda n=n: combine(adapters, out, **{n: odd})) for n in ("weights", "rank", "energy")]
-    calls += [("method", lambda: combine(adapters, out, method=odd)), ("seed", lambda: combine(adapters, out, seed=odd))]
-    calls += [("a weight", lambda m=m: combine(adapters, out, weights=[odd, 1], method=m)) for m in ("cat", "svd", "ties", "tsv")]
+    calls += [
+        ("method", lambda: combine(adapters, out, method=odd)),
+        ("seed", lambda: combine(adapters, out, seed=odd)),
+    ]
+    calls += [
+        ("a weight", lambda m=m: combine(adapters, out, weights=[odd, 1], method=m))
+        for m in ("cat", "svd", "ties", "tsv")
+    ]
     calls += [
         ("weight", lambda: fold(base, adapters[:1], out, weights=odd)),
         ("weight", lambda: fold(base, [adapters[0]], out, weights=[odd])),
@@ -114,7 +143,8 @@ def test_weights_that_float32_cannot_hold_are_refused_in_the_plan_of_a_fold(
             with pytest.raises(RecipeError, match="is computed in float32 with the weight"):
                 call()
     with pytest.raises(
-        NonFiniteError, match=r"m\.[qo]\.weight\[0, \d+\]: is -?inf in .*; expected finite numbers. Choose a smaller weight"
+        NonFiniteError,
+        match=r"m\.[qo]\.weight\[0, \d+\]: is -?inf in .*; expected finite numbers. Choose a smaller weight",
     ):
         fold(base, adapters[0], tmp_path / "out", weights=3e38)
     assert not (tmp_path / "out").exists()
@@ -128,13 +158,18 @@ def test_a_combination_beyond_its_dtype_is_an_error(adapters: list[Path], tmp_pa
     assert not any(tmp_path.iterdir())
 
 
-def test_exponents_of_lines_beyond_their_range_are_refused_by_plan_and_run_alike(base: Path, tuned: Path, tmp_path: Path) -> None:
+def test_exponents_of_lines_beyond_their_range_are_refused_by_plan_and_run_alike(
+    base: Path, tuned: Path, tmp_path: Path
+) -> None:
     for name in ("alpha", "beta"):
         for odd in (1e308, float("inf"), float("nan"), 10**400, "x", None):
             recipe = {
                 "merge_method": "task_arithmetic", "base_model": str(base), "models": [str(tuned)],
                 "lines": {"alpha": 1.0, "beta": 1.0, name: odd},
             }  # fmt: skip
-            for call in (lambda recipe=recipe: alnico.plan(recipe), lambda recipe=recipe: alnico.merge(recipe, tmp_path / "out")):
+            for call in (
+                lambda recipe=recipe: alnico.plan(recipe),
+                lambda recipe=recipe: alnico.merge(recipe, tmp_path / "out"),
+            ):
                 with pytest.raises(RecipeError):
                     call()

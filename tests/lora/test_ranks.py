@@ -21,7 +21,10 @@ def spent(spectra: list[Spectrum], ranks: list[int]) -> int:
 def made(seed: int, sizes: list[int]) -> list[Spectrum]:
     random = np.random.default_rng(seed)
     falling = [np.sort(random.exponential(size=4))[::-1] for _ in sizes]
-    return [Spectrum(values, float(np.sum(values**2)) + 1, size) for values, size in zip(falling, sizes, strict=True)]
+    return [
+        Spectrum(values, float(np.sum(values**2)) + 1, size)
+        for values, size in zip(falling, sizes, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -42,7 +45,11 @@ def test_with_unequal_matrices_no_way_of_the_same_bytes_keeps_more_but_for_one_r
         assert spent(spectra, ranks) <= budget
         ways = [list(w) for w in product(range(5), repeat=3) if spent(spectra, list(w)) <= budget]
         best = max(kept(spectra, w) for w in ways)
-        one_rank = max(float(s.values[r]) ** 2 for s, r in zip(spectra, [*ranks], strict=True) if r < 4) if min(ranks) < 4 else 0.0
+        one_rank = (
+            max(float(s.values[r]) ** 2 for s, r in zip(spectra, [*ranks], strict=True) if r < 4)
+            if min(ranks) < 4
+            else 0.0
+        )
         assert best - kept(spectra, ranks) <= one_rank + 1e-12
 
 

@@ -43,7 +43,11 @@ def folds(model: Any, folder: Path, options: dict[str, Any]) -> None:
     found = made.read_model(folder / "out")
     assert len(found) > 90
     base = made.read_model(folder / "base")
-    untied = {"lm_head.weight": base["model.embed_tokens.weight"]} if "lm_head.weight" in found.keys() - base.keys() else {}
+    untied = (
+        {"lm_head.weight": base["model.embed_tokens.weight"]}
+        if "lm_head.weight" in found.keys() - base.keys()
+        else {}
+    )
     agree(found, {name: merged[name].to(torch.float32).numpy() for name in found} | untied)
 
 

@@ -21,7 +21,13 @@ ALL = {"target_modules": "all-linear"}
 CASES: dict[str, list[dict[str, Any]]] = {
     "rank 64, rsLoRA, and rank 4, patterns": [
         {"r": 64, "lora_alpha": 16, "use_rslora": True, **ALL},
-        {"r": 4, "lora_alpha": 8, **ALL, "rank_pattern": {".*layer.*[13]\\..*": 7}, "alpha_pattern": {".*layer.*2\\..*": 5}},
+        {
+            "r": 4,
+            "lora_alpha": 8,
+            **ALL,
+            "rank_pattern": {".*layer.*[13]\\..*": 7},
+            "alpha_pattern": {".*layer.*2\\..*": 5},
+        },
     ],
     "rank 16 and rank 8, embeddings": [
         {"r": 16, "lora_alpha": 32, **ALL},

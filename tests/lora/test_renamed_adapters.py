@@ -66,7 +66,9 @@ def check(root: Path, name: str, targets: Any) -> None:
         ("GteForMaskedLM", ["q_proj", "v_proj", "up_proj"]),
     ],
 )
-def test_an_adapter_of_renamed_modules_is_what_peft_merges(tmp_path: Path, name: str, targets: list[str]) -> None:
+def test_an_adapter_of_renamed_modules_is_what_peft_merges(
+    tmp_path: Path, name: str, targets: list[str]
+) -> None:
     check(tmp_path, name, targets)
 
 
@@ -93,14 +95,31 @@ def test_an_adapter_with_a_head_of_its_own_gives_a_model_with_that_head(tmp_path
     import transformers as t
 
     name, headed, task, layer, has_names = HEADS[case]
-    kind = name.removesuffix("ForCausalLM").removesuffix("LMHeadModel").removesuffix("ForPreTraining").removesuffix("ForMaskedLM")
-    sizes: dict[str, Any] = {**SMALL, **({"tie_word_embeddings": True, "num_key_value_heads": 2} if "tied" in case else {})}
+    kind = (
+        name.removesuffix("ForCausalLM")
+        .removesuffix("LMHeadModel")
+        .removesuffix("ForPreTraining")
+        .removesuffix("ForMaskedLM")
+    )
+    sizes: dict[str, Any] = {
+        **SMALL,
+        **({"tie_word_embeddings": True, "num_key_value_heads": 2} if "tied" in case else {}),
+    }
     if kind == "GPT2":
-        sizes = {"n_embd": 32, "n_layer": 1, "n_head": 4, "vocab_size": 40, "n_positions": 64, "pad_token_id": 1}
+        sizes = {
+            "n_embd": 32,
+            "n_layer": 1,
+            "n_head": 4,
+            "vocab_size": 40,
+            "n_positions": 64,
+            "pad_token_id": 1,
+        }
     if kind == "DistilBert":
         sizes = {"dim": 32, "hidden_dim": 48, "n_layers": 1, "n_heads": 4, "vocab_size": 40}
     torch.manual_seed(0)
-    getattr(t, name)(getattr(t, kind.removesuffix("Model") + "Config")(**sizes)).save_pretrained(tmp_path / "base")
+    getattr(t, name)(getattr(t, kind.removesuffix("Model") + "Config")(**sizes)).save_pretrained(
+        tmp_path / "base"
+    )
     model = getattr(t, headed).from_pretrained(tmp_path / "base", num_labels=3)
     task_of = {"task_type": task} if task else {"modules_to_save": ["score"]}
     live = trained(model, tmp_path / "adapter", target_modules=[layer], **task_of)
@@ -146,7 +165,13 @@ def test_an_adapter_of_torch_s_attention_is_what_peft_s_live_model_computes(tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["LlavaForConditionalGeneration", "Qwen2VLForConditionalGeneration", "MixtralForCausalLM", "Qwen3MoeForCausalLM"]
+    "name",
+    [
+        "LlavaForConditionalGeneration",
+        "Qwen2VLForConditionalGeneration",
+        "MixtralForCausalLM",
+        "Qwen3MoeForCausalLM",
+    ],
 )
 def test_an_extracted_adapter_has_the_names_of_the_modules(tmp_path: Path, name: str) -> None:
     from peft import PeftModel

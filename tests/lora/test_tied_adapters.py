@@ -97,7 +97,9 @@ REACH = ("embed_tokens", "lm_head")
 
 
 def options(case: str, embedding: str, head: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(json.dumps(CASES[case]).replace('"E"', f'"{embedding}"').replace('"H"', f'"{head}"'))
+    found: dict[str, Any] = json.loads(
+        json.dumps(CASES[case]).replace('"E"', f'"{embedding}"').replace('"H"', f'"{head}"')
+    )
     return found
 
 
@@ -144,7 +146,9 @@ def adapted(cls: Any, base: Path, place: Path, given: dict[str, Any], layer: str
     return live
 
 
-def check(bases: Callable[[str], tuple[Any, Path]], root: Path, kind: str, case: str) -> dict[str, np.ndarray]:
+def check(
+    bases: Callable[[str], tuple[Any, Path]], root: Path, kind: str, case: str
+) -> dict[str, np.ndarray]:
     cls, base = bases(kind)
     embedding, head, layer = KINDS[kind][2]
     live = adapted(cls, base, root / "adapter", options(case, embedding, head), layer)
@@ -153,13 +157,19 @@ def check(bases: Callable[[str], tuple[Any, Path]], root: Path, kind: str, case:
         expected += cls.from_pretrained(base).get_output_embeddings().bias.detach()
     fold(base, root / "adapter", root / "out")
     assert (logits(cls.from_pretrained(root / "out")) - expected).abs().max() <= 1e-5 * expected.abs().max()
-    assert (logits(cls.from_pretrained(base)) - expected).abs().max() > 1e-3, "the adapter changes nothing, so nothing is shown"
+    assert (logits(cls.from_pretrained(base)) - expected).abs().max() > 1e-3, (
+        "the adapter changes nothing, so nothing is shown"
+    )
     config = json.loads((root / "out" / "config.json").read_text())
     is_tied = case == "rows" or ("tied" in case and embedding in REACH)
     held = made.read_model(root / "out")
-    stored = [n for n, v in held.items() if f".{n}".split(".")[-2] in (embedding, head) and v.shape == (ROWS, 32)]
+    stored = [
+        n for n, v in held.items() if f".{n}".split(".")[-2] in (embedding, head) and v.shape == (ROWS, 32)
+    ]
     assert (len(stored), config.get("tie_word_embeddings", True)) == ((1, True) if is_tied else (2, False))
-    assert is_tied or config.get("text_config", {"tie_word_embeddings": False})["tie_word_embeddings"] is False
+    assert (
+        is_tied or config.get("text_config", {"tie_word_embeddings": False})["tie_word_embeddings"] is False
+    )
     return held
 
 
@@ -172,37 +182,53 @@ def test_a_folded_adapter_has_the_logits_of_the_live_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [k for k in KINDS if k != "llama"])
-def test_so_does_an_adapter_of_another_architecture(bases: Callable[[str], tuple[Any, Path]], tmp_path: Path, kind: str) -> None:
+def test_so_does_an_adapter_of_another_architecture(
+    bases: Callable[[str], tuple[Any, Path]], tmp_path: Path, kind: str
+) -> None:
     for case in FEW:
         check(bases, tmp_path / case, kind, case)
 
 
-def test_a_head_that_the_base_stores_is_untied_too(bases: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+def test_a_head_that_the_base_stores_is_untied_too(
+    bases: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
     cls, base = bases("llama")
     shutil.copytree(base, tmp_path / "base")
     tensors = made.read_file(base / "model.safetensors")
-    made.save_file(tmp_path / "base" / "model.safetensors", {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]})
+    made.save_file(
+        tmp_path / "base" / "model.safetensors",
+        {**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]},
+    )
     for case in ("saved embedding", "LoRA on the embedding", "saved and tied"):
-        live = adapted(cls, tmp_path / "base", tmp_path / case / "a", options(case, "embed_tokens", "lm_head"), "q_proj")
+        live = adapted(
+            cls, tmp_path / "base", tmp_path / case / "a", options(case, "embed_tokens", "lm_head"), "q_proj"
+        )
         fold(tmp_path / "base", tmp_path / case / "a", tmp_path / case / "out")
         found = logits(cls.from_pretrained(tmp_path / case / "out"))
         assert torch.allclose(found, logits(live), atol=1e-5), case
 
 
-def test_a_merge_of_tied_and_untied_models_merges_the_head(bases: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
+def test_a_merge_of_tied_and_untied_models_merges_the_head(
+    bases: Callable[[str], tuple[Any, Path]], tmp_path: Path
+) -> None:
     cls, base = bases("llama")
     for i, case in enumerate(("saved embedding", "LoRA on the head", "rows")):
         adapted(cls, base, tmp_path / f"a{i}", options(case, "embed_tokens", "lm_head"), "q_proj", seed=i)
         fold(base, tmp_path / f"a{i}", tmp_path / f"whole{i}")
     models = [{"model": f"{base}+{tmp_path}/a{i}", "parameters": {"weight": 0.5}} for i in range(3)]
-    alnico.merge({"merge_method": "task_arithmetic", "base_model": str(base), "models": models}, tmp_path / "out")
+    alnico.merge(
+        {"merge_method": "task_arithmetic", "base_model": str(base), "models": models}, tmp_path / "out"
+    )
     before, found = made.read_model(base), made.read_model(tmp_path / "out")
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     before[head] = before[embedding]
     assert set(found) == set(before)
     for name, values in found.items():
         wholes = [made.read_model(tmp_path / f"whole{i}") for i in range(3)]
-        deltas = [w.get(name, w[embedding] if name == head else None).astype(np.float64) - before[name] for w in wholes]  # type: ignore[union-attr]
+        deltas = [
+            w.get(name, w[embedding] if name == head else None).astype(np.float64) - before[name]
+            for w in wholes
+        ]  # type: ignore[union-attr]
         np.testing.assert_allclose(values, before[name] + 0.5 * sum(deltas), atol=2e-6)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"] is False
     assert torch.isfinite(logits(cls.from_pretrained(tmp_path / "out"))).all()
@@ -215,7 +241,14 @@ def test_combined_adapters_that_save_an_embedding_fold_as_peft_loads_them(
 
     cls, base = bases("llama")
     for i in range(2):
-        adapted(cls, base, tmp_path / f"a{i}", options("saved embedding", "embed_tokens", "lm_head"), "q_proj", seed=i)
+        adapted(
+            cls,
+            base,
+            tmp_path / f"a{i}",
+            options("saved embedding", "embed_tokens", "lm_head"),
+            "q_proj",
+            seed=i,
+        )
     combine([tmp_path / "a0", tmp_path / "a1"], tmp_path / "both", weights=0.5)
     fold(base, tmp_path / "both", tmp_path / "out")
     expected = logits(PeftModel.from_pretrained(cls.from_pretrained(base), tmp_path / "both"))

@@ -21,7 +21,9 @@ def written(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     alnico.lora.extract(one, base, tmp_path / "extracted", rank=2)
     if request.param == "combined":
         alnico.lora.extract(other, base, tmp_path / "b", rank=2)
-        alnico.lora.combine([tmp_path / "extracted", tmp_path / "b"], tmp_path / "combined", method="cat", weights=0.5)
+        alnico.lora.combine(
+            [tmp_path / "extracted", tmp_path / "b"], tmp_path / "combined", method="cat", weights=0.5
+        )
     return tmp_path / request.param
 
 

@@ -22,8 +22,16 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"density": 0.5, "elect": "count", "tie": "plus", "weight": PER_MODEL},
         {"density": 0.5, "rescale": "inverse"},
     ],
-    "dare_linear": [{}, {"density": 0.4, "weight": PER_MODEL}, {"density": 0.4, "rescale": "inverse", "divide": "weight"}],
-    "dare_ties": [{}, {"density": 0.6, "weight": PER_MODEL}, {"density": 0.3, "rescale": "none", "elect": "mass", "tie": "none"}],
+    "dare_linear": [
+        {},
+        {"density": 0.4, "weight": PER_MODEL},
+        {"density": 0.4, "rescale": "inverse", "divide": "weight"},
+    ],
+    "dare_ties": [
+        {},
+        {"density": 0.6, "weight": PER_MODEL},
+        {"density": 0.3, "rescale": "none", "elect": "mass", "tie": "none"},
+    ],
     "breadcrumbs": [
         {},
         {"density": 0.3, "gamma": 0.05, "weight": PER_MODEL, "scale": 0.3},
@@ -34,7 +42,11 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
         {"density": 0.4, "weight": PER_MODEL},
         {"density": 0.4, "gamma": 0.0, "divide": "weight", "elect": "mass"},
     ],
-    "della": [{}, {"density": 0.6, "weight": PER_MODEL}, {"density": 0.4, "epsilon": 0.3, "rescale": "none", "divide": "none"}],
+    "della": [
+        {},
+        {"density": 0.6, "weight": PER_MODEL},
+        {"density": 0.4, "epsilon": 0.3, "rescale": "none", "divide": "none"},
+    ],
     "della_linear": [
         {},
         {"density": 0.5, "weight": PER_MODEL},
@@ -94,7 +106,12 @@ def counts(method: str) -> tuple[int, ...]:
 def options(setting: dict[str, Any], count: int) -> dict[str, Any]:
     """Spell out per-model values: a list of one number a model."""
     weights = [1.0, 0.7, 1.3, -0.4, 0.25, 0.9, 1.1, 0.6, 0.35, 0.8, 1.2, 0.45]
-    each = ("density", "gamma", "threshold", *(("epsilon",) if "density" in setting else ()))  # ram has one epsilon for all
+    each = (
+        "density",
+        "gamma",
+        "threshold",
+        *(("epsilon",) if "density" in setting else ()),
+    )  # ram has one epsilon for all
     spelled = {}
     for name, value in setting.items():
         if value == PER_MODEL:

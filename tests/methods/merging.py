@@ -14,7 +14,9 @@ from made import read_model, save_model
 from methods.sides import with_statistics
 
 
-def recipe_for(method: str, models: Sequence[Path], base: Path | None, options: Mapping[str, Any], **keys: Any) -> dict[str, Any]:
+def recipe_for(
+    method: str, models: Sequence[Path], base: Path | None, options: Mapping[str, Any], **keys: Any
+) -> dict[str, Any]:
     """Write a recipe; per-model options are lists in the order of ``models``."""
     options = with_statistics(options, models)
     per_model = {n: v for n, v in options.items() if registry()[method].options[n].per_model}
@@ -47,7 +49,13 @@ def merge_arrays(
     if registry()[method].base == "first":
         base_path = paths[0]
     alnico.merge(
-        recipe_for(method, paths, base_path if base or registry()[method].base == "first" else None, options, **(keys or {})),
+        recipe_for(
+            method,
+            paths,
+            base_path if base or registry()[method].base == "first" else None,
+            options,
+            **(keys or {}),
+        ),
         root / "out",
         overwrite=True,
         **arguments,

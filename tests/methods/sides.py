@@ -19,7 +19,8 @@ def with_statistics(options: Mapping[str, Any], models: Sequence[Path]) -> dict[
     """Write the statistics that options ask for, beside the models, and put their paths into the options."""
     return {
         name: [
-            str(made(name, path, i)) if one == STATISTICS else one for i, (one, path) in enumerate(zip(value, models, strict=True))
+            str(made(name, path, i)) if one == STATISTICS else one
+            for i, (one, path) in enumerate(zip(value, models, strict=True))
         ]
         if isinstance(value, list)
         else value
@@ -32,15 +33,24 @@ def made(kind: str, model: Path, place: int) -> Path:
     held = read_model(model)
     if kind == "fisher":
         tensors = {n: made_statistics.fisher(v.shape, place) for n, v in held.items() if v.dtype.kind == "f"}
-        entries = {n: {"mean": float(v.astype(np.float64).mean()) if v.size else 0.0} for n, v in tensors.items()}
-        return write(model.parent / f"{model.name}-fisher-{place}", kind, model, tensors, entries, l2_norm=place + 2.0)
+        entries = {
+            n: {"mean": float(v.astype(np.float64).mean()) if v.size else 0.0} for n, v in tensors.items()
+        }
+        return write(
+            model.parent / f"{model.name}-fisher-{place}", kind, model, tensors, entries, l2_norm=place + 2.0
+        )
     tensors = {n: made_statistics.gram(v.shape, place) for n, v in held.items() if v.ndim == 2}
     entries = {n: {"rows": made_statistics.ROWS[place], "is_transposed": False} for n in tensors}
     return write(model.parent / f"{model.name}-gram-{place}", kind, model, tensors, entries)
 
 
 def write(
-    out: Path, kind: str, model: Path, tensors: Mapping[str, np.ndarray], entries: Mapping[str, Mapping[str, Any]], **numbers: Any
+    out: Path,
+    kind: str,
+    model: Path,
+    tensors: Mapping[str, np.ndarray],
+    entries: Mapping[str, Mapping[str, Any]],
+    **numbers: Any,
 ) -> Path:
     """Write a directory of statistics; ``entries`` are those of the model's tensors."""
     if (out / "statistics.json").exists():

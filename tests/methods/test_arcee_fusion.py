@@ -41,7 +41,9 @@ def test_rows_of_one_element_have_no_divergence_and_are_taken_whole(tmp_path: Pa
 def test_rows_far_apart_do_not_overflow(tmp_path: Path) -> None:
     """Values of thousands, as the running variances of BatchNorm are: a row's largest value is taken away first."""
     random = np.random.default_rng(6)
-    base = (random.standard_normal((6, 40)) + np.array([0, 1e3, -1e3, 5e3, -5e3, 1e4])[:, None]).astype(np.float32)
+    base = (random.standard_normal((6, 40)) + np.array([0, 1e3, -1e3, 5e3, -5e3, 1e4])[:, None]).astype(
+        np.float32
+    )
     tuned = base + 0.3 * random.standard_normal(base.shape).astype(np.float32)
     merged = merge_arrays(tmp_path, "arcee_fusion", {}, [{"w": base}, {"w": tuned}], {})["w"]
     importance, limit = importance_of([base.astype(np.float64), tuned.astype(np.float64)])
@@ -72,7 +74,9 @@ def test_the_exponential_is_right_to_two_units_in_the_last_place() -> None:
 
 def test_the_logarithm_is_right_to_two_units_in_the_last_place() -> None:
     x = np.exp(np.random.default_rng(8).uniform(-300, 300, 500))
-    assert max(abs(a - math.log(b)) / abs(math.log(b)) for a, b in zip(logarithm(x), x, strict=True)) <= 4.5e-16
+    assert (
+        max(abs(a - math.log(b)) / abs(math.log(b)) for a, b in zip(logarithm(x), x, strict=True)) <= 4.5e-16
+    )
     near = 1 + np.random.default_rng(9).uniform(-1e-6, 1e-6, 500)
     assert max(abs(a - math.log1p(b)) for a, b in zip(logarithm(near), near - 1, strict=True)) <= 1e-21
 
@@ -89,7 +93,16 @@ def test_a_reduction_of_rows_is_of_the_part_of_each_row_in_each_leaf(reduction: 
     parts = np.zeros((2, segment[-1] - segment[0] + 1))
     codes = np.array([CODES["F32"]] * 2, np.int64)
     run = compiled(MeasureKernel(reduction, own, 2, False, (), "float32"))  # type: ignore[arg-type]
-    run(tuple(v.view(np.uint8) for v in values), codes, np.empty(0, np.uint8), 0, start, np.arange(2), row, parts)
+    run(
+        tuple(v.view(np.uint8) for v in values),
+        codes,
+        np.empty(0, np.uint8),
+        0,
+        start,
+        np.arange(2),
+        row,
+        parts,
+    )
     for found, own_values in zip(parts, values.astype(np.float64), strict=True):
         expected = [reduce(own_values[segment == s]) for s in range(segment[0], segment[-1] + 1)]
         assert found == pytest.approx(expected, rel=1e-14)

@@ -59,11 +59,15 @@ def count_of(name: str) -> int:
     return MODELS.get(name, (3,))[0]
 
 
-def small(count: int, scale: float, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
+def small(
+    count: int, scale: float, seed: int = 0
+) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     """Models whose values, differences and sums are below the smallest normal number in part."""
     random = np.random.default_rng(seed)
     base = {"l.weight": random.standard_normal((12, 40)) * scale, "n": random.standard_normal(9)}
-    return base, [{n: v * (1 + 0.2 * random.standard_normal(v.shape)) for n, v in base.items()} for _ in range(count)]
+    return base, [
+        {n: v * (1 + 0.2 * random.standard_normal(v.shape)) for n, v in base.items()} for _ in range(count)
+    ]
 
 
 def in_memory(name: str, dtype: Any, statistics: dict[str, Any]) -> Callable[[], dict[str, bytes]]:
@@ -73,7 +77,9 @@ def in_memory(name: str, dtype: Any, statistics: dict[str, Any]) -> Callable[[],
     start = {"first": bits[1], "unused": None}.get(registry()[name].base, bits[0])
 
     def merge() -> dict[str, bytes]:
-        made = alnico.merge_state_dicts(bits[1:], name, base=start, unrelated="allow", threads=2, **statistics)
+        made = alnico.merge_state_dicts(
+            bits[1:], name, base=start, unrelated="allow", threads=2, **statistics
+        )
         return {n: v.reshape(-1).view(torch.uint8).numpy().tobytes() for n, v in made.items()}
 
     return merge
@@ -85,7 +91,9 @@ def test_no_mode_of_floating_point_changes_a_bit(name: str, tmp_path: Path) -> N
     given = options(SETTINGS[name][-1], count)
     base, models = small(count, 1e-38)
     base_path, paths = write_inputs(tmp_path, base, models, "F32")
-    recipe = recipe_for(name, paths, paths[0] if registry()[name].base == "first" else base_path, given, unrelated="allow")
+    recipe = recipe_for(
+        name, paths, paths[0] if registry()[name].base == "first" else base_path, given, unrelated="allow"
+    )
     has_statistics = bool({"fisher", "gram"} & given.keys())  # these are of the models on disk
     kinds = () if has_statistics else (torch.float16, torch.bfloat16, torch.float64)
     merges = {str(dtype): in_memory(name, dtype, with_statistics(given, paths)) for dtype in kinds}
@@ -104,7 +112,9 @@ def test_no_mode_of_floating_point_changes_a_bit(name: str, tmp_path: Path) -> N
 
 def two(scale: float = 1e-38) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     base, (tuned,) = small(1, scale)
-    return {n: v.astype(np.float32) for n, v in base.items()}, {n: v.astype(np.float32) for n, v in tuned.items()}
+    return {n: v.astype(np.float32) for n, v in base.items()}, {
+        n: v.astype(np.float32) for n, v in tuned.items()
+    }
 
 
 TWO = two()
@@ -125,7 +135,9 @@ def task_vectors(base: Any, tuned: Any) -> Any:
 
 def searched(base: Any, tuned: Any) -> Any:
     seen = []
-    alnico.search_scales(base, [tuned], lambda made: seen.append(made["l.weight"].tobytes()) or 1.0, 2, unrelated="allow")
+    alnico.search_scales(
+        base, [tuned], lambda made: seen.append(made["l.weight"].tobytes()) or 1.0, 2, unrelated="allow"
+    )
     return seen
 
 
@@ -135,7 +147,9 @@ def extracted(base: str, tuned: str, out: Path) -> bytes:
 
 
 def verified(base: str, tuned: str, out: Path) -> bool:
-    alnico.merge({"merge_method": "ties", "base_model": base, "models": [tuned], "parameters": {"density": 0.5}}, out)
+    alnico.merge(
+        {"merge_method": "ties", "base_model": base, "models": [tuned], "parameters": {"density": 0.5}}, out
+    )
     with mode("flush to zero"):
         return not alnico.verify(out, against_inputs=True).unchecked
 
@@ -161,7 +175,9 @@ WHAT = ["task vectors", "search_scales", "analyze", "diff", "weights", "extract"
 
 
 @pytest.mark.parametrize("what", WHAT)
-def test_what_is_measured_is_the_same_in_every_mode(what: str, files: tuple[str, str], tmp_path: Path) -> None:
+def test_what_is_measured_is_the_same_in_every_mode(
+    what: str, files: tuple[str, str], tmp_path: Path
+) -> None:
     expected = asked(what, *files, tmp_path / "plain")
     for one in MODES:
         with mode(one):
@@ -169,7 +185,9 @@ def test_what_is_measured_is_the_same_in_every_mode(what: str, files: tuple[str,
         assert found == expected, one
 
 
-def test_what_was_merged_verifies_in_a_process_that_flushes_to_zero(files: tuple[str, str], tmp_path: Path) -> None:
+def test_what_was_merged_verifies_in_a_process_that_flushes_to_zero(
+    files: tuple[str, str], tmp_path: Path
+) -> None:
     assert verified(*files, tmp_path / "out")
 
 
@@ -194,20 +212,31 @@ def test_functions_of_the_caller_run_in_the_callers_mode() -> None:
 
 def test_every_public_function_that_computes_sets_its_mode() -> None:
     """Methods (of recipes) and what only moves files are left out."""
-    free = {"method", "methods", "push", "sign", "recalibrate_batchnorm"}  # recalibrate_batchnorm: torch alone computes
-    functions = {n: getattr(alnico, n) for n in alnico.__all__ if n[0].islower() and n not in ("lora", "errors")} | {
-        n: getattr(alnico.lora, n) for n in alnico.lora.__all__ if n[0].islower()
-    }
+    free = {
+        "method",
+        "methods",
+        "push",
+        "sign",
+        "recalibrate_batchnorm",
+    }  # recalibrate_batchnorm: torch alone computes
+    functions = {
+        n: getattr(alnico, n) for n in alnico.__all__ if n[0].islower() and n not in ("lora", "errors")
+    } | {n: getattr(alnico.lora, n) for n in alnico.lora.__all__ if n[0].islower()}
     made_by = arithmetic.ieee_arithmetic()(lambda: None).__code__
     bare = {n for n, f in functions.items() if getattr(f, "__code__", None) is not made_by}
     assert bare == free
 
 
-def test_a_system_that_cannot_set_the_mode_refuses_to_compute_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_that_cannot_set_the_mode_refuses_to_compute_in_another(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(arithmetic, "_library", lambda: None)
     values = {"w": np.ones(3, np.float32)}
     alnico.merge_state_dicts([values, values])
-    with mode("flush to zero"), pytest.raises(AlnicoError, match="flushes small numbers to zero, or does not round to nearest"):
+    with (
+        mode("flush to zero"),
+        pytest.raises(AlnicoError, match="flushes small numbers to zero, or does not round to nearest"),
+    ):
         alnico.merge_state_dicts([values, values])
 
 
@@ -269,14 +298,20 @@ STATES = [numpy_raises, warnings_raise, defaults_of_torch, python_is_odd]
 
 
 @pytest.mark.parametrize("name", list(registry()))
-def test_nothing_else_that_is_set_in_the_process_changes_a_bit_or_stops_a_merge(name: str, tmp_path: Path) -> None:
+def test_nothing_else_that_is_set_in_the_process_changes_a_bit_or_stops_a_merge(
+    name: str, tmp_path: Path
+) -> None:
     count = count_of(name)
     given = options(SETTINGS[name][-1], count)
     base, models = small(count, 1e-38)
     base_path, paths = write_inputs(tmp_path, base, models, "F32")
-    recipe = recipe_for(name, paths, paths[0] if registry()[name].base == "first" else base_path, given, unrelated="allow")
+    recipe = recipe_for(
+        name, paths, paths[0] if registry()[name].base == "first" else base_path, given, unrelated="allow"
+    )
     merges = (
-        [] if {"fisher", "gram"} & given.keys() else [in_memory(name, torch.float16, given), in_memory(name, torch.float64, given)]
+        []
+        if {"fisher", "gram"} & given.keys()
+        else [in_memory(name, torch.float16, given), in_memory(name, torch.float64, given)]
     )
     expected = [merge() for merge in merges]
     alnico.merge(recipe, tmp_path / "plain")

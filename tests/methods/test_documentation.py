@@ -36,7 +36,9 @@ def test_the_page_has_every_option_with_its_range_and_default() -> None:
     for method in registry().values():
         rows = page.partition(f"\n## {method.name}\n")[2].partition("\n## ")[0].splitlines()
         cells = [row.replace("\\|", "/").split(" | ") for row in rows if row.startswith("| `")]
-        assert [c[:2] for c in cells] == [[f"| `{o.name}`", o.describe().replace("|", "/")] for o in method.options.values()]
+        assert [c[:2] for c in cells] == [
+            [f"| `{o.name}`", o.describe().replace("|", "/")] for o in method.options.values()
+        ]
 
 
 @pytest.mark.parametrize("name", list(registry()))

@@ -82,7 +82,9 @@ def settings(name: str) -> list[tuple[str, dict[str, Any]]]:
             if option.per_model:
                 rest = given.get(option.name) or [0.5] * count
                 found.append((option.name, {**given, option.name: [number, *rest[1:]]}))
-            found.append((option.name, {**given, option.name: [number] * count if option.per_model else number}))
+            found.append(
+                (option.name, {**given, option.name: [number] * count if option.per_model else number})
+            )
     return found
 
 
@@ -103,14 +105,18 @@ def test_an_option_at_the_end_of_its_range_gives_the_right_result_or_an_error(
             assert kind in (RecipeError, MethodError), where
             continue
         assert kind in (None, NonFiniteError), where
-        if kind is None and not (name == "pcb" and option == "density"):  # one entry at least is kept; the reference keeps none
+        if kind is None and not (
+            name == "pcb" and option == "density"
+        ):  # one entry at least is kept; the reference keeps none
             found = merged(name, values, base, given).astype(np.longdouble)
             expected = reference(name, values, values[0] if registry()[name].base == "first" else base, given)
             assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max(), where
     if name in ("linear", "ties", "slerp"):  # the run says what the plan says
         option = {"slerp": "t"}.get(name, "weight")
         given = {**options(SETTINGS[name][-1], count), option: 1e308 if name == "slerp" else [1e308] * count}
-        recipe = recipe_for(name, paths[1 : count + 1], paths[1] if name == "slerp" else paths[0], given, unrelated="allow")
+        recipe = recipe_for(
+            name, paths[1 : count + 1], paths[1] if name == "slerp" else paths[0], given, unrelated="allow"
+        )
         with pytest.raises(RecipeError):
             alnico.merge(recipe, tmp_path / "out")
         assert not (tmp_path / "out").exists()
@@ -124,14 +130,32 @@ def test_an_option_at_the_end_of_its_range_gives_the_right_result_or_an_error(
             {"weights": [1e39, 1.0]},
             "w: is computed in float32 with 1e\\+39; expected 0, or a size from 1.2e-38 to 3.4e\\+38",
         ),
-        ("ties", {"weights": [3e38, 3e38]}, "w: is computed in float32 with 6e\\+38; .*of all weights together"),
-        ("ties", {"weights": [1e-46, 1e-46]}, "w: is computed in float32 with 1e-46; .*Choose a larger weight"),
-        ("linear", {"weights": [1e308, 1e308]}, r"the weights of linear \(1e\+308, 1e\+308\) add up to more than float64 holds"),
-        ("nuslerp", {"weights": [1e308, 1e308]}, r"the weights \(1e\+308, 1e\+308\) add up to more than float64 holds"),
+        (
+            "ties",
+            {"weights": [3e38, 3e38]},
+            "w: is computed in float32 with 6e\\+38; .*of all weights together",
+        ),
+        (
+            "ties",
+            {"weights": [1e-46, 1e-46]},
+            "w: is computed in float32 with 1e-46; .*Choose a larger weight",
+        ),
+        (
+            "linear",
+            {"weights": [1e308, 1e308]},
+            r"the weights of linear \(1e\+308, 1e\+308\) add up to more than float64 holds",
+        ),
+        (
+            "nuslerp",
+            {"weights": [1e308, 1e308]},
+            r"the weights \(1e\+308, 1e\+308\) add up to more than float64 holds",
+        ),
         ("slerp", {"t": 1e20}, r"the place on the arc \(t\) is 1e\+20; expected at most 1e\+06 in size"),
     ],
 )
-def test_a_number_that_cannot_be_computed_with_is_named(method: str, given: dict[str, Any], said: str, models: Any) -> None:
+def test_a_number_that_cannot_be_computed_with_is_named(
+    method: str, given: dict[str, Any], said: str, models: Any
+) -> None:
     states = [{"w": v} for v in models]
     base = {"slerp": states[1], "ties": states[0]}.get(method)
     with pytest.raises(RecipeError, match=said):
@@ -177,7 +201,13 @@ LARGE = ["largest", "of opposite signs", "half", "root"]
 def test_extreme_values_give_the_right_result_or_an_error_that_names_the_tensor(name: str) -> None:
     count = count_of(name)
     for label, dtype in DTYPES.items():
-        for kind in [*LARGE, "zeros", "minus zeros", "one", *(["small"] if label in ("bf16", "f16") and name != "sce" else [])]:
+        for kind in [
+            *LARGE,
+            "zeros",
+            "minus zeros",
+            "one",
+            *(["small"] if label in ("bf16", "f16") and name != "sce" else []),
+        ]:
             base, *values = extreme(kind, dtype, count)
             for setting in (SETTINGS[name][0], SETTINGS[name][-1])[label != "bf16" :]:
                 given, where = options(setting, count), f"{label}, {kind}, {setting}"
@@ -210,7 +240,8 @@ def number_or_error(name: str, values: list[Any], base: Any, given: dict[str, An
 def test_sums_beyond_float64_name_the_tensor_and_a_nan_is_named_first() -> None:
     large = np.full(SHAPE, 1e200)
     with pytest.raises(
-        NonFiniteError, match="w: its values are so large that sums over them, as karcher takes them, are beyond float64"
+        NonFiniteError,
+        match="w: its values are so large that sums over them, as karcher takes them, are beyond float64",
     ):
         alnico.merge_state_dicts([{"w": large}, {"w": 2 * large}], "karcher")
     bad = large.copy()

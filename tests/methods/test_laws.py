@@ -38,7 +38,10 @@ def made(
 ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     random = np.random.default_rng(seed)
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
-    return base, [{n: v + 0.1 * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()} for _ in range(count)]
+    return base, [
+        {n: v + 0.1 * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()}
+        for _ in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,10 @@ def run_with(
     base, models = inputs
     count = three(name)
     recipe = recipe_for(
-        name, models[count], models[count][0] if registry()[name].base == "first" else base, options(setting, count)
+        name,
+        models[count],
+        models[count][0] if registry()[name].base == "first" else base,
+        options(setting, count),
     )
     plan = alnico.plan(recipe)
     plan = dataclasses.replace(plan, memory=dataclasses.replace(plan.memory, **memory))
@@ -100,8 +106,12 @@ def test_an_interrupt_and_a_resume_change_no_bit(name: str, inputs: Any, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tile"), [(name, (512, 1536)[i % 2]) for i, name in enumerate(NAMES)])  # compiles all anew
-def test_the_tile_changes_no_bit(name: str, tile: int, inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "tile"), [(name, (512, 1536)[i % 2]) for i, name in enumerate(NAMES)]
+)  # compiles all anew
+def test_the_tile_changes_no_bit(
+    name: str, tile: int, inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = SETTINGS[name][-1]
     usual = run_with(tmp_path, inputs, name, setting)
     monkeypatch.setattr(mix_kernel, "TILE", tile)
@@ -185,7 +195,9 @@ def test_zeros_give_zeros(name: str, setting: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["linear", "ties", "model_stock"])  # a kernel of its own for each number: one method a kind
+@pytest.mark.parametrize(
+    "name", ["linear", "ties", "model_stock"]
+)  # a kernel of its own for each number: one method a kind
 def test_any_number_of_models_is_merged(name: str, tmp_path: Path) -> None:
     for count in (*counts(name), 4, 5, 6, 7):
         base, models = made({"w": (9, 31)}, count)
@@ -193,7 +205,9 @@ def test_any_number_of_models_is_merged(name: str, tmp_path: Path) -> None:
         assert np.isfinite(merged["w"]).all()
 
 
-@pytest.mark.parametrize("name", ["linear", "karcher", "ties", "dare_linear", "della", "sce"])  # each kind of argument
+@pytest.mark.parametrize(
+    "name", ["linear", "karcher", "ties", "dare_linear", "della", "sce"]
+)  # each kind of argument
 def test_more_models_than_are_unrolled_agree_with_the_reference(name: str, tmp_path: Path) -> None:
     import importlib
 
@@ -204,7 +218,9 @@ def test_more_models_than_are_unrolled_agree_with_the_reference(name: str, tmp_p
     merged = merge_arrays(tmp_path, name, base, models, given)["w"]
     wide = [m["w"].astype(np.float64) for m in models]
     uniforms = [noise.uniform(0, "w", i, (70, 40)) for i in range(12)]
-    expected = importlib.import_module(f"references.{name}").merge(wide, base["w"].astype(np.float64), given, uniforms)
+    expected = importlib.import_module(f"references.{name}").merge(
+        wide, base["w"].astype(np.float64), given, uniforms
+    )
     assert np.abs(merged - expected).max() / np.abs(expected).max() <= 2e-6
 
 
@@ -214,7 +230,10 @@ def test_mixed_dtypes_are_decoded_to_float32_and_rounded_once(name: str, tmp_pat
     count = three(name)
     base, models = made({"w": (33, 65)}, count)
     dtypes = ["BF16", "F16", "F32"][:count]
-    paths = [save_model(tmp_path / f"mixed-{i}", {"w": (d, m["w"])}) for i, (d, m) in enumerate(zip(dtypes, models, strict=True))]
+    paths = [
+        save_model(tmp_path / f"mixed-{i}", {"w": (d, m["w"])})
+        for i, (d, m) in enumerate(zip(dtypes, models, strict=True))
+    ]
     base_path = save_model(tmp_path / "mixed-base", {"w": ("BF16", base["w"])})
     exact = [read_model(p) for p in paths]
     given = options(SETTINGS[name][-1], count)
@@ -238,7 +257,9 @@ def test_float64_stays_float64(name: str, tmp_path: Path) -> None:
     given = options(SETTINGS[name][-1], count)
     merged = merge_arrays(tmp_path, name, base, models, given, "F64")["w"]
     uniforms = [noise.uniform(0, "w", i, (30, 41)) for i in range(count)]
-    expected = importlib.import_module(f"references.{name}").merge([m["w"] for m in models], base["w"], given, uniforms)
+    expected = importlib.import_module(f"references.{name}").merge(
+        [m["w"] for m in models], base["w"], given, uniforms
+    )
     assert merged.dtype == np.float64
     assert np.abs(merged - expected).max() / np.abs(expected).max() <= 1e-14
 
@@ -250,7 +271,9 @@ def test_a_nan_or_an_infinity_names_tensor_and_index(name: str, bad: float, tmp_
     base, models = made({"w": (70, 40)}, count)
     models[-1]["w"][3, 5] = bad
     setting = {"scale": [0.5]} if name == "passthrough" else SETTINGS[name][0]
-    with pytest.raises(alnico.errors.NonFiniteError, match=r"w\[3, 5\]: .* has (NaN|an infinity); expected finite numbers\."):
+    with pytest.raises(
+        alnico.errors.NonFiniteError, match=r"w\[3, 5\]: .* has (NaN|an infinity); expected finite numbers\."
+    ):
         merge_arrays(tmp_path, name, base, models, options(setting, count))
     left = [p.name for p in tmp_path.iterdir() if not (p / "statistics.json").exists()]
     assert sorted(left) == sorted(["base", *(f"m{i}" for i in range(count))])
@@ -259,6 +282,9 @@ def test_a_nan_or_an_infinity_names_tensor_and_index(name: str, bad: float, tmp_
 def test_an_output_too_large_for_its_dtype_is_an_error(tmp_path: Path) -> None:
     base = {"w": np.full((4, 5), 60_000.0, np.float32)}
     with pytest.raises(
-        alnico.errors.NonFiniteError, match=r"w\[0, 0\]: the merge gives an infinity in F16; expected a finite number\."
+        alnico.errors.NonFiniteError,
+        match=r"w\[0, 0\]: the merge gives an infinity in F16; expected a finite number\.",
     ):
-        merge_arrays(tmp_path, "linear", base, [base, base], {"weight": [1.0, 1.0], "normalize": False}, "F16")
+        merge_arrays(
+            tmp_path, "linear", base, [base, base], {"weight": [1.0, 1.0], "normalize": False}, "F16"
+        )

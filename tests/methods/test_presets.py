@@ -50,7 +50,10 @@ def equation(delta, density, flip):
 @pytest.mark.parametrize(
     ("values", "told"),
     [
-        ({"densty": 0.2}, r"mine: preset paper sets 'densty'; expected an option of the method \(density, flip\)\."),
+        (
+            {"densty": 0.2},
+            r"mine: preset paper sets 'densty'; expected an option of the method \(density, flip\)\.",
+        ),
         ({"density": (0.2, 1.5)}, r"mine: preset paper: density is 1\.5; expected \(0, 1\]\."),
         ({"flip": (True,)}, r"mine: preset paper: flip is \(True,\); expected true or false\."),
     ],
@@ -66,7 +69,12 @@ def test_a_preset_that_does_not_fit_is_refused_at_registration(values: dict, tol
 @pytest.mark.parametrize("name", list(registry()))
 def test_every_preset_can_be_asked_for_in_a_recipe(name: str) -> None:
     for preset in find(name).presets:
-        recipe = {"merge_method": name, "preset": preset, "models": ["a", "b"][: find(name).models[1]], "base_model": "c"}
+        recipe = {
+            "merge_method": name,
+            "preset": preset,
+            "models": ["a", "b"][: find(name).models[1]],
+            "base_model": "c",
+        }
         if name in ("linear", "karcher"):
             del recipe["base_model"]
         assert alnico.load_recipe(recipe).merge_method == name

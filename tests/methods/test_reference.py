@@ -21,7 +21,10 @@ def made(count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[st
     random = np.random.default_rng(seed)
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
     return base, [
-        {n: v + (0.1 + 0.05 * i) * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()}
+        {
+            n: v + (0.1 + 0.05 * i) * random.standard_normal(v.shape).astype(np.float32)
+            for n, v in base.items()
+        }
         for i in range(count)
     ]
 
@@ -30,7 +33,13 @@ QUICKLY_LEFT = (1,)
 """Numbers of models left to ./check --all: each is a compilation of its own."""
 
 CASES = [
-    pytest.param(name, setting, count, id=f"{name}-{i}-k{count}", marks=[pytest.mark.slow] if count in QUICKLY_LEFT else [])
+    pytest.param(
+        name,
+        setting,
+        count,
+        id=f"{name}-{i}-k{count}",
+        marks=[pytest.mark.slow] if count in QUICKLY_LEFT else [],
+    )
     for name in registry()
     for i, setting in enumerate(SETTINGS.get(name, [None]))
     for count in counts(name)
@@ -38,7 +47,9 @@ CASES = [
 
 
 @pytest.mark.parametrize(("name", "setting", "count"), CASES)
-def test_a_method_agrees_with_its_reference(name: str, setting: dict | None, count: int, tmp_path: Path) -> None:
+def test_a_method_agrees_with_its_reference(
+    name: str, setting: dict | None, count: int, tmp_path: Path
+) -> None:
     assert setting is not None, f"add settings for {name} to tests/methods/cases.py"
     reference = importlib.import_module(f"references.{name}")
     base, models = made(count)
@@ -48,26 +59,34 @@ def test_a_method_agrees_with_its_reference(name: str, setting: dict | None, cou
     for tensor, shape in SHAPES.items():
         wide = [m[tensor].astype(np.float64) for m in models]
         uniforms = (
-            [noise.uniform(seed, tensor, i, shape) for i in range(count)] if name in BY_NOISE and shape != (300, 257) else None
+            [noise.uniform(seed, tensor, i, shape) for i in range(count)]
+            if name in BY_NOISE and shape != (300, 257)
+            else None
         )
         if name in BY_NOISE and uniforms is None:
             continue  # drawing 77,100 numbers in Python integers for 8 models takes seconds; the others show the noise
         expected = reference.merge(wide, base[tensor].astype(np.float64), given, uniforms)
         error = np.abs(merged[tensor] - expected)
-        if hasattr(reference, "undecided"):  # elections and selections so near that rounding decides are counted apart
+        if hasattr(
+            reference, "undecided"
+        ):  # elections and selections so near that rounding decides are counted apart
             undecided = reference.undecided(wide, base[tensor].astype(np.float64), given)
             assert undecided.mean() < 1e-5 or undecided.sum() <= 1
             error = np.where(undecided, 0.0, error)
         assert error.max() / np.abs(expected).max() <= TOLERANCE, tensor
 
 
-@pytest.mark.parametrize(("name", "setting"), [(n, s) for n in ("nuslerp", "multislerp") for s in SETTINGS[n]])
+@pytest.mark.parametrize(
+    ("name", "setting"), [(n, s) for n in ("nuslerp", "multislerp") for s in SETTINGS[n]]
+)
 def test_without_a_base_the_values_are_the_parameters(name: str, setting: dict, tmp_path: Path) -> None:
     reference = importlib.import_module(f"references.{name}")
     _, models = made(2)
     merged = merge_arrays(tmp_path, name, {}, models, options(setting, 2))
     for tensor in SHAPES:
-        expected = reference.merge([m[tensor].astype(np.float64) for m in models], None, options(setting, 2), None)
+        expected = reference.merge(
+            [m[tensor].astype(np.float64) for m in models], None, options(setting, 2), None
+        )
         assert np.abs(merged[tensor] - expected).max() / np.abs(expected).max() <= TOLERANCE, tensor
 
 
@@ -91,7 +110,9 @@ def test_ties_gives_the_numbers_of_a_hand_made_example(tmp_path: Path) -> None:
     base = np.zeros(5, np.float32)
     one = np.array([4.0, 0.1, -3.0, 0.2, 0.0], np.float32)
     two = np.array([-3.0, 2.0, 0.5, 0.1, 0.0], np.float32)
-    merged = merge_arrays(tmp_path, "ties", {"w": base}, [{"w": one}, {"w": two}], {"density": [0.4, 0.4]})["w"]
+    merged = merge_arrays(tmp_path, "ties", {"w": base}, [{"w": one}, {"w": two}], {"density": [0.4, 0.4]})[
+        "w"
+    ]
     assert merged.tolist() == [4.0, 2.0, -3.0, 0.0, 0.0]
 
 
@@ -111,16 +132,22 @@ TIED = [[2.0, -2.0, 3.0, -3.0, 0.0], [-3.0, 4.0, 3.0, -3.0, 0.0]]
     ],
 )
 @pytest.mark.parametrize("name", ["ties", "dare_ties", "della", "breadcrumbs_ties"])
-def test_a_tied_vote_elects_what_is_asked_for(name: str, given: dict, expected: list[float], tmp_path: Path) -> None:
+def test_a_tied_vote_elects_what_is_asked_for(
+    name: str, given: dict, expected: list[float], tmp_path: Path
+) -> None:
     models = [{"w": np.array(v, np.float32)} for v in TIED]
-    merged = merge_arrays(tmp_path, name, {"w": np.zeros(5, np.float32)}, models, {"divide": "weight", **given})["w"]
+    merged = merge_arrays(
+        tmp_path, name, {"w": np.zeros(5, np.float32)}, models, {"divide": "weight", **given}
+    )["w"]
     assert merged.tolist() == expected
 
 
 def test_ties_preset_of_the_paper_elects_no_sign_on_a_tie(tmp_path: Path) -> None:
     base = {"w": np.zeros(4, np.float32)}
     models = [{"w": np.array(v, np.float32)} for v in ([2.0, 2.0, 1.0, 0.0], [-2.0, 1.0, 1.0, 0.0])]
-    assert merge_arrays(tmp_path, "ties", base, models, {"density": [1.0, 1.0]}, keys={"preset": "paper"})["w"].tolist() == [
+    assert merge_arrays(tmp_path, "ties", base, models, {"density": [1.0, 1.0]}, keys={"preset": "paper"})[
+        "w"
+    ].tolist() == [
         0.0,
         1.5,
         1.0,

@@ -21,8 +21,14 @@ DENSITY = [0.3, 0.02, 1.0]
 def made(wide: tuple[str, ...] = ()) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     """Tensors whose task vectors differ in size, so that one threshold for all is none of theirs."""
     random = np.random.default_rng(11)
-    base = {n: random.standard_normal(shape).astype(np.float64 if n in wide else np.float32) for n, (shape, _) in SIZES.items()}
-    models = [{n: (v + SIZES[n][1] * random.standard_normal(v.shape)).astype(v.dtype) for n, v in base.items()} for _ in DENSITY]
+    base = {
+        n: random.standard_normal(shape).astype(np.float64 if n in wide else np.float32)
+        for n, (shape, _) in SIZES.items()
+    }
+    models = [
+        {n: (v + SIZES[n][1] * random.standard_normal(v.shape)).astype(v.dtype) for n, v in base.items()}
+        for _ in DENSITY
+    ]
     return base, models
 
 
@@ -35,7 +41,9 @@ def expected(base: dict[str, np.ndarray], models: list[dict[str, np.ndarray]]) -
         limits.append(flat[max(1, int(density * flat.size)) - 1])
     merged = {}
     for name in base:
-        kept = [np.where(np.abs(d[name]) >= limit, d[name], 0.0) for d, limit in zip(deltas, limits, strict=True)]
+        kept = [
+            np.where(np.abs(d[name]) >= limit, d[name], 0.0) for d, limit in zip(deltas, limits, strict=True)
+        ]
         merged[name] = base[name] + consensus(kept, [1.0] * len(kept), "mass", "count")
     return merged
 
@@ -55,7 +63,10 @@ def test_the_whole_task_vector_is_trimmed_with_one_threshold(tmp_path: Path) -> 
 def test_tensors_of_two_precisions_have_one_threshold(tmp_path: Path) -> None:
     base, models = made(wide=("small",))
     dtypes = {np.dtype(np.float64): "F64", np.dtype(np.float32): "F32"}
-    paths = [save_model(tmp_path / f"{i}", {n: (dtypes[v.dtype], v) for n, v in m.items()}) for i, m in enumerate([base, *models])]
+    paths = [
+        save_model(tmp_path / f"{i}", {n: (dtypes[v.dtype], v) for n, v in m.items()})
+        for i, m in enumerate([base, *models])
+    ]
     alnico.merge(recipe_for("ties", paths[1:], paths[0], PAPER), tmp_path / "out")
     merged = read_model(tmp_path / "out")
     for name, value in expected(base, models).items():
@@ -65,7 +76,10 @@ def test_tensors_of_two_precisions_have_one_threshold(tmp_path: Path) -> None:
 def test_tensors_that_are_not_merged_do_not_count(tmp_path: Path) -> None:
     """One that a model lacks is copied; its entries would move the threshold."""
     base, models = made()
-    paths = [save_model(tmp_path / f"{i}", {n: ("F32", v) for n, v in m.items()}) for i, m in enumerate([base, *models])]
+    paths = [
+        save_model(tmp_path / f"{i}", {n: ("F32", v) for n, v in m.items()})
+        for i, m in enumerate([base, *models])
+    ]
     more = {"extra": ("F32", np.full(5000, 100.0, np.float32))}
     paths[1] = save_model(tmp_path / "more", {**{n: ("F32", v) for n, v in models[0].items()}, **more})
     alnico.merge(recipe_for("ties", paths[1:], paths[0], PAPER, missing="copy"), tmp_path / "out")
@@ -74,7 +88,9 @@ def test_tensors_that_are_not_merged_do_not_count(tmp_path: Path) -> None:
         assert np.abs(merged[name] - value).max() <= 2e-6 * np.abs(value).max(), name
 
 
-def test_a_merge_that_is_taken_up_measures_the_model_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_merge_that_is_taken_up_measures_the_model_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, models = made()
     base_path, paths = write_inputs(tmp_path, base, models)
     recipe = recipe_for("ties", paths, base_path, PAPER)
@@ -91,7 +107,11 @@ def test_a_merge_that_is_taken_up_measures_the_model_once(tmp_path: Path, monkey
         alnico.merge(recipe, tmp_path / "out", threads=1, watch=interrupt)
     journal = tmp_path / ".out.alnico-part" / "journal.jsonl"
     assert sum('"fact": 0' in line for line in journal.read_text().splitlines()) == 1
-    done = {line.split('"tensor": "')[1].split('"')[0] for line in journal.read_text().splitlines() if '"digest"' in line}
+    done = {
+        line.split('"tensor": "')[1].split('"')[0]
+        for line in journal.read_text().splitlines()
+        if '"digest"' in line
+    }
     assert len(done) == 1
     read: set[str] = set()
     reads = FileModel.read_into

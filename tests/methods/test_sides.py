@@ -48,7 +48,9 @@ def of_layer(kind: str, model: Path, place: int, **entry: Any) -> Path:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
-def test_tensors_without_statistics_are_the_weighted_mean_and_the_plan_says_so(name: str, kind: str, tmp_path: Path) -> None:
+def test_tensors_without_statistics_are_the_weighted_mean_and_the_plan_says_so(
+    name: str, kind: str, tmp_path: Path
+) -> None:
     paths = two(tmp_path)
     sides = [of_layer(kind, p, i) for i, p in enumerate(paths)]
     recipe = recipe_for(name, paths, None, {kind: [str(s) for s in sides], "weight": [1.0, 3.0]})
@@ -61,8 +63,12 @@ def test_tensors_without_statistics_are_the_weighted_mean_and_the_plan_says_so(n
     alnico.merge(recipe, tmp_path / "out")
     one, other, merged = (read_model(p) for p in (*paths, tmp_path / "out"))
     for tensor in ("layer.bias", "head.weight"):
-        assert merged[tensor] == pytest.approx((one[tensor] + 3 * other[tensor].astype(np.float64)) / 4, abs=1e-7)
-    assert not np.allclose(merged["layer.weight"], (one["layer.weight"] + 3 * other["layer.weight"]) / 4, atol=1e-3)
+        assert merged[tensor] == pytest.approx(
+            (one[tensor] + 3 * other[tensor].astype(np.float64)) / 4, abs=1e-7
+        )
+    assert not np.allclose(
+        merged["layer.weight"], (one["layer.weight"] + 3 * other["layer.weight"]) / 4, atol=1e-3
+    )
 
 
 def test_a_model_that_lacks_statistics_of_a_tensor_is_named(tmp_path: Path) -> None:
@@ -77,7 +83,8 @@ def test_matrices_that_are_stored_by_inputs_are_merged_as_their_transposes(tmp_p
     grams = [str(of_layer("gram", p, i)) for i, p in enumerate(paths)]
     alnico.merge(recipe_for("regmean", paths, None, {"gram": grams}), tmp_path / "out")
     turned = [
-        save_model(tmp_path / f"t{i}", {"layer.weight": ("F32", read_model(p)["layer.weight"].T)}) for i, p in enumerate(paths)
+        save_model(tmp_path / f"t{i}", {"layer.weight": ("F32", read_model(p)["layer.weight"].T)})
+        for i, p in enumerate(paths)
     ]
     grams = [str(of_layer("gram", p, i, is_transposed=True)) for i, p in enumerate(turned)]
     alnico.merge(recipe_for("regmean", turned, None, {"gram": grams}), tmp_path / "turned")
@@ -113,11 +120,15 @@ def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
     sides = [made("fisher", p, i) for i, p in enumerate(paths)]
     recipe = recipe_for("fisher", paths, None, {"fisher": [str(s) for s in reversed(sides)]})
     with pytest.raises(
-        MismatchError, match=r"its statistics were measured of one with .*; expected statistics of the model they stand"
+        MismatchError,
+        match=r"its statistics were measured of one with .*; expected statistics of the model they stand",
     ):
         alnico.merge(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with Resident(open_model) as resident, pytest.raises(MismatchError, match="its statistics were measured of one with"):
+    with (
+        Resident(open_model) as resident,
+        pytest.raises(MismatchError, match="its statistics were measured of one with"),
+    ):
         resident.merge(resident.plan(alnico.load_recipe(recipe)))
 
 
@@ -127,28 +138,37 @@ def test_statistics_of_another_kind_or_shape_or_of_no_merged_tensor_are_refused(
     with pytest.raises(MismatchError, match="holds statistics of the kind gram; expected fisher"):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": grams}))
     entry = {"layer.weight": LAYER}
-    wrong = [str(write(tmp_path / f"w{i}", "gram", p, {"layer.weight": np.eye(6)}, entry)) for i, p in enumerate(paths)]
+    wrong = [
+        str(write(tmp_path / f"w{i}", "gram", p, {"layer.weight": np.eye(6)}, entry))
+        for i, p in enumerate(paths)
+    ]
     with pytest.raises(
-        MismatchError, match=r"layer.weight: the gram statistics of .* are F32 \(6, 6\); expected F32 \(8, 8\), as the"
+        MismatchError,
+        match=r"layer.weight: the gram statistics of .* are F32 \(6, 6\); expected F32 \(8, 8\), as the",
     ):
         alnico.plan(recipe_for("regmean", paths, None, {"gram": wrong}))
     fishers = [str(of_layer("fisher", p, i)) for i, p in enumerate(paths)]
     rule = {"filter": "bias", "merge_method": "fisher", "parameters": {"fisher": fishers}}
     with pytest.raises(
-        MismatchError, match=r"has statistics of layer.weight and others, but of no tensor that is merged with them"
+        MismatchError,
+        match=r"has statistics of layer.weight and others, but of no tensor that is merged with them",
     ):
         alnico.plan({"merge_method": "linear", "models": [str(p) for p in paths], "methods": [rule]})
 
 
 def test_statistics_that_are_not_there_or_damaged_are_refused(tmp_path: Path) -> None:
     paths = two(tmp_path)
-    with pytest.raises(ModelError, match="statistics 'none': is not there; expected what `alnico statistics` wrote"):
+    with pytest.raises(
+        ModelError, match="statistics 'none': is not there; expected what `alnico statistics` wrote"
+    ):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": ["none", "none"]}))
     folder = made("fisher", paths[0], 0)
     (folder / "statistics.json").write_text('{"schema": 1, "kind": "fisher", "tensors": {"a": {}}}')
     with pytest.raises(ModelError, match=r"statistics.json: is damaged"):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": [str(folder)] * 2}))
-    (folder / "statistics.json").write_text('{"schema": 1, "kind": "fisher", "tensors": {"a": {"digest": ""}}}')
+    (folder / "statistics.json").write_text(
+        '{"schema": 1, "kind": "fisher", "tensors": {"a": {"digest": ""}}}'
+    )
     with pytest.raises(ModelError, match=r"names 'a', which statistics.safetensors does not hold"):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": [str(folder)] * 2}))
 
@@ -161,29 +181,43 @@ def test_a_nan_in_statistics_names_tensor_and_index(tmp_path: Path) -> None:
             values = np.ones((6, 8) if kind == "fisher" else (8, 8))
             values[3, 5] = np.nan
             entry = {"layer.weight": LAYER}
-            sides.append(str(write(tmp_path / f"{kind}-{i}", kind, path, {"layer.weight": values}, entry, l2_norm=1.0)))
-        with pytest.raises(NonFiniteError, match=r"layer.weight\[3, 5\]: .* has NaN; expected finite numbers"):
+            sides.append(
+                str(write(tmp_path / f"{kind}-{i}", kind, path, {"layer.weight": values}, entry, l2_norm=1.0))
+            )
+        with pytest.raises(
+            NonFiniteError, match=r"layer.weight\[3, 5\]: .* has NaN; expected finite numbers"
+        ):
             alnico.merge(recipe_for(name, paths, None, {kind: sides}), tmp_path / "out")
 
 
 def test_every_model_needs_a_path_and_a_list_is_none() -> None:
     with pytest.raises(RecipeError, match=r"models\[1\] lacks fisher: the directory that"):
-        alnico.load_recipe({"merge_method": "fisher", "models": [{"model": "a", "parameters": {"fisher": "f"}}, "b"]})
+        alnico.load_recipe(
+            {"merge_method": "fisher", "models": [{"model": "a", "parameters": {"fisher": "f"}}, "b"]}
+        )
     with pytest.raises(
-        RecipeError, match=r"models\[0\].parameters.fisher is 3; expected the directory that `alnico statistics fisher`"
+        RecipeError,
+        match=r"models\[0\].parameters.fisher is 3; expected the directory that `alnico statistics fisher`",
     ):
-        alnico.load_recipe({"merge_method": "fisher", "models": [{"model": "a", "parameters": {"fisher": 3}}]})
+        alnico.load_recipe(
+            {"merge_method": "fisher", "models": [{"model": "a", "parameters": {"fisher": 3}}]}
+        )
     with pytest.raises(
-        RecipeError, match=r"parameters.gram is a list over the layers; expected the path of one model's statistics"
+        RecipeError,
+        match=r"parameters.gram is a list over the layers; expected the path of one model's statistics",
     ):
-        alnico.load_recipe({"merge_method": "regmean", "models": ["a", "b"], "parameters": {"gram": ["f", "g"]}})
+        alnico.load_recipe(
+            {"merge_method": "regmean", "models": ["a", "b"], "parameters": {"gram": ["f", "g"]}}
+        )
 
 
 def test_a_matrix_that_does_not_fit_the_budget_is_refused_with_one_that_is_enough(tmp_path: Path) -> None:
     paths = two(tmp_path, {"layer.weight": (700, 900)})
     grams = [str(made("gram", p, i)) for i, p in enumerate(paths)]
     recipe = recipe_for("regmean", paths, None, {"gram": grams})
-    with pytest.raises(ResourceError, match=r"layer.weight is merged as a whole and needs .* Raise --memory to (\d+)MiB") as caught:
+    with pytest.raises(
+        ResourceError, match=r"layer.weight is merged as a whole and needs .* Raise --memory to (\d+)MiB"
+    ) as caught:
         alnico.plan(recipe, memory="380MiB")
     enough = str(caught.value).partition("--memory to ")[2].partition(",")[0]
     assert alnico.plan(recipe, memory=enough).memory.peak_bytes <= int(enough.removesuffix("MiB")) << 20
@@ -218,7 +252,9 @@ def test_a_whole_matrix_of_task_vectors_is_added_to_the_base_whose_bits_stay_whe
     assert merged["layer.bias"].tobytes() == start["layer.bias"].tobytes()
 
 
-def test_whole_matrices_are_made_with_one_blas_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whole_matrices_are_made_with_one_blas_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from threadpoolctl import threadpool_info, threadpool_limits
 
     seen: list[int] = []
@@ -238,7 +274,8 @@ def test_whole_matrices_are_made_with_one_blas_thread(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize(
-    ("name", "kind", "option", "values"), [("regmean", "gram", "alpha", (0.9, 0.2)), ("fisher", "fisher", "floor", (0.0, 0.5))]
+    ("name", "kind", "option", "values"),
+    [("regmean", "gram", "alpha", (0.9, 0.2)), ("fisher", "fisher", "floor", (0.0, 0.5))],
 )
 def test_merges_over_open_models_follow_the_options_of_methods_with_statistics(
     name: str, kind: str, option: str, values: tuple[float, ...], tmp_path: Path
@@ -248,7 +285,9 @@ def test_merges_over_open_models_follow_the_options_of_methods_with_statistics(
     with Resident(lambda reference: open_model(reference)) as resident:
         for value in values:
             recipe = recipe_for(name, paths, None, {**sides, option: value})
-            found = {n: v.tobytes() for n, v in resident.merge(resident.plan(alnico.load_recipe(recipe))).items()}
+            found = {
+                n: v.tobytes() for n, v in resident.merge(resident.plan(alnico.load_recipe(recipe))).items()
+            }
             alnico.merge(recipe, tmp_path / f"out-{value}")
             assert found == {n: v.tobytes() for n, v in read_model(tmp_path / f"out-{value}").items()}
 
@@ -258,7 +297,9 @@ def test_the_card_names_statistics_and_no_path_of_them(tmp_path: Path) -> None:
     grams = [str(made("gram", p, i)) for i, p in enumerate(paths)]
     alnico.merge(recipe_for("regmean", paths, None, {"gram": grams}), tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
-    assert "The statistics of data that it takes, m0-gram-0, m1-gram-1, were on the maker's disk, too." in card
+    assert (
+        "The statistics of data that it takes, m0-gram-0, m1-gram-1, were on the maker's disk, too." in card
+    )
     assert "gram: m0-gram-0" in card
     assert str(tmp_path) not in card
     assert local_paths(tmp_path / "out") == [*map(str, paths), *grams]

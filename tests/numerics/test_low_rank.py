@@ -17,7 +17,9 @@ def whole(found: Decomposed) -> np.ndarray:
     return found.left * found.values @ found.right
 
 
-@pytest.mark.parametrize("shape", [(30, 20, 5), (20, 30, 5), (6, 5, 40), (5, 60, 12), (1, 1, 3), (9, 9, 9)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(30, 20, 5), (20, 30, 5), (6, 5, 40), (5, 60, 12), (1, 1, 3), (9, 9, 9)], ids=str
+)
 def test_singular_values_are_those_of_the_dense_matrix(shape) -> None:
     left, right = thin(*shape)
     found = of_product(left, right)
@@ -33,7 +35,9 @@ def test_singular_values_are_those_of_the_dense_matrix(shape) -> None:
 def test_the_rank_is_told_at_any_size(size) -> None:
     left, right = thin(30, 20, 3)
     assert of_product(size * np.concatenate([left, left], 1), np.concatenate([right, 2 * right])).rank == 3
-    assert of_product(np.concatenate([left, size * left], 1), np.concatenate([right, -right / size])).rank == 0
+    assert (
+        of_product(np.concatenate([left, size * left], 1), np.concatenate([right, -right / size])).rank == 0
+    )
 
 
 @pytest.mark.parametrize("shape", [(4, 0, 3), (4, 2, 3)], ids=str)
@@ -60,24 +64,39 @@ def test_the_factors_of_a_rank_are_the_best_and_what_is_left_out_is_known() -> N
     found = of_product(left, right)
     for rank in range(1, 8):
         b, a = found.factors(rank)
-        np.testing.assert_allclose(np.sum((left @ right - b @ a) ** 2), found.left_out(rank), rtol=1e-9, atol=1e-20)
+        np.testing.assert_allclose(
+            np.sum((left @ right - b @ a) ** 2), found.left_out(rank), rtol=1e-9, atol=1e-20
+        )
         np.testing.assert_allclose(np.linalg.norm(b, axis=0), np.linalg.norm(a, axis=1), rtol=1e-12)
 
 
 def test_a_sum_is_stacked() -> None:
     parts = [(0.5, *thin(7, 5, 2, 1)), (-2.0, *thin(7, 5, 3, 2))]
     left, right = stacked(parts, 7, 5)
-    np.testing.assert_allclose(left @ right, 0.5 * parts[0][1] @ parts[0][2] - 2 * parts[1][1] @ parts[1][2], atol=1e-12)
+    np.testing.assert_allclose(
+        left @ right, 0.5 * parts[0][1] @ parts[0][2] - 2 * parts[1][1] @ parts[1][2], atol=1e-12
+    )
     left, right = stacked([], 7, 5)
     assert (left.shape, right.shape) == ((7, 0), (0, 5))
 
 
 @pytest.mark.parametrize(
     ("energy", "most", "rank"),
-    [(None, None, 4), (None, 2, 2), (0.5, None, 1), (0.64, None, 1), (0.65, None, 2), (0.98, None, 3), (1, None, 4), (0.98, 2, 2)],
+    [
+        (None, None, 4),
+        (None, 2, 2),
+        (0.5, None, 1),
+        (0.64, None, 1),
+        (0.65, None, 2),
+        (0.98, None, 3),
+        (1, None, 4),
+        (0.98, 2, 2),
+    ],
 )
 def test_energy_is_the_share_of_squares(energy, most, rank) -> None:
-    assert rank_of(of_matrix(np.diag([8.0, 5.0, 3.0, np.sqrt(2.0)])), most, energy) == rank  # squares 64, 25, 9, 2
+    assert (
+        rank_of(of_matrix(np.diag([8.0, 5.0, 3.0, np.sqrt(2.0)])), most, energy) == rank
+    )  # squares 64, 25, 9, 2
 
 
 def test_what_was_not_computed_counts_for_energy() -> None:

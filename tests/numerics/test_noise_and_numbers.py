@@ -70,7 +70,9 @@ def test_noise_is_uniform_and_its_neighbours_do_not_depend_on_one_another():
 
 def test_noise_of_other_tensors_models_and_seeds_does_not_depend_on_one_another():
     n = 200_000
-    keys = [noise_key(seed, tensor, position) for seed in (0, 1) for tensor in ("a", "b") for position in (0, 1)]
+    keys = [
+        noise_key(seed, tensor, position) for seed in (0, 1) for tensor in ("a", "b") for position in (0, 1)
+    ]
     assert len(set(keys)) == 8
     correlation = np.corrcoef([uniform(key, 0, n) for key in keys])
     assert np.abs(correlation - np.eye(8)).max() < 5 / math.sqrt(n)
@@ -93,7 +95,9 @@ def test_a_digest_is_what_its_definition_says(size):
     pieces = {}
     for i in reversed(range(count)):  # any order
         pieces[i] = piece_digest(memoryview(data)[i * PIECE : (i + 1) * PIECE])
-    joined = b"".join(xxhash.xxh3_128(data[i * 4_194_304 : (i + 1) * 4_194_304]).digest() for i in range(count))
+    joined = b"".join(
+        xxhash.xxh3_128(data[i * 4_194_304 : (i + 1) * 4_194_304]).digest() for i in range(count)
+    )
     expected = xxhash.xxh3_128(b"U8|" + str(size).encode() + b",1|" + joined).hexdigest()
     assert tensor_digest("U8", (size, 1), [pieces[i] for i in range(count)]) == expected
 
@@ -144,7 +148,9 @@ def test_promotion_is_torchs(a, b):
 @pytest.mark.parametrize("name", FLOAT8)
 def test_every_float8_code_decodes_as_in_torch(name):
     codes = np.arange(256, dtype=np.uint8)
-    expected = torch.from_numpy(codes.copy()).view({"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[name])
+    expected = torch.from_numpy(codes.copy()).view(
+        {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}[name]
+    )
     np.testing.assert_array_equal(decode(codes, name), expected.float().numpy())
     np.testing.assert_array_equal(np.signbit(decode(codes, name)), np.signbit(expected.float().numpy()))
 
@@ -169,7 +175,11 @@ def test_sizes_are_those_of_torch():
              "C64": "complex64", "F8_E5M2": "float8_e5m2", "F8_E4M3": "float8_e4m3fn", "F8_E8M0": "float8_e8m0fnu"}  # fmt: skip
     for name, torch_name in names.items():
         size = getattr(torch, torch_name).itemsize
-        assert (DTYPES[name].bytes, DTYPES[name].bits, np.dtype(DTYPES[name].storage).itemsize) == (size, 8 * size, size)
+        assert (DTYPES[name].bytes, DTYPES[name].bits, np.dtype(DTYPES[name].storage).itemsize) == (
+            size,
+            8 * size,
+            size,
+        )
 
 
 # Arcs.

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.randomized import ITERATIONS, LowRankFactors, exact_svd, is_whole, randomized_svd, row_blocks
+from alnico.numerics.randomized import (
+    ITERATIONS,
+    LowRankFactors,
+    exact_svd,
+    is_whole,
+    randomized_svd,
+    row_blocks,
+)
 
 SPECTRA = {
     "flat": np.ones(240),
@@ -58,7 +65,9 @@ def product(factors: LowRankFactors) -> np.ndarray:
 @pytest.mark.parametrize("shape", [(360, 240), (240, 360)], ids=["tall", "wide"])
 @pytest.mark.parametrize("rank", [4, 32, 64])
 @pytest.mark.parametrize("name", SPECTRA)
-def test_the_error_is_within_one_per_cent_of_the_best_of_the_rank(name: str, rank: int, shape: tuple[int, int]) -> None:
+def test_the_error_is_within_one_per_cent_of_the_best_of_the_rank(
+    name: str, rank: int, shape: tuple[int, int]
+) -> None:
     matrix = with_spectrum(SPECTRA[name], *shape)
     values = np.linalg.svd(matrix.astype(np.float64), compute_uv=False)
     best = np.sqrt(np.sum(values[rank:] ** 2))
@@ -74,7 +83,9 @@ def test_the_error_is_within_one_per_cent_of_the_best_of_the_rank(name: str, ran
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("shape", [(1000, 240), (240, 1000), (240, 240), (3, 700), (700, 1)])
-def test_the_exact_way_gives_numpys_singular_values_and_the_matrix(shape: tuple[int, int], dtype: type) -> None:
+def test_the_exact_way_gives_numpys_singular_values_and_the_matrix(
+    shape: tuple[int, int], dtype: type
+) -> None:
     count = min(shape)
     matrix = with_spectrum(SPECTRA["root"][:count], *shape, dtype)
     left, values, right = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
@@ -120,6 +131,8 @@ def test_the_matrix_is_read_once_for_each_power_and_once_more() -> None:
 
 def test_the_seed_decides_the_bits() -> None:
     matrix = with_spectrum(SPECTRA["slow"], 360, 240)
-    one, same, other = (randomized_svd(Read(matrix), matrix.shape, 16, seed=s) for s in ((1, 2), (1, 2), (1, 3)))
+    one, same, other = (
+        randomized_svd(Read(matrix), matrix.shape, 16, seed=s) for s in ((1, 2), (1, 2), (1, 3))
+    )
     assert one.left.tobytes() == same.left.tobytes()
     assert one.left.tobytes() != other.left.tobytes()

@@ -57,7 +57,9 @@ def test_the_planned_peak_is_never_above_the_budget(jobs: list[Job], budget: int
     assert memory.block_elements % LEAF == 0
 
 
-@pytest.mark.parametrize("job", [mix(10**7), mix(10**9, 8, "F64"), mix(100), mix(10**7, 2, method="linear"), copy(10**9)])
+@pytest.mark.parametrize(
+    "job", [mix(10**7), mix(10**9, 8, "F64"), mix(100), mix(10**7, 2, method="linear"), copy(10**9)]
+)
 @pytest.mark.parametrize("tensors", [4, 40_000])
 def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
     with pytest.raises(ResourceError) as caught:
@@ -87,10 +89,19 @@ def test_less_memory_means_fewer_threads_and_smaller_blocks() -> None:
 
 
 def test_facts_of_rows_and_ranks_are_counted() -> None:
-    plain, by_row = (fit([mix(10**6, 2, method="model_stock", filter_wise=f)], 2 << 30, 1, 4).worker_bytes for f in (False, True))
-    assert by_row == plain + 8 * (2 * 4 + 6 * 2) * (1 + -(-(10**6) // LEAF))  # a tensor of one dimension is one row
-    dropped, ranked = (fit([mix(10**6, 2, method=m, density=0.5)], 2 << 30, 1, 4) for m in ("dare_ties", "della"))
-    assert ranked.worker_bytes - dropped.worker_bytes >= 10**6 * (8 + 8 + 4 + 2 * 4)  # the row is the whole tensor
+    plain, by_row = (
+        fit([mix(10**6, 2, method="model_stock", filter_wise=f)], 2 << 30, 1, 4).worker_bytes
+        for f in (False, True)
+    )
+    assert by_row == plain + 8 * (2 * 4 + 6 * 2) * (
+        1 + -(-(10**6) // LEAF)
+    )  # a tensor of one dimension is one row
+    dropped, ranked = (
+        fit([mix(10**6, 2, method=m, density=0.5)], 2 << 30, 1, 4) for m in ("dare_ties", "della")
+    )
+    assert ranked.worker_bytes - dropped.worker_bytes >= 10**6 * (
+        8 + 8 + 4 + 2 * 4
+    )  # the row is the whole tensor
 
 
 def test_ten_thousand_tensors_cost_memory_too() -> None:

@@ -59,7 +59,9 @@ def test_a_small_model_with_a_large_one_gets_one_error_with_the_widths_in_words(
 def test_models_of_one_width_and_another_depth_are_told_to_share_layers() -> None:
     model("shallow", layers=2), model("deep", layers=4)
     said = told("shallow", "deep")
-    assert said.startswith("shallow and deep are models of different sizes: layers 2 and 4; expected one kind and size.\n")
+    assert said.startswith(
+        "shallow and deep are models of different sizes: layers 2 and 4; expected one kind and size.\n"
+    )
     assert "\n  shallow lacks 18 tensors, such as model.layers.2." in said
     assert said.endswith(
         "\nUse models of one depth, merge the layers that all have (slices with a layer_range), or say missing: copy or missing: drop."
@@ -75,7 +77,9 @@ def test_three_models_are_all_named() -> None:
 
 def test_another_kind_of_model_is_named_where_tensors_do_not_fit() -> None:
     model("a"), model("b", {**llama_config(), "model_type": "mistral"}, layers=3)
-    assert told("a", "b").startswith("a and b are models of different kinds: llama and mistral by their configs; ")
+    assert told("a", "b").startswith(
+        "a and b are models of different kinds: llama and mistral by their configs; "
+    )
 
 
 def test_models_without_a_config_are_told_apart_by_their_widths() -> None:
@@ -89,17 +93,25 @@ def test_models_without_a_config_are_told_apart_by_their_widths() -> None:
 
 def test_a_shape_is_not_explained_by_another_depth() -> None:
     model("a", {**llama_config(), "num_hidden_layers": 3}), model("b", vocabulary=48)
-    assert told("a", "b").startswith("model.embed_tokens.weight: a has 32 rows, b has 48; the models have different vocabularies")
+    assert told("a", "b").startswith(
+        "model.embed_tokens.weight: a has 32 rows, b has 48; the models have different vocabularies"
+    )
 
 
 def test_a_tensor_that_differs_alone_keeps_its_own_message() -> None:
     for name, width in (("a", 16), ("b", 24)):
-        save_model(Path(name), {**{f"w{i}": ("F32", np.zeros((4, 8))) for i in range(6)}, "v": ("F32", np.zeros(width))})
+        save_model(
+            Path(name),
+            {**{f"w{i}": ("F32", np.zeros((4, 8))) for i in range(6)}, "v": ("F32", np.zeros(width))},
+        )
     assert told("a", "b").startswith("v: a is (16,), b is (24,); ")
 
 
 def test_another_kind_with_equal_shapes_is_a_note() -> None:
-    model("a"), model("b", {**llama_config(), "model_type": "mistral", "rope_theta": 1e6, "num_attention_heads": 8})
+    (
+        model("a"),
+        model("b", {**llama_config(), "model_type": "mistral", "rope_theta": 1e6, "num_attention_heads": 8}),
+    )
     assert notes("a", "b") == [
         "the configs of a and b differ in model_type (llama and mistral), attention heads (4 and 8), rope_theta (10000.0 and 1000000.0); "
         "the output has those of a, and weights made for others may not work with them."
@@ -121,7 +133,9 @@ def test_layers_of_a_model_that_computes_otherwise_are_noted_in_a_stack() -> Non
 @pytest.mark.parametrize("written", ["rope_theta", "rope_parameters"])
 def test_positions_are_compared_as_transformers_4_and_5_write_them(written: str) -> None:
     plain = {k: v for k, v in llama_config().items() if not k.startswith("rope_")}
-    one, other = ({**plain, "rope_parameters": {"rope_type": "default", "rope_theta": base}} for base in (1e4, 1e6))
+    one, other = (
+        {**plain, "rope_parameters": {"rope_type": "default", "rope_theta": base}} for base in (1e4, 1e6)
+    )
     model("a", one)
     model("b", other if written == "rope_parameters" else {**plain, "rope_theta": 1e6, "rope_scaling": None})
     model("c", one if written == "rope_parameters" else {**plain, "rope_theta": 1e4, "rope_scaling": None})

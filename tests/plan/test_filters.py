@@ -30,7 +30,11 @@ TWO: dict[str, Any] = {"merge_method": "linear", "models": ["tuned-0", "tuned-1"
 
 
 def test_a_filter_that_fits_no_tensor_is_told_with_the_nearest_part_of_a_name() -> None:
-    weight = [{"filter": "self_atn", "value": 0.3}, {"filter": "mlp", "value": [{"filter": "q_proj", "value": 0.2}, 0.4]}, 0.5]
+    weight = [
+        {"filter": "self_atn", "value": 0.3},
+        {"filter": "mlp", "value": [{"filter": "q_proj", "value": 0.2}, 0.4]},
+        0.5,
+    ]
     entries = [{"model": "tuned-0", "parameters": {"weight": weight}}, "tuned-1"]
     assert notes({**TWO, "models": entries}) == [
         "models[0].parameters.weight[0].filter is 'self_atn', which fits no tensor, so it has no effect. Did you mean self_attn?",
@@ -48,7 +52,9 @@ def test_a_filter_in_a_slice_is_looked_at_with_the_tensors_of_the_slice() -> Non
 
 
 def test_a_rule_that_fits_no_tensor_is_told() -> None:
-    rules = [{"filter": f, "merge_method": "passthrough", "model": "tuned-0"} for f in ("mpl", "re:^layers", "mlp")]
+    rules = [
+        {"filter": f, "merge_method": "passthrough", "model": "tuned-0"} for f in ("mpl", "re:^layers", "mlp")
+    ]
     assert notes({**TWO, "methods": rules}) == [
         "methods[0].filter is 'mpl', which fits no tensor, so it has no effect. Did you mean mlp?",
         "methods[1].filter is 're:^layers', which fits no tensor, so it has no effect. "
@@ -57,7 +63,10 @@ def test_a_rule_that_fits_no_tensor_is_told() -> None:
 
 
 def test_a_rule_that_others_come_before_everywhere_is_told() -> None:
-    rules = [{"filter": f, "merge_method": "passthrough", "model": "tuned-0"} for f in ("proj", "mlp.up_proj", "norm")]
+    rules = [
+        {"filter": f, "merge_method": "passthrough", "model": "tuned-0"}
+        for f in ("proj", "mlp.up_proj", "norm")
+    ]
     assert notes({**TWO, "methods": rules}) == [
         "methods[1] has no effect: rules before it fit all that 'mlp.up_proj' fits, and the first one wins. Move it up."
     ]
@@ -78,4 +87,7 @@ def test_whole_names_that_no_tensor_has_are_an_error_with_the_nearest_name() -> 
 
 def test_filters_that_fit_are_not_told() -> None:
     rule = {"filter": "=model.norm.weight", "merge_method": "passthrough", "model": "tuned-0"}
-    assert notes({**TWO, "parameters": {"weight": [{"filter": "mlp", "value": 0.3}, 0.5]}, "methods": [rule]}) == []
+    assert (
+        notes({**TWO, "parameters": {"weight": [{"filter": "mlp", "value": 0.3}, 0.5]}, "methods": [rule]})
+        == []
+    )

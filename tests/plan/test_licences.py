@@ -33,7 +33,10 @@ def state(model: str, **front: Any) -> None:
 
 
 def said_of(*licences: dict[str, str]) -> list[str]:
-    return [line.removeprefix("licences: ").removesuffix(f" {NO_ADVICE}") for line in conflicts(licensed(_lineages(*licences)))]
+    return [
+        line.removeprefix("licences: ").removesuffix(f" {NO_ADVICE}")
+        for line in conflicts(licensed(_lineages(*licences)))
+    ]
 
 
 def _lineages(*licences: dict[str, str]) -> list[Lineage]:
@@ -78,7 +81,9 @@ OWN = "a licence that has terms of its own that go with what is made of the mode
         ),
     ],
 )  # fmt: skip
-def test_licences_that_do_not_go_together_are_named_with_the_reason(licences: list[dict[str, str]], expected: list[str]) -> None:
+def test_licences_that_do_not_go_together_are_named_with_the_reason(
+    licences: list[dict[str, str]], expected: list[str]
+) -> None:
     assert said_of(*licences) == expected
 
 
@@ -115,7 +120,11 @@ def test_a_conflict_is_an_error_where_that_is_asked_for_before_a_tensor_is_read(
         raise AssertionError(of_what)
 
     monkeypatch.setattr(FileModel, "read_into", read_into)
-    for command in (("merge", "r.yml", "out", option), ("plan", "r.yml", option), ("merge", "r.yml", "out", option, "--dry-run")):
+    for command in (
+        ("merge", "r.yml", "out", option),
+        ("plan", "r.yml", option),
+        ("merge", "r.yml", "out", option, "--dry-run"),
+    ):
         assert run(*command) == (
             5,
             "",
@@ -161,7 +170,9 @@ def test_the_licences_of_stages_are_those_of_what_they_are_made_of() -> None:
     plans = alnico.plan_all(text)
     assert plans[0].notes == ()
     (note,) = plans[1].notes
-    assert note.startswith("licences: tuned-0 (cc-by-nc-4.0), tuned-1 (cc-by-nc-4.0): a licence that allows no commercial use")
+    assert note.startswith(
+        "licences: tuned-0 (cc-by-nc-4.0), tuned-1 (cc-by-nc-4.0): a licence that allows no commercial use"
+    )
     with pytest.raises(MismatchError):
         alnico.merge_all(text, "out", strict_licence=True)
     assert not Path("out").exists()
@@ -183,7 +194,10 @@ def test_a_card_is_read_once_for_many_plans_and_anew_when_it_changes(monkeypatch
 
 def test_an_adapter_has_a_licence_of_its_own() -> None:
     key = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = {f"{key}.lora_A.weight": ("F32", np.ones((1, 16))), f"{key}.lora_B.weight": ("F32", np.ones((16, 1)))}
+    factors = {
+        f"{key}.lora_A.weight": ("F32", np.ones((1, 16))),
+        f"{key}.lora_B.weight": ("F32", np.ones((16, 1))),
+    }
     save_file(Path("adapter/adapter_model.safetensors"), factors)
     Path("adapter/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 1, "lora_alpha": 1}))
     state("base", license="apache-2.0")
@@ -213,7 +227,8 @@ def test_card_and_lock_carry_the_lineage_of_the_inputs() -> None:
     alnico.merge({"merge_method": "linear", "models": ["second", "tuned-2"], "unrelated": "allow"}, "third")
     third = Path("third/README.md").read_text()
     assert (
-        "- second: a merge of first, tuned-2\n  - first: a merge of tuned-0, tuned-1\n    - tuned-0: made from org/base\n" in third
+        "- second: a merge of first, tuned-2\n  - first: a merge of tuned-0, tuned-1\n    - tuned-0: made from org/base\n"
+        in third
     )
 
 
@@ -235,7 +250,9 @@ def test_a_card_that_says_nothing_readable_states_no_licence(card: bytes) -> Non
     (Path("tuned-0") / "README.md").write_bytes(card)
     state("tuned-1", license="mit")
     (note,) = alnico.plan(PAIR).notes
-    assert note.startswith("licences: tuned-0 (states no licence): what that allows is not known here, beside tuned-1 (mit).")
+    assert note.startswith(
+        "licences: tuned-0 (states no licence): what that allows is not known here, beside tuned-1 (mit)."
+    )
 
 
 @pytest.mark.parametrize(

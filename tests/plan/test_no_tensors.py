@@ -18,12 +18,17 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def save(path: Path, names: list[str], value: float = 1.0, **buffers: np.ndarray) -> str:
-    tensors = {n: ("F32", np.full((4, 4), value)) for n in names} | {n: ("I64", v) for n, v in buffers.items()}
+    tensors = {n: ("F32", np.full((4, 4), value)) for n in names} | {
+        n: ("I64", v) for n, v in buffers.items()
+    }
     return str(save_file(path, tensors))
 
 
 def pair(folder: Path, one: list[str], other: list[str], **buffers: np.ndarray) -> dict[str, Any]:
-    models = [save(folder / "a.safetensors", one, 1.0, **buffers), save(folder / "b.safetensors", other, 3.0, **buffers)]
+    models = [
+        save(folder / "a.safetensors", one, 1.0, **buffers),
+        save(folder / "b.safetensors", other, 3.0, **buffers),
+    ]
     return {"merge_method": "linear", "models": models, "unrelated": "allow"}
 
 
@@ -32,7 +37,11 @@ NOTHING = r"^the output would have no tensors: no weight is in all models, and m
 
 def test_dropping_everything_is_refused_on_disk_and_by_the_command(tmp_path: Path, run: Run) -> None:
     recipe = {**pair(tmp_path, ["x.w", "x.v"], ["other.q", "third.r"]), "missing": "drop"}
-    for call in (alnico.plan, lambda r: alnico.merge(r, tmp_path / "out"), lambda r: alnico.merge(r, tmp_path / "out.safetensors")):
+    for call in (
+        alnico.plan,
+        lambda r: alnico.merge(r, tmp_path / "out"),
+        lambda r: alnico.merge(r, tmp_path / "out.safetensors"),
+    ):
         with pytest.raises(MismatchError, match=NOTHING):
             call(recipe)
     (tmp_path / "r.yml").write_text(
@@ -76,7 +85,9 @@ def test_an_output_of_buffers_alone_is_refused(tmp_path: Path) -> None:
 def test_what_all_have_is_merged_and_the_rest_dropped_with_its_reason(tmp_path: Path) -> None:
     recipe = {**pair(tmp_path, ["x.w", "x.v"], ["x.w", "third.r"]), "missing": "drop"}
     alnico.merge(recipe, tmp_path / "out.safetensors")
-    assert {n: float(v.mean()) for n, (_, v) in read_file(tmp_path / "out.safetensors").items()} == {"x.w": 2.0}
+    assert {n: float(v.mean()) for n, (_, v) in read_file(tmp_path / "out.safetensors").items()} == {
+        "x.w": 2.0
+    }
 
 
 def test_dropping_is_not_advised_where_it_leaves_next_to_nothing(tmp_path: Path) -> None:

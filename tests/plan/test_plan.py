@@ -38,7 +38,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def model(name: str, tensors: Tensors | None = None, config: Mapping[str, Any] | None = None, **files: str) -> str:
+def model(
+    name: str, tensors: Tensors | None = None, config: Mapping[str, Any] | None = None, **files: str
+) -> str:
     save_model(Path(name), {"w": ("F32", MATRIX)} if tensors is None else tensors, config)
     for file, text in files.items():
         (Path(name) / file.replace("__", ".")).write_text(text)
@@ -93,13 +95,19 @@ def test_a_float_tensor_of_all_models_is_merged_in_recipe_order() -> None:
         (("F16", "F16"), "F16"),
     ],
 )
-def test_without_a_dtype_the_output_holds_what_both_inputs_hold(dtypes: tuple[str, str], expected: str) -> None:
+def test_without_a_dtype_the_output_holds_what_both_inputs_hold(
+    dtypes: tuple[str, str], expected: str
+) -> None:
     model("a", {"w": (dtypes[0], MATRIX)}), model("b", {"w": (dtypes[1], MATRIX)})
     assert job(planned()).dtype == expected
 
 
 def test_the_base_counts_for_the_promoted_dtype() -> None:
-    model("a", {"w": ("F16", MATRIX)}), model("b", {"w": ("F16", MATRIX)}), model("base", {"w": ("F32", MATRIX)})
+    (
+        model("a", {"w": ("F16", MATRIX)}),
+        model("b", {"w": ("F16", MATRIX)}),
+        model("base", {"w": ("F32", MATRIX)}),
+    )
     assert job(planned("task_arithmetic", base_model="base")).dtype == "F32"
 
 
@@ -147,7 +155,9 @@ def test_a_scalar_and_an_empty_tensor_are_tensors() -> None:
 
 def test_shapes_that_differ_are_told_with_both_shapes() -> None:
     model("a"), model("b", {"w": ("F32", MATRIX.T)})
-    assert told() == "w: a is (4, 2), b is (2, 4); expected one shape. Use models of one architecture and size."
+    assert (
+        told() == "w: a is (4, 2), b is (2, 4); expected one shape. Use models of one architecture and size."
+    )
 
 
 @pytest.mark.parametrize("name", ["model.embed_tokens.weight", "lm_head.weight", "transformer.wte.weight"])
@@ -166,7 +176,10 @@ def test_embeddings_of_other_widths_are_told_as_other_shapes() -> None:
 
 
 def test_a_float_tensor_that_a_model_lacks_is_told_with_the_name_that_is_near() -> None:
-    model("a", {"layers.0.attn.weight": ("F32", MATRIX)}), model("b", {"layers.0.attn.wieght": ("F32", MATRIX)})
+    (
+        model("a", {"layers.0.attn.weight": ("F32", MATRIX)}),
+        model("b", {"layers.0.attn.wieght": ("F32", MATRIX)}),
+    )
     assert told().splitlines() == [
         "layers.0.attn.weight: a has it, b lacks it; expected it in all models. It has 'layers.0.attn.wieght'. Use models of one architecture.",
         "layers.0.attn.wieght: b has it, a lacks it; expected it in all models. It has 'layers.0.attn.weight'. Use models of one architecture.",
@@ -184,7 +197,10 @@ def test_a_near_name_of_another_shape_is_no_hint() -> None:
 
 def test_a_tensor_that_only_a_later_model_has_is_told_too() -> None:
     model("a"), model("b"), model("c", {"w": ("F32", MATRIX), "extra": ("F32", OTHER)})
-    assert told(models=("a", "b", "c")) == f"extra: c has it, a and b lack it; expected it in all models. {OTHERS}"
+    assert (
+        told(models=("a", "b", "c"))
+        == f"extra: c has it, a and b lack it; expected it in all models. {OTHERS}"
+    )
 
 
 def test_integer_and_float_under_one_name_do_not_fit() -> None:
@@ -212,7 +228,9 @@ def test_five_misfits_are_told_and_the_rest_counted() -> None:
 
 def test_packed_tensors_are_copied_when_equal_and_never_merged() -> None:
     sources = {n: Made(n, {"w": ("F8_E8M0", (4, 4)), "v": ("BF16", (4,))}) for n in "ab"}
-    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    plan = build_plan(
+        load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__
+    )
     assert [(j.kind, j.name, j.dtype, j.why) for j in plan.jobs] == [
         ("equal", "w", "F8_E8M0", "F8_E8M0, must be equal in all models"),
         ("mix", "v", "BF16", ""),
@@ -222,14 +240,19 @@ def test_packed_tensors_are_copied_when_equal_and_never_merged() -> None:
 def test_a_packed_tensor_beside_a_float_one_does_not_fit() -> None:
     sources = {"a": Made("a", {"w": ("F8_E8M0", (4,))}), "b": Made("b", {"w": ("BF16", (4,))})}
     with pytest.raises(MismatchError, match=r"^w: the dtypes cannot be merged \(a: F8_E8M0, b: BF16\); "):
-        build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+        build_plan(
+            load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__
+        )
 
 
 def test_a_packed_tensor_under_passthrough_keeps_its_dtype_whatever_the_recipe_asks() -> None:
     sources = {"a": Made("a", {"w": ("F4", (4, 4)), "v": ("F32", (4,))})}
     recipe = load_recipe({"merge_method": "passthrough", "models": ["a"], "dtype": "bfloat16"})
     plan = build_plan(recipe, open_source=sources.__getitem__)
-    assert [(j.kind, j.name, j.dtype, j.byte_size) for j in plan.jobs] == [("copy", "w", "F4", 8), ("mix", "v", "BF16", 8)]
+    assert [(j.kind, j.name, j.dtype, j.byte_size) for j in plan.jobs] == [
+        ("copy", "w", "F4", 8),
+        ("mix", "v", "BF16", 8),
+    ]
 
 
 # ---- tensors missing somewhere ----------------------------------------------------------------------------------------
@@ -274,7 +297,9 @@ def test_missing_drop_names_what_is_dropped() -> None:
 
 def test_a_tensor_of_a_donor_that_is_not_merged_is_an_error_copied_or_named_as_dropped() -> None:
     model("a", LACKING), model("b", LACKING), model("base", HAVING)
-    assert told(base_model="base") == f"extra: base has it, a and b lack it; expected it in all models. {OTHERS}"
+    assert (
+        told(base_model="base") == f"extra: base has it, a and b lack it; expected it in all models. {OTHERS}"
+    )
     assert job(planned(base_model="base", missing="copy"), "extra").kind == "copy"
     plan = planned(base_model="base", missing="drop")
     assert [(plan.sources[d.model].label, d.name) for d in plan.dropped] == [("base", "extra")]
@@ -287,14 +312,18 @@ def test_a_buffer_that_a_model_lacks_comes_from_the_donor_and_the_others_are_nam
     made = job(plan, "ids")
     assert (made.kind, made.why) == ("copy", "a buffer that b lacks; taken from a")
     assert plan.sources[made.inputs[0].model].label == "a"
-    assert [(plan.sources[d.model].label, d.name, d.why) for d in plan.dropped] == [("c", "ids", "a buffer that b lacks")]
+    assert [(plan.sources[d.model].label, d.name, d.why) for d in plan.dropped] == [
+        ("c", "ids", "a buffer that b lacks")
+    ]
 
 
 def test_a_buffer_that_the_donor_lacks_is_dropped_by_name() -> None:
     model("a"), model("b", {"w": ("F32", MATRIX), "flag": ("BOOL", np.array([True]))})
     plan = planned()
     assert [j.name for j in plan.jobs] == ["w"]
-    assert [(plan.sources[d.model].label, d.name, d.why) for d in plan.dropped] == [("b", "flag", "a buffer that a lacks")]
+    assert [(plan.sources[d.model].label, d.name, d.why) for d in plan.dropped] == [
+        ("b", "flag", "a buffer that a lacks")
+    ]
 
 
 def test_buffers_of_all_models_must_be_equal_and_are_read_from_all() -> None:
@@ -357,7 +386,10 @@ def test_beside_the_module_default_there_is_no_other() -> None:
     model("a", UNTIED), model("b", UNTIED)
     models = {"models": ["a", "b"]}
     with pytest.raises(MismatchError) as caught:
-        build_plan(load_recipe({"merge_method": "linear", "modules": {"default": models, "text_decoder": models}}), threads=1)
+        build_plan(
+            load_recipe({"merge_method": "linear", "modules": {"default": models, "text_decoder": models}}),
+            threads=1,
+        )
     assert str(caught.value) == (
         "module text_decoder: a has no tensor of it (names begin with lm_head, model). Known modules are multi_modal_projector, "
         "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default alone for all of it; or write the beginning "
@@ -368,7 +400,9 @@ def test_beside_the_module_default_there_is_no_other() -> None:
 # ---- the donor --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("keys", "expected"), [({}, "b"), ({"base_model": "a"}, "a"), ({"base_model": "c"}, "c")])
+@pytest.mark.parametrize(
+    ("keys", "expected"), [({}, "b"), ({"base_model": "a"}, "a"), ({"base_model": "c"}, "c")]
+)
 def test_the_donor_is_the_base_else_the_first_model(keys: dict[str, str], expected: str) -> None:
     model("a"), model("b"), model("c")
     plan = planned(models=("b", "a"), **keys)
@@ -379,7 +413,9 @@ def test_linear_takes_only_the_config_of_a_base_that_is_not_listed() -> None:
     model("a"), model("b"), model("base")
     plan = planned(base_model="base")
     assert [plan.sources[i.model].label for i in job(plan).read] == ["a", "b"]
-    assert plan.notes == ("base is not merged by linear; the output has its config, tokenizer and side files.",)
+    assert plan.notes == (
+        "base is not merged by linear; the output has its config, tokenizer and side files.",
+    )
 
 
 # ---- copies -----------------------------------------------------------------------------------------------------------
@@ -438,7 +474,13 @@ def test_a_copy_into_another_dtype_is_a_mix_of_one() -> None:
     model("a"), model("b")
     plan = planned("ties", ("b",), base_model="a", dtype="bfloat16")
     made = job(plan)
-    assert (made.kind, made.dtype, made.byte_size, made.base, len(made.inputs)) == ("mix", "BF16", 16, None, 1)
+    assert (made.kind, made.dtype, made.byte_size, made.base, len(made.inputs)) == (
+        "mix",
+        "BF16",
+        16,
+        None,
+        1,
+    )
     assert made.why == "the recipe leaves b as it is, as BF16"
     assert made.merge is not None
     assert made.merge.arguments == ((1.0,),)
@@ -448,7 +490,10 @@ def test_a_copy_into_another_dtype_is_a_mix_of_one() -> None:
 
 
 def test_models_with_other_tokens_do_not_fit() -> None:
-    model("a", tokenizer__json=vocabulary({"x": 0, "y": 1})), model("b", tokenizer__json=vocabulary({"x": 0, "z": 1}))
+    (
+        model("a", tokenizer__json=vocabulary({"x": 0, "y": 1})),
+        model("b", tokenizer__json=vocabulary({"x": 0, "z": 1})),
+    )
     assert told() == (
         "a and b have different vocabularies: 1 of 2 tokens differ, such as 'y' at row 1; expected one. "
         "Write tokenizer_source: base for the vocabulary of a, tokenizer_source: union for the tokens of all models, "
@@ -466,7 +511,9 @@ def test_the_base_has_to_have_the_same_tokens_too() -> None:
 def test_renamed_added_tokens_are_noted() -> None:
     model("a", tokenizer__json=vocabulary({"x": 0}, {"<pad>": 1, "<s>": 2}))
     model("b", tokenizer__json=vocabulary({"x": 0}, {"<pad>": 1, "<tool>": 2}))
-    assert planned().notes == ("1 added tokens of a have another row in b; the output has the tokenizer of a.",)
+    assert planned().notes == (
+        "1 added tokens of a have another row in b; the output has the tokenizer of a.",
+    )
 
 
 def test_a_model_without_a_tokenizer_is_not_compared() -> None:
@@ -492,7 +539,11 @@ def test_a_damaged_tokenizer_is_an_error_that_names_the_file() -> None:
 
 
 def test_models_are_looked_for_beside_the_recipe_after_the_working_directory() -> None:
-    model("recipes/a", {"w": ("F16", MATRIX)}), model("recipes/b", {"w": ("F16", MATRIX)}), model("b", {"w": ("F16", MATRIX)})
+    (
+        model("recipes/a", {"w": ("F16", MATRIX)}),
+        model("recipes/b", {"w": ("F16", MATRIX)}),
+        model("b", {"w": ("F16", MATRIX)}),
+    )
     Path("recipes/recipe.yml").write_text("merge_method: linear\nmodels: [a, b]\n")
     plan = build_plan(load_recipe("recipes/recipe.yml"))
     assert [str(s.location) for s in plan.sources] == ["recipes/a", "b"]
@@ -516,7 +567,8 @@ def test_a_directory_may_have_such_signs_in_its_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("reference", "why"), [("x" * 300, "File name too long"), ("~no-such-user/x", "Could not determine home directory")]
+    ("reference", "why"),
+    [("x" * 300, "File name too long"), ("~no-such-user/x", "Could not determine home directory")],
 )
 def test_a_reference_that_no_system_takes_is_refused(reference: str, why: str) -> None:
     with pytest.raises(ModelError) as caught:
@@ -535,7 +587,9 @@ def test_one_model_under_two_names_is_noted() -> None:
 def test_all_models_are_closed_when_a_plan_is_refused() -> None:
     sources = {"a": Made("a", {"w": ("F32", (2,))}), "b": Made("b", {"w": ("F32", (3,))})}
     with pytest.raises(MismatchError):
-        build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+        build_plan(
+            load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__
+        )
     assert all(s.is_closed for s in sources.values())
 
 
@@ -578,7 +632,9 @@ def everything() -> Plan:
     model("a", {"w": ("F32", MATRIX), "v": ("F32", MATRIX), **ids}, {"x": 1})
     model("b", {"w": ("F32", MATRIX), "v": ("F32", MATRIX), **ids})
     model("base", {"w": ("F32", MATRIX), "v": ("F32", MATRIX), "extra": ("BF16", MATRIX)})
-    return planned("ties", base_model="base", missing="copy", parameters={"density": 0.5, "int8_mask": True}, seed=3)
+    return planned(
+        "ties", base_model="base", missing="copy", parameters={"density": 0.5, "int8_mask": True}, seed=3
+    )
 
 
 def test_the_summary_says_all_of_the_plan_as_plain_data() -> None:
@@ -636,10 +692,18 @@ def test_the_text_of_a_plan_says_what_is_done_and_why() -> None:
     assert "  copied  1: extra (a and b lack it, and the recipe says missing: copy)" in lines
     assert any(line.startswith("  merged  2: ") for line in lines)
     assert "  dropped a: ids (a buffer that base lacks)" in lines
-    assert any(line.startswith("bytes     read 208 B, write ") and line.endswith(" in model.safetensors") for line in lines)
-    assert any(line.startswith("memory    at most ") and line.endswith(" of 2.1 GB, 1 threads") for line in lines)
+    assert any(
+        line.startswith("bytes     read 208 B, write ") and line.endswith(" in model.safetensors")
+        for line in lines
+    )
+    assert any(
+        line.startswith("memory    at most ") and line.endswith(" of 2.1 GB, 1 threads") for line in lines
+    )
     assert any(line.startswith("disk      ") for line in lines)
-    assert lines[-1] == "note      recipe: int8_mask has no effect: it only changes the type of a temporary in mergekit."
+    assert (
+        lines[-1]
+        == "note      recipe: int8_mask has no effect: it only changes the type of a temporary in mergekit."
+    )
 
 
 def test_the_text_of_a_plan_names_every_tensor_when_asked() -> None:
@@ -656,7 +720,9 @@ def test_the_shards_hold_the_planned_tensors_within_their_size() -> None:
     assert [[t.name for t in s.header.tensors] for s in plan.shards] == [["w0", "w1"], ["w2", "w3"], ["w4"]]
     assert [s.name for s in plan.shards] == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     alone = build_plan(
-        load_recipe({"merge_method": "linear", "models": ["a", "b"]}), max_shard_bytes=64, single_file="x.safetensors"
+        load_recipe({"merge_method": "linear", "models": ["a", "b"]}),
+        max_shard_bytes=64,
+        single_file="x.safetensors",
     )
     assert [s.name for s in alone.shards] == ["x.safetensors"]
 
@@ -667,7 +733,9 @@ def test_the_shards_hold_the_planned_tensors_within_their_size() -> None:
 def test_ten_thousand_tensors_are_planned() -> None:
     held = {f"model.layers.{i}.weight": ("BF16", (64, 64)) for i in range(10_000)}
     sources = {n: Made(n, held) for n in ("base", "a", "b")}
-    recipe = load_recipe({"merge_method": "ties", "base_model": "base", "models": ["a", "b"], "parameters": {"density": 0.5}})
+    recipe = load_recipe(
+        {"merge_method": "ties", "base_model": "base", "models": ["a", "b"], "parameters": {"density": 0.5}}
+    )
     plan = build_plan(recipe, open_source=sources.__getitem__)
     assert len(plan.jobs) == 10_000
     assert plan.bytes_to_read == 3 * 10_000 * 64 * 64 * 2
@@ -681,7 +749,9 @@ def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_o
         "b": Made("b", {f"model.blocks.{i}.weight": ("BF16", (64, 64)) for i in range(10_000)}),
     }
     with pytest.raises(MismatchError) as caught:
-        build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+        build_plan(
+            load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__
+        )
     lines = str(caught.value).splitlines()
     assert "It has 'model.blocks.0.weight'." in lines[0]
     assert lines[-2:] == ["... and 19995 more tensors that do not fit.", NOTHING_LEFT.format(20_000)]
@@ -691,11 +761,20 @@ def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_o
 
 
 def test_float8_values_are_merged_to_bf16_and_copied_as_they_are() -> None:
-    sources = {n: Made(n, {"w": ("F8_E4M3", (4, 4)), "v": ("F8_E5M2" if n == "a" else "F16", (4,))}) for n in "ab"}
-    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    sources = {
+        n: Made(n, {"w": ("F8_E4M3", (4, 4)), "v": ("F8_E5M2" if n == "a" else "F16", (4,))}) for n in "ab"
+    }
+    plan = build_plan(
+        load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__
+    )
     assert [(j.kind, j.name, j.dtype) for j in plan.jobs] == [("mix", "w", "BF16"), ("mix", "v", "F16")]
-    copied = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
-    assert [(j.kind, j.name, j.dtype) for j in copied.jobs] == [("copy", "w", "F8_E4M3"), ("copy", "v", "F8_E5M2")]
+    copied = build_plan(
+        load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__
+    )
+    assert [(j.kind, j.name, j.dtype) for j in copied.jobs] == [
+        ("copy", "w", "F8_E4M3"),
+        ("copy", "v", "F8_E5M2"),
+    ]
 
 
 # ---- BatchNorm ---------------------------------------------------------------------------------------------------------
@@ -710,12 +789,16 @@ NORM = {
 
 def test_batchnorm_statistics_are_merged_and_said_so_and_counts_are_the_donors() -> None:
     sources = {n: Made(n, NORM) for n in "ab"}
-    plan = build_plan(load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__)
+    plan = build_plan(
+        load_recipe({"merge_method": "linear", "models": ["a", "b"]}), open_source=sources.__getitem__
+    )
     assert [(j.kind, j.name) for j in plan.jobs] == [
         ("mix", "bn.running_mean"), ("mix", "bn.running_var"), ("copy", "bn.num_batches_tracked"), ("mix", "w"),
     ]  # fmt: skip
     assert plan.jobs[2].why == "a count of batches; taken from a"
-    assert [(d.model, d.name, d.why) for d in plan.dropped] == [(1, "bn.num_batches_tracked", "a count of batches; taken from a")]
+    assert [(d.model, d.name, d.why) for d in plan.dropped] == [
+        (1, "bn.num_batches_tracked", "a count of batches; taken from a")
+    ]
     assert [n for n in plan.notes if "BatchNorm" in n] == [
         "the running statistics of 1 BatchNorm layers are merged like weights, which is not what the merged model's activations have: "
         "recalibrate them on data with alnico.recalibrate_batchnorm."
@@ -724,13 +807,17 @@ def test_batchnorm_statistics_are_merged_and_said_so_and_counts_are_the_donors()
 
 def test_statistics_of_a_model_that_is_copied_need_no_recalibration() -> None:
     sources = {"a": Made("a", NORM)}
-    plan = build_plan(load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__)
+    plan = build_plan(
+        load_recipe({"merge_method": "passthrough", "models": ["a"]}), open_source=sources.__getitem__
+    )
     assert not [n for n in plan.notes if "BatchNorm" in n]
 
 
 def test_a_misspelt_word_for_the_tokenizer_is_told_from_a_model() -> None:
     model("a")
-    with pytest.raises(ModelError, match=r"no such directory or file.* Or did you mean union, as the tokenizer\?$"):
+    with pytest.raises(
+        ModelError, match=r"no such directory or file.* Or did you mean union, as the tokenizer\?$"
+    ):
         build_plan(load_recipe({"merge_method": "linear", "models": ["a"], "tokenizer_source": "unoin"}))
 
 

@@ -60,13 +60,19 @@ slices:
 """
 
 
-def test_layers_are_numbered_anew_with_what_is_before_from_the_first_slice_and_what_is_after_from_the_last() -> None:
+def test_layers_are_numbered_anew_with_what_is_before_from_the_first_slice_and_what_is_after_from_the_last() -> (
+    None
+):
     stack("a", 3), stack("b", 3)
     made = plan(STACKED)
     assert origins(made) == {
         "model.embed_tokens.weight": ["a:model.embed_tokens.weight"],
         **{f"model.layers.{i}.{w}.w": [f"a:model.layers.{i}.{w}.w"] for i in (0, 1) for w in ("attn", "mlp")},
-        **{f"model.layers.{i + 1}.{w}.w": [f"b:model.layers.{i}.{w}.w"] for i in (1, 2) for w in ("attn", "mlp")},
+        **{
+            f"model.layers.{i + 1}.{w}.w": [f"b:model.layers.{i}.{w}.w"]
+            for i in (1, 2)
+            for w in ("attn", "mlp")
+        },
         "model.norm.weight": ["b:model.norm.weight"],
         "lm_head.weight": ["b:lm_head.weight"],
     }
@@ -98,15 +104,23 @@ parameters: {t: [0.2, 0.4, 0.9]}
     found = values(made)
     assert [found[f"model.layers.{i}.attn.w"] for i in range(5)] == [0.1, 0.3, 0.5, 0.2, 0.9]
     assert [found[f"model.layers.{i}.mlp.w"] for i in range(5)] == [0.25, 0.25, 0.25, 0.2, 0.9]
-    assert (found["model.embed_tokens.weight"], found["model.norm.weight"], found["lm_head.weight"]) == (0.25, 0.2, 0.2)
+    assert (found["model.embed_tokens.weight"], found["model.norm.weight"], found["lm_head.weight"]) == (
+        0.25,
+        0.2,
+        0.2,
+    )
     expected = "lm_head.weight, model.norm.weight: in no layer, so the first value of each gradient is taken, as in mergekit."
     assert expected in made.notes
 
 
 def test_a_layer_range_under_a_model_that_is_merged_whole_must_be_all_its_layers() -> None:
     stack("a", 3), stack("b", 3)
-    recipe = "{merge_method: linear, models: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: RANGE}]}\n"
-    assert origins(plan(recipe.replace("RANGE", "[0, 3]"))) == origins(plan("{merge_method: linear, models: [a, b]}\n"))
+    recipe = (
+        "{merge_method: linear, models: [{model: a, layer_range: [0, 3]}, {model: b, layer_range: RANGE}]}\n"
+    )
+    assert origins(plan(recipe.replace("RANGE", "[0, 3]"))) == origins(
+        plan("{merge_method: linear, models: [a, b]}\n")
+    )
     for written in ("[0, 2]", "[1, 3]", "[0, 4]"):
         with pytest.raises(MismatchError) as told:
             plan(recipe.replace("RANGE", written))
@@ -135,10 +149,17 @@ methods:
   - {filter: layers.0, merge_method: slerp, parameters: {t: 0.6}}
 """)
     found = values(made)
-    assert (found["model.layers.0.mlp.w"], found["model.layers.0.attn.w"], found["model.layers.1.attn.w"]) == (0.9, 0.6, 0.3)
+    assert (
+        found["model.layers.0.mlp.w"],
+        found["model.layers.0.attn.w"],
+        found["model.layers.1.attn.w"],
+    ) == (0.9, 0.6, 0.3)
     assert origins(made)["model.layers.1.mlp.w"] == ["a:model.layers.1.mlp.w"]
     assert origins(made)["lm_head.weight"] == ["c:lm_head.weight"]
-    assert {d.name for d in made.dropped if made.sources[d.model].label == "b"} == {"model.layers.1.mlp.w", "lm_head.weight"}
+    assert {d.name for d in made.dropped if made.sources[d.model].label == "b"} == {
+        "model.layers.1.mlp.w",
+        "lm_head.weight",
+    }
 
 
 def test_a_base_that_is_no_source_gives_the_layers_that_the_sources_take() -> None:
@@ -168,7 +189,10 @@ def test_two_layers_of_one_model_are_merged_into_one() -> None:
 
 def test_what_the_recipes_modules_do_not_name_is_copied_and_said() -> None:
     for name in "ab":
-        part = {"vision_tower.blocks.0.w": np.zeros((2, 2), np.float32), "model.layers.0.w": np.zeros((2, 2), np.float32)}
+        part = {
+            "vision_tower.blocks.0.w": np.zeros((2, 2), np.float32),
+            "model.layers.0.w": np.zeros((2, 2), np.float32),
+        }
         write_model(Path(name), part, {})
     made = plan("{merge_method: linear, base_model: a, modules: {vision_tower: {models: [a, b]}}}\n")
     kinds = {j.name: (j.kind, j.why) for j in made.jobs}
@@ -200,7 +224,11 @@ def test_what_is_not_there_is_told_with_what_is(recipe: str, message: str) -> No
 
 
 def test_several_stacks_of_layers_are_asked_for_by_module() -> None:
-    tensors = {f"{part}.block.{i}.w": np.zeros((2, 2), np.float32) for part in ("encoder", "decoder") for i in range(2)}
+    tensors = {
+        f"{part}.block.{i}.w": np.zeros((2, 2), np.float32)
+        for part in ("encoder", "decoder")
+        for i in range(2)
+    }
     write_model(Path("a"), tensors, {})
     with pytest.raises(MismatchError) as told:
         plan("{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}\n")
@@ -213,7 +241,9 @@ def test_a_model_whose_head_is_tied_gives_its_embedding_where_the_output_has_a_h
     stack("a", 1, tie_word_embeddings=False)
     zero = np.zeros((4, 2), np.float32)
     names = ("model.embed_tokens.weight", "model.layers.0.attn.w", "model.layers.0.mlp.w")
-    write_model(Path("b"), {**dict.fromkeys(names, zero), "model.norm.weight": zero[0]}, {"tie_word_embeddings": True})
+    write_model(
+        Path("b"), {**dict.fromkeys(names, zero), "model.norm.weight": zero[0]}, {"tie_word_embeddings": True}
+    )
     made = plan("{merge_method: linear, models: [a, b]}\n")
     assert origins(made)["lm_head.weight"] == ["a:lm_head.weight", "b:model.embed_tokens.weight"]
 
@@ -236,14 +266,18 @@ def test_every_list_by_layer_follows_the_layers_and_a_pattern_that_would_break_i
 
 def test_lines_scales_the_merged_task_vector_by_depth() -> None:
     stack("base", 3)
-    write_model(Path("a"), {name: np.ones(t.shape, np.float32) for name, t in alnico.open("base").tensors.items()}, {})
-    recipe = (
-        "{merge_method: task_arithmetic, base_model: base, models: [a], lines: {alpha: 0.5, beta: 0.25}, parameters: {lambda: 2}}\n"
+    write_model(
+        Path("a"), {name: np.ones(t.shape, np.float32) for name, t in alnico.open("base").tensors.items()}, {}
     )
+    recipe = "{merge_method: task_arithmetic, base_model: base, models: [a], lines: {alpha: 0.5, beta: 0.25}, parameters: {lambda: 2}}\n"
     alnico.merge("\n" + recipe, "out")
     found = {name: values.flat[0] for name, values in read_model(Path("out")).items()}
     assert [found[f"model.layers.{i}.mlp.w"] for i in range(3)] == [1.0, 1.25, 1.5]
-    assert (found["model.embed_tokens.weight"], found["model.norm.weight"], found["lm_head.weight"]) == (1.0, 1.5, 1.5)
+    assert (found["model.embed_tokens.weight"], found["model.norm.weight"], found["lm_head.weight"]) == (
+        1.0,
+        1.5,
+        1.5,
+    )
 
 
 def test_lines_leaves_what_a_rule_takes_from_one_model() -> None:
@@ -261,7 +295,9 @@ def test_the_scale_of_a_merged_task_vector_is_not_that_of_a_copied_base() -> Non
     both = "[{model: base, layer_range: [2, 4]}, {model: a, layer_range: [2, 4]}]"
     for key in ("lambda", "scale"):
         slices = f"[{{sources: {alone}}}, {{sources: {both}}}]"
-        made = plan(f"{{merge_method: ties, base_model: base, slices: {slices}, parameters: {{{key}: 0.5}}}}\n")
+        made = plan(
+            f"{{merge_method: ties, base_model: base, slices: {slices}, parameters: {{{key}: 0.5}}}}\n"
+        )
         assert {j.name: j.kind for j in made.jobs}["model.layers.0.mlp.w"] == "copy"
         rule = "{filter: embed, merge_method: passthrough, model: base}"
         own = "{filter: attn, merge_method: passthrough, model: base, parameters: {scale: 0.5}}"

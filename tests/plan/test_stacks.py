@@ -26,7 +26,9 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def save(name: str, layers: Sequence[Sequence[str]], config: dict[str, Any], more: Sequence[str] = ()) -> None:
+def save(
+    name: str, layers: Sequence[Sequence[str]], config: dict[str, Any], more: Sequence[str] = ()
+) -> None:
     """A model whose layers have tensors of these names, each with a value that tells the layer."""
     tensors = {"model.embed_tokens.weight": np.ones((4, 2), np.float32)}
     for i, names in enumerate(layers):
@@ -40,7 +42,11 @@ def stacked(*ranges: tuple[str, int, int], module: str = "") -> dict[str, Any]:
     """The config of slices put on top of one another."""
     slices = [{"sources": [{"model": name, "layer_range": [low, high]}]} for name, low, high in ranges]
     recipe: dict[str, Any] = {"merge_method": "passthrough"}
-    recipe |= {"modules": {module: {"slices": slices}}, "base_model": ranges[0][0]} if module else {"slices": slices}
+    recipe |= (
+        {"modules": {module: {"slices": slices}}, "base_model": ranges[0][0]}
+        if module
+        else {"slices": slices}
+    )
     alnico.merge(recipe, "out")
     return dict(json.loads(Path("out/config.json").read_text(encoding="utf-8")))
 
@@ -53,7 +59,10 @@ WRITTEN: dict[str, tuple[list[list[str]], dict[str, Any], dict[str, Any]]] = {
     "a list that is repeated": (
         [["rnn"], ["rnn"], ["attn"], ["rnn"]],
         {"num_hidden_layers": 4, "block_types": ["recurrent", "recurrent", "attention"]},
-        {"num_hidden_layers": 6, "block_types": ["recurrent", "recurrent", "attention", "recurrent", "attention", "recurrent"]},
+        {
+            "num_hidden_layers": 6,
+            "block_types": ["recurrent", "recurrent", "attention", "recurrent", "attention", "recurrent"],
+        },
     ),
     "a text with a letter for each layer": (
         [["mamba"], ["mlp"], ["mamba"], ["attn"]],
@@ -77,13 +86,26 @@ WRITTEN: dict[str, tuple[list[list[str]], dict[str, Any], dict[str, Any]]] = {
     ),
     "numbers of layers that count from one": (
         ALIKE,
-        {"num_hidden_layers": 4, "linear_attn_config": {"full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 4}},
+        {
+            "num_hidden_layers": 4,
+            "linear_attn_config": {"full_attn_layers": [4], "kda_layers": [1, 2, 3], "head_dim": 4},
+        },
         {"linear_attn_config": {"full_attn_layers": [6], "kda_layers": [1, 2, 3, 4, 5], "head_dim": 4}},
     ),
     "where sparse layers begin and end": (
         DENSE_FIRST,
-        {"num_hidden_layers": 4, "moe_layer_start_index": 1, "moe_layer_end_index": 3, "moe_layer_interval": 1},
-        {"num_hidden_layers": 6, "moe_layer_start_index": 1, "moe_layer_end_index": 5, "moe_layer_interval": 1},
+        {
+            "num_hidden_layers": 4,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 3,
+            "moe_layer_interval": 1,
+        },
+        {
+            "num_hidden_layers": 6,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 5,
+            "moe_layer_interval": 1,
+        },
     ),
     "a number that is divided by the root of the count": (
         ALIKE,
@@ -190,7 +212,9 @@ def test_what_the_config_cannot_say_is_refused_before_anything_is_read(what: str
     assert not Path("out").exists()
 
 
-@pytest.mark.parametrize("name", ["model.embed_tokens_per_layer.weight", "esm.contact_head.regression.weight", "layer_weights"])
+@pytest.mark.parametrize(
+    "name", ["model.embed_tokens_per_layer.weight", "esm.contact_head.regression.weight", "layer_weights"]
+)
 def test_tensors_with_a_part_for_each_layer_are_not_put_under_other_layers(name: str) -> None:
     save("a", ALIKE, {"num_hidden_layers": 4}, more=[name])
     assert stacked(("a", 0, 2), ("a", 2, 4))["num_hidden_layers"] == 4
@@ -209,8 +233,16 @@ def test_a_layer_that_keeps_its_number_may_stand_beside_numbers_that_are_not_kno
     [
         ("encoder", {"encoder_layers": 3, "decoder_layers": 3}, {"encoder_layers": 5, "decoder_layers": 3}),
         ("decoder", {"encoder_layers": 3, "decoder_layers": 3}, {"encoder_layers": 3, "decoder_layers": 5}),
-        ("encoder", {"num_layers": 3, "is_encoder_decoder": True}, {"num_layers": 5, "num_decoder_layers": 3}),
-        ("decoder", {"num_layers": 3, "is_encoder_decoder": True}, {"num_layers": 3, "num_decoder_layers": 5}),
+        (
+            "encoder",
+            {"num_layers": 3, "is_encoder_decoder": True},
+            {"num_layers": 5, "num_decoder_layers": 3},
+        ),
+        (
+            "decoder",
+            {"num_layers": 3, "is_encoder_decoder": True},
+            {"num_layers": 3, "num_decoder_layers": 5},
+        ),
         (
             "decoder",
             {"encoder": {"num_hidden_layers": 3}, "decoder": {"num_hidden_layers": 3}},
@@ -218,7 +250,9 @@ def test_a_layer_that_keeps_its_number_may_stand_beside_numbers_that_are_not_kno
         ),
     ],
 )
-def test_encoder_and_decoder_are_counted_each_by_itself(module: str, config: dict[str, Any], expected: dict[str, Any]) -> None:
+def test_encoder_and_decoder_are_counted_each_by_itself(
+    module: str, config: dict[str, Any], expected: dict[str, Any]
+) -> None:
     names = [f"{part}.layers.{i}.attn.weight" for part in ("encoder", "decoder") for i in range(3)]
     save("a", [], config, more=names)
     assert stacked(("a", 0, 3), ("a", 1, 3), module=module).items() >= expected.items()
@@ -235,7 +269,9 @@ def test_layers_of_a_module_that_no_slice_takes_are_not_written() -> None:
 def test_lists_of_modules_that_one_number_counts_are_stacked_together() -> None:
     names = [f"transformer.{part}.{i}.lin.weight" for part in ("attentions", "ffns") for i in range(3)]
     save("a", [], {"n_layers": 3}, more=names)
-    with pytest.raises(MismatchError, match=r"n_layers of a counts transformer\.attentions\.\* and transformer\.ffns\.\*"):
+    with pytest.raises(
+        MismatchError, match=r"n_layers of a counts transformer\.attentions\.\* and transformer\.ffns\.\*"
+    ):
         stacked(("a", 0, 2), module="transformer.attentions")
 
 
@@ -248,7 +284,9 @@ def deepseek(name: str, layers: int, *, further: bool, scale: float = 1.0) -> No
     """A model of as many layers, and one that predicts further tokens under the next number, if it is asked for."""
     tensors = {"model.embed_tokens.weight": np.ones((4, 2), np.float32)}
     for i, names in enumerate([["attn"]] * layers + [FURTHER] * further):
-        tensors |= {f"model.layers.{i}.{n}.weight": np.full((2, 2), scale * (i + 1), np.float32) for n in names}
+        tensors |= {
+            f"model.layers.{i}.{n}.weight": np.full((2, 2), scale * (i + 1), np.float32) for n in names
+        }
     tensors["model.norm.weight"] = np.ones(2, np.float32)
     config = {"num_hidden_layers": layers, "num_nextn_predict_layers": int(further)}
     save_model(Path(name), {n: ("F32", values) for n, values in tensors.items()}, config)
@@ -266,7 +304,9 @@ def test_a_gradient_runs_over_the_layers_and_not_over_those_that_predict_further
     for name, values in outs[0].items():
         np.testing.assert_array_equal(outs[1][name], values, err_msg=name)
     # in no layer: the gradient's first value, as in mergekit for the last norm and head
-    np.testing.assert_array_equal(outs[1]["model.layers.3.attn.weight"], np.full((2, 2), (4 + 12) / 2, np.float32))
+    np.testing.assert_array_equal(
+        outs[1]["model.layers.3.attn.weight"], np.full((2, 2), (4 + 12) / 2, np.float32)
+    )
 
 
 def test_modules_of_qwen_that_predict_further_tokens_are_no_stack_of_layers() -> None:
@@ -274,7 +314,10 @@ def test_modules_of_qwen_that_predict_further_tokens_are_no_stack_of_layers() ->
     save("b", ALIKE, {"num_hidden_layers": 4}, more=["mtp.layers.0.attn.weight", "mtp.fc.weight"])
     recipe = {
         "merge_method": "linear",
-        "models": [{"model": "a", "parameters": {"weight": 1.0}}, {"model": "b", "parameters": {"weight": [0.0, 1.0]}}],
+        "models": [
+            {"model": "a", "parameters": {"weight": 1.0}},
+            {"model": "b", "parameters": {"weight": [0.0, 1.0]}},
+        ],
     }
     plan = alnico.plan(recipe)
     weights = {j.name: j.merge for j in plan.jobs}
@@ -294,7 +337,9 @@ def test_lines_takes_what_predicts_further_tokens_as_last() -> None:
     alnico.merge(recipe, "out")
     out = read_model(Path("out"))
     for i, share in enumerate((0.0, 0.5, 1.0, 1.0)):
-        np.testing.assert_array_equal(out[f"model.layers.{i}.attn.weight"], np.full((2, 2), (i + 1) * (1 + share), np.float32))
+        np.testing.assert_array_equal(
+            out[f"model.layers.{i}.attn.weight"], np.full((2, 2), (i + 1) * (1 + share), np.float32)
+        )
     np.testing.assert_array_equal(out["model.layers.3.embed_tokens.weight"], np.full((2, 2), 8, np.float32))
 
 
@@ -330,7 +375,11 @@ def test_an_analysis_counts_the_layers_of_the_stack() -> None:
 
 
 def test_slices_mean_the_text_decoder_also_where_a_tower_has_more_tensors() -> None:
-    audio = [f"model.embed_tokens_extend.audio_embed.encoder.encoders.{i}.{n}.weight" for i in range(4) for n in "abcdef"]
+    audio = [
+        f"model.embed_tokens_extend.audio_embed.encoder.encoders.{i}.{n}.weight"
+        for i in range(4)
+        for n in "abcdef"
+    ]
     save("a", ALIKE, {"num_hidden_layers": 4, "audio_config": {"num_blocks": 4}}, audio)
     config = stacked(("a", 0, 3), ("a", 1, 4))
     assert config["num_hidden_layers"] == 6
@@ -343,5 +392,7 @@ def test_slices_mean_the_text_decoder_also_where_a_tower_has_more_tensors() -> N
 def test_stages_are_no_layers() -> None:
     """As in Segformer, PVT and Swin, whose stages have other widths; equal ones here, so that no shape says so."""
     save("a", ALIKE, {"num_encoder_blocks": 4, "depths": [2, 2, 2, 2], "num_attention_heads": [1, 2, 4, 8]})
-    with pytest.raises(MismatchError, match=r"depths is \[2, 2, 2, 2\]: model\.layers\.0 to model\.layers\.3 of a are stages"):
+    with pytest.raises(
+        MismatchError, match=r"depths is \[2, 2, 2, 2\]: model\.layers\.0 to model\.layers\.3 of a are stages"
+    ):
         stacked(("a", 0, 3), ("a", 1, 4))

@@ -64,7 +64,11 @@ def test_tied_copies_are_dropped_by_name_and_the_output_loads(
     assert copies == {n for n in model.state_dict() if n not in once}
     assert all("a tied copy of" in d.why or "tied to" in d.why for d in result.plan.dropped)
     for tensor, value in once.items():
-        if value.dtype == np.float64 and got[tensor].dtype == np.float32 and tensor in dict(model.named_parameters()):
+        if (
+            value.dtype == np.float64
+            and got[tensor].dtype == np.float32
+            and tensor in dict(model.named_parameters())
+        ):
             np.testing.assert_allclose(got[tensor], value + 0.0625, atol=1e-6)
     loaded, told = type(model).from_pretrained("out", output_loading_info=True)
     assert not told["missing_keys"]
@@ -98,7 +102,9 @@ def test_a_head_of_its_own_is_no_copy(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "head.weight: b has it, a lacks it" in refused("a", "b")
 
 
-def test_norms_that_are_equal_by_chance_are_no_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_norms_that_are_equal_by_chance_are_no_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     norms = {"first.weight": np.ones(HIDDEN, np.float32)}
     ones = {"m.weight": np.ones((4, HIDDEN), np.float32)}

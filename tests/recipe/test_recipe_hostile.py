@@ -88,7 +88,14 @@ def test_nesting_of_32_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["%YAML " + "1" * 5000 + ".1\n---\na: 1\n", "%TAG ! x\n%TAG ! y\n---\na", "a: !<> b", "\ufeff", "a: \ud800"]
+    "text",
+    [
+        "%YAML " + "1" * 5000 + ".1\n---\na: 1\n",
+        "%TAG ! x\n%TAG ! y\n---\na",
+        "a: !<> b",
+        "\ufeff",
+        "a: \ud800",
+    ],
 )
 def test_odd_corners_of_yaml_are_told_as_mistakes_of_the_recipe(text: str) -> None:
     assert message(text).startswith("r:")
@@ -201,32 +208,47 @@ def test_any_text_is_a_recipe_or_a_recipe_error(text: str) -> None:
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(WORDS),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=4), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 RECIPES = st.fixed_dictionaries(
     {"merge_method": st.sampled_from(["ties", "linear", "slerp", "passthrough", "dare_ties"]) | VALUES},
     optional={
         "models": st.lists(
-            st.just("a") | st.fixed_dictionaries({"model": st.just("b")}, optional={"parameters": VALUES}), max_size=3
+            st.just("a") | st.fixed_dictionaries({"model": st.just("b")}, optional={"parameters": VALUES}),
+            max_size=3,
         )
         | VALUES,
         "base_model": st.just("a") | VALUES,
-        "parameters": st.dictionaries(st.sampled_from(["weight", "density", "t", "scale", "normalize", "rescale", "elect"]), VALUES)
+        "parameters": st.dictionaries(
+            st.sampled_from(["weight", "density", "t", "scale", "normalize", "rescale", "elect"]), VALUES
+        )
         | VALUES,
         "slices": st.lists(
             st.fixed_dictionaries(
                 {
                     "sources": st.lists(
-                        st.fixed_dictionaries({"model": st.just("a"), "layer_range": st.just([0, 2]) | VALUES}), max_size=2
+                        st.fixed_dictionaries(
+                            {"model": st.just("a"), "layer_range": st.just([0, 2]) | VALUES}
+                        ),
+                        max_size=2,
                     )
                 },
-                optional={"parameters": VALUES, "merge_method": st.just("ties") | VALUES, "base_model": VALUES},
+                optional={
+                    "parameters": VALUES,
+                    "merge_method": st.just("ties") | VALUES,
+                    "base_model": VALUES,
+                },
             ),
             max_size=2,
         )
         | VALUES,
-        "modules": st.dictionaries(st.text(max_size=3), st.fixed_dictionaries({"models": st.just(["a", "b"])}) | VALUES, max_size=2)
+        "modules": st.dictionaries(
+            st.text(max_size=3), st.fixed_dictionaries({"models": st.just(["a", "b"])}) | VALUES, max_size=2
+        )
         | VALUES,
         "methods": st.lists(
             st.fixed_dictionaries(
@@ -234,12 +256,17 @@ RECIPES = st.fixed_dictionaries(
                     "filter": st.sampled_from(["mlp", "*", "re:["]) | VALUES,
                     "merge_method": st.sampled_from(["ties", "passthrough"]),
                 },
-                optional={"parameters": st.dictionaries(st.sampled_from(["density", "lambda"]), VALUES), "model": VALUES},
+                optional={
+                    "parameters": st.dictionaries(st.sampled_from(["density", "lambda"]), VALUES),
+                    "model": VALUES,
+                },
             ),
             max_size=2,
         )
         | VALUES,
-        "tokenizer": st.fixed_dictionaries({}, optional={"source": VALUES, "tokens": VALUES, "pad_to_multiple_of": VALUES})
+        "tokenizer": st.fixed_dictionaries(
+            {}, optional={"source": VALUES, "tokens": VALUES, "pad_to_multiple_of": VALUES}
+        )
         | VALUES,
         "lines": VALUES,
         "name": VALUES,

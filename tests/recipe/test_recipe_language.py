@@ -68,7 +68,9 @@ def test_slices_take_layers_of_their_sources() -> None:
     )
 
 
-@pytest.mark.parametrize("form", ["linear over slices, the method inside", "linear over slices, the method inside only"])
+@pytest.mark.parametrize(
+    "form", ["linear over slices, the method inside", "linear over slices, the method inside only"]
+)
 def test_a_method_inside_a_slice_is_that_slices_method(form: str) -> None:
     found = read(GOOD[form])
     assert (found.merge_method, [s.merge_method for s in found.slices], dict(found.parameters)) == (
@@ -81,7 +83,9 @@ def test_a_method_inside_a_slice_is_that_slices_method(form: str) -> None:
 def test_modules_have_models_or_slices_and_a_method_of_their_own() -> None:
     found = read(GOOD["modules"])
     assert found.modules == (
-        Module("text_decoder", (), (Slice((ModelEntry("a", {}, (0, 4)),)), Slice((ModelEntry("a", {}, (2, 6)),)))),
+        Module(
+            "text_decoder", (), (Slice((ModelEntry("a", {}, (0, 4)),)), Slice((ModelEntry("a", {}, (2, 6)),)))
+        ),
         Module(
             "vision_tower",
             (ModelEntry("a"), ModelEntry("b@main+c", {"weight": Gradient((0.1, 0.2))})),
@@ -151,7 +155,9 @@ def test_a_filter_after_one_that_fits_all_has_no_effect_and_a_note_says_so() -> 
 def test_a_gradient_of_truths_means_the_same_under_mergekits_name() -> None:
     found = read("merge_method: ties\nbase_model: a\nmodels: [b]\nparameters: {normalize: [true, false]}")
     values = [
-        options_at(find("ties"), Levels({}, (found.parameters,)), found.models, TensorPlace("w", depth), ["w"])["divide"]
+        options_at(
+            find("ties"), Levels({}, (found.parameters,)), found.models, TensorPlace("w", depth), ["w"]
+        )["divide"]
         for depth in (0.0, 0.99, 1.0)
     ]
     assert values == ["weight", "weight", "none"]
@@ -190,7 +196,9 @@ slices:
 
 def test_a_shared_option_under_models_may_vary_by_layer_if_all_agree() -> None:
     models = "[{model: a, parameters: {t: [0, 1]}}, {model: b, parameters: {t: [0, 1.0]}}]"
-    assert read(f"merge_method: slerp\nbase_model: a\nmodels: {models}").models[1].parameters == {"t": Gradient((0, 1))}
+    assert read(f"merge_method: slerp\nbase_model: a\nmodels: {models}").models[1].parameters == {
+        "t": Gradient((0, 1))
+    }
 
 
 def test_a_slice_may_have_another_shared_value_than_the_recipe() -> None:
@@ -266,7 +274,9 @@ def test_a_vocabulary_says_where_the_rows_of_tokens_come_from() -> None:
     ],
 )
 def test_references_may_be_mappings_as_mergekit_writes_them(written: str, meant: str) -> None:
-    assert read(f"merge_method: linear\nmodels: [{{model: {written}}}]\nbase_model: {written}").references == (meant,)
+    assert read(
+        f"merge_method: linear\nmodels: [{{model: {written}}}]\nbase_model: {written}"
+    ).references == (meant,)
 
 
 def test_a_preset_is_known_to_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,10 +288,17 @@ def test_a_preset_is_known_to_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
     start = "base_model: a\nmodels: [b]\npreset: "
     assert read(f"merge_method: ties\n{start}paper").preset == "paper"
     rules = "methods: [{filter: mlp, merge_method: ties, preset: paper}]"
-    assert read(f"merge_method: linear\nmodels: [b]\nbase_model: a\n{rules}").methods == (Rule("mlp", "ties", {}, None, "paper"),)
-    with pytest.raises(RecipeError, match=r"^r:4: preset is 'papr', no preset of ties\. Did you mean paper\?$"):
+    assert read(f"merge_method: linear\nmodels: [b]\nbase_model: a\n{rules}").methods == (
+        Rule("mlp", "ties", {}, None, "paper"),
+    )
+    with pytest.raises(
+        RecipeError, match=r"^r:4: preset is 'papr', no preset of ties\. Did you mean paper\?$"
+    ):
         read(f"merge_method: ties\n{start}papr")
-    with pytest.raises(RecipeError, match=r"^r:4: preset is 'paper', no preset of linear\. Known are uniform_soup, wise_ft\.$"):
+    with pytest.raises(
+        RecipeError,
+        match=r"^r:4: preset is 'paper', no preset of linear\. Known are uniform_soup, wise_ft\.$",
+    ):
         read(f"merge_method: linear\n{start}paper")
 
 

@@ -20,7 +20,10 @@ LANGUAGE = {
         "merge_method: linear\nslices: a",
         "2: slices is 'a'; expected a list of 1 to 1000 slices, each with `sources`.",
     ),
-    "a slice text": ("merge_method: linear\nslices: [a]", "2: slices[0] is 'a'; expected a mapping with `sources`."),
+    "a slice text": (
+        "merge_method: linear\nslices: [a]",
+        "2: slices[0] is 'a'; expected a mapping with `sources`.",
+    ),
     "a slice without sources": (
         "merge_method: linear\nslices: [{}]",
         "2: slices[0].sources is missing; expected a list of models, each with its layer_range.",
@@ -301,8 +304,14 @@ LANGUAGE = {
         "merge_method: linear\nmodels: [a]\nchat_template: 3",
         "3: chat_template is 3; expected text. Put it in quotes.",
     ),
-    "chat_template blank": ("merge_method: linear\nmodels: [a]\nchat_template: '  '", "3: chat_template is '  '; expected text."),
-    "name a number": ("merge_method: linear\nmodels: [a]\nname: 3", "3: name is 3; expected text. Put it in quotes."),
+    "chat_template blank": (
+        "merge_method: linear\nmodels: [a]\nchat_template: '  '",
+        "3: chat_template is '  '; expected text.",
+    ),
+    "name a number": (
+        "merge_method: linear\nmodels: [a]\nname: 3",
+        "3: name is 3; expected text. Put it in quotes.",
+    ),
 }
 
 

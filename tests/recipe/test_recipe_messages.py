@@ -40,17 +40,29 @@ KEYS = {
         "merge_method: {choice: [ties]}" + TAIL,
         "1: merge_method is a choice to be searched; expected a method. Run `alnico search`, or name one.",
     ),
-    "merge_method missing": ("models: [a]", "1: merge_method is missing. `alnico methods` lists what there is."),
+    "merge_method missing": (
+        "models: [a]",
+        "1: merge_method is missing. `alnico methods` lists what there is.",
+    ),
     "merge_method unknown": (
         "merge_method: tise" + TAIL,
         "1: unknown merge method 'tise'; expected one of those that `alnico methods` lists. Did you mean ties?",
     ),
-    "merge_method a number": ("merge_method: 3" + TAIL, "1: merge_method is 3; expected text. Put it in quotes."),
+    "merge_method a number": (
+        "merge_method: 3" + TAIL,
+        "1: merge_method is 3; expected text. Put it in quotes.",
+    ),
     "merge_method a list": ("merge_method: [ties]" + TAIL, "1: merge_method is a list; expected text."),
     "merge_method empty": ("merge_method:" + TAIL, "1: merge_method is empty; expected text."),
     "models missing": ("merge_method: linear", "1: models is missing; expected a list of models."),
-    "models text": ("merge_method: linear\nmodels: a", "2: models is 'a'; expected a list of 1 to 1000 models."),
-    "models empty": ("merge_method: linear\nmodels: []", "2: models is a list of 0; expected a list of 1 to 1000 models."),
+    "models text": (
+        "merge_method: linear\nmodels: a",
+        "2: models is 'a'; expected a list of 1 to 1000 models.",
+    ),
+    "models empty": (
+        "merge_method: linear\nmodels: []",
+        "2: models is a list of 0; expected a list of 1 to 1000 models.",
+    ),
     "models too many": (
         f"merge_method: linear\nmodels: [{'a, ' * 1001}]",
         "2: models is a list of 1001; expected a list of 1 to 1000 models.",
@@ -67,7 +79,10 @@ KEYS = {
         "merge_method: ties\nbase_model:" + TAIL,
         "1: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
     ),
-    "base a number": ("merge_method: linear\nbase_model: 12" + TAIL, "2: base_model is 12; expected text. Put it in quotes."),
+    "base a number": (
+        "merge_method: linear\nbase_model: 12" + TAIL,
+        "2: base_model is 12; expected text. Put it in quotes.",
+    ),
     "base two lines": (
         'merge_method: linear\nbase_model: "a\\nb"' + TAIL,
         "2: base_model is 'a\\nb'; expected text of one line, of at most 4096 characters.",
@@ -96,7 +111,10 @@ KEYS = {
         "merge_method: ties\nbase_model: a\nlambda: 2" + TAIL,
         "3: unknown key 'lambda'. It is an option of ties: write it under parameters.",
     ),
-    "key misspelt": ("merge_method: linear\nbase_modle: a" + TAIL, "2: unknown key 'base_modle'. Did you mean base_model?"),
+    "key misspelt": (
+        "merge_method: linear\nbase_modle: a" + TAIL,
+        "2: unknown key 'base_modle'. Did you mean base_model?",
+    ),
     "key without a neighbour": (
         "merge_method: linear\nxyz: a" + TAIL,
         f"2: unknown key 'xyz'. Known are {TOP}.",
@@ -113,7 +131,10 @@ KEYS = {
         "merge_method: linear\ndtype: int8" + TAIL,
         "2: dtype is 'int8'; expected bfloat16, float16, float32 or float64.",
     ),
-    "dtype a number": ("merge_method: linear\ndtype: 16" + TAIL, "2: dtype is 16; expected text. Put it in quotes."),
+    "dtype a number": (
+        "merge_method: linear\ndtype: 16" + TAIL,
+        "2: dtype is 16; expected text. Put it in quotes.",
+    ),
     "dtype beside out_dtype": (
         "merge_method: linear\nout_dtype: bfloat16\ndtype: fantasy" + TAIL,
         "3: dtype is 'fantasy'; expected bfloat16, float16, float32 or float64.",
@@ -122,9 +143,18 @@ KEYS = {
         "merge_method: linear\nout_dtype: int8" + TAIL,
         "2: out_dtype is 'int8'; expected bfloat16, float16, float32 or float64.",
     ),
-    "seed text": ("merge_method: linear\nseed: lucky" + TAIL, "2: seed is 'lucky'; expected a whole number of at most 64 bits."),
-    "seed a fraction": ("merge_method: linear\nseed: 1.5" + TAIL, "2: seed is 1.5; expected a whole number of at most 64 bits."),
-    "seed a truth": ("merge_method: linear\nseed: yes" + TAIL, "2: seed is true; expected a whole number of at most 64 bits."),
+    "seed text": (
+        "merge_method: linear\nseed: lucky" + TAIL,
+        "2: seed is 'lucky'; expected a whole number of at most 64 bits.",
+    ),
+    "seed a fraction": (
+        "merge_method: linear\nseed: 1.5" + TAIL,
+        "2: seed is 1.5; expected a whole number of at most 64 bits.",
+    ),
+    "seed a truth": (
+        "merge_method: linear\nseed: yes" + TAIL,
+        "2: seed is true; expected a whole number of at most 64 bits.",
+    ),
     "seed too large": (
         f"merge_method: linear\nseed: {1 << 63}" + TAIL,
         "2: seed is 9223372036854775808; expected a whole number of at most 64 bits.",
@@ -133,9 +163,18 @@ KEYS = {
         f"merge_method: linear\nseed: {10**70}" + TAIL,
         "2: seed is a number of more than 60 digits; expected a whole number of at most 64 bits.",
     ),
-    "missing unknown": ("merge_method: linear\nmissing: ignore" + TAIL, "2: missing is 'ignore'; expected error, copy or drop."),
-    "unrelated unknown": ("merge_method: linear\nunrelated: true" + TAIL, "2: unrelated is true; expected error or allow."),
-    "missing a list": ("merge_method: linear\nmissing: [copy]" + TAIL, "2: missing is a list; expected error, copy or drop."),
+    "missing unknown": (
+        "merge_method: linear\nmissing: ignore" + TAIL,
+        "2: missing is 'ignore'; expected error, copy or drop.",
+    ),
+    "unrelated unknown": (
+        "merge_method: linear\nunrelated: true" + TAIL,
+        "2: unrelated is true; expected error or allow.",
+    ),
+    "missing a list": (
+        "merge_method: linear\nmissing: [copy]" + TAIL,
+        "2: missing is a list; expected error, copy or drop.",
+    ),
     "base needed": (
         "models: [a, b]\nmerge_method: ties",
         "2: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
@@ -415,7 +454,14 @@ def test_a_required_option_of_each_model_is_asked_of_each(monkeypatch: pytest.Mo
 
 def test_a_mapping_has_no_lines_in_its_messages() -> None:
     with pytest.raises(RecipeError) as caught:
-        load_recipe({"merge_method": "ties", "base_model": "a", "models": ["b"], "parameters": {"density": 3, "int8": 1}})
+        load_recipe(
+            {
+                "merge_method": "ties",
+                "base_model": "a",
+                "models": ["b"],
+                "parameters": {"density": 3, "int8": 1},
+            }
+        )
     assert str(caught.value).splitlines() == [
         "recipe: parameters.density is 3; density is the share of each tensor's entries that is kept, in (0, 1]. Did you mean 0.3?",
         "recipe: parameters.int8 is no option of ties. "
@@ -426,8 +472,14 @@ def test_a_mapping_has_no_lines_in_its_messages() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        ({1, 2}, "recipe: weight holds a value of type set; expected numbers, text, true or false, lists and mappings."),
-        (object(), "recipe: weight holds a value of type object; expected numbers, text, true or false, lists and mappings."),
+        (
+            {1, 2},
+            "recipe: weight holds a value of type set; expected numbers, text, true or false, lists and mappings.",
+        ),
+        (
+            object(),
+            "recipe: weight holds a value of type object; expected numbers, text, true or false, lists and mappings.",
+        ),
     ],
 )
 def test_a_mapping_that_holds_other_things_is_refused(value: Any, expected: str) -> None:
@@ -441,7 +493,10 @@ def test_a_mapping_inside_itself_is_refused() -> None:
     endless["parameters"] = endless
     with pytest.raises(RecipeError) as caught:
         load_recipe(endless)
-    assert str(caught.value) == "recipe: is nested deeper than 32 or has more than 50000 values; expected a recipe."
+    assert (
+        str(caught.value)
+        == "recipe: is nested deeper than 32 or has more than 50000 values; expected a recipe."
+    )
 
 
 @pytest.mark.parametrize(
@@ -449,7 +504,10 @@ def test_a_mapping_inside_itself_is_refused() -> None:
     [
         (lambda _: None, "cannot be read (No such file or directory). Check the path of the recipe."),
         (lambda p: p.mkdir(), "cannot be read (Is a directory). Check the path of the recipe."),
-        (lambda p: p.write_bytes(b"\xff\xfe\x00"), "is not UTF-8 text; expected YAML. Give the YAML file of the merge."),
+        (
+            lambda p: p.write_bytes(b"\xff\xfe\x00"),
+            "is not UTF-8 text; expected YAML. Give the YAML file of the merge.",
+        ),
         (
             lambda p: p.write_bytes(b"#" * 1_000_001),
             "is larger than 1000000 bytes; expected a recipe. Give the YAML file of the merge.",

@@ -24,15 +24,29 @@ def labels(text: str) -> list[str]:
 
 
 def test_stages_come_after_those_whose_outputs_they_take() -> None:
-    text = together(document("last", "two", "one"), document("two", "one", "b"), document("alone", "c"), document("one", "a"))
+    text = together(
+        document("last", "two", "one"),
+        document("two", "one", "b"),
+        document("alone", "c"),
+        document("one", "a"),
+    )
     found = stages(parse_recipes(text, "r"))
     assert [s.label for s in found] == ["alone", "one", "two", "last"]
-    assert {s.label: s.uses for s in found} == {"alone": (), "one": (), "two": ("one",), "last": ("two", "one")}
+    assert {s.label: s.uses for s in found} == {
+        "alone": (),
+        "one": (),
+        "two": ("one",),
+        "last": ("two", "one"),
+    }
     assert {s.label for s in found if s.is_intermediate} == {"one", "two"}
 
 
 def test_merges_that_do_not_use_one_another_keep_their_order_and_have_numbers() -> None:
-    text = together("merge_method: linear\nmodels: [a]\n", document("named", "b"), "merge_method: passthrough\nmodels: [linear]\n")
+    text = together(
+        "merge_method: linear\nmodels: [a]\n",
+        document("named", "b"),
+        "merge_method: passthrough\nmodels: [linear]\n",
+    )
     found = stages(parse_recipes(text, "r"))
     assert [(s.label, s.number, s.is_intermediate) for s in found] == [
         ("1-linear", 1, False),
@@ -57,12 +71,17 @@ def test_a_stage_is_used_wherever_a_model_is_named(use: str) -> None:
 
 def test_only_references_to_models_mean_a_stage() -> None:
     """mergekit-multi rewrites any text that equals a stage's name, the method too."""
-    text = together(document("linear", "a"), "merge_method: linear\nmodels: [{model: b, parameters: {weight: 1}}]\n")
+    text = together(
+        document("linear", "a"), "merge_method: linear\nmodels: [{model: b, parameters: {weight: 1}}]\n"
+    )
     assert [s.uses for s in stages(parse_recipes(text, "r"))] == [(), ()]
 
 
 def test_a_document_of_its_own_name_is_no_use_of_itself() -> None:
-    assert [s.uses for s in stages(parse_recipes(together(document("a", "a"), document("b", "c")), "r"))] == [(), ()]
+    assert [s.uses for s in stages(parse_recipes(together(document("a", "a"), document("b", "c")), "r"))] == [
+        (),
+        (),
+    ]
 
 
 def test_stages_that_wait_for_one_another_are_refused() -> None:
@@ -86,7 +105,10 @@ def test_names_are_names_of_folders_and_each_ones_own() -> None:
 
 def test_a_name_may_not_be_what_another_is_called_without_one() -> None:
     text = together(document("2-linear", "a"), "merge_method: linear\nmodels: [a]\n")
-    with pytest.raises(RecipeError, match=r"^r:5: name is '2-linear', as in line 1; expected a name of its own\. Change one\.$"):
+    with pytest.raises(
+        RecipeError,
+        match=r"^r:5: name is '2-linear', as in line 1; expected a name of its own\. Change one\.$",
+    ):
         parse_recipes(text, "r")
 
 
@@ -121,5 +143,7 @@ def test_one_document_is_read_the_same_alone_and_among_several(tmp_path: Path) -
 
 
 def test_a_document_without_a_method_takes_none_from_the_one_before() -> None:
-    with pytest.raises(RecipeError, match=r"^r:5: merge_method is missing\. `alnico methods` lists what there is\.$"):
+    with pytest.raises(
+        RecipeError, match=r"^r:5: merge_method is missing\. `alnico methods` lists what there is\.$"
+    ):
         parse_recipes(together(document("one", "a"), "models: [a]\n"), "r")

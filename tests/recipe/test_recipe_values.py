@@ -44,7 +44,9 @@ def options(recipe: Recipe) -> dict[str, object]:
 
 
 def parameters(text: str) -> dict[str, object]:
-    return dict(read(f"merge_method: ties\nbase_model: base\nmodels: [base, a]\nparameters: {text}\n").parameters)
+    return dict(
+        read(f"merge_method: ties\nbase_model: base\nmodels: [base, a]\nparameters: {text}\n").parameters
+    )
 
 
 def meanings(text: str) -> dict[str, object]:
@@ -109,11 +111,14 @@ def test_mergekits_names_mean_ours(written: str, meant: dict[str, object]) -> No
 
 
 def test_normalize_of_linear_is_its_own_option() -> None:
-    assert read("merge_method: linear\nmodels: [a]\nparameters: {normalize: false}").parameters == {"normalize": False}
+    assert read("merge_method: linear\nmodels: [a]\nparameters: {normalize: false}").parameters == {
+        "normalize": False
+    }
 
 
 @pytest.mark.parametrize(
-    ("written", "meant"), [("1e-5", 1e-5), ("'0.25'", 0.25), ("1E3", 1000.0), ("-3", -3.0), ("+.5", 0.5), ("1e+2", 100.0)]
+    ("written", "meant"),
+    [("1e-5", 1e-5), ("'0.25'", 0.25), ("1E3", 1000.0), ("-3", -3.0), ("+.5", 0.5), ("1e+2", 100.0)],
 )
 def test_a_number_may_be_written_in_any_way_that_is_one(written: str, meant: float) -> None:
     value = parameters(f"{{weight: {written}}}")["weight"]
@@ -144,14 +149,14 @@ def test_dtypes_have_the_names_people_use(written: str, meant: str) -> None:
 def test_out_dtype_is_the_output_dtype_and_a_note_says_so() -> None:
     recipe = read("merge_method: linear\nmodels: [a]\ndtype: float32\nout_dtype: bfloat16\n")
     assert recipe.dtype == "BF16"
-    assert recipe.notes == ("recipe.yml:3: dtype has no effect: the output has out_dtype, and inputs are not rounded before.",)
+    assert recipe.notes == (
+        "recipe.yml:3: dtype has no effect: the output has out_dtype, and inputs are not rounded before.",
+    )
     assert read("merge_method: linear\nmodels: [a]\ndtype: bf16\nout_dtype: bfloat16\n").notes == ()
 
 
 def test_what_means_nothing_in_mergekit_is_accepted_with_a_note() -> None:
-    text = (
-        "merge_method: task_arithmetic\nbase_model: a\nmodels: [b]\nparameters:\n  int8_mask: true\n  density: 0.3\n  rescale: 1\n"
-    )
+    text = "merge_method: task_arithmetic\nbase_model: a\nmodels: [b]\nparameters:\n  int8_mask: true\n  density: 0.3\n  rescale: 1\n"
     recipe = read(text)
     assert recipe.parameters == {}
     assert recipe.notes == (
@@ -206,7 +211,11 @@ def test_text_a_file_and_a_mapping_mean_the_same(tmp_path: Path) -> None:
     mapping = {
         "merge_method": "ties",
         "base_model": Path("base"),
-        "models": ("base", {"model": "a", "parameters": {"density": np.float32(0.5), "weight": np.int64(2)}}, "b"),
+        "models": (
+            "base",
+            {"model": "a", "parameters": {"density": np.float32(0.5), "weight": np.int64(2)}},
+            "b",
+        ),
         "parameters": {"density": 0.2, "lambda": np.float64(0.7), "normalize": np.bool_(False)},
         "dtype": np.str_("bfloat16"),
         "seed": 5,
@@ -243,7 +252,9 @@ merge_method: ties
 def test_plain_data_reads_back_as_the_same_recipe() -> None:
     random.seed(0)
     for _ in range(50):
-        options = {k: random.uniform(0.01, 1) for k in ("density", "weight", "scale") if random.random() < 0.5}
+        options = {
+            k: random.uniform(0.01, 1) for k in ("density", "weight", "scale") if random.random() < 0.5
+        }
         recipe = load_recipe(
             {
                 "merge_method": random.choice(["ties", "dare_ties", "dare_linear"]),
@@ -261,8 +272,12 @@ MEASURED = "merge_method: ties\nbase_model: base\nmodels: [a, b]\nparameters:\n 
 
 
 def test_a_measured_weight_has_the_defaults_of_its_mode() -> None:
-    assert read(MEASURED + "{from: l2_norm}").parameters["weight"] == NormWeight("l2_norm", "exp", 1.0, 1.5, 1.0, "model", "")
-    assert read(MEASURED + "{from: l2_norm, mode: power, alpha: 2}").parameters["weight"] == NormWeight(mode="power", alpha=2.0)
+    assert read(MEASURED + "{from: l2_norm}").parameters["weight"] == NormWeight(
+        "l2_norm", "exp", 1.0, 1.5, 1.0, "model", ""
+    )
+    assert read(MEASURED + "{from: l2_norm, mode: power, alpha: 2}").parameters["weight"] == NormWeight(
+        mode="power", alpha=2.0
+    )
 
 
 def test_a_number_that_the_mode_does_not_use_is_told_and_changes_nothing() -> None:

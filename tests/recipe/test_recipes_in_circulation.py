@@ -34,7 +34,9 @@ def test_a_recipe_that_mergekit_ran_is_read_with_notes_and_right_by_the_schema(n
     recipe = parse_recipe(text, "r")
     assert VALIDATOR.is_valid(recipe.canonical())
     assert recipe.notes
-    assert VALIDATOR.is_valid(yaml.safe_load(text)) == (not name.startswith("anchors-")), "a schema does not see anchors"
+    assert VALIDATOR.is_valid(yaml.safe_load(text)) == (not name.startswith("anchors-")), (
+        "a schema does not see anchors"
+    )
 
 
 def read(text: str) -> Recipe:
@@ -82,7 +84,10 @@ def test_numbers_and_text_are_true_and_false_as_in_mergekit(written: str, meant:
         ("1.0", "true"),
         ("[1.0, 0.0]", "[true, false]"),
         ("{filter: mlp, value: 0}", "{filter: mlp, value: false}"),
-        ('[{filter: mlp, value: [1, "false"]}, {value: "on"}]', "[{filter: mlp, value: [true, false]}, {value: true}]"),
+        (
+            '[{filter: mlp, value: [1, "false"]}, {value: "on"}]',
+            "[{filter: mlp, value: [true, false]}, {value: true}]",
+        ),
     ],
 )
 def test_a_truth_may_be_a_number_at_every_place(head: str, option: str, written: str, meant: str) -> None:
@@ -145,19 +150,21 @@ def test_an_option_of_no_method_of_mergekits_is_an_error_where_its_method_is_not
     assert "parameters.select_topk is no option of magmax." in mistake(
         "merge_method: magmax\nbase_model: a\nmodels: [b]\nparameters: {select_topk: 1}\n"
     )
-    assert "parameters.elect is no option of slerp." in mistake(SLERP.replace("t: 0.5", "t: 0.5, elect: mass"))
+    assert "parameters.elect is no option of slerp." in mistake(
+        SLERP.replace("t: 0.5", "t: 0.5, elect: mass")
+    )
 
 
-@pytest.mark.parametrize("key", ["wieght", "densty", "normalise", "lamda", "dare_pruning_rate", "int_space", "dtype"])
+@pytest.mark.parametrize(
+    "key", ["wieght", "densty", "normalise", "lamda", "dare_pruning_rate", "int_space", "dtype"]
+)
 def test_misspelt_options_and_words_nobody_knows_stay_errors(key: str) -> None:
     for text in (TIES + f"parameters: {{{key}: 1}}\n", SLERP.replace("t: 0.5", f"t: 0.5, {key}: 1")):
         assert f"parameters.{key} is no option of" in mistake(text)
 
 
 def test_karcher_says_that_it_weighs_where_mergekit_does_not() -> None:
-    text = (
-        "merge_method: karcher\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- b\nparameters: {max_iter: 20000, tol: 1e-10}\n"
-    )
+    text = "merge_method: karcher\nmodels:\n- {model: a, parameters: {weight: 0.3}}\n- b\nparameters: {max_iter: 20000, tol: 1e-10}\n"
     recipe = read(text)
     assert recipe.models[0].parameters == {"weight": 0.3}
     assert recipe.notes == (
@@ -187,7 +194,16 @@ def test_a_harmless_key_at_the_top_is_noted(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["int8_mask", "allow_negative_weights", "smooth", "random_seed", "embed_slerp", "out_path", "output_path"]
+    "key",
+    [
+        "int8_mask",
+        "allow_negative_weights",
+        "smooth",
+        "random_seed",
+        "embed_slerp",
+        "out_path",
+        "output_path",
+    ],
 )
 def test_a_harmless_key_is_noted_at_every_level(key: str) -> None:
     head = "merge_method: linear\n"
@@ -219,19 +235,26 @@ def test_places_for_anchors_at_the_top_are_left_out(lines: str) -> None:
     recipe = parse_recipe(lines + TIES, "r")
     assert recipe.canonical() == parse_recipe(TIES, "r").canonical()
     assert recipe.notes
-    assert all("is no key of a recipe, and is left out but for its YAML anchors." in note for note in recipe.notes)
+    assert all(
+        "is no key of a recipe, and is left out but for its YAML anchors." in note for note in recipe.notes
+    )
 
 
 def test_anchors_defined_there_are_used() -> None:
     text = "merge_method: ties\nshared: &shared\n  weight: 0.3\n  density: &d [1, 0.5]\nbase_model: a\nmodels:\n- {model: b, parameters: *shared}\n"
     recipe = parse_recipe(
-        text + "- {model: c, parameters: {<<: *shared, weight: 0.7}}\n- {model: d, parameters: {density: *d}}\n", "r"
+        text
+        + "- {model: c, parameters: {<<: *shared, weight: 0.7}}\n- {model: d, parameters: {density: *d}}\n",
+        "r",
     )
     meant = "{density: [1, 0.5], weight: W}"
     plain = "merge_method: ties\nbase_model: a\nmodels:\n" + "".join(
         f"- {{model: {m}, parameters: {meant.replace('W', w)}}}\n" for m, w in (("b", "0.3"), ("c", "0.7"))
     )
-    assert recipe.canonical() == parse_recipe(plain + "- {model: d, parameters: {density: [1, 0.5]}}\n", "r").canonical()
+    assert (
+        recipe.canonical()
+        == parse_recipe(plain + "- {model: d, parameters: {density: [1, 0.5]}}\n", "r").canonical()
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,9 +275,17 @@ def test_a_misspelt_key_and_one_without_an_anchor_of_its_own_stay_errors(lines: 
 
 
 def test_keys_given_twice_stay_errors_where_they_differ() -> None:
-    assert mistake("half: &a 0.5\nhalf: 0.7\n" + TIES).startswith("r:2: half is given twice, first in line 1. Remove one.")
-    assert mistake(TIES + "dtype: &d bfloat16\ndtype: &e float16\n") == "r:5: dtype is given twice, first in line 4. Remove one."
-    recipe = parse_recipe(TIES + "parameters: {density: 0.5}\ndtype: bfloat16\ndtype: bfloat16\nparameters: {density: 0.5}\n", "r")
+    assert mistake("half: &a 0.5\nhalf: 0.7\n" + TIES).startswith(
+        "r:2: half is given twice, first in line 1. Remove one."
+    )
+    assert (
+        mistake(TIES + "dtype: &d bfloat16\ndtype: &e float16\n")
+        == "r:5: dtype is given twice, first in line 4. Remove one."
+    )
+    recipe = parse_recipe(
+        TIES + "parameters: {density: 0.5}\ndtype: bfloat16\ndtype: bfloat16\nparameters: {density: 0.5}\n",
+        "r",
+    )
     assert recipe.notes == (
         "r:6: dtype is given twice, first in line 5, and is the same.",
         "r:7: parameters is given twice, first in line 4, and is the same.",
@@ -262,7 +293,18 @@ def test_keys_given_twice_stay_errors_where_they_differ() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["base_model", "tokenizer_source", "tokenizer", "chat_template", "dtype", "out_dtype", "modules", "slices", "name"]
+    "key",
+    [
+        "base_model",
+        "tokenizer_source",
+        "tokenizer",
+        "chat_template",
+        "dtype",
+        "out_dtype",
+        "modules",
+        "slices",
+        "name",
+    ],
 )
 def test_an_empty_key_counts_as_not_given(key: str) -> None:
     recipe = read(LINEAR + f"{key}:\n")
@@ -291,7 +333,9 @@ def test_whole_numbers_of_vocabularies_may_be_text_or_have_a_point(written: str)
     ).replace("is 0;", "is '0';")
 
 
-@pytest.mark.parametrize("line", ["tokenizer_source: model:some/path\n", "tokenizer: {source: 'model:some/path'}\n"])
+@pytest.mark.parametrize(
+    "line", ["tokenizer_source: model:some/path\n", "tokenizer: {source: 'model:some/path'}\n"]
+)
 def test_a_tokenizer_source_may_have_the_word_model_before_its_path(line: str) -> None:
     recipe = read(TIES + line)
     assert recipe.tokenizer is not None
@@ -304,7 +348,10 @@ def test_a_tokenizer_source_may_have_the_word_model_before_its_path(line: str) -
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (TIES + "density: 0.5\n", "unknown key 'density'. It is an option of ties: write it under parameters."),
+        (
+            TIES + "density: 0.5\n",
+            "unknown key 'density'. It is an option of ties: write it under parameters.",
+        ),
         (
             "merge_method: sce\nbase_model: a\nmodels: [b]\nselect_topk: .15\n",
             "unknown key 'select_topk'. It is an option of sce: write it under parameters.",
@@ -317,7 +364,10 @@ def test_a_tokenizer_source_may_have_the_word_model_before_its_path(line: str) -
             "merge_method: linear\nmodels:\n- {model: org/a, lora: org/b}\n",
             "models[0] has the unknown key 'lora'. Write it behind the model's name: model: org/a+org/b",
         ),
-        (TIES + "dtype: bfloat\n", "dtype is 'bfloat'; expected bfloat16, float16, float32 or float64. Did you mean bfloat16?"),
+        (
+            TIES + "dtype: bfloat\n",
+            "dtype is 'bfloat'; expected bfloat16, float16, float32 or float64. Did you mean bfloat16?",
+        ),
         (TIES + "dype: float32\n", "unknown key 'dype'. Did you mean dtype?"),
         (TIES + "pad_to_multiple_of: 8\n", "unknown key 'pad_to_multiple_of'. Write it under tokenizer."),
         (
@@ -347,7 +397,9 @@ def test_numbers_of_layers_may_be_text_or_have_a_point() -> None:
         ("[{filter: mlp, value: 0.5}, 0]", "parameters.density[1]"),
     ],
 )
-@pytest.mark.parametrize("method", ["ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"])
+@pytest.mark.parametrize(
+    "method", ["ties", "dare_linear", "dare_ties", "della", "della_linear", "breadcrumbs", "breadcrumbs_ties"]
+)
 def test_a_density_of_0_may_stand_for_some_of_the_tensors(method: str, written: str, told: str) -> None:
     recipe = read(TIES.replace("ties", method) + f"parameters:\n  density: {written}\n")
     assert recipe.notes == (f"r:5: {told} is 0: nothing is kept there.",)
@@ -357,16 +409,16 @@ def test_a_density_of_0_for_all_tensors_stays_an_error() -> None:
     assert "density is 0; density is the share" in mistake(TIES + "parameters: {density: 0}\n")
     rule = "methods: [{filter: mlp, merge_method: ties, parameters: {density: [0.5, 0]}}]\n"
     assert "density[1] is 0; density is the share" in mistake(TIES + rule)
-    assert "density[1] is -0.1; density is the share" in mistake(TIES + "parameters: {density: [0.5, -0.1]}\n")
+    assert "density[1] is -0.1; density is the share" in mistake(
+        TIES + "parameters: {density: [0.5, -0.1]}\n"
+    )
     assert "select_topk is 0; select_topk is the share" in mistake(
         "merge_method: sce\nbase_model: a\nmodels: [b]\nparameters: {select_topk: 0}\n"
     )
 
 
 def test_a_method_of_a_slice_that_mergekit_would_ignore_is_told() -> None:
-    slices = (
-        "slices:\n- merge_method: METHOD\n  sources:\n  - {model: a, layer_range: [0, 1]}\n  - {model: b, layer_range: [0, 1]}\n"
-    )
+    slices = "slices:\n- merge_method: METHOD\n  sources:\n  - {model: a, layer_range: [0, 1]}\n  - {model: b, layer_range: [0, 1]}\n"
     assert read("merge_method: linear\n" + slices.replace("METHOD", "linear")).notes == ()
     assert read("merge_method: linear\n" + slices.replace("METHOD", "karcher")).notes == (
         "r:3: slices[0] is merged by karcher, as its merge_method says; mergekit takes linear there too.",

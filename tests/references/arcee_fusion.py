@@ -8,7 +8,9 @@ def importance_of(models):
     p, q = (np.exp(m - m.max(axis=-1, keepdims=True)) for m in (tuned, base))
     p, q = (e / e.sum(axis=-1, keepdims=True) + 1e-8 for e in (p, q))
     importance = np.abs(tuned - base) * (p * np.log(p / q)).sum(axis=-1, keepdims=True)
-    lower, middle, upper = (np.sort(importance.ravel())[int(s * (importance.size - 1))] for s in (0.25, 0.5, 0.75))
+    lower, middle, upper = (
+        np.sort(importance.ravel())[int(s * (importance.size - 1))] for s in (0.25, 0.5, 0.75)
+    )
     return importance, middle + 1.5 * (upper - lower)
 
 

@@ -8,8 +8,12 @@ def importance_of(models):
     one, other = (m - m.max(axis=-1, keepdims=True) for m in (tuned, base))
     p, q = (m - np.log(np.exp(m).sum(axis=-1, keepdims=True)) for m in (one, other))
     divergence = (np.exp(p) * (p - q)).sum(axis=-1, keepdims=True)
-    importance = np.abs(tuned - base) * np.where(divergence > 1e-15, divergence, 0)  # below, they are equal in float64
-    lower, middle, upper = (np.sort(importance.ravel())[int(s * (importance.size - 1))] for s in (0.25, 0.5, 0.75))
+    importance = np.abs(tuned - base) * np.where(
+        divergence > 1e-15, divergence, 0
+    )  # below, they are equal in float64
+    lower, middle, upper = (
+        np.sort(importance.ravel())[int(s * (importance.size - 1))] for s in (0.25, 0.5, 0.75)
+    )
     return importance, middle + 1.5 * (upper - lower)
 
 

@@ -27,4 +27,6 @@ def kept_of(models, base, options):
 def merge(models, base, options, noise):
     weight = options.get("weight", [1.0] * len(models))
     total = sum(w * k for w, k in zip(weight, kept_of(models, base, options), strict=True))
-    return base + options.get("scale", 1.0) * total / (sum(weight) if options.get("divide", "none") == "weight" else 1.0)
+    return base + options.get("scale", 1.0) * total / (
+        sum(weight) if options.get("divide", "none") == "weight" else 1.0
+    )

@@ -7,5 +7,11 @@ from references.ties import consensus
 def merge(models, base, options, noise):
     weight = options.get("weight", [1.0] * len(models))
     kept = kept_of(models, base, options, noise)
-    change = consensus(kept, weight, options.get("elect", "weighted"), options.get("divide", "none"), options.get("tie", "auto"))
+    change = consensus(
+        kept,
+        weight,
+        options.get("elect", "weighted"),
+        options.get("divide", "none"),
+        options.get("tie", "auto"),
+    )
     return base + options.get("scale", 1.0) * change

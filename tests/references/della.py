@@ -8,5 +8,9 @@ def merge(models, base, options, noise):
     weight = options.get("weight", [1.0] * len(models))
     kept = kept_of(models, base, options, noise)
     return base + options.get("scale", 1.0) * consensus(
-        kept, weight, options.get("elect", "weighted"), options.get("divide", "weight"), options.get("tie", "auto")
+        kept,
+        weight,
+        options.get("elect", "weighted"),
+        options.get("divide", "weight"),
+        options.get("tie", "auto"),
     )

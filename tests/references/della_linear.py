@@ -16,7 +16,9 @@ def chance(delta, density, epsilon):
     ranks = np.empty(rows.shape)
     for row, values in zip(ranks, rows, strict=True):
         ordered = np.sort(values)
-        row[:] = (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") - 1) / 2
+        row[:] = (
+            np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right") - 1
+        ) / 2
     return (density - epsilon + 2 * epsilon * ranks / (n - 1)).reshape(delta.shape)
 
 
@@ -26,11 +28,17 @@ def kept_of(models, base, options, noise):
     found = []
     for model, d, e, uniform in zip(models, density, epsilon, noise, strict=True):
         delta = model - base
-        found.append(rescaled(np.where(uniform < chance(delta, d, e), delta, 0.0), delta, d, options.get("rescale", "l1")))
+        found.append(
+            rescaled(
+                np.where(uniform < chance(delta, d, e), delta, 0.0), delta, d, options.get("rescale", "l1")
+            )
+        )
     return found
 
 
 def merge(models, base, options, noise):
     weight = options.get("weight", [1.0] * len(models))
     total = sum(w * k for w, k in zip(weight, kept_of(models, base, options, noise), strict=True))
-    return base + options.get("scale", 1.0) * total / (sum(weight) if options.get("divide", "none") == "weight" else 1.0)
+    return base + options.get("scale", 1.0) * total / (
+        sum(weight) if options.get("divide", "none") == "weight" else 1.0
+    )

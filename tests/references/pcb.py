@@ -22,7 +22,11 @@ def merge(models, base, options, noise):
     for (delta, strength, limit), weight in zip(
         parts(models, base, options), options.get("weight", [1.0] * len(models)), strict=True
     ):
-        share = np.where((strength > 0) & (strength >= limit), (strength - limit) / (strength.max() - limit), 0.0)
+        share = np.where(
+            (strength > 0) & (strength >= limit), (strength - limit) / (strength.max() - limit), 0.0
+        )
         total += share * weight * delta
         shares += share
-    return base + options.get("scale", 1.0) * np.where(shares > 0, total / np.where(shares > 0, shares, 1.0), 0.0)
+    return base + options.get("scale", 1.0) * np.where(
+        shares > 0, total / np.where(shares > 0, shares, 1.0), 0.0
+    )

@@ -11,7 +11,9 @@ def changed_of(models, base, options):
 
 def undecided(models, base, options):
     epsilon = options.get("epsilon", 1e-5)
-    return np.any([np.abs(np.abs(m - base) - epsilon) < 1e-6 * epsilon + 1e-7 * np.abs(base) for m in models], axis=0)
+    return np.any(
+        [np.abs(np.abs(m - base) - epsilon) < 1e-6 * epsilon + 1e-7 * np.abs(base) for m in models], axis=0
+    )
 
 
 def merge(models, base, options, noise):

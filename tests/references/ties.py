@@ -26,7 +26,9 @@ def consensus(kept, weight, elect, divide, tie="auto"):
     total = sum(np.where(a, d, 0.0) for a, d in zip(agree, weighted, strict=True))
     if divide == "none":
         return total
-    share = sum(np.where(a, w if divide == "weight" else 1.0, 0.0) for a, w in zip(agree, weight, strict=True))
+    share = sum(
+        np.where(a, w if divide == "weight" else 1.0, 0.0) for a, w in zip(agree, weight, strict=True)
+    )
     return total / np.where(share == 0, 1.0, share)
 
 
@@ -45,11 +47,20 @@ def kept_of(models, base, options):
     weight = options.get("weight", [1.0] * len(models))
     density = options.get("density", [1.0] * len(models))
     deltas = [m - base for m in models]
-    kept = [rescaled(trimmed(d, s), d, s, options.get("rescale", "none")) for d, s in zip(deltas, density, strict=True)]
+    kept = [
+        rescaled(trimmed(d, s), d, s, options.get("rescale", "none"))
+        for d, s in zip(deltas, density, strict=True)
+    ]
     return kept, weight
 
 
 def merge(models, base, options, noise):
     kept, weight = kept_of(models, base, options)
-    change = consensus(kept, weight, options.get("elect", "weighted"), options.get("divide", "weight"), options.get("tie", "auto"))
+    change = consensus(
+        kept,
+        weight,
+        options.get("elect", "weighted"),
+        options.get("divide", "weight"),
+        options.get("tie", "auto"),
+    )
     return base + options.get("scale", 1.0) * change

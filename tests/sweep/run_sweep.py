@@ -66,14 +66,24 @@ class Worker:
     """A process that takes architectures one by one."""
 
     def __init__(self, checks: list[str]) -> None:
-        self._words = [sys.executable, str(Path(__file__)), "--worker", *(w for c in checks for w in ("--check", c))]
+        self._words = [
+            sys.executable,
+            str(Path(__file__)),
+            "--worker",
+            *(w for c in checks for w in ("--check", c)),
+        ]
         self._process: subprocess.Popen[str] | None = None
 
     def ask(self, name: str, kind: str) -> dict[str, list[str]]:
         if self._process is None or self._process.poll() is not None:
             env = {**os.environ, "HF_HUB_OFFLINE": "1"}
             self._process = subprocess.Popen(
-                self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=env
+                self._words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                text=True,
+                env=env,
             )
         process = self._process
         assert process.stdin is not None
@@ -118,7 +128,14 @@ def work(checks: list[str]) -> None:
         os.write(told, (json.dumps({c: [o.what, o.detail] for c, o in found.items()}) + "\n").encode())
 
 
-def run(todo: list[tuple[str, str]], checks: list[str], processes: int, *, out: Path | None = None, say: bool = False) -> Table:
+def run(
+    todo: list[tuple[str, str]],
+    checks: list[str],
+    processes: int,
+    *,
+    out: Path | None = None,
+    say: bool = False,
+) -> Table:
     """The outcomes of all; those that ``out`` has already are not run again, and each is written there as soon as it is known."""
     table: Table = json.loads(out.read_text()) if out is not None and out.exists() else {}
     waiting = [(name, kind) for name, kind in reversed(todo) if name not in table]
@@ -185,7 +202,9 @@ def by_check(table: Table) -> dict[str, Counter[str]]:
 def cause(detail: str) -> str:
     """The first error of a refusal, in its own words, without folders and without the names of one model's tensors."""
     first = detail.split(" / ")[0]
-    first = re.sub(r"/\S*/(?:deep/)?(base|a|b|second|b-state|b-prefix|a-words|b-words|adapter)\b", r"\1", first)
+    first = re.sub(
+        r"/\S*/(?:deep/)?(base|a|b|second|b-state|b-prefix|a-words|b-words|adapter)\b", r"\1", first
+    )
     first = re.sub(r"\s*(Use models of one architecture|It has ').*$", "", first)
     return first.replace("|", "\\|").replace("<", "&lt;")
 
@@ -208,7 +227,9 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for check, counted in by_check(table).items():
-        row = [str(counted[w]) for w in WHATS] + [str(before[check].get(w, 0) if check in before else "") for w in WHATS[:3]]
+        row = [str(counted[w]) for w in WHATS] + [
+            str(before[check].get(w, 0) if check in before else "") for w in WHATS[:3]
+        ]
         lines.append(f"| {check}: {TITLES.get(check, check)} | {' | '.join(row)} |")
     lines += [
         "",
@@ -225,13 +246,24 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
         lines.append(f"| {kind.replace('_', ' ')} | {many} | {' | '.join(shown)} |")
     for what, title in (("refused", "Refused"), ("wrong", "Wrong")):
         lines += ["", f"## {title}", ""]
-        rows = [(c, n, cause(d)) for n, e in table.items() for c, (w, d) in e["outcomes"].items() if w == what]
+        rows = [
+            (c, n, cause(d)) for n, e in table.items() for c, (w, d) in e["outcomes"].items() if w == what
+        ]
         if not rows:
             lines.append("Nothing.")
             continue
         lines += ["| check | architecture | cause |", "|---|---|---|"]
-        lines += [f"| {check} | {name} | {why} |" for check, name, why in sorted(rows, key=lambda r: (checks.index(r[0]), r[1]))]
-    lines += ["", "## Not made", "", "Architectures of transformers of which no small model can be made here:", ""]
+        lines += [
+            f"| {check} | {name} | {why} |"
+            for check, name, why in sorted(rows, key=lambda r: (checks.index(r[0]), r[1]))
+        ]
+    lines += [
+        "",
+        "## Not made",
+        "",
+        "Architectures of transformers of which no small model can be made here:",
+        "",
+    ]
     lines += [
         "| architecture | why |",
         "|---|---|",
@@ -243,7 +275,11 @@ def page(table: Table, before: Mapping[str, Mapping[str, int]]) -> str:
 def refused_on(written: str) -> set[tuple[str, str]]:
     """(check, architecture) of the refusals that a page lists."""
     part = written.partition("## Refused")[2].partition("\n## ")[0]
-    rows = [line.split(" | ") for line in part.splitlines() if line.startswith("| ") and not line.startswith("| check")]
+    rows = [
+        line.split(" | ")
+        for line in part.splitlines()
+        if line.startswith("| ") and not line.startswith("| check")
+    ]
     return {(row[0].removeprefix("| "), row[1]) for row in rows}
 
 

@@ -26,7 +26,15 @@ ORDERS: dict[str, list[tuple[int, int]]] = {
     "reordered": [(0, 2), (4, 6), (2, 4), (6, 8)],
     "tail": [(2, 8)],
 }
-COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers", "num_blocks")
+COUNTS = (
+    "num_hidden_layers",
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "decoder_layers",
+    "num_decoder_layers",
+    "num_blocks",
+)
 INDICES = ("no_rope", "mlp_only_layers", "moe_layers", "attn_layer_indices", "full_attn_idxs")
 NUMBERS = ("layer_idx", "layer_id", "layer_number", "block_idx")
 
@@ -35,8 +43,12 @@ def stack_of(module: Any) -> str:
     """The list of layers with the most parameters, of the text decoder where there are others."""
     import torch
 
-    lists = {n: m for n, m in module.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == LAYERS}
-    lists = {n: m for n, m in lists.items() if not any(word in n for word in ("vis", "image", "audio"))} or lists
+    lists = {
+        n: m for n, m in module.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == LAYERS
+    }
+    lists = {
+        n: m for n, m in lists.items() if not any(word in n for word in ("vis", "image", "audio"))
+    } or lists
     return max(lists, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
 
 
@@ -56,7 +68,12 @@ def put_together(module: Any, order: Sequence[int]) -> Any:
     setattr(hand.get_submodule(parent), name, moved)
     config = hand.config.get_text_config(decoder=True)
     for key, value in list(vars(config).items()):
-        if key in INDICES and isinstance(value, list) and value and not (key == "no_rope" and len(value) == LAYERS):
+        if (
+            key in INDICES
+            and isinstance(value, list)
+            and value
+            and not (key == "no_rope" and len(value) == LAYERS)
+        ):
             vars(config)[key] = [place for place, i in enumerate(order) if i in value]
         elif isinstance(value, list | tuple) and len(value) == LAYERS:
             vars(config)[key] = [value[i] for i in order]
@@ -65,7 +82,9 @@ def put_together(module: Any, order: Sequence[int]) -> Any:
     shared = vars(config).get("num_kv_shared_layers")
     if shared:
         is_shared = [i >= LAYERS - shared for i in order]
-        vars(config)["num_kv_shared_layers"] = len(order) - max((p + 1 for p, s in enumerate(is_shared) if not s), default=0)
+        vars(config)["num_kv_shared_layers"] = len(order) - max(
+            (p + 1 for p, s in enumerate(is_shared) if not s), default=0
+        )
     for part in hand.modules():
         if type(getattr(part, "config", None)) is type(config):
             part.config = config
@@ -84,7 +103,9 @@ def logits(module: Any) -> Any:
     return found.logits if hasattr(found, "logits") else found[0]
 
 
-def outcomes(name: str, folder: Path, orders: Sequence[str] = tuple(ORDERS), **options: Any) -> dict[str, str]:
+def outcomes(
+    name: str, folder: Path, orders: Sequence[str] = tuple(ORDERS), **options: Any
+) -> dict[str, str]:
     """What each order came to: ``equal``, ``refused: why``, or ``WRONG: what``."""
     import torch
 
@@ -96,7 +117,9 @@ def outcomes(name: str, folder: Path, orders: Sequence[str] = tuple(ORDERS), **o
     known = {key: set(before[key]) for key in ("missing_keys", "unexpected_keys")}
     found = {}
     for order in orders:
-        slices = [{"sources": [{"model": str(folder / "base"), "layer_range": list(r)}]} for r in ORDERS[order]]
+        slices = [
+            {"sources": [{"model": str(folder / "base"), "layer_range": list(r)}]} for r in ORDERS[order]
+        ]
         try:
             alnico.merge({"merge_method": "passthrough", "slices": slices}, folder / order)
         except alnico.errors.AlnicoError as error:

@@ -142,7 +142,9 @@ def tensors(folder: Path) -> dict[str, Any]:
     return found
 
 
-def differing(found: Mapping[str, Any], expected: Mapping[str, Any], *, exact: bool = False, rtol: float = 1e-5) -> str:
+def differing(
+    found: Mapping[str, Any], expected: Mapping[str, Any], *, exact: bool = False, rtol: float = 1e-5
+) -> str:
     """What differs between two states, in words; empty if nothing does."""
     import torch
 
@@ -180,14 +182,18 @@ def same_forward(found: Any, expected: Any) -> None:
         raise Wrong(f"forward pass gives {tuple(got.shape)}, not {tuple(right.shape)}")
     # Relative to the largest: a router may turn at a hair's breadth, which tensors that are equal rule out.
     if not torch.allclose(got, right, rtol=1e-3, atol=1e-4 * float(right.abs().max()) + 1e-6, equal_nan=True):
-        raise Wrong(f"forward pass is off by {float((got - right).abs().max()):.1e}, of {float(right.abs().max()):.1e}")
+        raise Wrong(
+            f"forward pass is off by {float((got - right).abs().max()):.1e}, of {float(right.abs().max()):.1e}"
+        )
 
 
 def mean(a: Any, b: Any, weights: tuple[float, float] = WEIGHTS) -> dict[str, Any]:
     """The weighted mean of two states in float64; what is no float is the same in both."""
     first, second = a.state_dict(), b.state_dict()
     return {
-        n: (weights[0] * t.double() + weights[1] * second[n].double()).to(t.dtype) if t.is_floating_point() else t
+        n: (weights[0] * t.double() + weights[1] * second[n].double()).to(t.dtype)
+        if t.is_floating_point()
+        else t
         for n, t in first.items()
     }
 
@@ -235,7 +241,10 @@ def ties(case: Case) -> None:
 
     a, b = case.files
     out = case.out()
-    models = [{"model": str(m), "parameters": {"weight": w, "density": 0.6}} for m, w in zip((a, b), WEIGHTS, strict=True)]
+    models = [
+        {"model": str(m), "parameters": {"weight": w, "density": 0.6}}
+        for m, w in zip((a, b), WEIGHTS, strict=True)
+    ]
     merged({"merge_method": "ties", "base_model": str(case.folder / "base"), "models": models}, out)
     case.loaded(out)
     base, first, second, found = (tensors(p) for p in (case.folder / "base", a, b, out))
@@ -251,7 +260,9 @@ def ties(case: Case) -> None:
             options = {"weight": list(WEIGHTS), "density": [0.6, 0.6]}
             if not zero.size:
                 continue
-            right = before.double() + torch.from_numpy(np.asarray(reference.merge(deltas, zero, options, None)))
+            right = before.double() + torch.from_numpy(
+                np.asarray(reference.merge(deltas, zero, options, None))
+            )
             unsure = torch.from_numpy(np.asarray(reference.undecided(deltas, zero, options)))
         gap = torch.where(unsure, torch.zeros_like(right), (found[name].double() - right).abs())
         if bool((gap > 1e-5 * right.abs() + 1e-6).any()):
@@ -283,7 +294,9 @@ def prefix(case: Case) -> None:
     wrapped = case.folder / "b-prefix"
     if not wrapped.exists():
         wrapped.mkdir()
-        save_file({f"module.{n}": t for n, t in tensors(b).items()}, wrapped / "model.safetensors", {"format": "pt"})
+        save_file(
+            {f"module.{n}": t for n, t in tensors(b).items()}, wrapped / "model.safetensors", {"format": "pt"}
+        )
         shutil.copy(b / "config.json", wrapped)
     out = case.out()
     merged({"merge_method": "linear", "models": weighted(a, wrapped)}, out)
@@ -307,7 +320,11 @@ def stack_of(module: Any, layers: int) -> str:
     found = [n for n in found if not any(n.startswith(other + ".") for other in found if other != n)]
     if len(found) > 1:
         found = [
-            n for n in found if not any(w in n for w in ("vis", "image", "audio", "encoder", "qformer", "perceiver", "resampler"))
+            n
+            for n in found
+            if not any(
+                w in n for w in ("vis", "image", "audio", "encoder", "qformer", "perceiver", "resampler")
+            )
         ]
     if len(found) != 1:
         raise Untested(f"no list of layers is the one to stack, of {len(found)}")
@@ -330,7 +347,11 @@ def put_together(case: Case, order: list[tuple[Any, int]], path: str) -> Any:
     seen: set[int] = set()
     for module in hand.modules():
         for key, value in list(vars(module).items()):
-            if isinstance(value, list) and len(value) == STACKED and all(isinstance(v, str | bool | int | float) for v in value):
+            if (
+                isinstance(value, list)
+                and len(value) == STACKED
+                and all(isinstance(v, str | bool | int | float) for v in value)
+            ):
                 setattr(module, key, [value[i] for i in numbers])
         for config in _configs(getattr(module, "config", None)):
             if id(config) in seen:
@@ -365,10 +386,14 @@ def stack(case: Case) -> None:
     deep.saved(second, "second")
     out = deep.out()
     ranges = (("a", 0, 3), ("second", 1, 4))
-    slices = [{"sources": [{"model": str(deep.folder / n), "layer_range": [low, high]}]} for n, low, high in ranges]
+    slices = [
+        {"sources": [{"model": str(deep.folder / n), "layer_range": [low, high]}]} for n, low, high in ranges
+    ]
     merged({"merge_method": "passthrough", "slices": slices}, out)
     found = deep.loaded(out)
-    hand = put_together(deep, [(first, 0), (first, 1), (first, 2), (second, 1), (second, 2), (second, 3)], path)
+    hand = put_together(
+        deep, [(first, 0), (first, 1), (first, 2), (second, 1), (second, 2), (second, 3)], path
+    )
     if told := differing(found.state_dict(), hand.state_dict(), exact=True):
         raise Wrong(told)
     same_forward(found, hand)
@@ -383,7 +408,15 @@ def save_tokenizer(folder: Path, turn: int) -> list[str]:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = [f"w{i}" for i in range(4, VOCAB - SPECIAL)]
-    order = ["<pad>", "<s>", "</s>", "<unk>", *words[turn:], *words[:turn], *(f"x{i}" for i in range(VOCAB - SPECIAL, VOCAB))]
+    order = [
+        "<pad>",
+        "<s>",
+        "</s>",
+        "<unk>",
+        *words[turn:],
+        *words[:turn],
+        *(f"x{i}" for i in range(VOCAB - SPECIAL, VOCAB)),
+    ]
     made = Tokenizer(models.WordLevel({w: i for i, w in enumerate(order)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     names = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -417,12 +450,17 @@ def union(case: Case) -> None:
     def arranged(module: Any, order: Any) -> dict[str, Any]:
         state = {}
         for name, value in module.state_dict().items():
-            if name.startswith("word_timestamp_head."):  # of another tokenizer, with as many pieces only in the small model
+            if name.startswith(
+                "word_timestamp_head."
+            ):  # of another tokenizer, with as many pieces only in the small model
                 state[name] = value
                 continue
             for axis, size in enumerate(value.shape):
                 # Rows of prompts, or of codes of sounds, come after them.
-                tokens_first = name.endswith(("cpmant.input_embedding.weight", "embed_tokens.embed_tokens.weight")) and axis == 0
+                tokens_first = (
+                    name.endswith(("cpmant.input_embedding.weight", "embed_tokens.embed_tokens.weight"))
+                    and axis == 0
+                )
                 if (VOCAB <= size <= VOCAB + MORE or tokens_first) and value.is_floating_point():
                     value = value.index_select(axis, torch.cat([order, torch.arange(VOCAB, size)]))
             state[name] = value
@@ -430,7 +468,9 @@ def union(case: Case) -> None:
 
     first, second = (arranged(m, order) for m, order in zip((case.a, case.b), rows, strict=True))
     expected = {
-        n: (WEIGHTS[0] * t.double() + WEIGHTS[1] * second[n].double()).to(t.dtype) if t.is_floating_point() else t
+        n: (WEIGHTS[0] * t.double() + WEIGHTS[1] * second[n].double()).to(t.dtype)
+        if t.is_floating_point()
+        else t
         for n, t in first.items()
     }
     if told := differing(found.state_dict(), expected):
@@ -452,7 +492,9 @@ def lora(case: Case) -> None:
     _ = case.base
     adapter = case.folder / "adapter"
     try:
-        wrapped = peft.get_peft_model(copy.deepcopy(case.base), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear"))
+        wrapped = peft.get_peft_model(
+            copy.deepcopy(case.base), peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear")
+        )
         noise = torch.Generator().manual_seed(5)
         with torch.no_grad():
             for name, value in wrapped.named_parameters():
@@ -460,7 +502,9 @@ def lora(case: Case) -> None:
                     value.copy_(torch.randn(value.shape, generator=noise) * 0.05)
         wrapped.save_pretrained(adapter)
         counts = Counter(id(p) for _, p in wrapped.named_parameters(remove_duplicate=False))
-        is_live = any(counts[id(m.base_layer.weight)] > 1 for m in wrapped.modules() if hasattr(m, "base_layer"))
+        is_live = any(
+            counts[id(m.base_layer.weight)] > 1 for m in wrapped.modules() if hasattr(m, "base_layer")
+        )
         expected = wrapped.get_base_model() if is_live else wrapped.merge_and_unload()
         if not is_live and set(expected.state_dict()) != set(case.base.state_dict()):
             raise Untested("PEFT does not give the model's own names back")
@@ -470,7 +514,11 @@ def lora(case: Case) -> None:
         raise Untested(f"PEFT cannot adapt it: {first_line(error)}") from None
     out = case.out()
     merged(
-        {"merge_method": "linear", "models": [{"model": f"{case.folder / 'base'}+{adapter}", "parameters": {"weight": 1.0}}]}, out
+        {
+            "merge_method": "linear",
+            "models": [{"model": f"{case.folder / 'base'}+{adapter}", "parameters": {"weight": 1.0}}],
+        },
+        out,
     )
     found = case.loaded(out)
     if not is_live and (told := differing(found.state_dict(), expected.state_dict())):
@@ -499,15 +547,22 @@ def adamerging(case: Case) -> None:
         file = "data.npz"
         batch = {"pixel_values": torch.from_numpy(data["images"])}
     else:
-        rows = [{"text": " ".join(f"w{(7 * i + 3 * k) % 60 + 4}" for k in range(6)), "label": str(i % labels)} for i in range(4)]
+        rows = [
+            {"text": " ".join(f"w{(7 * i + 3 * k) % 60 + 4}" for k in range(6)), "label": str(i % labels)}
+            for i in range(4)
+        ]
         (case.folder / "data.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
         for folder in (case.folder / "base", a, b):
             save_tokenizer(folder, 0)
         file = "data.jsonl"
         texts = [r["text"] for r in rows]
-        tokenizer = transformers.AutoTokenizer.from_pretrained(case.folder / "base")  # some types cut words in a way of their own
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            case.folder / "base"
+        )  # some types cut words in a way of their own
         batch = {
-            k: v for k, v in tokenizer(texts, return_tensors="pt", padding=True).items() if k in ("input_ids", "attention_mask")
+            k: v
+            for k, v in tokenizer(texts, return_tensors="pt", padding=True).items()
+            if k in ("input_ids", "attention_mask")
         }
     try:
         case.a(**batch).logits.sum().backward()
@@ -564,7 +619,9 @@ def at(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
-def outcomes(name: str, kind: str, folder: Path, checks: tuple[str, ...] = tuple(CHECKS)) -> dict[str, Outcome]:
+def outcomes(
+    name: str, kind: str, folder: Path, checks: tuple[str, ...] = tuple(CHECKS)
+) -> dict[str, Outcome]:
     """The outcome of each check that is for an architecture's kind."""
     from alnico.errors import AlnicoError
 

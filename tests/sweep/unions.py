@@ -52,7 +52,13 @@ def grown(config: Any, by: int = 1) -> Any:
     sides = [getattr(config, key, None) for key in ("encoder", "decoder")]  # both of one tokenizer
     sides += [side.get_text_config() for side in sides if hasattr(side, "get_text_config")]
     for part in {id(c): c for c in (config, text, *sides)}.values():
-        for key in ("vocab_size", "vocab_size_per_layer_input", "decoder_vocab_size", "src_vocab_size", "tgt_vocab_size"):
+        for key in (
+            "vocab_size",
+            "vocab_size_per_layer_input",
+            "decoder_vocab_size",
+            "src_vocab_size",
+            "tgt_vocab_size",
+        ):
             if getattr(part, key, None) == old:
                 setattr(part, key, old + by)
     return config
@@ -72,7 +78,9 @@ def tables(name: str, stored: dict[str, Any], folder: Path, **options: Any) -> d
     found = {}
     for n, tensor in stored.items():
         if n in other and other[n].shape != tensor.shape:
-            (found[n],) = (i for i, (a, b) in enumerate(zip(tensor.shape, other[n].shape, strict=True)) if a != b)
+            (found[n],) = (
+                i for i, (a, b) in enumerate(zip(tensor.shape, other[n].shape, strict=True)) if a != b
+            )
     return found
 
 
@@ -88,7 +96,10 @@ def expected(a: Any, b: Any, axis: int | None, tokens: Sequence[Sequence[str]]) 
     for token in union:
         held = [x.select(axis, p[token]).double() for x, p in zip((a, b), places, strict=True) if token in p]
         rows.append(sum(held) / len(held))
-    rest = [x.narrow(axis, len(of), x.shape[axis] - len(of)).double() for x, of in zip((a, b), tokens, strict=True)]
+    rest = [
+        x.narrow(axis, len(of), x.shape[axis] - len(of)).double()
+        for x, of in zip((a, b), tokens, strict=True)
+    ]
     return torch.cat([torch.stack(rows, axis), (rest[0] + rest[1]) / 2], axis)
 
 
@@ -106,7 +117,11 @@ def union(name: str, folder: Path, *, vocab: int = VOCAB, **options: Any) -> dic
         save(architectures.make(name, vocab=vocab, seed=seed, **options), folder / key, tokens[seed])
     one, other = (read(folder / key) for key in "ab")
     axes = tables(name, one, folder / "grown", vocab=vocab, **options)
-    recipe = {"merge_method": "linear", "models": [str(folder / "a"), str(folder / "b")], "tokenizer_source": "union"}
+    recipe = {
+        "merge_method": "linear",
+        "models": [str(folder / "a"), str(folder / "b")],
+        "tokenizer_source": "union",
+    }
     alnico.merge({**recipe, "unrelated": "allow"}, folder / "out")
     out = read(folder / "out")
     assert out.keys() == one.keys()
@@ -115,10 +130,14 @@ def union(name: str, folder: Path, *, vocab: int = VOCAB, **options: Any) -> dic
             continue
         right = expected(one[n], other[n], axes.get(n), tokens)
         assert found.shape == right.shape, (n, found.shape, right.shape)
-        torch.testing.assert_close(found.double(), right, rtol=1e-6, atol=1e-7, msg=lambda text, n=n: f"{n}: {text}")
+        torch.testing.assert_close(
+            found.double(), right, rtol=1e-6, atol=1e-7, msg=lambda text, n=n: f"{n}: {text}"
+        )
     if axes:
         config = json.loads((folder / "out" / "config.json").read_text())
-        assert vocab + LACKING in {v for part in (config, *sections(config)) for k, v in part.items() if k.endswith("vocab_size")}
+        assert vocab + LACKING in {
+            v for part in (config, *sections(config)) for k, v in part.items() if k.endswith("vocab_size")
+        }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _, report = getattr(transformers, name).from_pretrained(folder / "out", output_loading_info=True)

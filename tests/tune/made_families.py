@@ -13,7 +13,13 @@ import transformers as T
 from alnico.evaluation.tasks import Score
 
 EXAMPLES = 6
-TEXT = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+TEXT = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 GROUPED = {**TEXT, **SPECIAL, "num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 32}
 IMAGE = {
@@ -30,7 +36,12 @@ ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 def qwen2_vl() -> Any:
     text = {**GROUPED, "rope_parameters": ROPE}
     vision = {"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2, "patch_size": 4}
-    tokens = {"image_token_id": 30, "video_token_id": 31, "vision_start_token_id": 32, "vision_end_token_id": 33}
+    tokens = {
+        "image_token_id": 30,
+        "video_token_id": 31,
+        "vision_start_token_id": 32,
+        "vision_end_token_id": 33,
+    }
     return T.Qwen2VLConfig(text_config=text, vision_config=vision, **tokens)
 
 
@@ -81,7 +92,9 @@ class Made:
         self.models = [str(folder / tuned) for tuned in ("one", "two")]
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.3)  # no zeros and ones: values tell tensors apart
+                parameter.add_(
+                    torch.randn_like(parameter) * 0.3
+                )  # no zeros and ones: values tell tensors apart
             model.save_pretrained(self.base)
             before = {n: v.clone() for n, v in model.state_dict().items()}
             for path in self.models:

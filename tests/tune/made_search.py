@@ -75,9 +75,21 @@ class Formula:
     """A task whose score of every example is a number of the recipe; example i adds ``spread * (-1)**i``."""
 
     def __init__(
-        self, name: str = "near", score: Callable[[Made], Any] = near, goal: Goal = "max", size: int = 8, spread: float = 0.0
+        self,
+        name: str = "near",
+        score: Callable[[Made], Any] = near,
+        goal: Goal = "max",
+        size: int = 8,
+        spread: float = 0.0,
     ) -> None:
-        self.name, self.score, self.goal, self.size, self.spread, self.weight = name, score, goal, size, spread, 1.0
+        self.name, self.score, self.goal, self.size, self.spread, self.weight = (
+            name,
+            score,
+            goal,
+            size,
+            spread,
+            1.0,
+        )
         self.asked: list[list[int]] = []
 
     def evaluate(self, subject: Any, examples: Sequence[int] | None = None) -> Score:
@@ -102,7 +114,11 @@ def settings_of(keys: str, recipe: str = RECIPE) -> tuple[SearchSpace, SearchSet
 
 
 def searched(
-    keys: str, tasks: Sequence[Any] | None = None, storage: str | None = None, recipe: str = RECIPE, watch: Any = None
+    keys: str,
+    tasks: Sequence[Any] | None = None,
+    storage: str | None = None,
+    recipe: str = RECIPE,
+    watch: Any = None,
 ) -> tuple[Trial, ...]:
     """Run a search in this process, without models; returns its trials."""
     space, settings = settings_of(keys, recipe)
@@ -116,4 +132,10 @@ def searched(
 
 def opened(space: SearchSpace, settings: SearchSettings, tasks: Sequence[Any], storage: str | None) -> Study:
     goals = [o.goal for o in objectives_of(settings.objective, tasks)]
-    return Study(storage, settings.study, space.dimensions, goals, Identity(space.data(), settings.data(), tasks_data(tasks)))
+    return Study(
+        storage,
+        settings.study,
+        space.dimensions,
+        goals,
+        Identity(space.data(), settings.data(), tasks_data(tasks)),
+    )

@@ -46,8 +46,16 @@ def save_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, "a", *names, *NOISE, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    special = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {
+        "unk_token": "[UNK]",
+        "pad_token": "[PAD]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+    }
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
     fast.save_pretrained(folder)
     return fast
@@ -57,9 +65,17 @@ def save_base(folder: Path, hidden: int = 32, layers: int = 2) -> Path:
     """Write a BERT of random weights with its tokenizer: what the tasks' models are tuned from."""
     tokenizer = save_tokenizer(folder)
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": 2 * hidden}
+    sizes: dict[str, Any] = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "intermediate_size": 2 * hidden,
+    }
     config = BertConfig(
-        vocab_size=len(tokenizer), num_attention_heads=2, max_position_embeddings=32, initializer_range=0.1, **sizes
+        vocab_size=len(tokenizer),
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        initializer_range=0.1,
+        **sizes,
     )
     BertModel(config).eval().save_pretrained(folder)
     return folder
@@ -86,7 +102,15 @@ def save_texts(path: Path, rows: list[dict[str, str]]) -> Path:
 def entry(task: str, data: str, encoder: str = "base", **keys: Any) -> dict[str, Any]:
     """A task as tasks.yml has it."""
     words = {c: f"a {c}" for c in TASKS[task]}
-    return {"name": task, "type": "classification", "data": data, "head": "names", "labels": words, "encoder": encoder, **keys}
+    return {
+        "name": task,
+        "type": "classification",
+        "data": data,
+        "head": "names",
+        "labels": words,
+        "encoder": encoder,
+        **keys,
+    }
 
 
 def save_tasks(path: Path, entries: list[dict[str, Any]]) -> Path:
@@ -101,7 +125,9 @@ def make_tasks(folder: Path, examples: int = 60, steps: int = 80) -> Made:
     for part, seed in (("valid", 1), ("test", 2)):
         for task in TASKS:
             save_texts(folder / f"{task}.{part}.jsonl", texts(task, examples, seed))
-        parts[part] = save_tasks(folder / f"{part}.yml", [entry(task, f"{task}.{part}.jsonl") for task in TASKS])
+        parts[part] = save_tasks(
+            folder / f"{part}.yml", [entry(task, f"{task}.{part}.jsonl") for task in TASKS]
+        )
     tuned = {task: tune(base, folder / f"tuned-{task}", task, steps) for task in TASKS}
     return Made(base, tuned, parts["valid"], parts["test"])
 
@@ -130,7 +156,9 @@ def tune(base: Path, folder: Path, task: str, steps: int) -> Path:
     for step in range(steps):
         part = rows[32 * step : 32 * step + 32]
         logits = 20 * embedded(model, tokenizer, [r["text"] for r in part]) @ head.T
-        torch.nn.functional.cross_entropy(logits, torch.tensor([TASKS[task].index(r["label"]) for r in part])).backward()
+        torch.nn.functional.cross_entropy(
+            logits, torch.tensor([TASKS[task].index(r["label"]) for r in part])
+        ).backward()
         optimizer.step()
         optimizer.zero_grad()
     model.eval().save_pretrained(folder)

@@ -47,7 +47,9 @@ def test_the_command_writes_a_recipe_and_its_course(made: Made, tmp_path: Path, 
     table = shown.splitlines()
     assert table[0].split() == ["layer", "tuned-pets", "tuned-food", "tuned-sky"]
     row = next(line.split() for line in table if line.startswith("encoder.layer.0 "))
-    assert [float(v) for v in row[1:]] == pytest.approx(course["coefficients"][course["groups"].index("encoder.layer.0")], abs=1e-4)
+    assert [float(v) for v in row[1:]] == pytest.approx(
+        course["coefficients"][course["groups"].index("encoder.layer.0")], abs=1e-4
+    )
     assert said.count("step ") == 12
     assert f"note: learned on inputs of {made.valid}, without labels (pets 60, food 60, sky 60); " in said
     assert run("merge", str(out), str(tmp_path / "merged"))[0] == 0
@@ -69,14 +71,20 @@ def test_labels_are_never_read(made: Made, tmp_path: Path) -> None:
             data.write_text("".join(json.dumps(row) + "\n" for row in rows))
             tasks.append({**entry, "data": str(data), **({"label": None} if labels == "none" else {})})
         path = save_tasks(tmp_path / f"{labels}.yml", tasks)
-        recipes.append(alnico.adamerge(made.references, base=made.base, tasks=path, steps=3, learning_rate=0.02).recipe)
+        recipes.append(
+            alnico.adamerge(made.references, base=made.base, tasks=path, steps=3, learning_rate=0.02).recipe
+        )
     assert recipes[0] == recipes[1] == recipes[2]
 
 
-def test_a_recipe_elsewhere_finds_its_models(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_elsewhere_finds_its_models(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(made.base.parent)
     models = [path.name for path in made.tuned.values()]
-    found = alnico.adamerge(models, base="base", tasks={"tasks": entries(made)}, out=tmp_path / "mine.yml", steps=1, plus=True)
+    found = alnico.adamerge(
+        models, base="base", tasks={"tasks": entries(made)}, out=tmp_path / "mine.yml", steps=1, plus=True
+    )
     monkeypatch.chdir(tmp_path.parent)
     recipe = yaml.safe_load(found.recipe)
     assert not Path(recipe["base_model"]).is_absolute()
@@ -85,7 +93,9 @@ def test_a_recipe_elsewhere_finds_its_models(made: Made, tmp_path: Path, monkeyp
     assert recipe["parameters"] == {"density": 0.2, "elect": "mass", "divide": "none", "scope": "model"}
 
 
-def test_the_encoder_of_checkpoints_with_a_head_is_learned_and_the_head_is_not(made: Made, tmp_path: Path) -> None:
+def test_the_encoder_of_checkpoints_with_a_head_is_learned_and_the_head_is_not(
+    made: Made, tmp_path: Path
+) -> None:
     config = BertConfig.from_pretrained(made.base)
     for i, name in enumerate(("base", "one", "two")):
         torch.manual_seed(7)
@@ -98,13 +108,22 @@ def test_the_encoder_of_checkpoints_with_a_head_is_learned_and_the_head_is_not(m
             (tmp_path / name / file.name).write_bytes(file.read_bytes())
     subject = open_subject(tmp_path / "base")
     models = [str(tmp_path / name) for name in ("one", "two")]
-    found = learn(models, str(tmp_path / "base"), read_tasks({"tasks": entries(made)}), subject, steps=2, learning_rate=0.05)
+    found = learn(
+        models,
+        str(tmp_path / "base"),
+        read_tasks({"tasks": entries(made)}),
+        subject,
+        steps=2,
+        learning_rate=0.05,
+    )
     assert {"classifier.weight", "classifier.bias"} <= set(found.fixed)
     assert "bert.encoder.layer.0.output.dense.weight" not in found.fixed
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
     with alnico.open(tmp_path / "out") as merged:
         for name, parameter in subject.module("encoder").named_parameters():
-            np.testing.assert_array_equal(merged.read(f"bert.{name}"), parameter.detach().numpy(), err_msg=name)
+            np.testing.assert_array_equal(
+                merged.read(f"bert.{name}"), parameter.detach().numpy(), err_msg=name
+            )
 
 
 def test_what_is_there_is_not_written_over(made: Made, tmp_path: Path, run: Run) -> None:
@@ -117,11 +136,18 @@ def test_what_is_there_is_not_written_over(made: Made, tmp_path: Path, run: Run)
     )
 
 
-def test_a_folder_that_is_not_there_is_told_before_the_first_step(made: Made, tmp_path: Path, run: Run) -> None:
+def test_a_folder_that_is_not_there_is_told_before_the_first_step(
+    made: Made, tmp_path: Path, run: Run
+) -> None:
     out = tmp_path / "nowhere" / "recipe.yml"
-    code, _, said = run("adamerge", *made.references, "--base", str(made.base), "--tasks", str(made.valid), "--out", str(out))
+    code, _, said = run(
+        "adamerge", *made.references, "--base", str(made.base), "--tasks", str(made.valid), "--out", str(out)
+    )
     assert code == 8
-    assert said == f"alnico: {out}: its folder is not there; expected one to write into. Make it, or choose another.\n"
+    assert (
+        said
+        == f"alnico: {out}: its folder is not there; expected one to write into. Make it, or choose another.\n"
+    )
 
 
 def test_a_wrong_option_is_a_mistake_of_the_recipe(made: Made, run: Run) -> None:
@@ -133,7 +159,9 @@ def test_a_wrong_option_is_a_mistake_of_the_recipe(made: Made, run: Run) -> None
     )
 
 
-def test_a_model_of_another_start_is_refused_unless_it_is_allowed(made: Made, tmp_path: Path, run: Run) -> None:
+def test_a_model_of_another_start_is_refused_unless_it_is_allowed(
+    made: Made, tmp_path: Path, run: Run
+) -> None:
     config = BertConfig.from_pretrained(made.base, hidden_size=64, intermediate_size=64, num_hidden_layers=1)
     for seed, name in enumerate(("base", "stranger")):
         shutil.copytree(made.base, tmp_path / name)
@@ -141,7 +169,15 @@ def test_a_model_of_another_start_is_refused_unless_it_is_allowed(made: Made, tm
         BertModel(config).save_pretrained(tmp_path / name)
     tasks = {"tasks": [{**entry, "encoder": str(tmp_path / "base")} for entry in entries(made)[:1]]}
     (tmp_path / "tasks.yml").write_text(yaml.safe_dump(tasks))
-    words = [str(tmp_path / "stranger"), "--base", str(tmp_path / "base"), "--tasks", str(tmp_path / "tasks.yml"), "--steps", "1"]
+    words = [
+        str(tmp_path / "stranger"),
+        "--base",
+        str(tmp_path / "base"),
+        "--tasks",
+        str(tmp_path / "tasks.yml"),
+        "--steps",
+        "1",
+    ]
     code, _, said = run("adamerge", *words)
     assert code == 5
     assert 'or pass unrelated="allow" (--unrelated allow on the command line).' in said

@@ -49,7 +49,10 @@ class Net(torch.nn.Module):
 def answer(p: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
     h = x @ p["embed.weight"]
     for layer in ("layers.0", "layers.1"):
-        h = h + torch.tanh(h @ p[f"{layer}.up.weight"].T + p[f"{layer}.up.bias"]) @ p[f"{layer}.down.weight"].T
+        h = (
+            h
+            + torch.tanh(h @ p[f"{layer}.up.weight"].T + p[f"{layer}.up.bias"]) @ p[f"{layer}.down.weight"].T
+        )
     return h @ p["frozen.weight"]
 
 
@@ -60,7 +63,9 @@ class InMemory:
 
     def __init__(self, values: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> None:
         self.net = Net(dtype)
-        self.net.load_state_dict({name: torch.from_numpy(value).to(dtype) for name, value in values.items()}, strict=bool(values))
+        self.net.load_state_dict(
+            {name: torch.from_numpy(value).to(dtype) for name, value in values.items()}, strict=bool(values)
+        )
 
     @property
     def directory(self) -> Path:
@@ -89,7 +94,9 @@ class Unlabelled:
 
     def logits(self, subject: Any, examples: Sequence[int]) -> torch.Tensor:
         self.asked.append(list(examples))
-        hidden: torch.Tensor = subject.module(self.kind)(self.inputs[list(examples)].to(next(subject.net.parameters()).dtype))
+        hidden: torch.Tensor = subject.module(self.kind)(
+            self.inputs[list(examples)].to(next(subject.net.parameters()).dtype)
+        )
         return hidden @ self.head.to(hidden.dtype)
 
     def evaluate(self, subject: Any, examples: Sequence[int] | None = None) -> Score:
@@ -108,18 +115,32 @@ class Models:
     def __init__(self, folder: Path, dtype: str) -> None:
         random = np.random.default_rng(3)
         base = {name: random.normal(size=shape) * 0.4 for name, shape in SHAPES.items()}
-        tuned = [{n: v + (n != "frozen.weight") * random.normal(size=v.shape) * 0.3 for n, v in base.items()} for _ in range(2)]
+        tuned = [
+            {n: v + (n != "frozen.weight") * random.normal(size=v.shape) * 0.3 for n, v in base.items()}
+            for _ in range(2)
+        ]
         self.paths = [folder / name for name in ("base", "one", "two")]
         for path, values in zip(self.paths, (base, *tuned), strict=True):
             made.save_model(path, {name: (dtype, value) for name, value in values.items()})
         self.base, *self.models = (str(path) for path in self.paths)
         self.values = [
-            {n: made.decoded(dtype, made.encoded(dtype, v)).astype(np.float64).reshape(v.shape) for n, v in values.items()}
+            {
+                n: made.decoded(dtype, made.encoded(dtype, v)).astype(np.float64).reshape(v.shape)
+                for n, v in values.items()
+            }
             for values in (base, *tuned)
         ]
 
-    def learn(self, tasks: Sequence[Any], subject: InMemory | None = None, **options: Any) -> AdaMergingResult:
-        return learn(self.models, self.base, tasks, subject or InMemory(self.values[0]), **{"steps": 3, "batch_size": 4, **options})
+    def learn(
+        self, tasks: Sequence[Any], subject: InMemory | None = None, **options: Any
+    ) -> AdaMergingResult:
+        return learn(
+            self.models,
+            self.base,
+            tasks,
+            subject or InMemory(self.values[0]),
+            **{"steps": 3, "batch_size": 4, **options},
+        )
 
 
 @pytest.fixture
@@ -142,11 +163,20 @@ def group_of(name: str, per: str) -> str:
 
 
 def stacked(
-    models: Models, tasks: list[Unlabelled], per: str, batches: list[list[list[int]]], *, clamp: bool, plus: float | None = None
+    models: Models,
+    tasks: list[Unlabelled],
+    per: str,
+    batches: list[list[list[int]]],
+    *,
+    clamp: bool,
+    plus: float | None = None,
 ) -> list[tuple[float, dict[str, np.ndarray]]]:
     """AdaMerging as its authors have it: autograd through the sum of stacked task vectors, torch's Adam. Loss and coefficients of each step."""
     base = {n: torch.from_numpy(v) for n, v in models.values[0].items()}
-    vectors = {n: torch.stack([torch.from_numpy(values[n]) - base[n] for values in models.values[1:]]) for n in SHAPES}
+    vectors = {
+        n: torch.stack([torch.from_numpy(values[n]) - base[n] for values in models.values[1:]])
+        for n in SHAPES
+    }
     if plus is not None:
         for i in range(2):
             every = torch.cat([vectors[n][i].abs().flatten() for n in SHAPES])
@@ -156,7 +186,9 @@ def stacked(
         for n in SHAPES:
             elected = torch.where(vectors[n].sum(0) >= 0, 1.0, -1.0)
             vectors[n] = torch.where(vectors[n].sign() == elected, vectors[n], 0.0)
-    learned = {group_of(n, per): torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True) for n in SHAPES}
+    learned = {
+        group_of(n, per): torch.full((2,), 0.3, dtype=torch.float64, requires_grad=True) for n in SHAPES
+    }
     adam = torch.optim.Adam(learned.values(), lr=1e-2)
     course = []
     for batch in batches:
@@ -179,7 +211,9 @@ def stacked(
 def test_the_course_is_that_of_autograd_through_the_stacked_sum(wide: Models, per: str) -> None:
     tasks = two_tasks()
     found = wide.learn(tasks, per=per, steps=12, learning_rate=1e-2, clamp=None)
-    expected = stacked(wide, tasks, per, list(map(list, zip(*(t.asked for t in tasks), strict=True))), clamp=False)
+    expected = stacked(
+        wide, tasks, per, list(map(list, zip(*(t.asked for t in tasks), strict=True))), clamp=False
+    )
     assert set(found.groups) == set(expected[0][1]) - {"frozen.weight"}
     for step, (loss, coefficients) in zip(found.steps, expected, strict=True):
         assert step.loss == pytest.approx(loss, rel=1e-12)
@@ -192,7 +226,9 @@ def test_the_course_after_trim_and_election_is_that_of_autograd_through_what_the
     tasks = two_tasks()
     found = wide.learn(tasks, plus=True, density=0.4, steps=8, learning_rate=1e-2)
     batches = list(map(list, zip(*(t.asked for t in tasks), strict=True)))
-    for step, (loss, coefficients) in zip(found.steps, stacked(wide, tasks, "tensor", batches, clamp=True, plus=0.4), strict=True):
+    for step, (loss, coefficients) in zip(
+        found.steps, stacked(wide, tasks, "tensor", batches, clamp=True, plus=0.4), strict=True
+    ):
         assert step.loss == pytest.approx(loss, rel=1e-12)
         for group, row in zip(found.groups, step.coefficients, strict=True):
             np.testing.assert_allclose(row, coefficients[group], rtol=1e-9)
@@ -233,7 +269,9 @@ def test_a_module_holds_what_bf16_files_would(tmp_path: Path) -> None:
 def test_a_tensor_whose_coefficients_reach_0_keeps_its_part_in_the_models_threshold(tmp_path: Path) -> None:
     models = Models(tmp_path, "F32")
     subject = InMemory(models.values[0], torch.float32)
-    found = models.learn(two_tasks(), subject, plus=True, density=0.4, init=0.001, learning_rate=0.05, steps=2)
+    found = models.learn(
+        two_tasks(), subject, plus=True, density=0.4, init=0.001, learning_rate=0.05, steps=2
+    )
     assert (found.coefficients[:, 1:] == 0).any()
     assert found.coefficients.any(axis=1).all()
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
@@ -243,7 +281,10 @@ def test_a_tensor_whose_coefficients_reach_0_keeps_its_part_in_the_models_thresh
 
 
 def test_what_has_no_room_is_read_again_and_changes_no_bit(wide: Models) -> None:
-    found, without = (wide.learn(two_tasks(), plus=plus, memory_bytes=room).data() for plus, room in ((True, 1 << 30), (True, 500)))
+    found, without = (
+        wide.learn(two_tasks(), plus=plus, memory_bytes=room).data()
+        for plus, room in ((True, 1 << 30), (True, 500))
+    )
     assert found == without
 
 
@@ -286,7 +327,9 @@ def test_a_coefficient_without_a_gradient_stays_and_is_named(wide: Models) -> No
 
     found = wide.learn([Shallow("a", inputs())])
     assert set(found.fixed) == set(found.groups) - {"embed.weight"}
-    assert all((found.coefficients[i] == 0.3).all() == (group in found.fixed) for i, group in enumerate(found.groups))
+    assert all(
+        (found.coefficients[i] == 0.3).all() == (group in found.fixed) for i, group in enumerate(found.groups)
+    )
 
 
 def test_a_layers_filter_fits_no_other_stack(tmp_path: Path) -> None:
@@ -305,11 +348,15 @@ def _recipe_of_stacks(folder: Path) -> alnico.Recipe:
     groups = Groups("layer", names)
     columns = np.array([[0.25, 0.5], [0.75, 1.0], [0.125, 0.0]]).T
     references = [str(folder / m) for m in ("base", "one", "two")]
-    return alnico.load_recipe(_mapping(references, False, 0.2, "model", [_setting(groups, c, 0.3, names) for c in columns]))
+    return alnico.load_recipe(
+        _mapping(references, False, 0.2, "model", [_setting(groups, c, 0.3, names) for c in columns])
+    )
 
 
 def test_the_entropy_is_that_of_the_softmax() -> None:
-    assert float(entropy(torch.tensor([[0.0, 0.0], [1000.0, 0.0]], dtype=torch.float64))) == pytest.approx(np.log(2) / 2)
+    assert float(entropy(torch.tensor([[0.0, 0.0], [1000.0, 0.0]], dtype=torch.float64))) == pytest.approx(
+        np.log(2) / 2
+    )
 
 
 def test_every_step_is_told(wide: Models) -> None:
@@ -320,7 +367,9 @@ def test_every_step_is_told(wide: Models) -> None:
 
 
 def no_number(subject: Any, examples: Sequence[int]) -> torch.Tensor:
-    return next(subject.net.parameters()).sum() * torch.full((len(examples), 3), float("nan"), dtype=torch.float64)
+    return next(subject.net.parameters()).sum() * torch.full(
+        (len(examples), 3), float("nan"), dtype=torch.float64
+    )
 
 
 def no_graph(_: Any, examples: Sequence[int]) -> torch.Tensor:
@@ -342,7 +391,9 @@ def no_graph(_: Any, examples: Sequence[int]) -> torch.Tensor:
         ),
     ],
 )
-def test_a_loss_that_teaches_nothing_is_an_error(wide: Models, logits: Callable[..., torch.Tensor], message: str) -> None:
+def test_a_loss_that_teaches_nothing_is_an_error(
+    wide: Models, logits: Callable[..., torch.Tensor], message: str
+) -> None:
     task = Unlabelled("a", inputs())
     task.logits = logits  # type: ignore[method-assign]
     with pytest.raises(EvaluationError) as caught:
@@ -359,7 +410,9 @@ def test_tasks_must_give_scores_of_classes(wide: Models) -> None:
     assert str(caught.value) == (
         "wiki: gives no scores of classes; expected a classification. Leave the task out: entropy is minimised over classes."
     )
-    with pytest.raises(EvaluationError, match=r"^a: has no examples; expected some inputs\. Give the task's data\.$"):
+    with pytest.raises(
+        EvaluationError, match=r"^a: has no examples; expected some inputs\. Give the task's data\.$"
+    ):
         wide.learn([Unlabelled("a", inputs(0))])
     with pytest.raises(EvaluationError, match=r"^tasks: there are none; "):
         wide.learn([])
@@ -368,12 +421,15 @@ def test_tasks_must_give_scores_of_classes(wide: Models) -> None:
 def test_a_module_of_another_architecture_is_an_error(wide: Models) -> None:
     subject = InMemory(wide.values[0])
     subject.net = torch.nn.Linear(2, 2)  # type: ignore[assignment]
-    with pytest.raises(MismatchError, match=r"^embed.weight: no tensor of the files of .*base is in the module \(Linear\), "):
+    with pytest.raises(
+        MismatchError, match=r"^embed.weight: no tensor of the files of .*base is in the module \(Linear\), "
+    ):
         wide.learn([Unlabelled("a", inputs())], subject)
     subject.net = torch.nn.Module()  # type: ignore[assignment]
     subject.net.add_module("embed", torch.nn.Linear(2, 2))
     with pytest.raises(
-        MismatchError, match=r"^embed.weight: is \(6, 5\) in the models, \(2, 2\) in the module \(Module\); expected one shape."
+        MismatchError,
+        match=r"^embed.weight: is \(6, 5\) in the models, \(2, 2\) in the module \(Module\); expected one shape.",
     ):
         wide.learn([Unlabelled("a", inputs())], subject)
 
@@ -399,12 +455,18 @@ def test_a_classifier_must_mean_the_same_in_all_models(tmp_path: Path) -> None:
         ({"scope": "layer"}, "adamerge: scope is 'layer'; expected tensor or model. Choose one."),
         ({"density": 1.5}, "adamerge: density is 1.5; expected a share in (0, 1]. The paper uses 0.2."),
         ({"steps": 0}, "adamerge: steps is 0; expected at least 1. The paper takes 500."),
-        ({"learning_rate": 0.0}, "adamerge: learning_rate is 0; expected a number above 0. The paper uses 1e-3."),
+        (
+            {"learning_rate": 0.0},
+            "adamerge: learning_rate is 0; expected a number above 0. The paper uses 1e-3.",
+        ),
         (
             {"clamp": (1.0, 0.0)},
             "adamerge: clamp is (1.0, 0.0); expected a lower and a higher number, or None. The default is (0, 1).",
         ),
-        ({"init": 1.2}, "adamerge: init is 1.2; expected a number from 0 to 1, the range of clamp. Change one of them."),
+        (
+            {"init": 1.2},
+            "adamerge: init is 1.2; expected a number from 0 to 1, the range of clamp. Change one of them.",
+        ),
     ],
     ids=str,
 )

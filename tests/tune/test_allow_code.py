@@ -57,7 +57,14 @@ def commands(made: Made, tasks: Path, out: Path) -> dict[str, list[str]]:
         "statistics fisher": ["statistics", "fisher", first, "--tasks", str(tasks), "--out", str(out)],
         "statistics gram": ["statistics", "gram", first, "--tasks", str(tasks), "--out", str(out)],
         "search": ["search", str(search_file(made, out.parent)), "--tasks", str(tasks), "--out", str(out)],
-        "search --report": ["search", str(search_file(made, out.parent)), "--report", str(tasks), "--out", str(out)],
+        "search --report": [
+            "search",
+            str(search_file(made, out.parent)),
+            "--report",
+            str(tasks),
+            "--out",
+            str(out),
+        ],
     }
 
 
@@ -98,16 +105,27 @@ def test_with_the_option_the_function_is_run(run, made: Made, mark: Path, tmp_pa
     ("task", "told"),
     [
         (CALL, "tasks[0].function is 'evil:score', a Python function that would be run"),
-        (CALL | {"function": "os:getcwd"}, "tasks[0].function is 'os:getcwd', a Python function that would be run"),
+        (
+            CALL | {"function": "os:getcwd"},
+            "tasks[0].function is 'os:getcwd', a Python function that would be run",
+        ),
         (
             HARNESS | {"tasks": ["mine"], "include_path": "."},
             "tasks[0].include_path is '.', a folder of tasks of the harness, which may hold Python code and templates that run code",
         ),
-        (HARNESS | {"tasks": ["stranger/task.yaml"]}, "tasks[0].tasks is a list, with a file of a task of the harness in it"),
-        (HARNESS | {"tasks": ["arc_easy", "~/task"]}, "tasks[0].tasks is a list, with a file of a task of the harness in it"),
+        (
+            HARNESS | {"tasks": ["stranger/task.yaml"]},
+            "tasks[0].tasks is a list, with a file of a task of the harness in it",
+        ),
+        (
+            HARNESS | {"tasks": ["arc_easy", "~/task"]},
+            "tasks[0].tasks is a list, with a file of a task of the harness in it",
+        ),
     ],
 )
-def test_what_would_run_code_is_refused_with_the_key_and_the_option(mark: Path, task: dict[str, Any], told: str, form: str) -> None:
+def test_what_would_run_code_is_refused_with_the_key_and_the_option(
+    mark: Path, task: dict[str, Any], told: str, form: str
+) -> None:
     path = tasks_of(mark, **task)
     given = path if form == "file" else yaml.safe_load(path.read_text())
     with pytest.raises(EvaluationError) as caught:
@@ -122,7 +140,9 @@ def test_a_task_of_the_harness_that_is_a_file_of_this_folder_is_refused(
     mark: Path, monkeypatch: pytest.MonkeyPatch, causal_free: Any
 ) -> None:
     folder = mark.parent / "stranger"
-    (folder / "task").write_text("task: strange\ndoc_to_text: !function evil.score\noutput_type: loglikelihood\n")
+    (folder / "task").write_text(
+        "task: strange\ndoc_to_text: !function evil.score\noutput_type: loglikelihood\n"
+    )
     monkeypatch.chdir(folder)
     (task,) = read_tasks(tasks_of(mark, **HARNESS, tasks=["task"]))
     with pytest.raises(EvaluationError, match=r"mine: the harness has no task 'task'; expected names"):
@@ -144,7 +164,9 @@ def test_no_metric_of_the_working_directory_is_run(mark: Path, monkeypatch: pyte
     monkeypatch.chdir(metric_of_this_folder(mark))
     with (
         Harness("mine", ["humaneval"], "acc", is_packaged=True)._without_code() as refused,
-        pytest.raises(EvaluationError, match=r"mine: a task of the harness loads the metric 'code_eval' .* --allow-code"),
+        pytest.raises(
+            EvaluationError, match=r"mine: a task of the harness loads the metric 'code_eval' .* --allow-code"
+        ),
     ):
         evaluate.load("code_eval")
     assert len(refused) == 1
@@ -155,7 +177,9 @@ def test_no_metric_of_the_working_directory_is_run(mark: Path, monkeypatch: pyte
 
 
 @pytest.mark.slow
-def test_a_task_of_the_harness_itself_loads_no_metric(mark: Path, monkeypatch: pytest.MonkeyPatch, causal_free: Any) -> None:
+def test_a_task_of_the_harness_itself_loads_no_metric(
+    mark: Path, monkeypatch: pytest.MonkeyPatch, causal_free: Any
+) -> None:
     monkeypatch.chdir(metric_of_this_folder(mark))
     (task,) = read_tasks(tasks_of(mark, **HARNESS, tasks=["humaneval"]))
     with pytest.raises(EvaluationError, match=r"mine: a task of the harness loads the metric 'code_eval'"):
@@ -181,19 +205,27 @@ def causal_free() -> Any:
             from tokenizers import Tokenizer, models
             from transformers import PreTrainedTokenizerFast
 
-            return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), eos_token="a")
+            return PreTrainedTokenizerFast(
+                tokenizer_object=Tokenizer(models.WordLevel({"a": 0}, unk_token="a")), eos_token="a"
+            )
 
     return Free()
 
 
 def test_functions_and_tasks_given_in_python_need_no_option(made: Made) -> None:
     assert (
-        alnico.evaluate([made.base], [UserFunction("mine", lambda path: float(bool(path)))]).models[0].scores["mine"].value == 1.0
+        alnico.evaluate([made.base], [UserFunction("mine", lambda path: float(bool(path)))])
+        .models[0]
+        .scores["mine"]
+        .value
+        == 1.0
     )
     assert Harness("mine", ["mine"], "acc", include_path=".").name == "mine"
 
 
-@pytest.mark.parametrize("storage", ["sqlite:///{}/stranger.db", "sqlite://", "postgresql://example.org/x", "nonsense"])
+@pytest.mark.parametrize(
+    "storage", ["sqlite:///{}/stranger.db", "sqlite://", "postgresql://example.org/x", "nonsense"]
+)
 def test_a_search_opens_no_storage_that_its_file_names(run, made: Made, tmp_path: Path, storage: str) -> None:
     address = storage.format(tmp_path)
     path = search_file(made, tmp_path, storage=address)
@@ -207,7 +239,9 @@ def test_a_search_opens_no_storage_that_its_file_names(run, made: Made, tmp_path
         alnico.search(yaml.safe_load(path.read_text()))
 
 
-def test_with_the_option_a_search_keeps_its_trials_where_the_file_says(run, made: Made, tmp_path: Path) -> None:
+def test_with_the_option_a_search_keeps_its_trials_where_the_file_says(
+    run, made: Made, tmp_path: Path
+) -> None:
     path = search_file(made, tmp_path, storage=f"sqlite:///{tmp_path}/mine.db")
     code, _, err = run("search", str(path), "--out", str(tmp_path / "found"), "--allow-code")
     assert code == 0, err

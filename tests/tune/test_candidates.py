@@ -25,7 +25,12 @@ def recipes(made: Made) -> list[dict[str, Any]]:
     base, names = str(made.base), made.references
     return [
         {"merge_method": "linear", "models": names},
-        {"merge_method": "task_arithmetic", "base_model": base, "models": names, "parameters": {"weight": 0.4}},
+        {
+            "merge_method": "task_arithmetic",
+            "base_model": base,
+            "models": names,
+            "parameters": {"weight": 0.4},
+        },
         {"merge_method": "ties", "base_model": base, "models": names, "parameters": {"density": 0.4}},
     ]
 
@@ -60,7 +65,9 @@ def test_parameters_are_the_merge_itself(made: Made) -> None:
         candidate = candidates.make(load_recipe(recipes(made)[0]))
         state, module = candidate.state(), candidate.module("encoder")
         places = {value.data_ptr() for value in state.values()}
-        assert all(p.data_ptr() in places for n, p in module.named_parameters() if not n.startswith("pooler."))
+        assert all(
+            p.data_ptr() in places for n, p in module.named_parameters() if not n.startswith("pooler.")
+        )
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -69,7 +76,12 @@ def test_a_causal_model_in_bfloat16_follows_in_float32(tied: bool, tmp_path: Pat
     names = [str(t) for t in tuned]
     with Candidates([*names, str(base)]) as candidates:
         for i, weight in enumerate((0.3, 0.9)):
-            recipe = {"merge_method": "task_arithmetic", "base_model": str(base), "models": names, "parameters": {"weight": weight}}
+            recipe = {
+                "merge_method": "task_arithmetic",
+                "base_model": str(base),
+                "models": names,
+                "parameters": {"weight": weight},
+            }
             candidate = candidates.make(load_recipe(recipe))
             alnico.merge(recipe, tmp_path / f"out-{i}")
             causal, encoder = candidate.module("causal"), candidate.module("encoder")
@@ -109,7 +121,9 @@ def test_a_directory_is_written_when_asked_and_removed_after(made: Made, tmp_pat
         folder = candidate.directory
         assert folder == candidate.directory
         alnico.merge(recipe, tmp_path / "out")
-        assert (folder / "model.safetensors").read_bytes() == (tmp_path / "out" / "model.safetensors").read_bytes()
+        assert (folder / "model.safetensors").read_bytes() == (
+            tmp_path / "out" / "model.safetensors"
+        ).read_bytes()
         assert {"config.json", "tokenizer.json"} <= {p.name for p in folder.iterdir()}
         following = candidates.make(load_recipe(recipe))
         assert not folder.exists()
@@ -119,8 +133,12 @@ def test_a_directory_is_written_when_asked_and_removed_after(made: Made, tmp_pat
 
 def test_tokenizers_of_equal_files_are_one_object(made: Made) -> None:
     with Candidates([*made.references, str(made.base)]) as candidates:
-        one = candidates.make(load_recipe({"merge_method": "linear", "models": made.references[:2]})).tokenizer()
-        other = candidates.make(load_recipe({"merge_method": "linear", "models": made.references[1:]})).tokenizer()
+        one = candidates.make(
+            load_recipe({"merge_method": "linear", "models": made.references[:2]})
+        ).tokenizer()
+        other = candidates.make(
+            load_recipe({"merge_method": "linear", "models": made.references[1:]})
+        ).tokenizer()
         assert one is other
         union = {"merge_method": "linear", "models": made.references, "tokenizer": {"source": "union"}}
         assert candidates.make(load_recipe(union)).tokenizer().get_vocab() == one.get_vocab()
@@ -141,7 +159,9 @@ def test_a_candidate_that_was_replaced_says_so(made: Made) -> None:
 def test_files_take_config_and_tokenizer_from_the_donor(made: Made) -> None:
     files = [f"{name}/model.safetensors" for name in made.references]
     recipe = load_recipe({"merge_method": "linear", "models": files})
-    refusal = pytest.raises(ModelError, match=r"linear: has no config\.json; expected a transformers checkpoint\.")
+    refusal = pytest.raises(
+        ModelError, match=r"linear: has no config\.json; expected a transformers checkpoint\."
+    )
     with Candidates(files) as candidates, refusal:
         candidates.make(recipe).module("encoder")
     with Candidates(files, donor=made.base) as candidates, Candidates(made.references) as whole:

@@ -31,7 +31,9 @@ def claiming(tmp_path: Path, made: Made) -> Callable[..., Path]:
             shutil.copy(made.base / name, folder / name)
         (folder / "config.json").write_text(json.dumps(config))
         save_file(
-            tensors or {"embeddings.word_embeddings.weight": torch.ones(4, 4)}, folder / "model.safetensors", {"format": "pt"}
+            tensors or {"embeddings.word_embeddings.weight": torch.ones(4, 4)},
+            folder / "model.safetensors",
+            {"format": "pt"},
         )
         return folder
 
@@ -105,7 +107,9 @@ def test_a_config_that_claims_more_than_the_files_hold_is_refused_before_anythin
 
 
 @pytest.mark.parametrize("config", [{**SMALL, "num_hidden_layers": BIG}, {**SMALL, "num_labels": BIG}])
-def test_a_tokenizer_makes_nothing_of_such_a_config(claiming: Callable[..., Path], config: dict[str, Any]) -> None:
+def test_a_tokenizer_makes_nothing_of_such_a_config(
+    claiming: Callable[..., Path], config: dict[str, Any]
+) -> None:
     with pytest.raises(ModelError, match="is 1000000000"):
         load_tokenizer(claiming(config), "claims")
 
@@ -114,7 +118,9 @@ def test_what_files_explain_is_loaded(made: Made) -> None:
     assert load_module(made.base, "encoder", "base").config.num_hidden_layers == 2
     config = json.loads((made.base / "config.json").read_text())
     assert not torch.nn.modules.module._global_parameter_registration_hooks
-    check_claims({**config, "rope_theta": 10**12, "seed": 2**63, "bos_token_id": BIG, "num_labels": 10_000}, {}, "base")
+    check_claims(
+        {**config, "rope_theta": 10**12, "seed": 2**63, "bos_token_id": BIG, "num_labels": 10_000}, {}, "base"
+    )
     check_claims({"num_hidden_layers": 5_000}, {f"{i}": (1,) for i in range(5_000)}, "base")
 
 

@@ -54,7 +54,9 @@ def test_a_frozen_head_scores_as_torch_does(made):
         with torch.no_grad():
             torch.testing.assert_close(task.logits(subject, range(60)), expected, atol=2e-5, rtol=0)
         score = task.evaluate(subject)
-        right = [TASKS["pets"][i] == label for i, label in zip(expected.argmax(1).tolist(), labels, strict=True)]
+        right = [
+            TASKS["pets"][i] == label for i, label in zip(expected.argmax(1).tolist(), labels, strict=True)
+        ]
         assert score.examples.tolist() == right
         assert score.value == sum(right) / 60
 
@@ -77,7 +79,9 @@ def test_chosen_examples_come_in_the_order_asked(made):
     task, subject = read_tasks(made.valid)[2], open_subject(made.base)
     with torch.no_grad():
         whole = task.logits(subject, range(60))
-        torch.testing.assert_close(task.logits(subject, [41, 3, 17, 3]), whole[[41, 3, 17, 3]], atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            task.logits(subject, [41, 3, 17, 3]), whole[[41, 3, 17, 3]], atol=2e-5, rtol=0
+        )
 
 
 def test_logits_carry_the_gradient_of_the_module_and_never_read_labels(made):
@@ -88,7 +92,9 @@ def test_logits_carry_the_gradient_of_the_module_and_never_read_labels(made):
     task.logits(subject, range(8)).logsumexp(1).sum().backward()
     module = subject.module("encoder")
     assert all(p.grad is not None for name, p in module.named_parameters() if not name.startswith("pooler."))
-    with pytest.raises(EvaluationError, match=r"^food: has no labels; a score needs them\. Name the field of the labels\.$"):
+    with pytest.raises(
+        EvaluationError, match=r"^food: has no labels; a score needs them\. Name the field of the labels\.$"
+    ):
         Classification("food", lines, None).evaluate(ModuleSubject("m", torch.nn.Linear(1, 1)))
 
 
@@ -97,7 +103,9 @@ def test_texts_are_tokenised_once_for_equal_tokenizers(made, monkeypatch):
     counted = []
     original = PreTrainedTokenizerFast.__call__
     monkeypatch.setattr(
-        PreTrainedTokenizerFast, "__call__", lambda self, *a, **k: counted.append(len(a[0])) or original(self, *a, **k)
+        PreTrainedTokenizerFast,
+        "__call__",
+        lambda self, *a, **k: counted.append(len(a[0])) or original(self, *a, **k),
     )
     for path in (made.base, made.tuned["pets"], made.tuned["food"]):
         task.evaluate(open_subject(path))
@@ -126,9 +134,18 @@ def test_the_first_token_is_another_embedding_than_the_mean(made):
     lines, labels = rows_of("pets")
     encoder = open_subject(made.base)
     task = Classification(
-        "pets", lines, labels, classes={c: f"a {c}" for c in TASKS["pets"]}, head="names", encoder=encoder, pooling="cls"
+        "pets",
+        lines,
+        labels,
+        classes={c: f"a {c}" for c in TASKS["pets"]},
+        head="names",
+        encoder=encoder,
+        pooling="cls",
     )
-    model, tokenizer = BertModel.from_pretrained(made.base).eval(), PreTrainedTokenizerFast.from_pretrained(made.base)
+    model, tokenizer = (
+        BertModel.from_pretrained(made.base).eval(),
+        PreTrainedTokenizerFast.from_pretrained(made.base),
+    )
 
     def first(words):
         batch = tokenizer(words, padding=True, return_tensors="pt", return_token_type_ids=False)
@@ -137,7 +154,9 @@ def test_the_first_token_is_another_embedding_than_the_mean(made):
     with torch.no_grad():
         names = first([f"a {c}" for c in TASKS["pets"]])
         head = torch.nn.functional.normalize(names - names.mean(0), dim=-1)
-        torch.testing.assert_close(task.logits(encoder, range(60)), 20 * first(lines) @ head.T, atol=2e-5, rtol=0)
+        torch.testing.assert_close(
+            task.logits(encoder, range(60)), 20 * first(lines) @ head.T, atol=2e-5, rtol=0
+        )
 
 
 def test_bfloat16_is_near_float32_and_not_it(made):
@@ -162,12 +181,17 @@ def test_images_are_classified_by_their_own_head(tmp_path):
     with torch.no_grad():
         best = model(pixel_values=torch.from_numpy(images)).logits.argmax(1).numpy()
     np.savez(tmp_path / "images.npz", images=images, labels=np.array([*best[:4], (best[4] + 1) % 3]))
-    tasks = read_tasks({"tasks": [{"name": "vit", "type": "classification", "data": "images.npz", "batch_size": 2}]}, tmp_path)
+    tasks = read_tasks(
+        {"tasks": [{"name": "vit", "type": "classification", "data": "images.npz", "batch_size": 2}]},
+        tmp_path,
+    )
     assert tasks[0].evaluate(open_subject(tmp_path / "vit")).examples.tolist() == [1, 1, 1, 1, 0]
 
 
 def test_a_label_outside_the_head_is_told_with_its_line(classifier):
-    task = Classification("pets", ["noise1", "noise2"], ["cat", "cow"], places=("pets.jsonl:1", "pets.jsonl:2"))
+    task = Classification(
+        "pets", ["noise1", "noise2"], ["cat", "cow"], places=("pets.jsonl:1", "pets.jsonl:2")
+    )
     with pytest.raises(EvaluationError) as caught:
         task.evaluate(open_subject(classifier))
     assert str(caught.value) == (
@@ -186,8 +210,12 @@ def test_a_head_of_another_size_is_told(classifier):
 def test_a_nan_is_no_class(classifier):
     module = BertForSequenceClassification.from_pretrained(classifier).eval()
     module.classifier.bias.data[1] = torch.nan
-    with pytest.raises(NonFiniteError, match=r"^classifier\.bias\[1\]: merged has NaN; expected finite numbers\."):
-        Classification("pets", ["noise1"], ["cat"]).evaluate(ModuleSubject("merged", module, open_subject(classifier).tokenizer()))
+    with pytest.raises(
+        NonFiniteError, match=r"^classifier\.bias\[1\]: merged has NaN; expected finite numbers\."
+    ):
+        Classification("pets", ["noise1"], ["cat"]).evaluate(
+            ModuleSubject("merged", module, open_subject(classifier).tokenizer())
+        )
     module.classifier.bias.data[1] = 0
     module.classifier.weight.data[:] = 3e38  # finite, and its products are not
     subject = ModuleSubject("merged", module, open_subject(classifier).tokenizer())
@@ -229,13 +257,18 @@ def test_a_module_in_memory_is_written_when_a_task_wants_a_directory(made):
     task = read_tasks(made.valid)[2]
     assert task.evaluate(again).value == task.evaluate(in_memory).value == task.evaluate(subject).value
     with pytest.raises(
-        EvaluationError, match=r"^merged: holds no causal; a task needs a causal language model\. Give a module that is one\.$"
+        EvaluationError,
+        match=r"^merged: holds no causal; a task needs a causal language model\. Give a module that is one\.$",
     ):
         in_memory.module("causal")
-    with pytest.raises(EvaluationError, match=r"^merged: has no tokenizer; a task of texts needs one\. Give it with the module\.$"):
+    with pytest.raises(
+        EvaluationError,
+        match=r"^merged: has no tokenizer; a task of texts needs one\. Give it with the module\.$",
+    ):
         ModuleSubject("merged", subject.module("encoder")).tokenizer()
     with pytest.raises(
-        EvaluationError, match=r"^merged: Linear cannot be written as a checkpoint; expected a module of transformers\."
+        EvaluationError,
+        match=r"^merged: Linear cannot be written as a checkpoint; expected a module of transformers\.",
     ):
         _ = ModuleSubject("merged", torch.nn.Linear(1, 1)).directory
 
@@ -243,6 +276,8 @@ def test_a_module_in_memory_is_written_when_a_task_wants_a_directory(made):
 def test_what_is_no_checkpoint_is_told(tmp_path):
     with pytest.raises(ModelError) as caught:
         open_subject(tmp_path)
-    assert str(caught.value) == (f"{tmp_path}: has no config.json; expected a transformers checkpoint. Give the directory of one.")
+    assert str(caught.value) == (
+        f"{tmp_path}: has no config.json; expected a transformers checkpoint. Give the directory of one."
+    )
     with pytest.raises(ModelError, match="no such directory or file"):
         open_subject(tmp_path / "nowhere")

@@ -61,11 +61,17 @@ def test_one_by_one_comes_to_the_sum_and_the_average_of_all(bench: Any, tmp_path
         "parameters": {"lambda": 0.3},
     }
     assert found["sum, each at 0.3"][-1]["right"] == right_of(bench, summed, tmp_path / "sum")
-    assert [list(a["right"]) for a in found["running average"]] == [["pets"], ["pets", "food"], ["pets", "food", "sky"]]
+    assert [list(a["right"]) for a in found["running average"]] == [
+        ["pets"],
+        ["pets", "food"],
+        ["pets", "food", "sky"],
+    ]
     assert [path.suffix for path in (tmp_path / "continual").glob("*/*")] == [".json"] * 6
 
 
-def test_a_scene_that_was_cut_off_goes_on_with_the_running_model(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_scene_that_was_cut_off_goes_on_with_the_running_model(
+    bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     merge, merged = alnico.merge, list[Any]()
 
     def until(limit: int) -> None:
@@ -106,8 +112,14 @@ def validated(bench: Any, weight: float) -> float:
 
 
 def test_the_table_has_means_over_the_tasks_so_far_and_what_they_lost() -> None:
-    arrivals = [{"arrived": "a", "right": {"a": "1110"}}, {"arrived": "b", "right": {"a": "1000", "b": "1111"}}]
-    results = {"rows": [{"right": {"a": "1111", "b": "1100"}}], "continual": [{"name": "sum", "arrivals": arrivals}]}
+    arrivals = [
+        {"arrived": "a", "right": {"a": "1110"}},
+        {"arrived": "b", "right": {"a": "1000", "b": "1111"}},
+    ]
+    results = {
+        "rows": [{"right": {"a": "1111", "b": "1100"}}],
+        "continual": [{"name": "sum", "arrivals": arrivals}],
+    }
     header, _, specialists, summed = continual_table(results).splitlines()
     assert header == "| manner | 1: a | 2: b | lost since arrival |"
     assert specialists == "| specialists | 100.0 | 75.0 |  |"

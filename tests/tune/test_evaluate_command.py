@@ -43,7 +43,17 @@ def test_models_in_memory_score_as_on_disk(made, merged, card):
 
 
 def test_the_command_prints_a_table_and_writes_json_and_page(run, made, merged, card, tmp_path):
-    words = ["evaluate", "--models", *made.references, "--base", str(made.base), "--merged", str(merged), "--tasks", str(made.test)]
+    words = [
+        "evaluate",
+        "--models",
+        *made.references,
+        "--base",
+        str(made.base),
+        "--merged",
+        str(merged),
+        "--tasks",
+        str(made.test),
+    ]
     code, out, err = run(*words, "--out", str(tmp_path / "scores.json"), "--report", str(tmp_path / "report"))
     assert code == 0
     assert err.splitlines()[0] == f"{made.base}  pets  {card.models[0].scores['pets'].value:.4g}"
@@ -53,16 +63,29 @@ def test_the_command_prints_a_table_and_writes_json_and_page(run, made, merged, 
     assert lines[8].startswith("arithmetic - base ")
     assert f"{card.differences[0].mean.value:+.3f}* [{card.differences[0].mean.low:+.3f}, " in lines[8]
     assert json.loads((tmp_path / "scores.json").read_text()) == json.loads(json.dumps(card.data()))
-    assert json.loads((tmp_path / "report" / "evaluation.json").read_text()) == json.loads(json.dumps(card.data()))
+    assert json.loads((tmp_path / "report" / "evaluation.json").read_text()) == json.loads(
+        json.dumps(card.data())
+    )
     page = (tmp_path / "report" / "report.html").read_text()
-    assert all(f'id="{anchor}"' in page for anchor in ("scores", "table", "differences", "kept", "score-bars", "score-radar"))
+    assert all(
+        f'id="{anchor}"' in page
+        for anchor in ("scores", "table", "differences", "kept", "score-bars", "score-radar")
+    )
     code, out, _ = run(*words, "--json")
     assert json.loads(out) == json.loads(json.dumps(card.data()))
 
 
 def test_compare_reads_what_evaluate_wrote(run, made, merged, card, tmp_path):
     (tmp_path / "scores.json").write_text(json.dumps(card.data()))
-    words = ["compare", *made.references, str(merged), "--base", str(made.base), "--scores", str(tmp_path / "scores.json")]
+    words = [
+        "compare",
+        *made.references,
+        str(merged),
+        "--base",
+        str(made.base),
+        "--scores",
+        str(tmp_path / "scores.json"),
+    ]
     code, out, _ = run(*words, "--out", str(tmp_path / "report"), "--json")
     assert code == 0
     assert [score["task"] for score in json.loads(out)["scores"]] == ["pets", "food", "sky"]
@@ -73,7 +96,10 @@ def test_a_folder_of_other_things_is_left_alone(made, tmp_path):
     (tmp_path / "thesis.tex").write_text("")
     with pytest.raises(OutputError) as caught:
         alnico.evaluate(made.base, made.test, out=tmp_path)
-    assert str(caught.value) == f"{tmp_path}: holds other things than an evaluation. Choose a new folder, or empty it."
+    assert (
+        str(caught.value)
+        == f"{tmp_path}: holds other things than an evaluation. Choose a new folder, or empty it."
+    )
     assert alnico.evaluate(made.base, made.test, out=tmp_path / "new").models[0].role == "model"
     assert alnico.evaluate(made.base, made.test, out=tmp_path / "new").models[0].role == "model"
 
@@ -82,7 +108,9 @@ def test_mistakes_are_told_in_one_message_with_the_errors_code(run, made, tmp_pa
     (tmp_path / "tasks.yml").write_text("tasks: []\n")
     code, out, err = run("evaluate", str(made.base), "--tasks", str(tmp_path / "tasks.yml"))
     assert (code, out) == (12, "")
-    assert err.startswith(f"alnico: {tmp_path / 'tasks.yml'}:1: tasks is an empty list; expected a list under tasks")
+    assert err.startswith(
+        f"alnico: {tmp_path / 'tasks.yml'}:1: tasks is an empty list; expected a list under tasks"
+    )
     code, out, err = run("evaluate", str(tmp_path / "nowhere"), "--tasks", str(made.test))
     assert (code, out) == (4, "")
     assert "no such directory or file" in err
@@ -90,4 +118,7 @@ def test_mistakes_are_told_in_one_message_with_the_errors_code(run, made, tmp_pa
     file = tmp_path / "nowhere" / "scores.json"
     code, out, err = run("evaluate", str(made.base), "--tasks", str(made.test), "--out", str(file))
     assert (code, out) == (8, "")
-    assert err == f"alnico: {file}: cannot be written; expected a file in a folder that is there. Choose another name.\n"
+    assert (
+        err
+        == f"alnico: {file}: cannot be written; expected a file in a folder that is there. Choose another name.\n"
+    )

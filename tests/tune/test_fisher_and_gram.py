@@ -68,7 +68,12 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other, self.last, self.idle = nn.Linear(5, 4), nn.Linear(5, 4), nn.Linear(4, 3), nn.Linear(2, 2)
+        self.one, self.other, self.last, self.idle = (
+            nn.Linear(5, 4),
+            nn.Linear(5, 4),
+            nn.Linear(4, 3),
+            nn.Linear(2, 2),
+        )
         self.norm = nn.LayerNorm(4)
 
     def forward(self, x: torch.Tensor, attention_mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -138,7 +143,9 @@ def test_fisher_information_of_an_encoder_behind_a_frozen_head_is_that_of_a_plai
     assert not any(p.grad is not None for p in subject.module("encoder").parameters())
 
 
-def logit_scale(subject: Any, made: Made, rows: list[str], model: Any, tokenizer: Any, head: torch.Tensor) -> float:
+def logit_scale(
+    subject: Any, made: Made, rows: list[str], model: Any, tokenizer: Any, head: torch.Tensor
+) -> float:
     """What the task's head multiplies cosines with."""
     with torch.no_grad():
         given = tasks_of(made)[0].logits(subject, CHOSEN)
@@ -149,7 +156,10 @@ def test_classes_that_are_drawn_give_the_exact_information_in_the_mean(tmp_path:
     subject = small(tmp_path / "model")
     inputs = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).repeat(300, 1)
     exact = measure_fisher(subject, [Pictures(inputs[:3])]).tensors
-    drawn = [measure_fisher(subject, [Pictures(inputs)], examples=900, expectation="sampled", seed=s) for s in (0, 0, 1)]
+    drawn = [
+        measure_fisher(subject, [Pictures(inputs)], examples=900, expectation="sampled", seed=s)
+        for s in (0, 0, 1)
+    ]
     assert all(np.array_equal(drawn[0].tensors[n], drawn[1].tensors[n]) for n in exact)
     assert not np.array_equal(drawn[0].tensors["last.weight"], drawn[2].tensors["last.weight"])
     for name in exact:  # 900 draws: the mean of squares lies within a few standard errors of 1/30
@@ -170,7 +180,9 @@ def by_hooks(model: Any, tokenizer: Any, rows: list[str]) -> dict[str, np.ndarra
 
         return note
 
-    handles = [m.register_forward_pre_hook(noting(p)) for p, m in model.named_modules() if isinstance(m, nn.Linear)]
+    handles = [
+        m.register_forward_pre_hook(noting(p)) for p, m in model.named_modules() if isinstance(m, nn.Linear)
+    ]
     with torch.no_grad():
         for row in rows:
             model(**tokenizer([row], return_tensors="pt", return_token_type_ids=False))
@@ -188,14 +200,18 @@ def test_gram_matrices_are_over_all_tokens_but_the_padding(made: Made) -> None:
     assert {f"{path}.weight" for path in expected} == set(found.entries)
     for path, wanted in expected.items():
         entry = found.entries[f"{path}.weight"]
-        assert found.tensors[entry["stored"]] == pytest.approx(wanted, rel=1e-4, abs=1e-4 * np.abs(wanted).max())
+        assert found.tensors[entry["stored"]] == pytest.approx(
+            wanted, rel=1e-4, abs=1e-4 * np.abs(wanted).max()
+        )
         assert entry["rows"] == (EXAMPLES if path.startswith("pooler") else tokens)
 
 
 def test_layers_with_one_input_share_a_matrix(made: Made) -> None:
     found = measure_gram(open_subject(made.tuned["pets"]), tasks_of(made), examples=EXAMPLES)
     one = "encoder.layer.1.attention.self."
-    assert {found.entries[f"{one}{x}.weight"]["stored"] for x in ("query", "key", "value")} == {f"{one}query.weight"}
+    assert {found.entries[f"{one}{x}.weight"]["stored"] for x in ("query", "key", "value")} == {
+        f"{one}query.weight"
+    }
     assert len(found.tensors) == len(found.entries) - 2 * 2
 
 
@@ -227,19 +243,30 @@ def test_layers_that_part_in_a_later_pass_have_matrices_of_their_own(tmp_path: P
     inputs = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
     found = measure_gram(subject, [Pictures(inputs[:4]), Pictures(inputs[4:])])
     first, second = (x.double().numpy() for x in (inputs[:4], inputs[4:]))
-    assert found.tensors["one.weight"] == pytest.approx(first.T @ first + second.T @ second, rel=1e-5, abs=1e-5)
-    assert found.tensors["other.weight"] == pytest.approx(first.T @ first + 4 * second.T @ second, rel=1e-5, abs=1e-5)
+    assert found.tensors["one.weight"] == pytest.approx(
+        first.T @ first + second.T @ second, rel=1e-5, abs=1e-5
+    )
+    assert found.tensors["other.weight"] == pytest.approx(
+        first.T @ first + 4 * second.T @ second, rel=1e-5, abs=1e-5
+    )
 
 
 def test_a_turned_layer_is_told_and_a_tied_one_left_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=16)).eval()
     model.save_pretrained(tmp_path / "gpt2")
-    assert sorted(p.rpartition("h.0.")[2] for p in linears(model)) == ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+    assert sorted(p.rpartition("h.0.")[2] for p in linears(model)) == [
+        "attn.c_attn",
+        "attn.c_proj",
+        "mlp.c_fc",
+        "mlp.c_proj",
+    ]
     words = torch.randint(20, (5, 7))
     task = Pictures(words)
     task.logits = lambda subject, examples: subject.module("causal")(words[list(examples)]).logits[:, -1]  # type: ignore[method-assign]
-    subject = SimpleNamespace(label="gpt2", directory=tmp_path / "gpt2", module=lambda _: model, tokenizer=lambda: None)
+    subject = SimpleNamespace(
+        label="gpt2", directory=tmp_path / "gpt2", module=lambda _: model, tokenizer=lambda: None
+    )
     found = measure_gram(subject, [task])
     held = read_model(tmp_path / "gpt2")
     assert len(found.entries) == 4
@@ -256,7 +283,9 @@ def test_a_language_model_is_measured_on_a_text(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), **sizes)).eval()
     model.save_pretrained(tmp_path / "gpt2")
     text = " ".join(row["text"] for row in texts("pets", 20, 1))
-    found = measure_gram(open_subject(tmp_path / "gpt2"), [Perplexity("pets", text, window=10, limit=4)], examples=3)
+    found = measure_gram(
+        open_subject(tmp_path / "gpt2"), [Perplexity("pets", text, window=10, limit=4)], examples=3
+    )
     assert {name.rpartition("h.0.")[2] for name in found.entries} == {
         "attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp.c_proj.weight",
     }  # fmt: skip
@@ -272,7 +301,11 @@ def test_regmean_plus_takes_the_inputs_of_a_layer_from_the_merged_layers_before_
     before = [{n: v.clone() for n, v in s.module("encoder").state_dict().items()} for s in subjects]
     given = [tasks_of(made, name) for name in names]
     found = measure_gram_plus(subjects, given, examples=EXAMPLES, alpha=0.7, ridge=1e-4)
-    assert all(torch.equal(v, before[i][n]) for i, s in enumerate(subjects) for n, v in s.module("encoder").state_dict().items())
+    assert all(
+        torch.equal(v, before[i][n])
+        for i, s in enumerate(subjects)
+        for n, v in s.module("encoder").state_dict().items()
+    )
     expected = plus_by_hand(made, names)
     for i in range(2):
         for name, wanted in expected[i].items():
@@ -300,7 +333,10 @@ def plus_by_hand(made: Made, names: Sequence[str]) -> list[dict[str, np.ndarray]
                 own = [g[path] for g in grams]
                 for i, g in enumerate(own):
                     found[i][tensor] = g
-                scaled = [0.7 * g + 0.3 * np.diag(np.diag(g)) + 1e-4 * np.trace(g) / len(g) * np.eye(len(g)) for g in own]
+                scaled = [
+                    0.7 * g + 0.3 * np.diag(np.diag(g)) + 1e-4 * np.trace(g) / len(g) * np.eye(len(g))
+                    for g in own
+                ]
                 merged = sum(v @ g for v, g in zip(values, scaled, strict=True)) @ np.linalg.inv(sum(scaled))
             for s in states:
                 s[tensor].copy_(torch.from_numpy(np.ascontiguousarray(merged)))
@@ -310,10 +346,23 @@ def plus_by_hand(made: Made, names: Sequence[str]) -> list[dict[str, np.ndarray]
 # ---- as files, and merged ---------------------------------------------------------------------------------------------
 
 
-def test_statistics_are_written_and_merged_by_the_commands(run: Callable[..., Any], made: Made, tmp_path: Path) -> None:
+def test_statistics_are_written_and_merged_by_the_commands(
+    run: Callable[..., Any], made: Made, tmp_path: Path
+) -> None:
     pets, food = (str(made.tuned[name]) for name in ("pets", "food"))
     for model, out in ((pets, "f0"), (food, "f1")):
-        run("statistics", "fisher", model, "--tasks", str(made.valid), "--out", str(tmp_path / out), "--examples", "2", "--sampled")
+        run(
+            "statistics",
+            "fisher",
+            model,
+            "--tasks",
+            str(made.valid),
+            "--out",
+            str(tmp_path / out),
+            "--examples",
+            "2",
+            "--sampled",
+        )
     told = json.loads((tmp_path / "f0" / "statistics.json").read_text())
     assert told["kind"] == "fisher"
     assert told["model"]["reference"] == pets
@@ -335,7 +384,17 @@ def test_statistics_are_written_and_merged_by_the_commands(run: Callable[..., An
     )
     assert run(*plus) == (0, "", "")
     shown = run(
-        "statistics", "gram", pets, food, "--tasks", str(made.valid), "-o", str(tmp_path / "g2"), "--examples", "3", "--json"
+        "statistics",
+        "gram",
+        pets,
+        food,
+        "--tasks",
+        str(made.valid),
+        "-o",
+        str(tmp_path / "g2"),
+        "--examples",
+        "3",
+        "--json",
     )
     assert json.loads(shown[1]) == {
         "kind": "gram",
@@ -345,7 +404,10 @@ def test_statistics_are_written_and_merged_by_the_commands(run: Callable[..., An
         ("fisher", "fisher", ["f0", "f1"]),
         ("regmean", "gram", [f"g/{Path(p).name}" for p in (pets, food)]),
     ):
-        entries = [{"model": m, "parameters": {kind: str(tmp_path / s)}} for m, s in zip((pets, food), sides, strict=True)]
+        entries = [
+            {"model": m, "parameters": {kind: str(tmp_path / s)}}
+            for m, s in zip((pets, food), sides, strict=True)
+        ]
         alnico.merge({"merge_method": method, "models": entries}, tmp_path / method)
         one, other, merged = (read_model(Path(p)) for p in (pets, food, tmp_path / method))
         name = "encoder.layer.0.output.dense.weight"
@@ -355,7 +417,17 @@ def test_statistics_are_written_and_merged_by_the_commands(run: Callable[..., An
 
 def test_what_a_command_prints_is_the_recipe(run: Callable[..., Any], made: Made, tmp_path: Path) -> None:
     pets = str(made.tuned["pets"])
-    code, out, err = run("statistics", "gram", pets, "--tasks", str(made.valid), "--out", str(tmp_path / "g"), "--examples", "2")
+    code, out, err = run(
+        "statistics",
+        "gram",
+        pets,
+        "--tasks",
+        str(made.valid),
+        "--out",
+        str(tmp_path / "g"),
+        "--examples",
+        "2",
+    )
     assert code == 0
     assert alnico.load_recipe(out).models[0].parameters == {"gram": str(tmp_path / "g")}
     assert err.splitlines()[-1] == "measured 3/3"
@@ -364,7 +436,10 @@ def test_what_a_command_prints_is_the_recipe(run: Callable[..., Any], made: Made
 def test_statistics_are_not_written_over_others_unless_asked(made: Made, tmp_path: Path) -> None:
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept" / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"exists and is not empty; expected a new or empty directory\. Choose another output"):
+    with pytest.raises(
+        OutputError,
+        match=r"exists and is not empty; expected a new or empty directory\. Choose another output",
+    ):
         alnico.fisher_statistics(made.base, tmp_path / "kept", tasks=made.valid, overwrite=True)
     found = MeasuredStatistics("gram", {"a": np.eye(2)}, {}, {})
     found.write(tmp_path / "own", open_subject(made.base))
@@ -396,4 +471,6 @@ def test_a_module_in_memory_is_measured_too(made: Made, tmp_path: Path) -> None:
     found = measure_gram(subject, tasks_of(made, "food"), examples=2)
     found.write(tmp_path / "gram", subject)
     entries = [{"model": str(made.tuned["food"]), "parameters": {"gram": str(tmp_path / "gram")}}] * 2
-    alnico.merge({"merge_method": "regmean", "models": entries}, tmp_path / "out")  # the same bytes, so the same hashes
+    alnico.merge(
+        {"merge_method": "regmean", "models": entries}, tmp_path / "out"
+    )  # the same bytes, so the same hashes

@@ -83,19 +83,29 @@ ODD: list[tuple[str, tuple[str, ...]]] = [
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("command", ODD)
-def test_odd_values_in_a_study_are_errors_of_alnico(study: Path, command: tuple[str, tuple[str, ...]]) -> None:
+def test_odd_values_in_a_study_are_errors_of_alnico(
+    study: Path, command: tuple[str, tuple[str, ...]]
+) -> None:
     change(study, command)
     try:
         trials = searched("trials: 4", storage=f"sqlite:///{study}")
     except AlnicoError as error:
         assert str(study) in str(error)  # noqa: PT017
     else:  # what no search looks at, such as a value that optuna replaces
-        assert all(0 <= v <= 2 for t in trials for v in t.point.values() if t.state == "complete" and isinstance(v, float))
+        assert all(
+            0 <= v <= 2
+            for t in trials
+            for v in t.point.values()
+            if t.state == "complete" and isinstance(v, float)
+        )
 
 
 def test_values_outside_of_what_is_searched_are_told(study: Path) -> None:
     change(study, "update trial_params set param_value = 7 where param_name = 'code.weight'")
-    with pytest.raises(OutputError, match=r"code\.weight = '7\.0' in trial 0, outside of what is searched|what no search writes"):
+    with pytest.raises(
+        OutputError,
+        match=r"code\.weight = '7\.0' in trial 0, outside of what is searched|what no search writes",
+    ):
         searched("trials: 4", storage=f"sqlite:///{study}")
 
 
@@ -136,13 +146,23 @@ def test_a_journal_that_names_another_file_is_refused(study: Path, tmp_path: Pat
     victim = tmp_path / "victim"
     victim.write_text("mine")
     name = os.fsencode(victim)
-    ending = len(name).to_bytes(4, "big") + (sum(name) & (2**32 - 1)).to_bytes(4, "big") + bytes.fromhex("d9d505f920a163d7")
+    ending = (
+        len(name).to_bytes(4, "big")
+        + (sum(name) & (2**32 - 1)).to_bytes(4, "big")
+        + bytes.fromhex("d9d505f920a163d7")
+    )
     page = study.read_bytes()[:4096]
     header = (
-        bytes.fromhex("d9d505f920a163d7") + (0).to_bytes(4, "big") + bytes(4) + (1).to_bytes(4, "big") + (512).to_bytes(4, "big")
+        bytes.fromhex("d9d505f920a163d7")
+        + (0).to_bytes(4, "big")
+        + bytes(4)
+        + (1).to_bytes(4, "big")
+        + (512).to_bytes(4, "big")
     )
     header += (4096).to_bytes(4, "big")
-    Path(f"{study}-journal").write_bytes(header.ljust(512, b"\0") + page + (1).to_bytes(4, "big") + name + ending)
+    Path(f"{study}-journal").write_bytes(
+        header.ljust(512, b"\0") + page + (1).to_bytes(4, "big") + name + ending
+    )
     with pytest.raises(OutputError, match=r"study\.db-journal: is not of a search by alnico"):
         searched("trials: 4", storage=f"sqlite:///{study}")
     assert victim.read_text() == "mine"

@@ -39,7 +39,9 @@ def each(names: Iterable[str]) -> list[Any]:
 
 
 @pytest.fixture(params=each(FAMILIES))
-def family(request: pytest.FixtureRequest, made_all: dict[str, Made], tmp_path_factory: pytest.TempPathFactory) -> Made:
+def family(
+    request: pytest.FixtureRequest, made_all: dict[str, Made], tmp_path_factory: pytest.TempPathFactory
+) -> Made:
     if request.param not in made_all:
         made_all[request.param] = Made(request.param, tmp_path_factory.mktemp("family"))
     return made_all[request.param]
@@ -48,22 +50,43 @@ def family(request: pytest.FixtureRequest, made_all: dict[str, Made], tmp_path_f
 for_some = pytest.mark.parametrize("family", each(SOME), indirect=True)
 
 
-WAYS: list[dict[str, Any]] = [{"per": "task"}, {"per": "layer"}, {"per": "tensor"}, {"plus": True, "density": 0.5}]
+WAYS: list[dict[str, Any]] = [
+    {"per": "task"},
+    {"per": "layer"},
+    {"per": "tensor"},
+    {"plus": True, "density": 0.5},
+]
 
 
 def test_the_entropy_told_is_that_of_the_model_that_the_recipe_makes(family: Made, tmp_path: Path) -> None:
     in_all_ways = family.family.saved.__name__.startswith(("ViT", "Qwen3Moe"))
     for options in WAYS if in_all_ways else WAYS[2:3]:
         learned = alnico.adamerge(
-            family.models, base=family.base, tasks=family.tasks, steps=2, batch_size=6, learning_rate=0.05, **options
+            family.models,
+            base=family.base,
+            tasks=family.tasks,
+            steps=2,
+            batch_size=6,
+            learning_rate=0.05,
+            **options,
         )
         assert np.abs(learned.coefficients - 0.3).max() > 0.01
         last = alnico.adamerge(
-            family.models, base=family.base, tasks=family.tasks, steps=1, batch_size=6, learning_rate=1e-12, **options
+            family.models,
+            base=family.base,
+            tasks=family.tasks,
+            steps=1,
+            batch_size=6,
+            learning_rate=1e-12,
+            **options,
         )
         out = tmp_path / "-".join(map(str, options.values()))
         alnico.merge(last.recipe, out)
-        assert dict(last.steps[0].losses) == dict(learned.steps[0].losses) == pytest.approx(family.entropies(out), abs=1e-5)
+        assert (
+            dict(last.steps[0].losses)
+            == dict(learned.steps[0].losses)
+            == pytest.approx(family.entropies(out), abs=1e-5)
+        )
         no_part = ("classifier", "lm_head") if family.family.kind == "encoder" else ()
         names = set(read_model(Path(family.base)))
         assert set(learned.left_out) == {n for n in names if any(word in n for word in no_part)}
@@ -79,11 +102,16 @@ def test_a_candidate_in_memory_scores_as_the_model_on_disk(family: Made, tmp_pat
             recipe = {
                 "merge_method": "task_arithmetic",
                 "base_model": family.base,
-                "models": [{"model": m, "parameters": {"weight": weight + j / 10}} for j, m in enumerate(family.models)],
+                "models": [
+                    {"model": m, "parameters": {"weight": weight + j / 10}}
+                    for j, m in enumerate(family.models)
+                ],
             }
             score = task.evaluate(candidates.make(alnico.load_recipe(recipe))).value
             alnico.merge(recipe, tmp_path / str(i))
-            assert score == pytest.approx(float(family.logits(tmp_path / str(i), task).softmax(-1)[:, 0].mean()), abs=1e-5)
+            assert score == pytest.approx(
+                float(family.logits(tmp_path / str(i), task).softmax(-1)[:, 0].mean()), abs=1e-5
+            )
 
 
 @for_some
@@ -91,7 +119,9 @@ def test_a_soups_score_is_that_of_the_model_that_its_recipe_makes(family: Made, 
     task = family.tasks[0]
     found = alnico.soup(family.models, [task], order="uniform")
     alnico.merge(found.recipe(tmp_path), tmp_path / "out")
-    assert found.score == pytest.approx(float(family.logits(tmp_path / "out", task).softmax(-1)[:, 0].mean()), abs=1e-5)
+    assert found.score == pytest.approx(
+        float(family.logits(tmp_path / "out", task).softmax(-1)[:, 0].mean()), abs=1e-5
+    )
     for model, score in found.alone.items():
         assert score == pytest.approx(float(family.logits(model, task).softmax(-1)[:, 0].mean()), abs=1e-5)
 
@@ -123,7 +153,9 @@ def in_files(made: Made, module: Any, values: dict[str, torch.Tensor], folder: P
     return read_model(folder)
 
 
-def test_fisher_information_is_that_of_autograd_under_the_names_of_the_files(family: Made, tmp_path: Path) -> None:
+def test_fisher_information_is_that_of_autograd_under_the_names_of_the_files(
+    family: Made, tmp_path: Path
+) -> None:
     task = family.tasks[0]
     alnico.fisher_statistics(family.models[0], tmp_path / "fisher", tasks=[task])
     module = wide(family)
@@ -163,7 +195,9 @@ def test_gram_matrices_are_those_of_hooks_under_the_names_of_the_files(family: M
     expected = by_difference(family, task)
     for name, entry in told["tensors"].items():
         gram = found[entry["stored"]][1]
-        np.testing.assert_allclose(gram, expected[name][0], rtol=2e-3, atol=2e-4 * np.abs(expected[name][0]).max(), err_msg=name)
+        np.testing.assert_allclose(
+            gram, expected[name][0], rtol=2e-3, atol=2e-4 * np.abs(expected[name][0]).max(), err_msg=name
+        )
         assert entry["rows"] == expected[name][1]
     matrices = {n for n, v in files.items() if v.ndim == 2 and n in expected}
     assert set(told["tensors"]) == matrices
@@ -207,7 +241,9 @@ def by_difference(made: Made, task: Direct) -> dict[str, tuple[np.ndarray, int]]
 
 @for_some
 @pytest.mark.parametrize(("method", "kind"), [("fisher", "fisher"), ("regmean", "gram")])
-def test_a_merge_takes_the_statistics_of_every_tensor_that_has_some(family: Made, method: str, kind: str, tmp_path: Path) -> None:
+def test_a_merge_takes_the_statistics_of_every_tensor_that_has_some(
+    family: Made, method: str, kind: str, tmp_path: Path
+) -> None:
     entries = []
     for i, model in enumerate(family.models):
         measure = alnico.fisher_statistics if kind == "fisher" else alnico.gram_statistics
@@ -224,8 +260,12 @@ def test_regmean_plus_measures_the_same_tensors(family: Made, tmp_path: Path) ->
     alnico.gram_statistics(family.models, tmp_path / "plus", tasks=[[t] for t in family.tasks], plus=True)
     alnico.gram_statistics(family.models[1], tmp_path / "plain", tasks=family.tasks[1:])
     plus, plain = (read_told(tmp_path / p) for p in ("plus/two", "plain"))
-    assert {n for n in plain["tensors"] if "experts" not in n} == {n for n in plus["tensors"] if "experts" not in n}
-    assert {n.split(".")[0] for n in plus["tensors"]} <= {n.split(".")[0] for n in read_model(Path(family.models[1]))}
+    assert {n for n in plain["tensors"] if "experts" not in n} == {
+        n for n in plus["tensors"] if "experts" not in n
+    }
+    assert {n.split(".")[0] for n in plus["tensors"]} <= {
+        n.split(".")[0] for n in read_model(Path(family.models[1]))
+    }
 
 
 # ---- adapters ---------------------------------------------------------------------------------------------------------
@@ -238,7 +278,9 @@ class Adapted:
         import peft
         import transformers as T
 
-        self.family = Family(T.LlamaForSequenceClassification, lambda: T.LlamaConfig(**GROUPED, num_labels=3), "classifier")
+        self.family = Family(
+            T.LlamaForSequenceClassification, lambda: T.LlamaConfig(**GROUPED, num_labels=3), "classifier"
+        )
         torch.manual_seed(3)
         base = self.family.saved(self.family.config()).eval()
         base.save_pretrained(folder / "base")
@@ -250,7 +292,9 @@ class Adapted:
             model.save_pretrained(folder / name)
             self.models.append(f"{self.base}+{folder / name}")
             self.wrapped.append(model)
-            whole = peft.PeftModel.from_pretrained(self.family.saved.from_pretrained(self.base), folder / name).merge_and_unload()
+            whole = peft.PeftModel.from_pretrained(
+                self.family.saved.from_pretrained(self.base), folder / name
+            ).merge_and_unload()
             whole.save_pretrained(folder / f"{name}-folded")
             self.folded.append(str(folder / f"{name}-folded"))
         self.tasks = [Direct(letter, self.family, seed) for seed, letter in enumerate("ab")]
@@ -265,8 +309,12 @@ def adapted(tmp_path_factory: pytest.TempPathFactory) -> Adapted:
     return Adapted(tmp_path_factory.mktemp("adapted"))
 
 
-def test_task_vectors_of_adapters_are_learned_from_the_model_that_the_recipe_makes(adapted: Adapted, tmp_path: Path) -> None:
-    learned = alnico.adamerge(adapted.models, base=adapted.base, tasks=adapted.tasks, steps=1, batch_size=6, learning_rate=1e-12)
+def test_task_vectors_of_adapters_are_learned_from_the_model_that_the_recipe_makes(
+    adapted: Adapted, tmp_path: Path
+) -> None:
+    learned = alnico.adamerge(
+        adapted.models, base=adapted.base, tasks=adapted.tasks, steps=1, batch_size=6, learning_rate=1e-12
+    )
     assert len(learned.groups) == 4
     alnico.merge(learned.recipe, tmp_path / "out")
     for task in adapted.tasks:
@@ -279,12 +327,17 @@ def test_a_soup_of_adapters_scores_as_the_model_on_disk(adapted: Adapted, tmp_pa
     task = adapted.tasks[0]
     found = alnico.soup(adapted.models, [task], order="uniform")
     alnico.merge(found.recipe(tmp_path), tmp_path / "out")
-    for path, score in ((tmp_path / "out", found.score), *zip(adapted.folded, found.alone.values(), strict=True)):
+    for path, score in (
+        (tmp_path / "out", found.score),
+        *zip(adapted.folded, found.alone.values(), strict=True),
+    ):
         assert score == pytest.approx(float(adapted.logits(path, task).softmax(-1)[:, 0].mean()), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["fisher", "gram"])
-def test_statistics_of_an_adapter_on_its_base_are_those_of_the_folded_model(adapted: Adapted, kind: str, tmp_path: Path) -> None:
+def test_statistics_of_an_adapter_on_its_base_are_those_of_the_folded_model(
+    adapted: Adapted, kind: str, tmp_path: Path
+) -> None:
     measure = alnico.fisher_statistics if kind == "fisher" else alnico.gram_statistics
     task = adapted.tasks[0]
     measure(adapted.models[0], tmp_path / "adapter", tasks=[task])
@@ -297,7 +350,9 @@ def test_statistics_of_an_adapter_on_its_base_are_those_of_the_folded_model(adap
         found = read_file(tmp_path / other / "statistics.safetensors")
         assert found.keys() == expected.keys()
         for name, (_, values) in expected.items():
-            np.testing.assert_allclose(found[name][1], values, rtol=1e-3, atol=1e-6 * max(1.0, np.abs(values).max()))
+            np.testing.assert_allclose(
+                found[name][1], values, rtol=1e-3, atol=1e-6 * max(1.0, np.abs(values).max())
+            )
     method = "fisher" if kind == "fisher" else "regmean"
     entries = [{"model": adapted.models[0], "parameters": {kind: str(tmp_path / "adapter")}}] * 2
     plan = alnico.plan({"merge_method": method, "models": entries})
@@ -322,7 +377,9 @@ def test_a_parameter_that_is_in_no_file_is_an_error(made_all: dict[str, Made], t
     made = made_all.setdefault("bert", Made("bert", tmp_path))
     module = made.loaded(made.base)
     module.encoder.layer[1].extra = torch.nn.Linear(3, 2)
-    subject = SimpleNamespace(label="mine", directory=Path(made.base), module=lambda _: module, tokenizer=lambda: None)
+    subject = SimpleNamespace(
+        label="mine", directory=Path(made.base), module=lambda _: module, tokenizer=lambda: None
+    )
     with pytest.raises(
         MismatchError,
         match=r"^mine: 2 of 41 tensors of the module \(BertModel\) are in no file .* encoder\.layer\.1\.extra\.weight \(2, 3\)",
@@ -331,11 +388,15 @@ def test_a_parameter_that_is_in_no_file_is_an_error(made_all: dict[str, Made], t
     del module.encoder.layer[1].extra
     with torch.no_grad():
         module.encoder.layer[0].output.dense.weight.neg_()
-    with pytest.raises(MismatchError, match=r"^mine: 1 of 39 tensors .* encoder\.layer\.0\.output\.dense\.weight \(16, 24\)"):
+    with pytest.raises(
+        MismatchError, match=r"^mine: 1 of 39 tensors .* encoder\.layer\.0\.output\.dense\.weight \(16, 24\)"
+    ):
         measure_fisher(subject, made.tasks)
 
 
-def test_statistics_under_other_names_than_the_models_are_refused(made_all: dict[str, Made], tmp_path: Path) -> None:
+def test_statistics_under_other_names_than_the_models_are_refused(
+    made_all: dict[str, Made], tmp_path: Path
+) -> None:
     made = made_all.setdefault("vit", Made("vit", tmp_path / "vit"))
     alnico.gram_statistics(made.models[0], tmp_path / "gram", tasks=made.tasks)
     summary = tmp_path / "gram" / "statistics.json"
@@ -344,6 +405,7 @@ def test_statistics_under_other_names_than_the_models_are_refused(made_all: dict
     summary.write_text(json.dumps(told))
     entries = [{"model": made.models[0], "parameters": {"gram": str(tmp_path / "gram")}}] * 2
     with pytest.raises(
-        MismatchError, match=r"^vit\.encoder\.layer\.1\..*: the gram statistics of .* neither have it nor say why not"
+        MismatchError,
+        match=r"^vit\.encoder\.layer\.1\..*: the gram statistics of .* neither have it nor say why not",
     ):
         alnico.plan({"merge_method": "regmean", "models": entries})

@@ -45,7 +45,9 @@ def answered(monkeypatch: pytest.MonkeyPatch) -> None:
 def strange(made: Made, tmp_path: Path) -> Callable[..., Path]:
     """A copy of the base with code beside it, and keys in its configs."""
 
-    def write(config: dict[str, Any] | None = None, tokenizer: dict[str, Any] | None = None, name: str = "strange") -> Path:
+    def write(
+        config: dict[str, Any] | None = None, tokenizer: dict[str, Any] | None = None, name: str = "strange"
+    ) -> Path:
         folder = tmp_path / name
         shutil.copytree(made.base, folder)
         (folder / "evil.py").write_text(CODE.format(mark=str(tmp_path / "mark")))
@@ -53,7 +55,9 @@ def strange(made: Made, tmp_path: Path) -> Callable[..., Path]:
         shutil.copy(folder / "evil.py", folder / "custom_generate" / "generate.py")
         for file, keys in (("config.json", config), ("tokenizer_config.json", tokenizer)):
             held = json.loads((folder / file).read_text()) | (keys or {})
-            (folder / file).write_text(json.dumps({key: value for key, value in held.items() if value is not None}))
+            (folder / file).write_text(
+                json.dumps({key: value for key, value in held.items() if value is not None})
+            )
         return folder
 
     return write
@@ -83,8 +87,12 @@ def commands(model: Path, made: Made, out: Path) -> dict[str, list[str]]:
 
 
 @pytest.mark.usefixtures("answered")
-def test_no_command_runs_the_code_of_a_model(run, made: Made, strange: Callable[..., Path], tmp_path: Path) -> None:
-    model = strange({"model_type": "strange", "auto_map": AUTO}, {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}})
+def test_no_command_runs_the_code_of_a_model(
+    run, made: Made, strange: Callable[..., Path], tmp_path: Path
+) -> None:
+    model = strange(
+        {"model_type": "strange", "auto_map": AUTO}, {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}}
+    )
     for name, words in commands(model, made, tmp_path / "out").items():
         code, _, err = run(*words)
         assert code == 4, (name, err)
@@ -94,7 +102,9 @@ def test_no_command_runs_the_code_of_a_model(run, made: Made, strange: Callable[
 
 
 @pytest.mark.usefixtures("answered")
-def test_a_model_that_transformers_knows_is_loaded_by_it(made: Made, strange: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_model_that_transformers_knows_is_loaded_by_it(
+    made: Made, strange: Callable[..., Path], tmp_path: Path
+) -> None:
     model = strange({"auto_map": AUTO}, {"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}})
     own, known = open_subject(model), open_subject(made.base)
     for name, value in own.module("encoder").state_dict().items():
@@ -113,11 +123,16 @@ def test_a_model_that_transformers_knows_is_loaded_by_it(made: Made, strange: Ca
         ({"auto_map": {"AutoTokenizer": ["evil.Tokenizer", None]}, "tokenizer_class": "Strange"}, None),
         ({"auto_map": ["evil.Tokenizer", None], "tokenizer_class": None}, None),
         ({"tokenizer_class": "AutoModel"}, "tokenizer_class is 'AutoModel', expected a class of tokenizers"),
-        ({"tokenizer_class": "AutoTokenizer"}, "tokenizer_class is 'AutoTokenizer', expected a class of tokenizers"),
+        (
+            {"tokenizer_class": "AutoTokenizer"},
+            "tokenizer_class is 'AutoTokenizer', expected a class of tokenizers",
+        ),
         ({"tokenizer_class": "pipeline"}, "tokenizer_class is 'pipeline', expected a class of tokenizers"),
     ],
 )
-def test_no_tokenizer_runs_code(strange: Callable[..., Path], tmp_path: Path, tokenizer: dict[str, Any], told: str | None) -> None:
+def test_no_tokenizer_runs_code(
+    strange: Callable[..., Path], tmp_path: Path, tokenizer: dict[str, Any], told: str | None
+) -> None:
     model = strange({"auto_map": AUTO, "model_type": "strange"}, tokenizer)
     if (
         told is None
@@ -142,14 +157,21 @@ def test_no_tokenizer_runs_code(strange: Callable[..., Path], tmp_path: Path, to
     ],
 )
 def test_nothing_but_a_tokenizer_is_loaded_as_one(
-    strange: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, config: dict[str, Any], tokenizer: dict[str, Any]
+    strange: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    config: dict[str, Any],
+    tokenizer: dict[str, Any],
 ) -> None:
     """A model that is loaded as a tokenizer takes the memory that its config claims, and has its pickles read by torch."""
-    model = strange({**config, "question_encoder": {"model_type": "bert"}, "generator": {"model_type": "bert"}}, tokenizer)
+    model = strange(
+        {**config, "question_encoder": {"model_type": "bert"}, "generator": {"model_type": "bert"}}, tokenizer
+    )
     if not tokenizer:
         held = json.loads((model / "tokenizer_config.json").read_text())
         (model / "tokenizer_config.json").write_text(json.dumps({**held, "tokenizer_class": None}))
-    monkeypatch.setattr("transformers.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(
+        "transformers.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("a model was loaded")
+    )
     with pytest.raises(ModelError, match="expected a class of tokenizers"):
         load_tokenizer(model, "strange")
 
@@ -170,13 +192,17 @@ def test_a_tokenizer_that_makes_texts_longer_without_end_is_refused(strange: Cal
         [{**step, "pattern": {"Regex": "b*"}, "content": "a"}] * 40,
     ):
         (model / "tokenizer.json").write_text(json.dumps({**held, "normalizer": normalizer}))
-        with pytest.raises(ModelError, match=r"the normalizer of tokenizer\.json may make a text \d+ times as long"):
+        with pytest.raises(
+            ModelError, match=r"the normalizer of tokenizer\.json may make a text \d+ times as long"
+        ):
             load_tokenizer(model, "strange")
     fine = [
         {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": "▁"},
         {"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
     ] * 20
-    (model / "tokenizer.json").write_text(json.dumps({**held, "normalizer": {"type": "Sequence", "normalizers": fine}}))
+    (model / "tokenizer.json").write_text(
+        json.dumps({**held, "normalizer": {"type": "Sequence", "normalizers": fine}})
+    )
     load_tokenizer(model, "strange")
 
 
@@ -209,7 +235,9 @@ def test_transformers_never_asks_whether_code_may_run(strange: Callable[..., Pat
     assert not (tmp_path / "mark").exists()
 
 
-def test_what_a_config_says_of_kernels_and_files_is_left_out(made: Made, strange: Callable[..., Path]) -> None:
+def test_what_a_config_says_of_kernels_and_files_is_left_out(
+    made: Made, strange: Callable[..., Path]
+) -> None:
     keys = {
         "attn_implementation": "kernels-community/flash-attn", "_attn_implementation": {"": "someone/evil"},
         "_attn_implementation_internal": "someone/evil", "experts_implementation": "someone/evil",
@@ -218,7 +246,10 @@ def test_what_a_config_says_of_kernels_and_files_is_left_out(made: Made, strange
     model = strange(keys)
     (model / "config.4.0.0.json").write_text(json.dumps({"model_type": "strange", "auto_map": AUTO}))
     module = load_module(model, "encoder", "strange")
-    assert module.config._attn_implementation == load_module(made.base, "encoder", "base").config._attn_implementation
+    assert (
+        module.config._attn_implementation
+        == load_module(made.base, "encoder", "base").config._attn_implementation
+    )
     assert without_code({"text_config": keys, "attn_implementation": "eager"}) == {
         "text_config": {},
         "attn_implementation": "eager",
@@ -227,8 +258,12 @@ def test_what_a_config_says_of_kernels_and_files_is_left_out(made: Made, strange
 
 def test_a_model_with_an_adapter_beside_it_is_refused(strange: Callable[..., Path], tmp_path: Path) -> None:
     model = strange()
-    (model / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "evil")}))
-    with pytest.raises(ModelError, match=r"has a config\.json and an adapter_config\.json; expected a model or an adapter"):
+    (model / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "base_model_name_or_path": str(tmp_path / "evil")})
+    )
+    with pytest.raises(
+        ModelError, match=r"has a config\.json and an adapter_config\.json; expected a model or an adapter"
+    ):
         load_module(model, "encoder", "strange")
 
 
@@ -244,16 +279,25 @@ def test_a_pickle_is_read_by_alnico_and_never_by_torch(
     assert all(torch.equal(found[name], value) for name, value in known.items())
 
 
-def test_the_files_that_are_read_are_those_that_a_merge_reads(made: Made, strange: Callable[..., Path]) -> None:
+def test_the_files_that_are_read_are_those_that_a_merge_reads(
+    made: Made, strange: Callable[..., Path]
+) -> None:
     """Of an index and ``model.safetensors`` transformers would take the file."""
     model = strange()
     module = load_module(made.base, "encoder", "base")
     shutil.move(model / "model.safetensors", model / "model-00001-of-00001.safetensors")
-    index = {"metadata": {}, "weight_map": dict.fromkeys(module.state_dict(), "model-00001-of-00001.safetensors")}
+    index = {
+        "metadata": {},
+        "weight_map": dict.fromkeys(module.state_dict(), "model-00001-of-00001.safetensors"),
+    }
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
     from safetensors.torch import save_file
 
-    save_file({n: torch.zeros_like(v) for n, v in module.state_dict().items()}, model / "model.safetensors", {"format": "pt"})
+    save_file(
+        {n: torch.zeros_like(v) for n, v in module.state_dict().items()},
+        model / "model.safetensors",
+        {"format": "pt"},
+    )
     found = load_module(model, "encoder", "strange")
     assert all(torch.equal(found.state_dict()[name], value) for name, value in module.state_dict().items())
 
@@ -309,7 +353,11 @@ LISTED = {
 
 @functools.cache
 def calls_of(path: Path) -> list[tuple[str, ast.Call]]:
-    return [(ast.unparse(node.func), node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    return [
+        (ast.unparse(node.func), node)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
 
 
 def test_every_call_that_could_run_code_is_guarded() -> None:
@@ -319,11 +367,17 @@ def test_every_call_that_could_run_code_is_guarded() -> None:
             if word is None or "GenerationConfig" in name:  # JSON, of which no key names code
                 continue
             given = {k.arg: k.value for k in call.keywords}
-            if word[0] not in given and None in given:  # **options: the dict literal in the same file must have it
-                assert f'"{word[0]}": {word[1]}' in path.read_text(), f"{path}:{call.lineno}: {name} without {word[0]}"
+            if (
+                word[0] not in given and None in given
+            ):  # **options: the dict literal in the same file must have it
+                assert f'"{word[0]}": {word[1]}' in path.read_text(), (
+                    f"{path}:{call.lineno}: {name} without {word[0]}"
+                )
                 continue
             value: Any = given.get(word[0])
-            assert isinstance(value, ast.Constant), f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
+            assert isinstance(value, ast.Constant), (
+                f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
+            )
             assert value.value is word[1], f"{path}:{call.lineno}: {name} without {word[0]}={word[1]}"
 
 
@@ -341,7 +395,9 @@ def test_benchmarks_and_examples_run_no_code_of_a_model() -> None:
                 continue
             word, expected = GUARDED[name.rpartition(".")[2]]
             found = [k.value for k in call.keywords if k.arg == word]
-            assert [ast.unparse(v) for v in found] == [str(expected)], f"{path}:{call.lineno}: {name} without {word}={expected}"
+            assert [ast.unparse(v) for v in found] == [str(expected)], (
+                f"{path}:{call.lineno}: {name} without {word}={expected}"
+            )
             checked += 1
     assert checked >= 7
 
@@ -351,7 +407,9 @@ def test_an_old_datasets_which_runs_scripts_is_refused(monkeypatch: pytest.Monke
 
     asked = []
     monkeypatch.setattr(harness, "version", lambda name: asked.append(name) or "3.6.0")
-    with pytest.raises(AlnicoError, match=r"^arc: datasets 3\.6\.0 runs scripts .*; expected 4 or later\. Run: pip install"):
+    with pytest.raises(
+        AlnicoError, match=r"^arc: datasets 3\.6\.0 runs scripts .*; expected 4 or later\. Run: pip install"
+    ):
         harness.Harness("arc", ["arc_easy"], "acc,none").evaluate(None)  # type: ignore[arg-type]
     assert asked == ["datasets"]
 
@@ -384,9 +442,16 @@ def test_packages_that_could_run_code_are_imported_where_they_are_guarded() -> N
         for node in ast.walk(ast.parse(path.read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in ("import_extra", "importlib.import_module"):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in (
+                "import_extra",
+                "importlib.import_module",
+            ):
                 names += [a.value for a in node.args[:1] if isinstance(a, ast.Constant)]
-            found |= {(path.relative_to(SOURCES).as_posix(), n.partition(".")[0]) for n in names if n.partition(".")[0] in packages}
+            found |= {
+                (path.relative_to(SOURCES).as_posix(), n.partition(".")[0])
+                for n in names
+                if n.partition(".")[0] in packages
+            }
     # of evaluate the harness replaces what loads the code of metrics
     assert found == {
         ("evaluation/extras.py", "transformers"),

@@ -35,20 +35,27 @@ def causal(tmp_path_factory):
     tokenizer.save_pretrained(folder)
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.5, **sizes)).save_pretrained(folder)
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.5, **sizes)).save_pretrained(
+        folder
+    )
     return folder
 
 
 def surprise_of(folder, window, stride):
     """The mean negative log-likelihood of each window, token by token."""
-    model, tokenizer = LlamaForCausalLM.from_pretrained(folder).eval(), PreTrainedTokenizerFast.from_pretrained(folder)
+    model, tokenizer = (
+        LlamaForCausalLM.from_pretrained(folder).eval(),
+        PreTrainedTokenizerFast.from_pretrained(folder),
+    )
     tokens = torch.tensor(tokenizer(WORDS)["input_ids"])
     found = []
     for index in range((len(tokens) - 1) // stride):
         end = (index + 1) * stride
         with torch.no_grad():
             chances = model(tokens[None, max(0, end - window) : end]).logits[0].log_softmax(1)
-        found.append(-sum(chances[-stride + i, tokens[end - stride + 1 + i]].item() for i in range(stride)) / stride)
+        found.append(
+            -sum(chances[-stride + i, tokens[end - stride + 1 + i]].item() for i in range(stride)) / stride
+        )
     return found
 
 
@@ -73,7 +80,10 @@ def test_a_limit_makes_windows_known_and_parts_pool(causal):
     parts = [task.evaluate(subject, [4, 1]), task.evaluate(subject, [0, 2, 3, 5])]
     assert parts[0].examples == pytest.approx(whole.examples[[4, 1]], abs=1e-6)
     assert task.pooled(parts).value == pytest.approx(whole.value, rel=1e-6)
-    for task, part in ((Perplexity("noise", WORDS, window=8, limit=8), None), (Perplexity("noise", WORDS, window=8), range(2))):
+    for task, part in (
+        (Perplexity("noise", WORDS, window=8, limit=8), None),
+        (Perplexity("noise", WORDS, window=8), range(2)),
+    ):
         with pytest.raises(EvaluationError) as caught:
             task.evaluate(subject, part)
         assert str(caught.value) == (
@@ -86,25 +96,40 @@ def test_a_text_that_says_nothing_is_told(causal, tmp_path):
     (tmp_path / "t.txt").write_text(" \n")
     tasks = [{"name": "wiki", "type": "perplexity", "data": data} for data in ("t.txt", "none.txt")]
     with pytest.raises(EvaluationError) as caught:
-        read_tasks({"tasks": [*tasks, {"name": "b", "type": "perplexity", "data": "t.txt", "window": 4, "stride": 5}]}, tmp_path)
+        read_tasks(
+            {
+                "tasks": [
+                    *tasks,
+                    {"name": "b", "type": "perplexity", "data": "t.txt", "window": 4, "stride": 5},
+                ]
+            },
+            tmp_path,
+        )
     assert str(caught.value).splitlines()[:2] == [
         "tasks: tasks[0]: wiki: the text is empty; expected some words. Give another.",
         "tasks: tasks[1].name is 'wiki', as tasks[0].name; expected names that differ.",
     ]
     with pytest.raises(
-        EvaluationError, match=r"^b: stride is 5, window 4; a stride above it leaves tokens out\. Choose at most 4\.$"
+        EvaluationError,
+        match=r"^b: stride is 5, window 4; a stride above it leaves tokens out\. Choose at most 4\.$",
     ):
         Perplexity("b", WORDS, window=4, stride=5)
     module = LlamaForCausalLM.from_pretrained(causal).eval()
     module.lm_head.weight.data[0] = 3e38  # finite, and its products are not
     with pytest.raises(EvaluationError) as caught:
         Perplexity("b", WORDS).evaluate(ModuleSubject("merged", module, open_subject(causal).tokenizer()))
-    assert str(caught.value) == "b: merged gives a perplexity that is not finite. Look for NaN in the model: `alnico inspect`."
+    assert (
+        str(caught.value)
+        == "b: merged gives a perplexity that is not finite. Look for NaN in the model: `alnico inspect`."
+    )
 
 
 def test_texts_that_share_a_long_line_share_an_example():
     long, other = (f"{word} " * 20 for word in ("one", "two"))
-    tasks = [Perplexity("t", text) for text in (f"= Title =\n{long}\n", f"= Title =\n {long}\n{other}", other, "= Title =")]
+    tasks = [
+        Perplexity("t", text)
+        for text in (f"= Title =\n{long}\n", f"= Title =\n {long}\n{other}", other, "= Title =")
+    ]
     shared = [bool(tasks[0].digests() & task.digests()) for task in tasks[1:]]
     assert shared == [True, False, False]
 
@@ -136,12 +161,18 @@ def test_a_function_beside_the_tasks_scores_a_directory_or_a_module(made, tmp_pa
         {"function": "scoring:of_module", "metric": "tokens"},
     ]
     tasks = read_tasks(
-        {"tasks": [{"name": f"t{i}", "type": "call", **call} for i, call in enumerate(calls)]}, tmp_path, allow_code=True
+        {"tasks": [{"name": f"t{i}", "type": "call", **call} for i, call in enumerate(calls)]},
+        tmp_path,
+        allow_code=True,
     )
     subject = open_subject(made.base)
     values = [task.evaluate(subject).value for task in tasks]
     module = subject.module("encoder")
-    assert values == [2 * len(list(made.base.iterdir())), sum(p.numel() for p in module.parameters()), len(subject.tokenizer())]
+    assert values == [
+        2 * len(list(made.base.iterdir())),
+        sum(p.numel() for p in module.parameters()),
+        len(subject.tokenizer()),
+    ]
     assert [task.goal for task in tasks] == ["min", "max", "max"]
     assert str(tmp_path) not in sys.path
     in_memory = ModuleSubject("merged", module, subject.tokenizer())
@@ -210,14 +241,18 @@ def test_a_missing_package_is_told_with_what_to_say(monkeypatch, causal):
     with pytest.raises(AlnicoError) as caught:
         Perplexity("wiki", WORDS).evaluate(open_subject(causal))
     assert (
-        str(caught.value) == "a transformers checkpoint needs transformers, which is not installed. Say: pip install 'alnico[eval]'"
+        str(caught.value)
+        == "a transformers checkpoint needs transformers, which is not installed. Say: pip install 'alnico[eval]'"
     )
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_a_local_task_of_the_harness_scores_as_transformers_do(causal, tmp_path):
-    rows = [{"question": f"{NOISE[i]} {NOISE[i + 1]}", "choices": [NOISE[i + 2], NOISE[i + 3]], "answer": i % 2} for i in range(8)]
+    rows = [
+        {"question": f"{NOISE[i]} {NOISE[i + 1]}", "choices": [NOISE[i + 2], NOISE[i + 3]], "answer": i % 2}
+        for i in range(8)
+    ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "local.yaml").write_text(
         yaml.safe_dump(
@@ -236,13 +271,16 @@ def test_a_local_task_of_the_harness_scores_as_transformers_do(causal, tmp_path)
 
     def chance(row, choice):
         context, whole = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in (row["question"], f"{row['question']} {choice}")
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            for text in (row["question"], f"{row['question']} {choice}")
         )
         with torch.no_grad():
             told = model(torch.tensor([whole])).logits[0].log_softmax(1)
         return sum(told[i - 1, whole[i]].item() for i in range(len(context), len(whole)))
 
-    expected = [float(chance(r, r["choices"][r["answer"]]) > chance(r, r["choices"][1 - r["answer"]])) for r in rows]
+    expected = [
+        float(chance(r, r["choices"][r["answer"]]) > chance(r, r["choices"][1 - r["answer"]])) for r in rows
+    ]
     score = task.evaluate(subject)
     assert score.value == pytest.approx(np.mean(expected))
     assert score.examples.tolist() == expected
@@ -251,4 +289,7 @@ def test_a_local_task_of_the_harness_scores_as_transformers_do(causal, tmp_path)
     (wrong,) = read_tasks({"tasks": [{**entry, "metric": "f1"}]}, tmp_path, allow_code=True)
     with pytest.raises(EvaluationError) as caught:
         wrong.evaluate(subject)
-    assert str(caught.value) == f"local: {causal}: alnico_local has no metric 'f1'; found acc,none. Choose one of these."
+    assert (
+        str(caught.value)
+        == f"local: {causal}: alnico_local has no metric 'f1'; found acc,none. Choose one of these."
+    )

@@ -60,7 +60,9 @@ def test_base_parents_and_merges_may_be_plain(models: list[str], tmp_path: Path)
 def test_the_command_takes_them_with_tasks_of_type_call(models: list[str], tmp_path: Path, run: Run) -> None:
     (tmp_path / "scorer.py").write_text(SCORER)
     (tmp_path / "tasks.yml").write_text('tasks:\n  - {name: mean, type: call, function: "scorer:mean"}\n')
-    code, shown, _ = run("evaluate", *models, "--tasks", str(tmp_path / "tasks.yml"), "--allow-code", "--json")
+    code, shown, _ = run(
+        "evaluate", *models, "--tasks", str(tmp_path / "tasks.yml"), "--allow-code", "--json"
+    )
     assert code == 0
     assert [m["scores"]["mean"]["value"] for m in json.loads(shown)["models"]] == [1.0, 2.0, 4.0]
 

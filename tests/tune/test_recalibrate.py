@@ -14,7 +14,12 @@ from alnico.errors import AlnicoError
 def net(seed: int) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
-        nn.Dropout(0.5), nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)
+        nn.Dropout(0.5),
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4, momentum=0.3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(144, 2),
     )
 
 
@@ -30,7 +35,11 @@ def test_merged_statistics_become_those_of_the_data(tmp_path):
         for batch in data[: seed + 1]:
             model(batch)
         torch.save(model.state_dict(), tmp_path / f"{name}.pt")
-    recipe = {"merge_method": "linear", "models": [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")], "parameters": {"weight": 0.5}}
+    recipe = {
+        "merge_method": "linear",
+        "models": [str(tmp_path / "a.pt"), str(tmp_path / "b.pt")],
+        "parameters": {"weight": 0.5},
+    }
     result = alnico.merge(recipe, tmp_path / "out.safetensors")
     assert any("recalibrate_batchnorm" in note for note in result.plan.notes)
     with alnico.open(tmp_path / "out.safetensors") as merged:
@@ -40,9 +49,15 @@ def test_merged_statistics_become_those_of_the_data(tmp_path):
     model.load_state_dict(state)
     model[0].train()
     assert alnico.recalibrate_batchnorm(model, iter(data)) == 3
-    outputs = [model[1](batch).detach().double().numpy().transpose(1, 0, 2, 3).reshape(4, -1) for batch in data]
-    np.testing.assert_allclose(model[2].running_mean, np.mean([o.mean(1) for o in outputs], 0), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(model[2].running_var, np.mean([o.var(1, ddof=1) for o in outputs], 0), rtol=1e-5)
+    outputs = [
+        model[1](batch).detach().double().numpy().transpose(1, 0, 2, 3).reshape(4, -1) for batch in data
+    ]
+    np.testing.assert_allclose(
+        model[2].running_mean, np.mean([o.mean(1) for o in outputs], 0), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        model[2].running_var, np.mean([o.var(1, ddof=1) for o in outputs], 0), rtol=1e-5
+    )
     assert model[2].num_batches_tracked == 3
     assert model[2].momentum == 0.3
     assert [m.training for m in model] == [True, False, False, False, False, False]
@@ -67,8 +82,16 @@ def test_a_batch_may_be_keyword_arguments():
 @pytest.mark.parametrize(
     ("model", "data", "told"),
     [
-        (nn.Linear(2, 2), [torch.ones(2, 2)], "Linear has no BatchNorm layer with running statistics, expected one at least."),
-        (nn.BatchNorm1d(2, track_running_stats=False), [torch.ones(2, 2)], "BatchNorm1d has no BatchNorm layer with running"),
+        (
+            nn.Linear(2, 2),
+            [torch.ones(2, 2)],
+            "Linear has no BatchNorm layer with running statistics, expected one at least.",
+        ),
+        (
+            nn.BatchNorm1d(2, track_running_stats=False),
+            [torch.ones(2, 2)],
+            "BatchNorm1d has no BatchNorm layer with running",
+        ),
         (nn.BatchNorm1d(2), [], "there are no batches, expected one at least."),
     ],
 )
@@ -91,19 +114,32 @@ def test_without_torch_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(AlnicoError) as caught:
         alnico.recalibrate_batchnorm(None, [])
-    assert str(caught.value) == "recalibrate_batchnorm needs torch, which is not installed. Say: pip install 'alnico[torch]'"
+    assert (
+        str(caught.value)
+        == "recalibrate_batchnorm needs torch, which is not installed. Say: pip install 'alnico[torch]'"
+    )
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_torchscript_is_refused_beside_plain_layers_too():
     scripted = torch.jit.script(nn.BatchNorm2d(3))
-    with pytest.raises(AlnicoError, match="has BatchNorm layers in TorchScript, whose momentum cannot be changed"):
+    with pytest.raises(
+        AlnicoError, match="has BatchNorm layers in TorchScript, whose momentum cannot be changed"
+    ):
         alnico.recalibrate_batchnorm(nn.Sequential(scripted, nn.BatchNorm2d(3)), batches(1))
 
 
-@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["DataParallel", "compile"])
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, lambda m: torch.compile(m, backend="eager")], ids=["DataParallel", "compile"]
+)
 def test_wrapped_modules_are_recalibrated_as_plain_ones(wrap):
     plain, wrapped = net(0), wrap(net(0))
-    assert alnico.recalibrate_batchnorm(plain, batches(2)) == alnico.recalibrate_batchnorm(wrapped, batches(2)) == 2
+    assert (
+        alnico.recalibrate_batchnorm(plain, batches(2))
+        == alnico.recalibrate_batchnorm(wrapped, batches(2))
+        == 2
+    )
     found = [value for name, value in wrapped.state_dict().items() if "running" in name]
-    assert all(torch.equal(a, b) for a, b in zip(found, (plain[2].running_mean, plain[2].running_var), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(found, (plain[2].running_mean, plain[2].running_var), strict=True)
+    )

@@ -42,7 +42,9 @@ def course(space: SearchSpace, name: str, count: int, seed: int = 0) -> list[Tri
     trials: list[Trial] = []
     for number in range(count):
         point = suggest(name, asked(space, number, trials, seed=seed))
-        value = -sum(((float(point[d.name]) - d.low) / (d.high - d.low) - 1 / 3) ** 2 for d in space.dimensions)
+        value = -sum(
+            ((float(point[d.name]) - d.low) / (d.high - d.low) - 1 / 3) ** 2 for d in space.dimensions
+        )
         state = "failed" if number == 3 else "complete"
         trials.append(Trial(number, state, point, (value,) if state == "complete" else ()))  # type: ignore[arg-type]
     return trials
@@ -106,7 +108,8 @@ def test_the_concentration_of_dirichlet_keeps_to_the_middle() -> None:
 
     def spread(concentration: float) -> float:
         points = [
-            SAMPLERS["dirichlet"](PointRequest(space.dimensions, ("max",), 0, n, [], 5, concentration)) for n in range(1, 301)
+            SAMPLERS["dirichlet"](PointRequest(space.dimensions, ("max",), 0, n, [], 5, concentration))
+            for n in range(1, 301)
         ]
         weights = [[float(e.parameters["weight"]) for e in space.instantiate(p).models] for p in points]  # type: ignore[arg-type]
         return float(np.var(weights, axis=0).mean())

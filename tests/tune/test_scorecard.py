@@ -45,7 +45,9 @@ def test_an_interval_is_that_of_a_mean():
     examples = coins(400, 0.7, 0)
     found = interval(score(examples), "news")
     assert found.value == pytest.approx(0.7)
-    assert (found.low, found.high) == pytest.approx((0.7 - 1.96 * error_of(examples), 0.7 + 1.96 * error_of(examples)), abs=0.006)
+    assert (found.low, found.high) == pytest.approx(
+        (0.7 - 1.96 * error_of(examples), 0.7 + 1.96 * error_of(examples)), abs=0.006
+    )
     assert interval(score(examples), "news") == found  # the same seed, the same draws
     assert interval(score(examples), "news", seed=1) != found
     assert interval(Score(0.5)) == type(found)(0.5)
@@ -72,8 +74,16 @@ def test_differences_are_paired():
 
 def test_the_mean_adds_the_errors_of_its_tasks_by_weight_and_leaves_out_where_less_is_better():
     tasks = [Told("a", weight=3.0), Told("b"), Told("wiki", "min")]
-    one = {"a": score(coins(400, 0.7, 0)), "b": score(coins(100, 0.5, 1)), "wiki": score(np.full(4, 2.0), "exp")}
-    other = {"a": score(coins(400, 0.6, 2)), "b": score(coins(100, 0.5, 3)), "wiki": score(np.full(4, 3.0), "exp")}
+    one = {
+        "a": score(coins(400, 0.7, 0)),
+        "b": score(coins(100, 0.5, 1)),
+        "wiki": score(np.full(4, 2.0), "exp"),
+    }
+    other = {
+        "a": score(coins(400, 0.6, 2)),
+        "b": score(coins(100, 0.5, 3)),
+        "wiki": score(np.full(4, 3.0), "exp"),
+    }
     assert mean_score(one, tasks) == pytest.approx(0.75 * 0.7 + 0.25 * 0.5)
     found = paired(one, other, tasks).mean
     errors = [error_of(one[t].examples - other[t].examples) for t in "ab"]
@@ -96,20 +106,39 @@ def test_a_task_that_tells_no_examples_has_no_interval_nor_has_the_mean():
 
 def test_a_scorecard_says_what_a_merge_kept_of_the_best_parent():
     tasks = [Told("a"), Told("b"), Told("wiki", "min")]
-    values = {"in/base": (0.4, 0.2, 9.0), "in/x": (0.9, 0.2, 9.0), "in/y": (0.4, 0.7, 9.0), "out/x": (0.8, 0.6, 9.0)}
+    values = {
+        "in/base": (0.4, 0.2, 9.0),
+        "in/x": (0.9, 0.2, 9.0),
+        "in/y": (0.4, 0.7, 9.0),
+        "out/x": (0.8, 0.6, 9.0),
+    }
     card = scorecard(
         {label: {t.name: Score(v) for t, v in zip(tasks, row, strict=True)} for label, row in values.items()},
         tasks,
         base="in/base",
         merged=["out/x"],
     )
-    assert [(m.name, m.role) for m in card.models] == [("base", "base"), ("x", "model"), ("y", "model"), ("x-2", "merged")]
+    assert [(m.name, m.role) for m in card.models] == [
+        ("base", "base"),
+        ("x", "model"),
+        ("y", "model"),
+        ("x-2", "merged"),
+    ]
     assert [(d.model, d.other) for d in card.differences] == [("x-2", "base"), ("x-2", "x"), ("x-2", "y")]
     assert card.differences[1].scores["a"].value == pytest.approx(-0.1)
     assert [(k.task, k.best) for k in card.kept["x-2"]] == [("a", "x"), ("b", "y")]
-    assert [(k.kept, k.gain_kept) for k in card.kept["x-2"]] == [pytest.approx((8 / 9, 4 / 5)), pytest.approx((6 / 7, 4 / 5))]
-    without = scorecard({label: {"a": Score(row[0])} for label, row in values.items()}, tasks[:1], base="in/base")
-    assert [(d.model, d.other) for d in without.differences] == [("x", "base"), ("y", "base"), ("x-2", "base")]
+    assert [(k.kept, k.gain_kept) for k in card.kept["x-2"]] == [
+        pytest.approx((8 / 9, 4 / 5)),
+        pytest.approx((6 / 7, 4 / 5)),
+    ]
+    without = scorecard(
+        {label: {"a": Score(row[0])} for label, row in values.items()}, tasks[:1], base="in/base"
+    )
+    assert [(d.model, d.other) for d in without.differences] == [
+        ("x", "base"),
+        ("y", "base"),
+        ("x-2", "base"),
+    ]
     assert without.kept == {}
 
 
@@ -117,7 +146,12 @@ def test_models_are_scored_one_after_the_other(made):
     tasks = read_tasks(made.valid)
     seen = []
     references = [made.base, *made.tuned.values()]
-    card = evaluate((open_subject(path) for path in references), tasks, base=str(made.base), watch=lambda *told: seen.append(told))
+    card = evaluate(
+        (open_subject(path) for path in references),
+        tasks,
+        base=str(made.base),
+        watch=lambda *told: seen.append(told),
+    )
     assert [told[:2] for told in seen] == [(str(path), task.name) for path in references for task in tasks]
     assert card.models[1].scores["pets"].value == tasks[0].evaluate(open_subject(made.tuned["pets"])).value
     assert card.differences[0].mean.low > 0  # a specialist is better than the base on the mean of all tasks
@@ -126,14 +160,18 @@ def test_models_are_scored_one_after_the_other(made):
 def test_pooled_scores_need_their_examples():
     assert pool([score([1.0, 2.0], "exp"), score([6.0], "exp")]).value == pytest.approx(math.exp(3.0))
     with pytest.raises(
-        EvaluationError, match=r"^scores without their examples cannot be pooled; expected what each example contributed\."
+        EvaluationError,
+        match=r"^scores without their examples cannot be pooled; expected what each example contributed\.",
     ):
         pool([Score(0.5)])
 
 
 def test_scores_that_cannot_be_compared_are_told():
     for call, message in [
-        (lambda: scorecard({}, [Told("a")]), "there are no models to score; expected one at least. Give some."),
+        (
+            lambda: scorecard({}, [Told("a")]),
+            "there are no models to score; expected one at least. Give some.",
+        ),
         (lambda: scorecard({"m": {}}, []), "there are no tasks to score; expected one at least. Give some."),
         (
             lambda: scorecard({"m": {"a": Score(1.0)}}, [Told("a")], base="b"),
@@ -162,7 +200,10 @@ def test_a_model_given_twice_is_told(made):
 def test_a_base_that_stands_among_the_models_is_scored_once(made):
     told = []
     found = alnico.evaluate(
-        [made.base, made.tuned["pets"]], made.valid, base=made.base, watch=lambda *scored: told.append(scored[:2])
+        [made.base, made.tuned["pets"]],
+        made.valid,
+        base=made.base,
+        watch=lambda *scored: told.append(scored[:2]),
     )
     assert len(told) == len(set(told)) == 2 * len(found.tasks)
 

@@ -52,11 +52,19 @@ def test_the_best_recipe_makes_the_model_that_was_scored(made: Made, tmp_path: P
 def test_a_search_leaves_its_recipe_its_trials_and_a_page(made: Made, tmp_path: Path) -> None:
     out = tmp_path / "found"
     found = alnico.search(recipe(made), out=out)
-    assert sorted(p.name for p in out.iterdir()) == ["best.yml", "search.html", "search.json", "study.db", "trials.csv"]
+    assert sorted(p.name for p in out.iterdir()) == [
+        "best.yml",
+        "search.html",
+        "search.json",
+        "study.db",
+        "trials.csv",
+    ]
     with (out / "trials.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["mean"]) for row in rows] == [t.values[0] for t in found.trials]
-    assert [float(row["tuned-pets.weight"]) for row in rows] == [t.point["tuned-pets.weight"] for t in found.trials]
+    assert [float(row["tuned-pets.weight"]) for row in rows] == [
+        t.point["tuned-pets.weight"] for t in found.trials
+    ]
     data = json.loads((out / "search.json").read_text())
     assert data["best"][0]["trial"] == found.best[0].number
     assert data["counts"] == {"complete": 6}
@@ -68,7 +76,9 @@ def test_a_search_leaves_its_recipe_its_trials_and_a_page(made: Made, tmp_path: 
     assert len(longer.trials) == 8
 
 
-def test_paths_of_the_best_recipe_hold_from_its_folder(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paths_of_the_best_recipe_hold_from_its_folder(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / "work"
     folder.mkdir()
     for name, path in {"base": made.base, "a": made.references[0], "b": made.references[1]}.items():
@@ -154,7 +164,9 @@ def test_a_search_says_when_its_scores_flatter(made: Made) -> None:
 def test_layer_stacks_are_searched_too(made: Made) -> None:
     pets, food, _ = made.references
     stack = {"models": [pets, food], "layers": 2, "repeat": 2}
-    found = alnico.search({"stack": stack, "search": {"tasks": str(made.valid), "trials": 4, "sampler": "random"}})
+    found = alnico.search(
+        {"stack": stack, "search": {"tasks": str(made.valid), "trials": 4, "sampler": "random"}}
+    )
     assert {t.state for t in found.trials} == {"complete"}
     assert found.recipe.merge_method == "passthrough"
     assert len({len(t.point) for t in found.trials}) == 1
@@ -176,7 +188,11 @@ def test_a_study_of_models_that_were_trained_anew_is_refused(made: Made, tmp_pat
     os.utime(own / "model.safetensors")
     alnico.search(asked, out=tmp_path / "out")
     weights = load_file(own / "model.safetensors")
-    save_file({name: 1.001 * tensor for name, tensor in weights.items()}, own / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: 1.001 * tensor for name, tensor in weights.items()},
+        own / "model.safetensors",
+        metadata={"format": "pt"},
+    )
     with pytest.raises(OutputError, match="is of other models, whatever their names"):
         alnico.search(asked, out=tmp_path / "out")
 
@@ -185,7 +201,14 @@ def test_the_command_prints_the_recipe_and_the_report(made: Made, tmp_path: Path
     file = tmp_path / "mine.yml"
     file.write_text(yaml.safe_dump(recipe(made)))
     out = tmp_path / "out"
-    shown = CliRunner().invoke(app, ["search", str(file), "--out", str(out), "--trials", "2", "--report", str(made.test), "-q"])
+    shown = CliRunner().invoke(
+        app, ["search", str(file), "--out", str(out), "--trials", "2", "--report", str(made.test), "-q"]
+    )
     assert shown.exit_code == 0, shown.output
-    for said in ("2 trials: 2 complete", "merge_method: task_arithmetic", "best - uniform", f"written: {out}"):
+    for said in (
+        "2 trials: 2 complete",
+        "merge_method: task_arithmetic",
+        "best - uniform",
+        f"written: {out}",
+    ):
         assert said in shown.output

@@ -37,12 +37,19 @@ if __name__ == "__main__":
 def test_trials_are_scored_on_two_nodes_as_they_are_on_one(made: Made, tmp_path: Path) -> None:
     models = [{"model": m, "parameters": {"weight": {"search": [0.0, 1.2]}}} for m in made.references[:2]]
     search = {"tasks": str(made.valid), "trials": 5, "sampler": "random"}
-    recipe = {"merge_method": "task_arithmetic", "base_model": str(made.base), "models": models, "search": search}
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(made.base),
+        "models": models,
+        "search": search,
+    }
     file = tmp_path / "search.yml"
     file.write_text(yaml.safe_dump(recipe))
     script = tmp_path / "cluster.py"
     script.write_text(CLUSTER)
-    shown = subprocess.run([sys.executable, str(script), str(file)], capture_output=True, text=True, check=False)
+    shown = subprocess.run(
+        [sys.executable, str(script), str(file)], capture_output=True, text=True, check=False
+    )
     assert shown.returncode == 0, shown.stderr
     found = json.loads(shown.stdout.strip().splitlines()[-1])
     assert found["nodes"] == 2

@@ -36,7 +36,9 @@ models:
     card = scorecard(draws, tasks, base="base", merged=["best"])
     names = tuple(d.name for d in space.dimensions)
     recipes = tuple(space.instantiate(t.point) for t in best)
-    return SearchResult(HOSTILE, recipes, best, trials, objectives, names, settings, dict.fromkeys(names, 1 / 3), card)
+    return SearchResult(
+        HOSTILE, recipes, best, trials, objectives, names, settings, dict.fromkeys(names, 1 / 3), card
+    )
 
 
 @pytest.mark.parametrize(
@@ -53,7 +55,10 @@ models:
 def test_the_page_has_a_view_for_every_choice_and_runs_nothing_that_was_named(
     keys: str, tasks: list[str], anchors: list[str]
 ) -> None:
-    made = [Formula(name, lambda m, sign=sign: sign * m.weights[0]) for name, sign in zip(tasks, (1.0, -1.0, 0.5), strict=False)]
+    made = [
+        Formula(name, lambda m, sign=sign: sign * m.weights[0])
+        for name, sign in zip(tasks, (1.0, -1.0, 0.5), strict=False)
+    ]
     page = search_page(result(keys, made))
     for anchor in anchors:
         assert f'<section id="{anchor}"' in page
@@ -67,8 +72,15 @@ def test_the_page_has_a_view_for_every_choice_and_runs_nothing_that_was_named(
         found = re.search(rf'<script type="application/json" id="{name}">(.*?)</script>', page)
         assert found is not None
         figure = json.loads(found[1])
-        keys_ = {"|".join(map(str, chosen)) for chosen in itertools.product(*(range(len(c["options"])) for c in figure["choices"]))}
+        keys_ = {
+            "|".join(map(str, chosen))
+            for chosen in itertools.product(*(range(len(c["options"])) for c in figure["choices"]))
+        }
         assert set(figure["views"]) == keys_
         for view in figure["views"].values():
             assert view["layout"]["height"] > 0
-            assert all("marker" in trace and "color" in trace["marker"] for trace in view["data"] if name.endswith("-drawing"))
+            assert all(
+                "marker" in trace and "color" in trace["marker"]
+                for trace in view["data"]
+                if name.endswith("-drawing")
+            )

@@ -77,7 +77,9 @@ def test_the_greedy_soup_is_the_papers(models: Mapping[str, str], target: tuple[
     found = soup(list(models.values()), [Near(target)])
     expected = greedy(distance_to(target))
     assert set(found.counts) == {models[n] for n in expected}
-    assert [step.tried for step in found.steps] == [models[n] for n in sorted(VALUES, key=lambda n: -distance_to(target)([n]))]
+    assert [step.tried for step in found.steps] == [
+        models[n] for n in sorted(VALUES, key=lambda n: -distance_to(target)([n]))
+    ]
     assert [step.tried for step in found.steps if step.is_kept] == [models[n] for n in expected]
     assert found.score == pytest.approx(distance_to(target)(expected), abs=1e-6)
     assert found.uniform == pytest.approx(distance_to(target)(list(VALUES)), abs=1e-6)
@@ -95,7 +97,9 @@ def test_trying_all_takes_the_best_average_of_each_round(models: Mapping[str, st
         kept.append(best)
     found = soup(list(models.values()), [Near(target)], order="all")
     assert [models[n] for n in kept] == [step.tried for step in found.steps if step.is_kept]
-    rounds = [sum(step.best == best for step in found.steps) for best in dict.fromkeys(s.best for s in found.steps)]
+    rounds = [
+        sum(step.best == best for step in found.steps) for best in dict.fromkeys(s.best for s in found.steps)
+    ]
     assert rounds == [1, 3, 2][: len(rounds)]
 
 
@@ -144,10 +148,14 @@ def test_the_objective_is_one_task_or_the_weighted_mean(models: Mapping[str, str
     assert found.alone[models["a"]] == pytest.approx(3 * -np.sqrt(2) / 4)
 
 
-def test_the_recipe_makes_the_model_that_was_scored(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recipe_makes_the_model_that_was_scored(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(made.base.parent)
     tasks = read_tasks(made.valid)
-    found = soup(["tuned-pets", "tuned-food", "tuned-sky"], tasks, base="base", strict=True, order="all", replace=True)
+    found = soup(
+        ["tuned-pets", "tuned-food", "tuned-sky"], tasks, base="base", strict=True, order="all", replace=True
+    )
     (made.base.parent / "recipes").mkdir(exist_ok=True)
     file = made.base.parent / "recipes" / "soup.yml"
     file.write_text(found.recipe("recipes"))
@@ -172,8 +180,14 @@ def test_the_recipe_makes_the_model_that_was_scored(made: Made, tmp_path: Path, 
             "a: is given twice; expected models that differ. Leave one out, or let order all replace.",
         ),
         ({"order": "best"}, "order is 'best'; expected sorted, all or uniform."),
-        ({"replace": True}, "replace goes with order all; the order is sorted. Leave replace out, or choose all."),
-        ({"order": "all", "replace": True, "least_gain": -1.0}, "least_gain is -1; expected 0 or more with replace."),
+        (
+            {"replace": True},
+            "replace goes with order all; the order is sorted. Leave replace out, or choose all.",
+        ),
+        (
+            {"order": "all", "replace": True, "least_gain": -1.0},
+            "least_gain is -1; expected 0 or more with replace.",
+        ),
         ({"least_gain": float("nan")}, "least_gain is nan; expected a finite number."),
     ],
 )
@@ -186,7 +200,11 @@ def test_options_that_do_not_go_together_are_refused(wrong: dict[str, Any], mess
 @pytest.mark.parametrize(
     ("tasks", "objective", "message"),
     [
-        ([], "mean", "there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file."),
+        (
+            [],
+            "mean",
+            "there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file.",
+        ),
         ([Near((0, 0))], "far", "objective 'far' is no task; expected mean or near. Name one of them."),
         (
             [Near((0, 0)), Near((0, 0), "loss", "min")],
@@ -208,7 +226,17 @@ def test_the_command_prints_steps_and_writes_the_recipe(
 
     monkeypatch.chdir(made.base.parent)
     names = ["tuned-pets", "tuned-food", "tuned-sky"]
-    asked = ["soup", "--models", *names, "--tasks", "valid.yml", "--base", "base", "--out", str(tmp_path / "soup.yml")]
+    asked = [
+        "soup",
+        "--models",
+        *names,
+        "--tasks",
+        "valid.yml",
+        "--base",
+        "base",
+        "--out",
+        str(tmp_path / "soup.yml"),
+    ]
     app(asked, standalone_mode=False)
     printed = capsys.readouterr()
     assert printed.out.strip() == str(tmp_path / "soup.yml")
@@ -218,9 +246,13 @@ def test_the_command_prints_steps_and_writes_the_recipe(
     assert "These are scores on the tasks that chose the soup, so its own is too good." in printed.err
     alnico.merge(tmp_path / "soup.yml", tmp_path / "out")
     found = alnico.soup(names, "valid.yml", base="base")
-    assert [s.tried for s in found.steps] == [line.split()[1 if line[0] == "+" else 0].rstrip(":") for line in steps]
+    assert [s.tried for s in found.steps] == [
+        line.split()[1 if line[0] == "+" else 0].rstrip(":") for line in steps
+    ]
     alnico.merge(alnico.load_recipe(found.recipe()), tmp_path / "again")
-    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
+        tmp_path / "again" / "model.safetensors"
+    ).read_bytes()
     app([*asked[:-2], "--json"], standalone_mode=False)
     data = json.loads(capsys.readouterr().out)
     assert data["models"] == found.counts
@@ -229,7 +261,9 @@ def test_the_command_prints_steps_and_writes_the_recipe(
         app(asked, standalone_mode=False)
 
 
-def test_the_report_scores_soup_models_and_base_on_held_out_examples(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_scores_soup_models_and_base_on_held_out_examples(
+    made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(made.base.parent)
     names = ["tuned-pets", "tuned-food", "tuned-sky"]
     found = alnico.soup(names, "valid.yml", base="base", report="test.yml")
@@ -250,20 +284,25 @@ def test_the_report_scores_soup_models_and_base_on_held_out_examples(made: Made,
     )
     same = alnico.soup(names, "valid.yml", report="valid.yml", shared=True)
     assert same.report is not None
-    assert next(m.mean.value for m in same.report.models if m.reference == "soup" and m.mean) == pytest.approx(same.score)
+    assert next(
+        m.mean.value for m in same.report.models if m.reference == "soup" and m.mean
+    ) == pytest.approx(same.score)
 
 
 def test_unrelated_models_are_refused_in_the_words_of_python_and_of_the_command_line(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     names = [
-        str(save_model(tmp_path / n, {f"w{i}": ("F32", random.standard_normal((64, 64))) for i in range(4)})) for n in ("a", "b")
+        str(save_model(tmp_path / n, {f"w{i}": ("F32", random.standard_normal((64, 64))) for i in range(4)}))
+        for n in ("a", "b")
     ]
 
     class Same(Near):
         def evaluate(self, subject: EvaluatedModel, examples: range | None = None) -> Score:
             return Score(1.0)
 
-    with pytest.raises(MismatchError, match=r'or pass unrelated="allow" \(--unrelated allow on the command line\)\.$'):
+    with pytest.raises(
+        MismatchError, match=r'or pass unrelated="allow" \(--unrelated allow on the command line\)\.$'
+    ):
         alnico.soup(names, [Same((0, 0))])
     found = alnico.soup(names, [Same((0, 0))], unrelated="allow")
     (tmp_path / "r.yml").write_text(found.recipe(tmp_path))

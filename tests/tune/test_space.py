@@ -76,11 +76,19 @@ models:
 parameters: {lambda: {search: [0.3, 2.0]}}
 """
     )
-    assert space.default == {"a.weight": 0.5, "a.density": 0.9, "b.weight": 0.6, "b.density": pytest.approx(0.9), "lambda": 1.0}
+    assert space.default == {
+        "a.weight": 0.5,
+        "a.density": 0.9,
+        "b.weight": 0.6,
+        "b.density": pytest.approx(0.9),
+        "lambda": 1.0,
+    }
 
 
 def test_what_has_no_default_begins_in_the_middle() -> None:
-    space, _ = read_search("merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: {search: [0.2, 0.4]}}\n")
+    space, _ = read_search(
+        "merge_method: slerp\nbase_model: a\nmodels: [a, b]\nparameters: {t: {search: [0.2, 0.4]}}\n"
+    )
     assert space.default == {"t": pytest.approx(0.3)}
 
 
@@ -117,7 +125,9 @@ models:
   - {model: c, parameters: {weight: {search: simplex}}}
 """
     )
-    assert [e.parameters["weight"] for e in space.instantiate(space.default).models] == pytest.approx([1 / 3] * 3)
+    assert [e.parameters["weight"] for e in space.instantiate(space.default).models] == pytest.approx(
+        [1 / 3] * 3
+    )
     sizes = (0.5, 1.0, 2.5)
     point = {f"{m}.weight": math.exp(-size) for m, size in zip("abc", sizes, strict=True)}
     weights = [e.parameters["weight"] for e in space.instantiate(point).models]
@@ -125,11 +135,15 @@ models:
 
 
 def test_a_choice_may_be_a_list_or_a_mapping() -> None:
-    space, _ = read_search(BASE + "models: [a, b]\nparameters: {lambda: {choice: [1, [0.5, 1], [{filter: mlp, value: 2}, 1]]}}\n")
+    space, _ = read_search(
+        BASE + "models: [a, b]\nparameters: {lambda: {choice: [1, [0.5, 1], [{filter: mlp, value: 2}, 1]]}}\n"
+    )
     (dimension,) = space.dimensions
     assert dimension.choices == (1, "[0.5, 1]", '[{"filter": "mlp", "value": 2}, 1]')
     recipe = space.instantiate({"lambda": '[{"filter": "mlp", "value": 2}, 1]'})
-    assert recipe.canonical()["parameters"] == {"lambda": [{"filter": "mlp", "value": 2.0}, {"filter": "*", "value": 1.0}]}
+    assert recipe.canonical()["parameters"] == {
+        "lambda": [{"filter": "mlp", "value": 2.0}, {"filter": "*", "value": 1.0}]
+    }
 
 
 def test_a_stack_takes_blocks_of_layers() -> None:
@@ -137,7 +151,11 @@ def test_a_stack_takes_blocks_of_layers() -> None:
     names = [f"stack[{i}].{what}" for i in range(3) for what in ("model", "repeat")]
     assert [d.name for d in space.dimensions] == names
     default = space.instantiate(space.default)
-    assert [(s.models[0].reference, s.models[0].layers) for s in default.slices] == [("a", (0, 2)), ("a", (2, 4)), ("a", (4, 6))]
+    assert [(s.models[0].reference, s.models[0].layers) for s in default.slices] == [
+        ("a", (0, 2)),
+        ("a", (2, 4)),
+        ("a", (4, 6)),
+    ]
     recipe = space.instantiate({**space.default, "stack[1].model": "b", "stack[1].repeat": 2})
     assert [(s.models[0].reference, s.models[0].layers) for s in recipe.slices] == [
         ("a", (0, 2)), ("b", (2, 4)), ("b", (2, 4)), ("a", (4, 6)),

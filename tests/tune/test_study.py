@@ -112,11 +112,13 @@ def test_nothing_of_a_study_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
             for trial in trials:
                 for key in ("cma:optimizer", "cma:optimizer:0", "cma:0", "cma:generation"):
                     database.execute(
-                        f"insert into {table} (trial_id, key, value_json) values (?, ?, ?)", (trial, key, f'"{bomb.hex()}"')
+                        f"insert into {table} (trial_id, key, value_json) values (?, ?, ?)",
+                        (trial, key, f'"{bomb.hex()}"'),
                     )
         for table in ("study_system_attributes", "study_user_attributes"):
             database.execute(
-                f"insert into {table} (study_id, key, value_json) values (1, 'cma:optimizer', ?)", (f'"{bomb.hex()}"',)
+                f"insert into {table} (study_id, key, value_json) values (1, 'cma:optimizer', ?)",
+                (f'"{bomb.hex()}"',),
             )
 
     def refused(*_: Any, **__: Any) -> Any:
@@ -128,10 +130,15 @@ def test_nothing_of_a_study_is_unpickled(tmp_path: Path, monkeypatch: pytest.Mon
     assert not mark.exists()
 
 
-def test_of_two_processes_that_take_the_last_trial_one_leaves_it_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_processes_that_take_the_last_trial_one_leaves_it_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     space, settings = settings_of("trials: 1")
-    with opened(space, settings, [Formula()], storage) as one, opened(space, settings, [Formula()], storage) as other:
+    with (
+        opened(space, settings, [Formula()], storage) as one,
+        opened(space, settings, [Formula()], storage) as other,
+    ):
         assert one.begin(1) == 0
         monkeypatch.setattr(other._storage, "get_n_trials", lambda _: 0)  # as it was a moment ago
         assert other.begin(1) is None

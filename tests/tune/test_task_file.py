@@ -34,9 +34,13 @@ def test_a_file_says_all_of_its_tasks(made):
     tasks = read_tasks(made.valid)
     assert [(t.name, t.goal, t.size, t.weight) for t in tasks] == [(name, "max", 60, 1.0) for name in TASKS]
     assert [t.classes for t in tasks] == list(TASKS.values())
-    shared = [one.digests() & other.digests() for one, other in zip(tasks, read_tasks(made.test), strict=True)]
+    shared = [
+        one.digests() & other.digests() for one, other in zip(tasks, read_tasks(made.test), strict=True)
+    ]
     assert not any(shared)
-    assert all(one.digests() == same.digests() for one, same in zip(tasks, read_tasks(str(made.valid)), strict=True))
+    assert all(
+        one.digests() == same.digests() for one, same in zip(tasks, read_tasks(str(made.valid)), strict=True)
+    )
 
 
 def test_paths_are_the_folders_and_limits_take_the_first(tmp_path):
@@ -51,7 +55,11 @@ def test_csv_and_jsonl_say_the_same(tmp_path):
     assert (list(found.inputs), found.labels) == (["a cat", "a dog"], ("1", "2"))
     (tmp_path / "rows.jsonl").write_text('{"body": "a cat", "kind": 1}\n\n{"body": "a dog", "kind": 2}\n')
     same = read_examples(tmp_path / "rows.jsonl", "body", "kind")
-    assert (same.inputs, same.labels, same.places[1]) == (found.inputs, found.labels, f"{tmp_path / 'rows.jsonl'}:3")
+    assert (same.inputs, same.labels, same.places[1]) == (
+        found.inputs,
+        found.labels,
+        f"{tmp_path / 'rows.jsonl'}:3",
+    )
 
 
 def test_labels_may_be_left_out_by_name(tmp_path):
@@ -82,9 +90,15 @@ def test_a_file_of_no_tasks_is_told(tmp_path, monkeypatch, text, message):
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path):
-    assert told(tmp_path / "t.yml") == f"{tmp_path}/t.yml: cannot be read (No such file or directory). Check the path of the tasks."
+    assert (
+        told(tmp_path / "t.yml")
+        == f"{tmp_path}/t.yml: cannot be read (No such file or directory). Check the path of the tasks."
+    )
     (tmp_path / "t.yml").write_bytes(b"\xff")
-    assert told(tmp_path / "t.yml") == f"{tmp_path}/t.yml: is not UTF-8 text; expected YAML. Give the YAML file of the tasks."
+    assert (
+        told(tmp_path / "t.yml")
+        == f"{tmp_path}/t.yml: is not UTF-8 text; expected YAML. Give the YAML file of the tasks."
+    )
 
 
 def test_all_mistakes_are_told_with_their_lines(tmp_path):
@@ -158,7 +172,11 @@ def test_images_of_another_shape_are_told(tmp_path):
 
 
 def test_tasks_can_be_written_as_json(made, tmp_path):
-    document = {"tasks": [{"name": "pets", "type": "classification", "data": str(made.valid.parent / "pets.valid.jsonl")}]}
+    document = {
+        "tasks": [
+            {"name": "pets", "type": "classification", "data": str(made.valid.parent / "pets.valid.jsonl")}
+        ]
+    }
     (tmp_path / "tasks.json").write_text(json.dumps(document))
     assert read_tasks(tmp_path / "tasks.json")[0].size == 60
     assert read_tasks(save_tasks(tmp_path / "tasks.yml", document["tasks"]))[0].size == 60
@@ -191,11 +209,14 @@ def packed(path, shape, held=b"", method=zipfile.ZIP_DEFLATED):
 
 def test_pictures_that_claim_more_than_the_file_holds_are_refused(tmp_path):
     path = packed(tmp_path / "i.npz", (10**9, 3, 1000, 1000))
-    with pytest.raises(EvaluationError, match=r"is no npz file of plain arrays \(images.npy claims the shape \(1000000000, 3"):
+    with pytest.raises(
+        EvaluationError, match=r"is no npz file of plain arrays \(images.npy claims the shape \(1000000000, 3"
+    ):
         read_examples(path, label=None)
     packed(path, (64, 4, 256, 256), bytes(4 * 64 * 4 * 256 * 256))
     with pytest.raises(
-        EvaluationError, match=r"images.npy is \d+ bytes in the file and 67108992 outside of it; expected at most 100 times"
+        EvaluationError,
+        match=r"images.npy is \d+ bytes in the file and 67108992 outside of it; expected at most 100 times",
     ):
         read_examples(path, label=None)
     packed(path, (2, 3, 4, 4), bytes(4 * 2 * 3 * 4 * 4))

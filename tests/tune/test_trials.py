@@ -50,9 +50,19 @@ def test_a_search_stops_after_so_many_failures_in_a_row() -> None:
     told: list[Trial] = []
     with pytest.raises(EvaluationError) as error:
         searched(
-            "trials: 30, failures: 3", [Formula(score=failing({1, 2, *range(4, 30)}, ValueError("broken")))], watch=told.append
+            "trials: 30, failures: 3",
+            [Formula(score=failing({1, 2, *range(4, 30)}, ValueError("broken")))],
+            watch=told.append,
         )
-    assert [t.state for t in told] == ["complete", "failed", "failed", "complete", "failed", "failed", "failed"]
+    assert [t.state for t in told] == [
+        "complete",
+        "failed",
+        "failed",
+        "complete",
+        "failed",
+        "failed",
+        "failed",
+    ]
     assert str(error.value) == (
         "3 trials in a row have failed; expected scores. The last, trial 6: trial 6: ValueError: broken\n"
         "Mend it and give the same command, which goes on; or allow more with search.failures."
@@ -63,7 +73,9 @@ def test_an_interrupted_trial_waits_to_run_again(tmp_path: Any) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     with pytest.raises(KeyboardInterrupt):
         searched("trials: 8", [Formula(score=failing({4}, KeyboardInterrupt()))], storage)
-    assert [t.values for t in searched("trials: 8", [Formula()], storage)] == [t.values for t in searched("trials: 8", [Formula()])]
+    assert [t.values for t in searched("trials: 8", [Formula()], storage)] == [
+        t.values for t in searched("trials: 8", [Formula()])
+    ]
 
 
 def test_halving_scores_growing_parts_and_gives_up_what_is_behind() -> None:
@@ -88,7 +100,9 @@ def test_halving_scores_growing_parts_and_gives_up_what_is_behind() -> None:
 
 def test_the_score_of_a_complete_trial_is_of_all_examples() -> None:
     whole = searched("sampler: random, trials: 3", [Formula(size=8, spread=1.0)])
-    parts = searched("sampler: random, trials: 3, halving: {fraction: 0.125, keep: 0.9}", [Formula(size=8, spread=1.0)])
+    parts = searched(
+        "sampler: random, trials: 3, halving: {fraction: 0.125, keep: 0.9}", [Formula(size=8, spread=1.0)]
+    )
     assert next(t.values for t in parts if t.state == "complete") == pytest.approx(whole[0].values)
 
 
@@ -98,7 +112,10 @@ def test_no_trial_begins_after_the_time() -> None:
 
 def test_a_grid_ends_by_itself() -> None:
     recipe = "merge_method: task_arithmetic\nbase_model: base\nmodels: [a, b, c]\nparameters: {lambda: {search: [0.5, 1.0], step: 0.25}}\n"
-    assert len(searched("sampler: grid, trials: 50", [Formula(score=lambda made: -made.scale)], recipe=recipe)) == 3
+    assert (
+        len(searched("sampler: grid, trials: 50", [Formula(score=lambda made: -made.scale)], recipe=recipe))
+        == 3
+    )
 
 
 def test_several_objectives_give_the_pareto_front() -> None:
@@ -108,7 +125,8 @@ def test_several_objectives_give_the_pareto_front() -> None:
     front = best_of(trials, ["min", "max"])
     for trial in front:
         assert not any(
-            t.values[0] <= trial.values[0] and t.values[1] >= trial.values[1] and t.values != trial.values for t in trials
+            t.values[0] <= trial.values[0] and t.values[1] >= trial.values[1] and t.values != trial.values
+            for t in trials
         )
     for trial in trials:
         if trial not in front:

@@ -35,7 +35,12 @@ def test_a_worker_of_a_search_runs_no_file_of_the_working_directory(tmp_path: Pa
     (tmp_path / "search.py").write_text(WORKER)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONSAFEPATH"}
     done = subprocess.run(
-        [sys.executable, tmp_path / "search.py"], cwd=place, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, tmp_path / "search.py"],
+        cwd=place,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert not (tmp_path / "ran").exists()
     assert (done.stdout, done.returncode) == ("{'is_set': 0.0} False\n", 0)
@@ -66,6 +71,11 @@ def test_libraries_take_no_settings_from_the_working_directory(tmp_path: Path, k
         matplotlib.write_bytes(b"savefig.dpi: 7" if kind == "settings" else b"backend: \xff")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NUMBA_", "MATPLOTLIB"))}
     done = subprocess.run(
-        [sys.executable, "-c", LIBRARIES], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", LIBRARIES],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert (done.stdout, done.stderr, done.returncode) == ("0 figure\n", "", 0)

@@ -38,7 +38,9 @@ def test_a_copied_task_vector_is_of_the_copied_models() -> None:
 
 
 def test_models_that_came_from_other_processes_are_told_apart_whatever_ids_they_had() -> None:
-    sent = pickle.dumps(TaskVector(one(50, 50), BASE))  # two processes that were forked give their models the same ids
+    sent = pickle.dumps(
+        TaskVector(one(50, 50), BASE)
+    )  # two processes that were forked give their models the same ids
     mine, theirs = pickle.loads(sent), pickle.loads(sent)
     theirs.terms[0][1].value["w"][:] = 7
     assert mine.terms[0][1] != theirs.terms[0][1]
@@ -46,7 +48,9 @@ def test_models_that_came_from_other_processes_are_told_apart_whatever_ids_they_
     assert len((mine + mine).terms) == 1
 
 
-def test_a_path_called_like_a_model_in_memory_is_that_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_called_like_a_model_in_memory_is_that_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     for number in (1, 2, 3):
         save_model(Path(f"dict {number}"), {"w": ("F32", np.float32([1000.0 * number] * 2))})
@@ -56,7 +60,9 @@ def test_a_path_called_like_a_model_in_memory_is_that_path(tmp_path: Path, monke
         assert made.state_dict(unrelated="allow")["w"].tolist() == [1000 * number + 1] * 2
 
 
-def test_a_path_leads_to_where_it_led_when_it_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_leads_to_where_it_led_when_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     vectors = []
     for name, value in (("a", 1.0), ("b", 50.0)):
         save_model(tmp_path / name / "m", {"w": ("F32", np.float32([value] * 2))})
@@ -106,23 +112,78 @@ def test_numbers_for_each_model_may_be_an_array(weights: Any) -> None:
 
 @pytest.mark.parametrize("weight", [0.5, np.array(0.5), torch.tensor(0.5)], ids=["float", "numpy", "torch"])
 def test_one_number_goes_for_all_models(weight: Any) -> None:
-    assert alnico.merge_state_dicts(MODELS, "task_arithmetic", base=BASE, weights=weight)["w"].tolist() == [0.5, 0.5]
+    assert alnico.merge_state_dicts(MODELS, "task_arithmetic", base=BASE, weights=weight)["w"].tolist() == [
+        0.5,
+        0.5,
+    ]
 
 
 WRONG: dict[str, tuple[Callable[[], Any], type[AlnicoError], str]] = {
-    "a set of weights": (lambda: alnico.merge_state_dicts(MODELS, weights={1, 2}), RecipeError, "weights is of type set"),
-    "a generator": (lambda: alnico.merge_state_dicts(MODELS, weights=(w for w in (1, 2))), RecipeError, "type generator"),
-    "text as weights": (lambda: alnico.merge_state_dicts(MODELS, weights="12"), RecipeError, "weights is of type str"),
-    "bytes as weights": (lambda: alnico.merge_state_dicts(MODELS, weights=b"12"), RecipeError, "weights is of type bytes"),
-    "no method": (lambda: alnico.merge_state_dicts(MODELS, None), MethodError, "of type NoneType; expected its name"),
-    "a list of methods": (lambda: alnico.merge_state_dicts(MODELS, ["linear"]), MethodError, "of type list; expected its name"),
-    "a method of layers": (lambda: alnico.merge_state_dicts(MODELS, layers={"w": {"method": 3}}), MethodError, "of type int"),
-    "a list of layers": (lambda: alnico.merge_state_dicts(MODELS, layers=["w"]), RecipeError, "layers is of type list"),
-    "half a character": (lambda: alnico.merge({"merge_method": "linear", "models": ["a"]}, "\ud800"), OutputError, "half a char"),
-    "half a trial": (lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, 1.5), RecipeError, "trials is 1.5"),
-    "trials as text": (lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, "3"), RecipeError, "trials is '3'"),
-    "scales as text": (lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, low="a"), RecipeError, "scales from 'a' to 1"),
-    "a seed below 0": (lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, seed=-1), RecipeError, "seed is -1"),
+    "a set of weights": (
+        lambda: alnico.merge_state_dicts(MODELS, weights={1, 2}),
+        RecipeError,
+        "weights is of type set",
+    ),
+    "a generator": (
+        lambda: alnico.merge_state_dicts(MODELS, weights=(w for w in (1, 2))),
+        RecipeError,
+        "type generator",
+    ),
+    "text as weights": (
+        lambda: alnico.merge_state_dicts(MODELS, weights="12"),
+        RecipeError,
+        "weights is of type str",
+    ),
+    "bytes as weights": (
+        lambda: alnico.merge_state_dicts(MODELS, weights=b"12"),
+        RecipeError,
+        "weights is of type bytes",
+    ),
+    "no method": (
+        lambda: alnico.merge_state_dicts(MODELS, None),
+        MethodError,
+        "of type NoneType; expected its name",
+    ),
+    "a list of methods": (
+        lambda: alnico.merge_state_dicts(MODELS, ["linear"]),
+        MethodError,
+        "of type list; expected its name",
+    ),
+    "a method of layers": (
+        lambda: alnico.merge_state_dicts(MODELS, layers={"w": {"method": 3}}),
+        MethodError,
+        "of type int",
+    ),
+    "a list of layers": (
+        lambda: alnico.merge_state_dicts(MODELS, layers=["w"]),
+        RecipeError,
+        "layers is of type list",
+    ),
+    "half a character": (
+        lambda: alnico.merge({"merge_method": "linear", "models": ["a"]}, "\ud800"),
+        OutputError,
+        "half a char",
+    ),
+    "half a trial": (
+        lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, 1.5),
+        RecipeError,
+        "trials is 1.5",
+    ),
+    "trials as text": (
+        lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, "3"),
+        RecipeError,
+        "trials is '3'",
+    ),
+    "scales as text": (
+        lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, low="a"),
+        RecipeError,
+        "scales from 'a' to 1",
+    ),
+    "a seed below 0": (
+        lambda: alnico.search_scales(BASE, MODELS, lambda _: 1.0, seed=-1),
+        RecipeError,
+        "seed is -1",
+    ),
 }
 
 
@@ -142,7 +203,9 @@ def speechless(_: Any) -> float:
     raise Speechless
 
 
-@pytest.mark.parametrize("score", [lambda _: 10**400, speechless], ids=["beyond float64", "an error without text"])
+@pytest.mark.parametrize(
+    "score", [lambda _: 10**400, speechless], ids=["beyond float64", "an error without text"]
+)
 def test_a_score_that_cannot_be_is_a_failed_trial(score: Callable[[Any], Any]) -> None:
     with pytest.raises(EvaluationError, match="all 2 trials failed; trial 0: the evaluation"):
         alnico.search_scales(BASE, MODELS, score, 2)
@@ -158,20 +221,28 @@ def linear(value: float) -> nn.Module:
 def test_arrays_in_the_state_of_a_module_are_refused_and_not_dropped() -> None:
     def with_table(table: Any) -> nn.Module:
         layer = linear(1.0)
-        layer.register_state_dict_post_hook(lambda _, state, prefix, __: state.update({f"{prefix}table": table}))
+        layer.register_state_dict_post_hook(
+            lambda _, state, prefix, __: state.update({f"{prefix}table": table})
+        )
         return layer
 
     for table in (np.ones(3, np.float32), {"a": [np.ones(3)]}):
-        with pytest.raises(ModelError, match=r"^models\[0\]: table: is an? (ndarray|dict) in the state of a module"):
+        with pytest.raises(
+            ModelError, match=r"^models\[0\]: table: is an? (ndarray|dict) in the state of a module"
+        ):
             alnico.merge_models([with_table(table), with_table(table)], "linear")
-    merged = alnico.merge_models([with_table(3), with_table(4)], "linear")  # what is no tensor is the copy's own
+    merged = alnico.merge_models(
+        [with_table(3), with_table(4)], "linear"
+    )  # what is no tensor is the copy's own
     assert merged.weight.tolist() == [[1, 1], [1, 1]]
 
 
 def test_a_module_that_cannot_be_copied_is_named() -> None:
     models = [linear(1.0), linear(3.0)]
     models[0].lock = threading.Lock()  # type: ignore[assignment]
-    with pytest.raises(ModelError, match=r"^the module \(Linear\) cannot be copied \(TypeError: cannot pickle"):
+    with pytest.raises(
+        ModelError, match=r"^the module \(Linear\) cannot be copied \(TypeError: cannot pickle"
+    ):
         alnico.merge_models(models, "linear")
     del models[0].lock
     models[0].seen = {"last": models[0].weight * 2}  # type: ignore[assignment]
@@ -212,7 +283,9 @@ def test_a_kind_of_tensor_is_read_as_what_it_holds() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="forks")
 @pytest.mark.slow
-def test_a_process_that_is_forked_while_kernels_are_compiled_can_merge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_forked_while_kernels_are_compiled_can_merge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path))
     script = """
 import multiprocessing, threading, time, numpy, alnico
@@ -231,5 +304,7 @@ if __name__ == "__main__":
     thread.join()
 """
     (tmp_path / "forks.py").write_text(script)
-    made = subprocess.run([sys.executable, str(tmp_path / "forks.py")], capture_output=True, text=True, timeout=150, check=False)
+    made = subprocess.run(
+        [sys.executable, str(tmp_path / "forks.py")], capture_output=True, text=True, timeout=150, check=False
+    )
     assert made.stdout == "(3, 3)\n", made.stderr

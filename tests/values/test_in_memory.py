@@ -27,7 +27,10 @@ SHAPES = {"w": (90, 70), "n": (33,), "one": (), "none": (0, 4)}
 def made(count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]:
     random = np.random.default_rng(seed)
     base = {n: random.standard_normal(s).astype(np.float32) for n, s in SHAPES.items()}
-    tuned = [{n: (v + 0.1 * random.standard_normal(v.shape)).astype(np.float32) for n, v in base.items()} for _ in range(count)]
+    tuned = [
+        {n: (v + 0.1 * random.standard_normal(v.shape)).astype(np.float32) for n, v in base.items()}
+        for _ in range(count)
+    ]
     for model in (base, *tuned):
         model["ids"] = np.arange(4)
     return base, tuned
@@ -36,13 +39,17 @@ def made(count: int, seed: int = 0) -> tuple[dict[str, np.ndarray], list[dict[st
 def saved(root: Path, models: Mapping[str, Mapping[str, np.ndarray]], dtype: str = "F32") -> dict[str, Path]:
     """Write models; arrays of integers as I64."""
     return {
-        name: save_model(root / name, {n: ("I64" if v.dtype == np.int64 else dtype, v) for n, v in model.items()})
+        name: save_model(
+            root / name, {n: ("I64" if v.dtype == np.int64 else dtype, v) for n, v in model.items()}
+        )
         for name, model in models.items()
     }
 
 
 def as_torch(model: Mapping[str, np.ndarray], dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
-    return {n: torch.tensor(v) if v.dtype == np.int64 else torch.tensor(v).to(dtype) for n, v in model.items()}
+    return {
+        n: torch.tensor(v) if v.dtype == np.int64 else torch.tensor(v).to(dtype) for n, v in model.items()
+    }
 
 
 def raw(tensor: torch.Tensor | np.ndarray) -> bytes:
@@ -76,14 +83,22 @@ def test_a_merge_in_memory_has_the_bits_of_the_merge_on_disk(name: str, tmp_path
 def test_torch_tensors_in_bfloat16_have_the_bits_of_the_files(tmp_path: Path) -> None:
     base, tuned = made(2)
     saved(tmp_path, {"base": base, "a": tuned[0], "b": tuned[1]}, "BF16")
-    recipe = {"merge_method": "dare_ties", "base_model": str(tmp_path / "base"), "parameters": {"density": 0.5}}
-    alnico.merge({**recipe, "models": [str(tmp_path / "a"), str(tmp_path / "b")]}, tmp_path / "out.safetensors")
+    recipe = {
+        "merge_method": "dare_ties",
+        "base_model": str(tmp_path / "base"),
+        "parameters": {"density": 0.5},
+    }
+    alnico.merge(
+        {**recipe, "models": [str(tmp_path / "a"), str(tmp_path / "b")]}, tmp_path / "out.safetensors"
+    )
     half = [as_torch(m, torch.bfloat16) for m in (base, *tuned)]
     found = alnico.merge_state_dicts(half[1:], "dare_ties", base=half[0], density=0.5)
     data = (tmp_path / "out.safetensors").read_bytes()
     expected = read_file(tmp_path / "out.safetensors")
     assert all(isinstance(v, torch.Tensor) and v.device.type == "cpu" for v in found.values())
-    assert {n: v.dtype for n, v in found.items()} == dict.fromkeys(SHAPES, torch.bfloat16) | {"ids": torch.int64}
+    assert {n: v.dtype for n, v in found.items()} == dict.fromkeys(SHAPES, torch.bfloat16) | {
+        "ids": torch.int64
+    }
     for name in SHAPES:
         assert np.array_equal(found[name].float().numpy(), expected[name][1])
         assert raw(found[name]) in data
@@ -92,15 +107,21 @@ def test_torch_tensors_in_bfloat16_have_the_bits_of_the_files(tmp_path: Path) ->
 def test_models_on_disk_and_in_memory_merge_with_one_another(tmp_path: Path) -> None:
     base, tuned = made(2)
     paths = saved(tmp_path, {"base": base, "a": tuned[0]})
-    mixed = alnico.merge_state_dicts([paths["a"], as_torch(tuned[1])], "ties", base=str(paths["base"]), density=0.5)
+    mixed = alnico.merge_state_dicts(
+        [paths["a"], as_torch(tuned[1])], "ties", base=str(paths["base"]), density=0.5
+    )
     alone = alnico.merge_state_dicts(tuned, "ties", base=base, density=0.5)
     assert {n: raw(v) for n, v in mixed.items()} == {n: raw(v) for n, v in alone.items()}
 
 
 def test_lists_are_values_in_the_order_of_the_models_and_numbers_go_for_all() -> None:
     base, tuned = made(2)
-    found = alnico.merge_state_dicts(tuned, "task_arithmetic", base=base, weights=np.float64([0.5, -1.0]), scale=np.float32(2.0))
-    exact = base["w"].astype(np.float64) + 2 * (0.5 * (tuned[0]["w"].astype(np.float64) - base["w"]) - (tuned[1]["w"] - base["w"]))
+    found = alnico.merge_state_dicts(
+        tuned, "task_arithmetic", base=base, weights=np.float64([0.5, -1.0]), scale=np.float32(2.0)
+    )
+    exact = base["w"].astype(np.float64) + 2 * (
+        0.5 * (tuned[0]["w"].astype(np.float64) - base["w"]) - (tuned[1]["w"] - base["w"])
+    )
     assert np.abs(found["w"] - exact).max() < 1e-6
 
 
@@ -144,12 +165,21 @@ def strided() -> dict[str, Any]:
 def test_any_strides_and_dtypes_are_read_by_parts(name: str) -> None:
     value = strided()[name]
     model = MemoryModel("m", {name: value})
-    expected = raw(value if isinstance(value, np.ndarray) else value.detach().clone(memory_format=torch.contiguous_format))
+    expected = raw(
+        value
+        if isinstance(value, np.ndarray)
+        else value.detach().clone(memory_format=torch.contiguous_format)
+    )
     if isinstance(value, torch.Tensor) and value.is_complex():
         expected = value.resolve_conj().numpy().tobytes()
     assert model.tensors[name].shape == tuple(value.shape)
     assert model.tensors[name].byte_size == len(expected)
-    for offset, size in [(0, len(expected)), (0, len(expected) // 2), (len(expected) // 3, len(expected) // 3), (len(expected), 0)]:
+    for offset, size in [
+        (0, len(expected)),
+        (0, len(expected) // 2),
+        (len(expected) // 3, len(expected) // 3),
+        (len(expected), 0),
+    ]:
         buffer = bytearray(size)
         model.read_into(name, offset, memoryview(buffer))
         assert bytes(buffer) == expected[offset : offset + size]
@@ -189,7 +219,9 @@ def test_tied_tensors_stay_tied_and_are_merged_once() -> None:
     base, one, two = Tied(), Tied(), Tied()
     merged = alnico.merge_models([one, two], "dare_ties", base=base, density=0.5)
     assert merged.head.weight is merged.embed.weight
-    state = alnico.merge_state_dicts([m.state_dict() for m in (one, two)], "dare_ties", base=base.state_dict(), density=0.5)
+    state = alnico.merge_state_dicts(
+        [m.state_dict() for m in (one, two)], "dare_ties", base=base.state_dict(), density=0.5
+    )
     assert list(state) == ["embed.weight", "head.weight"]
     assert state["head.weight"] is state["embed.weight"]
     assert torch.equal(state["embed.weight"], merged.embed.weight)  # by one draw, though the names differ
@@ -200,7 +232,9 @@ def test_what_one_model_alone_ties_is_not_tied() -> None:
     other = {"a": np.zeros(3, np.float32), "b": np.full(3, 5, np.float32)}
     found = alnico.merge_state_dicts([{"a": shared, "b": shared}, other])
     assert (found["a"].tolist(), found["b"].tolist()) == ([0.5] * 3, [3.0] * 3)
-    found = alnico.merge_state_dicts([{"a": shared, "b": shared}, {"a": other["a"]}])  # as in a file, which has one of the two
+    found = alnico.merge_state_dicts(
+        [{"a": shared, "b": shared}, {"a": other["a"]}]
+    )  # as in a file, which has one of the two
     assert found["b"] is found["a"]
 
 
@@ -249,7 +283,9 @@ def test_without_a_base_the_result_is_a_copy_of_the_first_model() -> None:
     models = [small(0).bfloat16(), small(1)]
     merged = alnico.merge_models(models, "linear")
     assert merged is not models[0]
-    assert merged.inner[0].weight.dtype == torch.float32  # the promotion: no rounding to the first model's dtype
+    assert (
+        merged.inner[0].weight.dtype == torch.float32
+    )  # the promotion: no rounding to the first model's dtype
     mean = (models[0].inner[0].weight.double() + models[1].inner[0].weight.double()) / 2
     assert torch.allclose(merged.inner[0].weight.double(), mean, atol=1e-7)
     assert models[0].inner[0].weight.dtype == torch.bfloat16
@@ -273,7 +309,10 @@ def test_compiled_modules_are_looked_into() -> None:
     expected = alnico.merge_models(models, "linear").state_dict()
     models[1].inner = torch.compile(models[1].inner)
     merged = alnico.merge_models([torch.compile(models[0]), models[1]], "linear", base=models[1])
-    assert all(torch.equal(merged.state_dict()[n.replace("inner.", "inner._orig_mod.")], v) for n, v in expected.items())
+    assert all(
+        torch.equal(merged.state_dict()[n.replace("inner.", "inner._orig_mod.")], v)
+        for n, v in expected.items()
+    )
 
 
 def test_a_prefix_of_data_parallel_is_taken_off_where_others_have_it_not() -> None:
@@ -295,7 +334,9 @@ def told(kind: type[AlnicoError], *arguments: Any, **options: Any) -> str:
 W = {"w": np.ones((2, 3), np.float32)}
 
 
-@pytest.mark.parametrize(("written", "meant"), [(1.0, True), (0, False), ("no", False), (np.float32(1), True)])
+@pytest.mark.parametrize(
+    ("written", "meant"), [(1.0, True), (0, False), ("no", False), (np.float32(1), True)]
+)
 def test_true_and_false_may_be_numbers_and_text_as_in_a_recipe(written: Any, meant: bool) -> None:
     base, given = layered(2), [layered(0), layered(1)]
     for method, base_of in (("linear", None), ("ties", base)):
@@ -307,7 +348,10 @@ def test_true_and_false_may_be_numbers_and_text_as_in_a_recipe(written: Any, mea
 
 def test_mistakes_are_those_of_a_recipe() -> None:
     assert told(RecipeError, [W, W], "linaer").startswith("unknown merge method 'linaer';")
-    assert told(RecipeError, [W, W], wieght=1) == "recipe: parameters.wieght is no option of linear. Did you mean weight?"
+    assert (
+        told(RecipeError, [W, W], wieght=1)
+        == "recipe: parameters.wieght is no option of linear. Did you mean weight?"
+    )
     assert told(RecipeError, [W, W], method="slerp", base=W, t=0.5, weights=[1, 2]) == (
         "weights has no effect on slerp; expected options of slerp: t, over. Leave it out."
     )
@@ -318,8 +362,13 @@ def test_mistakes_are_those_of_a_recipe() -> None:
         "random_seed has no effect on linear; expected options of linear: weights, normalize. Leave it out."
     )
     assert "ties needs base_model" in told(RecipeError, [W, W], "ties")
-    assert "parameters.density is 1.4; density is the share" in told(RecipeError, [W, W], "ties", base=W, density=1.4)
-    assert told(RecipeError, [W, W], weights=[1]) == "weights has 1 values for 2 state_dicts; expected one for each."
+    assert "parameters.density is 1.4; density is the share" in told(
+        RecipeError, [W, W], "ties", base=W, density=1.4
+    )
+    assert (
+        told(RecipeError, [W, W], weights=[1])
+        == "weights has 1 values for 2 state_dicts; expected one for each."
+    )
     assert "dtype is 'int8'" in told(RecipeError, [W, W], dtype=np.int8)
     assert told(RecipeError, W) == "state_dicts is of type dict; expected a list of models."
 
@@ -328,7 +377,9 @@ def test_models_that_do_not_fit_are_told_by_their_place() -> None:
     assert told(MismatchError, [W, {"w": np.ones((3, 2), np.float32)}]) == (
         "w: state_dicts[0] is (2, 3), state_dicts[1] is (3, 2); expected one shape. Use models of one architecture and size."
     )
-    assert told(MismatchError, [W, {"v": W["w"]}], "ties", base=dict(W)).startswith("w: base has it, state_dicts[1] lacks it;")
+    assert told(MismatchError, [W, {"v": W["w"]}], "ties", base=dict(W)).startswith(
+        "w: base has it, state_dicts[1] lacks it;"
+    )
     kept = alnico.merge_state_dicts([W, {**W, "v": W["w"]}], missing="copy")
     assert kept.keys() == {"w", "v"}
 
@@ -345,7 +396,9 @@ def test_what_is_no_tensor_is_refused_by_name() -> None:
     assert "on meta" in told(ModelError, [{"w": torch.empty(2, device="meta")}])
     assert "laid out as torch.sparse_coo" in told(ModelError, [{"w": torch.eye(2).to_sparse()}])
     assert "numpy has no dtype for BF16" in told(AlnicoError, [W, W], dtype="bfloat16")
-    assert "w[0, 1]: state_dicts[1] has NaN" in told(AlnicoError, [W, {"w": np.array([[1, np.nan, 1]] * 2, np.float32)}])
+    assert "w[0, 1]: state_dicts[1] has NaN" in told(
+        AlnicoError, [W, {"w": np.array([[1, np.nan, 1]] * 2, np.float32)}]
+    )
 
 
 def test_modules_of_another_shape_are_refused_before_anything_changes() -> None:
@@ -353,7 +406,9 @@ def test_modules_of_another_shape_are_refused_before_anything_changes() -> None:
         alnico.merge_models([W, W])
     module = nn.Linear(3, 2)
     with pytest.raises(MismatchError, match=r"^extra: is not in the module \(Linear\)"):
-        alnico.merge_models([module, {**module.state_dict(), "extra": torch.ones(1)}], "linear", missing="copy")
+        alnico.merge_models(
+            [module, {**module.state_dict(), "extra": torch.ones(1)}], "linear", missing="copy"
+        )
     merged = alnico.merge_models([module, {"weight": torch.zeros(2, 3)}], "linear", missing="drop")
     assert torch.equal(merged.bias, module.bias)
     assert torch.equal(merged.weight, module.weight / 2)
@@ -386,7 +441,9 @@ def test_layers_have_the_method_of_the_first_key_that_fits_whole_components() ->
 
 def test_a_layer_without_a_method_has_that_of_the_call() -> None:
     base, one, two = (layered(i) for i in range(3))
-    found = alnico.merge_state_dicts([one, two], "task_arithmetic", base=base, layers={"fc1": {"weight": 0.0}})
+    found = alnico.merge_state_dicts(
+        [one, two], "task_arithmetic", base=base, layers={"fc1": {"weight": 0.0}}
+    )
     assert found["fc1.weight"].tobytes() == base["fc1.weight"].tobytes()
     assert found["fc10.weight"].tobytes() != base["fc10.weight"].tobytes()
 
@@ -396,5 +453,9 @@ def test_keys_of_layers_that_fit_nothing_are_errors_with_the_nearest_names() -> 
     assert told(RecipeError, given, layers={"fc2": {"method": "linear"}}) == (
         "layers['fc2'] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. Did you mean fc1?"
     )
-    assert "layers['fc1'] is of type str; expected a name with a dict" in told(RecipeError, given, layers={"fc1": "ties"})
-    assert "is no option of ties" in told(RecipeError, given, base=layered(2), layers={"fc1": {"method": "ties", "dense": 0.7}})
+    assert "layers['fc1'] is of type str; expected a name with a dict" in told(
+        RecipeError, given, layers={"fc1": "ties"}
+    )
+    assert "is no option of ties" in told(
+        RecipeError, given, base=layered(2), layers={"fc1": {"method": "ties", "dense": 0.7}}
+    )

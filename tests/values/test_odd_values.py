@@ -38,7 +38,10 @@ def masked() -> torch.Tensor:
 
 
 ODD: dict[str, tuple[Callable[[], Any], str]] = {
-    "numpy mask": (lambda: np.ma.array([1.0, 2.0], mask=[0, 1], dtype=np.float32), "is an array with 1 masked values"),
+    "numpy mask": (
+        lambda: np.ma.array([1.0, 2.0], mask=[0, 1], dtype=np.float32),
+        "is an array with 1 masked values",
+    ),
     "nested": (lambda: nested(torch.strided), "is a nested tensor, of several shapes"),
     "nested, jagged": (lambda: nested(torch.jagged), "is a nested tensor, of several shapes"),
     "lazy parameter": (nn.UninitializedParameter, "is a parameter without values of a lazy module"),
@@ -73,14 +76,22 @@ def test_a_value_without_plain_numbers_is_an_error_that_names_the_key(kind: str)
 
 @pytest.mark.parametrize("key", ["\ud800", "a\udfffb", 3, None, ("w",)])
 def test_a_key_that_is_no_name_is_an_error(key: Any) -> None:
-    with pytest.raises(ModelError, match=r"state_dicts\[0\]: has the key .*; expected names of tensors\. Rename it\."):
+    with pytest.raises(
+        ModelError, match=r"state_dicts\[0\]: has the key .*; expected names of tensors\. Rename it\."
+    ):
         alnico.merge_state_dicts([{key: np.ones(2, np.float32)}] * 2)
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")
 def test_odd_values_that_have_plain_numbers_are_merged() -> None:
     values = np.float32([[1, 2], [3, 4]])
-    for same in (np.matrix(values), np.ma.array(values), values.T.copy().T, np.broadcast_to(np.float32(2), (2, 2)), values[::-1]):
+    for same in (
+        np.matrix(values),
+        np.ma.array(values),
+        values.T.copy().T,
+        np.broadcast_to(np.float32(2), (2, 2)),
+        values[::-1],
+    ):
         found = alnico.merge_state_dicts([{"w": same, "": same}, {"w": same, "": same}])
         assert np.array_equal(found["w"], np.asarray(same))
         assert list(found) == ["w", ""]
@@ -184,14 +195,19 @@ def test_modules_pruned_by_different_masks_are_refused(nets: tuple[Net, list[Net
     pruned = [copy.deepcopy(net) for net in nets[1]]
     for net in pruned:
         prune.l1_unstructured(net.first, "weight", amount=0.5)
-    with pytest.raises(MismatchError, match=r"first\.weight_mask: models\[0\] and models\[1\] are pruned by masks that differ"):
+    with pytest.raises(
+        MismatchError,
+        match=r"first\.weight_mask: models\[0\] and models\[1\] are pruned by masks that differ",
+    ):
         alnico.merge_models(pruned, "linear", unrelated="allow")
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_weights_of_quantised_layers_are_not_dropped_without_a_word(nets: tuple[Net, list[Net]]) -> None:
     quantised = [torch.ao.quantization.quantize_dynamic(copy.deepcopy(net), {nn.Linear}) for net in nets[1]]
-    with pytest.raises(ModelError, match=r"models\[0\]: first\._packed_params\._packed_params: is a tuple of tensors"):
+    with pytest.raises(
+        ModelError, match=r"models\[0\]: first\._packed_params\._packed_params: is a tuple of tensors"
+    ):
         alnico.merge_models(quantised, "linear", unrelated="allow")
 
 
@@ -208,7 +224,9 @@ def test_a_module_whose_tensors_cannot_be_filled_is_an_error(nets: tuple[Net, li
 def test_autocast_does_not_round_what_peft_merges(nets: tuple[Net, list[Net]]) -> None:
     peft = pytest.importorskip("peft")
     torch.manual_seed(1)
-    wrapped = peft.get_peft_model(copy.deepcopy(nets[0]), peft.LoraConfig(r=2, target_modules=["first"], init_lora_weights=False))
+    wrapped = peft.get_peft_model(
+        copy.deepcopy(nets[0]), peft.LoraConfig(r=2, target_modules=["first"], init_lora_weights=False)
+    )
     expected = alnico.merge_state_dicts([wrapped, nets[0]], unrelated="allow")
     with torch.autocast("cpu", torch.bfloat16):
         found = alnico.merge_state_dicts([wrapped, nets[0]], unrelated="allow")

@@ -26,7 +26,9 @@ class Attention(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embedding = nn.Embedding(50, 32)
-        self.layers = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), 1)
+        self.layers = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(32, 4, 64, dropout=0.0, batch_first=True), 1
+        )
         self.head = nn.Linear(32, 10)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
@@ -54,7 +56,11 @@ def trained(name: str, start: nn.Module, task: int, steps: int, rate: float) -> 
     """A copy, trained on data of its own: classes that a random linear map of the inputs says."""
     random = torch.Generator().manual_seed(task)
     shape = NETWORKS[name][1]
-    inputs = torch.randn(256, *shape, generator=random) if shape else torch.randint(0, 50, (256, 8), generator=random)
+    inputs = (
+        torch.randn(256, *shape, generator=random)
+        if shape
+        else torch.randint(0, 50, (256, 8), generator=random)
+    )
     flat = inputs.flatten(1) if shape else nn.functional.one_hot(inputs, 50).sum(1).float()
     classes = (flat @ torch.randn(flat.shape[1], 10, generator=random)).argmax(1)
     module = copy.deepcopy(start)
@@ -75,7 +81,9 @@ def network(request: pytest.FixtureRequest) -> tuple[str, nn.Module]:
 
 
 @pytest.mark.parametrize(("steps", "rate"), [(10, 1e-3), (80, 1e-2)], ids=["lightly", "heavily"])
-def test_networks_tuned_from_one_base_are_merged(network: tuple[str, nn.Module], steps: int, rate: float) -> None:
+def test_networks_tuned_from_one_base_are_merged(
+    network: tuple[str, nn.Module], steps: int, rate: float
+) -> None:
     name, base = network
     models = [trained(name, base, task, steps, rate) for task in (1, 2)]
     merged = alnico.merge_models(models, "linear").state_dict()
@@ -106,14 +114,22 @@ def test_every_merge_in_memory_refuses_them_in_the_words_of_python(tmp_path: Pat
     base, stranger = (perceptron(196, 64, 10) for _ in range(2))
     calls: dict[str, Callable[..., Any]] = {
         "modules": lambda **allow: alnico.merge_models([base, stranger], "linear", **allow),
-        "a base": lambda **allow: alnico.merge_models([stranger], "task_arithmetic", base=base, weights=[0.5], **allow),
-        "dicts": lambda **allow: alnico.merge_state_dicts([base.state_dict(), stranger.state_dict()], **allow),
+        "a base": lambda **allow: alnico.merge_models(
+            [stranger], "task_arithmetic", base=base, weights=[0.5], **allow
+        ),
+        "dicts": lambda **allow: alnico.merge_state_dicts(
+            [base.state_dict(), stranger.state_dict()], **allow
+        ),
         "arrays": lambda **allow: alnico.merge_state_dicts(
             [{n: v.numpy() for n, v in m.state_dict().items()} for m in (base, stranger)], **allow
         ),
         "a task vector": lambda **allow: (0.5 * alnico.TaskVector(stranger, base) + base).state_dict(**allow),
-        "saved": lambda **allow: (0.5 * alnico.TaskVector(stranger, base) + base).save(tmp_path / "out", **allow),
-        "applied": lambda **allow: (0.5 * alnico.TaskVector(stranger, base) + base).apply(perceptron(196, 64, 10), **allow),
+        "saved": lambda **allow: (0.5 * alnico.TaskVector(stranger, base) + base).save(
+            tmp_path / "out", **allow
+        ),
+        "applied": lambda **allow: (0.5 * alnico.TaskVector(stranger, base) + base).apply(
+            perceptron(196, 64, 10), **allow
+        ),
         "scales": lambda **allow: alnico.search_scales(base, [stranger], lambda _: 1.0, trials=2, **allow),
     }
     for name, call in calls.items():
@@ -152,7 +168,9 @@ def test_networks_too_small_to_tell_are_merged() -> None:
     random = np.random.default_rng(0)
     few = LEAST_ELEMENTS // 2 - 32
     for sizes, is_refused in (((few, few), False), ((few, few + 96), True), ((LEAST_ELEMENTS + 64,), False)):
-        one, other = ({f"w{i}": random.standard_normal((n // 32, 32)) for i, n in enumerate(sizes)} for _ in range(2))
+        one, other = (
+            {f"w{i}": random.standard_normal((n // 32, 32)) for i, n in enumerate(sizes)} for _ in range(2)
+        )
         if is_refused:
             with pytest.raises(MismatchError, match=r"2 of 2 matrices"):
                 alnico.merge_state_dicts([one, other])

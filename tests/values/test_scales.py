@@ -15,7 +15,10 @@ from alnico.errors import EvaluationError, RecipeError
 def points() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     random = np.random.default_rng(0)
     base = {"w": random.standard_normal((4, 3)).astype(np.float32), "b": np.zeros(3, np.float32)}
-    return base, [{n: v + 0.1 * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()} for _ in range(2)]
+    return base, [
+        {n: v + 0.1 * random.standard_normal(v.shape).astype(np.float32) for n, v in base.items()}
+        for _ in range(2)
+    ]
 
 
 def test_the_best_of_all_trials_is_returned() -> None:

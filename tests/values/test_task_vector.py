@@ -37,7 +37,9 @@ def arrays(count: int, seed: int = 0, spread: float = 0.1) -> list[dict[str, np.
     return found
 
 
-def test_a_sum_over_one_base_has_the_bytes_of_task_arithmetic(files: tuple[str, str, str], tmp_path: Path) -> None:
+def test_a_sum_over_one_base_has_the_bytes_of_task_arithmetic(
+    files: tuple[str, str, str], tmp_path: Path
+) -> None:
     base, code, toxic = files
     model = base + 0.6 * TaskVector(code, base) - 0.3 * TaskVector(toxic, base)
     result = model.save(tmp_path / "lazy")
@@ -72,7 +74,10 @@ def test_models_come_as_paths_opened_files_dicts_and_modules(files: tuple[str, s
 def test_analogies_add_the_difference_of_two_to_a_third() -> None:
     (base, a, b), (_, c) = arrays(2), arrays(1, seed=1)
     exact = c["w"].astype(np.float64) + 0.7 * (b["w"].astype(np.float64) - a["w"])
-    for found in (c + 0.7 * TaskVector(b, a), base + (TaskVector(c, base) + 0.7 * (TaskVector(b, base) - TaskVector(a, base)))):
+    for found in (
+        c + 0.7 * TaskVector(b, a),
+        base + (TaskVector(c, base) + 0.7 * (TaskVector(b, base) - TaskVector(a, base))),
+    ):
         assert np.abs(found.state_dict()["w"] - exact).max() <= 2 * np.spacing(np.float32(8))
 
 
@@ -91,7 +96,10 @@ def test_equal_terms_are_one_and_numbers_multiply() -> None:
     base, a, b = arrays(2)
     one, two = TaskVector(a, base), TaskVector(b, base)
     tau = sum([one, two, one]) / 2 - -np.float64(3) * two
-    assert [(c, m.value is a, o.value is base) for c, m, o in tau.terms] == [(1.0, True, True), (3.5, False, True)]
+    assert [(c, m.value is a, o.value is base) for c, m, o in tau.terms] == [
+        (1.0, True, True),
+        (3.5, False, True),
+    ]
     assert repr(tau) == "<task vector (dict - dict) + 3.5 x (dict - dict)>"
     assert (one - one).norm() == 0
     assert np.array_equal((base + (one - one)).state_dict()["w"], base["w"])
@@ -100,7 +108,9 @@ def test_equal_terms_are_one_and_numbers_multiply() -> None:
     assert np.array_equal((one + base).state_dict()["w"], a["w"])
 
 
-def test_a_path_in_two_spellings_is_one_model(files: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_in_two_spellings_is_one_model(
+    files: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     base, code, _ = files
     monkeypatch.chdir(Path(base).parent)
     model = "base" + TaskVector("tuned-0", base) + TaskVector(code, "./base")
@@ -119,7 +129,9 @@ def test_norm_and_cosine_are_those_of_float64() -> None:
     x, y = TaskVector(a, base), 0.5 * TaskVector(b, base) - 2 * TaskVector(c, b)
     assert x.norm() == pytest.approx(np.linalg.norm(one), rel=1e-13)
     assert y.norm() == pytest.approx(np.linalg.norm(two), rel=1e-13)
-    assert x.cosine(y) == pytest.approx(np.vdot(one, two) / np.linalg.norm(one) / np.linalg.norm(two), rel=1e-10)
+    assert x.cosine(y) == pytest.approx(
+        np.vdot(one, two) / np.linalg.norm(one) / np.linalg.norm(two), rel=1e-10
+    )
     assert x.cosine(3 * x) == pytest.approx(1.0, rel=1e-14)
     with pytest.raises(AlnicoError, match="is 0 in every tensor; a cosine needs two directions"):
         x.cosine(x - x)
@@ -143,7 +155,9 @@ def test_a_module_is_filled_in_place_but_never_an_input() -> None:
     assert all(torch.equal(base.state_dict()[n], v) for n, v in before.items())
     with pytest.raises(AlnicoError, match="the module to fill is one that the model is computed from"):
         model.apply(base)
-    with pytest.raises(MismatchError, match=r"^weight: is \(2, 3\), in the module \(Linear\) \(2, 4\); expected one shape"):
+    with pytest.raises(
+        MismatchError, match=r"^weight: is \(2, 3\), in the module \(Linear\) \(2, 4\); expected one shape"
+    ):
         model.apply(nn.Linear(4, 2))
     with pytest.raises(MismatchError, match=r"^0\.bias: |^weight: is not in the module \(Sequential\)"):
         model.apply(nn.Sequential(nn.Linear(3, 2)))
@@ -156,7 +170,9 @@ def test_a_buffer_that_a_module_does_not_save_may_be_given() -> None:
     (given + TaskVector(given, given)).apply(module)
     assert module.places.tolist() == [1, 1]
     part = {"weight": given["weight"]}
-    with pytest.raises(MismatchError, match=r"^bias: the module \(Linear\) has it, the merged models have not"):
+    with pytest.raises(
+        MismatchError, match=r"^bias: the module \(Linear\) has it, the merged models have not"
+    ):
         (part + TaskVector(part, part)).apply(module)
 
 

@@ -36,7 +36,9 @@ class Network(nn.Module):
 TOKENS = torch.arange(24).reshape(2, 12) % 12
 CONFIGS: dict[str, Any] = {
     "lora": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q", "v", "embed", "conv"]),
-    "rslora": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q"], use_rslora=True, rank_pattern={"q": 2}),
+    "rslora": lambda: peft.LoraConfig(
+        r=4, lora_alpha=8, target_modules=["q"], use_rslora=True, rank_pattern={"q": 2}
+    ),
     "dora": lambda: peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q", "v"], use_dora=True),
     "a trained head": lambda: peft.LoraConfig(r=4, target_modules=["q"], modules_to_save=["head"]),
     "parameters": lambda: peft.LoraConfig(r=4, target_modules=[], target_parameters=["q.weight"]),
@@ -84,7 +86,9 @@ def test_a_module_of_peft_stands_for_its_merged_weights(kind: str, base: nn.Modu
     one, other = (copy.deepcopy(m).merge_and_unload().state_dict() for m in models)
     assert merged.state_dict().keys() == base.state_dict().keys()
     for name, value in merged.state_dict().items():
-        assert torch.allclose(value.double(), (one[name].double() + 3 * other[name].double()) / 4, atol=1e-6), name
+        assert torch.allclose(
+            value.double(), (one[name].double() + 3 * other[name].double()) / 4, atol=1e-6
+        ), name
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(v, state[n]) for n, v in model.state_dict().items())
 
@@ -152,7 +156,8 @@ def test_an_adapter_on_a_tied_head_changes_the_head_alone() -> None:
         assert torch.allclose(merged(TOKENS), model(TOKENS), atol=1e-5)
     assert torch.equal(merged.embed.weight, start.embed.weight)
     with pytest.raises(
-        MismatchError, match=r"^head\.weight: is one tensor with embed\.weight in the module \(Tied\), and differs from it"
+        MismatchError,
+        match=r"^head\.weight: is one tensor with embed\.weight in the module \(Tied\), and differs from it",
     ):
         alnico.merge_models([start, model], "linear")
 
@@ -166,7 +171,8 @@ def test_factors_by_themselves_are_refused_with_advice(base: nn.Module) -> None:
             lambda state=state: alnico.search_scales(state, [state], lambda _: 1.0),
         ):
             with pytest.raises(
-                ModelError, match=r"merge_and_unload\(\) returns; or combine the adapters' folders with alnico\.lora\.combine"
+                ModelError,
+                match=r"merge_and_unload\(\) returns; or combine the adapters' folders with alnico\.lora\.combine",
             ):
                 call()
 
@@ -180,5 +186,7 @@ def test_factors_of_other_makers_are_not_averaged() -> None:
 def test_prompts_and_disabled_adapters_are_refused(base: nn.Module) -> None:
     model = wrapped("lora", base, 1)
     model.base_model.disable_adapter_layers()
-    with pytest.raises(ModelError, match=r"^models\[0\]: its adapters are disabled; expected them to be part of the model\."):
+    with pytest.raises(
+        ModelError, match=r"^models\[0\]: its adapters are disabled; expected them to be part of the model\."
+    ):
         alnico.merge_models([model, base], "linear")

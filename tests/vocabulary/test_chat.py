@@ -75,7 +75,11 @@ def model(folder: Path, template: Any = None, file: str | None = None, **files: 
             "Hello.<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBye?<|eot_id|>"
             "<|start_header_id|>assistant<|end_header_id|>\n\n",
         ),
-        ("mistral", "<s> [INST] Be brief.\n\nHi? [/INST] Hello.</s>", "<s> [INST] Hi? [/INST] Hello.</s> [INST] Bye? [/INST]"),
+        (
+            "mistral",
+            "<s> [INST] Be brief.\n\nHi? [/INST] Hello.</s>",
+            "<s> [INST] Hi? [/INST] Hello.</s> [INST] Bye? [/INST]",
+        ),
     ],
 )
 def test_a_built_in_template_renders_the_public_format(name: str, whole: str, open_end: str) -> None:
@@ -128,17 +132,27 @@ def test_a_template_stands_where_the_donor_keeps_its_own_and_nowhere_else(tmp_pa
 
 
 def test_a_processors_template_follows(tmp_path: Path) -> None:
-    found = chat_template(LITERAL, [model(tmp_path / "a", None, "old", chat_template={"chat_template": "old", "x": 1})], 0)
+    found = chat_template(
+        LITERAL, [model(tmp_path / "a", None, "old", chat_template={"chat_template": "old", "x": 1})], 0
+    )
     assert json.loads(found.files["chat_template.json"]) == {"chat_template": LITERAL, "x": 1}
 
 
 def test_the_files_of_a_planned_vocabulary_are_what_is_changed(tmp_path: Path) -> None:
     donor = model(tmp_path / "a", None, "old")
     plan = VocabularyPlan(
-        4, (), {"tokenizer_config.json": b'{"chat_template": "of another", "y": 2}'}, frozenset(["chat_template.jinja"]), {}, (), ()
+        4,
+        (),
+        {"tokenizer_config.json": b'{"chat_template": "of another", "y": 2}'},
+        frozenset(["chat_template.jinja"]),
+        {},
+        (),
+        (),
     )
     found = chat_template(LITERAL, [donor], 0, plan)
-    assert {n: json.loads(d) for n, d in found.files.items()} == {"tokenizer_config.json": {"y": 2, "chat_template": LITERAL}}
+    assert {n: json.loads(d) for n, d in found.files.items()} == {
+        "tokenizer_config.json": {"y": 2, "chat_template": LITERAL}
+    }
 
 
 def test_auto_takes_the_most_common_template_and_of_equals_the_first(tmp_path: Path) -> None:
@@ -153,4 +167,6 @@ def test_auto_takes_the_most_common_template_and_of_equals_the_first(tmp_path: P
     assert most.notes == (f"the chat template is that of {b.label}, which 2 of 4 models have.",)
     assert chat_template("auto", [a, c], 0).files == {"chat_template.jinja": one.encode()}
     assert chat_template("auto", [d], 0).files == {}
-    assert chat_template("auto", [d], 0).notes == ("chat_template: no model has a chat template; the output has none.",)
+    assert chat_template("auto", [d], 0).notes == (
+        "chat_template: no model has a chat template; the output has none.",
+    )

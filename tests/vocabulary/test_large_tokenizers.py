@@ -30,7 +30,9 @@ def save(folder: Path, merges: int, first: int) -> Path:
     vocabulary = {token: i for i, token in enumerate([*CHARACTERS, *(a + b for a, b in pairs)])}
     folder.mkdir()
     model = {"type": "BPE", "vocab": vocabulary, "merges": pairs}
-    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}, ensure_ascii=False))
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": [], "model": model}, ensure_ascii=False)
+    )
     config = {
         "model_type": "llama",
         "vocab_size": len(vocabulary),
@@ -46,11 +48,16 @@ def save(folder: Path, merges: int, first: int) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("merges", "second"), [(60_000, 60_000), (80_000, 20_000)])
-def test_a_union_of_tokenizers_with_very_many_merges_ends_in_bounded_memory(tmp_path: Path, merges: int, second: int) -> None:
+def test_a_union_of_tokenizers_with_very_many_merges_ends_in_bounded_memory(
+    tmp_path: Path, merges: int, second: int
+) -> None:
     a, b = save(tmp_path / "a", merges, 0), save(tmp_path / "b", merges, second)
     command = [sys.executable, "-c", MERGE, str(a), str(b), str(tmp_path / "out")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
     size = sum((folder / "tokenizer.json").stat().st_size for folder in (a, b))
     assert int(done.stdout) * 1024 < 40 * size + (128 << 20)
     held = json.loads((tmp_path / "out" / "tokenizer.json").read_text())
-    assert len(held["model"]["vocab"]) + len(held["added_tokens"]) == len(CHARACTERS) + min(second, merges) + merges
+    assert (
+        len(held["model"]["vocab"]) + len(held["added_tokens"])
+        == len(CHARACTERS) + min(second, merges) + merges
+    )

@@ -36,12 +36,19 @@ class Counting:
         self.source.read_into(name, offset, buffer)
 
 
-def made(root: Path, dtypes: tuple[str, ...] = ("F32", "F32"), rows: int = 6, width: int = WIDTH) -> list[Source]:
+def made(
+    root: Path, dtypes: tuple[str, ...] = ("F32", "F32"), rows: int = 6, width: int = WIDTH
+) -> list[Source]:
     """Models whose values tell model, row and column, exact in bf16: (model + 1) * 8 + row + column / 8."""
     found: list[Source] = []
     for model, dtype in enumerate(dtypes):
         values = (model + 1) * 8 + np.arange(rows)[:, None] + np.arange(width) / 8
-        tensors = {EMBED: (dtype, values), HEAD: (dtype, -values), "bias": (dtype, values[:, 0]), "norm": (dtype, values[0])}
+        tensors = {
+            EMBED: (dtype, values),
+            HEAD: (dtype, -values),
+            "bias": (dtype, values[:, 0]),
+            "norm": (dtype, values[0]),
+        }
         found.append(Counting(open_model(save_model(root / f"m{model}", tensors))))  # type: ignore[arg-type]
     return found
 
@@ -72,7 +79,9 @@ def expected(rows: list[tuple[int, int]]) -> np.ndarray:
         else:
             made.append(np.zeros(WIDTH))
     real = [m for m, (origin, _) in zip(made, rows, strict=True) if origin != PADDING]
-    return np.array([np.mean(real, axis=0) if o == PADDING else m for m, (o, _) in zip(made, rows, strict=True)])
+    return np.array(
+        [np.mean(real, axis=0) if o == PADDING else m for m, (o, _) in zip(made, rows, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "U8"])
@@ -92,9 +101,12 @@ def test_rows_of_one_dtype_are_moved_as_they_are(tmp_path: Path, dtype: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("dtypes", "dtype"), [(("BF16", "BF16"), "F32"), (("F32", "F32"), "F32"), (("BF16", "F16"), "F32"), (("F32", "F64"), "F64")]
+    ("dtypes", "dtype"),
+    [(("BF16", "BF16"), "F32"), (("F32", "F32"), "F32"), (("BF16", "F16"), "F32"), (("F32", "F64"), "F64")],
 )
-def test_computed_rows_are_exact_in_a_wider_dtype(tmp_path: Path, dtypes: tuple[str, str], dtype: str) -> None:
+def test_computed_rows_are_exact_in_a_wider_dtype(
+    tmp_path: Path, dtypes: tuple[str, str], dtype: str
+) -> None:
     sources = made(tmp_path, dtypes)
     model = mapped(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
     assert (model.tensors[EMBED].dtype, model.tensors[EMBED].nominal) == (dtype, dtypes[0])
@@ -115,8 +127,12 @@ def test_a_bias_of_one_dimension_has_rows_too(tmp_path: Path) -> None:
     np.testing.assert_array_equal(matrix(model, "bias"), expected(COMPUTED)[:, 0].astype(np.float32))
 
 
-@pytest.mark.parametrize(("rows", "dtypes"), [(ROWS, ("BF16", "BF16")), (COMPUTED, ("BF16", "F32"))], ids=["moved", "computed"])
-def test_any_piece_has_the_bytes_of_the_whole(tmp_path: Path, rows: list[tuple[int, int]], dtypes: tuple[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("rows", "dtypes"), [(ROWS, ("BF16", "BF16")), (COMPUTED, ("BF16", "F32"))], ids=["moved", "computed"]
+)
+def test_any_piece_has_the_bytes_of_the_whole(
+    tmp_path: Path, rows: list[tuple[int, int]], dtypes: tuple[str, str]
+) -> None:
     sources = made(tmp_path, dtypes)
     model = mapped(sources[0], sources, (EMBED,), row_map(rows, MEANS))
     size = model.tensors[EMBED].byte_size
@@ -158,7 +174,9 @@ def test_the_padding_is_made_once_for_all_threads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pieces", [4, 1 << 16])
-def test_the_size_of_pieces_changes_no_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int) -> None:
+def test_the_size_of_pieces_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int
+) -> None:
     random = np.random.default_rng(0)
     tensors = {EMBED: ("F32", random.standard_normal((40, 5))), "bias": ("F32", random.standard_normal(40))}
     source = open_model(save_model(tmp_path / "a", tensors))
@@ -203,8 +221,16 @@ def test_another_map_is_another_identity(tmp_path: Path) -> None:
 def test_it_is_the_model_in_all_else(tmp_path: Path) -> None:
     sources = made(tmp_path)
     model = mapped(sources[0], sources, (EMBED,), row_map(ROWS))
-    assert (model.label, model.config, model.directory) == (sources[0].label, sources[0].config, sources[0].directory)
-    assert (model.origin, model.paths(), list(model.tensors)) == (None, sources[0].paths(), list(sources[0].tensors))
+    assert (model.label, model.config, model.directory) == (
+        sources[0].label,
+        sources[0].config,
+        sources[0].directory,
+    )
+    assert (model.origin, model.paths(), list(model.tensors)) == (
+        None,
+        sources[0].paths(),
+        list(sources[0].tensors),
+    )
     model.close()
 
 
@@ -267,7 +293,10 @@ def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
 
 def test_integers_cannot_be_averaged(tmp_path: Path) -> None:
     sources = made(tmp_path, ("U8", "U8"))
-    with pytest.raises(MismatchError, match=r"the dtypes of its rows cannot be computed with \(U8\); expected F64, F32, F16, BF16"):
+    with pytest.raises(
+        MismatchError,
+        match=r"the dtypes of its rows cannot be computed with \(U8\); expected F64, F32, F16, BF16",
+    ):
         mapped(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
 
 
@@ -285,7 +314,12 @@ def test_the_rule_puts_own_rows_first_then_the_bases_then_the_mean_then_zeros() 
 
 def test_what_the_recipe_asks_goes_before_the_rule_and_by_force_before_own_rows() -> None:
     held = np.array([[0, 1, 2, -1], [0, -1, -1, -1]])
-    asked = {0: RowRequest((1, 5), True), 1: RowRequest((ZEROS, 0), False), 2: RowRequest(None, True), 3: RowRequest((0, 1), False)}
+    asked = {
+        0: RowRequest((1, 5), True),
+        1: RowRequest((ZEROS, 0), False),
+        2: RowRequest(None, True),
+        3: RowRequest((0, 1), False),
+    }
     one, two = row_maps(held, 4, [0, 1], 0, asked)
     assert (one.origin.tolist(), one.row.tolist()) == ([1, 0, 0, 0], [5, 1, 2, 1])
     assert (two.origin.tolist(), two.row.tolist()) == ([1, ZEROS, 0, 0], [5, 0, 2, 1])

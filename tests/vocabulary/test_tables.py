@@ -20,9 +20,13 @@ from methods.sides import made
 V, WIDTH = 11, 4
 
 
-def model(folder: Path, shapes: dict[str, tuple[int, ...]], tokens: str = "", factor: float = 1.0, **config: Any) -> Model:
+def model(
+    folder: Path, shapes: dict[str, tuple[int, ...]], tokens: str = "", factor: float = 1.0, **config: Any
+) -> Model:
     """A model of tensors whose values count up, times ``factor``; ``tokens`` are those of its tokenizer, by their rows."""
-    values = {n: ("F32", factor * np.arange(np.prod(s), dtype=np.float32).reshape(s)) for n, s in shapes.items()}
+    values = {
+        n: ("F32", factor * np.arange(np.prod(s), dtype=np.float32).reshape(s)) for n, s in shapes.items()
+    }
     save_model(folder, values, config)
     if tokens:
         save_tokenizer(folder, {t: i for i, t in enumerate(tokens)})
@@ -41,16 +45,26 @@ LAYER = {
     ("tables", "others"),
     [
         (
-            {"model.embeddings.tok_embeddings.weight": (V, WIDTH), "decoder.weight": (V, WIDTH), "decoder.bias": (V,)},
+            {
+                "model.embeddings.tok_embeddings.weight": (V, WIDTH),
+                "decoder.weight": (V, WIDTH),
+                "decoder.bias": (V,),
+            },
             {"head.norm.bias": (4,)},
         ),
-        ({"shared.weight": (V, WIDTH), "final_logits_bias": (1, V)}, {"encoder.embed_positions.weight": (V, WIDTH)}),
+        (
+            {"shared.weight": (V, WIDTH), "final_logits_bias": (1, V)},
+            {"encoder.embed_positions.weight": (V, WIDTH)},
+        ),
         (
             {"cls.predictions.decoder.weight": (V, 2), "cls.predictions.dense.weight": (2, V)},
             {"token_type_embeddings.weight": (2, WIDTH)},
         ),
         ({"some.unheard.of": (V, WIDTH), "ctc.conv.weight": (V, WIDTH, 1)}, {"pos_embed": (1, V, WIDTH)}),
-        ({"transformer.w.weight": (V, WIDTH), "layers.1.gate.tid2eid": (V, 2)}, {"transformer.r.weight": (V + 1, WIDTH)}),
+        (
+            {"transformer.w.weight": (V, WIDTH), "layers.1.gate.tid2eid": (V, 2)},
+            {"transformer.r.weight": (V + 1, WIDTH)},
+        ),
     ],
 )
 def test_every_tensor_of_the_vocabularys_size_is_a_table(
@@ -62,8 +76,17 @@ def test_every_tensor_of_the_vocabularys_size_is_a_table(
 
 
 def test_names_decide_where_the_vocabulary_is_as_large_as_the_hidden_size(tmp_path: Path) -> None:
-    tables = {"embeddings.word_embeddings.weight": (V, V), "lm_head.bias": (V,), "pred_layer.proj.weight": (V, V)}
-    others = {"norm.weight": (V,), "layers.0.q_proj.weight": (V, V), "pooler.dense.weight": (V, V), "classifier.weight": (V, V)}
+    tables = {
+        "embeddings.word_embeddings.weight": (V, V),
+        "lm_head.bias": (V,),
+        "pred_layer.proj.weight": (V, V),
+    }
+    others = {
+        "norm.weight": (V,),
+        "layers.0.q_proj.weight": (V, V),
+        "pooler.dense.weight": (V, V),
+        "classifier.weight": (V, V),
+    }
     others |= {
         "vision_tower.head.probe": (1, 1, V),
         "encoder.ln.weight": (V,),
@@ -72,27 +95,44 @@ def test_names_decide_where_the_vocabulary_is_as_large_as_the_hidden_size(tmp_pa
     }
     found = tables_of(model(tmp_path / "a", {**tables, **others}, vocab_size=V, hidden_size=V))
     assert (set(found.rows), found.unclear) == (set(tables), ())
-    found = tables_of(model(tmp_path / "b", {**tables, **others, "mystery.weight": (V, V)}, vocab_size=V, hidden_size=V))
+    found = tables_of(
+        model(tmp_path / "b", {**tables, **others, "mystery.weight": (V, V)}, vocab_size=V, hidden_size=V)
+    )
     assert found.unclear == ("mystery.weight",)
 
 
-def test_the_vocabulary_of_text_is_told_from_others_and_from_a_config_that_is_not_true(tmp_path: Path) -> None:
-    shapes = {"language_model.embed_tokens.weight": (V, WIDTH), "audio.embedding.weight": (7, WIDTH), "wte.weight": (9, WIDTH)}
+def test_the_vocabulary_of_text_is_told_from_others_and_from_a_config_that_is_not_true(
+    tmp_path: Path,
+) -> None:
+    shapes = {
+        "language_model.embed_tokens.weight": (V, WIDTH),
+        "audio.embedding.weight": (7, WIDTH),
+        "wte.weight": (9, WIDTH),
+    }
     config = {"text_config": {"vocab_size": V}, "audio_config": {"vocab_size": 7}, "vocab_size": 9}
     assert tables_of(model(tmp_path / "a", shapes, **config), V).size == V
     assert tables_of(model(tmp_path / "b", shapes, **config), 8).size == 9
     assert tables_of(model(tmp_path / "c", shapes, vocab_size=50), 8).size == 9
     longer = {"embed_tokens.weight": (V + 3, WIDTH), "lm_head.weight": (V, WIDTH)}
-    assert tables_of(model(tmp_path / "d", longer, vocab_size=V)).rows == {"embed_tokens.weight": V + 3, "lm_head.weight": V}
+    assert tables_of(model(tmp_path / "d", longer, vocab_size=V)).rows == {
+        "embed_tokens.weight": V + 3,
+        "lm_head.weight": V,
+    }
 
 
 def merged(folder: Path, **tokenizer: Any) -> dict[str, np.ndarray]:
-    recipe = {"merge_method": "linear", "models": [str(folder / n) for n in "ab"], "tokenizer": {"source": "union", **tokenizer}}
+    recipe = {
+        "merge_method": "linear",
+        "models": [str(folder / n) for n in "ab"],
+        "tokenizer": {"source": "union", **tokenizer},
+    }
     alnico.merge({**recipe, "unrelated": "allow"}, folder / "out")
     return read_model(folder / "out")
 
 
-def test_what_cannot_be_told_is_refused_with_what_to_write_and_merged_when_it_is_written(tmp_path: Path) -> None:
+def test_what_cannot_be_told_is_refused_with_what_to_write_and_merged_when_it_is_written(
+    tmp_path: Path,
+) -> None:
     shapes = {"model.embed_tokens.weight": (4, 4), "mystery.weight": (4, 4), "layers.0.q_proj.weight": (4, 4)}
     model(tmp_path / "a", shapes, "abcd", vocab_size=4, hidden_size=4)
     model(tmp_path / "b", shapes, "dcba", 2.0, vocab_size=4, hidden_size=4)
@@ -111,15 +151,30 @@ def test_what_cannot_be_told_is_refused_with_what_to_write_and_merged_when_it_is
 
 
 def test_a_column_for_each_token_moves_as_rows_do(tmp_path: Path) -> None:
-    shapes = {"embed_tokens.weight": (4, 3), "cls.predictions.dense.weight": (5, 4), "final_logits_bias": (1, 4)}
+    shapes = {
+        "embed_tokens.weight": (4, 3),
+        "cls.predictions.dense.weight": (5, 4),
+        "final_logits_bias": (1, 4),
+    }
     model(tmp_path / "a", shapes, "abcd", vocab_size=4)
     model(tmp_path / "b", shapes, "efab", 2.0, vocab_size=4)
     out = merged(tmp_path, pad_to_multiple_of=8)
     one = np.arange(20, dtype=np.float64).reshape(5, 4)
-    tokens = [(one[:, 0] + 2 * one[:, 2]) / 2, (one[:, 1] + 2 * one[:, 3]) / 2, one[:, 2], one[:, 3], 2 * one[:, 0], 2 * one[:, 1]]
+    tokens = [
+        (one[:, 0] + 2 * one[:, 2]) / 2,
+        (one[:, 1] + 2 * one[:, 3]) / 2,
+        one[:, 2],
+        one[:, 3],
+        2 * one[:, 0],
+        2 * one[:, 1],
+    ]
     np.testing.assert_allclose(out["cls.predictions.dense.weight"][:, :6], np.stack(tokens, 1))
-    padding = np.stack(tokens, 1).mean(1)  # that of both models alike: a token that one lacks has the other's row in both
-    np.testing.assert_allclose(out["cls.predictions.dense.weight"][:, 6:], np.stack([padding, padding], 1), rtol=1e-6)
+    padding = np.stack(tokens, 1).mean(
+        1
+    )  # that of both models alike: a token that one lacks has the other's row in both
+    np.testing.assert_allclose(
+        out["cls.predictions.dense.weight"][:, 6:], np.stack([padding, padding], 1), rtol=1e-6
+    )
     np.testing.assert_allclose(out["final_logits_bias"][0, :6], [2, 3.5, 2, 3, 0, 2])
 
 
@@ -127,7 +182,8 @@ def test_a_model_without_a_table_is_refused_where_rows_move(tmp_path: Path) -> N
     for name, tokens in (("a", "abcd"), ("b", "dcba")):
         model(tmp_path / name, {"some.weight": (5, 3)}, tokens)
     with pytest.raises(
-        MismatchError, match=r"no tensor has as many rows as its config or tokenizer has tokens; expected an embedding"
+        MismatchError,
+        match=r"no tensor has as many rows as its config or tokenizer has tokens; expected an embedding",
     ):
         merged(tmp_path)
 
@@ -159,11 +215,16 @@ def test_statistics_by_the_rows_of_another_vocabulary_are_not_used(tmp_path: Pat
     for number, (name, tokens) in enumerate((("a", "abcd"), ("b", "dcba"))):
         model(tmp_path / name, shapes, tokens, 1.0 + number, vocab_size=4)
     sides = [made("fisher", tmp_path / n, i) for i, n in enumerate("ab")]
-    entries = [{"model": str(tmp_path / n), "parameters": {"fisher": str(s)}} for n, s in zip("ab", sides, strict=True)]
+    entries = [
+        {"model": str(tmp_path / n), "parameters": {"fisher": str(s)}}
+        for n, s in zip("ab", sides, strict=True)
+    ]
     recipe = {"merge_method": "fisher", "models": entries, "tokenizer_source": "union", "unrelated": "allow"}
     alnico.merge(recipe, tmp_path / "out")
     one = np.arange(12, dtype=np.float64).reshape(4, 3)
-    np.testing.assert_allclose(read_model(tmp_path / "out")["transformer.w.weight"], (one + 2 * one[::-1]) / 2)
+    np.testing.assert_allclose(
+        read_model(tmp_path / "out")["transformer.w.weight"], (one + 2 * one[::-1]) / 2
+    )
 
 
 def test_rows_that_a_tied_head_lacks_are_those_of_another_models_head(tmp_path: Path) -> None:
@@ -178,8 +239,21 @@ def test_rows_that_a_tied_head_lacks_are_those_of_another_models_head(tmp_path: 
     np.testing.assert_allclose(out["backbone.embeddings.weight"], expected)
 
 
-def test_a_base_model_with_a_longer_embedding_and_a_head_with_lengths_behind_the_tokens_follow(tmp_path: Path) -> None:
-    assert tables_of(model(tmp_path / "a", {"embed_tokens.weight": (V + 8, WIDTH), **LAYER}, vocab_size=V), V).size == V
-    shapes = {"decoder.embedding.weight": (V, WIDTH), "joint.head.weight": (V + 5, WIDTH), "joint.head.bias": (V + 5,)}
+def test_a_base_model_with_a_longer_embedding_and_a_head_with_lengths_behind_the_tokens_follow(
+    tmp_path: Path,
+) -> None:
+    assert (
+        tables_of(
+            model(tmp_path / "a", {"embed_tokens.weight": (V + 8, WIDTH), **LAYER}, vocab_size=V), V
+        ).size
+        == V
+    )
+    shapes = {
+        "decoder.embedding.weight": (V, WIDTH),
+        "joint.head.weight": (V + 5, WIDTH),
+        "joint.head.bias": (V + 5,),
+    }
     others = {"vqmodel.decoder.mid.proj_out.bias": (V + 5,)}
-    assert tables_of(model(tmp_path / "b", {**shapes, **others}, vocab_size=V)).rows == {n: s[0] for n, s in shapes.items()}
+    assert tables_of(model(tmp_path / "b", {**shapes, **others}, vocab_size=V)).rows == {
+        n: s[0] for n, s in shapes.items()
+    }

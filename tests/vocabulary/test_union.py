@@ -20,7 +20,18 @@ from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.remapped_model import mapped
 from alnico.vocabulary.rows import PADDING, ZEROS
 from alnico.vocabulary.tokenizer import added_ids, read_tokenizer
-from made_tokenizers import CASES, EMBED, entry, letters, matrix, planned, save_family, save_matrices, save_tokenizer, special
+from made_tokenizers import (
+    CASES,
+    EMBED,
+    entry,
+    letters,
+    matrix,
+    planned,
+    save_family,
+    save_matrices,
+    save_tokenizer,
+    special,
+)
 
 UNION = TokenizerSetting()
 TEXT = "abcd efgh bad cab hedge"
@@ -45,7 +56,9 @@ def opened(folder: Path, number: int, rows: int, **keys: Any) -> Model:
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
-    return {name: open_model(folder) for name, folder in save_family(tmp_path_factory.mktemp("family")).items()}
+    return {
+        name: open_model(folder) for name, folder in save_family(tmp_path_factory.mktemp("family")).items()
+    }
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -64,7 +77,9 @@ def test_added_tokens_get_the_ids_that_the_library_gives(tmp_path: Path, seed: i
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_written_tokenizer_has_the_rows_that_are_planned(case: str, family: dict[str, Model], tmp_path: Path) -> None:
+def test_the_written_tokenizer_has_the_rows_that_are_planned(
+    case: str, family: dict[str, Model], tmp_path: Path
+) -> None:
     sources = [family[n] for n in CASES[case]["models"]]
     plan = planned(CASES[case], sources)
     library = written(plan, tmp_path / "out")
@@ -82,7 +97,9 @@ def test_the_written_tokenizer_has_the_rows_that_are_planned(case: str, family: 
             np.testing.assert_array_equal(out[ids[token]], own[row])
 
 
-def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(family: dict[str, Model], tmp_path: Path) -> None:
+def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(
+    family: dict[str, Model], tmp_path: Path
+) -> None:
     from transformers import AutoTokenizer
 
     plan = planned(CASES["union"], [family[n] for n in CASES["union"]["models"]])
@@ -101,7 +118,9 @@ def test_a_union_encodes_text_as_the_base_and_the_added_tokens_of_others_as_one(
 
 
 @pytest.mark.parametrize("case", ["base", "model", "pad", "model-token"])
-def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(case: str, family: dict[str, Model]) -> None:
+def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(
+    case: str, family: dict[str, Model]
+) -> None:
     names = CASES[case]["models"]
     plan = planned(CASES[case], [family[n] for n in names])
     template = "chat" if case == "model" else names[0]
@@ -119,7 +138,8 @@ def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tm
     ):
         vocabulary = {t: i for i, t in enumerate(tokens)}
         entries = [
-            entry(t, len(tokens) + i, special=name == "a", lstrip=name == "b", rstrip=name == "c") for i, t in enumerate(added)
+            entry(t, len(tokens) + i, special=name == "a", lstrip=name == "b", rstrip=name == "c")
+            for i, t in enumerate(added)
         ]
         save_tokenizer(tmp_path / name, vocabulary, entries)
         sources.append(opened(tmp_path / name, number, len(tokens) + len(added)))
@@ -135,7 +155,12 @@ def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tm
 
 def test_gaps_in_a_vocabulary_are_rows_of_padding_and_no_two_tokens_share_a_row(tmp_path: Path) -> None:
     gapped = {"[UNK]": 0, "a": 1, "b": 4, "##c": 6}
-    word = {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9}
+    word = {
+        "type": "WordPiece",
+        "unk_token": "[UNK]",
+        "continuing_subword_prefix": "##",
+        "max_input_chars_per_word": 9,
+    }
     save_tokenizer(tmp_path / "a", gapped, [], {**word, "merges": None})
     save_tokenizer(tmp_path / "b", {"[UNK]": 0, "a": 1, "new": 2}, [], {**word, "merges": None})
     sources = [opened(tmp_path / "a", 0, 7), opened(tmp_path / "b", 1, 3)]
@@ -149,7 +174,9 @@ def test_gaps_in_a_vocabulary_are_rows_of_padding_and_no_two_tokens_share_a_row(
     assert union.size == 8
     assert union.rows[0].origin.tolist() == [0, 0, PADDING, PADDING, 0, PADDING, 0, 1]
     out = matrix(mapped(sources[0], sources, (EMBED,), union.rows[0]), EMBED)
-    np.testing.assert_allclose(out[2], (np.array([0, 1, 4, 6, 1002]).mean(), np.array([0, 7, 28, 42, 15]).mean()), rtol=1e-7)
+    np.testing.assert_allclose(
+        out[2], (np.array([0, 1, 4, 6, 1002]).mean(), np.array([0, 7, 28, 42, 15]).mean()), rtol=1e-7
+    )
 
 
 @pytest.mark.parametrize("kind", ["BPE", "WordPiece", "Unigram"])
@@ -157,8 +184,18 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
     names = ["<unk>", "a", "b", "ab", "ba"]
     models: dict[str, dict[str, Any]] = {
         "BPE": {"merges": [["a", "b"], "b a"]},
-        "WordPiece": {"type": "WordPiece", "unk_token": "<unk>", "continuing_subword_prefix": "##", "max_input_chars_per_word": 9},
-        "Unigram": {"type": "Unigram", "unk_id": 0, "byte_fallback": False, "vocab": [[t, -float(i)] for i, t in enumerate(names)]},
+        "WordPiece": {
+            "type": "WordPiece",
+            "unk_token": "<unk>",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 9,
+        },
+        "Unigram": {
+            "type": "Unigram",
+            "unk_id": 0,
+            "byte_fallback": False,
+            "vocab": [[t, -float(i)] for i, t in enumerate(names)],
+        },
     }
     model = models[kind]
     if kind == "BPE":
@@ -169,7 +206,11 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
         "special_tokens": {"<end>": {"id": "<end>", "ids": [6], "tokens": ["<end>"]}},
     }  # fmt: skip
     folder = save_tokenizer(
-        tmp_path / "a", {t: i for i, t in enumerate(names)}, [entry("<x>", 5), entry("<end>", 6)], model, eos_token="<end>"
+        tmp_path / "a",
+        {t: i for i, t in enumerate(names)},
+        [entry("<x>", 5), entry("<end>", 6)],
+        model,
+        eos_token="<end>",
     )
     document = json.loads((folder / "tokenizer.json").read_text())
     padding = {
@@ -180,7 +221,9 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
         "pad_type_id": 0,
         "pad_token": "<end>",
     }
-    (folder / "tokenizer.json").write_text(json.dumps({**document, "post_processor": processor, "padding": padding}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps({**document, "post_processor": processor, "padding": padding})
+    )
     (folder / "vocab.json").write_text("{}")
     source = opened(folder, 0, 4)
     plan = plan_of([source], TokenizerSetting("base"))
@@ -194,7 +237,9 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
     assert "1 tokens have a row in no model and begin as zeros: '<end>'." in plan.notes
 
 
-def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(family: dict[str, Model], tmp_path: Path) -> None:
+def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(
+    family: dict[str, Model], tmp_path: Path
+) -> None:
     vocabulary, model = letters(pairs=("ab", "cd"))
     folder = save_tokenizer(tmp_path / "a", vocabulary, special(), model, eos_token="</s>")
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -216,9 +261,13 @@ def piece(text: str) -> bytes:
 
 def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Model], tmp_path: Path) -> None:
     source = opened(tmp_path / "a", 7, 5)
-    (tmp_path / "a" / "tokenizer.model").write_bytes(b"".join(map(piece, ["<unk>", "<s>", "</s>", "▁a", "a"])))
+    (tmp_path / "a" / "tokenizer.model").write_bytes(
+        b"".join(map(piece, ["<unk>", "<s>", "</s>", "▁a", "a"]))
+    )
     (tmp_path / "a" / "added_tokens.json").write_text('{"<pad>": 5}')
-    (tmp_path / "a" / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "pad_token": "<pad>"}')
+    (tmp_path / "a" / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "LlamaTokenizer", "pad_token": "<pad>"}'
+    )
     plan = plan_of([source, family["chat"]])
     assert plan.files["tokenizer.model"] == (tmp_path / "a" / "tokenizer.model").read_bytes()
     settings = json.loads(plan.files["tokenizer_config.json"])["added_tokens_decoder"]
@@ -229,7 +278,10 @@ def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Model], t
     }  # fmt: skip
     assert plan.size == 18
     fewer = plan_of([opened(tmp_path / "a", 7, 4), family["chat"]], TokenizerSetting("base"))
-    assert (fewer.size, fewer.rows[0].origin.tolist()) == (6, [0, 0, 0, 0, 1, ZEROS])  # its file cannot be cut
+    assert (fewer.size, fewer.rows[0].origin.tolist()) == (
+        6,
+        [0, 0, 0, 0, 1, ZEROS],
+    )  # its file cannot be cut
     (tmp_path / "a" / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
     with pytest.raises(ModelError, match="the ids of a XLMRobertaTokenizer are not the places of its pieces"):
         plan_of([source, family["chat"]])
@@ -237,17 +289,34 @@ def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Model], t
 
 def test_the_number_of_rows_stands_where_the_config_has_it(family: dict[str, Model], tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path / "a", {"<s>": 0, "a": 1}, [])
-    source = opened(folder, 0, 2, text_config={"vocab_size": 2, "bos_token_id": 0}, vision_config={"vocab_size": 99})
+    source = opened(
+        folder, 0, 2, text_config={"vocab_size": 2, "bos_token_id": 0}, vision_config={"vocab_size": 99}
+    )
     assert plan_of([source, family["base"]], TokenizerSetting("base")).config == {}
     plan = plan_of([source, family["base"]], TokenizerSetting("union", pad_to_multiple_of=64))
     assert plan.config == {"vocab_size": 64, "text_config": {"vocab_size": 64, "bos_token_id": 0}}
 
 
-def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(family: dict[str, Model], tmp_path: Path) -> None:
+def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
+    family: dict[str, Model], tmp_path: Path
+) -> None:
     tokens = ["<pad>", "</s>", "<s>", *"ab", "<image>"]
     folder = save_tokenizer(tmp_path / "a", {t: i for i, t in enumerate(tokens)}, [], eos_token="</s>")
-    config = {"bos_token_id": 2, "eos_token_id": [1, 4], "pad_token_id": 0, "image_token_index": 5, "sep_token_id": None}
-    source = opened(folder, 0, 6, **config, text_config={"vocab_size": 6, "bos_token_id": 2}, vision_config={"vocab_size": 99})
+    config = {
+        "bos_token_id": 2,
+        "eos_token_id": [1, 4],
+        "pad_token_id": 0,
+        "image_token_index": 5,
+        "sep_token_id": None,
+    }
+    source = opened(
+        folder,
+        0,
+        6,
+        **config,
+        text_config={"vocab_size": 6, "bos_token_id": 2},
+        vision_config={"vocab_size": 99},
+    )
     generation = {
         "bos_token_id": 2,
         "pad_token_id": -1,
@@ -270,7 +339,9 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(fam
     assert f"x_token_id: 77 is no token of {source.label}; it is left as it is." in plan.notes
 
 
-def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(family: dict[str, Model], tmp_path: Path) -> None:
+def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
+    family: dict[str, Model], tmp_path: Path
+) -> None:
     folder = save_tokenizer(tmp_path / "a", {"a": 0, "<eot>": 1}, [], eos_token="<eot>")
     source = opened(folder, 0, 2, eos_token_id=[1, 1], bos_token_id=1)
     plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1])
@@ -278,13 +349,28 @@ def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
     assert "eos_token_id: '<eot>' is not in the output; '</s>' takes its place." in plan.notes
 
 
-def test_an_id_that_no_tokenizer_says_comes_from_the_config_beside_the_tokenizer_that_is_taken(tmp_path: Path) -> None:
-    one = opened(save_tokenizer(tmp_path / "a", {"a": 0, "<start>": 1}, []), 0, 2, decoder_start_token_id=1, eos_token_id=1)
+def test_an_id_that_no_tokenizer_says_comes_from_the_config_beside_the_tokenizer_that_is_taken(
+    tmp_path: Path,
+) -> None:
+    one = opened(
+        save_tokenizer(tmp_path / "a", {"a": 0, "<start>": 1}, []),
+        0,
+        2,
+        decoder_start_token_id=1,
+        eos_token_id=1,
+    )
     folder = save_tokenizer(tmp_path / "b", {"<go>": 0, "b": 1, "<end>": 2}, [])
     other = opened(folder, 1, 3)
-    (folder / "config.json").write_text(json.dumps({"decoder_start_token_id": 0, "text_config": {"eos_token_id": [2, 1]}}))
+    (folder / "config.json").write_text(
+        json.dumps({"decoder_start_token_id": 0, "text_config": {"eos_token_id": [2, 1]}})
+    )
     plan = plan_vocabulary(TokenizerSetting("b"), [one, other], ["a", "b"], 0, [0, 1])
-    assert plan.config == {"vocab_size": 3, "decoder_start_token_id": 0, "eos_token_id": 2, "bos_token_id": None}
+    assert plan.config == {
+        "vocab_size": 3,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 2,
+        "bos_token_id": None,
+    }
     assert "decoder_start_token_id: '<start>' is not in the output; '<go>' takes its place." in plan.notes
 
 
@@ -312,7 +398,10 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
 ) -> None:
     bare = opened(tmp_path / "bare", 5, 14)
     plan = plan_of([family["base"], bare])
-    assert f"{bare.label} has no tokenizer that can be read; it is taken to have that of {family['base'].label}." in plan.notes
+    assert (
+        f"{bare.label} has no tokenizer that can be read; it is taken to have that of {family['base'].label}."
+        in plan.notes
+    )
     assert plan.rows[1].origin.tolist() == [1] * 14
     longer = opened(tmp_path / "longer", 5, 15)
     with pytest.raises(MismatchError) as caught:
@@ -322,7 +411,8 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
         "expected to know its tokens. Put the tokenizer's files into the model's folder."
     )
     with pytest.raises(
-        MismatchError, match=r"has no tokenizer that can be read .*and the recipe asks for tokenizer: {source: union}"
+        MismatchError,
+        match=r"has no tokenizer that can be read .*and the recipe asks for tokenizer: {source: union}",
     ):
         plan_of([bare, family["base"]])
 

@@ -27,7 +27,9 @@ ADDED = [{"id": 0, "content": "<s>", "special": True}, {"id": 4, "content": "<pa
 
 def tokenizer(folder: Path, model: Any, added: Any = ADDED) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", "added_tokens": added, "model": model}))
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"version": "1.0", "added_tokens": added, "model": model})
+    )
     return folder
 
 
@@ -88,11 +90,31 @@ def test_an_empty_vocabulary_has_size_0() -> None:
     [
         ("tokenizer.json", "{", "is not JSON"),
         ("tokenizer.json", "[]", "holds a JSON list, expected an object"),
-        ("tokenizer.json", '{"model": {"vocab": {"a": "b"}}}', "its vocabulary maps tokens to things that are no row numbers."),
-        ("tokenizer.json", '{"model": {"vocab": {"a": true}}}', "its vocabulary maps tokens to things that are no row numbers."),
-        ("tokenizer.json", '{"model": {"vocab": [1, 2]}}', "model.vocab holds entries that are no [token, score]."),
-        ("tokenizer.json", '{"model": {"vocab": [{}]}}', "model.vocab holds entries that are no [token, score]."),
-        ("tokenizer.json", '{"model": {"vocab": [[]]}}', "model.vocab holds entries that are no [token, score]."),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {"a": "b"}}}',
+            "its vocabulary maps tokens to things that are no row numbers.",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": {"a": true}}}',
+            "its vocabulary maps tokens to things that are no row numbers.",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": [1, 2]}}',
+            "model.vocab holds entries that are no [token, score].",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": [{}]}}',
+            "model.vocab holds entries that are no [token, score].",
+        ),
+        (
+            "tokenizer.json",
+            '{"model": {"vocab": [[]]}}',
+            "model.vocab holds entries that are no [token, score].",
+        ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}}, "added_tokens": [{}]}',
@@ -119,7 +141,9 @@ def test_an_empty_vocabulary_has_size_0() -> None:
         ("vocab.json", "not json", "is not JSON"),
     ],
 )
-def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, name: str, text: str, expected: str) -> None:
+def test_a_damaged_file_is_an_error_that_names_it(
+    tmp_path: Path, name: str, text: str, expected: str
+) -> None:
     (tmp_path / name).write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ModelError) as caught:
         read_vocabulary(tmp_path)
@@ -133,7 +157,10 @@ def test_a_folder_in_the_place_of_a_file_is_an_error_that_names_it(tmp_path: Pat
     for read in (lambda: read_vocabulary(tmp_path), lambda: same_files(tmp_path, tmp_path)):
         with pytest.raises(ModelError) as caught:
             read()
-        assert str(caught.value) == f"{tmp_path / name}: is a folder, a pipe or a device; expected a regular file. Check the path."
+        assert (
+            str(caught.value)
+            == f"{tmp_path / name}: is a folder, a pipe or a device; expected a regular file. Check the path."
+        )
 
 
 def test_a_file_too_large_for_a_tokenizer_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +168,10 @@ def test_a_file_too_large_for_a_tokenizer_is_refused(tmp_path: Path, monkeypatch
     (tmp_path / "vocab.txt").write_text("a\n" * 6)
     with pytest.raises(ModelError) as caught:
         read_vocabulary(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'vocab.txt'}: is larger than 10 bytes; expected a tokenizer. Check the model."
+    assert (
+        str(caught.value)
+        == f"{tmp_path / 'vocab.txt'}: is larger than 10 bytes; expected a tokenizer. Check the model."
+    )
 
 
 def test_equal_vocabularies_do_not_differ_whatever_their_order() -> None:
@@ -208,16 +238,20 @@ def test_a_sentencepiece_model_gives_pieces_by_their_places(tmp_path: Path) -> N
     trainer = b"\x12\x04\x20\x80\x80\x02" + b"\x19" + bytes(8)  # other fields: bytes and 64 bits
     long = "▁" * 40  # 120 bytes: the lengths need two bytes
     message = b"\x0a\x78" + long.encode()
-    two = b"\x0a" + bytes([len(message) | 0x80, 0])[:1] + b"\x00" if len(message) > 127 else b"\x0a" + bytes([len(message)])
+    two = (
+        b"\x0a" + bytes([len(message) | 0x80, 0])[:1] + b"\x00"
+        if len(message) > 127
+        else b"\x0a" + bytes([len(message)])
+    )
     (tmp_path / "tokenizer.model").write_bytes(piece("<unk>") + trainer + piece("▁a") + two + message)
     assert read_vocabulary(tmp_path) == Vocabulary({"<unk>": 0, "▁a": 1, long: 2}, {})
 
 
 def test_added_tokens_have_the_ids_that_the_library_gives_and_not_those_of_the_file(tmp_path: Path) -> None:
     added = [{"id": 9, "content": "<x>"}, {"id": 7, "content": "<y>"}]
-    assert read_vocabulary(tokenizer(tmp_path, {"type": "BPE", "vocab": {"a": 0, "b": 1}}, added)) == Vocabulary(
-        {"a": 0, "b": 1}, {"<x>": 2, "<y>": 3}
-    )
+    assert read_vocabulary(
+        tokenizer(tmp_path, {"type": "BPE", "vocab": {"a": 0, "b": 1}}, added)
+    ) == Vocabulary({"a": 0, "b": 1}, {"<x>": 2, "<y>": 3})
 
 
 def test_different_vocabularies_say_what_to_write() -> None:
@@ -238,7 +272,9 @@ def test_different_vocabularies_say_what_to_write() -> None:
         (151665, 151665, "the rest is padding, expected one number of rows. Write tokenizer: {source: base}, or use models of one size."),
     ],
 )  # fmt: skip
-def test_different_numbers_of_rows_say_what_to_write(rows: int | None, size: int | None, expected: str) -> None:
+def test_different_numbers_of_rows_say_what_to_write(
+    rows: int | None, size: int | None, expected: str
+) -> None:
     message = different_rows("embed", "a", rows or 8, "b", 9, size)
     assert message.startswith(f"embed: a has {rows or 8} rows, b has 9")
     assert message.endswith(expected)

@@ -20,11 +20,17 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
         figure_of: Any = import_extra("matplotlib.figure", "group_l2_bar.png").Figure
     chosen = range(len(analysis.models)) if models is None else models
     groups = [group for group in GROUPS if group in analysis.groups]
-    figure = figure_of(figsize=(max(6.0, 1.2 * len(groups) + 0.25 * len(groups) * len(chosen)), 4.2), dpi=120, layout="constrained")
+    figure = figure_of(
+        figsize=(max(6.0, 1.2 * len(groups) + 0.25 * len(groups) * len(chosen)), 4.2),
+        dpi=120,
+        layout="constrained",
+    )
     axes = figure.add_subplot()
     width = 0.8 / len(chosen)
     for place, index in enumerate(chosen):
-        heights = [change.l2 if (change := analysis.groups[group].changes[index]) else 0.0 for group in groups]
+        heights = [
+            change.l2 if (change := analysis.groups[group].changes[index]) else 0.0 for group in groups
+        ]
         lefts = [number - 0.4 + (place + 0.5) * width for number in range(len(groups))]
         label = f"{index + 1} {shortened(analysis.models[index].name, 40)}".replace("$", r"\$")
         bars = axes.bar(lefts, heights, width * 0.92, color=series(index)[0], label=label)
@@ -32,7 +38,11 @@ def write_group_bars(analysis: Analysis, path: Path, models: Sequence[int] | Non
             axes.bar_label(bars, [str(index + 1)] * len(groups), fontsize=8, padding=1)
     axes.set_xticks(range(len(groups)), groups)
     axes.set_ylabel("L2 norm of the task vector")
-    axes.set_title(f"Change from {shortened(analysis.base.name, 40)}, by group".replace("$", r"\$"), loc="left", fontsize=11)
+    axes.set_title(
+        f"Change from {shortened(analysis.base.name, 40)}, by group".replace("$", r"\$"),
+        loc="left",
+        fontsize=11,
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.3)
     axes.set_axisbelow(True)

@@ -39,7 +39,12 @@ class CommonTensor:
     def has_subspace(self, side: int) -> bool:
         """Is it a matrix whose smaller side is at most ``side``?"""
         shape = self.job.shape
-        return len(shape) == 2 and 2 <= min(shape) <= side and self.job.elements <= MOST_SUBSPACE_ELEMENTS and len(self.models) > 1
+        return (
+            len(shape) == 2
+            and 2 <= min(shape) <= side
+            and self.job.elements <= MOST_SUBSPACE_ELEMENTS
+            and len(self.models) > 1
+        )
 
 
 def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[CommonTensor], list[Skipped]]:
@@ -97,7 +102,9 @@ def _input(tensor: Tensor, name: str, model: int) -> Input:
 
 def model_of(source: Source, name: str) -> AnalysedModel:
     layout = source.layout.title if isinstance(source, TranslatedModel) else ""
-    return AnalysedModel(name, source.label, source.origin.commit if source.origin is not None else None, layout)
+    return AnalysedModel(
+        name, source.label, source.origin.commit if source.origin is not None else None, layout
+    )
 
 
 def named(sources: Sequence[Source]) -> list[str]:
@@ -124,9 +131,9 @@ def short_names(references: Sequence[str]) -> list[str]:
         parts = [part for part in re.split(r"[/\\]", reference.split("+")[-1]) if part not in ("", ".", "..")]
         if len(parts) > 1 and re.fullmatch(r"(model|pytorch_model|adapter_model)\.[a-z]+", parts[-1]):
             parts.pop()
-        short = re.sub(r"[^\w.-]+", "-", re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", parts[-1] if parts else "model")).strip(
-            ".-"
-        )
+        short = re.sub(
+            r"[^\w.-]+", "-", re.sub(r"\.(safetensors|bin|pt|pth|ckpt)$", "", parts[-1] if parts else "model")
+        ).strip(".-")
         stem = short[:60] or "model"
         name, number = stem, 2
         while _folded(name) in taken:

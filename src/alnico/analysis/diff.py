@@ -137,7 +137,9 @@ class ModelDiff:
         return {"is_equal": self.is_equal, **asdict(self)}
 
 
-def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES) -> ModelDiff:
+def diff_sources(
+    a: Source, b: Source, *, threads: int | None = None, memory_bytes: int = DEFAULT_BUDGET_BYTES
+) -> ModelDiff:
     """Compare two models, tensor by tensor and file by file. Of models on the hub the files are fetched.
 
     The result is the same for any number of threads. Errors: ResourceError for a budget in which one thread cannot work; those
@@ -152,7 +154,9 @@ def diff_sources(a: Source, b: Source, *, threads: int | None = None, memory_byt
     with ieee_threads(workers, "alnico-diff") as pool:
         digests = [hash_tensors(source, source.tensors, pool) for source in (a, b)]
         both = [name for name in a.tensors if name in b.tensors]
-        found = {name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both}
+        found = {
+            name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both
+        }
         values = _compared(a, b, [name for name in both if found[name] is None], pool)
     tensors = []
     for name in both:
@@ -204,7 +208,9 @@ class _RunSums:
     product: float = 0.0
 
 
-def _compared(a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecutor) -> dict[str, ValuesDiffer]:
+def _compared(
+    a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecutor
+) -> dict[str, ValuesDiffer]:
     """The values of tensors of one shape, compared."""
     parts = {name: [_RunSums()] * -(-a.tensors[name].elements // RUN) for name in names}
 
@@ -214,7 +220,9 @@ def _compared(a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecut
             span = run * RUN, min((run + 1) * RUN, elements)
             parts[name][run] = _part_of(_read(a, name, *span), _read(b, name, *span))
 
-    spans = [(n, s, min(s + CHUNK_RUNS, len(p))) for n, p in parts.items() for s in range(0, len(p), CHUNK_RUNS)]
+    spans = [
+        (n, s, min(s + CHUNK_RUNS, len(p))) for n, p in parts.items() for s in range(0, len(p), CHUNK_RUNS)
+    ]
     do_all(pool, threading.Event(), [(compared, span) for span in spans])
     return {name: _joined(a.tensors[name].elements, found) for name, found in parts.items()}
 
@@ -266,7 +274,9 @@ def _joined(elements: int, parts: Sequence[_RunSums]) -> ValuesDiffer:
     )
 
 
-def _alone(source: Source, other: Source, digests: Mapping[str, str], others: Mapping[str, str]) -> tuple[Alone, ...]:
+def _alone(
+    source: Source, other: Source, digests: Mapping[str, str], others: Mapping[str, str]
+) -> tuple[Alone, ...]:
     twins: dict[str, list[str]] = {}
     for name, digest in others.items():
         if other.tensors[name].elements:
@@ -290,7 +300,9 @@ def _files(a: Source, b: Source) -> tuple[FilePair, ...] | None:
             found.append(pair)
         elif hash_file(a.directory / name) != hash_file(b.directory / name):
             one, other = _mapping(a.directory / name), _mapping(b.directory / name)
-            found.append(FilePair(name, True, True, None if one is None or other is None else tuple(_keys(one, other))))
+            found.append(
+                FilePair(name, True, True, None if one is None or other is None else tuple(_keys(one, other)))
+            )
     return tuple(found)
 
 
@@ -317,6 +329,8 @@ def _keys(a: Mapping[str, Any], b: Mapping[str, Any], above: str = "") -> list[K
         if key in a and key in b and isinstance(a[key], dict) and isinstance(b[key], dict):
             found += _keys(a[key], b[key], f"{above}{key}.")
         else:
-            one, other = (json.dumps(d[key], ensure_ascii=False, sort_keys=True) if key in d else None for d in (a, b))
+            one, other = (
+                json.dumps(d[key], ensure_ascii=False, sort_keys=True) if key in d else None for d in (a, b)
+            )
             found += [KeyPair(above + key, one, other)] if one != other else []
     return found

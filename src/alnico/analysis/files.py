@@ -9,7 +9,15 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico.analysis.results import LEVELS, SUMMARY, Analysis, DeltaStatistics, Pair, ScopeStatistics, TensorScope
+from alnico.analysis.results import (
+    LEVELS,
+    SUMMARY,
+    Analysis,
+    DeltaStatistics,
+    Pair,
+    ScopeStatistics,
+    TensorScope,
+)
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.output_path import check_writable
 from alnico.errors import ModelError, OutputError
@@ -33,7 +41,14 @@ _NUMBERS = (
     "elements", "l2", "l1", "relative_l2", "relative_l1", "max_abs", "mean", "std", "skewness", "excess_kurtosis", "unchanged",
     "effective_sparsity",
 )  # fmt: skip
-_OF_PAIRS = ("cosine", "distance", "sign_conflict", "weighted_sign_conflict", "top_overlap", "top_sign_conflict")
+_OF_PAIRS = (
+    "cosine",
+    "distance",
+    "sign_conflict",
+    "weighted_sign_conflict",
+    "top_overlap",
+    "top_sign_conflict",
+)
 
 
 def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) -> Path:
@@ -45,9 +60,13 @@ def report_folder(out: str | os.PathLike[str], is_half_written: bool = False) ->
     folder = Path(out)
     try:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file; expected a folder for the analysis. Choose another name.")
+            raise OutputError(
+                f"{folder}: is a file; expected a folder for the analysis. Choose another name."
+            )
         if not is_half_written and folder.is_dir() and any(folder.iterdir()) and _older(folder) is None:
-            raise OutputError(f"{folder}: holds other things than an analysis. Choose a new folder, or empty it.")
+            raise OutputError(
+                f"{folder}: holds other things than an analysis. Choose a new folder, or empty it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
@@ -137,15 +156,26 @@ def _of_model(analysis: Analysis, index: int) -> dict[str, Any]:
 
 
 def _table(path: Path, rows: Sequence[tuple[TensorScope, DeltaStatistics]]) -> None:
-    columns: dict[str, Callable[[TensorScope, DeltaStatistics], Any]] = {name: _number(name) for name in _NUMBERS}
+    columns: dict[str, Callable[[TensorScope, DeltaStatistics], Any]] = {
+        name: _number(name) for name in _NUMBERS
+    }
     columns |= {f"q{level * 100:g}": _quantile(place) for place, level in enumerate(LEVELS)}
     with open_new(path) as file:
         writer = csv.writer(file)
         writer.writerow([*_PLACE, *columns])
         for tensor, change in rows:
             shape = "x".join(map(str, tensor.shape))
-            place = (tensor.name, tensor.group, "" if tensor.layer is None else tensor.layer, tensor.module, tensor.dtype, shape)
-            writer.writerow([*map(_safe, place), *(_text(value(tensor, change)) for value in columns.values())])
+            place = (
+                tensor.name,
+                tensor.group,
+                "" if tensor.layer is None else tensor.layer,
+                tensor.module,
+                tensor.dtype,
+                shape,
+            )
+            writer.writerow(
+                [*map(_safe, place), *(_text(value(tensor, change)) for value in columns.values())]
+            )
 
 
 def _number(name: str) -> Callable[[TensorScope, DeltaStatistics], Any]:
@@ -175,7 +205,11 @@ def _of_pair(pair: Pair) -> list[float | None]:
 
 def _safe(value: Any) -> Any:
     """A name that a spreadsheet does not take for a formula."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )
 
 
 def _text(value: float | int | None) -> str:

@@ -90,4 +90,8 @@ def neighbours(elements: int, levels: Iterable[float]) -> tuple[np.ndarray, np.n
     """
     places = np.array([(elements - 1) * level for level in levels])
     below = np.floor(places).astype(np.int64)
-    return below, np.minimum(below + 1, elements - 1) * (places > below) + below * (places <= below), places - below
+    return (
+        below,
+        np.minimum(below + 1, elements - 1) * (places > below) + below * (places <= below),
+        places - below,
+    )

@@ -55,7 +55,9 @@ class AnalysisJournal(Hold):
         super().__enter__()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         is_wrong = isinstance(error, AlnicoError) and not isinstance(error, (OutputError, RunError))
         try:
             self.close(is_interrupted=isinstance(error, KeyboardInterrupt), is_over=error is not None)
@@ -110,7 +112,11 @@ def is_half_written(folder: Path) -> bool:
 
 
 def _line(name: str, found: MeasuredTensor) -> dict[str, Any]:
-    return {"tensor": name, "tally": dataclasses.asdict(found.tally), "histograms": [*map(_packed, found.histograms)]}
+    return {
+        "tensor": name,
+        "tally": dataclasses.asdict(found.tally),
+        "histograms": [*map(_packed, found.histograms)],
+    }
 
 
 def measured(line: Mapping[str, Any]) -> MeasuredTensor:
@@ -132,7 +138,9 @@ def _packed(histogram: Histogram) -> dict[str, Any]:
 
 
 def _unpacked(packed: Mapping[str, Any]) -> Histogram:
-    counts = np.frombuffer(zlib.decompress(base64.b85decode(packed["counts"])), "<i8").reshape(len(packed["pages"]), PAGE)
+    counts = np.frombuffer(zlib.decompress(base64.b85decode(packed["counts"])), "<i8").reshape(
+        len(packed["pages"]), PAGE
+    )
     found = Histogram()
     found.pages = {int(page): row.astype(np.int64) for page, row in zip(packed["pages"], counts, strict=True)}
     return found

@@ -105,7 +105,9 @@ def analyze_sources(
     subspace_side = whole(subspace_side, "subspace_side", 0)
     top_share = real(top_share, "the share of top parameters", "a number in (0, 1]. The default is 0.2")
     if not 0 < top_share <= 1:
-        raise AlnicoError(f"the share of top parameters is {said(top_share)}; expected a number in (0, 1]. The default is 0.2.")
+        raise AlnicoError(
+            f"the share of top parameters is {said(top_share)}; expected a number in (0, 1]. The default is 0.2."
+        )
     models = [as_stored_in(model, base) for model in models]
     subjects, skipped = subjects_of(base, models)
     for position, model in enumerate(models):
@@ -115,8 +117,13 @@ def analyze_sources(
                 "`alnico inspect` lists what they hold."
             )
     sources = (*models, base)
-    read = [[i.name for s in subjects for i in s.job.read if i.model == position] for position in range(len(sources))]
-    fetch_files(sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], watch)
+    read = [
+        [i.name for s in subjects for i in s.job.read if i.model == position]
+        for position in range(len(sources))
+    ]
+    fetch_files(
+        sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], watch
+    )
     room = _room(subjects, sources, memory_bytes, threads, subspace_side, block_elements)
     before = states_of(path for source in sources for path in source.paths())
     known: dict[str, Mapping[str, Any]] = {}
@@ -154,15 +161,24 @@ def _analysis(
         top_share=top_share,
         whole=over("whole", range(len(subjects)), "whole").scope(),
         groups={g: over(g, [i for i, s in enumerate(subjects) if s.group == g], g).scope() for g in groups},
-        layers={n: over(str(n), [i for i, s in enumerate(subjects) if s.layer == n], n).scope() for n in layers},
-        tensors=tuple(PooledTallies(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)),
+        layers={
+            n: over(str(n), [i for i, s in enumerate(subjects) if s.layer == n], n).scope() for n in layers
+        },
+        tensors=tuple(
+            PooledTallies(s.job.name, [t], count).of_tensor(s) for s, t in zip(subjects, tallies, strict=True)
+        ),
         skipped=tuple(skipped),
         seconds=seconds,
     )
 
 
 def _room(
-    subjects: Sequence[CommonTensor], sources: Sequence[Source], budget_bytes: int, threads: int, side: int, block: int | None
+    subjects: Sequence[CommonTensor],
+    sources: Sequence[Source],
+    budget_bytes: int,
+    threads: int,
+    side: int,
+    block: int | None,
 ) -> AnalysisMemory:
     """Fit threads and blocks into the budget. Errors: ResourceError, with the budget that would do."""
     models = len(sources) - 1
@@ -180,7 +196,11 @@ def _room(
     )
     widths = max((sum(DTYPES[i.dtype].bytes for i in s.job.read) for s in subjects), default=0)
     matrices = [s.job.elements for s in subjects if models > 1 and s.has_subspace(side)]
-    worker = models * (TABLES + MOST_SLOTS) * TABLE_BYTES + models * 65_536 + max((s.reading_bytes for s in sources), default=0)
+    worker = (
+        models * (TABLES + MOST_SLOTS) * TABLE_BYTES
+        + models * 65_536
+        + max((s.reading_bytes for s in sources), default=0)
+    )
     worker += 8 * LANES * lanes_of(models) + 16 * TILE * models
     worker += 24 * max(matrices, default=0) + 16 * models * min(SORTED, largest)
     least = fixed + worker + widths * LEAF
@@ -226,7 +246,9 @@ class _AnalysisRun:
         self.tallies: list[Tally | None] = [None] * len(subjects)
         models = len(sources) - 1
         keys: list[Any] = ["whole", *{s.group for s in subjects}, *{s.layer for s in subjects}]
-        self.histograms: dict[Any, list[Histogram]] = {key: [Histogram() for _ in range(models)] for key in keys}
+        self.histograms: dict[Any, list[Histogram]] = {
+            key: [Histogram() for _ in range(models)] for key in keys
+        }
         self._watch = watch
         self._unfinished = unfinished
         self._lock = threading.Lock()
@@ -247,7 +269,9 @@ class _AnalysisRun:
             alone: list[tuple[int, list[Span]]] = []
             for number in self._missing:
                 spans = chunks(self.subjects[number].job)
-                (shared if self.room.threads > 1 and len(spans) >= SHARED_CHUNKS else alone).append((number, spans))
+                (shared if self.room.threads > 1 and len(spans) >= SHARED_CHUNKS else alone).append(
+                    (number, spans)
+                )
             for number, spans in shared:
                 self._shared(pool, number, spans)
             # The largest first: a thread that takes one last works on while the others have nothing to do.
@@ -290,7 +314,9 @@ class _AnalysisRun:
         self._second(state, iter(spans), held, is_alone=True)
         self._finish(number, state)
 
-    def _first(self, state: _TensorMeasurement, spans: Iterator[Span], held: list[np.ndarray] | None = None) -> None:
+    def _first(
+        self, state: _TensorMeasurement, spans: Iterator[Span], held: list[np.ndarray] | None = None
+    ) -> None:
         tables = self._table("tables", len(state.job.inputs) * TABLES)
         for block, views in self._blocks(state.job, spans, held):
             if state.describe(block, views, tables, self._work()):
@@ -298,7 +324,11 @@ class _AnalysisRun:
         state.take(tables)
 
     def _second(
-        self, state: _TensorMeasurement, spans: Iterator[Span], held: list[np.ndarray] | None = None, is_alone: bool = False
+        self,
+        state: _TensorMeasurement,
+        spans: Iterator[Span],
+        held: list[np.ndarray] | None = None,
+        is_alone: bool = False,
     ) -> None:
         state.turn()
         fine = self._table("fine", state.places)
@@ -308,7 +338,9 @@ class _AnalysisRun:
         state.find(fine, is_alone)
         fine[:] = 0
 
-    def _blocks(self, job: Job, spans: Iterator[Span], held: list[np.ndarray] | None) -> Iterator[tuple[Span, list[np.ndarray]]]:
+    def _blocks(
+        self, job: Job, spans: Iterator[Span], held: list[np.ndarray] | None
+    ) -> Iterator[tuple[Span, list[np.ndarray]]]:
         """The blocks of spans with what is in them: of what is held, or read now."""
         widths = [DTYPES[i.dtype].bytes for i in job.read]
         for span in spans:
@@ -317,7 +349,10 @@ class _AnalysisRun:
                 if held is None:
                     yield (start, stop), self._arena.read(job, self.sources, (start, stop))
                 else:
-                    yield (start, stop), [view[start * w : stop * w] for view, w in zip(held, widths, strict=True)]
+                    yield (
+                        (start, stop),
+                        [view[start * w : stop * w] for view, w in zip(held, widths, strict=True)],
+                    )
 
     def _table(self, name: str, rows: int) -> np.ndarray:
         """This thread's histograms, all 0; whoever uses them leaves them so."""
@@ -417,7 +452,12 @@ class _TensorMeasurement:
         first, last = span[0] // LEAF, -(-span[1] // LEAF)
         k = len(self.codes)
         counts = np.zeros(k, np.int64), np.zeros_like(self.both), np.zeros(2, np.int64), _no_ends(k)
-        of_leaf = (self.moments[first:last], self.of_base[first:last], self.of_pairs[first:last], self.of_sum[first:last])
+        of_leaf = (
+            self.moments[first:last],
+            self.of_base[first:last],
+            self.of_pairs[first:last],
+            self.of_sum[first:last],
+        )
         values, narrow = work.values(self.real, k), work.narrow(k)
         wrong = self.describing(*self._given(views), *of_leaf, *counts, tables, values, narrow, work.lanes(k))
         with self.lock:
@@ -430,7 +470,13 @@ class _TensorMeasurement:
 
     def _given(self, views: list[np.ndarray]) -> tuple[np.ndarray, int, np.ndarray, np.ndarray, int]:
         addresses = np.array([view.ctypes.data for view in views[:-1]], np.int64)
-        return addresses, views[-1].size // DTYPES[self.job.read[-1].dtype].bytes, self.codes, views[-1], self.base_code
+        return (
+            addresses,
+            views[-1].size // DTYPES[self.job.read[-1].dtype].bytes,
+            self.codes,
+            views[-1],
+            self.base_code,
+        )
 
     def take(self, tables: np.ndarray) -> None:
         """Take in what a thread counted in the first reading."""
@@ -490,7 +536,9 @@ class _TensorMeasurement:
         for view, tensor in zip(views[:-1], self.job.inputs, strict=True):
             entries = np.sort((decode(view, tensor.dtype) - base).astype(np.float64))
             if entries.size:
-                self.quantiles.append(tuple((entries[below] + (entries[above] - entries[below]) * share).tolist()))
+                self.quantiles.append(
+                    tuple((entries[below] + (entries[above] - entries[below]) * share).tolist())
+                )
             else:
                 self.quantiles.append((0.0,) * len(LEVELS))
 
@@ -523,7 +571,9 @@ class _TensorMeasurement:
         ends = value_of(self.ends[model])
         each = self.places // len(self.codes)
         found = np.zeros(len(ranks))
-        for n, (rank, at, place) in enumerate(zip(ranks.tolist(), bins.tolist(), inside.tolist(), strict=True)):
+        for n, (rank, at, place) in enumerate(
+            zip(ranks.tolist(), bins.tolist(), inside.tolist(), strict=True)
+        ):
             if rank in (0, self.job.elements - 1):
                 found[n] = ends[0] if rank == 0 else ends[1]
             elif at in self.wanted[model]:

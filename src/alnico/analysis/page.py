@@ -29,10 +29,31 @@ SERIES = (
 """Colour and mark of the first model, the second, ...: those of Okabe and Ito, that the colour-blind can tell, with grey for
 black, that is seen on both grounds, and a darker yellow."""
 
-CIVIDIS = ("#00224E", "#123570", "#3B496C", "#575D6D", "#707173", "#8A8678", "#A59C74", "#C3B369", "#E1CC55", "#FEE838")
+CIVIDIS = (
+    "#00224E",
+    "#123570",
+    "#3B496C",
+    "#575D6D",
+    "#707173",
+    "#8A8678",
+    "#A59C74",
+    "#C3B369",
+    "#E1CC55",
+    "#FEE838",
+)
 """Small to large: Nuñez, Anderton and Renslow 2018, https://doi.org/10.1371/journal.pone.0199239."""
 
-DIVERGING = ("#B35806", "#E08214", "#FDB863", "#FEE0B6", "#F7F7F7", "#D1E5F0", "#92C5DE", "#4393C3", "#2166AC")
+DIVERGING = (
+    "#B35806",
+    "#E08214",
+    "#FDB863",
+    "#FEE0B6",
+    "#F7F7F7",
+    "#D1E5F0",
+    "#92C5DE",
+    "#4393C3",
+    "#2166AC",
+)
 """Against one another (orange) by unrelated to together (blue)."""
 
 SEQUENTIAL = (*DIVERGING[4:], "#0B3C73")
@@ -87,17 +108,23 @@ def import_extra(module: str, purpose: str) -> Any:
         return importlib.import_module(module)
     except ImportError:
         package = module.partition(".")[0]
-        raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[report]'") from None
+        raise AlnicoError(
+            f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[report]'"
+        ) from None
 
 
-def page(title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[PageSection], foot: str) -> str:
+def page(
+    title: str, kind: str, facts: Sequence[tuple[str, str]], sections: Sequence[PageSection], foot: str
+) -> str:
     """Make the page: ``title`` as heading and in the window, ``facts`` (name, value) below it, the sections and a last line; all plain
     text but the bodies of sections. Errors: AlnicoError without plotly."""
     plotly = import_extra("plotly.offline", "report.html").get_plotlyjs()
     own = resources.files("alnico.analysis")
     style, script = own.joinpath("page.css").read_text("utf-8"), own.joinpath("page.js").read_text("utf-8")
     scripts = (f"\n{plotly}\n", f"\n{script}\n")
-    allowed = " ".join(f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts)
+    allowed = " ".join(
+        f"'sha256-{base64.b64encode(hashlib.sha256(s.encode()).digest()).decode()}'" for s in scripts
+    )
     links = "".join(f'<li><a href="#{s.anchor}">{escaped(s.heading)}</a></li>' for s in sections)
     known = "".join(f"<li>{escaped(name)} <b>{escaped(value)}</b></li>" for name, value in facts)
     return (
@@ -218,13 +245,16 @@ def colour(value: float, scale: Sequence[str]) -> str:
     low = min(int(place), len(scale) - 2)
     share = place - low
     return "#" + "".join(
-        f"{round((1 - share) * one + share * other):02x}" for one, other in zip(_rgb(scale[low]), _rgb(scale[low + 1]), strict=True)
+        f"{round((1 - share) * one + share * other):02x}"
+        for one, other in zip(_rgb(scale[low]), _rgb(scale[low + 1]), strict=True)
     )
 
 
 def ink_on(ground: str) -> str:
     """The colour of text that is read best on a ground (WCAG's contrast)."""
-    red, green, blue = (c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in _rgb(ground))
+    red, green, blue = (
+        c / 255 / 12.92 if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in _rgb(ground)
+    )
     return INK if 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 else PAPER
 
 
@@ -263,7 +293,9 @@ def chooser(label: str, shows: str, options: Sequence[str]) -> str:
     return f'<div class="choices"><label>{escaped(label)}<select data-shows="{shows}">{listed}</select></label></div>\n'
 
 
-def table(columns: Sequence[tuple[str, str]], rows: Sequence[str], *, anchor: str = "", sortable: bool = False) -> str:
+def table(
+    columns: Sequence[tuple[str, str]], rows: Sequence[str], *, anchor: str = "", sortable: bool = False
+) -> str:
     """A table with columns (heading, "text" or "number") of rows as HTML (``<tr>...``); sorted by a press on a heading."""
     headings = "".join(
         f'<th scope="col"{" class=n" if kind == "number" else ""}{f" data-sorts={kind}" if sortable else ""}>{escaped(heading)}</th>'

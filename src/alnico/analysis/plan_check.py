@@ -61,7 +61,9 @@ def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]
     try:
         ways = [_vocabulary(base, model)]
         most = FEW * max(len(base.tensors), len(model.tensors))
-        others = [n for n, t in base.tensors.items() if n in model.tensors and model.tensors[n].shape != t.shape]
+        others = [
+            n for n, t in base.tensors.items() if n in model.tensors and model.tensors[n].shape != t.shape
+        ]
         tables = {*tables_of(base).rows, *tables_of(model).rows}
         others = [n for n in others if n not in tables]
         if 0 < len(others) <= most:
@@ -107,6 +109,7 @@ def fits_again(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
 def seen_from(analysis: Analysis, folder: Path) -> Analysis:
     """The analysis with relative paths of models as they read from ``folder``, where a recipe will lie."""
     base, *models = (
-        dataclasses.replace(m, reference=reference_from(m.reference, folder)) for m in (analysis.base, *analysis.models)
+        dataclasses.replace(m, reference=reference_from(m.reference, folder))
+        for m in (analysis.base, *analysis.models)
     )
     return dataclasses.replace(analysis, base=base, models=tuple(models))

@@ -37,7 +37,15 @@ from alnico.analysis.page import (
     table,
     tinted,
 )
-from alnico.analysis.results import GROUPS, LEVELS, Analysis, DeltaStatistics, Pair, ScopeStatistics, TensorScope
+from alnico.analysis.results import (
+    GROUPS,
+    LEVELS,
+    Analysis,
+    DeltaStatistics,
+    Pair,
+    ScopeStatistics,
+    TensorScope,
+)
 from alnico.errors import OutputError
 from alnico.folders import write_new
 
@@ -82,7 +90,9 @@ MEASURES: tuple[tuple[str, str, Sequence[str]], ...] = (
 """What is shown of a pair: name, words, scale. The first lies in [-1, 1], the others in [0, 1]."""
 
 
-def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()) -> None:
+def write_report(
+    analysis: Analysis, path: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()
+) -> None:
     """Write ``report.html``: everything of an analysis on one page, with its scripts inside.
 
     ``advice`` is what alnico suggests and why, a line each; ``sections`` are more parts of the page, shown after the models.
@@ -114,7 +124,10 @@ def write_report(analysis: Analysis, path: Path, advice: Sequence[str] | None = 
 
 
 def write_pages(
-    analysis: Analysis, folder: Path, advice: Sequence[str] | None = None, sections: Sequence[PageSection] = ()
+    analysis: Analysis,
+    folder: Path,
+    advice: Sequence[str] | None = None,
+    sections: Sequence[PageSection] = (),
 ) -> None:
     """Write the page and the pictures into the folder of a report; nothing where the extra [report] is not installed.
 
@@ -134,7 +147,11 @@ def write_pages(
 
 
 def _facts(analysis: Analysis) -> list[tuple[str, str]]:
-    base = analysis.base.reference if analysis.base.commit is None else f"{analysis.base.reference}@{analysis.base.commit[:12]}"
+    base = (
+        analysis.base.reference
+        if analysis.base.commit is None
+        else f"{analysis.base.reference}@{analysis.base.commit[:12]}"
+    )
     elements = max((c.elements for c in analysis.whole.changes if c), default=0)
     return [
         ("Base", base),
@@ -157,7 +174,9 @@ def _models(analysis: Analysis) -> PageSection:
     for index, model in enumerate(analysis.models):
         change = analysis.whole.changes[index]
         head = f"<h3>{badge(index)}{name(model.name)}</h3>"
-        source = escaped(model.reference if model.commit is None else f"{model.reference}@{model.commit[:12]}")
+        source = escaped(
+            model.reference if model.commit is None else f"{model.reference}@{model.commit[:12]}"
+        )
         if change is None:
             cards.append(
                 f'<article class="card">{head}<p class="under">{source}: no tensor of it could be compared.</p></article>\n'
@@ -179,7 +198,11 @@ def _models(analysis: Analysis) -> PageSection:
         cards.append(
             f'<article class="card">{head}<p class="big">{percent(change.relative_l2)}</p><p class="under">relative change · '
             f'<span class="name">{source}</span></p><dl class="figures">{listed}</dl>'
-            + (f'<p class="under" style="margin:0">Moved most, for their size</p><ol>{movers}</ol>' if movers else "")
+            + (
+                f'<p class="under" style="margin:0">Moved most, for their size</p><ol>{movers}</ol>'
+                if movers
+                else ""
+            )
             + "</article>\n"
         )
     words = "How far each model went from the base: the length of its task vector over the base's own. The numbers and colours of the models are the same on the whole page."
@@ -190,7 +213,10 @@ def _advice(analysis: Analysis, advice: Sequence[str] | None) -> PageSection:
     if advice is None:
         command = escaped(_command(analysis).replace("analyze", "suggest", 1))
         return PageSection(
-            "advice", "What it suggests", [], f"<p>A recipe with its reasons is written by <code>{command}</code>.</p>\n"
+            "advice",
+            "What it suggests",
+            [],
+            f"<p>A recipe with its reasons is written by <code>{command}</code>.</p>\n",
         )
     listed = "".join(f"<li>{escaped(line)}</li>\n" for line in advice)
     return PageSection("advice", "What it suggests", [], f'<ul class="advice">\n{listed}</ul>\n')
@@ -206,7 +232,9 @@ def _where(analysis: Analysis) -> PageSection | None:
         figures: list[Figure] = []
     else:
         most = _end(shares)
-        figures = [_heat_map(analysis, index, rows, numbers, cells, most) for index in range(len(analysis.models))]
+        figures = [
+            _heat_map(analysis, index, rows, numbers, cells, most) for index in range(len(analysis.models))
+        ]
         least = 420 if len(numbers) <= 16 else 560 if len(numbers) <= 48 else 900
         over = "≥ " if max(shares) > most else ""
         maps = "".join(map(drawn, figures))
@@ -269,12 +297,16 @@ def _end(shares: Iterable[float]) -> float:
     return ordered[-1] if ordered[-1] <= 2 * high or high == 0 else high
 
 
-def _heat_map(analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequence[int], cells: Cells, most: float) -> Figure:
+def _heat_map(
+    analysis: Analysis, index: int, rows: Sequence[str], numbers: Sequence[int], cells: Cells, most: float
+) -> Figure:
     def at(row: str, layer: int) -> tuple[float | None, float]:
         found = cells.get((row, layer))
         return found[index] if found else (None, 0.0)
 
-    values = [[None if (share := at(row, layer)[0]) is None else 100 * share for layer in numbers] for row in rows]
+    values = [
+        [None if (share := at(row, layer)[0]) is None else 100 * share for layer in numbers] for row in rows
+    ]
     gap = 2 if len(numbers) <= 48 else 0
     trace = {
         "type": "heatmap",
@@ -335,7 +367,9 @@ def _outside(analysis: Analysis) -> str:
     rows = []
     for tensor in tensors[:LISTED]:
         shares = [c.relative_l2 if c else None for c in tensor.changes]
-        shown = "".join(tinted(share, math.sqrt((share or 0.0) / most), percent(share), CIVIDIS) for share in shares)
+        shown = "".join(
+            tinted(share, math.sqrt((share or 0.0) / most), percent(share), CIVIDIS) for share in shares
+        )
         rows.append(f'<tr><th scope="row">{name(tensor.name)}</th>{shown}</tr>\n')
     heads = "".join(
         f'<th scope="col" class="n">{badge(i)}<span class="unseen"> {escaped(m.name)}</span></th>'
@@ -357,7 +391,13 @@ def _groups(analysis: Analysis) -> PageSection:
         for index, model in enumerate(analysis.models):
             changes = [analysis.groups[g].changes[index] for g in groups]
             values = [
-                None if c is None else c.l2 if not relative else None if c.relative_l2 is None else 100 * c.relative_l2
+                None
+                if c is None
+                else c.l2
+                if not relative
+                else None
+                if c.relative_l2 is None
+                else 100 * c.relative_l2
                 for c in changes
             ]
             ground, _ = series(index)
@@ -374,7 +414,9 @@ def _groups(analysis: Analysis) -> PageSection:
                     "textangle": 0,
                     "cliponaxis": False,
                     "hovertext": [
-                        f"{escaped(model.name)}, {g}<br>{percent(c.relative_l2)} · L2 {number(c.l2)}" if c else ""
+                        f"{escaped(model.name)}, {g}<br>{percent(c.relative_l2)} · L2 {number(c.l2)}"
+                        if c
+                        else ""
                         for g, c in zip(groups, changes, strict=True)
                     ],
                     "hoverinfo": "text",
@@ -387,9 +429,16 @@ def _groups(analysis: Analysis) -> PageSection:
                 "height": max(len(groups) * (13 * models + 14), 60) + 60,
                 "bargap": 0.22,
                 "xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 8},
-                "yaxis": {"tickvals": list(range(len(groups))), "ticktext": groups, "autorange": "reversed", "showgrid": False},
+                "yaxis": {
+                    "tickvals": list(range(len(groups))),
+                    "ticktext": groups,
+                    "autorange": "reversed",
+                    "showgrid": False,
+                },
             },
-            "narrow": {"xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 5}},
+            "narrow": {
+                "xaxis": {"title": {"text": title, "standoff": 8}, "rangemode": "tozero", "nticks": 5}
+            },
         }
 
     figure = Figure(
@@ -403,7 +452,10 @@ def _groups(analysis: Analysis) -> PageSection:
 
 
 def _scopes(analysis: Analysis) -> list[tuple[str, ScopeStatistics]]:
-    return [("whole model", analysis.whole), *((group, analysis.groups[group]) for group in _group_names(analysis))]
+    return [
+        ("whole model", analysis.whole),
+        *((group, analysis.groups[group]) for group in _group_names(analysis)),
+    ]
 
 
 def _group_names(analysis: Analysis) -> list[str]:
@@ -413,7 +465,15 @@ def _group_names(analysis: Analysis) -> list[str]:
 def _values(pair: Pair) -> tuple[float | None, ...]:
     """Of a pair, what MEASURES name."""
     left, right = (None, None) if pair.subspace is None else (pair.subspace.left, pair.subspace.right)
-    return (pair.cosine, pair.sign_conflict, pair.weighted_sign_conflict, pair.top_overlap, pair.top_sign_conflict, left, right)
+    return (
+        pair.cosine,
+        pair.sign_conflict,
+        pair.weighted_sign_conflict,
+        pair.top_overlap,
+        pair.top_sign_conflict,
+        left,
+        right,
+    )
 
 
 def _pairs(analysis: Analysis) -> PageSection | None:
@@ -425,14 +485,19 @@ def _pairs(analysis: Analysis) -> PageSection | None:
         "High conflict: one undoes what the other learned, which methods that elect a sign or trim are made for."
     )
     if len(analysis.models) == 2:
-        return PageSection("pairs", "Between the models", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}")
+        return PageSection(
+            "pairs", "Between the models", [words], f"<p>{_joint(analysis.whole)}</p>\n{_one_pair(scopes)}"
+        )
     parts = []
     for label, scope in scopes:
         matrices = "".join(_matrix(analysis, scope, which, label) for which in range(len(MEASURES)))
         parts.append(
             f'<div role="group" aria-label="{escaped(label)}"><p>{_joint(scope)}</p><div class="matrices" style="--least:{_least(analysis)}px">\n{matrices}</div></div>\n'
         )
-    body = chooser("Over", "matrices", [label for label, _ in scopes]) + f'<div id="matrices">\n{"".join(parts)}</div>\n'
+    body = (
+        chooser("Over", "matrices", [label for label, _ in scopes])
+        + f'<div id="matrices">\n{"".join(parts)}</div>\n'
+    )
     return PageSection("pairs", "Between the models", [words], body)
 
 
@@ -445,7 +510,9 @@ def _joint(scope: ScopeStatistics) -> str:
 
 def _one_pair(scopes: Sequence[tuple[str, ScopeStatistics]]) -> str:
     """Where there is one pair: all measures of every scope in one table."""
-    heads = "".join(f'<th scope="col" class="n" title="{explained}">{heading}</th>' for heading, explained, _ in MEASURES)
+    heads = "".join(
+        f'<th scope="col" class="n" title="{explained}">{heading}</th>' for heading, explained, _ in MEASURES
+    )
     rows = []
     for label, scope in scopes:
         values = _values(scope.pairs[0])
@@ -513,7 +580,11 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
     pairs = [(one, other) for one in range(models) for other in range(one + 1, models)]
     all_at_once = len(pairs) <= 6
     known = {n: {pair.models: _values(pair) for pair in analysis.layers[n].pairs} for n in numbers}
-    shown = [w for w in range(len(MEASURES)) if any(v[w] is not None for found in known.values() for v in found.values())]
+    shown = [
+        w
+        for w in range(len(MEASURES))
+        if any(v[w] is not None for found in known.values() for v in found.values())
+    ]
     if not shown:
         return None
     views = {}
@@ -524,21 +595,35 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
             continue
         for model in range(models):
             lines = [
-                _line(analysis, numbers, known, which, (model, other), series(other)) for other in range(models) if other != model
+                _line(analysis, numbers, known, which, (model, other), series(other))
+                for other in range(models)
+                if other != model
             ]
             views[f"{place}|{model}"] = _lines(lines, MEASURES[which][0], which, numbers)
     choices: list[tuple[str, Sequence[str]]] = [("Measure", [MEASURES[w][0] for w in shown])]
     if not all_at_once:
-        choices.append(("Pairs of", [f"{i + 1} {shortened(m.name, 30)}" for i, m in enumerate(analysis.models)]))
+        choices.append(
+            ("Pairs of", [f"{i + 1} {shortened(m.name, 30)}" for i, m in enumerate(analysis.models)])
+        )
     figures = [
-        Figure("layer-pairs", "Lines: similarity and conflict of the pairs of models, by layer", views, choices, "Pair by pair")
+        Figure(
+            "layer-pairs",
+            "Lines: similarity and conflict of the pairs of models, by layer",
+            views,
+            choices,
+            "Pair by pair",
+        )
     ]
     scopes = [analysis.layers[n] for n in numbers]
     both = [
         ("pulled both ways", [s.sign_conflict for s in scopes], series(1)),
         ("cancelled by the sum", [s.cancelled for s in scopes], series(0)),
     ]
-    together = [_trace(label, numbers, values, look) for label, values, look in both if any(v is not None for v in values)]
+    together = [
+        _trace(label, numbers, values, look)
+        for label, values, look in both
+        if any(v is not None for v in values)
+    ]
     if together:
         figures.append(
             Figure(
@@ -548,9 +633,7 @@ def _by_layer(analysis: Analysis) -> PageSection | None:
                 heading="All models together",
             )
         )
-    words = (
-        "Where in the depth of the network the models agree. A merge can give layers of conflict a method or a weight of their own."
-    )
+    words = "Where in the depth of the network the models agree. A merge can give layers of conflict a method or a weight of their own."
     body = f'<div class="maps" style="--least:520px">\n{"".join(map(drawn, figures))}</div>\n'
     return PageSection("layers", "Between the models, by layer", [words], body, figures)
 
@@ -569,7 +652,9 @@ def _line(
     return _trace(names, numbers, values, look)
 
 
-def _trace(label: str, numbers: Sequence[int], values: Sequence[float | None], look: tuple[str, str]) -> dict[str, Any]:
+def _trace(
+    label: str, numbers: Sequence[int], values: Sequence[float | None], look: tuple[str, str]
+) -> dict[str, Any]:
     ground, mark = look
     every = math.ceil(len(numbers) / 20)
     return {
@@ -589,7 +674,9 @@ def _trace(label: str, numbers: Sequence[int], values: Sequence[float | None], l
     }
 
 
-def _lines(data: Sequence[Mapping[str, Any]], title: str, which: int, numbers: Sequence[int]) -> dict[str, Any]:
+def _lines(
+    data: Sequence[Mapping[str, Any]], title: str, which: int, numbers: Sequence[int]
+) -> dict[str, Any]:
     values = [v for trace in data for v in trace["y"] if v is not None]
     least = min(0.0, *values) if values else 0.0
     most = max(0.2, *values) if values else 1.0
@@ -624,14 +711,20 @@ def _distributions(analysis: Analysis) -> PageSection:
     views: dict[str, Mapping[str, Any]] = {}
     labels: list[str] = []
     for label, scope in scopes:
-        rows = [(f"{i + 1} {m.name}", c, looks[i]) for i, m in enumerate(analysis.models) if (c := scope.changes[i])]
+        rows = [
+            (f"{i + 1} {m.name}", c, looks[i])
+            for i, m in enumerate(analysis.models)
+            if (c := scope.changes[i])
+        ]
         views[str(len(labels))] = _boxes(rows, [r[0].partition(" ")[0] for r in rows])
         labels.append(f"all models, {label}")
     for index, model in enumerate(analysis.models):
         rows = [(label, c, looks[index]) for label, scope in scopes if (c := scope.changes[index])]
         views[str(len(labels))] = _boxes(rows, [shortened(label, 11) for label, _, _ in rows])
         labels.append(f"{index + 1} {shortened(model.name, 30)}, by group")
-    figure = Figure("boxes", "Box drawing: quantiles of the entries of the task vectors", views, [("Show", labels)])
+    figure = Figure(
+        "boxes", "Box drawing: quantiles of the entries of the task vectors", views, [("Show", labels)]
+    )
     words = (
         "The entries of the task vectors, on an axis that is linear around 0 and logarithmic further out. Thin line: all entries; line: 98 % of them; box: "
         "the middle half; mark: the median. A box far narrower than its lines: few entries hold the change, and trimming loses little."
@@ -646,7 +739,9 @@ def _unit(changes: Sequence[DeltaStatistics]) -> float:
     return float(10.0 ** math.floor(math.log10(max(least, far * 1e-4))))
 
 
-def _boxes(rows: Sequence[tuple[str, DeltaStatistics, tuple[str, str]]], short: Sequence[str]) -> dict[str, Any]:
+def _boxes(
+    rows: Sequence[tuple[str, DeltaStatistics, tuple[str, str]]], short: Sequence[str]
+) -> dict[str, Any]:
     unit = _unit([change for _, change, _ in rows])
 
     def at(value: float) -> float:
@@ -656,7 +751,8 @@ def _boxes(rows: Sequence[tuple[str, DeltaStatistics, tuple[str, str]]], short: 
     for place, (label, change, (ground, mark)) in enumerate(rows):
         q = change.quantiles
         texts = [
-            f"{escaped(label)}<br>{percent(level)} of the entries lie below {number(v)}" for level, v in zip(LEVELS, q, strict=True)
+            f"{escaped(label)}<br>{percent(level)} of the entries lie below {number(v)}"
+            for level, v in zip(LEVELS, q, strict=True)
         ]
         for low, high, width, opacity in ((0, 10, 1, 0.9), (1, 9, 4, 0.75), (4, 6, 15, 0.6)):
             data.append(
@@ -730,7 +826,10 @@ def _movers(analysis: Analysis) -> PageSection:
         changed = [(t, c) for t in analysis.tensors if (c := t.changes[index]) and c.l2]
         kept: dict[str, tuple[TensorScope, DeltaStatistics]] = {}
         for rank in (lambda c: c.l2, lambda c: c.relative_l2 or 0.0, lambda c: c.max_abs):
-            kept |= {t.name: (t, c) for t, c in sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]}  # type: ignore[misc]
+            kept |= {
+                t.name: (t, c)
+                for t, c in sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]
+            }  # type: ignore[misc]
         for tensor, change in sorted(kept.values(), key=lambda entry: -entry[1].l2):
             rows.append(
                 f'<tr data-model="{index + 1} {escaped(shortened(model.name, 30))}"><td data-value="{index + 1}">{badge(index)}<span class="unseen"> {escaped(model.name)}</span></td>'
@@ -749,13 +848,17 @@ def _movers(analysis: Analysis) -> PageSection:
         ("largest", "number"),
         ("unchanged", "number"),
     )
-    names = "".join(f"<option>{i + 1} {escaped(shortened(m.name, 30))}</option>" for i, m in enumerate(analysis.models))
+    names = "".join(
+        f"<option>{i + 1} {escaped(shortened(m.name, 30))}</option>" for i, m in enumerate(analysis.models)
+    )
     choice = f'<div class="choices"><label>Model<select data-filters="movers-table"><option value="">all</option>{names}</select></label></div>\n'
     words = (
         f"For each model the {MOVERS} tensors with the longest task vector, the {MOVERS} that changed most for their size and the {MOVERS} with the largest single entry. "
         "Press a heading to sort."
     )
-    body = (choice if len(analysis.models) > 1 else "") + table(columns, rows, anchor="movers-table", sortable=True)
+    body = (choice if len(analysis.models) > 1 else "") + table(
+        columns, rows, anchor="movers-table", sortable=True
+    )
     return PageSection("movers", "The largest movers", [words], body)
 
 
@@ -768,7 +871,9 @@ def _skipped(analysis: Analysis) -> PageSection | None:
     ]
     elements = sum(s.elements for s in analysis.skipped)
     count = f"{counted(len(analysis.skipped))} tensor{'s' if len(analysis.skipped) > 1 else ''}"
-    words = f"Could not be compared, and counts nowhere on this page: {count} with {counted(elements)} elements."
+    words = (
+        f"Could not be compared, and counts nowhere on this page: {count} with {counted(elements)} elements."
+    )
     if len(analysis.skipped) > LISTED:
         words += f" The first {LISTED} are listed here, all of them in summary.json."
     columns = (("tensor", "text"), ("model", "text"), ("reason", "text"), ("elements", "number"))
@@ -776,5 +881,7 @@ def _skipped(analysis: Analysis) -> PageSection | None:
 
 
 def _glossary() -> PageSection:
-    listed = "".join(f"<div><dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd></div>\n" for word, meaning in GLOSSARY)
+    listed = "".join(
+        f"<div><dt>{escaped(word)}</dt><dd>{escaped(meaning)}</dd></div>\n" for word, meaning in GLOSSARY
+    )
     return PageSection("glossary", "What the words mean", [], f'<dl class="glossary">\n{listed}</dl>\n')

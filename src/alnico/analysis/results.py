@@ -202,9 +202,18 @@ def read_analysis(path: str | os.PathLike[str]) -> Analysis:
 
 
 def _parts(data: Mapping[str, Any]) -> dict[str, Any]:
-    changes = tuple(None if c is None else DeltaStatistics(**{**c, "quantiles": tuple(c["quantiles"])}) for c in data["changes"])
+    changes = tuple(
+        None if c is None else DeltaStatistics(**{**c, "quantiles": tuple(c["quantiles"])})
+        for c in data["changes"]
+    )
     pairs = tuple(
-        Pair(**{**p, "models": tuple(p["models"]), "subspace": None if p["subspace"] is None else Subspace(**p["subspace"])})
+        Pair(
+            **{
+                **p,
+                "models": tuple(p["models"]),
+                "subspace": None if p["subspace"] is None else Subspace(**p["subspace"]),
+            }
+        )
         for p in data["pairs"]
     )
     return {**data, "changes": changes, "pairs": pairs}

@@ -88,7 +88,11 @@ class Retention:
     def data(self) -> dict[str, Any]:
         """All of it as plain data: what ``kept.json`` holds."""
         found = asdict(self)
-        return {"schema": SCHEMA, **found, "layers": {str(number): scope for number, scope in found["layers"].items()}}
+        return {
+            "schema": SCHEMA,
+            **found,
+            "layers": {str(number): scope for number, scope in found["layers"].items()},
+        }
 
     def scopes(self) -> list[tuple[str, KeptScope]]:
         """All scopes with what each is: ``whole``, ``group`` or ``layer``."""
@@ -102,13 +106,33 @@ def write_kept(found: Retention, folder: Path) -> None:
         write_new(folder / JSON, json.dumps(found.data(), indent=1, ensure_ascii=False) + "\n")
         with open_new(folder / CSV) as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["scope", "name", "parent", *(f.name for f in fields(ParentRetention)), "merged_from_base", "outside"])
+            writer.writerow(
+                [
+                    "scope",
+                    "name",
+                    "parent",
+                    *(f.name for f in fields(ParentRetention)),
+                    "merged_from_base",
+                    "outside",
+                ]
+            )
             for kind, scope in found.scopes():
                 for parent, share in zip(found.parents, scope.parents, strict=True):
                     if share is not None:
-                        writer.writerow([kind, scope.name, parent.name, *asdict(share).values(), scope.distance, scope.outside])
+                        writer.writerow(
+                            [
+                                kind,
+                                scope.name,
+                                parent.name,
+                                *asdict(share).values(),
+                                scope.distance,
+                                scope.outside,
+                            ]
+                        )
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be written to ({error.strerror}). Make room or choose another folder.") from None
+        raise OutputError(
+            f"{folder}: cannot be written to ({error.strerror}). Make room or choose another folder."
+        ) from None
 
 
 def kept(analysis: Analysis, merged: int) -> Retention:
@@ -118,7 +142,9 @@ def kept(analysis: Analysis, merged: int) -> Retention:
     def found(scope: ScopeStatistics, tensors: Sequence[TensorScope]) -> KeptScope:
         change = scope.changes[merged]
         weights, outside = _decomposed(tensors, merged, parents)
-        shares = tuple(_of_parent(scope, tensors, merged, p, weights.get(p), analysis.top_share) for p in parents)
+        shares = tuple(
+            _of_parent(scope, tensors, merged, p, weights.get(p), analysis.top_share) for p in parents
+        )
         distance, relative = (None, None) if change is None else (change.l2, change.relative_l2)
         return KeptScope(scope.name, distance, relative, outside, shares)
 
@@ -130,8 +156,14 @@ def kept(analysis: Analysis, merged: int) -> Retention:
         merged=analysis.models[merged],
         top_share=analysis.top_share,
         whole=found(analysis.whole, tensors),
-        groups={name: found(scope, [t for t in tensors if t.group == name]) for name, scope in analysis.groups.items()},
-        layers={number: found(scope, [t for t in tensors if t.layer == number]) for number, scope in analysis.layers.items()},
+        groups={
+            name: found(scope, [t for t in tensors if t.group == name])
+            for name, scope in analysis.groups.items()
+        },
+        layers={
+            number: found(scope, [t for t in tensors if t.layer == number])
+            for number, scope in analysis.layers.items()
+        },
         scores=(),
         notes=(),
     )
@@ -172,7 +204,9 @@ def keep_sources(
     Errors: those of it, and of :func:`alnico.analysis.scores.accuracies`, before anything is measured.
     """
     models = [*parents, merged]
-    *of_parents, of_merged = (model_of(source, name) for source, name in zip(models, named(models), strict=True))
+    *of_parents, of_merged = (
+        model_of(source, name) for source, name in zip(models, named(models), strict=True)
+    )
     of_base = model_of(base, named([base])[0]) if base is not None else None
     kept_scores = accuracies(scores or {}, of_parents, of_merged, of_base)
     if base is None:
@@ -210,12 +244,19 @@ def base_of(merged: Source, opening: Callable[[str], Source]) -> tuple[Source | 
         try:
             return opening(reference), ()
         except (ModelError, HubError) as error:
-            why = f"the base that {RECIPE} of {merged.label} names cannot be opened ({str(error).rstrip('.')})"
+            why = (
+                f"the base that {RECIPE} of {merged.label} names cannot be opened ({str(error).rstrip('.')})"
+            )
     return None, (f"only distances are known: {why}. Give the base with --base.",)
 
 
 def _of_parent(
-    scope: ScopeStatistics, tensors: Sequence[TensorScope], merged: int, parent: int, weight: float | None, top_share: float
+    scope: ScopeStatistics,
+    tensors: Sequence[TensorScope],
+    merged: int,
+    parent: int,
+    weight: float | None,
+    top_share: float,
 ) -> ParentRetention | None:
     pair = scope.pair(merged, parent)
     if pair is None:
@@ -223,7 +264,9 @@ def _of_parent(
     both = [t for t in tensors if t.pair(merged, parent) is not None]
     length = math.fsum(_product(t, parent, parent) for t in both)
     tops = [(_tops(t, merged, top_share), _tops(t, parent, top_share), t.pair(merged, parent)) for t in both]
-    shared = math.fsum((p.top_overlap or 0.0) * min(ours, theirs) for ours, theirs, p in tops if p is not None)
+    shared = math.fsum(
+        (p.top_overlap or 0.0) * min(ours, theirs) for ours, theirs, p in tops if p is not None
+    )
     of_parent = sum(theirs for _, theirs, _ in tops)
     norm = _base_norm(scope, (parent, merged))
     return ParentRetention(
@@ -261,7 +304,9 @@ def _base_norm(scope: ScopeStatistics, models: Sequence[int]) -> float | None:
     return next((c.l2 / c.relative_l2 for c in changes if c is not None and c.relative_l2), None)
 
 
-def _decomposed(tensors: Sequence[TensorScope], merged: int, parents: Sequence[int]) -> tuple[dict[int, float], float | None]:
+def _decomposed(
+    tensors: Sequence[TensorScope], merged: int, parents: Sequence[int]
+) -> tuple[dict[int, float], float | None]:
     """The weights of the parents in the sum of their task vectors nearest to the merged one, and the share of its length that is
     outside of all such sums; over the tensors that it and every parent with any of them has."""
     holders = [p for p in parents if any(t.changes[p] is not None for t in tensors)]

@@ -51,7 +51,11 @@ def _words(found: Retention) -> list[str]:
             f"How far {found.merged.name} is from each parent; relative: over its own norm. More needs the base of the parents."
         ]
     whole = found.whole
-    outside = "" if whole.outside is None else f"; {percent(whole.outside)} of the length of its change is in no parent's direction"
+    outside = (
+        ""
+        if whole.outside is None
+        else f"; {percent(whole.outside)} of the length of its change is in no parent's direction"
+    )
     return [
         f"{found.merged.name} is {percent(whole.relative_distance)} away from the base{outside}.",
         "Projection: of its task vector on a parent's; 1 where all of that is in it. Weight: the same without what the other parents "
@@ -63,7 +67,12 @@ def _table(found: Retention) -> str:
     with_base = found.base is not None
     columns = [("over", "text"), ("parent", "text"), ("distance", "number"), ("relative", "number")]
     if with_base:
-        columns += [("projection", "number"), ("weight", "number"), ("signs agree", "number"), ("top kept", "number")]
+        columns += [
+            ("projection", "number"),
+            ("weight", "number"),
+            ("signs agree", "number"),
+            ("top kept", "number"),
+        ]
     rows = [
         f"<tr><td>{escaped('whole model' if kind == 'whole' else scope.name)}</td><td>{badge(i)} {name(found.parents[i].name)}</td>"
         f"{_cells(share, with_base)}</tr>\n"
@@ -79,16 +88,24 @@ def _shares(scope: KeptScope) -> list[tuple[int, ParentRetention]]:
 
 
 def _cells(share: ParentRetention, with_base: bool) -> str:
-    cells = cell(number(share.distance), share.distance) + cell(percent(share.relative_distance), share.relative_distance)
+    cells = cell(number(share.distance), share.distance) + cell(
+        percent(share.relative_distance), share.relative_distance
+    )
     if not with_base:
         return cells
     for value in (share.projection, share.weight):
         cells += cell(number(value), value)
-    return cells + "".join(tinted(v, v or 0.0, percent(v), CIVIDIS) for v in (share.sign_agreement, share.top_kept))
+    return cells + "".join(
+        tinted(v, v or 0.0, percent(v), CIVIDIS) for v in (share.sign_agreement, share.top_kept)
+    )
 
 
 def _by_layer(found: Retention) -> Figure:
-    shown = [s for s in BY_LAYER if any(s[1](share) is not None for scope in found.layers.values() for _, share in _shares(scope))]
+    shown = [
+        s
+        for s in BY_LAYER
+        if any(s[1](share) is not None for scope in found.layers.values() for _, share in _shares(scope))
+    ]
     views = {str(place): _lines(found, measure) for place, measure in enumerate(shown)}
     label = "Lines: what the merged model kept of each parent, by layer"
     return Figure("kept-layers", label, views, [("Show", [title for title, _, _ in shown])], "By layer")

@@ -47,7 +47,10 @@ def _bars(scores: Estimates, models: Mapping[str, str]) -> Figure:
                 "x": [None if e is None else e.value for e in found],
                 "error_x": _whiskers(found),
                 "marker": {"color": series(index)[0]},
-                "hovertext": [f"{escaped(name)}, {escaped(task)}<br>{_said(e)}" for task, e in zip(scores, found, strict=True)],
+                "hovertext": [
+                    f"{escaped(name)}, {escaped(task)}<br>{_said(e)}"
+                    for task, e in zip(scores, found, strict=True)
+                ],
                 "hoverinfo": "text",
             }
         )
@@ -84,12 +87,17 @@ def _whiskers(found: Sequence[Estimate | None]) -> dict[str, Any]:
 def _radar(scores: Estimates, models: Mapping[str, str]) -> Figure:
     views = {"0": _shape(scores, models, relative=False), "1": _shape(scores, models, relative=True)}
     label = "Radar: the scores of every model, an axis a task"
-    return Figure("score-radar", label, views, [("Show", ["score", "share of the best"])], "All tasks at once")
+    return Figure(
+        "score-radar", label, views, [("Show", ["score", "share of the best"])], "All tasks at once"
+    )
 
 
 def _shape(scores: Estimates, models: Mapping[str, str], *, relative: bool) -> dict[str, Any]:
     angles = [360 * i / len(scores) for i in range(len(scores))]
-    unit = [max((abs(e.value) for e in of_task.values()), default=0.0) or 1.0 if relative else 1.0 for of_task in scores.values()]
+    unit = [
+        max((abs(e.value) for e in of_task.values()), default=0.0) or 1.0 if relative else 1.0
+        for of_task in scores.values()
+    ]
     data, rows = [], []
     for index, (reference, name) in enumerate(models.items()):
         found = [of_task.get(reference) for of_task in scores.values()]

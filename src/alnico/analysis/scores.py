@@ -67,7 +67,10 @@ def read_scores(given: Iterable[str | os.PathLike[str]]) -> ScoreTable:
 
 def values_of(estimates: Estimates) -> ScoreTable:
     """The scores without their intervals."""
-    return {task: {model: estimate.value for model, estimate in models.items()} for task, models in estimates.items()}
+    return {
+        task: {model: estimate.value for model, estimate in models.items()}
+        for task, models in estimates.items()
+    }
 
 
 def read_estimates(given: Iterable[str | os.PathLike[str]]) -> Estimates:
@@ -81,7 +84,9 @@ def read_estimates(given: Iterable[str | os.PathLike[str]]) -> Estimates:
         text = os.fspath(item)
         for task, model, score in _rows(text):
             if model in found.setdefault(task, {}):
-                raise ModelError(f"{text}: the score of {model} on {task} is given twice; expected one. Leave one out.")
+                raise ModelError(
+                    f"{text}: the score of {model} on {task} is given twice; expected one. Leave one out."
+                )
             found[task][model] = _estimate(score, f"{text}: {task}: {model}")
     return found
 
@@ -94,7 +99,11 @@ def accuracies(
     Errors: ModelError for a model that is none of these, and for a task without a score of the merged model or of any parent.
     """
     known: dict[str, AnalysedModel] = {}
-    for model, word in ((merged, MERGED), *([(base, BASE)] if base is not None else []), *((p, "") for p in parents)):
+    for model, word in (
+        (merged, MERGED),
+        *([(base, BASE)] if base is not None else []),
+        *((p, "") for p in parents),
+    ):
         known |= {name: model for name in (word, model.name, model.reference) if name and name not in known}
     found = []
     for task, by_model in scores.items():
@@ -114,11 +123,19 @@ def accuracies(
         of_parents = [(own[p], p.name) for p in parents if p in own]
         if merged not in own or not of_parents:
             lacking = "the merged model" if merged not in own else "any parent"
-            raise ModelError(f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or leave the task out.")
+            raise ModelError(
+                f"scores: {task}: has no score of {lacking}; expected one of each. Add it, or leave the task out."
+            )
         best = max(of_parents, key=lambda entry: entry[0])
         of_base = own.get(base) if base is not None else None
-        gain = None if of_base is None or best[0] == of_base else (own[merged] - of_base) / (best[0] - of_base)
-        found.append(Accuracy(task, own[merged], best[1], best[0], of_base, own[merged] / best[0] if best[0] else None, gain))
+        gain = (
+            None if of_base is None or best[0] == of_base else (own[merged] - of_base) / (best[0] - of_base)
+        )
+        found.append(
+            Accuracy(
+                task, own[merged], best[1], best[0], of_base, own[merged] / best[0] if best[0] else None, gain
+            )
+        )
     return tuple(found)
 
 
@@ -129,7 +146,9 @@ def _rows(text: str) -> list[tuple[str, str, Any]]:
         if isinstance(data.get("models"), list):
             return _evaluation(text, data)
         if not all(isinstance(models, dict) for models in data.values()):
-            raise ModelError(f'{text}: is no file of scores; expected {{"task": {{"model": 0.5}}}}. Bring it into that form.')
+            raise ModelError(
+                f'{text}: is no file of scores; expected {{"task": {{"model": 0.5}}}}. Bring it into that form.'
+            )
         return [(task, model, score) for task, models in data.items() for model, score in models.items()]
     if path.suffix == ".csv":
         return _table(path)
@@ -147,7 +166,10 @@ def _evaluation(text: str, data: Mapping[str, Any]) -> list[tuple[str, str, Any]
     try:
         more = {task["name"] for task in data["tasks"] if task["goal"] == "max"}
         return [
-            (task, model["reference"], score) for model in data["models"] for task, score in model["scores"].items() if task in more
+            (task, model["reference"], score)
+            for model in data["models"]
+            for task, score in model["scores"].items()
+            if task in more
         ]
     except (KeyError, TypeError, AttributeError):
         raise ModelError(
@@ -169,9 +191,13 @@ def _table(path: Path) -> list[tuple[str, str, Any]]:
         with io.TextIOWrapper(reading_named(path), "utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
     except (ValueError, csv.Error) as error:
-        raise ModelError(f"{path}: is no CSV file ({error}); expected lines of task,model,score. Check the file.") from None
+        raise ModelError(
+            f"{path}: is no CSV file ({error}); expected lines of task,model,score. Check the file."
+        ) from None
     header, lines = [word.strip() for word in rows[0]] if rows else [], rows[1:]
     wrong = next((i for i, row in enumerate(lines) if len(row) != len(COLUMNS)), None)
     if header != COLUMNS or wrong is not None:

@@ -53,5 +53,7 @@ def _aligned(one: Spans, other: Spans) -> Subspace | None:
     rank = min(one[0].shape[1], other[0].shape[1])
     if not rank:
         return None
-    left, right = (float(np.sum((a[:, :rank].T @ b[:, :rank]) ** 2)) / rank for a, b in zip(one, other, strict=True))
+    left, right = (
+        float(np.sum((a[:, :rank].T @ b[:, :rank]) ** 2)) / rank for a, b in zip(one, other, strict=True)
+    )
     return Subspace(min(left, 1.0), min(right, 1.0), rank, 1)

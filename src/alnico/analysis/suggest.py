@@ -159,7 +159,9 @@ class Suggestion:
 
     def data(self) -> dict[str, Any]:
         """All of it as plain data, for ``--json``."""
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()
+        }
 
 
 def suggest(analysis: Analysis, fits: Sequence[Fit] = (), *, left_out: Sequence[str] = ()) -> Suggestion:
@@ -176,7 +178,9 @@ def suggest(analysis: Analysis, fits: Sequence[Fit] = (), *, left_out: Sequence[
     choice = found.choice(kept)
     warnings = [*found.warnings, EVALUATE]
     text = _recipe(analysis, found, kept, choice, warnings)
-    return Suggestion(choice.rule, choice.method, text, tuple(found.said), tuple(choice.reasons), tuple(warnings))
+    return Suggestion(
+        choice.rule, choice.method, text, tuple(found.said), tuple(choice.reasons), tuple(warnings)
+    )
 
 
 def nothing_left(findings: Sequence[str]) -> Suggestion:
@@ -225,9 +229,13 @@ class _Evidence:
                 )
             if fit.found:
                 self.said.append(f"{name}: {fit.found}")
-            skipped = [s for s in self.analysis.skipped if s.model in (name, self.analysis.models[i].reference)]
+            skipped = [
+                s for s in self.analysis.skipped if s.model in (name, self.analysis.models[i].reference)
+            ]
             if skipped:
-                some = ", ".join(s.tensor for s in skipped[:3]) + (f" and {len(skipped) - 3} more" if len(skipped) > 3 else "")
+                some = ", ".join(s.tensor for s in skipped[:3]) + (
+                    f" and {len(skipped) - 3} more" if len(skipped) > 3 else ""
+                )
                 self.said.append(
                     f"{name}: {len(skipped)} tensor{'s' if len(skipped) > 1 else ''} could not be compared with the base's: {some}."
                 )
@@ -236,9 +244,7 @@ class _Evidence:
     def _refused(self, model: int) -> str:
         change = self.analysis.whole.changes[model]
         if change is None:
-            return (
-                "it has no tensor of the name and shape of one of the base: another kind or size of model, which no method merges."
-            )
+            return "it has no tensor of the name and shape of one of the base: another kind or size of model, which no method merges."
         if change.l2 == 0:
             return f"it equals the base in all {change.elements} parameters that were compared."
         matrices = [
@@ -265,8 +271,14 @@ class _Evidence:
                 pair = self.analysis.whole.pair(i, j)
                 longer = max(self.lengths[i], self.lengths[j])
                 if pair is not None and pair.distance <= NEAR_DUPLICATE * longer:
-                    apart = f"{pair.distance / longer:.1%} of their way from the base apart" if pair.distance else "equal"
-                    self.said.append(f"{self.names[j]} is left out: it and {self.names[i]} are {apart}, and would count twice.")
+                    apart = (
+                        f"{pair.distance / longer:.1%} of their way from the base apart"
+                        if pair.distance
+                        else "equal"
+                    )
+                    self.said.append(
+                        f"{self.names[j]} is left out: it and {self.names[i]} are {apart}, and would count twice."
+                    )
                     break
             else:
                 kept.append(j)
@@ -275,9 +287,7 @@ class _Evidence:
     def choice(self, kept: Sequence[int]) -> _Choice:
         """The first rule of :data:`RULES` that holds."""
         if len(kept) == 1:
-            alone = (
-                f"{self.names[kept[0]]} is the only model to merge; half way between it and the base keeps some of both (WiSE-FT)."
-            )
+            alone = f"{self.names[kept[0]]} is the only model to merge; half way between it and the base keeps some of both (WiSE-FT)."
             return _Choice("alone", "linear", [alone], with_base=True)
         groups = self.groups(kept)
         if len(groups) == 1:
@@ -320,16 +330,25 @@ class _Evidence:
         k = len(kept)
         mean = sum(self.cosine(i, j) for i, j in combinations(kept, 2)) / (k * (k - 1) / 2)
         way = k * mean / (1 + (k - 1) * mean)
-        said = [f"The task vectors have a mean cosine of {mean:.2f}: the same or very similar tasks, learned from one base."]
+        said = [
+            f"The task vectors have a mean cosine of {mean:.2f}: the same or very similar tasks, learned from one base."
+        ]
         if way >= AVERAGE:
-            said.append(f"What they share is {way:.0%} of their mean, so the plain mean loses next to nothing by what they do not.")
+            said.append(
+                f"What they share is {way:.0%} of their mean, so the plain mean loses next to nothing by what they do not."
+            )
             return _Choice("same task, one direction", "linear", said)
-        said.append(f"What they share is {way:.0%} of the way to their mean; model_stock goes that far, tensor by tensor.")
+        said.append(
+            f"What they share is {way:.0%} of the way to their mean; model_stock goes that far, tensor by tensor."
+        )
         return _Choice("same task", "model_stock", said)
 
     def _kinship(self, kept: Sequence[int]) -> str:
         cosines = {pair: self.cosine(*pair) for pair in combinations(kept, 2)}
-        (a, least), (b, most) = min(cosines.items(), key=lambda x: x[1]), max(cosines.items(), key=lambda x: x[1])
+        (a, least), (b, most) = (
+            min(cosines.items(), key=lambda x: x[1]),
+            max(cosines.items(), key=lambda x: x[1]),
+        )
         if len(cosines) == 1:
             return f"The task vectors have a cosine of {least:.2f}: different tasks."
         return f"The cosines of the task vectors lie between {least:.2f} ({self._both(a)}) and {most:.2f} ({self._both(b)}): different tasks."
@@ -340,7 +359,9 @@ class _Evidence:
     def _alike(self, group: Sequence[int]) -> str:
         return f"{', '.join(self.names[i] for i in group)} learned much the same and share one weight of 1."
 
-    def _weights(self, kept: Sequence[int], groups: Sequence[Sequence[int]], said: list[str]) -> dict[int, float]:
+    def _weights(
+        self, kept: Sequence[int], groups: Sequence[Sequence[int]], said: list[str]
+    ) -> dict[int, float]:
         weights = {i: 1 / len(g) for g in groups for i in g}
         lengths = sorted(self.lengths[i] for i in kept)
         if lengths[-1] >= UNEQUAL * lengths[0]:
@@ -378,14 +399,20 @@ class _Evidence:
         )
 
     def _elected(
-        self, kept: Sequence[int], groups: Sequence[Sequence[int]], weights: Mapping[int, float], said: Sequence[str]
+        self,
+        kept: Sequence[int],
+        groups: Sequence[Sequence[int]],
+        weights: Mapping[int, float],
+        said: Sequence[str],
     ) -> _Choice:
         changes = {i: self.analysis.whole.changes[i] for i in kept}
         sparsities = {i: 0.0 if c is None else c.effective_sparsity or 0.0 for i, c in changes.items()}
         deviation = max(0.0 if c is None else c.std for c in changes.values())
         low, high = DENSITIES
         shown = ", ".join(f"{self.names[i]} {s:.2f}" for i, s in sparsities.items())
-        doubt = "Compare with task_arithmetic: in the wild it gains more reliably than methods that elect signs."
+        doubt = (
+            "Compare with task_arithmetic: in the wild it gains more reliably than methods that elect signs."
+        )
         if max(sparsities.values()) < STANDING_OUT and deviation <= SMALL:
             density = round(min(max(1 / len(groups), low), high), 2)
             reason = (
@@ -393,7 +420,12 @@ class _Evidence:
                 "parameter, then the sign with more weight."
             )
             return self._weighted(
-                "conflict, no entry stands out", "dare_ties", kept, weights, [*said, reason, doubt], density=density
+                "conflict, no entry stands out",
+                "dare_ties",
+                kept,
+                weights,
+                [*said, reason, doubt],
+                density=density,
             )
         densities = {i: round(min(max(1 - s, low), high), 2) for i, s in sparsities.items()}
         reason = f"Few entries hold most of the task vectors (effective sparsity {shown}): the largest of each are kept, then the sign with more weight."
@@ -402,7 +434,9 @@ class _Evidence:
                 f"No entries stand out (effective sparsity {shown}), but they deviate by {deviation:.2g}, too much for a random drop: the "
                 "largest are kept, then the sign with more weight."
             )
-        return self._weighted("conflict, few entries hold it", "ties", kept, weights, [*said, reason, doubt], densities)
+        return self._weighted(
+            "conflict, few entries hold it", "ties", kept, weights, [*said, reason, doubt], densities
+        )
 
     def _weighted(
         self,
@@ -445,7 +479,9 @@ class _Evidence:
                 scale = math.sqrt(scale / k)
                 whence = f"between 1/{k} and where {whence}, as tuned scales of many tasks are"
             scale = round(scale, 2)
-            reasons.append(f"scale {scale:g}: {whence}. Search {1 / k:.2f} to {k**-0.5:.2f} on held-out data.")
+            reasons.append(
+                f"scale {scale:g}: {whence}. Search {1 / k:.2f} to {k**-0.5:.2f} on held-out data."
+            )
         chosen = self._weighted(rule, "task_arithmetic", kept, weights, reasons)
         return _Choice(rule, chosen.method, reasons, {**chosen.parameters, "scale": scale}, chosen.per_model)
 
@@ -456,25 +492,42 @@ class _Evidence:
         squares = [(pull[i] * len(group)) ** 2 for group in groups for i in group]
         summed = sum(pull[i] * pull[j] * (1.0 if i == j else self.cosine(i, j)) for i in pull for j in pull)
         right_angles = 1 / math.sqrt(len(groups))
-        return min(math.sqrt(sum(squares) / len(squares) / summed), right_angles) if summed > 0 else right_angles
+        return (
+            min(math.sqrt(sum(squares) / len(squares) / summed), right_angles) if summed > 0 else right_angles
+        )
 
 
-def _recipe(analysis: Analysis, found: _Evidence, kept: Sequence[int], choice: _Choice, warnings: Sequence[str]) -> str:
+def _recipe(
+    analysis: Analysis, found: _Evidence, kept: Sequence[int], choice: _Choice, warnings: Sequence[str]
+) -> str:
     said = ["Suggested by alnico.", *found.said, *choice.reasons, *warnings]
-    lines = [line for text in said for line in textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="#   ")]
+    lines = [
+        line
+        for text in said
+        for line in textwrap.wrap(visible(text), 110, initial_indent="# ", subsequent_indent="#   ")
+    ]
     lines += [_key("merge_method", choice.method), _key("base_model", reference(analysis.base))]
     lines.append("models:")
     if choice.with_base:
         lines.append(f"  - {_key('model', reference(analysis.base))}")
     for i in kept:
         change = analysis.whole.changes[i]
-        far = f"  # changed by {change.relative_l2:.2%}" if change is not None and change.relative_l2 is not None else ""
+        far = (
+            f"  # changed by {change.relative_l2:.2%}"
+            if change is not None and change.relative_l2 is not None
+            else ""
+        )
         lines.append(f"  - {_key('model', reference(analysis.models[i]))}{far}")
         if choice.per_model.get(i):
             lines.append(f"    {_key('parameters', choice.per_model[i])}")
     if choice.parameters:
         lines.append(_key("parameters", choice.parameters))
-    return "\n".join([*lines, *(_key(name, value) for name, value in _keys(found.fits[i].keys for i in kept).items())]) + "\n"
+    return (
+        "\n".join(
+            [*lines, *(_key(name, value) for name, value in _keys(found.fits[i].keys for i in kept).items())]
+        )
+        + "\n"
+    )
 
 
 def _key(name: str, value: Any) -> str:
@@ -489,7 +542,10 @@ def _keys(asked: Any) -> dict[str, Any]:
     for one in asked:
         for name, value in one.items():
             if name == "methods":
-                keys[name] = [*keys.get(name, []), *(rule for rule in value if rule not in keys.get(name, []))]
+                keys[name] = [
+                    *keys.get(name, []),
+                    *(rule for rule in value if rule not in keys.get(name, [])),
+                ]
             else:
                 keys[name] = value
     if "tokenizer_source" in keys:

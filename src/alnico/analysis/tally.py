@@ -97,7 +97,16 @@ def _centred(counts: np.ndarray, sums: np.ndarray) -> list[Moments]:
     second = np.maximum(y2 - m * y1, 0.0)
     third = y3 - 3 * m * y2 + 2 * m**2 * y1
     fourth = np.maximum(y4 - 4 * m * y3 + 6 * m**2 * y2 - 3 * m**3 * y1, 0.0)
-    return list(zip(counts.tolist(), (shift + m).tolist(), second.tolist(), third.tolist(), fourth.tolist(), strict=True))
+    return list(
+        zip(
+            counts.tolist(),
+            (shift + m).tolist(),
+            second.tolist(),
+            third.tolist(),
+            fourth.tolist(),
+            strict=True,
+        )
+    )
 
 
 def joined(parts: Sequence[Moments]) -> Moments:
@@ -145,8 +154,14 @@ class PooledTallies:
         elements = sum(part.elements for part, _ in own)
         if not own:
             return None
-        l1, squares = (math.fsum(part.l1[i] for part, i in own), math.fsum(part.squares[i] for part, i in own))
-        base_l1, base_squares = math.fsum(part.base_l1 for part, _ in own), math.fsum(part.base_squares for part, _ in own)
+        l1, squares = (
+            math.fsum(part.l1[i] for part, i in own),
+            math.fsum(part.squares[i] for part, i in own),
+        )
+        base_l1, base_squares = (
+            math.fsum(part.base_l1 for part, _ in own),
+            math.fsum(part.base_squares for part, _ in own),
+        )
         filled = [(part, i) for part, i in own if part.elements]
         low = min((part.ends[i][0] for part, i in filled), default=0.0)
         high = max((part.ends[i][1] for part, i in filled), default=0.0)
@@ -168,7 +183,9 @@ class PooledTallies:
             effective_sparsity=max(0.0, 1 - l1**2 / (elements * squares)) if squares > 0 else None,
         )
 
-    def _quantiles(self, own: Sequence[tuple[Tally, int]], model: int, elements: int, low: float, high: float) -> tuple[float, ...]:
+    def _quantiles(
+        self, own: Sequence[tuple[Tally, int]], model: int, elements: int, low: float, high: float
+    ) -> tuple[float, ...]:
         if self.histograms is None:
             ((part, i),) = own
             return part.quantiles[i]
@@ -215,7 +232,9 @@ def _pair(one: int, other: int, parts: Sequence[Tally]) -> Pair:
         weighted_sign_conflict=None if size == 0 else min(max((size - product) / (2 * size), 0.0), 1.0),
         top_overlap=_share(shared, tops),
         top_sign_conflict=_share(total(lambda part, n: part.shared[n][1]), shared),
-        subspace=_mean_subspace([s for (part, _, _), n in zip(places, numbers, strict=True) if (s := part.subspaces[n])]),
+        subspace=_mean_subspace(
+            [s for (part, _, _), n in zip(places, numbers, strict=True) if (s := part.subspaces[n])]
+        ),
     )
 
 

@@ -28,7 +28,11 @@ TURNED_MODULES = ("c_attn", "c_proj", "c_fc", "q_attn")
 EXPERT_PARTS = {"gate_up_proj": (("gate_proj", "w1"), ("up_proj", "w3")), "down_proj": (("down_proj", "w2"),)}
 """Of a fused parameter of experts, the matrices that checkpoints store one expert at a time, from its first output on."""
 
-TASKS = {"SEQ_CLS": "ForSequenceClassification", "TOKEN_CLS": "ForTokenClassification", "QUESTION_ANS": "ForQuestionAnswering"}
+TASKS = {
+    "SEQ_CLS": "ForSequenceClassification",
+    "TOKEN_CLS": "ForTokenClassification",
+    "QUESTION_ANS": "ForQuestionAnswering",
+}
 """PEFT's types of tasks that need a head of their own, and how transformers' classes with such a head end."""
 
 OTHER_HEADS = (
@@ -84,14 +88,22 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
     """Say what the adapter does to which tensors. Errors: ModelError naming a tensor that fits nowhere."""
     kind = task_class(adapter, base.config)
     copies = {} if kind else tied_copies(base.config, base.tensors)
-    tensors = {**base.tensors, **{copy: base.tensors[original] for copy, original in copies.items() if copy not in base.tensors}}
+    tensors = {
+        **base.tensors,
+        **{copy: base.tensors[original] for copy, original in copies.items() if copy not in base.tensors},
+    }
     find = _Names(label, base, adapter, tensors)
     changes: dict[str, TensorUpdate] = {}
     heads: dict[str, str] = {}
     trained: set[str] = set()
     for wanted, name in adapter.replaced.items():
         target = find.found(wanted)
-        if target is None and kind and not find.candidates(wanted) and is_saved_module(adapter.config, wanted):
+        if (
+            target is None
+            and kind
+            and not find.candidates(wanted)
+            and is_saved_module(adapter.config, wanted)
+        ):
             heads[wanted] = name
             continue
         target = target or find(name, wanted)
@@ -111,7 +123,9 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
             changes[target] = replace(change, replaced=held.replaced)
         if update.bias:
             target = find(update.bias, f"{update.module}.bias")
-            changes[target] = TensorUpdate(added=update, replaced=changes[target].replaced if target in changes else "")
+            changes[target] = TensorUpdate(
+                added=update, replaced=changes[target].replaced if target in changes else ""
+            )
     for wanted, rows in adapter.rows.items():
         target = find(rows.name, wanted)
         held = changes.get(target, TensorUpdate())
@@ -140,7 +154,9 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
         if kind not in architectures(base.config):
             removed = [n for n in base.tensors if n.startswith(OTHER_HEADS) and n not in changes]
         others = f", without {_some(removed)}, which belongs to another head" if removed else ""
-        notes.append(f"{label}: {_some(list(heads))} is the adapter's own head; with it the model is a {kind}{others}.")
+        notes.append(
+            f"{label}: {_some(list(heads))} is the adapter's own head; with it the model is a {kind}{others}."
+        )
     return Effect(changes, frozenset(removed), config, tuple(notes), is_untied)
 
 
@@ -160,17 +176,25 @@ def task_class(adapter: Adapter, config: Mapping[str, Any]) -> str:
     return "" if not config else ending
 
 
-def _headed_config(config: Mapping[str, Any], kind: str, heads: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+def _headed_config(
+    config: Mapping[str, Any], kind: str, heads: Mapping[str, tuple[int, ...]]
+) -> dict[str, Any]:
     """The config of a model with a new head: its class, and a label for each of the head's outputs, named as transformers does."""
     changed = dict(config)
     if not kind.startswith("For"):
         changed["architectures"] = [kind]
     last = [
-        shape[0] for name, shape in heads.items() if name.split(".")[-2:-1] and name.split(".")[-2] in LABELLERS and len(shape) == 2
+        shape[0]
+        for name, shape in heads.items()
+        if name.split(".")[-2:-1] and name.split(".")[-2] in LABELLERS and len(shape) == 2
     ]
     count = last[-1] if last else 0
     known = config.get("id2label")
-    if count and not kind.endswith("QuestionAnswering") and (len(known) if isinstance(known, dict) else 2) != count:
+    if (
+        count
+        and not kind.endswith("QuestionAnswering")
+        and (len(known) if isinstance(known, dict) else 2) != count
+    ):
         changed["id2label"] = {str(i): f"LABEL_{i}" for i in range(count)}
         changed["label2id"] = {f"LABEL_{i}": i for i in range(count)}
         changed.pop("num_labels", None)
@@ -182,7 +206,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _tied(
-    adapter: Adapter, changes: Mapping[str, TensorUpdate], trained: set[str], copies: Mapping[str, str], base: Model
+    adapter: Adapter,
+    changes: Mapping[str, TensorUpdate],
+    trained: set[str],
+    copies: Mapping[str, str],
+    base: Model,
 ) -> tuple[dict[str, TensorUpdate], bool]:
     """Changes where the base ties tensors: as in PEFT's live model. Returns them, and whether something is untied.
 
@@ -215,7 +243,9 @@ def _tied(
                 if change.update is not None:
                     made[original] = replace(made[original], twin_update=change.update)
                 change = replace(made[original], twin="", twin_update=None)
-            made[member] = change if member == original or member in base.tensors else replace(change, origin=original)
+            made[member] = (
+                change if member == original or member in base.tensors else replace(change, origin=original)
+            )
         if common and made[common].twin:
             made = {m: replace(c, twin=made[common].twin) if m in members else c for m, c in made.items()}
         is_untied |= len({_essence(made[m]) for m in members}) > 1
@@ -234,14 +264,23 @@ def _follows(adapter: Adapter, member: str, change: TensorUpdate, lead: TensorUp
         return False
     module = member.rpartition(".")[0]
     if change.update is not None and lead.update is not None:
-        return lead.update.is_embedding and not change.update.is_embedding and not is_targeted(adapter.config, module)
+        return (
+            lead.update.is_embedding
+            and not change.update.is_embedding
+            and not is_targeted(adapter.config, module)
+        )
     return bool(change.replaced and lead.replaced) and not is_saved_module(adapter.config, member)
 
 
 def _essence(change: TensorUpdate) -> tuple[Any, ...]:
     """What tells the values of two tied tensors apart."""
     updates = [*([change.update] if change.update else []), *(u for u, _ in change.joined)]
-    return change.replaced, tuple(u.key for u in updates), change.rows, change.added.key if change.added else ""
+    return (
+        change.replaced,
+        tuple(u.key for u in updates),
+        change.rows,
+        change.added.key if change.added else "",
+    )
 
 
 def _targets(
@@ -273,7 +312,9 @@ def _targets(
                 and matrix in ((rows, columns), (columns, rows))
             ):
                 is_square = rows == columns
-                turned = matrix != (rows, columns) or (is_square and base.config.get("model_type") in TRANSPOSED_EXPERTS)
+                turned = matrix != (rows, columns) or (
+                    is_square and base.config.get("model_type") in TRANSPOSED_EXPERTS
+                )
                 fitting.append([(name, TensorUpdate(update, turned))])
         else:
             apart = _stored_apart(find, update, parameter, rows, columns)
@@ -293,7 +334,9 @@ def _targets(
     )
 
 
-def _stored_apart(find: _Names, update: Update, parameter: str, rows: int, columns: int) -> list[tuple[str, TensorUpdate]]:
+def _stored_apart(
+    find: _Names, update: Update, parameter: str, rows: int, columns: int
+) -> list[tuple[str, TensorUpdate]]:
     """The matrices of a fused parameter of experts, where the base stores each by itself: ``...experts.3.w1.weight``."""
     parts = EXPERT_PARTS.get(parameter, ())
     if not parts or not update.module.endswith("experts") or rows % len(parts):
@@ -304,9 +347,13 @@ def _stored_apart(find: _Names, update: Update, parameter: str, rows: int, colum
         found = []
         for expert in range(update.experts):
             for i, names in enumerate(parts):
-                held = [t for n in names if (t := find.found(f"{module}.experts.{expert}.{n}.weight")) is not None]
+                held = [
+                    t for n in names if (t := find.found(f"{module}.experts.{expert}.{n}.weight")) is not None
+                ]
                 if held and find.tensors[held[0]].shape == (height, columns):
-                    found.append((held[0], TensorUpdate(update, False, expert, (i * height, (i + 1) * height))))
+                    found.append(
+                        (held[0], TensorUpdate(update, False, expert, (i * height, (i + 1) * height)))
+                    )
         if len({name for name, _ in found}) == update.experts * len(parts):
             return found
     return []
@@ -322,7 +369,9 @@ class _Names:
         self._base = base
         self._adapter = adapter
         self._firsts = sorted({name.split(".")[0] for name in tensors})
-        self._types = {str(c.get("model_type")) for c in (base.config, *base.config.values()) if isinstance(c, Mapping)}
+        self._types = {
+            str(c.get("model_type")) for c in (base.config, *base.config.values()) if isinstance(c, Mapping)
+        }
         self._known: dict[str, list[str]] = {}
 
     def candidates(self, wanted: str) -> list[str]:
@@ -418,7 +467,12 @@ def is_turned_linear(name: str, config: Mapping[str, Any]) -> bool:
     [True, False]
     """
     words = name.split(".")
-    return config.get("model_type") in TURNED_TYPES and len(words) > 1 and words[-1] == "weight" and words[-2] in TURNED_MODULES
+    return (
+        config.get("model_type") in TURNED_TYPES
+        and len(words) > 1
+        and words[-1] == "weight"
+        and words[-2] in TURNED_MODULES
+    )
 
 
 def _is_turned(target: str, shape: tuple[int, ...], base: Model, adapter: Adapter, update: Update) -> bool:
@@ -435,7 +489,12 @@ def _is_turned(target: str, shape: tuple[int, ...], base: Model, adapter: Adapte
 
 
 def _check_shapes(
-    label: str, target: str, change: TensorUpdate, of_base: Mapping[str, Tensor], adapter: Adapter, advice: str
+    label: str,
+    target: str,
+    change: TensorUpdate,
+    of_base: Mapping[str, Tensor],
+    adapter: Adapter,
+    advice: str,
 ) -> None:
     tensor = of_base[target]
     tensors: Mapping[str, Tensor] = adapter.files.tensors
@@ -448,11 +507,17 @@ def _check_shapes(
         )
 
     begin, name = (tensors[change.replaced], change.replaced) if change.replaced else (tensor, target)
-    is_computed = bool(change.joined) or update is not None or change.added is not None or change.rows is not None
+    is_computed = (
+        bool(change.joined) or update is not None or change.added is not None or change.rows is not None
+    )
     if is_computed and begin.dtype not in dtypes.MERGEABLE:
-        raise ModelError(f"{label}: {name} is {begin.dtype}, expected numbers in floating point. Use another adapter or base.")
+        raise ModelError(
+            f"{label}: {name} is {begin.dtype}, expected numbers in floating point. Use another adapter or base."
+        )
     if change.replaced and tensors[change.replaced].shape != shape:
-        raise refuse(change.replaced, "the same; a vocabulary that was extended must be extended in the base too")
+        raise refuse(
+            change.replaced, "the same; a vocabulary that was extended must be extended in the base too"
+        )
     if change.added is not None and tensors[change.added.bias].shape != shape:
         raise refuse(change.added.bias, "the same")
     if change.rows is not None:

@@ -99,7 +99,11 @@ class DequantisedModel:
 
     def _stored(self, names: Iterable[str]) -> list[str]:
         """The tensors of the files that some tensors are read from."""
-        return [stored for name in names for stored in (name, *([self._scales[name]] if name in self._scales else []))]
+        return [
+            stored
+            for name in names
+            for stored in (name, *([self._scales[name]] if name in self._scales else []))
+        ]
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return self._model.absent(self._stored(tensors), side_files)
@@ -172,10 +176,16 @@ class DequantisedModel:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<model {self.label}: {len(self.tensors)} tensors, {len(self._scales)} of them decoded from fp8>"
+        return (
+            f"<model {self.label}: {len(self.tensors)} tensors, {len(self._scales)} of them decoded from fp8>"
+        )
 
 
 def is_decodable(config: Mapping[str, Any]) -> bool:
     """Does a config say fp8 with scales of blocks, which are decoded while they are read?"""
     told = config.get("quantization_config")
-    return isinstance(told, dict) and told.get("quant_method") == "fp8" and told.get("weight_block_size") is not None
+    return (
+        isinstance(told, dict)
+        and told.get("quant_method") == "fp8"
+        and told.get("weight_block_size") is not None
+    )

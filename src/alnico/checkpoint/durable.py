@@ -110,7 +110,9 @@ def sync_tree(directory: Path, inside: Folder | None = None) -> None:
         _sync(Path(folder), inside)
 
 
-def _walk(directory: Path, inside: Folder | None, refuse: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+def _walk(
+    directory: Path, inside: Folder | None, refuse: Callable[[OSError], None]
+) -> Iterator[tuple[str, list[str], list[str]]]:
     name, at = reach(directory, inside)
     if at is None:
         yield from os.walk(directory, topdown=False, onerror=refuse)
@@ -123,12 +125,16 @@ def _sync(path: Path, inside: Folder | None = None) -> None:
     name, directory = reach(path, inside)
     try:
         flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-        descriptor = os.open(name, flags) if directory is None else os.open(name, flags | NO_LINK, dir_fd=directory)
+        descriptor = (
+            os.open(name, flags) if directory is None else os.open(name, flags | NO_LINK, dir_fd=directory)
+        )
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    except PermissionError:  # a folder that may be written and not read: all that is written is brought to the disk
+    except (
+        PermissionError
+    ):  # a folder that may be written and not read: all that is written is brought to the disk
         os.sync()
     except OSError as error:
         raise RunError(
@@ -167,7 +173,12 @@ def _renamed(old: Path, new: Path, how: int, inside: Folder | None) -> bool:
     if call is None:
         return False
     name, directory = reach(old, inside)
-    if call(_AT_FDCWD if directory is None else directory, os.fsencode(name), _AT_FDCWD, os.fsencode(new), how) == 0:
+    if (
+        call(
+            _AT_FDCWD if directory is None else directory, os.fsencode(name), _AT_FDCWD, os.fsencode(new), how
+        )
+        == 0
+    ):
         return True
     code = ctypes.get_errno()
     if code in _NOT_HERE:

@@ -11,7 +11,9 @@ from collections.abc import Collection
 
 from alnico.errors import ModelError
 
-LORA = r"lora_(?:embedding_)?[AB]|lora_[abE]|lora_(?:up|down|mid|magnitude_vector|diag|left_weight|right_weight)"
+LORA = (
+    r"lora_(?:embedding_)?[AB]|lora_[abE]|lora_(?:up|down|mid|magnitude_vector|diag|left_weight|right_weight)"
+)
 LYCORIS = r"hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|dora_scale|oft_(?:r|blocks|diag)"
 OF_PEFT = (
     r"(?:glora|gralora|delora|hira(?:_embedding)?|lily|peanut|adamss|poly_lora|supertuning_lora|randlora|p?vera|tinylora)_[A-EPv]|"

@@ -40,7 +40,9 @@ class OpenFiles:
     ``opened`` is told of each file that is opened, and may refuse it.
     """
 
-    def __init__(self, limit: int = MAX_OPEN_FILES, opened: Callable[[Path, int], None] | None = None) -> None:
+    def __init__(
+        self, limit: int = MAX_OPEN_FILES, opened: Callable[[Path, int], None] | None = None
+    ) -> None:
         self._limit = limit
         self._opened = opened
         self._lock = threading.Lock()
@@ -104,7 +106,12 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     kind = os.stat(path).st_mode
     if stat.S_ISREG(kind):
         # O_NONBLOCK, since a pipe that nobody writes would be waited for; for a file it says nothing.
-        flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)
+        flags = (
+            os.O_RDONLY
+            | getattr(os, "O_CLOEXEC", 0)
+            | getattr(os, "O_NONBLOCK", 0)
+            | getattr(os, "O_NOCTTY", 0)
+        )
         descriptor = os.open(path, flags)
         if stat.S_ISREG(os.fstat(descriptor).st_mode):
             return descriptor
@@ -132,9 +139,13 @@ def open_to_read(path: Path) -> int:
     try:
         return open_regular(path)
     except NotAFileError:
-        raise ModelError(f"{path}: is a folder, a pipe or a device; expected a regular file. Check the path.") from None
+        raise ModelError(
+            f"{path}: is a folder, a pipe or a device; expected a regular file. Check the path."
+        ) from None
     except OSError as error:
-        raise ModelError(f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(
+            f"{path}: cannot be opened ({error.strerror}). Check the path and its permissions."
+        ) from None
 
 
 def read_small(path: Path, most: int, expected: str) -> bytes:
@@ -283,7 +294,14 @@ def copy_fully(source: int, begin: int, target: int, offset: int, size: int, *wh
         try:
             count = call(source, target, size - done, begin + done, offset + done)
         except OSError as error:
-            if done == 0 and error.errno in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM):
+            if done == 0 and error.errno in (
+                errno.EXDEV,
+                errno.ENOSYS,
+                errno.EINVAL,
+                errno.EOPNOTSUPP,
+                errno.EBADF,
+                errno.EPERM,
+            ):
                 return False
             raise RunError(
                 f"{_place(where)}: copying {size} bytes to {offset} failed ({error.strerror}). "

@@ -143,7 +143,9 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
         return seen
 
     if not text.startswith(b"{"):
-        raise ModelError(f"{where}: the header begins with {text[:1]!r}, expected '{{'. The file is not safetensors.")
+        raise ModelError(
+            f"{where}: the header begins with {text[:1]!r}, expected '{{'. The file is not safetensors."
+        )
     try:
         loaded = json.loads(text.decode("utf-8"), object_pairs_hook=no_duplicates)
     except ModelError:
@@ -158,7 +160,9 @@ def _entries(text: bytes, where: str) -> tuple[list[tuple[str, Any]], dict[str, 
     if b"\\u" in text:
         for key in (*loaded, *metadata, *metadata.values()):
             if any("\ud800" <= c <= "\udfff" for c in key):
-                raise ModelError(f"{where}: {key!r} is half of a character; expected Unicode text. Get the file from its source.")
+                raise ModelError(
+                    f"{where}: {key!r} is half of a character; expected Unicode text. Get the file from its source."
+                )
     return list(loaded.items()), metadata
 
 
@@ -169,7 +173,11 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
         )
 
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        found = f"the keys {sorted(entry)}" if isinstance(entry, dict) else f"a {type(entry).__name__} as its entry"
+        found = (
+            f"the keys {sorted(entry)}"
+            if isinstance(entry, dict)
+            else f"a {type(entry).__name__} as its entry"
+        )
         raise refuse(found, "dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -177,7 +185,9 @@ def _tensor(name: str, entry: Any, data_begin: int, file_size: int, where: str) 
             f"{where}: tensor {name!r} has the unknown dtype {dtype!r}; known are {', '.join(DTYPES)}. A newer alnico may know it."
         )
     if not isinstance(shape, list) or len(shape) > MAX_DIMENSIONS or not all(_is_size(n) for n in shape):
-        raise refuse(f"the shape {str(shape)[:80]}", f"a list of at most {MAX_DIMENSIONS} sizes, none negative")
+        raise refuse(
+            f"the shape {str(shape)[:80]}", f"a list of at most {MAX_DIMENSIONS} sizes, none negative"
+        )
     if not isinstance(offsets, list) or len(offsets) != 2 or not all(_is_size(n) for n in offsets):
         raise refuse(f"the data_offsets {str(offsets)[:80]}", "two byte positions, none negative")
     begin, end = offsets
@@ -199,7 +209,9 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
-def build(tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) -> tuple[bytes, Header]:
+def build(
+    tensors: Iterable[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> tuple[bytes, Header]:
     """Lay out tensors (name, dtype, shape) in the given order; return the file's first bytes and the header.
 
     >>> start, header = build([("w", "F32", (2, 2))], {"format": "pt"})

@@ -101,16 +101,27 @@ class Repository:
         if not absent:
             return
         exchanges = [
-            Exchange(f"{self.label}: {file}", limit=size, size=size, commit=self.commit, sha256=self.hashes.get(file))
+            Exchange(
+                f"{self.label}: {file}",
+                limit=size,
+                size=size,
+                commit=self.commit,
+                sha256=self.hashes.get(file),
+            )
             for file, size in absent.items()
         ]
         with _explained(self.label, self.name):
-            calls = [partial(self._download, file, exchange, tell) for file, exchange in zip(absent, exchanges, strict=True)]
+            calls = [
+                partial(self._download, file, exchange, tell)
+                for file, exchange in zip(absent, exchanges, strict=True)
+            ]
             each(exchanges, calls)
 
     def fetch_small(self, files: Iterable[str]) -> None:
         """Download those of ``files`` that are read before the weights come. Errors: HubError; ModelError if they are not small."""
-        absent = self.absent(f for f in files if f.endswith(READ_WHILE_PLANNING) and self.sizes[f] <= MAX_JSON_BYTES)
+        absent = self.absent(
+            f for f in files if f.endswith(READ_WHILE_PLANNING) and self.sizes[f] <= MAX_JSON_BYTES
+        )
         if (total := sum(absent.values())) > MOST_SMALL_BYTES:
             raise ModelError(
                 f"{self.label}: {len(absent)} files that are read while planning have {format_size(total)} in all, expected "
@@ -130,7 +141,9 @@ class Repository:
                 raise exchange.error(
                     f"arrived with {size} bytes; the hub says {self.sizes[file]}. Try again; nothing of it is kept."
                 )
-            if exchange.sha256 is not None and not exchange.is_proved:  # by Xet, taken up in the middle, or a blob that was there
+            if (
+                exchange.sha256 is not None and not exchange.is_proved
+            ):  # by Xet, taken up in the middle, or a blob that was there
                 check_sha256(exchange, _sha256(path, exchange.stop))
         except HubError:
             _remove(path)
@@ -141,7 +154,9 @@ class Repository:
         path, size = self.folder / file, self.sizes[file]
         if self._is_held(file):
             return open_shard(path, prefix)
-        read = read_shard(path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count))
+        read = read_shard(
+            path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count)
+        )
         return prefixed(read, prefix)
 
     def _part(self, file: str, offset: int, count: int) -> bytes:
@@ -159,7 +174,9 @@ class Repository:
         data = bytearray()
         with (
             _explained(self.label, self.name),
-            get_session().stream("GET", url, headers=headers, timeout=seconds(TIMEOUT, TIMEOUT_SECONDS)) as answer,
+            get_session().stream(
+                "GET", url, headers=headers, timeout=seconds(TIMEOUT, TIMEOUT_SECONDS)
+            ) as answer,
         ):
             hf_raise_for_status(answer)
             skipped = 0 if answer.status_code == 206 else offset
@@ -183,7 +200,9 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     from huggingface_hub import constants
 
     is_offline = offline or bool(constants.HF_HUB_OFFLINE)
-    cache = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"  # as huggingface_hub documents it
+    cache = (
+        Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
+    )  # as huggingface_hub documents it
     repository = (_cached if is_offline else _resolved)(label, name, revision, cache)
     sizes = repository.sizes
     repository.fetch_small(f for f in sizes if "/" not in f)
@@ -198,7 +217,11 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     try:
         found = modules_among(repository.folder, list(sizes), modules)
         top = [f for f in sizes if "/" not in f]
-        names = [] if found and not holds_weights(top) else choose(label, top, repository.folder, sizes.__contains__)
+        names = (
+            []
+            if found and not holds_weights(top)
+            else choose(label, top, repository.folder, sizes.__contains__)
+        )
     except ModelError as error:
         if not is_offline:
             raise
@@ -206,7 +229,9 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
             f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: {error} "
             "Go online (without --offline and HF_HUB_OFFLINE) once."
         ) from None
-    folder_of = {f"{folder}/{name}": f"{folder}/" for folder, inside_it in found.items() for name in inside_it}
+    folder_of = {
+        f"{folder}/{name}": f"{folder}/" for folder, inside_it in found.items() for name in inside_it
+    }
     pickle = next((name for name in (*names, *folder_of) if name.endswith(PICKLES)), None)
     if pickle is not None:
         raise ModelError(
@@ -262,12 +287,22 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
             found = _listing(name, name, branch, writing=True)
         inside = tuple(f"{module}/" for module in module_folders(folder))
         stale = _stale(found.sizes, files, inside)
-        additions = [CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path) for name_there, path in files.items()]
+        additions = [
+            CommitOperationAdd(path_in_repo=name_there, path_or_fileobj=path)
+            for name_there, path in files.items()
+        ]
         deletions = [CommitOperationDelete(path_in_repo=f) for f in stale]
-        commit = partial(api.create_commit, name, [*additions, *deletions], commit_message=message, revision=branch)
-        done = patiently(exchange(), commit, tries=3)  # here: while a file is sent, nothing comes, and that is as it should be
+        commit = partial(
+            api.create_commit, name, [*additions, *deletions], commit_message=message, revision=branch
+        )
+        done = patiently(
+            exchange(), commit, tries=3
+        )  # here: while a file is sent, nothing comes, and that is as it should be
         there = _listing(
-            name, name, done.oid if isinstance(done.oid, str) and COMMIT.fullmatch(done.oid) else main, writing=True
+            name,
+            name,
+            done.oid if isinstance(done.oid, str) and COMMIT.fullmatch(done.oid) else main,
+            writing=True,
         ).sizes
     lacking = [f for f, path in files.items() if there.get(f) != path.stat().st_size]
     if wrong := lacking or _stale(there, files, inside):
@@ -280,8 +315,12 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
 
 def _stale(there: Iterable[str], files: Mapping[str, Path], inside: tuple[str, ...]) -> list[str]:
     """Weights and indices of a repository that would make another model of it than the folder is."""
-    stale = [f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)]
-    return stale + [f for f in there if f.startswith(inside) and f not in files and f.endswith((".safetensors", *PICKLES))]
+    stale = [
+        f for f in there if "/" not in f and f not in files and (f.endswith(".safetensors") or f in INDICES)
+    ]
+    return stale + [
+        f for f in there if f.startswith(inside) and f not in files and f.endswith((".safetensors", *PICKLES))
+    ]
 
 
 @dataclass(frozen=True)
@@ -312,7 +351,9 @@ def _listing(label: str, name: str, revision: str, *, writing: bool = False) -> 
     found, commit, siblings = answer.get("id", name), answer.get("sha"), answer.get("siblings")
 
     def wrong(what: str, value: object) -> HubError:
-        return HubError(f"{label}: the hub's answer has {what} {repr(value)[:80]}. Check HF_ENDPOINT; do not use this model.")
+        return HubError(
+            f"{label}: the hub's answer has {what} {repr(value)[:80]}. Check HF_ENDPOINT; do not use this model."
+        )
 
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
         raise wrong("the commit", commit)
@@ -325,9 +366,16 @@ def _listing(label: str, name: str, revision: str, *, writing: bool = False) -> 
     for entry in siblings:
         file = entry.get("rfilename") if isinstance(entry, dict) else entry
         size, lfs = (entry.get("size"), entry.get("lfs")) if isinstance(entry, dict) else (None, None)
-        if not isinstance(file, str) or not _is_file_name(file) or type(size) is not int or not 0 <= size < LARGEST_FILE:
+        if (
+            not isinstance(file, str)
+            or not _is_file_name(file)
+            or type(size) is not int
+            or not 0 <= size < LARGEST_FILE
+        ):
             shown = f"file {repr(file)[:200]} without a size or outside the model"
-            raise HubError(f"{label}: the hub's answer has {shown}. Check HF_ENDPOINT; do not use this model.")
+            raise HubError(
+                f"{label}: the hub's answer has {shown}. Check HF_ENDPOINT; do not use this model."
+            )
         if file in sizes:
             raise wrong("twice the file", file)
         sizes[file] = size
@@ -344,7 +392,9 @@ def _get(url: str) -> tuple[bytes, str]:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     headers = build_hf_headers(library_name="alnico")
-    with get_session().stream("GET", url, headers=headers, timeout=seconds(TIMEOUT, TIMEOUT_SECONDS)) as answer:
+    with get_session().stream(
+        "GET", url, headers=headers, timeout=seconds(TIMEOUT, TIMEOUT_SECONDS)
+    ) as answer:
         hf_raise_for_status(answer)
         return b"".join(answer.iter_bytes()), url
 
@@ -355,7 +405,13 @@ def _is_file_name(name: str) -> bool:
     except UnicodeEncodeError:  # half a character
         return False
     parts = name.split("/")
-    is_plain = length <= LONGEST_NAME and not CONTROLS.search(name) and "\t" not in name and "." not in parts and "" not in parts
+    is_plain = (
+        length <= LONGEST_NAME
+        and not CONTROLS.search(name)
+        and "\t" not in name
+        and "." not in parts
+        and "" not in parts
+    )
     return is_plain and is_inside(name) and max(len(part.encode()) for part in parts) <= 255
 
 
@@ -363,8 +419,12 @@ def _resolved(label: str, name: str, revision: str, cache: Path) -> Repository:
     """Ask the hub, once, which commit a revision is and which files it has."""
     found = _listing(label, name, revision)
     if COMMIT.fullmatch(revision) and found.commit != revision:
-        raise HubError(f"{label}: the hub answers for the commit {found.commit}. Check HF_ENDPOINT; do not use this model.")
-    return Repository(label, name, found.commit, cache / "snapshots" / found.commit, found.sizes, False, found.hashes)
+        raise HubError(
+            f"{label}: the hub answers for the commit {found.commit}. Check HF_ENDPOINT; do not use this model."
+        )
+    return Repository(
+        label, name, found.commit, cache / "snapshots" / found.commit, found.sizes, False, found.hashes
+    )
 
 
 def _check_held(label: str, folder: Path, path: Path) -> None:
@@ -373,7 +433,9 @@ def _check_held(label: str, folder: Path, path: Path) -> None:
 
     place, blobs = path.resolve(), folder.parents[1] / "blobs"
     roots = [folder.parents[1], Path(constants.HF_HUB_CACHE)]
-    if blobs.is_symlink() and hasattr(os, "geteuid") and blobs.lstat().st_uid == os.geteuid():  # on another disk, by our own hand
+    if (
+        blobs.is_symlink() and hasattr(os, "geteuid") and blobs.lstat().st_uid == os.geteuid()
+    ):  # on another disk, by our own hand
         roots.append(blobs)
     if not path.is_file() or not any(place.is_relative_to(root.resolve()) for root in roots):
         raise HubError(
@@ -412,7 +474,9 @@ def _cached(label: str, name: str, revision: str, cache: Path) -> Repository:
             f"{label}: revision {revision!r} is not in the cache ({cache}), and alnico is offline; expected a model that was "
             "fetched before. Go online (without --offline and HF_HUB_OFFLINE) once, or give a path."
         )
-    sizes = {p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()}
+    sizes = {
+        p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()
+    }
     return Repository(label, name, commit, folder, sizes, True)
 
 
@@ -442,7 +506,12 @@ def _split(label: str) -> tuple[str, str]:
 
 
 def _is_revision(text: str) -> bool:
-    return REVISION.fullmatch(text) is not None and ".." not in text and "." not in text.split("/") and len(text) < 250
+    return (
+        REVISION.fullmatch(text) is not None
+        and ".." not in text
+        and "." not in text.split("/")
+        and len(text) < 250
+    )
 
 
 def _check_name(label: str, name: str) -> None:

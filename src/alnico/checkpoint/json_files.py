@@ -30,11 +30,19 @@ def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
 def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, Any]:
     """The JSON object of a file: of bounded depth, and of text that can be written again. Errors: ModelError naming the file."""
     try:
-        loaded = json.loads(data, object_pairs_hook=_unique, parse_constant=_no_number) if is_ours else json.loads(data)
+        loaded = (
+            json.loads(data, object_pairs_hook=_unique, parse_constant=_no_number)
+            if is_ours
+            else json.loads(data)
+        )
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: is not JSON ({str(error)[:120]}). The file is damaged; download it again.") from None
+        raise ModelError(
+            f"{path}: is not JSON ({str(error)[:120]}). The file is damaged; download it again."
+        ) from None
     if not isinstance(loaded, dict):
-        raise ModelError(f"{path}: holds a JSON {type(loaded).__name__}, expected an object. Check the model.")
+        raise ModelError(
+            f"{path}: holds a JSON {type(loaded).__name__}, expected an object. Check the model."
+        )
     if _is_deep(loaded):
         raise ModelError(
             f"{path}: is nested deeper than {MAX_JSON_DEPTH}; expected a file that describes a model. Check the model."
@@ -43,7 +51,9 @@ def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, A
         try:
             json.dumps(loaded, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
-            raise ModelError(f"{path}: holds half of a character, expected Unicode text. Get the file from its source.") from None
+            raise ModelError(
+                f"{path}: holds half of a character, expected Unicode text. Get the file from its source."
+            ) from None
     return loaded
 
 

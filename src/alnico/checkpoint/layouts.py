@@ -66,7 +66,9 @@ _VIT = (
     (r"\.intermediate\.dense\.", ".mlp.fc1."),
     (r"\.output\.dense\.", ".mlp.fc2."),
 )
-_FORGET_GATE = ((r"\.self_attn\.(A_log|dt_bias|f_proj\.|f_a_proj\.|f_b_proj\.)", r".self_attn.forget_gate.\1"),)
+_FORGET_GATE = (
+    (r"\.self_attn\.(A_log|dt_bias|f_proj\.|f_a_proj\.|f_b_proj\.)", r".self_attn.forget_gate.\1"),
+)
 
 _LLAVA = (
     (r"^language_model\.lm_head\.", "lm_head."),
@@ -146,7 +148,10 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(("altclip",), ((r"\.encoder\.layer\.", ".encoder.layers."),)),
     Spelling(
         ("qwen2_vl", "qwen2_5_vl"),
-        ((r"^visual\.", "model.visual."), (r"^model\.(?!language_model\.|visual\.)", "model.language_model.")),
+        (
+            (r"^visual\.", "model.visual."),
+            (r"^model\.(?!language_model\.|visual\.)", "model.language_model."),
+        ),
     ),
     Spelling(
         ("qwen2_5_omni_thinker",),
@@ -157,7 +162,13 @@ SPELLINGS: tuple[Spelling, ...] = (
         ),
     ),
     Spelling(
-        ("t5gemma2",), ((r"^(model\.)?encoder\.(?!text_model\.|vision_tower\.|multi_modal_projector\.)", r"\1encoder.text_model."),)
+        ("t5gemma2",),
+        (
+            (
+                r"^(model\.)?encoder\.(?!text_model\.|vision_tower\.|multi_modal_projector\.)",
+                r"\1encoder.text_model.",
+            ),
+        ),
     ),
     # Mixtures of experts.
     Spelling(("mixtral", "minimax", "minimax_m2"), _MIXTRAL),
@@ -199,7 +210,9 @@ SPELLINGS: tuple[Spelling, ...] = (
         ),
     ),
     Spelling(("nemotron_h",), ((r"^backbone\.", "model."),)),
-    Spelling(("glm5_next",), (*_FORGET_GATE, (r"\.hc_(attn|ffn)_(fn|base|scale)$", r".\1_hc.\2")), _CONVOLUTIONS),
+    Spelling(
+        ("glm5_next",), (*_FORGET_GATE, (r"\.hc_(attn|ffn)_(fn|base|scale)$", r".\1_hc.\2")), _CONVOLUTIONS
+    ),
     Spelling(
         ("dory",),
         (
@@ -236,7 +249,10 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     # Decoders.
     Spelling(("gpt_neox",), ((r"^embed_out\.", "lm_head."),)),
-    Spelling(("mimo_v2_flash", "flint"), ((r"\.self_attn\.(attention_sink_bias|softmax_offset)$", ".self_attn.sinks"),)),
+    Spelling(
+        ("mimo_v2_flash", "flint"),
+        ((r"\.self_attn\.(attention_sink_bias|softmax_offset)$", ".self_attn.sinks"),),
+    ),
     Spelling(("axk1",), ((r"(?<!\.mlp)\.post_mlp_layernorm\.", ".mlp.post_mlp_layernorm."),)),
     Spelling(
         ("axk2",),
@@ -248,7 +264,10 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(
         ("olmo_hybrid",),
-        ((r"\.attention_layer_norm\.", ".input_layernorm."), (r"\.feedforward_layer_norm\.", ".post_attention_layernorm.")),
+        (
+            (r"\.attention_layer_norm\.", ".input_layernorm."),
+            (r"\.feedforward_layer_norm\.", ".post_attention_layernorm."),
+        ),
         _CONVOLUTIONS,
     ),
     Spelling(
@@ -279,7 +298,8 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     # Encoders.
     Spelling(
-        ("bert", "esm", "roberta"), ((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias"))
+        ("bert", "esm", "roberta"),
+        ((r"\.LayerNorm\.gamma$", ".LayerNorm.weight"), (r"\.LayerNorm\.beta$", ".LayerNorm.bias")),
     ),
     Spelling(
         ("gte",),
@@ -322,13 +342,23 @@ SPELLINGS: tuple[Spelling, ...] = (
     Spelling(("ultrabert",), ((r"^ultrabert\.", "model."), (r"^cls\.", "head.decoder."))),
     Spelling(("ultravbert",), ((r"^head\.decoder\.", "lm_head."), (r"^head\.", "projection_head."))),
     # Images and sound.
-    Spelling(("vit", "deit", "beit", "vit_mae", "ijepa", "vivit"), ((r"\.decoder_encoder\.layer\.", ".decoder_layers."), *_VIT)),
+    Spelling(
+        ("vit", "deit", "beit", "vit_mae", "ijepa", "vivit"),
+        ((r"\.decoder_encoder\.layer\.", ".decoder_layers."), *_VIT),
+    ),
     Spelling(("vit_msn",), ((r"^encoder\.", "vit.encoder."), *_VIT)),
     Spelling(("pixio",), (*_VIT, (r"\.norm1\.", ".layernorm_before."), (r"\.norm2\.", ".layernorm_after."))),
     Spelling(
-        ("videomae",), ((r"\.attention\.q_bias$", ".attention.query.bias"), (r"\.attention\.v_bias$", ".attention.value.bias"))
+        ("videomae",),
+        (
+            (r"\.attention\.q_bias$", ".attention.query.bias"),
+            (r"\.attention\.v_bias$", ".attention.value.bias"),
+        ),
     ),
-    Spelling(("yolos",), ((r"(^|\.)encoder\.mid_position_embeddings$", r"\1encoder.interpolation.mid_position_embeddings"),)),
+    Spelling(
+        ("yolos",),
+        ((r"(^|\.)encoder\.mid_position_embeddings$", r"\1encoder.interpolation.mid_position_embeddings"),),
+    ),
     Spelling(
         ("rt_detr", "rt_detr_v2"),
         (
@@ -355,7 +385,10 @@ SPELLINGS: tuple[Spelling, ...] = (
             (r"\.attention\.self\.query\.", ".attention.q_proj."),
             (r"\.attention\.self\.key\.", ".attention.k_proj."),
             (r"\.attention\.self\.value\.", ".attention.v_proj."),
-            (r"\.attention\.self\.relative_position_bias_table$", ".attention.relative_position_bias.relative_position_bias_table"),
+            (
+                r"\.attention\.self\.relative_position_bias_table$",
+                ".attention.relative_position_bias.relative_position_bias_table",
+            ),
             (r"\.attention\.self\.sr\.", ".attention.sequence_reduction.sequence_reduction."),
             (r"\.attention\.self\.layer_norm\.", ".attention.sequence_reduction.layer_norm."),
             (r"\.attention\.output\.dense\.", ".attention.o_proj."),
@@ -372,7 +405,10 @@ SPELLINGS: tuple[Spelling, ...] = (
     ),
     Spelling(
         ("wav2vec2", "hubert", "wavlm"),
-        ((r"\.weight_g$", ".parametrizations.weight.original0"), (r"\.weight_v$", ".parametrizations.weight.original1")),
+        (
+            (r"\.weight_g$", ".parametrizations.weight.original0"),
+            (r"\.weight_v$", ".parametrizations.weight.original1"),
+        ),
     ),
 )
 """The table. Each line is tested on models that transformers makes (tests/checkpoint/test_layouts.py)."""
@@ -388,8 +424,12 @@ PACKED = {
 }
 """Packed parameters of experts, ``(experts, rows, columns)``: the matrices of each expert, from the first row on."""
 
-_PACKED_NAME = re.compile(r"(?P<stem>.+\.experts)\.(?P<parameter>gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?")
-_EXPERT_NAME = re.compile(r"(?P<stem>.+\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight")
+_PACKED_NAME = re.compile(
+    r"(?P<stem>.+\.experts)\.(?P<parameter>gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?"
+)
+_EXPERT_NAME = re.compile(
+    r"(?P<stem>.+\.experts)\.(?P<expert>\d+)\.(?P<matrix>gate_proj|up_proj|down_proj)\.weight"
+)
 
 ENOUGH = 0.5
 """Least share of the smaller model's tensors that a layout must bring together."""
@@ -422,7 +462,11 @@ class Layout:
     def whole(self, wanted: str) -> str | None:
         """The one stored tensor that a wanted one is all of; None if it is part of one or made of several."""
         pieces = self.stored.get(wanted, ())
-        return pieces[0].name if len(pieces) == 1 and pieces[0].first == 0 and wanted not in self._parts else None
+        return (
+            pieces[0].name
+            if len(pieces) == 1 and pieces[0].first == 0 and wanted not in self._parts
+            else None
+        )
 
     @functools.cached_property
     def _parts(self) -> frozenset[str]:
@@ -462,7 +506,9 @@ def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool 
             best.append(trial)
     if not best:
         return _LayoutMatch(have, want, _same, _same, "").layout(swapped)
-    layouts = [_LayoutMatch(have, want, t.of_have, t.of_want, t.title, t.joined).layout(swapped) for t in best]
+    layouts = [
+        _LayoutMatch(have, want, t.of_have, t.of_want, t.title, t.joined).layout(swapped) for t in best
+    ]
     others = [other for other in layouts[1:] if other.stored != layouts[0].stored]
     if others:
         name, pieces, others_pieces = next(
@@ -471,7 +517,9 @@ def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool 
             for n in layouts[0].stored
             if other.stored.get(n) != layouts[0].stored[n]
         )
-        found = [" and ".join(dict.fromkeys(p.name for p in made)) or "nothing" for made in (pieces, others_pieces)]
+        found = [
+            " and ".join(dict.fromkeys(p.name for p in made)) or "nothing" for made in (pieces, others_pieces)
+        ]
         raise MismatchError(
             f"{name}: may be {found[0]} ({layouts[0].title}) or {found[1]} ({others[0].title}); expected names that fit in one way. "
             "Rename the tensors of one model, or name the module that is meant under modules in the recipe."
@@ -556,15 +604,30 @@ def _spellings(have: Collection[str], want: Collection[str]) -> Iterator[tuple[s
     of_have, of_want = prefixes[0][1], prefixes[0][2]
     plain = prefixes[0][0]
     for prefix in _prefixes([of_have(n) for n in have]):
-        prefixes.append((_joined(plain, f"names without the prefix {prefix!r}"), _then(of_have, _without(prefix)), of_want))
+        prefixes.append(
+            (
+                _joined(plain, f"names without the prefix {prefix!r}"),
+                _then(of_have, _without(prefix)),
+                of_want,
+            )
+        )
     for prefix in _prefixes([of_want(n) for n in want]):
-        prefixes.append((_joined(plain, f"names with the prefix {prefix!r}"), of_have, _then(of_want, _without(prefix))))
+        prefixes.append(
+            (_joined(plain, f"names with the prefix {prefix!r}"), of_have, _then(of_want, _without(prefix)))
+        )
     for title, first, second in prefixes:
         if title:
             yield title, first, second, ()
         for spelling in SPELLINGS:
-            if any(spelling(first(n)) != first(n) for n in have) or any(spelling(second(n)) != second(n) for n in want):
-                yield _joined(title, spelling.title), _then(first, spelling), _then(second, spelling), spelling.joined
+            if any(spelling(first(n)) != first(n) for n in have) or any(
+                spelling(second(n)) != second(n) for n in want
+            ):
+                yield (
+                    _joined(title, spelling.title),
+                    _then(first, spelling),
+                    _then(second, spelling),
+                    spelling.joined,
+                )
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
@@ -578,7 +641,9 @@ def _prefixes(names: Collection[str]) -> list[str]:
         for length in range(1, min(4, len(parts))):
             prefix = ".".join(parts[:length]) + "."
             counts[prefix] = counts.get(prefix, 0) + 1
-    frequent = [p for p, count in counts.items() if 4 * count >= len(names) and not re.search(r"(^|\.)\d+\.", p)]
+    frequent = [
+        p for p, count in counts.items() if 4 * count >= len(names) and not re.search(r"(^|\.)\d+\.", p)
+    ]
     return sorted(frequent, key=len)
 
 
@@ -632,8 +697,12 @@ class _LayoutMatch:
                 if is_halved:
                     halves.append(name)
         missing = tuple(n for n in self.want if n not in stored)
-        is_repacked = any(self.have[p.name] != self.want[n] for n, pieces in stored.items() for p in pieces[:1])
-        title = _joined(self.title, "some tensors packed in one and stored one by one in the other" if is_repacked else "")
+        is_repacked = any(
+            self.have[p.name] != self.want[n] for n, pieces in stored.items() for p in pieces[:1]
+        )
+        title = _joined(
+            self.title, "some tensors packed in one and stored one by one in the other" if is_repacked else ""
+        )
         return Layout(title, stored, missing, tuple(n for n in self.have if n not in used), tuple(halves))
 
     def _one(self, canonical: str, shape: Shape) -> str | None:
@@ -664,7 +733,11 @@ class _LayoutMatch:
                 held = [self._held.get(name, ()) for name in names]
                 found = [of[0] for of in held if len(of) == 1]
                 rows = [self.have[name] for name in found]
-                if len(found) == len(parts) and sum(r[0] for r in rows) == shape[0] and all(r[1:] == shape[1:] for r in rows):
+                if (
+                    len(found) == len(parts)
+                    and sum(r[0] for r in rows) == shape[0]
+                    and all(r[1:] == shape[1:] for r in rows)
+                ):
                     return tuple(Piece(name, 0, math.prod(self.have[name])) for name in found)
             elif module in parts:
                 held = [self._held.get(f"{stem}.{fused}.{parameter}", ())]
@@ -677,7 +750,9 @@ class _LayoutMatch:
                         return (Piece(held[0][0], first * width, math.prod(shape)),)
         return ()
 
-    def _packed(self, stem: str, matrices: tuple[str, ...], shape: Shape, swapped: bool) -> tuple[tuple[Piece, ...], bool]:
+    def _packed(
+        self, stem: str, matrices: tuple[str, ...], shape: Shape, swapped: bool
+    ) -> tuple[tuple[Piece, ...], bool]:
         experts, rows, columns = shape
         if rows % len(matrices):
             return (), False
@@ -685,7 +760,9 @@ class _LayoutMatch:
         pieces = []
         for expert in range(experts):
             for matrix in order:
-                found = self._matrix(stem, expert, matrix, (rows // len(matrices), columns), False, is_packed_wanted=True)
+                found = self._matrix(
+                    stem, expert, matrix, (rows // len(matrices), columns), False, is_packed_wanted=True
+                )
                 if found is None:
                     return (), False
                 pieces.append(found[0])
@@ -705,9 +782,14 @@ class _LayoutMatch:
             for name in (f"{stem}.{parameter}", f"{stem}.{parameter}.weight"):
                 held = self._held.get(name, ())
                 height = rows * len(matrices)
-                if len(held) == 1 and len(of := self.have[held[0]]) == 3 and of[1:] == (height, columns) and expert < of[0]:
+                if (
+                    len(held) == 1
+                    and len(of := self.have[held[0]]) == 3
+                    and of[1:] == (height, columns)
+                    and expert < of[0]
+                ):
                     order = matrices[::-1] if swapped else matrices
-                    return Piece(held[0], (expert * height + order.index(matrix) * rows) * columns, rows * columns), len(
-                        matrices
-                    ) > 1
+                    return Piece(
+                        held[0], (expert * height + order.index(matrix) * rows) * columns, rows * columns
+                    ), len(matrices) > 1
         return None

@@ -80,14 +80,23 @@ def lineage_of(source: Source) -> Lineage:
     folder = source.directory
     if folder is None:
         return Lineage(_name(source), {})
-    return replace(_of_folder(folder.absolute(), _stamp(folder / CARD), _stamp(folder / LOCK)), name=_name(source))
+    return replace(
+        _of_folder(folder.absolute(), _stamp(folder / CARD), _stamp(folder / LOCK)), name=_name(source)
+    )
 
 
 @functools.lru_cache(128)
 def _of_folder(folder: Path, *_: tuple[int, int]) -> Lineage:
     """What the files of a folder say. Kept as long as they are the same: a search plans the same models for every trial."""
     front, parents = _front(folder / CARD), _parents(folder / LOCK)
-    return Lineage("", _licence(front), _bases(front), _has_licence_file(folder), parents or (), is_merge=parents is not None)
+    return Lineage(
+        "",
+        _licence(front),
+        _bases(front),
+        _has_licence_file(folder),
+        parents or (),
+        is_merge=parents is not None,
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -170,7 +179,11 @@ def _parents(lock: Path) -> tuple[Lineage, ...] | None:
 
 def _locked(lock: Mapping[str, Any], depth: int) -> tuple[Lineage, ...]:
     given = lock.get("inputs")
-    models = [i for i in given[:MAX_MODELS] if isinstance(i, dict) and "model" in i] if isinstance(given, list) else []
+    models = (
+        [i for i in given[:MAX_MODELS] if isinstance(i, dict) and "model" in i]
+        if isinstance(given, list)
+        else []
+    )
     found = []
     for entry in models if depth < MAX_DEPTH else ():
         label = str(entry.get("repository") or entry["model"])

@@ -135,7 +135,9 @@ class Adapter:
         right = right.reshape(right.shape[0], math.prod(right.shape[1:]))
         experts = update.experts
         return (
-            np.ascontiguousarray(left.reshape(len(left), left.shape[1] // experts, experts).transpose(2, 0, 1)),
+            np.ascontiguousarray(
+                left.reshape(len(left), left.shape[1] // experts, experts).transpose(2, 0, 1)
+            ),
             np.ascontiguousarray(right.reshape(experts, len(right) // experts, right.shape[1])),
         )
 
@@ -182,7 +184,9 @@ def open_adapter(reference: str, *, offline: bool = False) -> Adapter:
     try:
         files = _open(reference, offline)
     except OSError as error:
-        raise ModelError(f"adapter {reference}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(
+            f"adapter {reference}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
     try:
         return Adapter(files, _checked_config(files))
     except BaseException:
@@ -201,7 +205,9 @@ def _open(reference: str, offline: bool) -> FileModel:
     if not location.exists() and is_hub_reference(reference):
         from alnico.checkpoint.hub import open_from_hub
 
-        return open_from_hub(reference, offline=offline, choose=lambda where, names, *_: _adapter_names(where, names))
+        return open_from_hub(
+            reference, offline=offline, choose=lambda where, names, *_: _adapter_names(where, names)
+        )
     raise ModelError(
         f"{reference}: is no directory, expected that of a LoRA adapter, with {CONFIG} and {WEIGHTS[0]}. Check the path."
     )
@@ -211,7 +217,9 @@ def _adapter_names(where: str, names: Collection[str]) -> list[str]:
     weights = [n for n in WEIGHTS if n in names]
     if CONFIG not in names or not weights:
         missing = CONFIG if CONFIG not in names else f"{WEIGHTS[0]} and no {WEIGHTS[1]}"
-        raise ModelError(f"{where}: has no {missing}, expected a LoRA adapter as PEFT saves it. Check the path.")
+        raise ModelError(
+            f"{where}: has no {missing}, expected a LoRA adapter as PEFT saves it. Check the path."
+        )
     return weights[:1]
 
 
@@ -224,7 +232,11 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
         raise ModelError(
             f"{where}: peft_type is {kind!r}, expected 'LORA'. Merge this adapter into its base with PEFT, and give that."
         )
-    others = [key for key, value in config.items() if key not in READ | HARMLESS and value not in (None, False, 0, "", [], {})]
+    others = [
+        key
+        for key, value in config.items()
+        if key not in READ | HARMLESS and value not in (None, False, 0, "", [], {})
+    ]
     if begin not in KEEPS_THE_BASE:
         others.append("init_lora_weights")
     if others:
@@ -243,10 +255,14 @@ def _checked_config(files: FileModel) -> Mapping[str, Any]:
         _check_patterns(where, "target_modules", [config["target_modules"]], len(files.tensors))
     for key in ("r", "lora_alpha"):
         if key not in config:
-            raise ModelError(f"{where}: has no {key}, without which its scale cannot be told. Get the adapter from its source.")
+            raise ModelError(
+                f"{where}: has no {key}, without which its scale cannot be told. Get the adapter from its source."
+            )
     named = config.get("target_parameters") or []
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
-        raise ModelError(f"{where}: target_parameters is {str(named)[:60]!r}, expected a list of names. Check the adapter.")
+        raise ModelError(
+            f"{where}: target_parameters is {str(named)[:60]!r}, expected a list of names. Check the adapter."
+        )
     return config
 
 
@@ -268,7 +284,9 @@ def _check_patterns(where: str, key: str, given: Collection[str], tensors: int) 
             ) from None
 
 
-def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
+def _understood(
+    files: FileModel, config: Mapping[str, Any]
+) -> tuple[dict[str, Update], dict[str, str], dict[str, Rows]]:
     """The updates by their key, the replaced tensors (name as in the base to name in the adapter), and the tensors with trained rows."""
     parts: dict[str, _UpdateParts] = {}
     replaced: dict[str, str] = {}
@@ -293,7 +311,9 @@ def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, 
         module = WRAPPED.sub("", wrapped)
         is_inside = wrapped.endswith(INSIDE)
         depth = wrapped.removesuffix(INSIDE).count(".base_layer")
-        found = parts.setdefault(module + ".base_layer" * depth, _UpdateParts(module, depth, is_inside=is_inside))
+        found = parts.setdefault(
+            module + ".base_layer" * depth, _UpdateParts(module, depth, is_inside=is_inside)
+        )
         if part[2] == "bias":
             found.bias = name
         elif part[1] in ("B", "embedding_B"):
@@ -304,7 +324,9 @@ def _understood(files: FileModel, config: Mapping[str, Any]) -> tuple[dict[str, 
             found.magnitude = name
         found.is_embedding |= part[1].startswith("embedding")
     if not parts and not replaced and not rows:
-        raise ModelError(f"{files.label}: holds no tensor; expected the factors of a LoRA adapter. Complete the download.")
+        raise ModelError(
+            f"{files.label}: holds no tensor; expected the factors of a LoRA adapter. Complete the download."
+        )
     chosen = _chosen_parameters(files, parts, config)
     return {key: _update(files, found, config, chosen[key]) for key, found in parts.items()}, replaced, rows
 
@@ -315,7 +337,9 @@ def _indices(files: FileModel, config: Mapping[str, Any], module: str, name: str
     if isinstance(named, dict):
         named = next((v for k, v in named.items() if module == k or module.endswith(f".{k}")), None)
     shape, dtype = files.tensors[name].shape, files.tensors[name].dtype
-    whole = isinstance(named, list) and all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in named)
+    whole = isinstance(named, list) and all(
+        isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in named
+    )
     if not whole or len(set(named or ())) != len(named or ()):
         raise ModelError(
             f"{files.label}: {CONFIG}: trainable_token_indices names {str(named)[:60]} for {module}; expected a list of different row "
@@ -376,7 +400,11 @@ class _Same:
 @functools.lru_cache(16)
 def _words(held: _Same) -> tuple[frozenset[str], tuple[int, ...]]:
     """The words of a list, and how long they are."""
-    words = frozenset(v for v in held.value if isinstance(v, str)) if isinstance(held.value, list) else frozenset()
+    words = (
+        frozenset(v for v in held.value if isinstance(v, str))
+        if isinstance(held.value, list)
+        else frozenset()
+    )
     return words, tuple(sorted({len(word) for word in words}))
 
 
@@ -391,11 +419,15 @@ def _fits(pattern: str, name: str, how: patterns.How, written: str, key: str) ->
         ) from None
 
 
-def _update(files: FileModel, found: _UpdateParts, config: Mapping[str, Any], parameters: tuple[str, ...]) -> Update:
+def _update(
+    files: FileModel, found: _UpdateParts, config: Mapping[str, Any], parameters: tuple[str, ...]
+) -> Update:
     where = files.label
     if not found.left or not found.right:
         held = found.left or found.right or found.magnitude or found.bias
-        raise ModelError(f"{where}: the adapter has {held} without its lora_A or lora_B. Complete the download.")
+        raise ModelError(
+            f"{where}: the adapter has {held} without its lora_A or lora_B. Complete the download."
+        )
     for name in (found.left, found.right, found.magnitude, found.bias):
         if name and files.tensors[name].dtype not in dtypes.MERGEABLE:
             raise ModelError(
@@ -442,7 +474,11 @@ def _parameters(found: _UpdateParts, config: Mapping[str, Any]) -> tuple[str, ..
     A name without its module ("down_proj") is for every module that ``target_modules`` do not name.
     """
     targets = [target.rpartition(".") for target in config.get("target_parameters") or []]
-    named = [p for module, _, p in targets if module and (found.module == module or found.module.endswith(f".{module}"))]
+    named = [
+        p
+        for module, _, p in targets
+        if module and (found.module == module or found.module.endswith(f".{module}"))
+    ]
     if not named and not is_targeted(config, found.module):
         named = [p for module, _, p in targets if not module]
     return tuple(dict.fromkeys(named)) or ("weight",)
@@ -465,7 +501,10 @@ def _chosen_parameters(
         if len(several) < 2 or len(several) > 4:
             continue
         ranks = {p: _rank_and_alpha(module, p, config) for p in several}
-        if not all(type(r) is int and r > 0 for r, _ in ranks.values()) or len({str(r) for r in ranks.values()}) == 1:
+        if (
+            not all(type(r) is int and r > 0 for r, _ in ranks.values())
+            or len({str(r) for r in ranks.values()}) == 1
+        ):
             continue
         fitting = []
         for order in itertools.permutations(several, len(keys)):
@@ -515,7 +554,9 @@ def _scale(update: Update, config: Mapping[str, Any]) -> tuple[int, float]:
     """
     found = [_rank_and_alpha(update.module, parameter, config) for parameter in update.parameters]
     if any(one != found[0] for one in found):
-        raise ValueError(f"a pattern is for one of {' and '.join(update.parameters)}, and no adapter says which factors are whose")
+        raise ValueError(
+            f"a pattern is for one of {' and '.join(update.parameters)}, and no adapter says which factors are whose"
+        )
     rank, alpha = found[0]
     if isinstance(rank, bool) or not isinstance(rank, int):
         raise ValueError(f"a rank is {rank!r}")

@@ -99,7 +99,9 @@ class AdaptedModel:
                 "usual. What it made up for of the quantisation's error stays in it."
             )
         elif named and last_part(named) != last_part(of_base):
-            self.notes.append(f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant.")
+            self.notes.append(
+                f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant."
+            )
 
     def _check_weight(self) -> None:
         """Errors: RecipeError for a weight that would count as 0 or as infinity in float32."""
@@ -142,7 +144,9 @@ class AdaptedModel:
     def _begin(self, name: str) -> tuple[Source, str]:
         """The tensor that a changed one begins as: the adapter's or the base's."""
         change = self._changes[name]
-        return (self.adapter.files, change.replaced) if change.replaced else (self.base, change.origin or name)
+        return (
+            (self.adapter.files, change.replaced) if change.replaced else (self.base, change.origin or name)
+        )
 
     def _is_moved(self, name: str) -> bool:
         """Are the bytes of a changed tensor those of another, with nothing to compute?"""
@@ -156,7 +160,10 @@ class AdaptedModel:
         update = change.update
         of_update = [update.left, update.right, update.magnitude] if update is not None else []
         of_update += [name for part, _ in change.joined for name in (part.left, part.right)]
-        others = [change.added.bias if change.added is not None else "", change.rows.name if change.rows is not None else ""]
+        others = [
+            change.added.bias if change.added is not None else "",
+            change.rows.name if change.rows is not None else "",
+        ]
         return [p for p in (*of_update, *others) if p]
 
     @property
@@ -183,12 +190,17 @@ class AdaptedModel:
         of_base = [n for n in dict.fromkeys(of_base) if n in self.base.tensors]
         of_adapter = list(files.tensors) if any(name in self._changes for name in names) else []
         needed = {f"{CONFIG}/{file}": size for file, size in files.absent(of_adapter, False).items()}
-        return {**{f"base/{file}": size for file, size in self.base.absent(of_base, side_files).items()}, **needed}
+        return {
+            **{f"base/{file}": size for file, size in self.base.absent(of_base, side_files).items()},
+            **needed,
+        }
 
     def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
         wanted = list(files)
         self.base.fetch([f.removeprefix("base/") for f in wanted if f.startswith("base/")], tell)
-        self.adapter.files.fetch([f.removeprefix(f"{CONFIG}/") for f in wanted if f.startswith(f"{CONFIG}/")], tell)
+        self.adapter.files.fetch(
+            [f.removeprefix(f"{CONFIG}/") for f in wanted if f.startswith(f"{CONFIG}/")], tell
+        )
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         change = self._changes.get(name)
@@ -213,13 +225,17 @@ class AdaptedModel:
                 return
         wrong = np.flatnonzero(~np.isfinite(out))
         if len(wrong):
-            index = ", ".join(str(int(i)) for i in np.unravel_index(first + int(wrong[0]), self.tensors[name].shape))
+            index = ", ".join(
+                str(int(i)) for i in np.unravel_index(first + int(wrong[0]), self.tensors[name].shape)
+            )
             raise NonFiniteError(
                 f"{name}[{index}]: is {out[wrong[0]]} in {self.label}; expected finite numbers. Choose a smaller weight of the adapter, or mend "
                 "the model that has it."
             )
 
-    def _compute(self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray, *, plain: bool = False) -> None:
+    def _compute(
+        self, name: str, factors: _LoadedFactors, first: int, out: np.ndarray, *, plain: bool = False
+    ) -> None:
         """Fill ``out`` with elements ``first`` on of a changed tensor; ``plain`` leaves DoRA's factors and the weight out."""
         change = self._changes[name]
         source, stored = self._begin(name)
@@ -237,7 +253,9 @@ class AdaptedModel:
         else:
             rows, columns = factors.left.shape[1], factors.right.shape[2]
             width = dtypes.DTYPES[code].bytes
-            scale = (update.scale if update is not None else 1.0) * (self.weight if is_plain and not change.replaced else 1.0)
+            scale = (update.scale if update is not None else 1.0) * (
+                self.weight if is_plain and not change.replaced else 1.0
+            )
             for expert, begin, at, count in _by_expert(first, out.size, rows * columns):
                 _kernel(out.dtype)(
                     raw[at * width : (at + count) * width],
@@ -254,7 +272,9 @@ class AdaptedModel:
             self._turn(factors, first, out)
         if self.weight != 1 and (change.replaced or change.rows is not None or not is_plain):
             begun = np.empty_like(out)
-            begun[:] = dtypes.decode(self._raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype)
+            begun[:] = dtypes.decode(
+                self._raw(self.base, origin, first, out.size, 1), self.base.tensors[origin].dtype
+            )
             with np.errstate(all="ignore"):  # what overflows is an infinity, which is refused
                 out -= begun
                 out *= out.dtype.type(self.weight)
@@ -267,11 +287,16 @@ class AdaptedModel:
         for i, row in enumerate(rows.indices):
             begin, end = max(row * columns, first), min((row + 1) * columns, first + out.size)
             if begin < end:
-                out[begin - first : end - first] = factors.rows[i, begin - row * columns : end - row * columns]
+                out[begin - first : end - first] = factors.rows[
+                    i, begin - row * columns : end - row * columns
+                ]
 
     def _check_twin(self, change: TensorUpdate, offset: int, size: int, tensor: Tensor) -> None:
         """Compare what an adapter stores twice of a tied tensor. Errors: ModelError."""
-        width, own = dtypes.DTYPES[tensor.dtype].bytes, dtypes.DTYPES[self.adapter.files.tensors[change.twin].dtype].bytes
+        width, own = (
+            dtypes.DTYPES[tensor.dtype].bytes,
+            dtypes.DTYPES[self.adapter.files.tensors[change.twin].dtype].bytes,
+        )
         for first in range(offset // width, -(-(offset + size) // width), CHUNK):
             count = min(CHUNK, -(-(offset + size) // width) - first)
             one, other = bytearray(count * own), bytearray(count * own)
@@ -321,7 +346,9 @@ class AdaptedModel:
         left, right = self.adapter.matrices(change.update, real)
         if change.twin_update is not None:
             other = self.adapter.matrices(change.twin_update, real)
-            if not np.array_equal(other[0], right.transpose(0, 2, 1)) or not np.array_equal(other[1], left.transpose(0, 2, 1)):
+            if not np.array_equal(other[0], right.transpose(0, 2, 1)) or not np.array_equal(
+                other[1], left.transpose(0, 2, 1)
+            ):
                 raise ModelError(
                     f"{self.label}: the adapter's {change.update.left} and {change.twin_update.right} differ, and are factors of one tied "
                     "tensor; expected one to be the other's transpose. Take out the one that is not meant."
@@ -345,7 +372,9 @@ class AdaptedModel:
                 )
             self._dora[name] = factor
         factor = self._dora[name]
-        return _LoadedFactors(factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None)))
+        return _LoadedFactors(
+            factors.left, factors.right, None, *((None, factor) if change.is_turned else (factor, None))
+        )
 
     def _joined(self, change: TensorUpdate, rows: int, real: np.dtype[Any]) -> _LoadedFactors:
         """Several updates as one: their right factors under one another, each left factor, with its scale, at its rows."""
@@ -354,7 +383,9 @@ class AdaptedModel:
         whole = np.zeros((1, rows, ranks), real)
         at = 0
         for update, first, left, right in pairs:
-            whole[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(update.scale)
+            whole[0, first : first + left.shape[1], at : at + left.shape[2]] = left[0] * real.type(
+                update.scale
+            )
             at += right.shape[1]
         return _LoadedFactors(whole, np.ascontiguousarray(np.concatenate([right for *_, right in pairs], 1)))
 
@@ -363,7 +394,10 @@ class AdaptedModel:
         rows, columns = factors.left.shape[1], factors.right.shape[2]
         by_column = self._changes[name].is_turned
         squares = np.zeros(columns if by_column else rows)
-        height, width = max(CHUNK // columns, 1), min(CHUNK, columns)  # blocks of the tensor, whatever is asked of it
+        height, width = (
+            max(CHUNK // columns, 1),
+            min(CHUNK, columns),
+        )  # blocks of the tensor, whatever is asked of it
         values = np.empty(height * width, factors.left.dtype)
         for row in range(0, rows, height):
             stop = min(row + height, rows)
@@ -393,13 +427,17 @@ class AdaptedModel:
         for name, change in self._changes.items():
             width = dtypes.DTYPES[self.tensors[name].dtype].bytes
             sizes.append(
-                width * max(len(change.joined), 1) ** 2 * sum(self.adapter.files.tensors[p].elements for p in self._parts(change))
+                width
+                * max(len(change.joined), 1) ** 2
+                * sum(self.adapter.files.tensors[p].elements for p in self._parts(change))
             )
         return sorted(sizes, reverse=True)
 
     @property
     def held_bytes(self) -> int:
-        magnitudes = [c.update.magnitude for c in self._changes.values() if c.update is not None and c.update.magnitude]
+        magnitudes = [
+            c.update.magnitude for c in self._changes.values() if c.update is not None and c.update.magnitude
+        ]
         norms = 8 * sum(self.adapter.files.tensors[m].elements for m in magnitudes)
         return self.base.held_bytes + self.adapter.files.held_bytes + sum(self._factor_bytes()[:HELD]) + norms
 
@@ -408,7 +446,11 @@ class AdaptedModel:
         """The bytes of the base (twice, where a weight needs them), values that cannot be made in place; the factors of a tensor that
         is no longer held, with what they are made from; and the norms of DoRA while they are summed."""
         largest = max([0, *self._factor_bytes()])
-        norms = 8 * CHUNK + 2 * 8 * CHUNK if any(c.update and c.update.magnitude for c in self._changes.values()) else 0
+        norms = (
+            8 * CHUNK + 2 * 8 * CHUNK
+            if any(c.update and c.update.magnitude for c in self._changes.values())
+            else 0
+        )
         return self.base.reading_bytes + 3 * 8 * CHUNK + 2 * largest + norms
 
     def close(self) -> None:

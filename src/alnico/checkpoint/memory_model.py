@@ -43,7 +43,11 @@ TORCH_DTYPES = {
 }
 """What the safetensors format calls torch's dtypes."""
 
-NUMPY_DTYPES = {np.dtype(d.storage): d.name for d in DTYPES.values() if d.storage and d.kind != "packed" and d.name != "BF16"} | {
+NUMPY_DTYPES = {
+    np.dtype(d.storage): d.name
+    for d in DTYPES.values()
+    if d.storage and d.kind != "packed" and d.name != "BF16"
+} | {
     np.dtype("u1"): "U8",
     np.dtype("u2"): "U16",
     np.dtype("?"): "BOOL",
@@ -68,7 +72,9 @@ class MemoryModel:
     directory: Path | None = None
     origin: Origin | None = None
 
-    def __init__(self, label: str, tensors: Mapping[str, Any], nominal: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self, label: str, tensors: Mapping[str, Any], nominal: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.label = label
         self._token = uuid.uuid4().hex
         self._flat: dict[str, Any] = {}
@@ -85,7 +91,9 @@ class MemoryModel:
             held[name] = dataclasses.replace(held[name], nominal=nominal.get(name, held[name].nominal))
             (self._flat if is_flat else self._strided)[name] = raw
         self.tensors: Mapping[str, Described] = held
-        rows = [min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided]
+        rows = [
+            min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided
+        ]
         self.reading_bytes = max(rows, default=0)
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
@@ -131,7 +139,9 @@ def is_torch_tensor(value: object) -> bool:
 
 
 def is_torch_module(value: object) -> bool:
-    return any(c.__module__ == "torch.nn.modules.module" and c.__name__ == "Module" for c in type(value).__mro__)
+    return any(
+        c.__module__ == "torch.nn.modules.module" and c.__name__ == "Module" for c in type(value).__mro__
+    )
 
 
 def import_torch(purpose: str) -> Any:
@@ -139,7 +149,9 @@ def import_torch(purpose: str) -> Any:
     try:
         return importlib.import_module("torch")
     except ImportError:
-        raise AlnicoError(f"{purpose} needs torch, which is not installed. Say: pip install 'alnico[torch]'") from None
+        raise AlnicoError(
+            f"{purpose} needs torch, which is not installed. Say: pip install 'alnico[torch]'"
+        ) from None
 
 
 def unwrapped(module: Any) -> Any:
@@ -148,7 +160,9 @@ def unwrapped(module: Any) -> Any:
         children = dict(module.named_children())
         names = [c.__name__ for c in type(module).__mro__]
         inner = "_orig_mod" if "OptimizedModule" in names else "module"
-        if inner not in children or not {"OptimizedModule", "DataParallel", "DistributedDataParallel"} & set(names):
+        if inner not in children or not {"OptimizedModule", "DataParallel", "DistributedDataParallel"} & set(
+            names
+        ):
             return module
         module = children[inner]
 
@@ -161,7 +175,11 @@ def state_of(model: Any, label: str) -> dict[str, Any]:
     if is_torch_module(model):
         state = unwrapped(model).state_dict()
         for name, value in state.items():
-            if not name.endswith("_extra_state") and isinstance(value, (tuple, list)) and any(map(is_torch_tensor, value)):
+            if (
+                not name.endswith("_extra_state")
+                and isinstance(value, (tuple, list))
+                and any(map(is_torch_tensor, value))
+            ):
                 raise ModelError(
                     f"{label}: {name}: is a {type(value).__name__} of tensors, as quantised layers keep their weights; expected weights in "
                     "floating point. Give the module from before it was quantised."
@@ -175,12 +193,18 @@ def state_of(model: Any, label: str) -> dict[str, Any]:
     elif isinstance(model, Mapping):
         state = dict(model)
     else:
-        raise ModelError(f"{label}: is {_kind(model)}; expected a dict of tensors, an nn.Module or the path of a model.")
+        raise ModelError(
+            f"{label}: is {_kind(model)}; expected a dict of tensors, an nn.Module or the path of a model."
+        )
     if not state:
         raise ModelError(f"{label}: has no tensors; expected a model with some.")
     for name, value in state.items():
         if not isinstance(name, str) or not _is_text(name):
-            found = "which is no text that a file could hold" if isinstance(name, str) else f"of type {type(name).__name__}"
+            found = (
+                "which is no text that a file could hold"
+                if isinstance(name, str)
+                else f"of type {type(name).__name__}"
+            )
             raise ModelError(f"{label}: has the key {name!r}, {found}; expected names of tensors. Rename it.")
         if (why := unreadable(value)) is not None:
             raise ModelError(f"{label}: {name}: {why}")
@@ -236,7 +260,9 @@ def unreadable(value: Any) -> str | None:
     return None
 
 
-def without_parallel(states: Sequence[dict[str, Any]], others: Sequence[Collection[str]] = ()) -> list[dict[str, Any]]:
+def without_parallel(
+    states: Sequence[dict[str, Any]], others: Sequence[Collection[str]] = ()
+) -> list[dict[str, Any]]:
     """Take ``module.`` off the names of the models that have it before every name, if another model has it not.
 
     ``others`` are the names of models that are not in memory.
@@ -244,10 +270,15 @@ def without_parallel(states: Sequence[dict[str, Any]], others: Sequence[Collecti
     wrapped = [all(n.startswith(PARALLEL) for n in names) for names in (*states, *others)]
     if all(wrapped):
         return list(states)
-    return [{n.removeprefix(PARALLEL): v for n, v in s.items()} if w else s for s, w in zip(states, wrapped, strict=False)]
+    return [
+        {n.removeprefix(PARALLEL): v for n, v in s.items()} if w else s
+        for s, w in zip(states, wrapped, strict=False)
+    ]
 
 
-def tied_in_common(states: Sequence[Mapping[str, Any]], others: Sequence[Collection[str]] = ()) -> dict[str, str]:
+def tied_in_common(
+    states: Sequence[Mapping[str, Any]], others: Sequence[Collection[str]] = ()
+) -> dict[str, str]:
     """Map names to the earlier name whose memory they share, where that is so in every model that has both.
 
     A model that has the earlier name alone, as files do (``others`` are their names), agrees. What is tied in one model
@@ -293,20 +324,32 @@ def _opened(value: Any, where: str) -> tuple[Described, Any, bool]:
         torch = sys.modules["torch"]
         value = _plain(value)
         if value.layout != torch.strided or value.is_quantized or value.device.type == "meta":
-            found = "is quantised" if value.is_quantized else f"is on {value.device.type}, laid out as {value.layout}"
-            raise ModelError(f"{where}: {found}; expected a dense tensor with values. Load the model's weights.")
+            found = (
+                "is quantised"
+                if value.is_quantized
+                else f"is on {value.device.type}, laid out as {value.layout}"
+            )
+            raise ModelError(
+                f"{where}: {found}; expected a dense tensor with values. Load the model's weights."
+            )
         dtype = TORCH_DTYPES.get(str(value.dtype).removeprefix("torch."))
         raw = value.detach().resolve_conj().resolve_neg()
         if dtype is not None and raw.device.type == "cpu":
             # numpy has neither bfloat16 nor float8; integers of the same size show the same bytes, whatever the strides.
-            raw = raw.numpy() if dtype == "C64" else raw.view(getattr(torch, f"int{DTYPES[dtype].bits}")).numpy()
+            raw = (
+                raw.numpy()
+                if dtype == "C64"
+                else raw.view(getattr(torch, f"int{DTYPES[dtype].bits}")).numpy()
+            )
     else:
         raise ModelError(
             f"{where}: is {_kind(value)}; expected a numpy array or a torch tensor. "
             "Give tensors alone: of a training checkpoint, its state_dict."
         )
     if dtype is None:
-        raise ModelError(f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor.")
+        raise ModelError(
+            f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor."
+        )
     is_flat = raw.flags.c_contiguous if isinstance(raw, np.ndarray) else raw.is_contiguous()
     return Described(dtype, tuple(value.shape), dtype), _bytes_of(raw) if is_flat else raw, is_flat
 
@@ -335,9 +378,21 @@ def _place(value: Any) -> Any:
     """Where a tensor lies: equal for two names of one. None for an empty one, which lies nowhere."""
     if isinstance(value, np.ndarray):
         return (value.ctypes.data, value.shape, value.strides, str(value.dtype)) if value.size else None
-    if is_torch_tensor(value) and value.layout == sys.modules["torch"].strided and value.numel() and value.device.type != "meta":
+    if (
+        is_torch_tensor(value)
+        and value.layout == sys.modules["torch"].strided
+        and value.numel()
+        and value.device.type != "meta"
+    ):
         lazy = (value.is_neg(), value.is_conj())  # a tensor and its negative may share memory
-        return (value.data_ptr(), tuple(value.shape), value.stride(), str(value.dtype), str(value.device), *lazy)
+        return (
+            value.data_ptr(),
+            tuple(value.shape),
+            value.stride(),
+            str(value.dtype),
+            str(value.device),
+            *lazy,
+        )
     return None
 
 

@@ -146,7 +146,9 @@ class FileModel:
                 view = as_strided(span.view(f"V{width}"), tensor.shape, [s * width for s in tensor.strides])
                 raw = np.ascontiguousarray(view).view(np.uint8).reshape(-1)
                 if tensor.is_negated or tensor.is_conjugated:
-                    dtypes.negate(raw, tensor.dtype, is_negated=tensor.is_negated, is_conjugated=tensor.is_conjugated)
+                    dtypes.negate(
+                        raw, tensor.dtype, is_negated=tensor.is_negated, is_conjugated=tensor.is_conjugated
+                    )
                 self._gathered[name] = memoryview(raw)
             return self._gathered[name]
 
@@ -156,8 +158,14 @@ class FileModel:
     def identity(self) -> list[dict[str, Any]]:
         if self.origin is not None:  # the commit says more than a time, which a new download changes
             commit = self.origin.commit
-            return [{"file": s.name, "size": s.size, "commit": commit, "header": s.header_digest} for s in self.shards]
-        return [{"file": s.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest} for s in self.shards]
+            return [
+                {"file": s.name, "size": s.size, "commit": commit, "header": s.header_digest}
+                for s in self.shards
+            ]
+        return [
+            {"file": s.name, "size": s.size, "mtime_ns": s.mtime_ns, "header": s.header_digest}
+            for s in self.shards
+        ]
 
     def paths(self) -> list[Path]:
         return [shard.path for shard in self.shards]
@@ -200,7 +208,9 @@ def states_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
         except FileNotFoundError:
             continue
         except OSError as error:
-            raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+            raise ModelError(
+                f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+            ) from None
         found[path] = (status.st_size, status.st_mtime_ns)
     return found
 
@@ -245,7 +255,9 @@ def same_header(a: Shard, b: Shard) -> bool:
 def check_index(model: FileModel) -> None:
     """Refuse an index that does not say what the headers say. Errors: ModelError."""
     for prefix in dict.fromkeys(shard.prefix for shard in model.shards):
-        _check_index([shard for shard in model.shards if shard.prefix == prefix], prefix, model.location / prefix)
+        _check_index(
+            [shard for shard in model.shards if shard.prefix == prefix], prefix, model.location / prefix
+        )
 
 
 def _check_index(shards: Sequence[Shard], prefix: str, folder: Path) -> None:

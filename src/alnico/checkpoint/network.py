@@ -121,7 +121,9 @@ def seconds(name: str, default: float) -> float:
     except ValueError:
         value = math.nan
     if not 0 < value < 1e6:
-        raise HubError(f"{name} is {text[:40]!r}; expected a number of seconds above 0. Correct it or unset it.")
+        raise HubError(
+            f"{name} is {text[:40]!r}; expected a number of seconds above 0. Correct it or unset it."
+        )
     return value
 
 
@@ -167,7 +169,10 @@ def patiently(exchange: Exchange, call: Callable[[], T], *, tries: int = 1000) -
                 has_waited_long |= is_long
                 if pause >= SAID:
                     logging.getLogger("huggingface_hub.alnico").warning(
-                        "%s: the hub is busy (status %d); trying again in %.0f s", exchange.label, busy.status, pause
+                        "%s: the hub is busy (status %d); trying again in %.0f s",
+                        exchange.label,
+                        busy.status,
+                        pause,
                     )
             cuts += cut
         if exchange.stop.wait(pause):
@@ -179,7 +184,13 @@ def _gave_up(busy: Busy, count: int, waited: float, limit: float) -> str:
     from huggingface_hub import constants
 
     times = "once" if count == 1 else f"{count} times in {waited:.0f} s"
-    asks = f" and asks to wait {busy.pause:.0f} s" if 0 < busy.pause < 1e9 else " and asks to wait for ever" if busy.pause else ""
+    asks = (
+        f" and asks to wait {busy.pause:.0f} s"
+        if 0 < busy.pause < 1e9
+        else " and asks to wait for ever"
+        if busy.pause
+        else ""
+    )
     return (
         f"{constants.ENDPOINT} is busy: it answered with status {busy.status} {times}{asks}. Try again later; the same command goes on. "
         f"A larger {WAIT}, a number of seconds in the environment (now {limit:g}), waits longer."
@@ -230,7 +241,10 @@ def each(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> lis
                 future.set_exception(error)
 
     # Daemons: at its end, the interpreter would wait for threads of a pool, and so for a server that is slow.
-    threads = [threading.Thread(target=run, name="alnico-hub", daemon=True) for _ in range(min(len(calls), CONNECTIONS))]
+    threads = [
+        threading.Thread(target=run, name="alnico-hub", daemon=True)
+        for _ in range(min(len(calls), CONNECTIONS))
+    ]
     for thread in threads:
         thread.start()
     step = min(0.5, timeout / 4)
@@ -268,7 +282,9 @@ def _install() -> None:
         def made() -> Any:
             try:
                 client = make()
-            except Exception as error:  # of httpx: an address of a proxy that is none, a package that a proxy needs
+            except (
+                Exception
+            ) as error:  # of httpx: an address of a proxy that is none, a package that a proxy needs
                 if _present() is None:
                     raise
                 why = " ".join(str(error).split())[:200]
@@ -309,14 +325,19 @@ def _asks(request: Any) -> None:
         raise exchange.error(
             f"the hub sends to {_place(url)}, which is not encrypted; expected https as of {constants.ENDPOINT}. Check HF_ENDPOINT."
         )
-    if "Authorization" in request.headers and not any(_is_same(url, urlsplit(at)) for at in (constants.ENDPOINT, *HOMES)):
+    if "Authorization" in request.headers and not any(
+        _is_same(url, urlsplit(at)) for at in (constants.ENDPOINT, *HOMES)
+    ):
         raise exchange.error(
             f"the hub's answer would send your token to {_place(url)}; expected {constants.ENDPOINT}. Nothing was sent there. Check HF_ENDPOINT."
         )
-    slow = seconds(TIMEOUT, TIMEOUT_SECONDS) * (WRITES if exchange.is_upload and request.method not in ("GET", "HEAD") else 1)
+    slow = seconds(TIMEOUT, TIMEOUT_SECONDS) * (
+        WRITES if exchange.is_upload and request.method not in ("GET", "HEAD") else 1
+    )
     given = request.extensions.get("timeout") or {}
     request.extensions["timeout"] = {
-        kind: slow if given.get(kind) is None else given[kind] for kind in ("connect", "read", "write", "pool")
+        kind: slow if given.get(kind) is None else given[kind]
+        for kind in ("connect", "read", "write", "pool")
     }
     request.headers["Accept-Encoding"] = "identity"
     if not exchange.is_waiting:
@@ -331,7 +352,9 @@ def _is_same(url: Any, home: Any) -> bool:
     """The same origin, or the same host by https."""
     ports = {"http": 80, "https": 443}
     there, here = ((u.scheme, u.port or ports.get(u.scheme)) for u in (url, home))
-    return url.hostname == home.hostname and (there == here or (there == ("https", 443) and here == ("http", 80)))
+    return url.hostname == home.hostname and (
+        there == here or (there == ("https", 443) and here == ("http", 80))
+    )
 
 
 def _answers(response: Any) -> None:
@@ -344,7 +367,9 @@ def _answers(response: Any) -> None:
     for name in ("Location", "Link", "X-Error-Message", "X-HF-Warning"):
         if CONTROLS.search(headers.get(name, "")):
             if not name.startswith("X-"):
-                raise exchange.error(f"the hub's answer has control characters in its header {name}. Check HF_ENDPOINT.")
+                raise exchange.error(
+                    f"the hub's answer has control characters in its header {name}. Check HF_ENDPOINT."
+                )
             del headers[name]  # a text that huggingface_hub would show
     if status in BUSY:
         pause = _pause(headers)
@@ -385,7 +410,9 @@ def _check_file(exchange: Exchange, response: Any) -> None:
         return
     for name in ("ETag", "X-Linked-ETag") if response.request.method == "HEAD" else ():
         if (etag := headers.get(name)) is not None and not ETAG.fullmatch(etag.lstrip("W/").strip('"')):
-            raise exchange.error(f"the hub's answer has the {name} {etag[:60]!r}; expected the hash of a file. Check HF_ENDPOINT.")
+            raise exchange.error(
+                f"the hub's answer has the {name} {etag[:60]!r}; expected the hash of a file. Check HF_ENDPOINT."
+            )
     if not XET.fullmatch(headers.get("X-Xet-Hash", "0" * 64)):
         raise exchange.error(
             f"the hub's answer has the X-Xet-Hash {headers['X-Xet-Hash'][:60]!r}; expected a hash. Check HF_ENDPOINT."
@@ -407,7 +434,12 @@ def _check_part(exchange: Exchange, response: Any) -> None:
     headers = response.headers
     found = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
     asked = ASKED_RANGE.fullmatch(response.request.headers.get("Range", ""))
-    if not found or not asked or int(found[1]) != int(asked[1]) or not int(found[1]) <= int(found[2]) <= int(asked[2] or 10**18):
+    if (
+        not found
+        or not asked
+        or int(found[1]) != int(asked[1])
+        or not int(found[1]) <= int(found[2]) <= int(asked[2] or 10**18)
+    ):
         raise exchange.error(
             f"the hub sent another part ({headers.get('Content-Range', 'without Content-Range')[:60]!r}) than was asked for "
             f"({response.request.headers.get('Range', 'the whole file')!r}). Try again; check HF_ENDPOINT."
@@ -450,7 +482,11 @@ def _bounded(exchange: Exchange, response: Any, is_body: bool, is_file: bool) ->
             begin = time.monotonic()
             for chunk in inner:
                 exchange.arrived()
-                spent, came, total = spent + min(time.monotonic() - begin, timeout), came + len(chunk), total + len(chunk)
+                spent, came, total = (
+                    spent + min(time.monotonic() - begin, timeout),
+                    came + len(chunk),
+                    total + len(chunk),
+                )
                 if total > limit:
                     raise exchange.error(
                         f"the hub's answer is longer than the {limit} bytes that were expected. Try again; check HF_ENDPOINT."
@@ -486,7 +522,9 @@ def _said(body: bytes) -> bytes:
     except RecursionError:
         return b"{}"
     return json.dumps(
-        {key: value for key, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
+        {key: value for key, value in told.items() if isinstance(value, str)}
+        if isinstance(told, dict)
+        else {}
     ).encode()
 
 
@@ -499,6 +537,9 @@ def _pause(headers: Mapping[str, str]) -> float:
     if text.isascii() and text.isdigit():
         return float(text) if len(text) < 10 else math.inf
     try:
-        return max(0.0, (parsedate_to_datetime(text) - parsedate_to_datetime(headers.get("Date", ""))).total_seconds())
+        return max(
+            0.0,
+            (parsedate_to_datetime(text) - parsedate_to_datetime(headers.get("Date", ""))).total_seconds(),
+        )
     except (TypeError, ValueError, OverflowError, IndexError):
         return 0.0

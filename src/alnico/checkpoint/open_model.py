@@ -16,7 +16,9 @@ from alnico.checkpoint.weight_files import _shard_paths
 from alnico.errors import ModelError
 
 
-def open_model(reference: str | os.PathLike[str], *, offline: bool = False, may_be_adapter: bool = False) -> Model:
+def open_model(
+    reference: str | os.PathLike[str], *, offline: bool = False, may_be_adapter: bool = False
+) -> Model:
     """Open a model directory, a file, a model on the hub, or ``base+adapter``; reads headers only, and checks them.
 
     A path that is there wins over the hub, where models are ``owner/name`` or ``owner/name@revision``, and over the ``+`` of an
@@ -31,7 +33,9 @@ def open_model(reference: str | os.PathLike[str], *, offline: bool = False, may_
             return open_adapted(label, *parts, offline=offline)
         model = _open(label, Path(os.path.expanduser(label)), offline)
     except OSError as error:
-        raise ModelError(f"{label}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(
+            f"{label}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
     if is_decodable(model.config):
         from alnico.checkpoint.dequantised_model import DequantisedModel
 
@@ -56,7 +60,9 @@ def open_headers(directory: Path) -> FileModel:
     try:
         return _open(os.fspath(directory), directory, offline=True)
     except OSError as error:
-        raise ModelError(f"{directory}: its files cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(
+            f"{directory}: its files cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
 
 
 def _open(label: str, location: Path, offline: bool) -> FileModel:
@@ -73,7 +79,11 @@ def _open(label: str, location: Path, offline: bool) -> FileModel:
         check_links(location)
         modules = module_weights(location)
         shards = [open_shard(p) for p in _shard_paths(location, bool(modules))]
-        shards += [open_shard(location / folder / name, f"{folder}/") for folder, names in modules.items() for name in names]
+        shards += [
+            open_shard(location / folder / name, f"{folder}/")
+            for folder, names in modules.items()
+            for name in names
+        ]
         model = FileModel(label, location, shards)
         check_index(model)
         model.notes += unread_weights(label, listed_weights(location), [s.name for s in shards])
@@ -98,7 +108,9 @@ def _open(label: str, location: Path, offline: bool) -> FileModel:
 
 def _refuse_quantised(model: FileModel) -> None:
     quantisation = model.config.get("quantization_config")
-    scales = [n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))]
+    scales = [
+        n for n in model.tensors if n.endswith((".weight_scale_inv", ".weight_scale", ".qweight", ".absmax"))
+    ]
     if quantisation is None and not scales:
         return
     found = f"it has {scales[0]!r}" if scales else "config.json has a quantization_config"

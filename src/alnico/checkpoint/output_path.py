@@ -25,7 +25,15 @@ Replace = bool | Literal["anything"]
 """What may be replaced: nothing; what alnico or another writer of models made; or ``"anything"``."""
 
 PART = ".alnico-part"
-TWINS = (PART, f"{PART}-gone", ".alnico-old", ".alnico-stages", ".alnico-stages-gone", ".alnico-analysis", ".alnico-analysis-gone")
+TWINS = (
+    PART,
+    f"{PART}-gone",
+    ".alnico-old",
+    ".alnico-stages",
+    ".alnico-stages-gone",
+    ".alnico-analysis",
+    ".alnico-analysis-gone",
+)
 """What alnico appends to the name of an output, after a dot before it, for what it keeps beside the output."""
 
 SHOWN = 3
@@ -116,9 +124,13 @@ def check_new_file(out: Path) -> None:
     with _explained(out):
         _check_text(out)
         if not out.parent.is_dir():
-            raise OutputError(f"{out}: its folder is not there; expected one to write into. Make it, or choose another.")
+            raise OutputError(
+                f"{out}: its folder is not there; expected one to write into. Make it, or choose another."
+            )
         if os.path.lexists(out):
-            raise OutputError(f"{out}: exists already; expected a new file. Choose another name, or remove it.")
+            raise OutputError(
+                f"{out}: exists already; expected a new file. Choose another name, or remove it."
+            )
         _check_length(out.name, out.parent, "", out)
         check_writable(out.parent, out)
 
@@ -150,7 +162,9 @@ def check_written_into(out: Path) -> None:
         _check_text(out)
         if out.exists():
             if not out.is_dir():
-                raise OutputError(f"{out}: is no folder; expected a new folder, or an empty one. Choose another output.")
+                raise OutputError(
+                    f"{out}: is no folder; expected a new folder, or an empty one. Choose another output."
+                )
             check_writable(out, out)
             return
         folder = _check_parent(out)
@@ -161,7 +175,9 @@ def check_written_into(out: Path) -> None:
 def check_writable(folder: Path, out: Path) -> None:
     """Refuse a folder that nothing can be made in. Errors: OutputError."""
     if not _may_write(folder):
-        why = "is on a read-only disk" if _is_read_only(folder) else "cannot be written to (Permission denied)"
+        why = (
+            "is on a read-only disk" if _is_read_only(folder) else "cannot be written to (Permission denied)"
+        )
         raise OutputError(f"{out}: {folder} {why}. Choose another output.")
 
 
@@ -176,7 +192,9 @@ class _explained:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, AlnicoError):
-            raise OutputError(f"{self.out}: cannot be looked at ({error.strerror}). Choose another output.") from None
+            raise OutputError(
+                f"{self.out}: cannot be looked at ({error.strerror}). Choose another output."
+            ) from None
 
 
 def check_needed(out: Path, needed: Iterable[Path]) -> None:
@@ -196,7 +214,9 @@ def check_needed(out: Path, needed: Iterable[Path]) -> None:
     for path in needed:
         named = Path(os.path.abspath(path))
         if holds(named) or holds(Path(os.path.realpath(path))):
-            raise OutputError(f"{out}: is one of the inputs or holds it; expected a place of its own. Choose another output.")
+            raise OutputError(
+                f"{out}: is one of the inputs or holds it; expected a place of its own. Choose another output."
+            )
     for cache in _caches():
         if target == cache or target in cache.parents:
             raise OutputError(
@@ -232,7 +252,11 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _caches() -> Iterator[Path]:
     chosen = os.environ.get("ALNICO_CACHE_DIR")
     with suppress(RuntimeError):  # there is no home
-        parent = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alnico"
+        parent = (
+            Path(chosen)
+            if chosen
+            else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "alnico"
+        )
         yield from (Path(os.path.realpath(place)) for place in (parent / "kernels", parent))
 
 
@@ -242,7 +266,9 @@ def _check_text(out: Path) -> None:
     try:
         os.fsencode(out)
     except UnicodeEncodeError:
-        raise OutputError(f"{str(out)!r}: has half a character, which no name can have. Choose another output.") from None
+        raise OutputError(
+            f"{str(out)!r}: has half a character, which no name can have. Choose another output."
+        ) from None
 
 
 def _check_name(out: Path, twin: str) -> None:
@@ -264,13 +290,17 @@ def _check_name(out: Path, twin: str) -> None:
         home = Path(os.path.realpath(Path.home()))
         if place == home or place in home.parents:
             what = "is your home directory" if place == home else "holds your home directory"
-            raise OutputError(f"{out}: {what}, which is never replaced. Choose a new folder in it, such as {_free(out, out)}.")
+            raise OutputError(
+                f"{out}: {what}, which is never replaced. Choose a new folder in it, such as {_free(out, out)}."
+            )
     if out.name in ("", ".."):
         raise OutputError(
             f"{out}: ends in no name; expected the name of the output. Write the folder as {place}, or choose another."
         )
     if out.name.startswith(".") and out.name.endswith(TWINS):
-        raise OutputError(f"{out}: is a name that alnico gives to what it has not finished. Choose another output.")
+        raise OutputError(
+            f"{out}: is a name that alnico gives to what it has not finished. Choose another output."
+        )
     folder = existing_folder(out)
     for part in out.absolute().relative_to(folder).parts[:-1]:
         _check_length(part, folder, "", out)
@@ -299,10 +329,16 @@ def _check_kind(out: Path) -> None:
         return
     if stat.S_ISLNK(status.st_mode):
         target = Path(os.path.realpath(out))
-        is_free = (not target.exists() and target.parent.is_dir()) or (target.is_dir() and not any(target.iterdir()))
+        is_free = (not target.exists() and target.parent.is_dir()) or (
+            target.is_dir() and not any(target.iterdir())
+        )
         raise OutputError(
             f"{out}: is a link to {target}; an output is renamed to its name, which would replace the link and not what it leads to. "
-            + (f"Give the place itself: {target}" if is_free else f"Choose another output, such as {_free(out.parent, out)}")
+            + (
+                f"Give the place itself: {target}"
+                if is_free
+                else f"Choose another output, such as {_free(out.parent, out)}"
+            )
             + "."
         )
     if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
@@ -337,7 +373,9 @@ def _check_parent(out: Path) -> Path:
 def _check_movable(out: Path) -> None:
     """Refuse what stands under ``out`` if it cannot be taken away at the end."""
     if any(mount.startswith(os.path.realpath(out) + os.sep) for mount in _mounts()):
-        raise OutputError(f"{out}: has another disk mounted in it, which is never removed. Choose another output.")
+        raise OutputError(
+            f"{out}: has another disk mounted in it, which is never removed. Choose another output."
+        )
     if not out.is_dir():
         return
     try:
@@ -439,7 +477,11 @@ def _mounts() -> frozenset[str]:
 def _file_system(path: Path) -> str:
     """The type of the file system that a path is on; empty where the system does not say."""
     place = os.path.realpath(path)
-    found = [(len(at), kind) for at, kind in _listed_mounts() if place == at or place.startswith(at.rstrip("/") + "/")]
+    found = [
+        (len(at), kind)
+        for at, kind in _listed_mounts()
+        if place == at or place.startswith(at.rstrip("/") + "/")
+    ]
     return max(found)[1] if found else ""
 
 
@@ -460,5 +502,7 @@ def _free(folder: Path, out: Path) -> str:
     """A place that works, for a message: a new name in a folder."""
     ending = out.suffix if out.suffix == ".safetensors" else ""
     names = (f"merged{f'-{n}' if n > 1 else ''}{ending}" for n in range(1, 1000))
-    found = next((folder / name for name in names if not os.path.lexists(folder / name)), folder / f"merged{ending}")
+    found = next(
+        (folder / name for name in names if not os.path.lexists(folder / name)), folder / f"merged{ending}"
+    )
     return f"./{found}" if not found.is_absolute() and len(found.parts) == 1 else str(found)

@@ -41,12 +41,27 @@ KNOWN = re.compile(
 )
 OF_SYSTEMS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.directory")
 """What file managers leave in every folder that somebody looks into."""
-CARDS = re.compile(r"(readme|model_?card|licen[sc]e|notice|copying|(acceptable_)?use?_policy|usage_policy)[\w.-]*", re.IGNORECASE)
-SYSTEMS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.ipynb_checkpoints|__pycache__", re.IGNORECASE)
+CARDS = re.compile(
+    r"(readme|model_?card|licen[sc]e|notice|copying|(acceptable_)?use?_policy|usage_policy)[\w.-]*",
+    re.IGNORECASE,
+)
+SYSTEMS = re.compile(
+    r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.ipynb_checkpoints|__pycache__", re.IGNORECASE
+)
 """What desktops, disks of networks, notebooks and Python put into folders that are looked at: nobody's work."""
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
 """Pictures of a card."""
-FOLDERS = ("assets", "images", "figures", "onnx", "openvino", "original", "additional_chat_templates", "eval", "gguf")
+FOLDERS = (
+    "assets",
+    "images",
+    "figures",
+    "onnx",
+    "openvino",
+    "original",
+    "additional_chat_templates",
+    "eval",
+    "gguf",
+)
 """Folders that models have beside their modules."""
 TELLING = ("model_type", "architectures", "_class_name", "_diffusers_version", "peft_type", "tokenizer_class")
 """Keys of a config, one of which says that it is a model's."""
@@ -55,7 +70,13 @@ STATISTICS = ("statistics.json", "statistics.safetensors", "statistics.safetenso
 SEARCH = re.compile(r"study\.db(-wal|-shm|-journal)?|best(-\d+)?\.yml|trials\.csv|search\.json|search\.html")
 EVALUATION = ("evaluation.json", "report.html")
 ANALYSIS = ("pairwise_cosines.csv", "report.html", "kept.json", "kept.csv", "summary.json")
-OF_A_MODEL = ("per_param_stats.csv", "top50_by_l2.csv", "top50_by_maxabs.csv", "group_l2_bar.png", "summary.json")
+OF_A_MODEL = (
+    "per_param_stats.csv",
+    "top50_by_l2.csv",
+    "top50_by_maxabs.csv",
+    "group_l2_bar.png",
+    "summary.json",
+)
 """Files of an analysis, and of the folder of a model in it."""
 
 
@@ -66,7 +87,9 @@ def foreign(place: Path) -> list[str]:
     """
     if not place.is_dir():
         return [] if is_weights(place) else [place.name]
-    names = sorted(name for name in os.listdir(place) if not (OF_SYSTEMS.fullmatch(name) and (place / name).is_file()))
+    names = sorted(
+        name for name in os.listdir(place) if not (OF_SYSTEMS.fullmatch(name) and (place / name).is_file())
+    )
     if is_report(place, names):
         return []
     locked, modules = _locked(place), _modules(place)
@@ -86,7 +109,11 @@ def is_weights(path: Path) -> bool:
             entries = json.loads(file.read(length)) if size else {}
     except (AlnicoError, OSError, ValueError, RecursionError):
         return False
-    tensors = [entry for name, entry in entries.items() if name != "__metadata__"] if isinstance(entries, dict) else [None]
+    tensors = (
+        [entry for name, entry in entries.items() if name != "__metadata__"]
+        if isinstance(entries, dict)
+        else [None]
+    )
     return all(isinstance(entry, dict) and "data_offsets" in entry for entry in tensors)
 
 
@@ -103,7 +130,9 @@ def is_report(folder: Path, names: Collection[str]) -> bool:
         return False
     with suppress(KeyError, TypeError):
         own = {str(model["name"]) for model in models["models"]}
-        return all(name in ANALYSIS or (name in own and _has_only(folder / name, OF_A_MODEL)) for name in names)
+        return all(
+            name in ANALYSIS or (name in own and _has_only(folder / name, OF_A_MODEL)) for name in names
+        )
     return False
 
 
@@ -153,7 +182,9 @@ def _locked(folder: Path) -> frozenset[str]:
     files = _data(folder / LOCK).get("files")
     if not isinstance(files, dict):
         return frozenset()
-    return frozenset(name for name in files if is_inside(name) and not name.startswith(".") and "/." not in name)
+    return frozenset(
+        name for name in files if is_inside(name) and not name.startswith(".") and "/." not in name
+    )
 
 
 def _modules(folder: Path) -> Collection[str]:
@@ -167,7 +198,9 @@ def _is_known(folder: Path, name: str, locked: Collection[str], modules: Collect
     if SYSTEMS.fullmatch(name) and not stat.S_ISLNK(mode):
         # Notebooks keep copies of what was edited in them: of files that a model has.
         return not stat.S_ISDIR(mode) or all(
-            _is_known_file(re.sub(r"-checkpoint(?=\.\w+$)|\.cpython-\d+(?=\.)", "", file).replace(".pyc", ".py"))
+            _is_known_file(
+                re.sub(r"-checkpoint(?=\.\w+$)|\.cpython-\d+(?=\.)", "", file).replace(".pyc", ".py")
+            )
             for file in os.listdir(path)
         )
     if not stat.S_ISDIR(mode):
@@ -198,4 +231,6 @@ def _is_model(folder: Path, names: Collection[str]) -> bool:
     if any(Path(name).suffix in WEIGHTS for name in names) or LOCK in names:
         return True
     configs = ("config.json", "adapter_config.json", "model_index.json", "tokenizer_config.json")
-    return "modules.json" in names or any(set(TELLING) & _data(folder / name).keys() for name in configs if name in names)
+    return "modules.json" in names or any(
+        set(TELLING) & _data(folder / name).keys() for name in configs if name in names
+    )

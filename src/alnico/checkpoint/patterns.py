@@ -157,7 +157,12 @@ class _Pattern:
         if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
             least, most, inner = value
             self._repeats += 1
-            return "repeat", int(least), None if most is sre.MAXREPEAT else int(most), self._sequence(inner, flags, depth + 1)
+            return (
+                "repeat",
+                int(least),
+                None if most is sre.MAXREPEAT else int(most),
+                self._sequence(inner, flags, depth + 1),
+            )
         if op in (sre.ASSERT, sre.ASSERT_NOT):
             direction, inner = value
             return "look", op is sre.ASSERT, direction > 0, self._sequence(inner, flags, depth + 1)
@@ -172,7 +177,9 @@ class _Pattern:
         key = (repr((op, value)), flags)
         if key not in self._known:
             self._known[key] = len(self._tests)
-            self._tests.append(sre_compiler.compile(sre_parser.SubPattern(sre_parser.State(), [(op, value)]), flags))
+            self._tests.append(
+                sre_compiler.compile(sre_parser.SubPattern(sre_parser.State(), [(op, value)]), flags)
+            )
             self._letters.append({})
         return self._known[key]
 

@@ -106,9 +106,13 @@ def open_pickle(path: Path) -> Shard:
             status = os.fstat(file.fileno())
             is_zip = file.read(4) == b"PK\x03\x04"
             file.seek(0)
-            loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(file, status.st_size, str(path))
+            loaded, storages, digest = (_read_zip if is_zip else _read_legacy)(
+                file, status.st_size, str(path)
+            )
             tensors, notes = _chosen(loaded, str(path))
-            infos = [_placed(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()]
+            infos = [
+                _placed(name, tensor, storages, status.st_size, str(path)) for name, tensor in tensors.items()
+            ]
     except ModelError:
         raise
     except (Exception, MemoryError) as error:  # whatever a damaged or hostile file makes of the unpickler
@@ -141,16 +145,22 @@ def _read_zip(file: IO[bytes], size: int, where: str) -> tuple[Any, dict[str, tu
                 )
         text = archive.read(pickles[0])
         if f"{root}byteorder" in records and archive.read(f"{root}byteorder") != b"little":
-            raise ModelError(f"{where}: was written by a big-endian machine, expected little-endian. Convert it to safetensors.")
+            raise ModelError(
+                f"{where}: was written by a big-endian machine, expected little-endian. Convert it to safetensors."
+            )
     wanted = _Storages(where)
     loaded = Unpickler(io.BytesIO(text), len(text), wanted.find, wanted.persistent, _build).load()
     places = {}
     for key in wanted.by_key:
         found = records.get(f"{root}data/{key}")
         if found is None or found.compress_type != zipfile.ZIP_STORED:
-            raise ModelError(f"{where}: storage {key!r} is missing or compressed. The file is damaged; download it again.")
+            raise ModelError(
+                f"{where}: storage {key!r} is missing or compressed. The file is damaged; download it again."
+            )
         file.seek(found.header_offset)
-        begin = found.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+        begin = (
+            found.header_offset + LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size)))
+        )
         places[key] = (begin, begin + found.file_size)
     return loaded, places, xxhash.xxh3_128_hexdigest(text)
 
@@ -216,7 +226,13 @@ class _Storages:
 
     def persistent(self, identifier: Any) -> _Storage:
         kind, dtype, key, _, count, *rest = identifier
-        if kind != "storage" or not isinstance(dtype, str) or not isinstance(key, str) or not _is_size(count) or any(rest):
+        if (
+            kind != "storage"
+            or not isinstance(dtype, str)
+            or not isinstance(key, str)
+            or not _is_size(count)
+            or any(rest)
+        ):
             raise UnpicklingError("a storage of an unknown kind")
         storage = _Storage(key, dtype, count)
         if self.by_key.setdefault(key, storage) != storage:
@@ -233,7 +249,9 @@ def _rebuilt(
     _hooks: object = None,
     bits: object = None,
 ) -> _PickledTensor:
-    return _view(storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides, bits)
+    return _view(
+        storage, storage.dtype if isinstance(storage, _Storage) else "", offset, shape, strides, bits
+    )
 
 
 def _rebuilt_typed(
@@ -249,7 +267,9 @@ def _rebuilt_typed(
     return _view(storage, dtype, offset, shape, strides, bits)
 
 
-def _view(storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object) -> _PickledTensor:
+def _view(
+    storage: object, dtype: object, offset: object, shape: object, strides: object, bits: object
+) -> _PickledTensor:
     """A tensor of what a pickle says of it; whether it lies in the file is for :func:`_placed`.
 
     ``bits`` is what torch calls its metadata: the values are the negative (``neg``) or the complex conjugate (``conj``) of what is stored.
@@ -257,12 +277,18 @@ def _view(storage: object, dtype: object, offset: object, shape: object, strides
     numbers = [offset]
     for listed in (shape, strides):
         if not isinstance(listed, (tuple, list)) or len(listed) > MAX_DIMENSIONS:
-            raise UnpicklingError(f"a tensor without a shape and strides of at most {MAX_DIMENSIONS} dimensions")
+            raise UnpicklingError(
+                f"a tensor without a shape and strides of at most {MAX_DIMENSIONS} dimensions"
+            )
         numbers += listed
     if not isinstance(storage, _Storage) or not isinstance(dtype, str) or not all(map(_is_size, numbers)):
         raise UnpicklingError("a tensor without a storage, a dtype and sizes, none negative")
     said = bits or {}
-    if not isinstance(said, dict) or not set(said) <= {"neg", "conj"} or not all(isinstance(v, bool) for v in said.values()):
+    if (
+        not isinstance(said, dict)
+        or not set(said) <= {"neg", "conj"}
+        or not all(isinstance(v, bool) for v in said.values())
+    ):
         raise UnpicklingError("a tensor with metadata other than the bits 'neg' and 'conj'")
     negated, conjugated = said.get("neg", False), said.get("conj", False)
     if (negated and dtype not in NEGATABLE) or (conjugated and dtype != "C64"):
@@ -316,7 +342,12 @@ def _numpy_array(*_: object) -> _NumpyArray:
 def _build(thing: object, state: object) -> None:
     """Take a state for what has one: a dtype of numpy, whose byte order it says, an array of numpy, which is not read, and a dict, of
     which it is no part (it is the metadata of a state dict). A tensor has none: torch would make another tensor of it."""
-    if isinstance(thing, _NumpyType) and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|"):
+    if (
+        isinstance(thing, _NumpyType)
+        and isinstance(state, tuple)
+        and len(state) > 1
+        and state[1] in ("<", ">", "|")
+    ):
         thing.order = state[1]
     elif not isinstance(thing, (dict, _NumpyType, _NumpyArray)):
         raise UnpicklingError(f"a state for a {type(thing).__name__.strip('_')}")
@@ -396,7 +427,10 @@ OTHER_TENSORS = {
     "_rebuild_sparse_tensor": ("a sparse tensor", "Make it dense with to_dense()"),
     "_rebuild_qtensor": ("a quantised tensor", "Use the model in full precision, or dequantize() it"),
     "_rebuild_nested_tensor": ("a nested tensor", "Make it dense with to_padded_tensor()"),
-    "_rebuild_meta_tensor_no_storage": ("a tensor of the device 'meta', which has no values", "Load the model's weights"),
+    "_rebuild_meta_tensor_no_storage": (
+        "a tensor of the device 'meta', which has no values",
+        "Load the model's weights",
+    ),
     "_rebuild_wrapper_subclass": ("a tensor of a class of its own", "Make it a plain tensor"),
     "_rebuild_device_tensor_from_numpy": ("a tensor as an array of numpy", "Load it with torch"),
     "_rebuild_xla_tensor": ("a tensor as an array of numpy", "Load it with torch"),
@@ -424,7 +458,11 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[s
         raise ModelError(
             f"{where}: holds a {type(loaded).__name__}, expected tensors by name. Save the model's state_dict() and give that."
         )
-    tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, _PickledTensor)}
+    tensors = {
+        key: value
+        for key, value in loaded.items()
+        if isinstance(key, str) and isinstance(value, _PickledTensor)
+    }
     arrays = [str(key) for key, value in loaded.items() if isinstance(value, _NumpyArray)]
     if arrays:
         raise ModelError(
@@ -433,14 +471,18 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[s
     ignored += [".".join([*inside, str(key)]) for key in loaded if key not in tensors]
     if not tensors:
         held = f"its keys: {', '.join(map(str, list(loaded)[:5]))}"[:120] if loaded else "it is empty"
-        raise ModelError(f"{where}: holds no tensors by name ({held}). Save the model's state_dict() and give that.")
+        raise ModelError(
+            f"{where}: holds no tensors by name ({held}). Save the model's state_dict() and give that."
+        )
     notes = []
     if inside:
         notes.append(f"{where}: the tensors are those under {'.'.join(inside)}.")
     if ignored:
         notes.append(f"{where}: left out, since they are no tensors of the model: {_some(ignored)}.")
     if attributes := [f"{name}.{a}" for name, tensor in tensors.items() for a in tensor.attributes]:
-        notes.append(f"{where}: left out, since they are attributes of tensors, which no file of tensors has: {_some(attributes)}.")
+        notes.append(
+            f"{where}: left out, since they are attributes of tensors, which no file of tensors has: {_some(attributes)}."
+        )
     return tensors, tuple(notes)
 
 
@@ -448,11 +490,15 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _placed(name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int, int]], size: int, where: str) -> TensorInfo:
+def _placed(
+    name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int, int]], size: int, where: str
+) -> TensorInfo:
     """Where a tensor lies in the file, checked."""
 
     def refuse(found: str, expected: str) -> ModelError:
-        return ModelError(f"{where}: tensor {name[:80]!r} has {found}; expected {expected}. Get the file from its source.")
+        return ModelError(
+            f"{where}: tensor {name[:80]!r} has {found}; expected {expected}. Get the file from its source."
+        )
 
     if any("\ud800" <= c <= "\udfff" for c in name):
         raise refuse("half of a character in its name", "Unicode text")
@@ -460,10 +506,15 @@ def _placed(name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int,
         raise refuse("no dtype", f"one of {', '.join(DTYPES)}")
     shape, strides, width = tensor.shape, tensor.strides, DTYPES[tensor.dtype].bytes
     if len(shape) != len(strides):
-        raise refuse(f"the shape {str(shape)[:80]} with strides {str(strides)[:80]}", "a stride for each size")
+        raise refuse(
+            f"the shape {str(shape)[:80]} with strides {str(strides)[:80]}", "a stride for each size"
+        )
     span = 0 if 0 in shape else 1 + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     begin, end = storages[tensor.storage.key]
-    held = min((end - begin) // width, tensor.storage.count if tensor.storage.dtype else tensor.storage.count // width)
+    held = min(
+        (end - begin) // width,
+        tensor.storage.count if tensor.storage.dtype else tensor.storage.count // width,
+    )
     if end > size:
         raise ModelError(
             f"{where}: storage of {name[:80]!r} ends at byte {end}, the file has {size}. It is cut; download it again."
@@ -472,11 +523,24 @@ def _placed(name: str, tensor: _PickledTensor, storages: Mapping[str, tuple[int,
         raise refuse(f"elements to {tensor.offset + span} of its storage", f"at most {held}")
     most = max(size, MAX_EXPANDED_BYTES)
     if math.prod(shape) * width > most:
-        raise refuse(f"{math.prod(shape) * width} bytes, elements of its storage again and again", f"at most {most}")
+        raise refuse(
+            f"{math.prod(shape) * width} bytes, elements of its storage again and again", f"at most {most}"
+        )
     first = begin + tensor.offset * width
-    is_in_order = 0 in shape or all(n == 1 or s == c for n, s, c in zip(shape, strides, _contiguous(shape), strict=True))
+    is_in_order = 0 in shape or all(
+        n == 1 or s == c for n, s, c in zip(shape, strides, _contiguous(shape), strict=True)
+    )
     stored = None if is_in_order else strides
-    return TensorInfo(name, tensor.dtype, shape, first, first + span * width, stored, tensor.is_negated, tensor.is_conjugated)
+    return TensorInfo(
+        name,
+        tensor.dtype,
+        shape,
+        first,
+        first + span * width,
+        stored,
+        tensor.is_negated,
+        tensor.is_conjugated,
+    )
 
 
 def _contiguous(shape: tuple[int, ...]) -> list[int]:

@@ -28,7 +28,9 @@ def quota_left(folder: Path) -> int | None:
     """Bytes that the quotas of this user and group leave on the disk of a folder; None where there is none, or nobody says."""
     if not sys.platform.startswith("linux"):
         return None
-    left = [_left(folder, kind, identity) for kind, identity in ((_USER, os.geteuid()), (_GROUP, os.getegid()))]
+    left = [
+        _left(folder, kind, identity) for kind, identity in ((_USER, os.geteuid()), (_GROUP, os.getegid()))
+    ]
     return min((size for size in left if size is not None), default=None)
 
 

@@ -39,7 +39,9 @@ def split_adapter(reference: str, is_there: Callable[[str], bool]) -> tuple[str,
 
     splits = [(reference[:i], reference[i + 1 :]) for i, c in enumerate(reference) if c == "+"]
     splits = [parts for parts in splits if is_adapter(parts[1]) and is_base(parts[0])]
-    return max(splits, key=lambda parts: is_there(parts[0]) + is_there(split_weight(parts[1])[1]), default=None)
+    return max(
+        splits, key=lambda parts: is_there(parts[0]) + is_there(split_weight(parts[1])[1]), default=None
+    )
 
 
 WEIGHT = re.compile(r"(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\*(?P<adapter>.+)")
@@ -63,7 +65,11 @@ def is_hub_reference(reference: str) -> bool:
     """
     name = reference.partition("@")[0]
     is_file = name.endswith((".safetensors", *PICKLES))
-    return re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None and not is_file and "+" not in reference
+    return (
+        re.fullmatch(r"[^./~\\+][^/\\+]*/[^./\\+][^/\\+]*", name) is not None
+        and not is_file
+        and "+" not in reference
+    )
 
 
 Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

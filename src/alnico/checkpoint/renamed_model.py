@@ -165,7 +165,9 @@ def _is_swapped(source: Source, layout: Layout, like: Source) -> bool:
     return turned > in_order
 
 
-def _pairs(source: Source, layout: Layout, like: Source) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
+def _pairs(
+    source: Source, layout: Layout, like: Source
+) -> Iterator[tuple[list[np.ndarray], list[np.ndarray]]]:
     """Values of the two halves of some experts, (first, second), of the other model and of this one."""
     places: list[tuple[list[Piece], list[Piece]]] = []
     alone: list[tuple[Piece, str]] = []

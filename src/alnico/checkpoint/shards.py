@@ -90,8 +90,14 @@ def indices_of(shards: Iterable[OutputShard]) -> dict[str, str]:
 
 def index_of(shards: Iterable[OutputShard], prefix: str = "") -> tuple[str, str]:
     """Return the name and text of the index of several shards, in the folder ``prefix``."""
-    weight_map = {t.name.removeprefix(prefix): shard.name.removeprefix(prefix) for shard in shards for t in shard.header.tensors}
+    weight_map = {
+        t.name.removeprefix(prefix): shard.name.removeprefix(prefix)
+        for shard in shards
+        for t in shard.header.tensors
+    }
     total = sum(t.byte_size for shard in shards for t in shard.header.tensors)
-    text = json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2)
+    text = json.dumps(
+        {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}, indent=2
+    )
     stem = next(iter(weight_map.values())).partition("-")[0]
     return f"{prefix}{stem}.safetensors.index.json", text + "\n"

@@ -76,13 +76,17 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
             continue
         if path.is_dir():
             is_module = any(folder.split("/")[0] == path.name for folder in modules)
-            inside = [p.relative_to(directory) for p in _files_of_module(path, directory)] if is_module else []
+            inside = (
+                [p.relative_to(directory) for p in _files_of_module(path, directory)] if is_module else []
+            )
             kept = [p for p in inside if is_carried(p, modules)]
             carried += kept
             left += [p for p in inside if p not in kept] if kept else [name]
         elif is_carried(name, modules):
             carried.append(name)
-        elif not (path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))):
+        elif not (
+            path.name.startswith("model") and path.name.endswith((".safetensors", ".safetensors.index.json"))
+        ):
             left.append(name)
     return carried, left
 
@@ -111,7 +115,13 @@ def module_weights(directory: Path) -> dict[str, list[str]]:
     """The files with weights of each module's folder. Errors: ModelError, as of :func:`alnico.checkpoint.weight_files.shard_names`."""
     modules = module_folders(directory)
     tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
-    paths = [p for top in tops if (directory / top).is_dir() for p in _files_of_module(directory / top, directory) if p.is_file()]
+    paths = [
+        p
+        for top in tops
+        if (directory / top).is_dir()
+        for p in _files_of_module(directory / top, directory)
+        if p.is_file()
+    ]
     found = modules_among(directory, [p.relative_to(directory).as_posix() for p in paths], modules)
     for folder, names in found.items():
         for name in names:
@@ -130,11 +140,20 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
     folders: dict[str, list[str]] = {}
     for file in files:
         path = PurePosixPath(file)
-        if len(path.parts) > 1 and not path.name.startswith(".") and any(path.is_relative_to(folder) for folder in modules):
+        if (
+            len(path.parts) > 1
+            and not path.name.startswith(".")
+            and any(path.is_relative_to(folder) for folder in modules)
+        ):
             folders.setdefault(path.parent.as_posix(), []).append(path.name)
     there = set(files)
     return {
-        folder: shard_names(str(directory / folder), names, directory / folder, lambda name, at=folder: f"{at}/{name}" in there)  # type: ignore[misc]
+        folder: shard_names(
+            str(directory / folder),
+            names,
+            directory / folder,
+            lambda name, at=folder: f"{at}/{name}" in there,
+        )  # type: ignore[misc]
         for folder, names in sorted(folders.items())
         if holds_weights(n for n in names if not n.startswith("adapter_"))
     }
@@ -143,14 +162,22 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
 def listed_weights(directory: Path) -> list[str]:
     """Files with weights of any format in a model's directory and the folders in it, relative to it."""
     paths = [p for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
-    inside = [p for folder in paths if folder.is_dir() and not folder.is_symlink() for p in sorted(folder.iterdir())]
-    return [p.relative_to(directory).as_posix() for p in (*paths, *inside) if may_hold_weights(p) and p.is_file()]
+    inside = [
+        p for folder in paths if folder.is_dir() and not folder.is_symlink() for p in sorted(folder.iterdir())
+    ]
+    return [
+        p.relative_to(directory).as_posix() for p in (*paths, *inside) if may_hold_weights(p) and p.is_file()
+    ]
 
 
 def unread_weights(label: str, files: Iterable[str], read: Collection[str]) -> list[str]:
     """A note on files with weights that are no part of the model as it is read; none if there are none."""
     left = [
-        f for f in files if f not in read and PurePosixPath(f).suffix in WEIGHTS and not NO_WEIGHTS.fullmatch(PurePosixPath(f).name)
+        f
+        for f in files
+        if f not in read
+        and PurePosixPath(f).suffix in WEIGHTS
+        and not NO_WEIGHTS.fullmatch(PurePosixPath(f).name)
     ]
     if not left:
         return []
@@ -178,9 +205,7 @@ def check_kinds(directory: Path) -> None:
         path = directory / relative
         try:
             is_file = stat.S_ISREG(os.stat(path).st_mode)
-        except (
-            OSError
-        ):  # nothing, or a link that leads nowhere: told where the file is needed, but for a config, without which a model is read
+        except OSError:  # nothing, or a link that leads nowhere: told where the file is needed, but for a config, without which a model is read
             is_file = path.name != "config.json" or not path.is_symlink()
         if not is_file:
             raise ModelError(
@@ -201,7 +226,9 @@ def check_carried(directory: Path, left: Collection[str] = ()) -> None:
         os.close(open_to_read(directory / relative))
 
 
-def copy_side_files(source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None) -> None:
+def copy_side_files(
+    source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None
+) -> None:
     """Copy what :func:`side_files` carries, contents only, but the files of ``left``.
 
     Errors: ModelError for a link that leads out of the model; RunError with the system's reason.
@@ -217,7 +244,9 @@ def copy_side_files(source: Path, target: Path, left: Collection[str] = (), insi
             raise _not_carried(source / relative, error) from None
 
 
-def write_config(source: Path, config: Mapping[str, Any], dtype: str | None, target: Path, inside: Folder | None = None) -> None:
+def write_config(
+    source: Path, config: Mapping[str, Any], dtype: str | None, target: Path, inside: Folder | None = None
+) -> None:
     """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs; those of other modules
     with the dtype. Errors: RunError."""
     place = config_path(source)
@@ -266,7 +295,9 @@ def module_folders(directory: Path) -> list[str]:
             if (directory / ROUTER).exists():
                 found += [str(name) for name in read_json(directory / ROUTER)["types"]]
     paths = (PurePosixPath(name) for name in found if is_inside(name) and is_text(name))
-    return list(dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith(".")))
+    return list(
+        dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith("."))
+    )
 
 
 def config_path(location: Path) -> Path | None:

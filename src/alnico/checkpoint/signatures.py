@@ -87,7 +87,10 @@ class SignedInputs:
 
     def _may_be_unsigned(self, place: Path, label: str, reference: str) -> bool:
         real = os.path.realpath(place)
-        return any(name in (label, reference) or os.path.realpath(os.path.expanduser(name)) == real for name in self.unsigned)
+        return any(
+            name in (label, reference) or os.path.realpath(os.path.expanduser(name)) == real
+            for name in self.unsigned
+        )
 
 
 def sign(folder: Path, key: Path) -> Path:
@@ -97,7 +100,9 @@ def sign(folder: Path, key: Path) -> Path:
     """
     path = folder / SIGNATURE
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise OutputError(f"{path}: is a link or no regular file, which is not written through. Remove it, and sign again.")
+        raise OutputError(
+            f"{path}: is a link or no regular file, which is not written through. Remove it, and sign again."
+        )
     if (special := _special(folder)) is not None:
         raise ModelError(
             f"{special}: is a pipe, a socket, a device or a link to nowhere; expected files alone in what is signed. Remove it."
@@ -108,7 +113,9 @@ def sign(folder: Path, key: Path) -> Path:
         files = hashing.Config().set_ignored_paths(paths=[SIGNATURE])
         signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=key).sign(folder, path)
     except OSError as error:
-        raise UncheckedError(f"{error.filename or folder}: could not be signed with ({error.strerror}). Check the path.") from None
+        raise UncheckedError(
+            f"{error.filename or folder}: could not be signed with ({error.strerror}). Check the path."
+        ) from None
     except Exception as error:  # what the library raises for a key is not said
         raise UncheckedError(
             f"{folder}: could not be signed with {key} ({_said(error)}); expected a private key of the curve P-256, P-384 or P-521 in a PEM file, "
@@ -125,7 +132,9 @@ def check_signature(folder: Path, keys: Sequence[Path]) -> Path:
     """
     path = folder / SIGNATURE
     if not os.path.lexists(path):
-        raise UncheckedError(f"{folder}: could not check its signature: it has no {SIGNATURE}. `alnico sign` makes one.")
+        raise UncheckedError(
+            f"{folder}: could not check its signature: it has no {SIGNATURE}. `alnico sign` makes one."
+        )
     failures = []
     try:
         left_out = _left_out(path)
@@ -163,7 +172,11 @@ def _left_out(path: Path) -> list[str]:
     try:
         payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
         ignored = payload["predicate"]["serialization"].get("ignore_paths", ())
-        names = [str(name) for name in ignored if str(name) != SIGNATURE and not PurePath(str(name)).name.startswith(".git")]
+        names = [
+            str(name)
+            for name in ignored
+            if str(name) != SIGNATURE and not PurePath(str(name)).name.startswith(".git")
+        ]
         return [name for name in names if os.path.lexists(path.parent / name)]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
         return []  # no signature at all, as the library will say
@@ -193,7 +206,9 @@ def _verifier(key: Path) -> Any:
         _check_size(key)
         return verifying.Config().use_elliptic_key_verifier(public_key=key)
     except OSError as error:
-        raise UncheckedError(f"{key}: the public key cannot be read ({error.strerror}). Check the path.") from None
+        raise UncheckedError(
+            f"{key}: the public key cannot be read ({error.strerror}). Check the path."
+        ) from None
     except Exception as error:
         raise UncheckedError(
             f"{key}: is no public key ({_said(error)}); expected one of the curve P-256, P-384 or P-521 in a PEM file. Get the signer's."
@@ -212,4 +227,6 @@ def _library(module: str) -> Any:
         return importlib.import_module(f"model_signing.{module}")
     except ImportError as error:
         package = (error.name or "model_signing").partition(".")[0]
-        raise AlnicoError(f"signatures need {package}, which is not installed. Say: pip install 'alnico[sign]'") from None
+        raise AlnicoError(
+            f"signatures need {package}, which is not installed. Say: pip install 'alnico[sign]'"
+        ) from None

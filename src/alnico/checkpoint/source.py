@@ -200,7 +200,9 @@ def read_tensor(source: Source, name: str) -> np.ndarray:
         return dtypes.decode(raw, tensor.dtype).reshape(tensor.shape)
     storage = dtypes.DTYPES[tensor.dtype].storage
     if storage is None or dtypes.DTYPES[tensor.dtype].kind == "packed":
-        raise ModelError(f"{source.label}: {name}: {tensor.dtype} cannot be read as numbers; it can be copied.")
+        raise ModelError(
+            f"{source.label}: {name}: {tensor.dtype} cannot be read as numbers; it can be copied."
+        )
     values = raw.view(storage).reshape(tensor.shape)
     return values.astype(bool) if tensor.dtype == "BOOL" else values
 

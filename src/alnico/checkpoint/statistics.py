@@ -116,7 +116,9 @@ def open_statistics(path: str, label: str = "") -> StatisticsSource:
     summary = folder / SUMMARY
     if not folder.is_dir():
         found = "is no directory" if folder.exists() else "is not there"
-        raise ModelError(f"statistics {label or path!r}: {found}; expected what `alnico statistics` wrote. Check the path.")
+        raise ModelError(
+            f"statistics {label or path!r}: {found}; expected what `alnico statistics` wrote. Check the path."
+        )
     data = read_json(summary)
     if data.get("schema") != SCHEMA or data.get("kind") not in get_args(StatisticsKind):
         raise ModelError(
@@ -127,7 +129,9 @@ def open_statistics(path: str, label: str = "") -> StatisticsSource:
     try:
         entries = {
             str(name): StatisticsEntry(
-                str(told.get("stored", name)), str(told["digest"]), {k: float(v) for k, v in told.items() if _is_number(v)}
+                str(told.get("stored", name)),
+                str(told["digest"]),
+                {k: float(v) for k, v in told.items() if _is_number(v)},
             )
             for name, told in data["tensors"].items()
         }
@@ -206,10 +210,17 @@ def write_statistics(
     model.fetch(model.absent(entries, False))
     written = {name: {**entry, "digest": digest_of(model, name)} for name, entry in entries.items()}
     summary = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
-    lines = ",\n".join(f"  {json.dumps(n, ensure_ascii=False)}: {json.dumps(e, ensure_ascii=False)}" for n, e in written.items())
+    lines = ",\n".join(
+        f"  {json.dumps(n, ensure_ascii=False)}: {json.dumps(e, ensure_ascii=False)}"
+        for n, e in written.items()
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (SUMMARY, TENSORS, TENSORS + UNFINISHED):  # made anew: what is there may be a link, or in use
+        for name in (
+            SUMMARY,
+            TENSORS,
+            TENSORS + UNFINISHED,
+        ):  # made anew: what is there may be a link, or in use
             (out / name).unlink(missing_ok=True)
         files = OutputFiles(out, cut([(n, "F32", v.shape) for n, v in tensors.items()], 1, TENSORS))
         try:
@@ -239,7 +250,13 @@ def check_folder(out: Path, overwrite: Replace, needed: Iterable[Path] = ()) -> 
         return
     is_older = holds_statistics(out)
     if not overwrite or not is_older:
-        how = "or say --overwrite" if is_older else "or say --overwrite-anything to write into it" if overwrite else ""
+        how = (
+            "or say --overwrite"
+            if is_older
+            else "or say --overwrite-anything to write into it"
+            if overwrite
+            else ""
+        )
         raise OutputError(
             f"{out}: exists and is not empty; expected a new or empty directory. Choose another output{', ' if how else ''}{how}."
         )

@@ -25,14 +25,18 @@ def original_of(source: Source, name: str, among: Collection[str]) -> str | None
     """
     tensor = source.tensors[name]
     candidates = [
-        other for other in among if other != name and (t := source.tensors[other]).shape == tensor.shape and t.dtype == tensor.dtype
+        other
+        for other in among
+        if other != name and (t := source.tensors[other]).shape == tensor.shape and t.dtype == tensor.dtype
     ]
     if not candidates or len(candidates) > MOST_CANDIDATES or not tensor.byte_size:
         return None
     for other in candidates:
         if _is_one_range(source, name, other):
             return other
-    if len(tensor.shape) < 2 and not any(len(s := source.tensors[other].shape) == 2 and s[0] == tensor.elements for other in among):
+    if len(tensor.shape) < 2 and not any(
+        len(s := source.tensors[other].shape) == 2 and s[0] == tensor.elements for other in among
+    ):
         return None
     source.fetch(source.absent([name, *candidates], False))
     if _is_constant(source, name):

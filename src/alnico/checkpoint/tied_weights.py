@@ -115,7 +115,12 @@ def tied_copies(config: Mapping[str, Any], names: Collection[str]) -> dict[str, 
         if says or f"{head}.weight" not in names or config.get("model_type") in TIED_BY_ITSELF:
             found[f"{head}.weight"] = original
             stem, _, last = head.rpartition(".")
-            if last == "decoder" and stem.endswith(BIASES) and f"{stem}.bias" in names and config.get("model_type") != "esm":
+            if (
+                last == "decoder"
+                and stem.endswith(BIASES)
+                and f"{stem}.bias" in names
+                and config.get("model_type") != "esm"
+            ):
                 found[f"{head}.bias"] = f"{stem}.bias"
     return found
 
@@ -146,7 +151,9 @@ def _head(kind: str, ending: str, names: Collection[str]) -> str:
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config that says ``tie_word_embeddings: false``, at the top and wherever else it is said."""
-    changed = {k: untied_config(v) if isinstance(v, dict) and _says_tied(k, v) else v for k, v in config.items()}
+    changed = {
+        k: untied_config(v) if isinstance(v, dict) and _says_tied(k, v) else v for k, v in config.items()
+    }
     if config.get("model_type") in SCALED_BY_TIE:
         changed.setdefault("scale_decoder_outputs", config.get("tie_word_embeddings") is not False)
     return {**changed, "tie_word_embeddings": False}

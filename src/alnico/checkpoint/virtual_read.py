@@ -11,7 +11,9 @@ CHUNK = 262_144
 """Elements computed at a time: their bytes and values stay in the second-level cache."""
 
 
-def read_computed(offset: int, buffer: memoryview, real: np.dtype[Any], compute: Callable[[int, np.ndarray], None]) -> None:
+def read_computed(
+    offset: int, buffer: memoryview, real: np.dtype[Any], compute: Callable[[int, np.ndarray], None]
+) -> None:
     """Fill ``buffer`` with the bytes of numbers of dtype ``real`` from byte ``offset`` of a tensor on.
 
     ``compute(first, out)`` fills ``out``, at most :data:`CHUNK` long, with elements ``first`` on. It does so in place where elements begin

@@ -50,10 +50,15 @@ def _shard_paths(directory: Path, has_modules: bool) -> list[Path]:
 
 def holds_weights(names: Iterable[str]) -> bool:
     """Are there files with weights, of the formats that are read, among some names?"""
-    return any(n.endswith((".safetensors", *PICKLES)) and not NO_WEIGHTS.fullmatch(n) and not n.startswith(".") for n in names)
+    return any(
+        n.endswith((".safetensors", *PICKLES)) and not NO_WEIGHTS.fullmatch(n) and not n.startswith(".")
+        for n in names
+    )
 
 
-def shard_names(where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]) -> list[str]:
+def shard_names(
+    where: str, names: Collection[str], folder: Path, is_there: Callable[[str], bool]
+) -> list[str]:
     """Tell which of a model's files hold its weights: those of the index, if it has one. Hidden files do not: macOS leaves
     ``._model.safetensors`` on other disks, and no loader reads them. Errors: ModelError."""
     names = [name for name in names if not name.startswith(".")]
@@ -64,7 +69,9 @@ def shard_names(where: str, names: Collection[str], folder: Path, is_there: Call
     if found:
         return found
     if "adapter_config.json" in names:
-        raise ModelError(f"{where}: is a LoRA adapter, expected a whole model. Write it with its base, as BASE+{where}.")
+        raise ModelError(
+            f"{where}: is a LoRA adapter, expected a whole model. Write it with its base, as BASE+{where}."
+        )
     if index := next((i for i in PICKLE_INDICES if i in names), None):
         return _indexed_names(folder / index, is_there)
     pickles = [n for n in names if n.endswith(PICKLES) and not NO_WEIGHTS.fullmatch(n)]
@@ -109,8 +116,14 @@ def _complete_set(where: str, numbered: dict[str, re.Match[str]]) -> list[str]:
 
 def _indexed_names(index: Path, is_there: Callable[[str], bool]) -> list[str]:
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(v, str) for v in weight_map.values()):
-        raise ModelError(f"{index}: has no weight_map from tensor names to files. Get the index from the model's source.")
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(v, str) for v in weight_map.values())
+    ):
+        raise ModelError(
+            f"{index}: has no weight_map from tensor names to files. Get the index from the model's source."
+        )
     for tensor, name in weight_map.items():
         if not is_inside(name):
             raise ModelError(
@@ -125,13 +138,17 @@ def _indexed_names(index: Path, is_there: Callable[[str], bool]) -> list[str]:
         )
     for name in names:
         if not is_there(name):
-            raise ModelError(f"{index}: names {PurePosixPath(name).name}, which is not there. Complete the download.")
+            raise ModelError(
+                f"{index}: names {PurePosixPath(name).name}, which is not there. Complete the download."
+            )
     return names
 
 
 def _forgotten(names: Sequence[str], is_there: Callable[[str], bool]) -> str | None:
     """A shard of the set that an index lists, which lies there and is not listed."""
-    for stem, count, suffix in dict.fromkeys((m["stem"], m["count"], m["suffix"]) for n in names if (m := SHARD_NAME.fullmatch(n))):
+    for stem, count, suffix in dict.fromkeys(
+        (m["stem"], m["count"], m["suffix"]) for n in names if (m := SHARD_NAME.fullmatch(n))
+    ):
         expected = (f"{stem}-{i:05d}-of-{count}{suffix}" for i in range(1, int(count) + 1))
         found = next((name for name in expected if name not in names and is_there(name)), None)
         if found is not None:

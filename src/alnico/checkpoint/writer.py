@@ -34,11 +34,15 @@ class OutputFiles:
         self._inside = inside
         self._shards = shards
         self._descriptors: dict[str, int] = {}
-        self._waiting: dict[str, tuple[int, int, int]] = {}  # shard -> first and last byte, bytes between them
+        self._waiting: dict[
+            str, tuple[int, int, int]
+        ] = {}  # shard -> first and last byte, bytes between them
         self._lock = threading.Lock()
         self._is_sealed = False
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
-        self._place: dict[str, tuple[str, TensorInfo]] = {t.name: (s.name, t) for s in shards for t in s.header.tensors}
+        self._place: dict[str, tuple[str, TensorInfo]] = {
+            t.name: (s.name, t) for s in shards for t in s.header.tensors
+        }
         try:
             for folder in {self.path(shard.name).parent for shard in shards} - {directory}:
                 make_folders(folder, directory, inside)
@@ -46,7 +50,9 @@ class OutputFiles:
                 self._take_back(shard.name)
                 self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard, inside)
             for folder in {directory, *(self.path(shard.name).parent for shard in shards)}:
-                sync_directory(folder, inside)  # a journal's line about a file is worth nothing if the file's name is lost
+                sync_directory(
+                    folder, inside
+                )  # a journal's line about a file is worth nothing if the file's name is lost
         except BaseException:
             self.close()
             raise
@@ -131,7 +137,9 @@ def _open_sized(path: Path, shard: OutputShard, inside: Folder | None) -> int:
     try:
         descriptor = open_to_write(path, inside, flags=os.O_RDWR | os.O_CREAT)
     except OSError as error:
-        raise RunError(f"{path}: cannot be created ({error.strerror}). Choose another output directory.") from None
+        raise RunError(
+            f"{path}: cannot be created ({error.strerror}). Choose another output directory."
+        ) from None
     try:
         if os.fstat(descriptor).st_size != shard.byte_size:
             os.ftruncate(descriptor, shard.byte_size)  # free space is the plan's to check

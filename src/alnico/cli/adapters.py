@@ -15,7 +15,9 @@ from alnico.numerics.sizes import format_size
 def is_adapter(reference: str) -> bool:
     """Is a path the directory of an adapter, and of no whole model?"""
     folder = os.path.expanduser(reference)
-    return os.path.isfile(os.path.join(folder, CONFIG)) and not os.path.isfile(os.path.join(folder, "config.json"))
+    return os.path.isfile(os.path.join(folder, CONFIG)) and not os.path.isfile(
+        os.path.join(folder, "config.json")
+    )
 
 
 def adapter_data(adapter: Adapter) -> dict[str, Any]:

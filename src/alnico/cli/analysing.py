@@ -13,12 +13,19 @@ def analysis_text(found: Analysis, verbose: int) -> Page:
     """Tables: the models, what changed by group, the pairs; with ``verbose`` also by layer and what was skipped, tensor by tensor."""
     first = found.whole.changes
     lines = [f"base {found.base.reference}", ""]
-    lines.append(f"{'model':{NAME}}  {'L2':>9}  {'relative':>8}  {'max':>9}  {'unchanged':>9}  {'sparsity':>8}")
+    lines.append(
+        f"{'model':{NAME}}  {'L2':>9}  {'relative':>8}  {'max':>9}  {'unchanged':>9}  {'sparsity':>8}"
+    )
     for model, change in zip(found.models, first, strict=True):
         lines.append(f"{model.name[:NAME]:{NAME}}  {_change(change)}")
     lines += ["", *_by_scope("relative change by group", list(found.groups.items()), found)]
     if verbose:
-        lines += ["", *_by_scope("relative change by layer", [(f"layer {n}", s) for n, s in found.layers.items()], found)]
+        lines += [
+            "",
+            *_by_scope(
+                "relative change by layer", [(f"layer {n}", s) for n, s in found.layers.items()], found
+            ),
+        ]
     if found.whole.pairs:
         lines += ["", *_pairs(found)]
     if found.skipped:
@@ -43,19 +50,32 @@ def _by_scope(title: str, scopes: list[tuple[str, ScopeStatistics]], found: Anal
 
 def _pairs(found: Analysis) -> list[str]:
     width = 2 * NAME + 3
-    lines = [f"{'pair':{width}}  {'cosine':>7}  {'sign conflict':>13}  {'weighted':>8}  {f'top {found.top_share:.0%} shared':>14}"]
+    lines = [
+        f"{'pair':{width}}  {'cosine':>7}  {'sign conflict':>13}  {'weighted':>8}  {f'top {found.top_share:.0%} shared':>14}"
+    ]
     for pair in found.whole.pairs:
         one, other = (found.models[i].name[:NAME] for i in pair.models)
-        numbers = [_number(pair.cosine, 7, ".3f"), _percent(pair.sign_conflict, 13), _percent(pair.weighted_sign_conflict, 8)]
-        lines.append(f"{f'{one} - {other}':{width}}  " + "  ".join([*numbers, _percent(pair.top_overlap, 14)]))
+        numbers = [
+            _number(pair.cosine, 7, ".3f"),
+            _percent(pair.sign_conflict, 13),
+            _percent(pair.weighted_sign_conflict, 8),
+        ]
+        lines.append(
+            f"{f'{one} - {other}':{width}}  " + "  ".join([*numbers, _percent(pair.top_overlap, 14)])
+        )
     if found.whole.cancelled is not None:
-        lines.append(f"added up, the task vectors lose {found.whole.cancelled:.1%} of their magnitude to one another")
+        lines.append(
+            f"added up, the task vectors lose {found.whole.cancelled:.1%} of their magnitude to one another"
+        )
     return lines
 
 
 def _skipped(found: Analysis, verbose: int) -> list[str]:
     if verbose:
-        return [f"not compared: {s.tensor} of {s.model or found.base.reference}: {s.reason}" for s in found.skipped]
+        return [
+            f"not compared: {s.tensor} of {s.model or found.base.reference}: {s.reason}"
+            for s in found.skipped
+        ]
     reasons: dict[tuple[str | None, str], int] = {}
     for s in found.skipped:
         reasons[s.model, s.reason] = reasons.get((s.model, s.reason), 0) + 1

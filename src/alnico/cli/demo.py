@@ -38,8 +38,18 @@ RECIPES: dict[str, dict[str, Any]] = {
         "models": ["TUNED"],
         "parameters": {"weight": 0.7},
     },
-    "ties": {"merge_method": "ties", "base_model": "BASE", "models": ["TUNED"], "parameters": {"density": 0.2}},
-    "dare_linear": {"merge_method": "dare_linear", "base_model": "BASE", "models": ["TUNED"], "parameters": {"density": 0.5}},
+    "ties": {
+        "merge_method": "ties",
+        "base_model": "BASE",
+        "models": ["TUNED"],
+        "parameters": {"density": 0.2},
+    },
+    "dare_linear": {
+        "merge_method": "dare_linear",
+        "base_model": "BASE",
+        "models": ["TUNED"],
+        "parameters": {"density": 0.5},
+    },
 }
 SAYS = {
     "linear": "half of each",
@@ -141,7 +151,9 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
             rate = result.bytes_per_second / 1e9
             compiling, merging = result.compile_seconds, result.seconds - result.compile_seconds
             size = result.plan.bytes_to_write
-            rows.append(Row(name, SAYS[name], change, cosine_base, cosine_tuned, size, compiling, merging, rate))
+            rows.append(
+                Row(name, SAYS[name], change, cosine_base, cosine_tuned, size, compiling, merging, rate)
+            )
         tuned_change, tuned_cosine, _ = compared.of(of_tuned)
         parameters = sum(t.elements for t in of_base.tensors.values())
     return Outcome(folder, base, tuned, tuned_change, tuned_cosine, parameters, tuple(rows))
@@ -167,7 +179,9 @@ class DemoComparison:
 
 def _filled(recipe: Mapping[str, Any], base: Path, tuned: Path) -> Any:
     """Put the models' paths into a recipe, and read it from YAML, so that the folder holds it as a person would write it."""
-    text = yaml.safe_dump(dict(recipe), sort_keys=False).replace("BASE", str(base)).replace("TUNED", str(tuned))
+    text = (
+        yaml.safe_dump(dict(recipe), sort_keys=False).replace("BASE", str(base)).replace("TUNED", str(tuned))
+    )
     return api.load_recipe(text)
 
 

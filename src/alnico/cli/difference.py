@@ -25,12 +25,16 @@ VERDICTS = {
 
 def difference_text(found: ModelDiff, verbose: int) -> Page:
     """The verdict, then the tensors that differ, most first, then files and the keys of configs."""
-    counts = [(sum(t.verdict == verdict for t in found.tensors), words) for verdict, words in VERDICTS.items()]
+    counts = [
+        (sum(t.verdict == verdict for t in found.tensors), words) for verdict, words in VERDICTS.items()
+    ]
     counts += [(len(found.only_in_a), "only in A"), (len(found.only_in_b), "only in B")]
     lines = [f"A         {found.a}", f"B         {found.b}"]
     lines.append(f"tensors   {', '.join(f'{n} {what}' for n, what in counts if n) or 'none in both'}")
     if found.layout:
-        lines.append(f"names     of B differ from A's ({found.layout}); its tensors are compared under A's names")
+        lines.append(
+            f"names     of B differ from A's ({found.layout}); its tensors are compared under A's names"
+        )
     if found.files is None:
         lines.append("files     not compared: a model is no directory")
     elif found.files:
@@ -52,7 +56,10 @@ def difference_text(found: ModelDiff, verbose: int) -> Page:
     if differing:
         lines += ["", "change: |b - a| / |a|, over a tensor."]
     if any(is_factor(t.name) for t in differing):
-        lines += ["", "The factors of adapters are compared by themselves: other factors may make the same update."]
+        lines += [
+            "",
+            "The factors of adapters are compared by themselves: other factors may make the same update.",
+        ]
     if found.is_equal:
         lines += ["", "The models are equal." if found.files is not None else "The tensors are equal."]
     return page(lines)

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn
 
-ENDING = [n for n in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) if n is not None]
+ENDING = [
+    n for n in (getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")) if n is not None
+]
 """Signals that end a command as Ctrl-C does: what is unfinished is kept, and the exit code is 128 and the signal's number."""
 
 AT_ONCE = 1.0

@@ -12,7 +12,10 @@ NAME = 24
 
 def kept_text(found: Retention, verbose: int) -> Page:
     """A table of the whole model and its groups, a line for each parent; with ``verbose`` of the layers too."""
-    lines = [f"merged    {found.merged.reference}", *(f"parent    {parent.reference}" for parent in found.parents)]
+    lines = [
+        f"merged    {found.merged.reference}",
+        *(f"parent    {parent.reference}" for parent in found.parents),
+    ]
     lines.append(f"base      {found.base.reference if found.base is not None else 'not known'}")
     columns = f"{'of':10}  {'parent':{NAME}}  {'distance':>9}  {'relative':>8}"
     if found.base is not None:
@@ -23,7 +26,10 @@ def kept_text(found: Retention, verbose: int) -> Page:
             continue
         lines += _scope(f"layer {scope.name}" if kind == "layer" else scope.name, found, scope)
     if found.scores:
-        lines += ["", f"{'task':16}  {'merged':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent"]
+        lines += [
+            "",
+            f"{'task':16}  {'merged':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent",
+        ]
         lines += [_score(score) for score in found.scores]
     if found.base is not None:
         lines += [
@@ -39,8 +45,14 @@ def kept_text(found: Retention, verbose: int) -> Page:
 def _scope(label: str, found: Retention, scope: KeptScope) -> list[str]:
     lines = []
     if scope.distance is not None:
-        outside = "" if scope.outside is None else f"   {scope.outside:.1%} of its change is in no parent's direction"
-        lines.append(f"{label:10}  {'(the base)':{NAME}}  {scope.distance:9.3g}  {_percent(scope.relative_distance):>8}{outside}")
+        outside = (
+            ""
+            if scope.outside is None
+            else f"   {scope.outside:.1%} of its change is in no parent's direction"
+        )
+        lines.append(
+            f"{label:10}  {'(the base)':{NAME}}  {scope.distance:9.3g}  {_percent(scope.relative_distance):>8}{outside}"
+        )
         label = ""
     for parent, share in zip(found.parents, scope.parents, strict=True):
         if share is not None:

@@ -61,5 +61,8 @@ def coefficients_text(found: AdaMergingResult, verbose: int) -> Page:
     width = max(len(what), *map(len, rows)) if rows else len(what)
     names = [PurePath(model).name[-COLUMN:] for model in found.models]
     lines = [f"{what:{width}}  {'  '.join(f'{name:>{COLUMN}}' for name in names)}"]
-    lines += [f"{group:{width}}  {'  '.join(f'{value:{COLUMN}.4f}' for value in row)}" for group, row in rows.items()]
+    lines += [
+        f"{group:{width}}  {'  '.join(f'{value:{COLUMN}.4f}' for value in row)}"
+        for group, row in rows.items()
+    ]
     return page(lines)

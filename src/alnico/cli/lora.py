@@ -40,7 +40,12 @@ lora_app = typer.Typer(
 
 Weights = Annotated[
     str | None,
-    typer.Option("--weights", "-w", help="One for all adapters or one for each, such as 0.7,0.3; default: 1.", show_default=False),
+    typer.Option(
+        "--weights",
+        "-w",
+        help="One for all adapters or one for each, such as 0.7,0.3; default: 1.",
+        show_default=False,
+    ),
 ]
 
 
@@ -49,9 +54,13 @@ def weights_of(text: str | None, adapters: int) -> list[float]:
     try:
         given = [float(part) for part in (text or "1").split(",")]
     except ValueError:
-        raise typer.BadParameter(f"--weights: {text!r} is no list of numbers. Write them as 0.7,0.3.") from None
+        raise typer.BadParameter(
+            f"--weights: {text!r} is no list of numbers. Write them as 0.7,0.3."
+        ) from None
     if len(given) not in (1, adapters):
-        raise typer.BadParameter(f"--weights: there are {len(given)} for {adapters} adapters. Give one for all, or one for each.")
+        raise typer.BadParameter(
+            f"--weights: there are {len(given)} for {adapters} adapters. Give one for all, or one for each."
+        )
     return given if len(given) == adapters else given * adapters
 
 
@@ -66,9 +75,14 @@ def fold(
     ],
     weights: Weights = None,
     at_once: Annotated[
-        bool, typer.Option("--at-once", help="Adapters all change the base itself, rather than what those before them made.")
+        bool,
+        typer.Option(
+            "--at-once", help="Adapters all change the base itself, rather than what those before them made."
+        ),
     ] = False,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Dtype of OUT; default: the base's.", show_default=False)] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Dtype of OUT; default: the base's.", show_default=False)
+    ] = None,
     threads: Threads = None,
     memory: Memory = "2GiB",
     max_shard_size: ShardSize = None,
@@ -85,7 +99,9 @@ def fold(
     from alnico.lora.fold import fold as folded
 
     if len(paths) < 3:
-        raise typer.BadParameter("fold needs a base, an adapter and, last, a place for the model. Give all three.")
+        raise typer.BadParameter(
+            "fold needs a base, an adapter and, last, a place for the model. Give all three."
+        )
     base, *adapters, out = paths
     try:
         with progress.bar(quiet or as_json, verbose) as watch:
@@ -128,34 +144,59 @@ def combine(
     method: Annotated[
         str,
         typer.Option(
-            "--method", "-m", help="svd or cat (weighted sums), a method of task vectors, tsv, iso_c, or a name of PEFT's."
+            "--method",
+            "-m",
+            help="svd or cat (weighted sums), a method of task vectors, tsv, iso_c, or a name of PEFT's.",
         ),
     ] = "svd",
-    rank: Annotated[int | None, typer.Option("--rank", "-r", min=1, help="Largest rank of an update.", show_default=False)] = None,
+    rank: Annotated[
+        int | None, typer.Option("--rank", "-r", min=1, help="Largest rank of an update.", show_default=False)
+    ] = None,
     energy: Annotated[
-        float | None, typer.Option("--energy", help="Least share of an update's squares that its rank keeps.", show_default=False)
+        float | None,
+        typer.Option(
+            "--energy", help="Least share of an update's squares that its rank keeps.", show_default=False
+        ),
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option("--space", help="Where a method of task vectors works: dense (default), core or knots.", show_default=False),
+        typer.Option(
+            "--space",
+            help="Where a method of task vectors works: dense (default), core or knots.",
+            show_default=False,
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", help="An option of the method, NAME=VALUE; [a, b] gives one an adapter. May be repeated.", show_default=False
+            "--set",
+            help="An option of the method, NAME=VALUE; [a, b] gives one an adapter. May be repeated.",
+            show_default=False,
         ),
     ] = None,
     majority_sign_method: Annotated[
-        str | None, typer.Option("--majority-sign-method", help="PEFT's word for elect: total or frequency.", show_default=False)
+        str | None,
+        typer.Option(
+            "--majority-sign-method", help="PEFT's word for elect: total or frequency.", show_default=False
+        ),
     ] = None,
     saved: Annotated[
         str,
-        typer.Option("--saved", help="Modules that adapters hold whole, where the result needs the base: error, average or drop."),
+        typer.Option(
+            "--saved",
+            help="Modules that adapters hold whole, where the result needs the base: error, average or drop.",
+        ),
     ] = "error",
-    unrelated: Annotated[str, typer.Option("--unrelated", help="Adapters that name different bases: error or allow.")] = "error",
+    unrelated: Annotated[
+        str, typer.Option("--unrelated", help="Adapters that name different bases: error or allow.")
+    ] = "error",
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Of the output; default: float32, float64 where an adapter is.", show_default=False),
+        typer.Option(
+            "--dtype",
+            help="Of the output; default: float32, float64 where an adapter is.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", callback=checked_seed, help="Seed of random methods.")] = 0,
     memory: Memory = "2GiB",
@@ -171,7 +212,9 @@ def combine(
     from alnico.lora.combine import combine as combined
 
     if len(adapters) < 2:
-        raise typer.BadParameter("combine needs an adapter and, after it, the directory to be made. Give both.")
+        raise typer.BadParameter(
+            "combine needs an adapter and, after it, the directory to be made. Give both."
+        )
     options = dict(_setting(text) for text in settings or ())
     if majority_sign_method is not None:
         options["majority_sign_method"] = majority_sign_method
@@ -262,39 +305,69 @@ class Embeddings(StrEnum):
 
 @lora_app.command()
 def extract(
-    tuned: Annotated[str, typer.Argument(help="The fine-tune: directory, file, or owner/name@revision.", metavar="FINETUNED")],
+    tuned: Annotated[
+        str,
+        typer.Argument(help="The fine-tune: directory, file, or owner/name@revision.", metavar="FINETUNED"),
+    ],
     base: Annotated[str, typer.Argument(help="The model that it was tuned from.", metavar="BASE")],
     out: Annotated[str, typer.Argument(help="Directory of the adapter, to be made.", metavar="OUT")],
     rank: Annotated[
-        int | None, typer.Option("--rank", "-r", min=1, help="Rank of every matrix; default: 32.", show_default=False)
+        int | None,
+        typer.Option("--rank", "-r", min=1, help="Rank of every matrix; default: 32.", show_default=False),
     ] = None,
     energy: Annotated[
-        float | None, typer.Option("--energy", help="Share of each matrix's change to keep, such as 0.9.", show_default=False)
+        float | None,
+        typer.Option(
+            "--energy", help="Share of each matrix's change to keep, such as 0.9.", show_default=False
+        ),
     ] = None,
     size: Annotated[
         str | None,
-        typer.Option("--size", help="Bytes of the adapter, such as 50MB, spent where they help most.", show_default=False),
+        typer.Option(
+            "--size",
+            help="Bytes of the adapter, such as 50MB, spent where they help most.",
+            show_default=False,
+        ),
     ] = None,
     max_rank: Annotated[
-        int | None, typer.Option("--max-rank", min=1, help="Largest rank under --energy and --size.", show_default=False)
+        int | None,
+        typer.Option("--max-rank", min=1, help="Largest rank under --energy and --size.", show_default=False),
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Exact singular vectors instead of random directions.")] = False,
-    others: Annotated[Others, typer.Option("--others", help="Norms, biases and what else is no matrix.")] = Others.save,
-    embeddings: Annotated[Embeddings, typer.Option("--embeddings", help="Embeddings and heads.")] = Embeddings.lora,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Exact singular vectors instead of random directions.")
+    ] = False,
+    others: Annotated[
+        Others, typer.Option("--others", help="Norms, biases and what else is no matrix.")
+    ] = Others.save,
+    embeddings: Annotated[
+        Embeddings, typer.Option("--embeddings", help="Embeddings and heads.")
+    ] = Embeddings.lora,
     include: Annotated[
-        list[str] | None, typer.Option("--include", help="Only tensors that fit this filter; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--include", help="Only tensors that fit this filter; may be repeated.", show_default=False
+        ),
     ] = None,
     exclude: Annotated[
-        list[str] | None, typer.Option("--exclude", help="No tensors that fit this filter; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(
+            "--exclude", help="No tensors that fit this filter; may be repeated.", show_default=False
+        ),
     ] = None,
-    dtype: Annotated[str, typer.Option("--dtype", help="Dtype of the adapter: float32, bfloat16 or float16.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="Dtype of the adapter: float32, bfloat16 or float16.")
+    ] = "float32",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random directions.")] = 0,
-    verify: Annotated[bool, typer.Option("--verify/--no-verify", help="Fold the adapter back and measure what is lost.")] = True,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Fold the adapter back and measure what is lost.")
+    ] = True,
     threads: Threads = None,
     memory: Memory = "2GiB",
     overwrite: Overwrite = False,
     overwrite_anything: OverwriteAnything = False,
-    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished extraction of OUT.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget an unfinished extraction of OUT.")
+    ] = False,
     offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,

@@ -41,7 +41,18 @@ from alnico.cli.options import (
     checked_seed,
     size_of,
 )
-from alnico.cli.printing import EXIT_CODE, Page, interrupted, is_terminal, json_page, page, recipe_page, say, say_page, show_result
+from alnico.cli.printing import (
+    EXIT_CODE,
+    Page,
+    interrupted,
+    is_terminal,
+    json_page,
+    page,
+    recipe_page,
+    say,
+    say_page,
+    show_result,
+)
 from alnico.errors import DIFFERENT, INTERRUPTED, AlnicoError, RecipeError, RunError
 
 
@@ -109,7 +120,10 @@ AllowUnsigned = Annotated[
 @app.command()
 def merge(
     recipe: RecipeArgument,
-    out: Annotated[str, typer.Argument(help="Directory to be made; or one file, if it ends in .safetensors.", metavar="OUT")],
+    out: Annotated[
+        str,
+        typer.Argument(help="Directory to be made; or one file, if it ends in .safetensors.", metavar="OUT"),
+    ],
     threads: Threads = None,
     memory: Memory = "2GiB",
     seed: Seed = None,
@@ -129,12 +143,24 @@ def merge(
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
-    copy_tokenizer: Annotated[bool | None, typer.Option("--copy-tokenizer/--no-copy-tokenizer", hidden=True)] = None,
-    write_model_card: Annotated[bool | None, typer.Option("--write-model-card/--no-write-model-card", hidden=True)] = None,
-    lazy_unpickle: Annotated[bool | None, typer.Option("--lazy-unpickle/--no-lazy-unpickle", hidden=True)] = None,
-    low_cpu_memory: Annotated[bool | None, typer.Option("--low-cpu-memory/--no-low-cpu-memory", hidden=True)] = None,
-    allow_crimes: Annotated[bool | None, typer.Option("--allow-crimes/--no-allow-crimes", hidden=True)] = None,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code/--no-trust-remote-code", hidden=True)] = False,
+    copy_tokenizer: Annotated[
+        bool | None, typer.Option("--copy-tokenizer/--no-copy-tokenizer", hidden=True)
+    ] = None,
+    write_model_card: Annotated[
+        bool | None, typer.Option("--write-model-card/--no-write-model-card", hidden=True)
+    ] = None,
+    lazy_unpickle: Annotated[
+        bool | None, typer.Option("--lazy-unpickle/--no-lazy-unpickle", hidden=True)
+    ] = None,
+    low_cpu_memory: Annotated[
+        bool | None, typer.Option("--low-cpu-memory/--no-low-cpu-memory", hidden=True)
+    ] = None,
+    allow_crimes: Annotated[
+        bool | None, typer.Option("--allow-crimes/--no-allow-crimes", hidden=True)
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code/--no-trust-remote-code", hidden=True)
+    ] = False,
     cuda: Annotated[bool, typer.Option("--cuda/--no-cuda", hidden=True)] = False,
     device: Annotated[str | None, typer.Option("--device", hidden=True)] = None,
 ) -> None:
@@ -144,10 +170,14 @@ def merge(
         raise typer.BadParameter("--trust-remote-code: alnico runs no code of a model. Leave the option out.")
     if cuda or (device is not None and device != "cpu"):
         option = "--cuda" if cuda else "--device"
-        raise typer.BadParameter(f"{option}: this version merges on the processor only, at a disk's speed. Leave the option out.")
+        raise typer.BadParameter(
+            f"{option}: this version merges on the processor only, at a disk's speed. Leave the option out."
+        )
     for name, why in IGNORED.items():
         if given[name] is not None:
-            say(f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet)
+            say(
+                f"note: --{'' if given[name] else 'no-'}{name.replace('_', '-')} has no effect: {why}.", quiet
+            )
     if (require_signed or allow_unsigned) and not verify_inputs:
         option = "--require-signed" if require_signed else "--allow-unsigned"
         raise typer.BadParameter(f"{option} needs a key to verify with. Give --verify-inputs KEY.")
@@ -218,7 +248,9 @@ def plan(
     offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = 0,
-    out: Annotated[str, typer.Option("--out", help="Where the output would go: its disk is checked.", show_default=False)] = "",
+    out: Annotated[
+        str, typer.Option("--out", help="Where the output would go: its disk is checked.", show_default=False)
+    ] = "",
     verify_inputs: VerifyInputs = None,
     allow_unsigned: AllowUnsigned = None,
 ) -> None:
@@ -250,13 +282,18 @@ def plan(
     if as_json:
         show_result(json_page(_one_or_all([made.summary() for made in plans])))
     else:
-        show_result(Page("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans)))
+        show_result(
+            Page("\n\n".join(show.plan_text(made, verbose, Path(out) if out else None) for made in plans))
+        )
 
 
 @app.command()
 def inspect(
     model: Annotated[
-        str, typer.Argument(help="A model directory, a .safetensors file, or owner/name@revision on the hub.", metavar="MODEL")
+        str,
+        typer.Argument(
+            help="A model directory, a .safetensors file, or owner/name@revision on the hub.", metavar="MODEL"
+        ),
     ],
     offline: Offline = False,
     as_json: Json = False,
@@ -283,19 +320,29 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="The parents, and last the merged model: directories, files, or owner/name@revision.", metavar="PARENT... MERGED"
+            help="The parents, and last the merged model: directories, files, or owner/name@revision.",
+            metavar="PARENT... MERGED",
         ),
     ],
     base: Annotated[
         str | None,
-        typer.Option("--base", help="What the parents were tuned from; default: the one MERGED records.", show_default=False),
+        typer.Option(
+            "--base",
+            help="What the parents were tuned from; default: the one MERGED records.",
+            show_default=False,
+        ),
     ] = None,
     scores: Annotated[
         list[str] | None,
-        typer.Option("--scores", help="A .json or .csv file, or TASK:MODEL=SCORE; may be repeated.", show_default=False),
+        typer.Option(
+            "--scores", help="A .json or .csv file, or TASK:MODEL=SCORE; may be repeated.", show_default=False
+        ),
     ] = None,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Folder for the numbers, the tables and the page.", show_default=False)
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the numbers, the tables and the page.", show_default=False
+        ),
     ] = None,
     top_share: TopShare = 0.2,
     threads: Threads = None,
@@ -337,11 +384,15 @@ def compare(
 
 @app.command()
 def diff(
-    a: Annotated[str, typer.Argument(help="A model: directory, file, or owner/name@revision on the hub.", metavar="A")],
+    a: Annotated[
+        str, typer.Argument(help="A model: directory, file, or owner/name@revision on the hub.", metavar="A")
+    ],
     b: Annotated[str, typer.Argument(help="The model that is compared with it.", metavar="B")],
     threads: Threads = None,
     memory: Memory = "2GiB",
-    exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 14 if the models differ, with 0 if not.")] = False,
+    exit_code: Annotated[
+        bool, typer.Option("--exit-code", help="Exit with 14 if the models differ, with 0 if not.")
+    ] = False,
     offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -351,7 +402,10 @@ def diff(
     from alnico.cli.difference import difference_text
 
     found = api.diff(a, b, memory=size_of(memory, "--memory"), threads=threads, offline=offline)
-    show_result(json_page(found.data()) if as_json else difference_text(found, verbose), besides=EXIT_CODE if exit_code else None)
+    show_result(
+        json_page(found.data()) if as_json else difference_text(found, verbose),
+        besides=EXIT_CODE if exit_code else None,
+    )
     if exit_code and not found.is_equal:
         raise typer.Exit(DIFFERENT)
 
@@ -361,15 +415,25 @@ def analyze(
     models: Models,
     base: Base,
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Folder for the numbers, the tables and the page.", show_default=False)
+        str | None,
+        typer.Option(
+            "--out", "-o", help="Folder for the numbers, the tables and the page.", show_default=False
+        ),
     ] = None,
     top_share: TopShare = 0.2,
     subspace_side: Annotated[
-        int, typer.Option("--subspace-side", min=0, help="Compare singular vectors of matrices up to this smaller side; 0: none.")
+        int,
+        typer.Option(
+            "--subspace-side",
+            min=0,
+            help="Compare singular vectors of matrices up to this smaller side; 0: none.",
+        ),
     ] = 512,
     threads: Threads = None,
     memory: Memory = "2GiB",
-    restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished analysis of the folder.")] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget an unfinished analysis of the folder.")
+    ] = False,
     offline: Offline = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -416,23 +480,33 @@ def evaluate(
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)
+        str | None,
+        typer.Option("--base", help="The model that the others were tuned from.", show_default=False),
     ] = None,
     merged: Annotated[
         list[str] | None,
         typer.Option(
-            "--merged", help="A merge of the models, compared with each and the base; may be repeated.", show_default=False
+            "--merged",
+            help="A merge of the models, compared with each and the base; may be repeated.",
+            show_default=False,
         ),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="File for the JSON.", show_default=False)] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File for the JSON.", show_default=False)
+    ] = None,
     report: Annotated[
-        str | None, typer.Option("--report", help="Folder for the JSON and the page.", metavar="FOLDER", show_default=False)
+        str | None,
+        typer.Option(
+            "--report", help="Folder for the JSON and the page.", metavar="FOLDER", show_default=False
+        ),
     ] = None,
     offline: Offline = False,
     allow_code: AllowCode = False,
     as_json: Json = False,
     quiet: Quiet = False,
-    verbose: Annotated[int, typer.Option("--verbose", "-v", count=True, help="Print every interval.", show_default=False)] = 0,
+    verbose: Annotated[
+        int, typer.Option("--verbose", "-v", count=True, help="Print every interval.", show_default=False)
+    ] = 0,
 ) -> None:
     """Print scores of models on tasks, with intervals; of merges, paired differences and what they kept of their parents."""
     from alnico import api
@@ -445,7 +519,9 @@ def evaluate(
     if not models and not merged and base is None:
         raise typer.BadParameter("evaluate needs a model at least. Give one.")
     if out is not None and (os.path.isdir(out) or not os.path.isdir(Path(out).parent)):
-        raise OutputError(f"{out}: cannot be written; expected a file in a folder that is there. Choose another name.")
+        raise OutputError(
+            f"{out}: cannot be written; expected a file in a folder that is there. Choose another name."
+        )
     is_streamed = out is not None and is_stream(Path(out))
     if out is not None and not is_streamed and not is_evaluation(Path(out)):
         check_new_file(Path(out))
@@ -475,14 +551,22 @@ def evaluate(
 
 @app.command(cls=TakesModels)
 def suggest(
-    models: Annotated[list[str] | None, typer.Argument(help="Models, as for analyze.", metavar="MODEL...")] = None,
+    models: Annotated[
+        list[str] | None, typer.Argument(help="Models, as for analyze.", metavar="MODEL...")
+    ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)
+        str | None,
+        typer.Option("--base", help="The model that the others were tuned from.", show_default=False),
     ] = None,
     analysis: Annotated[
-        str | None, typer.Option("--analysis", help="An analysis, instead of base and models: its folder.", metavar="FOLDER")
+        str | None,
+        typer.Option(
+            "--analysis", help="An analysis, instead of base and models: its folder.", metavar="FOLDER"
+        ),
     ] = None,
-    out: Annotated[str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")
+    ] = None,
     threads: Threads = None,
     memory: Memory = "2GiB",
     offline: Offline = False,
@@ -496,7 +580,9 @@ def suggest(
     from alnico.errors import MismatchError
 
     if (base is None or not models) if analysis is None else (base is not None or bool(models)):
-        raise typer.BadParameter("suggest needs --base and models, or --analysis alone. Give the one or the other.")
+        raise typer.BadParameter(
+            "suggest needs --base and models, or --analysis alone. Give the one or the other."
+        )
     if out is not None:
         check_new_file(Path(out))
     with progress.bar(quiet or as_json, 0) as watch:
@@ -530,9 +616,14 @@ def weights(
     beta: Annotated[float, typer.Option("--beta", help="Of exp: exp(-beta L / mean L).")] = 1.0,
     alpha: Annotated[float, typer.Option("--alpha", help="Of power: 1 / L^alpha.")] = 1.5,
     scale: Annotated[float, typer.Option("--scale", help="What the weights sum to.")] = 1.0,
-    per: Annotated[str, typer.Option("--per", help="Norms of the model, each layer or each tensor.")] = "model",
+    per: Annotated[
+        str, typer.Option("--per", help="Norms of the model, each layer or each tensor.")
+    ] = "model",
     analysis: Annotated[
-        str | None, typer.Option("--from", help="Norms of an analysis: its folder.", metavar="FOLDER", show_default=False)
+        str | None,
+        typer.Option(
+            "--from", help="Norms of an analysis: its folder.", metavar="FOLDER", show_default=False
+        ),
     ] = None,
     threads: Threads = None,
     memory: Memory = "2GiB",
@@ -567,25 +658,49 @@ def weights(
 @app.command(cls=TakesModels)
 def soup(
     models: Models,
-    tasks: Annotated[str, typer.Option("--tasks", help="YAML file of the tasks to choose by.", metavar="FILE", show_default=False)],
+    tasks: Annotated[
+        str,
+        typer.Option(
+            "--tasks", help="YAML file of the tasks to choose by.", metavar="FILE", show_default=False
+        ),
+    ],
     order: Annotated[
         str,
-        typer.Option("--order", help="sorted: each model once, the best first. all: the best of all in each round. uniform: all."),
+        typer.Option(
+            "--order",
+            help="sorted: each model once, the best first. all: the best of all in each round. uniform: all.",
+        ),
     ] = "sorted",
-    replace: Annotated[bool, typer.Option("--replace", help="With --order all: a model may come in again.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Keep only what is better, not what is as good.")] = False,
-    least_gain: Annotated[float, typer.Option("--least-gain", help="Gain that is worth a model; below 0, a loss.")] = 0.0,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="With --order all: a model may come in again.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Keep only what is better, not what is as good.")
+    ] = False,
+    least_gain: Annotated[
+        float, typer.Option("--least-gain", help="Gain that is worth a model; below 0, a loss.")
+    ] = 0.0,
     objective: Annotated[str, typer.Option("--objective", help="mean, or the name of a task.")] = "mean",
     base: Annotated[
-        str | None, typer.Option("--base", help="Model whose config and tokenizer the soup has.", show_default=False)
+        str | None,
+        typer.Option("--base", help="Model whose config and tokenizer the soup has.", show_default=False),
     ] = None,
     report: Annotated[
         str | None,
-        typer.Option("--report", help="YAML file of other tasks, to score the soup by.", metavar="FILE", show_default=False),
+        typer.Option(
+            "--report",
+            help="YAML file of other tasks, to score the soup by.",
+            metavar="FILE",
+            show_default=False,
+        ),
     ] = None,
-    shared: Annotated[bool, typer.Option("--shared", help="The report may have examples that chose the soup.")] = False,
+    shared: Annotated[
+        bool, typer.Option("--shared", help="The report may have examples that chose the soup.")
+    ] = False,
     unrelated: Unrelated = "error",
-    out: Annotated[str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", "-o", help="File of the recipe; default: standard output.")
+    ] = None,
     threads: Threads = None,
     memory: Memory = "2GiB",
     offline: Offline = False,
@@ -646,13 +761,24 @@ def adamerge(
     out: Annotated[
         str | None,
         typer.Option(
-            "--out", "-o", help="File of the recipe, with its course beside it; default: standard output.", show_default=False
+            "--out",
+            "-o",
+            help="File of the recipe, with its course beside it; default: standard output.",
+            show_default=False,
         ),
     ] = None,
-    per: Annotated[str, typer.Option("--per", help="What has a coefficient of each model: task, layer or tensor.")] = "tensor",
-    plus: Annotated[bool, typer.Option("--plus", help="AdaMerging++: after the trim and election of TIES.")] = False,
-    density: Annotated[float, typer.Option("--density", help="Share of a task vector that --plus keeps.")] = 0.2,
-    scope: Annotated[str, typer.Option("--scope", help="Of what --density is the share: model or tensor.")] = "model",
+    per: Annotated[
+        str, typer.Option("--per", help="What has a coefficient of each model: task, layer or tensor.")
+    ] = "tensor",
+    plus: Annotated[
+        bool, typer.Option("--plus", help="AdaMerging++: after the trim and election of TIES.")
+    ] = False,
+    density: Annotated[
+        float, typer.Option("--density", help="Share of a task vector that --plus keeps.")
+    ] = 0.2,
+    scope: Annotated[
+        str, typer.Option("--scope", help="Of what --density is the share: model or tensor.")
+    ] = "model",
     steps: Annotated[int, typer.Option("--steps", help="Steps, each of a batch of every task.")] = 500,
     batch_size: Annotated[int, typer.Option("--batch-size", help="Inputs of a task in a step.")] = 16,
     learning_rate: Annotated[
@@ -663,7 +789,10 @@ def adamerge(
     seed: Annotated[int, typer.Option("--seed", callback=checked_seed, help="Decides the batches.")] = 0,
     unrelated: Unrelated = "error",
     memory: Annotated[
-        str, typer.Option("--memory", help="Held of the task vectors, such as 2GiB; the rest is read at each step.")
+        str,
+        typer.Option(
+            "--memory", help="Held of the task vectors, such as 2GiB; the rest is read at each step."
+        ),
     ] = "2GiB",
     offline: Offline = False,
     allow_code: AllowCode = False,
@@ -709,7 +838,9 @@ def adamerge(
 
 @app.command(cls=TakesModels)
 def statistics(
-    kind: Annotated[Statistic, typer.Argument(help="fisher, for merge_method fisher; gram, for regmean.", metavar="KIND")],
+    kind: Annotated[
+        Statistic, typer.Argument(help="fisher, for merge_method fisher; gram, for regmean.", metavar="KIND")
+    ],
     models: Models,
     tasks: Annotated[
         list[str],
@@ -720,20 +851,40 @@ def statistics(
         ),
     ],
     out: Annotated[
-        str, typer.Option("--out", "-o", help="Directory to be made; of several models, one for each in it.", show_default=False)
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Directory to be made; of several models, one for each in it.",
+            show_default=False,
+        ),
     ],
     examples: Annotated[int, typer.Option("--examples", min=1, help="Most inputs of a task.")] = 256,
-    exact: Annotated[bool, typer.Option("--exact/--sampled", help="fisher: all classes of an input, or one that is drawn.")] = True,
-    seed: Annotated[int, typer.Option("--seed", callback=checked_seed, help="fisher: decides the classes of --sampled.")] = 0,
+    exact: Annotated[
+        bool, typer.Option("--exact/--sampled", help="fisher: all classes of an input, or one that is drawn.")
+    ] = True,
+    seed: Annotated[
+        int, typer.Option("--seed", callback=checked_seed, help="fisher: decides the classes of --sampled.")
+    ] = 0,
     plus: Annotated[
-        bool, typer.Option("--plus", help="gram: for RegMean++, of all models together, layer by merged layer.")
+        bool,
+        typer.Option("--plus", help="gram: for RegMean++, of all models together, layer by merged layer."),
     ] = False,
-    alpha: Annotated[float, typer.Option("--alpha", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")] = 0.9,
-    ridge: Annotated[float, typer.Option("--ridge", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")] = 1e-6,
-    normalize: Annotated[bool, typer.Option("--normalize", help="gram --plus: regmean's; give the recipe the same.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace statistics that stand there.")] = False,
+    alpha: Annotated[
+        float, typer.Option("--alpha", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")
+    ] = 0.9,
+    ridge: Annotated[
+        float, typer.Option("--ridge", min=0, max=1, help="gram --plus: regmean's; give the recipe the same.")
+    ] = 1e-6,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="gram --plus: regmean's; give the recipe the same.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace statistics that stand there.")
+    ] = False,
     overwrite_anything: Annotated[
-        bool, typer.Option("--overwrite-anything", help="Write also into a folder of other things, which stay.")
+        bool,
+        typer.Option("--overwrite-anything", help="Write also into a folder of other things, which stay."),
     ] = False,
     offline: Offline = False,
     allow_code: AllowCode = False,
@@ -755,15 +906,30 @@ def statistics(
     }
     if kind is Statistic.fisher:
         if len(models) > 1 or len(tasks) > 1 or plus:
-            raise typer.BadParameter("fisher measures one model on one tasks file, and has no --plus. Give one model at a time.")
+            raise typer.BadParameter(
+                "fisher measures one model on one tasks file, and has no --plus. Give one model at a time."
+            )
         written = [
-            api.fisher_statistics(models[0], out, tasks=tasks[0], expectation="exact" if exact else "sampled", seed=seed, **general)
+            api.fisher_statistics(
+                models[0],
+                out,
+                tasks=tasks[0],
+                expectation="exact" if exact else "sampled",
+                seed=seed,
+                **general,
+            )
         ]
     else:
         settings: dict[str, Any] = {"plus": plus, "alpha": alpha, "ridge": ridge, "normalize": normalize}
-        written = list(api.gram_statistics(models, out, tasks=tasks if len(tasks) > 1 else tasks[0], **settings, **general))
+        written = list(
+            api.gram_statistics(
+                models, out, tasks=tasks if len(tasks) > 1 else tasks[0], **settings, **general
+            )
+        )
     if as_json:
-        show_result(json_page({"kind": kind.value, "written": [str(path) for path in written]}, None), besides=out)
+        show_result(
+            json_page({"kind": kind.value, "written": [str(path) for path in written]}, None), besides=out
+        )
     elif not quiet:
         settings = {"alpha": alpha, "ridge": ridge, "normalize": normalize} if plus else {}
         show_result(recipe_page(measuring.recipe_hint(kind.value, models, written, settings)), besides=out)
@@ -772,25 +938,39 @@ def statistics(
 @app.command()
 def search(
     recipe: Annotated[
-        str, typer.Argument(help="Recipe with {search: [least, greatest]} or {choice: [...]} in place of values.", metavar="RECIPE")
+        str,
+        typer.Argument(
+            help="Recipe with {search: [least, greatest]} or {choice: [...]} in place of values.",
+            metavar="RECIPE",
+        ),
     ],
     out: Annotated[
-        str | None, typer.Option("--out", "-o", help="Folder of the search; default: NAME-search.", show_default=False)
+        str | None,
+        typer.Option("--out", "-o", help="Folder of the search; default: NAME-search.", show_default=False),
     ] = None,
     tasks: Annotated[
-        str | None, typer.Option("--tasks", help="Tasks to search on; default: those of the recipe.", show_default=False)
+        str | None,
+        typer.Option("--tasks", help="Tasks to search on; default: those of the recipe.", show_default=False),
     ] = None,
     report: Annotated[
         str | None,
-        typer.Option("--report", help="Tasks to report on, never searched on; or `same`: those searched on.", show_default=False),
+        typer.Option(
+            "--report",
+            help="Tasks to report on, never searched on; or `same`: those searched on.",
+            show_default=False,
+        ),
     ] = None,
     trials: Annotated[
-        int | None, typer.Option("--trials", min=1, help="Trials, those of earlier runs among them.", show_default=False)
+        int | None,
+        typer.Option("--trials", min=1, help="Trials, those of earlier runs among them.", show_default=False),
     ] = None,
     workers: Annotated[int, typer.Option("--workers", "-w", min=1, help="Processes that score trials.")] = 1,
     ray: Annotated[bool, typer.Option("--ray", help="The workers are on a cluster of Ray.")] = False,
     threads: Annotated[
-        int | None, typer.Option("--threads", "-j", min=1, help="Threads of each worker; default: the processors, shared out.")
+        int | None,
+        typer.Option(
+            "--threads", "-j", min=1, help="Threads of each worker; default: the processors, shared out."
+        ),
     ] = None,
     memory: Memory = "2GiB",
     offline: Offline = False,
@@ -817,23 +997,35 @@ def search(
         allow_code=allow_code,
         watch=searching.watcher(quiet or as_json),
     )
-    show_result(json_page(found.data()) if as_json else searching.search_text(found, Path(folder)), besides=folder)
+    show_result(
+        json_page(found.data()) if as_json else searching.search_text(found, Path(folder)), besides=folder
+    )
 
 
 @app.command()
 def verify(
     out: FinishedOut,
     against_inputs: Annotated[
-        bool, typer.Option("--against-inputs", help="Make blocks again from the inputs, and compare them bit for bit.")
+        bool,
+        typer.Option(
+            "--against-inputs", help="Make blocks again from the inputs, and compare them bit for bit."
+        ),
     ] = False,
     sample: Annotated[
         float | None,
-        typer.Option("--sample", help="Share of the blocks that are made again, in (0, 1]; default: all.", show_default=False),
+        typer.Option(
+            "--sample",
+            help="Share of the blocks that are made again, in (0, 1]; default: all.",
+            show_default=False,
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", help="Which blocks --sample takes.")] = 0,
     inputs: Inputs = None,
     key: Annotated[
-        str | None, typer.Option("--key", help="Public key (PEM file) of its signature.", metavar="KEY", show_default=False)
+        str | None,
+        typer.Option(
+            "--key", help="Public key (PEM file) of its signature.", metavar="KEY", show_default=False
+        ),
     ] = None,
     threads: Threads = None,
     memory: Memory = "2GiB",
@@ -849,9 +1041,13 @@ def verify(
     from alnico.verification.replan import parse_places
 
     if not against_inputs and (sample is not None or inputs):
-        raise typer.BadParameter(f"{'--sample' if sample is not None else '--input'} is for --against-inputs. Say both.")
+        raise typer.BadParameter(
+            f"{'--sample' if sample is not None else '--input'} is for --against-inputs. Say both."
+        )
     if sample is not None and not 0 < sample <= 1:
-        raise typer.BadParameter(f"--sample: {sample:g} is no share in (0, 1]. Give 0.01 for a hundredth of the blocks.")
+        raise typer.BadParameter(
+            f"--sample: {sample:g} is no share in (0, 1]. Give 0.01 for a hundredth of the blocks."
+        )
 
     def show(found: Any) -> None:
         if as_json:
@@ -885,7 +1081,10 @@ def reproduce(
     out: FinishedOut,
     new: Annotated[
         str | None,
-        typer.Argument(help="Where the second merge is kept; default: it is removed when it is compared.", metavar="[NEWOUT]"),
+        typer.Argument(
+            help="Where the second merge is kept; default: it is removed when it is compared.",
+            metavar="[NEWOUT]",
+        ),
     ] = None,
     inputs: Inputs = None,
     threads: Threads = None,
@@ -921,23 +1120,37 @@ def reproduce(
 @app.command()
 def sign(
     out: FinishedOut,
-    key: Annotated[str, typer.Option("--key", help="Private key (PEM file, P-256, P-384 or P-521).", metavar="KEY")],
+    key: Annotated[
+        str, typer.Option("--key", help="Private key (PEM file, P-256, P-384 or P-521).", metavar="KEY")
+    ],
     as_json: Json = False,
 ) -> None:
     """Check a finished merge against its lock, and sign its files as OpenSSF model-signing does, into OUT/model.sig."""
     from alnico import api
 
     path = api.sign(out, key)
-    show_result(json_page({"signature": str(path)}) if as_json else page([f"{path}: signs all files beside it"]), besides=path)
+    show_result(
+        json_page({"signature": str(path)}) if as_json else page([f"{path}: signs all files beside it"]),
+        besides=path,
+    )
 
 
 @app.command()
 def push(
     out: Annotated[str, typer.Argument(help="The directory of a finished merge.", metavar="OUT")],
-    name: Annotated[str, typer.Argument(help="The model on the hub: owner/name. It is made if it is not there.", metavar="NAME")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="The model on the hub: owner/name. It is made if it is not there.", metavar="NAME"
+        ),
+    ],
     private: Annotated[bool, typer.Option("--private", help="Only its owner may see it.")] = False,
-    branch: Annotated[str | None, typer.Option("--branch", "--revision", help="Branch; default: main.", show_default=False)] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default=False)] = None,
+    branch: Annotated[
+        str | None, typer.Option("--branch", "--revision", help="Branch; default: main.", show_default=False)
+    ] = None,
+    message: Annotated[
+        str | None, typer.Option("--message", "-m", help="Message of the commit.", show_default=False)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Upload a finished merge to the hub, as one commit, and print its address."""
@@ -945,8 +1158,17 @@ def push(
     from alnico.output.validate import local_paths
 
     for path in local_paths(Path(out)):
-        say(f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json)
-    url = api.push(out, name, private=private, branch=branch, message=message, quiet=as_json or not is_terminal(sys.stderr))
+        say(
+            f"note: the lock and the recipe name {path}, which everyone who sees the model can read.", as_json
+        )
+    url = api.push(
+        out,
+        name,
+        private=private,
+        branch=branch,
+        message=message,
+        quiet=as_json or not is_terminal(sys.stderr),
+    )
     show_result(json_page({"url": url}) if as_json else page([url]), besides=url)
 
 
@@ -968,7 +1190,11 @@ def methods(
 
 
 @app.command()
-def schema(search: Annotated[bool, typer.Option("--search", help="Of the files that `alnico search` takes.")] = False) -> None:
+def schema(
+    search: Annotated[
+        bool, typer.Option("--search", help="Of the files that `alnico search` takes.")
+    ] = False,
+) -> None:
     """Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults."""
     if search:
         from alnico.tune.search.json_schema import search_schema as of_what
@@ -980,7 +1206,9 @@ def schema(search: Annotated[bool, typer.Option("--search", help="Of the files t
 
 @app.command()
 def demo(
-    out: Annotated[str, typer.Argument(help="Folder for the merged models.", metavar="[FOLDER]")] = "alnico-demo",
+    out: Annotated[
+        str, typer.Argument(help="Folder for the merged models.", metavar="[FOLDER]")
+    ] = "alnico-demo",
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
@@ -1000,7 +1228,9 @@ def _recipe(reference: str) -> Any:
     try:
         given = sys.stdin.buffer.read(MAX_BYTES + 1) or b""
     except (AttributeError, OSError, ValueError) as error:  # closed, or open for writing only
-        raise RecipeError(f"standard input: cannot be read ({error}); expected a recipe. Send it there, or name a file.") from None
+        raise RecipeError(
+            f"standard input: cannot be read ({error}); expected a recipe. Send it there, or name a file."
+        ) from None
     return decode_recipes(given, "standard input")
 
 
@@ -1011,7 +1241,9 @@ def _allowing(recipes: Any) -> Any:
     from alnico.recipe.load import load_recipes
 
     return tuple(
-        dataclasses.replace(r, unrelated="allow", text=r.text and f"{r.text.rstrip()}\n# run with --allow-crimes\n")
+        dataclasses.replace(
+            r, unrelated="allow", text=r.text and f"{r.text.rstrip()}\n# run with --allow-crimes\n"
+        )
         for r in load_recipes(recipes)
     )
 
@@ -1021,7 +1253,11 @@ def _written(folder: str) -> str:
     from alnico.analysis.page import has_report
 
     page = Path(folder) / "report.html"
-    return f"written: {page}" if has_report() else f"written: {folder}, without the page and pictures: pip install 'alnico[report]'"
+    return (
+        f"written: {page}"
+        if has_report()
+        else f"written: {folder}, without the page and pictures: pip install 'alnico[report]'"
+    )
 
 
 def _one_or_all(data: list[Any]) -> Any:
@@ -1036,7 +1272,9 @@ def _shard_size(ours: str | None, mergekits: str | None) -> int:
     if ours is not None:
         raise typer.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
     text = mergekits.strip()
-    return size_of(text[:-1] + "GB" if text[-1:] in "bB" and text[-2:-1].isdigit() else text, "--out-shard-size")
+    return size_of(
+        text[:-1] + "GB" if text[-1:] in "bB" and text[-2:-1].isdigit() else text, "--out-shard-size"
+    )
 
 
 def main() -> None:
@@ -1059,7 +1297,9 @@ def main() -> None:
             if error.filename is None:
                 raise
             printing.say_error(
-                RunError(f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}). Check the path and its permissions.")
+                RunError(
+                    f"{os.fsdecode(error.filename)}: cannot be used ({error.strerror}). Check the path and its permissions."
+                )
             )
     except Exception:
         if not entry.is_interrupted():  # a library made another exception of it

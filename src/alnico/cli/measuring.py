@@ -21,8 +21,16 @@ def watch(done: int, total: int) -> None:
         say(f"measured {done}/{total}")
 
 
-def recipe_hint(kind: str, models: Sequence[str], written: Sequence[Path], settings: Mapping[str, Any]) -> str:
+def recipe_hint(
+    kind: str, models: Sequence[str], written: Sequence[Path], settings: Mapping[str, Any]
+) -> str:
     """The part of a recipe that names the statistics."""
-    entries = [{"model": model, "parameters": {kind: str(path)}} for model, path in zip(models, written, strict=True)]
-    recipe = {"merge_method": METHODS[kind], "models": entries, **({"parameters": dict(settings)} if settings else {})}
+    entries = [
+        {"model": model, "parameters": {kind: str(path)}} for model, path in zip(models, written, strict=True)
+    ]
+    recipe = {
+        "merge_method": METHODS[kind],
+        "models": entries,
+        **({"parameters": dict(settings)} if settings else {}),
+    }
     return recipe_text(recipe).rstrip()

@@ -45,8 +45,14 @@ def recipe_page(text: str) -> Page:
         return plain
     import yaml
 
-    comments = [visible(line).encode("ascii", "backslashreplace").decode() for line in lines if line.lstrip().startswith("#")]
-    return Page("\n".join([*comments, yaml.safe_dump(yaml.safe_load(text), sort_keys=False, width=10**6).rstrip()]))
+    comments = [
+        visible(line).encode("ascii", "backslashreplace").decode()
+        for line in lines
+        if line.lstrip().startswith("#")
+    ]
+    return Page(
+        "\n".join([*comments, yaml.safe_dump(yaml.safe_load(text), sort_keys=False, width=10**6).rstrip()])
+    )
 
 
 def json_page(data: Any, indent: int | None = 1) -> Page:

@@ -11,7 +11,18 @@ from typing import Any
 from alnico.cli.printing import is_terminal, say
 from alnico.cli.streams import Canvas
 from alnico.errors import visible
-from alnico.events import Advanced, Compiling, Event, Fetched, Fetching, Measuring, Reading, Started, TensorDone, Watcher
+from alnico.events import (
+    Advanced,
+    Compiling,
+    Event,
+    Fetched,
+    Fetching,
+    Measuring,
+    Reading,
+    Started,
+    TensorDone,
+    Watcher,
+)
 from alnico.numerics.sizes import format_size
 
 
@@ -77,7 +88,9 @@ def _drawn() -> Iterator[Watcher]:
         def watch(event: Event) -> None:
             if isinstance(event, Fetching):
                 state["begin"] = time.perf_counter()
-                progress.update(task, total=event.total_bytes, completed=0, description=visible(_fetching(event)))
+                progress.update(
+                    task, total=event.total_bytes, completed=0, description=visible(_fetching(event))
+                )
             elif isinstance(event, Fetched):
                 state["done"] += event.bytes_done
                 rate = f"{state['done'] / max(time.perf_counter() - state['begin'], 1e-6) / 1e6:.0f} MB/s"

@@ -33,10 +33,15 @@ def search_text(found: SearchResult, out: Path | None) -> Page:
     names = [o.name for o in found.objectives]
     width = max(10, *(len(n) for n in names)) + 2
     lines.append("".join(f"{name:>{width}}" for name in ("trial", *names)))
-    lines += ["".join(f"{v:>{width}}" for v in (t.number, *(f"{v:.6g}" for v in t.values))) for t in found.best]
+    lines += [
+        "".join(f"{v:>{width}}" for v in (t.number, *(f"{v:.6g}" for v in t.values))) for t in found.best
+    ]
     if found.importances:
         lines += ["", "share of the variation explained"]
-        lines += [f"  {share:6.1%}  {name}" for name, share in sorted(found.importances.items(), key=lambda i: -i[1])[:8]]
+        lines += [
+            f"  {share:6.1%}  {name}"
+            for name, share in sorted(found.importances.items(), key=lambda i: -i[1])[:8]
+        ]
     if len(found.recipes) == 1:
         lines += ["", *found.recipe.text.rstrip().split("\n")]
     if found.report is not None:

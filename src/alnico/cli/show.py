@@ -44,7 +44,11 @@ def result_data(result: MergeResult) -> dict[str, Any]:
         "bytes_written": result.plan.bytes_to_write,
         "parameters": result.plan.elements,
         "resumed_tensors": result.resumed,
-        **({"weights": [w.data(result.plan.sources) for w in result.plan.weighings]} if result.plan.weighings else {}),
+        **(
+            {"weights": [w.data(result.plan.sources) for w in result.plan.weighings]}
+            if result.plan.weighings
+            else {}
+        ),
         "notes": list(result.plan.notes),
         "digests": result.digests,
     }
@@ -62,18 +66,28 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
         lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
     lines += [f"data      {s.label} (statistics)" for s in plan.statistics]
     lines += [f"layers    {line}" for line in _layers(plan)]
-    lines.append(f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}")
+    lines.append(
+        f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}"
+    )
     for (kind, why), jobs in count_by_reason(plan.jobs).items():
-        names = ", ".join(j.name for j in jobs) if len(jobs) <= 3 or verbose else f"{jobs[0].name} to {jobs[-1].name}"
+        names = (
+            ", ".join(j.name for j in jobs)
+            if len(jobs) <= 3 or verbose
+            else f"{jobs[0].name} to {jobs[-1].name}"
+        )
         lines.append(f"  {WORDS[kind]:8}{len(jobs)}: {names}{' (' + why + ')' if why else ''}")
     reasons: dict[tuple[int, str], list[str]] = {}
     for dropped in plan.dropped:
         reasons.setdefault((dropped.model, dropped.why), []).append(dropped.name)
     for (model, why), left in reasons.items():
-        shown = ", ".join(left) if len(left) <= 3 or verbose else f"{len(left)} tensors, {left[0]} to {left[-1]}"
+        shown = (
+            ", ".join(left) if len(left) <= 3 or verbose else f"{len(left)} tensors, {left[0]} to {left[-1]}"
+        )
         lines.append(f"  dropped {plan.sources[model].label}: {shown} ({why})")
     shards = f"{len(plan.shards)} files" if len(plan.shards) > 1 else plan.shards[0].name
-    lines.append(f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}")
+    lines.append(
+        f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}"
+    )
     lines += [f"weights   {line}" for line in weighing_lines(plan)]
     memory = plan.memory
     lines.append(
@@ -82,7 +96,9 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
     absent = absent_files(plan, side_files=True)
     if any(absent):
         total = format_size(sum(sum(files.values()) for files in absent))
-        lines.append(f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge")
+        lines.append(
+            f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge"
+        )
     with suppress(OSError):  # a working directory that is gone
         folder = existing_folder(out or Path("out"))
         lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
@@ -100,7 +116,9 @@ def weighing_lines(plan: Plan) -> list[str]:
         told = setting.data()
         how = ", ".join(f"{key} {told[key]:g}" for key in ("beta", "alpha", "scale") if key in told)
         parts = f", by layer in {len(group)} groups" if setting.per == "layer" else ", each by itself"
-        origin = f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
+        origin = (
+            f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
+        )
         lines.append(
             f"{setting.mode} ({how}) of the L2 norms of {tensors} tensors{parts if setting.per != 'model' else ''}, {origin}"
         )
@@ -168,7 +186,10 @@ def model_data(model: Model) -> dict[str, Any]:
         "dtypes": dtypes,
         "parameters": sum(t.elements for t in model.tensors.values()),
         "bytes": sum(t.byte_size for t in model.tensors.values()),
-        "tensors": [{"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size} for n, t in model.tensors.items()],
+        "tensors": [
+            {"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size}
+            for n, t in model.tensors.items()
+        ],
     }
 
 
@@ -178,7 +199,11 @@ def model_text(data: Mapping[str, Any], verbose: int) -> Page:
     lines = [
         f"model         {data['model']}{' (commit ' + data['commit'][:12] + ')' if 'commit' in data else ''}",
         f"architecture  {_names(data['architectures'])}"
-        + "".join(f", {data[k]} {w}" for k, w in (("layers", "layers"), ("hidden_size", "wide")) if data[k] is not None),
+        + "".join(
+            f", {data[k]} {w}"
+            for k, w in (("layers", "layers"), ("hidden_size", "wide"))
+            if data[k] is not None
+        ),
         f"vocabulary    {vocabulary['config'] or 'unknown'} rows in the config, "
         f"{vocabulary['tokens'] or 'unknown'} tokens in the tokenizer",
         f"parameters    {data['parameters']:,} in {len(data['tensors'])} tensors, {format_size(data['bytes'])}",
@@ -190,7 +215,11 @@ def model_text(data: Mapping[str, Any], verbose: int) -> Page:
         lines.append(f"file          {file['name']}: {file['tensors']} tensors, {format_size(file['bytes'])}")
     groups: dict[tuple[str, str, str], int] = {}
     for tensor in data["tensors"]:
-        name = tensor["name"] if verbose else ".".join("*" if part.isdigit() else part for part in tensor["name"].split("."))
+        name = (
+            tensor["name"]
+            if verbose
+            else ".".join("*" if part.isdigit() else part for part in tensor["name"].split("."))
+        )
         key = (name, tensor["dtype"], str(tuple(tensor["shape"])))
         groups[key] = groups.get(key, 0) + 1
     lines += [f"{count:5} x  {dtype:5} {shape:20} {name}" for (name, dtype, shape), count in groups.items()]
@@ -209,7 +238,11 @@ def weights_text(found: NormWeights) -> Page:
 
 def _plain(value: Any) -> str:
     return (
-        f"{value:g}" if isinstance(value, float) else json.dumps(value) if not str(value).replace("_", "").isalnum() else str(value)
+        f"{value:g}"
+        if isinstance(value, float)
+        else json.dumps(value)
+        if not str(value).replace("_", "").isalnum()
+        else str(value)
     )
 
 
@@ -237,30 +270,52 @@ def methods_text(methods: Iterable[Method]) -> Page:
     every = list(methods)
     width, room = max(len(m.name) for m in every), max(len(takes(m)) for m in every)
     lines = [f"{'method':{width}}  {'models':{room}}  what it does"]
-    for title, deltas in (("Of models as they are:", False), ("Of task vectors (model - base), added to the base:", True)):
+    for title, deltas in (
+        ("Of models as they are:", False),
+        ("Of task vectors (model - base), added to the base:", True),
+    ):
         group = [m for m in every if (m.base == "required") == deltas]
-        lines += ["", title, *(f"{m.name:{width}}  {takes(m):{room}}  {m.summary}" for m in group)] if group else []
-    return page([*lines, "", "`alnico methods NAME` shows one in full: when to use it, formula, options, a recipe, cost, source."])
+        lines += (
+            ["", title, *(f"{m.name:{width}}  {takes(m):{room}}  {m.summary}" for m in group)]
+            if group
+            else []
+        )
+    return page(
+        [
+            *lines,
+            "",
+            "`alnico methods NAME` shows one in full: when to use it, formula, options, a recipe, cost, source.",
+        ]
+    )
 
 
 def method_text(method: Method) -> Page:
     """All of a method for people, in the width of a terminal."""
     told = read_documentation(method)
     lines = [method.name, "=" * len(method.name), "", *_wrapped(told.summary), ""]
-    lines += [line for part in told.formula.replace("; ``", ";\n``").splitlines() for line in _wrapped(part)] + [""]
+    lines += [
+        line for part in told.formula.replace("; ``", ";\n``").splitlines() for line in _wrapped(part)
+    ] + [""]
     lines += _entry("models", takes(method))
     lines += _entry("use when", told.parts.get("Use when", ""))
     lines += _entry("cost", told.parts.get("Measures", ""))
     lines += [
         "",
-        "Options, under parameters or under a model:" if any(o.per_model for o in method.options.values()) else "Options:",
+        "Options, under parameters or under a model:"
+        if any(o.per_model for o in method.options.values())
+        else "Options:",
     ]
     for option in method.options.values():
-        lines += [f"  {option.name}: {option.describe()}", *_wrapped(told.options.get(option.name, option.meaning), "      ")]
+        lines += [
+            f"  {option.name}: {option.describe()}",
+            *_wrapped(told.options.get(option.name, option.meaning), "      "),
+        ]
     lines += [f"  preset {name}: {one_line(values)}" for name, values in method.presets.items()]
     lines += ["", "A recipe:", *(f"  {line}" for line in recipe_text(first_recipe(method)).splitlines()), ""]
     for label in ("Edge cases", "Errors", "Differs from the source", "Source"):
-        lines += _entry(label.lower().replace("differs from the source", "differs"), told.parts.get(label, ""))
+        lines += _entry(
+            label.lower().replace("differs from the source", "differs"), told.parts.get(label, "")
+        )
     return page(lines)
 
 
@@ -272,5 +327,10 @@ def _entry(label: str, text: str) -> list[str]:
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
     return textwrap.wrap(
-        text.replace("``", ""), 100, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        text.replace("``", ""),
+        100,
+        initial_indent=indent,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
     )

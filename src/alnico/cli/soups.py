@@ -16,7 +16,10 @@ def step_text(step: SoupStep) -> str:
 def soup_text(found: Soup) -> Page:
     """The models of a soup, and its score beside those of the models alone and of the uniform soup."""
     size = sum(found.counts.values())
-    rows = [(f"soup of {len(found.counts)}", found.score, ""), (f"uniform soup of {len(found.alone)}", found.uniform, "")]
+    rows = [
+        (f"soup of {len(found.counts)}", found.score, ""),
+        (f"uniform soup of {len(found.alone)}", found.uniform, ""),
+    ]
     rows += [
         (reference, value, f"{found.counts[reference]} of {size}" if reference in found.counts else "")
         for reference, value in found.alone.items()
@@ -25,5 +28,9 @@ def soup_text(found: Soup) -> Page:
     lines = [f"{'':{width}}  {found.objective:>10}  in the soup"]
     lines += [f"{name:{width}}  {value:10.6f}  {share}".rstrip() for name, value, share in rows]
     return page(
-        [*lines, "", "These are scores on the tasks that chose the soup, so its own is too good. --report scores it on others."]
+        [
+            *lines,
+            "",
+            "These are scores on the tasks that chose the soup, so its own is too good. --report scores it on others.",
+        ]
     )

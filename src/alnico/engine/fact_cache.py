@@ -21,7 +21,18 @@ from alnico.checkpoint.source import Source
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import OverModel
 from alnico.engine.sorted_values import MOST_ELEMENTS, SortedValues, order
-from alnico.kernels.facts import Argument, Bernoulli, Count, Derived, Gram, KthLargest, Largest, MeasuredFact, Noise, Sum
+from alnico.kernels.facts import (
+    Argument,
+    Bernoulli,
+    Count,
+    Derived,
+    Gram,
+    KthLargest,
+    Largest,
+    MeasuredFact,
+    Noise,
+    Sum,
+)
 from alnico.plan.job import Input, Job
 
 MOST_FACTS = 200_000
@@ -59,7 +70,9 @@ class FactStore:
         """The values of a tensor in order, made when they are asked for again, and kept if there is room."""
         with self._lock:
             if key not in self._ordered:
-                self._ordered[key] = "asked"  # who asks once may never ask again, and sorting takes longer than searching
+                self._ordered[key] = (
+                    "asked"  # who asks once may never ask again, and sorting takes longer than searching
+                )
                 return None
             known = self._ordered[key]
         if known != "asked":
@@ -107,7 +120,12 @@ class FactCache:
         """What is known of a fact of one model, from an earlier answer or from its values in order."""
         value = self._store.get(self._key_of_one(fact, model, known))
         job = known.job
-        if value is not None or not isinstance(fact, KthLargest) or fact.share[model] >= 1 or not 0 < job.elements <= MOST_ELEMENTS:
+        if (
+            value is not None
+            or not isinstance(fact, KthLargest)
+            or fact.share[model] >= 1
+            or not 0 < job.elements <= MOST_ELEMENTS
+        ):
             return value
         values = self._store.ordered(
             ("ordered", fact.of, self._about(job.inputs[model : model + 1]), self._base(job), known.real),
@@ -157,12 +175,21 @@ class FactCache:
         return fact, self._about(known.job.inputs), self._base(known.job), known.real, noise
 
     def _key_of_one(self, fact: MeasuredFact, model: int, known: KernelContext) -> Hashable:
-        return _of_one(fact, model), self._about(known.job.inputs[model : model + 1]), self._base(known.job), known.real
+        return (
+            _of_one(fact, model),
+            self._about(known.job.inputs[model : model + 1]),
+            self._base(known.job),
+            known.real,
+        )
 
     def _keys_over(self, fact: OverModel, jobs: Sequence[Job]) -> list[Hashable]:
         precisions = tuple(sorted({KernelContext(job, 0, {}).real for job in jobs}))
         return [
-            (_of_one(fact.fact, i), precisions, tuple((self._about(job.inputs[i : i + 1]), self._base(job)) for job in jobs))
+            (
+                _of_one(fact.fact, i),
+                precisions,
+                tuple((self._about(job.inputs[i : i + 1]), self._base(job)) for job in jobs),
+            )
             for i in range(len(fact.models))
         ]
 
@@ -178,13 +205,19 @@ def _is_of_each(fact: MeasuredFact) -> bool:
     """Is a fact a number a model, of that model's tensor (and the base's) alone?"""
     if isinstance(fact, KthLargest):
         return not (fact.arguments or fact.across or fact.among)
-    return isinstance(fact, (Sum, Count)) and not (fact.arguments or fact.across) and getattr(fact, "over", "tensor") == "tensor"
+    return (
+        isinstance(fact, (Sum, Count))
+        and not (fact.arguments or fact.across)
+        and getattr(fact, "over", "tensor") == "tensor"
+    )
 
 
 def _of_one(fact: MeasuredFact, model: int) -> MeasuredFact:
     """What a fact asks of one model."""
     if isinstance(fact, KthLargest):
-        return dataclasses.replace(fact, share=fact.share[model : model + 1], skip=fact.skip[model : model + 1])
+        return dataclasses.replace(
+            fact, share=fact.share[model : model + 1], skip=fact.skip[model : model + 1]
+        )
     return fact
 
 
@@ -194,7 +227,12 @@ def _has_noise(argument: Argument | None) -> bool:
             return True
         case KthLargest(arguments=arguments, among=among):
             return _has_noise(among) or any(map(_has_noise, arguments))
-        case Sum(arguments=arguments) | Count(arguments=arguments) | Largest(arguments=arguments) | Derived(arguments=arguments):
+        case (
+            Sum(arguments=arguments)
+            | Count(arguments=arguments)
+            | Largest(arguments=arguments)
+            | Derived(arguments=arguments)
+        ):
             return any(map(_has_noise, arguments))
         case Gram():
             return False

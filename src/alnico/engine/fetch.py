@@ -39,7 +39,9 @@ def fetch_inputs(plan: Plan, out: Path, *, overwrite: Replace, watch: Callable[[
     fetch_files(plan.sources, absent, watch)
 
 
-def fetch_files(sources: Sequence[Source], absent: Sequence[Mapping[str, int]], watch: Callable[[Event], None] | None) -> None:
+def fetch_files(
+    sources: Sequence[Source], absent: Sequence[Mapping[str, int]], watch: Callable[[Event], None] | None
+) -> None:
     """Download files of models, with their bytes, as :meth:`Source.absent` lists them. Errors: HubError."""
     if not any(absent):
         return
@@ -52,7 +54,11 @@ def fetch_files(sources: Sequence[Source], absent: Sequence[Mapping[str, int]], 
 
     if watch:
         models = tuple(source.label for source, files in zip(sources, absent, strict=True) if files)
-        watch(Fetching(models, sum(len(files) for files in absent), sum(sum(files.values()) for files in absent)))
+        watch(
+            Fetching(
+                models, sum(len(files) for files in absent), sum(sum(files.values()) for files in absent)
+            )
+        )
     for source, files in zip(sources, absent, strict=True):
         source.fetch(files, tell)
 
@@ -68,4 +74,9 @@ def _check_cache_disk(cache: Path, total: int, plan: Plan, out: Path) -> None:
     disk, target = existing_folder(cache), existing_folder(out)
     shares = disk.stat().st_dev == target.stat().st_dev
     needed = total + DISK_MARGIN_BYTES + (bytes_on_disk(plan, out) if shares else 0)
-    check_free(disk, needed, f"the downloads{' and the output' if shares else ''} need", "or set HF_HOME to another disk")
+    check_free(
+        disk,
+        needed,
+        f"the downloads{' and the output' if shares else ''} need",
+        "or set HF_HOME to another disk",
+    )

@@ -35,7 +35,9 @@ class Arrays:
     """The output tensors as bytes, by name, and what follows them."""
 
     def __init__(
-        self, tensors: Mapping[str, np.ndarray], followers: Mapping[str, Sequence[Follower]] = MappingProxyType({})
+        self,
+        tensors: Mapping[str, np.ndarray],
+        followers: Mapping[str, Sequence[Follower]] = MappingProxyType({}),
     ) -> None:
         self.tensors = tensors
         self.followers = followers

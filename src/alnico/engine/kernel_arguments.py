@@ -81,7 +81,9 @@ class KernelContext:
             if isinstance(argument, Side):
                 continue
             value, kind = resolve(argument, self.facts), kind_of(argument)
-            flat.append(np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C"))
+            flat.append(
+                np.dtype(self.real).type(value) if kind == "number" else np.array(value, self.real, order="C")
+            )
             if kind in ("rows", "columns"):
                 flat.append(self.job.row if kind == "rows" else self.job.columns)
         return flat
@@ -111,5 +113,7 @@ def keeps_equal(job: Job, known: KernelContext) -> bool:
     assert job.merge is not None
     if job.merge.fixes_equal_inputs or job.merge.sums_to_one is None:
         return job.merge.fixes_equal_inputs
-    values = [resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))]
+    values = [
+        resolve(a, known.facts) for a in job.merge.arguments if not isinstance(a, (Noise, Bernoulli, Side))
+    ]
     return job.merge.sums_to_one(*values)

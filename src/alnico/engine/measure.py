@@ -158,7 +158,13 @@ class _ByRow(_FactState):
 
     def fold(self, start: int, stop: int, block: Block) -> None:
         if stop > start:
-            self.call(self.run, start, block, self.row, self.parts[self._segment(start) : self._segment(stop - 1) + 1])
+            self.call(
+                self.run,
+                start,
+                block,
+                self.row,
+                self.parts[self._segment(start) : self._segment(stop - 1) + 1],
+            )
 
     def turn(self) -> None:
         assert isinstance(self.fact, Gram)
@@ -191,7 +197,11 @@ class _OfRows(_FactState):
     def turn(self) -> None:
         rows = np.arange(self.job.elements // self.job.row)
         reduce = np.add if isinstance(self.fact, Sum) else np.maximum
-        self.result = reduce.reduceat(self.parts, _segment(self.job, rows * self.job.row), axis=1) if rows.size else self.parts
+        self.result = (
+            reduce.reduceat(self.parts, _segment(self.job, rows * self.job.row), axis=1)
+            if rows.size
+            else self.parts
+        )
         self.done = True
 
 
@@ -226,7 +236,9 @@ class _KthLargestSearch(_FactState):
         rank = {i: fact.place(i, n, among[i]) for i in range(models)}
         nothing = math.inf if fact.end == "first" else 0.0
         everything = {i for i in rank if fact.share[i] >= 1 or n == 0}
-        self.found = {i: nothing if i in everything else math.inf for i in rank if i in everything or rank[i] == 0}
+        self.found = {
+            i: nothing if i in everything else math.inf for i in rank if i in everything or rank[i] == 0
+        }
         self.found |= known.given.get(fact, {})
         searched = [i for i in rank if i not in self.found]
         self.chosen = np.array(searched, np.int64)
@@ -326,7 +338,9 @@ def over_model(jobs: Iterable[Job]) -> dict[OverModel, list[Job]]:
 def of_model(job: Job) -> list[OverModel]:
     """The facts over the model that a job needs."""
     facts = job.merge.of_model if job.kind == "mix" and job.merge is not None else ()
-    return [OverModel(f, tuple(i.model for i in job.inputs), job.base.model if job.base else None) for f in facts]
+    return [
+        OverModel(f, tuple(i.model for i in job.inputs), job.base.model if job.base else None) for f in facts
+    ]
 
 
 def model_kernel(fact: OverModel, jobs: Sequence[Job]) -> MeasureKernel:
@@ -347,7 +361,9 @@ class ModelMeasurement:
         elements = sum(job.elements for job in jobs)
         shares = fact.fact.share
         nothing = math.inf if fact.fact.end == "first" else 0.0
-        self.chosen = np.array([i for i, share in enumerate(shares) if share < 1 and elements and i not in given], np.int64)
+        self.chosen = np.array(
+            [i for i, share in enumerate(shares) if share < 1 and elements and i not in given], np.int64
+        )
         rank = np.array([fact.fact.place(i, elements) for i in self.chosen.tolist()], np.int64)
         self.digits = _Digits(rank, np.dtype(kernel.real))
         self.found = [given.get(i, nothing) for i in range(len(shares))]
@@ -365,7 +381,17 @@ class ModelMeasurement:
                 self.bins.append(bins)
         codes, base_code = codes_of(job)
         raws = tuple(block.raws)
-        self.run(raws, codes, block.base, base_code, start, self.chosen, self.digits.shift, self.digits.prefix, bins)
+        self.run(
+            raws,
+            codes,
+            block.base,
+            base_code,
+            start,
+            self.chosen,
+            self.digits.shift,
+            self.digits.prefix,
+            bins,
+        )
 
     def turn(self) -> None:
         """End a pass."""
@@ -403,7 +429,9 @@ class _ByBracket(_KthLargestSearch):
         return [(i * stride, i * stride + min(stride, SAMPLED_RUN)) for i in range(SAMPLED_RUNS)]
 
     def sample(self, block: Block) -> None:
-        values = np.empty((self.chosen.size, SAMPLED_RUNS, min(self.job.elements // SAMPLED_RUNS, SAMPLED_RUN)), self.real)
+        values = np.empty(
+            (self.chosen.size, SAMPLED_RUNS, min(self.job.elements // SAMPLED_RUNS, SAMPLED_RUN)), self.real
+        )
         self.call(self.sampling, 0, block, self.chosen, values.reshape(self.chosen.size, -1))
         shares = self.rank / self.job.elements
         bounds = [self._bracket(part, share) for part, share in zip(values, shares, strict=True)]
@@ -423,7 +451,11 @@ class _ByBracket(_KthLargestSearch):
             self.counts += counts
             for n, part in enumerate(self.parts):
                 kept = int(counts[n, 1])
-                if self.low[n] != self.high[n] and self.counts[n, 1] <= self.room and kept + 8 <= inside.shape[1]:
+                if (
+                    self.low[n] != self.high[n]
+                    and self.counts[n, 1] <= self.room
+                    and kept + 8 <= inside.shape[1]
+                ):
                     part.append(inside[n, :kept].copy())
                 else:
                     part.clear()
@@ -446,7 +478,9 @@ class _ByBracket(_KthLargestSearch):
         # Sorting is vectorised in numpy; a partition of many equal values, usual in BF16 models, takes three times as long.
         ordered = np.sort(sample, axis=None)
         above = (sample > ordered[max(0, sample.size - 1 - int(share * sample.size))]).mean(axis=1)
-        deviation = max(math.sqrt(share * (1 - share) / sample.size), float(above.std()) / math.sqrt(len(sample)))
+        deviation = max(
+            math.sqrt(share * (1 - share) / sample.size), float(above.std()) / math.sqrt(len(sample))
+        )
         margin = 4 * deviation * sample.size + SAMPLED_RUNS
         first, last = int(share * sample.size - margin), int(share * sample.size + margin)
         places = [max(0, sample.size - 1 - last), min(sample.size - 1, sample.size - 1 - first)]
@@ -511,7 +545,9 @@ def _kernel(fact: MeasuredFact, job: Job, reduction: Reduction | None = None) ->
         return (ColumnGramKernel if fact.over == "column" else GramKernel)(models, of_deltas, real)
     if reduction is None:
         if isinstance(fact, KthLargest):
-            reduction = "values" if job.elements <= SMALL else "bracket" if _is_bracketed(fact, job) else "histogram"
+            reduction = (
+                "values" if job.elements <= SMALL else "bracket" if _is_bracketed(fact, job) else "histogram"
+            )
         elif isinstance(fact, Largest):
             reduction = "largest of rows"
         elif isinstance(fact, Sum):

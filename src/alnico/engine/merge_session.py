@@ -71,7 +71,9 @@ class Resident:
 
     def plan(self, recipe: Recipe) -> Plan:
         """Plan a recipe over the open models. Errors: as for :func:`alnico.plan.build.build_plan`."""
-        return build_plan(recipe, open_source=self.model, threads=self._threads, memory_bytes=self._memory_bytes)
+        return build_plan(
+            recipe, open_source=self.model, threads=self._threads, memory_bytes=self._memory_bytes
+        )
 
     def merge(self, plan: Plan) -> Mapping[str, np.ndarray]:
         """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
@@ -91,7 +93,11 @@ class Resident:
         recall = FactCache(plan.sources, self._store)
         plan = self._weighed(plan, recall)
         origins = {job.name: _origin(job, plan.sources) for job in plan.jobs if job.kind in ("copy", "equal")}
-        left = tuple(job for job in plan.jobs if job.name not in origins or self._copied.get(job.name) != origins[job.name])
+        left = tuple(
+            job
+            for job in plan.jobs
+            if job.name not in origins or self._copied.get(job.name) != origins[job.name]
+        )
         for job in left:
             self._copied.pop(job.name, None)
         # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
@@ -134,14 +140,22 @@ class Resident:
 
     def _look(self, plan: Plan) -> None:
         """Look at models that are to be mixed and have not met before."""
-        together = {frozenset(plan.sources[i.model] for i in job.merged) for job in plan.jobs if job.kind in ("mix", "whole")}
-        if plan.recipe.unrelated == "allow" or all(any(met <= one for one in self._judged) for met in together):
+        together = {
+            frozenset(plan.sources[i.model] for i in job.merged)
+            for job in plan.jobs
+            if job.kind in ("mix", "whole")
+        }
+        if plan.recipe.unrelated == "allow" or all(
+            any(met <= one for one in self._judged) for met in together
+        ):
             return
         check_relatedness(plan, self._caller)
         self._judged |= together
 
     def _weighed(self, plan: Plan, recall: FactCache) -> Plan:
-        jobs = {i: [t.delta for t in w.tensors.values()] for i, w in enumerate(plan.weighings) if w.norms is None}
+        jobs = {
+            i: [t.delta for t in w.tensors.values()] for i, w in enumerate(plan.weighings) if w.norms is None
+        }
         known = {i: norms for i, of in jobs.items() if (norms := recall.norms(of)) is not None}
 
         def keep(found: Mapping[int, tuple[float, ...]]) -> None:

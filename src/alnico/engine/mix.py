@@ -43,7 +43,9 @@ class Mixer:
         """Fill ``out`` from a block that begins at element ``start``. Errors: NonFiniteError, naming tensor and index."""
         arguments = in_place(self.arguments, block.ranks)
         dtypes = (self.base_code, out, CODES[self.job.dtype])
-        bad = self.run(tuple(block.raws), self.codes, block.base, *dtypes, start, self.keeps_equal, *arguments)
+        bad = self.run(
+            tuple(block.raws), self.codes, block.base, *dtypes, start, self.keeps_equal, *arguments
+        )
         if bad >= 0:
             self._refuse(start, block, out)
 

@@ -81,7 +81,10 @@ class _Squares:
     def all(self) -> dict[str, tuple[float, ...]]:
         """The sums of each tensor, a number a model."""
         calls: list[WorkItem] = [
-            (self._measure, (job, span, len(spans))) for job in self.jobs for spans in [chunks(job)] for span in spans
+            (self._measure, (job, span, len(spans)))
+            for job in self.jobs
+            for spans in [chunks(job)]
+            for span in spans
         ]
         with workers(self.plan.memory.threads) as pool:
             do_all(pool, self._stop, calls)
@@ -134,7 +137,13 @@ class NormWeights:
         """All of it as plain data, for ``--json``."""
         rows = zip(self.places, self.norms, self.weights, strict=True)
         parts = [{**({"place": p} if p else {}), "l2_norms": [*n], "weights": [*w]} for p, n, w in rows]
-        return {"weight": self.setting.data(), "base": self.base, "models": [*self.models], "parts": parts, "notes": [*self.notes]}
+        return {
+            "weight": self.setting.data(),
+            "base": self.base,
+            "models": [*self.models],
+            "parts": parts,
+            "notes": [*self.notes],
+        }
 
 
 def weights_of(plan: Plan) -> NormWeights:
@@ -152,5 +161,11 @@ def weights_of(plan: Plan) -> NormWeights:
     norms = tuple(w.norms or () for w in done)
     weights = tuple(w.weights or () for w in done)
     return NormWeights(
-        first.setting, plan.sources[first.base].label, labels, tuple(w.place for w in done), norms, weights, plan.notes
+        first.setting,
+        plan.sources[first.base].label,
+        labels,
+        tuple(w.place for w in done),
+        norms,
+        weights,
+        plan.notes,
     )

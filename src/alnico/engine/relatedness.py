@@ -74,10 +74,13 @@ class Caller:
     """What shows how far the models are from one another, for the advice."""
 
 
-IN_A_RECIPE = Caller("say unrelated: allow in the recipe", report=" (`alnico analyze` shows how far each is from it)")
+IN_A_RECIPE = Caller(
+    "say unrelated: allow in the recipe", report=" (`alnico analyze` shows how far each is from it)"
+)
 IN_PYTHON = Caller('pass unrelated="allow"', judges_small=True)
 PYTHON_OR_COMMAND = Caller(
-    'pass unrelated="allow" (--unrelated allow on the command line)', report=" (`alnico analyze` shows how far each is from it)"
+    'pass unrelated="allow" (--unrelated allow on the command line)',
+    report=" (`alnico analyze` shows how far each is from it)",
 )
 
 
@@ -182,7 +185,11 @@ def _dot(a: np.ndarray, b: np.ndarray) -> float:
 def _cosine(of_other: float, product: float, of_delta: float) -> float:
     """The cosine of x and x + d from |x|^2, x d and |d|^2; 1 where one of them is 0."""
     length = of_other + 2 * product + of_delta
-    return min(max((of_other + product) / (of_other * length) ** 0.5, -1.0), 1.0) if of_other > 0 and length > 0 else 1.0
+    return (
+        min(max((of_other + product) / (of_other * length) ** 0.5, -1.0), 1.0)
+        if of_other > 0 and length > 0
+        else 1.0
+    )
 
 
 @dataclass(frozen=True)
@@ -197,7 +204,9 @@ class ModelComparison:
     duplicates: tuple[tuple[str, str, str, float], ...] = ()
 
 
-def compare_models(sources: Sequence[Source], places: Iterable[SampledTensor], least: int = LARGE) -> ModelComparison:
+def compare_models(
+    sources: Sequence[Source], places: Iterable[SampledTensor], least: int = LARGE
+) -> ModelComparison:
     """Read a sample of tensors and say how the models lie to one another. The same reads every time, in order.
 
     Matrices of ``least`` elements or more have a cosine.
@@ -214,15 +223,27 @@ def compare_models(sources: Sequence[Source], places: Iterable[SampledTensor], l
                 continue
         is_large = is_matrix(sources[place.models[0]].tensors[place.name], least)
         for model, delta in zip(place.models[1:], deltas, strict=True):
-            tallies.setdefault((place.models[0], model), _SampleSums(least)).add(place.name, first, delta, is_large)
+            tallies.setdefault((place.models[0], model), _SampleSums(least)).add(
+                place.name, first, delta, is_large
+            )
         for (a, one), (b, other) in combinations(zip(place.models[1:], deltas, strict=True), 2):
             sums = apart.setdefault((a, b, place.models[0]), [0.0, 0.0])
             sums[0] += _dot(one - other, one - other)
             sums[1] += max(_dot(one, one), _dot(other, other))
-    likenesses = [tally.likeness(sources[model].label, sources[other].label) for (other, model), tally in tallies.items()]
-    near = [(three, (d / way) ** 0.5) for three, (d, way) in apart.items() if way > 0 and d <= NEAR_DUPLICATE**2 * way]
+    likenesses = [
+        tally.likeness(sources[model].label, sources[other].label)
+        for (other, model), tally in tallies.items()
+    ]
+    near = [
+        (three, (d / way) ** 0.5)
+        for three, (d, way) in apart.items()
+        if way > 0 and d <= NEAR_DUPLICATE**2 * way
+    ]
     labels = [s.label for s in sources]
-    return ModelComparison(tuple(likenesses), tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near))
+    return ModelComparison(
+        tuple(likenesses),
+        tuple((labels[a], labels[b], labels[other], share) for (a, b, other), share in near),
+    )
 
 
 def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:

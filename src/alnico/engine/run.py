@@ -34,7 +34,15 @@ from alnico.engine.matrix import WholeMatrices, rounding_kernel
 from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
-from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, RunError, VerificationError, visible
+from alnico.errors import (
+    AlnicoError,
+    MismatchError,
+    ModelError,
+    NonFiniteError,
+    RunError,
+    VerificationError,
+    visible,
+)
 from alnico.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone, Watcher
 from alnico.folders import Folder, make_folder, remove
 from alnico.kernels.build import compiled
@@ -70,7 +78,9 @@ class MergeResult:
     @property
     def bytes_per_second(self) -> float:
         """Bytes read and written a second, compiling left out."""
-        return (self.plan.bytes_to_read + self.plan.bytes_to_write) / max(self.seconds - self.compile_seconds, 1e-9)
+        return (self.plan.bytes_to_read + self.plan.bytes_to_write) / max(
+            self.seconds - self.compile_seconds, 1e-9
+        )
 
 
 def run_plan(
@@ -108,7 +118,9 @@ def run_plan(
                 make_folder(part.model, part.folder)
                 sync_directory(part.path, part.folder)
             except OSError as error:
-                raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
+                raise RunError(
+                    f"{part.model}: cannot be made ({error.strerror}). Choose another output."
+                ) from None
             try:
                 before = states_of(_read_from(plan, single))
                 plan = plan if found else check_relatedness(plan, caller)
@@ -124,7 +136,9 @@ def run_plan(
                 raise
             except AlnicoError as error:
                 part.check_still_there()
-                if not isinstance(error.__context__, OSError):  # a file that the system could not open is no wrong input
+                if not isinstance(
+                    error.__context__, OSError
+                ):  # a file that the system could not open is no wrong input
                     part.remove()
                 raise
             part.publish(single, overwrite, fingerprint, mark)
@@ -135,7 +149,9 @@ def run_plan(
     seconds = time.perf_counter() - begin
     if watch:
         watch(Finished(str(out), seconds))
-    return MergeResult(out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()})
+    return MergeResult(
+        out, plan, seconds, run.compile_seconds, run.kept, {name: r.digest for name, r in run.records.items()}
+    )
 
 
 def _mended(plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool) -> dict[str, str] | None:
@@ -150,7 +166,11 @@ def _mended(plan: Plan, out: Path, fingerprint: dict[str, Any], restart: bool) -
         digests = {r.tensor: r.digest for r in read_journal(part.path, fingerprint).records}
         sync_directory(out.parent)
         part.remove()
-        return {job.name: digests[job.name] for job in plan.jobs} if digests.keys() >= {j.name for j in plan.jobs} else None
+        return (
+            {job.name: digests[job.name] for job in plan.jobs}
+            if digests.keys() >= {j.name for j in plan.jobs}
+            else None
+        )
 
 
 def _read_from(plan: Plan, single: str | None) -> list[Path]:
@@ -158,7 +178,10 @@ def _read_from(plan: Plan, single: str | None) -> list[Path]:
     files = [path for source in plan.sources for path in source.paths()]
     donor = plan.sources[plan.donor].directory
     if single is None and donor is not None:
-        files += [donor / "config.json", *(donor / p for p in side_files(donor)[0] if p.as_posix() not in plan.left)]
+        files += [
+            donor / "config.json",
+            *(donor / p for p in side_files(donor)[0] if p.as_posix() not in plan.left),
+        ]
     return files
 
 
@@ -180,7 +203,12 @@ def _refuse_changed(plan: Plan, before: dict[Path, tuple[int, int]], records: di
 
 
 def _merge(
-    plan: Plan, part: PartDirectory, files: OutputFiles, fingerprint: dict[str, Any], found: JournalState, watch: Watcher | None
+    plan: Plan,
+    part: PartDirectory,
+    files: OutputFiles,
+    fingerprint: dict[str, Any],
+    found: JournalState,
+    watch: Watcher | None,
 ) -> MergeRun:
     """Make all tensors that are not there yet."""
     is_left = False
@@ -190,7 +218,9 @@ def _merge(
         found = JournalState(kept, found.facts, found.norms)
         journal = Journal(part.path, fingerprint, files.sync, found, part.folder)
         try:
-            run = MergeRun(measure_norm_weights(plan, found.norms, watch, journal.weighed), files, journal, found, watch)
+            run = MergeRun(
+                measure_norm_weights(plan, found.norms, watch, journal.weighed), files, journal, found, watch
+            )
             run.all()
         except BaseException as error:
             has_ended = True
@@ -225,7 +255,9 @@ class _RunningJob:
     def __init__(self, job: Job, spans: int, sources: Sequence[Source]) -> None:
         self.job = job
         self.output = TensorDigest(job.dtype, job.shape, job.byte_size)
-        self.inputs = [TensorDigest(i.dtype, sources[i.model].tensors[i.name].shape, i.byte_size) for i in job.read]
+        self.inputs = [
+            TensorDigest(i.dtype, sources[i.model].tensors[i.name].shape, i.byte_size) for i in job.read
+        ]
         if job.kind == "copy":
             self.inputs = [self.output]
         self.remaining = spans
@@ -367,7 +399,9 @@ class MergeRun:
 
     def _place(self, arguments: tuple[Any, ...]) -> str:
         """The tensor that a call is about, and the files that it is read from."""
-        job = next(a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job)))
+        job = next(
+            a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job))
+        )
         sources = [self.plan.sources[m] for m in dict.fromkeys(tensor.model for tensor in job.read)]
         return f"{job.name} of {', '.join(source.label for source in sources)}"
 
@@ -395,7 +429,12 @@ class MergeRun:
         self._measure(state, lambda facts: facts.fold(*everything, held[0]), held[0])
         self._mix_chunk(state, everything, held)
 
-    def _measure(self, state: _RunningJob, one_pass: Callable[[measure.LevelMeasurement], None], held: Block | None = None) -> None:
+    def _measure(
+        self,
+        state: _RunningJob,
+        one_pass: Callable[[measure.LevelMeasurement], None],
+        held: Block | None = None,
+    ) -> None:
         """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is all of it, if it is there."""
         assert state.job.merge is not None
         for level in state.job.merge.levels():
@@ -405,7 +444,11 @@ class MergeRun:
             known = dataclasses.replace(known, given=recalled.given)
             facts = measure.LevelMeasurement([fact for fact in level if fact not in recalled.whole], known)
             if facts.runs:
-                facts.sample(self._joined(state.job, facts.runs) if held is None else _picked(held, facts.runs, state.job))
+                facts.sample(
+                    self._joined(state.job, facts.runs)
+                    if held is None
+                    else _picked(held, facts.runs, state.job)
+                )
             while not facts.done:
                 check(self._stop)
                 one_pass(facts)
@@ -435,13 +478,19 @@ class MergeRun:
         """The facts over the model that are still to be measured, numbered in the order of the plan."""
         facts = enumerate(measure.over_model(self.plan.jobs).items())
         missing = {job.name for job in self.jobs}
-        return [(n, f, jobs) for n, (f, jobs) in facts if n not in self.facts and any(job.name in missing for job in jobs)]
+        return [
+            (n, f, jobs)
+            for n, (f, jobs) in facts
+            if n not in self.facts and any(job.name in missing for job in jobs)
+        ]
 
     def _measure_model(self, pool: ThreadPoolExecutor) -> None:
         """Measure what is asked of the whole model, one fact after the other, pass by pass over all its tensors."""
         for number, fact, jobs in self._unknown():
             self._tell(Measuring(len(jobs)))
-            measurement = measure.ModelMeasurement(fact, jobs, self.recall.of_model(fact, jobs) if self.recall is not None else {})
+            measurement = measure.ModelMeasurement(
+                fact, jobs, self.recall.of_model(fact, jobs) if self.recall is not None else {}
+            )
             calls = [(self._measure_across, (measurement, job, span)) for job in jobs for span in chunks(job)]
             while measurement.result is None:
                 self._parallel(pool, calls)
@@ -458,13 +507,17 @@ class MergeRun:
             check(self._stop)
             measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
 
-    def _measure_chunks(self, state: _RunningJob, facts: measure.LevelMeasurement, spans: Sequence[Span]) -> None:
+    def _measure_chunks(
+        self, state: _RunningJob, facts: measure.LevelMeasurement, spans: Sequence[Span]
+    ) -> None:
         for span in spans:
             for start, stop in blocks(span, self.plan.memory.block_elements):
                 check(self._stop)
                 facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
 
-    def _mix_chunk(self, state: _RunningJob, span: Span, held: tuple[Block, np.ndarray] | None = None) -> None:
+    def _mix_chunk(
+        self, state: _RunningJob, span: Span, held: tuple[Block, np.ndarray] | None = None
+    ) -> None:
         job, mixer = state.job, state.mixer
         assert mixer is not None
         width = job.byte_size // max(job.elements, 1)
@@ -474,7 +527,9 @@ class MergeRun:
         for start, stop in blocks(span, self.plan.memory.block_elements):
             check(self._stop)
             block, out = held or self._block(job, (start, stop), stop - start)
-            for hasher, raw in zip(hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True):
+            for hasher, raw in zip(
+                hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True
+            ):
                 hasher.update(memoryview(raw))
             placed = self.files.place(job.name, start * width, out.nbytes)
             out = out if placed is None else placed
@@ -542,7 +597,9 @@ class MergeRun:
         hasher.finish()
         self._chunk_done(state)
 
-    def _refuse_unequal(self, job: Job, tensor: Input, start: int, first: np.ndarray, view: np.ndarray) -> None:
+    def _refuse_unequal(
+        self, job: Job, tensor: Input, start: int, first: np.ndarray, view: np.ndarray
+    ) -> None:
         width = max(job.byte_size // max(job.elements, 1), 1)
         index = (start + int(np.flatnonzero(first != view)[0])) // width
         place = [int(i) for i in np.unravel_index(index, job.shape)] if job.shape else []
@@ -584,7 +641,10 @@ class MergeRun:
         whole = _block_of(job, views)
         ranks = row_ranks.ranks(job, rows, whole.raws, whole.base, span)
         widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
-        parts = [view[(span[0] - rows[0]) * w : (span[1] - rows[0]) * w] for view, w in zip(views, widths, strict=True)]
+        parts = [
+            view[(span[0] - rows[0]) * w : (span[1] - rows[0]) * w]
+            for view, w in zip(views, widths, strict=True)
+        ]
         return _block_of(job, parts, ranks), out
 
     def _joined(self, job: Job, runs: list[Span]) -> Block:
@@ -605,7 +665,9 @@ class MergeRun:
         start, stop = span
         widths = _widths(job)
         held = [held_bytes(self.plan.sources[tensor.model], tensor.name) for tensor in job.read]
-        sizes = [(stop - start) * width if whole is None else 0 for whole, width in zip(held, widths, strict=True)]
+        sizes = [
+            (stop - start) * width if whole is None else 0 for whole, width in zip(held, widths, strict=True)
+        ]
         views = self._arena.views([*sizes, out_elements * (job.byte_size // max(job.elements, 1))])
         for i, (tensor, whole, width) in enumerate(zip(job.read, held, widths, strict=True)):
             if whole is not None:
@@ -639,7 +701,9 @@ def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None
     return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)
 
 
-def _complete(plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], single: str | None) -> None:
+def _complete(
+    plan: Plan, part: PartDirectory, files: OutputFiles, records: dict[str, Record], single: str | None
+) -> None:
     """Check what was written against the plan, put the other files beside it, and bring all to the disk."""
     shards: list[Shard] = []
     for shard in plan.shards:
@@ -651,7 +715,9 @@ def _complete(plan: Plan, part: PartDirectory, files: OutputFiles, records: dict
             )
     absent = [job.name for job in plan.jobs if job.name not in records]
     if absent:
-        raise VerificationError(f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again.")
+        raise VerificationError(
+            f"{absent[0]}: was not finished ({len(absent)} such tensors); alnico is at fault. Merge again."
+        )
     if single is not None:
         return
     _remove_others(part.model, {files.path(shard.name) for shard in plan.shards}, part.folder)

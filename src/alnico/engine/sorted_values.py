@@ -39,7 +39,9 @@ class SortedValues:
         return float(self.values[position])
 
 
-def order(fact: KthLargest, model: int, known: KernelContext, raws: Sequence[np.ndarray], base: np.ndarray | None) -> SortedValues:
+def order(
+    fact: KthLargest, model: int, known: KernelContext, raws: Sequence[np.ndarray], base: np.ndarray | None
+) -> SortedValues:
     """Put what ``fact`` compares of one model's tensor in order. ``raws`` are the bytes of all inputs of the job.
 
     Task vectors of models in 16 bits have few different values, some thousands in a tensor of millions: those are kept once.
@@ -48,7 +50,9 @@ def order(fact: KthLargest, model: int, known: KernelContext, raws: Sequence[np.
     codes, base_code = codes_of(job)
     found = np.empty((1, job.elements), known.real)
     chosen: Any = np.array([model], np.int64)
-    compiled(values_kernel(fact, job))(tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, found)
+    compiled(values_kernel(fact, job))(
+        tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, found
+    )
     values = found[0]
     values.sort()
     last = np.flatnonzero(values[1:] != values[:-1])

@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Any
 
 from alnico._version import __version__
-from alnico.checkpoint.output_path import PART, Replace, check_empty, check_needed, check_publishable, check_twin, check_twins
+from alnico.checkpoint.output_path import (
+    PART,
+    Replace,
+    check_empty,
+    check_needed,
+    check_publishable,
+    check_twin,
+    check_twins,
+)
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import RecipeError, RunError
 from alnico.events import Watcher
 from alnico.output.card import recipe_text
-from alnico.output.disk_space import bytes_on_disk, check_outputs_place, check_room, files_of, largest_file, needed
+from alnico.output.disk_space import (
+    bytes_on_disk,
+    check_outputs_place,
+    check_room,
+    files_of,
+    largest_file,
+    needed,
+)
 from alnico.output.staging import Hold, PartDirectory, is_published
 from alnico.plan.job import Plan
 from alnico.plan.planned_model import PlannedModel
@@ -29,7 +44,9 @@ Planner = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
 one output file."""
 
 
-def plan_stages(stages: Sequence[Stage], planner: Planner, single_file: str | None = None) -> tuple[Plan, ...]:
+def plan_stages(
+    stages: Sequence[Stage], planner: Planner, single_file: str | None = None
+) -> tuple[Plan, ...]:
     """Plan all merges of a file from headers alone; a stage that takes another's output sees what that will be.
 
     Errors: as for one plan. The sources of all plans are open.
@@ -112,7 +129,9 @@ def run_stages(
     return tuple(results)
 
 
-def _check_targets(out: Path, targets: Mapping[str, Path], plans: Sequence[Plan], overwrite: Replace, *, is_begun: bool) -> None:
+def _check_targets(
+    out: Path, targets: Mapping[str, Path], plans: Sequence[Plan], overwrite: Replace, *, is_begun: bool
+) -> None:
     """Refuse targets that hold something, or an input of any stage. What runs that were begun have finished may stand there."""
     inputs = [path for plan in plans for path in needed(plan)]
     check_needed(out, inputs)
@@ -131,7 +150,11 @@ def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> Non
     size = sum(bytes_on_disk(plan, out) for plan in plans)
     files = sum(files_of(plan, out) for plan in plans)
     check_room(
-        out, size - held, max(largest_file(plan, out) for plan in plans), files, of_all=f"outputs of all {len(plans)} merges"
+        out,
+        size - held,
+        max(largest_file(plan, out) for plan in plans),
+        files,
+        of_all=f"outputs of all {len(plans)} merges",
     )
 
 
@@ -143,11 +166,15 @@ def _others(out: Path, targets: Mapping[str, Path]) -> bool:
     return any(p.name not in own for p in out.iterdir())
 
 
-def _run(plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None) -> MergeResult | None:
+def _run(
+    plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None
+) -> MergeResult | None:
     """Run one stage, unless it is finished."""
     if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": __version__}):
         return None
-    overwrite = overwrite or is_published(target, mark)  # an earlier run of this file left it, when the recipe was another
+    overwrite = overwrite or is_published(
+        target, mark
+    )  # an earlier run of this file left it, when the recipe was another
     fetch_inputs(plan, target, overwrite=overwrite, watch=watch)
     return run_plan(plan, target, overwrite=overwrite, restart=restart, watch=watch, mark=mark)
 
@@ -165,6 +192,8 @@ def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mappi
     leading = [plans[s.label] for s in stages if s.label in needed]
     parts = [recipe_text(p.recipe) for p in leading]
     ended = [part if part.endswith("\n") else part + "\n" for part in parts]
-    text = "".join(part if i == 0 or part.startswith("---") else f"---\n{part}" for i, part in enumerate(ended))
+    text = "".join(
+        part if i == 0 or part.startswith("---") else f"---\n{part}" for i, part in enumerate(ended)
+    )
     recipe = dataclasses.replace(plan.recipe, text=text, written_seed=plan.recipe.seed)
     return dataclasses.replace(plan, recipe=recipe, stages=tuple(leading[:-1]))

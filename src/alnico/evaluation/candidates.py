@@ -129,7 +129,10 @@ class Candidates:
         self._check(candidate)
         if self._state is None:
             import_torch("a merge in memory")
-            self._state = {n: torch_of(self._resident.arrays[n], dtype, shape) for n, dtype, shape in self._resident.layout}
+            self._state = {
+                n: torch_of(self._resident.arrays[n], dtype, shape)
+                for n, dtype, shape in self._resident.layout
+            }
         return self._state
 
     def module(self, candidate: Candidate, kind: ModelKind) -> Any:

@@ -86,9 +86,13 @@ class Classification:
         self._head: torch.Tensor | None = None
         self._encoded = ForEachTokenizer(lambda tokenizer: self._tokenised(tokenizer, self._inputs))
         if head == "names" and (encoder is None or self._words is None or isinstance(inputs, np.ndarray)):
-            raise EvaluationError(f"{name}: a head of names needs texts, classes and an encoder. Give them, or take head: own.")
+            raise EvaluationError(
+                f"{name}: a head of names needs texts, classes and an encoder. Give them, or take head: own."
+            )
         if self._words is not None and len(self._words) < 2:
-            raise EvaluationError(f"{name}: has {len(self._words)} class; expected two at least. Name all classes.")
+            raise EvaluationError(
+                f"{name}: has {len(self._words)} class; expected two at least. Name all classes."
+            )
         if self.classes is not None and self._labels is not None:
             self._targets(self._labels, self.classes)
 
@@ -99,7 +103,9 @@ class Classification:
 
         chosen = range(self.size) if examples is None else examples
         if self._labels is None:
-            raise EvaluationError(f"{self.name}: has no labels; a score needs them. Name the field of the labels.")
+            raise EvaluationError(
+                f"{self.name}: has no labels; a score needs them. Name the field of the labels."
+            )
         targets = self._targets(self._labels, self.classes or self._of_config(subject))[list(chosen)]
         with torch.inference_mode():
             logits = self.logits(subject, chosen)
@@ -139,7 +145,9 @@ class Classification:
 
     def known_by(self) -> tuple[str, ...]:
         """The hash of each example, in their order."""
-        values = (x.encode() if isinstance(x, str) else np.ascontiguousarray(x).tobytes() for x in self._inputs)
+        values = (
+            x.encode() if isinstance(x, str) else np.ascontiguousarray(x).tobytes() for x in self._inputs
+        )
         return tuple(xxhash.xxh3_128_hexdigest(value) for value in values)
 
     def _classified(self, module: Any, given: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -176,13 +184,17 @@ class Classification:
             torch.autocast(device.type, enabled=False),
         ):
             words = self._tokenised(tokenizer, self._words)
-            batch = {key: value.to(device) for key, value in _batch(words, list(range(len(self._words)))).items()}
+            batch = {
+                key: value.to(device) for key, value in _batch(words, list(range(len(self._words)))).items()
+            }
             rows = self._embedded(module, batch)
             head: torch.Tensor = torch.nn.functional.normalize(rows - rows.mean(0), dim=-1)
         self._encoder = None  # and the module, where no other task needs it
         return head
 
-    def _batches(self, subject: EvaluatedModel, examples: Sequence[int]) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
+    def _batches(
+        self, subject: EvaluatedModel, examples: Sequence[int]
+    ) -> Iterator[tuple[list[int], Mapping[str, torch.Tensor]]]:
         """Places among ``examples``, and what the model is called with."""
         import torch
 
@@ -190,7 +202,10 @@ class Classification:
         if isinstance(self._inputs, np.ndarray):
             for begin in range(0, len(chosen), self.batch_size):
                 part = chosen[begin : begin + self.batch_size]
-                yield list(range(begin, begin + len(part))), {"pixel_values": torch.from_numpy(self._inputs[part])}
+                yield (
+                    list(range(begin, begin + len(part))),
+                    {"pixel_values": torch.from_numpy(self._inputs[part])},
+                )
             return
         encoded = self._encoded.of(subject.tokenizer(), f"{self.name}: {subject.label}")
         order = torch.argsort(encoded.lengths[chosen], stable=True).tolist()
@@ -203,7 +218,10 @@ class Classification:
 
         longest = int(min(self._max_length, tokenizer.model_max_length))
         filler = tokenizer.pad_token_id or 0
-        rows = [row or [filler] for row in tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]]
+        rows = [
+            row or [filler]
+            for row in tokenizer(list(texts), truncation=True, max_length=longest)["input_ids"]
+        ]
         lengths = np.array([len(row) for row in rows])
         ids = np.full((len(rows), lengths.max()), filler, np.int64)
         for row, cut in zip(ids, rows, strict=True):

@@ -63,9 +63,13 @@ def read_examples(
                 f"{file}: ends in {file.suffix!r}; expected {', '.join(ENDINGS)}. Bring the examples into such a file."
             )
     except OSError as error:
-        raise EvaluationError(f"{file}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise EvaluationError(
+            f"{file}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
     except UnicodeDecodeError:
-        raise EvaluationError(f"{file}: is not UTF-8 text; expected {file.suffix[1:].upper()}. Check the file.") from None
+        raise EvaluationError(
+            f"{file}: is not UTF-8 text; expected {file.suffix[1:].upper()}. Check the file."
+        ) from None
     if not len(found.inputs):
         raise EvaluationError(f"{file}: holds no examples; expected one at least. Check the file.")
     return found
@@ -78,10 +82,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
         with reading(path) as file:
             data = file.read(MOST_TEXT + 1)
         if len(data) > MOST_TEXT:
-            raise EvaluationError(f"{path}: is larger than {MOST_TEXT} bytes; expected a text. Give a part of it.")
+            raise EvaluationError(
+                f"{path}: is larger than {MOST_TEXT} bytes; expected a text. Give a part of it."
+            )
         return data.decode("utf-8")
     except OSError as error:
-        raise EvaluationError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise EvaluationError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
     except UnicodeDecodeError:
         raise EvaluationError(f"{path}: is not UTF-8 text; expected a text. Check the file.") from None
 
@@ -92,7 +100,9 @@ def _check_regular(file: Path) -> None:
         raise EvaluationError(f"{file}: is a pipe or a device; expected a regular file. Check the path.")
 
 
-def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str, label: str | None, limit: int | None) -> Examples:
+def _texts(
+    file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str, label: str | None, limit: int | None
+) -> Examples:
     texts: list[str] = []
     labels: list[str] = []
     places: list[str] = []
@@ -106,12 +116,17 @@ def _texts(file: Path, rows: Iterator[tuple[int, Mapping[str, Any]]], text: str,
                     f"{file}:{line}: has no field {field!r}; found {', '.join(map(repr, row)) or 'none'}. "
                     f"Say which field is the {role}, as in `{role}: {next(iter(row), 'name')}`."
                 )
-        if any(isinstance(value, str) and not is_text(value) for value in (row[text], row.get(label) if label is not None else "")):
+        if any(
+            isinstance(value, str) and not is_text(value)
+            for value in (row[text], row.get(label) if label is not None else "")
+        ):
             raise EvaluationError(
                 f"{file}:{line}: holds half of a character, expected Unicode text. Mend the line, or leave it out."
             )
         if not isinstance(row[text], str):
-            raise EvaluationError(f"{file}:{line}: {text} is {_kind(row[text])}; expected text. Mend the line, or leave it out.")
+            raise EvaluationError(
+                f"{file}:{line}: {text} is {_kind(row[text])}; expected text. Mend the line, or leave it out."
+            )
         if label is not None:
             if not isinstance(row[label], str | int):
                 raise EvaluationError(
@@ -150,7 +165,9 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
         reader = csv.reader(lines)
         try:
             header = next(reader, [])
-            if (twice := next((name for i, name in enumerate(header) if name in header[:i]), None)) is not None:
+            if (
+                twice := next((name for i, name in enumerate(header) if name in header[:i]), None)
+            ) is not None:
                 raise EvaluationError(
                     f"{file}:1: the header has {twice!r} twice; expected each name once. Rename one of the columns."
                 )
@@ -162,7 +179,9 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 if row:
                     yield reader.line_num, dict(zip(header, row, strict=True))
         except csv.Error as error:
-            raise EvaluationError(f"{file}:{reader.line_num}: is not CSV ({error}). Check the file.") from None
+            raise EvaluationError(
+                f"{file}:{reader.line_num}: is not CSV ({error}). Check the file."
+            ) from None
 
 
 def _images(file: Path, label: str | None, limit: int | None) -> Examples:
@@ -181,7 +200,9 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
         KeyError,
         zlib.error,
     ) as error:
-        raise EvaluationError(f"{file}: is no npz file of plain arrays ({str(error)[:80]}). Write it with numpy.savez.") from None
+        raise EvaluationError(
+            f"{file}: is no npz file of plain arrays ({str(error)[:80]}). Write it with numpy.savez."
+        ) from None
     for wanted in ("images", "labels") if label is not None else ("images",):
         if wanted not in held:
             raise EvaluationError(
@@ -198,7 +219,9 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
             f"{file}: labels are {labels.dtype} of shape {labels.shape}; expected ({len(images)},) whole numbers or text. Write one for each image."
         )
     places = tuple(f"{file}: images[{i}]" for i in range(len(images)))
-    return Examples(images.astype(np.float32, copy=False), None if labels is None else tuple(map(str, labels)), places)
+    return Examples(
+        images.astype(np.float32, copy=False), None if labels is None else tuple(map(str, labels)), places
+    )
 
 
 def _check_packed(file: Path) -> None:
@@ -216,13 +239,26 @@ def _check_packed(file: Path) -> None:
                 )
             with archive.open(part) as stream:
                 version = np.lib.format.read_magic(stream)
-                read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
                 shape, _, dtype = read(stream)
                 if math.prod(shape) * dtype.itemsize > part.file_size:
-                    raise ValueError(f"{part.filename} claims the shape {shape} of {dtype}, and holds {part.file_size} bytes")
+                    raise ValueError(
+                        f"{part.filename} claims the shape {shape} of {dtype}, and holds {part.file_size} bytes"
+                    )
 
 
 def _kind(value: Any) -> str:
     if value is None:
         return "null"
-    return {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}[type(value)]
+    return {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "an object",
+    }[type(value)]

@@ -27,7 +27,9 @@ def import_extra(module: str, purpose: str, extra: str) -> Any:
         ) from None
     except ImportError as error:
         package = (error.name or module).partition(".")[0]
-        raise AlnicoError(f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[{extra}]'") from None
+        raise AlnicoError(
+            f"{purpose} needs {package}, which is not installed. Say: pip install 'alnico[{extra}]'"
+        ) from None
 
 
 @contextmanager
@@ -39,7 +41,9 @@ def quiet_transformers() -> Iterator[Any]:
     transformers = import_extra("transformers", "a transformers checkpoint", "eval")
     logging = transformers.utils.logging
     level, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(logging.CRITICAL)  # its errors quote values of configs as they are, with newlines; what fails raises, too
+    logging.set_verbosity(
+        logging.CRITICAL
+    )  # its errors quote values of configs as they are, with newlines; what fails raises, too
     logging.disable_progress_bar()
     asking = transformers.dynamic_module_utils
     seconds = asking.TIME_OUT_REMOTE_CODE

@@ -57,7 +57,11 @@ class Harness:
         self._tasks = list(tasks)
         self._metric = metric
         self._include_path = None if include_path is None else os.fspath(include_path)
-        self._asked: dict[str, Any] = {"num_fewshot": num_fewshot, "bootstrap_iters": 0, "batch_size": batch_size}
+        self._asked: dict[str, Any] = {
+            "num_fewshot": num_fewshot,
+            "bootstrap_iters": 0,
+            "batch_size": batch_size,
+        }
         self._limit = limit
         self._is_packaged = is_packaged
         self._manager: Any = None
@@ -72,8 +76,12 @@ class Harness:
         part: dict[str, Any] = {"limit": self._limit}
         if examples is not None:
             if not self.size:
-                raise EvaluationError(f"{self.name}: cannot be taken in part; expected one task and a limit. Give both.")
-            part = {"samples": {self._tasks[0]: sorted(examples)}}  # of another order the harness mixes up the numbers
+                raise EvaluationError(
+                    f"{self.name}: cannot be taken in part; expected one task and a limit. Give both."
+                )
+            part = {
+                "samples": {self._tasks[0]: sorted(examples)}
+            }  # of another order the harness mixes up the numbers
         with _quietly(), self._without_code() as refused:
             try:
                 model = models.HFLM(
@@ -170,7 +178,9 @@ class Harness:
     ) -> np.ndarray | None:
         """What each document contributed, in the order asked; None where that is not told, or their mean is not the value."""
         name, _, chosen = self._metric.partition(",")
-        documents = [d for d in samples.get(self._tasks[0], ()) if not chosen or d.get("filter", chosen) == chosen]
+        documents = [
+            d for d in samples.get(self._tasks[0], ()) if not chosen or d.get("filter", chosen) == chosen
+        ]
         by_document = {d["doc_id"]: d.get(name) for d in documents}
         told = [by_document.get(i) for i in (sorted(by_document) if asked is None else asked)]
         if len(self._tasks) > 1 or not told or not all(isinstance(number, int | float) for number in told):

@@ -25,7 +25,9 @@ class LiveModule:
     the state lacks.
     """
 
-    def __init__(self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], kind: ModelKind, label: str) -> None:
+    def __init__(
+        self, config: Mapping[str, Any], state: Mapping[str, torch.Tensor], kind: ModelKind, label: str
+    ) -> None:
         self._config = config
         self._state = state
         self._kind = kind
@@ -58,7 +60,9 @@ class LiveModule:
             if new is not None and new.shape == own.shape and torch.equal(own.detach(), new.to(own.dtype)):
                 bound[id(own)] = found
         unbound = [
-            own for name, own in saved.items() if id(own) not in bound and name not in missing and isinstance(own, torch.Tensor)
+            own
+            for name, own in saved.items()
+            if id(own) not in bound and name not in missing and isinstance(own, torch.Tensor)
         ]
         if unbound:
             self._is_converted = True

@@ -22,14 +22,23 @@ from alnico.engine.run import run_plan
 from alnico.engine.stages import close
 from alnico.errors import EvaluationError, ModelError
 from alnico.evaluation.extras import quiet_transformers
-from alnico.evaluation.loading import article, first_line, load_module, load_tokenizer, refuse_not_finite, torch_state
+from alnico.evaluation.loading import (
+    article,
+    first_line,
+    load_module,
+    load_tokenizer,
+    refuse_not_finite,
+    torch_state,
+)
 from alnico.evaluation.tasks import EvaluatedModel, ModelKind
 from alnico.folders import temporary_files
 from alnico.plan.build import build_plan
 from alnico.recipe.load import load_recipe
 
 
-def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False) -> EvaluatedModel:
+def open_subject(
+    reference: str | os.PathLike[str], *, offline: bool = False, may_be_plain: bool = False
+) -> EvaluatedModel:
     """Open a transformers checkpoint to be scored: a directory, a model of the hub, which is fetched, or ``base+adapter``, which is
     folded into a checkpoint among the system's temporary files, for as long as this lives.
 
@@ -50,8 +59,12 @@ def open_subject(reference: str | os.PathLike[str], *, offline: bool = False, ma
     check_kinds(path)
     if not (path / "config.json").is_file():
         if (path / "adapter_config.json").is_file():
-            raise ModelError(f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{label}.")
-        raise ModelError(f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one.")
+            raise ModelError(
+                f"{label}: is an adapter; expected a model. Give it with its base, as BASE+{label}."
+            )
+        raise ModelError(
+            f"{label}: has no config.json; expected a transformers checkpoint. Give the directory of one."
+        )
     return _Checkpoint(label, path)
 
 
@@ -145,7 +158,9 @@ class _Plain:
 
             candidates = Candidates([self.label], offline=self._offline)
             weakref.finalize(self, candidates.close)
-            self._made = candidates.make(load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label)
+            self._made = candidates.make(
+                load_recipe({"merge_method": "passthrough", "models": [self.label]}), label=self.label
+            )
         return self._made
 
 
@@ -190,7 +205,9 @@ class ModuleSubject:
     def module(self, kind: ModelKind) -> Any:
         found = self._module.get(kind) if isinstance(self._module, Mapping) else _part(self._module, kind)
         if found is None:
-            raise EvaluationError(f"{self.label}: holds no {kind}; a task needs {article(kind)}. Give a module that is one.")
+            raise EvaluationError(
+                f"{self.label}: holds no {kind}; a task needs {article(kind)}. Give a module that is one."
+            )
         if id(found) not in self._checked and hasattr(found, "named_parameters"):
             refuse_not_finite(found, self.label)
             self._checked.add(id(found))
@@ -198,7 +215,9 @@ class ModuleSubject:
 
     def tokenizer(self) -> Any:
         if self._tokenizer is None:
-            raise EvaluationError(f"{self.label}: has no tokenizer; a task of texts needs one. Give it with the module.")
+            raise EvaluationError(
+                f"{self.label}: has no tokenizer; a task of texts needs one. Give it with the module."
+            )
         return self._tokenizer
 
 

@@ -36,7 +36,9 @@ from alnico.evaluation.tasks import ModelKind
 from alnico.folders import temporary_files
 from alnico.numerics.dtypes import Shape
 
-OF_CODE = frozenset({"auto_map", "custom_pipelines", "configuration_files", "transformers_weights", "adapter_kwargs"})
+OF_CODE = frozenset(
+    {"auto_map", "custom_pipelines", "configuration_files", "transformers_weights", "adapter_kwargs"}
+)
 """Keys of configs that name code or other files."""
 
 IMPLEMENTATIONS = {
@@ -96,7 +98,10 @@ def without_code(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_claims(config: Mapping[str, Any], files: Mapping[str, Shape], where: str) -> None:
     """Refuse counts that no files of this size can mean, before anything is made as often as they say. Errors: ModelError."""
-    count, longest = max(MOST_LAYERS, len(files)), max([MOST_LABELS, *(n for shape in files.values() for n in shape)])
+    count, longest = (
+        max(MOST_LAYERS, len(files)),
+        max([MOST_LABELS, *(n for shape in files.values() for n in shape)]),
+    )
     for path, number in _numbers(config, ""):
         key = re.sub(r"\[\d+\]$", "", path).rpartition(".")[2]
         is_long = key == "num_labels" or STRETCHED.search(key) is not None
@@ -156,7 +161,9 @@ def auto_class(transformers: Any, config: Any, kind: ModelKind) -> Any:
 # ---- the module that a config describes, before it takes memory -----------------------------------------------------------
 
 
-def class_that_fits(transformers: Any, config: Any, kind: ModelKind, files: Mapping[str, Shape], held: int, where: str) -> Any:
+def class_that_fits(
+    transformers: Any, config: Any, kind: ModelKind, files: Mapping[str, Shape], held: int, where: str
+) -> Any:
     """The class of the module that a config describes, built without memory and held against the headers of the files.
 
     ``held`` are the numbers that the files may stand for. Errors: ModelError for a module that is larger than they can fill.
@@ -173,7 +180,9 @@ def class_that_fits(transformers: Any, config: Any, kind: ModelKind, files: Mapp
     own = {id(p): (n, p) for n, p in module.named_parameters()}
     elements = sum(p.numel() for _, p in own.values())
     if elements > 2 * held + SLACK_ELEMENTS:
-        raise _too_large({n: tuple(p.shape) for n, p in own.values()}, files, elements, module.base_model_prefix, where)
+        raise _too_large(
+            {n: tuple(p.shape) for n, p in own.values()}, files, elements, module.base_model_prefix, where
+        )
     buffers = sum(b.numel() * b.element_size() for b in module.buffers())
     if buffers > counted.most_bytes:
         raise _buffers(buffers, counted.most_bytes, where)
@@ -239,10 +248,14 @@ def _too_many(count: int, what: str, files: Mapping[str, Shape], where: str) -> 
     )
 
 
-def _too_large(own: Mapping[str, Shape], files: Mapping[str, Shape], elements: int, prefix: str, where: str) -> ModelError:
+def _too_large(
+    own: Mapping[str, Shape], files: Mapping[str, Shape], elements: int, prefix: str, where: str
+) -> ModelError:
     first = ""
     for name, shape in own.items():
-        found = next((n for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if n in files), None)
+        found = next(
+            (n for n in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")) if n in files), None
+        )
         if found is None and len(own) == 1:
             found = next((n for n in files if n.rpartition(".")[2] == name), None)
         if found is not None and math.prod(shape) > math.prod(files[found]):
@@ -279,15 +292,28 @@ def load_module(directory: Path, kind: ModelKind, label: str) -> Any:
             )
         config = _config(transformers, given, files, kind, label)
         class_ = _fitting(transformers, config, given, kind, files, label)
-        options: dict[str, Any] = {"config": config, "local_files_only": True, "dtype": torch.float32, "trust_remote_code": False}
+        options: dict[str, Any] = {
+            "config": config,
+            "local_files_only": True,
+            "dtype": torch.float32,
+            "trust_remote_code": False,
+        }
         with _named_errors(given, kind, label):
-            if any(path.suffix in PICKLES for path in model.paths()):  # read by alnico, which runs nothing of them
-                module, told = class_.from_pretrained(None, state_dict=torch_state(model), output_loading_info=True, **options)
+            if any(
+                path.suffix in PICKLES for path in model.paths()
+            ):  # read by alnico, which runs nothing of them
+                module, told = class_.from_pretrained(
+                    None, state_dict=torch_state(model), output_loading_info=True, **options
+                )
                 if (directory / "generation_config.json").exists():
-                    module.generation_config = transformers.GenerationConfig.from_pretrained(directory, local_files_only=True)
+                    module.generation_config = transformers.GenerationConfig.from_pretrained(
+                        directory, local_files_only=True
+                    )
             else:
                 _set_files(config, directory)
-                module, told = class_.from_pretrained(directory, use_safetensors=True, output_loading_info=True, **options)
+                module, told = class_.from_pretrained(
+                    directory, use_safetensors=True, output_loading_info=True, **options
+                )
     _refuse_missing(told["missing_keys"], kind, label)
     refuse_not_finite(module, label)
     return module.eval()
@@ -310,7 +336,9 @@ def _set_files(config: Any, directory: Path) -> None:
         config.transformers_weights = index
 
 
-def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: ModelKind, label: str) -> tuple[Any, frozenset[str]]:
+def load_state(
+    config: Mapping[str, Any], state: Mapping[str, Any], kind: ModelKind, label: str
+) -> tuple[Any, frozenset[str]]:
     """Load a module as :func:`load_module` does, from a config and tensors in memory; return it with the names that no task needs
     and the state lacks. It may hold tensors of the state themselves. Errors: as there."""
     torch = import_extra("torch", "a transformers checkpoint", "eval")
@@ -320,14 +348,23 @@ def load_state(config: Mapping[str, Any], state: Mapping[str, Any], kind: ModelK
         class_ = _fitting(transformers, made, config, kind, files, label)
         with _named_errors(config, kind, label):
             module, told = class_.from_pretrained(
-                None, config=made, state_dict=dict(state), dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+                None,
+                config=made,
+                state_dict=dict(state),
+                dtype=torch.float32,
+                output_loading_info=True,
+                trust_remote_code=False,
             )
     _refuse_missing(told["missing_keys"], kind, label)
     return module.eval(), frozenset(told["missing_keys"])
 
 
 def _config(
-    transformers: Any, given: Mapping[str, Any], files: Mapping[str, Shape], kind: ModelKind | Literal["tokenizer"], label: str
+    transformers: Any,
+    given: Mapping[str, Any],
+    files: Mapping[str, Shape],
+    kind: ModelKind | Literal["tokenizer"],
+    label: str,
 ) -> Any:
     check_claims(given, files, label)
     with _named_errors(given, kind, label):
@@ -335,21 +372,33 @@ def _config(
 
 
 def _fitting(
-    transformers: Any, config: Any, given: Mapping[str, Any], kind: ModelKind, files: Mapping[str, Shape], label: str
+    transformers: Any,
+    config: Any,
+    given: Mapping[str, Any],
+    kind: ModelKind,
+    files: Mapping[str, Shape],
+    label: str,
 ) -> Any:
-    held = sum(map(math.prod, files.values())) * (PACKED if '"quantization_config"' in json.dumps(given) else 1)
+    held = sum(map(math.prod, files.values())) * (
+        PACKED if '"quantization_config"' in json.dumps(given) else 1
+    )
     with _named_errors(given, kind, label):
         return class_that_fits(transformers, config, kind, files, held, label)
 
 
 @contextmanager
-def _named_errors(given: Mapping[str, Any], kind: ModelKind | Literal["tokenizer"], label: str) -> Iterator[None]:
+def _named_errors(
+    given: Mapping[str, Any], kind: ModelKind | Literal["tokenizer"], label: str
+) -> Iterator[None]:
     """What transformers makes of a damaged or hostile model, as an error that names it."""
     try:
         yield
     except ModelError:
         raise
-    except (Exception, MemoryError) as error:  # whatever its many classes raise for values that they do not expect
+    except (
+        Exception,
+        MemoryError,
+    ) as error:  # whatever its many classes raise for values that they do not expect
         code = (
             f"; auto_map in config.json names code ({_named_code(given['auto_map'])}), which alnico does not run"
             if "auto_map" in given
@@ -454,10 +503,14 @@ def _check_tokenizer(transformers: Any, name: Any, label: str) -> None:
         return
     for one in {name, name.removesuffix("Fast")}:
         found = getattr(transformers, one, None) if one.isidentifier() else None
-        is_dummy = type(found).__name__ == "DummyObject" and one.endswith(("Tokenizer", "TokenizerFast", "Backend"))
+        is_dummy = type(found).__name__ == "DummyObject" and one.endswith(
+            ("Tokenizer", "TokenizerFast", "Backend")
+        )
         is_tokenizer = isinstance(found, type) and issubclass(found, transformers.PreTrainedTokenizerBase)
         if found is not None and not is_tokenizer and not is_dummy:
-            raise ModelError(f"{label}: tokenizer_class is {name!r}, expected a class of tokenizers. Check tokenizer_config.json.")
+            raise ModelError(
+                f"{label}: tokenizer_class is {name!r}, expected a class of tokenizers. Check tokenizer_config.json."
+            )
 
 
 def refuse_not_finite(module: Any, label: str) -> None:
@@ -467,7 +520,9 @@ def refuse_not_finite(module: Any, label: str) -> None:
             continue
         place = (~value.isfinite()).nonzero()[0].tolist()
         found = "NaN" if bool(value[tuple(place)].isnan()) else "an infinity"
-        raise NonFiniteError(f"{name}{place or ''}: {label} has {found}; expected finite numbers. Mend or leave out this model.")
+        raise NonFiniteError(
+            f"{name}{place or ''}: {label} has {found}; expected finite numbers. Mend or leave out this model."
+        )
 
 
 def _refuse_missing(absent: Iterable[str], kind: ModelKind, label: str) -> None:

@@ -101,7 +101,9 @@ def sum_of(
     return total
 
 
-def place(module: Any, files: Mapping[str, Shape], read: Callable[[str], np.ndarray], label: str, kind: str = "") -> Placement:
+def place(
+    module: Any, files: Mapping[str, Shape], read: Callable[[str], np.ndarray], label: str, kind: str = ""
+) -> Placement:
     """Find where the tensors of a checkpoint stand in a module that was loaded from it.
 
     ``files`` are the checkpoint's names and shapes, ``read`` gives a tensor's values. Names and shapes say it by the table of layouts, or
@@ -116,7 +118,9 @@ def place(module: Any, files: Mapping[str, Shape], read: Callable[[str], np.ndar
         aliases.setdefault(id(tensor), []).append(name)
     best = Placement(dict.fromkeys(files, ()), tuple(names[0] for names in aliases.values()))
     for found in itertools.chain(
-        _by_layout(own, files, False), _by_layout(own, files, True), _by_loading(module, own, files, read, label)
+        _by_layout(own, files, False),
+        _by_layout(own, files, True),
+        _by_loading(module, own, files, read, label),
     ):
         placement = _checked(own, aliases, files, read, found)
         if not _needed(placement.lacking, kind):
@@ -135,10 +139,16 @@ def named(module: Any) -> dict[str, torch.Tensor]:
     import torch
 
     held = dict(module.named_parameters(remove_duplicate=False))
-    return held | {n: v for n, v in module.state_dict(keep_vars=True).items() if isinstance(v, torch.Tensor) and n not in held}
+    return held | {
+        n: v
+        for n, v in module.state_dict(keep_vars=True).items()
+        if isinstance(v, torch.Tensor) and n not in held
+    }
 
 
-def _refused(module: Any, own: Mapping[str, Any], files: Mapping[str, Shape], lacking: Sequence[str], label: str) -> MismatchError:
+def _refused(
+    module: Any, own: Mapping[str, Any], files: Mapping[str, Shape], lacking: Sequence[str], label: str
+) -> MismatchError:
     first, kind = lacking[0], type(module).__name__
     if len(lacking) == len({id(tensor) for tensor in own.values()}) and first not in files:
         return MismatchError(
@@ -166,7 +176,9 @@ _TensorPieces = Mapping[str, list[tuple[str, Any, Any]]]
 """Of each tensor of the module: the checkpoint's tensors in it, elements there, elements in the checkpoint's."""
 
 
-def _by_layout(own: Mapping[str, torch.Tensor], files: Mapping[str, Shape], swapped: bool) -> Iterator[_TensorPieces]:
+def _by_layout(
+    own: Mapping[str, torch.Tensor], files: Mapping[str, Shape], swapped: bool
+) -> Iterator[_TensorPieces]:
     """What the table of layouts says."""
     try:
         layout = meet(files, {name: tuple(tensor.shape) for name, tensor in own.items()}, swapped=swapped)
@@ -208,7 +220,10 @@ def _key(span: Any) -> Any:
 
 
 def _fits(
-    own: torch.Tensor, files: Mapping[str, Shape], read: Callable[[str], np.ndarray], parts: list[tuple[str, Any, Any]]
+    own: torch.Tensor,
+    files: Mapping[str, Shape],
+    read: Callable[[str], np.ndarray],
+    parts: list[tuple[str, Any, Any]],
 ) -> bool:
     """Do the parts hold what the module's tensor does, all of it?"""
     import torch
@@ -237,7 +252,11 @@ def _fits(
 
 
 def _by_loading(
-    module: Any, own: Mapping[str, torch.Tensor], files: Mapping[str, Shape], read: Callable[[str], np.ndarray], label: str
+    module: Any,
+    own: Mapping[str, torch.Tensor],
+    files: Mapping[str, Shape],
+    read: Callable[[str], np.ndarray],
+    label: str,
 ) -> Iterator[_TensorPieces]:
     """What transformers makes of a checkpoint with these names, found by loading numbers in place of its values."""
     import torch
@@ -251,7 +270,11 @@ def _by_loading(
         with quiet_transformers():
             try:
                 loaded = type(module).from_pretrained(
-                    None, config=copy.deepcopy(module.config), state_dict=given, dtype=torch.float32, trust_remote_code=False
+                    None,
+                    config=copy.deepcopy(module.config),
+                    state_dict=given,
+                    dtype=torch.float32,
+                    trust_remote_code=False,
                 )
             except (OSError, ValueError, RuntimeError, KeyError) as error:
                 raise ModelError(

@@ -115,10 +115,14 @@ class Perplexity:
 
         tokens = tokenizer(self._text, verbose=False)["input_ids"]
         if len(tokens) < 2:
-            raise EvaluationError(f"{self.name}: the text has {len(tokens)} tokens; expected two at least. Give more text.")
+            raise EvaluationError(
+                f"{self.name}: the text has {len(tokens)} tokens; expected two at least. Give more text."
+            )
         return torch.tensor(tokens)
 
-    def _batches(self, tokens: torch.Tensor, chosen: Sequence[int], stride: int) -> Iterator[tuple[list[int], torch.Tensor]]:
+    def _batches(
+        self, tokens: torch.Tensor, chosen: Sequence[int], stride: int
+    ) -> Iterator[tuple[list[int], torch.Tensor]]:
         """Places among the windows chosen, and their tokens with the one after the last, windows of one length together."""
         import torch
 
@@ -129,7 +133,10 @@ class Perplexity:
         for length, windows in by_length.items():
             for begin in range(0, len(windows), self._batch_size):
                 part = windows[begin : begin + self._batch_size]
-                yield [place for place, _ in part], torch.stack([tokens[end - length : end + 1] for _, end in part])
+                yield (
+                    [place for place, _ in part],
+                    torch.stack([tokens[end - length : end + 1] for _, end in part]),
+                )
 
 
 def _surprise(module: Any, batch: torch.Tensor, count: int) -> torch.Tensor:
@@ -137,5 +144,7 @@ def _surprise(module: Any, batch: torch.Tensor, count: int) -> torch.Tensor:
     import torch
 
     logits = module(input_ids=batch[:, :-1]).logits[:, -count:].float()
-    told = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, -count:].flatten(), reduction="none")
+    told = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), batch[:, -count:].flatten(), reduction="none"
+    )
     return told.view(len(batch), count).double().mean(1)

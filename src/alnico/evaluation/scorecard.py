@@ -82,9 +82,12 @@ class Scorecard:
         return {
             "tasks": [asdict(task) for task in self.tasks],
             "models": [
-                {"name": m.name, "reference": m.reference, "role": m.role, **_estimates(m.scores, m.mean)} for m in self.models
+                {"name": m.name, "reference": m.reference, "role": m.role, **_estimates(m.scores, m.mean)}
+                for m in self.models
             ],
-            "differences": [{"model": d.model, "other": d.other, **_estimates(d.scores, d.mean)} for d in self.differences],
+            "differences": [
+                {"model": d.model, "other": d.other, **_estimates(d.scores, d.mean)} for d in self.differences
+            ],
             "kept": {model: [asdict(kept) for kept in of_tasks] for model, of_tasks in self.kept.items()},
             "bootstrap": {"level": LEVEL, "draws": self.draws, "seed": self.seed},
         }
@@ -134,25 +137,41 @@ def scorecard(
 ) -> Scorecard:
     """Make the scorecard of scores that are there: label to task to score. Arguments as for :func:`evaluate`."""
     if not tasks or not scores:
-        raise EvaluationError(f"there are no {'models' if tasks else 'tasks'} to score; expected one at least. Give some.")
+        raise EvaluationError(
+            f"there are no {'models' if tasks else 'tasks'} to score; expected one at least. Give some."
+        )
     labels = list(scores)
     for label in (*merged, *([base] if base is not None else [])):
         if label not in scores:
-            raise EvaluationError(f"{label}: has no scores; expected one of {', '.join(labels)}. Score it, too.")
+            raise EvaluationError(
+                f"{label}: has no scores; expected one of {', '.join(labels)}. Score it, too."
+            )
     if base in merged:
-        raise EvaluationError(f"{base}: is the base and a merge of its own; expected one of both. Leave it out of one.")
+        raise EvaluationError(
+            f"{base}: is the base and a merge of its own; expected one of both. Leave it out of one."
+        )
     names = dict(zip(labels, short_names(labels), strict=True))
     drawn = _Drawn(scores, tasks, draws, seed)
-    roles: dict[str, Role] = {label: "base" if label == base else "merged" if label in merged else "model" for label in labels}
+    roles: dict[str, Role] = {
+        label: "base" if label == base else "merged" if label in merged else "model" for label in labels
+    }
     models = tuple(ModelScores(names[label], label, roles[label], *drawn.scores(label)) for label in labels)
     if merged:
-        pairs = [(one, other) for one in labels if one in merged for other in labels if roles[other] != "merged"]
+        pairs = [
+            (one, other) for one in labels if one in merged for other in labels if roles[other] != "merged"
+        ]
     else:
         pairs = [(label, base) for label in labels if base not in (None, label)]
-    differences = tuple(ScoreDifference(names[one], names[other], *drawn.differences(one, other)) for one, other in pairs if other)
+    differences = tuple(
+        ScoreDifference(names[one], names[other], *drawn.differences(one, other))
+        for one, other in pairs
+        if other
+    )
     kept = {names[one]: _kept(one, scores, names, roles, tasks, base) for one in labels if one in merged}
     measured = tuple(TaskSummary(t.name, t.goal, t.weight, drawn.examples(t.name)) for t in tasks)
-    return Scorecard(measured, models, differences, {name: found for name, found in kept.items() if found}, draws, seed)
+    return Scorecard(
+        measured, models, differences, {name: found for name, found in kept.items() if found}, draws, seed
+    )
 
 
 def interval(score: Score, task: str = "", *, draws: int = DRAWS, seed: int = 0) -> Estimate:
@@ -167,7 +186,9 @@ def interval(score: Score, task: str = "", *, draws: int = DRAWS, seed: int = 0)
     return _estimate(score.value, None if values is None else values[0])
 
 
-def paired(a: TaskScores, b: TaskScores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0) -> ScoreDifference:
+def paired(
+    a: TaskScores, b: TaskScores, tasks: Sequence[Task], *, draws: int = DRAWS, seed: int = 0
+) -> ScoreDifference:
     """What model a has more than model b, on each task and on the mean: the examples drawn are the same for both."""
     drawn = _Drawn({"a": a, "b": b}, tasks, draws, seed)
     return ScoreDifference("a", "b", *drawn.differences("a", "b"))
@@ -183,21 +204,28 @@ def mean_score(scores: TaskScores, tasks: Sequence[Task]) -> float | None:
 class _Drawn:
     """Scores with what they are on the draws of a bootstrap, (draws,) for each task and model; None where examples are not known."""
 
-    def __init__(self, scores: Mapping[str, TaskScores], tasks: Sequence[Task], draws: int, seed: int) -> None:
+    def __init__(
+        self, scores: Mapping[str, TaskScores], tasks: Sequence[Task], draws: int, seed: int
+    ) -> None:
         self._scores = scores
         self._tasks = tasks
         self._values: dict[str, dict[str, np.ndarray | None]] = {}
         for task in tasks:
             of_task = [of_model[task.name] for of_model in scores.values()]
             values = _resampled(of_task, task.name, draws, seed)
-            self._values[task.name] = dict.fromkeys(scores) if values is None else dict(zip(scores, values, strict=True))
+            self._values[task.name] = (
+                dict.fromkeys(scores) if values is None else dict(zip(scores, values, strict=True))
+            )
 
     def examples(self, task: str) -> int:
         examples = next(iter(self._scores.values()))[task].examples
         return 0 if examples is None else len(examples)
 
     def scores(self, label: str) -> tuple[Mapping[str, Estimate], Estimate | None]:
-        values = {t.name: _estimate(self._scores[label][t.name].value, self._values[t.name][label]) for t in self._tasks}
+        values = {
+            t.name: _estimate(self._scores[label][t.name].value, self._values[t.name][label])
+            for t in self._tasks
+        }
         mean = mean_score(self._scores[label], self._tasks)
         return values, None if mean is None else _estimate(mean, self._mean(label))
 
@@ -205,7 +233,9 @@ class _Drawn:
         found = {}
         for task in self._tasks:
             value = self._scores[one][task.name].value - self._scores[other][task.name].value
-            found[task.name] = _estimate(value, _less(self._values[task.name][one], self._values[task.name][other]))
+            found[task.name] = _estimate(
+                value, _less(self._values[task.name][one], self._values[task.name][other])
+            )
         means = [mean_score(self._scores[label], self._tasks) for label in (one, other)]
         if means[0] is None or means[1] is None:
             return found, None
@@ -267,11 +297,16 @@ def _kept(
     known = {label: AnalysedModel(names[label], label) for label in scores}
     parents = [label for label in scores if roles[label] == "model"]
     compared = [one, *parents, *([base] if base is not None else [])]
-    table = {t.name: {label: scores[label][t.name].value for label in compared} for t in tasks if t.goal == "max"}
+    table = {
+        t.name: {label: scores[label][t.name].value for label in compared} for t in tasks if t.goal == "max"
+    }
     if not parents:
         return ()
     return accuracies(table, [known[p] for p in parents], known[one], None if base is None else known[base])
 
 
 def _estimates(scores: Mapping[str, Estimate], mean: Estimate | None) -> dict[str, Any]:
-    return {"scores": {task: estimate.data() for task, estimate in scores.items()}, "mean": None if mean is None else mean.data()}
+    return {
+        "scores": {task: estimate.data() for task, estimate in scores.items()},
+        "mean": None if mean is None else mean.data(),
+    }

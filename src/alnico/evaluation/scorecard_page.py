@@ -28,9 +28,13 @@ def scorecard_folder(out: str | os.PathLike[str]) -> Path:
     folder = Path(out)
     try:
         if folder.exists() and not folder.is_dir():
-            raise OutputError(f"{folder}: is a file; expected a folder for the evaluation. Choose another name.")
+            raise OutputError(
+                f"{folder}: is a file; expected a folder for the evaluation. Choose another name."
+            )
         if folder.is_dir() and any(folder.iterdir()) and not is_evaluation(folder / DATA):
-            raise OutputError(f"{folder}: holds other things than an evaluation. Choose a new folder, or empty it.")
+            raise OutputError(
+                f"{folder}: holds other things than an evaluation. Choose a new folder, or empty it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
@@ -70,7 +74,11 @@ def _page(card: Scorecard) -> str:
         ("Examples", ", ".join(examples) or "not told"),
         ("Bootstrap", f"{card.draws} draws, seed {card.seed}"),
     ]
-    title = card.models[0].name if len(card.models) == 1 else f"{len(card.models)} models on {len(card.tasks)} tasks"
+    title = (
+        card.models[0].name
+        if len(card.models) == 1
+        else f"{len(card.models)} models on {len(card.tasks)} tasks"
+    )
     return page(
         title,
         "alnico evaluation",
@@ -85,9 +93,18 @@ def _table(card: Scorecard) -> PageSection:
         f"<tr><td>{name(m.name)}</td><td>{m.role}</td>{_cell(m.mean)}{''.join(_cell(m.scores[t.name]) for t in card.tasks)}</tr>\n"
         for m in card.models
     ]
-    columns = [("model", "text"), ("role", "text"), ("mean", "number"), *((_heading(card, t.name), "number") for t in card.tasks)]
-    words = "Scores with their 95 % intervals. The mean is over the tasks where more is better, by their weights."
-    return PageSection("table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True))
+    columns = [
+        ("model", "text"),
+        ("role", "text"),
+        ("mean", "number"),
+        *((_heading(card, t.name), "number") for t in card.tasks),
+    ]
+    words = (
+        "Scores with their 95 % intervals. The mean is over the tasks where more is better, by their weights."
+    )
+    return PageSection(
+        "table", "All scores", [words], table(columns, rows, anchor="scores-table", sortable=True)
+    )
 
 
 def _heading(card: Scorecard, task: str) -> str:
@@ -100,9 +117,16 @@ def _differences(card: Scorecard) -> PageSection:
         f"{''.join(_cell(d.scores[t.name], signed=True) for t in card.tasks)}</tr>\n"
         for d in card.differences
     ]
-    columns = [("model", "text"), ("less", "text"), ("mean", "number"), *((_heading(card, t.name), "number") for t in card.tasks)]
+    columns = [
+        ("model", "text"),
+        ("less", "text"),
+        ("mean", "number"),
+        *((_heading(card, t.name), "number") for t in card.tasks),
+    ]
     words = "Paired: both models on the same examples, drawn anew together. Where the interval leaves out 0, other examples would hardly turn the sign."
-    return PageSection("differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True))
+    return PageSection(
+        "differences", "Differences", [words], table(columns, rows, anchor="differences-table", sortable=True)
+    )
 
 
 def _kept(card: Scorecard) -> PageSection:
@@ -117,7 +141,9 @@ def _kept(card: Scorecard) -> PageSection:
         ("of its gain", "number"),
     ]  # fmt: skip
     words = "Kept: the merge's score over that of the best parent on the task. Of its gain: the same after the base's score is taken from both."
-    return PageSection("kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True))
+    return PageSection(
+        "kept", "Kept of the specialists", [words], table(columns, rows, anchor="kept-table", sortable=True)
+    )
 
 
 def _cell(estimate: Estimate | None, *, signed: bool = False) -> str:

@@ -39,7 +39,9 @@ def split(task: Task, held_out: float | None) -> tuple[list[int], list[int]]:
 def _hashes(task: Task) -> np.ndarray:
     """A number of 64 bits for each example, equal for equal ones. Returns (n,) uint64."""
     known_by = getattr(task, "known_by", None)
-    keys: Sequence[str] = known_by() if known_by is not None else [f"{task.name}/{i}" for i in range(task.size)]
+    keys: Sequence[str] = (
+        known_by() if known_by is not None else [f"{task.name}/{i}" for i in range(task.size)]
+    )
     return np.array([xxhash.xxh3_64_intdigest(key.encode()) for key in keys], np.uint64)
 
 

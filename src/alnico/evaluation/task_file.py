@@ -56,7 +56,10 @@ EXPECTED = "a list under tasks, of things such as {name: news, type: classificat
 
 
 def read_tasks(
-    source: str | os.PathLike[str] | Mapping[str, Any], folder: str | os.PathLike[str] = ".", *, allow_code: bool = False
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    folder: str | os.PathLike[str] = ".",
+    *,
+    allow_code: bool = False,
 ) -> tuple[Task, ...]:
     """Read the tasks of a YAML file, or of a mapping that says the same; their data is read and checked, no model is loaded.
 
@@ -76,9 +79,14 @@ def read_tasks(
     documents = compose(text, reading)
     if len(documents) > 1:
         reading.wrong(
-            documents[1].root.line, "a second document begins; expected one list of tasks. Put it into a file of its own."
+            documents[1].root.line,
+            "a second document begins; expected one list of tasks. Put it into a file of its own.",
         )
-    found = _tasks(documents[0].root, Path(folder), reading, allow_code) if documents and not reading.is_broken else []
+    found = (
+        _tasks(documents[0].root, Path(folder), reading, allow_code)
+        if documents and not reading.is_broken
+        else []
+    )
     if reading.mistakes:
         raise EvaluationError(*reading.error().args)
     return tuple(found)
@@ -94,9 +102,13 @@ def _text(name: str) -> str:
             )
         return data.decode("utf-8")
     except OSError as error:
-        raise EvaluationError(f"{name}: cannot be read ({error.strerror}). Check the path of the tasks.") from None
+        raise EvaluationError(
+            f"{name}: cannot be read ({error.strerror}). Check the path of the tasks."
+        ) from None
     except UnicodeDecodeError:
-        raise EvaluationError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks.") from None
+        raise EvaluationError(
+            f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the tasks."
+        ) from None
 
 
 def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) -> list[Task]:
@@ -105,7 +117,9 @@ def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) ->
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         what = "missing" if listed is None else "an empty list" if listed.value == [] else listed.kind
         if isinstance(root.value, dict):
-            reading.wrong(root.line if listed is None else listed.line, f"tasks is {what}; expected {EXPECTED}.")
+            reading.wrong(
+                root.line if listed is None else listed.line, f"tasks is {what}; expected {EXPECTED}."
+            )
         return []
     found: list[Task] = []
     names: dict[str, int] = {}
@@ -120,7 +134,10 @@ def _tasks(root: Node, folder: Path, reading: ParseContext, allow_code: bool) ->
         entry = _TaskReader(node, f"tasks[{index}]", folder, reading, subjects, allow_code)
         name = entry.text("name", None)
         if name is not None and name in names:
-            reading.wrong(node.line, f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.")
+            reading.wrong(
+                node.line,
+                f"tasks[{index}].name is {name!r}, as tasks[{names[name]}].name; expected names that differ.",
+            )
         kind = entry.choice("type", tuple(READERS), None)
         if name is None or kind is None:
             continue
@@ -165,7 +182,10 @@ class _TaskReader:
         """Tell keys that are none of these."""
         for key, value in self.keys.items():
             if key not in (*COMMON, *known):
-                self.wrong(value, f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *known])}")
+                self.wrong(
+                    value,
+                    f"{self.where} has the unknown key {key[:60]!r}. {scalars.nearest(key, [*COMMON, *known])}",
+                )
 
     def text(self, key: str, default: str | None) -> str | None:
         """Text of one line; without a default it must be given."""
@@ -258,7 +278,8 @@ def _classification(name: str, entry: _TaskReader) -> Task | None:
     encoder = entry.model("encoder") if head == "names" or "encoder" in entry.keys else None
     if head == "names" and "labels" not in entry.keys:
         entry.wrong(
-            entry.node, f"{entry.where}.labels is missing; head: names needs the classes, as in {{earn: company earnings}}."
+            entry.node,
+            f"{entry.where}.labels is missing; head: names needs the classes, as in {{earn: company earnings}}.",
         )
     options: dict[str, Any] = {
         "pooling": entry.choice("pooling", ("mean", "cls"), "mean"),
@@ -306,7 +327,8 @@ def _labels(entry: _TaskReader) -> Mapping[str, str] | None:
             found[key or text] = text
     if len(found) < 2 and not entry.is_wrong:
         entry.wrong(
-            node, f"{where} is {node.kind if not found else 'one class'}; expected two classes at least, a list or {{name: words}}."
+            node,
+            f"{where} is {node.kind if not found else 'one class'}; expected two classes at least, a list or {{name: words}}.",
         )
     return found
 
@@ -357,11 +379,18 @@ def _lm_eval(name: str, entry: _TaskReader) -> Task | None:
     if not tasks or not all(isinstance(task, str) for task in tasks):
         found = "missing" if listed is None else listed.kind
         entry.wrong(
-            listed or entry.node, f"{entry.where}.tasks is {found}; expected a list of the harness's names, as in [arc_easy]."
+            listed or entry.node,
+            f"{entry.where}.tasks is {found}; expected a list of the harness's names, as in [arc_easy].",
         )
-    entry.runs("include_path", "a folder of tasks of the harness, which may hold Python code and templates that run code")
+    entry.runs(
+        "include_path",
+        "a folder of tasks of the harness, which may hold Python code and templates that run code",
+    )
     if not entry.allow_code and any(is_file_of_a_task(task) for task in tasks):
-        entry.runs("tasks", "with a file of a task of the harness in it, which may hold Python code and templates that run code")
+        entry.runs(
+            "tasks",
+            "with a file of a task of the harness in it, which may hold Python code and templates that run code",
+        )
     metric = entry.text("metric", None)
     options: dict[str, Any] = {
         "is_packaged": not entry.allow_code,

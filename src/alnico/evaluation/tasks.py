@@ -80,7 +80,9 @@ def checked_value(value: Any, where: str) -> float:
             f"{where}: the evaluation gave a {type(value).__name__}; expected a finite number. Mend what was called."
         )
     try:
-        number = float(value.detach() if hasattr(value, "detach") else value)  # torch warns of a loss with its graph
+        number = float(
+            value.detach() if hasattr(value, "detach") else value
+        )  # torch warns of a loss with its graph
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise EvaluationError(
             f"{where}: the evaluation gave a {type(value).__name__} that is no number; expected a finite number. Mend what was called."

@@ -50,5 +50,10 @@ def _digest(tokenizer: Any) -> str:
     fast = getattr(tokenizer, "backend_tokenizer", None)
     if fast is None:
         return f"object {id(tokenizer)}"
-    held = json.loads(fast.to_str()) | {"padding": None, "truncation": None}  # of its last call, not of its own
-    return xxhash.xxh3_128_hexdigest(f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {json.dumps(held)}".encode())
+    held = json.loads(fast.to_str()) | {
+        "padding": None,
+        "truncation": None,
+    }  # of its last call, not of its own
+    return xxhash.xxh3_128_hexdigest(
+        f"{tokenizer.pad_token_id} {tokenizer.model_max_length} {json.dumps(held)}".encode()
+    )

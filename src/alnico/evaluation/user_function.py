@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from alnico.errors import EvaluationError
-from alnico.evaluation.tasks import EvaluatedModel, Goal, ModelKind, Score, checked_value, evaluation_failed, pool
+from alnico.evaluation.tasks import (
+    EvaluatedModel,
+    Goal,
+    ModelKind,
+    Score,
+    checked_value,
+    evaluation_failed,
+    pool,
+)
 from alnico.numerics.arithmetic import callers_arithmetic
 
 PATHS = ("model_dir", "path")
@@ -63,7 +71,11 @@ class UserFunction:
         """What the function says; it cannot be asked for a part of its examples."""
         where = f"{self.name}: {subject.label}"
         given = [
-            subject.directory if word in PATHS else subject.tokenizer() if word == "tokenizer" else subject.module(self._kind)
+            subject.directory
+            if word in PATHS
+            else subject.tokenizer()
+            if word == "tokenizer"
+            else subject.module(self._kind)
             for word in self._asked
         ]
         try:
@@ -74,7 +86,9 @@ class UserFunction:
         if isinstance(found, Score):
             checked_value(found.value, where)
             return found
-        return Score(checked_value(self._chosen(found, where) if isinstance(found, Mapping) else found, where))
+        return Score(
+            checked_value(self._chosen(found, where) if isinstance(found, Mapping) else found, where)
+        )
 
     def pooled(self, scores: Sequence[Score]) -> Score:
         """The score on all examples of several scores, where the function told them."""
@@ -83,7 +97,9 @@ class UserFunction:
     def digests(self) -> frozenset[str]:
         """What the function reads is not known; by its name, the same function is found again."""
         return frozenset(
-            {f"{getattr(self._function, '__module__', '')}:{getattr(self._function, '__qualname__', repr(self._function))}"}
+            {
+                f"{getattr(self._function, '__module__', '')}:{getattr(self._function, '__qualname__', repr(self._function))}"
+            }
         )
 
     def _chosen(self, found: Mapping[str, Any], where: str) -> Any:
@@ -113,7 +129,9 @@ def find_function(reference: str, folder: str | os.PathLike[str] = ".") -> Calla
     """
     module, _, attribute = reference.partition(":")
     if not module or not attribute:
-        raise EvaluationError(f"{reference!r}: is no function; expected module:function, as in scoring:accuracy.")
+        raise EvaluationError(
+            f"{reference!r}: is no function; expected module:function, as in scoring:accuracy."
+        )
     beside = Path(folder) / f"{module.replace('.', os.sep)}.py"
     try:
         found: Any = _loaded(beside) if beside.is_file() else importlib.import_module(module)
@@ -127,7 +145,9 @@ def find_function(reference: str, folder: str | os.PathLike[str] = ".") -> Calla
         found = getattr(found, word, None)
     if not callable(found):
         what = "has no" if found is None else "has no function"
-        raise EvaluationError(f"{reference}: the module {what} {attribute}; expected a function. Check the name.")
+        raise EvaluationError(
+            f"{reference}: the module {what} {attribute}; expected a function. Check the name."
+        )
     return found  # type: ignore[no-any-return]
 
 

@@ -74,7 +74,13 @@ _ORDERS = [
 ]
 
 
-GIVEN = (("addresses", "int64*1"), ("count", "int"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
+GIVEN = (
+    ("addresses", "int64*1"),
+    ("count", "int"),
+    ("codes", "int64*1"),
+    ("base", "uint8*1"),
+    ("base_code", "int"),
+)
 """The parameters that both kernels begin with: where the raw bytes of each model lie, and how many elements."""
 
 
@@ -234,7 +240,13 @@ class OrderKernel:
         return _text([*_SHARED, *_ORDERS], self.interface(), lines)
 
     def interface(self) -> Interface:
-        outputs = (("slots", "uint8*2"), ("fine", "uint32*2"), ("least", "uint32*1"), ("tops", "int64*1"), ("pairs", "int64*2"))
+        outputs = (
+            ("slots", "uint8*2"),
+            ("fine", "uint32*2"),
+            ("least", "uint32*1"),
+            ("tops", "int64*1"),
+            ("pairs", "int64*2"),
+        )
         work = (("values", f"{self.real}*2"), ("narrow", "float32*2"), ("flags", "uint32*2"))
         return Interface(1, self.real, (*GIVEN, *outputs, *work), _scratch(), returns=True)
 
@@ -249,5 +261,7 @@ def _scratch() -> tuple[tuple[str, tuple[int, ...], str], ...]:
 
 
 def _text(definitions: list[str], interface: Interface, lines: list[str]) -> str:
-    text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
+    text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(
+        f"\n\n{PLAIN}\n{definition}\n" for definition in definitions
+    )
     return f"{text}\n\n{PLAIN}\n" + "\n".join(lines) + "\n\n\n" + interface.entry()

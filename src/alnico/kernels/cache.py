@@ -89,7 +89,11 @@ def _cache() -> Iterator[Folder | None]:
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Folder(path)
         is_ours = _is_ours(folder.status())
-    except (OSError, RuntimeError, ValueError):  # RuntimeError: there is no home; ValueError: a name that cannot be
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+    ):  # RuntimeError: there is no home; ValueError: a name that cannot be
         is_ours = False
     try:
         yield folder if is_ours else None
@@ -150,7 +154,9 @@ def _defines(code: bytes, name: bytes) -> bool:
         return False
     # Of each section: its kind, place, size and the section of its names.
     sections = [struct.unpack_from(f"{order}4xI16xQQI", code, begin + width * i) for i in range(count)]
-    if any(at + size > len(code) for kind, at, size, _ in sections if kind != 8):  # 8: without bytes in the file
+    if any(
+        at + size > len(code) for kind, at, size, _ in sections if kind != 8
+    ):  # 8: without bytes in the file
         return False
     found = False
     for _, at, size, link in (s for s in sections if s[0] == 2):  # 2: a table of symbols

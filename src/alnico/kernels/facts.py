@@ -208,7 +208,9 @@ def of_model(arguments: tuple[Argument, ...]) -> tuple[KthLargest, ...]:
     >>> of_model((limit, Sum(magnitude, (limit,)))) == (limit,)
     True
     """
-    found = tuple(dict.fromkeys(f for f in _behind(arguments) if isinstance(f, KthLargest) and f.over == "model"))
+    found = tuple(
+        dict.fromkeys(f for f in _behind(arguments) if isinstance(f, KthLargest) and f.over == "model")
+    )
     for fact in found:
         check_pure(fact.of)
         if fact.arguments or fact.among is not None or fact.across:
@@ -234,7 +236,9 @@ def resolve(argument: Argument, known: Mapping[MeasuredFact, Any]) -> Any:
     if isinstance(argument, (Sum, Largest, Count, KthLargest, Gram)):
         return known[argument]
     if isinstance(argument, (Noise, Bernoulli, Side)):
-        raise MethodError(f"{argument} has a value for each element; it cannot be an argument of a derived fact.")
+        raise MethodError(
+            f"{argument} has a value for each element; it cannot be an argument of a derived fact."
+        )
     if isinstance(argument, Recorded):
         raise MethodError(f"{argument} is for mix alone; it cannot be an argument of a derived fact.")
     return argument

@@ -67,7 +67,9 @@ class FoldKernel:
             "            add_scaled(out[s:e], total, scale)",
         ]
         apart = DECORATOR.format(options=APART)
-        text = PREAMBLE.format(bits=self.real[-2:]) + "".join(f"\n\n{apart}\n{definition}\n" for definition in definitions)
+        text = PREAMBLE.format(bits=self.real[-2:]) + "".join(
+            f"\n\n{apart}\n{definition}\n" for definition in definitions
+        )
         return f"{text}\n\n{PLAIN}\n" + "\n".join(lines) + "\n\n\n" + self.interface().entry()
 
     def interface(self) -> Interface:

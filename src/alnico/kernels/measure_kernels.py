@@ -8,7 +8,17 @@ from typing import Literal
 
 from alnico.kernels.constants import GRAM_LANES, LANES, LEAF, TILE, UNROLLED_MODELS
 from alnico.kernels.scalar_source import straighten
-from alnico.kernels.template import DECORATOR, PREAMBLE, ArgumentKind, Interface, Real, described, fill, filled, tile_type
+from alnico.kernels.template import (
+    DECORATOR,
+    PREAMBLE,
+    ArgumentKind,
+    Interface,
+    Real,
+    described,
+    fill,
+    filled,
+    tile_type,
+)
 
 Reduction = Literal["sum", "count", "sum of rows", "largest of rows", "values", "histogram", "bracket"]
 
@@ -51,7 +61,12 @@ class MeasureKernel:
     across: bool = False
 
     def text(self) -> str:
-        reduction = {"sum": self._sums, "count": self._sums, "values": self._values, "histogram": self._histogram}
+        reduction = {
+            "sum": self._sums,
+            "count": self._sums,
+            "values": self._values,
+            "histogram": self._histogram,
+        }
         reduction |= {"sum of rows": self._rows, "largest of rows": self._rows}
         definitions, body = reduction.get(self.reduction, self._bracket)()
         text = PREAMBLE.format(bits=self.real[-2:])
@@ -75,17 +90,31 @@ class MeasureKernel:
             "histogram": ("int", "uint64*1", "int64*2"),
             "bracket": (f"{self.real}*1", f"{self.real}*1", "int64*2", f"{self.real}*2"),
         }[self.reduction]
-        scratch = [("values", (self.models if self.across else 1, TILE), "REAL"), ("base_tile", (TILE,), "REAL")]
+        scratch = [
+            ("values", (self.models if self.across else 1, TILE), "REAL"),
+            ("base_tile", (TILE,), "REAL"),
+        ]
         scratch += [(f"filled{a}", (TILE,), tile_type(self.kinds[a])) for a in filled(self.kinds)]
         if self.across and self.models > UNROLLED_MODELS:
             scratch.append(("x", (self.models,), "REAL"))
         if self.reduction not in ("sum", "count", "values"):
             scratch.append(("measured", (TILE,), "REAL"))
         if self.reduction == "bracket":
-            scratch += [("flags", (TILE,), "uint8"), ("marked", (TILE // 8 + 1,), "int64"), ("places", (self.models,), "int64")]
+            scratch += [
+                ("flags", (TILE,), "uint8"),
+                ("marked", (TILE // 8 + 1,), "int64"),
+                ("places", (self.models,), "int64"),
+            ]
         if self.reduction not in ("values", "histogram", "bracket"):
-            scratch.append(("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64"))
-        first = [*GIVEN, ("start", "int"), ("chosen", "int64*1"), *zip(OUTPUTS[self.reduction], outputs, strict=True)]
+            scratch.append(
+                ("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64")
+            )
+        first = [
+            *GIVEN,
+            ("start", "int"),
+            ("chosen", "int64*1"),
+            *zip(OUTPUTS[self.reduction], outputs, strict=True),
+        ]
         return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch))
 
     def _tile(self, result: str, statement: str) -> str:
@@ -105,7 +134,9 @@ class MeasureKernel:
             heads += [f"f{a}"] if a in filled(self.kinds) else []
             heads += [f"a{a}"] if kind in ("number", "numbers", "bernoulli") else []
             given.append(
-                {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(kind, f"f{a}[j]" if a in filled(self.kinds) else f"a{a}")
+                {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(
+                    kind, f"f{a}[j]" if a in filled(self.kinds) else f"a{a}"
+                )
             )
         lines = [f"def tile({', '.join(heads)}):"]
         value = f"of({', '.join(given)})"
@@ -137,14 +168,23 @@ class MeasureKernel:
             passed += [f"values[:, {begin}:{stop}]", "x"]
         for a, kind in enumerate(self.kinds):
             passed += [f"filled{a}[{begin}:{stop}]"] if a in filled(self.kinds) else []
-            passed += [{"number": f"a{a}"}.get(kind, f"a{a}[i]")] if kind in ("number", "numbers", "bernoulli") else []
+            passed += (
+                [{"number": f"a{a}"}.get(kind, f"a{a}[i]")]
+                if kind in ("number", "numbers", "bernoulli")
+                else []
+            )
         return f"tile({', '.join(passed)})"
 
     def _tiles(self, work: list[str]) -> list[str]:
-        return [f"    for s in range(0, count, {TILE}):", *self._each_model(f"e = min(s + {TILE}, count)", work)]
+        return [
+            f"    for s in range(0, count, {TILE}):",
+            *self._each_model(f"e = min(s + {TILE}, count)", work),
+        ]
 
     def _values(self) -> tuple[list[str], list[str]]:
-        return [self._tile("out", "out[j] = {value}")], self._tiles([self._call("found[n, s:e]", "0", "e - s")])
+        return [self._tile("out", "out[j] = {value}")], self._tiles(
+            [self._call("found[n, s:e]", "0", "e - s")]
+        )
 
     def _histogram(self) -> tuple[list[str], list[str]]:
         bits = "uint32" if self.real == "float32" else "uint64"
@@ -210,7 +250,11 @@ class MeasureKernel:
             f"        parts[n, place // row + place // {LEAF} - first] = folded(lanes[n])",
             "    a = z",
         ]
-        return definitions, [f"    first = start // row + start // {LEAF}", f"    lanes[:] = {nothing}", *self._tiles(work)]
+        return definitions, [
+            f"    first = start // row + start // {LEAF}",
+            f"    lanes[:] = {nothing}",
+            *self._tiles(work),
+        ]
 
     def _sums(self) -> tuple[list[str], list[str]]:
         one = "np.float64({value})" if self.reduction == "sum" else "np.int64({value} != ZERO)"
@@ -224,7 +268,10 @@ class MeasureKernel:
             "    for leaf in range(leaves.shape[1]):",
             "        lanes[:] = 0",
             f"        for s in range(leaf * {LEAF}, min((leaf + 1) * {LEAF}, count), {TILE}):",
-            *[f"    {line}" for line in self._each_model(f"e = min(s + {TILE}, min((leaf + 1) * {LEAF}, count))", work)],
+            *[
+                f"    {line}"
+                for line in self._each_model(f"e = min(s + {TILE}, min((leaf + 1) * {LEAF}, count))", work)
+            ],
             "        for n in range(chosen.size):",
             f"            total = np.{kind}(0)",
             f"            for l in range({LANES}):",
@@ -265,7 +312,10 @@ class GramKernel:
             "            while g < z:",
             f"                lane = (start + g) % {GRAM_LANES}",
             f"                h = min(z, g + {GRAM_LANES} - lane)",
-            *[f"                {line}" for line in _products(self.models, "g - s:h - s", "lane:lane + h - g")],
+            *[
+                f"                {line}"
+                for line in _products(self.models, "g - s:h - s", "lane:lane + h - g")
+            ],
             "                g = h",
             "            if z - a == left:",
             f"                segment = place // row + place // {LEAF} - first",
@@ -304,13 +354,21 @@ class ColumnGramKernel:
             "        while a < e:",
             "            column = (start + a) % columns",
             "            z = min(e, a + columns - column)",
-            *[f"            {line}" for line in _products(self.models, "a - s:z - s", "column:column + z - a")],
+            *[
+                f"            {line}"
+                for line in _products(self.models, "a - s:z - s", "column:column + z - a")
+            ],
             "            a = z",
         ]
         return _gram_text(PRODUCTS, self.interface(), lines)
 
     def interface(self) -> Interface:
-        return Interface(self.models, self.real, (*GIVEN, ("start", "int"), ("sums", "float64*2")), _gram_scratch(self.models))
+        return Interface(
+            self.models,
+            self.real,
+            (*GIVEN, ("start", "int"), ("sums", "float64*2")),
+            _gram_scratch(self.models),
+        )
 
 
 @dataclass(frozen=True)
@@ -327,13 +385,19 @@ class RankKernel:
         )
 
     def interface(self) -> Interface:
-        return Interface(1, self.real, (("ordered", f"{self.real}*2"), ("places", "int64*2"), ("ranks", "float32*2")))
+        return Interface(
+            1, self.real, (("ordered", f"{self.real}*2"), ("places", "int64*2"), ("ranks", "float32*2"))
+        )
 
 
 def _product(others: int) -> str:
     """Add the products of one vector with one to four others to their lanes, in one loop: it decodes and loads the one once."""
     heads = ["a", *[f"b{n}" for n in range(others)], *[f"l{n}" for n in range(others)]]
-    lines = [f"def product{others}({', '.join(heads)}):", "    for j in range(a.size):", "        x = np.float64(a[j])"]
+    lines = [
+        f"def product{others}({', '.join(heads)}):",
+        "    for j in range(a.size):",
+        "        x = np.float64(a[j])",
+    ]
     return "\n".join(lines + [f"        l{n}[j] += x * np.float64(b{n}[j])" for n in range(others)])
 
 
@@ -382,7 +446,11 @@ def _gram_head(interface: Interface) -> list[str]:
 
 
 def _gram_tile(models: int, of_deltas: bool) -> list[str]:
-    lines = ["        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"] if of_deltas else []
+    lines = (
+        ["        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"]
+        if of_deltas
+        else []
+    )
     lines += [
         f"        for i in range({models}):",
         "            w = width_of(codes[i])",
@@ -392,5 +460,7 @@ def _gram_tile(models: int, of_deltas: bool) -> list[str]:
 
 
 def _gram_text(definitions: list[str], interface: Interface, lines: list[str]) -> str:
-    text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(f"\n\n{PLAIN}\n{definition}\n" for definition in definitions)
+    text = PREAMBLE.format(bits=interface.real[-2:]) + "".join(
+        f"\n\n{PLAIN}\n{definition}\n" for definition in definitions
+    )
     return f"{text}\n\n{PLAIN}\n" + "\n".join(lines) + "\n\n\n" + interface.entry()

@@ -7,7 +7,18 @@ from dataclasses import dataclass
 
 from alnico.kernels.constants import FEW_MODELS, TILE, UNROLLED_MODELS
 from alnico.kernels.scalar_source import straighten
-from alnico.kernels.template import APART, DECORATOR, PREAMBLE, ArgumentKind, Interface, Real, described, fill, filled, tile_type
+from alnico.kernels.template import (
+    APART,
+    DECORATOR,
+    PREAMBLE,
+    ArgumentKind,
+    Interface,
+    Real,
+    described,
+    fill,
+    filled,
+    tile_type,
+)
 
 
 @dataclass(frozen=True)
@@ -34,10 +45,17 @@ class MixKernel:
         body: list[str] = []
         loop: list[str] = []
         if unrolled:
-            heads = [f"v{i}" for i in models] + ["base"] + [f"n{a}_{i}" for a in each for i in models] + ["out", "keep_equal"]
+            heads = (
+                [f"v{i}" for i in models]
+                + ["base"]
+                + [f"n{a}_{i}" for a in each for i in models]
+                + ["out", "keep_equal"]
+            )
             for i, kind in enumerate(self.kinds):
                 if kind in ("numbers", "bernoulli"):
-                    body.append(f"    {'t' if kind == 'numbers' else 'p'}{i} = ({' '.join(f'a{i}[{m}],' for m in models)})")
+                    body.append(
+                        f"    {'t' if kind == 'numbers' else 'p'}{i} = ({' '.join(f'a{i}[{m}],' for m in models)})"
+                    )
             loop.append(f"        x = ({' '.join(value.format(i=i) + ',' for i in models)})")
             for a in each:
                 draws = (f"n{a}_{m}[j]" for m in models)
@@ -94,12 +112,18 @@ class MixKernel:
             "    base_width = width_of(base_code)",
             "    count = out.size // width",
         ]
-        lines += [f"    for s in range(0, count, {TILE}):", f"        e = min(s + {TILE}, count)", "        bad = False"]
+        lines += [
+            f"    for s in range(0, count, {TILE}):",
+            f"        e = min(s + {TILE}, count)",
+            "        bad = False",
+        ]
         for i in models:
             lines.append(f"        w = width_of(codes[{i}])")
             lines.append(f"        bad |= decode(raws[{i}][w * s:w * e], codes[{i}], values[{i}, :e - s])")
         if self.of_deltas:
-            lines.append("        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
+            lines.append(
+                "        bad |= decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])"
+            )
         sides = [a for a in each if self.kinds[a] == "side"]
         for a in each:
             first = self.models * (1 + sides.index(a)) if a in sides else None
@@ -108,8 +132,17 @@ class MixKernel:
                 lines.append(f"        {fill(self.kinds, a, i, f'filled{a}[{i}, :e - s]', raw)}")
         passed = [f"values[{i}, :e - s]" for i in models] if unrolled else ["values"]
         passed.append("base_tile[:e - s]")
-        passed += [f"filled{a}[{i}, :e - s]" for a in each for i in models] if unrolled else [f"filled{a}" for a in each]
-        passed += ["out_tile[:e - s]", "keep_equal != 0", *([] if unrolled else ["x", *[f"t{a}" for a in each]]), *names]
+        passed += (
+            [f"filled{a}[{i}, :e - s]" for a in each for i in models]
+            if unrolled
+            else [f"filled{a}" for a in each]
+        )
+        passed += [
+            "out_tile[:e - s]",
+            "keep_equal != 0",
+            *([] if unrolled else ["x", *[f"t{a}" for a in each]]),
+            *names,
+        ]
         lines += [
             f"        tile({', '.join(passed)})",
             "        bad |= encode(out_tile[:e - s], out_code, out[width * s:width * e])",
@@ -125,9 +158,15 @@ class MixKernel:
             ("start", "int"), ("keep_equal", "int"),
         ]  # fmt: skip
         each = filled(self.kinds)
-        scratch = [("values", (self.models, TILE), "REAL"), ("base_tile", (TILE,), "REAL"), ("out_tile", (TILE,), "REAL")]
+        scratch = [
+            ("values", (self.models, TILE), "REAL"),
+            ("base_tile", (TILE,), "REAL"),
+            ("out_tile", (TILE,), "REAL"),
+        ]
         scratch += [(f"filled{a}", (self.models, TILE), tile_type(self.kinds[a])) for a in each]
         if self.models > UNROLLED_MODELS:
             scratch += [("x", (self.models,), "REAL"), *[(f"t{a}", (self.models,), "REAL") for a in each]]
         raws = self.models * (1 + self.kinds.count("side"))
-        return Interface(raws, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True)
+        return Interface(
+            raws, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch), returns=True
+        )

@@ -34,7 +34,9 @@ MATH = {"sqrt", "fabs", "copysign"}
 def free_variables(function: Callable[..., Any]) -> dict[str, Any]:
     """Return the global and captured names a function uses, with their values."""
     if not isinstance(function, FunctionType):
-        raise MethodError(f"{function!r} is a {type(function).__name__}, expected a plain function of numbers.")
+        raise MethodError(
+            f"{function!r} is a {type(function).__name__}, expected a plain function of numbers."
+        )
     closure = inspect.getclosurevars(function)
     return {**closure.globals, **closure.nonlocals}
 
@@ -49,7 +51,9 @@ def check_pure(function: Callable[..., Any]) -> None:
 
 def _check_pure(function: Callable[..., Any], callers: tuple[Callable[..., Any], ...]) -> None:
     if function in callers:
-        raise MethodError(f"{function.__name__} calls itself; expected a function that ends. Write a loop over range.")
+        raise MethodError(
+            f"{function.__name__} calls itself; expected a function that ends. Write a loop over range."
+        )
     for name, value in free_variables(function).items():
         if isinstance(value, FunctionType):
             _check_pure(value, (*callers, function))
@@ -78,13 +82,17 @@ def straighten(function: Callable[..., Any], name: str, models: int | None = Non
     except (OSError, SyntaxError):
         tree = None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
-        raise MethodError(f"{function.__name__}: expected a function written with def, without decorators, in a file.")
+        raise MethodError(
+            f"{function.__name__}: expected a function written with def, without decorators, in a file."
+        )
     rewritten = _Straightener(function, renamed, models).function(tree, name)
     return [*sources, ast.unparse(ast.fix_missing_locations(rewritten))]
 
 
 class _Straightener(ast.NodeTransformer):
-    def __init__(self, function: FunctionType | Callable[..., Any], renamed: dict[str, str], models: int | None) -> None:
+    def __init__(
+        self, function: FunctionType | Callable[..., Any], renamed: dict[str, str], models: int | None
+    ) -> None:
         self.models = models
         self.where = f"{function.__module__}.{function.__qualname__}"
         self.renamed = renamed
@@ -99,7 +107,9 @@ class _Straightener(ast.NodeTransformer):
             raise self.refuse(tree, "a scalar function ends with its one return.")
         given = tree.args
         if given.posonlyargs or given.kwonlyargs or given.vararg or given.kwarg or given.defaults:
-            raise self.refuse(tree, "expected plain parameters, without defaults and stars; all values are passed in order.")
+            raise self.refuse(
+                tree, "expected plain parameters, without defaults and stars; all values are passed in order."
+            )
         bound = {a.arg for a in tree.args.args}
         statements = self.block(body, None, bound)
         arguments = ast.arguments([], [ast.arg(a.arg) for a in tree.args.args], None, [], [], None, [])
@@ -120,20 +130,35 @@ class _Straightener(ast.NodeTransformer):
                 return [self.assign(target, total, condition, bound)]
             case ast.If(test=test, body=body, orelse=orelse):
                 return self.branch(test, body, orelse, condition, bound)
-            case ast.For(target=ast.Name() as index, iter=ast.Call(func=ast.Name("range")) as count, body=body, orelse=[]):
+            case ast.For(
+                target=ast.Name() as index,
+                iter=ast.Call(func=ast.Name("range")) as count,
+                body=body,
+                orelse=[],
+            ):
                 if condition is not None:
-                    raise self.refuse(node, "a loop inside an if has no straight-line form; put the if inside the loop.")
+                    raise self.refuse(
+                        node, "a loop inside an if has no straight-line form; put the if inside the loop."
+                    )
                 bound.add(index.id)
                 if (steps := _steps(count.args, self.models)) is not None:
-                    return [s for step in steps for s in self.block(_with_index(body, index.id, step), None, bound)]
+                    return [
+                        s
+                        for step in steps
+                        for s in self.block(_with_index(body, index.id, step), None, bound)
+                    ]
                 return [ast.For(index, count, self.block(body, None, bound), [])]
             case ast.Return(value=ast.expr() as value):
                 if condition is not None:
-                    raise self.refuse(node, "a return inside an if; write `return a if condition else b` at the end.")
+                    raise self.refuse(
+                        node, "a return inside an if; write `return a if condition else b` at the end."
+                    )
                 return [ast.Return(self.visit(value))]
             case ast.Pass():
                 return []
-        raise self.refuse(node, f"{type(node).__name__} has no straight-line form; use assignments, if, and for over range.")
+        raise self.refuse(
+            node, f"{type(node).__name__} has no straight-line form; use assignments, if, and for over range."
+        )
 
     def assign(self, target: str, value: ast.expr, condition: str | None, bound: set[str]) -> ast.stmt:
         if condition is not None and target in bound:
@@ -142,7 +167,12 @@ class _Straightener(ast.NodeTransformer):
         return ast.Assign([ast.Name(target, ast.Store())], value)
 
     def branch(
-        self, test: ast.expr, body: list[ast.stmt], orelse: list[ast.stmt], condition: str | None, bound: set[str]
+        self,
+        test: ast.expr,
+        body: list[ast.stmt],
+        orelse: list[ast.stmt],
+        condition: str | None,
+        bound: set[str],
     ) -> list[ast.stmt]:
         self.conditions += 1
         chosen, other = f"chosen_{self.conditions}", f"other_{self.conditions}"
@@ -177,12 +207,16 @@ class _Straightener(ast.NodeTransformer):
 
     def visit_BinOp(self, node: ast.BinOp) -> ast.expr:
         if isinstance(node.op, ast.Pow):
-            raise self.refuse(node, "a power rounds differently from machine to machine; write x * x, or math.sqrt(x).")
+            raise self.refuse(
+                node, "a power rounds differently from machine to machine; write x * x, or math.sqrt(x)."
+            )
         return ast.BinOp(self.visit(node.left), node.op, self.visit(node.right))
 
     def generic_visit(self, node: ast.AST) -> ast.AST:
         if isinstance(node, ast.expr) and not isinstance(node, (ast.Name, ast.UnaryOp)):
-            raise self.refuse(node, f"{type(node).__name__} has no straight-line form; use numbers, comparisons and calls.")
+            raise self.refuse(
+                node, f"{type(node).__name__} has no straight-line form; use numbers, comparisons and calls."
+            )
         return super().generic_visit(node)
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
@@ -193,7 +227,9 @@ class _Straightener(ast.NodeTransformer):
         for value in node.values:
             negated = isinstance(value, ast.UnaryOp) and isinstance(value.op, ast.Not)
             if not negated and not isinstance(value, (ast.Compare, ast.BoolOp)):
-                raise self.refuse(node, f"{ast.unparse(value)} is joined by and/or; they join comparisons: write x != 0.")
+                raise self.refuse(
+                    node, f"{ast.unparse(value)} is joined by and/or; they join comparisons: write x != 0."
+                )
         operator = ast.BitAnd() if isinstance(node.op, ast.And) else ast.BitOr()
         joined: ast.expr
         joined, *rest = [self.visit(value) for value in node.values]
@@ -203,7 +239,9 @@ class _Straightener(ast.NodeTransformer):
 
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
         operands = [self.visit(value) for value in (node.left, *node.comparators)]
-        parts = [ast.Compare(a, [op], [b]) for a, op, b in zip(operands, node.ops, operands[1:], strict=False)]
+        parts = [
+            ast.Compare(a, [op], [b]) for a, op, b in zip(operands, node.ops, operands[1:], strict=False)
+        ]
         joined: ast.expr = parts[0]
         for part in parts[1:]:
             joined = ast.BinOp(joined, ast.BitAnd(), part)
@@ -211,7 +249,9 @@ class _Straightener(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
         if node.keywords:
-            raise self.refuse(node, f"calls {ast.unparse(node.func)} with keywords; pass all values in order.")
+            raise self.refuse(
+                node, f"calls {ast.unparse(node.func)} with keywords; pass all values in order."
+            )
         match node.func:
             case ast.Name(id="len"):
                 return _call("REAL", node)

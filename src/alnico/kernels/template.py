@@ -62,7 +62,9 @@ def filled(kinds: tuple[ArgumentKind, ...]) -> list[int]:
     return [a for a, kind in enumerate(kinds) if kind in FILLS]
 
 
-def fill(kinds: tuple[ArgumentKind, ...], argument: int, model: object, tile: str, raw: int | None = None) -> str:
+def fill(
+    kinds: tuple[ArgumentKind, ...], argument: int, model: object, tile: str, raw: int | None = None
+) -> str:
     """The statement that fills ``tile`` with an argument's numbers for elements ``s`` to ``e`` of the block. ``raw`` is the place
     of a side's raw bytes among those of all inputs."""
     return FILLS[kinds[argument]].format(a=argument, m=model, tile=tile, r=raw)
@@ -75,7 +77,13 @@ def tile_type(kind: ArgumentKind) -> str:
 
 def described(kinds: tuple[ArgumentKind, ...], real: Real) -> list[Parameter]:
     """The parameters of ``run`` that arguments of these kinds become, in order."""
-    of_part = {"a": f"{real}*1", "keys": "uint64*1", "steps": f"{real}*1", "ranks": "float32*2", "inner": "int"}
+    of_part = {
+        "a": f"{real}*1",
+        "keys": "uint64*1",
+        "steps": f"{real}*1",
+        "ranks": "float32*2",
+        "inner": "int",
+    }
     of_kind = {"number": "real", "rows": f"{real}*2", "columns": f"{real}*2"}
     return [
         (f"{part}{a}", of_kind.get(kind, of_part[part]) if part == "a" else of_part[part])
@@ -138,7 +146,9 @@ class Interface:
                 lines.append(f"{name} = carray(pointer(t[{place}]), ({sizes}), np.{dtype})")
                 place += 1 + int(dimensions)
         for (name, shape, dtype), offset in zip(self.scratch, self._places(), strict=False):
-            lines.append(f"{name} = carray(pointer(t[0] + {offset}), {shape}, {'REAL' if dtype == 'REAL' else f'np.{dtype}'})")
+            lines.append(
+                f"{name} = carray(pointer(t[0] + {offset}), {shape}, {'REAL' if dtype == 'REAL' else f'np.{dtype}'})"
+            )
         call = f"run({self.signature()})"
         lines += [f"return {call}"] if self.returns else [call, "return 0"]
         # No wrappers for Python: they refer to parts of numba, which is not there when a kernel comes from the cache.

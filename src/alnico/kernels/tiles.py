@@ -40,7 +40,9 @@ def select(_typing: Any, condition: Any, chosen: Any, other: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         test, a, b = (
             context.cast(builder, value, given, wanted)
-            for value, given, wanted in zip(arguments, signature.args, (types.boolean, result, result), strict=True)
+            for value, given, wanted in zip(
+                arguments, signature.args, (types.boolean, result, result), strict=True
+            )
         )
         return builder.select(test, a, b)
 
@@ -138,7 +140,9 @@ def _decode_f16(raw, tile):
     for j in range(source.size):
         tile[j] *= np.float32(2.0**112)
     for j in range(source.size):
-        bits[j] = np.uint32(bits[j] | np.uint32(np.uint32(np.uint32(source[j]) & np.uint32(0x8000)) << np.uint32(16)))
+        bits[j] = np.uint32(
+            bits[j] | np.uint32(np.uint32(np.uint32(source[j]) & np.uint32(0x8000)) << np.uint32(16))
+        )
     found = _largest16(raw) >= 0x7C00
     if found:  # the multiplication made large numbers of NaN and infinities; facts that are measured of them would be finite
         for j in range(source.size):
@@ -156,7 +160,9 @@ def _decode_f8(raw, shift, scale, bad, tile):
     for j in range(raw.size):
         tile[j] *= scale
     for j in range(raw.size):
-        bits[j] = np.uint32(bits[j] | np.uint32(np.uint32(np.uint32(raw[j]) & np.uint32(0x80)) << np.uint32(24)))
+        bits[j] = np.uint32(
+            bits[j] | np.uint32(np.uint32(np.uint32(raw[j]) & np.uint32(0x80)) << np.uint32(24))
+        )
     found = _largest8(raw) >= bad
     if found:
         for j in range(raw.size):
@@ -190,7 +196,9 @@ def decode32(raw, code, tile):
         return _decode_f16(raw, tile)
     if code == E5M2:
         return _decode_f8(raw, np.uint32(21), np.float32(2.0**112), np.uint8(0x7C), tile)
-    return _decode_f8(raw, np.uint32(20), np.float32(2.0**120), np.uint8(0x7F), tile)  # E4M3 has no infinities
+    return _decode_f8(
+        raw, np.uint32(20), np.float32(2.0**120), np.uint8(0x7F), tile
+    )  # E4M3 has no infinities
 
 
 @njit(nogil=True, error_model="numpy")
@@ -242,7 +250,9 @@ def _encode_f16(tile, raw):
         small = np.uint32(bits_of(abs(tile[j]) + np.float32(0.5)) - np.uint32(126 << 23))
         magnitude = np.uint32(bits[j] & np.uint32(0x7FFFFFFF))
         odd = np.uint32(np.uint32(magnitude >> np.uint32(13)) & np.uint32(1))
-        normal = np.uint32(np.uint32(np.uint32(magnitude - np.uint32(112 << 23)) + np.uint32(0xFFF)) + odd) >> np.uint32(13)
+        normal = np.uint32(
+            np.uint32(np.uint32(magnitude - np.uint32(112 << 23)) + np.uint32(0xFFF)) + odd
+        ) >> np.uint32(13)
         half = select(magnitude < np.uint32(113 << 23), small, np.uint32(normal))
         half = select(magnitude >= np.uint32(0x477FF000), np.uint32(0x7C00), half)
         sign = np.uint32(np.uint32(bits[j] >> np.uint32(16)) & np.uint32(0x8000))

@@ -63,6 +63,9 @@ class Frames:
 
     def _of(self, module: SharedModule) -> list[Frame]:
         if self._held[0] != module.key:
-            frames = [self._build(of_expert, module.rows, module.columns) for of_expert in read_factors(self._adapters, module)]
+            frames = [
+                self._build(of_expert, module.rows, module.columns)
+                for of_expert in read_factors(self._adapters, module)
+            ]
             self._held = module.key, frames
         return self._held[1]

@@ -16,7 +16,16 @@ import numpy as np
 
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter, open_adapter
 from alnico.checkpoint.output_path import check_publishable, replacing
-from alnico.errors import MethodError, MismatchError, ModelError, NonFiniteError, OutputError, RecipeError, ResourceError, RunError
+from alnico.errors import (
+    MethodError,
+    MismatchError,
+    ModelError,
+    NonFiniteError,
+    OutputError,
+    RecipeError,
+    ResourceError,
+    RunError,
+)
 from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.combine_files import card, config_of, lock, text
 from alnico.lora.combine_options import CombineOptions, asked
@@ -108,7 +117,11 @@ def combine(
     references = [os.fspath(a) for a in adapters]
     if isinstance(adapters, (str, os.PathLike)) or not references:
         raise RecipeError("adapters: expected a list of adapters, one at least.")
-    each: Any = [real(weights, "weights", error=MethodError)] * len(references) if isinstance(weights, Real) else weights
+    each: Any = (
+        [real(weights, "weights", error=MethodError)] * len(references)
+        if isinstance(weights, Real)
+        else weights
+    )
     seed = whole(seed, "seed", None, MethodError)
     wish = asked(method, len(references), each, space, options)
     rank = None if rank is None else whole(rank, "rank", 1, MethodError)
@@ -124,18 +137,29 @@ def combine(
             raise OutputError(
                 f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
             )
-        notes = [*wish.notes, *(note for a in opened for note in a.files.notes), *check_bases(opened, unrelated)]
+        notes = [
+            *wish.notes,
+            *(note for a in opened for note in a.files.notes),
+            *check_bases(opened, unrelated),
+        ]
         modules = aligned(opened)
         if not modules:
-            raise ModelError(f"{references[0]}: has no LoRA update; expected one at least. Merge whole modules by a recipe.")
+            raise ModelError(
+                f"{references[0]}: has no LoRA update; expected one at least. Merge whole modules by a recipe."
+            )
         kept = _saved(opened, saved_tensors(opened, dropped=saved == "drop"), wish, saved, notes)
         _check_loadable(opened, modules)
-        wide = code or ("F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32")
+        wide = code or (
+            "F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32"
+        )
         budget, threads = bytes_of(memory), threads_of(threads)
         limits = Limits(rank, energy)
         _check_memory(modules, wish, limits, budget)
         merged = 8 * max(m.experts * m.rows * m.columns for m in modules) if wish.space == "dense" else 0
-        check_room(target, merged + 2 * 8 * sum((rank or sum(m.ranks)) * m.experts * (m.rows + m.columns) for m in modules))
+        check_room(
+            target,
+            merged + 2 * 8 * sum((rank or sum(m.ranks)) * m.experts * (m.rows + m.columns) for m in modules),
+        )
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
                 make = _maker(opened, modules, wish, limits, part, seed, budget, threads)
@@ -175,7 +199,10 @@ class _WrittenUpdate:
 
 
 def _all(
-    modules: Sequence[SharedModule], make: Combine, part: PartDirectory, watch: Callable[[int, int], None] | None
+    modules: Sequence[SharedModule],
+    make: Combine,
+    part: PartDirectory,
+    watch: Callable[[int, int], None] | None,
 ) -> list[_WrittenUpdate]:
     folder = part.path / "factors"
     done = []
@@ -192,11 +219,17 @@ def _all(
             path = folder / f"{i}.npz"
             with os.fdopen(open_to_write(path, part.folder), "wb") as file:
                 np.savez(file, left=piece.left, right=piece.right, bias=piece.bias)
-            done.append(_WrittenUpdate(str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out))
+            done.append(
+                _WrittenUpdate(
+                    str(path), piece.rank, piece.scale, piece.bias.size > 0, piece.total, piece.left_out
+                )
+            )
             if watch:
                 watch(i + 1, len(modules))
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written ({error.strerror}). Make room or check the disk.") from None
+        raise RunError(
+            f"{folder}: cannot be written ({error.strerror}). Make room or check the disk."
+        ) from None
     return done
 
 
@@ -211,10 +244,15 @@ def _at_one_rank(modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]
     ]
 
 
-def _write(files: AdapterFiles, module: OutputModule, done: _WrittenUpdate, path: Path, inside: Folder) -> None:
+def _write(
+    files: AdapterFiles, module: OutputModule, done: _WrittenUpdate, path: Path, inside: Folder
+) -> None:
     """Pack the factors as PEFT does: of experts, A one expert after the other, B one rank after the other."""
     name_of_left, name_of_right = module.names
-    with os.fdopen(open_to_write(path, inside, flags=os.O_RDWR), "rb") as file, np.load(file, allow_pickle=False) as arrays:
+    with (
+        os.fdopen(open_to_write(path, inside, flags=os.O_RDWR), "rb") as file,
+        np.load(file, allow_pickle=False) as arrays,
+    ):
         left, right, bias = arrays["left"], arrays["right"], arrays["bias"]
     remove(path, inside)
     more = done.rank - left.shape[2]
@@ -253,14 +291,18 @@ def _maker(
     if wish.kind == "spectral":
         return of_spectral(adapters, wish, limits)
     if wish.space == "dense":
-        return of_whole(adapters, modules, wish, limits, part, seed=seed, memory_bytes=memory_bytes, threads=threads)
+        return of_whole(
+            adapters, modules, wish, limits, part, seed=seed, memory_bytes=memory_bytes, threads=threads
+        )
     return of_small(adapters, modules, wish, limits, seed=seed, memory_bytes=memory_bytes)
 
 
 def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:
     experts, rank = module.experts, done.rank
     # PEFT gives all layers that can have one a bias, or none.
-    biased = done.has_bias or (module.kind in ("linear", "convolution") and any(a.config.get("lora_bias") for a in adapters))
+    biased = done.has_bias or (
+        module.kind in ("linear", "convolution") and any(a.config.get("lora_bias") for a in adapters)
+    )
     return OutputModule(
         module.module,
         module.kind,
@@ -274,7 +316,9 @@ def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapt
     )
 
 
-def _errors(modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]) -> tuple[float, tuple[CombinedModule, ...]]:
+def _errors(
+    modules: Sequence[SharedModule], made: Sequence[_WrittenUpdate]
+) -> tuple[float, tuple[CombinedModule, ...]]:
     def share(left_out: float, total: float) -> float:
         return math.sqrt(left_out / total) if total > 0 else 0.0
 
@@ -289,7 +333,11 @@ TensorValues = Callable[[Sequence[Adapter]], np.ndarray]
 
 
 def _saved(
-    adapters: Sequence[Adapter], tensors: Sequence[SharedSavedTensor], wish: CombineOptions, saved: str, notes: list[str]
+    adapters: Sequence[Adapter],
+    tensors: Sequence[SharedSavedTensor],
+    wish: CombineOptions,
+    saved: str,
+    notes: list[str],
 ) -> list[tuple[SharedSavedTensor, TensorValues]]:
     """The tensors that stand for the base's own, with how each is made. Errors: MismatchError, MethodError."""
     found: list[tuple[SharedSavedTensor, TensorValues]] = []
@@ -328,7 +376,9 @@ def _saved(
             averaged.append(tensor.name)
         found.append((tensor, _mean(tensor, [w if exact else w / total for w in weights])))
     if dropped:
-        notes.append(f"left out, as asked: {_some(dropped)}, which adapters hold whole. The base's own take their place.")
+        notes.append(
+            f"left out, as asked: {_some(dropped)}, which adapters hold whole. The base's own take their place."
+        )
     if averaged:
         notes.append(
             f"{_some(averaged)}: the weighted mean of those that adapters hold, which is not what was added to the base, combined."
@@ -379,11 +429,15 @@ def _check_loadable(adapters: Sequence[Adapter], modules: Sequence[SharedModule]
 def _rank_notes(wish: CombineOptions, rank: int | None, energy: float | None) -> list[str]:
     if rank is not None or energy is not None or wish.kind == "cat":
         return []
-    which = "the largest rank of the adapters" if wish.kind == "sum" else "at most the sum of the adapters' ranks"
+    which = (
+        "the largest rank of the adapters" if wish.kind == "sum" else "at most the sum of the adapters' ranks"
+    )
     return [f"no rank was asked for: each update has {which} there. Say rank or energy for another."]
 
 
-def _check_choices(wish: CombineOptions, rank: int | None, energy: float | None, saved: str, unrelated: str) -> None:
+def _check_choices(
+    wish: CombineOptions, rank: int | None, energy: float | None, saved: str, unrelated: str
+) -> None:
     if energy is not None and not 0 < energy <= 1:
         raise MethodError(f"energy is {energy:g}; expected a share in (0, 1].")
     if wish.kind == "cat" and (rank is not None or energy is not None):
@@ -406,7 +460,9 @@ def _dtype(dtype: Any) -> str | None:
     return TORCH_NAMES[name]
 
 
-def _check_memory(modules: Sequence[SharedModule], wish: CombineOptions, limits: Limits, budget_bytes: int) -> None:
+def _check_memory(
+    modules: Sequence[SharedModule], wish: CombineOptions, limits: Limits, budget_bytes: int
+) -> None:
     """Refuse factors that do not fit the budget. Errors: ResourceError.
 
     The factors and what is decomposed of them, several times over, and small matrices of the sum of ranks. While a method of task
@@ -416,7 +472,11 @@ def _check_memory(modules: Sequence[SharedModule], wish: CombineOptions, limits:
     def needed(module: SharedModule) -> int:
         ranks, sides = sum(module.ranks), module.rows + module.columns
         several = len(module.updates) * module.columns * ranks if wish.space == "knots" else 0
-        whole = 5 * min(module.rows, module.columns) ** 2 if wish.space == "dense" and limits.most(1) is None else 0
+        whole = (
+            5 * min(module.rows, module.columns) ** 2
+            if wish.space == "dense" and limits.most(1) is None
+            else 0
+        )
         rank = max(ranks, limits.rank or 0) if wish.space == "dense" else ranks
         return 8 * (sides * rank * (6 + 2 * module.experts) + 8 * ranks * ranks + 2 * several + whole)
 

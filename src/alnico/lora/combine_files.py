@@ -23,7 +23,9 @@ SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_p
 """Keys that say together which modules have an update."""
 
 
-def config_of(adapters: Sequence[Adapter], modules: Sequence[SharedModule], saved: Sequence[SharedSavedTensor]) -> dict[str, Any]:
+def config_of(
+    adapters: Sequence[Adapter], modules: Sequence[SharedModule], saved: Sequence[SharedSavedTensor]
+) -> dict[str, Any]:
     """The config's keys beside ranks and alphas: what the adapters agree on, and all that they change together."""
     configs = [a.config for a in adapters]
     found: dict[str, Any] = {
@@ -31,18 +33,27 @@ def config_of(adapters: Sequence[Adapter], modules: Sequence[SharedModule], save
         "base_model_name_or_path": next((a.trained_on for a in adapters if a.trained_on), None),
         "revision": _agreed(configs, "revision"),
         "fan_in_fan_out": any(c.get("fan_in_fan_out") for c in configs),
-        "bias": next((b for b in ("all", "lora_only") if saved and any(c.get("bias") == b for c in configs)), "none"),
+        "bias": next(
+            (b for b in ("all", "lora_only") if saved and any(c.get("bias") == b for c in configs)), "none"
+        ),
     }
-    whole = dict.fromkeys(name for c in configs for name in c.get("modules_to_save") or [] if any(s.is_trained for s in saved))
+    whole = dict.fromkeys(
+        name for c in configs for name in c.get("modules_to_save") or [] if any(s.is_trained for s in saved)
+    )
     if whole:
         found["modules_to_save"] = list(whole)
     # ensure_weight_tying trains modules that no list names; the output names them instead of tying them again.
     is_tied = any(c.get("ensure_weight_tying") for c in configs)
     if whole and is_tied:
-        modules_of = [s.written.rpartition(".")[0] for s in saved if s.is_trained and not is_saved_module(found, s.written)]
+        modules_of = [
+            s.written.rpartition(".")[0]
+            for s in saved
+            if s.is_trained and not is_saved_module(found, s.written)
+        ]
         found["modules_to_save"] += modules_of
     if not is_tied and all(
-        tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0]) for a in adapters
+        tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0])
+        for a in adapters
     ):
         found |= {key: configs[0][key] for key in SELECTS if configs[0].get(key) is not None}
     parameters = sorted({name for c in configs for name in c.get("target_parameters") or []})
@@ -86,7 +97,9 @@ def text(
     """What the card says of how the adapter was made."""
     names = public_names([a.files for a in adapters])
     ranks = sorted({m.rank for m in output.modules})
-    asked_for = [f"rank {rank}"] * (rank is not None) + [f"energy {energy:g}" if energy is not None else ""] * (energy is not None)
+    asked_for = [f"rank {rank}"] * (rank is not None) + [
+        f"energy {energy:g}" if energy is not None else ""
+    ] * (energy is not None)
     options = ", ".join(f"{k} {_shown(v)}" for k, v in wish.options.items() if k != "weight")
     method = registry()[wish.method].source if wish.kind == "delta" else ""
     lines = [
@@ -120,7 +133,11 @@ def text(
 
 
 def _shown(value: Any) -> str:
-    return " / ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value) if isinstance(value, tuple) else str(value)
+    return (
+        " / ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in value)
+        if isinstance(value, tuple)
+        else str(value)
+    )
 
 
 def _range(numbers: Sequence[int]) -> str:
@@ -149,8 +166,15 @@ def lock(
         "inputs": [
             {
                 "model": a.label,
-                **({"repository": a.files.origin.name, "commit": a.files.origin.commit} if a.files.origin is not None else {}),
-                "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in a.files.identity()],
+                **(
+                    {"repository": a.files.origin.name, "commit": a.files.origin.commit}
+                    if a.files.origin is not None
+                    else {}
+                ),
+                "files": [
+                    {k: v for k, v in f.items() if k not in ("mtime_ns", "commit")}
+                    for f in a.files.identity()
+                ],
                 "config": xxhash.xxh3_128_hexdigest(json.dumps(dict(a.config), sort_keys=True).encode()),
                 "tensors": {name: digest_of(a.files, name) for name in sorted(a.files.tensors)},
             }

@@ -50,7 +50,10 @@ CORRECTED: Mapping[str, str] = {
     "dare_ties_svd": TWICE,
     "magnitude_prune_svd": TWICE,
 }
-ELECTS: Mapping[str, Mapping[str, str]] = {"total": {"elect": "mass"}, "frequency": {"elect": "count", "tie": "plus"}}
+ELECTS: Mapping[str, Mapping[str, str]] = {
+    "total": {"elect": "mass"},
+    "frequency": {"elect": "count", "tie": "plus"},
+}
 """What PEFT's ``majority_sign_method`` means in our options: its ties elect plus."""
 
 
@@ -74,7 +77,11 @@ class CombineOptions:
             **({"written": self.name} if self.name != self.method else {}),
             **({"space": self.space} if self.space else {}),
             "weights": list(self.weights),
-            **({"options": {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}} if self.options else {}),
+            **(
+                {"options": {k: list(v) if isinstance(v, tuple) else v for k, v in self.options.items()}}
+                if self.options
+                else {}
+            ),
         }
 
 
@@ -101,10 +108,18 @@ def asked(
             hint = " It merges weights, not what was added to them."
         raise MethodError(f"method is {method!r}; expected one of {', '.join(names())}.{hint}")
     if weights is not None and (isinstance(weights, str) or not hasattr(weights, "__len__")):
-        raise MethodError(f"weights is {said(weights)}; expected a number, or a list of one for each adapter.")
+        raise MethodError(
+            f"weights is {said(weights)}; expected a number, or a list of one for each adapter."
+        )
     if weights is not None and len(weights) != adapters:
-        raise MethodError(f"weights has {len(weights)} values for {adapters} adapters; expected one for each.")
-    given = tuple(real(w, "a weight", error=MethodError) for w in weights) if weights is not None else (1.0,) * adapters
+        raise MethodError(
+            f"weights has {len(weights)} values for {adapters} adapters; expected one for each."
+        )
+    given = (
+        tuple(real(w, "a weight", error=MethodError) for w in weights)
+        if weights is not None
+        else (1.0,) * adapters
+    )
     if space is not None and space not in SPACES:
         raise MethodError(f"space is {space!r}; expected one of {', '.join(SPACES)}.")
     target, defaults = ALIASES.get(method, (method, {}))
@@ -116,12 +131,23 @@ def asked(
                 f"{method} has no space (found {space}): it works on the factors, and a sum is the same in all. Leave it out."
             )
         return CombineOptions(
-            method, target, "cat" if target == "cat" else "sum", given, _coefficients(target, given, known), known, None, notes
+            method,
+            target,
+            "cat" if target == "cat" else "sum",
+            given,
+            _coefficients(target, given, known),
+            known,
+            None,
+            notes,
         )
     if target in SPECTRAL:
         if space not in (None, "core"):
-            raise MethodError(f"{method} is made in the core space of the adapters (found {space}). Leave the space out.")
-        return CombineOptions(method, target, "spectral", given, (), SPECTRAL[target].checked(known), "core", notes)
+            raise MethodError(
+                f"{method} is made in the core space of the adapters (found {space}). Leave the space out."
+            )
+        return CombineOptions(
+            method, target, "spectral", given, (), SPECTRAL[target].checked(known), "core", notes
+        )
     found = find(target)
     if weights is not None or "weight" in found.options:
         known = {**known, "weight": given}
@@ -139,9 +165,13 @@ def _in_our_words(options: Mapping[str, Any], target: str) -> dict[str, Any]:
     if sign is None:
         return known
     if target not in registry() or "elect" not in registry()[target].options:
-        raise MethodError(f"{target} elects no sign (majority_sign_method is {sign!r}). Leave it out, or choose ties or dare_ties.")
+        raise MethodError(
+            f"{target} elects no sign (majority_sign_method is {sign!r}). Leave it out, or choose ties or dare_ties."
+        )
     if sign not in ELECTS:
-        raise MethodError(f"majority_sign_method is {sign!r}; expected one of {', '.join(ELECTS)} (elect: mass, count).")
+        raise MethodError(
+            f"majority_sign_method is {sign!r}; expected one of {', '.join(ELECTS)} (elect: mass, count)."
+        )
     return {**known, **{name: value for name, value in ELECTS[sign].items() if name not in options}}
 
 
@@ -153,7 +183,9 @@ def _coefficients(target: str, weights: tuple[float, ...], options: Mapping[str,
         return weights
     name = "linear" if target == "svd" else target
     # PEFT's sums are not divided by their weights; a recipe's `linear` is, unless told otherwise.
-    bound = find(name).bind({**({"normalize": False} if name == "linear" else {}), **options, "weight": weights}, len(weights))
+    bound = find(name).bind(
+        {**({"normalize": False} if name == "linear" else {}), **options, "weight": weights}, len(weights)
+    )
     assert isinstance(bound, Merge)
     units = [tuple(float(i == j) for j in range(len(weights))) for i in range(len(weights))]
     return tuple(float(bound.mix(unit, *bound.arguments)) for unit in units)

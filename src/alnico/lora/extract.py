@@ -96,7 +96,9 @@ class Options:
         if self.energy is not None:
             return min(self.max_rank or side, side)
         assert self.size is not None
-        return min(self.max_rank or MOST_RANK, side, self.size // (sum(subject.matrix) * DTYPES[self.dtype].bytes))
+        return min(
+            self.max_rank or MOST_RANK, side, self.size // (sum(subject.matrix) * DTYPES[self.dtype].bytes)
+        )
 
     def data(self) -> dict[str, Any]:
         """Those that are not as they would be by themselves, and how the rank was chosen."""
@@ -109,7 +111,12 @@ class Options:
             "include": list(self.include) or None,
             "exclude": list(self.exclude) or None,
         }
-        chosen = {"others": self.others, "embeddings": self.embeddings, "dtype": self.dtype, "seed": self.seed}
+        chosen = {
+            "others": self.others,
+            "embeddings": self.embeddings,
+            "dtype": self.dtype,
+            "seed": self.seed,
+        }
         return {key: value for key, value in given.items() if value is not None} | chosen
 
 
@@ -175,7 +182,9 @@ def extract(
     check_publishable(target)
     may_replace = replacing(overwrite, overwrite_anything)
     with ExitStack() as stack:
-        opened: list[Source] = [stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)]
+        opened: list[Source] = [
+            stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)
+        ]
         models = untied(opened, opened)
         models[0] = as_stored_in(models[0], models[1])
         subjects = subjects_of(
@@ -190,7 +199,10 @@ def extract(
         room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads_of(threads))
         check_outputs_place(target, needed_files(models), may_replace)
         saved = sum(s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.fate == "saved")
-        check_room(target, 2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved)
+        check_room(
+            target,
+            2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved,
+        )
         fetch_files(models, [m.absent(list(m.tensors), True) for m in models], watch)
         _judge(models[0], models[1], subjects)
         with PartDirectory(target) as part:
@@ -221,13 +233,24 @@ def _checked(
     seed: int,
 ) -> Options:
     for name, filters in (("include", include), ("exclude", exclude)):
-        if isinstance(filters, str) or not isinstance(filters, Sequence) or not all(isinstance(f, str) for f in filters):
-            raise RecipeError(f"extract: {name} is {said(filters)}; expected a list of filters. Write ['mlp'], say.")
-    given = [name for name, value in (("rank", rank), ("energy", energy), ("size", size)) if value is not None]
+        if (
+            isinstance(filters, str)
+            or not isinstance(filters, Sequence)
+            or not all(isinstance(f, str) for f in filters)
+        ):
+            raise RecipeError(
+                f"extract: {name} is {said(filters)}; expected a list of filters. Write ['mlp'], say."
+            )
+    given = [
+        name for name, value in (("rank", rank), ("energy", energy), ("size", size)) if value is not None
+    ]
     if len(given) > 1:
-        raise RecipeError(f"extract: {' and '.join(given)} both say how large ranks are; expected one of them. Leave one out.")
+        raise RecipeError(
+            f"extract: {' and '.join(given)} both say how large ranks are; expected one of them. Leave one out."
+        )
     rank, max_rank = (
-        None if v is None else whole(v, f"extract: {n}", None, RecipeError) for n, v in (("rank", rank), ("max_rank", max_rank))
+        None if v is None else whole(v, f"extract: {n}", None, RecipeError)
+        for n, v in (("rank", rank), ("max_rank", max_rank))
     )
     for name, number in (("rank", rank), ("max_rank", max_rank)):
         if number is not None and number < 1:
@@ -237,13 +260,22 @@ def _checked(
     if energy is not None and not 0 < (energy := real(energy, "extract: energy", share, RecipeError)) <= 1:
         raise RecipeError(f"extract: energy is {energy:g}; expected {share}.")
     if max_rank is not None and rank is not None:
-        raise RecipeError("extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out.")
-    for name, choice, known in (("others", others, ("save", "leave")), ("embeddings", embeddings, ("lora", "save", "leave"))):
+        raise RecipeError(
+            "extract: max_rank is for energy and size, and rank is given; expected one of them. Leave one out."
+        )
+    for name, choice, known in (
+        ("others", others, ("save", "leave")),
+        ("embeddings", embeddings, ("lora", "save", "leave")),
+    ):
         if choice not in known:
-            raise RecipeError(f"extract: {name} is {choice!r}; expected {' or '.join(known)}. Choose one of them.")
+            raise RecipeError(
+                f"extract: {name} is {choice!r}; expected {' or '.join(known)}. Choose one of them."
+            )
     code = TORCH_NAMES.get((dtype if isinstance(dtype, str) else said(dtype)).removeprefix("torch."), "")
     if code not in ("F32", "BF16", "F16"):
-        raise RecipeError(f"extract: dtype is {said(dtype)}; expected float32, bfloat16 or float16. Choose one of them.")
+        raise RecipeError(
+            f"extract: dtype is {said(dtype)}; expected float32, bfloat16 or float16. Choose one of them."
+        )
     return Options(
         DEFAULT_RANK if not given else rank,
         energy,
@@ -262,9 +294,13 @@ def _checked(
 def _judge(tuned: Source, base: Source, subjects: Subjects) -> None:
     """Look at a sample before anything is computed. Errors: MismatchError for models that were not tuned from one another."""
     names = [s.name for s in subjects.compared if is_matrix(base.tensors[s.name])]
-    found = compare_models((base, tuned), spread([SampledTensor(name, (0, 1)) for name in names], TENSORS)).likenesses
+    found = compare_models(
+        (base, tuned), spread([SampledTensor(name, (0, 1)) for name in names], TENSORS)
+    ).likenesses
     if found and found[0].verdict == "unrelated":
-        few = ", ".join(f"{name} (cosine {cosine:.2f})" for name, cosine in list(found[0].uncorrelated.items())[:3])
+        few = ", ".join(
+            f"{name} (cosine {cosine:.2f})" for name, cosine in list(found[0].uncorrelated.items())[:3]
+        )
         raise MismatchError(
             f"{tuned.label} was not tuned from {base.label}: {len(found[0].uncorrelated)} of {len(found[0].cosines)} matrices that were "
             f"looked at have nothing to do with one another: {few}; expected cosines near 1. Give the base that it was tuned from."
@@ -275,7 +311,13 @@ class _ExtractRun:
     """One extraction: all its tensors, threads and results."""
 
     def __init__(
-        self, tuned: Source, base: Source, options: Options, subjects: Subjects, room: ExtractMemory, watch: Watcher | None
+        self,
+        tuned: Source,
+        base: Source,
+        options: Options,
+        subjects: Subjects,
+        room: ExtractMemory,
+        watch: Watcher | None,
     ) -> None:
         self.tuned = tuned
         self.base = base
@@ -334,14 +376,28 @@ class _ExtractRun:
         try:
             write_file(part.model / REPORT, laid_out(found.data()) + "\n", part.folder)
         except OSError as error:
-            raise RunError(f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk.") from None
+            raise RunError(
+                f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk."
+            ) from None
         files.lock(self._locked())
         return found
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the adapter's bits; each option by its name, so that one that changed is named."""
         chosen = self.options.data()
-        keys = ("rank", "energy", "size", "max_rank", "exact", "others", "embeddings", "include", "exclude", "dtype", "seed")
+        keys = (
+            "rank",
+            "energy",
+            "size",
+            "max_rank",
+            "exact",
+            "others",
+            "embeddings",
+            "include",
+            "exclude",
+            "dtype",
+            "seed",
+        )
         return {
             "arithmetic": ARITHMETIC,
             **{f"--{key.replace('_', '-')}": chosen.get(key) for key in keys},
@@ -360,13 +416,20 @@ class _ExtractRun:
         real = real_of(self.tuned, self.base, subject.name)
         cap = self.options.cap(subject) if subject.fate == "factors" else 0
         is_held = cap > 0 and self.room.holds(subject, real)
-        delta = Delta(self.tuned, self.base, subject, self._arena.views([subject.elements * real.itemsize])[0] if is_held else None)
+        delta = Delta(
+            self.tuned,
+            self.base,
+            subject,
+            self._arena.views([subject.elements * real.itemsize])[0] if is_held else None,
+        )
         if cap:
             factors = self._factors(delta, cap)
         else:
             rows, columns = subject.matrix
             squares = delta.squares() if subject.elements else 0.0
-            factors = LowRankFactors(np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares)
+            factors = LowRankFactors(
+                np.zeros((rows, 0), real), np.zeros((0, columns), real), np.zeros(0), squares
+            )
         if not math.isfinite(factors.squares):
             delta.refuse()
         if not factors.squares and real == np.float64:
@@ -400,7 +463,9 @@ class _ExtractRun:
         if self.options.energy is None or not factors.rank:
             return factors
         rank = ranks_of_energy([Spectrum(factors.values, factors.squares, 1)], self.options.energy)[0]
-        return LowRankFactors(factors.left[:, :rank].copy(), factors.right[:rank].copy(), factors.values[:rank], factors.squares)
+        return LowRankFactors(
+            factors.left[:, :rank].copy(), factors.right[:rank].copy(), factors.values[:rank], factors.squares
+        )
 
     def _ranks(self, spool: Spool) -> dict[str, int]:
         """The rank of each matrix that is to be factors; 0 for one that did not change."""
@@ -422,8 +487,15 @@ class _ExtractRun:
         return dict(zip((s.name for s in factored), ranks_of_size(spectra, budget), strict=True))
 
     def _saved(self, spool: Spool, ranks: Mapping[str, int]) -> SavedTensors:
-        changed = [s.name for s in self.subjects.compared if s.fate == "saved" and spool.spectrum(s.name)[1] > 0]
-        return saved_of(self.base, changed, {s.module for s in self.subjects.factored if ranks[s.name]}, self.subjects.tied)
+        changed = [
+            s.name for s in self.subjects.compared if s.fate == "saved" and spool.spectrum(s.name)[1] > 0
+        ]
+        return saved_of(
+            self.base,
+            changed,
+            {s.module for s in self.subjects.factored if ranks[s.name]},
+            self.subjects.tied,
+        )
 
     def _tensors(self, spool: Spool, ranks: Mapping[str, int]) -> list[ExtractedTensor]:
         whole = set(self._saved(spool, ranks).names)
@@ -439,10 +511,25 @@ class _ExtractRun:
             if s.name in whole:
                 fate, why = "saved", ""
             rest = max(squares - float(np.sum(values[:rank] ** 2)), 0.0) if fate == "factors" else squares
-            size = rank * sum(s.matrix) * width if fate == "factors" else s.elements * width if fate == "saved" else 0
+            size = (
+                rank * sum(s.matrix) * width
+                if fate == "factors"
+                else s.elements * width
+                if fate == "saved"
+                else 0
+            )
             left = 0.0 if fate == "saved" else math.sqrt(rest)
             found.append(
-                ExtractedTensor(s.name, s.shape, fate, why, rank if fate == "factors" else 0, size, math.sqrt(squares), left)
+                ExtractedTensor(
+                    s.name,
+                    s.shape,
+                    fate,
+                    why,
+                    rank if fate == "factors" else 0,
+                    size,
+                    math.sqrt(squares),
+                    left,
+                )
             )
         return found
 
@@ -451,14 +538,19 @@ class _ExtractRun:
     ) -> tuple[OutputAdapter, dict[str, ExtractTarget]]:
         """What the adapter holds, and the subject of each of its modules."""
         modules: dict[str, ExtractTarget] = {s.module: s for s in self.subjects.factored if ranks[s.name]}
-        outputs = [replace(_module(s, ranks[s.name]), module=self._spelled[s.name].rpartition(".")[0]) for s in modules.values()]
+        outputs = [
+            replace(_module(s, ranks[s.name]), module=self._spelled[s.name].rpartition(".")[0])
+            for s in modules.values()
+        ]
         spelled = self._spelled
         words = [spelled[name].split(".") for name in self.base.tensors]
         every = {".".join(w[:i]) for w in words for i in range(1, len(w))}
         named = {spelled[s.name].rpartition(".")[0] for s in modules.values()}
         kinds = architectures(self.base.config)
         is_causal = any(k.endswith("ForCausalLM") for k in kinds)
-        is_both = bool(self.base.config.get("is_encoder_decoder")) and any(k.endswith("ForConditionalGeneration") for k in kinds)
+        is_both = bool(self.base.config.get("is_encoder_decoder")) and any(
+            k.endswith("ForConditionalGeneration") for k in kinds
+        )
         origin = self.base.origin
         settings = {
             "task_type": "CAUSAL_LM" if is_causal else "SEQ_2_SEQ_LM" if is_both else None,
@@ -469,7 +561,10 @@ class _ExtractRun:
             "bias": "all" if saved.has_biases else "none",
             "fan_in_fan_out": any(s.is_turned and s.kind == "linear" for s in modules.values()),
         }
-        shapes = {self._written(name, written): self.base.tensors[name].shape for name, written in saved.names.items()}
+        shapes = {
+            self._written(name, written): self.base.tensors[name].shape
+            for name, written in saved.names.items()
+        }
         return OutputAdapter(outputs, shapes, self.options.dtype, settings), modules
 
     @functools.cached_property
@@ -480,7 +575,9 @@ class _ExtractRun:
     def _spelled_modules(self, saved: SavedTensors) -> list[str]:
         """The modules that are saved whole, by the module's names."""
         whole = set(saved.modules)
-        return sorted({self._spelled[n].rpartition(".")[0] for n in self.base.tensors if n.rpartition(".")[0] in whole})
+        return sorted(
+            {self._spelled[n].rpartition(".")[0] for n in self.base.tensors if n.rpartition(".")[0] in whole}
+        )
 
     def _written(self, name: str, written: str) -> str:
         """How a tensor that is saved is called in the adapter; ``written`` is that by the file's names."""
@@ -511,7 +608,11 @@ class _ExtractRun:
         ids = [repository.name for repository in repositories(self.base)]
         front: dict[str, Any] = {"library_name": "peft", "tags": ["lora", "alnico"]}
         if ids:
-            front = {"base_model": ids[0] if len(ids) == 1 else ids, "base_model_relation": "adapter", **front}
+            front = {
+                "base_model": ids[0] if len(ids) == 1 else ids,
+                "base_model_relation": "adapter",
+                **front,
+            }
         if licences[0] and licences[0] == licences[1]:
             front |= licences[0]
         tuned, base = public_names([self.tuned, self.base])
@@ -526,7 +627,10 @@ class _ExtractRun:
                 {
                     "model": model.label,
                     "repositories": [{"repository": r.name, "commit": r.commit} for r in repositories(model)],
-                    "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in model.identity()],
+                    "files": [
+                        {k: v for k, v in f.items() if k not in ("mtime_ns", "commit")}
+                        for f in model.identity()
+                    ],
                 }
                 for model in (self.tuned, self.base)
             ],
@@ -536,7 +640,9 @@ class _ExtractRun:
         """Fold the adapter back and measure what is left of the change. Errors: VerificationError if it is more than it must be."""
         subjects = {s.name: s for s in self.subjects.compared}
         todo = [t for t in found.tensors if t.fate in ("factors", "saved") and subjects[t.name].elements]
-        sums: dict[str, np.ndarray] = {t.name: np.zeros((-(-subjects[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo}
+        sums: dict[str, np.ndarray] = {
+            t.name: np.zeros((-(-subjects[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
+        }
         self._tell(Reading(len(todo), sum(self._bytes(subjects[t.name]) for t in todo)))
         with open_adapted(found.tuned, self.base.label, str(part.model)) as folded:
 
@@ -549,7 +655,9 @@ class _ExtractRun:
                     self._tell(Advanced(name, self._bytes(subjects[name]) * (last - first) // elements))
 
             calls = [
-                (measure, (t.name, range(i, min(i + 8, len(sums[t.name]))))) for t in todo for i in range(0, len(sums[t.name]), 8)
+                (measure, (t.name, range(i, min(i + 8, len(sums[t.name])))))
+                for t in todo
+                for i in range(0, len(sums[t.name]), 8)
             ]
             with one_blas_thread(), ieee_threads(self.room.threads) as pool:
                 do_all(pool, self._stop, calls)
@@ -560,10 +668,14 @@ class _ExtractRun:
                 continue
             left, length = (math.sqrt(math.fsum(column)) for column in sums[t.name].T)
             eps = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}[self.options.dtype]
-            allowed = math.sqrt(t.expected**2 * 1.002 + (4 * eps * t.change) ** 2 + (4 * 2.0**-24 * length) ** 2)
+            allowed = math.sqrt(
+                t.expected**2 * 1.002 + (4 * eps * t.change) ** 2 + (4 * 2.0**-24 * length) ** 2
+            )
             least = {"F32": 2.0**-126, "F16": 2.0**-14, "BF16": 2.0**-126}[self.options.dtype]
             if t.fate == "saved":  # below the least normal number, rounding takes as much from every number
-                allowed = 2 * eps * (length + t.change) + 2 * least * eps * math.sqrt(subjects[t.name].elements)
+                allowed = 2 * eps * (length + t.change) + 2 * least * eps * math.sqrt(
+                    subjects[t.name].elements
+                )
             elif t.bytes:
                 allowed = max(allowed, 1e-5 * t.change)
             if not left <= allowed:
@@ -595,7 +707,9 @@ class _ExtractRun:
         count = last - first
         widths = [DTYPES[m.tensors[name].dtype].bytes for m in (folded, self.tuned)]
         # Memory that is used again: fresh pages for each block took two thirds of the time.
-        rest, *views = self._arena.views([8 * count, *(count * width for width in widths), 4 * count, 4 * count])
+        rest, *views = self._arena.views(
+            [8 * count, *(count * width for width in widths), 4 * count, 4 * count]
+        )
         values = []
         for model, raw, narrow, width in zip((folded, self.tuned), views[:2], views[2:], widths, strict=True):
             model.read_into(name, first * width, memoryview(raw))
@@ -622,7 +736,9 @@ def _module(subject: ExtractTarget, rank: int) -> OutputModule:
     rows, columns = subject.matrix
     if subject.kind == "convolution":
         ones = (1,) * (len(subject.shape) - 2)
-        return OutputModule(subject.module, "convolution", rank, (rows, rank, *ones), (rank, *subject.shape[1:]))
+        return OutputModule(
+            subject.module, "convolution", rank, (rows, rank, *ones), (rank, *subject.shape[1:])
+        )
     if subject.is_turned:
         rows, columns = columns, rows
     return OutputModule(subject.module, subject.kind, rank, (rows, rank), (rank, columns))

@@ -22,13 +22,17 @@ CHECKED_ELEMENTS = 1 << 17
 
 def real_of(tuned: Source, base: Source, name: str) -> np.dtype[Any]:
     """float64 where one of the two is, else float32."""
-    return np.dtype(np.float64 if "F64" in (tuned.tensors[name].dtype, base.tensors[name].dtype) else np.float32)
+    return np.dtype(
+        np.float64 if "F64" in (tuned.tensors[name].dtype, base.tensors[name].dtype) else np.float32
+    )
 
 
 class Delta:
     """Fine-tune minus base of one tensor, as a matrix. ``memory`` is where it is held as a whole, of its size; None: it is not."""
 
-    def __init__(self, tuned: Source, base: Source, subject: ExtractTarget, memory: np.ndarray | None = None) -> None:
+    def __init__(
+        self, tuned: Source, base: Source, subject: ExtractTarget, memory: np.ndarray | None = None
+    ) -> None:
         self.subject = subject
         self._sources = tuned, base
         self._real = real_of(tuned, base, subject.name)
@@ -54,7 +58,9 @@ class Delta:
         for first, last in cuts:
             count = (last - first) * columns
             mine = values[0, :count] if self._held is None else self._held[first:last].reshape(-1)
-            for source, dtype, raw, into in zip(self._sources, dtypes, raws, (mine, values[1, :count]), strict=True):
+            for source, dtype, raw, into in zip(
+                self._sources, dtypes, raws, (mine, values[1, :count]), strict=True
+            ):
                 width = DTYPES[dtype].bytes
                 source.read_into(self.subject.name, first * columns * width, memoryview(raw)[: count * width])
                 if self._real == np.float32:
@@ -120,14 +126,24 @@ class ExtractMemory:
 
 
 def fit(
-    tuned: Source, base: Source, subjects: Sequence[ExtractTarget], caps: Sequence[int], budget_bytes: int, threads: int
+    tuned: Source,
+    base: Source,
+    subjects: Sequence[ExtractTarget],
+    caps: Sequence[int],
+    budget_bytes: int,
+    threads: int,
 ) -> ExtractMemory:
     """Choose threads and what they hold. ``caps`` are the largest ranks that may be asked for.
 
     Fewer threads and task vectors that are read anew for each pass make an extraction smaller.
     Errors: ResourceError if one thread that holds none does not fit, with the budget that would do.
     """
-    fixed = BASELINE_BYTES + BYTES_A_TENSOR * (len(tuned.tensors) + len(base.tensors)) + tuned.held_bytes + base.held_bytes
+    fixed = (
+        BASELINE_BYTES
+        + BYTES_A_TENSOR * (len(tuned.tensors) + len(base.tensors))
+        + tuned.held_bytes
+        + base.held_bytes
+    )
     needs = [_work_bytes(tuned, base, s, cap) for s, cap in zip(subjects, caps, strict=True)]
     factors = sorted((4 * sum(s.matrix) * cap for s, cap in zip(subjects, caps, strict=True)), reverse=True)
     fixed += sum(factors[:4])  # while the adapter is verified

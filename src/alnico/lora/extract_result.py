@@ -117,17 +117,23 @@ class Extraction:
 
     def summary(self) -> list[str]:
         """What it kept and left out, in lines for people."""
-        factors, saved, left = self.of("factors"), self.of("saved"), [t for t in self.of("left out") if t.change]
+        factors, saved, left = (
+            self.of("factors"),
+            self.of("saved"),
+            [t for t in self.of("left out") if t.change],
+        )
         ranks = [t.rank for t in factors]
         span = f"rank {ranks[0]}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
         within = sum(self.share(t) * t.energy for t in factors) / (sum(map(self.share, factors)) or 1.0)
         lines = [
             f"{len(factors)} matrices as factors of {span}, which keep {within:.1%} of the energy of their change",
-            f"{len(saved)} tensors saved as they are" + (f", {format_size(sum(t.bytes for t in saved))}" if saved else ""),
+            f"{len(saved)} tensors saved as they are"
+            + (f", {format_size(sum(t.bytes for t in saved))}" if saved else ""),
             f"{len(left)} changed tensors left out, {sum(map(self.share, left)):.2%} of the energy of the change"
             + (f", and {len(self.apart)} without a counterpart" if self.apart else ""),
             f"{len(self.of('unchanged'))} tensors did not change",
-            f"energy kept in all {self.energy:.2%}, relative error {self.error:.4f}" + (", verified" if self.is_verified else ""),
+            f"energy kept in all {self.energy:.2%}, relative error {self.error:.4f}"
+            + (", verified" if self.is_verified else ""),
             f"adapter {format_size(self.byte_size)}, {self.byte_size / max(self.base_bytes, 1):.2%} of the base",
         ]
         return lines

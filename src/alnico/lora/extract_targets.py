@@ -106,19 +106,37 @@ def subjects_of(
         elif name in heads:
             apart.append(UnmatchedTensor(name, f"is tied to {heads[name]}, which stands for both"))
         elif other.shape != tensor.shape:
-            apart.append(UnmatchedTensor(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}"))
+            apart.append(
+                UnmatchedTensor(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}")
+            )
         elif tensor.dtype not in MERGEABLE or other.dtype not in MERGEABLE:
             if not _are_equal(tuned, base, name):
-                apart.append(UnmatchedTensor(name, f"is {other.dtype}, which has no difference in floating point"))
+                apart.append(
+                    UnmatchedTensor(name, f"is {other.dtype}, which has no difference in floating point")
+                )
         else:
             fate, why, kind = _fate(
-                spelled[name], name, tensor.shape, include, exclude, others, embeddings, is_of_tokens=name in tables
+                spelled[name],
+                name,
+                tensor.shape,
+                include,
+                exclude,
+                others,
+                embeddings,
+                is_of_tokens=name in tables,
             )
             if name in tied and fate == "factors":
-                fate, why = "left out", "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved"
+                fate, why = (
+                    "left out",
+                    "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved",
+                )
             turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
             compared.append(ExtractTarget(name, tensor.shape, fate, why, kind, turned))
-    apart += [UnmatchedTensor(name, f"{base.label} has no such tensor") for name in tuned.tensors if name not in base.tensors]
+    apart += [
+        UnmatchedTensor(name, f"{base.label} has no such tensor")
+        for name in tuned.tensors
+        if name not in base.tensors
+    ]
     return Subjects(tuple(compared), tuple(apart), tied)
 
 
@@ -133,7 +151,9 @@ def _fate(
     *,
     is_of_tokens: bool,
 ) -> tuple[Treatment, str, ModuleKind]:
-    if any(fits(pattern, stored) for pattern in exclude) or (include and not any(fits(pattern, stored) for pattern in include)):
+    if any(fits(pattern, stored) for pattern in exclude) or (
+        include and not any(fits(pattern, stored) for pattern in include)
+    ):
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
     is_table = is_weight and len(shape) == 2 and (is_lookup(name) or (is_of_tokens and is_input(name)))
@@ -151,7 +171,11 @@ def _fate(
         return "factors", "", "convolution"
     if sum(n > 1 for n in shape) > 1 and not is_weight:
         return "left out", "a parameter of two dimensions or more that is no module's weight", "linear"
-    return ("saved", "", "linear") if others == "save" else ("left out", "what is no matrix is left out by choice", "linear")
+    return (
+        ("saved", "", "linear")
+        if others == "save"
+        else ("left out", "what is no matrix is left out by choice", "linear")
+    )
 
 
 def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str]) -> None:
@@ -167,7 +191,10 @@ def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str])
 def _check_fit(tuned: Source, base: Source) -> None:
     """Refuse models of which no difference can be taken. Errors: MismatchError."""
     names = [*base.tensors, *(n for n in tuned.tensors if n not in base.tensors)]
-    shapes = [{i: s.tensors[n].shape if n in s.tensors else None for i, s in enumerate((base, tuned))} for n in names]
+    shapes = [
+        {i: s.tensors[n].shape if n in s.tensors else None for i, s in enumerate((base, tuned))}
+        for n in names
+    ]
     misfits = [Misfit(n, s) for n, s in zip(names, shapes, strict=True) if len(set(s.values())) > 1]
     fitting = len(names) - len(misfits)
     if fitting and fitting >= len(misfits):
@@ -209,7 +236,9 @@ class SavedTensors:
     has_biases: bool
 
 
-def saved_of(base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]) -> SavedTensors:
+def saved_of(
+    base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]
+) -> SavedTensors:
     """Tell how PEFT is given the tensors ``changed`` anew; ``factored`` are the modules that have factors.
 
     The bias of a module with factors goes by ``bias: all``. A module that holds nothing but its weight and bias goes whole, by
@@ -228,7 +257,10 @@ def saved_of(base: Source, changed: Collection[str], factored: Collection[str], 
     for name in changed:
         module, _, parameter = name.rpartition(".")
         is_leaf = module and module not in parents
-        plain = all(n.rpartition(".")[2] in ("weight", "bias") and base.tensors[n].dtype in MERGEABLE for n in held[module])
+        plain = all(
+            n.rpartition(".")[2] in ("weight", "bias") and base.tensors[n].dtype in MERGEABLE
+            for n in held[module]
+        )
         if module in factored:
             names[name] = f"{module}.base_layer.{parameter}"
             has_biases |= parameter == "bias"
@@ -242,7 +274,9 @@ def saved_of(base: Source, changed: Collection[str], factored: Collection[str], 
 
 def module_names(names: Collection[str], wanted: Collection[str]) -> list[str]:
     """Names for ``modules_to_save``: the shortest endings that stand for ``wanted`` alone; PEFT takes what ends with one of them."""
-    every = {".".join(words[:i]) for name in names if (words := name.split(".")) for i in range(1, len(words))}
+    every = {
+        ".".join(words[:i]) for name in names if (words := name.split(".")) for i in range(1, len(words))
+    }
     found: set[str] = set()
     for module in wanted:
         last = module.rpartition(".")[2]

@@ -35,9 +35,13 @@ class Spool:
         if not found:
             part.clear()
         try:
-            self._descriptor = open_to_write(self._path, part.folder, flags=os.O_RDWR | os.O_CREAT | (0 if found else os.O_TRUNC))
+            self._descriptor = open_to_write(
+                self._path, part.folder, flags=os.O_RDWR | os.O_CREAT | (0 if found else os.O_TRUNC)
+            )
         except OSError as error:
-            raise RunError(f"{self._path}: cannot be made ({error.strerror}). Choose another output.") from None
+            raise RunError(
+                f"{self._path}: cannot be made ({error.strerror}). Choose another output."
+            ) from None
         self._held: dict[str, tuple[int, dict[str, Any]]] = {r.tensor: _place(r) for r in found.records}
         kept = [record for record in found.records if self._is_whole(record)]
         self._held = {r.tensor: self._held[r.tensor] for r in kept}

@@ -95,16 +95,28 @@ def fold_recipe(
     start = os.fspath(base)
     named = [os.fspath(a) for a in ([adapters] if isinstance(adapters, (str, os.PathLike)) else adapters)]
     if isinstance(weights, str) or not (isinstance(weights, Real) or hasattr(weights, "__len__")):
-        raise AlnicoError(f"weights is {said(weights)}; expected a number, or a list of one for each adapter.")
+        raise AlnicoError(
+            f"weights is {said(weights)}; expected a number, or a list of one for each adapter."
+        )
     several: Any = [weights] * len(named) if isinstance(weights, Real) else weights
     given = [real(w, "a weight") for w in several]
     if not named:
         raise AlnicoError("fold needs an adapter at least. Give one.")
     if len(given) != len(named):
-        raise AlnicoError(f"weights: there are {len(given)} for {len(named)} adapters; expected one for all, or one for each.")
+        raise AlnicoError(
+            f"weights: there are {len(given)} for {len(named)} adapters; expected one for all, or one for each."
+        )
     output = {"dtype": dtype} if dtype is not None else {}
     if at_once and len(named) > 1:
-        models = [{"model": f"{start}+{a}", "parameters": {"weight": w}} for a, w in zip(named, given, strict=True)]
-        return {"merge_method": "task_arithmetic", "base_model": start, "models": models, "unrelated": "allow", **output}
+        models = [
+            {"model": f"{start}+{a}", "parameters": {"weight": w}} for a, w in zip(named, given, strict=True)
+        ]
+        return {
+            "merge_method": "task_arithmetic",
+            "base_model": start,
+            "models": models,
+            "unrelated": "allow",
+            **output,
+        }
     chain = "".join(f"+{a}" if w == 1 else f"+{w!r}*{a}" for a, w in zip(named, given, strict=True))
     return {"merge_method": "passthrough", "models": [start + chain], **output}

@@ -95,7 +95,11 @@ def aligned(adapters: Sequence[Adapter]) -> list[SharedModule]:
                 f"{adapter.label}: {rows.name} are rows of {name} that were trained by themselves, which no sum of adapters keeps. Merge it "
                 "by a recipe instead, as BASE+ADAPTER, with the base as base_model (task_arithmetic, say)."
             )
-    named = {a.label: sorted(a.config.get("target_parameters") or []) for a in adapters if a.config.get("target_parameters")}
+    named = {
+        a.label: sorted(a.config.get("target_parameters") or [])
+        for a in adapters
+        if a.config.get("target_parameters")
+    }
     (first, targets), *others = named.items() or [("", [])]
     for label, found in others:
         if found != targets:
@@ -122,12 +126,20 @@ def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     kind, experts, rows, right, left = shape
     parameter = update.parameters[0]
     if kind == "parameter" and update.depth < len(update.parameters):
-        parameter = sorted(update.parameters)[-1 - update.depth]  # a name for each, which need not be its own: see `Module.target`
-    turned = update.is_embedding or (kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in held))
-    return SharedModule(key, update.module, kind, parameter, update.depth, experts, rows, right, left, updates, turned)
+        parameter = sorted(update.parameters)[
+            -1 - update.depth
+        ]  # a name for each, which need not be its own: see `Module.target`
+    turned = update.is_embedding or (
+        kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in held)
+    )
+    return SharedModule(
+        key, update.module, kind, parameter, update.depth, experts, rows, right, left, updates, turned
+    )
 
 
-def _described(adapter: Adapter, update: Update) -> tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]:
+def _described(
+    adapter: Adapter, update: Update
+) -> tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]:
     left, right = adapter.files.tensors[update.left].shape, adapter.files.tensors[update.right].shape
     kind: ModuleKind = "linear"
     if update.parameters != ("weight",):
@@ -142,7 +154,11 @@ def _described(adapter: Adapter, update: Update) -> tuple[ModuleKind, int, int, 
 def _said(shape: tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
     kind, experts, rows, right, _ = shape
     what = (
-        "a linear layer" if kind == "linear" else "a parameter" if kind == "parameter" else f"a{'n' * (kind[0] in 'aeiou')} {kind}"
+        "a linear layer"
+        if kind == "linear"
+        else "a parameter"
+        if kind == "parameter"
+        else f"a{'n' * (kind[0] in 'aeiou')} {kind}"
     )
     many = f"{experts} experts of " if experts > 1 else ""
     return f"{what} of {many}({', '.join(str(n) for n in (rows, *right))})"
@@ -215,8 +231,14 @@ def _is_tied(adapter: Adapter, name: str) -> bool:
         return False
     stored = adapter.files.tensors
     shape = stored[adapter.replaced[name]].shape
-    trained = [n for own, n in adapter.replaced.items() if is_saved_module(adapter.config, own) and stored[n].shape == shape]
-    return any(digest_of(adapter.files, n) == digest_of(adapter.files, adapter.replaced[name]) for n in trained)
+    trained = [
+        n
+        for own, n in adapter.replaced.items()
+        if is_saved_module(adapter.config, own) and stored[n].shape == shape
+    ]
+    return any(
+        digest_of(adapter.files, n) == digest_of(adapter.files, adapter.replaced[name]) for n in trained
+    )
 
 
 def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list[SharedSavedTensor]:

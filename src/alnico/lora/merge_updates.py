@@ -84,7 +84,9 @@ class Merging:
 class Merged:
     """A merged tensor on the disk, read by rows of one of its matrices."""
 
-    def __init__(self, name: str, dtype: str, shape: tuple[int, ...], files: OutputFiles, inside: Folder) -> None:
+    def __init__(
+        self, name: str, dtype: str, shape: tuple[int, ...], files: OutputFiles, inside: Folder
+    ) -> None:
         self.name = name
         self.dtype = dtype
         self.shape = shape
@@ -109,7 +111,9 @@ class Merged:
         self.close()
 
 
-def _recipe(references: Sequence[str], method: str, options: Mapping[str, Any], dtype: str, seed: int) -> dict[str, Any]:
+def _recipe(
+    references: Sequence[str], method: str, options: Mapping[str, Any], dtype: str, seed: int
+) -> dict[str, Any]:
     known = find(method).options
     lists = {n: v for n, v in options.items() if isinstance(v, tuple) and known[n].per_model}
     shared = {n: v for n, v in options.items() if n not in lists}

@@ -76,7 +76,11 @@ def of_cat(adapters: Sequence[Adapter], asked: CombineOptions) -> Combine:
 
     def combine(module: SharedModule) -> ReducedUpdate:
         factors = read_factors(adapters, module)
-        scales = {c * u.scale for c, u in zip(asked.coefficients, module.updates, strict=True) if u is not None and c * u.scale}
+        scales = {
+            c * u.scale
+            for c, u in zip(asked.coefficients, module.updates, strict=True)
+            if u is not None and c * u.scale
+        }
         # Two parameters of one module cannot have an alpha each: see `Module.target`.
         common = scales.pop() if len(scales) == 1 and module.kind != "parameter" else 1.0
         lefts, rights = [], []
@@ -86,10 +90,14 @@ def of_cat(adapters: Sequence[Adapter], asked: CombineOptions) -> Combine:
                 for c, f in zip(asked.coefficients, of_expert, strict=True)
                 if f is not None and c * f.scale
             ]
-            left, right = stacked(parts or [(0.0, np.zeros((module.rows, 1)), np.zeros((1, module.columns)))], 0, 0)
+            left, right = stacked(
+                parts or [(0.0, np.zeros((module.rows, 1)), np.zeros((1, module.columns)))], 0, 0
+            )
             lefts.append(left)
             rights.append(right)
-        return ReducedUpdate(np.stack(lefts), np.stack(rights), common, _summed_bias(adapters, module, asked.coefficients))
+        return ReducedUpdate(
+            np.stack(lefts), np.stack(rights), common, _summed_bias(adapters, module, asked.coefficients)
+        )
 
     return combine
 
@@ -139,7 +147,16 @@ def of_small(
     frames = Frames(adapters, modules, core_space if asked.space == "core" else knots)
     sources = [SmallMatrices(a.label, frames.tensors, frames.values, i) for i, a in enumerate(adapters)]
     base = Zeros(frames.tensors)
-    merging = Merging(sources, base, asked.method, asked.options, dtype="F64", seed=seed, memory_bytes=memory_bytes, threads=1)
+    merging = Merging(
+        sources,
+        base,
+        asked.method,
+        asked.options,
+        dtype="F64",
+        seed=seed,
+        memory_bytes=memory_bytes,
+        threads=1,
+    )
 
     def combine(module: SharedModule) -> ReducedUpdate:
         found = []
@@ -206,9 +223,13 @@ def _decomposed(merged: Merged, expert: int, rows: int, columns: int, most: int 
     return Decomposed(found.left / root, found.values, found.right / root[:, None], rest)
 
 
-def _summed_bias(adapters: Sequence[Adapter], module: SharedModule, coefficients: Sequence[float]) -> np.ndarray:
+def _summed_bias(
+    adapters: Sequence[Adapter], module: SharedModule, coefficients: Sequence[float]
+) -> np.ndarray:
     """The weighted sum of what adapters add to a module's bias; empty where none adds anything."""
     if not module.has_bias:
         return np.zeros(0)
-    total: np.ndarray = np.sum([c * b for c, b in zip(coefficients, read_biases(adapters, module), strict=True)], axis=0)
+    total: np.ndarray = np.sum(
+        [c * b for c, b in zip(coefficients, read_biases(adapters, module), strict=True)], axis=0
+    )
     return total

@@ -14,7 +14,14 @@ from alnico.methods.base import Between, Option
 from alnico.numerics.low_rank import of_matrix, polar
 
 
-def tsv(cores: Sequence[np.ndarray], weights: Sequence[float], side: int, *, scale: float = 1.0, least: float = 0.1) -> np.ndarray:
+def tsv(
+    cores: Sequence[np.ndarray],
+    weights: Sequence[float],
+    side: int,
+    *,
+    scale: float = 1.0,
+    least: float = 0.1,
+) -> np.ndarray:
     """Put the leading singular vectors of all adapters beside one another, straighten them, and sum (TSV-Merge).
 
     With ``M_i = U_i S_i V_i^T`` to rank k, ``U = [U_1 ... U_N]``, ``V = [V_1 ... V_N]`` and ``S`` the weighted singular values on a

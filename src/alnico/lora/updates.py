@@ -77,7 +77,9 @@ def whole_tensors(modules: Sequence[SharedModule], dtype: str) -> dict[str, Tens
     return found
 
 
-def whole_updates(adapters: Sequence[Adapter], modules: Sequence[SharedModule], base: Zeros) -> list[AdaptedModel]:
+def whole_updates(
+    adapters: Sequence[Adapter], modules: Sequence[SharedModule], base: Zeros
+) -> list[AdaptedModel]:
     """Each adapter on a base of zeros: its updates, computed by rows while they are read, as a merge of ``base+adapter`` does."""
     sources = []
     for i, adapter in enumerate(adapters):
@@ -103,7 +105,11 @@ class SmallMatrices:
     reading_bytes = 0
 
     def __init__(
-        self, label: str, tensors: Mapping[str, Tensor], values: Callable[[str], Sequence[np.ndarray]], position: int
+        self,
+        label: str,
+        tensors: Mapping[str, Tensor],
+        values: Callable[[str], Sequence[np.ndarray]],
+        position: int,
     ) -> None:
         self.label = label
         self.tensors = tensors

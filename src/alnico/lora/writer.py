@@ -137,7 +137,9 @@ class AdapterFiles:
         try:
             make_folder(part.model, part.folder)
         except OSError as error:
-            raise RunError(f"{part.model}: cannot be made ({error.strerror}). Choose another output.") from None
+            raise RunError(
+                f"{part.model}: cannot be made ({error.strerror}). Choose another output."
+            ) from None
         self._files = OutputFiles(part.model, [self._shard], part.folder)
 
     @property
@@ -176,7 +178,14 @@ class AdapterFiles:
             for name, (dtype, shape) in self._tensors.items()
         }
         files = files_of(self._part.model, [open_shard(self._part.model / WEIGHTS[0])])
-        whole = {"alnico": __version__, "arithmetic": ARITHMETIC, "hash": HASH, **done, "output": output, "files": files}
+        whole = {
+            "alnico": __version__,
+            "arithmetic": ARITHMETIC,
+            "hash": HASH,
+            **done,
+            "output": output,
+            "files": files,
+        }
         self._put(LOCK, laid_out(whole) + "\n")
         sync_tree(self._part.model, self._part.folder)
 
@@ -227,7 +236,9 @@ def target_modules(modules: Sequence[str], others: Sequence[str] = ()) -> list[s
     """
     last = {name.rpartition(".")[2] for name in modules}
     spoiled = last & {name.rpartition(".")[2] for name in others}
-    return sorted({name if name.rpartition(".")[2] in spoiled else name.rpartition(".")[2] for name in modules})
+    return sorted(
+        {name if name.rpartition(".")[2] in spoiled else name.rpartition(".")[2] for name in modules}
+    )
 
 
 def _pattern(name: str, names: Collection[str]) -> str:

@@ -27,7 +27,9 @@ def registry() -> Mapping[str, Method]:
     for entry in importlib.metadata.entry_points(group="alnico.methods"):
         loaded = entry.load()
         if not isinstance(loaded, Method) or loaded.name in found:
-            raise MethodError(f"entry point {entry.name} ({entry.value}) is no method, or its name is taken; remove that package.")
+            raise MethodError(
+                f"entry point {entry.name} ({entry.value}) is no method, or its name is taken; remove that package."
+            )
         found[loaded.name] = loaded
     return found
 
@@ -42,5 +44,7 @@ def find(name: str) -> Method:
     if name not in methods:
         near = difflib.get_close_matches(name, methods, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        raise MethodError(f"unknown merge method {name!r}; expected one of those that `alnico methods` lists.{hint}")
+        raise MethodError(
+            f"unknown merge method {name!r}; expected one of those that `alnico methods` lists.{hint}"
+        )
     return methods[name]

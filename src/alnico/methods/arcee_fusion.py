@@ -39,8 +39,12 @@ def arcee_fusion() -> Merge:
     """
     shift = Derived(_shift, (Largest(itself), Largest(larger, across=True)), over="row")
     moved = Sum(weighted_change, (shift,), across=True, over="row")
-    divergence = Derived(_divergence, (Sum(shifted_exponential, (shift,), over="row"), moved, shift), over="row")
-    quartiles = tuple(KthLargest((s,), importance, (divergence,), across=True, is_quantile=True) for s in (0.25, 0.5, 0.75))
+    divergence = Derived(
+        _divergence, (Sum(shifted_exponential, (shift,), over="row"), moved, shift), over="row"
+    )
+    quartiles = tuple(
+        KthLargest((s,), importance, (divergence,), across=True, is_quantile=True) for s in (0.25, 0.5, 0.75)
+    )
 
     def mix(value, divergence, limit):
         own = importance(value[0], value, divergence[0])

@@ -27,7 +27,18 @@ from typing import Annotated, Any, Literal, NewType, Protocol, TypeVar, get_args
 import numpy as np
 
 from alnico.errors import MethodError
-from alnico.kernels.facts import Argument, Bernoulli, Derived, Gram, KthLargest, MeasuredFact, Recorded, Side, levels, of_model
+from alnico.kernels.facts import (
+    Argument,
+    Bernoulli,
+    Derived,
+    Gram,
+    KthLargest,
+    MeasuredFact,
+    Recorded,
+    Side,
+    levels,
+    of_model,
+)
 from alnico.kernels.scalar_source import check_pure
 from alnico.kernels.template import Real
 from alnico.numerics.numbers import said
@@ -111,9 +122,15 @@ class Option:
             return None if is_truth else f"is {value!r}; expected true or false"
         if self.kind == "statistics":
             is_path = isinstance(value, str) and bool(value.strip())
-            return None if is_path else f"is {value!r}; expected the directory that `alnico statistics {self.name}` wrote"
+            return (
+                None
+                if is_path
+                else f"is {value!r}; expected the directory that `alnico statistics {self.name}` wrote"
+            )
         if self.kind == "choice":
-            return None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
+            return (
+                None if value in self.choices else f"is {value!r}; expected one of {', '.join(self.choices)}"
+            )
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return f"is {said(value)}; expected a number"
         try:
@@ -122,7 +139,9 @@ class Option:
             value = math.inf if value > 0 else -math.inf
         if self.is_whole and not value.is_integer():
             return f"is {value:g}; expected a whole number in {self.range}"
-        if math.isfinite(value) and (value in self.range or (in_places and self.range.low_in_places and value == self.range.low)):
+        if math.isfinite(value) and (
+            value in self.range or (in_places and self.range.low_in_places and value == self.range.low)
+        ):
             return None
         if self.meaning:
             return f"is {value:g}; {self.name} is {self.meaning}"
@@ -131,13 +150,28 @@ class Option:
     def describe(self) -> str:
         """The option's values and default, for listings."""
         number = f"a whole number in {self.range}" if self.is_whole else str(self.range)
-        values = {"bool": "true or false", "choice": " | ".join(self.choices), "number": number, "statistics": "a path"}[self.kind]
-        default = "required" if self.required else f"default {_yaml(self.default[0] if self.per_model else self.default)}"
+        values = {
+            "bool": "true or false",
+            "choice": " | ".join(self.choices),
+            "number": number,
+            "statistics": "a path",
+        }[self.kind]
+        default = (
+            "required"
+            if self.required
+            else f"default {_yaml(self.default[0] if self.per_model else self.default)}"
+        )
         return f"{values}; {'one a model; ' if self.per_model else ''}{default}"
 
 
 def _yaml(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 @dataclass(frozen=True)
@@ -210,7 +244,10 @@ class Merge:
     @functools.cached_property
     def uses_ranks(self) -> bool:
         """Is there noise that depends on the rank of an element in its row?"""
-        given = [*self.arguments, *(a for level in self._levels for f in level if not isinstance(f, Gram) for a in f.arguments)]
+        given = [
+            *self.arguments,
+            *(a for level in self._levels for f in level if not isinstance(f, Gram) for a in f.arguments),
+        ]
         return any(isinstance(a, Bernoulli) and bool(a.spread) for a in given)
 
 
@@ -275,7 +312,9 @@ class Method:
     def documentation(self) -> str:
         return inspect.getdoc(self.factory) or ""
 
-    def bind(self, options: Mapping[str, Any], models: int, *, in_places: bool = False) -> Merge | MatrixMethod:
+    def bind(
+        self, options: Mapping[str, Any], models: int, *, in_places: bool = False
+    ) -> Merge | MatrixMethod:
         """Build the ``Merge`` for ``models`` values (non-base models in delta space), ``in_places``: for some of the tensors only.
 
         A per-model option takes one value, or a sequence with one a model. Errors: MethodError, naming the option, for
@@ -286,7 +325,9 @@ class Method:
             if name not in self.options:
                 near = difflib.get_close_matches(name, self.options, 1)
                 hint = f" Did you mean {near[0]}?" if near else ""
-                raise MethodError(f"{self.name} has no option {name!r}; it has {', '.join(self.options) or 'none'}.{hint}")
+                raise MethodError(
+                    f"{self.name} has no option {name!r}; it has {', '.join(self.options) or 'none'}.{hint}"
+                )
         bound: dict[str, Any] = {}
         for name, option in self.options.items():
             value = options.get(name, option.default)
@@ -298,7 +339,9 @@ class Method:
                 values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
                 values *= models if len(values) == 1 else 1
                 if len(values) != models:
-                    raise MethodError(f"{self.name}.{name} has {len(values)} values for {models} models; expected one for each.")
+                    raise MethodError(
+                        f"{self.name}.{name} has {len(values)} values for {models} models; expected one for each."
+                    )
             for one in values:
                 if (problem := option.problem(one, in_places=in_places)) is not None:
                     raise MethodError(f"{self.name}.{name} {problem}.")
@@ -313,7 +356,9 @@ class Method:
         if models < low or (high is not None and models > high):
             wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
             besides = " besides the base" if self.space == "delta" else ""
-            raise MethodError(f"{self.name} merges {wanted} model{'' if wanted == '1' else 's'}{besides}; found {models}.")
+            raise MethodError(
+                f"{self.name} merges {wanted} model{'' if wanted == '1' else 's'}{besides}; found {models}."
+            )
 
 
 def method(
@@ -367,9 +412,13 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | MatrixM
     if annotation is bool:
         return Option(parameter.name, "bool", per_model, default, meaning=meaning)
     if get_origin(annotation) is Literal:
-        return Option(parameter.name, "choice", per_model, default, choices=get_args(annotation), meaning=meaning)
+        return Option(
+            parameter.name, "choice", per_model, default, choices=get_args(annotation), meaning=meaning
+        )
     if annotation in (float, int):
-        return Option(parameter.name, "number", per_model, default, limits, meaning=meaning, is_whole=annotation is int)
+        return Option(
+            parameter.name, "number", per_model, default, limits, meaning=meaning, is_whole=annotation is int
+        )
     raise MethodError(
         f"{factory.__name__}: option {parameter.name} has the type {annotation}; expected float, bool, Literal or Statistics."
     )
@@ -378,7 +427,9 @@ def _option(parameter: inspect.Parameter, factory: Callable[..., Merge | MatrixM
 def _check_preset(where: str, values: Mapping[str, Any], options: Mapping[str, Option]) -> None:
     for name, value in values.items():
         if name not in options:
-            raise MethodError(f"{where} sets {name!r}; expected an option of the method ({', '.join(options) or 'none'}).")
+            raise MethodError(
+                f"{where} sets {name!r}; expected an option of the method ({', '.join(options) or 'none'})."
+            )
         each_value = value if isinstance(value, tuple) and options[name].per_model else (value,)
         for one in each_value:
             if (problem := options[name].problem(one)) is not None:
@@ -429,7 +480,9 @@ FARTHEST = 1e6
 def place_on_arc(t: float) -> float:
     """Return a place on an arc. Errors: MethodError for one that is too far out to be computed."""
     if not abs(t) <= FARTHEST:
-        raise MethodError(f"the place on the arc (t) is {t:g}; expected at most {FARTHEST:g} in size, as 0 and 1 are its ends.")
+        raise MethodError(
+            f"the place on the arc (t) is {t:g}; expected at most {FARTHEST:g} in size, as 0 and 1 are its ends."
+        )
     return t
 
 

@@ -5,7 +5,9 @@ from alnico.methods.shared.elect import Divide, Elect, Tie, elected
 from alnico.methods.shared.sparsify import Rescale, keep_middle
 
 
-@method(space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795")
+@method(
+    space="delta", source="Davari and Belilovsky 2023, Model Breadcrumbs, https://arxiv.org/abs/2312.06795"
+)
 def breadcrumbs_ties(
     *,
     density: PerModel[KeptShare] = each(1.0),

@@ -8,7 +8,9 @@ from alnico.methods.shared.sparsify import Rescale, keep_random
 @method(
     space="delta",
     source="Yu et al. 2024, Language models are super Mario, https://arxiv.org/abs/2311.03099",
-    presets={"paper": {"density": 0.1, "rescale": "inverse", "elect": "mass", "tie": "none", "divide": "count"}},
+    presets={
+        "paper": {"density": 0.1, "rescale": "inverse", "elect": "mass", "tie": "none", "divide": "count"}
+    },
 )
 def dare_ties(
     *,

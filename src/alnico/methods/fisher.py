@@ -17,7 +17,8 @@ from alnico.methods.base import (
 
 
 @method(
-    space="weight", source="Matena and Raffel 2022, Merging models with Fisher-weighted averaging, https://arxiv.org/abs/2111.09832"
+    space="weight",
+    source="Matena and Raffel 2022, Merging models with Fisher-weighted averaging, https://arxiv.org/abs/2111.09832",
 )
 def fisher(
     *,
@@ -72,7 +73,14 @@ def fisher(
     # float64: Fisher numbers go down to 1e-40, where float32 has few digits left, and their products with values have none.
     return Merge(
         mix,
-        (Side("fisher"), tuple(weight), norm, floor, Recorded("fisher", "mean"), tuple(w / total for w in weight)),
+        (
+            Side("fisher"),
+            tuple(weight),
+            norm,
+            floor,
+            Recorded("fisher", "mean"),
+            tuple(w / total for w in weight),
+        ),
         fixes_equal_inputs=True,
         is_wide=True,
         otherwise=mean,

@@ -10,7 +10,9 @@ from alnico.methods.base import Between, Merge, PerModel, combine, each, method,
 from alnico.numerics.sphere import karcher_coefficients
 
 
-@method(space="weight", source="Karcher 1977, Riemannian center of mass, https://doi.org/10.1002/cpa.3160300502")
+@method(
+    space="weight", source="Karcher 1977, Riemannian center of mass, https://doi.org/10.1002/cpa.3160300502"
+)
 def karcher(
     *,
     weight: PerModel[float] = each(1.0),
@@ -47,5 +49,7 @@ def karcher(
     return combine(derived, copies=0 if len(parts) == 1 else None)
 
 
-def _coefficients(weight: tuple[float, ...], steps: int, tolerance: float, gram: tuple[tuple[float, ...], ...]) -> np.ndarray:
+def _coefficients(
+    weight: tuple[float, ...], steps: int, tolerance: float, gram: tuple[tuple[float, ...], ...]
+) -> np.ndarray:
     return karcher_coefficients(gram, weight, steps, tolerance)

@@ -6,7 +6,10 @@ from alnico.methods.base import Merge, PerModel, combine, each, method, total_we
 @method(
     space="weight",
     source="Wortsman et al. 2022, Model soups, https://arxiv.org/abs/2203.05482, section 2",
-    presets={"uniform_soup": {"weight": 1.0, "normalize": True}, "wise_ft": {"weight": 0.5, "normalize": True}},
+    presets={
+        "uniform_soup": {"weight": 1.0, "normalize": True},
+        "wise_ft": {"weight": 0.5, "normalize": True},
+    },
 )
 def linear(*, weight: PerModel[float] = each(1.0), normalize: bool = True) -> Merge:
     """Average the models, each with its weight.

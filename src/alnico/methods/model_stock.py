@@ -6,7 +6,9 @@ from alnico.kernels.facts import Derived, Extent, Gram
 from alnico.methods.base import Merge, combine, method
 
 
-@method(space="delta", models=(2, None), source="Jang et al. 2024, Model Stock, https://arxiv.org/abs/2403.19522")
+@method(
+    space="delta", models=(2, None), source="Jang et al. 2024, Model Stock, https://arxiv.org/abs/2403.19522"
+)
 def model_stock(*, filter_wise: bool = False) -> Merge:
     """Go from the base towards the mean of the models, the further the more their task vectors agree.
 

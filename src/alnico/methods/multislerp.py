@@ -9,7 +9,9 @@ from alnico.methods.base import Merge, PerModel, combine, each, method, total_we
 from alnico.numerics.sphere import direction_coefficients
 
 
-@method(space="delta", base="optional", source="mergekit 0.1.5, https://github.com/arcee-ai/mergekit (multislerp)")
+@method(
+    space="delta", base="optional", source="mergekit 0.1.5, https://github.com/arcee-ai/mergekit (multislerp)"
+)
 def multislerp(*, weight: PerModel[float] = each(1.0), normalize_weights: bool = True) -> Merge:
     """Take the weighted mean direction of the models, at their weighted mean length.
 

@@ -50,7 +50,9 @@ def nuslerp(*, weight: PerModel[float] = each(1.0), flatten: bool = True, row_wi
         total_weight(weight)  # which refuses them
     t = place_on_arc(0.5 if abs(total) < 1e-6 else weight[1] / total)
     over: Extent = "tensor" if flatten else "column" if row_wise else "row"
-    return combine(Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t))
+    return combine(
+        Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t)
+    )
 
 
 def _coefficients(t: float, gram: np.ndarray) -> np.ndarray:

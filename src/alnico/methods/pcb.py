@@ -13,7 +13,9 @@ CLIPPED = 1e-4
     source="Du et al. 2024, Parameter Competition Balancing, https://arxiv.org/abs/2410.02396, section 3",
     presets={"paper": {"density": 0.1, "scale": 1.2}},
 )
-def pcb(*, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(1.0), scale: float = 1.0) -> Merge:
+def pcb(
+    *, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(1.0), scale: float = 1.0
+) -> Merge:
     """Keep the entries that win a competition within their model and agree with the other models, weighed by how clearly.
 
     With the task-vector entries ``d_i``, ``s_i`` their magnitudes brought to [0, 1] over the tensor, and N models:
@@ -48,7 +50,14 @@ def pcb(*, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(
     low = KthLargest(tuple(1 - CLIPPED for _ in ones), is_quantile=True)
     high = KthLargest(tuple(0.5 for _ in ones), skip=tuple(CLIPPED for _ in ones), end="first")
     limit = KthLargest(density, competing, (low, high), across=True)
-    largest = KthLargest(tuple(0.5 for _ in ones), competing, (low, high), skip=tuple(0.0 for _ in ones), end="first", across=True)
+    largest = KthLargest(
+        tuple(0.5 for _ in ones),
+        competing,
+        (low, high),
+        skip=tuple(0.0 for _ in ones),
+        end="first",
+        across=True,
+    )
 
     def mix(delta, low, high, limit, largest, weight, scale):
         total = 0.0
@@ -64,7 +73,9 @@ def pcb(*, density: PerModel[Share] = each(0.1), weight: PerModel[float] = each(
         return scale * total / shares + unknown if shares > 0 else unknown
 
     nothing = scale == 0 or not any(weight)
-    return Merge(mix, (low, high, limit, largest, weight, scale), copies="base" if nothing else None, is_wide=True)
+    return Merge(
+        mix, (low, high, limit, largest, weight, scale), copies="base" if nothing else None, is_wide=True
+    )
 
 
 def competing(own, delta, low, high):

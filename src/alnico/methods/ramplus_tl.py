@@ -8,7 +8,9 @@ from alnico.methods.base import Between, Merge, method
 
 
 @method(space="delta", source="Reinforced Agent Merging 2026, https://arxiv.org/abs/2601.13572")
-def ramplus_tl(*, r: float = 0.1, alpha: Annotated[float, Between(0)] = 0.2, epsilon: Annotated[float, Between(0)] = 1e-5) -> Merge:
+def ramplus_tl(
+    *, r: float = 0.1, alpha: Annotated[float, Between(0)] = 0.2, epsilon: Annotated[float, Between(0)] = 1e-5
+) -> Merge:
     """Average what several models changed, and amplify what only one changed.
 
     As in ``ram``, but where model i alone has changed a parameter, its entry is multiplied by
@@ -32,7 +34,10 @@ def ramplus_tl(*, r: float = 0.1, alpha: Annotated[float, Between(0)] = 0.2, eps
     >>> _factors(0.1, 0.2, (30.0, 5.0, 2.0), (100.0, 100.0, 0.0))
     (1.02, 1.005, 1.02)
     """
-    factor = Derived(partial(_factors, r, alpha), (Sum(shared, (epsilon,), across=True), Sum(alone, (epsilon,), across=True)))
+    factor = Derived(
+        partial(_factors, r, alpha),
+        (Sum(shared, (epsilon,), across=True), Sum(alone, (epsilon,), across=True)),
+    )
 
     def mix(delta, factor, epsilon):
         changed = changes(delta, epsilon)
@@ -62,5 +67,9 @@ def alone(own, delta, epsilon):
     return 1.0 if abs(own) > epsilon and changes(delta, epsilon) < 2 else 0.0
 
 
-def _factors(r: float, alpha: float, shared: tuple[float, ...], unique: tuple[float, ...]) -> tuple[float, ...]:
-    return tuple(1 + r * min(alpha, s / u if u else alpha if s else 0.0) for s, u in zip(shared, unique, strict=True))
+def _factors(
+    r: float, alpha: float, shared: tuple[float, ...], unique: tuple[float, ...]
+) -> tuple[float, ...]:
+    return tuple(
+        1 + r * min(alpha, s / u if u else alpha if s else 0.0) for s, u in zip(shared, unique, strict=True)
+    )

@@ -43,7 +43,9 @@ def slerp(*, t: float, over: Literal["tensor", "row"] = "tensor") -> Merge:
     0
     """
     place_on_arc(t)
-    return combine(Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t))
+    return combine(
+        Derived(partial(_coefficients, t), (Gram(over),), over=over), copies={0.0: 0, 1.0: 1}.get(t)
+    )
 
 
 def _coefficients(t: float, gram: np.ndarray) -> np.ndarray:

@@ -7,7 +7,10 @@ from alnico.methods.shared.elect import summed
 from alnico.methods.shared.sparsify import keep_all
 
 
-@method(space="delta", source="Ilharco et al. 2023, Editing models with task arithmetic, https://arxiv.org/abs/2212.04089")
+@method(
+    space="delta",
+    source="Ilharco et al. 2023, Editing models with task arithmetic, https://arxiv.org/abs/2212.04089",
+)
 def task_arithmetic(
     *, weight: PerModel[float] = each(1.0), scale: float = 1.0, divide: Literal["weight", "none"] = "none"
 ) -> Merge:

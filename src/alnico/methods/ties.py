@@ -8,7 +8,16 @@ from alnico.methods.shared.sparsify import Rescale, Scope, keep_largest
 @method(
     space="delta",
     source="Yadav et al. 2023, TIES-Merging, https://arxiv.org/abs/2306.01708, algorithm 1",
-    presets={"paper": {"density": 0.2, "elect": "mass", "tie": "none", "divide": "count", "scope": "model", "scale": 1.0}},
+    presets={
+        "paper": {
+            "density": 0.2,
+            "elect": "mass",
+            "tie": "none",
+            "divide": "count",
+            "scope": "model",
+            "scale": 1.0,
+        }
+    },
 )
 def ties(
     *,

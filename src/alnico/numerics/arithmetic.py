@@ -48,7 +48,16 @@ _outside = _Outside()
 @functools.cache
 def _library() -> _Library | None:
     """C's functions for the mode of the calling thread; None on systems whose FE_DFL_ENV is not known here."""
-    is_known = platform.machine().lower() in ("x86_64", "amd64", "i386", "i686", "aarch64", "arm64", "armv7l", "riscv64")
+    is_known = platform.machine().lower() in (
+        "x86_64",
+        "amd64",
+        "i386",
+        "i686",
+        "aarch64",
+        "arm64",
+        "armv7l",
+        "riscv64",
+    )
     if sys.platform not in ("linux", "darwin") or not is_known:
         return None
     for name in (None, "libm.so.6"):

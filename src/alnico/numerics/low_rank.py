@@ -58,7 +58,9 @@ class Decomposed:
         return Decomposed(self.right.T, self.values, self.left.T, self.rest)
 
 
-def stacked(parts: Sequence[tuple[float, np.ndarray, np.ndarray]], rows: int, columns: int) -> tuple[np.ndarray, np.ndarray]:
+def stacked(
+    parts: Sequence[tuple[float, np.ndarray, np.ndarray]], rows: int, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
     """``L`` (rows, R) and ``R`` (R, columns) of ``sum_i c_i left_i @ right_i``; parts are (c, left, right)."""
     lefts = [c * left for c, left, _ in parts] or [np.zeros((rows, 0))]
     rights = [right for _, _, right in parts] or [np.zeros((0, columns))]

@@ -12,7 +12,12 @@ NormMode = Literal["linear", "power", "exp"]
 
 
 def norm_weights(
-    norms: Sequence[float], *, mode: NormMode = "exp", beta: float = 1.0, alpha: float = 1.5, scale: float = 1.0
+    norms: Sequence[float],
+    *,
+    mode: NormMode = "exp",
+    beta: float = 1.0,
+    alpha: float = 1.5,
+    scale: float = 1.0,
 ) -> tuple[float, ...]:
     """Weigh models by the L2 norms L of their task vectors: the farther a model is from the base, the less it counts.
 
@@ -33,7 +38,9 @@ def norm_weights(
             f"beta is {beta:g}, alpha {alpha:g}, scale {scale:g}; expected beta of at least 0, alpha above 0, all of them finite."
         )
     if not norms or not all(0 <= norm < math.inf for norm in norms):
-        raise MethodError(f"norms are {[float(n) for n in norms]}; expected at least one, all of them finite and not negative.")
+        raise MethodError(
+            f"norms are {[float(n) for n in norms]}; expected at least one, all of them finite and not negative."
+        )
     least = min(norms)
     if mode == "exp":
         mean = math.fsum(norms) / len(norms)

@@ -24,7 +24,9 @@ def whole(value: Any, name: str, least: int | None, error: type[AlnicoError] = A
     return number
 
 
-def real(value: Any, name: str, expected: str = "a finite number", error: type[AlnicoError] = AlnicoError) -> float:
+def real(
+    value: Any, name: str, expected: str = "a finite number", error: type[AlnicoError] = AlnicoError
+) -> float:
     """Return a finite number as float. Errors: ``error``.
 
     >>> real(1, "weight")

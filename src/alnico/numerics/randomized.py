@@ -59,7 +59,9 @@ def width_of(rank: int, *, oversample: int = OVERSAMPLE) -> int:
     return rank + max(oversample, rank // 4)
 
 
-def is_whole(shape: tuple[int, int], rank: int, *, oversample: int = OVERSAMPLE, iterations: int = ITERATIONS) -> bool:
+def is_whole(
+    shape: tuple[int, int], rank: int, *, oversample: int = OVERSAMPLE, iterations: int = ITERATIONS
+) -> bool:
     """Is the exact way taken for this rank, since it costs no more or the basis would be nearly everything?"""
     side = min(shape)
     return side <= SMALL or iterations * width_of(rank, oversample=oversample) >= WHOLE * side
@@ -151,7 +153,9 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
         for (begin, end), other in zip(cuts, blocks() if first else (), strict=False):
             if begin >= first:
                 break
-            gram[first:last, begin:end] = wide @ other.astype(np.float64).T  # eigh looks at the lower half alone
+            gram[first:last, begin:end] = (
+                wide @ other.astype(np.float64).T
+            )  # eigh looks at the lower half alone
     if not np.isfinite(squares) or squares == 0:
         return _nothing(shape, squares, real)
     left = np.linalg.eigh(gram)[1][:, ::-1][:, :kept]
@@ -163,17 +167,26 @@ def exact_svd(blocks: Blocks, shape: tuple[int, int], rank: int | None = None) -
     order = order[_is_more(values[order], shape, real)]
     roots = np.sqrt(values[order])
     return LowRankFactors(
-        (left[:, order] * roots).astype(real), (right[order] / roots[:, None]).astype(real), values[order], squares
+        (left[:, order] * roots).astype(real),
+        (right[order] / roots[:, None]).astype(real),
+        values[order],
+        squares,
     )
 
 
-def _projected(blocks: Blocks, shape: tuple[int, int], span: np.ndarray, rank: int, squares: float) -> LowRankFactors:
+def _projected(
+    blocks: Blocks, shape: tuple[int, int], span: np.ndarray, rank: int, squares: float
+) -> LowRankFactors:
     """The factors of ``D @ span @ span.T`` for orthonormal columns, truncated to ``rank``."""
     product: np.ndarray | None = None
     gram = np.zeros((span.shape[1], span.shape[1]))
     first = 0
     for block in blocks():
-        part = block @ span.astype(block.dtype, copy=False) if span.dtype != np.float64 else block.astype(np.float64) @ span
+        part = (
+            block @ span.astype(block.dtype, copy=False)
+            if span.dtype != np.float64
+            else block.astype(np.float64) @ span
+        )
         if product is None:
             product, real = np.empty((shape[0], span.shape[1]), block.dtype), block.dtype
         product[first : first + len(block)] = part

@@ -16,7 +16,9 @@ PARALLEL = 0.9995
 """|cosine| above which ``arc_coefficients`` takes the straight line, as slerp does in mergekit."""
 
 
-def arc_coefficients(gram: Sequence[Sequence[float]] | np.ndarray, t: float, parallel: float = PARALLEL) -> np.ndarray:
+def arc_coefficients(
+    gram: Sequence[Sequence[float]] | np.ndarray, t: float, parallel: float = PARALLEL
+) -> np.ndarray:
     """Coefficients of two vectors at place ``t`` of the arc from the first (0) to the second (1).
 
     ``sin((1-t) theta) / sin(theta)`` and ``sin(t theta) / sin(theta)``, with the angle theta from ``gram``. The straight
@@ -37,7 +39,9 @@ def arc_coefficients(gram: Sequence[Sequence[float]] | np.ndarray, t: float, par
     return np.stack([np.where(straight, 1.0 - t, first), np.where(straight, t, second)])
 
 
-def direction_coefficients(gram: Sequence[Sequence[float]] | np.ndarray, weight: Sequence[float]) -> np.ndarray:
+def direction_coefficients(
+    gram: Sequence[Sequence[float]] | np.ndarray, weight: Sequence[float]
+) -> np.ndarray:
     """Coefficients of the weighted mean direction, scaled to the weighted mean length.
 
     ``c_i = sum_j w_j |x_j| * (w_i / |x_i|) / |sum_j w_j x_j / |x_j||``. Where the directions cancel, the weights themselves.
@@ -79,7 +83,9 @@ def karcher_coefficients(
     for _ in range(steps):
         along = np.clip(cosines @ mean, -1.0, 1.0)
         theta = np.arccos(along)
-        pull = shares * np.where(np.sin(theta) > 0, theta / np.where(np.sin(theta) > 0, np.sin(theta), 1.0), 1.0)
+        pull = shares * np.where(
+            np.sin(theta) > 0, theta / np.where(np.sin(theta) > 0, np.sin(theta), 1.0), 1.0
+        )
         step = pull - float(pull @ along) * mean
         length = math.sqrt(max(float(step @ cosines @ step), 0.0))
         if length < tolerance:
@@ -91,5 +97,7 @@ def karcher_coefficients(
 
 def _over(values: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """``values / lengths``, 0 where a length is 0."""
-    result: Any = np.divide(values, lengths, out=np.zeros(np.broadcast_shapes(values.shape, lengths.shape)), where=lengths != 0)
+    result: Any = np.divide(
+        values, lengths, out=np.zeros(np.broadcast_shapes(values.shape, lengths.shape)), where=lengths != 0
+    )
     return np.asarray(result)

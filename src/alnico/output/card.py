@@ -53,15 +53,24 @@ def lock_of(plan: Plan, records: Mapping[str, Record], files: Mapping[str, Mappi
                 "statistics" if source in plan.statistics else "model": source.label,
                 **_repositories(source),
                 **_told_of(plan, i),
-                "files": [{k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()],
+                "files": [
+                    {k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()
+                ],
                 "tensors": dict(sorted(read[i].items())),
             }
             for i, source in enumerate(plan.sources)
         ],
         **({"weights": [w.data(plan.sources) for w in plan.weighings]} if plan.weighings else {}),
-        "dropped": [{"model": plan.sources[d.model].label, "tensor": d.name, "why": d.why} for d in plan.dropped],
+        "dropped": [
+            {"model": plan.sources[d.model].label, "tensor": d.name, "why": d.why} for d in plan.dropped
+        ],
         "output": {
-            job.name: {"dtype": job.dtype, "shape": list(job.shape), "do": job.kind, "digest": records[job.name].digest}
+            job.name: {
+                "dtype": job.dtype,
+                "shape": list(job.shape),
+                "do": job.kind,
+                "digest": records[job.name].digest,
+            }
             for job in plan.jobs
         },
         "files": files,
@@ -79,7 +88,9 @@ def laid_out(value: Any, depth: int = 0) -> str:
         return text
     pad = " " * (depth + 1)
     if isinstance(value, dict):
-        parts = [f"{pad}{json.dumps(k, ensure_ascii=False)}: {laid_out(v, depth + 1)}" for k, v in value.items()]
+        parts = [
+            f"{pad}{json.dumps(k, ensure_ascii=False)}: {laid_out(v, depth + 1)}" for k, v in value.items()
+        ]
         return "{\n" + ",\n".join(parts) + "\n" + " " * depth + "}"
     return "[\n" + ",\n".join(pad + laid_out(v, depth + 1) for v in value) + "\n" + " " * depth + "]"
 
@@ -116,8 +127,14 @@ def _told_of(plan: Plan, model: int) -> dict[str, Any]:
 
 def _repositories(source: Source) -> dict[str, Any]:
     """Where on the hub a model comes from; of a base with an adapter there are up to two places."""
-    found = [{"repository": repository.name, "commit": repository.commit} for repository in repositories(source)]
-    return ({"repositories": found} if found else {}) if isinstance(unwrapped(source), AdaptedModel) else dict(*found)
+    found = [
+        {"repository": repository.name, "commit": repository.commit} for repository in repositories(source)
+    ]
+    return (
+        ({"repositories": found} if found else {})
+        if isinstance(unwrapped(source), AdaptedModel)
+        else dict(*found)
+    )
 
 
 def card_of(plan: Plan) -> str:
@@ -138,7 +155,9 @@ def card_of(plan: Plan) -> str:
     ids = [repository.name for source in sources for repository in repositories(source)]
     if ids:
         front = {"base_model": list(dict.fromkeys(ids)), "base_model_relation": "merge", **front}
-    used = [find(name) for name in dict.fromkeys(m for p in (*plan.stages, plan) for m in p.recipe.methods_used)]
+    used = [
+        find(name) for name in dict.fromkeys(m for p in (*plan.stages, plan) for m in p.recipe.methods_used)
+    ]
     lines = [
         "---",
         yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(),
@@ -146,28 +165,54 @@ def card_of(plan: Plan) -> str:
         "# A merge of " + ", ".join(names),
         "",
         f"Merged in weight space with [alnico](https://pypi.org/project/alnico/) {__version__} by "
-        + (f"`{used[0].name}`: {used[0].summary}" if len(used) == 1 else f"{len(used)} methods, as the recipe below says:"),
+        + (
+            f"`{used[0].name}`: {used[0].summary}"
+            if len(used) == 1
+            else f"{len(used)} methods, as the recipe below says:"
+        ),
         "",
-        *([f"Method: {used[0].source}."] if len(used) == 1 else [f"- `{m.name}`: {m.summary} {m.source}." for m in used]),
+        *(
+            [f"Method: {used[0].source}."]
+            if len(used) == 1
+            else [f"- `{m.name}`: {m.summary} {m.source}." for m in used]
+        ),
         "",
         "| model | commit | part | licence |",
         "|---|---|---|---|",
     ]
     for name, parent, licence in zip(names, parents, licences, strict=True):
         origin = parent.source.origin
-        shown = f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})" if origin else name.replace("|", "\\|")
+        shown = (
+            f"[{name}](https://huggingface.co/{name}/tree/{origin.commit})"
+            if origin
+            else name.replace("|", "\\|")
+        )
         commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
-        lines.append(f"| {shown} | {commit} | {'; '.join(parent.parts)} | {licence_name(licence) or 'not stated in its card'} |")
+        lines.append(
+            f"| {shown} | {commit} | {'; '.join(parent.parts)} | {licence_name(licence) or 'not stated in its card'} |"
+        )
     if not agreed:
-        lines += ["", "The parents do not all state one licence, so this card states none: see theirs before you use the model."]
+        lines += [
+            "",
+            "The parents do not all state one licence, so this card states none: see theirs before you use the model.",
+        ]
     if said := conflicts(licensed(lineages)):
         lines += ["", *(f"- {line}" for line in said)]
     lines += _ancestors(names, lineages)
     lines += _weights(plan)
     local = {p.reference: n for p, n in zip(parents, names, strict=True) if p.source.origin is None}
     # A reference that is written as a mapping has its paths by themselves.
-    parts = {part: Path(part).name for r in local for part in re.split(r"[+@]", r) if part != r and Path(part).name != part}
-    parts |= {w.setting.path: Path(w.setting.path).name for w in plan.weighings if Path(w.setting.path).name != w.setting.path}
+    parts = {
+        part: Path(part).name
+        for r in local
+        for part in re.split(r"[+@]", r)
+        if part != r and Path(part).name != part
+    }
+    parts |= {
+        w.setting.path: Path(w.setting.path).name
+        for w in plan.weighings
+        if Path(w.setting.path).name != w.setting.path
+    }
     parts |= {s.label: Path(s.label).name for s in plan.statistics if Path(s.label).name != s.label}
     lines += [
         "",
@@ -217,7 +262,10 @@ def _weights(plan: Plan) -> list[str]:
         lines += ["", "| model | L2 norm | weight |", "|---|---|---|"]
         names = public_names([plan.sources[m] for m in weighing.models])
         rows = zip(names, weighing.norms or (), weighing.weights or (), strict=True)
-        lines += ["| {} | {:.6g} | {:.6f} |".format(name.replace("|", "\\|"), norm, weight) for name, norm, weight in rows]
+        lines += [
+            "| {} | {:.6g} | {:.6f} |".format(name.replace("|", "\\|"), norm, weight)
+            for name, norm, weight in rows
+        ]
     return lines
 
 

@@ -54,7 +54,12 @@ def needed_files(sources: Sequence[Source]) -> list[Path]:
 
 def check_disk(plan: Plan, out: Path) -> None:
     """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
-    check_room(out, bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(), largest_file(plan, out), files_of(plan, out))
+    check_room(
+        out,
+        bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(),
+        largest_file(plan, out),
+        files_of(plan, out),
+    )
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
@@ -87,9 +92,13 @@ def _sizes_beside(plan: Plan, out: Path) -> list[int]:
     sizes += list(donor.absent((), True).values())
     if donor.directory is not None:
         left = plan.left | set(plan.files)
-        paths = [donor.directory / path for path in side_files(donor.directory)[0] if path.as_posix() not in left]
+        paths = [
+            donor.directory / path for path in side_files(donor.directory)[0] if path.as_posix() not in left
+        ]
         with suppress(OSError):
-            sizes += [path.stat().st_size for path in (*paths, donor.directory / "config.json") if path.exists()]
+            sizes += [
+                path.stat().st_size for path in (*paths, donor.directory / "config.json") if path.exists()
+            ]
     return sizes
 
 
@@ -116,9 +125,13 @@ def check_room(out: Path, byte_size: int, largest: int = 0, files: int = FILES, 
 def check_free(folder: Path, byte_size: int, what: str, instead: str) -> None:
     """Refuse a disk that has less free, or of which a quota leaves less. Errors: ResourceError."""
     free, of_quota = shutil.disk_usage(folder).free, quota_left(folder)
-    left, told = (free, "are free") if of_quota is None or free <= of_quota else (of_quota, "are left of the quota")
+    left, told = (
+        (free, "are free") if of_quota is None or free <= of_quota else (of_quota, "are left of the quota")
+    )
     if byte_size > left:
-        raise ResourceError(f"{folder}: {what} {format_size(byte_size)}, {format_size(left)} {told}. Make room, {instead}.")
+        raise ResourceError(
+            f"{folder}: {what} {format_size(byte_size)}, {format_size(left)} {told}. Make room, {instead}."
+        )
 
 
 def _largest_allowed() -> int | None:

@@ -24,11 +24,16 @@ READ_BYTES = 1 << 20
 
 
 def hash_tensors(
-    source: Source, names: Iterable[str], pool: ThreadPoolExecutor, watch: Callable[[Event], None] | None = None
+    source: Source,
+    names: Iterable[str],
+    pool: ThreadPoolExecutor,
+    watch: Callable[[Event], None] | None = None,
 ) -> dict[str, str]:
     """Return the digest of every tensor of ``names``, by name. ``watch`` gets events, from any thread but one at a time. Errors: those of
     reading."""
-    digests = {name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]}
+    digests = {
+        name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]
+    }
     stop, lock = threading.Event(), threading.Lock()
     if watch is not None:
         watch(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
@@ -58,7 +63,9 @@ def hash_file(path: Path) -> str:
     try:
         return digest_of(path)
     except OSError as error:
-        raise ModelError(f"{path}: cannot be read ({error.strerror}). Check the path and its permissions.") from None
+        raise ModelError(
+            f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
+        ) from None
 
 
 def digest_of(path: Path) -> str:

@@ -74,7 +74,10 @@ class JournalLines:
         self._wake = threading.Event()
         self._closing = False
         self.failure: BaseException | None = None
-        lines = [checked({"journal": FORM, "made": _made(path), "fingerprint": fingerprint}), *map(checked, known)]
+        lines = [
+            checked({"journal": FORM, "made": _made(path), "fingerprint": fingerprint}),
+            *map(checked, known),
+        ]
         replace_file(path, "".join(lines), inside)  # a line cut off by a crash goes with the old file
         try:
             self._descriptor = open_to_write(path, inside, flags=os.O_APPEND)
@@ -117,7 +120,9 @@ class JournalLines:
                         os.fsync(self._descriptor)
                     except OSError as error:
                         self.failure = cannot_be_written(self.path, error)
-                    except BaseException as error:  # of a thread that nobody waits for: whoever works next raises it
+                    except (
+                        BaseException
+                    ) as error:  # of a thread that nobody waits for: whoever works next raises it
                         self.failure = error
                 if closing:
                     return
@@ -139,8 +144,13 @@ class Journal:
         done: JournalState,
         inside: Folder | None = None,
     ) -> None:
-        known = [*(_numbers("fact", *f) for f in done.facts.items()), *(_numbers("norms", *n) for n in done.norms.items())]
-        self._lines = JournalLines(directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync, inside)
+        known = [
+            *(_numbers("fact", *f) for f in done.facts.items()),
+            *(_numbers("norms", *n) for n in done.norms.items()),
+        ]
+        self._lines = JournalLines(
+            directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync, inside
+        )
         self.path = self._lines.path
 
     @property
@@ -172,7 +182,9 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
     path = directory / NAME
     lines = read_lines(path, fingerprint, what)
     try:
-        return JournalState([_record(x) for x in lines if "tensor" in x], _found("fact", lines), _found("norms", lines))
+        return JournalState(
+            [_record(x) for x in lines if "tensor" in x], _found("fact", lines), _found("norms", lines)
+        )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         raise _damaged(path, what) from None
 
@@ -189,7 +201,9 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror}). Check the disk, or say --restart to begin anew.") from None
+        raise RunError(
+            f"{path}: cannot be read ({error.strerror}). Check the disk, or say --restart to begin anew."
+        ) from None
     first, *rest = text.split("\n")
     head = _loaded(first)
     form = head.get("journal", 1) if head is not None and "fingerprint" in head else None
@@ -233,7 +247,9 @@ def _made(path: Path) -> list[int]:
 
 def _is_made_here(noted: Any, path: Path) -> bool:
     made = _made(path)
-    return noted == made or (isinstance(noted, list) and any(a == b != 0 for a, b in zip(noted, made, strict=False)))
+    return noted == made or (
+        isinstance(noted, list) and any(a == b != 0 for a, b in zip(noted, made, strict=False))
+    )
 
 
 def checked(fields: Mapping[str, Any]) -> str:
@@ -266,7 +282,9 @@ def _loaded(line: str) -> dict[str, Any] | None:
 
 
 def _damaged(path: Path, what: str) -> OutputError:
-    return OutputError(f"{path}: is damaged; expected the journal of an unfinished {what}. Say --restart to begin anew.")
+    return OutputError(
+        f"{path}: is damaged; expected the journal of an unfinished {what}. Say --restart to begin anew."
+    )
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -329,4 +347,6 @@ def _found(kind: str, loaded: list[dict[str, Any]]) -> dict[int, tuple[float, ..
 
 
 def _record(loaded: dict[str, Any]) -> Record:
-    return Record(loaded["tensor"], loaded["digest"], tuple((int(m), str(n), str(d)) for m, n, d in loaded["inputs"]))
+    return Record(
+        loaded["tensor"], loaded["digest"], tuple((int(m), str(n), str(d)) for m, n, d in loaded["inputs"])
+    )

@@ -68,7 +68,9 @@ class Lock:
         return tuple(i for i in self.inputs if not i.is_statistics)
 
 
-def files_of(folder: Path, shards: Iterable[Shard], unfinished: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+def files_of(
+    folder: Path, shards: Iterable[Shard], unfinished: Collection[str] = ()
+) -> dict[str, dict[str, Any]]:
     """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. ``unfinished`` are the names
     that the weights have until the end. Errors: OSError."""
     found = {s.name: {"size": s.size, "header": s.header_digest} for s in shards}
@@ -99,12 +101,16 @@ def _lock(path: Path, data: Mapping[str, Any], depth: int) -> Lock:
         if depth > MAX_STAGES:
             raise ValueError("stages inside one another")
         tensors = {
-            n: LockedTensor(_word(t["dtype"]), tuple(_count(x) for x in _list(t["shape"])), _word(t["digest"]))
+            n: LockedTensor(
+                _word(t["dtype"]), tuple(_count(x) for x in _list(t["shape"])), _word(t["digest"])
+            )
             for n, t in data["output"].items()
         }
         files = data.get("files")
         is_merge = "do" not in data
-        if files is not None and not all(is_inside(name) and isinstance(told, dict) for name, told in files.items()):
+        if files is not None and not all(
+            is_inside(name) and isinstance(told, dict) for name, told in files.items()
+        ):
             raise ValueError("a file outside the model's directory")
         for told in (files or {}).values():
             _count(told["size"])

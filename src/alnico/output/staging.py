@@ -61,7 +61,9 @@ class Hold:
             self._take()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         os.close(self._lock)
         self._lock = -1
         self.folder.close()
@@ -117,7 +119,9 @@ class Hold:
                     sync_directory(path.parent)
                 folder = self._opened()
                 self._check(folder)
-                descriptor = open_to_write(self.path / "lock", folder, flags=os.O_RDWR | os.O_CREAT, mode=0o600)
+                descriptor = open_to_write(
+                    self.path / "lock", folder, flags=os.O_RDWR | os.O_CREAT, mode=0o600
+                )
             except FileNotFoundError:  # a process that ends has removed it between the two
                 return
             except OSError as error:
@@ -135,7 +139,9 @@ class Hold:
             except OSError as error:
                 if error.errno not in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
                     raise self._cannot_be_made(error) from None
-                raise OutputError(f"{self.out}: another process is writing it. Wait for it, or choose another output.") from None
+                raise OutputError(
+                    f"{self.out}: another process is writing it. Wait for it, or choose another output."
+                ) from None
         finally:
             if descriptor >= 0:
                 os.close(descriptor)
@@ -254,7 +260,11 @@ class PartDirectory(Hold):
         return is_published(self.out, self.path / MARK, fingerprint)
 
     def publish(
-        self, single_file: str | None, overwrite: Replace, fingerprint: Mapping[str, Any] | None = None, mark: Path | None = None
+        self,
+        single_file: str | None,
+        overwrite: Replace,
+        fingerprint: Mapping[str, Any] | None = None,
+        mark: Path | None = None,
     ) -> None:
         """Give the finished model its name, all at once; what stood there goes. ``mark`` is the file that says so to a later run.
 
@@ -263,7 +273,9 @@ class PartDirectory(Hold):
         finished = self.model / single_file if single_file else self.model
         self.check_still_there()
         try:
-            check_replaceable(self.out, overwrite)  # once more: somebody may have put something else there meanwhile
+            check_replaceable(
+                self.out, overwrite
+            )  # once more: somebody may have put something else there meanwhile
             text = json.dumps({"fingerprint": fingerprint, "witness": _witness(finished)})
             replace_file(*((mark, text) if mark else (self.path / MARK, text, self.folder)))
             if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
@@ -283,7 +295,9 @@ class PartDirectory(Hold):
         try:
             sync_directory(self.out.parent)
         except RunError as error:
-            raise RunError(f"{error} The finished model stands under {self.out}, as long as the machine runs.") from None
+            raise RunError(
+                f"{error} The finished model stands under {self.out}, as long as the machine runs."
+            ) from None
         with suppress(OSError):  # the next run here removes it
             remove(self.old)
         self.remove()
@@ -320,7 +334,11 @@ def check_renamable(out: Path) -> None:
             f"{out}: stands there already and belongs to {name_of(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
             "it. Choose another output."
         )
-    if stat.S_ISDIR(status.st_mode) and any(out.iterdir()) and not os.access(out, os.W_OK, effective_ids=HAS_DESCRIPTORS):
+    if (
+        stat.S_ISDIR(status.st_mode)
+        and any(out.iterdir())
+        and not os.access(out, os.W_OK, effective_ids=HAS_DESCRIPTORS)
+    ):
         raise OutputError(
             f"{out}: stands there already, and you cannot write into it (its mode is {stat.S_IMODE(status.st_mode):04o}), so it cannot be replaced. "
             f"Choose another output, or remove it."
@@ -332,7 +350,9 @@ def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = 
     try:
         noted = read_json(mark)
         is_it = noted["witness"] == _witness(out)
-        return is_it and (fingerprint is None or bool(noted["fingerprint"] == json.loads(json.dumps(fingerprint))))
+        return is_it and (
+            fingerprint is None or bool(noted["fingerprint"] == json.loads(json.dumps(fingerprint)))
+        )
     except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
         return False
 

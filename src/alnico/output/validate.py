@@ -44,19 +44,25 @@ def check_folder(folder: Path) -> None:
         pass
     if not os.path.isdir(folder):
         if os.path.isfile(folder):
-            raise OutputError(f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory.")
+            raise OutputError(
+                f"{folder}: is one file, expected the directory of a finished merge. Merge into a directory."
+            )
         if os.path.lexists(PartDirectory(folder).path):
             raise OutputError(
                 f"{folder}: the merge is unfinished, expected a finished one. Run the same `alnico merge` again first."
             )
-        raise OutputError(f"{folder}: no such directory; expected the output of `alnico merge`. Check the path.")
+        raise OutputError(
+            f"{folder}: no such directory; expected the output of `alnico merge`. Check the path."
+        )
 
 
 def local_paths(folder: Path) -> list[str]:
     """The paths of this disk that a finished merge names: its models that are not from the hub, and statistics."""
     if not os.path.isfile(folder / LOCK):
         return []
-    named = [given.label for given in read_lock(folder).inputs if len(given.commits) < len(given.label.split("+"))]
+    named = [
+        given.label for given in read_lock(folder).inputs if len(given.commits) < len(given.label.split("+"))
+    ]
     return [name for name in named if "/" in name]
 
 

@@ -71,7 +71,9 @@ class Aligner:
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
-        self.tied = families.tied_heads(self.sources[self.donor].config, self.sources[self.donor].tensors, names)
+        self.tied = families.tied_heads(
+            self.sources[self.donor].config, self.sources[self.donor].tensors, names
+        )
 
     def fate(self, name: str, section: Section, asked: TensorMethod) -> TensorAction | None:
         """Say what becomes of the tensor ``name``; None if it is dropped, or does not fit."""
@@ -88,7 +90,11 @@ class Aligner:
         if DTYPES[tensor.dtype].kind in COPYABLE_KINDS or families.counted(name):
             why = f"a buffer that {self._lack(lacking)}"
             self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
-            return TensorAction("from one", donor, f"{why}; taken from {self._label(donor)}") if donor is not None else None
+            return (
+                TensorAction("from one", donor, f"{why}; taken from {self._label(donor)}")
+                if donor is not None
+                else None
+            )
         if name in self.tied:
             self._drop(
                 name,
@@ -105,13 +111,23 @@ class Aligner:
             )
             return None
         if self.missing == "drop":
-            self._drop(name, holders or [reference], f"{self._lack(lacking)} it, and the recipe says missing: drop")
+            self._drop(
+                name, holders or [reference], f"{self._lack(lacking)} it, and the recipe says missing: drop"
+            )
             return None
         if self.missing == "copy":
             why = f"{self._lack(lacking)} it, and the recipe says missing: copy"
-            self._drop(name, [p for p in holders if p.place != reference.place], f"taken from {self._label(reference)}: {why}")
+            self._drop(
+                name,
+                [p for p in holders if p.place != reference.place],
+                f"taken from {self._label(reference)}: {why}",
+            )
             return TensorAction("from one", reference, why)
-        self.misfits.append(Misfit(name, {p.model: self._tensor(p, name).shape if p in holders else None for p in asked.needed}))
+        self.misfits.append(
+            Misfit(
+                name, {p.model: self._tensor(p, name).shape if p in holders else None for p in asked.needed}
+            )
+        )
         # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
         self.problems.append(self._lacks(name, lacking, reference) if len(self.problems) < MAX_SHOWN else "")
         return None
@@ -126,20 +142,26 @@ class Aligner:
             told = self.problems[:MAX_SHOWN] + rest
             lacking = sum(None in m.shapes.values() for m in self.misfits)
             if lacking > NEARLY_ALL * self.asked:
-                nothing = (
-                    f"{lacking} of {self.asked} tensors are not in all models, so that missing: drop would leave next to nothing"
-                )
+                nothing = f"{lacking} of {self.asked} tensors are not in all models, so that missing: drop would leave next to nothing"
                 told = [line.replace(OR_MISSING, ".") for line in told]
-                told.append(f"{nothing}. Look at the names: one model may have a prefix that the others lack.")
+                told.append(
+                    f"{nothing}. Look at the names: one model may have a prefix that the others lack."
+                )
             raise MismatchError(*told)
 
     def refuse_nothing(self, jobs: Collection[Job]) -> None:
         """Refuse an output without weights. Errors: MismatchError, saying what became of the models' tensors."""
-        has_weights = any(t.dtype in MERGEABLE and t.elements for s in self.sources for t in s.tensors.values())
+        has_weights = any(
+            t.dtype in MERGEABLE and t.elements for s in self.sources for t in s.tensors.values()
+        )
         if any(job.dtype in MERGEABLE and job.elements for job in jobs) or (jobs and not has_weights):
             return
         what = "weights" if jobs else "tensors"
-        dropped = [(m, name, why) for m, name, why in self.dropped if self.sources[m].tensors[name].dtype in MERGEABLE]
+        dropped = [
+            (m, name, why)
+            for m, name, why in self.dropped
+            if self.sources[m].tensors[name].dtype in MERGEABLE
+        ]
         first = {m: name for m, name, _ in reversed(dropped)}
         found = ", ".join(f"{name} of {self.sources[m].label}" for m, name in sorted(first.items()))
         if self.missing == "drop" and dropped:
@@ -153,21 +175,31 @@ class Aligner:
             "filters of the recipe."
         )
 
-    def _all_have_it(self, name: str, parts: Sequence[ModelPart], donor: ModelPart | None) -> TensorAction | None:
+    def _all_have_it(
+        self, name: str, parts: Sequence[ModelPart], donor: ModelPart | None
+    ) -> TensorAction | None:
         tensors = [self._tensor(p, name) for p in parts]
         for part, tensor in zip(parts[1:], tensors[1:], strict=True):
             if tensor.shape != tensors[0].shape:
-                self.misfits.append(Misfit(name, {p.model: t.shape for p, t in zip(parts, tensors, strict=True)}))
+                self.misfits.append(
+                    Misfit(name, {p.model: t.shape for p, t in zip(parts, tensors, strict=True)})
+                )
                 self.problems.append(self._shapes(name, parts[0], part))
                 return None
         kinds = {DTYPES[t.dtype].kind for t in tensors}
         what, is_position = families.counted(name), name.endswith("position_ids")
-        if what is not None and len(parts) > 1 and (len({t.dtype for t in tensors}) > 1 if is_position else True):
+        if (
+            what is not None
+            and len(parts) > 1
+            and (len({t.dtype for t in tensors}) > 1 if is_position else True)
+        ):
             origin = donor or parts[0]
             if not name.endswith(families.BATCH_COUNT):
                 held = ", ".join(dict.fromkeys(t.dtype for t in tensors))
                 found = f" (stored as {held})" if len({t.dtype for t in tensors}) > 1 else ""
-                self.notes.append(f"{name}: {what}{found}, no weight; it is taken from {self._label(origin)} as it is.")
+                self.notes.append(
+                    f"{name}: {what}{found}, no weight; it is taken from {self._label(origin)} as it is."
+                )
             why = f"{what}; taken from {self._label(origin)}"
             self._drop(name, [p for p in parts if p.place != origin.place], why)
             return TensorAction("from one", origin, why)
@@ -216,7 +248,9 @@ class Aligner:
     def _shapes(self, name: str, one: ModelPart, other: ModelPart) -> str:
         a, b = self._tensor(one, name).shape, self._tensor(other, name).shape
         text = f"{name}: {self._label(one)} is {a}, {self._label(other)} is {b}; "
-        if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (one, other)) and _widths(a) == _widths(b):
+        if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (one, other)) and _widths(
+            a
+        ) == _widths(b):
             size = self._shared_size(one.model, other.model)
             return different_rows(name, self._label(one), rows_of(a), self._label(other), rows_of(b), size)
         return text + "expected one shape. Use models of one architecture and size."
@@ -230,7 +264,9 @@ class Aligner:
     def _lacks(self, name: str, lacking: Sequence[ModelPart], reference: ModelPart) -> str:
         shape, known = self._tensor(reference, name).shape, set(reference.names.values())
         tensors = self.sources[lacking[0].model].tensors
-        near = difflib.get_close_matches(name, [n for n, t in tensors.items() if n not in known and t.shape == shape], 1, 0.8)
+        near = difflib.get_close_matches(
+            name, [n for n, t in tensors.items() if n not in known and t.shape == shape], 1, 0.8
+        )
         hint = f" It has {near[0]!r}." if near else ""
         return (
             f"{name}: {self._label(reference)} has it, {self._lack(lacking)} it; expected it in all models.{hint} "
@@ -307,7 +343,9 @@ def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) ->
                     "merge_method: passthrough."
                 )
             if _settings(one) != _settings(other):
-                notes.append(f"{folder}: the configs of {labels} differ; the output has that of {sources[donor].label}.")
+                notes.append(
+                    f"{folder}: the configs of {labels} differ; the output has that of {sources[donor].label}."
+                )
     return notes
 
 
@@ -315,7 +353,9 @@ def _differing_words(one: Path, other: Path) -> str | None:
     """How the vocabularies of two folders differ; None if they do not, or there are none."""
     for name in WORD_LISTS:
         if (one / name).exists() or (other / name).exists():
-            contents = [read_json(folder / name) if (folder / name).exists() else None for folder in (one, other)]
+            contents = [
+                read_json(folder / name) if (folder / name).exists() else None for folder in (one, other)
+            ]
             return None if contents[0] == contents[1] else f"{name} is not the same in both"
     if same_files(one, other):
         return None

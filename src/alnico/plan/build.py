@@ -89,7 +89,11 @@ def build_plan(
 
 def _meant(recipe: Recipe, reference: str) -> str:
     """A hint where a model that is not there is named as the tokenizer alone."""
-    if recipe.tokenizer is None or reference != recipe.tokenizer.source or any(e.reference == reference for e in recipe.entries):
+    if (
+        recipe.tokenizer is None
+        or reference != recipe.tokenizer.source
+        or any(e.reference == reference for e in recipe.entries)
+    ):
         return ""
     near = difflib.get_close_matches(reference, ("union", "base"), 1)
     return f" Or did you mean {near[0]}, as the tokenizer?" if near else ""
@@ -108,21 +112,31 @@ def _plan(
     sources = untied(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
         sources = [s if s is sources[donor] else as_stored_in(s, sources[donor]) for s in sources]
-    if recipe.tokenizer is not None:  # a row that a tied head lacks is that of another's head, not of its embedding
+    if (
+        recipe.tokenizer is not None
+    ):  # a row that a tied head lacks is that of another's head, not of its embedding
         sources = untied(sources, [sources[donor]])
     spoken = _vocabulary(recipe, references, sources, donor)
     if spoken is not None:
         sources = _with_rows(sources, spoken)
     sections = sections_of(recipe, references, sources, donor)
     idle = idle_filters(recipe, sections.parts)
-    made = _Jobs(recipe, sources, donor, sections, [t.rows for t in spoken.tables] if spoken is not None else ())
+    made = _Jobs(
+        recipe, sources, donor, sections, [t.rows for t in spoken.tables] if spoken is not None else ()
+    )
     jobs = made.all()
     made.sides.check_used()
     check_factors(jobs, sources)
     made.aligner.refuse_nothing(jobs)
     for stack, layers in sections.layers.items():
         check_layers(jobs, stack, layers, sources, donor)
-    notes = [*recipe.notes, *idle, *(note for s in sources for note in getattr(s, "notes", ())), *made.aligner.notes, *made.notes]
+    notes = [
+        *recipe.notes,
+        *idle,
+        *(note for s in sources for note in getattr(s, "notes", ())),
+        *made.aligner.notes,
+        *made.notes,
+    ]
     notes += [*check_modules(jobs, sources, donor), *_unused(recipe, references, sections, jobs)]
     notes += [*config_notes(_together(sources, jobs, sections), sources[donor]), *_same_places(sources)]
     config: Mapping[str, Any] = sources[donor].config
@@ -143,7 +157,9 @@ def _plan(
         check_carried(folder, files.keys() | (spoken.without if spoken is not None else frozenset()))
     dtypes = {j.dtype for j in jobs if j.dtype in MERGEABLE}
     tensors = sum(len(s.tensors) for s in sources)
-    commits = {r: commit for r, s in zip(references, sources, strict=False) if (commit := _commit(s)) is not None}
+    commits = {
+        r: commit for r, s in zip(references, sources, strict=False) if (commit := _commit(s)) is not None
+    }
     weighings = made.weighings()
     plan = Plan(
         pinned(recipe, commits) if commits else recipe,
@@ -176,12 +192,16 @@ def _plan(
     return with_norms(plan, recorded(plan, (".", recipe.folder), analysed)) if analysed else plan
 
 
-def _vocabulary(recipe: Recipe, references: list[str], sources: list[Source], donor: int) -> VocabularyPlan | None:
+def _vocabulary(
+    recipe: Recipe, references: list[str], sources: list[Source], donor: int
+) -> VocabularyPlan | None:
     """The output's vocabulary, where the recipe asks for one."""
     if recipe.tokenizer is None:
         return None
     models = list(dict.fromkeys(references.index(e.reference) for e in recipe.entries))
-    return plan_vocabulary(recipe.tokenizer, sources, references, donor, models, has_base=recipe.base_model is not None)
+    return plan_vocabulary(
+        recipe.tokenizer, sources, references, donor, models, has_base=recipe.base_model is not None
+    )
 
 
 def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source]:
@@ -189,9 +209,15 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
     stored = dict.fromkeys(n for tables in vocabulary.tables for n in tables.rows)
     ties: dict[str, str] = {}
     for source in sources:
-        ties |= families.tied_heads(source.config, source.tensors, [n for n in stored if n not in source.tensors])
+        ties |= families.tied_heads(
+            source.config, source.tensors, [n for n in stored if n not in source.tensors]
+        )
         copies = tied_copies(source.config, source.tensors)
-        ties |= {copy: original for copy, original in copies.items() if copy in stored and copy not in source.tensors}
+        ties |= {
+            copy: original
+            for copy, original in copies.items()
+            if copy in stored and copy not in source.tensors
+        }
     made = []
     for i, (source, tables) in enumerate(zip(sources, vocabulary.tables, strict=True)):
         alike = [n for n in tables.rows if n not in vocabulary.apart]
@@ -208,7 +234,11 @@ def _commit(source: Source) -> str | None:
     source = unwrapped(source)
     if isinstance(source, AdaptedModel):
         parts = [_commit(source.base), _commit(source.adapter.files)]
-        return f"{parts[0] or source.base.label}+{source.weighted(parts[1] or source.adapter.label)}" if any(parts) else None
+        return (
+            f"{parts[0] or source.base.label}+{source.weighted(parts[1] or source.adapter.label)}"
+            if any(parts)
+            else None
+        )
     return f"{source.origin.name}@{source.origin.commit}" if source.origin is not None else None
 
 
@@ -222,13 +252,20 @@ def _same_places(sources: list[Source]) -> list[str]:
             continue
         first = seen.setdefault(os.path.realpath(location), source.label)
         if first != source.label:
-            notes.append(f"{first} and {source.label} are one model, taken as two. Write its path in one way if that is not meant.")
+            notes.append(
+                f"{first} and {source.label} are one model, taken as two. Write its path in one way if that is not meant."
+            )
     return notes
 
 
 def _together(sources: list[Source], jobs: list[Job], sections: Sections) -> list[Source]:
     """The models that are merged with others, tensor by tensor, and those whose layers are put together."""
-    used = {i.model for job in jobs if job.kind in ("mix", "whole") and len({i.model for i in job.merged}) > 1 for i in job.merged}
+    used = {
+        i.model
+        for job in jobs
+        if job.kind in ("mix", "whole") and len({i.model for i in job.merged}) > 1
+        for i in job.merged
+    }
     used |= {layer.model for layers in sections.layers.values() for layer in layers}
     return [sources[m] for m in sorted(used)]
 
@@ -250,7 +287,12 @@ class _Jobs:
     """Makes the jobs of a recipe's sections, in the order of the donor's tensors, then of the others'."""
 
     def __init__(
-        self, recipe: Recipe, sources: list[Source], donor: int, sections: Sections, new_rows: Sequence[Collection[str]] = ()
+        self,
+        recipe: Recipe,
+        sources: list[Source],
+        donor: int,
+        sections: Sections,
+        new_rows: Sequence[Collection[str]] = (),
     ) -> None:
         self.recipe = recipe
         self.sources = sources
@@ -283,7 +325,9 @@ class _Jobs:
         self._note_heads()
         if self.sections.layers:
             return self._in_layer_order()
-        order = dict.fromkeys(n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs)
+        order = dict.fromkeys(
+            n for s in (self.sources[self.donor], *self.sources) for n in s.tensors if n in self.jobs
+        )
         return [self.jobs[name] for name in (*order, *(n for n in self.jobs if n not in order))]
 
     def _note_gradients(self, fated: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
@@ -296,10 +340,16 @@ class _Jobs:
         ]
         if found:
             shown = ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
-            self.notes.append(f"{shown}: in no layer, so the first value of each gradient is taken, as in mergekit.")
+            self.notes.append(
+                f"{shown}: in no layer, so the first value of each gradient is taken, as in mergekit."
+            )
 
     def _note_statistics(self, fated: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
-        merged = [n for n, _, a, f in fated if f.kind == "merged" and len(a.needed) > 1 and n.endswith(families.STATISTICS)]
+        merged = [
+            n
+            for n, _, a, f in fated
+            if f.kind == "merged" and len(a.needed) > 1 and n.endswith(families.STATISTICS)
+        ]
         if merged:
             self.notes.append(
                 f"the running statistics of {len(merged)} BatchNorm layers are merged like weights, which is not what the merged "
@@ -310,7 +360,10 @@ class _Jobs:
         """A head that the config ties, and that is written all the same because every model stores it."""
         for head, embedding in self.aligner.tied.items():
             pair = [self.jobs[name] for name in (head, embedding) if name in self.jobs]
-            if len(pair) == 2 and (pair[0].kind, pair[0].inputs[0].model) != ("copy", pair[1].inputs[0].model):
+            if len(pair) == 2 and (pair[0].kind, pair[0].inputs[0].model) != (
+                "copy",
+                pair[1].inputs[0].model,
+            ):
                 self.notes.append(
                     f"{head}: all models store it, and config.json ties it to {embedding}; both are written, and a program may take "
                     "either. Give both the same method and parameters, or set tie_word_embeddings to false in the output's config.json."
@@ -376,7 +429,14 @@ class _Jobs:
         except MethodError as error:
             raise MethodError(f"{name}: {error}") from None
 
-    def _mixed(self, name: str, section: Section, asked: TensorMethod, options: Mapping[str, Any], dtype: str | None = None) -> Job:
+    def _mixed(
+        self,
+        name: str,
+        section: Section,
+        asked: TensorMethod,
+        options: Mapping[str, Any],
+        dtype: str | None = None,
+    ) -> Job:
         """The job of a method on all its models, a copy where it leaves one of them as it is. ``dtype`` is the output's, if it is set."""
         applied = self.sides.applied(name, asked, options, self._merge(asked, options))
         merge = applied.merge
@@ -397,15 +457,23 @@ class _Jobs:
             return job
         return _made("whole", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
 
-    def _weighable(self, name: str, section: Section, asked: TensorMethod, options: dict[str, Any], setting: NormWeight) -> Job:
+    def _weighable(
+        self, name: str, section: Section, asked: TensorMethod, options: dict[str, Any], setting: NormWeight
+    ) -> Job:
         """The job with equal weights, and what it becomes when the norms are known, if these make a difference."""
         equal = assumed(options, setting)
         merge = self._merge(asked, equal)
         job = self._mixed(name, section, asked, equal)
-        weighed = [p for p, w in zip(asked.values, options["weight"], strict=True) if isinstance(w, NormWeight)]
+        weighed = [
+            p for p, w in zip(asked.values, options["weight"], strict=True) if isinstance(w, NormWeight)
+        ]
         base = asked.base if asked.base is not None else asked.measured_from
         assert base is not None
-        if len(weighed) > 1 and setting.scale != 0 and (isinstance(merge, MatrixMethod) or merge.copies is None):
+        if (
+            len(weighed) > 1
+            and setting.scale != 0
+            and (isinstance(merge, MatrixMethod) or merge.copies is None)
+        ):
             delta = tuple(self._input(p, name) for p in weighed), self._input(base, name)
             key = setting, tuple(p.model for p in weighed), base.model, place_in(setting, name)
             self._weighed.setdefault(key, {})[name] = unweighed(
@@ -426,7 +494,9 @@ class _Jobs:
             return self._constant[constant]
         options: dict[str, Any] = section.options(name, asked)
         if lines is not None and asked.method.space == "delta" and "scale" in asked.method.options:
-            options["scale"] = float(options.get("scale", asked.method.options["scale"].default)) * self._line(name)
+            options["scale"] = float(
+                options.get("scale", asked.method.options["scale"].default)
+            ) * self._line(name)
         if constant is not None:
             self._constant[constant] = options
         return options

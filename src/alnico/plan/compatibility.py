@@ -113,7 +113,10 @@ def differing_sizes(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
     """Sizes that configs state differently, in words, with each model's."""
     found = []
     for words, keys in SIZES.items():
-        values = [next((str(config[k]) for k in keys if isinstance(config.get(k), int)), "") for config in map(_of, sources)]
+        values = [
+            next((str(config[k]) for k in keys if isinstance(config.get(k), int)), "")
+            for config in map(_of, sources)
+        ]
         if all(values) and len(set(values)) > 1:
             found.append((words, values))
     return found
@@ -126,7 +129,9 @@ def _of(source: Source) -> Mapping[str, Any]:
     rope = config.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_theta" not in rope:
         return config
-    others = {key: value for key, value in rope.items() if key != "rope_theta"}  # transformers 5 writes in one what 4 wrote in two
+    others = {
+        key: value for key, value in rope.items() if key != "rope_theta"
+    }  # transformers 5 writes in one what 4 wrote in two
     scaling = None if others.get("rope_type", "default") == "default" else others
     return {
         "rope_theta": rope["rope_theta"],
@@ -155,7 +160,11 @@ def _widths(misfits: Sequence[Misfit]) -> list[str]:
 def _examples(misfits: Sequence[Misfit], labels: Sequence[str], models: Sequence[int]) -> list[str]:
     shown = []
     for misfit in misfits[:SHOWN]:
-        held = [(label, misfit.shapes[m]) for label, m in zip(labels, models, strict=True) if misfit.shapes.get(m) is not None]
+        held = [
+            (label, misfit.shapes[m])
+            for label, m in zip(labels, models, strict=True)
+            if misfit.shapes.get(m) is not None
+        ]
         shown.append(f"    {misfit.name}: {', '.join(f'{label} {shape}' for label, shape in held)}")
     return shown
 
@@ -164,14 +173,20 @@ def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], share: float)
     few = share <= FEW
     ways = ["Use models of one kind and size" if kinds or reshaped else "Use models of one depth"]
     if few:
-        ways.append("take the tensors that do not fit from one model (methods: with a filter and merge_method: passthrough)")
+        ways.append(
+            "take the tensors that do not fit from one model (methods: with a filter and merge_method: passthrough)"
+        )
     if not reshaped and "layers" in sizes:
         ways.append("merge the layers that all have (slices with a layer_range)")
     if reshaped:
         ways.append("stack whole layers of one of them (slices, merge_method: passthrough)")
     elif share <= NEARLY_ALL:
         ways.append("say missing: copy or missing: drop")
-    end = " What one of them knows comes into the other by training alone (distillation)." if reshaped and not few else ""
+    end = (
+        " What one of them knows comes into the other by training alone (distillation)."
+        if reshaped and not few
+        else ""
+    )
     return f"{', '.join(ways[:-1])}, or {ways[-1]}.{end}" if len(ways) > 1 else f"{ways[0]}.{end}"
 
 

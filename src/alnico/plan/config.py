@@ -97,7 +97,13 @@ def _check_beside(section: ConfigSection, stack: str, before: Layers, after: Lay
     keys = _counts(section, stack, old)
     for other, count in before.counts.items():
         is_beside = other != stack and count == old and other.rstrip(".").rpartition(".")[0] == parent
-        if keys and is_beside and new != old and after.counts.get(other) == old and _is_as_large(section, other, old):
+        if (
+            keys
+            and is_beside
+            and new != old
+            and after.counts.get(other) == old
+            and _is_as_large(section, other, old)
+        ):
             raise MismatchError(
                 f"config.json: {keys[0]} of {label} counts {stack}* and {other}*, which would have {new} and {old} layers; expected as many "
                 "of each. Write the same slices for both, each under its module."
@@ -106,11 +112,15 @@ def _check_beside(section: ConfigSection, stack: str, before: Layers, after: Lay
 
 def _is_as_large(section: ConfigSection, stack: str, layers: int) -> bool:
     """Is a list of modules counted by the layers, and not by a key of its own, such as Gemma 3n's altup_num_inputs?"""
-    own = [key for key, value in section.items() if key not in families.COUNTS and value in (layers, layers + 1)]
+    own = [
+        key for key, value in section.items() if key not in families.COUNTS and value in (layers, layers + 1)
+    ]
     return not any(word in key for key in own for word in stack.rstrip(".").rpartition(".")[2].split("_"))
 
 
-def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int) -> None:
+def check_layers(
+    jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int
+) -> None:
     """Check that every layer of the output is one that the donor's config can describe: it has the tensors and shapes of one of the
     donor's own layers, at a place where a layer of the donor has them, and what is outside of the layers is there.
     Errors: MismatchError naming layer and tensor.
@@ -122,7 +132,11 @@ def check_layers(jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sourc
         place = numbered.place(name)
         if place is not None and place.stack == stack:
             own.setdefault(place.layer, {})[place.rest] = tensor.shape
-        elif not families.is_vision(name) and DTYPES[tensor.dtype].kind == "float" and numbered.further(name) is None:
+        elif (
+            not families.is_vision(name)
+            and DTYPES[tensor.dtype].kind == "float"
+            and numbered.further(name) is None
+        ):
             outside.append(name)
     made: dict[int, dict[str, tuple[int, ...]]] = {}
     new = Layers({**numbered.counts, stack: len(layers)})
@@ -198,7 +212,9 @@ def _check_odd(
             back = i - new + old
             at = {"start": i, "end": back, "": i}[where]
             origin = layers[i].layer
-            is_moved = (at in odd) != (origin in odd) or (at in odd and made[i].get(rest) != own[at].get(rest))
+            is_moved = (at in odd) != (origin in odd) or (
+                at in odd and made[i].get(rest) != own[at].get(rest)
+            )
             if not is_moved and (where or old == new):
                 continue
             label = sources[donor].label
@@ -247,7 +263,11 @@ def _most(shapes: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
 
 
 def _check_across(
-    outside: Sequence[str], jobs: Sequence[Job], layers: Sequence[Layer], sources: Sequence[Source], donor: int
+    outside: Sequence[str],
+    jobs: Sequence[Job],
+    layers: Sequence[Layer],
+    sources: Sequence[Source],
+    donor: int,
 ) -> None:
     """Check that tensors with a part for each layer still fit. Errors: MismatchError."""
     found = [n for n in outside if n.endswith(families.ACROSS_LAYERS)]
@@ -291,7 +311,10 @@ def _role(stack: str) -> str:
 
 def _places(config: Mapping[str, Any], stack: str, layers: int) -> list[Path]:
     """Where a config speaks of a stack of so many layers: at the top, or in the part for text, vision, audio, encoder or decoder."""
-    parts = (("vision", "visual", "image"), families.VISION_CONFIGS), (("audio", "speech"), families.AUDIO_CONFIGS)
+    parts = (
+        (("vision", "visual", "image"), families.VISION_CONFIGS),
+        (("audio", "speech"), families.AUDIO_CONFIGS),
+    )
     own = next((keys for words, keys in parts if any(w in stack for w in words)), None)
     role = _role(stack)
     if own is not None and any(isinstance(config.get(key), dict) for key in own):
@@ -318,7 +341,9 @@ def _origin(layer: Layer, sources: Sequence[Source], stack: str, place: Path) ->
     config = source.config
     inner = next((config[k] for k in families.TEXT_CONFIGS if isinstance(config.get(k), dict)), config)
     counts = layers_of(source.tensors).counts
-    count = counts.get(stack) or max((n for s, n in counts.items() if s.endswith(stack[-12:])), default=max(counts.values()))
+    count = counts.get(stack) or max(
+        (n for s, n in counts.items() if s.endswith(stack[-12:])), default=max(counts.values())
+    )
     section = dict(_at(config, place) or inner)
     _write_implied(section, count, is_moved=False)
     return _LayerOrigin(section, count, layer.layer, source.label)
@@ -342,7 +367,9 @@ def _counts(section: ConfigSection, stack: str, layers: int) -> list[str]:
 def _write_counts(section: dict[str, Any], stack: str, old: int, new: int) -> None:
     keys = _counts(section, stack, old)
     if section.get("is_encoder_decoder") and "num_layers" in keys and "num_decoder_layers" not in section:
-        section["num_decoder_layers"] = old  # T5's decoder has as many layers as the encoder, if nothing else is said
+        section["num_decoder_layers"] = (
+            old  # T5's decoder has as many layers as the encoder, if nothing else is said
+        )
     for key in keys:
         section[key] = new
     for key in families.ROOTS_OF_COUNT:
@@ -369,12 +396,18 @@ def _by_layer(section: ConfigSection, layers: int) -> dict[Path, list[Any]]:
     for key, value in section.items():
         if key in families.LAYER_INDICES or key.startswith("mtp_"):
             continue
-        is_named = any(word in key for word in families.PER_LAYER_WORDS) and not families.NOT_BY_LAYER.search(key)
+        is_named = any(word in key for word in families.PER_LAYER_WORDS) and not families.NOT_BY_LAYER.search(
+            key
+        )
         if key in families.CYCLES and isinstance(value, list) and value:
             found[key,] = [value[i % len(value)] for i in range(layers)]
         elif isinstance(value, list):
             further = sum(int(section.get(k) or 0) for k in families.FURTHER_LAYERS[:1])
-            if len(value) in (layers, layers + further) and layers and (is_named or key in families.PER_LAYER_SIZES):
+            if (
+                len(value) in (layers, layers + further)
+                and layers
+                and (is_named or key in families.PER_LAYER_SIZES)
+            ):
                 found[key,] = value[:layers]
         elif isinstance(value, str):
             if key.endswith("pattern") and key != "sliding_window_pattern" and len(value) == layers:
@@ -436,7 +469,11 @@ def _write_lists(section: dict[str, Any], origins: Sequence[_LayerOrigin], old: 
         else:
             section[key] = moved + (value[old:] if key not in families.CYCLES else [])
     for key, value in section.items():
-        is_known = key in families.LAYER_INDICES or (key,) in _by_layer(section, len(origins)) or families.NOT_BY_LAYER.search(key)
+        is_known = (
+            key in families.LAYER_INDICES
+            or (key,) in _by_layer(section, len(origins))
+            or families.NOT_BY_LAYER.search(key)
+        )
         if isinstance(value, list) and len(value) == old > 1 and is_new and not is_known:
             raise MismatchError(
                 f"config.json: {key} has {old} entries, as many as there were layers, and it is not known whether each is a layer's; "
@@ -464,7 +501,9 @@ def _write_rules(section: dict[str, Any], origins: Sequence[_LayerOrigin]) -> No
             if rule.written is not None and rule.unless and _is_number(before.get(rule.key)):
                 section |= _beside_a_list(rule, before, origins)
             continue
-        said = [rule.says(o.section if _holds(rule, o.section) else before, o.layer, o.layers) for o in origins]
+        said = [
+            rule.says(o.section if _holds(rule, o.section) else before, o.layer, o.layers) for o in origins
+        ]
         if rule.written is not None and [rule.says(section, i, count) for i in range(count)] != said:
             section |= rule.written(said)
         for i, origin in enumerate(origins):
@@ -495,7 +534,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and value >= 0
 
 
-def _beside_a_list(rule: families.LayerRule, section: ConfigSection, origins: Sequence[_LayerOrigin]) -> Mapping[str, int]:
+def _beside_a_list(
+    rule: families.LayerRule, section: ConfigSection, origins: Sequence[_LayerOrigin]
+) -> Mapping[str, int]:
     """The number that older programs read, where the config says the same by a list; none where a number cannot say it."""
     assert rule.written is not None
     said = [rule.says({**section, **o.section}, o.layer, o.layers) for o in origins]
@@ -514,10 +555,17 @@ def _check_sharing(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> N
     for kind in dict.fromkeys(types[first:]):
         storing = [i for i in range(first) if types[i] == kind]
         before = [
-            [i for i in range(o.layers - int(o.section.get("num_kv_shared_layers") or 0)) if o.section["layer_types"][i] == kind]
+            [
+                i
+                for i in range(o.layers - int(o.section.get("num_kv_shared_layers") or 0))
+                if o.section["layer_types"][i] == kind
+            ]
             for o in (o for o, t in zip(origins[first:], types[first:], strict=True) if t == kind)
         ]
-        used = {(o.label, b[-1] if b else None) for o, b in zip(_of(origins[first:], types[first:], kind), before, strict=True)}
+        used = {
+            (o.label, b[-1] if b else None)
+            for o, b in zip(_of(origins[first:], types[first:], kind), before, strict=True)
+        }
         if not storing or used != {(origins[storing[-1]].label, origins[storing[-1]].layer)}:
             asked = ", ".join(f"layer {layer} of {label}" for label, layer in sorted(used, key=str))
             got = f"layer {origins[storing[-1]].layer} of {origins[storing[-1]].label}" if storing else "none"
@@ -536,7 +584,12 @@ def _check_unknown(section: ConfigSection, old: int, new: int, *, is_moved: bool
     known = {*families.COUNTS, *families.FURTHER_LAYERS, *(rule.key for rule in families.LAYER_RULES)}
     for key, value in section.items():
         is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
-        if not is_number or key in known or not families.OTHER_NUMBERS.search(key) or families.NO_LAYER_NUMBERS.search(key):
+        if (
+            not is_number
+            or key in known
+            or not families.OTHER_NUMBERS.search(key)
+            or families.NO_LAYER_NUMBERS.search(key)
+        ):
             continue
         if is_moved or new < value <= old:
             raise MismatchError(

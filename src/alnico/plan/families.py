@@ -33,7 +33,20 @@ LOOKUPS = (
 OTHER_TABLES = ("embed_positions.weight",)
 """Endings of tables whose modules are no plain embeddings: some are called with something else than the rows' numbers."""
 
-TIED_BY_ITSELF = ("gpt2", "t5", "mt5", "bert", "roberta", "distilbert", "opt", "gemma", "gemma2", "gemma3_text", "bart", "mbart")
+TIED_BY_ITSELF = (
+    "gpt2",
+    "t5",
+    "mt5",
+    "bert",
+    "roberta",
+    "distilbert",
+    "opt",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "bart",
+    "mbart",
+)
 """Types of models that tie their head to the embedding unless the config says otherwise."""
 
 ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "feed_forward.gate.weight")
@@ -141,7 +154,10 @@ def _leading(key: str) -> Callable[[Sequence[object]], Mapping[str, int]]:
 def _in_range(config: Mapping[str, Any], i: int, n: int) -> bool:
     end = config.get("moe_layer_end_index", -1)
     last = n - 1 if end is None or end < 0 else end
-    return config["moe_layer_start_index"] <= i <= last and (i + 1) % int(config.get("moe_layer_interval", 1)) == 0
+    return (
+        config["moe_layer_start_index"] <= i <= last
+        and (i + 1) % int(config.get("moe_layer_interval", 1)) == 0
+    )
 
 
 def _written_range(says: Sequence[object]) -> Mapping[str, int]:
@@ -158,25 +174,51 @@ LAYER_RULES = (
         ("mlp_layer_types",),
         _leading("first_k_dense_replace"),
     ),
-    LayerRule("num_dense_layers", lambda c, i, _: i < c["num_dense_layers"], (), _leading("num_dense_layers")),
-    LayerRule("moe_layer_start_index", _in_range, ("mlp_layer_types",), _written_range),
-    LayerRule("moe_layer_freq", lambda c, i, _: isinstance(c["moe_layer_freq"], list) or i % int(c["moe_layer_freq"] or 1) == 0),
-    LayerRule("interleave_moe_layer_step", lambda c, i, _: _every("interleave_moe_layer_step", c, i), ("moe_layers",)),
-    LayerRule("sliding_window_pattern", lambda c, i, _: _every("sliding_window_pattern", c, i), ("layer_types",)),
-    LayerRule("_sliding_window_pattern", lambda c, i, _: _every("_sliding_window_pattern", c, i), ("layer_types",)),
     LayerRule(
-        "max_window_layers", lambda c, i, _: bool(c.get("use_sliding_window")) and i >= c["max_window_layers"], ("layer_types",)
+        "num_dense_layers", lambda c, i, _: i < c["num_dense_layers"], (), _leading("num_dense_layers")
     ),
-    LayerRule("full_attention_interval", lambda c, i, _: _every("full_attention_interval", c, i), ("layer_types",)),
+    LayerRule("moe_layer_start_index", _in_range, ("mlp_layer_types",), _written_range),
+    LayerRule(
+        "moe_layer_freq",
+        lambda c, i, _: isinstance(c["moe_layer_freq"], list) or i % int(c["moe_layer_freq"] or 1) == 0,
+    ),
+    LayerRule(
+        "interleave_moe_layer_step",
+        lambda c, i, _: _every("interleave_moe_layer_step", c, i),
+        ("moe_layers",),
+    ),
+    LayerRule(
+        "sliding_window_pattern", lambda c, i, _: _every("sliding_window_pattern", c, i), ("layer_types",)
+    ),
+    LayerRule(
+        "_sliding_window_pattern", lambda c, i, _: _every("_sliding_window_pattern", c, i), ("layer_types",)
+    ),
+    LayerRule(
+        "max_window_layers",
+        lambda c, i, _: bool(c.get("use_sliding_window")) and i >= c["max_window_layers"],
+        ("layer_types",),
+    ),
+    LayerRule(
+        "full_attention_interval", lambda c, i, _: _every("full_attention_interval", c, i), ("layer_types",)
+    ),
     LayerRule("layer_group_size", lambda c, i, _: _every("layer_group_size", c, i), ("layer_types",)),
-    LayerRule("no_rope_layer_interval", lambda c, i, _: _every("no_rope_layer_interval", c, i), ("no_rope_layers",)),
-    LayerRule("global_attn_every_n_layers", lambda c, i, _: i % int(c["global_attn_every_n_layers"] or 1) == 0, ("layer_types",)),
+    LayerRule(
+        "no_rope_layer_interval", lambda c, i, _: _every("no_rope_layer_interval", c, i), ("no_rope_layers",)
+    ),
+    LayerRule(
+        "global_attn_every_n_layers",
+        lambda c, i, _: i % int(c["global_attn_every_n_layers"] or 1) == 0,
+        ("layer_types",),
+    ),
     LayerRule(
         "attn_layer_period",
         lambda c, i, _: i % int(c["attn_layer_period"] or 1) == c.get("attn_layer_offset", 0),
         ("layers_block_type", "layer_types"),
     ),
-    LayerRule("expert_layer_period", lambda c, i, _: i % int(c["expert_layer_period"] or 1) == c.get("expert_layer_offset", 0)),
+    LayerRule(
+        "expert_layer_period",
+        lambda c, i, _: i % int(c["expert_layer_period"] or 1) == c.get("expert_layer_offset", 0),
+    ),
     LayerRule("cross_attention_freq", lambda c, i, _: i % int(c["cross_attention_freq"] or 1) == 0),
     LayerRule("cross_attention_frequency", lambda c, i, _: i % int(c["cross_attention_frequency"] or 1) == 0),
     LayerRule("cross_layer_interval", lambda c, i, _: i % int(c["cross_layer_interval"] or 1) == 0),
@@ -186,8 +228,12 @@ LAYER_RULES = (
         (),
         lambda says: {"num_kv_shared_layers": len(list(itertools.takewhile(bool, reversed(says))))},
     ),
-    LayerRule("n_layers_per_attn_res_block", lambda c, i, _: i % int(c["n_layers_per_attn_res_block"] or 1) == 0),
-    LayerRule("scale_attn_by_inverse_layer_idx", lambda c, i, _: bool(c["scale_attn_by_inverse_layer_idx"]) and i),
+    LayerRule(
+        "n_layers_per_attn_res_block", lambda c, i, _: i % int(c["n_layers_per_attn_res_block"] or 1) == 0
+    ),
+    LayerRule(
+        "scale_attn_by_inverse_layer_idx", lambda c, i, _: bool(c["scale_attn_by_inverse_layer_idx"]) and i
+    ),
     # Layers compute with constants that follow from their numbers.
     LayerRule("model_type", lambda _, i, __: i, types=("diffllama", "beam")),
     # Residuals are scaled by the root of the number of layers; files name a part of a layer by the next one.
@@ -198,7 +244,12 @@ LAYER_RULES = (
 CONSTANTS: Mapping[str, str] = {"minimax": "slope_rate", "minimax_text_01": "slope_rate"}
 """Types of models whose layers hold a constant that follows from their numbers, and how its name ends in files that have it."""
 
-ENDS_IN_FULL_ATTENTION = ("gemma4_text", "gemma4_unified_text", "diffusion_gemma_text", "embedding_gemma2_text")
+ENDS_IN_FULL_ATTENTION = (
+    "gemma4_text",
+    "gemma4_unified_text",
+    "diffusion_gemma_text",
+    "embedding_gemma2_text",
+)
 """Types of models whose last layer has full attention, whatever the config says of it."""
 
 OTHER_NUMBERS = re.compile(r"(^|_)(layers?|interval|every|period|frequency|freq)(_|$)|first_k")
@@ -217,13 +268,17 @@ def _cycle(*kinds: str) -> _Implied:
     return lambda _, n: [kinds[i % len(kinds)] for i in range(n)]
 
 
-def _last_of(key: str, default: int, last: str = "full_attention", others: str = "sliding_attention") -> _Implied:
+def _last_of(
+    key: str, default: int, last: str = "full_attention", others: str = "sliding_attention"
+) -> _Implied:
     """Every ``key``-th layer, the last of each group, is of another kind."""
     return lambda c, n: [others if (i + 1) % int(c.get(key) or default) else last for i in range(n)]
 
 
 def _first_of(key: str, default: int) -> _Implied:
-    return lambda c, n: ["sliding_attention" if i % int(c.get(key) or default) else "full_attention" for i in range(n)]
+    return lambda c, n: [
+        "sliding_attention" if i % int(c.get(key) or default) else "full_attention" for i in range(n)
+    ]
 
 
 def _rotates(config: Mapping[str, Any], n: int) -> list[Any]:
@@ -269,7 +324,15 @@ IMPLIED: Mapping[str, Mapping[str, _Implied]] = {
     "llama4_text": {"no_rope_layers": _rotates},
     **{
         kind: {"mlp_layer_types": _dense_first(1)}
-        for kind in ("axk1", "axk2", "ernie4_5_vl_moe_text", "glm4_moe_lite", "hy_v3", "laguna", "unlimited_ocr_text")
+        for kind in (
+            "axk1",
+            "axk2",
+            "ernie4_5_vl_moe_text",
+            "glm4_moe_lite",
+            "hy_v3",
+            "laguna",
+            "unlimited_ocr_text",
+        )
     },
     "deepseek_v32": {"mlp_layer_types": _dense_first(3)},
     "exaone_moe": {"layer_types": _last_of("sliding_window_pattern", 4), "mlp_layer_types": _dense_first(1)},
@@ -295,7 +358,14 @@ UNSAID: Mapping[str, tuple[str, ...]] = {
 }
 """Lists by layer that families imply in ways that are not known here, by ``model_type``: where one is absent, no layer moves."""
 
-_VISION = ("model.vision_tower.", "vision_tower.", "model.visual.", "visual.", "model.vision_model.", "vision_model.")
+_VISION = (
+    "model.vision_tower.",
+    "vision_tower.",
+    "model.visual.",
+    "visual.",
+    "model.vision_model.",
+    "vision_model.",
+)
 
 MODULES: Mapping[str, tuple[str, ...]] = {
     "multi_modal_projector": (
@@ -390,7 +460,9 @@ def comes_first(name: str) -> bool:
     [True, True, False]
     """
     words = name.split(".")
-    return any(BEFORE_LAYERS.search(word) for word in words) and not any(word.startswith(AFTER_LAYERS) for word in words)
+    return any(BEFORE_LAYERS.search(word) for word in words) and not any(
+        word.startswith(AFTER_LAYERS) for word in words
+    )
 
 
 def is_vision(name: str) -> bool:

@@ -17,10 +17,17 @@ def idle_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
     Errors: RecipeError for a whole name (``=name``) that no tensor has.
     """
     names = dict.fromkeys(n for s in sections for n in s.names)
-    idle = [(f"methods[{i}].filter", r.filter, names) for i, r in enumerate(recipe.methods) if not _any(r.filter, names)]
+    idle = [
+        (f"methods[{i}].filter", r.filter, names)
+        for i, r in enumerate(recipe.methods)
+        if not _any(r.filter, names)
+    ]
     for where, parameters, known in _scopes(recipe, sections):
         for option, setting in parameters.items():
-            idle += [(f"{where}.{option}{place}", pattern, names) for place, pattern, names in _idle(setting, known, "")]
+            idle += [
+                (f"{where}.{option}{place}", pattern, names)
+                for place, pattern, names in _idle(setting, known, "")
+            ]
     wrong = [(where, pattern, known) for where, pattern, known in idle if pattern.startswith("=")]
     if wrong:
         lines = [
@@ -29,9 +36,10 @@ def idle_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
             for where, pattern, known in wrong
         ]
         raise RecipeError(*lines)
-    return [f"{where} is {p!r}, which fits no tensor, so it has no effect. {_near(p, known)}" for where, p, known in idle] + list(
-        _hidden(recipe, names)
-    )
+    return [
+        f"{where} is {p!r}, which fits no tensor, so it has no effect. {_near(p, known)}"
+        for where, p, known in idle
+    ] + list(_hidden(recipe, names))
 
 
 def _any(pattern: str, names: dict[str, None]) -> bool:
@@ -42,7 +50,11 @@ def _near(pattern: str, names: dict[str, None]) -> str:
     """The nearest name for a whole one, the nearest part of a name for a part."""
     if pattern.startswith("re:"):
         return f"Mend the expression: a name is {next(iter(names), 'none')}, say."
-    known = names if pattern.startswith("=") else dict.fromkeys(w for name in names for w in name.split(".") if not w.isdigit())
+    known = (
+        names
+        if pattern.startswith("=")
+        else dict.fromkeys(w for name in names for w in name.split(".") if not w.isdigit())
+    )
     near = difflib.get_close_matches(pattern.removeprefix("="), known, 1)
     return f"Did you mean {near[0]}?" if near else f"A name is {next(iter(names), 'none')}, say."
 
@@ -68,7 +80,11 @@ def _scopes(recipe: Recipe, sections: Sequence[Section]) -> list[tuple[str, Para
         own = [dict.fromkeys((*part.names, *part.names.values())) for part in section.listed]
         every = dict.fromkeys(section.names) | {n: None for names in own for n in names}
         for level in section.shared:
-            where = "parameters" if level is recipe.parameters else modules.get(id(level), f"{section.label}.parameters")
+            where = (
+                "parameters"
+                if level is recipe.parameters
+                else modules.get(id(level), f"{section.label}.parameters")
+            )
             found.setdefault(id(level), (where, level, {}))[2].update(every)
         for i, (part, names) in enumerate(zip(section.listed, own, strict=True)):
             start = f"modules.{section.label}.models" if section.label else "models"

@@ -171,7 +171,9 @@ class Plan:
             ]
             for j in self.jobs
         ]
-        known = [list(w.norms) for w in self.weighings if w.setting.origin == "analysis" and w.norms is not None]
+        known = [
+            list(w.norms) for w in self.weighings if w.setting.origin == "analysis" and w.norms is not None
+        ]
         shards = [[s.name, hashlib.sha256(s.start).hexdigest()] for s in self.shards]
         return {
             "recipe": self.recipe.canonical(),
@@ -199,12 +201,19 @@ class Plan:
             "threads": self.memory.threads,
             "shards": [{"name": s.name, "bytes": s.byte_size} for s in self.shards],
             "dropped": [
-                {"model": self.sources[d.model].label, "tensor": d.name, "bytes": d.byte_size, "why": d.why} for d in self.dropped
+                {"model": self.sources[d.model].label, "tensor": d.name, "bytes": d.byte_size, "why": d.why}
+                for d in self.dropped
             ],
             **({"weights": [w.data(self.sources) for w in self.weighings]} if self.weighings else {}),
             "notes": list(self.notes),
             "jobs": [
-                {"tensor": j.name, "do": j.kind, "dtype": j.dtype, "shape": list(j.shape), **({"why": j.why} if j.why else {})}
+                {
+                    "tensor": j.name,
+                    "do": j.kind,
+                    "dtype": j.dtype,
+                    "shape": list(j.shape),
+                    **({"why": j.why} if j.why else {}),
+                }
                 for j in self.jobs
             ],
         }

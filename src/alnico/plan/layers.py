@@ -51,7 +51,11 @@ class Layers:
     def place(self, name: str) -> LayerPosition | None:
         """The place of a tensor; None if it is in no layer."""
         place = place_of(name)
-        return place if place is not None and place.layer < self.counts.get(place.stack, place.layer + 1) else None
+        return (
+            place
+            if place is not None and place.layer < self.counts.get(place.stack, place.layer + 1)
+            else None
+        )
 
     def further(self, name: str) -> LayerPosition | None:
         """The place of a tensor of a layer that predicts further tokens, counted from 0; None for all others."""

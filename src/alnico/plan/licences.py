@@ -85,7 +85,9 @@ def licensed(lineages: Iterable[Lineage]) -> list[Licensed]:
     for lineage in lineages:
         for model in lineage.stated():
             name = licence_name(model.licence)
-            kind = LICENCES.get((name or "").lower()) or LICENCES.get(model.licence.get("license", "").lower())
+            kind = LICENCES.get((name or "").lower()) or LICENCES.get(
+                model.licence.get("license", "").lower()
+            )
             found[Licensed(model.name, name, kind, model.has_licence_file)] = None
     return list(found)
 
@@ -109,7 +111,9 @@ def conflicts(models: Sequence[Licensed]) -> list[str]:
         said.append(f"{_listed(of['share-alike'])}: {_why('share-alike')}; beside it stands {_listed(rest)}.")
     if of["own terms"] and len({m.licence for m in models if m.kind is not None}) > 1:
         rest = [m for m in models if m.kind is not None and m.licence != of["own terms"][0].licence]
-        said.append(f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, the merge does.")
+        said.append(
+            f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, the merge does."
+        )
     unknown = [m for m in models if m.kind is None]
     if unknown and len(licences) > 1:
         known = [m for m in models if m.kind is not None]
@@ -125,7 +129,9 @@ def check_licences(models: Sequence[Licensed]) -> None:
     if not found and unknown:
         found = [f"licences: {_listed(unknown)}: what that allows is not known here. {NO_ADVICE}"]
     if found:
-        raise MismatchError(*found, "Leave a model out, or merge without --strict-licence (strict_licence=False).")
+        raise MismatchError(
+            *found, "Leave a model out, or merge without --strict-licence (strict_licence=False)."
+        )
 
 
 def _why(kind: LicenceKind) -> str:

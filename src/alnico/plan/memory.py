@@ -46,27 +46,37 @@ def threads_of(asked: int | None, what: str = "threads", otherwise: int | None =
     if asked is None:
         return otherwise or os.cpu_count() or 1
     if isinstance(asked, bool) or not isinstance(asked, SupportsIndex):
-        raise AlnicoError(f"{what} is {asked!r}; expected a whole number of 1 or more. Leave it out for the default.")
+        raise AlnicoError(
+            f"{what} is {asked!r}; expected a whole number of 1 or more. Leave it out for the default."
+        )
     number = int(asked)
     if number < 1:
-        raise AlnicoError(f"{what} is {max(number, -(10**9))}; expected a whole number of 1 or more. Leave it out for the default.")
+        raise AlnicoError(
+            f"{what} is {max(number, -(10**9))}; expected a whole number of 1 or more. Leave it out for the default."
+        )
     return min(number, MOST_THREADS)
 
 
-def fit(jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()) -> MemoryPlan:
+def fit(
+    jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()
+) -> MemoryPlan:
     """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
 
     Smaller blocks and fewer threads make a run smaller, in that order.
     Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
     """
-    facts = max((_fact_bytes(j) for j in jobs), default=0) + max((s.reading_bytes for s in sources), default=0)
+    facts = max((_fact_bytes(j) for j in jobs), default=0) + max(
+        (s.reading_bytes for s in sources), default=0
+    )
     fixed = (
         sum(s.held_bytes for s in sources)
         + BASELINE_BYTES
         + BYTES_A_TENSOR * tensors
         + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
     )
-    widths = [sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"]
+    widths = [
+        sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"
+    ]
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
     models = max((len(j.inputs) for j in jobs if j.kind in ("mix", "whole")), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
@@ -100,7 +110,11 @@ def _whole_bytes(job: Job) -> int:
 
 
 def _levels(job: Job) -> bool:
-    return job.merge is not None and job.merge.copies is None and bool(any(job.merge.levels()) or job.merge.of_model)
+    return (
+        job.merge is not None
+        and job.merge.copies is None
+        and bool(any(job.merge.levels()) or job.merge.of_model)
+    )
 
 
 def _fact_bytes(job: Job) -> int:
@@ -108,13 +122,19 @@ def _fact_bytes(job: Job) -> int:
     if not _levels(job) or not job.elements:
         return 0
     assert job.merge is not None
-    extents = {fact.over for level in job.merge.levels() for fact in level if isinstance(fact, Gram)} - {"tensor"}
+    extents = {fact.over for level in job.merge.levels() for fact in level if isinstance(fact, Gram)} - {
+        "tensor"
+    }
     models = len(job.inputs)
     numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
     count = {"row": job.elements // job.row, "column": job.columns}
     grams = sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
     # Of sums and largest values of rows: parts, results, and two steps of what is derived of them.
-    rows = sum(isinstance(f, Largest) or (isinstance(f, Sum) and f.over == "row") for level in job.merge.levels() for f in level)
+    rows = sum(
+        isinstance(f, Largest) or (isinstance(f, Sum) and f.over == "row")
+        for level in job.merge.levels()
+        for f in level
+    )
     return grams + 4 * rows * 8 * models * (count["row"] + -(-job.elements // LEAF))
 
 

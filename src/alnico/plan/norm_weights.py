@@ -19,12 +19,17 @@ from alnico.plan.layers import place_of
 from alnico.recipe.schema import NormWeight
 
 
-def unweighed(delta: tuple[tuple[Input, ...], Input], like: Job, made: Callable[[tuple[float, ...]], Job]) -> PendingJob:
+def unweighed(
+    delta: tuple[tuple[Input, ...], Input], like: Job, made: Callable[[tuple[float, ...]], Job]
+) -> PendingJob:
     """What waits for its weights: task vectors, measured in float64, of a tensor that will come out ``like`` this."""
     inputs, base = delta
     merge = combine((1.0,) * len(inputs), is_wide=True)
     return PendingJob(
-        dataclasses.replace(like, kind="mix", inputs=inputs, base=base, merge=merge, why="", sides=(), whole=None), made
+        dataclasses.replace(
+            like, kind="mix", inputs=inputs, base=base, merge=merge, why="", sides=(), whole=None
+        ),
+        made,
     )
 
 
@@ -168,11 +173,16 @@ def _read(path: str, folders: Sequence[str]) -> _MeasuredNorms:
         )
     try:
         norms = {
-            str(t["name"]): (tuple(t["shape"]), tuple(None if c is None else float(c["l2"]) for c in t["changes"]))
+            str(t["name"]): (
+                tuple(t["shape"]),
+                tuple(None if c is None else float(c["l2"]) for c in t["changes"]),
+            )
             for t in data["tensors"]
         }
         named = [data["base"], *data["models"]]
-        if any(not isinstance(m["reference"], str) for m in named) or any(len(n) != len(named) - 1 for _, n in norms.values()):
+        if any(not isinstance(m["reference"], str) for m in named) or any(
+            len(n) != len(named) - 1 for _, n in norms.values()
+        ):
             raise ValueError("models")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(f"{file}: is damaged ({error}). Make it anew with `alnico analyze`.") from None
@@ -185,5 +195,7 @@ def _is_same(source: Source, analysed: Mapping[str, Any]) -> bool:
     if source.origin is not None:
         return commit == source.origin.commit and reference.partition("@")[0] == source.origin.name
     location = getattr(source, "location", None)
-    is_there = location is not None and os.path.realpath(location) == os.path.realpath(Path(os.path.expanduser(reference)))
+    is_there = location is not None and os.path.realpath(location) == os.path.realpath(
+        Path(os.path.expanduser(reference))
+    )
     return is_there or reference == source.label

@@ -24,7 +24,9 @@ class PlannedModel:
 
     def __init__(self, label: str, plan: Plan) -> None:
         self.label = label
-        self.tensors: Mapping[str, Described] = {j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs}
+        self.tensors: Mapping[str, Described] = {
+            j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs
+        }
         self.config: Mapping[str, Any] = plan.config
         self.made_from = plan.models
         self.directory: Path | None = plan.sources[plan.donor].directory

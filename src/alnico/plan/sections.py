@@ -13,7 +13,18 @@ from alnico.methods.base import Method
 from alnico.plan import families
 from alnico.plan.layers import LayerPosition, Layers, depth_of, depths, layers_of, place_of
 from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
-from alnico.recipe.schema import Cases, Gradient, ModelEntry, Module, NormWeight, Parameters, Recipe, Rule, Setting, Slice
+from alnico.recipe.schema import (
+    Cases,
+    Gradient,
+    ModelEntry,
+    Module,
+    NormWeight,
+    Parameters,
+    Recipe,
+    Rule,
+    Setting,
+    Slice,
+)
 
 REST = "in no module that the recipe names"
 """How the section is called that has what is left of the donor."""
@@ -105,9 +116,13 @@ class Section:
                 raise RecipeError(
                     f"methods: {rule.filter!r} takes the base, and the recipe has no base_model. Add base_model: PATH."
                 )
-            return TensorMethod(method, (part,), part if method.space == "delta" else None, rule, is_chosen=True)
+            return TensorMethod(
+                method, (part,), part if method.space == "delta" else None, rule, is_chosen=True
+            )
         base = self.base
-        weighs = "weight" in method.options and any(_measures(p["weight"]) for p in self._scopes(rule) if "weight" in p)
+        weighs = "weight" in method.options and any(
+            _measures(p["weight"]) for p in self._scopes(rule) if "weight" in p
+        )
         if base is None and self.named_base and (method.space == "delta" or method.base == "first" or weighs):
             raise RecipeError(
                 f"{self.label}: its sources take different layers, so it is not known which layers of {self.named_base}, the base, go "
@@ -128,7 +143,9 @@ class Section:
     def options(self, name: str, asked: TensorMethod, depth: float | None = None) -> dict[str, object]:
         """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
         rule = asked.rule
-        preset = preset_of(asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset)
+        preset = preset_of(
+            asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset
+        )
         own = rule.parameters if rule is not None else {}
         entries = [p.entry for p in asked.values]
         if asked.is_chosen:
@@ -141,10 +158,18 @@ class Section:
 
     def varies(self, asked: TensorMethod) -> bool:
         """Do the options of the method depend on the tensor?"""
-        return any(isinstance(value, (Gradient, Cases)) for scope in self._scopes(asked.rule) for value in scope.values())
+        return any(
+            isinstance(value, (Gradient, Cases))
+            for scope in self._scopes(asked.rule)
+            for value in scope.values()
+        )
 
     def _scopes(self, rule: Rule | None) -> list[Parameters]:
-        return [*self.shared, *(p.entry.parameters for p in self.listed), rule.parameters if rule is not None else {}]
+        return [
+            *self.shared,
+            *(p.entry.parameters for p in self.listed),
+            rule.parameters if rule is not None else {},
+        ]
 
 
 @dataclass(frozen=True)
@@ -201,7 +226,9 @@ class _Members:
 
 
 class _SectionBuilder:
-    def __init__(self, recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> None:
+    def __init__(
+        self, recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int
+    ) -> None:
         self.recipe = recipe
         self.references = references
         self.sources = sources
@@ -232,7 +259,9 @@ class _SectionBuilder:
         source = self.sources[model]
         if module is None or module.name == families.ONLY_MODULE:
             found = {n: n for n in source.tensors}
-            tied = families.tied_heads(source.config, source.tensors, [h for h in self.heads if h not in found])
+            tied = families.tied_heads(
+                source.config, source.tensors, [h for h in self.heads if h not in found]
+            )
             return found | tied
         asked = [m.name for m in self.recipe.modules]
         prefixes = families.prefixes_of(source.tensors)
@@ -262,7 +291,9 @@ class _SectionBuilder:
             model = self.references.index(entry.reference)
             members = self.members(model, module)
             self._check_whole(entry, model, members)
-            return ModelPart(model, entry, {mine.output_name(n, members): full for n, full in members.names.items()})
+            return ModelPart(
+                model, entry, {mine.output_name(n, members): full for n, full in members.names.items()}
+            )
 
         listed = tuple(part(e) for e in models)
         named = self.recipe.base_model
@@ -270,7 +301,9 @@ class _SectionBuilder:
         names = dict.fromkeys([*mine.names.values(), *(n for p in listed for n in p.names)])
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
-        self._add(label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names))
+        self._add(
+            label, method, listed, base, donor, named, self.shared(None, module), part, names, depths(names)
+        )
 
     def _check_whole(self, entry: ModelEntry, model: int, members: _Members) -> None:
         """A ``layer_range`` under a model that is merged whole must be all its layers. Errors: MismatchError."""
@@ -296,7 +329,9 @@ class _SectionBuilder:
             begin = len(origin)
             ends = (i == 0, i == len(slices) - 1)
 
-            def part(entry: ModelEntry, begin: int = begin, ends: tuple[bool, bool] = ends, label: str = label) -> ModelPart:
+            def part(
+                entry: ModelEntry, begin: int = begin, ends: tuple[bool, bool] = ends, label: str = label
+            ) -> ModelPart:
                 return self._layers(entry, begin, ends, module, mine, label, stack)
 
             listed = tuple(part(e) for e in piece.models)
@@ -310,7 +345,9 @@ class _SectionBuilder:
             depth = _slice_depths(names, moved, begin, _length(piece))
             donor = base or listed[0]
             shared = self.shared(piece, module)
-            self._add(label, piece.merge_method or method, listed, base, donor, named, shared, part, names, depth)
+            self._add(
+                label, piece.merge_method or method, listed, base, donor, named, shared, part, names, depth
+            )
             origin += [Layer(model, layer) for layer in range(*entry.layers)]
         self.layers[moved] = tuple(origin)
 
@@ -323,14 +360,18 @@ class _SectionBuilder:
             place = place_of(name)
             if place is not None and not (module is None and families.is_vision(name)):
                 sizes[place.stack] = sizes.get(place.stack, 0) + 1
-        if module is None:  # a tower may have more tensors than the text decoder, as the one for sounds of Phi-4 multimodal
+        if (
+            module is None
+        ):  # a tower may have more tensors than the text decoder, as the one for sounds of Phi-4 multimodal
             sizes = {s: size for s, size in sizes.items() if not families.is_tower(s)} or sizes
         largest = max(sizes.values(), default=0)
         likely = [s for s, size in sizes.items() if 2 * size >= largest]
         if len(likely) == 1:
             return likely[0]
         if not likely:
-            raise MismatchError(f"slices: {source.label} has no numbered layers. Merge it whole, under models.")
+            raise MismatchError(
+                f"slices: {source.label} has no numbered layers. Merge it whole, under models."
+            )
         raise MismatchError(
             f"slices: {source.label} has several stacks of layers ({', '.join(likely)}). Write the slices of each under modules."
         )
@@ -366,15 +407,23 @@ class _SectionBuilder:
                     moved = LayerPosition(out_stack, place.layer, place.rest).at(begin + place.layer - low)
                     names[mine.output_name(moved, members)] = full
             elif further is not None and further.stack == stack:
-                if ends[1]:  # what predicts further tokens follows the last layer, and has the numbers after it
-                    moved = LayerPosition(out_stack, further.layer, further.rest).at(begin + high - low + further.layer)
+                if ends[
+                    1
+                ]:  # what predicts further tokens follows the last layer, and has the numbers after it
+                    moved = LayerPosition(out_stack, further.layer, further.rest).at(
+                        begin + high - low + further.layer
+                    )
                     names[mine.output_name(moved, members)] = full
             elif ends[0 if families.comes_first(name) else 1]:
                 names[mine.output_name(name, members)] = full
         return ModelPart(model, entry, names)
 
     def _base(
-        self, listed: Sequence[ModelPart], base: str | None, part: Callable[[ModelEntry], ModelPart], layers: tuple[int, int] | None
+        self,
+        listed: Sequence[ModelPart],
+        base: str | None,
+        part: Callable[[ModelEntry], ModelPart],
+        layers: tuple[int, int] | None,
     ) -> ModelPart | None:
         """The base of a section: the first of the models listed that is it; else its same layers, where they are the same for all."""
         if base is None:
@@ -463,4 +512,6 @@ def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> d
 
 def _measures(setting: Setting) -> bool:
     """Is there a measured weight in a setting?"""
-    return isinstance(setting, NormWeight) or (isinstance(setting, Cases) and any(_measures(c.value) for c in setting.cases))
+    return isinstance(setting, NormWeight) or (
+        isinstance(setting, Cases) and any(_measures(c.value) for c in setting.cases)
+    )

@@ -55,7 +55,9 @@ class Sides:
         self._opened: dict[str, tuple[int, StatisticsSource]] = {}
         self._used: set[str] = set()
 
-    def applied(self, name: str, asked: TensorMethod, options: Mapping[str, Any], merge: Merge | MatrixMethod) -> Applied:
+    def applied(
+        self, name: str, asked: TensorMethod, options: Mapping[str, Any], merge: Merge | MatrixMethod
+    ) -> Applied:
         """Say what makes the tensor ``name``. Errors: ModelError, MismatchError for statistics that do not fit it."""
         shape = self.sources[asked.values[0].model].tensors[asked.values[0].names[name]].shape
         if isinstance(merge, MatrixMethod) and (len(shape) != 2 or 0 in shape):
@@ -64,11 +66,20 @@ class Sides:
             return Applied(merge)
         found = {kind: [self._found(name, part, kind, path) for part, path in zip(asked.values, options[kind], strict=True)]
                  for kind in kinds}  # fmt: skip
-        lacking = [(kind, part) for kind in kinds for part, one in zip(asked.values, found[kind], strict=True) if one is None]
+        lacking = [
+            (kind, part)
+            for kind in kinds
+            for part, one in zip(asked.values, found[kind], strict=True)
+            if one is None
+        ]
         if lacking:
             return self._without(asked, merge, lacking)
         held = {kind: [one for one in ones if one is not None] for kind, ones in found.items()}
-        read = merge.sides if isinstance(merge, MatrixMethod) else [a.kind for a in merge.arguments if isinstance(a, Side)]
+        read = (
+            merge.sides
+            if isinstance(merge, MatrixMethod)
+            else [a.kind for a in merge.arguments if isinstance(a, Side)]
+        )
         sides = tuple(self._input(name, shape, one) for kind in read for one in held[kind])
         arguments = tuple(_settled(a, held) for a in merge.arguments)
         digests = tuple(one.entry.digest for one in held[kinds[0]])
@@ -88,7 +99,11 @@ class Sides:
         """The statistics of a model's tensor; None where there are none, or its rows are those of another vocabulary."""
         place, statistics = self._open(path, kind)
         own = self._own_name(part, name, kind)
-        if statistics.left_out is not None and own not in statistics.entries and own not in statistics.left_out:
+        if (
+            statistics.left_out is not None
+            and own not in statistics.entries
+            and own not in statistics.left_out
+        ):
             near = nearest(own, [*statistics.entries, *statistics.left_out])
             raise MismatchError(
                 f"{own}: the {kind} statistics of {statistics.label} neither have it nor say why not"
@@ -126,7 +141,9 @@ class Sides:
             )
         return place, statistics
 
-    def _without(self, asked: TensorMethod, merge: Merge | MatrixMethod, lacking: Sequence[tuple[str, ModelPart]]) -> Applied:
+    def _without(
+        self, asked: TensorMethod, merge: Merge | MatrixMethod, lacking: Sequence[tuple[str, ModelPart]]
+    ) -> Applied:
         kinds = " and ".join(dict.fromkeys(kind for kind, _ in lacking))
         labels = list(dict.fromkeys(self.sources[part.model].label for _, part in lacking))
         every = len(labels) == len({p.model for p in asked.values})

@@ -61,7 +61,11 @@ class Context:
             if dialect.own_name(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
         options = [name for method in self.methods for name in dialect.known_names(method)]
-        near = [] if difflib.get_close_matches(key, list(known), 1) else difflib.get_close_matches(key, options, 1, 0.7)
+        near = (
+            []
+            if difflib.get_close_matches(key, list(known), 1)
+            else difflib.get_close_matches(key, options, 1, 0.7)
+        )
         return f"Did you mean {near[0]}, under {place}?" if near else ""
 
     def check_keys(self, node: Node, where: str, known: Iterable[str], options_under: str = "") -> None:
@@ -70,7 +74,11 @@ class Context:
             if key in known or self._means_nothing(key, value, where, known):
                 continue
             hint = _place_of(key, node, where, known)
-            hint = hint or (options_under and self.belongs(key, options_under, known)) or scalars.nearest(key, list(known))
+            hint = (
+                hint
+                or (options_under and self.belongs(key, options_under, known))
+                or scalars.nearest(key, list(known))
+            )
             start = f"{where} has the unknown key" if where else "unknown key"
             self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
 
@@ -78,7 +86,9 @@ class Context:
         """The keys that have a value, or must have one: mergekit takes the others as not given where they are empty."""
         empty = [key for key in MAY_BE_EMPTY if key in keys and keys[key].value is None]
         for key in empty:
-            self.reading.note(keys[key].line, f"{where}.{key} is empty, and counts as not given.".removeprefix("."))
+            self.reading.note(
+                keys[key].line, f"{where}.{key} is empty, and counts as not given.".removeprefix(".")
+            )
         return {key: node for key, node in keys.items() if key not in empty}
 
     def _means_nothing(self, key: str, value: Node, where: str, known: Iterable[str]) -> bool:
@@ -89,7 +99,9 @@ class Context:
             return True
         if where or not holds_anchors(key, value, known):
             return False
-        self.reading.note(value.line, f"{cut(key)} is no key of a recipe, and is left out but for its YAML anchors.")
+        self.reading.note(
+            value.line, f"{cut(key)} is no key of a recipe, and is left out but for its YAML anchors."
+        )
         return True
 
 
@@ -120,7 +132,14 @@ def _is_misspelt(key: str, value: Node, known: Iterable[str]) -> bool:
     near = difflib.get_close_matches(key, list(known), 1, 0.9)
     if near and re.match(rf"{near[0]}[-_.\d]", key):  # parameters_2 is no slip
         return False
-    kind = {"models": list, "slices": list, "methods": list, "modules": dict, "parameters": dict, "lines": dict}
+    kind = {
+        "models": list,
+        "slices": list,
+        "methods": list,
+        "modules": dict,
+        "parameters": dict,
+        "lines": dict,
+    }
     return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 
 
@@ -131,7 +150,12 @@ def context_of(keys: Mapping[str, Node], reading: ParseContext) -> Context:
     found = [(node, scalars.named_method(node)) for node in named]
     used = {m.name: m for _, m in found if m is not None}
     of_rules = [scalars.named_method(r.value.get("merge_method")) for r in rules]
-    return Context(reading, used, tuple(dict.fromkeys(m for m in of_rules if m is not None)), all(m is not None for _, m in found))
+    return Context(
+        reading,
+        used,
+        tuple(dict.fromkeys(m for m in of_rules if m is not None)),
+        all(m is not None for _, m in found),
+    )
 
 
 def nested_methods(keys: Mapping[str, Node]) -> list[Node | None]:

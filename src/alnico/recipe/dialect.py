@@ -105,7 +105,9 @@ def truth(value: Any) -> Any:
 def takes_truths(method: Method, key: str) -> bool:
     """Is ``key`` true or false for ``method``, under its own name or mergekit's?"""
     name = own_name(method, key)
-    return name is not None and (method.options[name].kind == "bool" or bool(key in ALIASES and ALIASES[key].values))
+    return name is not None and (
+        method.options[name].kind == "bool" or bool(key in ALIASES and ALIASES[key].values)
+    )
 
 
 def why_idle(method: Method, key: str) -> str | None:
@@ -117,7 +119,9 @@ def why_idle(method: Method, key: str) -> str | None:
     """
     if own_name(method, key) is not None or method.name not in OPTIONS_OF_MERGEKIT:
         return None
-    return WITHOUT_EFFECT_FOR.get(method.name, {}).get(key) or (", as in mergekit" if key in KNOWN_TO_MERGEKIT else None)
+    return WITHOUT_EFFECT_FOR.get(method.name, {}).get(key) or (
+        ", as in mergekit" if key in KNOWN_TO_MERGEKIT else None
+    )
 
 
 def own_name(method: Method, key: str) -> str | None:

@@ -38,10 +38,16 @@ NUMBER_AS_TEXT: Schema = {"type": "string", "pattern": r"^[-+]?([0-9]+\.?[0-9]*|
 
 
 def _of_any_case(words: Iterable[str]) -> str:
-    return f"^({'|'.join(''.join(f'[{c}{c.upper()}]' if c.isalpha() else c for c in word) for word in words)})$"
+    return (
+        f"^({'|'.join(''.join(f'[{c}{c.upper()}]' if c.isalpha() else c for c in word) for word in words)})$"
+    )
 
 
-TRUTH: list[Schema] = [{"type": "boolean"}, {"enum": [0, 1]}, {"type": "string", "pattern": _of_any_case(dialect.TRUTHS)}]
+TRUTH: list[Schema] = [
+    {"type": "boolean"},
+    {"enum": [0, 1]},
+    {"type": "string", "pattern": _of_any_case(dialect.TRUTHS)},
+]
 """True or false, and the numbers and text that mergekit reads as that."""
 TEXT: Schema = {"type": "string", "minLength": 1}
 FILTER: Schema = {"type": "string", "minLength": 1, "not": {"enum": ["=", "re:"]}}
@@ -56,7 +62,10 @@ def json_schema() -> Schema:
     methods = registry()
     names = [*methods]
     presets = sorted({preset for m in methods.values() for preset in m.presets})
-    method: Schema = {"enum": names, "markdownDescription": "\n".join(f"- `{m.name}`: {m.summary}" for m in methods.values())}
+    method: Schema = {
+        "enum": names,
+        "markdownDescription": "\n".join(f"- `{m.name}`: {m.summary}" for m in methods.values()),
+    }
     listed: Schema = {"type": "array", "minItems": 1, "maxItems": MAX_MODELS}
     shared: dict[str, Schema] = {
         "merge_method": method,
@@ -78,7 +87,9 @@ def json_schema() -> Schema:
     top = shared | {
         "modules": {"type": "object", "minProperties": 1, "additionalProperties": _ref("module")},
         "methods": {**listed, "items": _ref("rule")},
-        "lines": _object(LINES, {key: {"anyOf": [_number(Between()), NUMBER_AS_TEXT]} for key in LINES}, LINES),
+        "lines": _object(
+            LINES, {key: {"anyOf": [_number(Between()), NUMBER_AS_TEXT]} for key in LINES}, LINES
+        ),
         "tokenizer_source": _ref("reference"),
         "tokenizer": _ref("tokenizer"),
         "chat_template": TEXT,
@@ -89,7 +100,12 @@ def json_schema() -> Schema:
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }
-    number: Schema = {"anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": f"^[0-9]{{1,{MAX_DIGITS - 1}}}$"}]}
+    number: Schema = {
+        "anyOf": [
+            {"type": "integer", "minimum": 0},
+            {"type": "string", "pattern": f"^[0-9]{{1,{MAX_DIGITS - 1}}}$"},
+        ]
+    }
     layers: Schema = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
     top |= {key: _or_null(top[key]) for key in MAY_BE_EMPTY}
     path: Schema = {"anyOf": [TEXT, _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",))]}
@@ -105,10 +121,17 @@ def json_schema() -> Schema:
         "not": _has("tokenizer", "tokenizer_source"),
         "$defs": {
             "model": _object(ENTRY, {**shared, "layer_range": layers}, ("model",), dialect.WITHOUT_EFFECT),
-            "source": _object(SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range"), dialect.WITHOUT_EFFECT),
+            "source": _object(
+                SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range"), dialect.WITHOUT_EFFECT
+            ),
             "slice": _object(SLICE, whole, ("sources",), dialect.WITHOUT_EFFECT),
             "module": {
-                **_object(MODULE, {**shared, **{k: _or_null(shared[k]) for k in ("models", "slices")}}, (), dialect.WITHOUT_EFFECT),
+                **_object(
+                    MODULE,
+                    {**shared, **{k: _or_null(shared[k]) for k in ("models", "slices")}},
+                    (),
+                    dialect.WITHOUT_EFFECT,
+                ),
                 "oneOf": one_of[:2],
             },
             "rule": _object(RULE, shared, ("filter", "merge_method"), dialect.WITHOUT_EFFECT),
@@ -116,7 +139,11 @@ def json_schema() -> Schema:
                 "anyOf": [
                     TEXT,
                     _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",)),
-                    _object(REFERENCE, {"model": path, "lora": _or_null(path), "override_architecture": {}}, ("model",)),
+                    _object(
+                        REFERENCE,
+                        {"model": path, "lora": _or_null(path), "override_architecture": {}},
+                        ("model",),
+                    ),
                 ]
             },
             "tokenizer": _object(
@@ -135,7 +162,10 @@ def json_schema() -> Schema:
                     NORM_WEIGHT,
                     {
                         **{key: {"enum": [*words]} for key, words in WORDS.items()},
-                        **{key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]} for key, limits in NUMBERS.items()},
+                        **{
+                            key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]}
+                            for key, limits in NUMBERS.items()
+                        },
                         "path": TEXT,
                     },
                     ("from",),
@@ -164,7 +194,10 @@ def _has(*keys: str) -> Schema:
 
 def _whole(least: int) -> Schema:
     return {
-        "anyOf": [{"type": "integer", "minimum": least}, {"type": "string", "pattern": "^0*[1-9][0-9]*$" if least else "^[0-9]+$"}]
+        "anyOf": [
+            {"type": "integer", "minimum": least},
+            {"type": "string", "pattern": "^0*[1-9][0-9]*$" if least else "^[0-9]+$"},
+        ]
     }
 
 
@@ -173,7 +206,10 @@ def _or_null(schema: Schema) -> Schema:
 
 
 def _object(
-    keys: Mapping[str, str], shapes: Mapping[str, Schema], required: Iterable[str], idle: Mapping[str, str] | None = None
+    keys: Mapping[str, str],
+    shapes: Mapping[str, Schema],
+    required: Iterable[str],
+    idle: Mapping[str, str] | None = None,
 ) -> Schema:
     """A mapping of these keys and no others, each with what it says; those that are ``idle`` have no effect."""
     properties = {key: _described(shapes[key], meaning) for key, meaning in keys.items()}
@@ -224,10 +260,16 @@ def _options(methods: Iterable[Method]) -> dict[str, Takers]:
 
 def _idle() -> dict[str, Schema]:
     """Keys without effect, for all methods or for some, that no method has as an option."""
-    found: dict[str, Schema] = {key: {"description": f"Without effect: it {why}."} for key, why in dialect.WITHOUT_EFFECT.items()}
+    found: dict[str, Schema] = {
+        key: {"description": f"Without effect: it {why}."} for key, why in dialect.WITHOUT_EFFECT.items()
+    }
     taken = _options(registry().values())
     for method, keys in dialect.WITHOUT_EFFECT_FOR.items():
-        found |= {key: {"description": f"Without effect on {method}{why}."} for key, why in keys.items() if key not in taken}
+        found |= {
+            key: {"description": f"Without effect on {method}{why}."}
+            for key, why in keys.items()
+            if key not in taken
+        }
     return found
 
 
@@ -258,7 +300,9 @@ def _setting(key: str, takers: Takers) -> Schema:
             {
                 "type": "array",
                 "minItems": 1,
-                "items": {"anyOf": [case, varied, *measured, {"type": "array", "minItems": 1, "items": varied}]},
+                "items": {
+                    "anyOf": [case, varied, *measured, {"type": "array", "minItems": 1, "items": varied}]
+                },
             },
         ],
     }
@@ -271,7 +315,10 @@ def _scalar(key: str, option: Option) -> list[Schema]:
         return [_number(option.range, is_whole=option.is_whole), NUMBER_AS_TEXT]
     alias = dialect.ALIASES.get(key)
     truths = TRUTH if option.kind == "bool" or (alias and alias.option == option.name) else []
-    return [*truths, *([{"enum": [*option.choices]}] if option.kind == "choice" and key == option.name else [])]
+    return [
+        *truths,
+        *([{"enum": [*option.choices]}] if option.kind == "choice" and key == option.name else []),
+    ]
 
 
 def _number(limits: Between, *, is_whole: bool = False) -> Schema:

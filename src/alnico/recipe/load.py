@@ -58,7 +58,9 @@ def _seeded(recipes: tuple[Recipe, ...], seed: int | None) -> tuple[Recipe, ...]
     return tuple(dataclasses.replace(r, seed=seed) for r in recipes)
 
 
-def found_text(source: str | os.PathLike[str] | Mapping[str, Any], of_what: str = "merge") -> tuple[str, str, str, bool]:
+def found_text(
+    source: str | os.PathLike[str] | Mapping[str, Any], of_what: str = "merge"
+) -> tuple[str, str, str, bool]:
     """The text of a source, its name in messages, its folder, and whether it has lines. Errors: RecipeError."""
     if isinstance(source, Mapping):
         return yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
@@ -69,7 +71,9 @@ def found_text(source: str | os.PathLike[str] | Mapping[str, Any], of_what: str 
         with reading_named(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror}). Check the path of the recipe.") from None
+        raise RecipeError(
+            f"{path}: cannot be read ({error.strerror}). Check the path of the recipe."
+        ) from None
     except ValueError:
         raise RecipeError(f"{path!r}: is no path. Check the path of the recipe.") from None
     return _decoded(data, path, of_what), path, str(Path(path).parent), True
@@ -77,11 +81,15 @@ def found_text(source: str | os.PathLike[str] | Mapping[str, Any], of_what: str 
 
 def _decoded(data: bytes, name: str, of_what: str = "merge") -> str:
     if len(data) > MAX_BYTES:
-        raise RecipeError(f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the {of_what}.")
+        raise RecipeError(
+            f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the {of_what}."
+        )
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        raise RecipeError(f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the {of_what}.") from None
+        raise RecipeError(
+            f"{name}: is not UTF-8 text; expected YAML. Give the YAML file of the {of_what}."
+        ) from None
 
 
 def decode_recipes(data: bytes, name: str, folder: str = ".") -> tuple[Recipe, ...]:
@@ -135,7 +143,8 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     for key in SEARCHED:
         if key in keys:
             reading.wrong(
-                keys[key].line, f"{key} is for a search; expected a recipe without. Run `alnico search`, and merge what it writes."
+                keys[key].line,
+                f"{key} is for a search; expected a recipe without. Run `alnico search`, and merge what it writes.",
             )
             return None
     before, reading.notes = len(reading.mistakes), list(document.notes)
@@ -155,7 +164,10 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     preset = read_preset(keys.get("preset"), "preset", context.methods, context)
     dtype, out_dtype = (scalars.dtype(keys.get(name), name, reading) for name in ("dtype", "out_dtype"))
     if dtype and out_dtype and dtype != out_dtype:
-        reading.note(keys["dtype"].line, "dtype has no effect: the output has out_dtype, and inputs are not rounded before.")
+        reading.note(
+            keys["dtype"].line,
+            "dtype has no effect: the output has out_dtype, and inputs are not rounded before.",
+        )
     recipe = Recipe(
         merge_method=method.name if method is not None else "",
         models=models,

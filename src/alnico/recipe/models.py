@@ -32,7 +32,9 @@ def read_listed(
         models = entries
         if method is not None:
             place = f"{prefix}models"
-            context.parts.append(RecipePart(place, node.line, asked, method, entries, lines, context.base_model, shared))
+            context.parts.append(
+                RecipePart(place, node.line, asked, method, entries, lines, context.base_model, shared)
+            )
     if "slices" in keys:
         slices = _slices(keys["slices"], f"{prefix}slices", method, asked, shared, context)
     return models, slices
@@ -55,7 +57,10 @@ def _entries(
             item = Node({"model": item}, item.line)
         if not isinstance(item.value, dict):
             needed = "`model`, `layer_range`" if has_layers else "`model`"
-            reading.wrong(item.line, f"{place} is {item.kind}; expected a mapping with {needed} and perhaps `parameters`.")
+            reading.wrong(
+                item.line,
+                f"{place} is {item.kind}; expected a mapping with {needed} and perhaps `parameters`.",
+            )
             continue
         context.check_keys(item, place, known, f"{place}.parameters")
         reference = read_reference(item.value.get("model"), f"{place}.model", item.line, reading)
@@ -65,9 +70,14 @@ def _entries(
             continue
         if layers is not None and not has_layers:
             reading.note(
-                item.value["layer_range"].line, f"{place}.layer_range has no effect, as in mergekit: models are merged whole."
+                item.value["layer_range"].line,
+                f"{place}.layer_range has no effect, as in mergekit: models are merged whole.",
             )
-        entries.append(ModelEntry(reference, parameters, layers) if has_layers else ModelEntry(reference, parameters, None, layers))
+        entries.append(
+            ModelEntry(reference, parameters, layers)
+            if has_layers
+            else ModelEntry(reference, parameters, None, layers)
+        )
         lines.append(item.line)
     return tuple(entries), tuple(lines)
 
@@ -94,17 +104,26 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _slices(node: Node, where: str, method: Method | None, asked: int, shared: Shared, context: Context) -> tuple[Slice, ...]:
+def _slices(
+    node: Node, where: str, method: Method | None, asked: int, shared: Shared, context: Context
+) -> tuple[Slice, ...]:
     reading = context.reading
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
         found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
-        reading.wrong(node.line, f"{where} is {found}; expected a list of 1 to {MAX_MODELS} slices, each with `sources`.")
+        reading.wrong(
+            node.line,
+            f"{where} is {found}; expected a list of 1 to {MAX_MODELS} slices, each with `sources`.",
+        )
         return ()
-    slices = [_slice(item, f"{where}[{i}]", method, asked, shared, context) for i, item in enumerate(node.value)]
+    slices = [
+        _slice(item, f"{where}[{i}]", method, asked, shared, context) for i, item in enumerate(node.value)
+    ]
     return tuple(s for s in slices if s is not None)
 
 
-def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Shared, context: Context) -> Slice | None:
+def _slice(
+    node: Node, where: str, outer: Method | None, asked: int, shared: Shared, context: Context
+) -> Slice | None:
     reading = context.reading
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping with `sources`.")
@@ -112,7 +131,9 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
     keys: dict[str, Node] = node.value
     context.check_keys(node, where, SLICE, f"{where}.parameters")
     if "residual_weight" in keys:
-        reading.note(keys["residual_weight"].line, f"{where}.residual_weight has no effect, here as in mergekit.")
+        reading.note(
+            keys["residual_weight"].line, f"{where}.residual_weight has no effect, here as in mergekit."
+        )
     own, line = _slice_method(keys, where, context)
     method = own if line else outer
     _note_other_method(own, outer, line, where, reading)
@@ -125,7 +146,9 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
     elif own_base is not None:
         base = read_reference(own_base, f"{where}.base_model", 0, reading)
     if "sources" not in keys:
-        reading.wrong(node.line, f"{where}.sources is missing; expected a list of models, each with its layer_range.")
+        reading.wrong(
+            node.line, f"{where}.sources is missing; expected a list of models, each with its layer_range."
+        )
         return None
     sources, lines = _entries(keys["sources"], f"{where}.sources", level, context, has_layers=True)
     counts = [end - first for e in sources if e.layers is not None for first, end in [e.layers]]
@@ -140,14 +163,28 @@ def _slice(node: Node, where: str, outer: Method | None, asked: int, shared: Sha
         below = ((f"{where}.parameters", parameters), *shared)
         place = f"{where}.sources"
         context.parts.append(
-            RecipePart(place, keys["sources"].line, line or asked, method, sources, lines, base or context.base_model, below)
+            RecipePart(
+                place,
+                keys["sources"].line,
+                line or asked,
+                method,
+                sources,
+                lines,
+                base or context.base_model,
+                below,
+            )
         )
     return Slice(sources, parameters, base, own.name if own is not None else None)
 
 
-def _note_other_method(own: Method | None, outer: Method | None, line: int, where: str, reading: ParseContext) -> None:
+def _note_other_method(
+    own: Method | None, outer: Method | None, line: int, where: str, reading: ParseContext
+) -> None:
     if own is not None and outer is not None and own != outer:
-        reading.note(line, f"{where} is merged by {own.name}, as its merge_method says; mergekit takes {outer.name} there too.")
+        reading.note(
+            line,
+            f"{where} is merged by {own.name}, as its merge_method says; mergekit takes {outer.name} there too.",
+        )
 
 
 def _slice_method(keys: dict[str, Node], where: str, context: Context) -> tuple[Method | None, int]:
@@ -166,7 +203,8 @@ def _slice_method(keys: dict[str, Node], where: str, context: Context) -> tuple[
         method = scalars.method(node, f"{place}.merge_method", context.reading)
         if found is not None and method is not None and method != found:
             context.reading.wrong(
-                node.line, f"{place}.merge_method is {method.name}, and the slice's is {found.name}; expected one. Remove one."
+                node.line,
+                f"{place}.merge_method is {method.name}, and the slice's is {found.name}; expected one. Remove one.",
             )
         found = found or method
         line = line or node.line
@@ -177,7 +215,9 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
     reading = context.reading
     if not isinstance(node.value, dict) or not node.value:
         found = "an empty mapping" if isinstance(node.value, dict) else node.kind
-        reading.wrong(node.line, f"modules is {found}; expected a mapping of module names to models or slices.")
+        reading.wrong(
+            node.line, f"modules is {found}; expected a mapping of module names to models or slices."
+        )
         return ()
     modules = []
     for name, item in node.value.items():
@@ -194,7 +234,9 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
         _note_other_method(own, outer, line, where, reading)
         one_of(keys, ("models", "slices"), item.line, where, reading)
         nested = [scalars.named_method(n) for n in _methods_of_slices(keys)]
-        parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", context.level(method, *nested), context)
+        parameters = read_parameters(
+            keys.get("parameters"), f"{where}.parameters", context.level(method, *nested), context
+        )
         shared = ((f"{where}.parameters", parameters),)
         models, slices = read_listed(keys, f"{where}.", method, line, shared, context)
         modules.append(Module(name, models, slices, parameters, own.name if own is not None else None))
@@ -207,7 +249,9 @@ def _methods_of_slices(keys: Mapping[str, Node]) -> list[Node]:
     return [h["merge_method"] for h in holders if "merge_method" in h]
 
 
-def one_of(keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: str, reading: ParseContext) -> None:
+def one_of(
+    keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: str, reading: ParseContext
+) -> None:
     """Tell if more or less than one of ``names`` is given."""
     given = [n for n in names if n in keys]
     start = f"{where}: " if where else ""
@@ -232,9 +276,15 @@ def read_reference(node: Node | None, where: str, line: int, reading: ParseConte
         return _path(node, where, reading)
     keys = scalars.mapping(node, where, REFERENCE, "a reference", reading)
     if "override_architecture" in keys:
-        reading.note(keys["override_architecture"].line, f"{where}.override_architecture has no effect: {REFERENCE_NOTE}.")
+        reading.note(
+            keys["override_architecture"].line,
+            f"{where}.override_architecture has no effect: {REFERENCE_NOTE}.",
+        )
     if "model" not in keys:
-        reading.wrong(node.line, f"{where} is a mapping without model; expected model, or path, as in {{path: a, revision: b}}.")
+        reading.wrong(
+            node.line,
+            f"{where} is a mapping without model; expected model, or path, as in {{path: a, revision: b}}.",
+        )
         return None
     model = _path(keys["model"], f"{where}.model", reading)
     if "lora" not in keys or keys["lora"].value is None:
@@ -244,7 +294,10 @@ def read_reference(node: Node | None, where: str, line: int, reading: ParseConte
         return None
     for part, name in ((model, "model"), (adapter, "lora")):
         if "+" in part:
-            reading.wrong(keys[name].line, f"{where}.{name} is {shown(part)}; expected a path without +. Rename it, or link to it.")
+            reading.wrong(
+                keys[name].line,
+                f"{where}.{name} is {shown(part)}; expected a path without +. Rename it, or link to it.",
+            )
             return None
     return f"{model}+{adapter}"
 
@@ -268,7 +321,8 @@ def _path(node: Node, where: str, reading: ParseContext) -> str | None:
     for part, name in ((path, "path"), (revision, "revision")):
         if part is not None and ("@" in part or "+" in part):
             reading.wrong(
-                keys[name].line, f"{where}.{name} is {shown(part)}; expected text without @ and +. Rename it, or link to it."
+                keys[name].line,
+                f"{where}.{name} is {shown(part)}; expected text without @ and +. Rename it, or link to it.",
             )
             return None
     return f"{path}@{revision}" if path is not None and revision is not None else None

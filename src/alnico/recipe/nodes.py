@@ -121,14 +121,19 @@ def compose(text: str, reading: ParseContext) -> list[Document]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(part for part in (error.context, error.problem) if part)
-        reading.broken(mark.line + 1 if mark else 0, f"is not YAML ({what}). Mend the line, or the one before it.")
+        reading.broken(
+            mark.line + 1 if mark else 0, f"is not YAML ({what}). Mend the line, or the one before it."
+        )
         return []
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         code = ord(error.character) if isinstance(error.character, str) else error.character
         reading.broken(line, f"is not YAML (it has the character U+{code:04X}). Remove the character.")
         return []
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: PyYAML reads "%YAML 1.<5,000 digits>" and such as numbers
+    except (
+        yaml.YAMLError,
+        ValueError,
+    ) as error:  # ValueError: PyYAML reads "%YAML 1.<5,000 digits>" and such as numbers
         reading.broken(0, f"is not YAML ({str(error)[:MAX_SHOWN]}). Write it anew.")
         return []
     finally:
@@ -149,12 +154,17 @@ def compose(text: str, reading: ParseContext) -> list[Document]:
 def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
     line = node.start_mark.line + 1
     reading.nodes += 1
-    if depth > MAX_DEPTH or reading.nodes > MAX_NODES:  # only aliases lead here: they are read again at each place
+    if (
+        depth > MAX_DEPTH or reading.nodes > MAX_NODES
+    ):  # only aliases lead here: they are read again at each place
         if reading.nodes <= MAX_NODES + 1:
             reading.broken(line, f"{_too_large()}, aliases written out.")
             reading.nodes = MAX_NODES + 2
         return None
-    if not isinstance(node, yaml.ScalarNode) and node.tag not in ("tag:yaml.org,2002:seq", "tag:yaml.org,2002:map"):
+    if not isinstance(node, yaml.ScalarNode) and node.tag not in (
+        "tag:yaml.org,2002:seq",
+        "tag:yaml.org,2002:map",
+    ):
         _refuse_tag(node, reading)
         return None
     has_anchor = getattr(node, ANCHORED, False)
@@ -167,7 +177,13 @@ def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
         return Node(values, line, has_anchor or any(v.has_anchor for v in values.values()))
     try:
         value = _NodeLoader("").construct_object(node)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError, ArithmeticError):  # what PyYAML's scalars raise
+    except (
+        yaml.YAMLError,
+        ValueError,
+        LookupError,
+        AttributeError,
+        ArithmeticError,
+    ):  # what PyYAML's scalars raise
         _refuse_tag(node, reading)
         return None
     if not isinstance(value, (str, int, float, type(None))):
@@ -210,7 +226,9 @@ def _mapping(node: yaml.MappingNode, reading: ParseContext, depth: int) -> dict[
         if key.tag == "tag:yaml.org,2002:merge":
             parts = inner.value if isinstance(inner.value, list) else [inner]
             if not all(isinstance(part.value, dict) for part in parts):
-                reading.broken(line, f"<< is {inner.kind}; expected mappings. Name an anchor such as *common.")
+                reading.broken(
+                    line, f"<< is {inner.kind}; expected mappings. Name an anchor such as *common."
+                )
                 continue
             for part in reversed(parts):  # of several, YAML takes the first that has a key
                 merged |= part.value
@@ -219,7 +237,9 @@ def _mapping(node: yaml.MappingNode, reading: ParseContext, depth: int) -> dict[
         elif key.value in found and not _may_repeat(key.value, found[key.value], inner, depth):
             first = found[key.value].line
             if _are_same(found[key.value], inner):
-                reading.note(line, f"{bare(key.value)} is given twice, first in line {first}, and is the same.")
+                reading.note(
+                    line, f"{bare(key.value)} is given twice, first in line {first}, and is the same."
+                )
                 continue
             reading.wrong(line, f"{bare(key.value)} is given twice, first in line {first}. Remove one.")
         else:
@@ -237,7 +257,9 @@ def _are_same(one: Node, other: Node) -> bool:
     first, second = one.value, other.value
     if isinstance(first, dict) and isinstance(second, dict):
         return (
-            len(first) == len(second) and list(first) == list(second) and all(_are_same(first[key], second[key]) for key in first)
+            len(first) == len(second)
+            and list(first) == list(second)
+            and all(_are_same(first[key], second[key]) for key in first)
         )
     if isinstance(first, list) and isinstance(second, list):
         return len(first) == len(second) and all(map(_are_same, first, second))
@@ -255,7 +277,9 @@ def plain(value: Any, where: str, depth: int) -> Any:
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int) and abs(value) >= MOST_OF_PYTHON:
-        raise RecipeError(f"recipe: {where} is {shown(int(value))}; expected one that a computation can hold.")
+        raise RecipeError(
+            f"recipe: {where} is {shown(int(value))}; expected one that a computation can hold."
+        )
     for kind in (str, int, float):
         if isinstance(value, kind):
             return kind.__str__(value) if kind is str else kind(value)

@@ -18,7 +18,8 @@ from alnico.recipe.schema import ModelEntry, NormWeight
 NUMBERS = {"beta": Between(0), "alpha": Between(0, without_low=True), "scale": Between()}
 
 WORDS: Mapping[str, tuple[str, ...]] = {
-    key: get_args(get_type_hints(NormWeight)[name]) for key, name in (("from", "origin"), ("mode", "mode"), ("per", "per"))
+    key: get_args(get_type_hints(NormWeight)[name])
+    for key, name in (("from", "origin"), ("mode", "mode"), ("per", "per"))
 }
 
 USED_BY = {"beta": ("mode", "exp"), "alpha": ("mode", "power"), "path": ("from", "analysis")}
@@ -30,23 +31,33 @@ def takes_norms(option: Option) -> bool:
     return option.name == "weight" and option.per_model and option.kind == "number"
 
 
-def read_norm_weight(node: Node, where: str, takers: Sequence[tuple[Method, Option]], context: Context) -> NormWeight | None:
+def read_norm_weight(
+    node: Node, where: str, takers: Sequence[tuple[Method, Option]], context: Context
+) -> NormWeight | None:
     """Read the mapping; None if it is wrong."""
     reading = context.reading
     before = len(reading.mistakes)
     stranger = next((option.name for _, option in takers if not takes_norms(option)), None)
     if stranger is not None:
         reading.wrong(
-            node.line, f"{where} is a measured value; expected one that is written: only weight is measured. Write the value."
+            node.line,
+            f"{where} is a measured value; expected one that is written: only weight is measured. Write the value.",
         )
         return None
     context.check_keys(node, where, NORM_WEIGHT)
     keys: dict[str, Node] = node.value
     words = {key: _word(keys.get(key), f"{where}.{key}", key, context) for key in WORDS}
-    numbers = {key: _number(keys[key], f"{where}.{key}", limits, context) for key, limits in NUMBERS.items() if key in keys}
+    numbers = {
+        key: _number(keys[key], f"{where}.{key}", limits, context)
+        for key, limits in NUMBERS.items()
+        if key in keys
+    }
     path = scalars.text(keys.get("path"), f"{where}.path", reading)
     if words["from"] == "analysis" and "path" not in keys:
-        reading.wrong(node.line, f"{where}.path is missing; expected the folder that `alnico analyze` wrote. Add path: FOLDER.")
+        reading.wrong(
+            node.line,
+            f"{where}.path is missing; expected the folder that `alnico analyze` wrote. Add path: FOLDER.",
+        )
     if len(reading.mistakes) > before:
         return None
     words["mode"] = words["mode"] or NormWeight().mode
@@ -54,7 +65,13 @@ def read_norm_weight(node: Node, where: str, takers: Sequence[tuple[Method, Opti
     for key in idle:
         other, word = USED_BY[key]
         reading.note(keys[key].line, f"{where}.{key} has no effect: it is for {other}: {word}.")
-    given: dict[str, Any] = {"origin": words["from"], "mode": words["mode"], "per": words["per"], "path": path, **numbers}
+    given: dict[str, Any] = {
+        "origin": words["from"],
+        "mode": words["mode"],
+        "per": words["per"],
+        "path": path,
+        **numbers,
+    }
     return NormWeight(**{key: value for key, value in given.items() if value is not None and key not in idle})
 
 
@@ -64,7 +81,9 @@ def _word(node: Node | None, where: str, key: str, context: Context) -> str | No
     if node.value not in WORDS[key]:
         near = difflib.get_close_matches(str(node.value), WORDS[key], 1)
         hint = f" Did you mean {near[0]}?" if near else ""
-        context.reading.wrong(node.line, f"{where} is {node.kind}; expected one of {', '.join(WORDS[key])}.{hint}")
+        context.reading.wrong(
+            node.line, f"{where} is {node.kind}; expected one of {', '.join(WORDS[key])}.{hint}"
+        )
         return None
     return str(node.value)
 
@@ -72,13 +91,19 @@ def _word(node: Node | None, where: str, key: str, context: Context) -> str | No
 def _number(node: Node, where: str, limits: Between, context: Context) -> float | None:
     found = scalars.number(node.value)
     if found is None or not math.isfinite(found) or found not in limits:
-        expected = "a finite number" if limits == Between() else f"a number {'above' if limits.without_low else 'of at least'} 0"
+        expected = (
+            "a finite number"
+            if limits == Between()
+            else f"a number {'above' if limits.without_low else 'of at least'} 0"
+        )
         context.reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")
         return None
     return found
 
 
-def norm_weight_of(options: Mapping[str, Any], entries: Sequence[ModelEntry], base_model: str | None) -> NormWeight | None:
+def norm_weight_of(
+    options: Mapping[str, Any], entries: Sequence[ModelEntry], base_model: str | None
+) -> NormWeight | None:
     """Return the setting by which models of ``entries`` are weighed, if there is one.
 
     Errors: MethodError for two of them, where there is no base, and where the base itself is weighed.
@@ -88,7 +113,9 @@ def norm_weight_of(options: Mapping[str, Any], entries: Sequence[ModelEntry], ba
         return None
     weighed = [(entry, w) for entry, w in zip(entries, weights, strict=True) if isinstance(w, NormWeight)]
     if base_model is None:
-        raise MethodError("weight is measured from the base, and there is no base_model. Add base_model: PATH.")
+        raise MethodError(
+            "weight is measured from the base, and there is no base_model. Add base_model: PATH."
+        )
     if len({w for _, w in weighed}) > 1:
         raise MethodError(
             "weight is measured in different ways for models of one merge; expected one way. Give it once, under parameters."
@@ -107,7 +134,10 @@ def with_weights(options: Mapping[str, Any], weights: Sequence[float]) -> dict[s
     {'weight': (0.25, 2.0, 0.75), 'scale': 1.0}
     """
     rest = iter(weights)
-    return {**options, "weight": tuple(next(rest) if isinstance(w, NormWeight) else w for w in options["weight"])}
+    return {
+        **options,
+        "weight": tuple(next(rest) if isinstance(w, NormWeight) else w for w in options["weight"]),
+    }
 
 
 def assumed(options: Mapping[str, Any], setting: NormWeight) -> dict[str, Any]:

@@ -10,7 +10,17 @@ from alnico.checkpoint import patterns
 from alnico.errors import RecipeError
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
-from alnico.recipe.schema import Case, Cases, EachModel, Gradient, ModelEntry, NormWeight, Parameters, Scalar, Setting
+from alnico.recipe.schema import (
+    Case,
+    Cases,
+    EachModel,
+    Gradient,
+    ModelEntry,
+    NormWeight,
+    Parameters,
+    Scalar,
+    Setting,
+)
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,10 @@ def _first(
 ) -> Scalar | NormWeight | None:
     for parameters in scopes:
         for key, setting in parameters.items():
-            if dialect.own_name(method, key) == option.name and (value := evaluate(setting, place, model)) is not None:
+            if (
+                dialect.own_name(method, key) == option.name
+                and (value := evaluate(setting, place, model)) is not None
+            ):
                 return dialect.own_value(method, key, value)  # type: ignore[no-any-return]
     return None
 
@@ -118,7 +131,9 @@ def fits(pattern: str, name: str) -> bool:
     return pattern == "*" or pattern in name
 
 
-def values_of(method: Method, entries: Sequence[ModelEntry], base_model: str | None) -> tuple[ModelEntry, ...]:
+def values_of(
+    method: Method, entries: Sequence[ModelEntry], base_model: str | None
+) -> tuple[ModelEntry, ...]:
     """Return the models whose values ``method`` gets, in order: without the base in delta space, the base first for "first".
 
     A base that comes first and is not among the entries stands for the layers that they stand for.

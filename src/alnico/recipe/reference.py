@@ -48,7 +48,9 @@ def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
     parts = split_adapter(reference, is_path)
     if parts is not None:
         return _each_part(parts, lambda part: reference_from(part, folder))
-    return os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
+    return (
+        os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
+    )
 
 
 def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
@@ -61,7 +63,9 @@ def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
     words = [t for t in yaml.scan(text) if isinstance(t, yaml.ScalarToken) and t.value in references]
     for word in reversed(words):
         text = text[: word.start_mark.index] + _scalar(references[word.value]) + text[word.end_mark.index :]
-    return dataclasses.replace(recipe, text=text, written_seed=recipe.written_seed if recipe.text else recipe.seed)
+    return dataclasses.replace(
+        recipe, text=text, written_seed=recipe.written_seed if recipe.text else recipe.seed
+    )
 
 
 def _scalar(text: str) -> str:

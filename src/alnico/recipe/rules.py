@@ -19,24 +19,32 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
     reading = context.reading
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
         found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
-        reading.wrong(node.line, f"methods is {found}; expected a list of mappings with `filter` and `merge_method`.")
+        reading.wrong(
+            node.line, f"methods is {found}; expected a list of mappings with `filter` and `merge_method`."
+        )
         return []
     rules = []
     for i, item in enumerate(node.value):
         where = f"methods[{i}]"
         if not isinstance(item.value, dict):
-            reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `filter` and `merge_method`.")
+            reading.wrong(
+                item.line, f"{where} is {item.kind}; expected a mapping with `filter` and `merge_method`."
+            )
             continue
         keys: dict[str, Node] = item.value
         context.check_keys(item, where, RULE, f"{where}.parameters")
         for key in ("filter", "merge_method"):
             if key not in keys:
-                reading.wrong(item.line, f"{where}.{key} is missing; expected {RULE[key][0].lower()}{RULE[key][1:]}")
+                reading.wrong(
+                    item.line, f"{where}.{key} is missing; expected {RULE[key][0].lower()}{RULE[key][1:]}"
+                )
         pattern = read_filter(keys.get("filter"), f"{where}.filter", context)
         method = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
         if method is None or pattern is None:
             continue
-        parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", (method,), context, is_rule=True)
+        parameters = read_parameters(
+            keys.get("parameters"), f"{where}.parameters", (method,), context, is_rule=True
+        )
         model = read_reference(keys["model"], f"{where}.model", 0, reading) if "model" in keys else None
         if model is not None and method.models != (1, 1):
             reading.wrong(

@@ -30,7 +30,9 @@ def text(node: Node | None, where: str, reading: ParseContext) -> str | None:
         return None
     if not value.strip() or len(value) > MAX_TEXT or not value.isprintable():
         found = "longer than any path" if len(value) > MAX_TEXT else node.kind
-        reading.wrong(node.line, f"{where} is {found}; expected text of one line, of at most {MAX_TEXT} characters.")
+        reading.wrong(
+            node.line, f"{where} is {found}; expected text of one line, of at most {MAX_TEXT} characters."
+        )
         return None
     return value
 
@@ -63,7 +65,8 @@ def finite(node: Node | None, where: str, line: int, reading: ParseContext) -> f
     found = number(node.value) if node is not None else None
     if node is None or found is None or not math.isfinite(found):
         reading.wrong(
-            line if node is None else node.line, f"{where} is {node.kind if node else 'missing'}; expected a finite number."
+            line if node is None else node.line,
+            f"{where} is {node.kind if node else 'missing'}; expected a finite number.",
         )
         return None
     return found
@@ -111,7 +114,10 @@ def truth_of_mergekit(node: Node | None, where: str, reading: ParseContext) -> b
 
 def method(node: Node | None, where: str, reading: ParseContext) -> Method | None:
     if node is not None and isinstance(node.value, dict) and "choice" in node.value:
-        reading.wrong(node.line, f"{where} is a choice to be searched; expected a method. Run `alnico search`, or name one.")
+        reading.wrong(
+            node.line,
+            f"{where} is a choice to be searched; expected a method. Run `alnico search`, or name one.",
+        )
         return None
     name = text(node, where, reading)
     if node is None or name is None:
@@ -145,7 +151,9 @@ def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
         hint = f" Did you mean {near[0]}?" if near else ""
         if plain in ("int64", "long"):
             hint = " Weights would become whole numbers; buffers of whole numbers keep their dtype anyway."
-        reading.wrong(node.line, f"{where} is {shown(name)}; expected bfloat16, float16, float32 or float64.{hint}")
+        reading.wrong(
+            node.line, f"{where} is {shown(name)}; expected bfloat16, float16, float32 or float64.{hint}"
+        )
     return known
 
 
@@ -180,12 +188,16 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
 
 
-def mapping(node: Node, where: str, known: Iterable[str], expected: str, reading: ParseContext) -> dict[str, Node]:
+def mapping(
+    node: Node, where: str, known: Iterable[str], expected: str, reading: ParseContext
+) -> dict[str, Node]:
     """The keys of a mapping, unknown ones told; nothing if it is none."""
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")
         return {}
     for key, value in node.value.items():
         if key not in known:
-            reading.wrong(value.line, f"{where} has the unknown key {cut(key)!r}. {nearest(key, list(known))}")
+            reading.wrong(
+                value.line, f"{where} has the unknown key {cut(key)!r}. {nearest(key, list(known))}"
+            )
     return node.value

@@ -323,7 +323,10 @@ def _tokenizer(setting: TokenizerSetting) -> dict[str, Any]:
         elif origin.kind == "model_token":
             which = {"token": origin.token} if origin.token is not None else {"token_id": origin.token_id}
             source = {"kind": "model_token", "model": origin.model, **which}
-        tokens[token] = {**({"source": source} if source else {}), **({"force": True} if origin.force else {})}
+        tokens[token] = {
+            **({"source": source} if source else {}),
+            **({"force": True} if origin.force else {}),
+        }
     padding = {"pad_to_multiple_of": setting.pad_to_multiple_of} if setting.pad_to_multiple_of else {}
     tables = {"tables": list(setting.tables)} if setting.tables else {}
     return {"source": setting.source, **({"tokens": tokens} if tokens else {}), **padding, **tables}

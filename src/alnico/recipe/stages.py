@@ -40,7 +40,10 @@ def stages(recipes: Sequence[Recipe]) -> tuple[Stage, ...]:
         raise RecipeError(f"{recipes[waiting[0]].name}: {_circle(recipes, waiting)}")
     taken = {i for used in uses for i in used}
     labels = _labels(recipes)
-    return tuple(Stage(recipes[i], i + 1, tuple(recipes[j].stage for j in uses[i]), labels[i], i in taken) for i in order)
+    return tuple(
+        Stage(recipes[i], i + 1, tuple(recipes[j].stage for j in uses[i]), labels[i], i in taken)
+        for i in order
+    )
 
 
 def _labels(recipes: Sequence[Recipe]) -> list[str]:
@@ -83,10 +86,16 @@ def check_stages(recipes: Sequence[Recipe], roots: Sequence[Node], reading: Pars
     lines = [root.value["name"].line if "name" in root.value else root.line for root in roots]
     for label, recipe, line in zip(_labels(recipes), recipes, lines, strict=True):
         if label in first:
-            reading.wrong(line, f"name is {shown(label)}, as in line {first[label]}; expected a name of its own. Change one.")
+            reading.wrong(
+                line,
+                f"name is {shown(label)}, as in line {first[label]}; expected a name of its own. Change one.",
+            )
         first.setdefault(label, line)
         if recipe.stage in (".", "..") or "/" in recipe.stage or "\\" in recipe.stage:
-            reading.wrong(line, f"name is {shown(recipe.stage)}; expected the name of a folder, without / and \\. Change it.")
+            reading.wrong(
+                line,
+                f"name is {shown(recipe.stage)}; expected the name of a folder, without / and \\. Change it.",
+            )
     uses = _uses(recipes)
     _, waiting = _order(uses)
     if waiting:
@@ -95,7 +104,9 @@ def check_stages(recipes: Sequence[Recipe], roots: Sequence[Node], reading: Pars
     for i, used in enumerate(uses):
         names = [recipes[j].stage for j in used]
         notes = [
-            f"{n} is the stage of that name, not the path. Write ./{n} for the path." for n in names if _is_path(n, recipes[i])
+            f"{n} is the stage of that name, not the path. Write ./{n} for the path."
+            for n in names
+            if _is_path(n, recipes[i])
         ]
         found[i] = dataclasses.replace(recipes[i], notes=(*recipes[i].notes, *notes))
     return found

@@ -14,7 +14,10 @@ def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSet
     """Read ``tokenizer``, or ``tokenizer_source`` which is its short form."""
     short, long = keys.get("tokenizer_source"), keys.get("tokenizer")
     if short is not None and long is not None:
-        reading.wrong(short.line, "tokenizer and tokenizer_source are both given; expected one. Remove tokenizer_source.")
+        reading.wrong(
+            short.line,
+            "tokenizer and tokenizer_source are both given; expected one. Remove tokenizer_source.",
+        )
     if long is None:
         if short is None:
             return None
@@ -22,7 +25,9 @@ def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSet
         return TokenizerSetting(source) if source is not None else None
     found = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
     source = _source(found["source"], "tokenizer.source", reading) if "source" in found else "union"
-    padding = scalars.whole_of_mergekit(found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading)
+    padding = scalars.whole_of_mergekit(
+        found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading
+    )
     tokens = _tokens(found.get("tokens"), reading)
     tables = _tables(found.get("tables"), reading)
     return TokenizerSetting(source, tokens, padding, tables) if source is not None else None
@@ -49,7 +54,9 @@ def _source(node: Node, where: str, reading: ParseContext) -> str | None:
     if not model:
         reading.wrong(node.line, f"{where} is {shown(source)}; expected union, base or the path of a model.")
         return None
-    reading.note(node.line, f"{where}: {shown(source)} as the model {shown(model)}, as mergekit once wrote it.")
+    reading.note(
+        node.line, f"{where}: {shown(source)} as the model {shown(model)}, as mergekit once wrote it."
+    )
     return model
 
 
@@ -57,9 +64,14 @@ def _tokens(node: Node | None, reading: ParseContext) -> dict[str, TokenSource]:
     if node is None or node.value is None:
         return {}
     if not isinstance(node.value, dict):
-        reading.wrong(node.line, f"tokenizer.tokens is {node.kind}; expected a mapping of tokens to `source` and `force`.")
+        reading.wrong(
+            node.line,
+            f"tokenizer.tokens is {node.kind}; expected a mapping of tokens to `source` and `force`.",
+        )
         return {}
-    return {token: _token(item, f"tokenizer.tokens.{bare(token)}", reading) for token, item in node.value.items()}
+    return {
+        token: _token(item, f"tokenizer.tokens.{bare(token)}", reading) for token, item in node.value.items()
+    }
 
 
 def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
@@ -83,7 +95,9 @@ def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
     number = scalars.whole_of_mergekit(inner.get("token_id"), f"{where}.source.token_id", 0, reading)
     token = inner["token"].value if "token" in inner else None
     if "token" in inner and (not isinstance(token, str) or not token):
-        reading.wrong(inner["token"].line, f"{where}.source.token is {shown(token)}; expected text. Put it in quotes.")
+        reading.wrong(
+            inner["token"].line, f"{where}.source.token is {shown(token)}; expected text. Put it in quotes."
+        )
     elif ("token" in inner) == ("token_id" in inner):
         found = "both" if "token" in inner else "none"
         reading.wrong(source.line, f"{where}.source has {found} of token and token_id; expected one.")

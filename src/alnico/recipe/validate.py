@@ -24,7 +24,9 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
         preset = preset_of(part.method, recipe.preset)
         shared = (*part.shared, ("parameters", recipe.parameters), ("preset", preset))
         for option in part.method.options.values():
-            if option.required and not any(dialect.own_name(part.method, key) == option.name for key in context.failed):
+            if option.required and not any(
+                dialect.own_name(part.method, key) == option.name for key in context.failed
+            ):
                 _check_required(option, part.method, part, shared, context)
             if not option.per_model:
                 _check_shared(option, part.method, part, shared, context)
@@ -33,7 +35,11 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
     if reading.mistakes:
         return
     for part in context.parts:
-        shared = (*part.shared, ("parameters", recipe.parameters), ("preset", preset_of(part.method, recipe.preset)))
+        shared = (
+            *part.shared,
+            ("parameters", recipe.parameters),
+            ("preset", preset_of(part.method, recipe.preset)),
+        )
         _check_values(part.method, part, shared, context)
 
 
@@ -42,9 +48,17 @@ def _start(part: RecipePart) -> str:
 
 
 def _check_base(method: Method, part: RecipePart, line: int, start: str, context: Context) -> None:
-    if method.base not in ("required", "first") or part.base_model is not None or "base_model" in context.failed:
+    if (
+        method.base not in ("required", "first")
+        or part.base_model is not None
+        or "base_model" in context.failed
+    ):
         return
-    what = "one of its two models: the one to begin with" if method.base == "first" else "the model the others were tuned from"
+    what = (
+        "one of its two models: the one to begin with"
+        if method.base == "first"
+        else "the model the others were tuned from"
+    )
     told = (line, f"{start}{method.name} needs base_model, {what}. Add base_model: PATH.")
     if told not in context.reading.mistakes:
         context.reading.wrong(*told)
@@ -52,10 +66,19 @@ def _check_base(method: Method, part: RecipePart, line: int, start: str, context
 
 def _given(parameters: Parameters, method: Method, option: Option) -> Setting | None:
     """What is given for an option, in its own terms."""
-    return next((own_setting(method, k, v) for k, v in parameters.items() if dialect.own_name(method, k) == option.name), None)
+    return next(
+        (
+            own_setting(method, k, v)
+            for k, v in parameters.items()
+            if dialect.own_name(method, k) == option.name
+        ),
+        None,
+    )
 
 
-def _check_required(option: Option, method: Method, part: RecipePart, shared: Placed, context: Context) -> None:
+def _check_required(
+    option: Option, method: Method, part: RecipePart, shared: Placed, context: Context
+) -> None:
     """An option without a default: given at a level, or under a model (under every one, if it is one a model)."""
     given = [_given(e.parameters, method, option) is not None for e in part.entries]
     if any(_given(p, method, option) is not None for _, p in shared) or (any(given) and not option.per_model):
@@ -71,7 +94,8 @@ def _check_required(option: Option, method: Method, part: RecipePart, shared: Pl
         is_base = entry.reference == part.base_model and method.space == "delta"
         if not given[i] and not is_base:
             context.reading.wrong(
-                line, f"{part.place}[{i}] lacks {option.name}{meaning}. Give it there, or under parameters for all."
+                line,
+                f"{part.place}[{i}] lacks {option.name}{meaning}. Give it there, or under parameters for all.",
             )
 
 
@@ -81,7 +105,9 @@ def _check_shared(option: Option, method: Method, part: RecipePart, shared: Plac
     given = {place: setting for place, setting in under.items() if setting is not None}
     if not given:
         return
-    above = next(((place, s) for place, p in shared[:-1] if (s := _given(p, method, option)) is not None), None)
+    above = next(
+        ((place, s) for place, p in shared[:-1] if (s := _given(p, method, option)) is not None), None
+    )
     if above is not None:
         given[above[0]] = above[1]
     first = next(iter(given.values()))
@@ -89,7 +115,8 @@ def _check_shared(option: Option, method: Method, part: RecipePart, shared: Plac
         places = ", ".join(f"{place}: {said_of(s)}" for place, s in given.items())
         scope = "the whole merge" if part.place == "models" else "all models of a slice or module"
         context.reading.wrong(
-            part.line, f"{option.name} is one value for {scope}, and differs ({places}). Give it once, under parameters."
+            part.line,
+            f"{option.name} is one value for {scope}, and differs ({places}). Give it once, under parameters.",
         )
 
 
@@ -108,10 +135,14 @@ def _check_values(method: Method, part: RecipePart, shared: Placed, context: Con
         idle = [dialect.own_name(method, k) for k in entry.parameters]
         names = [n for n in idle if n is not None and method.options[n].per_model]
         if method.space == "delta" and entry.reference == part.base_model and names:
-            context.reading.note(part.line, f"{part.place}[{i}] is the base; without effect under it: {', '.join(names)}.")
+            context.reading.note(
+                part.line, f"{part.place}[{i}] is the base; without effect under it: {', '.join(names)}."
+            )
 
 
-def _refusal(method: Method, levels: Levels, entries: Sequence[ModelEntry], base_model: str | None) -> str | None:
+def _refusal(
+    method: Method, levels: Levels, entries: Sequence[ModelEntry], base_model: str | None
+) -> str | None:
     """What the method says of its options, where they are the same for every tensor; the plan asks for the others."""
     given = [v for p in (levels.rule, *levels.shared, *levels.models) for v in p.values()]
     if any(isinstance(v, (Gradient, Cases)) for v in given):
@@ -133,14 +164,20 @@ def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
         return None
     wanted = f"{low}" if low == high else f"at least {low}" if high is None else f"{low} to {high}"
     noun = "model" if wanted.endswith("1") and not wanted.endswith("to 1") else "models"
-    base = {True: " besides base_model"}.get(method.space == "delta", ", base_model one of them" if method.base == "first" else "")
+    base = {True: " besides base_model"}.get(
+        method.space == "delta", ", base_model one of them" if method.base == "first" else ""
+    )
     return f"{method.name} merges {wanted} {noun}{base}; found {count}. {'Add' if count < low else 'Remove'} models."
 
 
 def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recipe, context: Context) -> None:
     """A rule must fit one part at least: the plan knows which tensors of which part it is for."""
     reading = context.reading
-    if rule.model == "base" and not any(p.base_model for p in context.parts) and "base_model" not in context.failed:
+    if (
+        rule.model == "base"
+        and not any(p.base_model for p in context.parts)
+        and "base_model" not in context.failed
+    ):
         reading.wrong(line, f"{where}.model is base, and there is no base_model. Add base_model: PATH.")
     if rule.model is not None or not context.parts:
         return
@@ -185,17 +222,30 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
 
 
 def _check_required_of_rule(
-    rule: Rule, method: Method, where: str, line: int, parts: Sequence[RecipePart], recipe: Recipe, context: Context
+    rule: Rule,
+    method: Method,
+    where: str,
+    line: int,
+    parts: Sequence[RecipePart],
+    recipe: Recipe,
+    context: Context,
 ) -> None:
     for option in method.options.values():
         if not option.required or any(dialect.own_name(method, key) == option.name for key in context.failed):
             continue
-        levels: list[Parameters] = [rule.parameters, recipe.parameters, preset_of(method, rule.preset or recipe.preset)]
-        levels += [p for part in parts for p in (*(s for _, s in part.shared), *(e.parameters for e in part.entries))]
+        levels: list[Parameters] = [
+            rule.parameters,
+            recipe.parameters,
+            preset_of(method, rule.preset or recipe.preset),
+        ]
+        levels += [
+            p for part in parts for p in (*(s for _, s in part.shared), *(e.parameters for e in part.entries))
+        ]
         if all(_given(p, method, option) is None for p in levels):
             meaning = f": {option.meaning}" if option.meaning else f" ({option.describe()})"
             context.reading.wrong(
-                line, f"{where}: {method.name} needs the option {option.name}{meaning}. Give it under {where}.parameters."
+                line,
+                f"{where}: {method.name} needs the option {option.name}{meaning}. Give it under {where}.parameters.",
             )
 
 

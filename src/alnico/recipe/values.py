@@ -63,7 +63,10 @@ def read_parameters(
                 reading.note(value.line, f"{where}.{key} {ours}.")
         else:
             names = " and ".join(m.name for m, _ in elsewhere)
-            reading.note(value.line, f"{where}.{key} has no effect: it is an option of {names}, which this level does not use.")
+            reading.note(
+                value.line,
+                f"{where}.{key} has no effect: it is an option of {names}, which this level does not use.",
+            )
     _check_aliases(found, lines, where, level, context)
     return found
 
@@ -114,7 +117,9 @@ def _tell_unknown(node: Node, where: str, key: str, level: Sequence[Method], con
     context.reading.wrong(node.line, f"{where}.{bare(key)} is no option of {names}. {hint}")
 
 
-def _check_aliases(found: dict[str, Setting], lines: dict[str, int], where: str, level: Sequence[Method], context: Context) -> None:
+def _check_aliases(
+    found: dict[str, Setting], lines: dict[str, int], where: str, level: Sequence[Method], context: Context
+) -> None:
     """One option under two names must have one value."""
     told = set()
     for method in level:
@@ -131,7 +136,9 @@ def _check_aliases(found: dict[str, Setting], lines: dict[str, int], where: str,
             said = f"{before} is {said_of(one)}, {key} means {name}: {said_of(other)}"
             if before != name:
                 said = f"{before} means {name}: {said_of(one)}, {key} is {said_of(other)}"
-            context.reading.wrong(lines[key], f"{where}: {before} and {key} are one option and disagree ({said}). Remove one.")
+            context.reading.wrong(
+                lines[key], f"{where}: {before} and {key} are one option and disagree ({said}). Remove one."
+            )
 
 
 def said_of(setting: Setting) -> str:
@@ -147,7 +154,14 @@ def said_of(setting: Setting) -> str:
 
 
 def _setting(
-    node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool, in_places: bool = False
+    node: Node,
+    where: str,
+    takers: Sequence[Taker],
+    key: str,
+    context: Context,
+    *,
+    is_rule: bool,
+    in_places: bool = False,
 ) -> Setting | None:
     reading = context.reading
     if _is_measured(node):
@@ -176,7 +190,8 @@ def _setting(
         return EachModel(tuple(values))
     if any(option.kind == "statistics" for _, option in takers):
         reading.wrong(
-            node.line, f"{where} is a list over the layers; expected the path of one model's statistics. Write it under that model."
+            node.line,
+            f"{where} is a list over the layers; expected the path of one model's statistics. Write it under that model.",
         )
         return None
     return Gradient(tuple(values))
@@ -187,7 +202,13 @@ def _is_measured(node: Node) -> bool:
 
 
 def _cases(
-    nodes: Sequence[Node], places: Sequence[str], takers: Sequence[Taker], key: str, context: Context, *, is_rule: bool
+    nodes: Sequence[Node],
+    places: Sequence[str],
+    takers: Sequence[Taker],
+    key: str,
+    context: Context,
+    *,
+    is_rule: bool,
 ) -> Cases | None:
     """A list of ``filter`` and ``value``, the first that fits wins; a bare value at the end goes for the rest."""
     reading = context.reading
@@ -206,14 +227,19 @@ def _cases(
                 f"{where} is {node.kind} before other filters, and would win over them; expected filter and value. Move it to the end.",
             )
             is_right = False
-        setting = _setting(inner, where, takers, key, context, is_rule=is_rule, in_places=True) if inner is not None else None
+        setting = (
+            _setting(inner, where, takers, key, context, is_rule=is_rule, in_places=True)
+            if inner is not None
+            else None
+        )
         if pattern is None or setting is None:
             is_right = False
             continue
         cases.append(Case(pattern, setting))
         if pattern == "*" and isinstance(node.value, dict) and not _is_measured(node) and not is_last:
             reading.note(
-                nodes[i + 1].line, f"{places[i + 1]} has no effect, nor what follows: the entry before it fits every tensor."
+                nodes[i + 1].line,
+                f"{places[i + 1]} has no effect, nor what follows: the entry before it fits every tensor.",
             )
     return Cases(tuple(cases)) if is_right else None
 
@@ -222,10 +248,16 @@ def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | N
     reading = context.reading
     for kind, meaning in SEARCHED.items():
         if kind in node.value:
-            reading.wrong(node.line, f"{where} is {meaning}; expected its value. Run `alnico search`, or write the value.")
+            reading.wrong(
+                node.line,
+                f"{where} is {meaning}; expected its value. Run `alnico search`, or write the value.",
+            )
             return None, None
     if not node.value.keys() & CASE.keys():
-        reading.wrong(node.line, f"{where} is a mapping of no known kind; expected a value, a list of values, or filter and value.")
+        reading.wrong(
+            node.line,
+            f"{where} is a mapping of no known kind; expected a value, a list of values, or filter and value.",
+        )
         return None, None
     context.check_keys(node, where, CASE)
     if "value" not in node.value:
@@ -242,7 +274,9 @@ def pattern_of(node: Node, where: str, reading: ParseContext) -> str | None:
     """Read a filter that is given. None if it is wrong."""
     pattern = node.value
     if pattern in ("", "=", "re:"):
-        reading.wrong(node.line, f"{where} is {shown(pattern)}; expected a part of a tensor's name, or * for all.")
+        reading.wrong(
+            node.line, f"{where} is {shown(pattern)}; expected a part of a tensor's name, or * for all."
+        )
         return None
     pattern = scalars.text(node, where, reading)
     if pattern is None or not pattern.startswith("re:"):
@@ -264,7 +298,9 @@ def _scalar(
     if wrong:
         problem, method, option = wrong[0]
         whose = f" (as {method.name} has it)" if len(wrong) < len(told) else ""
-        context.reading.wrong(node.line, f"{where} {problem}{whose}.{_slipped_point(scalars.number(node.value), option)}")
+        context.reading.wrong(
+            node.line, f"{where} {problem}{whose}.{_slipped_point(scalars.number(node.value), option)}"
+        )
         return None
     if any(option.kind == "number" for _, option in takers):
         number = scalars.number(node.value)
@@ -283,7 +319,11 @@ def _problem(node: Node, method: Method, option: Option, key: str, in_places: bo
     if option.kind == "number":
         if number is None:
             return f"is {node.kind}; expected a number"
-        return option.problem(number, in_places=in_places) if math.isfinite(number) else f"is {node.kind}; expected a finite number"
+        return (
+            option.problem(number, in_places=in_places)
+            if math.isfinite(number)
+            else f"is {node.kind}; expected a finite number"
+        )
     if option.kind == "statistics":
         return option.problem(value)
     if option.problem(value) is not None:

@@ -158,17 +158,32 @@ def learn(
     asked = _logit_tasks(tasks)
     kinds = " and ".join(dict.fromkeys(task.kind for task in asked))
     names = tuple(written_from) if written_from is not None else (base, *models)
-    plan = build_plan(load_recipe(_mapping((base, *models), plus, density, scope, 0.5, unrelated)), offline=offline)
+    plan = build_plan(
+        load_recipe(_mapping((base, *models), plus, density, scope, 0.5, unrelated)), offline=offline
+    )
     try:
         _check_heads(plan, asked)
         fetch_weights(plan)
         check_relatedness(plan, PYTHON_OR_COMMAND)
         vectors = TaskVectors(plan, density=density if plus else None, scope=scope, memory_bytes=memory_bytes)
-        written = Written(vectors, {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)}, plan)
+        written = Written(
+            vectors, {kind: subject.module(kind) for kind in dict.fromkeys(task.kind for task in asked)}, plan
+        )
         try:
             groups = Groups(per, [job.name for job in vectors.changing], written.copies)
             course = _descend(
-                asked, subject, written, groups, len(models), steps, batch_size, learning_rate, init, clamp, seed, watch
+                asked,
+                subject,
+                written,
+                groups,
+                len(models),
+                steps,
+                batch_size,
+                learning_rate,
+                init,
+                clamp,
+                seed,
+                watch,
             )
             final = course.coefficients.round(PLACES)
             if plus and scope == "model":
@@ -184,11 +199,16 @@ def learn(
         f"# Learned on {', '.join(f'{visible(task)} ({count} inputs)' for task, count in course.used.items())}.\n"
     )
     text = said + yaml.safe_dump(
-        _mapping(names, plus, density, scope, weights, unrelated), sort_keys=False, default_flow_style=None, width=1000
+        _mapping(names, plus, density, scope, weights, unrelated),
+        sort_keys=False,
+        default_flow_style=None,
+        width=1000,
     )
     fixed = tuple(g for g, is_moved in zip(groups.names, course.moved, strict=True) if not is_moved)
     left_out = dict.fromkeys(written.absent, f"not in the module of the tasks ({kinds})")
-    return AdaMergingResult(tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text)
+    return AdaMergingResult(
+        tuple(models), base, per, groups.names, final, course.steps, course.used, fixed, left_out, text
+    )
 
 
 def course_beside(recipe: str | os.PathLike[str]) -> Path:
@@ -210,7 +230,9 @@ class Groups:
     """Which coefficient is a tensor's: the rows of an array (groups, models). ``copies`` have the coefficient of what they are copies of:
     a tied tensor that is in the files twice stays one."""
 
-    def __init__(self, per: Per, names: Sequence[str], copies: Mapping[str, str] = MappingProxyType({})) -> None:
+    def __init__(
+        self, per: Per, names: Sequence[str], copies: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
         self.per = per
         self.of = {name: group_of(copies.get(name, name), per) for name in names}
         self.names = tuple(dict.fromkeys(self.of.values()))
@@ -278,7 +300,9 @@ def _descend(
         for job, slope in written.slopes():
             slopes[groups.row[groups.of[job.name]]] += slope
         if not np.isfinite(slopes).all():
-            raise EvaluationError(f"step {number}: a gradient is not finite; the losses are {losses}. Lower the learning rate.")
+            raise EvaluationError(
+                f"step {number}: a gradient is not finite; the losses are {losses}. Lower the learning rate."
+            )
         moved |= slopes.any(axis=1)
         step = LearningStep(number, math.fsum(losses.values()), losses, coefficients.copy())
         course.append(step)
@@ -287,7 +311,9 @@ def _descend(
             coefficients = coefficients.clip(*clamp)
         if watch is not None:
             watch(step)
-    return _Course(tuple(course), coefficients, moved, {t.name: len(k) for t, k in zip(tasks, seen, strict=True)})
+    return _Course(
+        tuple(course), coefficients, moved, {t.name: len(k) for t, k in zip(tasks, seen, strict=True)}
+    )
 
 
 def entropy(logits: torch.Tensor) -> torch.Tensor:
@@ -322,11 +348,14 @@ def _batches(size: int, batch_size: int, seed: int, task: int) -> Iterator[list[
             yield shuffled[start : start + length]
 
 
-def _weights(written: Written, groups: Groups, coefficients: np.ndarray, init: float) -> dict[str, np.ndarray]:
+def _weights(
+    written: Written, groups: Groups, coefficients: np.ndarray, init: float
+) -> dict[str, np.ndarray]:
     """The coefficients of every merged tensor; those without a group are equal in all models, and any will do."""
     idle = np.full(coefficients.shape[1], init)
     return {
-        job.name: coefficients[groups.row[groups.of[job.name]]] if job.name in groups.of else idle for job in written.vectors.jobs
+        job.name: coefficients[groups.row[groups.of[job.name]]] if job.name in groups.of else idle
+        for job in written.vectors.jobs
     }
 
 
@@ -335,7 +364,11 @@ def _setting(groups: Groups, column: np.ndarray, init: float, names: Sequence[st
     values = [float(value) for value in column]
     if groups.per == "task":
         return values[0]
-    filters = [(f, value) for group, value in zip(groups.names, values, strict=True) for f in _filters(group, groups, names)]
+    filters = [
+        (f, value)
+        for group, value in zip(groups.names, values, strict=True)
+        for f in _filters(group, groups, names)
+    ]
     return [{"filter": f, "value": v} for f, v in filters] + [float(init)]
 
 
@@ -356,11 +389,18 @@ def _mapping(
     """The recipe of a base and models with these weights: one for all, or one each."""
     base, *models = names
     each = weights if isinstance(weights, list) else [weights] * len(models)
-    trim = {"parameters": {"density": density, "elect": "mass", "divide": "none", "scope": scope}} if plus else {}
+    trim = (
+        {"parameters": {"density": density, "elect": "mass", "divide": "none", "scope": scope}}
+        if plus
+        else {}
+    )
     return {
         "merge_method": "ties" if plus else "task_arithmetic",
         "base_model": base,
-        "models": [{"model": model, "parameters": {"weight": weight}} for model, weight in zip(models, each, strict=True)],
+        "models": [
+            {"model": model, "parameters": {"weight": weight}}
+            for model, weight in zip(models, each, strict=True)
+        ],
         **trim,
         **({"unrelated": unrelated} if unrelated != "error" else {}),
     }
@@ -374,9 +414,13 @@ def _logit_tasks(tasks: Sequence[Task]) -> list[Differentiable]:
                 f"{task.name}: gives no scores of classes; expected a classification. Leave the task out: entropy is minimised over classes."
             )
         if not task.size:
-            raise EvaluationError(f"{task.name}: has no examples; expected some inputs. Give the task's data.")
+            raise EvaluationError(
+                f"{task.name}: has no examples; expected some inputs. Give the task's data."
+            )
     if not asked:
-        raise EvaluationError("tasks: there are none; expected a classification of each model's kind. Add tasks to the file.")
+        raise EvaluationError(
+            "tasks: there are none; expected a classification of each model's kind. Add tasks to the file."
+        )
     return asked
 
 
@@ -421,11 +465,26 @@ def _check_options(
         (0 < density <= 1, f"density is {density:g}", "a share in (0, 1]", "The paper uses 0.2."),
         (steps >= 1, f"steps is {steps}", "at least 1", "The paper takes 500."),
         (batch_size >= 1, f"batch_size is {batch_size}", "at least 1", "The paper uses 16."),
-        (0 < learning_rate < math.inf, f"learning_rate is {learning_rate:g}", "a number above 0", "The paper uses 1e-3."),
+        (
+            0 < learning_rate < math.inf,
+            f"learning_rate is {learning_rate:g}",
+            "a number above 0",
+            "The paper uses 1e-3.",
+        ),
         (low < high, f"clamp is {clamp}", "a lower and a higher number, or None", "The default is (0, 1)."),
-        (low <= init <= high, f"init is {init:g}", f"a number from {low:g} to {high:g}, the range of clamp", "Change one of them."),
+        (
+            low <= init <= high,
+            f"init is {init:g}",
+            f"a number from {low:g} to {high:g}, the range of clamp",
+            "Change one of them.",
+        ),
         (bool(models), "there are no models", "at least one beside the base", "Give the models."),
-        (base not in models, f"{base} is the base, and among the models", "models tuned from it", "Leave it out of the models."),
+        (
+            base not in models,
+            f"{base} is the base, and among the models",
+            "models tuned from it",
+            "Leave it out of the models.",
+        ),
     ]
     for is_right, found, expected, remedy in checks:
         if not is_right:

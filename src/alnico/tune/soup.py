@@ -49,7 +49,13 @@ class SoupStep:
     is_kept: bool
 
     def data(self) -> dict[str, Any]:
-        return {"tried": self.tried, "models": dict(self.counts), "score": self.score, "best": self.best, "kept": self.is_kept}
+        return {
+            "tried": self.tried,
+            "models": dict(self.counts),
+            "score": self.score,
+            "best": self.best,
+            "kept": self.is_kept,
+        }
 
 
 @dataclass(frozen=True)
@@ -159,7 +165,9 @@ def soup(
         def value(portions: tuple[int, ...]) -> float:
             counts = {r: n for r, n in zip(references, portions, strict=True) if n}
             subject = made.make(load_recipe(_recipe(counts, base, unrelated)), label=" + ".join(counts))
-            return seeks.value({task.name: task.evaluate(subject).value for task in tasks if task.name in sought})
+            return seeks.value(
+                {task.name: task.evaluate(subject).value for task in tasks if task.name in sought}
+            )
 
         def score(portions: Sequence[int]) -> float:
             return value(_reduced(portions))
@@ -168,12 +176,25 @@ def soup(
         alone = [score(one) for one in ones]
         portions, steps = [1] * len(references), list[SoupStep]()
         if order != "uniform":
-            cooking = _GreedySoup(references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, watch)
+            cooking = _GreedySoup(
+                references, alone, score, 1.0 if seeks.goal == "max" else -1.0, strict, least_gain, watch
+            )
             portions, steps = cooking.in_order() if order == "sorted" else cooking.trying_all(replace)
         counts = {r: n for r, n in zip(references, _reduced(portions), strict=True) if n}
         scores = dict(zip(references, alone, strict=True))
         uniform = score([1] * len(references))
-        return Soup(counts, score(portions), scores, uniform, order, objective, seeks.goal, tuple(steps), base, unrelated)
+        return Soup(
+            counts,
+            score(portions),
+            scores,
+            uniform,
+            order,
+            objective,
+            seeks.goal,
+            tuple(steps),
+            base,
+            unrelated,
+        )
 
 
 def report(
@@ -201,9 +222,12 @@ def report(
     with Candidates(every, folder=folder, offline=offline, threads=threads, memory=memory) as made:
         each = (made.make(load_recipe(_recipe({r: 1}, None, found.unrelated)), label=r) for r in every)
         merged = (
-            made.make(load_recipe(_recipe(counts, found.base, found.unrelated)), label=label) for label, counts in merges.items()
+            made.make(load_recipe(_recipe(counts, found.base, found.unrelated)), label=label)
+            for label, counts in merges.items()
         )
-        card = evaluate(itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=watch)
+        card = evaluate(
+            itertools.chain(each, merged), tasks, base=found.base, merged=list(merges), watch=watch
+        )
     return dataclasses.replace(found, report=card)
 
 
@@ -254,7 +278,11 @@ class _GreedySoup:
         while True:
             open_ = [i for i in range(len(self._references)) if replace or not self._portions[i]]
             tried = [(i, self._score(_with(self._portions, i))) for i in open_]
-            if not tried or sum(self._portions) >= MOST_IN_ALL * len(self._references) or not self._take(tried):
+            if (
+                not tried
+                or sum(self._portions) >= MOST_IN_ALL * len(self._references)
+                or not self._take(tried)
+            ):
                 return self._portions, self._steps
 
     def _take(self, tried: Sequence[tuple[int, float]]) -> bool:
@@ -269,7 +297,9 @@ class _GreedySoup:
             self._portions, self._best = _with(self._portions, best), score
         return is_kept
 
-    def _tell(self, tried: int, portions: Sequence[int], score: float, before: float | None, *, is_kept: bool) -> None:
+    def _tell(
+        self, tried: int, portions: Sequence[int], score: float, before: float | None, *, is_kept: bool
+    ) -> None:
         counts = {r: n for r, n in zip(self._references, portions, strict=True) if n}
         step = SoupStep(self._references[tried], counts, score, before, is_kept)
         self._steps.append(step)
@@ -279,12 +309,16 @@ class _GreedySoup:
 
 def _objective(tasks: Sequence[Task], asked: str) -> Objective:
     if not tasks:
-        raise EvaluationError("there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file.")
+        raise EvaluationError(
+            "there are no tasks; expected one at least, to choose a soup by. Name some in the tasks file."
+        )
     by_name = {task.name: task for task in tasks}
     if asked in by_name:
         return Objective(asked, by_name[asked].goal, ((asked, 1.0),))
     if asked != MEAN:
-        raise EvaluationError(f"objective {asked!r} is no task; expected mean or {', '.join(by_name)}. Name one of them.")
+        raise EvaluationError(
+            f"objective {asked!r} is no task; expected mean or {', '.join(by_name)}. Name one of them."
+        )
     unfit = [task.name for task in tasks if task.goal == "min"]
     if unfit and len(tasks) > 1:
         raise EvaluationError(
@@ -298,19 +332,30 @@ def _check(references: Sequence[str], order: SoupOrder, replace: bool, least_gai
         raise RecipeError(f"a soup of {len(references)} models; expected two at least. Give more models.")
     twice = [r for i, r in enumerate(references) if r in references[:i]]
     if twice:
-        raise RecipeError(f"{twice[0]}: is given twice; expected models that differ. Leave one out, or let order all replace.")
+        raise RecipeError(
+            f"{twice[0]}: is given twice; expected models that differ. Leave one out, or let order all replace."
+        )
     if order not in ("sorted", "all", "uniform"):
         raise RecipeError(f"order is {order!r}; expected sorted, all or uniform.")
     if replace and order != "all":
-        raise RecipeError(f"replace goes with order all; the order is {order}. Leave replace out, or choose all.")
+        raise RecipeError(
+            f"replace goes with order all; the order is {order}. Leave replace out, or choose all."
+        )
     if not math.isfinite(least_gain) or (replace and least_gain < 0):
-        raise RecipeError(f"least_gain is {least_gain:g}; expected {'0 or more with replace' if replace else 'a finite number'}.")
+        raise RecipeError(
+            f"least_gain is {least_gain:g}; expected {'0 or more with replace' if replace else 'a finite number'}."
+        )
 
 
 def _recipe(counts: Counts, base: str | None, unrelated: str) -> dict[str, Any]:
     entries = [{"model": reference, "parameters": {"weight": count}} for reference, count in counts.items()]
     allowed = {"unrelated": unrelated} if unrelated != "error" else {}
-    return {"merge_method": "linear", "models": entries, **({"base_model": base} if base is not None else {}), **allowed}
+    return {
+        "merge_method": "linear",
+        "models": entries,
+        **({"base_model": base} if base is not None else {}),
+        **allowed,
+    }
 
 
 def _with(portions: Sequence[int], one: int) -> list[int]:

@@ -32,7 +32,9 @@ class TaskVectors:
     ``divide: none``: neither the threshold nor the vote has a weight in it, so what is kept is the same for all weights.
     """
 
-    def __init__(self, plan: Plan, *, density: float | None = None, scope: Scope = "model", memory_bytes: int) -> None:
+    def __init__(
+        self, plan: Plan, *, density: float | None = None, scope: Scope = "model", memory_bytes: int
+    ) -> None:
         self.jobs = tuple(job for job in plan.jobs if job.kind == "mix" and job.base is not None)
         self._torch = import_torch("learning coefficients")
         self._plan = plan
@@ -52,7 +54,10 @@ class TaskVectors:
             return self._held[job.name]
         base, vectors = self._read(job)
         if self._density is not None:
-            self._elect(vectors, self._limits if self._limits is not None else [self._limit([v.abs()]) for v in vectors])
+            self._elect(
+                vectors,
+                self._limits if self._limits is not None else [self._limit([v.abs()]) for v in vectors],
+            )
         taken = (base.numel() + vectors.numel()) * base.element_size()
         if taken <= self._room:
             self._room -= taken
@@ -80,7 +85,9 @@ class TaskVectors:
     def slope(self, job: Job, gradient: torch.Tensor) -> np.ndarray:
         """Return what the loss gains by each weight (k,): the inner products of a tensor's gradient with its task vectors."""
         _, vectors = self.of(job)
-        found: np.ndarray = (vectors @ gradient.reshape(-1).to("cpu", vectors.dtype)).to(self._torch.float64).numpy()
+        found: np.ndarray = (
+            (vectors @ gradient.reshape(-1).to("cpu", vectors.dtype)).to(self._torch.float64).numpy()
+        )
         return found
 
     def _read(self, job: Job) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +97,11 @@ class TaskVectors:
         base = read_tensor(sources[job.base.model], job.base.name).astype(real, copy=False).reshape(-1)
         vectors = np.empty((len(job.inputs), base.size), real)
         for row, given in zip(vectors, job.inputs, strict=True):
-            np.subtract(read_tensor(sources[given.model], given.name).astype(real, copy=False).reshape(-1), base, out=row)
+            np.subtract(
+                read_tensor(sources[given.model], given.name).astype(real, copy=False).reshape(-1),
+                base,
+                out=row,
+            )
         return self._torch.from_numpy(base), self._torch.from_numpy(vectors)
 
     def _limits_of_models(self) -> list[float]:
@@ -161,7 +172,9 @@ class Written:
     def _check_copy(self, job: Job, first: Job) -> None:
         """A tied tensor that the files hold twice must be changed as one."""
         mixed = [one in self.vectors.jobs for one in (job, first)]
-        if any(mixed) and not (all(mixed) and bool((self.vectors.of(job)[1] == self.vectors.of(first)[1]).all())):
+        if any(mixed) and not (
+            all(mixed) and bool((self.vectors.of(job)[1] == self.vectors.of(first)[1]).all())
+        ):
             raise MismatchError(
                 f"{job.name}: the module ties it to {first.name}, and a model has other values for it; expected one tensor. "
                 "Leave one of them out of the files, or set tie_word_embeddings to false in the base's config.json."

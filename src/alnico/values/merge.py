@@ -76,13 +76,20 @@ def recipe_of(
         )
     refuse_idle(method, [*options, *(["weight"] if weights is not None else [])])
     known = find(method).options
-    lists |= {n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model}
+    lists |= {
+        n: v for n, v in options.items() if isinstance(v, (list, tuple)) and n in known and known[n].per_model
+    }
     for name, values in lists.items():
         if len(values) != len(references):
             written = "weights" if values is weights else name
-            raise RecipeError(f"{written} has {len(values)} values for {len(references)} {called}; expected one for each.")
+            raise RecipeError(
+                f"{written} has {len(values)} values for {len(references)} {called}; expected one for each."
+            )
     entries = [
-        {"model": reference, **({"parameters": {n: plain_number(v[i]) for n, v in lists.items()}} if lists else {})}
+        {
+            "model": reference,
+            **({"parameters": {n: plain_number(v[i]) for n, v in lists.items()}} if lists else {}),
+        }
         for i, reference in enumerate(references)
     ]
     recipe: dict[str, Any] = {"merge_method": method, "models": entries, "seed": seed, "missing": missing}
@@ -118,7 +125,9 @@ def plain_list(value: Any) -> Any:
     return plain_number(value.tolist() if len(getattr(value, "shape", ())) == 1 else value)
 
 
-def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]) -> list[dict[str, Any]]:
+def rules_of(
+    layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequence[str]
+) -> list[dict[str, Any]]:
     """Write ``layers`` as a recipe's ``methods``. A key fits whole dotted components of a name; the first that fits wins.
 
     Errors: RecipeError for a key that fits no tensor, with the nearest components.
@@ -138,13 +147,21 @@ def rules_of(layers: Mapping[str, Mapping[str, Any]], method: str, names: Sequen
             )
         pattern = rf"(^|\.){re.escape(key)}(\.|$)"
         if not any(re.search(pattern, name) for name in names):
-            near = difflib.get_close_matches(key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3)
+            near = difflib.get_close_matches(
+                key, dict.fromkeys(part for n in names for part in (n, *n.split("."))), 3
+            )
             hint = f"Did you mean {' or '.join(near)}?" if near else f"The first tensor is {names[0]}."
-            raise RecipeError(f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}")
-        refuse_idle(asked.get("method", method), [{"weights": "weight"}.get(n, n) for n in asked if n != "method"])
+            raise RecipeError(
+                f"layers[{key!r}] fits no tensor; expected whole parts of a name, such as fc1 of fc1.weight. {hint}"
+            )
+        refuse_idle(
+            asked.get("method", method), [{"weights": "weight"}.get(n, n) for n in asked if n != "method"]
+        )
         rule: dict[str, Any] = {"filter": f"re:{pattern}", "merge_method": asked.get("method", method)}
         plain = {n: plain_list(v) for n, v in asked.items()}
-        options = {n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else v for n, v in plain.items()}
+        options = {
+            n: [plain_number(x) for x in v] if isinstance(v, (list, tuple)) else v for n, v in plain.items()
+        }
         options = {{"weights": "weight"}.get(n, n): v for n, v in options.items() if n != "method"}
         rules.append({**rule, **({"parameters": options} if options else {})})
     return rules
@@ -180,7 +197,9 @@ def merge_modules(
     import_torch("a merge of modules")
     template = next((m for m in (base, *models) if is_torch_module(m)), None)
     if template is None:
-        raise RecipeError("models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors.")
+        raise RecipeError(
+            "models: holds no nn.Module; expected at least one. merge_state_dicts merges dicts of tensors."
+        )
     state = merge_values(models, base, "models", method, layers, threads, **asked)
     made = plain_copy(template)
     fill(made, state, partly=partly)

@@ -82,15 +82,20 @@ def open_models(models: Mapping[str, Any]) -> Opened:
         for reference, path in paths.items():
             sources[reference] = open_model(located(path, "."))
         files = [source.tensors for source in sources.values()]
-        for reference, state in zip(list(states), without_parallel(list(states.values()), files), strict=True):
+        for reference, state in zip(
+            list(states), without_parallel(list(states.values()), files), strict=True
+        ):
             if state.keys() != states[reference].keys():
                 warnings.warn(
-                    f"{visible(reference)}: `module.` is taken off its names, as the other models have it not.", stacklevel=4
+                    f"{visible(reference)}: `module.` is taken off its names, as the other models have it not.",
+                    stacklevel=4,
                 )
             states[reference] = state
         tied = tied_in_common(list(states.values()), files)
         for reference, state in states.items():
-            sources[reference] = MemoryModel(reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference])
+            sources[reference] = MemoryModel(
+                reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference]
+            )
         _refuse_other_masks(states)
     except BaseException:
         for source in sources.values():
@@ -125,7 +130,9 @@ def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str
     if is_torch_module(model) and has_adapters(unwrapped(model)):
         return state_without_adapters(unwrapped(model), reference)
     state = state_of(model, reference)
-    if factors := factors_alone(state) or [name for name in state if ".base_layer." in name and any(map(is_factor, state))]:
+    if factors := factors_alone(state) or [
+        name for name in state if ".base_layer." in name and any(map(is_factor, state))
+    ]:
         raise ModelError(
             f"{reference}: has the factors of an adapter, such as {next(n for n in state if is_factor(n))}, and not what they add to "
             f"{'weights' if is_factor(factors[0]) else factors[0]}; expected a whole model. The mean of factors does not make the mean of their products. "
@@ -142,7 +149,10 @@ def plain_copy(module: Any) -> Any:
         return without_adapters(inner, type(inner).__name__, merge=False)
     # Weights that a module computes from its parameters (weight_norm, pruning) have a graph, and torch copies none. Hooks make them anew.
     computed = {
-        id(v): v.detach().clone() for m in inner.modules() for v in vars(m).values() if is_torch_tensor(v) and v.grad_fn is not None
+        id(v): v.detach().clone()
+        for m in inner.modules()
+        for v in vars(m).values()
+        if is_torch_tensor(v) and v.grad_fn is not None
     }
     try:
         return copy.deepcopy(inner, computed)
@@ -164,7 +174,9 @@ def merged(
         plan = opened.plan(recipe, threads=threads, memory_bytes=memory_bytes)
         for job in plan.jobs:
             if not opened.gives_torch:
-                numpy_of(np.empty(0, np.uint8), job.dtype, (0,))  # a dtype without an array is refused before the work
+                numpy_of(
+                    np.empty(0, np.uint8), job.dtype, (0,)
+                )  # a dtype without an array is refused before the work
         return named(opened, plan, run_in_memory(plan))
     finally:
         opened.close()
@@ -188,13 +200,25 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
     for ``partly``, for one that the module saves and that is not given.
     """
     inner = unwrapped(module)
-    needed = {n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)}
+    needed = {
+        n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)
+    }
     held = {n.replace(COMPILED, ""): v for n, v in inner.named_buffers()} | needed
     kind = type(inner).__name__
-    if wrong := next(((n, why) for n, v in held.items() if n in state and (why := unreadable(v)) is not None), None):
+    if wrong := next(
+        ((n, why) for n, v in held.items() if n in state and (why := unreadable(v)) is not None), None
+    ):
         raise ModelError(f"the module to fill ({kind}): {wrong[0]}: {wrong[1]}")
-    problems = [f"{n}: is not in the module ({kind}); expected the names of the merged models." for n in state if n not in held]
-    problems += [f"{n}: the module ({kind}) has it, the merged models have not." for n in needed if n not in state and not partly]
+    problems = [
+        f"{n}: is not in the module ({kind}); expected the names of the merged models."
+        for n in state
+        if n not in held
+    ]
+    problems += [
+        f"{n}: the module ({kind}) has it, the merged models have not."
+        for n in needed
+        if n not in state and not partly
+    ]
     problems += [
         f"{n}: is {tuple(v.shape)}, in the module ({kind}) {tuple(held[n].shape)}; expected one shape."
         for n, v in state.items()

@@ -24,7 +24,10 @@ def _kinds(module: Any) -> set[str]:
 
 def has_adapters(module: Any) -> bool:
     """Is a module wrapped by PEFT, or has it a layer that is?"""
-    return any(_kinds(m) & {"PeftModel", "BaseTuner", "BaseTunerLayer", "AuxiliaryTrainingWrapper"} for m in module.modules())
+    return any(
+        _kinds(m) & {"PeftModel", "BaseTuner", "BaseTunerLayer", "AuxiliaryTrainingWrapper"}
+        for m in module.modules()
+    )
 
 
 def without_adapters(module: Any, label: str, *, merge: bool) -> Any:
@@ -116,7 +119,9 @@ def _unloaded(module: Any, merge: bool) -> Any:
             base = layer.get_base_layer()
             for name, value in list(base.named_parameters(recurse=False)):
                 # A tied tensor is changed in this layer alone, as the adapter is on this layer alone.
-                setattr(base, name, torch.nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad))
+                setattr(
+                    base, name, torch.nn.Parameter(value.detach().clone(), requires_grad=value.requires_grad)
+                )
         if hasattr(layer, "unload_and_optionally_merge_module"):
             return layer.unload_and_optionally_merge_module(merge=merge, safe_merge=False, adapter_names=None)
         if merge:
@@ -141,5 +146,8 @@ def _untie(module: Any) -> None:
     config: Any = getattr(module, "config", None)
     if getattr(config, "tie_word_embeddings", False) and hasattr(module, "get_output_embeddings"):
         ends = (module.get_input_embeddings(), module.get_output_embeddings())
-        if all(getattr(end, "weight", None) is not None for end in ends) and ends[0].weight is not ends[1].weight:
+        if (
+            all(getattr(end, "weight", None) is not None for end in ends)
+            and ends[0].weight is not ends[1].weight
+        ):
             config.tie_word_embeddings = False

@@ -121,7 +121,9 @@ def search_scales(
     return ScaleSearch(best.scales, best.score, tuple(done))
 
 
-def _tried(evaluate: Callable[[Any], float], merged: Any, scales: tuple[float, ...], number: int) -> ScaleTrial:
+def _tried(
+    evaluate: Callable[[Any], float], merged: Any, scales: tuple[float, ...], number: int
+) -> ScaleTrial:
     where = f"trial {number}"
     try:
         with callers_arithmetic():
@@ -144,7 +146,9 @@ def _check(models: Sequence[Any], trials: int, low: float, high: float, seed: in
     if isinstance(models, (str, Mapping)) or not isinstance(models, Sequence) or not models:
         raise RecipeError("models: expected a list of one model at least, beside the base.")
     if not isinstance(trials, numbers.Integral) or trials < 1:
-        raise RecipeError(f"trials is {trials!r}; expected {'1 at least' if isinstance(trials, int) else 'a whole number'}.")
+        raise RecipeError(
+            f"trials is {trials!r}; expected {'1 at least' if isinstance(trials, int) else 'a whole number'}."
+        )
     if not isinstance(seed, numbers.Integral) or seed < 0:
         raise RecipeError(f"seed is {seed!r}; expected a whole number of 0 at least.")
     if not isinstance(low, numbers.Real) or not isinstance(high, numbers.Real):

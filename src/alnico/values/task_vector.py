@@ -144,7 +144,9 @@ class TaskVector:
             return NotImplemented
         found = {pair: c * _as_float(factor) for pair, c in self._terms.items()}
         if not all(map(math.isfinite, found.values())):
-            raise AlnicoError(f"a task vector times {_as_float(factor):g}; expected a finite number, and finite coefficients.")
+            raise AlnicoError(
+                f"a task vector times {_as_float(factor):g}; expected a finite number, and finite coefficients."
+            )
         return self._of(found)
 
     __rmul__ = __mul__
@@ -164,7 +166,9 @@ class TaskVector:
         try:
             return math.ldexp(math.sqrt(max(product, 0.0)), exponent)
         except OverflowError:
-            raise AlnicoError(f"{self!r} is longer than float64 holds; expected a finite length. Multiply it by less.") from None
+            raise AlnicoError(
+                f"{self!r} is longer than float64 holds; expected a finite length. Multiply it by less."
+            ) from None
 
     @ieee_arithmetic()
     def cosine(self, other: TaskVector) -> float:
@@ -174,7 +178,9 @@ class TaskVector:
         """
         ((one, both), (_, two)), _ = _products([self, other])
         if one <= 0 or two <= 0:
-            raise AlnicoError(f"{self if one <= 0 else other!r} is 0 in every tensor; a cosine needs two directions.")
+            raise AlnicoError(
+                f"{self if one <= 0 else other!r} is 0 in every tensor; a cosine needs two directions."
+            )
         return both / math.sqrt(one) / math.sqrt(two)
 
     def __repr__(self) -> str:
@@ -256,7 +262,9 @@ class LazyModel:
             opened.close()
 
     @ieee_arithmetic()
-    def state_dict(self, *, dtype: Any = None, unrelated: str = "error", threads: int | None = None) -> dict[str, Any]:
+    def state_dict(
+        self, *, dtype: Any = None, unrelated: str = "error", threads: int | None = None
+    ) -> dict[str, Any]:
         """Return the tensors: numpy arrays if all models are dicts of them, else torch tensors on the CPU."""
         recipe, models = self._made(dtype, unrelated)
         return merged(open_models(models), recipe, threads)
@@ -283,7 +291,9 @@ class LazyModel:
             entries += [(model, coefficient), (base, -coefficient)]
         entries = [(one, weight) for one, weight in entries if one != self._base]
         recipe: dict[str, Any] = {"merge_method": "task_arithmetic", "base_model": names[self._base]}
-        recipe["models"] = [{"model": names[one], "parameters": {"weight": weight}} for one, weight in entries]
+        recipe["models"] = [
+            {"model": names[one], "parameters": {"weight": weight}} for one, weight in entries
+        ]
         if not entries:
             recipe = {"merge_method": "passthrough", "models": [names[self._base]]}
         if unrelated != "error":
@@ -316,9 +326,13 @@ def _named(operands: Sequence[Operand]) -> tuple[dict[Operand, str], dict[str, A
     for one in distinct:
         if one not in names:
             # A path may be called like this, too.
-            names[one] = next(name for name in (f"{one.name} {number}" for number in numbers) if name not in taken)
+            names[one] = next(
+                name for name in (f"{one.name} {number}" for number in numbers) if name not in taken
+            )
     names = {one: names[one] for one in distinct}
-    return names, {name: name if isinstance(one.value, (str, os.PathLike)) else one.value for one, name in names.items()}
+    return names, {
+        name: name if isinstance(one.value, (str, os.PathLike)) else one.value for one, name in names.items()
+    }
 
 
 def _products(vectors: Sequence[TaskVector]) -> tuple[list[list[float]], list[int]]:

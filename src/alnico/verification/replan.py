@@ -72,7 +72,8 @@ def recipe_of(lock: Lock, again: ReplanOptions) -> Recipe:
 def _as_written(lock: Lock, recipe: Recipe) -> Recipe:
     """The recipe beside the lock, if it says the same, so that what is made again carries it as it was written."""
     commits = {
-        r: "+".join(_pinned(p, g.commits) for p in r.split("+")) for r, g in zip(recipe.references, lock.models, strict=True)
+        r: "+".join(_pinned(p, g.commits) for p in r.split("+"))
+        for r, g in zip(recipe.references, lock.models, strict=True)
     }
     try:
         written = load_recipes(lock.path.parent / RECIPE)
@@ -119,7 +120,12 @@ def input_places(lock: Lock, again: ReplanOptions) -> list[Path]:
     """Where the inputs of a merge may lie on this machine."""
     folder = str(lock.path.parent.absolute().parent)
     inputs = [given for one in locks_of(lock).values() for given in one.inputs if given.made is None]
-    return [Path(part) for given in inputs for place in _places(given, given.label, again, folder) for part in place.split("+")]
+    return [
+        Path(part)
+        for given in inputs
+        for place in _places(given, given.label, again, folder)
+        for part in place.split("+")
+    ]
 
 
 def _places(given: LockedInput, reference: str, again: ReplanOptions, folder: str) -> list[str]:
@@ -143,7 +149,11 @@ def _found(places: Sequence[str], is_on_hub: bool) -> str | None:
 
     def is_there(place: str) -> bool:
         is_adapted = split_adapter(place, is_path) is not None
-        return is_path(place) or is_adapted or (is_on_hub and all(is_path(p) or is_hub_reference(p) for p in place.split("+")))
+        return (
+            is_path(place)
+            or is_adapted
+            or (is_on_hub and all(is_path(p) or is_hub_reference(p) for p in place.split("+")))
+        )
 
     return next((place for place in places if is_there(place)), None)
 
@@ -175,7 +185,9 @@ def plan_again(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -
         plan = build_plan(recipe, memory_bytes=again.memory_bytes, threads=again.threads, open_source=opened)
     except (ModelError, MismatchError, HubError) as error:
         first, *rest = error.args
-        raise UncheckedError(f"{lock.path}: could not be planned again from its inputs: {first}", *rest) from None
+        raise UncheckedError(
+            f"{lock.path}: could not be planned again from its inputs: {first}", *rest
+        ) from None
     made = {job.name: (job.dtype, job.shape) for job in plan.jobs}
     said = {name: (tensor.dtype, tensor.shape) for name, tensor in lock.tensors.items()}
     if made != said:
@@ -203,6 +215,8 @@ def parse_places(words: Sequence[str]) -> dict[str, str]:
     for word in words:
         old, sign, new = word.partition("=")
         if not (old and sign and new):
-            raise ModelError(f"--input {word!r}: expected NAME=PATH, the name in the lock and where that lies now.")
+            raise ModelError(
+                f"--input {word!r}: expected NAME=PATH, the name in the lock and where that lies now."
+            )
         places[old] = os.fspath(new)
     return places

@@ -32,7 +32,14 @@ from alnico.output.lock import Lock, listed_files, read_lock
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
-from alnico.verification.replan import ReplanOptions, check_places, input_places, locks_of, plan_again, recipe_of
+from alnico.verification.replan import (
+    ReplanOptions,
+    check_places,
+    input_places,
+    locks_of,
+    plan_again,
+    recipe_of,
+)
 from alnico.verification.verify import check_headers, made_by_no_recipe, open_lock, opened
 
 COMPARE_BYTES = 1 << 20
@@ -89,7 +96,15 @@ def reproduce(
     if new is None:
         shutil.rmtree(target, ignore_errors=True)
     seconds = time.perf_counter() - begin
-    return Reproduction(str(out), str(new) if new else None, len(lock.tensors), files, size, (lock.version, __version__), seconds)
+    return Reproduction(
+        str(out),
+        str(new) if new else None,
+        len(lock.tensors),
+        files,
+        size,
+        (lock.version, __version__),
+        seconds,
+    )
 
 
 def _remove_earlier(target: Path) -> None:
@@ -109,14 +124,20 @@ def _remove_earlier(target: Path) -> None:
     )
 
 
-def _merge(lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool, watch: Watcher | None) -> None:
+def _merge(
+    lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool, watch: Watcher | None
+) -> None:
     """Run the merge of a lock, with the stages that lead to it."""
     locks = [(recipe_of(one, again), one) for one in locks_of(lock).values()]
     of_recipe = {id(recipe): one for recipe, one in locks}
 
     def planner(recipe: Recipe, made: Mapping[str, Any], _: str | None) -> Plan:
         one = of_recipe[id(recipe)]
-        taken = {given.label: open_stage(given.label, made[given.label]) for given in one.models if given.made is not None}
+        taken = {
+            given.label: open_stage(given.label, made[given.label])
+            for given in one.models
+            if given.made is not None
+        }
         plan = plan_again(one, again, taken)
         return _cut_like(like, plan) if one is lock else plan
 
@@ -140,10 +161,15 @@ def _cut_like(model: FileModel, plan: Plan) -> Plan:
     sizes = [sum(job.byte_size for job in group) for group in groups]
     folders = [model.shards[file_of[group[0].name]].prefix for group in groups]
     following = zip(sizes, groups[1:], folders, folders[1:], strict=False)
-    limit = min((size + after[0].byte_size - 1 for size, after, one, other in following if one == other), default=sum(sizes))
+    limit = min(
+        (size + after[0].byte_size - 1 for size, after, one, other in following if one == other),
+        default=sum(sizes),
+    )
     donor = plan.sources[plan.donor]
     tensors = [(j.name, j.dtype, j.shape) for j in plan.jobs]
-    return dataclasses.replace(plan, shards=cut(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor)))
+    return dataclasses.replace(
+        plan, shards=cut(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor))
+    )
 
 
 def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:
@@ -152,7 +178,9 @@ def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:
         if given.made is not None and now.made is not None:
             _check_inputs(out, given.made, now.made)
             continue
-        name = next((n for n in {**given.tensors, **now.tensors} if given.tensors.get(n) != now.tensors.get(n)), None)
+        name = next(
+            (n for n in {**given.tensors, **now.tensors} if given.tensors.get(n) != now.tensors.get(n)), None
+        )
         if name is not None:
             raise UncheckedError(
                 f"{out}: could not be reproduced: {name} of {given.label} is not the one that was merged, by its hash in the lock; expected the same "
@@ -162,7 +190,9 @@ def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:
 
 def _compare(out: Path, target: Path, lock: Lock, made: Lock) -> tuple[int, int]:
     """Compare the weights and the files beside them; returns how many, and their bytes. Errors: VerificationError."""
-    versions = "" if lock.version == made.version else f" (merged by alnico {lock.version}, again by {made.version})"
+    versions = (
+        "" if lock.version == made.version else f" (merged by alnico {lock.version}, again by {made.version})"
+    )
     name = next((n for n, t in lock.tensors.items() if made.tensors[n] != t), None)
     if name is not None:
         raise VerificationError(
@@ -170,7 +200,9 @@ def _compare(out: Path, target: Path, lock: Lock, made: Lock) -> tuple[int, int]
             f"they must be the same. The second merge is at {target}: `alnico diff {out} {target}` says more."
         )
     names = [[n for n in listed_files(folder) if n not in TEXTS] for folder in (out, target)]
-    listed = [n for n in names[1] if n not in names[0]] + [n for n in names[0] if n not in names[1] and n in (lock.files or {})]
+    listed = [n for n in names[1] if n not in names[0]] + [
+        n for n in names[0] if n not in names[1] and n in (lock.files or {})
+    ]
     if listed:
         place = f"only in {target}" if listed[0] in names[1] else f"not in {target}"
         raise VerificationError(

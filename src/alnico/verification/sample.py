@@ -28,7 +28,14 @@ from alnico.engine.fetch import absent_files, fetch_files
 from alnico.engine.measure import of_model
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.run import MergeRun
-from alnico.errors import MismatchError, NonFiniteError, ResourceError, RunError, UncheckedError, VerificationError
+from alnico.errors import (
+    MismatchError,
+    NonFiniteError,
+    ResourceError,
+    RunError,
+    UncheckedError,
+    VerificationError,
+)
 from alnico.events import Event, Reading, Started, Watcher
 from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
@@ -115,7 +122,9 @@ class Comparing:
         width = max(DTYPES[self.model.tensors[tensor].dtype].bytes, 1)
         byte = int(np.flatnonzero(made != found)[0])
         begin = byte - (offset + byte) % width
-        one = Differing(offset + byte, found[begin : begin + width].tobytes(), made[begin : begin + width].tobytes())
+        one = Differing(
+            offset + byte, found[begin : begin + width].tobytes(), made[begin : begin + width].tobytes()
+        )
         with self._lock:
             if tensor not in self.differing or one.offset < self.differing[tensor].offset:
                 self.differing[tensor] = one
@@ -249,7 +258,9 @@ def recompute(
 
 
 @contextmanager
-def _steps(lock: Lock, again: ReplanOptions, share: float, seed: int, first: Iterable[str]) -> Iterator[list[_RepeatedMerge]]:
+def _steps(
+    lock: Lock, again: ReplanOptions, share: float, seed: int, first: Iterable[str]
+) -> Iterator[list[_RepeatedMerge]]:
     """Plan the merge and the stages that lead to it, and choose what is made of each; the sources are open until the block ends."""
     with ExitStack() as opened:
         stages: dict[str, MadeAgain] = {}
@@ -266,14 +277,20 @@ def _steps(lock: Lock, again: ReplanOptions, share: float, seed: int, first: Ite
         steps: list[_RepeatedMerge] = []
         for label, (one, plan) in reversed(planned.items()):
             chosen = (
-                {j.name: chunks(j) for j in plan.jobs if j.name in needed[label]} if label else choose(plan, share, seed, first)
+                {j.name: chunks(j) for j in plan.jobs if j.name in needed[label]}
+                if label
+                else choose(plan, share, seed, first)
             )
             steps.insert(0, _RepeatedMerge(one, plan, stages.get(label), chosen))
             for i, given in enumerate(one.models):
                 if given.made is not None:
-                    read = {t.name for job in (*steps[0].read, *plan.to_measure) for t in job.read if t.model == i}
+                    read = {
+                        t.name for job in (*steps[0].read, *plan.to_measure) for t in job.read if t.model == i
+                    }
                     # Rows of another vocabulary may come from any model.
-                    needed[given.label] |= read if plan.recipe.tokenizer is None else set(stages[given.label].tensors)
+                    needed[given.label] |= (
+                        read if plan.recipe.tokenizer is None else set(stages[given.label].tensors)
+                    )
         yield steps
 
 
@@ -308,7 +325,11 @@ def _run(step: _RepeatedMerge, files: Any, noting: Noting, watch: Watcher | None
         if watch is not None:
             watch(Reading(len(step.jobs), total) if isinstance(event, Started) else event)
 
-    left = [Record(job.name, step.lock.tensors[job.name].digest, ()) for job in step.plan.jobs if job.name not in step.chosen]
+    left = [
+        Record(job.name, step.lock.tensors[job.name].digest, ())
+        for job in step.plan.jobs
+        if job.name not in step.chosen
+    ]
     try:
         MergeRun(
             measure_norm_weights(step.plan, {}, told),
@@ -372,14 +393,20 @@ def _other_input(lock: Lock, changed: tuple[str, str]) -> UncheckedError:
     )
 
 
-def _difference(out: Path, model: Source, plan: Plan, differing: Mapping[str, Differing]) -> VerificationError:
+def _difference(
+    out: Path, model: Source, plan: Plan, differing: Mapping[str, Differing]
+) -> VerificationError:
     name = next(n for n in model.tensors if n in differing)
     one, tensor = differing[name], model.tensors[name]
     width = max(DTYPES[tensor.dtype].bytes, 1)
     place = [int(i) for i in np.unravel_index(one.offset // width, tensor.shape)] if tensor.shape else []
     more = f" {len(differing) - 1} more tensors differ." if len(differing) > 1 else ""
     is_whole = any(job.name == name and job.kind == "whole" for job in plan.jobs)
-    elsewhere = " (It is made as a whole matrix, whose bits are the same on one type of machine only.)" if is_whole else ""
+    elsewhere = (
+        " (It is made as a whole matrix, whose bits are the same on one type of machine only.)"
+        if is_whole
+        else ""
+    )
     return VerificationError(
         f"{out}: {name}{place or ''} is {_shown(one.found, tensor.dtype)} in the output and {_shown(one.made, tensor.dtype)} when it is made "
         f"again from the inputs, from byte {one.offset} of the tensor on; they must be the same.{more} Merge again, or get the output anew.{elsewhere}"

@@ -84,7 +84,15 @@ def verify(
             if damaged:  # the inputs make what is there: it is the lock that lies
                 raise _damaged(out, lock, digests, damaged)
         total = sum(t.byte_size for t in model.tensors.values())
-    return Verification(str(out), len(digests), total, checked, tuple(unchecked), recomputed, seconds=time.perf_counter() - begin)
+    return Verification(
+        str(out),
+        len(digests),
+        total,
+        checked,
+        tuple(unchecked),
+        recomputed,
+        seconds=time.perf_counter() - begin,
+    )
 
 
 def open_lock(out: Path) -> Lock:

@@ -17,7 +17,13 @@ from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.config_ids import remapped, remapped_all, rows_in, with_rows
 from alnico.vocabulary.output_tokenizer import combine, union_entries
 from alnico.vocabulary.rows import MEAN, ZEROS, RowMap, RowRequest, row_maps
-from alnico.vocabulary.special_cases import OF_LAYERS, maps_apart, refuse_other_meanings, refuse_unclear, settled
+from alnico.vocabulary.special_cases import (
+    OF_LAYERS,
+    maps_apart,
+    refuse_other_meanings,
+    refuse_unclear,
+    settled,
+)
 from alnico.vocabulary.tables import Tables, tables_of
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
 
@@ -84,16 +90,27 @@ def plan_vocabulary(
     notes: list[str] = []
     tokenizers, tables = _tokenizers(sources, references, setting, donor, notes)
     counts = [_rows(s, tables[i], tokenizers[i]) for i, s in enumerate(sources)]
-    template = donor if setting.source in ("union", "base") else _reference(setting.source, references, "tokenizer.source")
+    template = (
+        donor
+        if setting.source in ("union", "base")
+        else _reference(setting.source, references, "tokenizer.source")
+    )
     order = list(dict.fromkeys([donor, *models]))
     entries = union_entries([(tokenizers[m], counts[m]) for m in order]) if setting.source == "union" else []
-    here = {*(e["content"] for e in entries), *(t for t, i in tokenizers[template].tokens.items() if i < counts[template])}
+    here = {
+        *(e["content"] for e in entries),
+        *(t for t, i in tokenizers[template].tokens.items() if i < counts[template]),
+    }
     entries += [plain_entry(t) for t in setting.tokens if t not in here]
     result = combine(tokenizers[template], counts[template], entries)
     tokens = result.tokens
 
     count = 1 + max(tokens.values(), default=-1)
-    size = -(-count // setting.pad_to_multiple_of) * setting.pad_to_multiple_of if setting.pad_to_multiple_of else count
+    size = (
+        -(-count // setting.pad_to_multiple_of) * setting.pad_to_multiple_of
+        if setting.pad_to_multiple_of
+        else count
+    )
     held = np.full((len(sources), count), -2, np.int64)
     at = np.fromiter(tokens.values(), np.int64, len(tokens))
     for i, tokenizer in enumerate(tokenizers):
@@ -109,15 +126,26 @@ def plan_vocabulary(
         refuse_unclear(tables, sources, setting.source, bool(setting.tables))
         refuse_other_meanings(sources, held, tokens)
         apart = maps_apart(
-            tables, sources, donor, held, size, lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked)
+            tables,
+            sources,
+            donor,
+            held,
+            size,
+            lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked),
         )
 
     # Rows beyond the vocabulary's size are no token's, and are kept: of a table of texts and sounds, say.
     moved = [min(rows, t.size or rows) for rows, t in zip(counts, tables, strict=True)]
     left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True))
     notes += _told(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
-    sizes = size, tables[donor].size, next((m[donor].size for n, m in apart.items() if n.endswith(OF_LAYERS)), None)
-    config, generation = _configs(sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes)
+    sizes = (
+        size,
+        tables[donor].size,
+        next((m[donor].size for n, m in apart.items() if n.endswith(OF_LAYERS)), None),
+    )
+    config, generation = _configs(
+        sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes
+    )
     files = {**result.files, **({GENERATION: generation} if generation is not None else {})}
     without = frozenset(FILES) - set(files)
     return VocabularyPlan(size, maps, files, without, config, left, tuple(notes), tuple(tables), apart)
@@ -152,7 +180,9 @@ def _tokenizers(
                     f"{source.label}: has no tokenizer that can be read, and {rows[0]} rows where {sources[donor].label} has "
                     f"{rows[1]}; expected to know its tokens. Put the tokenizer's files into the model's folder."
                 )
-            notes.append(f"{source.label} has no tokenizer that can be read; it is taken to have that of {sources[donor].label}.")
+            notes.append(
+                f"{source.label} has no tokenizer that can be read; it is taken to have that of {sources[donor].label}."
+            )
         found.append(tokenizer or stand_in)
     return [t for t in found if t is not None], tables
 
@@ -170,7 +200,9 @@ def _reference(reference: str, references: Sequence[str], where: str) -> int:
         return list(references).index(reference)
     near = difflib.get_close_matches(reference, references, 1, 0.6)
     hint = f" Did you mean {near[0]!r}?" if near else " Write it as under models."
-    raise RecipeError(f"{where}: {reference!r} is no model of the recipe; expected one of {', '.join(references)}.{hint}")
+    raise RecipeError(
+        f"{where}: {reference!r} is no model of the recipe; expected one of {', '.join(references)}.{hint}"
+    )
 
 
 def _asked(
@@ -186,7 +218,9 @@ def _asked(
     problems = []
     for token, wish in wishes.items():
         try:
-            asked[tokens[token]] = RowRequest(_place(token, wish, references, labels, tokenizers, counts), wish.force)
+            asked[tokens[token]] = RowRequest(
+                _place(token, wish, references, labels, tokenizers, counts), wish.force
+            )
         except RecipeError as error:
             problems.append(str(error))
     if problems:
@@ -241,14 +275,18 @@ def _told(
     voters: Sequence[int],
 ) -> list[str]:
     """What people should know of the vocabulary."""
-    told = [f"the output has {len(tokens)} tokens in {maps[0].size} rows: the tokenizer of {labels[template]}"]
+    told = [
+        f"the output has {len(tokens)} tokens in {maps[0].size} rows: the tokenizer of {labels[template]}"
+    ]
     told[0] += f" with {added} added tokens." if added else "."
     if setting.source == "union" and added:
         told.append(
             "tokens of other models are matched whole before words are split, as added tokens; their merges are not taken over."
         )
     if removed:
-        told.append(f"{removed} tokens of the tokenizer of {labels[template]} have no row in it; they are taken out.")
+        told.append(
+            f"{removed} tokens of the tokenizer of {labels[template]} have no row in it; they are taken out."
+        )
     for label, what in zip(labels, left, strict=True):
         if what.tokens:
             told.append(f"{what.tokens} tokens of {label} are not in the output.")
@@ -293,10 +331,13 @@ def _configs(
         if not here:
             lost[f"{key}: {row} is no token of {donor.label}; it is left as it is."] = None
             return row
-        stand_in = template.special(key.removesuffix("s").removesuffix("_token_id").removesuffix("_index")) or own.get(key)
+        stand_in = template.special(
+            key.removesuffix("s").removesuffix("_token_id").removesuffix("_index")
+        ) or own.get(key)
         new = tokens.get(stand_in) if stand_in else None
         lost[
-            f"{key}: {here[0]!r} is not in the output; " + (f"{stand_in!r} takes its place." if new is not None else "left out.")
+            f"{key}: {here[0]!r} is not in the output; "
+            + (f"{stand_in!r} takes its place." if new is not None else "left out.")
         ] = None
         return new
 

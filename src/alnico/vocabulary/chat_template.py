@@ -39,17 +39,25 @@ def check_setting(setting: str) -> str | None:
     if setting == "auto":
         return None
     if setting in NAMES:
-        return resources.files("alnico.vocabulary").joinpath("templates", f"{setting}.jinja").read_text("utf-8").rstrip("\n")
+        return (
+            resources.files("alnico.vocabulary")
+            .joinpath("templates", f"{setting}.jinja")
+            .read_text("utf-8")
+            .rstrip("\n")
+        )
     if len(setting) >= SHORTEST and "{" in setting:
         return setting
     near = difflib.get_close_matches(setting, ("auto", *NAMES), 1, 0.5)
     raise RecipeError(
         f"chat_template: {setting[:80]!r} is no known template; expected auto, {', '.join(NAMES)} or the text of a Jinja template "
-        f"(at least {SHORTEST} characters, with a '{{')." + (f" Did you mean {near[0]!r}?" if near else " Write one of them.")
+        f"(at least {SHORTEST} characters, with a '{{')."
+        + (f" Did you mean {near[0]!r}?" if near else " Write one of them.")
     )
 
 
-def chat_template(setting: str, sources: Sequence[Source], donor: int, vocabulary: VocabularyPlan | None = None) -> ChatTemplate:
+def chat_template(
+    setting: str, sources: Sequence[Source], donor: int, vocabulary: VocabularyPlan | None = None
+) -> ChatTemplate:
     """Say which files hold the chat template that the recipe asks for.
 
     ``auto`` is the template that most of ``sources`` have, leading and trailing space apart, the first in recipe order among
@@ -69,19 +77,29 @@ def chat_template(setting: str, sources: Sequence[Source], donor: int, vocabular
         template, votes = counts.most_common(1)[0]
         holders = [label for label, text in found if text.strip() == template]
         template = next(text for _, text in found if text.strip() == template)
-        notes.append(f"the chat template is that of {holders[0]}, which {votes} of {len(sources)} models have.")
+        notes.append(
+            f"the chat template is that of {holders[0]}, which {votes} of {len(sources)} models have."
+        )
     directory = sources[donor].directory
 
     def held(name: str) -> bytes | None:
         if vocabulary is not None and name in vocabulary.files:
             return vocabulary.files[name]
-        if directory is None or not (directory / name).exists() or (vocabulary is not None and name in vocabulary.without):
+        if (
+            directory is None
+            or not (directory / name).exists()
+            or (vocabulary is not None and name in vocabulary.without)
+        ):
             return None
         return bytes_of(directory / name)
 
     files: dict[str, bytes] = {}
     config = held(CONFIG)
-    settings = parse_json(config, Path(CONFIG) if directory is None else directory / CONFIG) if config is not None else {}
+    settings = (
+        parse_json(config, Path(CONFIG) if directory is None else directory / CONFIG)
+        if config is not None
+        else {}
+    )
     in_config = "chat_template" in settings
     if in_config and held(FILE) is None:
         files[CONFIG] = as_json({**settings, "chat_template": template})
@@ -91,7 +109,9 @@ def chat_template(setting: str, sources: Sequence[Source], donor: int, vocabular
             files[CONFIG] = as_json({k: v for k, v in settings.items() if k != "chat_template"})
     of_processor = held(OF_PROCESSOR)
     if of_processor is not None:
-        files[OF_PROCESSOR] = as_json({**parse_json(of_processor, Path(directory or "") / OF_PROCESSOR), "chat_template": template})
+        files[OF_PROCESSOR] = as_json(
+            {**parse_json(of_processor, Path(directory or "") / OF_PROCESSOR), "chat_template": template}
+        )
     return ChatTemplate(files, tuple(notes))
 
 

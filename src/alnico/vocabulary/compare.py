@@ -48,7 +48,9 @@ def read_vocabulary(directory: Path | None) -> Vocabulary | None:
         tokens = vocabulary_of(document, directory / JSON)
         if tokens is None:
             return None
-        added = {t: int(e["id"]) for t, e in added_ids(tokens, added_entries(document, directory / JSON)).items()}
+        added = {
+            t: int(e["id"]) for t, e in added_ids(tokens, added_entries(document, directory / JSON)).items()
+        }
         return Vocabulary({t: r for t, r in tokens.items() if t not in added}, added)
     if (directory / "vocab.json").exists():
         return Vocabulary(rows_of(read_json(directory / "vocab.json"), directory / "vocab.json"), {})
@@ -83,8 +85,12 @@ def difference(a: Vocabulary, b: Vocabulary) -> str | None:
     >>> difference(Vocabulary({"a": 0, "b": 1}, {}), Vocabulary({"a": 0, "c": 1}, {}))
     "1 of 2 tokens differ, such as 'b' at row 1"
     """
-    differing = [(row, token) for token, row in a.tokens.items() if b.tokens.get(token, b.added.get(token)) != row]
-    differing += [(row, token) for token, row in b.tokens.items() if token not in a.tokens and token not in a.added]
+    differing = [
+        (row, token) for token, row in a.tokens.items() if b.tokens.get(token, b.added.get(token)) != row
+    ]
+    differing += [
+        (row, token) for token, row in b.tokens.items() if token not in a.tokens and token not in a.added
+    ]
     if not differing:
         return None
     row, token = min(differing)

@@ -48,7 +48,9 @@ def remapped(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     for key, value in config.items():
         new = remapped_all(value, remap) if isinstance(value, Mapping) else value
         if key in MAPS and isinstance(value, Mapping):
-            new = {name: found for name, each in value.items() if (found := _ids(key, each, remap)) is not None}
+            new = {
+                name: found for name, each in value.items() if (found := _ids(key, each, remap)) is not None
+            }
         elif key == PLACED and isinstance(value, list):
             new = [_placed(pair, remap) for pair in value]
         elif key in (*LISTS, *INDICES) or key.endswith(ENDINGS):
@@ -63,7 +65,9 @@ def remapped_all(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     return {**config, **remapped(config, remap)}
 
 
-def with_rows(config: Mapping[str, Any], new: int, old: int | None, per_layer: int | None = None) -> dict[str, Any]:
+def with_rows(
+    config: Mapping[str, Any], new: int, old: int | None, per_layer: int | None = None
+) -> dict[str, Any]:
     """A whole config whose language model has a vocabulary of ``new`` rows in the place of ``old``, said where the config says it.
 
     ``per_layer`` are the new rows of the embeddings of layers, where they change.
@@ -83,7 +87,10 @@ def with_rows(config: Mapping[str, Any], new: int, old: int | None, per_layer: i
             section[key] = new
             is_said = is_said or key != PER_LAYER
     if not is_said:
-        section, inner = changed, [key for key in (*TEXT, "text_encoder") if isinstance(changed.get(key), dict)]
+        section, inner = (
+            changed,
+            [key for key in (*TEXT, "text_encoder") if isinstance(changed.get(key), dict)],
+        )
         while inner:
             section = section[inner[0]]
             inner = [key for key in TEXT if isinstance(section.get(key), dict)]
@@ -91,7 +98,9 @@ def with_rows(config: Mapping[str, Any], new: int, old: int | None, per_layer: i
     return changed
 
 
-def stated_rows(config: Mapping[str, Any], place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str, int]]:
+def stated_rows(
+    config: Mapping[str, Any], place: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], str, int]]:
     """The sizes of vocabularies of tokens that a config states: the keys down to a section, the key there, and the rows."""
     for key, value in config.items():
         if isinstance(value, Mapping):

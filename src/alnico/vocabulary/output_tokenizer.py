@@ -50,7 +50,11 @@ def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[TokenEntr
         for content, entry in known.items():
             described.setdefault(content, entry)
         if tokenizer is not first:
-            new = (t for t, i in sorted(tokenizer.parts.items(), key=lambda item: item[1]) if i < count and t not in known)
+            new = (
+                t
+                for t, i in sorted(tokenizer.parts.items(), key=lambda item: item[1])
+                if i < count and t not in known
+            )
             plain |= dict.fromkeys(t for t in new if first.parts.get(t, rows) >= rows)
     return [*(plain_entry(t) for t in plain if t not in described), *described.values()]
 
@@ -67,10 +71,14 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> Ou
     parts = {t: i for t, i in template.parts.items() if i < rows} if has_document else dict(template.parts)
     kept = [e for t, e in template.added.items() if e["id"] < rows or t in named]
     here = {*parts, *(e["content"] for e in kept)}
-    new = [e for e in entries if e["content"] not in template.added or template.added[e["content"]]["id"] >= rows]
+    new = [
+        e for e in entries if e["content"] not in template.added or template.added[e["content"]]["id"] >= rows
+    ]
     removed = len(template.tokens) - len(here)
     if not new and not removed:
-        return OutputTokenizer(template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0)
+        return OutputTokenizer(
+            template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0
+        )
     fillers = _fillers(parts, template) if has_document else {}
     parts |= fillers
     if has_document:
@@ -103,7 +111,11 @@ def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
 
 
 def _files(
-    template: Tokenizer, parts: Mapping[str, int], added: Mapping[str, TokenEntry], tokens: Mapping[str, int], has_other_parts: bool
+    template: Tokenizer,
+    parts: Mapping[str, int],
+    added: Mapping[str, TokenEntry],
+    tokens: Mapping[str, int],
+    has_other_parts: bool,
 ) -> dict[str, bytes]:
     left = PARTS if has_other_parts and template.document is not None else ()
     files = {n: bytes_of(template.directory / n) for n in template.files if n not in left}
@@ -119,7 +131,9 @@ def _files(
     settings = dict(template.settings)
     if "added_tokens_decoder" in settings or legacy:
         in_order = sorted(added.values(), key=lambda e: int(e["id"]))
-        settings["added_tokens_decoder"] = {str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in in_order}
+        settings["added_tokens_decoder"] = {
+            str(e["id"]): {k: v for k, v in e.items() if k != "id"} for e in in_order
+        }
     if settings != template.settings:
         files[CONFIG] = as_json(settings)
     if ADDED in files:
@@ -138,7 +152,8 @@ def _document(
     if has_other_parts:
         changed["model"] = _model(document["model"], parts)
     changed["added_tokens"] = sorted(
-        ({"id": e["id"], **{k: v for k, v in e.items() if k != "id"}} for e in added.values()), key=lambda e: e["id"]
+        ({"id": e["id"], **{k: v for k, v in e.items() if k != "id"}} for e in added.values()),
+        key=lambda e: e["id"],
     )
     for name in ("post_processor", "padding"):
         if document.get(name) is not None:
@@ -152,8 +167,12 @@ def _model(model: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]
         return {**model, "vocab": [entry for entry in model["vocab"] if entry[0] in parts]}
     changed = {**model, "vocab": dict(sorted(parts.items(), key=lambda item: item[1]))}
     if isinstance(model.get("merges"), list):
-        pairs = ((merge, merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in model["merges"])
-        changed["merges"] = [merge for merge, pair in pairs if all(p in parts for p in pair) and _joined(model, pair) in parts]
+        pairs = (
+            (merge, merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in model["merges"]
+        )
+        changed["merges"] = [
+            merge for merge, pair in pairs if all(p in parts for p in pair) and _joined(model, pair) in parts
+        ]
     return changed
 
 

@@ -68,7 +68,13 @@ def mapped(
 
 
 def _gathered(
-    source: Source, others: Sequence[Source], name: str, row_map: RowMap, ties: Mapping[str, str], *, is_turned: bool = False
+    source: Source,
+    others: Sequence[Source],
+    name: str,
+    row_map: RowMap,
+    ties: Mapping[str, str],
+    *,
+    is_turned: bool = False,
 ) -> _RowGather | None:
     own = source.tensors[name]
     if not own.shape:
@@ -112,7 +118,9 @@ def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 class MappedModel:
     """A source with the output's vocabulary rows. Made by :func:`mapped`; closing it closes the model alone, not the others."""
 
-    def __init__(self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap) -> None:
+    def __init__(
+        self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap
+    ) -> None:
         self._source = source
         self._others = tuple(others)
         self._gathered = gathered
@@ -120,7 +128,8 @@ class MappedModel:
         self._padding: dict[str, np.ndarray] = {}
         self._locks = {name: threading.Lock() for name in gathered}
         self.tensors: Mapping[str, Tensor] = {
-            name: gathered[name].tensor if name in gathered else tensor for name, tensor in source.tensors.items()
+            name: gathered[name].tensor if name in gathered else tensor
+            for name, tensor in source.tensors.items()
         }
 
     @property
@@ -155,8 +164,12 @@ class MappedModel:
 
     @property
     def reading_bytes(self) -> int:
-        columns = max((self._widest(g) for g in self._gathered.values() if not g.raw or g.is_turned), default=0)
-        below = max(source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from)))
+        columns = max(
+            (self._widest(g) for g in self._gathered.values() if not g.raw or g.is_turned), default=0
+        )
+        below = max(
+            source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from))
+        )
         if not columns:
             return below
         piece = max(PIECE_ELEMENTS, columns)
@@ -166,7 +179,9 @@ class MappedModel:
         """The elements of a row, here and where it comes from."""
         if not gathered.is_turned:
             return gathered.columns
-        return max(gathered.columns, *(self._others[i].tensors[n].shape[1] for i, n in gathered.names.items()))
+        return max(
+            gathered.columns, *(self._others[i].tensors[n].shape[1] for i, n in gathered.names.items())
+        )
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
@@ -180,7 +195,9 @@ class MappedModel:
                         foreign.setdefault(i, []).append(alias)
         for i, names in foreign.items():
             other = self._others[i]
-            found |= {f"{other.label}{FOREIGN}{file}": size for file, size in other.absent(names, False).items()}
+            found |= {
+                f"{other.label}{FOREIGN}{file}": size for file, size in other.absent(names, False).items()
+            }
         return found
 
     def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
@@ -217,7 +234,9 @@ class MappedModel:
             else:
                 self._compute(gathered, low, high, row_bytes, offset, buffer)
 
-    def _move(self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+    def _move(
+        self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
+    ) -> None:
         """Fill a buffer with the bytes of rows low to high, from byte ``offset`` of the tensor on, a read a run."""
         runs = self._map.runs
         edges = runs[np.searchsorted(runs, low, "right") - 1 : np.searchsorted(runs, high, "left") + 1]
@@ -232,7 +251,9 @@ class MappedModel:
             else:
                 self._others[origin].read_into(gathered.names[origin], row * row_bytes + at - first, piece)
 
-    def _compute(self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+    def _compute(
+        self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
+    ) -> None:
         """Fill a buffer likewise, where rows are decoded."""
         out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
         padding = self._padding_row(gathered) if (self._map.origin[low:high] == PADDING).any() else None
@@ -244,7 +265,9 @@ class MappedModel:
             at, to = max(offset, first * row_bytes), min(end, last * row_bytes)
             out[at - offset : to - offset] = data[at - first * row_bytes : to - first * row_bytes]
 
-    def _turn(self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview) -> None:
+    def _turn(
+        self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
+    ) -> None:
         """Fill a buffer likewise, where tokens have columns: a row at a time."""
         out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
         for row in range(low, high):

@@ -37,7 +37,9 @@ class RowMap:
         """First output rows of runs, and the end: within one, all rows have one origin and follow one another there."""
         if not self.size:
             return np.zeros(1, np.int64)
-        follows = (self.origin[1:] == self.origin[:-1]) & ((self.row[1:] == self.row[:-1] + 1) | (self.origin[1:] == PADDING))
+        follows = (self.origin[1:] == self.origin[:-1]) & (
+            (self.row[1:] == self.row[:-1] + 1) | (self.origin[1:] == PADDING)
+        )
         follows |= (self.origin[1:] == ZEROS) & (self.origin[:-1] == ZEROS)
         return np.concatenate([[0], np.flatnonzero(~follows) + 1, [self.size]])
 
@@ -45,7 +47,9 @@ class RowMap:
     def read_from(self) -> tuple[int, ...]:
         """The sources that rows are taken from, the own one too, in order."""
         copied = np.unique(self.origin[self.origin >= 0]).tolist()
-        averaged = np.flatnonzero((self.means >= 0).any(axis=0)).tolist() if (self.origin == MEAN).any() else []
+        averaged = (
+            np.flatnonzero((self.means >= 0).any(axis=0)).tolist() if (self.origin == MEAN).any() else []
+        )
         return tuple(sorted({*copied, *averaged}))
 
     @cached_property

@@ -36,7 +36,13 @@ def settled(tables: Sequence[Tables], sources: Sequence[Source], named: Sequence
     for table in tables:
         told = [n for n in table.unclear if n in known]
         rows = {**table.rows, **dict.fromkeys(told, table.size or 0)}
-        found.append(replace(table, rows=rows, unclear=tuple(n for n in table.unclear if n not in known and n not in others)))
+        found.append(
+            replace(
+                table,
+                rows=rows,
+                unclear=tuple(n for n in table.unclear if n not in known and n not in others),
+            )
+        )
     return found
 
 
@@ -54,7 +60,9 @@ def refuse_unclear(tables: Sequence[Tables], sources: Sequence[Source], source: 
             )
         if not table.rows:
             where = (
-                "tokenizer.tables names none" if is_named else "no tensor has as many rows as its config or tokenizer has tokens"
+                "tokenizer.tables names none"
+                if is_named
+                else "no tensor has as many rows as its config or tokenizer has tokens"
             )
             raise MismatchError(
                 f"{model.label}: {where}; expected an embedding with a row for each token, as the tokens of the output have other rows. "
@@ -134,7 +142,9 @@ def maps_apart(
         key = tuple(rows), more
         if key not in cache:
             maps = made(np.where(held >= mine, -1, held), size + more)
-            cache[key] = tuple(_with_rest(m, t, held[i], size) for i, (m, t) in enumerate(zip(maps, tables, strict=True)))
+            cache[key] = tuple(
+                _with_rest(m, t, held[i], size) for i, (m, t) in enumerate(zip(maps, tables, strict=True))
+            )
         found[name] = cache[key]
     return found
 

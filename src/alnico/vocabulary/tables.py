@@ -12,7 +12,13 @@ from alnico.checkpoint.source import Source
 from alnico.recipe.options import fits
 from alnico.vocabulary.config_ids import PER_LAYER, SIZES, WITHOUT_TEXT, is_text, stated_rows
 
-EMBEDDINGS = ("embed_tokens.weight", "word_embeddings.weight", "wte.weight", "embed_in.weight", "shared.weight")
+EMBEDDINGS = (
+    "embed_tokens.weight",
+    "word_embeddings.weight",
+    "wte.weight",
+    "embed_in.weight",
+    "shared.weight",
+)
 HEADS = (
     "lm_head.weight", "lm_head.bias", "embed_out.weight", "predictions.decoder.weight", "predictions.decoder.bias", "predictions.bias",
 )  # fmt: skip
@@ -77,15 +83,25 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
     in the place of all this.
     """
     if named:
-        rows = {n: rows_of(t.shape) for n, t in source.tensors.items() if t.shape and any(fits(f, n) for f in named)}
+        rows = {
+            n: rows_of(t.shape)
+            for n, t in source.tensors.items()
+            if t.shape and any(fits(f, n) for f in named)
+        }
         return Tables(Counter(rows.values()).most_common(1)[0][0] if rows else None, rows)
-    shapes = {n: t.shape for n, t in source.tensors.items() if t.shape and "/" not in n}  # a module's folder has words of its own
+    shapes = {
+        n: t.shape for n, t in source.tensors.items() if t.shape and "/" not in n
+    }  # a module's folder has words of its own
     size = _size(source.config, shapes, tokens)
     if size is None:
         return Tables()
     may_be = {n: shape for n, shape in shapes.items() if not any(word in n.lower() for word in POSITIONS)}
     alike = [n for n, shape in may_be.items() if rows_of(shape) == size]
-    turned = [n for n, s in may_be.items() if len(s) == 2 and s[1] == size and s[0] not in (1, size) and not _is_numbered(n)]
+    turned = [
+        n
+        for n, s in may_be.items()
+        if len(s) == 2 and s[1] == size and s[0] not in (1, size) and not _is_numbered(n)
+    ]
     unclear = [n for n in alike if _is_listed(n) and _is_named(n, shapes[n])]
     alike = [n for n in alike if n not in unclear]
     if _is_another_size_too(size, source.config, shapes):
@@ -95,7 +111,11 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
         unclear += [n for n in kinds if kinds[n] is None]
     rows = dict.fromkeys([*alike, *turned], size)
     apart = {r for _, key, r in stated_rows(source.config) if key == PER_LAYER}
-    others = [n for n, s in may_be.items() if len(s) == 2 and n not in rows and s[0] != size and _looks_up(n) and not _is_apart(n)]
+    others = [
+        n
+        for n, s in may_be.items()
+        if len(s) == 2 and n not in rows and s[0] != size and _looks_up(n) and not _is_apart(n)
+    ]
     longer = [n for n in others if shapes[n][0] > size and not _module(n).endswith(SCORES)]
     if len(longer) == 1 and not any(_looks_up(n) for n in alike):
         rows[longer[0]] = shapes[longer[0]][0]
@@ -152,21 +172,33 @@ def _size(config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], toke
     said = [(place, rows) for place, key, rows in stated_rows(config) if key != PER_LAYER]
     is_there = [(place, rows) for place, rows in said if rows in held]
     main = [rows for place, rows in is_there if is_text(place)] or [rows for _, rows in is_there]
-    known = {n: rows_of(s) for n, s in shapes.items() if n.endswith((*EMBEDDINGS, *HEADS)) and not _is_apart(n)}
-    if not main and (longer := _longer(shapes, [rows for place, rows in said if is_text(place) and rows >= tokens])):
+    known = {
+        n: rows_of(s) for n, s in shapes.items() if n.endswith((*EMBEDDINGS, *HEADS)) and not _is_apart(n)
+    }
+    if not main and (
+        longer := _longer(shapes, [rows for place, rows in said if is_text(place) and rows >= tokens])
+    ):
         return longer
     if not main or (tokens and max(main) < tokens):
-        main += [rows for n, rows in known.items() if rows >= tokens] or (list(known.values()) if not main else [])
+        main += [rows for n, rows in known.items() if rows >= tokens] or (
+            list(known.values()) if not main else []
+        )
     enough = [rows for rows in main if rows >= tokens]
     return (min(enough) if tokens else max(main)) if enough else max(main, default=None)
 
 
 def _longer(shapes: Mapping[str, tuple[int, ...]], said: Sequence[int]) -> int | None:
     """The size that a config states where one embedding has more rows and no head has as many: Mllama's without its head."""
-    tables = [s[0] for n, s in shapes.items() if len(s) == 2 and _looks_up(n) and not _is_apart(n) and not is_head(n)]
+    tables = [
+        s[0]
+        for n, s in shapes.items()
+        if len(s) == 2 and _looks_up(n) and not _is_apart(n) and not is_head(n)
+    ]
     heads = {rows_of(s) for n, s in shapes.items() if is_head(n)}
     most = max(tables, default=0)
-    return next((rows for rows in said if rows < most and tables.count(most) == 1 and most not in heads), None)
+    return next(
+        (rows for rows in said if rows < most and tables.count(most) == 1 and most not in heads), None
+    )
 
 
 def _is_another_size_too(size: int, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> bool:
@@ -174,7 +206,10 @@ def _is_another_size_too(size: int, config: Mapping[str, Any], shapes: Mapping[s
     said = [is_text(place) for place, _, rows in stated_rows(config) if rows == size]
     if size in _numbers(config) or (any(said) and not all(said)):
         return True
-    return any(size in shape and _is_numbered(n) and not (shape[0] == size and _is_named(n, shape)) for n, shape in shapes.items())
+    return any(
+        size in shape and _is_numbered(n) and not (shape[0] == size and _is_named(n, shape))
+        for n, shape in shapes.items()
+    )
 
 
 def _numbers(config: Mapping[str, Any], is_other: bool = False) -> Iterator[int]:
@@ -189,9 +224,9 @@ def _numbers(config: Mapping[str, Any], is_other: bool = False) -> Iterator[int]
             elif key != "vocabulary_map":
                 is_apart = any(word in str(key) for word in WITHOUT_TEXT)
                 yield from _numbers({str(k): v for k, v in value.items()}, is_apart or is_other)
-        elif any(word in str(key) for word in ("token", "_id", "index", "max_length", "min_length", "top_k")) or (
-            not is_other and key in (*SIZES, PER_LAYER, "unpadded_vocab_size")
-        ):
+        elif any(
+            word in str(key) for word in ("token", "_id", "index", "max_length", "min_length", "top_k")
+        ) or (not is_other and key in (*SIZES, PER_LAYER, "unpadded_vocab_size")):
             continue
         else:
             yield from (v for v in (value if isinstance(value, list) else [value]) if type(v) is int)
@@ -228,5 +263,7 @@ def _is_named(name: str, shape: tuple[int, ...]) -> bool:
     module = _module(name)
     is_other = any(word in module.rpartition(".")[2] for word in OTHERS)
     return not is_other and (
-        module.endswith((*SCORES, BY_ID)) or module.startswith("lm_head.") or (len(shape) == 2 and _looks_up(name))
+        module.endswith((*SCORES, BY_ID))
+        or module.startswith("lm_head.")
+        or (len(shape) == 2 and _looks_up(name))
     )

@@ -88,7 +88,9 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
         if found is None:
             return None
         parts = found
-        added = {str(e["content"]): {**e, "id": parts.get(str(e["content"]), i)} for i, e in sorted(stated.items())}
+        added = {
+            str(e["content"]): {**e, "id": parts.get(str(e["content"]), i)} for i, e in sorted(stated.items())
+        }
     return Tokenizer(directory, parts, added, document, settings, roles, files)
 
 
@@ -125,7 +127,9 @@ def role_tokens(settings: Mapping[str, Any], roles: Mapping[str, Any]) -> list[s
         values: list[Any] = [source.get(name) for name in ROLE_NAMES]
         for name in ROLE_LISTS:
             listed = source.get(name)
-            values += listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else []
+            values += (
+                listed.values() if isinstance(listed, dict) else listed if isinstance(listed, list) else []
+            )
         for value in values:
             content = value.get("content") if isinstance(value, dict) else value
             if isinstance(content, str):
@@ -139,7 +143,9 @@ def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | N
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: [[token, score], ...] in row order
         if not all(isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary):
-            raise ModelError(f"{path}: model.vocab holds entries that are no [token, score]. Get the file again.")
+            raise ModelError(
+                f"{path}: model.vocab holds entries that are no [token, score]. Get the file again."
+            )
         return {entry[0]: row for row, entry in enumerate(vocabulary)}
     return rows_of(vocabulary, path) if isinstance(vocabulary, dict) else None
 
@@ -147,7 +153,10 @@ def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | N
 def added_entries(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
     """The added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
     try:
-        return [{**t, "content": str(t["content"]), "id": _row(t["id"])} for t in document.get("added_tokens") or []]
+        return [
+            {**t, "content": str(t["content"]), "id": _row(t["id"])}
+            for t in document.get("added_tokens") or []
+        ]
     except (TypeError, KeyError, ValueError, OverflowError):
         raise ModelError(
             f"{path}: added_tokens holds entries without content and an id up to {MAX_ROW}. Get the file again."
@@ -158,10 +167,14 @@ def rows_of(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
     """A vocabulary whose values are row numbers. Errors: ModelError."""
     rows = {token: row for token, row in vocabulary.items() if type(row) is int and row >= 0}
     if len(rows) != len(vocabulary):
-        raise ModelError(f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again.")
+        raise ModelError(
+            f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again."
+        )
     highest = max(rows.values(), default=0)
     if highest > MAX_ROW:
-        raise ModelError(f"{path}: its vocabulary has the row {str(highest)[:40]}; expected at most {MAX_ROW}. Get the file again.")
+        raise ModelError(
+            f"{path}: its vocabulary has the row {str(highest)[:40]}; expected at most {MAX_ROW}. Get the file again."
+        )
     return rows
 
 
@@ -242,4 +255,6 @@ def _entry(content: str, *, special: bool) -> TokenEntry:
 def as_json(value: object) -> bytes:
     """JSON as tokenizer files hold it, small ones to be read by people."""
     text = json.dumps(value, ensure_ascii=False)
-    return ((text if len(text) > 1_000_000 else json.dumps(value, ensure_ascii=False, indent=2)) + "\n").encode("utf-8")
+    return (
+        (text if len(text) > 1_000_000 else json.dumps(value, ensure_ascii=False, indent=2)) + "\n"
+    ).encode("utf-8")

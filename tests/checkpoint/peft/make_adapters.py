@@ -67,13 +67,18 @@ def main() -> None:
             model.save_pretrained(folder)
             configs[case] = json.loads((Path(folder) / "adapter_config.json").read_text())
             found |= {
-                f"{case}/adapter/{name}": value for name, value in load_file(Path(folder) / "adapter_model.safetensors").items()
+                f"{case}/adapter/{name}": value
+                for name, value in load_file(Path(folder) / "adapter_model.safetensors").items()
             }
         merged = model.merge_and_unload().state_dict()
         changed = {n: v for n, v in merged.items() if not torch.equal(v, found[f"{case}/base/{n}"])}
         found |= {f"{case}/merged/{name}": value for name, value in changed.items()}
     kept = {"adapter", "merged"}
-    used = {f"{c}/base/{n}" for c in CASES for n in (k.split("/")[2] for k in found if k.startswith(f"{c}/merged/"))}
+    used = {
+        f"{c}/base/{n}"
+        for c in CASES
+        for n in (k.split("/")[2] for k in found if k.startswith(f"{c}/merged/"))
+    }
     tensors = {n: v.contiguous() for n, v in found.items() if n.split("/")[1] in kept or n in used}
     save_file(tensors, HERE / "adapters.safetensors", {"configs": json.dumps(configs)})
 

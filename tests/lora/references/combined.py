@@ -15,7 +15,10 @@ PREFIX = "base_model.model."
 def deltas(adapter: Path) -> dict[str, np.ndarray]:
     """What a saved adapter without patterns adds to each module's weight: s B A, an embedding's as (dim, tokens)."""
     config = json.loads((adapter / "adapter_config.json").read_text())
-    tensors = {n.removeprefix(PREFIX): v.astype(np.float64) for n, v in load_file(adapter / "adapter_model.safetensors").items()}
+    tensors = {
+        n.removeprefix(PREFIX): v.astype(np.float64)
+        for n, v in load_file(adapter / "adapter_model.safetensors").items()
+    }
     found = {}
     for name, right in tensors.items():
         for part, other in ((".lora_A.weight", ".lora_B.weight"), (".lora_embedding_A", ".lora_embedding_B")):
@@ -47,7 +50,9 @@ def polar(matrix: np.ndarray, least: float) -> np.ndarray:
     return left[:, kept] @ right[kept]
 
 
-def tsv(matrices: list[np.ndarray], weights: list[float], scale: float = 1.0, least: float = 0.1) -> np.ndarray:
+def tsv(
+    matrices: list[np.ndarray], weights: list[float], scale: float = 1.0, least: float = 0.1
+) -> np.ndarray:
     """Gargiulo et al. 2025, each matrix to its numerical rank and to the Nth part of the smaller side at most."""
     most = min(matrices[0].shape) // len(matrices)
     lefts, values, rights = [], [], []
@@ -63,7 +68,9 @@ def tsv(matrices: list[np.ndarray], weights: list[float], scale: float = 1.0, le
 
 def iso_c(matrices: list[np.ndarray], weights: list[float], scale: float = 1.0) -> np.ndarray:
     """Marczak et al. 2025, over the numerical rank of the sum."""
-    left, values, right = np.linalg.svd(sum(w * m for w, m in zip(weights, matrices, strict=True)), full_matrices=False)
+    left, values, right = np.linalg.svd(
+        sum(w * m for w, m in zip(weights, matrices, strict=True)), full_matrices=False
+    )
     rank = int(np.sum(values > 1e-10 * values[0]))
     return scale * values[:rank].mean() * left[:, :rank] @ right[:rank]
 

@@ -88,7 +88,11 @@ def one_line(value: Any) -> str:
     """
     if isinstance(value, Mapping):
         value = {k: list(v) if isinstance(v, tuple) else v for k, v in value.items()}
-    return value if isinstance(value, str) else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=9999).strip()
+    return (
+        value
+        if isinstance(value, str)
+        else yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=9999).strip()
+    )
 
 
 def _one_line(text: str) -> str:

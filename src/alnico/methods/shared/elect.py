@@ -53,7 +53,9 @@ VOTES = {"weighted": vote_weighted, "mass": vote_mass, "count": vote_count}
 SHARES = {"weight": share_weight, "count": share_count, "none": share_none}
 
 
-def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, tie: Tie, divide: Divide) -> Merge:
+def elected(
+    sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elect, tie: Tie, divide: Divide
+) -> Merge:
     """Sum the entries whose sign was elected, and divide by what agreed."""
     keep, vote, share_of = sparse.keep, VOTES[elect], SHARES[divide]
     # One vote a model ties whenever two models disagree, and plus would then pull weights up.
@@ -75,10 +77,16 @@ def elected(sparse: Sparse, weight: tuple[float, ...], scale: float, elect: Elec
 
     alone = len(weight) == 1 and not sparse.trims and scale * (weight[0] if divide == "none" else 1.0) == 1
     alone = alone and weight[0] > 0 and (divide != "count" or weight[0] == 1)
-    return Merge(mix, (sparse.limit, sparse.ceiling, sparse.factor, weight, scale), copies=_copies(alone, weight, scale))
+    return Merge(
+        mix,
+        (sparse.limit, sparse.ceiling, sparse.factor, weight, scale),
+        copies=_copies(alone, weight, scale),
+    )
 
 
-def summed(sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Literal["weight", "none"]) -> Merge:
+def summed(
+    sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Literal["weight", "none"]
+) -> Merge:
     """Sum all kept entries with their weights; ``divide`` "weight" divides by the sum of the weights."""
     keep = sparse.keep
     total = total_weight(weight, instead=", or set normalize: false") if divide == "weight" else 1.0
@@ -90,7 +98,11 @@ def summed(sparse: Sparse, weight: tuple[float, ...], scale: float, divide: Lite
         return scale * total
 
     alone = len(weight) == 1 and not sparse.trims and scale * weight[0] / total == 1
-    return Merge(mix, (sparse.limit, sparse.ceiling, sparse.factor, weight, scale / total), copies=_copies(alone, weight, scale))
+    return Merge(
+        mix,
+        (sparse.limit, sparse.ceiling, sparse.factor, weight, scale / total),
+        copies=_copies(alone, weight, scale),
+    )
 
 
 def _copies(alone: bool, weight: tuple[float, ...], scale: float) -> Any:

@@ -18,7 +18,10 @@ def exponential(x: float) -> float:
     power = (bounded * 1.4426950408889634 + 6755399441055744.0) - 6755399441055744.0
     r = (bounded - power * 0.6931471803691238) - power * 1.9082149292705877e-10
     series = 1.0 + r * (
-        1.0 + r / 2.0 * (1.0 + r / 3.0 * (1.0 + r / 4.0 * (1.0 + r / 5.0 * (1.0 + r / 6.0 * (1.0 + r / 7.0 * higher(r))))))
+        1.0
+        + r
+        / 2.0
+        * (1.0 + r / 3.0 * (1.0 + r / 4.0 * (1.0 + r / 5.0 * (1.0 + r / 6.0 * (1.0 + r / 7.0 * higher(r))))))
     )
     left = -power
     scale = 1.0
@@ -57,7 +60,10 @@ def exponential(x: float) -> float:
 def higher(r):
     """The rest of the series after seven terms, over the eighth's factor."""
     return 1.0 + r / 8.0 * (
-        1.0 + r / 9.0 * (1.0 + r / 10.0 * (1.0 + r / 11.0 * (1.0 + r / 12.0 * (1.0 + r / 13.0 * (1.0 + r / 14.0)))))
+        1.0
+        + r
+        / 9.0
+        * (1.0 + r / 10.0 * (1.0 + r / 11.0 * (1.0 + r / 12.0 * (1.0 + r / 13.0 * (1.0 + r / 14.0)))))
     )
 
 

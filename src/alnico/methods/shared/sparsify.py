@@ -71,7 +71,13 @@ def keep_largest(density: tuple[float, ...], rescale: Rescale, scope: Scope = "t
     if set(density) == {1.0}:
         return keep_all(len(density))
     limit = _or_nothing(KthLargest(_measured(density), over=scope), density)
-    return Sparse(keep_large, limit, (0.0,) * len(density), _factor(rescale, density, Sum(large_kept, (limit,))), trims=True)
+    return Sparse(
+        keep_large,
+        limit,
+        (0.0,) * len(density),
+        _factor(rescale, density, Sum(large_kept, (limit,))),
+        trims=True,
+    )
 
 
 def keep_middle(density: tuple[float, ...], gamma: tuple[float, ...], rescale: Rescale) -> Sparse:
@@ -79,7 +85,10 @@ def keep_middle(density: tuple[float, ...], gamma: tuple[float, ...], rescale: R
     if set(density) == {1.0}:
         return keep_all(len(density))
     shares = _measured(density)
-    limit, ceiling = _or_nothing(KthLargest(shares, skip=gamma), density), KthLargest(shares, skip=gamma, end="first")
+    limit, ceiling = (
+        _or_nothing(KthLargest(shares, skip=gamma), density),
+        KthLargest(shares, skip=gamma, end="first"),
+    )
     factor = _factor(rescale, density, Sum(between_kept, (limit, ceiling)))
     return Sparse(keep_between, limit, ceiling, factor, trims=True)
 
@@ -97,14 +106,23 @@ def keep_by_rank(density: tuple[float, ...], epsilon: tuple[float, ...], rescale
                 f"density {d:g} and epsilon {e:g} give probabilities from {d - e:g} to {d + e:g}; expected them between 0 and 1. "
                 "Choose a smaller epsilon."
             )
-    return _keep_drawn(Bernoulli(density, tuple(0.0 if d in (0, 1) else e for d, e in zip(density, epsilon, strict=True))), rescale)
+    return _keep_drawn(
+        Bernoulli(density, tuple(0.0 if d in (0, 1) else e for d, e in zip(density, epsilon, strict=True))),
+        rescale,
+    )
 
 
 def _keep_drawn(drawn: Bernoulli, rescale: Rescale) -> Sparse:
     density = drawn.chance
     if set(density) == {1.0}:
         return keep_all(len(density))
-    return Sparse(keep_drawn, drawn, (0.0,) * len(density), _factor(rescale, density, Sum(drawn_kept, (drawn,))), trims=True)
+    return Sparse(
+        keep_drawn,
+        drawn,
+        (0.0,) * len(density),
+        _factor(rescale, density, Sum(drawn_kept, (drawn,))),
+        trims=True,
+    )
 
 
 def _factor(rescale: Rescale, density: tuple[float, ...], kept: Sum) -> Argument:

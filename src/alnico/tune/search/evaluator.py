@@ -44,7 +44,9 @@ class TrialEvaluator:
                     "Leave halving and held_out out, and give a report file."
                 )
             searched, _ = split(task, held_out) if task.size else ([], [])
-            self._parts[task.name] = [[searched[i] for i in places] for places in steps(len(searched), shares)]
+            self._parts[task.name] = [
+                [searched[i] for i in places] for places in steps(len(searched), shares)
+            ]
         self._open_maker = open_maker
         self._maker: CandidateFactory | None = None
         self._number: int | None = None
@@ -89,6 +91,11 @@ def _checked(task: Task, scores: Sequence[Score]) -> float:
     """A task's score of all parts so far. Errors: EvaluationError for anything but a finite number."""
     for score in scores:
         value: Any = score.value if isinstance(score, Score) else score
-        if not isinstance(score, Score) or isinstance(value, bool) or not isinstance(value, (int, float)) or value - value != 0:
+        if (
+            not isinstance(score, Score)
+            or isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or value - value != 0
+        ):
             raise EvaluationError(f"{task.name}: gave {value!r}; expected a finite number. Mend the task.")
     return float(scores[0].value if len(scores) == 1 else task.pooled(scores).value)

@@ -34,9 +34,13 @@ def search_folder(out: str | os.PathLike[str]) -> Path:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
         if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
-            raise OutputError(f"{folder}: holds other things than a search. Choose a new folder, or empty it.")
+            raise OutputError(
+                f"{folder}: holds other things than a search. Choose a new folder, or empty it."
+            )
         if (folder / STUDY).is_symlink():  # SQLite would follow it
-            raise OutputError(f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it.")
+            raise OutputError(
+                f"{folder / STUDY}: is a link; expected the study of a search. Choose a new folder, or remove it."
+            )
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
@@ -70,8 +74,12 @@ def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
 
 
 def _headed(found: SearchResult, trial: Trial) -> str:
-    values = ", ".join(f"{visible(o.name)} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True))
-    return f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
+    values = ", ".join(
+        f"{visible(o.name)} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True)
+    )
+    return (
+        f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
+    )
 
 
 def moved(recipe: Recipe, folder: Path) -> Recipe:
@@ -86,17 +94,40 @@ def _table(path: Path, found: SearchResult) -> None:
     with open_new(path) as file:
         writer = csv.writer(file)
         writer.writerow(
-            map(_safe, ["trial", "state", "seconds", *objectives, *(f"task {n}" for n in tasks), *found.dimensions, "reason"])
+            map(
+                _safe,
+                [
+                    "trial",
+                    "state",
+                    "seconds",
+                    *objectives,
+                    *(f"task {n}" for n in tasks),
+                    *found.dimensions,
+                    "reason",
+                ],
+            )
         )
         for trial in found.trials:
             values: Sequence[Any] = trial.values or [""] * len(objectives)
             scores = dict(trial.scores)
-            row = [trial.number, trial.state, trial.seconds or "", *values, *(scores.get(n, "") for n in tasks)]
-            writer.writerow(map(_safe, [*row, *(trial.point.get(n, "") for n in found.dimensions), trial.reason]))
+            row = [
+                trial.number,
+                trial.state,
+                trial.seconds or "",
+                *values,
+                *(scores.get(n, "") for n in tasks),
+            ]
+            writer.writerow(
+                map(_safe, [*row, *(trial.point.get(n, "") for n in found.dimensions), trial.reason])
+            )
 
 
 def _safe(value: Any) -> Any:
     """Text that a spreadsheet does not take for a formula; numbers with all their digits."""
     if isinstance(value, float):
         return repr(value)
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    return (
+        f"'{value}"
+        if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r"))
+        else value
+    )

@@ -53,7 +53,9 @@ def models_data(references: Iterable[str], folder: str, *, offline: bool = False
     for reference in references:
         with closing(open_model(located(reference, folder), offline=offline)) as model:
             is_of_hub = model.origin is not None
-            found.append([reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]])
+            found.append(
+                [reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]]
+            )
     return found
 
 

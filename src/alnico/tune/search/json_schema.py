@@ -50,9 +50,14 @@ def search_schema() -> Schema:
         ["search"],
     )
     own["choice"] = _object(
-        {"choice": "The values that are tried."}, {"choice": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES}}, ["choice"]
+        {"choice": "The values that are tried."},
+        {"choice": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES}},
+        ["choice"],
     )
-    schema["properties"] |= {"search": {**_settings(), "description": "How it is searched."}, "stack": _stack()}
+    schema["properties"] |= {
+        "search": {**_settings(), "description": "How it is searched."},
+        "stack": _stack(),
+    }
     schema["title"] = "A search of alnico"
     schema["oneOf"] = [*schema["oneOf"], {"required": ["stack"]}]
     schema["anyOf"] = [*schema["anyOf"], {"required": ["stack"]}]
@@ -95,7 +100,12 @@ def _settings() -> Schema:
 
 def _stack() -> Schema:
     whole: Schema = {"type": "integer", "minimum": 1}
-    ends: Schema = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "integer", "minimum": 0, "maximum": 100}}
+    ends: Schema = {
+        "type": "array",
+        "minItems": 2,
+        "maxItems": 2,
+        "items": {"type": "integer", "minimum": 0, "maximum": 100},
+    }
     shapes: dict[str, Schema] = {
         "models": TEXTS,
         "layers": whole,
@@ -103,7 +113,10 @@ def _stack() -> Schema:
         "places": whole,
         "repeat": {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 100}, ends]},
     }
-    return {**_object(STACK_KEYS, shapes, ["models", "layers"]), "description": "Layer stacks that are searched."}
+    return {
+        **_object(STACK_KEYS, shapes, ["models", "layers"]),
+        "description": "Layer stacks that are searched.",
+    }
 
 
 def _object(keys: dict[str, str], shapes: dict[str, Schema], required: list[str]) -> Schema:

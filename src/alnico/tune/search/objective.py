@@ -24,9 +24,13 @@ class Objective:
 
     def value(self, scores: Mapping[str, float]) -> float:
         """Errors: EvaluationError for anything but finite numbers."""
-        total = math.fsum(weight * scores[name] for name, weight in self.tasks) / math.fsum(w for _, w in self.tasks)
+        total = math.fsum(weight * scores[name] for name, weight in self.tasks) / math.fsum(
+            w for _, w in self.tasks
+        )
         if not math.isfinite(total):
-            raise EvaluationError(f"{self.name}: is {total}; expected a finite number. The trial counts as failed.")
+            raise EvaluationError(
+                f"{self.name}: is {total}; expected a finite number. The trial counts as failed."
+            )
         return total
 
 
@@ -47,7 +51,9 @@ def objectives_of(asked: Sequence[str], tasks: Sequence[Task]) -> tuple[Objectiv
                 )
             found.append(Objective(name, tasks[0].goal, tuple((task.name, task.weight) for task in tasks)))
         else:
-            raise EvaluationError(f"search.objective names {name!r}, which is no task; expected mean or {', '.join(by_name)}.")
+            raise EvaluationError(
+                f"search.objective names {name!r}, which is no task; expected mean or {', '.join(by_name)}."
+            )
     return tuple(found)
 
 

@@ -7,7 +7,19 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
-from alnico.analysis.page import Figure, PageSection, cell, counted, drawn, escaped, number, page, percent, series, table
+from alnico.analysis.page import (
+    Figure,
+    PageSection,
+    cell,
+    counted,
+    drawn,
+    escaped,
+    number,
+    page,
+    percent,
+    series,
+    table,
+)
 from alnico.evaluation.scorecard_page import scorecard_sections
 from alnico.tune.search.objective import is_better
 from alnico.tune.search.result import SearchResult
@@ -40,7 +52,11 @@ def search_page(found: SearchResult) -> str:
         ("Sampler", found.settings.sampler),
         ("Seed", str(found.settings.seed)),
         ("Trials", counted(len(found.trials))),
-        *((state.capitalize(), counted(counts[state])) for state in ("complete", "pruned", "failed") if counts.get(state)),
+        *(
+            (state.capitalize(), counted(counts[state]))
+            for state in ("complete", "pruned", "failed")
+            if counts.get(state)
+        ),
         ("Values searched", str(len(found.dimensions))),
     ]
     return page(
@@ -56,12 +72,16 @@ def _best(found: SearchResult) -> PageSection:
     names = ", ".join(o.name for o in found.objectives)
     words = [f"The best of {counted(len(found.trials))} trials by {names}, on the examples searched on."]
     if len(found.best) > 1:
-        words = [f"The {len(found.best)} trials that no other beats in all of {names}, on the examples searched on."]
+        words = [
+            f"The {len(found.best)} trials that no other beats in all of {names}, on the examples searched on."
+        ]
     body = "".join(
         f'<h3>Trial {trial.number}: {escaped(_values(found, trial))}</h3><pre class="scroll">{escaped(recipe.text)}</pre>\n'
         for trial, recipe in zip(found.best[:20], found.recipes, strict=False)
     )
-    return PageSection("best", "The recipe" if len(found.best) == 1 else "The recipes", [*words, *found.notes], body)
+    return PageSection(
+        "best", "The recipe" if len(found.best) == 1 else "The recipes", [*words, *found.notes], body
+    )
 
 
 def _values(found: SearchResult, trial: Trial) -> str:
@@ -72,7 +92,9 @@ def _history(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
     views = {str(i): _course(found, complete, i) for i in range(len(found.objectives))}
     label = "Points: the value of each trial, and the best so far as a line"
     figure = Figure("history-drawing", label, views if len(views) > 1 else {"": views["0"]}, _choices(found))
-    return PageSection("history", "History", ["Each point is a trial; the line is the best so far."], drawn(figure), [figure])
+    return PageSection(
+        "history", "History", ["Each point is a trial; the line is the best so far."], drawn(figure), [figure]
+    )
 
 
 def _choices(found: SearchResult) -> list[tuple[str, list[str]]]:
@@ -97,14 +119,22 @@ def _course(found: SearchResult, complete: Sequence[Trial], index: int) -> dict[
     pruned = [t for t in found.trials if t.state == "pruned" and t.rungs]
     if pruned and len(found.objectives) == 1:
         traces.append(
-            _points("given up", 6, [t.number for t in pruned], [t.rungs[-1] for t in pruned], [_told(found, t) for t in pruned])
+            _points(
+                "given up",
+                6,
+                [t.number for t in pruned],
+                [t.rungs[-1] for t in pruned],
+                [_told(found, t) for t in pruned],
+            )
         )
     rows = [[f"trial {t.number}", t.values[index], so_far] for t, so_far in zip(complete, line, strict=True)]
     shown = {"columns": ["", objective.name, "best so far"], "rows": rows}
     return {"data": traces, "layout": _axes("trial", objective.name, 380), "table": shown}
 
 
-def _points(label: str, index: int, x: Sequence[Any], y: Sequence[float], hover: Sequence[str]) -> dict[str, Any]:
+def _points(
+    label: str, index: int, x: Sequence[Any], y: Sequence[float], hover: Sequence[str]
+) -> dict[str, Any]:
     ground, mark = series(index)
     return {
         "type": "scatter", "mode": "markers", "name": label, "x": list(x), "y": list(y),
@@ -128,7 +158,12 @@ def _axes(x: str, y: str, height: int) -> dict[str, Any]:
     return {
         "height": height,
         "hovermode": "closest",
-        "xaxis": {"title": {"text": escaped(x), "standoff": 6}, "showgrid": False, "zeroline": False, "nticks": 12},
+        "xaxis": {
+            "title": {"text": escaped(x), "standoff": 6},
+            "showgrid": False,
+            "zeroline": False,
+            "nticks": 12,
+        },
         "yaxis": {"title": {"text": escaped(y), "standoff": 8}, "zeroline": False, "nticks": 8},
     }
 
@@ -144,7 +179,9 @@ def _front(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
         views if len(pairs) > 1 else {"": views["0"]},
         choices,
     )
-    words = ["On the front are the trials that no other equals in all objectives and beats in one. Each has a recipe of its own."]
+    words = [
+        "On the front are the trials that no other equals in all objectives and beats in one. Each has a recipe of its own."
+    ]
     return PageSection("front", "Pareto front", words, drawn(figure), [figure])
 
 
@@ -153,14 +190,30 @@ def _of_pair(found: SearchResult, complete: Sequence[Trial], a: int, b: int) -> 
     on_it = {t.number for t in front}
     others = [t for t in complete if t.number not in on_it]
     traces = [
-        _points("other trials", 6, [t.values[a] for t in others], [t.values[b] for t in others], [_told(found, t) for t in others]),
-        _points("front", 1, [t.values[a] for t in front], [t.values[b] for t in front], [_told(found, t) for t in front]),
+        _points(
+            "other trials",
+            6,
+            [t.values[a] for t in others],
+            [t.values[b] for t in others],
+            [_told(found, t) for t in others],
+        ),
+        _points(
+            "front",
+            1,
+            [t.values[a] for t in front],
+            [t.values[b] for t in front],
+            [_told(found, t) for t in front],
+        ),
     ]
     traces[1] |= {"mode": "lines+markers", "line": {"color": series(1)[0], "width": 1, "dash": "dot"}}
     columns = ["", found.objectives[a].name, found.objectives[b].name]
     rows = [[f"trial {t.number}", t.values[a], t.values[b]] for t in front]
     shown = {"columns": columns, "rows": rows}
-    return {"data": traces, "layout": _axes(found.objectives[a].name, found.objectives[b].name, 420), "table": shown}
+    return {
+        "data": traces,
+        "layout": _axes(found.objectives[a].name, found.objectives[b].name, 420),
+        "table": shown,
+    }
 
 
 def _importance(found: SearchResult) -> PageSection:
@@ -174,11 +227,22 @@ def _importance(found: SearchResult) -> PageSection:
     layout = {
         "height": 26 * len(names) + 70,
         "bargap": 0.25,
-        "xaxis": {"title": {"text": "share of the variation explained", "standoff": 8}, "rangemode": "tozero", "nticks": 6},
-        "yaxis": {"tickvals": list(range(len(names))), "ticktext": names, "autorange": "reversed", "showgrid": False},
+        "xaxis": {
+            "title": {"text": "share of the variation explained", "standoff": 8},
+            "rangemode": "tozero",
+            "nticks": 6,
+        },
+        "yaxis": {
+            "tickvals": list(range(len(names))),
+            "ticktext": names,
+            "autorange": "reversed",
+            "showgrid": False,
+        },
     }
     figure = Figure(
-        "importance-drawing", "Bars: how much of the objective each value explains", {"": {"data": [data], "layout": layout}}
+        "importance-drawing",
+        "Bars: how much of the objective each value explains",
+        {"": {"data": [data], "layout": layout}},
     )
     words = [
         f"How much of the variation of {found.objectives[0].name} each value explains among the better trials (PED-ANOVA); all together 100 %."
@@ -195,19 +259,36 @@ def _slices(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
         for j in range(len(found.objectives))
     }
     figure = Figure(
-        "slices-drawing", "Points: the objective of each trial over one value", views, [("Value", order), *_choices(found)]
+        "slices-drawing",
+        "Points: the objective of each trial over one value",
+        views,
+        [("Value", order), *_choices(found)],
     )
-    return PageSection("slices", "Slices", ["Each trial's objective over one of the values searched."], drawn(figure), [figure])
+    return PageSection(
+        "slices",
+        "Slices",
+        ["Each trial's objective over one of the values searched."],
+        drawn(figure),
+        [figure],
+    )
 
 
 def _slice(found: SearchResult, complete: Sequence[Trial], name: str, index: int) -> dict[str, Any]:
     x = [escaped(v) if isinstance(v, str) else v for v in (t.point[name] for t in complete)]
-    traces = [_points("complete", 0, x, [t.values[index] for t in complete], [_told(found, t) for t in complete])]
+    traces = [
+        _points("complete", 0, x, [t.values[index] for t in complete], [_told(found, t) for t in complete])
+    ]
     best = found.best[0] if found.best else None
     if best is not None:
         place = best.point[name]
         traces.append(
-            _points("best", 1, [escaped(place) if isinstance(place, str) else place], [best.values[index]], [_told(found, best)])
+            _points(
+                "best",
+                1,
+                [escaped(place) if isinstance(place, str) else place],
+                [best.values[index]],
+                [_told(found, best)],
+            )
         )
     rows = [[t.point[name], t.values[index]] for t in complete]
     return {
@@ -231,6 +312,8 @@ def _trials(found: SearchResult, complete: Sequence[Trial]) -> PageSection:
             value = trial.point.get(name, "")
             cells += cell(escaped(_text(value)), float(value) if isinstance(value, (int, float)) else None)
         state = trial.state if not trial.reason else f"{trial.state}: {trial.reason}"
-        rows.append(f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escaped(state[:200])}</td>{cells}</tr>\n")
+        rows.append(
+            f"<tr>{cell(str(trial.number), float(trial.number))}<td>{escaped(state[:200])}</td>{cells}</tr>\n"
+        )
     words = [] if len(ranked) <= MOST_ROWS else [f"The best {MOST_ROWS}; all are in trials.csv."]
     return PageSection("trials", "Trials", words, table(columns, rows, anchor="trials-table", sortable=True))

@@ -35,7 +35,10 @@ def held_out(tasks: Sequence[Task], share: float) -> tuple[HeldOut, ...]:
 
 
 def report(
-    space: SearchSpace, best: Sequence[Recipe], tasks: Sequence[HeldOut], open_maker: Callable[[], CandidateFactory]
+    space: SearchSpace,
+    best: Sequence[Recipe],
+    tasks: Sequence[HeldOut],
+    open_maker: Callable[[], CandidateFactory],
 ) -> tuple[Scorecard, tuple[str, ...]]:
     """Score the best recipes beside what they must beat; returns notes on what could not be scored.
 
@@ -57,12 +60,16 @@ def report(
                 notes.append(f"{label} is not in the report: {' '.join(error.args)}")
     scored = [h.task for h in tasks]
     of_best = _labels(best)
-    card = scorecard(found, scored, base=base, merged=[label for label in found if label not in (base, *parents)])
+    card = scorecard(
+        found, scored, base=base, merged=[label for label in found if label not in (base, *parents)]
+    )
     differences = [d for d in card.differences if d.model in of_best]
     for label in of_best:
         for other in (UNIFORM, DEFAULT):
             if other in found:
-                differences.append(replace(paired(found[label], found[other], scored), model=label, other=other))
+                differences.append(
+                    replace(paired(found[label], found[other], scored), model=label, other=other)
+                )
     kept = {label: card.kept[label] for label in of_best if label in card.kept}
     return replace(card, differences=tuple(differences), kept=kept), tuple(notes)
 
@@ -74,12 +81,24 @@ def _labels(best: Sequence[Recipe]) -> list[str]:
 def _rows(default: Recipe, parents: Sequence[str], best: Sequence[Recipe]) -> Iterator[tuple[str, Recipe]]:
     """What is scored, under its label: whole models by their references, then merges."""
     for reference in [*([default.base_model] if default.base_model else []), *parents]:
-        yield reference, Recipe("passthrough", (ModelEntry(reference),), name=default.name, folder=default.folder)
+        yield (
+            reference,
+            Recipe("passthrough", (ModelEntry(reference),), name=default.name, folder=default.folder),
+        )
     if default.models:
         whole = tuple(ModelEntry(reference) for reference in parents)
         yield (
             UNIFORM,
-            replace(default, merge_method="linear", models=whole, parameters={}, methods=(), preset=None, lines=None, text=""),
+            replace(
+                default,
+                merge_method="linear",
+                models=whole,
+                parameters={},
+                methods=(),
+                preset=None,
+                lines=None,
+                text="",
+            ),
         )
     yield DEFAULT, default
     yield from zip(_labels(best), best, strict=False)

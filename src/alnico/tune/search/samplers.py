@@ -116,10 +116,14 @@ def grid_size(dimensions: Sequence[Dimension]) -> int:
     size = 1
     for d in dimensions:
         if d.kind == "share" or (d.kind == "number" and d.step is None):
-            raise RecipeError(f"search.sampler is grid, and {d.name} has no steps; expected `step` for every range. Add it.")
+            raise RecipeError(
+                f"search.sampler is grid, and {d.name} has no steps; expected `step` for every range. Add it."
+            )
         size *= _steps(d)
     if size > MAX_GRID:
-        raise RecipeError(f"search.sampler is grid, and it has {size} points; expected at most {MAX_GRID}. Make the steps larger.")
+        raise RecipeError(
+            f"search.sampler is grid, and it has {size} points; expected at most {MAX_GRID}. Make the steps larger."
+        )
     return size
 
 
@@ -129,7 +133,9 @@ def tpe(asked: PointRequest) -> Point:
     Source: Bergstra et al. 2011, https://papers.nips.cc/paper/4443.
     """
     optuna = import_optuna()
-    return _asked_of_optuna(asked, optuna.samplers.TPESampler(seed=asked.noise_seed, n_startup_trials=_STARTUP), asked.before)
+    return _asked_of_optuna(
+        asked, optuna.samplers.TPESampler(seed=asked.noise_seed, n_startup_trials=_STARTUP), asked.before
+    )
 
 
 _STARTUP = 10
@@ -150,7 +156,10 @@ def nsga2(asked: PointRequest) -> Point:
 
 
 def _asked_of_optuna(
-    asked: PointRequest, sampler: Any, before: Sequence[Trial], attributes: Sequence[dict[str, int]] | None = None
+    asked: PointRequest,
+    sampler: Any,
+    before: Sequence[Trial],
+    attributes: Sequence[dict[str, int]] | None = None,
 ) -> Point:
     """Ask a sampler of optuna on a study in memory that holds the trials before, and nothing else."""
     optuna = import_optuna()
@@ -218,7 +227,9 @@ def cmaes(asked: PointRequest) -> Point:
     Source: Hansen 2016, https://arxiv.org/abs/1604.00772.
     """
     cma = import_extra("cmaes", "the sampler cmaes", "search").CMA
-    of_one = len(asked.dimensions) == 1  # the covariance of one dimension: a second is carried along, and has no effect
+    of_one = (
+        len(asked.dimensions) == 1
+    )  # the covariance of one dimension: a second is carried along, and has no effect
     start = np.array([_to_unit(d, d.default) for d in asked.dimensions] + [0.5] * of_one)
     bounds = np.array([[0.0, 1.0]] * len(start))
     optimizer = cma(mean=np.clip(start, 0.05, 0.95), sigma=0.2, bounds=bounds, seed=0)
@@ -226,7 +237,10 @@ def cmaes(asked: PointRequest) -> Point:
     size = optimizer.population_size
     for begin in range(0, len(done) - size + 1, size):
         ranked = sorted(done[begin : begin + size], key=lambda t: _rank(t, asked.goals[0]))
-        places = (np.array([_to_unit(d, t.point[d.name]) for d in asked.dimensions] + [0.5] * of_one) for t in ranked)
+        places = (
+            np.array([_to_unit(d, t.point[d.name]) for d in asked.dimensions] + [0.5] * of_one)
+            for t in ranked
+        )
         optimizer.tell([(place, float(rank)) for rank, place in enumerate(places)])
     optimizer.reseed_rng(asked.noise_seed)
     found = optimizer.ask()
@@ -255,7 +269,11 @@ def _to_unit(d: Dimension, value: Value) -> float:
 
 def _from_unit(d: Dimension, unit: float) -> Value:
     low, high = (d.low, d.high + 1) if d.kind == "whole" else (d.low, d.high)
-    number = math.exp(math.log(low) + unit * (math.log(high) - math.log(low))) if d.is_log else low + unit * (high - low)
+    number = (
+        math.exp(math.log(low) + unit * (math.log(high) - math.log(low)))
+        if d.is_log
+        else low + unit * (high - low)
+    )
     if d.kind == "whole":
         step = int(d.step or 1)
         return min(int(d.low) + int((number - d.low) // step) * step, int(d.high))
@@ -304,11 +322,17 @@ def check_sampler(name: str, dimensions: Sequence[Dimension], goals: Sequence[Go
     """Refuse a sampler that cannot search these dimensions. Errors: RecipeError."""
     chosen = [d.name for d in dimensions if d.kind == "choice"]
     if name == "cmaes" and chosen:
-        raise RecipeError(f"search.sampler is cmaes, which searches numbers alone, and {chosen[0]} is a choice. Say tpe.")
+        raise RecipeError(
+            f"search.sampler is cmaes, which searches numbers alone, and {chosen[0]} is a choice. Say tpe."
+        )
     if name == "cmaes" and len(goals) > 1:
-        raise RecipeError(f"search.sampler is cmaes, which has one objective, and there are {len(goals)}. Say nsga2 or tpe.")
+        raise RecipeError(
+            f"search.sampler is cmaes, which has one objective, and there are {len(goals)}. Say nsga2 or tpe."
+        )
     if name == "dirichlet" and not any(d.kind == "share" for d in dimensions):
-        raise RecipeError("search.sampler is dirichlet, and no value is on the simplex; expected {search: simplex}. Say random.")
+        raise RecipeError(
+            "search.sampler is dirichlet, and no value is on the simplex; expected {search: simplex}. Say random."
+        )
     if name == "grid":
         grid_size(dimensions)
 

@@ -31,7 +31,9 @@ NO_REPORT = (
     "these scores are of the examples searched on, and flatter the best recipe; search.report or search.held_out gives it "
     "examples that no trial has seen."
 )
-FLATTERING = "the report is of the examples searched on, as asked (report: same), and flatters the best recipe."
+FLATTERING = (
+    "the report is of the examples searched on, as asked (report: same), and flatters the best recipe."
+)
 
 Tasks = str | os.PathLike[str] | Sequence[Task]
 SearchLike = str | os.PathLike[str] | Mapping[str, Any]
@@ -80,7 +82,13 @@ def search(
         settings = replace(settings, storage=f"sqlite:///{folder / STUDY}")
     given = _source(tasks if tasks is not None else settings.tasks, space, "tasks")
     making = functools.partial(
-        Candidates, space.references, donor=_donor(space), folder=space.folder, offline=offline, threads=threads, memory=memory
+        Candidates,
+        space.references,
+        donor=_donor(space),
+        folder=space.folder,
+        offline=offline,
+        threads=threads,
+        memory=memory,
     )
     shares = settings.halving.shares() if settings.halving is not None else (1.0,)
     order = WorkerSpec(space, given, shares, settings.held_out, making, allow_code)
@@ -118,7 +126,9 @@ def _found(
     return found
 
 
-def _result(space: SearchSpace, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study) -> SearchResult:
+def _result(
+    space: SearchSpace, settings: SearchSettings, objectives: tuple[Objective, ...], study: Study
+) -> SearchResult:
     trials = tuple(t for t in study.trials() if t.state != "waiting")
     best = best_of(trials, [o.goal for o in objectives])
     if not best:
@@ -157,7 +167,11 @@ def _source(given: Tasks | None, space: SearchSpace, key: str) -> tuple[Task, ..
 
 
 def _kept(
-    report: Tasks | None, searched: Sequence[Task], space: SearchSpace, settings: SearchSettings, allow_code: bool
+    report: Tasks | None,
+    searched: Sequence[Task],
+    space: SearchSpace,
+    settings: SearchSettings,
+    allow_code: bool,
 ) -> tuple[HeldOut, ...]:
     """The tasks to report on, with their examples. Errors: EvaluationError for examples that are searched on, too."""
     if settings.held_out is not None and report is None:
@@ -172,7 +186,9 @@ def _kept(
     return tuple(map(HeldOut, tasks))
 
 
-def _with_report(found: SearchResult, order: WorkerSpec, kept: Sequence[HeldOut], *, is_same: bool) -> SearchResult:
+def _with_report(
+    found: SearchResult, order: WorkerSpec, kept: Sequence[HeldOut], *, is_same: bool
+) -> SearchResult:
     if not kept:
         return replace(found, notes=(*found.notes, NO_REPORT))
     card, notes = report_on(order.space, found.recipes, kept, order.open_maker)

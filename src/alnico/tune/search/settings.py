@@ -102,7 +102,10 @@ def read_search(
     reading = ParseContext(name, has_lines)
     documents = compose(text, reading)
     if len(documents) > 1:
-        reading.broken(documents[1].root.line, "a second document begins; expected one recipe. Search one stage at a time.")
+        reading.broken(
+            documents[1].root.line,
+            "a second document begins; expected one recipe. Search one stage at a time.",
+        )
     if reading.is_broken or reading.mistakes:
         raise reading.error()
     root = documents[0].root
@@ -140,7 +143,10 @@ def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> Sea
         given[key] = read(keys[key], reading) if key in keys else None
     settings = SearchSettings(**{key: value for key, value in given.items() if value is not None})
     if settings.report is not None and settings.held_out is not None:
-        reading.wrong(keys["held_out"].line, "search.report and search.held_out are both given; expected one of them. Remove one.")
+        reading.wrong(
+            keys["held_out"].line,
+            "search.report and search.held_out are both given; expected one of them. Remove one.",
+        )
     if settings.halving is not None and len(settings.objective) > 1:
         reading.wrong(
             keys["halving"].line,
@@ -171,14 +177,19 @@ def _objective(node: Node, reading: ParseContext) -> Objectives:
     listed = node.value if isinstance(node.value, list) else [node]
     names = [n for item in listed if (n := scalars.text(item, "search.objective", reading)) is not None]
     if not listed or len(set(names)) < len(names):
-        reading.wrong(node.line, "search.objective is empty or names one twice; expected mean, a task, or a list of them.")
+        reading.wrong(
+            node.line,
+            "search.objective is empty or names one twice; expected mean, a task, or a list of them.",
+        )
     return tuple(names) or ("mean",)
 
 
 def _halving(node: Node, reading: ParseContext) -> Halving | None:
     if isinstance(node.value, bool):
         return Halving() if node.value else None
-    keys = scalars.mapping(node, "search.halving", HALVING_KEYS, "true, or a mapping with fraction and keep", reading)
+    keys = scalars.mapping(
+        node, "search.halving", HALVING_KEYS, "true, or a mapping with fraction and keep", reading
+    )
     given = Halving()
     for key in HALVING_KEYS:
         share = _positive(keys.get(key), f"search.halving.{key}", 1.0, reading)

@@ -69,7 +69,9 @@ class Dimension:
     @property
     def ends(self) -> tuple[Value, ...]:
         """Its least and greatest value, or all choices."""
-        return self.choices or ((int(self.low), int(self.high)) if self.kind == "whole" else (self.low, self.high))
+        return self.choices or (
+            (int(self.low), int(self.high)) if self.kind == "whole" else (self.low, self.high)
+        )
 
     def data(self) -> dict[str, Any]:
         """The dimension as plain data: two that are equal search the same."""
@@ -125,7 +127,11 @@ class SearchSpace:
     def instantiate(self, values: PointValues) -> Recipe:
         """Return the recipe of a point. Its ``text`` is the recipe, and all that is known of it. Errors: RecipeError."""
         text = yaml.safe_dump(
-            _plain(self._filled(values)), sort_keys=False, allow_unicode=True, default_flow_style=None, width=math.inf
+            _plain(self._filled(values)),
+            sort_keys=False,
+            allow_unicode=True,
+            default_flow_style=None,
+            width=math.inf,
         )
         return parse_recipe(text, self.name, self.folder, has_lines=False)
 
@@ -154,12 +160,23 @@ class SearchSpace:
 
     def _filled(self, values: PointValues) -> Node:
         """The tree with values in the places, without options that belong to methods which were not chosen."""
-        found = {place.path: _value_at(place, self.places, values) for place in self.places if place.path[0] != "stack"}
+        found = {
+            place.path: _value_at(place, self.places, values)
+            for place in self.places
+            if place.path[0] != "stack"
+        }
         root = _replaced(self.root, (), found)
-        stack = read_stack(self.root.value["stack"], ParseContext(self.name)) if "stack" in self.root.value else None
+        stack = (
+            read_stack(self.root.value["stack"], ParseContext(self.name))
+            if "stack" in self.root.value
+            else None
+        )
         if stack is not None:
             keys = {key: node for key, node in root.value.items() if key != "stack"}
-            root = Node({"merge_method": Node("passthrough", root.line), **keys, "slices": stacked(stack, values)}, root.line)
+            root = Node(
+                {"merge_method": Node("passthrough", root.line), **keys, "slices": stacked(stack, values)},
+                root.line,
+            )
         return _without_options_of_others(root, self.root, self.places)
 
 
@@ -174,7 +191,14 @@ def read_space(root: Node, name: str, folder: str, reading: ParseContext) -> Sea
         if stack is not None:
             line = root.value["stack"].line
             dimensions = tuple(
-                Dimension(n, "choice" if choices else "whole", default, float(low), float(high), choices=tuple(choices))
+                Dimension(
+                    n,
+                    "choice" if choices else "whole",
+                    default,
+                    float(low),
+                    float(high),
+                    choices=tuple(choices),
+                )
                 for n, default, low, high, choices in stack.dimensions
             )
             found.append(_DimensionSite(("stack",), line, dimensions))
@@ -189,7 +213,12 @@ def read_space(root: Node, name: str, folder: str, reading: ParseContext) -> Sea
 
 
 def _look(
-    node: Node, path: Path_, found: list[_DimensionSite], root: Node, methods: Sequence[Method], reading: ParseContext
+    node: Node,
+    path: Path_,
+    found: list[_DimensionSite],
+    root: Node,
+    methods: Sequence[Method],
+    reading: ParseContext,
 ) -> None:
     if reading.is_broken:
         return
@@ -210,7 +239,8 @@ def _look(
         found.append(place)
         if sum(len(p.dimensions) for p in found) > MOST_DIMENSIONS:
             reading.broken(
-                node.line, f"more than {MOST_DIMENSIONS} values are searched; expected fewer. Search one for several tensors."
+                node.line,
+                f"more than {MOST_DIMENSIONS} values are searched; expected fewer. Search one for several tensors.",
             )
 
 
@@ -224,18 +254,26 @@ def written(path: Path_) -> str:
     return text.removeprefix(".")
 
 
-def _searched(node: Node, path: Path_, root: Node, methods: Sequence[Method], reading: ParseContext) -> _DimensionSite | None:
+def _searched(
+    node: Node, path: Path_, root: Node, methods: Sequence[Method], reading: ParseContext
+) -> _DimensionSite | None:
     where = written(path)
     keys = scalars.mapping(node, where, SEARCH_KEYS, "a value to search", reading)
     layers = scalars.whole(keys.get("layers"), f"{where}.layers", 1, reading)
     if layers is not None and layers > MAX_LAYERS:
-        reading.wrong(keys["layers"].line, f"{where}.layers is {layers}; expected at most {MAX_LAYERS} values over the depth.")
+        reading.wrong(
+            keys["layers"].line,
+            f"{where}.layers is {layers}; expected at most {MAX_LAYERS} values over the depth.",
+        )
         return None
     names = [where] if layers is None else [f"{where}[{i}]" for i in range(layers)]
     if keys["search"].value == "simplex":
         for other in ("log", "step", "int"):
             if other in keys:
-                reading.wrong(keys[other].line, f"{where}.{other} is given, and weights on the simplex have none. Leave it out.")
+                reading.wrong(
+                    keys[other].line,
+                    f"{where}.{other} is given, and weights on the simplex have none. Leave it out.",
+                )
         share = math.exp(-1)
         dimensions = [Dimension(n, "share", share, LEAST_SHARE, MOST_SHARE) for n in names]
         return _DimensionSite(path, node.line, tuple(dimensions), layers is not None, group=_group(path))
@@ -244,11 +282,15 @@ def _searched(node: Node, path: Path_, root: Node, methods: Sequence[Method], re
         return None
     low, high, is_whole, is_log, step = range_
     default = _inside(_default(path, root, methods, low, high, is_log), low, high, is_whole, step)
-    dimensions = [Dimension(n, "whole" if is_whole else "number", default, low, high, is_log, step) for n in names]
+    dimensions = [
+        Dimension(n, "whole" if is_whole else "number", default, low, high, is_log, step) for n in names
+    ]
     return _DimensionSite(path, node.line, tuple(dimensions), layers is not None)
 
 
-def _range(node: Node, where: str, reading: ParseContext) -> tuple[float, float, bool, bool, float | None] | None:
+def _range(
+    node: Node, where: str, reading: ParseContext
+) -> tuple[float, float, bool, bool, float | None] | None:
     """Least, greatest, whole numbers alone, by powers of ten, step; None if something is wrong."""
     before = len(reading.mistakes)
     keys: dict[str, Node] = node.value
@@ -264,15 +306,24 @@ def _range(node: Node, where: str, reading: ParseContext) -> tuple[float, float,
     is_log = scalars.truth(keys.get("log"), f"{where}.log", reading)
     step = scalars.finite(keys["step"], f"{where}.step", node.line, reading) if "step" in keys else None
     if is_whole and not (low.is_integer() and high.is_integer() and (step is None or step.is_integer())):
-        reading.wrong(node.line, f"{where} is to be a whole number; expected whole numbers as least, greatest and step.")
+        reading.wrong(
+            node.line, f"{where} is to be a whole number; expected whole numbers as least, greatest and step."
+        )
     if is_log and low <= 0:
-        reading.wrong(node.line, f"{where} is searched by powers of ten from {low:g}; expected a least value above 0.")
+        reading.wrong(
+            node.line, f"{where} is searched by powers of ten from {low:g}; expected a least value above 0."
+        )
     if is_log and step is not None:
         reading.wrong(node.line, f"{where} has log and step; expected one of them. Remove one.")
     if step is not None and not 0 < step <= high - low:
-        reading.wrong(node.line, f"{where}.step is {step:g}; expected a number above 0 and at most {high - low:g}.")
+        reading.wrong(
+            node.line, f"{where}.step is {step:g}; expected a number above 0 and at most {high - low:g}."
+        )
     elif step is not None and not (high - low) / step <= MOST_STEPS:
-        reading.wrong(node.line, f"{where}.step is {step:g}, and makes more than {MOST_STEPS:.0e} values; expected fewer.")
+        reading.wrong(
+            node.line,
+            f"{where}.step is {step:g}, and makes more than {MOST_STEPS:.0e} values; expected fewer.",
+        )
     if len(reading.mistakes) > before:
         return None
     if step is not None:
@@ -289,13 +340,18 @@ def _choice(node: Node, path: Path_, reading: ParseContext) -> _DimensionSite | 
         reading.wrong(node.line, f"{where}.choice is {found}; expected a list of 1 to {MAX_CHOICES} values.")
         return None
     if any(_has_search(option) for option in options):
-        reading.wrong(node.line, f"{where}.choice holds a value to search; expected plain values. Search it at a place of its own.")
+        reading.wrong(
+            node.line,
+            f"{where}.choice holds a value to search; expected plain values. Search it at a place of its own.",
+        )
         return None
     labels = tuple(_label(option) for option in options)
     if len(set(map(str, labels))) < len(labels):
         reading.wrong(node.line, f"{where}.choice has one value twice; expected each once. Remove one.")
         return None
-    return _DimensionSite(path, node.line, (Dimension(where, "choice", labels[0], choices=labels),), choices=tuple(options))
+    return _DimensionSite(
+        path, node.line, (Dimension(where, "choice", labels[0], choices=labels),), choices=tuple(options)
+    )
 
 
 def _has_search(node: Node) -> bool:
@@ -316,7 +372,9 @@ def _label(node: Node) -> str | int | float:
 def _group(path: Path_) -> Path_:
     """The place without saying which model: places of one simplex agree in it."""
     return tuple(
-        "*" if isinstance(part, int) and (path[i - 1] in ("models", "sources") or i == len(path) - 1) else part
+        "*"
+        if isinstance(part, int) and (path[i - 1] in ("models", "sources") or i == len(path) - 1)
+        else part
         for i, part in enumerate(path)
     )
 
@@ -342,10 +400,14 @@ def _check_simplices(places: Sequence[_DimensionSite], reading: ParseContext) ->
                 )
 
 
-def _default(path: Path_, root: Node, methods: Sequence[Method], low: float, high: float, is_log: bool) -> float:
+def _default(
+    path: Path_, root: Node, methods: Sequence[Method], low: float, high: float, is_log: bool
+) -> float:
     """1/n for a weight of n models, the default of the method that takes the option, else the middle of the range."""
     middle = math.sqrt(low * high) if is_log else (low + high) / 2
-    if "parameters" not in path[:-1]:  # a place of all parameters at once is told as a mistake when the space is checked
+    if (
+        "parameters" not in path[:-1]
+    ):  # a place of all parameters at once is told as a mistake when the space is checked
         return middle
     inside = path[:-1]
     key = str(path[len(inside) - inside[::-1].index("parameters")])
@@ -421,7 +483,10 @@ def _named(places: Sequence[_DimensionSite], root: Node) -> tuple[_DimensionSite
         name = short[d.name] if taken[short[d.name]] == 1 else d.name
         return Dimension(name, d.kind, d.default, d.low, d.high, d.is_log, d.step, d.choices)
 
-    return tuple(_DimensionSite(p.path, p.line, tuple(map(renamed, p.dimensions)), p.is_list, p.choices, p.group) for p in places)
+    return tuple(
+        _DimensionSite(p.path, p.line, tuple(map(renamed, p.dimensions)), p.is_list, p.choices, p.group)
+        for p in places
+    )
 
 
 def _short(name: str, path: Path_, root: Node) -> str:
@@ -454,7 +519,9 @@ def _replaced(node: Node, path: Path_, found: Mapping[Path_, Node]) -> Node:
     if isinstance(node.value, list):
         return Node([_replaced(item, (*path, i), found) for i, item in enumerate(node.value)], node.line)
     if isinstance(node.value, dict):
-        return Node({key: _replaced(item, (*path, key), found) for key, item in node.value.items()}, node.line)
+        return Node(
+            {key: _replaced(item, (*path, key), found) for key, item in node.value.items()}, node.line
+        )
     return node
 
 
@@ -466,7 +533,9 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Dimensi
     others = [m for m in _methods(root) if m not in chosen]
 
     def is_of_others(key: str) -> bool:
-        return not any(dialect.own_name(m, key) for m in chosen) and any(dialect.own_name(m, key) for m in others)
+        return not any(dialect.own_name(m, key) for m in chosen) and any(
+            dialect.own_name(m, key) for m in others
+        )
 
     def is_scaled(methods: Iterable[Method]) -> bool:
         return any(m.space == "delta" and "scale" in m.options for m in methods)
@@ -476,7 +545,11 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Dimensi
             return Node([kept(item, False) for item in node.value], node.line)
         if not isinstance(node.value, dict):
             return node
-        inner = {k: kept(n, k == "parameters") for k, n in node.value.items() if not (is_parameters and is_of_others(k))}
+        inner = {
+            k: kept(n, k == "parameters")
+            for k, n in node.value.items()
+            if not (is_parameters and is_of_others(k))
+        }
         preset = inner.get("preset")
         if preset is not None and not _is_preset(preset, chosen) and _is_preset(preset, others):
             del inner["preset"]

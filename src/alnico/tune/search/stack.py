@@ -61,9 +61,13 @@ def read_stack(node: Node, reading: ParseContext) -> Stack | None:
     if not isinstance(node.value, dict):
         return None
     listed = keys["models"].value if "models" in keys and isinstance(keys["models"].value, list) else []
-    models = [m for i, n in enumerate(listed) if (m := scalars.text(n, f"stack.models[{i}]", reading)) is not None]
+    models = [
+        m for i, n in enumerate(listed) if (m := scalars.text(n, f"stack.models[{i}]", reading)) is not None
+    ]
     if not models:
-        reading.wrong(node.line, "stack.models is missing or no list; expected the models that blocks are taken from.")
+        reading.wrong(
+            node.line, "stack.models is missing or no list; expected the models that blocks are taken from."
+        )
     if len(set(models)) < len(models):
         reading.wrong(node.line, "stack.models has one model twice; expected each once. Remove one.")
     if "layers" not in keys:
@@ -71,14 +75,19 @@ def read_stack(node: Node, reading: ParseContext) -> Stack | None:
     layers = scalars.whole(keys.get("layers"), "stack.layers", 1, reading) or 1
     block = scalars.whole(keys.get("block"), "stack.block", 1, reading) or 1
     if layers % block:
-        reading.wrong(node.line, f"stack.block is {block}, and {layers} layers are no whole number of blocks; expected a divisor.")
+        reading.wrong(
+            node.line,
+            f"stack.block is {block}, and {layers} layers are no whole number of blocks; expected a divisor.",
+        )
     places = scalars.whole(keys.get("places"), "stack.places", 1, reading)
     if max(places or 1, layers // block) > MAX_PLACES:
         reading.wrong(node.line, f"stack has more than {MAX_PLACES} places; expected fewer. Raise block.")
     repeat = _repeat(keys.get("repeat"), reading)
     if len(reading.mistakes) > before:
         return None
-    return Stack(tuple(models), layers, block, places or layers // block, places is not None, repeat, node.line)
+    return Stack(
+        tuple(models), layers, block, places or layers // block, places is not None, repeat, node.line
+    )
 
 
 def _repeat(node: Node | None, reading: ParseContext) -> tuple[int, int]:
@@ -93,7 +102,8 @@ def _repeat(node: Node | None, reading: ParseContext) -> tuple[int, int]:
     ):
         return ends[0], ends[1]
     reading.wrong(
-        node.line, f"stack.repeat is {node.kind}; expected a whole number of 1 to 100, or [least, most] with least 0 or more."
+        node.line,
+        f"stack.repeat is {node.kind}; expected a whole number of 1 to 100, or [least, most] with least 0 or more.",
     )
     return 1, 1
 

@@ -147,15 +147,23 @@ class Study:
         point = {d.name: frozen.params[d.name] for d in self._dimensions if d.name in frozen.params}
         for d in self._dimensions:
             if d.name in point and not _is_in(d, point[d.name]):
-                raise self._odd(f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of what is searched")
+                raise self._odd(
+                    f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of what is searched"
+                )
         if len(point) < len(self._dimensions):
             point = {}
         attributes = frozen.user_attrs
         scores = attributes.get(SCORES)
         rungs = [value for _, value in sorted(frozen.intermediate_values.items())]
         values = tuple(frozen.values) if state == "complete" else ()
-        if type(frozen.number) is not int or frozen.number < 0 or not all(isinstance(v, int | float) for v in (*values, *rungs)):
-            raise self._odd(f"trial {str(frozen.number)[:40]} with {str((*values, *rungs))[:80]}, which are no numbers")
+        if (
+            type(frozen.number) is not int
+            or frozen.number < 0
+            or not all(isinstance(v, int | float) for v in (*values, *rungs))
+        ):
+            raise self._odd(
+                f"trial {str(frozen.number)[:40]} with {str((*values, *rungs))[:80]}, which are no numbers"
+            )
         began, ended = frozen.datetime_start, frozen.datetime_complete
         return Trial(
             number=frozen.number,
@@ -166,7 +174,9 @@ class Study:
             scores=tuple((str(k), float(v)) for k, v in scores.items()) if isinstance(scores, dict) else (),
             reason=str(attributes.get(REASON, "")),
             # optuna's are times of day: a clock that was set back between them makes them run backwards.
-            seconds=max(0.0, (ended - began).total_seconds()) if began is not None and ended is not None else None,
+            seconds=max(0.0, (ended - began).total_seconds())
+            if began is not None and ended is not None
+            else None,
         )
 
     def begin(self, trials: int) -> int | None:
@@ -176,8 +186,12 @@ class Study:
         """
         with self._named_errors():
             self._free_abandoned()
-            for trial in self._storage.get_all_trials(self._id, deepcopy=False, states=(self._states.WAITING,)):
-                if trial.number < trials and self._storage.set_trial_state_values(trial._trial_id, self._states.RUNNING):
+            for trial in self._storage.get_all_trials(
+                self._id, deepcopy=False, states=(self._states.WAITING,)
+            ):
+                if trial.number < trials and self._storage.set_trial_state_values(
+                    trial._trial_id, self._states.RUNNING
+                ):
                     self._sign(trial._trial_id)
                     return int(trial.number)
             if self._storage.get_n_trials(self._id) >= trials:
@@ -203,7 +217,9 @@ class Study:
         with self._named_errors():
             trial = self._of(number)
             for name, distribution in self._distributions.items():
-                self._storage.set_trial_param(trial, name, distribution.to_internal_repr(point[name]), distribution)
+                self._storage.set_trial_param(
+                    trial, name, distribution.to_internal_repr(point[name]), distribution
+                )
 
     def set_recipe(self, number: int, text: str) -> None:
         """Write down the recipe of a trial, for those who look at the study with other tools."""
@@ -234,7 +250,9 @@ class Study:
             if not self._storage.get_trial(trial).state.is_finished():
                 self._storage.set_trial_state_values(trial, self._states.WAITING)
 
-    def _finish(self, number: int, state: Any, key: str, value: Any, values: Sequence[float] | None = None) -> None:
+    def _finish(
+        self, number: int, state: Any, key: str, value: Any, values: Sequence[float] | None = None
+    ) -> None:
         with self._named_errors():
             trial = self._of(number)
             if self._storage.get_trial(trial).state.is_finished():
@@ -262,7 +280,15 @@ class Study:
         return {str(name): float(share) for name, share in found.items()}
 
 
-_OF_ODD_VALUES = (ValueError, TypeError, LookupError, AttributeError, OverflowError, RuntimeError, AssertionError)
+_OF_ODD_VALUES = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    RuntimeError,
+    AssertionError,
+)
 """What optuna and SQLAlchemy raise for rows that they did not write."""
 
 _OF_SEVERAL_FILES = bytes.fromhex("d9d505f920a163d7")
@@ -289,7 +315,9 @@ def _check_file(storage: str) -> None:
     if not address.startswith("sqlite:///") or not os.path.lexists(path):
         return
     if not path.is_file():
-        raise OutputError(f"{path}: is a folder, a pipe or a device; expected a study. Choose another folder.")
+        raise OutputError(
+            f"{path}: is a folder, a pipe or a device; expected a study. Choose another folder."
+        )
     journal = Path(f"{path}-journal")
     if os.path.lexists(journal):
         ending = b""
@@ -327,7 +355,9 @@ def _opened(storage: str | None) -> Any:
     _check_file(storage)
     arguments = {"connect_args": {"timeout": SQLITE_SECONDS}} if storage.startswith("sqlite") else {}
     last = ""
-    for attempt in range(5):  # two processes that begin together both make the tables; the second finds them at its next try
+    for attempt in range(
+        5
+    ):  # two processes that begin together both make the tables; the second finds them at its next try
         try:
             found = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
             if storage.startswith("sqlite"):
@@ -360,9 +390,12 @@ def _without_waiting_for_the_disk(engine: Any) -> None:
 
 
 def _is_of_storage(error: Exception) -> bool:
-    return type(error).__module__.partition(".")[0] in ("optuna", "sqlalchemy", "sqlite3", "alembic") or isinstance(
-        error, (ImportError, OSError)
-    )
+    return type(error).__module__.partition(".")[0] in (
+        "optuna",
+        "sqlalchemy",
+        "sqlite3",
+        "alembic",
+    ) or isinstance(error, (ImportError, OSError))
 
 
 def _me() -> str:

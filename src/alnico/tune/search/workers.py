@@ -85,14 +85,18 @@ class InProcess:
     def __init__(self, order: WorkerSpec, threads: int) -> None:
         given = (_pickled(order), threads, os.environ.get(SAFE_PATH))
         with _started_safely():
-            self._pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=given)
+            self._pool = ProcessPoolExecutor(
+                1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=given
+            )
 
     def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
         with _started_safely():  # the first call starts the process
             return self._pool.submit(_scores, number, dict(point), rung)
 
     def close(self) -> None:
-        for process in list((getattr(self._pool, "_processes", None) or {}).values()):  # a score may take hours
+        for process in list(
+            (getattr(self._pool, "_processes", None) or {}).values()
+        ):  # a score may take hours
             process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
@@ -122,7 +126,9 @@ def _begin(order: bytes, threads: int, safe_path: str | None) -> None:
     if safe_path is None:
         os.environ.pop(SAFE_PATH, None)  # for processes that a task starts
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search hears Ctrl-C, and ends its workers
-    os.environ["OMP_NUM_THREADS"] = str(threads)  # before torch is imported, which would take all processors in every worker
+    os.environ["OMP_NUM_THREADS"] = str(
+        threads
+    )  # before torch is imported, which would take all processors in every worker
     _order.append(order)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -160,7 +166,9 @@ class _Actor:
     def __init__(self, order: bytes) -> None:
         self._trier = pickle.loads(order).trier()
 
-    def scores(self, number: int, point: PointValues, rung: int) -> tuple[TrialScores | None, AlnicoError | None]:
+    def scores(
+        self, number: int, point: PointValues, rung: int
+    ) -> tuple[TrialScores | None, AlnicoError | None]:
         """The scores, or why there are none: errors of actors would come back wrapped in Ray's own."""
         try:
             return self._trier.scores(number, point, rung), None
@@ -183,7 +191,11 @@ def start_workers(order: WorkerSpec, count: int, engine: Engine, threads: int) -
     try:
         for _ in range(count):
             workers.append(
-                OnRay(order, threads) if engine == "ray" else InProcess(order, threads) if count > 1 else InProcessWorker(order)
+                OnRay(order, threads)
+                if engine == "ray"
+                else InProcess(order, threads)
+                if count > 1
+                else InProcessWorker(order)
             )
         yield workers
     finally:
@@ -202,7 +214,9 @@ def _begin_ray() -> None:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         said = str(error).strip().splitlines()[0]
-        raise RunError(f"Ray cannot be reached ({said}). Check RAY_ADDRESS, or search without --ray.") from None
+        raise RunError(
+            f"Ray cannot be reached ({said}). Check RAY_ADDRESS, or search without --ray."
+        ) from None
 
 
 def result_of(future: Future[Any]) -> TrialScores:

@@ -10,7 +10,14 @@ from alnico.errors import EvaluationError
 from alnico.evaluation.extras import import_extra
 from alnico.evaluation.module_names import sum_of
 from alnico.evaluation.tasks import EvaluatedModel, Task
-from alnico.tune.statistics.measure import MeasuredStatistics, differentiable, kind_of, places, stored_in, with_gradients
+from alnico.tune.statistics.measure import (
+    MeasuredStatistics,
+    differentiable,
+    kind_of,
+    places,
+    stored_in,
+    with_gradients,
+)
 
 Expectation = Literal["exact", "sampled"]
 

@@ -22,7 +22,11 @@ from alnico.tune.statistics.measure import MeasuredStatistics, Stored, kind_of, 
 
 
 def measure_gram(
-    subject: EvaluatedModel, tasks: Sequence[Task], *, examples: int = 256, watch: Callable[[int, int], None] | None = None
+    subject: EvaluatedModel,
+    tasks: Sequence[Task],
+    *,
+    examples: int = 256,
+    watch: Callable[[int, int], None] | None = None,
 ) -> MeasuredStatistics:
     """Measure ``X^T X`` of the inputs X of every linear layer of a model, on ``examples`` of each task; labels are never read where
     the task gives scores of classes.
@@ -67,10 +71,16 @@ def measure_gram_plus(
     shares = np.array(weight if weight is not None else [1.0] * len(subjects))
     shares = shares / total_weight(list(shares), " of RegMean++")
     if len({id(m) for m in modules}) < len(modules):
-        raise MismatchError("models: two of them are one module; expected modules of their own. Open each model once.")
+        raise MismatchError(
+            "models: two of them are one module; expected modules of their own. Open each model once."
+        )
     stored = [stored_in(*one) for one in zip(subjects, modules, kinds, strict=True)]
     parameters = [dict(m.named_parameters()) for m in modules]
-    shared = [n for n, p in parameters[0].items() if all(n in other and other[n].shape == p.shape for other in parameters[1:])]
+    shared = [
+        n
+        for n, p in parameters[0].items()
+        if all(n in other and other[n].shape == p.shape for other in parameters[1:])
+    ]
     steps: dict[Any, list[str]] = {}
     stacks = list(dict.fromkeys(place.stack for n in shared if (place := place_of(n)) is not None))
     for name in sorted(shared, key=lambda n: _order(n, stacks)):
@@ -97,7 +107,9 @@ def measure_gram_plus(
                     values = [own[name].detach().cpu().double().numpy() for own in parameters]
                     merged = sum((s * v for s, v in zip(shares, values, strict=True)), np.zeros(()))
                     for path, layer in layers[0].items():
-                        if _parameter_of(path, layer) != name or any(path not in grams_of for grams_of in found):
+                        if _parameter_of(path, layer) != name or any(
+                            path not in grams_of for grams_of in found
+                        ):
                             continue
                         grams = [grams_of[path] for grams_of in found]
                         part = getattr(layer, "expert", None)
@@ -151,7 +163,8 @@ def linears(module: Any) -> dict[str, Any]:
     return {
         path: layer
         for path, layer in module.named_modules()
-        if (isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D") and holders.get(id(layer.weight)) == 1
+        if (isinstance(layer, torch.nn.Linear) or type(layer).__name__ == "Conv1D")
+        and holders.get(id(layer.weight)) == 1
     }
 
 
@@ -241,7 +254,9 @@ class _Collector:
         ]
         packed = {path: layer for path, layer in self.layers.items() if isinstance(layer, Bare)}
         handles += [
-            layer.register_forward_pre_hook(self._noting(path)) for path, layer in self.layers.items() if path not in packed
+            layer.register_forward_pre_hook(self._noting(path))
+            for path, layer in self.layers.items()
+            if path not in packed
         ]
         try:
             with self._watched(packed) if packed else nullcontext():
@@ -259,14 +274,18 @@ class _Collector:
         class Watching(torch.overrides.TorchFunctionMode):  # type: ignore[misc, name-defined]
             def __torch_function__(self, function: Any, _: Any, given: Any = (), named: Any = None) -> Any:
                 if function is torch.nn.functional.linear:
-                    inputs(given[0] if given else named["input"], given[1] if len(given) > 1 else named["weight"])
+                    inputs(
+                        given[0] if given else named["input"], given[1] if len(given) > 1 else named["weight"]
+                    )
                 return function(*given, **(named or {}))
 
         for path, one in packed.items():
             matrix = one.weight if one.expert is None else one.weight[one.expert]
             self._packed[matrix.data_ptr(), tuple(matrix.shape)] = path
         has_experts = any(one.expert is not None for one in packed.values())
-        chosen: dict[str, Any] = getattr(self.module, "get_experts_implementation", dict)() if has_experts else {}
+        chosen: dict[str, Any] = (
+            getattr(self.module, "get_experts_implementation", dict)() if has_experts else {}
+        )
         if chosen:
             self.module.set_experts_implementation("eager")
         try:
@@ -385,7 +404,9 @@ def _measured(
             left_out[name] = "not the weight of a linear layer alone"
         elif not all(path in grams for path in paths):
             is_bare = all(isinstance(layers[path], Bare) and layers[path].expert is None for path in paths)
-            left_out[name] = "not the weight of a linear layer alone" if is_bare else "the tasks have no input for it"
+            left_out[name] = (
+                "not the weight of a linear layer alone" if is_bare else "the tasks have no input for it"
+            )
         else:
             of = [grams[path] for path in paths]
             turned = {_is_turned(one, shape, gram) for one, gram in zip(held, of, strict=True)}

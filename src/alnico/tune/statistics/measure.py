@@ -105,7 +105,9 @@ def stored_in(subject: EvaluatedModel, module: Any, kind: ModelKind) -> Stored:
     """Find where a checkpoint's tensors stand in its module. Errors: MismatchError for a parameter that is in no file; ModelError."""
     with open_model(subject.directory) as model:
         shapes = {name: tensor.shape for name, tensor in model.tensors.items()}
-        return Stored(shapes, place(module, shapes, lambda name: read_tensor(model, name), subject.label, kind))
+        return Stored(
+            shapes, place(module, shapes, lambda name: read_tensor(model, name), subject.label, kind)
+        )
 
 
 @contextmanager
