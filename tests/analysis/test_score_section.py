@@ -48,8 +48,8 @@ def test_bars_and_radar_hold_the_scores_and_their_intervals(tmp_path: Path) -> N
         "news",
         "0.250 [0.125, 0.500]",
         "0.750 [0.500, 0.875]",
-        "–",
-    ]  # noqa: RUF001
+        "–",  # noqa: RUF001
+    ]
 
 
 def test_two_tasks_are_no_radar() -> None:
