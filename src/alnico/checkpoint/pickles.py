@@ -456,7 +456,7 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[s
             )
     if not isinstance(loaded, Mapping):
         raise ModelError(
-            f"{where}: holds a {type(loaded).__name__}, expected tensors by name. Save the model's state_dict() and give that."
+            f"{where}: holds a {type(loaded).__name__.strip('_')}, expected tensors by name. Save the model's state_dict() and give that."
         )
     tensors = {
         key: value

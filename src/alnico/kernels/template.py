@@ -19,7 +19,7 @@ Parameter = tuple[str, str]
 """A parameter of ``run`` and what it is: ``raws`` (raw bytes of each input, a tuple), ``int``, ``real``, or ``DTYPE*DIMENSIONS``."""
 
 DECORATOR = '@njit({options}nogil=True, error_model="numpy")'
-APART = "pipeline_class=Apart, "
+APART = "pipeline_class=NoAliasCompiler, "
 """For functions whose arrays do not overlap unless they are only read: without that, loops over many arrays are not vectorised."""
 PREAMBLE = """\
 import math
@@ -27,7 +27,7 @@ import math
 import numpy as np
 from numba import carray, njit, types
 from alnico.kernels.tiles import decode{bits} as decode, encode{bits} as encode
-from alnico.kernels.tiles import Apart, double_of, fill_columns, fill_noise, fill_ranked, fill_rows, pointer, select, subtract, width_of
+from alnico.kernels.tiles import NoAliasCompiler, double_of, fill_columns, fill_noise, fill_ranked, fill_rows, pointer, select, subtract, width_of
 
 REAL = np.float{bits}
 ZERO = REAL(0.0)
