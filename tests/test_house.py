@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 import time
@@ -14,12 +15,13 @@ import pytest
 import alnico
 from alnico.methods import registry
 from alnico.methods.shared.documentation import read_documentation
+from alnico.run_options import option_texts
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
-    "_package", "_version", "errors", "folders", "libraries", "numerics", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan", "events",
+    "_package", "_version", "errors", "folders", "libraries", "numerics", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan", "events", "run_options",
     "output", "engine", "verification", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "cli", "app",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
@@ -153,6 +155,7 @@ def test_the_rooms_are_the_designs() -> None:
             "libraries",
             "threads",
             "events",
+            "run_options",
             "api",
             "cli",
             "app",
@@ -314,3 +317,13 @@ def test_nothing_is_printed_but_by_the_functions_for_it() -> None:
         and ast.unparse(node.func) in ("print", "sys.stdout.write", "sys.stderr.write")
     }
     assert calls <= {"cli/entry.py"}
+
+
+def test_every_option_of_a_public_function_is_described() -> None:
+    """The command line takes its help from these texts."""
+    for function in (getattr(alnico, name) for name in alnico.__all__):
+        names = [name for name in dir(alnico.lora) if name[:1].islower()] if function is alnico.lora else []
+        for one in [*(getattr(alnico.lora, name) for name in names), function]:
+            if "Options:\n" in (one.__doc__ or "") and not isinstance(one, type) and one is not alnico.method:
+                missing = set(inspect.signature(one).parameters) - set(option_texts(one))
+                assert missing <= {"watch"} | ({"options"} if one is alnico.merge_state_dicts else set()), one

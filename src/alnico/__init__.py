@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from alnico import errors as errors
     from alnico import lora as lora
     from alnico.analysis.diff import ModelDiff as ModelDiff
+    from alnico.analysis.inspect import Inspection as Inspection
+    from alnico.analysis.inspect import inspect as inspect
     from alnico.analysis.results import Analysis as Analysis
     from alnico.analysis.results import read_analysis as read_analysis
     from alnico.analysis.retention import Retention as Retention
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from alnico.api import plan_all as plan_all
     from alnico.api import push as push
     from alnico.api import reproduce as reproduce
+    from alnico.api import schema as schema
     from alnico.api import search as search
     from alnico.api import sign as sign
     from alnico.api import soup as soup
@@ -72,6 +75,7 @@ __all__ = make_lazy(
     {
         "": ["errors", "lora"],
         "alnico.analysis.diff": ["ModelDiff"],
+        "alnico.analysis.inspect": ["Inspection", "inspect"],
         "alnico.analysis.results": ["Analysis", "read_analysis"],
         "alnico.analysis.retention": ["Retention"],
         "alnico.analysis.suggest": ["Suggestion"],
@@ -94,6 +98,7 @@ __all__ = make_lazy(
             "plan_all",
             "push",
             "reproduce",
+            "schema",
             "search",
             "sign",
             "soup",

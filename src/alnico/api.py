@@ -37,7 +37,7 @@ from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.errors import AlnicoError, EvaluationError, OutputError
 from alnico.events import Watcher
-from alnico.methods import registry
+from alnico.methods import find, registry
 from alnico.methods.base import Method
 from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.numbers import real, whole
@@ -48,6 +48,7 @@ from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
 from alnico.plan.norm_weights import analyses_of
 from alnico.recipe import load
+from alnico.recipe.json_schema import json_schema
 from alnico.recipe.reference import located, reference_from
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import stages
@@ -104,13 +105,19 @@ def plan(
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
 ) -> Plan:
-    """Say what a merge would do, from headers alone: a frozen :class:`Plan`.
+    """Plan a merge from the headers of its models alone.
 
-    ``memory`` is the budget of the whole process, ``max_shard_size`` the data in one output file; both in bytes or as text
-    such as "2GiB". ``threads`` defaults to the number of processors. ``single_file`` names the one output file.
-    ``offline`` takes models of the hub from its cache alone. Licences of the models that do not go together are notes of the plan, with
-    ``strict_licence`` a MismatchError, as is a licence that is not known. ``verify_inputs`` and ``allow_unsigned`` as for :func:`merge`.
-    Errors: RecipeError, ModelError, MismatchError, ResourceError, HubError; VerificationError and UncheckedError for signatures.
+    The plan says what is merged, copied or dropped and why, and how many bytes are read, written and held in
+    memory. Licenses that conflict are notes of the plan; with ``strict_license`` they are a MismatchError, as
+    is an unknown license.
+
+    Options:
+        recipe: YAML file of the recipe; - reads standard input on the command line.
+        single_file: name of the one output file, which ends in .safetensors; default: files cut at
+            max_shard_size.
+        seed: Seed of random methods; default: the recipe's, or 0.
+    Errors: RecipeError, ModelError, MismatchError, ResourceError, HubError; VerificationError and
+        UncheckedError for signatures.
     """
     signed = _signed(verify_inputs, allow_unsigned, False)
     return _planner(memory, threads, max_shard_size, offline, strict_licence, signed)(
@@ -137,15 +144,17 @@ def merge(
     require_signed: bool = False,
     watch: Watcher | None = None,
 ) -> MergeResult:
-    """Merge a recipe into the directory ``out``, or into one file if its name ends in ``.safetensors``.
+    """Merge the models of a recipe into a directory, or into one file.
 
-    An interrupted merge of the same recipe and inputs is taken up; ``restart`` begins anew. ``overwrite`` replaces a model
-    that stands under ``out``, or what alnico wrote there, when the merge is complete; ``overwrite_anything`` whatever stands there.
-    ``verify_inputs`` are public keys (PEM files): every
-    model, adapter, vocabulary and statistics of the recipe must have a signature that holds with one of them, of its folder or of one
-    around it, before its tensors are read; those that ``allow_unsigned`` names, as the recipe writes them or by their path, need have none.
-    With ``require_signed`` none may be named. ``watch`` receives
-    events (``alnico.events``), from any thread but one at a time. Other arguments as for :func:`plan`. Errors: all of ``alnico.errors``.
+    The same call resumes an interrupted merge of the same recipe and inputs. ``verify_inputs`` checks the
+    signature of every model, adapter, vocabulary and statistics folder before its tensors are read. ``watch``
+    receives the events of ``alnico.events``, from any thread but one at a time.
+
+    Options:
+        recipe: YAML file of the recipe; - reads standard input on the command line.
+        out: Directory to create; a name that ends in .safetensors makes one file.
+        seed: Seed of random methods; default: the recipe's, or 0.
+    Errors: all of ``alnico.errors``.
     """
     planner = _planner(
         memory,
@@ -184,10 +193,18 @@ def merge_all(
     require_signed: bool = False,
     watch: Watcher | None = None,
 ) -> tuple[MergeResult, ...]:
-    """Run all documents of a recipe file: stages that take one another's outputs (by ``name``), or independent merges.
+    """Merge all documents of a recipe file: stages that use each other's outputs, or independent merges.
 
-    What no other document takes is the output: one goes to ``out``, several to ``out/NAME``, or to ``out/NUMBER-METHOD`` without a
-    name. Stages in between are removed at the end. Arguments and errors: as for :func:`merge`.
+    A stage has a ``name``, by which other documents use its output.
+
+    The output is every document that no other document uses. One goes to ``out``, several go to ``out/NAME``,
+    or to ``out/NUMBER-METHOD`` if they have no name. Intermediate stages are removed at the end.
+
+    Options:
+        recipes: YAML file of the recipe; - reads standard input on the command line.
+        out: Directory to create; a name that ends in .safetensors makes one file.
+        seed: Seed of random methods; default: the recipe's, or 0.
+    Errors: as for :func:`merge`.
     """
     given = load.load_recipes(recipes, seed=seed)
     planner = _planner(
@@ -218,7 +235,15 @@ def plan_all(
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
 ) -> tuple[Plan, ...]:
-    """Say what :func:`merge_all` would do, in the order in which it would: a plan a document. Arguments and errors: as :func:`plan`."""
+    """Plan what :func:`merge_all` would do: one plan per document, in the order in which they run.
+
+    Options:
+        recipes: YAML file of the recipe; - reads standard input on the command line.
+        single_file: name of the one output file, which ends in .safetensors; default: files cut at
+            max_shard_size.
+        seed: Seed of random methods; default: the recipe's, or 0.
+    Errors: as for :func:`plan`.
+    """
     planner = _planner(
         memory,
         threads,
@@ -329,11 +354,21 @@ def merge_state_dicts(
 ) -> dict[str, Any]:
     """Merge dicts of tensors in memory; the bits are those of the same merge on disk.
 
-    Torch tensors in, torch tensors on the CPU out; numpy arrays in, numpy arrays out. Modules, paths and hub ids may stand
-    among the dicts; a module with adapters of PEFT stands for its merged weights. ``options`` are the method's, one value for all models or a list with one for each; ``weights`` are those
-    of the models, or say what they follow from, as in a recipe: ``{"from": "l2_norm"}``. ``layers`` gives tensors a method of their own, ``{"fc1": {"method": "ties", "density": 0.7}}``: a key fits
-    whole dotted components of names, and the first that fits wins. ``dtype`` is the output's, by default the promotion of the inputs'. Tensors that share memory in all dicts
-    share it in the result. Models that were not tuned from one base are refused, unless ``unrelated="allow"``. Inputs are never changed.
+    Torch tensors give torch tensors on the CPU; numpy arrays give numpy arrays. A list may also contain
+    modules, paths and hub ids; a module with PEFT adapters counts as its merged weights. ``options`` are
+    those of the method: one value for all models, or a list with one per model. Inputs are never changed.
+    Tensors that share memory in all dicts share it in the result.
+
+    Options:
+        state_dicts: The models.
+        method: Name of a merge method.
+        base: The model that the others were tuned from, for methods that need one.
+        weights: Weight of each model, one for all, or a rule as in a recipe: ``{"from": "l2_norm"}``.
+        dtype: Dtype of the output; default: the promotion of the inputs' dtypes.
+        layers: Other methods for some tensors: ``{"fc1": {"method": "ties", "density": 0.7}}``. A key matches
+            whole dotted components of names; the first match wins.
+        seed: Seed of random methods.
+        missing: What to do with tensors that some model lacks, as in recipes.
     Errors: all of ``alnico.errors``, worded as for a recipe.
 
     >>> import numpy as np
@@ -366,12 +401,14 @@ def merge_models(
     threads: int | None = None,
     **options: Any,
 ) -> Any:
-    """Merge ``nn.Module`` s into a copy of ``base``, or of the first model where no base is given.
+    """Merge modules (``nn.Module``) into a copy of the base, or of the first model if there is no base.
 
-    The copy has the merged parameters and buffers, on the devices of what it is a copy of, and all else as it was, the
-    training mode too; of a module in ``torch.compile`` or ``DataParallel`` it is the module inside. With ``missing: drop`` a
-    tensor that some model lacks stays as it is in the copy. Other arguments as for :func:`merge_state_dicts`; paths and hub
-    ids may stand among the models. Inputs are never changed. Errors: all of ``alnico.errors``, worded as for a recipe.
+    The copy has the merged parameters and buffers on the devices of the original, and everything else as in
+    the original, including the training mode. A module in ``torch.compile`` or ``DataParallel`` is unwrapped.
+    With ``missing="drop"`` a tensor that some model lacks stays in the copy as it is. Paths and hub ids may
+    be among the models. Inputs are never changed. Other arguments are those of :func:`merge_state_dicts`.
+
+    Errors: all of ``alnico.errors``, worded as for a recipe.
     """
     asked = {
         "weights": weights,
@@ -386,11 +423,15 @@ def merge_models(
 
 @ieee_arithmetic()
 def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
-    """Open a model directory, a ``.safetensors`` file, or ``owner/name@revision`` on the hub; reads headers only.
+    """Open a model and read its headers; tensors are read when you ask for them.
 
-    ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` gives a numpy array, ``model.config`` the config.
-    Close it, or use it in ``with``. ``offline`` looks at the hub's cache alone. The tensors of an adapter are read as they are; what merges
-    or compares models takes no such file. Errors: ModelError, HubError.
+    ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` returns a numpy array,
+    ``model.config`` is the config. Close the model, or use it in ``with``. The tensors of a LoRA adapter are
+    read as they are stored; functions that merge or compare models refuse adapter files.
+
+    Options:
+        model: A model directory, a .safetensors file, or owner/name@revision on the hub.
+    Errors: ModelError, HubError.
     """
     return open_model(model, offline=offline, may_be_adapter=True)
 
@@ -409,12 +450,21 @@ def compare(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Retention:
-    """Say what a merged model kept of its parents: distances, how much of each task vector, signs, largest parameters, scores.
+    """Measure what a merged model kept of its parents.
 
-    The base is the one that the merged model's own recipe names, unless ``base`` is given; without any, only distances are known,
-    and ``kept.notes`` says so. ``scores`` maps tasks to models to scores, or lists files and values (docs/analysis.md). ``out`` is a folder for
-    ``kept.json``, ``kept.csv`` and what :func:`analyze` leaves of the parents and the merged model. Other arguments as for :func:`merge`. Errors: ModelError, MismatchError, NonFiniteError, ResourceError,
-    HubError, OutputError.
+    Measured are distances, task vectors, signs, largest parameters and scores, by group of tensors. The base
+    is the one that the merged model's recipe names, unless ``base`` is given. Without a base only distances
+    are measured, and ``retention.notes`` says so. With ``out`` the folder gets ``kept.json``, ``kept.csv``
+    and everything that :func:`analyze` writes about the parents and the merged model.
+
+    Options:
+        parents: The models that were merged: directories, files, or owner/name@revision on the hub.
+        merged: The merged model.
+        base: The model that the parents were tuned from; default: the base recorded in the merged model.
+        scores: Scores to show next to the distances: a .json or .csv file, or TASK:MODEL=SCORE; may be
+            repeated. In Python also a mapping of tasks to models to scores.
+        out: Folder for the numbers, the tables and the page.
+    Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError.
     """
     if not parents:
         raise AlnicoError("compare needs at least one parent beside the merged model.")
@@ -467,13 +517,19 @@ def analyze(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Analysis:
-    """Say how far models are from their base, where, and how their task vectors lie to one another: an :class:`Analysis`.
+    """Measure how far models are from their base, where, and how their task vectors relate to each other.
 
-    Base and models are read at most twice, by blocks. ``out`` is a folder for the numbers (``summary.json``, CSV files) and, with
-    ``alnico[report]`` installed, ``report.html`` and pictures. ``top_share`` in (0, 1] is the share of entries that count as a model's top parameters;
-    ``subspace_side`` the largest smaller side of matrices whose leading singular vectors are compared, 0 for none. An interrupted analysis
-    of the same models into the same ``out`` is taken up; ``restart`` begins anew. Other arguments as for :func:`merge`. Errors: ModelError,
-    MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
+    Base and models are read in blocks, at most twice. With ``out`` the folder gets the numbers
+    (``summary.json``, CSV files) and, if ``alnico[report]`` is installed, ``report.html`` and pictures. The
+    same call resumes an interrupted analysis into ``out``.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        base: The model that the others were tuned from.
+        out: Folder for the numbers, the tables and the page.
+        subspace_side: Compare the leading singular vectors of matrices whose smaller side is at most this; 0
+            compares none.
+    Errors: ModelError, MismatchError, NonFiniteError, ResourceError, HubError, OutputError, RunError.
     """
     memory_bytes, count = bytes_of(memory), threads_of(threads)
     folder = None if out is None else report_folder(out, is_half_written(Path(out)))
@@ -519,15 +575,24 @@ def evaluate(
     allow_code: bool = False,
     watch: Callable[[str, str, Score], None] | None = None,
 ) -> Scorecard:
-    """Score models on tasks: a :class:`Scorecard` with intervals, paired differences and what merges kept of their parents.
+    """Score models on tasks, with intervals; compare merges with their parents and the base.
 
-    Models are transformers checkpoints, directories or hub ids; files of weights and folders without a config, for tasks that are functions
-    of one's own with a parameter ``path``; or subjects (``alnico.evaluation.loaded_model.ModuleSubject`` for modules in
-    memory); they are loaded one after the other. Among ``models`` base and merges may stand again. ``tasks`` is a tasks file, a mapping that says the same, or tasks. ``models`` are
-    parents of the ``merged`` ones; ``base`` is what they were tuned from. ``out`` is a folder for ``evaluation.json`` and, with
-    ``alnico[report]``, ``report.html``. With ``allow_code`` a tasks file or mapping may name code that is run: functions, and folders of tasks of
-    the harness; tasks given as objects need no permission. ``watch`` is told label, task and score as they come. Errors: EvaluationError, ModelError,
-    HubError, OutputError.
+    Models are loaded one after another. ``models`` are the parents of the ``merged`` ones and may contain the
+    base and the merges again. In Python a model may also be a subject, such as
+    ``alnico.evaluation.loaded_model.ModuleSubject`` for a module in memory, and ``tasks`` may be a mapping or
+    a list of tasks. With ``out`` the folder gets ``evaluation.json`` and, if ``alnico[report]`` is installed,
+    ``report.html``. ``watch`` receives each score (:class:`alnico.events.Scored`).
+
+    Options:
+        models: Models: transformers checkpoints, or owner/name@revision on the hub; for functions of your own
+            also folders or files that hold only weights.
+        tasks: YAML file of the tasks.
+        base: The model that the others were tuned from.
+        merged: A merge of the models, compared with each of them and with the base; may be repeated.
+        out: Folder for the JSON and the page.
+        allow_code: Allow the tasks file to run code: functions, and task folders of the harness. Use it only
+            if you trust its author.
+    Errors: EvaluationError, ModelError, HubError, OutputError.
     """
     from alnico.evaluation.loaded_model import open_subject
     from alnico.evaluation.scorecard import check_once
@@ -581,14 +646,26 @@ def search(
     allow_code: bool = False,
     watch: Callable[[Trial], None] | None = None,
 ) -> SearchResult:
-    """Search the values that a recipe leaves open, for the best scores on tasks: a :class:`SearchResult` with ``recipe`` and ``trials``.
+    """Search the values that a recipe leaves open for the best scores on tasks.
 
-    ``recipe`` is YAML or a mapping with ``{search: [least, greatest]}`` and ``{choice: [...]}`` in place of values, and the
-    settings under ``search``. ``tasks`` are searched on, ``report`` reported on: files, or tasks; both win over the settings', as
-    ``trials`` does, the number of recipes that are tried in all. ``out`` is the folder for the best recipe, all trials and the page,
-    and for the study: the same call goes on with it. ``workers`` are processes, of this machine or, with ``engine="ray"``, of a
-    cluster, each with ``threads``. With ``allow_code`` files of tasks may name code that is run, and ``recipe`` a ``storage``. ``watch`` is told of every trial that ends. Other arguments as for :func:`merge`. Errors: RecipeError, EvaluationError,
-    OutputError, ModelError, HubError, RunError.
+    Candidates are merged in memory, with the bits of ``alnico merge``, and scored. Trial 0 uses the default
+    values. The same call on ``out`` resumes the search. With one worker the result depends only on the
+    settings, however often the search was interrupted. ``watch`` receives each trial that ends
+    (:class:`alnico.events.TrialDone`).
+
+    Options:
+        recipe: Recipe with {search: [least, greatest]} or {choice: [...]} in place of values, and settings
+            under search.
+        tasks: Tasks to search on; default: those of the recipe.
+        report: Tasks to report on, which the search never scores; same reports on the tasks searched on.
+        out: Folder of the search, with its study, the best recipe, all trials and the page.
+        trials: Number of trials in all, including those of earlier runs; default: the recipe's.
+        workers: Number of processes that score trials.
+        engine: Where the workers run: local (this machine) or ray (a Ray cluster).
+        threads: Threads of each worker; default: the processors divided by the workers.
+    Errors: RecipeError, with a line for every mistake; EvaluationError for tasks that do not fit the search,
+        for reported tasks that share examples with those searched on, and after too many failed trials;
+        OutputError for a folder or a study of another search; ModelError, HubError, RunError.
     """
     from alnico.tune.search.search import search as searched
 
@@ -620,10 +697,17 @@ def suggest(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Suggestion:
-    """Suggest a recipe for ``models`` of one ``base``, with its reasons: the rules of docs/choosing.md.
+    """Suggest a recipe for models of one base, with reasons: the rules of docs/choosing.md.
 
-    The models are analysed, but for those that fit the base in no way; or an ``analysis`` is taken, or its folder, instead of them.
-    Relative paths in the recipe are as seen from ``folder``. Other arguments and errors: as for :func:`analyze`.
+    The models are analyzed, except those that cannot be merged with the base. Give either ``base`` and
+    ``models``, or ``analysis``.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        base: The model that the others were tuned from.
+        analysis: A finished analysis to use instead of base and models: its folder.
+        folder: Folder in which the recipe will be; paths in the recipe are relative to it.
+    Errors: as for :func:`analyze`.
     """
     if (base is None or not models) if analysis is None else (base is not None or bool(models)):
         raise AlnicoError("suggest needs a base and models, or an analysis alone.")
@@ -662,10 +746,20 @@ def fisher_statistics(
     overwrite_anything: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Measure a model's Fisher information on tasks and write it into the directory ``out``, which ``merge_method: fisher`` takes.
+    """Measure the Fisher information of a model on tasks, as files for ``merge_method: fisher``.
 
-    ``tasks`` are a tasks file, a mapping that says the same, or classification tasks; labels are never read. ``allow_code`` is as for :func:`evaluate`. Other options:
-    :func:`alnico.tune.statistics.fisher.measure_fisher`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, OutputError, HubError.
+    Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of examples done
+    (:class:`alnico.events.Counted`).
+
+    Options:
+        model: Model: a transformers checkpoint, or owner/name@revision on the hub.
+        out: Directory to create.
+        tasks: Tasks file whose inputs are measured on.
+        examples: Largest number of inputs per task.
+        expectation: exact weighs all classes of an input by their probability; sampled draws one class per
+            input.
+        seed: Seed of the classes that expectation sampled draws.
+    Errors: EvaluationError, ModelError, OutputError, HubError.
     """
     from alnico.checkpoint.statistics import check_folder
     from alnico.evaluation.loaded_model import open_subject
@@ -699,12 +793,24 @@ def gram_statistics(
     overwrite_anything: bool = False,
     watch: Callable[[int, int], None] | None = None,
 ) -> tuple[Path, ...]:
-    """Measure the Gram matrices of models' linear layers on tasks and write them as files, which ``merge_method: regmean`` takes.
+    """Measure Gram matrices of models' linear layers on tasks, as files for ``merge_method: regmean``.
 
-    One model's go to ``out``, those of several each to a directory in it that is called like the model. ``tasks`` are those of
-    all models, or a list with one for each. ``plus`` measures them for RegMean++: all models layer by layer, with the layers
-    before merged by ``weights``, ``alpha``, ``ridge`` and ``normalize``; give the recipe the same. ``allow_code`` is as for :func:`evaluate`. Other options:
-    :func:`alnico.tune.statistics.gram.measure_gram`. Needs ``alnico[eval]``. Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
+    The files of one model go to ``out``; those of several models go to one directory per model in ``out``,
+    named as the model. Labels are never read. Needs ``alnico[eval]``. ``watch`` receives the number of tasks
+    done, with ``plus`` of layers (:class:`alnico.events.Counted`).
+
+    Options:
+        models: Models: transformers checkpoints, or owner/name@revision on the hub.
+        out: Directory to create; for several models it gets one directory per model.
+        tasks: Tasks file whose inputs are measured on; for several models one for all, or one per model.
+        examples: Largest number of inputs per task.
+        plus: Measure for RegMean++: all models together, each layer on the outputs of the merged layers
+            before it.
+        weights: With plus: weight of each model; give the recipe the same.
+        alpha: With plus: regmean's alpha, in [0, 1]; give the recipe the same.
+        ridge: With plus: regmean's ridge, in [0, 1]; give the recipe the same.
+        normalize: With plus: regmean's normalize; give the recipe the same.
+    Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
     from alnico.checkpoint.statistics import check_folder
     from alnico.evaluation.loaded_model import open_subject
@@ -803,13 +909,31 @@ def adamerge(
     allow_code: bool = False,
     watch: Callable[[LearningStep], None] | None = None,
 ) -> AdaMergingResult:
-    """Learn how much of each task vector a merge should have from inputs without labels (AdaMerging): a recipe, and its course.
+    """Learn the coefficients of task vectors from inputs without labels (AdaMerging), and return the recipe.
 
-    Coefficients ``per`` task, layer or tensor are moved so that the merge is sure of its answers on the inputs of ``tasks`` (a tasks file, a mapping that
-    says the same, or tasks); their labels are never read. ``plus`` trims the task vectors and elects signs first, as TIES does with ``density`` and
-    ``scope``. ``out`` is a file for the recipe; the course goes beside it, ``NAME.course.json``. Relative paths in the recipe are as seen from the folder of ``out``.
-    ``memory`` is what the task vectors may take, beside the model in training. ``allow_code`` is as for :func:`evaluate`. Other options: :func:`alnico.tune.adamerge.learn`.
-    ``watch`` is called after each step. Needs ``alnico[eval]``. Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
+    Coefficients are moved so that the merge becomes certain of its answers on the inputs of ``tasks``; labels
+    are never read. Needs ``alnico[eval]``. ``watch`` receives each step (:class:`alnico.events.Learned`). The
+    method, its edge cases and its differences from the paper are described in
+    :func:`alnico.tune.adamerge.learn`.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        base: The model that the others were tuned from.
+        tasks: Tasks file whose inputs are learned from; its labels are never read (label: null where there
+            are none).
+        out: File of the recipe; its course is written next to it as NAME.course.json.
+        per: What has a coefficient of its own for each model: task, layer or tensor.
+        plus: AdaMerging++: trim the task vectors and elect signs first, as TIES does.
+        density: With plus: share of each task vector that the trim keeps, in (0, 1].
+        scope: With plus: what density is a share of: model or tensor.
+        steps: Number of steps; each uses one batch of every task.
+        batch_size: Number of inputs of each task in a step.
+        learning_rate: Learning rate of Adam: about how far one step moves a coefficient.
+        init: Value of every coefficient at the start.
+        clamp: Keep coefficients in [0, 1]; in Python any range, or None.
+        seed: Seed of the batches.
+        memory: Memory for the task vectors, such as 2GiB; what does not fit is read again at each step.
+    Errors: EvaluationError, MethodError, ModelError, MismatchError, OutputError, HubError.
     """
     from alnico.evaluation.loaded_model import open_subject
     from alnico.evaluation.task_file import read_tasks
@@ -856,10 +980,15 @@ def diff(
     threads: int | None = None,
     offline: bool = False,
 ) -> ModelDiff:
-    """Say how model ``b`` differs from model ``a``: tensors by content hash and by value, configs by key, side files by content.
+    """Compare two models: tensors by content hash and by value, configs by key, side files by content.
 
-    Both are read in full, in blocks; of models on the hub, the files are fetched. ``difference.is_equal`` is the short answer.
-    Other arguments as for :func:`plan`. Errors: ModelError, ResourceError, HubError.
+    Both are read in full, in blocks; files of models on the hub are downloaded. ``difference.is_equal`` is
+    the short answer.
+
+    Options:
+        a: A model: a directory, a file, or owner/name@revision on the hub.
+        b: The model to compare with it.
+    Errors: ModelError, ResourceError, HubError.
     """
     with ExitStack() as opened:
         one, other = (
@@ -883,11 +1012,22 @@ def weights(
     threads: int | None = None,
     offline: bool = False,
 ) -> NormWeights:
-    """Say what models weigh if weights follow from the L2 norms of their task vectors: ``weight: {from: l2_norm, ...}`` of a recipe.
+    """Compute weights of models from the L2 norms of their task vectors.
 
-    Arguments are its keys (docs/recipes.md). The norms are measured over all tensors that base and models share, and
-    nothing is merged; or they are those of an ``analysis`` (its folder). Errors: RecipeError, ModelError, MismatchError for a model
-    at distance 0 in ``linear`` and ``power``, HubError.
+    A recipe does the same with ``weight: {from: l2_norm}``. The norms are measured over all tensors that base
+    and models share; nothing is merged. The formulas are in docs/recipes.md.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        base: The model that the others were tuned from.
+        mode: How a norm L becomes a weight: linear, power or exp.
+        beta: With mode exp: the weight is exp(-beta L / mean L).
+        alpha: With mode power: the weight is 1 / L^alpha.
+        scale: Sum of the weights.
+        per: What a norm is measured over: model, layer or tensor.
+        analysis: Folder of an analysis whose norms are used instead of measuring them.
+    Errors: RecipeError, ModelError, MismatchError for a model at distance 0 in ``linear`` and ``power``,
+        HubError.
     """
     key = {"exp": {"beta": beta}, "power": {"alpha": alpha}}.get(mode, {}) if isinstance(mode, str) else {}
     origin = {"from": "l2_norm"} if analysis is None else {"from": "analysis", "path": os.fspath(analysis)}
@@ -926,11 +1066,29 @@ def soup(
     shared: bool = False,
     watch: Callable[[SoupStep], None] | None = None,
 ) -> Soup:
-    """Find which of some models to average by scoring the averages on ``tasks``: a file, a mapping that says the same, or tasks.
+    """Find which models to average by scoring the averages, which are merged in memory.
 
-    Options: see :func:`alnico.tune.soup.soup`. ``.recipe(folder)`` of the result is the recipe that makes the soup. ``report`` are other
-    tasks, on which the soup is scored beside its models and the uniform soup: a :class:`Scorecard` as ``.report``. Examples that are in
-    both are refused, unless they are ``shared`` on purpose. ``allow_code`` is as for :func:`evaluate`. ``watch`` is told each step. Needs ``alnico[eval]`` for tasks that do. Errors: RecipeError, EvaluationError, and those of merging.
+    ``soup.recipe(folder)`` is the recipe of the result. An average is the mean of its models in float32,
+    rounded once, so the model is the recipe's, bit for bit. ``watch`` receives each step
+    (:class:`alnico.events.SoupTried`) and, with ``report``, each score. Needs ``alnico[eval]`` for tasks that
+    do.
+
+    Options:
+        models: Models: directories, files, or owner/name@revision on the hub.
+        tasks: YAML file of the tasks to choose by.
+        order: sorted (the paper's greedy soup) tries each model once, the best first; all tries every model
+            in each round and keeps the best average; uniform takes all models.
+        replace: With order all: a model may be added more than once, which gives it more weight.
+        strict: Keep a model only if the average gets better; without it, equal is enough.
+        least_gain: Smallest gain for which a model is kept; a negative number allows a loss.
+        objective: What to improve: mean (of all tasks, by their weights), or the name of one task.
+        base: Model whose config and tokenizer the soup gets; it is not averaged in.
+        report: YAML file of other tasks, on which the soup, the uniform soup and each model are scored.
+        shared: Accept a report on examples that also chose the soup; its score is then too high.
+    Errors: RecipeError for fewer than two models, a repeated model, and options that exclude each other;
+        EvaluationError, also for an unknown objective; those of merging.
+    Source: Wortsman et al. 2022, https://arxiv.org/abs/2203.05482, algorithm 1. Differs from the source:
+        nothing with ``sorted``; ``all``, ``replace`` and ``least_gain`` are not in the paper.
     """
     from alnico.evaluation.task_file import read_tasks
     from alnico.tune.soup import refuse_shared
@@ -972,10 +1130,16 @@ def push(
     message: str | None = None,
     quiet: bool = False,
 ) -> str:
-    """Upload a finished merge to ``owner/name`` on the hub, as one commit; returns its address.
+    """Upload a finished merge to the hub as one commit, and return its address.
 
-    The repository is made if it is not there, ``private`` or public; ``branch`` defaults to main. ``quiet`` draws no
-    progress bars. Errors: ModelError and OutputError for what is no finished merge, HubError.
+    Options:
+        out: The directory of a finished merge.
+        name: The model on the hub, owner/name; it is created if it does not exist.
+        private: Create the repository as private.
+        branch: Branch to commit to; default: main.
+        message: Message of the commit.
+        quiet: Draw no progress bars.
+    Errors: ModelError and OutputError for a directory that is not a finished merge, HubError.
     """
     from alnico.checkpoint import hub
 
@@ -999,12 +1163,19 @@ def verify(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Verification:
-    """Check a finished merge: every tensor and file against the hashes in its lock; returns only what passed.
+    """Check every tensor and file of a finished merge against the hashes in its lock; return what passed.
 
-    With ``against_inputs`` a share ``sample`` in (0, 1] of its blocks, chosen by ``seed``, is made again from the inputs and compared bit
-    for bit; these are where the lock says, or where ``inputs`` maps their names to. ``key`` is the public key (a PEM file) with which its
-    signature must hold. Other arguments as for :func:`merge`. Errors: VerificationError for what differs; UncheckedError, whose ``found`` is what was checked, for what
-    could not be checked; OutputError, ModelError, ResourceError, HubError.
+    With ``against_inputs`` blocks are merged again from the inputs and compared bit for bit. A check that
+    could not be made is an error, never a pass.
+
+    Options:
+        out: The directory of a finished merge.
+        against_inputs: Merge blocks again from the inputs, and compare them bit for bit.
+        sample: With against_inputs: share of the blocks that are merged again, in (0, 1].
+        seed: Seed that chooses the blocks of a sample.
+        key: Public key (a PEM file) that must verify the signature of the merge.
+    Errors: VerificationError for a difference; UncheckedError, whose ``found`` is what was checked, for a
+        check that could not be made; OutputError, ModelError, ResourceError, HubError.
     """
     sample = real(sample, "sample", "the share of blocks that are made again, in (0, 1]")
     seed = whole(seed, "seed", None)
@@ -1039,11 +1210,13 @@ def reproduce(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Reproduction:
-    """Merge the recipe in the lock of ``out`` again, and compare: the same bytes in all weights and side files.
+    """Repeat a finished merge from the recipe in its lock, and compare every byte.
 
-    The second merge is kept in ``new``; without, it stands beside ``out`` until it is compared. Arguments as for :func:`verify` and
-    :func:`merge`. Errors: VerificationError for what differs; UncheckedError for inputs that are not there, or are not those of the merge,
-    and for a lock of another arithmetic; those of :func:`merge`.
+    Options:
+        out: The directory of a finished merge.
+        new: Directory that keeps the second merge; default: it is removed after the comparison.
+    Errors: VerificationError for a difference; UncheckedError for inputs that are missing or are not those of
+        the merge, and for a lock of another arithmetic; those of :func:`alnico.merge`.
     """
     again = _again(inputs, memory, threads, offline)
     return reproduce_output(
@@ -1052,10 +1225,15 @@ def reproduce(
 
 
 def sign(out: str | os.PathLike[str], key: str | os.PathLike[str]) -> Path:
-    """Sign a finished merge with a private key (a PEM file of the curve P-256, P-384 or P-521); returns its ``model.sig``.
+    """Sign a finished merge as OpenSSF model-signing does; return the path of ``model.sig``.
 
-    The output is checked against its lock before: what is signed is what was merged. Needs the extra ``[sign]``. Errors: those of :func:`verify` but
-    for files that the lock does not list; UncheckedError for a key that cannot be used.
+    The merge is first checked against its lock. Needs the extra ``[sign]``.
+
+    Options:
+        out: The directory of a finished merge.
+        key: Private key (a PEM file of the curve P-256, P-384 or P-521).
+    Errors: those of :func:`verify`, except for files that the lock does not list; UncheckedError for an
+        unusable key.
     """
     verify_output(Path(out), ReplanOptions())
     return sign_folder(Path(out), Path(key))
@@ -1068,6 +1246,22 @@ def _again(
     return ReplanOptions(places, bytes_of(memory), threads_of(threads), offline)
 
 
-def methods() -> dict[str, Method]:
-    """Return all merge methods by name, with their options and documentation."""
-    return dict(registry())
+def schema(*, search: bool = False) -> dict[str, Any]:
+    """Return the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.
+
+    Options:
+        search: Return the schema of the recipes that `alnico search` takes.
+    """
+    from alnico.tune.search.json_schema import search_schema
+
+    return search_schema() if search else json_schema()
+
+
+def methods(name: str | None = None) -> dict[str, Method]:
+    """Return the merge methods by name, with their options and documentation.
+
+    Options:
+        name: Return only this method.
+    Errors: MethodError for an unknown name.
+    """
+    return dict(registry()) if name is None else {name: find(name)}

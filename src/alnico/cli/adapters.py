@@ -2,48 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from alnico.checkpoint.lora_adapter import CONFIG, Adapter
 from alnico.cli.printing import Page, page
 from alnico.numerics.sizes import format_size
-
-
-def is_adapter(reference: str) -> bool:
-    """Is a path the directory of an adapter, and of no whole model?"""
-    folder = os.path.expanduser(reference)
-    return os.path.isfile(os.path.join(folder, CONFIG)) and not os.path.isfile(
-        os.path.join(folder, "config.json")
-    )
-
-
-def adapter_data(adapter: Adapter) -> dict[str, Any]:
-    """An adapter as plain data."""
-    tensors = adapter.files.tensors
-    return {
-        "adapter": adapter.label,
-        "base": adapter.trained_on or None,
-        "parameters": sum(t.elements for t in tensors.values()),
-        "bytes": sum(t.byte_size for t in tensors.values()),
-        "dtypes": sorted({t.dtype for t in tensors.values()}),
-        "updates": [
-            {
-                "module": update.module,
-                "rank": update.rank,
-                "scale": update.scale,
-                "shape": list(adapter.shape(update)),
-                **({"experts": update.experts} if update.experts > 1 else {}),
-                **({"parameters": list(update.parameters)} if update.parameters != ("weight",) else {}),
-                "kind": "DoRA" if update.magnitude else "embedding" if update.is_embedding else "LoRA",
-                **({"bias": True} if update.bias else {}),
-            }
-            for update in adapter.updates.values()
-        ],
-        "replaced": list(adapter.replaced),
-    }
 
 
 def adapter_text(data: Mapping[str, Any], verbose: int) -> Page:

@@ -300,19 +300,12 @@ def inspect(
     verbose: Verbose = 0,
 ) -> None:
     """Print a model's tensors, dtypes, sizes, architecture and vocabulary; of a LoRA adapter its ranks, scales and modules."""
-    from alnico import api
+    import alnico
     from alnico.cli import adapters, show
 
-    if adapters.is_adapter(model):
-        from alnico.checkpoint.lora_adapter import open_adapter
-
-        with open_adapter(model, offline=offline) as adapter:
-            found = adapters.adapter_data(adapter)
-            show_result(json_page(found) if as_json else adapters.adapter_text(found, verbose))
-        return
-    with api.open(model, offline=offline) as opened:
-        data = show.model_data(opened)
-        show_result(json_page(data) if as_json else show.model_text(data, verbose))
+    found = alnico.inspect(model, offline=offline)
+    text = adapters.adapter_text if found.kind == "adapter" else show.model_text
+    show_result(json_page(found.data()) if as_json else text(found.data(), verbose))
 
 
 @app.command()
@@ -1196,12 +1189,9 @@ def schema(
     ] = False,
 ) -> None:
     """Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults."""
-    if search:
-        from alnico.tune.search.json_schema import search_schema as of_what
-    else:
-        from alnico.recipe.json_schema import json_schema as of_what
+    from alnico import api
 
-    show_result(json_page(of_what()))
+    show_result(json_page(api.schema(search=search)))
 
 
 @app.command()

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.output_path import existing_folder
-from alnico.checkpoint.source import Model
 from alnico.cli.printing import Page, page
 from alnico.engine.fetch import absent_files
 from alnico.engine.norm_weights import NormWeights
@@ -21,7 +20,6 @@ from alnico.methods.shared.documentation import first_recipe, one_line, read_doc
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import place_of
-from alnico.vocabulary.compare import read_vocabulary
 
 WORDS = {"mix": "merged", "whole": "merged", "copy": "copied", "equal": "copied"}
 
@@ -159,38 +157,6 @@ def _layers(plan: Plan) -> list[str]:
 
 def _range(first: int, last: int) -> str:
     return f"{first}-{last}" if last > first else f"{first}"
-
-
-def model_data(model: Model) -> dict[str, Any]:
-    """A model as plain data."""
-    dtypes: dict[str, dict[str, int]] = {}
-    for tensor in model.tensors.values():
-        entry = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
-        entry["tensors"] += 1
-        entry["parameters"] += tensor.elements
-        entry["bytes"] += tensor.byte_size
-    vocabulary = read_vocabulary(model.directory)
-    return {
-        "model": model.label,
-        **({"commit": model.origin.commit} if model.origin is not None else {}),
-        "architectures": model.config.get("architectures"),
-        "model_type": model.config.get("model_type"),
-        "layers": model.config.get("num_hidden_layers"),
-        "hidden_size": model.config.get("hidden_size"),
-        "tied_embeddings": model.config.get("tie_word_embeddings"),
-        "vocabulary": {
-            "config": model.config.get("vocab_size"),
-            "tokens": vocabulary and len(set(vocabulary.tokens.values()) | set(vocabulary.added.values())),
-        },
-        "files": [{"name": s.name, "bytes": s.size, "tensors": len(s.header.tensors)} for s in model.shards],
-        "dtypes": dtypes,
-        "parameters": sum(t.elements for t in model.tensors.values()),
-        "bytes": sum(t.byte_size for t in model.tensors.values()),
-        "tensors": [
-            {"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size}
-            for n, t in model.tensors.items()
-        ],
-    }
 
 
 def model_text(data: Mapping[str, Any], verbose: int) -> Page:

@@ -101,17 +101,30 @@ def combine(
     watch: Callable[[int, int], None] | None = None,
     **options: Any,
 ) -> Combined:
-    """Combine LoRA adapters of one base into one adapter, ``out``, that PEFT loads. The base is not needed.
+    """Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.
 
-    ``weights`` are the adapters', one for all or one each, 1 by default. ``method``: ``svd`` is the weighted sum of all updates, as near as its rank can be;
-    ``cat`` the same sum exactly, with a rank that is the sum of ranks; a method of task vectors (``ties``, ``dare_ties``, ``della``, ...)
-    with its ``options``; ``tsv`` or ``iso_c``; or a name of PEFT's. ``rank`` is the largest rank of an update, ``energy`` the least share of
-    its squares that is kept; by default a sum has the largest rank of its adapters there, another method the sum of their ranks.
-    ``space``: a method of task vectors works on the whole matrices (``dense``), on the adapters' core matrices (``core``), or in the basis of
-    KnOTS (``knots``). ``saved`` says what becomes of modules that adapters hold whole, where the result would need the base: ``error``,
-    ``average`` or ``drop``. ``unrelated: allow`` takes adapters whose configs name different bases. ``dtype`` is the output's: float32 by
-    default, since training goes on from there without rounding, and float64 where an adapter is. ``watch`` is told of updates that
-    are done, of all. Errors: all of ``alnico.errors``; nothing is left behind.
+    The base is not needed. ``watch`` receives the number of updates done (:class:`alnico.events.Counted`). If
+    the call fails, it leaves nothing behind.
+
+    Options:
+        adapters: LoRA adapters: directories, or owner/name@revision on the hub.
+        out: Directory to create.
+        weights: Weight of each adapter, or one for all, such as 0.7,0.3; default: 1.
+        method: svd is the weighted sum, as close as its rank allows; cat is the exact sum, with the sum of
+            the ranks; also any method of task vectors (ties, dare_ties, ...), tsv, iso_c, or a name of
+            PEFT's.
+        rank: Largest rank of an update; default: a sum gets the largest rank of its adapters, other methods
+            the sum of ranks.
+        energy: Smallest share of an update's squares that its rank must keep, in (0, 1].
+        space: Where a method of task vectors works: dense (whole matrices, the default), core (the adapters'
+            core matrices) or knots (the basis of KnOTS).
+        saved: What to do with modules that adapters store whole, if the result would need the base: error,
+            average or drop.
+        unrelated: What to do with adapters that name different bases: error or allow.
+        dtype: Dtype of the output; default: float32, or float64 where an adapter is.
+        seed: Seed of random methods.
+        options: An option of the method, NAME=VALUE; a list gives one value per adapter. May be repeated.
+    Errors: all of ``alnico.errors``.
     """
     begin = time.perf_counter()
     references = [os.fspath(a) for a in adapters]

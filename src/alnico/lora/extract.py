@@ -146,35 +146,48 @@ def extract(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> Extraction:
-    """Write what ``tuned`` changed of ``base`` as a LoRA adapter into ``out``: ``B A`` near ``tuned - base``, as PEFT loads it.
+    """Write what a fine-tune changed of its base as a LoRA adapter: ``B A`` near ``tuned - base``.
 
-    Each matrix of the difference D is projected on its leading singular vectors by :func:`alnico.numerics.randomized.randomized_svd`;
-    A and B share the singular values by their square roots, and alpha is the rank, so that the scale is 1. Differences are taken in
-    float32 (float64 where a model is), never rounded before. Convolutions are flattened beside their outputs; an embedding has
-    ``lora_embedding_A`` and ``_B``. The finished adapter is folded back and compared with the fine-tune, tensor by tensor, in float64.
+    Each matrix of the difference D is projected on its leading singular vectors by
+    :func:`alnico.numerics.randomized.randomized_svd`; A and B share the singular values by their square
+    roots, and alpha is the rank, so that the scale is 1. Differences are taken in float32 (float64 where a
+    model is), never rounded before. Convolutions are flattened; an embedding has ``lora_embedding_A`` and
+    ``_B``. The finished adapter is folded back and compared with the fine-tune, tensor by tensor, in float64.
+    The same call resumes an interrupted extraction.
 
-    Use when: a full fine-tune is to be kept, served or combined as an adapter. Fine-tunes have slowly falling spectra: of
-    all-MiniLM-L6-v2's, rank 32 keeps 68 % of the energy of a matrix's change, rank 128 93 %. The report says what is lost where.
+    Use when: a full fine-tune is to be kept, served or combined as an adapter. Fine-tunes have slowly falling
+        spectra: of all-MiniLM-L6-v2's, rank 32 keeps 68 % of the energy of a matrix's change, rank 128 93 %.
+        The report says what is lost where.
 
     Options:
-        rank: of every matrix, or of all that it has; 32 if neither ``energy`` nor ``size`` is given.
-        energy: share of each matrix's squares to keep, in (0, 1]: each has the least rank that does.
-        size: bytes of the adapter's file, or text such as "50MB": ranks go where they keep most energy for their bytes, up to ``max_rank``
-            (256 if it is not given). What is saved comes out of it first.
-        exact: all singular vectors by eigenvalues instead of random directions, whose error is at most 1 % above the best.
-        others: what is no matrix (norms, biases) is saved as it is (``modules_to_save``, ``bias: all``), or left out.
-        embeddings: embeddings and heads as factors, saved as they are, or left out.
-        include, exclude: filters of tensors as in recipes; what they leave out is named.
-        dtype: of the adapter: float32, bfloat16 or float16.
-        seed: of the random directions.
-        verify: fold the result back and measure what is left of the difference.
-        memory, threads, overwrite, overwrite_anything, restart, offline, watch: as for :func:`alnico.merge`; an interrupted extraction is taken up.
-    Edge cases: a tensor that did not change is left out and said; a stack of experts in one tensor is left out and named.
-    Errors: RecipeError for an option out of its range; MismatchError for models of other kinds, unrelated ones, and equal ones, of which there
-        is nothing to extract; NonFiniteError; ResourceError; OutputError; VerificationError; those of reading and HubError.
+        tuned: The fine-tune: a directory, a file, or owner/name@revision on the hub.
+        base: The model that it was tuned from.
+        out: Directory of the adapter to create.
+        rank: Rank of every matrix; default: 32, unless energy or size is given.
+        energy: Share of each matrix's squares to keep, in (0, 1]; each matrix gets the smallest rank that
+            does.
+        size: Size of the adapter's file, such as 50MB; a number is bytes. Ranks go where they keep most
+            energy for their bytes, after the tensors that are saved whole.
+        max_rank: Largest rank with energy or size; default with size: 256.
+        exact: Compute all singular vectors from eigenvalues instead of random directions, whose error is at
+            most 1 % above the best.
+        others: What to do with norms, biases and other tensors that are not matrices: save (as they are) or
+            leave (out).
+        embeddings: What to do with embeddings and heads: lora (as factors), save (as they are) or leave
+            (out).
+        include: Only tensors that match this filter, as in recipes; may be repeated.
+        exclude: No tensors that match this filter, as in recipes; may be repeated.
+        dtype: Dtype of the adapter: float32, bfloat16 or float16.
+        seed: Seed of the random directions.
+        verify: Fold the adapter back and measure what is lost.
+    Edge cases: an unchanged tensor is left out and named; a stack of experts in one tensor is left out and
+        named.
+    Errors: RecipeError for an option out of its range; MismatchError for models of other kinds, unrelated
+        ones, and equal ones, of which there is nothing to extract; NonFiniteError; ResourceError;
+        OutputError; VerificationError; those of reading and HubError.
     Differs from the source: the singular vectors are found by random directions unless ``exact``.
-    Source: Eckart, Young 1936 (the best of a rank); Halko et al. 2011, https://arxiv.org/abs/0909.4061; Hu et al. 2021,
-        https://arxiv.org/abs/2106.09685; the format is PEFT's.
+    Source: Eckart, Young 1936 (the best of a rank); Halko et al. 2011, https://arxiv.org/abs/0909.4061; Hu et
+        al. 2021, https://arxiv.org/abs/2106.09685; the format is PEFT's.
     """
     begin = time.perf_counter()
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)

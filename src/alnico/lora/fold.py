@@ -42,22 +42,28 @@ def fold(
     offline: bool = False,
     watch: Watcher | None = None,
 ) -> MergeResult:
-    """Fold LoRA adapters into ``base`` and write the model into ``out``: ``W + sum of weight * (the adapted W - W)``.
+    """Fold LoRA adapters into their base and write the model: ``W + sum of weight * (the adapted W - W)``.
 
-    What an adapter adds is ``s B A``, summed over the rank in index order in float32 by row blocks and rounded once to the output's
-    dtype, so memory and threads change no bit; DoRA's norms take one more pass over a tensor. A tensor that no adapter changes is
-    copied. The base is read once (with ``at_once``, once for each adapter), inside ``memory``; an interrupted fold is taken up by
-    the same call.
+    What an adapter adds is ``s B A``, summed over the rank in index order in float32 by row blocks and
+    rounded once to the output's dtype, so memory and threads change no bit; DoRA's norms take one more pass
+    over a tensor. A tensor that no adapter changes is copied. The base is read once (with ``at_once``, once
+    per adapter). The same call resumes an interrupted fold.
 
     Options:
-        weights: one for all adapters or one for each; 1 is as trained, negative takes away.
-        at_once: adapters all change the base itself. Without it they follow one another: each changes what those before it made,
-            which is what PEFT's ``merge_and_unload`` does. They differ for DoRA and for tensors that several adapters replace.
-        dtype: of the output; default the base's.
-        memory, threads, max_shard_size, overwrite, overwrite_anything, restart, offline, watch: as for :func:`alnico.merge`.
-    Errors: ModelError for what is no adapter or was trained on another base (names or shapes do not fit), AlnicoError for a number of
-        weights that is not that of the adapters; NonFiniteError; all others of :func:`alnico.merge`.
-    Differs from the source: PEFT rounds the base with each adapter to the base's dtype, here all is rounded once.
+        base: The model that the adapters were trained on.
+        adapters: LoRA adapters: directories, or owner/name@revision on the hub.
+        out: Directory to create; a name that ends in .safetensors makes one file.
+        weights: Weight of each adapter, or one for all, such as 0.7,0.3; 1 applies an adapter as trained, a
+            negative weight subtracts it.
+        at_once: Apply every adapter to the base itself. Without it each adapter changes the result of the
+            ones before it, as PEFT's merge_and_unload does; this differs for DoRA and for tensors that
+            several adapters replace.
+        dtype: Dtype of the output; default: the base's.
+    Errors: ModelError for something that is not an adapter, or an adapter of another base (names or shapes do
+        not fit), AlnicoError for a wrong number of weights; NonFiniteError; all others of
+        :func:`alnico.merge`.
+    Differs from the source: PEFT rounds to the base's dtype after each adapter; here everything is rounded
+        once.
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's format.
     """
     check_publishable(Path(out))

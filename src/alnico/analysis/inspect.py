@@ -1,0 +1,108 @@
+"""Summarizes a model or a LoRA adapter from its headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from alnico.checkpoint.lora_adapter import CONFIG, Adapter, open_adapter
+from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.source import Model
+from alnico.vocabulary.compare import read_vocabulary
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What the headers of a model or an adapter say; ``summary`` is plain data."""
+
+    kind: Literal["model", "adapter"]
+    summary: Mapping[str, Any]
+
+    def data(self) -> dict[str, Any]:
+        """The summary as plain data, for ``--json``."""
+        return dict(self.summary)
+
+
+def inspect(model: str | os.PathLike[str], *, offline: bool = False) -> Inspection:
+    """Summarize a model or a LoRA adapter from its headers.
+
+    Of a model: tensors, dtypes, sizes, architecture and vocabulary. Of an adapter: ranks, scales and modules.
+
+    Options:
+        model: A model directory, a .safetensors file, or owner/name@revision on the hub.
+    Errors: ModelError, HubError.
+    """
+    if _is_adapter(os.fspath(model)):
+        with open_adapter(os.fspath(model), offline=offline) as adapter:
+            return Inspection("adapter", _adapter_data(adapter))
+    with closing(open_model(model, offline=offline, may_be_adapter=True)) as opened:
+        return Inspection("model", _model_data(opened))
+
+
+def _is_adapter(reference: str) -> bool:
+    """Is a path the directory of an adapter, without a whole model next to it?"""
+    folder = os.path.expanduser(reference)
+    return os.path.isfile(os.path.join(folder, CONFIG)) and not os.path.isfile(
+        os.path.join(folder, "config.json")
+    )
+
+
+def _adapter_data(adapter: Adapter) -> dict[str, Any]:
+    """Return an adapter as plain data."""
+    tensors = adapter.files.tensors
+    return {
+        "adapter": adapter.label,
+        "base": adapter.trained_on or None,
+        "parameters": sum(t.elements for t in tensors.values()),
+        "bytes": sum(t.byte_size for t in tensors.values()),
+        "dtypes": sorted({t.dtype for t in tensors.values()}),
+        "updates": [
+            {
+                "module": update.module,
+                "rank": update.rank,
+                "scale": update.scale,
+                "shape": list(adapter.shape(update)),
+                **({"experts": update.experts} if update.experts > 1 else {}),
+                **({"parameters": list(update.parameters)} if update.parameters != ("weight",) else {}),
+                "kind": "DoRA" if update.magnitude else "embedding" if update.is_embedding else "LoRA",
+                **({"bias": True} if update.bias else {}),
+            }
+            for update in adapter.updates.values()
+        ],
+        "replaced": list(adapter.replaced),
+    }
+
+
+def _model_data(model: Model) -> dict[str, Any]:
+    """Return a model as plain data."""
+    dtypes: dict[str, dict[str, int]] = {}
+    for tensor in model.tensors.values():
+        entry = dtypes.setdefault(tensor.dtype, {"tensors": 0, "parameters": 0, "bytes": 0})
+        entry["tensors"] += 1
+        entry["parameters"] += tensor.elements
+        entry["bytes"] += tensor.byte_size
+    vocabulary = read_vocabulary(model.directory)
+    return {
+        "model": model.label,
+        **({"commit": model.origin.commit} if model.origin is not None else {}),
+        "architectures": model.config.get("architectures"),
+        "model_type": model.config.get("model_type"),
+        "layers": model.config.get("num_hidden_layers"),
+        "hidden_size": model.config.get("hidden_size"),
+        "tied_embeddings": model.config.get("tie_word_embeddings"),
+        "vocabulary": {
+            "config": model.config.get("vocab_size"),
+            "tokens": vocabulary and len(set(vocabulary.tokens.values()) | set(vocabulary.added.values())),
+        },
+        "files": [{"name": s.name, "bytes": s.size, "tensors": len(s.header.tensors)} for s in model.shards],
+        "dtypes": dtypes,
+        "parameters": sum(t.elements for t in model.tensors.values()),
+        "bytes": sum(t.byte_size for t in model.tensors.values()),
+        "tensors": [
+            {"name": n, "dtype": t.dtype, "shape": list(t.shape), "bytes": t.byte_size}
+            for n, t in model.tensors.items()
+        ],
+    }
