@@ -46,12 +46,12 @@ from alnico.output.validate import check_finished
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
-from alnico.plan.norm_weights import analyses_of
+from alnico.plan.norm_weights import analysis_files
 from alnico.recipe import load
 from alnico.recipe.json_schema import json_schema
-from alnico.recipe.reference import located, reference_from
+from alnico.recipe.reference import relative_reference, resolve_reference
 from alnico.recipe.schema import Recipe
-from alnico.recipe.stages import stages
+from alnico.recipe.stages import order_stages
 from alnico.values.merge import merge_modules, merge_values
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.reproduce import Reproduction
@@ -218,7 +218,9 @@ def merge_all(
     may_replace = replacing(overwrite, overwrite_anything)
     if len(given) == 1:
         return (_run(planner, given[0], Path(out), may_replace, restart, watch),)
-    return run_stages(stages(given), planner, Path(out), overwrite=may_replace, restart=restart, watch=watch)
+    return run_stages(
+        order_stages(given), planner, Path(out), overwrite=may_replace, restart=restart, watch=watch
+    )
 
 
 @ieee_arithmetic()
@@ -252,7 +254,7 @@ def plan_all(
         strict_licence,
         _signed(verify_inputs, allow_unsigned, False),
     )
-    return plan_stages(stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
+    return plan_stages(order_stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
 
 
 def _signed(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | None:
@@ -289,7 +291,7 @@ def _planner(
             stage = made.get(reference)
             if stage is not None and not isinstance(stage, str):
                 return stage  # type: ignore[no-any-return]
-            model = open_model(stage or located(reference, recipe.folder), offline=offline)
+            model = open_model(stage or resolve_reference(reference, recipe.folder), offline=offline)
             if isinstance(model, FileModel) and stage is not None:
                 model.label = reference  # not the folder where stages lie for the moment
             elif signed is not None and reference not in checked:
@@ -319,7 +321,7 @@ def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None
         if isinstance(source, StatisticsSource) and source.label not in checked:
             signed.check(source)
             checked.add(source.label)
-    for path, place in analyses_of(plan, (".", plan.recipe.folder)).items():
+    for path, place in analysis_files(plan, (".", plan.recipe.folder)).items():
         if path not in checked:
             signed.check_place(place, path)
             checked.add(path)
@@ -961,7 +963,9 @@ def adamerge(
         clamp=clamp,
         seed=seed,
         unrelated=unrelated,
-        written_from=[reference_from(name, Path(out).parent) for name in names] if out is not None else None,
+        written_from=[relative_reference(name, Path(out).parent) for name in names]
+        if out is not None
+        else None,
         memory_bytes=bytes_of(memory),
         offline=offline,
         watch=watch,

@@ -22,7 +22,7 @@ from alnico.analysis.results import (
     TensorScope,
 )
 from alnico.plan.families import group_of
-from alnico.plan.layers import place_of
+from alnico.plan.layers import layer_position
 
 Tensors = Mapping[str, np.ndarray]
 """Name to values. What is BF16 or float8 in a file is given as float32."""
@@ -97,7 +97,7 @@ def is_float(values: np.ndarray) -> bool:
 
 
 def tensor_scope(found: ScopeStatistics, values: np.ndarray) -> TensorScope:
-    place = place_of(found.name)
+    place = layer_position(found.name)
     return TensorScope(
         **vars(found),
         dtype={8: "F64", 4: "F32", 2: "F16"}[values.dtype.itemsize],

@@ -12,7 +12,7 @@ from alnico.methods import find
 from alnico.numerics.dtypes import DTYPES
 from alnico.numerics.sizes import parse_size
 from alnico.plan.job import Input, Job
-from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, SELECTION_BYTES, fit
+from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, SELECTION_BYTES, fit_memory
 
 MIB = 1 << 20
 
@@ -31,7 +31,7 @@ def copy(size: int) -> Job:
 
 
 def test_a_small_merge_has_all_threads_and_large_blocks() -> None:
-    memory = fit([mix(100_000)], 2 << 30, 8, 4)
+    memory = fit_memory([mix(100_000)], 2 << 30, 8, 4)
     assert memory.threads == 8
     assert memory.block_elements > LEAF
 
@@ -50,7 +50,7 @@ def test_a_small_merge_has_all_threads_and_large_blocks() -> None:
     ids=["large", "middle", "linear", "copy", "nothing"],
 )
 def test_the_planned_peak_is_never_above_the_budget(jobs: list[Job], budget: int, threads: int) -> None:
-    memory = fit(jobs, budget, threads, 4 * len(jobs))
+    memory = fit_memory(jobs, budget, threads, 4 * len(jobs))
     assert memory.peak_bytes <= memory.budget_bytes == budget
     assert 1 <= memory.threads <= threads
     assert memory.peak_bytes >= BASELINE_BYTES + memory.threads * memory.worker_bytes
@@ -63,7 +63,7 @@ def test_the_planned_peak_is_never_above_the_budget(jobs: list[Job], budget: int
 @pytest.mark.parametrize("tensors", [4, 40_000])
 def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
     with pytest.raises(ResourceError) as caught:
-        fit([job], 100 * MIB, 8, tensors)
+        fit_memory([job], 100 * MIB, 8, tensors)
     assert caught.value.exit_code == 7
     found = re.fullmatch(
         r"plan: the merge needs at least [\d.]+ MB of memory, the budget is 104\.9 MB\. Raise --memory to (\d+MiB)\.",
@@ -71,17 +71,17 @@ def test_a_refusal_names_the_budget_that_does(job: Job, tensors: int) -> None:
     )
     assert found is not None
     enough = parse_size(found[1])
-    memory = fit([job], enough, 8, tensors)
+    memory = fit_memory([job], enough, 8, tensors)
     assert memory.block_elements == LEAF
     assert memory.peak_bytes <= enough
     with pytest.raises(ResourceError):
-        fit([job], enough - MIB, 8, tensors)
+        fit_memory([job], enough - MIB, 8, tensors)
 
 
 def test_less_memory_means_fewer_threads_and_smaller_blocks() -> None:
     job = mix(50_000_000, 8, "F32")
     fixed = BASELINE_BYTES + SELECTION_BYTES
-    wide, middle, tight = (fit([job], fixed + size * MIB, 16, 9) for size in (20_000, 200, 15))
+    wide, middle, tight = (fit_memory([job], fixed + size * MIB, 16, 9) for size in (20_000, 200, 15))
     assert wide.threads == 16
     assert middle.threads == 16
     assert (tight.threads, tight.block_elements) == (1, LEAF)
@@ -90,14 +90,14 @@ def test_less_memory_means_fewer_threads_and_smaller_blocks() -> None:
 
 def test_facts_of_rows_and_ranks_are_counted() -> None:
     plain, by_row = (
-        fit([mix(10**6, 2, method="model_stock", filter_wise=f)], 2 << 30, 1, 4).worker_bytes
+        fit_memory([mix(10**6, 2, method="model_stock", filter_wise=f)], 2 << 30, 1, 4).worker_bytes
         for f in (False, True)
     )
     assert by_row == plain + 8 * (2 * 4 + 6 * 2) * (
         1 + -(-(10**6) // LEAF)
     )  # a tensor of one dimension is one row
     dropped, ranked = (
-        fit([mix(10**6, 2, method=m, density=0.5)], 2 << 30, 1, 4) for m in ("dare_ties", "della")
+        fit_memory([mix(10**6, 2, method=m, density=0.5)], 2 << 30, 1, 4) for m in ("dare_ties", "della")
     )
     assert ranked.worker_bytes - dropped.worker_bytes >= 10**6 * (
         8 + 8 + 4 + 2 * 4
@@ -105,15 +105,15 @@ def test_facts_of_rows_and_ranks_are_counted() -> None:
 
 
 def test_ten_thousand_tensors_cost_memory_too() -> None:
-    few, many = fit([mix(1000)], 2 << 30, 1, 4), fit([mix(1000)], 2 << 30, 1, 10_004)
+    few, many = fit_memory([mix(1000)], 2 << 30, 1, 4), fit_memory([mix(1000)], 2 << 30, 1, 10_004)
     assert many.peak_bytes - few.peak_bytes == 10_000 * BYTES_A_TENSOR
 
 
 def test_more_models_need_more_memory() -> None:
-    peaks = [fit([mix(1000, k)], 2 << 30, 1, 0).peak_bytes for k in range(1, 9)]
+    peaks = [fit_memory([mix(1000, k)], 2 << 30, 1, 0).peak_bytes for k in range(1, 9)]
     assert peaks == sorted(set(peaks))
 
 
 @pytest.mark.parametrize("threads", [0, -3])
 def test_no_threads_are_one(threads: int) -> None:
-    assert fit([mix(1000)], 2 << 30, threads, 4).threads == 1
+    assert fit_memory([mix(1000)], 2 << 30, threads, 4).threads == 1

@@ -15,7 +15,7 @@ import alnico
 from alnico.checkpoint.lineage import Lineage
 from alnico.checkpoint.model import FileModel
 from alnico.errors import MismatchError
-from alnico.plan.licences import KINDS, LICENCES, NO_ADVICE, conflicts, licensed
+from alnico.plan.licences import KINDS, LICENCES, NO_ADVICE, licence_conflicts, model_licences
 from made import family, save_file
 
 Run = Callable[..., tuple[int, str, str]]
@@ -35,7 +35,7 @@ def state(model: str, **front: Any) -> None:
 def said_of(*licences: dict[str, str]) -> list[str]:
     return [
         line.removeprefix("licences: ").removesuffix(f" {NO_ADVICE}")
-        for line in conflicts(licensed(_lineages(*licences)))
+        for line in licence_conflicts(model_licences(_lineages(*licences)))
     ]
 
 

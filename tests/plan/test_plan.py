@@ -19,7 +19,7 @@ from alnico.numerics.dtypes import DTYPES
 from alnico.plan.build import build_plan
 from alnico.plan.job import Job, Plan
 from alnico.recipe.load import load_recipe
-from alnico.recipe.reference import located
+from alnico.recipe.reference import resolve_reference
 from made import Tensors, save_model
 
 MATRIX = np.arange(8, dtype=np.float32).reshape(4, 2)
@@ -572,7 +572,7 @@ def test_a_directory_may_have_such_signs_in_its_name() -> None:
 )
 def test_a_reference_that_no_system_takes_is_refused(reference: str, why: str) -> None:
     with pytest.raises(ModelError) as caught:
-        located(reference, ".")
+        resolve_reference(reference, ".")
     assert str(caught.value) == f"model {reference!r}: is no path ({why}). Give the path of a model."
 
 

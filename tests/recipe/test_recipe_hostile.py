@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from alnico.errors import RecipeError
 from alnico.recipe.load import load_recipe, parse_recipe, parse_recipes
-from alnico.recipe.stages import stages
+from alnico.recipe.stages import order_stages
 
 TOO_LARGE = "is nested deeper than 32 or has more than 50000 values; expected a recipe"
 
@@ -80,7 +80,9 @@ def test_documents_that_multiply_are_refused() -> None:
 def test_a_long_chain_of_stages_is_ordered_in_bounded_time() -> None:
     count = 1_000
     chain = [f"name: s{i}\nmerge_method: linear\nmodels: [s{i + 1}]\n" for i in range(count)]
-    assert [s.number for s in stages(parse_recipes("---\n".join(chain), "r"))] == list(range(count, 0, -1))
+    assert [s.number for s in order_stages(parse_recipes("---\n".join(chain), "r"))] == list(
+        range(count, 0, -1)
+    )
 
 
 def test_nesting_of_32_is_read() -> None:

@@ -12,7 +12,7 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.load import load_recipe, load_recipes, parse_recipe, parse_recipes
-from alnico.recipe.options import Levels, TensorPlace, evaluate, options_at, values_of
+from alnico.recipe.options import Levels, TensorPlace, merged_entries, options_at, setting_at
 from alnico.recipe.schema import (
     Case,
     Cases,
@@ -142,7 +142,7 @@ def test_values_may_be_gradients_and_filters_inside_one_another(written: str, me
 def test_a_filter_inside_a_filter_that_does_not_fit_leaves_the_value_to_the_next_level() -> None:
     setting = weight("[{filter: mlp, value: {filter: up, value: 1}}, {value: 2}]")
     names = ("mlp.up", "mlp.down", "attn.up")
-    assert [evaluate(setting, TensorPlace(n, 0.0)) for n in names] == [1.0, None, 2.0]  # type: ignore[arg-type]
+    assert [setting_at(setting, TensorPlace(n, 0.0)) for n in names] == [1.0, None, 2.0]  # type: ignore[arg-type]
 
 
 def test_a_filter_after_one_that_fits_all_has_no_effect_and_a_note_says_so() -> None:
@@ -233,7 +233,7 @@ def test_slices_may_have_bases_of_their_own_and_the_recipe_none() -> None:
 
 def test_a_base_that_is_not_listed_stands_for_the_layers_of_the_others() -> None:
     entry = ModelEntry("b", {}, (3, 5))
-    assert values_of(find("slerp"), (entry,), "a") == (ModelEntry("a", {}, (3, 5)), entry)
+    assert merged_entries(find("slerp"), (entry,), "a") == (ModelEntry("a", {}, (3, 5)), entry)
 
 
 def test_a_shared_option_under_the_base_goes_for_the_merge() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from alnico.errors import RecipeError
 from alnico.recipe.load import decode_recipes, load_recipe, load_recipes, parse_recipe, parse_recipes
-from alnico.recipe.stages import stages
+from alnico.recipe.stages import order_stages
 
 
 def document(name: str, *models: str, method: str = "linear") -> str:
@@ -20,7 +20,7 @@ def together(*documents: str) -> str:
 
 
 def labels(text: str) -> list[str]:
-    return [s.label for s in stages(parse_recipes(text, "r"))]
+    return [s.label for s in order_stages(parse_recipes(text, "r"))]
 
 
 def test_stages_come_after_those_whose_outputs_they_take() -> None:
@@ -30,7 +30,7 @@ def test_stages_come_after_those_whose_outputs_they_take() -> None:
         document("alone", "c"),
         document("one", "a"),
     )
-    found = stages(parse_recipes(text, "r"))
+    found = order_stages(parse_recipes(text, "r"))
     assert [s.label for s in found] == ["alone", "one", "two", "last"]
     assert {s.label: s.uses for s in found} == {
         "alone": (),
@@ -47,7 +47,7 @@ def test_merges_that_do_not_use_one_another_keep_their_order_and_have_numbers() 
         document("named", "b"),
         "merge_method: passthrough\nmodels: [linear]\n",
     )
-    found = stages(parse_recipes(text, "r"))
+    found = order_stages(parse_recipes(text, "r"))
     assert [(s.label, s.number, s.is_intermediate) for s in found] == [
         ("1-linear", 1, False),
         ("named", 2, False),
@@ -74,11 +74,13 @@ def test_only_references_to_models_mean_a_stage() -> None:
     text = together(
         document("linear", "a"), "merge_method: linear\nmodels: [{model: b, parameters: {weight: 1}}]\n"
     )
-    assert [s.uses for s in stages(parse_recipes(text, "r"))] == [(), ()]
+    assert [s.uses for s in order_stages(parse_recipes(text, "r"))] == [(), ()]
 
 
 def test_a_document_of_its_own_name_is_no_use_of_itself() -> None:
-    assert [s.uses for s in stages(parse_recipes(together(document("a", "a"), document("b", "c")), "r"))] == [
+    assert [
+        s.uses for s in order_stages(parse_recipes(together(document("a", "a"), document("b", "c")), "r"))
+    ] == [
         (),
         (),
     ]
@@ -91,7 +93,7 @@ def test_stages_that_wait_for_one_another_are_refused() -> None:
         "r:5: these stages wait for one another's outputs: one, two; expected an order to run them in. Change a reference."
     )
     with pytest.raises(RecipeError, match=r"^r: these stages wait for one another's outputs: one, two; "):
-        stages([parse_recipe(document("one", "two"), "r"), parse_recipe(document("two", "one"), "r")])
+        order_stages([parse_recipe(document("one", "two"), "r"), parse_recipe(document("two", "one"), "r")])
 
 
 def test_names_are_names_of_folders_and_each_ones_own() -> None:

@@ -12,7 +12,7 @@ import pytest
 from alnico.errors import RecipeError
 from alnico.methods import find
 from alnico.recipe.load import load_recipe, parse_recipe
-from alnico.recipe.options import Levels, TensorPlace, options_at, values_of
+from alnico.recipe.options import Levels, TensorPlace, merged_entries, options_at
 from alnico.recipe.schema import ModelEntry, NormWeight, Recipe
 
 TIES = """\
@@ -34,7 +34,7 @@ def read(text: str) -> Recipe:
 
 
 def merged(recipe: Recipe) -> tuple[ModelEntry, ...]:
-    return values_of(find(recipe.merge_method), recipe.models, recipe.base_model)
+    return merged_entries(find(recipe.merge_method), recipe.models, recipe.base_model)
 
 
 def options(recipe: Recipe) -> dict[str, object]:

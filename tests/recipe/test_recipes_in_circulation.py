@@ -12,7 +12,7 @@ import yaml
 
 import alnico
 from alnico.errors import RecipeError
-from alnico.recipe.dialect import KNOWN_TO_MERGEKIT, OPTIONS_OF_MERGEKIT, own_name
+from alnico.recipe.dialect import MERGEKIT_OPTION_NAMES, MERGEKIT_OPTIONS, option_name
 from alnico.recipe.json_schema import json_schema
 from alnico.recipe.load import parse_recipe
 from alnico.recipe.schema import Recipe
@@ -130,13 +130,15 @@ def test_words_of_ours_keep_their_meaning() -> None:
     assert recipe.notes == ()
 
 
-@pytest.mark.parametrize("name", OPTIONS_OF_MERGEKIT)
+@pytest.mark.parametrize("name", MERGEKIT_OPTIONS)
 def test_an_option_of_another_method_has_no_effect(name: str) -> None:
     method = alnico.methods()[name]
     models: list[Any] = ["b", "c"][: 1 if method.base == "first" or method.models[1] == 1 else 2]
     recipe = {"merge_method": name, "models": models, "base_model": "a"}
     needed = {"t": 0.5} if "t" in method.options else {}
-    idle = sorted(key for key in KNOWN_TO_MERGEKIT if own_name(method, key) is None and key != "int8_mask")
+    idle = sorted(
+        key for key in MERGEKIT_OPTION_NAMES if option_name(method, key) is None and key != "int8_mask"
+    )
     for key in idle:
         for value in (0.5, [0.1, 0.9], [{"filter": "mlp", "value": [1, 2]}, {"value": 1}], True):
             under = [{"model": m, "parameters": {key: value}} for m in models]

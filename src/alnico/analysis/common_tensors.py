@@ -14,7 +14,7 @@ from alnico.checkpoint.source import Source, Tensor
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.families import group_of
 from alnico.plan.job import Input, Job
-from alnico.plan.layers import layers_of
+from alnico.plan.layers import count_layers
 
 RESERVED = (*OWN, f"{SUMMARY}.tmp")
 """Names in the folder of a report that no model's folder can have."""
@@ -50,7 +50,7 @@ class CommonTensor:
 def subjects_of(base: Source, models: Sequence[Source]) -> tuple[list[CommonTensor], list[Skipped]]:
     """Pair the tensors of a base with those of models, by name and shape; what cannot be compared is named with its reason."""
     subjects, skipped = [], []
-    layers = layers_of(base.tensors)
+    layers = count_layers(base.tensors)
     for name, tensor in base.tensors.items():
         if tensor.dtype not in MERGEABLE:
             skipped.append(Skipped(name, None, tensor.elements, f"its dtype is {tensor.dtype}"))

@@ -16,7 +16,7 @@ from alnico.errors import HubError, MismatchError, ModelError
 from alnico.plan.build import build_plan
 from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
-from alnico.recipe.reference import reference_from
+from alnico.recipe.reference import relative_reference
 from alnico.vocabulary.compare import difference, read_vocabulary
 from alnico.vocabulary.tables import tables_of
 
@@ -109,7 +109,7 @@ def fits_again(analysis: Analysis, *, offline: bool = False) -> tuple[Fit, ...]:
 def seen_from(analysis: Analysis, folder: Path) -> Analysis:
     """The analysis with relative paths of models as they read from ``folder``, where a recipe will lie."""
     base, *models = (
-        dataclasses.replace(m, reference=reference_from(m.reference, folder))
+        dataclasses.replace(m, reference=relative_reference(m.reference, folder))
         for m in (analysis.base, *analysis.models)
     )
     return dataclasses.replace(analysis, base=base, models=tuple(models))

@@ -21,7 +21,7 @@ from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.folders import open_new, write_new
 from alnico.output.card import RECIPE
 from alnico.recipe.load import load_recipe
-from alnico.recipe.reference import located
+from alnico.recipe.reference import resolve_reference
 
 JSON = "kept.json"
 CSV = "kept.csv"
@@ -234,7 +234,7 @@ def recorded_base(merged: Source) -> tuple[str | None, str]:
         return None, f"{folder / RECIPE} cannot be read: {str(error).splitlines()[0]}"
     if recipe.base_model is None:
         return None, f"{folder / RECIPE} names no base"
-    return located(recipe.base_model, str(folder)), ""
+    return resolve_reference(recipe.base_model, str(folder)), ""
 
 
 def base_of(merged: Source, opening: Callable[[str], Source]) -> tuple[Source | None, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from alnico.methods.base import Method
 from alnico.methods.shared.documentation import first_recipe, one_line, read_documentation, recipe_text, takes
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Plan, count_by_reason
-from alnico.plan.layers import place_of
+from alnico.plan.layers import layer_position
 
 WORDS = {"mix": "merged", "whole": "merged", "copy": "copied", "equal": "copied"}
 
@@ -135,9 +135,9 @@ def _layers(plan: Plan) -> list[str]:
         return []
     origins: dict[str, dict[int, dict[tuple[int, int], None]]] = {}
     for job in plan.jobs:
-        place = place_of(job.name)
+        place = layer_position(job.name)
         for given in job.merged:
-            own = place_of(given.name)
+            own = layer_position(given.name)
             if place is not None and own is not None:
                 origins.setdefault(place.stack, {}).setdefault(place.layer, {})[given.model, own.layer] = None
     lines = []

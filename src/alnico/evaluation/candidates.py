@@ -27,7 +27,7 @@ from alnico.output.hashes import READ_BYTES
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.plan.planned_model import PlannedModel
-from alnico.recipe.reference import located
+from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class Candidates:
     ) -> None:
         place = os.fspath(folder)
         self._resident = Resident(
-            lambda reference: open_model(located(reference, place), offline=offline),
+            lambda reference: open_model(resolve_reference(reference, place), offline=offline),
             threads=threads,
             memory_bytes=bytes_of(memory),
             caller=caller,

@@ -49,7 +49,7 @@ from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.tasks import EvaluatedModel, Task
 from alnico.evaluation.user_function import UserFunction, find_function
 from alnico.recipe import scalars
-from alnico.recipe.nodes import Node, ParseContext, compose, plain
+from alnico.recipe.yaml_nodes import Node, ParseContext, compose, to_plain_data
 
 MAX_BYTES = 1_000_000
 EXPECTED = "a list under tasks, of things such as {name: news, type: classification, data: news.jsonl}"
@@ -68,7 +68,7 @@ def read_tasks(
     """
     if isinstance(source, Mapping):
         try:
-            text, name = yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "tasks"
+            text, name = yaml.safe_dump(to_plain_data(source, "the mapping", 0), sort_keys=False), "tasks"
         except RecipeError as error:
             raise EvaluationError(*(line.replace("recipe:", "tasks:", 1) for line in error.args)) from None
         reading = ParseContext(name, has_lines=False)
@@ -213,7 +213,7 @@ class _TaskReader:
     def whole(self, key: str, default: int | None, least: int = 1) -> int | None:
         if key not in self.keys:
             return default
-        found = scalars.whole(self.keys[key], f"{self.where}.{key}", least, self.reading)
+        found = scalars.integer(self.keys[key], f"{self.where}.{key}", least, self.reading)
         self.is_wrong |= found is None
         return found
 
@@ -221,7 +221,7 @@ class _TaskReader:
         if key not in self.keys:
             return default
         node = self.keys[key]
-        found = scalars.finite(node, f"{self.where}.{key}", node.line, self.reading)
+        found = scalars.finite_number(node, f"{self.where}.{key}", node.line, self.reading)
         if found is not None and found <= 0:
             self.wrong(node, f"{self.where}.{key} is {found:g}; expected a number above 0.")
         self.is_wrong |= found is None

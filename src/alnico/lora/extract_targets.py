@@ -16,7 +16,7 @@ from alnico.lora.writer import ModuleKind
 from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.plan.compatibility import Misfit, explain_mismatch
 from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, tied_heads
-from alnico.recipe.options import fits
+from alnico.recipe.options import matches_filter
 from alnico.vocabulary.tables import is_input, tables_of
 
 Treatment = Literal["factors", "saved", "left out"]
@@ -151,8 +151,8 @@ def _fate(
     *,
     is_of_tokens: bool,
 ) -> tuple[Treatment, str, ModuleKind]:
-    if any(fits(pattern, stored) for pattern in exclude) or (
-        include and not any(fits(pattern, stored) for pattern in include)
+    if any(matches_filter(pattern, stored) for pattern in exclude) or (
+        include and not any(matches_filter(pattern, stored) for pattern in include)
     ):
         return "left out", "the filters leave it out", "linear"
     is_weight = name.endswith(".weight")
@@ -181,7 +181,7 @@ def _fate(
 def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str]) -> None:
     for option, patterns in (("include", include), ("exclude", exclude)):
         for pattern in patterns:
-            if not any(fits(pattern, name) for name in base.tensors):
+            if not any(matches_filter(pattern, name) for name in base.tensors):
                 raise RecipeError(
                     f"{option} is {pattern!r}, which fits no tensor of {base.label}; a name is "
                     f"{next(iter(base.tensors), 'none')}, say. Mend the filter, or leave it out."

@@ -21,8 +21,8 @@ from alnico.kernels.constants import ARITHMETIC
 from alnico.methods import find
 from alnico.output.journal import Record
 from alnico.plan.job import Plan
-from alnico.plan.licences import conflicts, licensed
-from alnico.recipe.reference import pinned
+from alnico.plan.licences import licence_conflicts, model_licences
+from alnico.recipe.reference import replace_references
 from alnico.recipe.schema import Recipe
 
 RECIPE = "mergekit_config.yml"
@@ -196,7 +196,7 @@ def card_of(plan: Plan) -> str:
             "",
             "The parents do not all state one licence, so this card states none: see theirs before you use the model.",
         ]
-    if said := conflicts(licensed(lineages)):
+    if said := licence_conflicts(model_licences(lineages)):
         lines += ["", *(f"- {line}" for line in said)]
     lines += _ancestors(names, lineages)
     lines += _weights(plan)
@@ -222,7 +222,7 @@ def card_of(plan: Plan) -> str:
         "## Recipe",
         "",
         "```yaml",
-        recipe_text(pinned(recipe, {**parts, **local}) if local or parts else recipe).strip(),
+        recipe_text(replace_references(recipe, {**parts, **local}) if local or parts else recipe).strip(),
         "```",
         "",
         "## To make it again",

@@ -24,19 +24,19 @@ from alnico.errors import MethodError, ModelError
 from alnico.methods.base import MatrixMethod, Merge, combine
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, promote
 from alnico.plan import families
-from alnico.plan.alignment import Aligner, TensorAction, check_factors, check_modules
 from alnico.plan.compatibility import config_notes
-from alnico.plan.config import check_layers, further_notes, layered_config
-from alnico.plan.filters import idle_filters
+from alnico.plan.config import check_layers, layered_config, predictor_notes
+from alnico.plan.filters import unmatched_filters
 from alnico.plan.job import Dropped, Input, Job, JobKind, NormWeightGroup, PendingJob, Plan
-from alnico.plan.layers import Layers, depth_of, layers_of, place_of
-from alnico.plan.licences import check_licences, conflicts, licensed
-from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit, threads_of
-from alnico.plan.norm_weights import place_in, recorded, unweighed, with_norms
-from alnico.plan.sections import REST, ModelPart, Section, Sections, TensorMethod, sections_of
-from alnico.plan.side_inputs import Sides
-from alnico.recipe.norm_weight import assumed, norm_weight_of, with_weights
-from alnico.recipe.reference import located, pinned
+from alnico.plan.layers import Layers, count_layers, depth_of, layer_position
+from alnico.plan.licences import check_licences, licence_conflicts, model_licences
+from alnico.plan.memory import DEFAULT_BUDGET_BYTES, fit_memory, threads_of
+from alnico.plan.norm_weights import group_place, pending_job, read_norms, with_norms
+from alnico.plan.sections import REST, ModelPart, Section, Sections, TensorMethod, build_sections
+from alnico.plan.statistics_inputs import StatisticsInputs
+from alnico.plan.tensor_matching import TensorAction, TensorMatcher, check_factors, check_modules
+from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights, with_weights
+from alnico.recipe.reference import replace_references, resolve_reference
 from alnico.recipe.schema import NormWeight, Recipe
 from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.chat_template import chat_template, check_setting
@@ -65,7 +65,9 @@ def build_plan(
     if recipe.chat_template is not None:
         check_setting(recipe.chat_template)
     references = list(recipe.references)
-    opener = open_source or (lambda reference: open_model(located(reference, recipe.folder), offline=offline))
+    opener = open_source or (
+        lambda reference: open_model(resolve_reference(reference, recipe.folder), offline=offline)
+    )
     sources: list[Source] = []
     try:
         for reference in references:
@@ -75,11 +77,11 @@ def build_plan(
                 raise ModelError(f"{error}{_meant(recipe, reference)}") from None
         for source in sources:
             refuse_adapter(source.label, source.tensors)
-        models = licensed(lineage_of(source) for source in sources)
+        models = model_licences(lineage_of(source) for source in sources)
         if strict_licence:
             check_licences(models)
         plan = _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
-        found = conflicts(models)
+        found = licence_conflicts(models)
         return dataclasses.replace(plan, notes=(*plan.notes, *found)) if found else plan
     except BaseException:
         for source in sources:
@@ -119,9 +121,9 @@ def _plan(
     spoken = _vocabulary(recipe, references, sources, donor)
     if spoken is not None:
         sources = _with_rows(sources, spoken)
-    sections = sections_of(recipe, references, sources, donor)
-    idle = idle_filters(recipe, sections.parts)
-    made = _Jobs(
+    sections = build_sections(recipe, references, sources, donor)
+    idle = unmatched_filters(recipe, sections.parts)
+    made = _JobBuilder(
         recipe, sources, donor, sections, [t.rows for t in spoken.tables] if spoken is not None else ()
     )
     jobs = made.all()
@@ -151,7 +153,7 @@ def _plan(
         files |= chat.files
     for stack, layers in sections.layers.items():
         config = layered_config(config, stack, layers, sources, donor, [j.name for j in jobs])
-        notes += further_notes(jobs, stack, len(layers), sources)
+        notes += predictor_notes(jobs, stack, len(layers), sources)
     folder = sources[donor].directory
     if folder is not None and single_file is None:
         check_carried(folder, files.keys() | (spoken.without if spoken is not None else frozenset()))
@@ -162,7 +164,7 @@ def _plan(
     }
     weighings = made.weighings()
     plan = Plan(
-        pinned(recipe, commits) if commits else recipe,
+        replace_references(recipe, commits) if commits else recipe,
         tuple(sources),
         donor,
         tuple(jobs),
@@ -176,7 +178,7 @@ def _plan(
             modules_of(sources[donor]),
         ),
         dtypes.pop() if len(dtypes) == 1 else None,
-        fit(
+        fit_memory(
             [*jobs, *(t.delta for w in weighings for t in w.tensors.values())],
             memory_bytes,
             threads_of(threads),
@@ -189,7 +191,7 @@ def _plan(
         weighings,
     )
     analysed = [i for i, w in enumerate(weighings) if w.setting.origin == "analysis"]
-    return with_norms(plan, recorded(plan, (".", recipe.folder), analysed)) if analysed else plan
+    return with_norms(plan, read_norms(plan, (".", recipe.folder), analysed)) if analysed else plan
 
 
 def _vocabulary(
@@ -283,7 +285,7 @@ def _unused(recipe: Recipe, references: list[str], sections: Sections, jobs: lis
     ]
 
 
-class _Jobs:
+class _JobBuilder:
     """Makes the jobs of a recipe's sections, in the order of the donor's tensors, then of the others'."""
 
     def __init__(
@@ -298,8 +300,8 @@ class _Jobs:
         self.sources = sources
         self.donor = donor
         self.sections = sections
-        self.aligner = Aligner(sources, donor, recipe.missing)
-        self.sides = Sides(sources, recipe.folder, new_rows)
+        self.aligner = TensorMatcher(sources, donor, recipe.missing)
+        self.sides = StatisticsInputs(sources, recipe.folder, new_rows)
         self.jobs: dict[str, Job] = {}
         self.notes: list[str] = []
         self._bound: dict[Any, Merge | MatrixMethod] = {}
@@ -383,7 +385,7 @@ class _Jobs:
         return [Dropped(m, n, self.sources[m].tensors[n].byte_size, why) for (m, n), why in told.items()]
 
     def _why_not(self, name: str, made: Mapping[str, Job], *, is_listed: bool) -> str:
-        place = place_of(name)
+        place = layer_position(name)
         if place is not None and is_listed:
             return "the recipe leaves another model there as it is"
         if place is not None and any(place.stack == stack for stack in self.sections.layers):
@@ -422,7 +424,7 @@ class _Jobs:
             return _made(kind, name, inputs[0].dtype, self._tensor(asked.needed[0], name), inputs, why=why)
         try:
             options = self._options(name, section, asked)
-            setting = norm_weight_of(options, [p.entry for p in asked.values], section.named_base)
+            setting = find_norm_weight(options, [p.entry for p in asked.values], section.named_base)
             if setting is not None:
                 return self._weighable(name, section, asked, options, setting)
             return self._mixed(name, section, asked, options)
@@ -461,7 +463,7 @@ class _Jobs:
         self, name: str, section: Section, asked: TensorMethod, options: dict[str, Any], setting: NormWeight
     ) -> Job:
         """The job with equal weights, and what it becomes when the norms are known, if these make a difference."""
-        equal = assumed(options, setting)
+        equal = with_equal_weights(options, setting)
         merge = self._merge(asked, equal)
         job = self._mixed(name, section, asked, equal)
         weighed = [
@@ -475,8 +477,8 @@ class _Jobs:
             and (isinstance(merge, MatrixMethod) or merge.copies is None)
         ):
             delta = tuple(self._input(p, name) for p in weighed), self._input(base, name)
-            key = setting, tuple(p.model for p in weighed), base.model, place_in(setting, name)
-            self._weighed.setdefault(key, {})[name] = unweighed(
+            key = setting, tuple(p.model for p in weighed), base.model, group_place(setting, name)
+            self._weighed.setdefault(key, {})[name] = pending_job(
                 delta,
                 job,
                 lambda weights: self._mixed(name, section, asked, with_weights(options, weights), job.dtype),
@@ -520,7 +522,7 @@ class _Jobs:
 
     @functools.cached_property
     def _layers(self) -> Layers:
-        return layers_of(n for section in self.sections.parts for n in section.names)
+        return count_layers(n for section in self.sections.parts for n in section.names)
 
     def _copied(self, name: str, origin: ModelPart, why: str, dtype: str | None = None) -> Job:
         tensor = self._tensor(origin, name)

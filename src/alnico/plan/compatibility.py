@@ -59,7 +59,7 @@ def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> li
     if len(models) < 2:
         return None
     involved = [sources[m] for m in models]
-    kinds, sizes = kinds_of(involved), differing_sizes(involved)
+    kinds, sizes = differing_kinds(involved), differing_sizes(involved)
     reshaped = [m for m in misfits if len({s for s in m.shapes.values() if s is not None}) > 1]
     if not kinds and not [words for words, _ in sizes if words != "layers" or not reshaped]:
         widths = [] if any(s.config for s in involved) else _widths(reshaped)
@@ -91,7 +91,7 @@ def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
         pair = (donor, source)
         if source is donor or not all(s.config for s in pair):
             continue
-        kinds = kinds_of(pair)
+        kinds = differing_kinds(pair)
         heads = [(words, values) for words, values in differing_sizes(pair) if words.endswith("heads")]
         others = [(key, [_short(_of(s)[key]) for s in pair]) for key in MEANINGS if _differs(key, pair)]
         said = [*([("model_type", kinds)] if kinds else []), *heads, *others]
@@ -103,7 +103,7 @@ def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
     return notes
 
 
-def kinds_of(sources: Sequence[Source]) -> list[str]:
+def differing_kinds(sources: Sequence[Source]) -> list[str]:
     """The kind of each model as its config calls it, if they are not all the same; empty if one does not say."""
     kinds = [str(s.config.get("model_type") or "") for s in sources]
     return kinds if all(kinds) and len(set(kinds)) > 1 else []

@@ -13,7 +13,7 @@ from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan import families
 from alnico.plan.job import Job
-from alnico.plan.layers import Layers, layers_of
+from alnico.plan.layers import Layers, count_layers
 from alnico.plan.sections import Layer
 
 Path = tuple[str, ...]
@@ -53,7 +53,7 @@ def layered_config(
     anew where a number can say it, and checked for every layer. Errors: MismatchError naming the key for what cannot be said of the
     new order, or is not known.
     """
-    numbered = layers_of(sources[donor].tensors)
+    numbered = count_layers(sources[donor].tensors)
     old = numbered.counts.get(stack, 0)
     changed = dict(config)
     if not config or not old:
@@ -75,7 +75,7 @@ def layered_config(
     predicts = any(further.further(name) for name in names)
     for place in places:
         section = dict(_at(config, place))
-        _check_beside(section, stack, numbered, layers_of(names), sources[donor].label)
+        _check_beside(section, stack, numbered, count_layers(names), sources[donor].label)
         if not predicts and any(numbered.further(name) for name in sources[donor].tensors):
             section |= {key: 0 for key in families.FURTHER_LAYERS if section.get(key)}
         origins = [_origin(layer, sources, stack, place) for layer in layers]
@@ -125,7 +125,7 @@ def check_layers(
     donor's own layers, at a place where a layer of the donor has them, and what is outside of the layers is there.
     Errors: MismatchError naming layer and tensor.
     """
-    numbered = layers_of(sources[donor].tensors)
+    numbered = count_layers(sources[donor].tensors)
     own: dict[int, dict[str, tuple[int, ...]]] = {}
     outside = []
     for name, tensor in sources[donor].tensors.items():
@@ -175,7 +175,7 @@ def check_layers(
         )
 
 
-def further_notes(jobs: Sequence[Job], stack: str, count: int, sources: Sequence[Source]) -> list[str]:
+def predictor_notes(jobs: Sequence[Job], stack: str, count: int, sources: Sequence[Source]) -> list[str]:
     """A note on layers that predict further tokens, which follow the layers of a stack."""
     numbered = Layers({stack: count})
     found = {place.layer: job for job in jobs if (place := numbered.further(job.name)) is not None}
@@ -275,7 +275,7 @@ def _check_across(
     old = [n for n in found if n in names]
     if not old:
         return
-    count = max(layers_of(sources[donor].tensors).counts.values())
+    count = max(count_layers(sources[donor].tensors).counts.values())
     if [layer.layer for layer in layers] != list(range(count)) or len({layer.model for layer in layers}) > 1:
         raise MismatchError(
             f"{old[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and layers are put together anew; "
@@ -340,7 +340,7 @@ def _origin(layer: Layer, sources: Sequence[Source], stack: str, place: Path) ->
     source = sources[layer.model]
     config = source.config
     inner = next((config[k] for k in families.TEXT_CONFIGS if isinstance(config.get(k), dict)), config)
-    counts = layers_of(source.tensors).counts
+    counts = count_layers(source.tensors).counts
     count = counts.get(stack) or max(
         (n for s, n in counts.items() if s.endswith(stack[-12:])), default=max(counts.values())
     )
@@ -382,7 +382,7 @@ def _write_implied(section: dict[str, Any], layers: int, *, is_moved: bool) -> N
     for key, implied in families.IMPLIED.get(str(section.get("model_type")), {}).items():
         if not section.get(key):
             section[key] = implied(section, layers)
-    for key in families.UNSAID.get(str(section.get("model_type")), ()):
+    for key in families.UNKNOWN_LISTS.get(str(section.get("model_type")), ()):
         if is_moved and not section.get(key) and not section.get("linear_attn_config"):
             raise MismatchError(
                 f"config.json: {key} is not there, and models of type {section['model_type']} choose it by the number of a layer; "

@@ -33,7 +33,7 @@ LOOKUPS = (
 OTHER_TABLES = ("embed_positions.weight",)
 """Endings of tables whose modules are no plain embeddings: some are called with something else than the rows' numbers."""
 
-TIED_BY_ITSELF = (
+TIED_BY_DEFAULT = (
     "gpt2",
     "t5",
     "mt5",
@@ -347,7 +347,7 @@ _CHOSEN_BY_CODE = (
     "muse_spark_text", "muse_spark_vision", "neomme", "olmo_hybrid", "qwen4_exp_text", "t5gemma2_text", "t5gemma2_decoder",
     "ultrabert",
 )  # fmt: skip
-UNSAID: Mapping[str, tuple[str, ...]] = {
+UNKNOWN_LISTS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(_CHOSEN_BY_CODE, ("layer_types",)),
     "glm_moe_dsa": ("mlp_layer_types", "indexer_types"),
     "hy_v4": ("mlp_layer_types", "indexer_types"),
@@ -432,7 +432,7 @@ def is_tied(config: Mapping[str, Any]) -> bool:
     for part in (config, *(config.get(key) for key in TEXT_CONFIGS)):
         if isinstance(part, Mapping) and "tie_word_embeddings" in part:
             return bool(part["tie_word_embeddings"])
-    return config.get("model_type") in TIED_BY_ITSELF
+    return config.get("model_type") in TIED_BY_DEFAULT
 
 
 def tied_heads(config: Mapping[str, Any], names: Collection[str], heads: Iterable[str]) -> dict[str, str]:
@@ -525,10 +525,10 @@ def is_lookup(name: str) -> bool:
     return parameter == "weight" and module.rpartition(".")[2].endswith(LOOKUPS)
 
 
-def counted(name: str) -> str | None:
+def counter_meaning(name: str) -> str | None:
     """What a buffer is that is no weight, by its name; None for all others.
 
-    >>> counted("bn1.num_batches_tracked"), counted("model_ema.decay"), counted("head.weight")
+    >>> counter_meaning("bn1.num_batches_tracked"), counter_meaning("model_ema.decay"), counter_meaning("head.weight")
     ('a count of batches', 'a setting of the moving average', None)
     """
     return next((what for end, what in COUNTERS.items() if name == end or name.endswith(f".{end}")), None)

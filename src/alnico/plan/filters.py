@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 from alnico.errors import RecipeError
 from alnico.plan.sections import Section
-from alnico.recipe.options import fits
+from alnico.recipe.options import matches_filter
 from alnico.recipe.schema import Cases, Parameters, Recipe, Setting
 
 
-def idle_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
+def unmatched_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
     """Return notes on filters that fit no tensor, and on rules that others come before everywhere.
 
     Errors: RecipeError for a whole name (``=name``) that no tensor has.
@@ -43,7 +43,7 @@ def idle_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
 
 
 def _any(pattern: str, names: dict[str, None]) -> bool:
-    return any(fits(pattern, name) for name in names)
+    return any(matches_filter(pattern, name) for name in names)
 
 
 def _near(pattern: str, names: dict[str, None]) -> str:
@@ -65,7 +65,7 @@ def _idle(setting: Setting, names: dict[str, None], place: str) -> Iterator[tupl
         return
     for i, case in enumerate(setting.cases):
         where = f"{place}[{i}]"
-        inside = dict.fromkeys(n for n in names if fits(case.filter, n))
+        inside = dict.fromkeys(n for n in names if matches_filter(case.filter, n))
         if not inside:
             yield f"{where}.filter", case.filter, names
         else:
@@ -102,7 +102,7 @@ def _hidden(recipe: Recipe, names: dict[str, None]) -> Iterator[str]:
     """Notes on rules that fit tensors, all of which an earlier rule takes."""
     taken: set[str] = set()
     for i, rule in enumerate(recipe.methods):
-        fitting = {n for n in names if fits(rule.filter, n)}
+        fitting = {n for n in names if matches_filter(rule.filter, n)}
         if fitting and fitting <= taken:
             yield f"methods[{i}] has no effect: rules before it fit all that {rule.filter!r} fits, and the first one wins. Move it up."
         taken |= fitting

@@ -24,12 +24,12 @@ class LayerPosition:
         return f"{self.stack}{layer}.{self.rest}"
 
 
-def place_of(name: str) -> LayerPosition | None:
+def layer_position(name: str) -> LayerPosition | None:
     """Take a name apart at its first number; None if it has none, and for modules that predict further tokens (``mtp``).
 
-    >>> place_of("model.layers.3.mlp.experts.7.w1.weight")
-    Place(stack='model.layers.', layer=3, rest='mlp.experts.7.w1.weight')
-    >>> place_of("lm_head.weight"), place_of("mtp.layers.0.mlp.up_proj.weight")
+    >>> layer_position("model.layers.3.mlp.experts.7.w1.weight")
+    LayerPosition(stack='model.layers.', layer=3, rest='mlp.experts.7.w1.weight')
+    >>> layer_position("lm_head.weight"), layer_position("mtp.layers.0.mlp.up_proj.weight")
     (None, None)
     """
     found = _NUMBERED.fullmatch(name)
@@ -50,7 +50,7 @@ class Layers:
 
     def place(self, name: str) -> LayerPosition | None:
         """The place of a tensor; None if it is in no layer."""
-        place = place_of(name)
+        place = layer_position(name)
         return (
             place
             if place is not None and place.layer < self.counts.get(place.stack, place.layer + 1)
@@ -59,25 +59,25 @@ class Layers:
 
     def further(self, name: str) -> LayerPosition | None:
         """The place of a tensor of a layer that predicts further tokens, counted from 0; None for all others."""
-        place = place_of(name)
+        place = layer_position(name)
         if place is None or self.place(name) is not None:
             return None
         return LayerPosition(place.stack, place.layer - self.counts[place.stack], place.rest)
 
 
-def layers_of(names: Iterable[str]) -> Layers:
+def count_layers(names: Iterable[str]) -> Layers:
     """Count the layers of a model, whose tensors have these names.
 
-    >>> layers_of(["h.0.w", "h.1.w", "v.0.w", "norm.w"]).counts
+    >>> count_layers(["h.0.w", "h.1.w", "v.0.w", "norm.w"]).counts
     {'h.': 2, 'v.': 1}
-    >>> found = layers_of(["h.0.w", "h.1.w", "h.1.eh_proj.weight"])
+    >>> found = count_layers(["h.0.w", "h.1.w", "h.1.eh_proj.weight"])
     >>> found.counts, found.place("h.1.w"), found.further("h.1.w")
-    ({'h.': 1}, None, Place(stack='h.', layer=0, rest='w'))
+    ({'h.': 1}, None, LayerPosition(stack='h.', layer=0, rest='w'))
     """
     counts: dict[str, int] = {}
     further: dict[str, int] = {}
     for name in names:
-        place = place_of(name)
+        place = layer_position(name)
         if place is None:
             continue
         counts[place.stack] = max(counts.get(place.stack, 0), place.layer + 1)
@@ -94,7 +94,7 @@ def depth_of(layer: int, layers: int) -> float:
 def depths(names: Iterable[str]) -> Mapping[str, float]:
     """The depth of every tensor in its stack; 0 for those in no layer, as in mergekit (its last norm and head too)."""
     listed = list(names)
-    layers = layers_of(listed)
+    layers = count_layers(listed)
     found = {}
     for name in listed:
         place = layers.place(name)

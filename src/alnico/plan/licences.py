@@ -62,7 +62,7 @@ NO_ADVICE = "Read the licences; this is no legal advice."
 
 
 @dataclass(frozen=True)
-class Licensed:
+class ModelLicence:
     """A model, its licence as people say it (None: none is stated), and of which kind that is (None: it is not known)."""
 
     model: str
@@ -75,24 +75,24 @@ class Licensed:
         return f"{self.model} ({self.licence or 'states no licence' + file})"
 
 
-def licensed(lineages: Iterable[Lineage]) -> list[Licensed]:
+def model_licences(lineages: Iterable[Lineage]) -> list[ModelLicence]:
     """The models that a merge is made of in the end, with their licences, each once.
 
-    >>> [str(m) for m in licensed([Lineage("a", {"license": "mit"}), Lineage("b", {})])]
+    >>> [str(m) for m in model_licences([Lineage("a", {"license": "mit"}), Lineage("b", {})])]
     ['a (mit)', 'b (states no licence)']
     """
-    found: dict[Licensed, None] = {}
+    found: dict[ModelLicence, None] = {}
     for lineage in lineages:
         for model in lineage.stated():
             name = licence_name(model.licence)
             kind = LICENCES.get((name or "").lower()) or LICENCES.get(
                 model.licence.get("license", "").lower()
             )
-            found[Licensed(model.name, name, kind, model.has_licence_file)] = None
+            found[ModelLicence(model.name, name, kind, model.has_licence_file)] = None
     return list(found)
 
 
-def conflicts(models: Sequence[Licensed]) -> list[str]:
+def licence_conflicts(models: Sequence[ModelLicence]) -> list[str]:
     """Say which licences do not go together, and why, a line each. Where no model states one, there is nothing to say."""
     if all(m.licence is None for m in models):
         return []
@@ -122,9 +122,9 @@ def conflicts(models: Sequence[Licensed]) -> list[str]:
     return [f"licences: {line} {NO_ADVICE}" for line in said]
 
 
-def check_licences(models: Sequence[Licensed]) -> None:
+def check_licences(models: Sequence[ModelLicence]) -> None:
     """Refuse what cannot be said to go together: conflicts, and models whose licence is not known. Errors: MismatchError."""
-    found = conflicts(models)
+    found = licence_conflicts(models)
     unknown = [m for m in models if m.kind is None]
     if not found and unknown:
         found = [f"licences: {_listed(unknown)}: what that allows is not known here. {NO_ADVICE}"]
@@ -138,6 +138,6 @@ def _why(kind: LicenceKind) -> str:
     return f"a licence that {KINDS[kind].replace(': ', ' (') + ')' if kind == 'own terms' else KINDS[kind]}"
 
 
-def _listed(models: Sequence[Licensed]) -> str:
+def _listed(models: Sequence[ModelLicence]) -> str:
     shown = [str(m) for m in models[:3]]
     return ", ".join(shown) + (f" and {len(models) - 3} more" if len(models) > 3 else "")

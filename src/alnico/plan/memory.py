@@ -57,7 +57,7 @@ def threads_of(asked: int | None, what: str = "threads", otherwise: int | None =
     return min(number, MOST_THREADS)
 
 
-def fit(
+def fit_memory(
     jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()
 ) -> MemoryPlan:
     """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.

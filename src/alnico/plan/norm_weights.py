@@ -15,11 +15,11 @@ from alnico.checkpoint.source import Source
 from alnico.errors import MethodError, MismatchError, ModelError
 from alnico.methods.base import combine
 from alnico.plan.job import Input, Job, Norms, NormWeightGroup, PendingJob, Plan
-from alnico.plan.layers import place_of
+from alnico.plan.layers import layer_position
 from alnico.recipe.schema import NormWeight
 
 
-def unweighed(
+def pending_job(
     delta: tuple[tuple[Input, ...], Input], like: Job, made: Callable[[tuple[float, ...]], Job]
 ) -> PendingJob:
     """What waits for its weights: task vectors, measured in float64, of a tensor that will come out ``like`` this."""
@@ -33,17 +33,17 @@ def unweighed(
     )
 
 
-def place_in(setting: NormWeight, name: str) -> str:
+def group_place(setting: NormWeight, name: str) -> str:
     """What a tensor is measured with: the tensors of the same place.
 
-    >>> place_in(NormWeight(per="layer"), "model.layers.3.mlp.up_proj.weight"), place_in(NormWeight(per="layer"), "lm_head.weight")
+    >>> group_place(NormWeight(per="layer"), "model.layers.3.mlp.up_proj.weight"), group_place(NormWeight(per="layer"), "lm_head.weight")
     ('model.layers.3', 'in no layer')
     """
     if setting.per == "model":
         return ""
     if setting.per == "tensor":
         return name
-    place = place_of(name)
+    place = layer_position(name)
     return f"{place.stack}{place.layer}" if place is not None else "in no layer"
 
 
@@ -88,7 +88,7 @@ def _note(label: str, places: Sequence[str]) -> str:
     )
 
 
-def recorded(plan: Plan, folders: Sequence[str], positions: Sequence[int]) -> dict[int, Norms]:
+def read_norms(plan: Plan, folders: Sequence[str], positions: Sequence[int]) -> dict[int, Norms]:
     """Read the norms of weighings, by their position, from the analyses that they name; ``folders`` are where a path is looked for.
 
     They are taken tensor by tensor, so that they are over the same tensors as measured ones. Errors: ModelError for a file that is
@@ -152,7 +152,7 @@ class _MeasuredNorms:
         )
 
 
-def analyses_of(plan: Plan, folders: Sequence[str]) -> dict[str, Path]:
+def analysis_files(plan: Plan, folders: Sequence[str]) -> dict[str, Path]:
     """The files of the analyses that weights are made from, by the paths that the recipe names; ``folders`` are where a path is looked for."""
     named = dict.fromkeys(w.setting.path for w in plan.weighings if w.setting.origin == "analysis")
     return {path: _file_of(path, folders) for path in named}

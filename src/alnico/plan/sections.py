@@ -11,8 +11,8 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.plan import families
-from alnico.plan.layers import LayerPosition, Layers, depth_of, depths, layers_of, place_of
-from alnico.recipe.options import Levels, TensorPlace, fits, options_at, preset_of
+from alnico.plan.layers import LayerPosition, Layers, count_layers, depth_of, depths, layer_position
+from alnico.recipe.options import Levels, TensorPlace, matches_filter, options_at, preset_options
 from alnico.recipe.schema import (
     Cases,
     Gradient,
@@ -99,7 +99,7 @@ class Section:
     _asked: dict[int, TensorMethod] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule | None:
-        return next((r for r in self.rules if fits(r.filter, name)), None)
+        return next((r for r in self.rules if matches_filter(r.filter, name)), None)
 
     def asked(self, name: str) -> TensorMethod:
         """Say how the tensor ``name`` is made."""
@@ -143,7 +143,7 @@ class Section:
     def options(self, name: str, asked: TensorMethod, depth: float | None = None) -> dict[str, object]:
         """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
         rule = asked.rule
-        preset = preset_of(
+        preset = preset_options(
             asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset
         )
         own = rule.parameters if rule is not None else {}
@@ -180,7 +180,9 @@ class Sections:
     layers: Mapping[str, tuple[Layer, ...]]
 
 
-def sections_of(recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int) -> Sections:
+def build_sections(
+    recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int
+) -> Sections:
     """Cut a recipe into sections. Errors: MismatchError for layers and modules that are not there, RecipeError."""
     maker = _SectionBuilder(recipe, references, sources, donor)
     if recipe.modules:
@@ -202,21 +204,21 @@ class _Members:
 
     @functools.cached_property
     def layers(self) -> Layers:
-        return layers_of(self.names)
+        return count_layers(self.names)
 
     @functools.cached_property
     def beginnings(self) -> dict[str, str]:
         """What stands before the names of a stack of layers within the module, in the model's own."""
         found: dict[str, str] = {}
         for name, full in self.names.items():
-            place = place_of(name)
+            place = layer_position(name)
             if place is not None and place.stack not in found and full.endswith(name):
                 found[place.stack] = full[: len(full) - len(name)]
         return found
 
     def output_name(self, name: str, other: _Members) -> str:
         """How the donor, whose members these are, calls a tensor of ``other``: as it does itself, else as the other does."""
-        place = place_of(name)
+        place = layer_position(name)
         for members in (self, other):
             if name in members.names:
                 return members.names[name]
@@ -309,7 +311,7 @@ class _SectionBuilder:
         """A ``layer_range`` under a model that is merged whole must be all its layers. Errors: MismatchError."""
         if entry.all_layers is None:
             return
-        counts = sorted(set(layers_of(members.names).counts.values()))
+        counts = sorted(set(count_layers(members.names).counts.values()))
         low, high = entry.all_layers
         if low != 0 or high not in counts:
             raise MismatchError(
@@ -357,7 +359,7 @@ class _SectionBuilder:
         members = self.members(model, module)
         sizes: dict[str, int] = {}
         for name in members.names:
-            place = place_of(name)
+            place = layer_position(name)
             if place is not None and not (module is None and families.is_vision(name)):
                 sizes[place.stack] = sizes.get(place.stack, 0) + 1
         if (
@@ -504,7 +506,7 @@ def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> d
     """The depth of every tensor within its slice, whose layers are ``count`` from ``begin`` on; 0 for what is in no layer of it."""
     found = {}
     for name in names:
-        place = place_of(name)
+        place = layer_position(name)
         inside = place is not None and place.stack == stack and begin <= place.layer < begin + count
         found[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
     return found

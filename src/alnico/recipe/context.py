@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from alnico.methods.base import Method
 from alnico.recipe import dialect, scalars
 from alnico.recipe.keys import MAY_BE_EMPTY, TOKENIZER, TOP
-from alnico.recipe.nodes import Node, ParseContext, cut
 from alnico.recipe.schema import ModelEntry, Parameters
+from alnico.recipe.yaml_nodes import Node, ParseContext, shorten
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,9 @@ class Context:
     def belongs(self, key: str, place: str, known: Iterable[str]) -> str:
         """A hint for an option that stands one level too high, also for one that is misspelt and no misspelt key of this level."""
         for method in self.methods:
-            if dialect.own_name(method, key):
+            if dialect.option_name(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
-        options = [name for method in self.methods for name in dialect.known_names(method)]
+        options = [name for method in self.methods for name in dialect.option_names(method)]
         near = (
             []
             if difflib.get_close_matches(key, list(known), 1)
@@ -80,7 +80,7 @@ class Context:
                 or scalars.nearest(key, list(known))
             )
             start = f"{where} has the unknown key" if where else "unknown key"
-            self.reading.wrong(value.line, f"{start} {cut(key)!r}. {hint}")
+            self.reading.wrong(value.line, f"{start} {shorten(key)!r}. {hint}")
 
     def given(self, keys: dict[str, Node], where: str = "") -> dict[str, Node]:
         """The keys that have a value, or must have one: mergekit takes the others as not given where they are empty."""
@@ -100,7 +100,7 @@ class Context:
         if where or not holds_anchors(key, value, known):
             return False
         self.reading.note(
-            value.line, f"{cut(key)} is no key of a recipe, and is left out but for its YAML anchors."
+            value.line, f"{shorten(key)} is no key of a recipe, and is left out but for its YAML anchors."
         )
         return True
 
@@ -116,9 +116,13 @@ def _place_of(key: str, node: Node, where: str, known: Iterable[str]) -> str:
     named = {k: v.value for k, v in node.value.items() if isinstance(v.value, str)}
     model = named.get("model", "NAME")
     if key == "revision":
-        return f"Write it behind the model's name: model: {cut(model)}@{cut(named.get(key, 'REVISION'))}"
+        return (
+            f"Write it behind the model's name: model: {shorten(model)}@{shorten(named.get(key, 'REVISION'))}"
+        )
     if key in ("lora", "adapter"):
-        return f"Write it behind the model's name: model: {cut(model)}+{cut(named.get(key, 'ADAPTER'))}"
+        return (
+            f"Write it behind the model's name: model: {shorten(model)}+{shorten(named.get(key, 'ADAPTER'))}"
+        )
     return ""
 
 
@@ -143,7 +147,7 @@ def _is_misspelt(key: str, value: Node, known: Iterable[str]) -> bool:
     return bool(near) and isinstance(value.value, kind.get(near[0], (dict, str, int, float)))
 
 
-def context_of(keys: Mapping[str, Node], reading: ParseContext) -> Context:
+def read_context(keys: Mapping[str, Node], reading: ParseContext) -> Context:
     """Look through a document for the methods it names."""
     rules = [n for n in _items(keys.get("methods")) if isinstance(n.value, dict)]
     named = [*_methods_named(keys), *(r.value["merge_method"] for r in rules if "merge_method" in r.value)]

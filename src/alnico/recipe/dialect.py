@@ -56,7 +56,7 @@ WITHOUT_EFFECT_FOR = {
 
 _OF_DELTAS = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
 
-OPTIONS_OF_MERGEKIT: Mapping[str, tuple[str, ...]] = {
+MERGEKIT_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "linear": ("weight", "normalize"),
     "slerp": ("t",),
     "nuslerp": ("weight", "nuslerp_row_wise", "nuslerp_flatten"),
@@ -80,55 +80,57 @@ OPTIONS_OF_MERGEKIT: Mapping[str, tuple[str, ...]] = {
 }
 """The parameters that mergekit 0.1.5 has for each of its methods. It ignores others, and recipes in circulation have them."""
 
-KNOWN_TO_MERGEKIT = frozenset(name for names in OPTIONS_OF_MERGEKIT.values() for name in names)
+MERGEKIT_OPTION_NAMES = frozenset(name for names in MERGEKIT_OPTIONS.values() for name in names)
 
-OURS = {"karcher": {"weight": "weighs the models; mergekit's karcher has no weights and averages all alike"}}
+DIFFERS_FROM_MERGEKIT = {
+    "karcher": {"weight": "weighs the models; mergekit's karcher has no weights and averages all alike"}
+}
 """Words of mergekit for other methods that are options of ours: a recipe that has them gives another result there."""
 
-TRUTHS = {"1": True, "on": True, "t": True, "true": True, "y": True, "yes": True} | {
+BOOLEAN_WORDS = {"1": True, "on": True, "t": True, "true": True, "y": True, "yes": True} | {
     "0": False, "off": False, "f": False, "false": False, "n": False, "no": False,
 }  # fmt: skip
 """Text that mergekit reads as true or false, in small letters."""
 
 
-def truth(value: Any) -> Any:
+def as_boolean(value: Any) -> Any:
     """Return what mergekit reads as true or false as that, and anything else as it is.
 
-    >>> [truth(v) for v in (1.0, 0, "True", "off", 2, "l1")]
+    >>> [as_boolean(v) for v in (1.0, 0, "True", "off", 2, "l1")]
     [True, False, True, False, 2, 'l1']
     """
     if isinstance(value, (int, float)) and value in (0, 1):
         return bool(value)
-    return TRUTHS.get(value.lower(), value) if isinstance(value, str) else value
+    return BOOLEAN_WORDS.get(value.lower(), value) if isinstance(value, str) else value
 
 
-def takes_truths(method: Method, key: str) -> bool:
+def takes_boolean(method: Method, key: str) -> bool:
     """Is ``key`` true or false for ``method``, under its own name or mergekit's?"""
-    name = own_name(method, key)
+    name = option_name(method, key)
     return name is not None and (
         method.options[name].kind == "bool" or bool(key in ALIASES and ALIASES[key].values)
     )
 
 
-def why_idle(method: Method, key: str) -> str | None:
+def why_no_effect(method: Method, key: str) -> str | None:
     """Say how a note goes on about a key that has no effect on ``method``, here as in mergekit; None for any other key.
 
     >>> from alnico.methods import find
-    >>> why_idle(find("slerp"), "weight"), why_idle(find("slerp"), "wieght"), why_idle(find("ties"), "weight")
+    >>> why_no_effect(find("slerp"), "weight"), why_no_effect(find("slerp"), "wieght"), why_no_effect(find("ties"), "weight")
     (', as in mergekit', None, None)
     """
-    if own_name(method, key) is not None or method.name not in OPTIONS_OF_MERGEKIT:
+    if option_name(method, key) is not None or method.name not in MERGEKIT_OPTIONS:
         return None
     return WITHOUT_EFFECT_FOR.get(method.name, {}).get(key) or (
-        ", as in mergekit" if key in KNOWN_TO_MERGEKIT else None
+        ", as in mergekit" if key in MERGEKIT_OPTION_NAMES else None
     )
 
 
-def own_name(method: Method, key: str) -> str | None:
+def option_name(method: Method, key: str) -> str | None:
     """Return the option of ``method`` that ``key`` stands for, or None.
 
     >>> from alnico.methods import find
-    >>> own_name(find("ties"), "lambda"), own_name(find("ties"), "normalize"), own_name(find("linear"), "normalize")
+    >>> option_name(find("ties"), "lambda"), option_name(find("ties"), "normalize"), option_name(find("linear"), "normalize")
     ('scale', 'divide', 'normalize')
     """
     if key in method.options:
@@ -137,14 +139,14 @@ def own_name(method: Method, key: str) -> str | None:
     return alias.option if alias and alias.fits(method) else None
 
 
-def own_value(method: Method, key: str, value: Any) -> Any:
+def translate_value(method: Method, key: str, value: Any) -> Any:
     """Translate a value given under mergekit's name."""
     alias = ALIASES.get(key)
-    if alias is None or own_name(method, key) != alias.option or not isinstance(value, bool):
+    if alias is None or option_name(method, key) != alias.option or not isinstance(value, bool):
         return value
     return alias.values.get(value, value)
 
 
-def known_names(method: Method) -> list[str]:
+def option_names(method: Method) -> list[str]:
     """All names a recipe may use for the options of ``method``."""
     return list(dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.fits(method))]))

@@ -27,7 +27,7 @@ from alnico.recipe.keys import (
     TOP,
 )
 from alnico.recipe.models import MAX_DIGITS, MAX_MODELS
-from alnico.recipe.norm_weight import NUMBERS, WORDS, takes_norms
+from alnico.recipe.norm_weight import CHOICES, NUMBERS, takes_norms
 from alnico.recipe.scalars import SEEDS
 
 Schema = dict[str, Any]
@@ -46,7 +46,7 @@ def _of_any_case(words: Iterable[str]) -> str:
 TRUTH: list[Schema] = [
     {"type": "boolean"},
     {"enum": [0, 1]},
-    {"type": "string", "pattern": _of_any_case(dialect.TRUTHS)},
+    {"type": "string", "pattern": _of_any_case(dialect.BOOLEAN_WORDS)},
 ]
 """True or false, and the numbers and text that mergekit reads as that."""
 TEXT: Schema = {"type": "string", "minLength": 1}
@@ -161,7 +161,7 @@ def json_schema() -> Schema:
                 **_object(
                     NORM_WEIGHT,
                     {
-                        **{key: {"enum": [*words]} for key, words in WORDS.items()},
+                        **{key: {"enum": [*words]} for key, words in CHOICES.items()},
                         **{
                             key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]}
                             for key, limits in NUMBERS.items()
@@ -252,8 +252,8 @@ def _options(methods: Iterable[Method]) -> dict[str, Takers]:
     """Every key of parameters with the options it stands for."""
     found: dict[str, Takers] = {}
     for method in methods:
-        for key in dialect.known_names(method):
-            option = method.options[dialect.own_name(method, key) or key]
+        for key in dialect.option_names(method):
+            option = method.options[dialect.option_name(method, key) or key]
             found.setdefault(key, []).append((method, option))
     return dict(sorted(found.items()))
 

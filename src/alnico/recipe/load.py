@@ -14,20 +14,20 @@ from alnico.checkpoint.files import reading_named
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
 from alnico.recipe import scalars
-from alnico.recipe.context import Context, context_of, nested_methods
+from alnico.recipe.context import Context, nested_methods, read_context
 from alnico.recipe.keys import TOP
 from alnico.recipe.models import one_of, read_listed, read_modules, read_reference
-from alnico.recipe.nodes import Document, Node, ParseContext, compose, plain, shown
+from alnico.recipe.parameters import read_parameters
 from alnico.recipe.rules import read_lines, read_preset, read_rules
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import check_stages
 from alnico.recipe.tokenizer import read_tokenizer
 from alnico.recipe.validate import check
-from alnico.recipe.values import read_parameters
+from alnico.recipe.yaml_nodes import Document, Node, ParseContext, compose, quote, to_plain_data
 
 MAX_BYTES = 1_000_000
 
-SEARCHED = ("search", "stack")
+SEARCH_KEYS = ("search", "stack")
 """Keys that only a search understands."""
 
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
@@ -38,15 +38,15 @@ def load_recipe(source: RecipeSource, seed: int | None = None) -> Recipe:
 
     Errors: RecipeError with one line for every mistake, each with the line of the file; a file of several documents is one.
     """
-    recipe = source if isinstance(source, Recipe) else parse_recipe(*found_text(source))
+    recipe = source if isinstance(source, Recipe) else parse_recipe(*read_source(source))
     return _seeded((recipe,), seed)[0]
 
 
 def load_recipes(source: RecipeSource | tuple[Recipe, ...], seed: int | None = None) -> tuple[Recipe, ...]:
-    """Read all documents of a file, or of what :func:`load_recipe` takes; see :func:`alnico.recipe.stages.stages`."""
+    """Read all documents of a file, or of what :func:`load_recipe` takes; see :func:`alnico.recipe.stages.order_stages`."""
     if isinstance(source, Recipe):
         source = (source,)
-    recipes = source if isinstance(source, tuple) else parse_recipes(*found_text(source))
+    recipes = source if isinstance(source, tuple) else parse_recipes(*read_source(source))
     return _seeded(recipes, seed)
 
 
@@ -54,16 +54,16 @@ def _seeded(recipes: tuple[Recipe, ...], seed: int | None) -> tuple[Recipe, ...]
     if seed is None:
         return recipes
     if isinstance(seed, bool) or not isinstance(seed, int) or seed not in scalars.SEEDS:
-        raise RecipeError(f"seed is {shown(seed)}; expected a whole number of at most 64 bits.")
+        raise RecipeError(f"seed is {quote(seed)}; expected a whole number of at most 64 bits.")
     return tuple(dataclasses.replace(r, seed=seed) for r in recipes)
 
 
-def found_text(
+def read_source(
     source: str | os.PathLike[str] | Mapping[str, Any], of_what: str = "merge"
 ) -> tuple[str, str, str, bool]:
     """The text of a source, its name in messages, its folder, and whether it has lines. Errors: RecipeError."""
     if isinstance(source, Mapping):
-        return yaml.safe_dump(plain(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
+        return yaml.safe_dump(to_plain_data(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
     path = os.fsdecode(source)
     if "\n" in path:
         return path, "recipe", ".", True
@@ -140,7 +140,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         return None
     keys: dict[str, Node] = root.value
-    for key in SEARCHED:
+    for key in SEARCH_KEYS:
         if key in keys:
             reading.wrong(
                 keys[key].line,
@@ -148,7 +148,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
             )
             return None
     before, reading.notes = len(reading.mistakes), list(document.notes)
-    context = context_of(keys, reading)
+    context = read_context(keys, reading)
     method, asked = _method(keys, root, context)
     context.check_keys(root, "", TOP, "parameters")
     keys = context.given(keys)
@@ -183,7 +183,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         preset=preset,
         lines=read_lines(keys.get("lines"), context),
         tokenizer=read_tokenizer(keys, reading),
-        chat_template=scalars.lines_of_text(keys.get("chat_template"), "chat_template", reading),
+        chat_template=scalars.multiline_text(keys.get("chat_template"), "chat_template", reading),
         stage=scalars.text(keys.get("name"), "name", reading) or "",
         name=reading.name,
         folder=folder,

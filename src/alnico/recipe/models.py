@@ -9,9 +9,9 @@ from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, RecipePart
 from alnico.recipe.keys import ENTRY, MODULE, PATH, REFERENCE, SLICE, SOURCE
-from alnico.recipe.nodes import Node, ParseContext, bare, cut, shown
+from alnico.recipe.parameters import read_parameters
 from alnico.recipe.schema import ModelEntry, Module, Parameters, Slice
-from alnico.recipe.values import read_parameters
+from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
 
 MAX_MODELS = 1_000
 MAX_DIGITS = 10
@@ -92,7 +92,7 @@ def _layers(source: Node, where: str, reading: ParseContext) -> tuple[int, int] 
     whole = all(isinstance(e, int) and not isinstance(e, bool) for e in ends)
     if len(ends) == 2 and whole and 0 <= ends[0] < ends[1]:
         return ends[0], ends[1]
-    found = cut(f"[{', '.join(shown(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
+    found = shorten(f"[{', '.join(quote(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
     reading.wrong(node.line, f"{where}.layer_range is {found}; {wanted}.")
     return None
 
@@ -156,7 +156,7 @@ def _slice(
         if count != counts[0]:
             reading.wrong(
                 at,
-                f"{where} takes {count} layers of {cut(entry.reference)} and {counts[0]} of {cut(sources[0].reference)}; "
+                f"{where} takes {count} layers of {shorten(entry.reference)} and {counts[0]} of {shorten(sources[0].reference)}; "
                 "expected equally many of each source. Change a layer_range.",
             )
     if method is not None:
@@ -221,7 +221,7 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
         return ()
     modules = []
     for name, item in node.value.items():
-        where = f"modules.{bare(name)}"
+        where = f"modules.{one_line(name)}"
         if not isinstance(item.value, dict):
             reading.wrong(item.line, f"{where} is {item.kind}; expected a mapping with `models` or `slices`.")
             continue
@@ -296,7 +296,7 @@ def read_reference(node: Node | None, where: str, line: int, reading: ParseConte
         if "+" in part:
             reading.wrong(
                 keys[name].line,
-                f"{where}.{name} is {shown(part)}; expected a path without +. Rename it, or link to it.",
+                f"{where}.{name} is {quote(part)}; expected a path without +. Rename it, or link to it.",
             )
             return None
     return f"{model}+{adapter}"
@@ -322,7 +322,7 @@ def _path(node: Node, where: str, reading: ParseContext) -> str | None:
         if part is not None and ("@" in part or "+" in part):
             reading.wrong(
                 keys[name].line,
-                f"{where}.{name} is {shown(part)}; expected text without @ and +. Rename it, or link to it.",
+                f"{where}.{name} is {quote(part)}; expected text without @ and +. Rename it, or link to it.",
             )
             return None
     return f"{path}@{revision}" if path is not None and revision is not None else None

@@ -12,12 +12,12 @@ from alnico.methods.base import Between, Method, Option
 from alnico.recipe import scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import NORM_WEIGHT
-from alnico.recipe.nodes import Node
 from alnico.recipe.schema import ModelEntry, NormWeight
+from alnico.recipe.yaml_nodes import Node
 
 NUMBERS = {"beta": Between(0), "alpha": Between(0, without_low=True), "scale": Between()}
 
-WORDS: Mapping[str, tuple[str, ...]] = {
+CHOICES: Mapping[str, tuple[str, ...]] = {
     key: get_args(get_type_hints(NormWeight)[name])
     for key, name in (("from", "origin"), ("mode", "mode"), ("per", "per"))
 }
@@ -46,7 +46,7 @@ def read_norm_weight(
         return None
     context.check_keys(node, where, NORM_WEIGHT)
     keys: dict[str, Node] = node.value
-    words = {key: _word(keys.get(key), f"{where}.{key}", key, context) for key in WORDS}
+    words = {key: _word(keys.get(key), f"{where}.{key}", key, context) for key in CHOICES}
     numbers = {
         key: _number(keys[key], f"{where}.{key}", limits, context)
         for key, limits in NUMBERS.items()
@@ -78,11 +78,11 @@ def read_norm_weight(
 def _word(node: Node | None, where: str, key: str, context: Context) -> str | None:
     if node is None:
         return None
-    if node.value not in WORDS[key]:
-        near = difflib.get_close_matches(str(node.value), WORDS[key], 1)
+    if node.value not in CHOICES[key]:
+        near = difflib.get_close_matches(str(node.value), CHOICES[key], 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         context.reading.wrong(
-            node.line, f"{where} is {node.kind}; expected one of {', '.join(WORDS[key])}.{hint}"
+            node.line, f"{where} is {node.kind}; expected one of {', '.join(CHOICES[key])}.{hint}"
         )
         return None
     return str(node.value)
@@ -101,7 +101,7 @@ def _number(node: Node, where: str, limits: Between, context: Context) -> float 
     return found
 
 
-def norm_weight_of(
+def find_norm_weight(
     options: Mapping[str, Any], entries: Sequence[ModelEntry], base_model: str | None
 ) -> NormWeight | None:
     """Return the setting by which models of ``entries`` are weighed, if there is one.
@@ -140,7 +140,7 @@ def with_weights(options: Mapping[str, Any], weights: Sequence[float]) -> dict[s
     }
 
 
-def assumed(options: Mapping[str, Any], setting: NormWeight) -> dict[str, Any]:
+def with_equal_weights(options: Mapping[str, Any], setting: NormWeight) -> dict[str, Any]:
     """Put equal weights in the places of those that are not measured yet."""
     count = sum(isinstance(w, NormWeight) for w in options["weight"])
     return with_weights(options, (setting.scale / count,) * count)

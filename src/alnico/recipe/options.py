@@ -76,24 +76,24 @@ def _first(
     for parameters in scopes:
         for key, setting in parameters.items():
             if (
-                dialect.own_name(method, key) == option.name
-                and (value := evaluate(setting, place, model)) is not None
+                dialect.option_name(method, key) == option.name
+                and (value := setting_at(setting, place, model)) is not None
             ):
-                return dialect.own_value(method, key, value)  # type: ignore[no-any-return]
+                return dialect.translate_value(method, key, value)  # type: ignore[no-any-return]
     return None
 
 
-def evaluate(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:
+def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:
     """Return a setting's value at a tensor, or None where no filter fits; a weight that is measured stays as it is.
 
-    >>> evaluate(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
+    >>> setting_at(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
     0.5
     """
     match setting:
         case Cases(cases):
             for case in cases:
-                if fits(case.filter, place.name):
-                    return evaluate(case.value, place, model)
+                if matches_filter(case.filter, place.name):
+                    return setting_at(case.value, place, model)
             return None
         case EachModel(values):
             return values[model]
@@ -112,10 +112,10 @@ def _between(values: Sequence[Scalar], depth: float) -> Scalar:
     return (1 - share) * first + share * second
 
 
-def fits(pattern: str, name: str) -> bool:
+def matches_filter(pattern: str, name: str) -> bool:
     """Does a filter fit a tensor's name?
 
-    >>> [fits(p, "model.layers.0.mlp.up_proj.weight") for p in ("mlp", "*", "=mlp", r"re:layers\\.\\d\\.mlp", "attn")]
+    >>> [matches_filter(p, "model.layers.0.mlp.up_proj.weight") for p in ("mlp", "*", "=mlp", r"re:layers\\.\\d\\.mlp", "attn")]
     [True, True, False, True, False]
     """
     if pattern.startswith("="):
@@ -131,7 +131,7 @@ def fits(pattern: str, name: str) -> bool:
     return pattern == "*" or pattern in name
 
 
-def values_of(
+def merged_entries(
     method: Method, entries: Sequence[ModelEntry], base_model: str | None
 ) -> tuple[ModelEntry, ...]:
     """Return the models whose values ``method`` gets, in order: without the base in delta space, the base first for "first".
@@ -148,23 +148,23 @@ def values_of(
     return tuple(entries)
 
 
-def own_setting(method: Method, key: str, setting: Setting) -> Setting:
+def translate_setting(method: Method, key: str, setting: Setting) -> Setting:
     """Translate a setting given under mergekit's name.
 
     >>> from alnico.methods import find
-    >>> own_setting(find("ties"), "normalize", Gradient((True, False)))
+    >>> translate_setting(find("ties"), "normalize", Gradient((True, False)))
     Gradient(values=('weight', 'none'))
     """
     match setting:
         case Cases(cases):
-            return Cases(tuple(Case(c.filter, own_setting(method, key, c.value)) for c in cases))
+            return Cases(tuple(Case(c.filter, translate_setting(method, key, c.value)) for c in cases))
         case Gradient(values):
-            return Gradient(tuple(dialect.own_value(method, key, v) for v in values))
+            return Gradient(tuple(dialect.translate_value(method, key, v) for v in values))
         case EachModel(values):
-            return EachModel(tuple(dialect.own_value(method, key, v) for v in values))
-    return dialect.own_value(method, key, setting)  # type: ignore[no-any-return]
+            return EachModel(tuple(dialect.translate_value(method, key, v) for v in values))
+    return dialect.translate_value(method, key, setting)  # type: ignore[no-any-return]
 
 
-def preset_of(method: Method, preset: str | None) -> Mapping[str, Any]:
+def preset_options(method: Method, preset: str | None) -> Mapping[str, Any]:
     """The option values that a preset stands for."""
     return {} if preset is None else method.presets.get(preset, {})

@@ -16,7 +16,7 @@ from alnico.errors import ModelError
 from alnico.recipe.schema import Recipe
 
 
-def located(reference: str, folder: str) -> str:
+def resolve_reference(reference: str, folder: str) -> str:
     """Return the path a reference means: from the working directory, else from the recipe's folder."""
     beside = Path(folder) / reference
     try:
@@ -27,7 +27,7 @@ def located(reference: str, folder: str) -> str:
     if not is_there and is_beside:
         return os.fspath(beside)
     parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
-    return _each_part(parts, lambda part: located(part, folder)) if parts else reference
+    return _each_part(parts, lambda part: resolve_reference(part, folder)) if parts else reference
 
 
 def _each_part(parts: tuple[str, str], change: Callable[[str], str]) -> str:
@@ -37,26 +37,26 @@ def _each_part(parts: tuple[str, str], change: Callable[[str], str]) -> str:
     return f"{change(parts[0])}+{text}{change(adapter)}"
 
 
-def reference_from(reference: str, folder: str | os.PathLike[str]) -> str:
-    """Return how a recipe that lies in ``folder`` names a model of the working directory: the inverse of :func:`located`.
+def relative_reference(reference: str, folder: str | os.PathLike[str]) -> str:
+    """Return how a recipe that lies in ``folder`` names a model of the working directory: the inverse of :func:`resolve_reference`.
 
     A path from the root or from home stays, and so does an id of the hub.
 
-    >>> reference_from("openai-community/gpt2", "recipes")
+    >>> relative_reference("openai-community/gpt2", "recipes")
     'openai-community/gpt2'
     """
     parts = split_adapter(reference, is_path)
     if parts is not None:
-        return _each_part(parts, lambda part: reference_from(part, folder))
+        return _each_part(parts, lambda part: relative_reference(part, folder))
     return (
         os.path.relpath(reference, folder) if is_path(reference) and reference[:1] not in "/~" else reference
     )
 
 
-def pinned(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
+def replace_references(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
     """Put other references into the recipe's text, as it stands in outputs: a hub id with its commit, say.
 
-    >>> pinned(Recipe("linear", (), text="models: [a/b, 'c']  # a/b"), {"a/b": "a/b@0123", "c": "d"}).text
+    >>> replace_references(Recipe("linear", (), text="models: [a/b, 'c']  # a/b"), {"a/b": "a/b@0123", "c": "d"}).text
     'models: [a/b@0123, d]  # a/b'
     """
     text = recipe.text or yaml.safe_dump(recipe.canonical(), sort_keys=False)

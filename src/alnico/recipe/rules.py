@@ -7,9 +7,9 @@ from alnico.recipe import scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import LINES, RULE
 from alnico.recipe.models import MAX_MODELS, read_reference
-from alnico.recipe.nodes import Node, shown
+from alnico.recipe.parameters import read_filter, read_parameters
 from alnico.recipe.schema import Lines, Rule
-from alnico.recipe.values import read_filter, read_parameters
+from alnico.recipe.yaml_nodes import Node, quote
 
 
 def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, int]]:
@@ -65,7 +65,7 @@ def read_preset(node: Node | None, where: str, methods: tuple[Method, ...], cont
     if name not in known:
         names = " or ".join(m.name for m in methods)
         hint = scalars.nearest(name, known) if known else f"{names} has none."
-        context.reading.wrong(node.line, f"{where} is {shown(name)}, no preset of {names}. {hint}")
+        context.reading.wrong(node.line, f"{where} is {quote(name)}, no preset of {names}. {hint}")
         return None
     return name
 
@@ -76,7 +76,9 @@ def read_lines(node: Node | None, context: Context) -> Lines | None:
     keys = scalars.mapping(node, "lines", LINES, "a mapping with `alpha` and `beta`", context.reading)
     if not isinstance(node.value, dict):
         return None
-    alpha, beta = (scalars.finite(keys.get(key), f"lines.{key}", node.line, context.reading) for key in LINES)
+    alpha, beta = (
+        scalars.finite_number(keys.get(key), f"lines.{key}", node.line, context.reading) for key in LINES
+    )
     if context.is_complete and not any(m.space == "delta" and "scale" in m.options for m in context.methods):
         names = " and ".join(m.name for m in context.methods)
         context.reading.wrong(

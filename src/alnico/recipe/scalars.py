@@ -12,8 +12,8 @@ from alnico.methods import find
 from alnico.methods.base import Method
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.recipe import dialect
-from alnico.recipe.nodes import MAX_SHOWN, Node, ParseContext, cut, shown
 from alnico.recipe.schema import Missing, UnrelatedPolicy
+from alnico.recipe.yaml_nodes import MAX_SHOWN, Node, ParseContext, quote, shorten
 
 MAX_TEXT = 4_096
 SEEDS = range(-(1 << 63), 1 << 63)
@@ -37,7 +37,7 @@ def text(node: Node | None, where: str, reading: ParseContext) -> str | None:
     return value
 
 
-def lines_of_text(node: Node | None, where: str, reading: ParseContext) -> str | None:
+def multiline_text(node: Node | None, where: str, reading: ParseContext) -> str | None:
     """Text of any number of lines."""
     if node is None:
         return None
@@ -60,7 +60,7 @@ def number(value: Any) -> float | None:
         return math.inf
 
 
-def finite(node: Node | None, where: str, line: int, reading: ParseContext) -> float | None:
+def finite_number(node: Node | None, where: str, line: int, reading: ParseContext) -> float | None:
     """A finite number that must be given."""
     found = number(node.value) if node is not None else None
     if node is None or found is None or not math.isfinite(found):
@@ -72,7 +72,7 @@ def finite(node: Node | None, where: str, line: int, reading: ParseContext) -> f
     return found
 
 
-def whole(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
+def integer(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
     if node is None:
         return None
     if isinstance(node.value, bool) or not isinstance(node.value, int) or node.value < least:
@@ -81,7 +81,7 @@ def whole(node: Node | None, where: str, least: int, reading: ParseContext) -> i
     return node.value
 
 
-def whole_of_mergekit(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
+def lenient_integer(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
     """A whole number, also as the text or with the point that mergekit reads as one; None if not given, or empty."""
     value = None if node is None else node.value
     if node is None or value is None:
@@ -90,10 +90,10 @@ def whole_of_mergekit(node: Node | None, where: str, least: int, reading: ParseC
         isinstance(value, float) and value.is_integer()
     ):
         node = Node(int(value), node.line)
-    return whole(node, where, least, reading)
+    return integer(node, where, least, reading)
 
 
-def truth(node: Node | None, where: str, reading: ParseContext) -> bool:
+def boolean(node: Node | None, where: str, reading: ParseContext) -> bool:
     """True or false; false if not given."""
     if node is None:
         return False
@@ -103,12 +103,12 @@ def truth(node: Node | None, where: str, reading: ParseContext) -> bool:
     return node.value
 
 
-def truth_of_mergekit(node: Node | None, where: str, reading: ParseContext) -> bool:
+def lenient_boolean(node: Node | None, where: str, reading: ParseContext) -> bool:
     """True or false, also as the numbers and text that mergekit reads as that, with a note; false if not given."""
-    value = None if node is None else dialect.truth(node.value)
+    value = None if node is None else dialect.as_boolean(node.value)
     if node is None or isinstance(node.value, bool) or not isinstance(value, bool):
-        return truth(node, where, reading)
-    reading.note(node.line, f"{where}: {node.kind} as {shown(value)}, as in mergekit.")
+        return boolean(node, where, reading)
+    reading.note(node.line, f"{where}: {node.kind} as {quote(value)}, as in mergekit.")
     return value
 
 
@@ -125,7 +125,7 @@ def method(node: Node | None, where: str, reading: ParseContext) -> Method | Non
     try:
         return find(name)
     except MethodError as error:
-        reading.wrong(node.line, str(error).replace(repr(name), shown(name)))
+        reading.wrong(node.line, str(error).replace(repr(name), quote(name)))
         return None
 
 
@@ -152,7 +152,7 @@ def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
         if plain in ("int64", "long"):
             hint = " Weights would become whole numbers; buffers of whole numbers keep their dtype anyway."
         reading.wrong(
-            node.line, f"{where} is {shown(name)}; expected bfloat16, float16, float32 or float64.{hint}"
+            node.line, f"{where} is {quote(name)}; expected bfloat16, float16, float32 or float64.{hint}"
         )
     return known
 
@@ -198,6 +198,6 @@ def mapping(
     for key, value in node.value.items():
         if key not in known:
             reading.wrong(
-                value.line, f"{where} has the unknown key {cut(key)!r}. {nearest(key, list(known))}"
+                value.line, f"{where} has the unknown key {shorten(key)!r}. {nearest(key, list(known))}"
             )
     return node.value

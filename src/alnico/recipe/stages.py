@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alnico.errors import RecipeError
-from alnico.recipe.nodes import Node, ParseContext, shown
 from alnico.recipe.schema import Recipe
+from alnico.recipe.yaml_nodes import Node, ParseContext, quote
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Stage:
     """Does another stage take its output?"""
 
 
-def stages(recipes: Sequence[Recipe]) -> tuple[Stage, ...]:
+def order_stages(recipes: Sequence[Recipe]) -> tuple[Stage, ...]:
     """Put the recipes of a file in an order that can be run: each after those whose outputs it takes.
 
     A reference that is the name of another document means its output, also where a path of that name exists. Otherwise the
@@ -88,13 +88,13 @@ def check_stages(recipes: Sequence[Recipe], roots: Sequence[Node], reading: Pars
         if label in first:
             reading.wrong(
                 line,
-                f"name is {shown(label)}, as in line {first[label]}; expected a name of its own. Change one.",
+                f"name is {quote(label)}, as in line {first[label]}; expected a name of its own. Change one.",
             )
         first.setdefault(label, line)
         if recipe.stage in (".", "..") or "/" in recipe.stage or "\\" in recipe.stage:
             reading.wrong(
                 line,
-                f"name is {shown(recipe.stage)}; expected the name of a folder, without / and \\. Change it.",
+                f"name is {quote(recipe.stage)}; expected the name of a folder, without / and \\. Change it.",
             )
     uses = _uses(recipes)
     _, waiting = _order(uses)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from alnico.recipe import scalars
 from alnico.recipe.keys import MODEL_TOKEN, TOKEN, TOKENIZER
 from alnico.recipe.models import read_reference
-from alnico.recipe.nodes import Node, ParseContext, bare, shown
+from alnico.recipe.parameters import parse_filter
 from alnico.recipe.schema import TokenizerSetting, TokenSource
-from alnico.recipe.values import pattern_of
+from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote
 
 
 def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSetting | None:
@@ -25,7 +25,7 @@ def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSet
         return TokenizerSetting(source) if source is not None else None
     found = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
     source = _source(found["source"], "tokenizer.source", reading) if "source" in found else "union"
-    padding = scalars.whole_of_mergekit(
+    padding = scalars.lenient_integer(
         found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading
     )
     tokens = _tokens(found.get("tokens"), reading)
@@ -37,7 +37,7 @@ def _tables(node: Node | None, reading: ParseContext) -> tuple[str, ...]:
     if node is None or node.value is None:
         return ()
     items = node.value if isinstance(node.value, list) else [node]
-    found = [pattern_of(item, f"tokenizer.tables[{i}]", reading) for i, item in enumerate(items)]
+    found = [parse_filter(item, f"tokenizer.tables[{i}]", reading) for i, item in enumerate(items)]
     return tuple(f for f in found if f)
 
 
@@ -52,10 +52,10 @@ def _source(node: Node, where: str, reading: ParseContext) -> str | None:
         return source
     model = source.removeprefix(OF_A_MODEL).strip()
     if not model:
-        reading.wrong(node.line, f"{where} is {shown(source)}; expected union, base or the path of a model.")
+        reading.wrong(node.line, f"{where} is {quote(source)}; expected union, base or the path of a model.")
         return None
     reading.note(
-        node.line, f"{where}: {shown(source)} as the model {shown(model)}, as mergekit once wrote it."
+        node.line, f"{where}: {quote(source)} as the model {quote(model)}, as mergekit once wrote it."
     )
     return model
 
@@ -70,13 +70,14 @@ def _tokens(node: Node | None, reading: ParseContext) -> dict[str, TokenSource]:
         )
         return {}
     return {
-        token: _token(item, f"tokenizer.tokens.{bare(token)}", reading) for token, item in node.value.items()
+        token: _token(item, f"tokenizer.tokens.{one_line(token)}", reading)
+        for token, item in node.value.items()
     }
 
 
 def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
     keys = scalars.mapping(node, where, TOKEN, "a mapping with `source` and perhaps `force`", reading)
-    force = scalars.truth_of_mergekit(keys.get("force"), f"{where}.force", reading)
+    force = scalars.lenient_boolean(keys.get("force"), f"{where}.force", reading)
     source = keys.get("source")
     if source is None or source.value is None:
         return TokenSource(force=force)
@@ -92,11 +93,11 @@ def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
         return TokenSource(force=force)
     inner = scalars.mapping(source, f"{where}.source", MODEL_TOKEN, "a mapping with `kind`", reading)
     model = read_reference(inner.get("model"), f"{where}.source.model", source.line, reading)
-    number = scalars.whole_of_mergekit(inner.get("token_id"), f"{where}.source.token_id", 0, reading)
+    number = scalars.lenient_integer(inner.get("token_id"), f"{where}.source.token_id", 0, reading)
     token = inner["token"].value if "token" in inner else None
     if "token" in inner and (not isinstance(token, str) or not token):
         reading.wrong(
-            inner["token"].line, f"{where}.source.token is {shown(token)}; expected text. Put it in quotes."
+            inner["token"].line, f"{where}.source.token is {quote(token)}; expected text. Put it in quotes."
         )
     elif ("token" in inner) == ("token_id" in inner):
         found = "both" if "token" in inner else "none"

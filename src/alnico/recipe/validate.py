@@ -8,10 +8,17 @@ from alnico.errors import AlnicoError
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect
 from alnico.recipe.context import Context, RecipePart
-from alnico.recipe.norm_weight import assumed, norm_weight_of
-from alnico.recipe.options import Levels, TensorPlace, options_at, own_setting, preset_of, values_of
+from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights
+from alnico.recipe.options import (
+    Levels,
+    TensorPlace,
+    merged_entries,
+    options_at,
+    preset_options,
+    translate_setting,
+)
+from alnico.recipe.parameters import describe_setting
 from alnico.recipe.schema import Cases, EachModel, Gradient, ModelEntry, Parameters, Recipe, Rule, Setting
-from alnico.recipe.values import said_of
 
 Placed = tuple[tuple[str, Parameters], ...]
 
@@ -21,11 +28,11 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
     reading = context.reading
     for part in context.parts:
         _check_base(part.method, part, part.asked, "", context)
-        preset = preset_of(part.method, recipe.preset)
+        preset = preset_options(part.method, recipe.preset)
         shared = (*part.shared, ("parameters", recipe.parameters), ("preset", preset))
         for option in part.method.options.values():
             if option.required and not any(
-                dialect.own_name(part.method, key) == option.name for key in context.failed
+                dialect.option_name(part.method, key) == option.name for key in context.failed
             ):
                 _check_required(option, part.method, part, shared, context)
             if not option.per_model:
@@ -38,7 +45,7 @@ def check(recipe: Recipe, rules: Sequence[tuple[Rule, Method, int]], context: Co
         shared = (
             *part.shared,
             ("parameters", recipe.parameters),
-            ("preset", preset_of(part.method, recipe.preset)),
+            ("preset", preset_options(part.method, recipe.preset)),
         )
         _check_values(part.method, part, shared, context)
 
@@ -68,9 +75,9 @@ def _given(parameters: Parameters, method: Method, option: Option) -> Setting | 
     """What is given for an option, in its own terms."""
     return next(
         (
-            own_setting(method, k, v)
+            translate_setting(method, k, v)
             for k, v in parameters.items()
-            if dialect.own_name(method, k) == option.name
+            if dialect.option_name(method, k) == option.name
         ),
         None,
     )
@@ -112,7 +119,7 @@ def _check_shared(option: Option, method: Method, part: RecipePart, shared: Plac
         given[above[0]] = above[1]
     first = next(iter(given.values()))
     if any(setting != first for setting in given.values()):
-        places = ", ".join(f"{place}: {said_of(s)}" for place, s in given.items())
+        places = ", ".join(f"{place}: {describe_setting(s)}" for place, s in given.items())
         scope = "the whole merge" if part.place == "models" else "all models of a slice or module"
         context.reading.wrong(
             part.line,
@@ -121,7 +128,7 @@ def _check_shared(option: Option, method: Method, part: RecipePart, shared: Plac
 
 
 def _check_values(method: Method, part: RecipePart, shared: Placed, context: Context) -> None:
-    entries = values_of(method, part.entries, part.base_model)
+    entries = merged_entries(method, part.entries, part.base_model)
     if not entries and method.space == "delta" and part.place != "models":
         context.reading.note(part.line, f"{part.place} has the base alone, which is taken as it is.")
         return
@@ -132,7 +139,7 @@ def _check_values(method: Method, part: RecipePart, shared: Placed, context: Con
     if (refused := _refusal(method, levels, entries, part.base_model)) is not None:
         context.reading.wrong(part.line, f"{_start(part)}{refused}")
     for i, entry in enumerate(part.entries):
-        idle = [dialect.own_name(method, k) for k in entry.parameters]
+        idle = [dialect.option_name(method, k) for k in entry.parameters]
         names = [n for n in idle if n is not None and method.options[n].per_model]
         if method.space == "delta" and entry.reference == part.base_model and names:
             context.reading.note(
@@ -149,8 +156,8 @@ def _refusal(
         return None
     try:
         options = options_at(method, levels, entries, TensorPlace("", 0.0), [""] * len(entries))
-        setting = norm_weight_of(options, entries, base_model)
-        method.bind(options if setting is None else assumed(options, setting), len(entries))
+        setting = find_norm_weight(options, entries, base_model)
+        method.bind(options if setting is None else with_equal_weights(options, setting), len(entries))
     except AlnicoError as error:
         return str(error)
     return None
@@ -184,7 +191,7 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
     fitting: list[tuple[RecipePart, tuple[ModelEntry, ...]]] = []
     problem = None
     for part in context.parts:
-        entries = values_of(method, part.entries, part.base_model)
+        entries = merged_entries(method, part.entries, part.base_model)
         found = _count_problem(method, part, len(entries))
         problem = problem or found
         if found is None:
@@ -213,7 +220,7 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
     for part, entries in fitting:
         if any(len(v) != len(entries) for s in rule.parameters.values() for v in _each_model(s)):
             continue
-        preset = preset_of(method, rule.preset or recipe.preset)
+        preset = preset_options(method, rule.preset or recipe.preset)
         under = tuple(e.parameters for e in part.entries)
         levels = Levels(rule.parameters, (*(p for _, p in part.shared), recipe.parameters, preset), under)
         refusals.append(_refusal(method, levels, entries, part.base_model))
@@ -231,12 +238,14 @@ def _check_required_of_rule(
     context: Context,
 ) -> None:
     for option in method.options.values():
-        if not option.required or any(dialect.own_name(method, key) == option.name for key in context.failed):
+        if not option.required or any(
+            dialect.option_name(method, key) == option.name for key in context.failed
+        ):
             continue
         levels: list[Parameters] = [
             rule.parameters,
             recipe.parameters,
-            preset_of(method, rule.preset or recipe.preset),
+            preset_options(method, rule.preset or recipe.preset),
         ]
         levels += [
             p for part in parts for p in (*(s for _, s in part.shared), *(e.parameters for e in part.entries))

@@ -25,7 +25,7 @@ from alnico.evaluation.tasks import Differentiable, EvaluatedModel, Task
 from alnico.methods.shared.sparsify import Scope
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
-from alnico.plan.layers import place_of
+from alnico.plan.layers import layer_position
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
 from alnico.tune.task_vectors import TaskVectors, Written
@@ -249,7 +249,7 @@ def group_of(name: str, per: Per) -> str:
     """
     if per == "task":
         return WHOLE
-    place = place_of(name) if per == "layer" else None
+    place = layer_position(name) if per == "layer" else None
     return f"{place.stack}{place.layer}" if place is not None else name
 
 

@@ -20,7 +20,7 @@ from alnico.evaluation.scorecard import Scorecard, evaluate
 from alnico.evaluation.tasks import Goal, Score, Task, shared_examples
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
-from alnico.recipe.reference import reference_from
+from alnico.recipe.reference import relative_reference
 from alnico.tune.search.objective import MEAN, Objective
 
 SoupOrder = Literal["sorted", "all", "uniform"]
@@ -89,9 +89,9 @@ class Soup:
         """The recipe that makes the soup, as YAML that lies in ``folder``: its merge is the model that was scored, bit for bit."""
         mapping = _recipe(self.counts, self.base, self.unrelated)
         for entry in mapping["models"]:
-            entry["model"] = reference_from(entry["model"], folder)
+            entry["model"] = relative_reference(entry["model"], folder)
         if self.base is not None:
-            mapping["base_model"] = reference_from(self.base, folder)
+            mapping["base_model"] = relative_reference(self.base, folder)
         head = (
             f"# A {'uniform' if self.order == 'uniform' else f'greedy ({self.order})'} soup of {len(self.counts)} of "
             f"{len(self.alone)} models: {visible(self.objective)} {self.score:.6g} on the tasks it was chosen by.\n"

@@ -110,11 +110,11 @@ def refuse_idle(method: str, names: Iterable[str]) -> None:
     """
     merges = find(method)
     for name in names:
-        is_of_mergekits = name in dialect.OPTIONS_OF_MERGEKIT.get(method, ()) or name == "int8_mask"
-        if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_idle(merges, name)):
+        is_of_mergekits = name in dialect.MERGEKIT_OPTIONS.get(method, ()) or name == "int8_mask"
+        if is_of_mergekits or not (name in dialect.WITHOUT_EFFECT or dialect.why_no_effect(merges, name)):
             continue
         written = "weights" if name == "weight" else name
-        known = ["weights" if n == "weight" else n for n in dialect.known_names(merges)]
+        known = ["weights" if n == "weight" else n for n in dialect.option_names(merges)]
         raise RecipeError(
             f"{written} has no effect on {method}; expected options of {method}: {', '.join(known) or 'it has none'}. Leave it out."
         )

@@ -34,7 +34,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe
-from alnico.recipe.reference import located
+from alnico.recipe.reference import resolve_reference
 from alnico.values.peft_modules import has_adapters, state_without_adapters, without_adapters
 
 
@@ -80,7 +80,7 @@ def open_models(models: Mapping[str, Any]) -> Opened:
     sources: dict[str, Source] = {}
     try:
         for reference, path in paths.items():
-            sources[reference] = open_model(located(path, "."))
+            sources[reference] = open_model(resolve_reference(path, "."))
         files = [source.tensors for source in sources.values()]
         for reference, state in zip(
             list(states), without_parallel(list(states.values()), files), strict=True

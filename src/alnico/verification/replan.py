@@ -21,7 +21,7 @@ from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
 from alnico.recipe.load import load_recipe, load_recipes
-from alnico.recipe.reference import located
+from alnico.recipe.reference import resolve_reference
 from alnico.recipe.schema import Recipe
 
 
@@ -135,7 +135,7 @@ def _places(given: LockedInput, reference: str, again: ReplanOptions, folder: st
         if name in again.places:
             return [again.places[name]]
         parts = [again.places.get(part, _pinned(part, given.commits)) for part in name.split("+")]
-        places.append(located("+".join(parts), folder))
+        places.append(resolve_reference("+".join(parts), folder))
     return places
 
 

@@ -31,7 +31,7 @@ from alnico.output.card import RECIPE
 from alnico.output.lock import Lock, listed_files, read_lock
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
-from alnico.recipe.stages import stages
+from alnico.recipe.stages import order_stages
 from alnico.verification.replan import (
     ReplanOptions,
     check_places,
@@ -141,7 +141,7 @@ def _merge(
         plan = plan_again(one, again, taken)
         return _cut_like(like, plan) if one is lock else plan
 
-    run_stages(stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=watch)
+    run_stages(order_stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=watch)
 
 
 def open_stage(label: str, made: Any) -> Source:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from alnico.checkpoint.source import Source
-from alnico.recipe.options import fits
+from alnico.recipe.options import matches_filter
 from alnico.vocabulary.config_ids import PER_LAYER, SIZES, WITHOUT_TEXT, is_text, stated_rows
 
 EMBEDDINGS = (
@@ -86,7 +86,7 @@ def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tab
         rows = {
             n: rows_of(t.shape)
             for n, t in source.tensors.items()
-            if t.shape and any(fits(f, n) for f in named)
+            if t.shape and any(matches_filter(f, n) for f in named)
         }
         return Tables(Counter(rows.values()).most_common(1)[0][0] if rows else None, rows)
     shapes = {

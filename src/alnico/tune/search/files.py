@@ -15,7 +15,7 @@ from alnico.checkpoint.output_path import check_writable
 from alnico.checkpoint.overwrite import is_search
 from alnico.errors import OutputError, visible
 from alnico.folders import open_new, write_new
-from alnico.recipe.reference import located, pinned, reference_from
+from alnico.recipe.reference import relative_reference, replace_references, resolve_reference
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.page import search_page
 from alnico.tune.search.result import SearchResult
@@ -84,8 +84,8 @@ def _headed(found: SearchResult, trial: Trial) -> str:
 
 def moved(recipe: Recipe, folder: Path) -> Recipe:
     """The recipe with relative paths of models as they read from ``folder``, where it will lie."""
-    there = {r: reference_from(located(r, recipe.folder), folder) for r in recipe.references}
-    return pinned(recipe, {old: new for old, new in there.items() if old != new})
+    there = {r: relative_reference(resolve_reference(r, recipe.folder), folder) for r in recipe.references}
+    return replace_references(recipe, {old: new for old, new in there.items() if old != new})
 
 
 def _table(path: Path, found: SearchResult) -> None:

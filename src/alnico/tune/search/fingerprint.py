@@ -15,7 +15,7 @@ import xxhash
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.open_model import open_model
 from alnico.evaluation.tasks import Task
-from alnico.recipe.reference import located
+from alnico.recipe.reference import resolve_reference
 
 PIECES, PIECE_BYTES = 64, 1024
 """Of a file that are looked at: a model that was trained anew differs in some of them."""
@@ -51,7 +51,7 @@ def models_data(references: Iterable[str], folder: str, *, offline: bool = False
     """
     found: list[Any] = []
     for reference in references:
-        with closing(open_model(located(reference, folder), offline=offline)) as model:
+        with closing(open_model(resolve_reference(reference, folder), offline=offline)) as model:
             is_of_hub = model.origin is not None
             found.append(
                 [reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]]

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from alnico.recipe import scalars
 from alnico.recipe.context import holds_anchors
-from alnico.recipe.load import found_text
-from alnico.recipe.nodes import OF_A_DOCUMENT, Node, ParseContext, compose
+from alnico.recipe.load import read_source
+from alnico.recipe.yaml_nodes import OF_A_DOCUMENT, Node, ParseContext, compose
 from alnico.tune.search.samplers import SAMPLERS
 from alnico.tune.search.space import SearchSpace, read_space
 
@@ -98,7 +98,7 @@ def read_search(
     The space is checked at its corners. Without ``allow_code`` a ``storage`` is a mistake: a database is opened or made wherever it says,
     with the drivers it names. Errors: RecipeError, with one line for every mistake.
     """
-    text, name, folder, has_lines = found_text(source, "search")
+    text, name, folder, has_lines = read_source(source, "search")
     reading = ParseContext(name, has_lines)
     documents = compose(text, reading)
     if len(documents) > 1:
@@ -135,7 +135,7 @@ def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> Sea
             "the folder of --out. If you trust whoever wrote this file, say --allow-code (in Python allow_code=True).",
         )
     for key, least in (("trials", 1), ("failures", 1), ("population", 2)):
-        given[key] = scalars.whole(keys.get(key), f"search.{key}", least, reading)
+        given[key] = scalars.integer(keys.get(key), f"search.{key}", least, reading)
     for key, below in (("timeout", None), ("concentration", None), ("held_out", 1.0)):
         given[key] = _positive(keys.get(key), f"search.{key}", below, reading)
     given["seed"] = scalars.seed(keys.get("seed"), reading)
@@ -158,7 +158,7 @@ def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> Sea
 def _positive(node: Node | None, where: str, below: float | None, reading: ParseContext) -> float | None:
     if node is None:
         return None
-    number = scalars.finite(node, where, node.line, reading)
+    number = scalars.finite_number(node, where, node.line, reading)
     if number is not None and (number <= 0 or (below is not None and number >= below)):
         wanted = "a number above 0" if below is None else f"a share above 0 and below {below:g}"
         reading.wrong(node.line, f"{where} is {number:g}; expected {wanted}.")

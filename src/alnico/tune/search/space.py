@@ -13,10 +13,10 @@ import yaml
 
 from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
-from alnico.recipe.context import context_of
+from alnico.recipe.context import read_context
 from alnico.recipe.load import parse_recipe, read_document
-from alnico.recipe.nodes import Node, ParseContext, cut, shown
 from alnico.recipe.schema import Recipe
+from alnico.recipe.yaml_nodes import Node, ParseContext, quote, shorten
 from alnico.tune.search.stack import read_stack, stacked
 
 Value = float | int | str
@@ -259,7 +259,7 @@ def _searched(
 ) -> _DimensionSite | None:
     where = written(path)
     keys = scalars.mapping(node, where, SEARCH_KEYS, "a value to search", reading)
-    layers = scalars.whole(keys.get("layers"), f"{where}.layers", 1, reading)
+    layers = scalars.integer(keys.get("layers"), f"{where}.layers", 1, reading)
     if layers is not None and layers > MAX_LAYERS:
         reading.wrong(
             keys["layers"].line,
@@ -298,13 +298,15 @@ def _range(
     ends = keys["search"].value if isinstance(keys["search"].value, list) else []
     numbers = [n for e in ends if (n := scalars.number(e.value)) is not None and math.isfinite(n)]
     if len(ends) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
-        found = f"[{', '.join(shown(e.value) for e in ends)}]" if ends else keys["search"].kind
-        reading.wrong(keys["search"].line, f"{where}.search is {cut(found)}; {wanted}.")
+        found = f"[{', '.join(quote(e.value) for e in ends)}]" if ends else keys["search"].kind
+        reading.wrong(keys["search"].line, f"{where}.search is {shorten(found)}; {wanted}.")
         return None
     low, high = numbers
-    is_whole = scalars.truth(keys.get("int"), f"{where}.int", reading)
-    is_log = scalars.truth(keys.get("log"), f"{where}.log", reading)
-    step = scalars.finite(keys["step"], f"{where}.step", node.line, reading) if "step" in keys else None
+    is_whole = scalars.boolean(keys.get("int"), f"{where}.int", reading)
+    is_log = scalars.boolean(keys.get("log"), f"{where}.log", reading)
+    step = (
+        scalars.finite_number(keys["step"], f"{where}.step", node.line, reading) if "step" in keys else None
+    )
     if is_whole and not (low.is_integer() and high.is_integer() and (step is None or step.is_integer())):
         reading.wrong(
             node.line, f"{where} is to be a whole number; expected whole numbers as least, greatest and step."
@@ -412,7 +414,7 @@ def _default(
     inside = path[:-1]
     key = str(path[len(inside) - inside[::-1].index("parameters")])
     for method in methods:
-        name = dialect.own_name(method, key)
+        name = dialect.option_name(method, key)
         if name == "weight":
             return 1 / max(_models(path, root), 1)
         if name is not None:
@@ -529,12 +531,12 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Dimensi
     """Leave out what only methods understand that were not chosen this time: options, presets, and ``lines``."""
     if not any(p.choices and p.path[-1] == "merge_method" for p in places):
         return tree
-    chosen = context_of(tree.value, ParseContext("")).methods
+    chosen = read_context(tree.value, ParseContext("")).methods
     others = [m for m in _methods(root) if m not in chosen]
 
     def is_of_others(key: str) -> bool:
-        return not any(dialect.own_name(m, key) for m in chosen) and any(
-            dialect.own_name(m, key) for m in others
+        return not any(dialect.option_name(m, key) for m in chosen) and any(
+            dialect.option_name(m, key) for m in others
         )
 
     def is_scaled(methods: Iterable[Method]) -> bool:

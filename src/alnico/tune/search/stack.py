@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from alnico.recipe import scalars
-from alnico.recipe.nodes import Node, ParseContext
+from alnico.recipe.yaml_nodes import Node, ParseContext
 
 STACK_KEYS = {
     "models": "The models that a block may be taken from.",
@@ -72,14 +72,14 @@ def read_stack(node: Node, reading: ParseContext) -> Stack | None:
         reading.wrong(node.line, "stack.models has one model twice; expected each once. Remove one.")
     if "layers" not in keys:
         reading.wrong(node.line, "stack.layers is missing; expected the number of layers of each model.")
-    layers = scalars.whole(keys.get("layers"), "stack.layers", 1, reading) or 1
-    block = scalars.whole(keys.get("block"), "stack.block", 1, reading) or 1
+    layers = scalars.integer(keys.get("layers"), "stack.layers", 1, reading) or 1
+    block = scalars.integer(keys.get("block"), "stack.block", 1, reading) or 1
     if layers % block:
         reading.wrong(
             node.line,
             f"stack.block is {block}, and {layers} layers are no whole number of blocks; expected a divisor.",
         )
-    places = scalars.whole(keys.get("places"), "stack.places", 1, reading)
+    places = scalars.integer(keys.get("places"), "stack.places", 1, reading)
     if max(places or 1, layers // block) > MAX_PLACES:
         reading.wrong(node.line, f"stack has more than {MAX_PLACES} places; expected fewer. Raise block.")
     repeat = _repeat(keys.get("repeat"), reading)

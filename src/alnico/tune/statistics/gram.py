@@ -17,7 +17,7 @@ from alnico.evaluation.tasks import Differentiable, EvaluatedModel, ModelKind, T
 from alnico.methods.base import total_weight
 from alnico.methods.regmean import solve
 from alnico.plan.families import comes_first
-from alnico.plan.layers import place_of
+from alnico.plan.layers import layer_position
 from alnico.tune.statistics.measure import MeasuredStatistics, Stored, kind_of, places, stored_in
 
 
@@ -82,7 +82,7 @@ def measure_gram_plus(
         if all(n in other and other[n].shape == p.shape for other in parameters[1:])
     ]
     steps: dict[Any, list[str]] = {}
-    stacks = list(dict.fromkeys(place.stack for n in shared if (place := place_of(n)) is not None))
+    stacks = list(dict.fromkeys(place.stack for n in shared if (place := layer_position(n)) is not None))
     for name in sorted(shared, key=lambda n: _order(n, stacks)):
         steps.setdefault(_step_of(name), []).append(name)
     layers = [_layers(m, of) for m, of in zip(modules, stored, strict=True)]
@@ -208,14 +208,14 @@ def _parameter_of(path: str, layer: Any) -> str:
 
 def _order(name: str, stacks: Sequence[str]) -> tuple[int, int, int]:
     """What comes before the layers, then one stack after the other (an encoder before its decoder), then what comes after."""
-    place = place_of(name)
+    place = layer_position(name)
     if place is not None:
         return 1, stacks.index(place.stack), place.layer
     return (0 if comes_first(name) else 2), 0, 0
 
 
 def _step_of(name: str) -> object:
-    place = place_of(name)
+    place = layer_position(name)
     return (place.stack, place.layer) if place is not None else comes_first(name)
 
 

@@ -21,7 +21,7 @@ from alnico.plan.sections import ModelPart, TensorMethod
 
 
 @dataclass(frozen=True)
-class Applied:
+class BoundMethod:
     """What makes a tensor: ``merge`` with the numbers that statistics record in their places, the ``sides`` it reads, the hash that
     each model's tensor must have, and for people ``why`` it is made otherwise than the others."""
 
@@ -44,7 +44,7 @@ class _SideTensor:
         return self.statistics.entries[self.name]
 
 
-class Sides:
+class StatisticsInputs:
     """The statistics of one plan, opened when the first tensor asks for them, and added to its ``sources``."""
 
     def __init__(self, sources: list[Source], folder: str, new_rows: Sequence[Collection[str]] = ()) -> None:
@@ -57,13 +57,13 @@ class Sides:
 
     def applied(
         self, name: str, asked: TensorMethod, options: Mapping[str, Any], merge: Merge | MatrixMethod
-    ) -> Applied:
+    ) -> BoundMethod:
         """Say what makes the tensor ``name``. Errors: ModelError, MismatchError for statistics that do not fit it."""
         shape = self.sources[asked.values[0].model].tensors[asked.values[0].names[name]].shape
         if isinstance(merge, MatrixMethod) and (len(shape) != 2 or 0 in shape):
-            return Applied(merge.otherwise, why="no matrix")
+            return BoundMethod(merge.otherwise, why="no matrix")
         if not (kinds := asked.method.statistics):
-            return Applied(merge)
+            return BoundMethod(merge)
         found = {kind: [self._found(name, part, kind, path) for part, path in zip(asked.values, options[kind], strict=True)]
                  for kind in kinds}  # fmt: skip
         lacking = [
@@ -83,7 +83,7 @@ class Sides:
         sides = tuple(self._input(name, shape, one) for kind in read for one in held[kind])
         arguments = tuple(_settled(a, held) for a in merge.arguments)
         digests = tuple(one.entry.digest for one in held[kinds[0]])
-        return Applied(dataclasses.replace(merge, arguments=arguments), sides, digests)
+        return BoundMethod(dataclasses.replace(merge, arguments=arguments), sides, digests)
 
     def check_used(self) -> None:
         """Refuse statistics of other tensors than those that are merged. Errors: MismatchError."""
@@ -143,7 +143,7 @@ class Sides:
 
     def _without(
         self, asked: TensorMethod, merge: Merge | MatrixMethod, lacking: Sequence[tuple[str, ModelPart]]
-    ) -> Applied:
+    ) -> BoundMethod:
         kinds = " and ".join(dict.fromkeys(kind for kind, _ in lacking))
         labels = list(dict.fromkeys(self.sources[part.model].label for _, part in lacking))
         every = len(labels) == len({p.model for p in asked.values})
@@ -152,7 +152,7 @@ class Sides:
             raise MismatchError(
                 f"{why}, without which {asked.method.name} makes nothing; expected them in every model. Measure anew."
             )
-        return Applied(merge.otherwise, why=why)
+        return BoundMethod(merge.otherwise, why=why)
 
     def _input(self, name: str, shape: tuple[int, ...], one: _SideTensor) -> Input:
         stored = one.entry.stored

@@ -54,7 +54,7 @@ class TensorAction:
 
 
 @dataclass
-class Aligner:
+class TensorMatcher:
     """Matches tensors one by one and collects what does not fit, what is dropped (model, name, why), and notes."""
 
     sources: Sequence[Source]
@@ -87,7 +87,7 @@ class Aligner:
             return self._all_have_it(name, holders, donor)
         reference = donor or holders[0]
         tensor = self._tensor(reference, name)
-        if DTYPES[tensor.dtype].kind in COPYABLE_KINDS or families.counted(name):
+        if DTYPES[tensor.dtype].kind in COPYABLE_KINDS or families.counter_meaning(name):
             why = f"a buffer that {self._lack(lacking)}"
             self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
             return (
@@ -187,7 +187,7 @@ class Aligner:
                 self.problems.append(self._shapes(name, parts[0], part))
                 return None
         kinds = {DTYPES[t.dtype].kind for t in tensors}
-        what, is_position = families.counted(name), name.endswith("position_ids")
+        what, is_position = families.counter_meaning(name), name.endswith("position_ids")
         if (
             what is not None
             and len(parts) > 1

@@ -10,12 +10,12 @@ from alnico.methods.base import Method, Option
 from alnico.recipe import dialect, scalars
 from alnico.recipe.context import Context
 from alnico.recipe.keys import CASE, TOP
-from alnico.recipe.nodes import Node, ParseContext, bare, cut, shown
 from alnico.recipe.norm_weight import read_norm_weight
-from alnico.recipe.options import own_setting
+from alnico.recipe.options import translate_setting
 from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, Scalar, Setting
+from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
 
-SEARCHED = {
+SEARCH_VALUES = {
     "search": "a value to be searched",
     "choice": "a choice to be searched",
 }
@@ -52,14 +52,18 @@ def read_parameters(
             if context.is_complete:
                 _tell_unknown(value, where, key, level, context)
             continue
-        if any(dialect.takes_truths(m, key) for m, _ in takers or elsewhere):
+        if any(dialect.takes_boolean(m, key) for m, _ in takers or elsewhere):
             value = _read_truths(value, f"{where}.{key}", context)
         setting = _setting(value, f"{where}.{key}", takers or elsewhere, key, context, is_rule=is_rule)
         if setting is None:
             context.failed.add(key)
         elif takers:
             found[key], lines[key] = setting, value.line
-            for ours in (dialect.OURS[m.name][key] for m, _ in takers if key in dialect.OURS.get(m.name, {})):
+            for ours in (
+                dialect.DIFFERS_FROM_MERGEKIT[m.name][key]
+                for m, _ in takers
+                if key in dialect.DIFFERS_FROM_MERGEKIT.get(m.name, {})
+            ):
                 reading.note(value.line, f"{where}.{key} {ours}.")
         else:
             names = " and ".join(m.name for m, _ in elsewhere)
@@ -80,7 +84,7 @@ def _read_truths(node: Node, where: str, context: Context) -> Node:
             return Node([read(item) for item in node.value], node.line)
         if isinstance(node.value, dict):
             return Node({k: v if k == "filter" else read(v) for k, v in node.value.items()}, node.line)
-        value = dialect.truth(node.value)
+        value = dialect.as_boolean(node.value)
         if value is node.value or isinstance(node.value, bool):
             return node
         found[node.kind] = value
@@ -88,7 +92,7 @@ def _read_truths(node: Node, where: str, context: Context) -> Node:
 
     read_as = read(node)
     if found:
-        said = ", ".join(f"{written} as {shown(value)}" for written, value in found.items())
+        said = ", ".join(f"{written} as {quote(value)}" for written, value in found.items())
         context.reading.note(node.line, f"{where}: {said}, as in mergekit.")
     return read_as
 
@@ -96,7 +100,7 @@ def _read_truths(node: Node, where: str, context: Context) -> Node:
 def _is_idle(node: Node, key: str, where: str, level: Sequence[Method], context: Context) -> bool:
     """Note an option that has no effect on any method that could meet it, as in mergekit."""
     methods = level or context.methods
-    reasons = {m.name: dialect.why_idle(m, key) for m in methods}
+    reasons = {m.name: dialect.why_no_effect(m, key) for m in methods}
     if not methods or None in reasons.values():
         return False
     names = " and ".join(reasons)
@@ -105,16 +109,16 @@ def _is_idle(node: Node, key: str, where: str, level: Sequence[Method], context:
 
 
 def _takers(methods: Sequence[Method], key: str) -> list[Taker]:
-    named = [(m, dialect.own_name(m, key)) for m in methods]
+    named = [(m, dialect.option_name(m, key)) for m in methods]
     return [(m, m.options[name]) for m, name in named if name is not None]
 
 
 def _tell_unknown(node: Node, where: str, key: str, level: Sequence[Method], context: Context) -> None:
-    known = list(dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.known_names(m)))
+    known = list(dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.option_names(m)))
     names = " or ".join(m.name for m in level)
     hint = scalars.nearest(key, known) if known else f"{names} has none."
     hint = "Write it at the top of the recipe." if key in TOP else hint
-    context.reading.wrong(node.line, f"{where}.{bare(key)} is no option of {names}. {hint}")
+    context.reading.wrong(node.line, f"{where}.{one_line(key)} is no option of {names}. {hint}")
 
 
 def _check_aliases(
@@ -125,32 +129,32 @@ def _check_aliases(
     for method in level:
         first: dict[str, str] = {}
         for key in found:
-            name = dialect.own_name(method, key)
+            name = dialect.option_name(method, key)
             if name is None:
                 continue
             before = first.setdefault(name, key)
-            one, other = (own_setting(method, k, found[k]) for k in (before, key))
+            one, other = (translate_setting(method, k, found[k]) for k in (before, key))
             if one == other or (before, key) in told:
                 continue
             told.add((before, key))
-            said = f"{before} is {said_of(one)}, {key} means {name}: {said_of(other)}"
+            said = f"{before} is {describe_setting(one)}, {key} means {name}: {describe_setting(other)}"
             if before != name:
-                said = f"{before} means {name}: {said_of(one)}, {key} is {said_of(other)}"
+                said = f"{before} means {name}: {describe_setting(one)}, {key} is {describe_setting(other)}"
             context.reading.wrong(
                 lines[key], f"{where}: {before} and {key} are one option and disagree ({said}). Remove one."
             )
 
 
-def said_of(setting: Setting) -> str:
+def describe_setting(setting: Setting) -> str:
     """A setting as a message quotes it."""
     match setting:
         case Gradient(values) | EachModel(values):
-            return cut(f"[{', '.join(shown(v) for v in values)}]")
+            return shorten(f"[{', '.join(quote(v) for v in values)}]")
         case Cases():
             return "a list of filters"
         case NormWeight():
             return "a measured weight"
-    return shown(setting)
+    return quote(setting)
 
 
 def _setting(
@@ -246,7 +250,7 @@ def _cases(
 
 def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | None, Node | None]:
     reading = context.reading
-    for kind, meaning in SEARCHED.items():
+    for kind, meaning in SEARCH_VALUES.items():
         if kind in node.value:
             reading.wrong(
                 node.line,
@@ -267,15 +271,15 @@ def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | N
 
 def read_filter(node: Node | None, where: str, context: Context) -> str | None:
     """Read a filter; one that is not given, or empty as YAML's null, fits all. None if it is wrong."""
-    return "*" if node is None or node.value is None else pattern_of(node, where, context.reading)
+    return "*" if node is None or node.value is None else parse_filter(node, where, context.reading)
 
 
-def pattern_of(node: Node, where: str, reading: ParseContext) -> str | None:
+def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
     """Read a filter that is given. None if it is wrong."""
     pattern = node.value
     if pattern in ("", "=", "re:"):
         reading.wrong(
-            node.line, f"{where} is {shown(pattern)}; expected a part of a tensor's name, or * for all."
+            node.line, f"{where} is {quote(pattern)}; expected a part of a tensor's name, or * for all."
         )
         return None
     pattern = scalars.text(node, where, reading)
@@ -284,7 +288,7 @@ def pattern_of(node: Node, where: str, reading: ParseContext) -> str | None:
     try:
         patterns.check(pattern[3:])
     except patterns.PatternError as error:
-        reading.wrong(node.line, f"{where} is {shown(pattern)}, which {error}. Mend it.")
+        reading.wrong(node.line, f"{where} is {quote(pattern)}, which {error}. Mend it.")
         return None
     return pattern
 
@@ -312,7 +316,7 @@ def _scalar(
 
 
 def _problem(node: Node, method: Method, option: Option, key: str, in_places: bool) -> str | None:
-    value = dialect.own_value(method, key, node.value)
+    value = dialect.translate_value(method, key, node.value)
     number = scalars.number(value) if option.kind == "number" else None
     if option.name != key and option.kind != "number" and not isinstance(node.value, bool):
         return f"is {node.kind}; expected true or false"

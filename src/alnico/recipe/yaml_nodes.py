@@ -61,7 +61,7 @@ class Node:
 
     @property
     def kind(self) -> str:
-        return shown(self.value)
+        return quote(self.value)
 
 
 ANCHORED = "has_anchor"
@@ -207,10 +207,10 @@ def _is_empty(document: yaml.Node) -> bool:
 
 def _refuse_tag(node: yaml.Node, reading: ParseContext) -> None:
     tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-    what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
+    what = quote(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
     reading.broken(
         node.start_mark.line + 1,
-        f"{what} is YAML of the type {cut(tag)}, which a recipe cannot hold; expected a number, text, true or false. "
+        f"{what} is YAML of the type {shorten(tag)}, which a recipe cannot hold; expected a number, text, true or false. "
         "Put text in quotes, and leave types out.",
     )
 
@@ -238,10 +238,10 @@ def _mapping(node: yaml.MappingNode, reading: ParseContext, depth: int) -> dict[
             first = found[key.value].line
             if _are_same(found[key.value], inner):
                 reading.note(
-                    line, f"{bare(key.value)} is given twice, first in line {first}, and is the same."
+                    line, f"{one_line(key.value)} is given twice, first in line {first}, and is the same."
                 )
                 continue
-            reading.wrong(line, f"{bare(key.value)} is given twice, first in line {first}. Remove one.")
+            reading.wrong(line, f"{one_line(key.value)} is given twice, first in line {first}. Remove one.")
         else:
             found[key.value] = Node(inner.value, line, inner.has_anchor)
     return {**merged, **found}
@@ -270,7 +270,7 @@ MOST_OF_PYTHON = 10**4000
 """Python writes no whole number of more than 4,300 digits."""
 
 
-def plain(value: Any, where: str, depth: int) -> Any:
+def to_plain_data(value: Any, where: str, depth: int) -> Any:
     """A mapping of Python's as what YAML can write: paths become text, numbers of numpy plain ones."""
     if depth > MAX_DEPTH:
         raise RecipeError(f"recipe: {_too_large()}.")
@@ -278,7 +278,7 @@ def plain(value: Any, where: str, depth: int) -> Any:
         return value
     if isinstance(value, int) and abs(value) >= MOST_OF_PYTHON:
         raise RecipeError(
-            f"recipe: {where} is {shown(int(value))}; expected one that a computation can hold."
+            f"recipe: {where} is {quote(int(value))}; expected one that a computation can hold."
         )
     for kind in (str, int, float):
         if isinstance(value, kind):
@@ -286,17 +286,17 @@ def plain(value: Any, where: str, depth: int) -> Any:
     if isinstance(value, os.PathLike):
         return os.fsdecode(value)
     if isinstance(value, Mapping):
-        return {str(k): plain(v, str(k), depth + 1) for k, v in value.items()}
+        return {str(k): to_plain_data(v, str(k), depth + 1) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(v, where, depth + 1) for v in value]
+        return [to_plain_data(v, where, depth + 1) for v in value]
     if getattr(value, "shape", None) == ():  # a scalar of numpy or torch
-        return plain(value.item(), where, depth + 1)
+        return to_plain_data(value.item(), where, depth + 1)
     raise RecipeError(
         f"recipe: {where} holds a value of type {type(value).__name__}; expected numbers, text, true or false, lists and mappings."
     )
 
 
-def shown(value: Any) -> str:
+def quote(value: Any) -> str:
     """A value as a message quotes it, in YAML's words."""
     if isinstance(value, dict):
         return "a mapping"
@@ -310,16 +310,16 @@ def shown(value: Any) -> str:
         return f"{value:g}"
     if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN:
         return "a number of more than 60 digits"
-    return repr(cut(value) if isinstance(value, str) else value)
+    return repr(shorten(value) if isinstance(value, str) else value)
 
 
-def cut(text: str) -> str:
+def shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 3] + "..."
 
 
-def bare(text: str) -> str:
+def one_line(text: str) -> str:
     """Text as a message writes it without quotes: on one line."""
-    return cut(text if text.isprintable() else repr(text)[1:-1])
+    return shorten(text if text.isprintable() else repr(text)[1:-1])
 
 
 def _too_large() -> str:
