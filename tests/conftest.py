@@ -8,8 +8,12 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from made_tasks import Made
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -47,3 +51,11 @@ def run(
         return int(caught.value.code or 0), output.out, output.err
 
     return call
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Base, specialists and tasks, made once for all tests of evaluation and tuning. Tests write to folders of their own."""
+    from made_tasks import make_tasks  # loads torch and transformers
+
+    return make_tasks(tmp_path_factory.mktemp("tasks"))

@@ -11,8 +11,8 @@ import pytest
 
 import alnico
 from checkpoint.test_signatures import keys
-from engine.test_verify import TIES, edit_lock, flip, hashes
 from made import family
+from verification.test_verify import TIES, edit_lock, flip, hashes
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -21,7 +21,7 @@ ADAPTERS = "checkpoint/adapt*.py"
 
 NO_READING = {
     "open_regular",  # for those who say it in words of their own
-    "read_fully", "write_fully", "copy_fully", "_refuse_changed", "states_of",  # disks that fail, and files that change, while running: tests/engine
+    "read_fully", "write_fully", "copy_fully", "_refuse_changed", "states_of",  # disks that fail, and files that change, while running: tests/output
     "write_statistics", "check_place", "check_folder", "fetch",  # outputs, and the hub
 }  # fmt: skip
 """Functions whose errors are not about what a file holds."""

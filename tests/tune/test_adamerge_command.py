@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made_tasks import Made, save_tasks
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 import alnico
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import read_tasks
 from alnico.tune.adamerge import learn
+from made_tasks import Made, save_tasks
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from made_tasks import TASKS, Made, embedded, head_of, save_tokenizer, texts
 from torch import nn
 from transformers import AutoModel, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
@@ -24,6 +23,7 @@ from alnico.tune.statistics.fisher import measure_fisher
 from alnico.tune.statistics.gram import linears, measure_gram, measure_gram_plus
 from alnico.tune.statistics.measure import MeasuredStatistics
 from made import read_file, read_model
+from made_tasks import TASKS, Made, embedded, head_of, save_tokenizer, texts
 
 EXAMPLES = 6
 CHOSEN = [i * 60 // EXAMPLES for i in range(EXAMPLES)]

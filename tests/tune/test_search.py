@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from made_tasks import Made
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
@@ -22,6 +21,7 @@ from alnico.errors import EvaluationError, ModelError, OutputError, RecipeError
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.splits import split
 from alnico.evaluation.task_file import read_tasks
+from made_tasks import Made
 
 
 def recipe(made: Made, **search: Any) -> dict[str, Any]:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from made_tasks import Made
 
 import alnico
+from made_tasks import Made
 
 CLUSTER = """
 import json, sys

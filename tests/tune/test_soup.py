@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_tasks import Made
 from safetensors.torch import load_file
 
 import alnico
@@ -19,6 +18,7 @@ from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import EvaluatedModel, Goal, Score, Task
 from alnico.tune.soup import soup
 from made import save_model
+from made_tasks import Made
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 

@@ -1,7 +1,7 @@
 """Modules and tokenizers of checkpoints, loaded by transformers: without code of the model, and no larger than its files.
 
 Every call of alnico into transformers that could run code of a model is here or in ``placed.py``, with ``trust_remote_code=False``
-(tests/tune/test_no_code.py lists them). What a config says about code is taken out before transformers sees it:
+(tests/evaluation/test_no_code.py lists them). What a config says about code is taken out before transformers sees it:
 
 - ``auto_map``. A model whose type transformers knows is loaded with the class of transformers, as many uploads carry code that is not
   needed any more. Any other is refused.

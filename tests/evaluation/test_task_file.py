@@ -9,11 +9,11 @@ import zipfile
 
 import numpy as np
 import pytest
-from made_tasks import TASKS, save_tasks, save_texts
 
 from alnico.errors import EvaluationError
 from alnico.evaluation.examples import read_examples, read_text
 from alnico.evaluation.task_file import EXPECTED, read_tasks
+from made_tasks import TASKS, save_tasks, save_texts
 
 ROWS = [{"text": "a cat", "label": "cat"}, {"text": "a dog", "label": "dog"}]
 

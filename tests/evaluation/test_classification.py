@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_tasks import TASKS, embedded, head_of, texts
 from transformers import (
     AutoModelForSequenceClassification,
     BertConfig,
@@ -23,6 +22,7 @@ from alnico.evaluation.classification import Classification
 from alnico.evaluation.loaded_model import ModuleSubject, open_subject
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Differentiable
+from made_tasks import TASKS, embedded, head_of, texts
 
 
 def rows_of(task):

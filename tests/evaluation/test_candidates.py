@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from made_tasks import Made
 from safetensors.torch import load_file
 
 import alnico
@@ -17,6 +16,7 @@ from alnico.evaluation.loaded_model import load_module, open_subject
 from alnico.evaluation.task_file import read_tasks
 from alnico.recipe.load import load_recipe
 from made import family
+from made_tasks import Made
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of transformers and torch
 

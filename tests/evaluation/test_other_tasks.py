@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from made_tasks import NOISE, save_tokenizer
 from tokenizers import processors
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -21,6 +20,7 @@ from alnico.evaluation.perplexity import Perplexity
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Score
 from alnico.evaluation.user_function import UserFunction, find_function
+from made_tasks import NOISE, save_tokenizer
 
 WORDS = " ".join(np.random.default_rng(0).choice(NOISE, 60))
 

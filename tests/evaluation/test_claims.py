@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from made_tasks import Made
 from safetensors.torch import save_file
 
 from alnico.errors import ModelError
 from alnico.evaluation.loading import check_claims, load_module, load_state, load_tokenizer
+from made_tasks import Made
 
 BIG = 10**9
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from made_tasks import Made
 
 import alnico
 from alnico.errors import EvaluationError, RecipeError
@@ -16,6 +15,7 @@ from alnico.evaluation.harness import Harness
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.user_function import UserFunction
+from made_tasks import Made
 
 OPTION = "say --allow-code (in Python allow_code=True)"
 

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_tasks import Made
 
 import alnico
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.task_file import read_tasks
 from alnico.evaluation.tasks import Task
+from made_tasks import Made
 from quality.continual import MANNERS, Manner, arrive
 from quality.tables import continual_table
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 import torch
-from made_tasks import Made
 
 import alnico
 from alnico.errors import AlnicoError, ModelError
 from alnico.evaluation.extras import quiet_transformers
 from alnico.evaluation.loaded_model import open_subject
 from alnico.evaluation.loading import load_module, load_tokenizer, without_code
+from made_tasks import Made
 
 SOURCES = Path(alnico.__file__).parent
 

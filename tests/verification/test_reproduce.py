@@ -13,8 +13,8 @@ import pytest
 import alnico
 from alnico.errors import AlnicoError, OutputError, UncheckedError, VerificationError
 from alnico.events import Event, TensorDone
-from engine.test_verify import CHAIN, NAME, TIES, edit_lock, flip, hashes, names, place_of, told
 from made import family, model_bytes, save_model
+from verification.test_verify import CHAIN, NAME, TIES, edit_lock, flip, hashes, names, place_of, told
 
 
 @pytest.fixture(autouse=True)
