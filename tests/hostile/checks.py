@@ -14,10 +14,9 @@ from typing import Any
 from test_house import SOURCE
 
 READERS = (
-    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/factors.py", "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
-    "checkpoint/statistics.py", "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
+    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/source.py", "checkpoint/open_model.py", "checkpoint/weight_files.py", "checkpoint/json_files.py", "checkpoint/factors.py", "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
+    "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/adapter_changes.py", "checkpoint/statistics.py", "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip
-ADAPTERS = "checkpoint/adapt*.py"
 
 NO_READING = {
     "open_regular",  # for those who say it in words of their own
@@ -39,10 +38,6 @@ class Check:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.function}: {self.message}"
-
-
-def readers() -> list[str]:
-    return [*READERS, *sorted(p.relative_to(SOURCE).as_posix() for p in SOURCE.glob(ADAPTERS))]
 
 
 def checks_of(file: str) -> list[Check]:

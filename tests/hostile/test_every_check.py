@@ -8,14 +8,14 @@ import pytest
 
 from alnico.errors import AlnicoError
 from hostile.adapter_files import ADAPTER_FILES
-from hostile.checks import Check, checks_of, readers, without
+from hostile.checks import READERS, Check, checks_of, without
 from hostile.malformed import Malformed
 from hostile.model_files import FP8_FILES, MODEL_FILES
 from hostile.pickle_files import PICKLE_FILES
 from hostile.tokenizer_files import TOKENIZER_FILES
 
 FILES: tuple[Malformed, ...] = (*MODEL_FILES, *FP8_FILES, *PICKLE_FILES, *ADAPTER_FILES, *TOKENIZER_FILES)
-CHECKS = [check for reader in readers() for check in checks_of(reader)]
+CHECKS = [check for reader in READERS for check in checks_of(reader)]
 
 
 WHOLE = {check.message for check in CHECKS}

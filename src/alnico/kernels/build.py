@@ -237,7 +237,8 @@ def _import_numba() -> None:
 def _pieces() -> bytes:
     here = Path(__file__).parent
     return b"".join(
-        (here / name).read_bytes() for name in ("tiles.py", "constants.py", "build.py", "../numerics/noise.py")
+        (here / name).read_bytes()
+        for name in ("tiles.py", "constants.py", "build.py", "../numerics/noise.py")
     )
 
 
