@@ -157,7 +157,7 @@ def main() -> None:
 
 
 def read(file: Path) -> dict[str, Any]:
-    with alnico.open(file) as model:
+    with alnico.open_model(file) as model:
         return {name: model.read(name) for name in model.tensors}
 
 

@@ -155,7 +155,7 @@ def at_calls_of_stages(root: Path, every: int) -> dict[str, Any]:
     recipe.write_text(CHAIN.format(root))
 
     def run(target: Path) -> None:
-        alnico.merge_all(recipe, target, threads=1, max_shard_size=300)
+        alnico.merge_documents(recipe, target, threads=1, max_shard_size=300)
 
     run(root / "whole")
     expected = everything(root / "whole")

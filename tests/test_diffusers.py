@@ -71,10 +71,10 @@ def test_files_have_the_names_that_the_library_of_the_config_looks_for(
     for tensor, value in found.items():
         np.testing.assert_allclose(value, (values(0)[tensor] + values(1)[tensor]) / 2, rtol=1e-6, atol=1e-7)
     assert len(found) == 4
-    with alnico.open(tmp_path / "out") as out:  # and again, with another variant beside it
+    with alnico.open_model(tmp_path / "out") as out:  # and again, with another variant beside it
         assert set(out.tensors) == set(found)
     save_file(values(5), tmp_path / "out" / f"{expected}.fp16.safetensors")
-    with alnico.open(tmp_path / "out") as out:
+    with alnico.open_model(tmp_path / "out") as out:
         assert np.array_equal(out.read("block.0.weight"), found["block.0.weight"])
 
 

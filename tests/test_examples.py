@@ -62,7 +62,7 @@ def test_an_example_runs_and_its_output_loads(
     from transformers import AutoModelForCausalLM
 
     monkeypatch.chdir(folder)
-    made = alnico.merge_all(folder / path, tmp_path / "out")
+    made = alnico.merge_documents(folder / path, tmp_path / "out")
     assert len(made) == (3 if path == "several.yml" else 1)
     for result in made:
         model, report = AutoModelForCausalLM.from_pretrained(result.path, output_loading_info=True)

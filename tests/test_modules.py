@@ -125,7 +125,7 @@ def test_modules_are_cut_into_shards_of_their_own_folders(tmp_path):
         == "bfloat16"
     )
     assert not list((tmp_path / "out").glob("*.safetensors"))
-    with alnico.open(tmp_path / "out") as out:
+    with alnico.open_model(tmp_path / "out") as out:
         assert out.config["model_type"] == "bert"
         for name, value in mean(models, "0_Transformer/model.safetensors").items():
             np.testing.assert_allclose(out.read(f"0_Transformer/{name}"), value, rtol=2**-8)
@@ -134,7 +134,7 @@ def test_modules_are_cut_into_shards_of_their_own_folders(tmp_path):
     index = tmp_path / "out" / "0_Transformer" / "model.safetensors.index.json"
     index.write_text(index.read_text().replace("layer.0.w", "layer.9.w"))
     with pytest.raises(ModelError, match=r"'layer\.9\.w' is in"):
-        alnico.open(tmp_path / "out")
+        alnico.open_model(tmp_path / "out")
 
 
 def test_the_routes_of_a_router_are_merged_each_with_its_dtype(tmp_path):
@@ -231,7 +231,7 @@ def test_a_shard_that_the_index_forgets_is_an_error(tmp_path):
     listed = {t: name for name, held in weights.items() for t in held if "00003-of" not in name}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     with pytest.raises(ModelError) as caught:
-        alnico.open(tmp_path)
+        alnico.open_model(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/model.safetensors.index.json: does not list model-00003-of-00003.safetensors, which lies beside it and is one of the shards of "
         "model-00001-of-00003.safetensors; expected all of them. Index and shards are of different downloads; download the model again, or remove "

@@ -68,7 +68,7 @@ ON_DISK: dict[str, Callable[[Models], Any]] = {
     "cosine of the other": lambda m: alnico.TaskVector(m.one, m.base).cosine(
         alnico.TaskVector(m.bad, m.base)
     ),
-    "weights": lambda m: alnico.weights([m.one, m.bad], base=m.base),
+    "weights": lambda m: alnico.norm_weights([m.one, m.bad], base=m.base),
     "analyze": lambda m: alnico.analyze([m.one, m.bad], base=m.base),
     "analyze a bad base": lambda m: alnico.analyze([m.one], base=m.bad),
     "compare": lambda m: alnico.compare([m.one, m.base], m.bad, base=m.base),

@@ -39,7 +39,7 @@ def calls(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[..., A
         "analyze": lambda **given: alnico.analyze([one, other], base=base, out=out, **given),
         "compare": lambda **given: alnico.compare([one], other, base=base, out=out, **given),
         "diff": lambda **given: alnico.diff(one, other, **given),
-        "weights": lambda **given: alnico.weights([one, other], base=base, **given),
+        "weights": lambda **given: alnico.norm_weights([one, other], base=base, **given),
         "suggest": lambda **given: alnico.suggest([one, other], base=base, **given),
         "verify": lambda **given: alnico.verify(done, **given),
         "reproduce": lambda **given: alnico.reproduce(done, **given),

@@ -129,7 +129,7 @@ def test_a_recipe_of_the_page_can_be_planned(
     text: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    assert all(plan.jobs for plan in alnico.plan_all(text))
+    assert all(plan.jobs for plan in alnico.plan_documents(text))
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_a_recipe_of_the_page_is_merged(
     text: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    (result,) = alnico.merge_all(text, tmp_path / "out")
+    (result,) = alnico.merge_documents(text, tmp_path / "out")
     assert read_model(result.path).keys() == {job.name for job in result.plan.jobs}
 
 

@@ -189,7 +189,7 @@ class Bench:
         if not isinstance(recipe, Sequence):
             return self._candidates.make(replace(alnico.load_recipe(recipe), folder=str(self.work)))
         path = self.work / "stages" / hashlib.sha256(written.encode()).hexdigest()[:24]
-        alnico.merge_all(written, path, overwrite=True)
+        alnico.merge_documents(written, path, overwrite=True)
         return self._candidates.make(
             alnico.load_recipe({"merge_method": "passthrough", "models": [{"model": str(path)}]})
         )

@@ -34,13 +34,14 @@ if TYPE_CHECKING:
     from alnico.api import gram_statistics as gram_statistics
     from alnico.api import load_recipe as load_recipe
     from alnico.api import merge as merge
-    from alnico.api import merge_all as merge_all
+    from alnico.api import merge_documents as merge_documents
     from alnico.api import merge_models as merge_models
     from alnico.api import merge_state_dicts as merge_state_dicts
     from alnico.api import methods as methods
-    from alnico.api import open as open
+    from alnico.api import norm_weights as norm_weights
+    from alnico.api import open_model as open_model
     from alnico.api import plan as plan
-    from alnico.api import plan_all as plan_all
+    from alnico.api import plan_documents as plan_documents
     from alnico.api import push as push
     from alnico.api import reproduce as reproduce
     from alnico.api import schema as schema
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
     from alnico.api import soup as soup
     from alnico.api import suggest as suggest
     from alnico.api import verify as verify
-    from alnico.api import weights as weights
     from alnico.checkpoint.source import Model as Model
     from alnico.engine.norm_weights import NormWeights as NormWeights
     from alnico.engine.run import MergeResult as MergeResult
@@ -89,13 +89,14 @@ __all__ = make_lazy(
             "gram_statistics",
             "load_recipe",
             "merge",
-            "merge_all",
+            "merge_documents",
             "merge_models",
             "merge_state_dicts",
             "methods",
-            "open",
+            "norm_weights",
+            "open_model",
             "plan",
-            "plan_all",
+            "plan_documents",
             "push",
             "reproduce",
             "schema",
@@ -104,7 +105,6 @@ __all__ = make_lazy(
             "soup",
             "suggest",
             "verify",
-            "weights",
         ],
         "alnico.checkpoint.source": ["Model"],
         "alnico.engine.norm_weights": ["NormWeights"],

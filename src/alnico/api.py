@@ -23,7 +23,7 @@ from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.durable import sync_tree
 from alnico.checkpoint.model import FileModel
-from alnico.checkpoint.open_model import open_model
+from alnico.checkpoint.open_model import open_model as open_checkpoint
 from alnico.checkpoint.output_path import Replace, check_new_file, check_publishable, check_twins, replacing
 from alnico.checkpoint.reference import Paths
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
@@ -101,7 +101,7 @@ def plan(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
-    strict_licence: bool = False,
+    strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
 ) -> Plan:
@@ -120,7 +120,7 @@ def plan(
         UncheckedError for signatures.
     """
     signed = _signed(verify_inputs, allow_unsigned, False)
-    return _planner(memory, threads, max_shard_size, offline, strict_licence, signed)(
+    return _planner(memory, threads, max_shard_size, offline, strict_license, signed)(
         load_recipe(recipe, seed=seed), {}, single_file
     )
 
@@ -138,7 +138,7 @@ def merge(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
-    strict_licence: bool = False,
+    strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
     require_signed: bool = False,
@@ -161,7 +161,7 @@ def merge(
         threads,
         max_shard_size,
         offline,
-        strict_licence,
+        strict_license,
         _signed(verify_inputs, allow_unsigned, require_signed),
     )
     return _run(
@@ -175,8 +175,8 @@ def merge(
 
 
 @ieee_arithmetic()
-def merge_all(
-    recipes: Recipes,
+def merge_documents(
+    recipe: Recipes,
     out: str | os.PathLike[str],
     *,
     memory: Size = DEFAULT_BUDGET_BYTES,
@@ -187,7 +187,7 @@ def merge_all(
     overwrite_anything: bool = False,
     restart: bool = False,
     offline: bool = False,
-    strict_licence: bool = False,
+    strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
     require_signed: bool = False,
@@ -201,18 +201,18 @@ def merge_all(
     or to ``out/NUMBER-METHOD`` if they have no name. Intermediate stages are removed at the end.
 
     Options:
-        recipes: YAML file of the recipe; - reads standard input on the command line.
+        recipe: YAML file of the recipe; - reads standard input on the command line.
         out: Directory to create; a name that ends in .safetensors makes one file.
         seed: Seed of random methods; default: the recipe's, or 0.
     Errors: as for :func:`merge`.
     """
-    given = load.load_recipes(recipes, seed=seed)
+    given = load.load_recipes(recipe, seed=seed)
     planner = _planner(
         memory,
         threads,
         max_shard_size,
         offline,
-        strict_licence,
+        strict_license,
         _signed(verify_inputs, allow_unsigned, require_signed),
     )
     may_replace = replacing(overwrite, overwrite_anything)
@@ -224,8 +224,8 @@ def merge_all(
 
 
 @ieee_arithmetic()
-def plan_all(
-    recipes: Recipes,
+def plan_documents(
+    recipe: Recipes,
     *,
     memory: Size = DEFAULT_BUDGET_BYTES,
     threads: int | None = None,
@@ -233,14 +233,14 @@ def plan_all(
     single_file: str | None = None,
     seed: int | None = None,
     offline: bool = False,
-    strict_licence: bool = False,
+    strict_license: bool = False,
     verify_inputs: Paths = (),
     allow_unsigned: Paths = (),
 ) -> tuple[Plan, ...]:
-    """Plan what :func:`merge_all` would do: one plan per document, in the order in which they run.
+    """Plan what :func:`merge_documents` would do: one plan per document, in the order in which they run.
 
     Options:
-        recipes: YAML file of the recipe; - reads standard input on the command line.
+        recipe: YAML file of the recipe; - reads standard input on the command line.
         single_file: name of the one output file, which ends in .safetensors; default: files cut at
             max_shard_size.
         seed: Seed of random methods; default: the recipe's, or 0.
@@ -251,10 +251,10 @@ def plan_all(
         threads,
         max_shard_size,
         offline,
-        strict_licence,
+        strict_license,
         _signed(verify_inputs, allow_unsigned, False),
     )
-    return plan_stages(order_stages(load.load_recipes(recipes, seed=seed)), planner, single_file)
+    return plan_stages(order_stages(load.load_recipes(recipe, seed=seed)), planner, single_file)
 
 
 def _signed(keys: Paths, unsigned: Paths, is_required: bool) -> SignedInputs | None:
@@ -280,7 +280,7 @@ def _planner(
     threads: int | None,
     max_shard_size: Size,
     offline: bool,
-    strict_licence: bool = False,
+    strict_license: bool = False,
     signed: SignedInputs | None = None,
 ) -> Planner:
     memory_bytes, max_shard_bytes = bytes_of(memory), bytes_of(max_shard_size)
@@ -291,7 +291,7 @@ def _planner(
             stage = made.get(reference)
             if stage is not None and not isinstance(stage, str):
                 return stage  # type: ignore[no-any-return]
-            model = open_model(stage or resolve_reference(reference, recipe.folder), offline=offline)
+            model = open_checkpoint(stage or resolve_reference(reference, recipe.folder), offline=offline)
             if isinstance(model, FileModel) and stage is not None:
                 model.label = reference  # not the folder where stages lie for the moment
             elif signed is not None and reference not in checked:
@@ -306,7 +306,7 @@ def _planner(
             max_shard_bytes=max_shard_bytes,
             single_file=single_file,
             open_source=opened,
-            strict_licence=strict_licence,
+            strict_license=strict_license,
         )
         if signed is not None:
             _check_measured(signed, found, checked)
@@ -424,7 +424,7 @@ def merge_models(
 
 
 @ieee_arithmetic()
-def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
+def open_model(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
     """Open a model and read its headers; tensors are read when you ask for them.
 
     ``model.tensors`` maps names to dtype and shape, ``model.read(name)`` returns a numpy array,
@@ -435,7 +435,7 @@ def open(model: str | os.PathLike[str], *, offline: bool = False) -> Model:
         model: A model directory, a .safetensors file, or owner/name@revision on the hub.
     Errors: ModelError, HubError.
     """
-    return open_model(model, offline=offline, may_be_adapter=True)
+    return open_checkpoint(model, offline=offline, may_be_adapter=True)
 
 
 @ieee_arithmetic()
@@ -481,7 +481,7 @@ def compare(
     with ExitStack() as opened:
 
         def opening(reference: str | os.PathLike[str]) -> Source:
-            return opened.enter_context(closing(open_model(reference, offline=offline)))
+            return opened.enter_context(closing(open_checkpoint(reference, offline=offline)))
 
         of_merged = opening(merged)
         of_base, notes = (opening(base), ()) if base is not None else base_of(of_merged, opening)
@@ -543,7 +543,8 @@ def analyze(
     with ExitStack() as opened:
         unfinished = None if folder is None else opened.enter_context(AnalysisJournal(folder, restart))
         origin, *others = (
-            opened.enter_context(closing(open_model(r, offline=offline))) for r in (base, *_listed(models))
+            opened.enter_context(closing(open_checkpoint(r, offline=offline)))
+            for r in (base, *_listed(models))
         )
         found = analyze_sources(
             origin,
@@ -996,13 +997,14 @@ def diff(
     """
     with ExitStack() as opened:
         one, other = (
-            opened.enter_context(closing(open_model(r, offline=offline, may_be_adapter=True))) for r in (a, b)
+            opened.enter_context(closing(open_checkpoint(r, offline=offline, may_be_adapter=True)))
+            for r in (a, b)
         )
         return diff_sources(one, other, threads=threads, memory_bytes=bytes_of(memory))
 
 
 @ieee_arithmetic()
-def weights(
+def norm_weights(
     models: Paths,
     *,
     base: str | os.PathLike[str],

@@ -83,7 +83,7 @@ def test_a_model_has_its_tables_and_its_summary(tmp_path: Path) -> None:
 
 
 def _deltas(base: Path, tuned: Path) -> dict[str, np.ndarray]:
-    with alnico.open(base) as one, alnico.open(tuned) as other:
+    with alnico.open_model(base) as one, alnico.open_model(tuned) as other:
         return {name: (other.read(name) - one.read(name)).astype(np.float64) for name in NAMES}
 
 
@@ -203,7 +203,7 @@ def test_models_have_short_names_of_their_own() -> None:
 
 def test_what_cannot_be_compared_is_named(tmp_path: Path) -> None:
     base, (tuned,) = models(tmp_path, 1)
-    with alnico.open(tuned) as model:
+    with alnico.open_model(tuned) as model:
         tensors = {name: model.read(name) for name in NAMES}
     tensors["model.embed_tokens.weight"] = np.zeros((41, 8), np.float32)
     tensors["extra"] = tensors.pop("model.norm.weight")
@@ -232,7 +232,7 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
 
 def test_a_value_that_is_not_finite_is_named(tmp_path: Path) -> None:
     base, (tuned,) = models(tmp_path, 1)
-    with alnico.open(tuned) as model:
+    with alnico.open_model(tuned) as model:
         tensors = {name: model.read(name) for name in NAMES}
     tensors["model.layers.0.mlp.up_proj.weight"][3, 5] = math.nan
     save_file(tensors, tuned / "model.safetensors")
@@ -270,7 +270,7 @@ def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
     text = capsys.readouterr().out
     deltas = _deltas(base, tuned[1])
     size = math.sqrt(sum(float((d**2).sum()) for d in deltas.values()))
-    with alnico.open(base) as model:
+    with alnico.open_model(base) as model:
         of_base = math.sqrt(sum(float((model.read(n).astype(np.float64) ** 2).sum()) for n in NAMES))
     assert f"{size:.4g}" in text
     assert f"{size / of_base:.2%}" in text

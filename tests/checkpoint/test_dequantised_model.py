@@ -44,7 +44,7 @@ def save(
 @pytest.mark.parametrize("scale", [torch.float32, torch.bfloat16])
 def test_blocks_are_decoded(tmp_path: Path, shape: tuple[int, ...], scale: torch.dtype) -> None:
     expected = save(tmp_path, shape, scale=scale)
-    with alnico.open(tmp_path) as model:
+    with alnico.open_model(tmp_path) as model:
         assert {n: (t.dtype, t.nominal) for n, t in model.tensors.items()} == {
             "a.weight": ("F32", "BF16"),
             "n.weight": ("F32", "F32"),
@@ -56,7 +56,7 @@ def test_blocks_are_decoded(tmp_path: Path, shape: tuple[int, ...], scale: torch
 def test_which_part_is_asked_for_changes_no_bit(tmp_path: Path) -> None:
     save(tmp_path, (11, 13))
     random = np.random.default_rng(0)
-    with alnico.open(tmp_path) as model:
+    with alnico.open_model(tmp_path) as model:
         whole = model.read("a.weight").tobytes()
         for start, stop in (tuple(sorted(random.integers(0, len(whole), 2))) for _ in range(30)):
             part = bytearray(stop - start)
@@ -108,7 +108,7 @@ def test_an_adapter_on_an_fp8_base_is_folded_to_bf16_with_a_warning(tmp_path: Pa
 def test_scales_that_do_not_fit_are_refused(tmp_path: Path, change: dict[str, object], told: str) -> None:
     save(tmp_path, **change)  # type: ignore[arg-type]
     with pytest.raises(ModelError) as caught:
-        alnico.open(tmp_path)
+        alnico.open_model(tmp_path)
     assert str(caught.value) == f"{tmp_path}: {told}"
 
 
@@ -116,7 +116,7 @@ def test_missing_scales_are_refused(tmp_path: Path) -> None:
     save(tmp_path)
     save_file({"a.weight": torch.ones(7, 10).to(torch.float8_e4m3fn)}, tmp_path / "model.safetensors")
     with pytest.raises(ModelError) as caught:
-        alnico.open(tmp_path)
+        alnico.open_model(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}: a.weight is F8_E4M3 and has no a.weight_scale_inv; expected its scales. Complete the download."
     )

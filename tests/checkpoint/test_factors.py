@@ -113,7 +113,7 @@ def test_adapters_of_other_tools_are_refused_as_models(tmp_path, tool):
     with pytest.raises(ModelError, match="is an adapter"):
         alnico.merge({"merge_method": "linear", "models": models}, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    with alnico.open(models[0]) as opened:  # what one looks at is no merge
+    with alnico.open_model(models[0]) as opened:  # what one looks at is no merge
         assert set(opened.tensors) == set(FILES[tool])
 
 
@@ -124,9 +124,9 @@ def test_models_with_low_rank_layers_of_their_own_are_merged(tmp_path, family):
         {"merge_method": "linear", "models": models, "unrelated": "allow"}, tmp_path / "out.safetensors"
     )
     with (
-        alnico.open(tmp_path / "out.safetensors") as out,
-        alnico.open(models[0]) as one,
-        alnico.open(models[1]) as two,
+        alnico.open_model(tmp_path / "out.safetensors") as out,
+        alnico.open_model(models[0]) as one,
+        alnico.open_model(models[1]) as two,
     ):
         for name in MODELS[family]:
             np.testing.assert_allclose(
@@ -168,11 +168,11 @@ def every_command(base, one, two, folder):
         "in a slice": lambda: alnico.plan(
             {"merge_method": "passthrough", "slices": [{"sources": [{"model": one, "layer_range": [0, 1]}]}]}
         ),
-        "in a stage": lambda: alnico.plan_all(stages(one, two, base)),
+        "in a stage": lambda: alnico.plan_documents(stages(one, two, base)),
         "analyze": lambda: alnico.analyze([one], base=base),
         "analyze base": lambda: alnico.analyze([base], base=one),
         "compare": lambda: alnico.compare([one, two], base, base=base),
-        "weights": lambda: alnico.weights([one, two], base=base),
+        "weights": lambda: alnico.norm_weights([one, two], base=base),
         "suggest": lambda: alnico.suggest([one, two], base=base),
         "soup": lambda: alnico.soup([one, two], [Constant()]),
         "task vector": lambda: alnico.TaskVector(one, base).norm(),
@@ -212,7 +212,7 @@ def test_factors_beside_the_weights_of_a_model_are_not_merged_but_may_be_taken_f
         {**recipe, "methods": [{"filter": "lora_", "merge_method": "passthrough", "model": one}]},
         tmp_path / "out.safetensors",
     )
-    with alnico.open(tmp_path / "out.safetensors") as out, alnico.open(one) as opened:
+    with alnico.open_model(tmp_path / "out.safetensors") as out, alnico.open_model(one) as opened:
         assert all(out.read(n).tobytes() == opened.read(n).tobytes() for n in names[1:])
 
 

@@ -273,7 +273,7 @@ def test_every_parameter_of_a_module_is_found_in_its_file_with_its_values(kind: 
     module = architectures.make(MADE[kind])
     module.save_pretrained(tmp_path)
     held = {n: v.detach().float().numpy() for n, v in module.state_dict().items()}
-    with alnico.open(tmp_path) as file:
+    with alnico.open_model(tmp_path) as file:
         stored = {name: file.read(name) for name in file.tensors}
     if kind == "wav2vec2":  # as torch wrote weight norms before it had parametrizations
         old = {
@@ -366,8 +366,8 @@ def test_a_packed_tensor_is_read_from_any_byte_on(tmp_path: Path) -> None:
     save_file(before, tmp_path / "one.safetensors")
     save_file(pack(before, "gate_proj", "up_proj"), tmp_path / "packed.safetensors")
     with (
-        alnico.open(tmp_path / "one.safetensors") as one,
-        alnico.open(tmp_path / "packed.safetensors") as packed,
+        alnico.open_model(tmp_path / "one.safetensors") as one,
+        alnico.open_model(tmp_path / "packed.safetensors") as packed,
     ):
         for source, like in ((one, packed), (packed, one)):
             translated = as_stored_in(source, like)

@@ -644,5 +644,5 @@ def test_inputs_in_what_is_made_beside_an_output_are_never_removed(
             alnico.reproduce("out")
     else:
         with pytest.raises(OutputError, match=f"one of the inputs lies in .out.{twin.split('/')[0]}"):
-            alnico.merge_all("r.yml", "out")
+            alnico.merge_documents("r.yml", "out")
     assert everything(given) == before

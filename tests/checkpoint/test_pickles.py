@@ -145,7 +145,7 @@ def test_a_negated_tensor_is_copied_as_its_values(tmp_path, method):
         alnico.merge(
             {"merge_method": method, "models": [{"model": str(tmp_path / name)}]}, tmp_path / f"out-{name}"
         )
-    lazy, plain = (alnico.open(tmp_path / f"out-{n}") for n in ("lazy", "plain"))
+    lazy, plain = (alnico.open_model(tmp_path / f"out-{n}") for n in ("lazy", "plain"))
     assert all(
         lazy.read(n).tobytes() == plain.read(n).tobytes() == held[n].resolve_neg().numpy().tobytes()
         for n in held
@@ -276,7 +276,7 @@ def test_the_classes_of_callbacks_are_not_called(tmp_path):
 def test_reading_a_pickle_loads_no_torch_and_no_large_part_of_it(tmp_path):
     torch.save({"w": torch.zeros(3_000_000), "v": torch.ones(2)}, tmp_path / "m.pt")
     code = (
-        "import alnico, resource, sys; m = alnico.open(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
+        "import alnico, resource, sys; m = alnico.open_model(sys.argv[1]); before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
         "part = bytearray(4000); [m.read_into('w', i * 4000, memoryview(part)) for i in range(3000)]; "
         "grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before; print('torch' in sys.modules, grown < 4000, m.read('v'))"
     )

@@ -456,11 +456,11 @@ def test_stages_need_no_signature_their_inputs_do() -> None:
     text = "name: first\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: linear\nmodels: [first, base]\n"
     for model in ("tuned-0", "tuned-1", "base"):
         sign_here(model, private)
-    alnico.merge_all(text, "out", verify_inputs=[public], require_signed=True)
+    alnico.merge_documents(text, "out", verify_inputs=[public], require_signed=True)
     shutil.rmtree("out")
     Path("base/model.sig").unlink()
     with pytest.raises(UncheckedError, match=r"^base: has no model\.sig"):
-        alnico.merge_all(text, "out", verify_inputs=[public], require_signed=True)
+        alnico.merge_documents(text, "out", verify_inputs=[public], require_signed=True)
 
 
 def test_required_signatures_need_a_key(run: Run) -> None:

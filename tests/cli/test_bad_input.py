@@ -436,7 +436,7 @@ def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatc
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "merge_all", interrupted)
+    monkeypatch.setattr(api, "merge_documents", interrupted)
     code, stdout, stderr = run("merge", "linear.yml", "out")
     assert (code, stdout, stderr) == (
         130,

@@ -217,14 +217,14 @@ def test_a_second_process_on_the_outputs_of_stages_is_refused(
 
     def watch(event: Event) -> None:
         if isinstance(event, Started):
-            code = "import alnico; alnico.merge_all('r.yml', 'out', restart=True)"
+            code = "import alnico; alnico.merge_documents('r.yml', 'out', restart=True)"
             refused.append(
                 subprocess.run(
                     [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
                 ).stderr
             )
 
-    alnico.merge_all("r.yml", "out", watch=watch)
+    alnico.merge_documents("r.yml", "out", watch=watch)
     assert len(refused) == 2
     for message in refused:
         assert (
@@ -232,4 +232,4 @@ def test_a_second_process_on_the_outputs_of_stages_is_refused(
             in message
         )
     with pytest.raises(OutputError, match="exists and is not empty"):
-        alnico.merge_all("r.yml", "out")
+        alnico.merge_documents("r.yml", "out")

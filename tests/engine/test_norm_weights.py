@@ -263,7 +263,7 @@ def test_small_differences_are_measured_in_float64(tmp_path: Path) -> None:
     """In float32 the squares of the entries are 0."""
     for name, step in (("base", 0.0), ("a", 1e-25), ("b", 2e-25)):
         save_model(tmp_path / name, {"w": ("F32", np.full(100, step, np.float32))})
-    assert alnico.weights(["a", "b"], base="base", mode="linear").norms[0] == pytest.approx(
+    assert alnico.norm_weights(["a", "b"], base="base", mode="linear").norms[0] == pytest.approx(
         (1e-24, 2e-24), rel=1e-6
     )
 
@@ -271,7 +271,7 @@ def test_small_differences_are_measured_in_float64(tmp_path: Path) -> None:
 def test_bf16_models_are_measured_as_they_are_stored(tmp_path: Path) -> None:
     saved(tmp_path, "BF16")
     stored = [read_model(tmp_path / m) for m in ("base", "a", "b")]
-    found = alnico.weights(["a", "b"], base="base")
+    found = alnico.norm_weights(["a", "b"], base="base")
     assert found.norms[0] == pytest.approx([norm(stored[0], m) for m in stored[1:]], rel=1e-14)
 
 
@@ -302,7 +302,7 @@ def test_a_stage_is_weighed_when_it_is_made(tmp_path: Path) -> None:
         "unrelated: allow\n---\n"
         "merge_method: linear\nbase_model: base\nmodels: [half, b]\nunrelated: allow\nparameters: {weight: {from: l2_norm}}\n"
     )
-    (result,) = alnico.merge_all(tmp_path / "r.yml", tmp_path / "out")
+    (result,) = alnico.merge_documents(tmp_path / "r.yml", tmp_path / "out")
     assert result.plan.weighings[0].norms == pytest.approx(
         [norm(base, tuned[0]) / 2, norm(base, tuned[1])], rel=1e-6
     )
@@ -478,7 +478,7 @@ def test_what_an_analysis_writes_is_what_is_read(tmp_path: Path) -> None:
     for model, name in zip(found["models"], "ab", strict=True):
         model["reference"] = name
     (tmp_path / "summary.json").write_text(json.dumps(found))
-    weights = alnico.weights(["b", "a"], base="base", analysis="summary.json")
+    weights = alnico.norm_weights(["b", "a"], base="base", analysis="summary.json")
     assert weights.norms[0] == pytest.approx([norm(base, tuned[1]), norm(base, tuned[0])], rel=1e-6)
 
 
@@ -498,7 +498,7 @@ def test_an_adapter_weighs_what_it_changes(tmp_path: Path) -> None:
     (tmp_path / "adapter" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["0"]})
     )
-    found = alnico.weights(["base2+adapter", "a2"], base="base2")
+    found = alnico.norm_weights(["base2+adapter", "a2"], base="base2")
     change = 2.0 * (low["B"].astype(np.float64) @ low["A"])
     assert found.norms[0] == pytest.approx(
         (float(np.sqrt((change**2).sum())), norm(base, tuned[0])), rel=1e-6
@@ -562,7 +562,7 @@ def test_a_merge_is_not_taken_up_with_another_analysis(tmp_path: Path) -> None:
 
 def test_weights_are_what_the_merge_takes(tmp_path: Path) -> None:
     saved(tmp_path)
-    found = alnico.weights(["a", "b"], base="base", per="layer", mode="power", alpha=2)
+    found = alnico.norm_weights(["a", "b"], base="base", per="layer", mode="power", alpha=2)
     merged = alnico.merge(recipe(weight=found.setting.data()), tmp_path / "out").plan
     assert [(w.place, w.norms, w.weights) for w in merged.weighings] == list(
         zip(found.places, found.norms, found.weights, strict=True)
@@ -573,7 +573,7 @@ def test_weights_are_what_the_merge_takes(tmp_path: Path) -> None:
 def test_one_model_has_no_weight_to_find(tmp_path: Path) -> None:
     saved(tmp_path)
     with pytest.raises(MethodError, match=r"^weights: nothing depends on them; expected two models or more"):
-        alnico.weights(["a"], base="base")
+        alnico.norm_weights(["a"], base="base")
 
 
 def test_only_what_is_read_again_is_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,12 +68,12 @@ def stopping(stage: int, tensors: int, begun: list[str]) -> Callable[[Event], No
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_stages_that_are_interrupted_are_taken_up_where_they_stopped(stage: int) -> None:
     Path("r.yml").write_text(CHAIN)
-    alnico.merge_all("r.yml", "whole")
+    alnico.merge_documents("r.yml", "whole")
     with pytest.raises(KeyboardInterrupt):
-        alnico.merge_all("r.yml", "out", threads=1, watch=stopping(stage, 3, []))
+        alnico.merge_documents("r.yml", "out", threads=1, watch=stopping(stage, 3, []))
     assert not Path("out").exists()
     begun: list[str] = []
-    (result,) = alnico.merge_all("r.yml", "out", watch=stopping(0, 0, begun))
+    (result,) = alnico.merge_documents("r.yml", "out", watch=stopping(0, 0, begun))
     assert begun == ["linear", "task_arithmetic", "slerp"][stage - 1 :]
     assert (result.resumed > 0) == (stage == 3)
     assert model_bytes(Path("out")) == model_bytes(Path("whole"))
@@ -83,9 +83,9 @@ def test_stages_that_are_interrupted_are_taken_up_where_they_stopped(stage: int)
 def test_several_outputs_are_taken_up_and_finished_ones_stay() -> None:
     Path("r.yml").write_text(PAIR)
     with pytest.raises(KeyboardInterrupt):
-        alnico.merge_all("r.yml", "out", threads=1, watch=stopping(2, 1, []))
+        alnico.merge_documents("r.yml", "out", threads=1, watch=stopping(2, 1, []))
     finished = Path("out/mean/model.safetensors").stat().st_mtime_ns
-    (result,) = alnico.merge_all("r.yml", "out")
+    (result,) = alnico.merge_documents("r.yml", "out")
     assert str(result.path) == "out/2-linear"
     assert Path("out/mean/model.safetensors").stat().st_mtime_ns == finished
     assert sorted(p.name for p in Path("out").iterdir()) == ["2-linear", "mean"]
@@ -96,19 +96,19 @@ def test_a_place_that_holds_something_else_is_refused_also_when_a_merge_is_taken
     Path("out").mkdir()
     Path("out/mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"^out: exists and is not empty"):
-        alnico.merge_all("r.yml", "out")
+        alnico.merge_documents("r.yml", "out")
     Path("out/mine.txt").unlink()
     with pytest.raises(KeyboardInterrupt):
-        alnico.merge_all("r.yml", "out", threads=1, watch=stopping(2, 1, []))
+        alnico.merge_documents("r.yml", "out", threads=1, watch=stopping(2, 1, []))
     Path("out/mine.txt").write_text("mine")
     with pytest.raises(OutputError, match=r"^out: exists and is not empty"):
-        alnico.merge_all("r.yml", "out")
+        alnico.merge_documents("r.yml", "out")
     assert Path("out/mine.txt").read_text() == "mine"
 
 
 def test_card_and_lock_name_the_models_and_methods_of_all_stages() -> None:
     Path("r.yml").write_text(CHAIN)
-    alnico.merge_all("r.yml", "out")
+    alnico.merge_documents("r.yml", "out")
     card = Path("out/README.md").read_text()
     assert "# A merge of tuned-0, tuned-1, tuned-2, base\n" in card
     assert [line.split("`")[1] for line in card.splitlines() if line.startswith("- `")] == [
@@ -142,10 +142,10 @@ def test_the_carried_recipe_of_stages_makes_the_same_merge_with_the_seed_of_the_
     Path("r.yml").write_text(
         CHAIN.replace("task_arithmetic", "dare_linear").replace("{weight: 0.3}", "{density: 0.5}")
     )
-    (first,) = alnico.merge_all("r.yml", "out", seed=5)
-    (again,) = alnico.merge_all("out/mergekit_config.yml", "again")
+    (first,) = alnico.merge_documents("r.yml", "out", seed=5)
+    (again,) = alnico.merge_documents("out/mergekit_config.yml", "again")
     assert again.digests == first.digests
-    (other,) = alnico.merge_all("r.yml", "other")
+    (other,) = alnico.merge_documents("r.yml", "other")
     assert other.digests != first.digests
 
 
@@ -180,13 +180,13 @@ def test_outputs_that_do_not_fit_the_disk_together_are_refused_before_the_first(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     Path("chain.yml").write_text(CHAIN)
-    one = alnico.plan_all("chain.yml")[0].bytes_to_write
+    one = alnico.plan_documents("chain.yml")[0].bytes_to_write
     free = 2 * one + (16 << 20)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     with pytest.raises(
         ResourceError, match=r": the outputs of all 3 merges need .*, .* are free\. Make room"
     ):
-        alnico.merge_all("chain.yml", "out")
+        alnico.merge_documents("chain.yml", "out")
     assert not Path("out").exists()
 
 
@@ -208,13 +208,13 @@ def test_without_a_temporary_folder_a_plan_says_so(monkeypatch: pytest.MonkeyPat
         RunError,
         match=r"temporary folder: nothing can be written there \(No usable .*\); .* set TMPDIR to a folder",
     ):
-        alnico.plan_all(unions())
+        alnico.plan_documents(unions())
 
 
 def test_a_stage_is_planned_with_the_vocabulary_that_an_earlier_one_makes() -> None:
     unions()
-    first, second = alnico.plan_all("unions.yml")
-    (made,) = alnico.merge_all("unions.yml", "out")
+    first, second = alnico.plan_documents("unions.yml")
+    (made,) = alnico.merge_documents("unions.yml", "out")
     shapes = {j.name: j.shape for j in second.jobs}
     assert shapes == {j.name: j.shape for j in made.plan.jobs}
     assert (

@@ -75,7 +75,7 @@ def merge(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Merg
 
     def run(case: str) -> Path:
         monkeypatch.chdir(inputs / "tokenizers" if case.startswith("tokenizers/") else inputs)
-        alnico.merge_all(MATRIX / f"{case}.yml", tmp_path / case)
+        alnico.merge_documents(MATRIX / f"{case}.yml", tmp_path / case)
         return tmp_path / case
 
     return run

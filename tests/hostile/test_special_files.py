@@ -106,7 +106,7 @@ def sweep(folder: Path, names: Sequence[str], kinds: Sequence[Callable[[Path], N
             calls: dict[str, Callable[[], object]] = {
                 "plan": lambda r=recipe: alnico.plan(r),
                 "merge": lambda r=recipe, p=place: alnico.merge(r, p / "out", memory="1GiB"),
-                "inspect": lambda b=bad: alnico.open(b).close(),
+                "inspect": lambda b=bad: alnico.open_model(b).close(),
                 "diff": lambda b=bad, g=good: alnico.diff(b, g),
                 "analyze": lambda b=bad, g=good: alnico.analyze([b], base=g),
                 "extract": lambda b=bad, g=good, p=place: alnico.lora.extract(g, b, p / "adapter", rank=1),
@@ -293,7 +293,7 @@ def test_a_folder_of_very_many_files_is_refused(tmp_path: Path, monkeypatch: pyt
     for i in range(4):
         (a / f"{i}.txt").touch()
     with pytest.raises(ModelError, match="holds more than 4 files and folders"):
-        alnico.open(a)
+        alnico.open_model(a)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="becomes another user in a process of its own")
@@ -407,11 +407,11 @@ def test_a_folder_of_a_module_that_is_a_link_out_of_the_model_is_not_looked_into
     (tmp_path / "elsewhere" / "secret").mkdir(mode=0)
     (a / "sub").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ModelError, match=r"sub: is a link to .*elsewhere, outside the model's directory"):
-        alnico.open(a)
+        alnico.open_model(a)
     (a / "sub").unlink()
     (a / "inside").mkdir()
     (a / "sub").symlink_to("inside")
-    alnico.open(a).close()
+    alnico.open_model(a).close()
 
 
 def nested(folder: Path, depth: int) -> None:
@@ -477,5 +477,5 @@ def test_hidden_files_hold_no_weights(tmp_path: Path) -> None:
     (a / "._other.safetensors").write_bytes(b"\0\5\x16\7" + bytes(100))
     save_model(tmp_path / "b", {"evil": ("F32", np.ones(3, np.float32))})
     (tmp_path / "b" / "model.safetensors").rename(a / ".git.safetensors")
-    with alnico.open(a) as opened:
+    with alnico.open_model(a) as opened:
         assert [path.name for path in opened.paths()] == ["other.safetensors"]

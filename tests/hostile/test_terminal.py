@@ -190,7 +190,7 @@ COMMANDS: list[list[str]] = [
         "good", "ties", "misfit", "drop", "small", "nan", "broken", "nowhere", "unknown", "filters", "idle", "tokens", "tokens2", "template",
         "stage", "slices", "modules", "lora", "hub", "statistics", "raw",
     ) for more in [["-v"]]),
-    ["plan", "good.yml", "--json"], ["plan", "good.yml", "--out", a("o")], ["plan", "good.yml", "--strict-licence"], ["plan", one_line("r.yml")], ["plan", one_line("none.yml")], ["plan", a("none.yml")], ["plan", "names.yml"],
+    ["plan", "good.yml", "--json"], ["plan", "good.yml", "--out", a("o")], ["plan", "good.yml", "--strict-license"], ["plan", one_line("r.yml")], ["plan", one_line("none.yml")], ["plan", a("none.yml")], ["plan", "names.yml"],
     *(["merge", f"{name}.yml", f"OUT/{a(name)}", *more] for name in ("good", "ties", "drop", "nan", "lora", "stage", "template", "idle", "tokens2") for more in [["-v"]]),
     ["merge", "good.yml", f"OUT/{a('good')}"], ["merge", "good.yml", f"OUT/{a('good')}", "--json"], ["merge", "good.yml", f"OUT/{a('j')}", "--json"],
     ["merge", "good.yml", "OUT/one.safetensors", "--memory", a("1")], ["merge", "good.yml", f"OUT/{a('none')}/x"], ["merge", "good.yml", "OUT/k", "--verify-inputs", a("key.pem")],

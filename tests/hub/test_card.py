@@ -88,8 +88,8 @@ def test_a_local_path_is_no_base_model_and_is_not_in_the_card(hub: Hub, tmp_path
 def test_the_paths_of_a_reference_that_is_a_mapping_are_not_in_the_card(tmp_path: Path) -> None:
     base, _ = family(tmp_path / "secret", 1)
     adapter = tmp_path / "secret" / "adapter"
-    names = [n for n in alnico.open(base).tensors if n.endswith("q_proj.weight")][:1]
-    width = alnico.open(base).tensors[names[0]].shape[1]
+    names = [n for n in alnico.open_model(base).tensors if n.endswith("q_proj.weight")][:1]
+    width = alnico.open_model(base).tensors[names[0]].shape[1]
     key = "base_model.model." + names[0].removesuffix(".weight")
     factors = {
         f"{key}.lora_A.weight": ("F32", np.ones((1, width), np.float32)),

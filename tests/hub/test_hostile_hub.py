@@ -168,7 +168,7 @@ def test_an_answer_of_odd_types_is_an_error_of_the_hub_or_means_nothing(hub: Hub
 @pytest.mark.parametrize("status", [200, 404, 418, 500])
 def test_an_answer_that_is_no_object_is_an_error_of_the_hub(hub: Hub, body: bytes, status: int) -> None:
     hub.tamper = lambda request: is_listing(request) and request.answer(status, body) is None
-    said(lambda: alnico.open("org/a"))
+    said(lambda: alnico.open_model("org/a"))
 
 
 COMMANDS = [
@@ -259,7 +259,7 @@ def test_headers_of_odd_values_write_nothing_outside_of_the_cache(
 
 def test_the_answer_for_another_commit_than_the_recipe_names_is_refused(hub: Hub) -> None:
     hub.tamper = lambda request: is_listing(request) and request.say(listing(hub)) is None
-    assert "the hub answers for the commit" in said(lambda: alnico.open(f"org/a@{'0' * 40}"))
+    assert "the hub answers for the commit" in said(lambda: alnico.open_model(f"org/a@{'0' * 40}"))
 
 
 # ---- endless, large, slow ---------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_an_endless_answer_ends(hub: Hub, status: int, monkeypatch: pytest.Monke
         is_listing(request)
         and endless(request, status, {"Location": "/api/models/x"} if status == 302 else {})
     )
-    said(lambda: alnico.open("org/a"))
+    said(lambda: alnico.open_model("org/a"))
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "br", "zstd", "deflate, gzip"])
@@ -306,7 +306,7 @@ def test_a_packed_answer_is_not_unpacked(hub: Hub, encoding: str, status: int) -
     hub.tamper = lambda request: (
         is_listing(request) and request.answer(status, bomb, {"Content-Encoding": encoding}) is None
     )
-    text = said(lambda: alnico.open("org/a"))
+    text = said(lambda: alnico.open_model("org/a"))
     assert status != 200 or "is encoded as" in text
 
 
@@ -372,12 +372,12 @@ def test_headers_that_trickle_are_given_up(hub: Hub, first: bytes, then: bytes) 
         return True
 
     hub.tamper = tamper
-    assert "nothing came from the hub for" in said(lambda: alnico.open("org/a"))
+    assert "nothing came from the hub for" in said(lambda: alnico.open_model("org/a"))
 
 
 def test_headers_of_a_megabyte_are_refused(hub: Hub) -> None:
     hub.tamper = lambda request: request.answer(200, b"{}", {"X-A": "a" * (1 << 20)}) is None
-    said(lambda: alnico.open("org/a"))
+    said(lambda: alnico.open_model("org/a"))
 
 
 def test_a_model_of_many_large_configs_is_not_fetched_to_be_looked_at(hub: Hub) -> None:
@@ -387,7 +387,7 @@ def test_a_model_of_many_large_configs_is_not_fetched_to_be_looked_at(hub: Hub) 
         ModelError,
         match=r"^org/a: 7 files that are read while planning have 1\.1 GB in all, expected 1\.1 GB at most",
     ):
-        alnico.open("org/a")
+        alnico.open_model("org/a")
     assert not any("/resolve/" in r.path for r in hub.requests)
 
 
@@ -419,7 +419,7 @@ def test_another_part_than_was_asked_for_is_refused(hub: Hub, part: str) -> None
         return False
 
     hub.tamper = tamper
-    assert "another part" in said(lambda: alnico.open("org/a"))
+    assert "another part" in said(lambda: alnico.open_model("org/a"))
 
 
 def test_weights_with_another_hash_are_refused_and_not_kept(hub: Hub, run: Run) -> None:
@@ -585,7 +585,7 @@ def test_the_token_goes_to_no_other_host(
 )
 def test_a_redirect_to_no_place_is_an_error(hub: Hub, target: str) -> None:
     hub.tamper = lambda request: request.answer(302, b"", {"Location": target}) is None
-    said(lambda: alnico.open("org/a"))
+    said(lambda: alnico.open_model("org/a"))
 
 
 def test_a_hub_of_https_sends_to_nothing_that_is_not_encrypted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -606,7 +606,7 @@ def test_a_hub_of_https_sends_to_nothing_that_is_not_encrypted(monkeypatch: pyte
         lambda: client.Client(transport=client.MockTransport(answer), follow_redirects=True)
     )
     try:
-        assert "not encrypted" in said(lambda: alnico.open("org/a"))
+        assert "not encrypted" in said(lambda: alnico.open_model("org/a"))
     finally:
         huggingface_hub.set_client_factory(huggingface_hub.utils._http.default_client_factory)
     assert [urlsplit(url).scheme for url, _ in asked] == ["https"]
@@ -676,7 +676,7 @@ def test_what_a_busy_hub_asks_to_wait_is_kept_to_a_bound(
     hub: Hub, headers: dict[str, str], words: str
 ) -> None:
     hub.tamper = lambda request: request.answer_raw(429, b"{}", headers) is None
-    assert words in said(lambda: alnico.open("org/a"))
+    assert words in said(lambda: alnico.open_model("org/a"))
 
 
 @pytest.mark.parametrize("name", ["ALNICO_HUB_WAIT", "ALNICO_HUB_TIMEOUT"])
@@ -702,7 +702,7 @@ def test_refusals_are_told_apart_and_not_repeated(hub: Hub, status: int, words: 
         return True
 
     hub.tamper = tamper
-    assert words in said(lambda: alnico.open("org/a"))
+    assert words in said(lambda: alnico.open_model("org/a"))
     assert count == 1
 
 
@@ -826,7 +826,7 @@ def test_two_processes_fetch_one_model_at_once() -> None:
 
 
 def test_a_commit_that_vanishes_is_told(hub: Hub) -> None:
-    with alnico.open("org/a") as model:
+    with alnico.open_model("org/a") as model:
         hub.repos["org/a"].commits.clear()
         said(lambda: model.read("w"))
 
@@ -879,10 +879,10 @@ def test_the_client_of_others_is_not_closed() -> None:
 
     set_client_factory(_http.default_client_factory)
     client = get_session()
-    alnico.open("org/a").close()
+    alnico.open_model("org/a").close()
     assert get_session() is client
     assert not client.is_closed
-    alnico.open("org/b").close()
+    alnico.open_model("org/b").close()
     assert len(client.event_hooks["response"]) == 1
 
 
@@ -890,7 +890,7 @@ def test_the_client_of_others_is_not_closed() -> None:
 def test_requests_of_others_in_the_process_are_left_alone(elsewhere: Any) -> None:
     from huggingface_hub.utils import get_session
 
-    alnico.open("org/a").close()
+    alnico.open_model("org/a").close()
     url, asked = elsewhere
     assert get_session().get(url, headers={"Authorization": "Bearer mine"}).status_code == 200
     assert asked == [("GET", "Bearer mine")]

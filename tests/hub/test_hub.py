@@ -92,7 +92,9 @@ def test_an_adapter_of_the_hub_is_applied_to_a_base_of_the_hub_or_of_this_disk(h
     Path("lora/adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4}))
     hub.add("org/lora", Path("lora"))
     commit = {n: hub.repos[n].refs["main"] for n in ("org/base", "org/lora")}
-    assert alnico.open("org/base+org/lora").tensors["model.layers.0.mlp.up_proj.weight"].nominal == "BF16"
+    assert (
+        alnico.open_model("org/base+org/lora").tensors["model.layers.0.mlp.up_proj.weight"].nominal == "BF16"
+    )
     assert hub.weight_bytes() == 0
     for i, (reference, there) in enumerate({
         f"{base}+lora": f"{base}+lora",
@@ -179,7 +181,7 @@ def test_what_other_tools_fetched_is_used_and_they_find_what_alnico_fetched(hub:
     theirs = hf_hub_download("org/base", "model-00001-of-00002.safetensors")
     served = hub.weight_bytes()
     assert served > 0
-    with alnico.open("org/base") as model:
+    with alnico.open_model("org/base") as model:
         assert model.shards[0].path == Path(theirs)
         model.read("model.embed_tokens.weight")
         assert hub.weight_bytes() == served
@@ -192,7 +194,7 @@ def test_what_other_tools_fetched_is_used_and_they_find_what_alnico_fetched(hub:
 
 def test_reading_a_tensor_of_an_opened_model_fetches_its_file(hub: Hub) -> None:
     hub.add("org/a", save_model(Path("a"), {"w": ("F32", np.arange(4, dtype=np.float32))}, {}))
-    with alnico.open("org/a") as model:
+    with alnico.open_model("org/a") as model:
         np.testing.assert_array_equal(model.read("w"), [0, 1, 2, 3])
 
 
@@ -215,7 +217,7 @@ def test_a_local_merge_never_loads_huggingface_hub(hub: Hub) -> None:
 def test_a_path_that_is_there_wins(hub: Hub) -> None:
     hub.add("org/a", save_model(Path("a"), {"w": ("F32", np.zeros(2, np.float32))}, {}))
     save_model(Path("org/a"), {"w": ("F32", np.zeros(3, np.float32))}, {})
-    with alnico.open("org/a") as model:
+    with alnico.open_model("org/a") as model:
         assert (model.tensors["w"].shape, model.origin) == ((3,), None)
     assert hub.requests == []
 
@@ -229,7 +231,7 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(hub: Hub) -> None:
     commits = {"main": commit(1, "main"), "v2": commit(2, "v2"), "refs/pr/3": commit(3, "refs/pr/3")}
     for revision, size in (("main", 1), ("v2", 2), ("refs/pr/3", 3), (commits["v2"], 2)):
         for offline in (False, True):
-            with alnico.open(f"org/a@{revision}", offline=offline) as model:
+            with alnico.open_model(f"org/a@{revision}", offline=offline) as model:
                 assert model.tensors["w"].shape == (size,)
                 model.read("w")
 
@@ -271,7 +273,7 @@ def test_an_unfinished_merge_is_not_taken_up_when_the_branch_has_moved(
 
 
 def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id(hub: Hub) -> None:
-    assert told(lambda: alnico.open("gpt2"), ModelError) == (
+    assert told(lambda: alnico.open_model("gpt2"), ModelError) == (
         "model 'gpt2': no such directory or file; expected a directory with safetensors files, one such file, or a "
         "model on the hub as owner/name or owner/name@revision. Check the path, or write the hub's id with its owner."
     )
@@ -296,7 +298,7 @@ def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id
     ],
 )
 def test_a_name_cannot_lead_out_of_the_cache(hub: Hub, reference: str, why: str | None) -> None:
-    message = told(lambda: alnico.open(reference), ModelError)
+    message = told(lambda: alnico.open_model(reference), ModelError)
     assert message.startswith(f"model {reference!r}: ")
     assert why is None or why in message
     assert hub.requests == []
@@ -305,7 +307,7 @@ def test_a_name_cannot_lead_out_of_the_cache(hub: Hub, reference: str, why: str 
 @pytest.mark.parametrize("file", ["../../evil.json", "/etc/evil.json", "a/../../evil.json"])
 def test_a_file_name_cannot_lead_out_of_the_cache(hub: Hub, file: str) -> None:
     hub.add("org/a", {file: b"{}", "model.safetensors": b""})
-    assert told(lambda: alnico.open("org/a")) == (
+    assert told(lambda: alnico.open_model("org/a")) == (
         f"org/a: the hub's answer has file {file!r} without a size or outside the model. Check HF_ENDPOINT; do not use this model."
     )
 
@@ -341,17 +343,17 @@ def test_offline_says_what_is_missing(
     cache = Path(constants.HF_HUB_CACHE) / "models--org--one"
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
-        assert told(lambda: alnico.open("org/one", offline=not by_environment)) == (
+        assert told(lambda: alnico.open_model("org/one", offline=not by_environment)) == (
             f"org/one: revision 'main' is not in the cache ({cache}), and alnico is offline; expected a model that was "
             "fetched before. Go online (without --offline and HF_HUB_OFFLINE) once, or give a path."
         )
     assert hub.requests == []
-    alnico.open("org/one").close()
+    alnico.open_model("org/one").close()
     commit = hub.repos["org/one"].refs["main"]
     with monkeypatch.context() as patch:
         patch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
         index = cache / "snapshots" / commit / "model.safetensors.index.json"
-        assert told(lambda: alnico.open("org/one", offline=not by_environment)) == (
+        assert told(lambda: alnico.open_model("org/one", offline=not by_environment)) == (
             f"org/one: the cache ({index.parent}) does not hold the whole model, and alnico is offline: {index}: names "
             "model-00001-of-00002.safetensors, which is not there. Complete the download. "
             "Go online (without --offline and HF_HUB_OFFLINE) once."
@@ -392,10 +394,10 @@ def test_a_private_model_is_found_with_a_token_only(
 
     models(hub)
     hub.repos["org/one"].private = True
-    alnico.open("org/one").close()
+    alnico.open_model("org/one").close()
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
-    assert "or it is private" in told(lambda: alnico.open("org/one"))
+    assert "or it is private" in told(lambda: alnico.open_model("org/one"))
 
 
 def test_the_token_goes_to_the_hub_alone_and_is_never_shown(hub: Hub, run: Run) -> None:
@@ -411,7 +413,7 @@ def test_the_token_goes_to_the_hub_alone_and_is_never_shown(hub: Hub, run: Run) 
 def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with serving(tmp_path, monkeypatch) as hub:
         hub.add("org/a", {})
-    message = told(lambda: alnico.open("org/a"))
+    message = told(lambda: alnico.open_model("org/a"))
     assert message.startswith(
         f"org/a: no such path here, and {hub.url} could not be reached or broke off (ConnectError: "
     )
@@ -420,7 +422,7 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp
 
 def test_a_repository_of_pickles_is_refused(hub: Hub) -> None:
     hub.add("org/old", {"pytorch_model.bin": b"x", "config.json": b"{}"})
-    assert told(lambda: alnico.open("org/old"), ModelError) == (
+    assert told(lambda: alnico.open_model("org/old"), ModelError) == (
         "org/old: its weights are a pickle (pytorch_model.bin), expected .safetensors; alnico fetches no pickles. "
         "Download the model yourself, and give its path."
     )
@@ -467,7 +469,7 @@ def test_the_weights_of_modules_come_from_the_hub_and_are_merged(hub: Hub) -> No
     assert weights("out") == weights("local-out")
     found = Path("out/2_Dense/model.safetensors").read_bytes()
     assert found == Path("local-out/2_Dense/model.safetensors").read_bytes()
-    with alnico.open("out") as out:
+    with alnico.open_model("out") as out:
         assert out.read("2_Dense/linear.weight").tolist() == [[0.5, 0.5], [0.5, 0.5]]
     assert not any(r.path.endswith(".bin") for r in hub.requests)
 
@@ -477,7 +479,7 @@ def test_a_header_that_claims_too_much_is_refused_unread(hub: Hub, length: int) 
     if length > 100:
         hub.size_lies["model.safetensors"] = length * 2
     hub.add("org/bad", {"model.safetensors": length.to_bytes(8, "little") + b"{}", "config.json": b"{}"})
-    assert told(lambda: alnico.open("org/bad"), ModelError).startswith(
+    assert told(lambda: alnico.open_model("org/bad"), ModelError).startswith(
         f"org/bad: model.safetensors: the header claims {length} bytes"
     )
     assert sum(r.sent for r in hub.requests if r.host == "store") == 8
@@ -485,7 +487,7 @@ def test_a_header_that_claims_too_much_is_refused_unread(hub: Hub, length: int) 
 
 def test_a_file_without_bytes_is_refused(hub: Hub) -> None:
     hub.add("org/bad", {"model.safetensors": b"", "config.json": b"{}"})
-    assert told(lambda: alnico.open("org/bad"), ModelError).startswith(
+    assert told(lambda: alnico.open_model("org/bad"), ModelError).startswith(
         "org/bad: model.safetensors: the file has 0 bytes"
     )
     assert not any(r.range for r in hub.requests)
@@ -494,7 +496,7 @@ def test_a_file_without_bytes_is_refused(hub: Hub) -> None:
 def test_a_hub_that_lies_about_a_size_is_found_out(hub: Hub) -> None:
     local = models(hub, shards=1)
     hub.size_lies["model.safetensors"] = (local[0] / "model.safetensors").stat().st_size + 2
-    assert "the tensors end at byte" in told(lambda: alnico.open("org/base"), ModelError)
+    assert "the tensors end at byte" in told(lambda: alnico.open_model("org/base"), ModelError)
 
 
 def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> None:
@@ -506,7 +508,7 @@ def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> Non
         .joinpath("model.safetensors")
         .read_bytes()
     )
-    with alnico.open("org/base") as model:
+    with alnico.open_model("org/base") as model:
         hub.files("org/base")["model.safetensors"] = longer
         message = told(lambda: model.read("model.norm.weight"))
         assert (
@@ -520,7 +522,7 @@ def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> Non
 def test_an_index_that_leads_outside_is_refused(hub: Hub) -> None:
     index = json.dumps({"weight_map": {"w": "../../../x.safetensors"}}).encode()
     hub.add("org/bad", {"model.safetensors.index.json": index, "model.safetensors": b""})
-    assert "outside the model's directory" in told(lambda: alnico.open("org/bad"), ModelError)
+    assert "outside the model's directory" in told(lambda: alnico.open_model("org/bad"), ModelError)
 
 
 def test_quiet_says_nothing_about_downloads(hub: Hub, run: Run) -> None:

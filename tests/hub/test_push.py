@@ -51,7 +51,7 @@ def test_a_push_makes_the_model_and_prints_its_address(hub: Hub, out: Path, run:
         False,
         ["Merge with alnico: out"],
     )
-    with alnico.open("me/merged") as model:
+    with alnico.open_model("me/merged") as model:
         assert len(model.tensors) == 20
 
 

@@ -157,7 +157,7 @@ def test_one_weighted_adapter_is_a_reference_in_any_recipe(
     tmp_path: Path, two: dict[str, np.ndarray]
 ) -> None:
     reference = f"{tmp_path}/base+0.25*{tmp_path}/a+-1.5*{tmp_path}/b"
-    with alnico.open(reference) as model:
+    with alnico.open_model(reference) as model:
         expected = two["W"] + 0.25 * two["a"] - 1.5 * two["b"]
         assert np.abs(model.read("m.w.weight") - expected).max() <= 2e-6 * np.abs(expected).max()
     alnico.merge(
@@ -245,7 +245,7 @@ def test_the_budget_counts_a_few_factors_and_not_all(tmp_path: Path) -> None:
     (tmp_path / "a" / "adapter_config.json").write_text(
         json.dumps({"peft_type": "LORA", "r": 50, "lora_alpha": 1})
     )
-    with alnico.open(f"{tmp_path}/base+{tmp_path}/a") as model:
+    with alnico.open_model(f"{tmp_path}/base+{tmp_path}/a") as model:
         assert 4 * 50 * 700 <= model.held_bytes <= 5 * 4 * 50 * 700  # type: ignore[attr-defined]
 
 

@@ -120,8 +120,8 @@ def test_options_that_are_no_number_are_errors_of_their_class(
         ("weight", lambda: fold(base, [adapters[0]], out, weights=[odd])),
     ]
     calls += [
-        ("mode", lambda: alnico.weights([tuned], base=base, mode=odd)),
-        ("scale", lambda: alnico.weights([tuned], base=base, scale=odd)),
+        ("mode", lambda: alnico.norm_weights([tuned], base=base, mode=odd)),
+        ("scale", lambda: alnico.norm_weights([tuned], base=base, scale=odd)),
     ]
     for name, call in calls:
         with pytest.raises(AlnicoError, match=name) as caught:

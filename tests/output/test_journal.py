@@ -222,7 +222,7 @@ def test_nothing_has_a_header_before_it_is_whole(recipe: Path, tmp_path: Path) -
         with pytest.raises(SafetensorError):
             load_file(file)
         with pytest.raises(alnico.errors.ModelError):
-            alnico.open(file)
+            alnico.open_model(file)
 
 
 def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(
@@ -233,7 +233,7 @@ def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(
         f"name: one\nmerge_method: linear\nmodels: [{tmp_path}/tuned-0, {tmp_path}/tuned-1]\nunrelated: allow\n---\n"
         f"merge_method: linear\nmodels: [one, {tmp_path}/base]\nunrelated: allow\n"
     )
-    alnico.merge_all(chain, tmp_path / "whole")
+    alnico.merge_documents(chain, tmp_path / "whole")
 
     def watch(event: Event) -> None:
         if isinstance(event, alnico.events.Finished):
@@ -241,8 +241,8 @@ def test_a_stage_killed_between_its_output_and_its_mark_is_not_made_again(
 
     begun = []
     with pytest.raises(KeyboardInterrupt):
-        alnico.merge_all(chain, tmp_path / "out", watch=watch)
-    alnico.merge_all(
+        alnico.merge_documents(chain, tmp_path / "out", watch=watch)
+    alnico.merge_documents(
         chain,
         tmp_path / "out",
         watch=lambda e: begun.append(e) if isinstance(e, alnico.events.Started) else None,

@@ -59,7 +59,7 @@ def merged(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("locks")
     base, (one, two) = family(folder, 2, layers=1)
     text = f"name: first\nmerge_method: linear\nmodels: [{one}, {two}]\n---\nmerge_method: linear\nmodels: [first, {base}]\n"
-    alnico.merge_all(text, folder / "out")
+    alnico.merge_documents(text, folder / "out")
     return folder / "out"
 
 

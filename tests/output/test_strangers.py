@@ -61,7 +61,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 COMMANDS: dict[str, tuple[str, Callable[[Path, Path], Any]]] = {
     "merge": ("part", lambda models, out: merged(models / "small" / "recipe.yml", out)),
-    "stages": ("stages", lambda models, out: alnico.merge_all(models / "chain.yml", out)),
+    "stages": ("stages", lambda models, out: alnico.merge_documents(models / "chain.yml", out)),
     "fold": ("part", lambda models, out: fold(models / "base", [models / "adapter-0"], out)),
     "combine": ("part", lambda models, out: combine([models / "adapter-0", models / "adapter-1"], out)),
     "extract": ("part", lambda models, out: extract(models / "tuned-0", models / "base", out, rank=2)),
@@ -323,7 +323,7 @@ def test_the_folder_of_stages_is_checked_before_anything_in_it_is_looked_at(
     monkeypatch.setattr(stages, "_check_disk", lambda *_: pytest.fail("the files of a stranger were counted"))
     (tmp_path / ".out.alnico-stages").symlink_to(models)
     with pytest.raises(OutputError, match="is a link"):
-        alnico.merge_all(models / "chain.yml", tmp_path / "out")
+        alnico.merge_documents(models / "chain.yml", tmp_path / "out")
 
 
 @pytest.mark.parametrize("what", ["link", "another's"])
@@ -470,7 +470,7 @@ def test_every_output_of_a_file_is_looked_at_before_the_first_is_made(models: Pa
     (tmp_path / "out" / ".two.alnico-part").mkdir(parents=True)
     (tmp_path / "out" / ".two.alnico-part").chmod(0o777)
     with pytest.raises(OutputError, match=r"\.two\.alnico-part can be written by others"):
-        alnico.merge_all(pair, tmp_path / "out")
+        alnico.merge_documents(pair, tmp_path / "out")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [".two.alnico-part"]
 
 

@@ -108,7 +108,7 @@ def test_a_conflict_is_a_note_of_plan_merge_and_card(run: Run) -> None:
     assert "license:" not in card
 
 
-@pytest.mark.parametrize("option", ["--strict-licence", "--strict-license"])
+@pytest.mark.parametrize("option", ["--strict-license"])
 def test_a_conflict_is_an_error_where_that_is_asked_for_before_a_tensor_is_read(
     option: str, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,7 +129,7 @@ def test_a_conflict_is_an_error_where_that_is_asked_for_before_a_tensor_is_read(
             5,
             "",
             f"alnico: licences: tuned-0 (gemma): {OWN}; tuned-1 (mit) does not have them, the merge does. Read the licences; this is no legal "
-            "advice.\nLeave a model out, or merge without --strict-licence (strict_licence=False).\n",
+            "advice.\nLeave a model out, or merge without --strict-license (strict_license=False).\n",
         )
     assert not Path("out").exists()
 
@@ -137,14 +137,14 @@ def test_a_conflict_is_an_error_where_that_is_asked_for_before_a_tensor_is_read(
 def test_strict_refuses_also_licences_that_nobody_states() -> None:
     (Path("tuned-1") / "LICENSE.txt").write_text("own")
     with pytest.raises(MismatchError) as caught:
-        alnico.merge(PAIR, "out", strict_licence=True)
+        alnico.merge(PAIR, "out", strict_license=True)
     assert str(caught.value).splitlines()[0] == (
         "licences: tuned-0 (states no licence), tuned-1 (states no licence, but has a file of that name): what that allows is not known here. "
         "Read the licences; this is no legal advice."
     )
     for model in ("tuned-0", "tuned-1"):
         state(model, license="mit")
-    assert alnico.merge(PAIR, "out", strict_licence=True).digests
+    assert alnico.merge(PAIR, "out", strict_license=True).digests
     assert yaml.safe_load(Path("out/README.md").read_text().split("---")[1])["license"] == "mit"
 
 
@@ -167,16 +167,16 @@ def test_the_licences_of_stages_are_those_of_what_they_are_made_of() -> None:
     state("tuned-1", license="cc-by-nc-4.0")
     state("tuned-2", license="mit")
     text = "name: first\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: linear\nmodels: [first, tuned-2]\n"
-    plans = alnico.plan_all(text)
+    plans = alnico.plan_documents(text)
     assert plans[0].notes == ()
     (note,) = plans[1].notes
     assert note.startswith(
         "licences: tuned-0 (cc-by-nc-4.0), tuned-1 (cc-by-nc-4.0): a licence that allows no commercial use"
     )
     with pytest.raises(MismatchError):
-        alnico.merge_all(text, "out", strict_licence=True)
+        alnico.merge_documents(text, "out", strict_license=True)
     assert not Path("out").exists()
-    (result,) = alnico.merge_all(text, "out")
+    (result,) = alnico.merge_documents(text, "out")
     assert note in result.plan.notes
     assert f"- {note}" in Path("out/README.md").read_text()
 

@@ -70,7 +70,7 @@ def test_dropping_everything_is_refused_in_a_stage(tmp_path: Path) -> None:
     )
     (tmp_path / "r.yml").write_text(text)
     with pytest.raises(MismatchError, match=NOTHING):
-        alnico.merge_all(tmp_path / "r.yml", tmp_path / "out")
+        alnico.merge_documents(tmp_path / "r.yml", tmp_path / "out")
     assert not list(tmp_path.glob("*out*"))
 
 

@@ -267,7 +267,9 @@ def test_every_list_by_layer_follows_the_layers_and_a_pattern_that_would_break_i
 def test_lines_scales_the_merged_task_vector_by_depth() -> None:
     stack("base", 3)
     write_model(
-        Path("a"), {name: np.ones(t.shape, np.float32) for name, t in alnico.open("base").tensors.items()}, {}
+        Path("a"),
+        {name: np.ones(t.shape, np.float32) for name, t in alnico.open_model("base").tensors.items()},
+        {},
     )
     recipe = "{merge_method: task_arithmetic, base_model: base, models: [a], lines: {alpha: 0.5, beta: 0.25}, parameters: {lambda: 2}}\n"
     alnico.merge("\n" + recipe, "out")

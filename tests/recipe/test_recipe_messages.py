@@ -319,7 +319,7 @@ TEXTS = {
     "a word": ("linear", "1: is 'linear'; expected a mapping with at least merge_method and models."),
     "two documents": (
         "merge_method: linear\nmodels: [a]\n---\nmerge_method: ties\n",
-        "4: a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_all.",
+        "4: a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_documents.",
     ),
     "a bracket left open": (
         "merge_method: linear\nmodels: [a\nseed: 1\n",

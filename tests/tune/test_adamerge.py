@@ -250,7 +250,7 @@ def test_the_recipe_makes_the_model_that_was_evaluated(tmp_path: Path, options: 
     subject = InMemory(models.values[0], torch.float32)
     found = models.learn(two_tasks(), subject, steps=4, learning_rate=0.05, **options)
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
-    with alnico.open(tmp_path / "out") as merged:
+    with alnico.open_model(tmp_path / "out") as merged:
         for name, parameter in subject.net.named_parameters():
             np.testing.assert_array_equal(merged.read(name), parameter.detach().numpy(), err_msg=name)
 
@@ -260,7 +260,7 @@ def test_a_module_holds_what_bf16_files_would(tmp_path: Path) -> None:
     subject = InMemory(models.values[0], torch.float32)
     found = models.learn(two_tasks(), subject, learning_rate=0.05)
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
-    with alnico.open(tmp_path / "out") as merged:
+    with alnico.open_model(tmp_path / "out") as merged:
         assert {tensor.dtype for tensor in merged.tensors.values()} == {"BF16"}
         for name, parameter in subject.net.named_parameters():
             np.testing.assert_array_equal(merged.read(name), parameter.detach().numpy(), err_msg=name)
@@ -275,7 +275,7 @@ def test_a_tensor_whose_coefficients_reach_0_keeps_its_part_in_the_models_thresh
     assert (found.coefficients[:, 1:] == 0).any()
     assert found.coefficients.any(axis=1).all()
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
-    with alnico.open(tmp_path / "out") as merged:
+    with alnico.open_model(tmp_path / "out") as merged:
         for name, parameter in subject.net.named_parameters():
             np.testing.assert_array_equal(merged.read(name), parameter.detach().numpy(), err_msg=name)
 

@@ -119,7 +119,7 @@ def test_the_encoder_of_checkpoints_with_a_head_is_learned_and_the_head_is_not(
     assert {"classifier.weight", "classifier.bias"} <= set(found.fixed)
     assert "bert.encoder.layer.0.output.dense.weight" not in found.fixed
     alnico.merge(alnico.load_recipe(found.recipe), tmp_path / "out")
-    with alnico.open(tmp_path / "out") as merged:
+    with alnico.open_model(tmp_path / "out") as merged:
         for name, parameter in subject.module("encoder").named_parameters():
             np.testing.assert_array_equal(
                 merged.read(f"bert.{name}"), parameter.detach().numpy(), err_msg=name

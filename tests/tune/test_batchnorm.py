@@ -42,7 +42,7 @@ def test_merged_statistics_become_those_of_the_data(tmp_path):
     }
     result = alnico.merge(recipe, tmp_path / "out.safetensors")
     assert any("recalibrate_batchnorm" in note for note in result.plan.notes)
-    with alnico.open(tmp_path / "out.safetensors") as merged:
+    with alnico.open_model(tmp_path / "out.safetensors") as merged:
         state = {name: torch.from_numpy(np.array(merged.read(name))) for name in merged.tensors}
     assert state["2.num_batches_tracked"] == 1
     model = net(2).eval()

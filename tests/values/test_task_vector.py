@@ -59,8 +59,10 @@ def test_a_sum_over_one_base_has_the_bytes_of_task_arithmetic(
 def test_models_come_as_paths_opened_files_dicts_and_modules(files: tuple[str, str, str]) -> None:
     base, code, _ = files
     expected = (base + 0.5 * TaskVector(code, base)).state_dict()
-    with alnico.open(base) as opened:
-        in_memory = [{n: torch.tensor(m.read(n)) for n in m.tensors} for m in (opened, alnico.open(code))]
+    with alnico.open_model(base) as opened:
+        in_memory = [
+            {n: torch.tensor(m.read(n)) for n in m.tensors} for m in (opened, alnico.open_model(code))
+        ]
         for of_base, of_code in (
             (Path(base), Path(code)),
             (opened, code),

@@ -55,7 +55,7 @@ def test_files_of_tensors_of_several_widths_are_cut_as_before() -> None:
 
 def test_stages_are_run_again() -> None:
     Path("r.yml").write_text(CHAIN)
-    alnico.merge_all("r.yml", "out", seed=9)
+    alnico.merge_documents("r.yml", "out", seed=9)
     alnico.reproduce("out", "new")
     assert model_bytes(Path("new")) == model_bytes(Path("out"))
 
@@ -64,7 +64,7 @@ def test_one_of_several_outputs_is_made_again_by_itself() -> None:
     Path("r.yml").write_text(
         "name: mean\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: linear\nmodels: [tuned-2]\n"
     )
-    alnico.merge_all("r.yml", "out")
+    alnico.merge_documents("r.yml", "out")
     Path("tuned-2").rename("gone")
     assert alnico.reproduce("out/mean", inputs={}).tensors == 20
 

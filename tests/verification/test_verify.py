@@ -178,7 +178,7 @@ def test_a_bit_in_tensor_and_lock_is_found_from_the_inputs_alone(kind: str) -> N
 
 def test_stages_are_made_again_as_far_as_they_are_needed_and_nothing_is_left() -> None:
     Path("r.yml").write_text(CHAIN)
-    alnico.merge_all("r.yml", "out", seed=9)
+    alnico.merge_documents("r.yml", "out", seed=9)
     before = names()
     found = alnico.verify("out", against_inputs=True)
     assert found.recomputed.tensors == found.tensors
@@ -188,7 +188,7 @@ def test_stages_are_made_again_as_far_as_they_are_needed_and_nothing_is_left() -
 
 def test_a_stage_that_is_not_what_its_lock_says_is_named() -> None:
     Path("r.yml").write_text(CHAIN)
-    alnico.merge_all("r.yml", "out")
+    alnico.merge_documents("r.yml", "out")
     edit_lock(lambda lock: lock["inputs"][0]["lock"]["output"][NAME].update(digest="0" * 32))
     message = told(lambda: alnico.verify("out", against_inputs=True))
     assert message.startswith(
@@ -203,7 +203,7 @@ def test_models_with_other_tokens_are_made_again_also_from_stages() -> None:
     one, two, three = (f"words/{m}" for m in models)
     text = f"name: first\nmerge_method: linear\nmodels: [{one}, {two}]\n{parts}---\nmerge_method: linear\nmodels: [first, {three}]\n{parts}"
     Path("r.yml").write_text(text)
-    alnico.merge_all("r.yml", "out")
+    alnico.merge_documents("r.yml", "out")
     assert alnico.verify("out", against_inputs=True).unchecked == ()
 
 
@@ -214,14 +214,14 @@ def test_rows_that_a_model_lacks_come_from_a_stage_also_where_no_tensor_of_it_is
     Path("r.yml").write_text(
         f"{text}merge_method: passthrough\nbase_model: first\nmodels: [words/other]\n{parts}"
     )
-    alnico.merge_all("r.yml", "out")
+    alnico.merge_documents("r.yml", "out")
     assert alnico.verify("out", against_inputs=True).unchecked == ()
 
 
 def test_what_is_measured_over_the_model_is_read_whole_also_from_a_stage() -> None:
     text = "name: first\nmerge_method: linear\nmodels: [tuned-0, tuned-1]\n---\nmerge_method: ties\nbase_model: base\n"
     Path("r.yml").write_text(f"{text}models: [first, tuned-2]\nparameters: {{density: 0.3, scope: model}}\n")
-    alnico.merge_all("r.yml", "out")
+    alnico.merge_documents("r.yml", "out")
     assert alnico.verify("out", against_inputs=True, sample=0.001).recomputed.tensors == 1
 
 

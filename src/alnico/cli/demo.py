@@ -140,13 +140,13 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
         check_publishable(out)
         check_place(out, (base, tuned), is_earlier[name])
     rows = []
-    with api.open(base) as of_base, api.open(tuned) as of_tuned:
+    with api.open_model(base) as of_base, api.open_model(tuned) as of_tuned:
         compared = DemoComparison(of_base, of_tuned)
         for name, recipe in RECIPES.items():
             out = places[name]
             say(f"merging by {name} ...")
             result = api.merge(_filled(recipe, base, tuned), out, threads=threads, overwrite=is_earlier[name])
-            with api.open(out) as merged:
+            with api.open_model(out) as merged:
                 change, cosine_base, cosine_tuned = compared.of(merged)
             rate = result.bytes_per_second / 1e9
             compiling, merging = result.compile_seconds, result.seconds - result.compile_seconds

@@ -33,7 +33,7 @@ from alnico.cli.options import (
     RecipeArgument,
     Seed,
     ShardSize,
-    StrictLicence,
+    StrictLicense,
     Threads,
     TopShare,
     Unrelated,
@@ -132,7 +132,7 @@ def merge(
     overwrite: Overwrite = False,
     overwrite_anything: OverwriteAnything = False,
     restart: Annotated[bool, typer.Option("--restart", help="Forget an unfinished merge of OUT.")] = False,
-    strict_licence: StrictLicence = False,
+    strict_license: StrictLicense = False,
     verify_inputs: VerifyInputs = None,
     allow_unsigned: AllowUnsigned = None,
     require_signed: Annotated[
@@ -191,7 +191,7 @@ def merge(
             seed,
             max_shard_size,
             out_shard_size,
-            strict_licence,
+            strict_license,
             offline,
             as_json,
             verbose,
@@ -205,7 +205,7 @@ def merge(
     memory_bytes, shard_bytes = size_of(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
     try:
         with progress.bar(quiet or as_json, verbose) as watch:
-            results = api.merge_all(
+            results = api.merge_documents(
                 _allowing(_recipe(recipe)) if allow_crimes else _recipe(recipe),
                 out,
                 memory=memory_bytes,
@@ -216,7 +216,7 @@ def merge(
                 overwrite_anything=overwrite_anything,
                 restart=restart,
                 offline=offline,
-                strict_licence=strict_licence,
+                strict_license=strict_license,
                 verify_inputs=verify_inputs or (),
                 allow_unsigned=allow_unsigned or (),
                 require_signed=require_signed,
@@ -244,7 +244,7 @@ def plan(
     seed: Seed = None,
     max_shard_size: ShardSize = None,
     out_shard_size: MergekitShardSize = None,
-    strict_licence: StrictLicence = False,
+    strict_license: StrictLicense = False,
     offline: Offline = False,
     as_json: Json = False,
     verbose: Verbose = 0,
@@ -263,7 +263,7 @@ def plan(
     from alnico.output.disk_space import check_disk
 
     memory_bytes, shard_bytes = size_of(memory, "--memory"), _shard_size(max_shard_size, out_shard_size)
-    plans = api.plan_all(
+    plans = api.plan_documents(
         _recipe(recipe),
         memory=memory_bytes,
         threads=threads,
@@ -271,7 +271,7 @@ def plan(
         single_file=Path(out).name if out.endswith(".safetensors") else None,
         seed=seed,
         offline=offline,
-        strict_licence=strict_licence,
+        strict_license=strict_license,
         verify_inputs=verify_inputs or (),
         allow_unsigned=allow_unsigned or (),
     )
@@ -629,7 +629,7 @@ def weights(
 
     if base in models:
         raise typer.BadParameter(f"{base} is the base, and no model beside it. Leave it out of the models.")
-    found = api.weights(
+    found = api.norm_weights(
         models,
         base=base,
         mode=mode,

@@ -67,12 +67,11 @@ AllowCode = Annotated[
         help="Let the files of tasks and of the search run code and open a storage: only if you trust whoever wrote them.",
     ),
 ]
-StrictLicence = Annotated[
+StrictLicense = Annotated[
     bool,
     typer.Option(
-        "--strict-licence",
         "--strict-license",
-        help="Refuse models whose licences do not go together, or are not known.",
+        help="Refuse models whose licenses conflict or are unknown.",
     ),
 ]
 Overwrite = Annotated[

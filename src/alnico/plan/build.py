@@ -53,12 +53,12 @@ def build_plan(
     single_file: str | None = None,
     offline: bool = False,
     open_source: Callable[[str], Source] | None = None,
-    strict_licence: bool = False,
+    strict_license: bool = False,
 ) -> Plan:
     """Open the models of a recipe (headers only), align them and lay out the output.
 
     ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go together are notes, with
-    ``strict_licence`` a MismatchError. Errors: ModelError, MismatchError,
+    ``strict_license`` a MismatchError. Errors: ModelError, MismatchError,
     MethodError, ResourceError, HubError; see ``errors``. Values are read only where names do not meet
     (packed experts, tied copies), and nothing is written but the hub's cache.
     """
@@ -78,7 +78,7 @@ def build_plan(
         for source in sources:
             refuse_adapter(source.label, source.tensors)
         models = model_licences(lineage_of(source) for source in sources)
-        if strict_licence:
+        if strict_license:
             check_licences(models)
         plan = _plan(recipe, references, sources, memory_bytes, threads, max_shard_bytes, single_file)
         found = licence_conflicts(models)

@@ -130,7 +130,7 @@ def check_licences(models: Sequence[ModelLicence]) -> None:
         found = [f"licences: {_listed(unknown)}: what that allows is not known here. {NO_ADVICE}"]
     if found:
         raise MismatchError(
-            *found, "Leave a model out, or merge without --strict-licence (strict_licence=False)."
+            *found, "Leave a model out, or merge without --strict-license (strict_license=False)."
         )
 
 

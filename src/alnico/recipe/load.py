@@ -114,7 +114,7 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
     if is_one and len(documents) > 1:
         reading.broken(
             documents[1].root.line,
-            "a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_all.",
+            "a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_documents.",
         )
     if reading.is_broken:
         raise reading.error()

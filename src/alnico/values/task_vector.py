@@ -84,7 +84,7 @@ def operand(value: Any) -> Operand:
 class TaskVector:
     """What fine-tuning added: ``finetuned - base``, and sums of such differences.
 
-    ``finetuned`` and ``base`` are paths, hub ids, what :func:`alnico.open` gives, dicts of tensors, or modules. Nothing is
+    ``finetuned`` and ``base`` are paths, hub ids, what :func:`alnico.open_model` gives, dicts of tensors, or modules. Nothing is
     read: a task vector is a list of terms ``coefficient x (model - base)``, in which equal differences are one. Task vectors
     are added, subtracted, negated, multiplied and divided by numbers; a model plus a task vector is a :class:`LazyModel`.
 
