@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.errors import ModelError
 from alnico.output import journal as journals

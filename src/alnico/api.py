@@ -22,7 +22,7 @@ from alnico.analysis.scores import Estimate, Estimates, ScoreTable, read_estimat
 from alnico.analysis.suggest import Suggestion, nothing_left
 from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.durable import sync_tree
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model as open_checkpoint
 from alnico.checkpoint.output_path import Replace, check_new_file, check_publishable, check_twins, replacing
 from alnico.checkpoint.reference import Paths
@@ -764,12 +764,12 @@ def fisher_statistics(
         seed: Seed of the classes that expectation sampled draws.
     Errors: EvaluationError, ModelError, OutputError, HubError.
     """
-    from alnico.checkpoint.statistics import check_folder
+    from alnico.checkpoint.statistics import check_statistics_folder
     from alnico.evaluation.loaded_model import open_subject
     from alnico.tune.statistics.fisher import measure_fisher
 
     may_replace = replacing(overwrite, overwrite_anything)
-    check_folder(Path(out), may_replace, _paths_among((model, tasks)))
+    check_statistics_folder(Path(out), may_replace, _paths_among((model, tasks)))
     subject = open_subject(model, offline=offline)
     found = measure_fisher(
         subject, _tasks(tasks, allow_code), examples=examples, expectation=expectation, seed=seed, watch=watch
@@ -815,7 +815,7 @@ def gram_statistics(
         normalize: With plus: regmean's normalize; give the recipe the same.
     Errors: EvaluationError, ModelError, MismatchError, OutputError, HubError.
     """
-    from alnico.checkpoint.statistics import check_folder
+    from alnico.checkpoint.statistics import check_statistics_folder
     from alnico.evaluation.loaded_model import open_subject
     from alnico.tune.statistics.gram import measure_gram, measure_gram_plus
 
@@ -827,7 +827,7 @@ def gram_statistics(
         )
     may_replace = replacing(overwrite, overwrite_anything)
     for folder in folders:
-        check_folder(
+        check_statistics_folder(
             folder,
             may_replace,
             _paths_among((*names, *(tasks if isinstance(tasks, (list, tuple)) else (tasks,)))),

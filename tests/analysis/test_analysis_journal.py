@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.errors import ModelError, OutputError, RunError
 from alnico.events import Advanced, Event
 from made import family

@@ -11,7 +11,7 @@ from torch import nn
 
 import alnico
 import made
-from alnico.checkpoint.factors import factors_alone, is_factor
+from alnico.checkpoint.factors import adapter_factors, is_factor
 from alnico.cli.difference import difference_text
 from alnico.errors import MismatchError, ModelError
 from alnico.evaluation.tasks import Score
@@ -63,9 +63,9 @@ def test_adapters_that_peft_writes_are_told_from_the_model_that_has_them(saved, 
     folder, states = saved
     path = folder / kind / "adapter_model.safetensors"
     with safe_open(path, "np") as file:
-        assert factors_alone(file.keys())
+        assert adapter_factors(file.keys())
     assert any(map(is_factor, states[kind]))
-    assert not factors_alone(states[kind])
+    assert not adapter_factors(states[kind])
     assert not any(map(is_factor, Net().state_dict()))
     recipe = {"merge_method": "linear", "models": [str(path)]}
     with pytest.raises(ModelError, match="is an adapter") as caught:

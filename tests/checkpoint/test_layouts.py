@@ -11,8 +11,8 @@ from safetensors.numpy import load_file, save_file
 
 import alnico
 import architectures
-from alnico.checkpoint.layouts import SPELLINGS, Layout, meet, shapes_of
-from alnico.checkpoint.renamed_model import as_stored_in
+from alnico.checkpoint.layouts import SPELLINGS, Layout, find_layout, shapes_of
+from alnico.checkpoint.renamed_model import with_names_of
 from alnico.errors import MismatchError
 
 
@@ -43,26 +43,26 @@ ENCODER = ("encoder.layer.0.w", "encoder.layer.1.w", "pooler.w")
 )
 def test_a_prefix_is_taken_off_and_put_on(prefix: str) -> None:
     plain, wrapped = shapes(*ENCODER), shapes(*(prefix + n for n in ENCODER))
-    assert named(meet(wrapped, plain)) == {n: prefix + n for n in plain}
-    assert named(meet(plain, wrapped)) == {prefix + n: n for n in plain}
+    assert named(find_layout(wrapped, plain)) == {n: prefix + n for n in plain}
+    assert named(find_layout(plain, wrapped)) == {prefix + n: n for n in plain}
 
 
 def test_what_compile_and_fsdp_put_inside_a_name_is_left_out() -> None:
     wrapped = shapes(*(f"model._orig_mod.{n.replace('.0.', '.0._fsdp_wrapped_module.')}" for n in ENCODER))
-    assert set(named(meet(wrapped, shapes(*(f"model.{n}" for n in ENCODER))))) == {
+    assert set(named(find_layout(wrapped, shapes(*(f"model.{n}" for n in ENCODER))))) == {
         f"model.{n}" for n in ENCODER
     }
 
 
 def test_names_that_meet_as_they_are_are_left() -> None:
-    layout = meet(shapes(*ENCODER), shapes(*ENCODER[:2]))
+    layout = find_layout(shapes(*ENCODER), shapes(*ENCODER[:2]))
     assert layout.is_identity
     assert (layout.missing, layout.unused) == ((), ("pooler.w",))
 
 
 def test_heads_that_one_model_has_alone_do_not_hinder() -> None:
     with_head = shapes(*(f"bert.{n}" for n in ENCODER)) | shapes("cls.predictions.w")
-    layout = meet(shapes(*ENCODER), with_head)
+    layout = find_layout(shapes(*ENCODER), with_head)
     assert layout.missing == ("cls.predictions.w",)
     assert layout.unused == ()
 
@@ -70,7 +70,7 @@ def test_heads_that_one_model_has_alone_do_not_hinder() -> None:
 def test_two_spellings_that_fit_are_refused_by_name() -> None:
     towers = shapes(*(f"{tower}.{n}" for tower in ("text", "vision") for n in ENCODER))
     with pytest.raises(MismatchError, match=r"text\.encoder\.layer\.0\.w: may be .* or nothing"):
-        meet(shapes(*ENCODER), towers)
+        find_layout(shapes(*ENCODER), towers)
 
 
 @pytest.mark.parametrize(
@@ -84,13 +84,13 @@ def test_tensors_that_a_model_keeps_apart_are_no_two_names_of_one(full: str, lin
     rest = {f"model.layers.{i}.mlp.up_proj.weight": (8, 4) for i in range(3)}
     one = {full.format(0): (4, 4), linear.format(1): (4, 4), full.format(2): (4, 4), **rest}
     other = {linear.format(0): (4, 4), full.format(1): (4, 4), full.format(2): (4, 4), **rest}
-    layout = meet(one, other)
+    layout = find_layout(one, other)
     assert layout.is_identity
     assert layout.missing == (linear.format(0), full.format(1))
 
 
 def test_models_of_other_names_do_not_meet() -> None:
-    layout = meet(shapes("a.w", "b.w", "c.w"), shapes("x.v", "y.v", "z.v"))
+    layout = find_layout(shapes("a.w", "b.w", "c.w"), shapes("x.v", "y.v", "z.v"))
     assert (layout.is_identity, dict(layout.stored)) == (True, {})
 
 
@@ -190,12 +190,12 @@ def test_packed_experts_are_made_of_those_stored_one_by_one_and_the_other_way_ro
         ),
         "down_proj": np.stack([list(values.values())[3 * e + 2] for e in range(EXPERTS)]),
     }
-    layout = meet(stored, packed)
+    layout = find_layout(stored, packed)
     assert (layout.missing, layout.unused) == ((), ())
     for name, pieces in layout.stored.items():
         made = np.concatenate([values[p.name].reshape(-1)[p.first : p.first + p.elements] for p in pieces])
         np.testing.assert_array_equal(made.reshape(packed[name]), whole[name.rpartition(".")[2]])
-    back = meet(packed, stored)
+    back = find_layout(packed, stored)
     assert (back.missing, back.unused) == ((), ())
     for name, pieces in back.stored.items():
         (piece,) = pieces
@@ -285,14 +285,14 @@ def test_every_parameter_of_a_module_is_found_in_its_file_with_its_values(kind: 
             for n, v in stored.items()
         }
     tied = set(getattr(module, "all_tied_weights_keys", None) or {})
-    layout = meet(shapes_of(stored), shapes_of(held))
+    layout = find_layout(shapes_of(stored), shapes_of(held))
     assert set(stored) != set(held) - tied, "names agree: this model shows nothing"
     assert layout.unused == ()
     assert set(layout.missing) <= tied
     for name, pieces in layout.stored.items():
         made = np.concatenate([stored[p.name].reshape(-1)[p.first : p.first + p.elements] for p in pieces])
         np.testing.assert_array_equal(made.reshape(held[name].shape), held[name], err_msg=name)
-    back = meet(shapes_of(held), shapes_of(stored))
+    back = find_layout(shapes_of(held), shapes_of(stored))
     assert back.missing == ()
     for name, pieces in back.stored.items():
         made = np.concatenate([held[p.name].reshape(-1)[p.first : p.first + p.elements] for p in pieces])
@@ -370,7 +370,7 @@ def test_a_packed_tensor_is_read_from_any_byte_on(tmp_path: Path) -> None:
         alnico.open_model(tmp_path / "packed.safetensors") as packed,
     ):
         for source, like in ((one, packed), (packed, one)):
-            translated = as_stored_in(source, like)
+            translated = with_names_of(source, like)
             for name in like.tensors:
                 raw = like.read(name).tobytes()
                 for offset, size in ((0, len(raw)), (4, 12), (len(raw) // 2 - 4, 20), (len(raw) - 4, 4)):

@@ -77,7 +77,7 @@ def refused(run: Run, out: str, *words: str, code: int = 8, recipe: str = "../r.
         raise AssertionError("a tensor was read")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("alnico.checkpoint.model.FileModel.read_into", read)
+        patch.setattr("alnico.checkpoint.file_model.FileModel.read_into", read)
         found, stdout, stderr = run("merge", recipe, out, *words)
     assert (found, stdout) == (code, ""), stderr
     assert stderr.startswith("alnico: ")

@@ -439,8 +439,8 @@ def test_a_file_that_is_cut_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("thing", "told"),
     [
-        ([torch.ones(1)], "holds a list, expected tensors by name."),
-        (torch.ones(1), "holds a PickledTensor, expected tensors by name."),
+        ([torch.ones(1)], "holds a list; expected tensors by name."),
+        (torch.ones(1), "holds a tensor; expected tensors by name."),
         ({"lr": 1, "net": {"w": torch.ones(1)}}, "holds no tensors by name (its keys: lr, net)."),
         ({}, "holds no tensors by name (it is empty)."),
         ({"w": torch.zeros(2, dtype=torch.complex128)}, "its pickle asks for torch.ComplexDoubleStorage"),

@@ -110,25 +110,25 @@ def test_a_search_leaves_files_alone_that_are_not_its_own(tmp_path: Path) -> Non
 
 
 def test_statistics_are_written_over_statistics_alone() -> None:
-    from alnico.checkpoint.statistics import check_folder
+    from alnico.checkpoint.statistics import check_statistics_folder
 
     Path("out").mkdir()
-    check_folder(Path("out"), False)
+    check_statistics_folder(Path("out"), False)
     Path("out/statistics.safetensors.unfinished").touch()
-    check_folder(Path("out"), False)  # a measurement was killed there: the same command goes on
+    check_statistics_folder(Path("out"), False)  # a measurement was killed there: the same command goes on
     Path("out/statistics.json").write_text('{"mine": 1}')
     for overwrite in (False, True):
         with pytest.raises(OutputError, match="exists and is not empty"):
-            check_folder(Path("out"), overwrite)
-    check_folder(Path("out"), "anything")
+            check_statistics_folder(Path("out"), overwrite)
+    check_statistics_folder(Path("out"), "anything")
     with pytest.raises(OutputError, match="is one of the inputs or holds it"):
-        check_folder(Path("out"), "anything", [Path("out/statistics.json")])
+        check_statistics_folder(Path("out"), "anything", [Path("out/statistics.json")])
     Path("out/statistics.json").write_text('{"kind": "gram", "tensors": {}}')
-    check_folder(Path("out"), True)
+    check_statistics_folder(Path("out"), True)
     Path("file").touch()
     for place in ("file", "file/out", "/dev/null"):
         with pytest.raises(OutputError):
-            check_folder(Path(place), "anything")
+            check_statistics_folder(Path(place), "anything")
 
 
 def test_a_second_merge_inside_the_first_is_refused(run: Run) -> None:
@@ -173,7 +173,7 @@ def test_statistics_of_a_model_given_by_its_path_stay_in_their_folder(
         if len(folders) == 2:
             raise Reached
 
-    monkeypatch.setattr("alnico.checkpoint.statistics.check_folder", check)
+    monkeypatch.setattr("alnico.checkpoint.statistics.check_statistics_folder", check)
     Path("here/a").mkdir(parents=True)
     os.chdir("here/a")
     with pytest.raises(Reached):

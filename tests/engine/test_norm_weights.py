@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.errors import MethodError, MismatchError, ModelError, NonFiniteError, OutputError
 from alnico.events import Event, Measuring
 from alnico.kernels.constants import LEAF

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.engine.relatedness import SAMPLE, Likeness, SampledTensor, compare_models
 from alnico.errors import MismatchError

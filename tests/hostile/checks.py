@@ -14,14 +14,17 @@ from typing import Any
 from test_house import SOURCE
 
 READERS = (
-    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/model.py", "checkpoint/source.py", "checkpoint/open_model.py", "checkpoint/weight_files.py", "checkpoint/json_files.py", "checkpoint/factors.py", "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
-    "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/adapter_changes.py", "checkpoint/statistics.py", "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
+    "checkpoint/header.py", "checkpoint/files.py", "checkpoint/json_files.py", "checkpoint/source.py", "checkpoint/weight_files.py", "checkpoint/file_model.py", "checkpoint/factors.py",
+    "checkpoint/dequantised_model.py", "checkpoint/pickles.py", "checkpoint/pickle_parser.py",
+    "checkpoint/adapter_changes.py", "checkpoint/lora_adapter.py", "checkpoint/lora_model.py", "checkpoint/open_model.py",
+    "checkpoint/statistics.py",
+    "vocabulary/tokenizer.py", "vocabulary/sentencepiece.py", "vocabulary/output_tokenizer.py",
 )  # fmt: skip
 
 NO_READING = {
     "open_regular",  # for those who say it in words of their own
-    "read_fully", "write_fully", "copy_fully", "_refuse_changed", "states_of",  # disks that fail, and files that change, while running: tests/output
-    "write_statistics", "check_place", "check_folder", "fetch",  # outputs, and the hub
+    "read_fully", "write_fully", "copy_fully", "_refuse_changed", "file_states",  # disks that fail, and files that change, while running: tests/output
+    "write_statistics", "check_place", "check_statistics_folder", "fetch",  # outputs, and the hub
 }  # fmt: skip
 """Functions whose errors are not about what a file holds."""
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.events import Event, Measuring, TensorDone
 from made import model_bytes, read_model, save_model
 from methods.merging import merge_arrays, recipe_for, write_inputs

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.errors import AlnicoError, OutputError, RunError
 from os_calls import READS, WRITES, Call, Counting, watched
 from small_merges import everything, made_recipe, merged, tensors_in

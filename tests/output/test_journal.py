@@ -12,7 +12,7 @@ import pytest
 
 import alnico
 from alnico.checkpoint import durable
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.errors import OutputError, RunError
 from alnico.events import Event, TensorDone
 from alnico.output.journal import JournalLines, read_lines

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from alnico.checkpoint import durable
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.output import journal
 from os_calls import watched
 from power import Disk, Recorder

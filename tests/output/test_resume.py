@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import alnico
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import write_fully
-from alnico.checkpoint.model import FileModel
 from alnico.errors import NonFiniteError, OutputError, RunError
 from alnico.events import Event, TensorDone
 from made import family, model_bytes

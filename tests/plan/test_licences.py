@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 import alnico
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import Lineage
-from alnico.checkpoint.model import FileModel
 from alnico.errors import MismatchError
 from alnico.plan.licences import KINDS, LICENCES, NO_ADVICE, licence_conflicts, model_licences
 from made import family, save_file

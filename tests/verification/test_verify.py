@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
 from alnico.kernels.constants import ARITHMETIC
 from made import encoded, family, read_file, save_file, save_model

@@ -245,7 +245,7 @@ class Remote(Counting):
     def absent(self, tensors: Any, side_files: bool) -> dict[str, int]:
         return {"model.safetensors": 10, **({"vocab.txt": 1} if side_files else {})} if list(tensors) else {}
 
-    def fetch(self, files: Any, tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Any, report: Callable[[int], None] | None = None) -> None:
         self.fetched += files
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from alnico.analysis.files import OWN
 from alnico.analysis.results import SUMMARY, AnalysedModel, Skipped
-from alnico.checkpoint.renamed_model import TranslatedModel
+from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Source, Tensor
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.plan.families import group_of
@@ -101,7 +101,7 @@ def _input(tensor: Tensor, name: str, model: int) -> Input:
 
 
 def model_of(source: Source, name: str) -> AnalysedModel:
-    layout = source.layout.title if isinstance(source, TranslatedModel) else ""
+    layout = source.layout.title if isinstance(source, RenamedModel) else ""
     return AnalysedModel(
         name, source.label, source.origin.commit if source.origin is not None else None, layout
     )

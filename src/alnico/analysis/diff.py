@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alnico.checkpoint.files import read_small
-from alnico.checkpoint.renamed_model import TranslatedModel, as_stored_in
+from alnico.checkpoint.renamed_model import RenamedModel, with_names_of
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
@@ -146,8 +146,8 @@ def diff_sources(
     of reading, and HubError.
     """
     begin = time.perf_counter()
-    b = as_stored_in(b, a)
-    layout = b.layout.title if isinstance(b, TranslatedModel) else ""
+    b = with_names_of(b, a)
+    layout = b.layout.title if isinstance(b, RenamedModel) else ""
     workers = _workers((a, b), threads_of(threads), memory_bytes)
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))

@@ -24,8 +24,8 @@ from alnico.analysis.journal import AnalysisJournal, MeasuredTensor, measured
 from alnico.analysis.results import GROUPS, LEVELS, Analysis, Skipped, Subspace
 from alnico.analysis.subspace import subspaces
 from alnico.analysis.tally import PooledTallies, Tally
-from alnico.checkpoint.model import changed_since, states_of
-from alnico.checkpoint.renamed_model import as_stored_in
+from alnico.checkpoint.file_model import describe_change, file_states
+from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source
 from alnico.engine.arena import ALIGNMENT, Arena
 from alnico.engine.blocks import Block, Span, blocks, chunks
@@ -108,7 +108,7 @@ def analyze_sources(
         raise AlnicoError(
             f"the share of top parameters is {said(top_share)}; expected a number in (0, 1]. The default is 0.2."
         )
-    models = [as_stored_in(model, base) for model in models]
+    models = [with_names_of(model, base) for model in models]
     subjects, skipped = subjects_of(base, models)
     for position, model in enumerate(models):
         if not any(position in subject.models for subject in subjects):
@@ -125,12 +125,12 @@ def analyze_sources(
         sources, [source.absent(names, False) for source, names in zip(sources, read, strict=True)], watch
     )
     room = _room(subjects, sources, memory_bytes, threads, subspace_side, block_elements)
-    before = states_of(path for source in sources for path in source.paths())
+    before = file_states(path for source in sources for path in source.paths())
     known: dict[str, Mapping[str, Any]] = {}
     if unfinished is not None:
         known = unfinished.begin(base, models, subjects, top_share=top_share, subspace_side=subspace_side)
     found = _AnalysisRun(subjects, sources, room, top_share, subspace_side, watch, known, unfinished).all()
-    if changed := changed_since(before):
+    if changed := describe_change(before):
         raise ModelError(
             f"{changed}: was changed while it was measured; expected the file as it was. "
             "Run the command again when nobody writes the file."

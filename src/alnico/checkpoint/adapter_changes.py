@@ -73,7 +73,7 @@ class TensorUpdate:
 
 
 @dataclass(frozen=True)
-class Effect:
+class AdapterEffect:
     """All that an adapter does to a base. ``removed`` are tensors of heads that the adapted model does not have."""
 
     changes: Mapping[str, TensorUpdate]
@@ -84,7 +84,7 @@ class Effect:
     """The config says so: of tensors that the base ties, one is changed and another not."""
 
 
-def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
+def adapter_effect(label: str, base: Model, adapter: Adapter) -> AdapterEffect:
     """Say what the adapter does to which tensors. Errors: ModelError naming a tensor that fits nowhere."""
     kind = task_class(adapter, base.config)
     copies = {} if kind else tied_copies(base.config, base.tensors)
@@ -157,7 +157,7 @@ def effect_of(label: str, base: Model, adapter: Adapter) -> Effect:
         notes.append(
             f"{label}: {_some(list(heads))} is the adapter's own head; with it the model is a {kind}{others}."
         )
-    return Effect(changes, frozenset(removed), config, tuple(notes), is_untied)
+    return AdapterEffect(changes, frozenset(removed), config, tuple(notes), is_untied)
 
 
 def task_class(adapter: Adapter, config: Mapping[str, Any]) -> str:
@@ -436,7 +436,7 @@ class _Names:
         """What to do about a base that does not fit, by what the adapter says of its own."""
         named = self._adapter.trained_on
         innermost = getattr(self._base, "innermost", self._base).label
-        if named and last_part(named) != last_part(innermost):
+        if named and short_name(named) != short_name(innermost):
             return f"The adapter was trained on {named}: use that as its base."
         return "If PEFT loads this adapter on this base, merge it there (merge_and_unload) and give the result; if not, use another base."
 
@@ -456,7 +456,7 @@ class _Names:
         )
 
 
-def last_part(reference: str) -> str:
+def short_name(reference: str) -> str:
     return Path(reference.partition("@")[0].rstrip("/")).name.lower()
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.model import FileModel
-from alnico.checkpoint.source import Described, Origin, Shard, Tensor, read_tensor
+from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.source import Origin, Shard, Tensor, TensorSpec, read_tensor
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError
 from alnico.numerics import dtypes
@@ -54,7 +54,7 @@ class DequantisedModel:
             if tensor.dtype == "F8_E4M3":
                 self._check(name)
                 self._scales[name] = name + SCALE
-                tensors[name] = Described("F32", tensor.shape, "BF16")
+                tensors[name] = TensorSpec("F32", tensor.shape, "BF16")
             else:
                 tensors[name] = tensor
         self.tensors: Mapping[str, Tensor] = tensors
@@ -108,8 +108,8 @@ class DequantisedModel:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return self._model.absent(self._stored(tensors), side_files)
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
-        self._model.fetch(files, tell)
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
+        self._model.fetch(files, report)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         if name not in self._scales:

@@ -43,7 +43,7 @@ def is_factor(name: str) -> bool:
     return FACTOR.match(name) is not None or PROMPT.fullmatch(name) is not None
 
 
-def factors_alone(names: Collection[str]) -> list[str]:
+def adapter_factors(names: Collection[str]) -> list[str]:
     """Return the factors among the tensors of an adapter; none for a model, also for one that has factors beside its weights.
 
     >>> factors_alone(["q.lora_A.weight", "q.lora_B.weight"]), factors_alone(["q.weight", "q.lora_A.weight", "q.lora_B.weight"])
@@ -58,7 +58,7 @@ def factors_alone(names: Collection[str]) -> list[str]:
 
 def refuse_adapter(label: str, names: Collection[str]) -> None:
     """Refuse what is an adapter where a model is expected. Errors: ModelError."""
-    found = factors_alone(names)
+    found = adapter_factors(names)
     if found:
         raise ModelError(
             f"{label}: is an adapter ({len(found)} of its {len(names)} tensors are factors of updates, such as {found[0]}); expected a whole "

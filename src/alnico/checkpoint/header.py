@@ -68,7 +68,7 @@ class Header:
     data_begin: int
 
 
-def prefixed(header: Header, prefix: str) -> Header:
+def add_prefix(header: Header, prefix: str) -> Header:
     """A header whose tensors have a prefix before their names."""
     tensors = tuple(replace(tensor, name=prefix + tensor.name) for tensor in header.tensors)
     return replace(header, tensors=tensors)

@@ -20,9 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 from urllib.parse import quote
 
+from alnico.checkpoint.file_model import FileModel, add_prefix, check_index, open_shard, read_shard
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
-from alnico.checkpoint.model import FileModel, check_index, open_shard, prefixed, read_shard
 from alnico.checkpoint.network import (
     ANSWER_BYTES,
     CONTROLS,
@@ -95,8 +95,8 @@ class Repository:
         modules = module_folders(self.folder)
         return [f for f in self.sizes if is_carried(PurePosixPath(f), modules)]
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
-        """Download files into the cache; ``tell`` gets numbers of bytes, from any thread. Errors: HubError."""
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
+        """Download files into the cache; ``report`` gets numbers of bytes, from any thread. Errors: HubError."""
         absent = self.absent(files)
         if not absent:
             return
@@ -112,7 +112,7 @@ class Repository:
         ]
         with _explained(self.label, self.name):
             calls = [
-                partial(self._download, file, exchange, tell)
+                partial(self._download, file, exchange, report)
                 for file, exchange in zip(absent, exchanges, strict=True)
             ]
             each(exchanges, calls)
@@ -129,10 +129,10 @@ class Repository:
             )
         self.fetch(absent)
 
-    def _download(self, file: str, exchange: Exchange, tell: Callable[[int], None] | None) -> None:
+    def _download(self, file: str, exchange: Exchange, report: Callable[[int], None] | None) -> None:
         from huggingface_hub import hf_hub_download
 
-        meter = _meter(tell, exchange.stop)
+        meter = _meter(report, exchange.stop)
         hf_hub_download(self.name, file, revision=self.commit, tqdm_class=meter, library_name="alnico")
         path = self.folder / file
         try:
@@ -157,7 +157,7 @@ class Repository:
         read = read_shard(
             path, size, 0, f"{self.label}: {file}", lambda offset, count: self._part(file, offset, count)
         )
-        return prefixed(read, prefix)
+        return add_prefix(read, prefix)
 
     def _part(self, file: str, offset: int, count: int) -> bytes:
         """Bytes of a file on the hub. A server that sends the whole file is cut off after them."""
@@ -536,7 +536,7 @@ def _check_name(label: str, name: str) -> None:
         ) from None
 
 
-def _meter(tell: Callable[[int], None] | None, stop: threading.Event) -> Any:
+def _meter(report: Callable[[int], None] | None, stop: threading.Event) -> Any:
     """A progress bar for huggingface_hub that draws nothing, passes bytes on, and ends its download when ``stop`` is set."""
     from huggingface_hub.utils import tqdm
 
@@ -549,8 +549,8 @@ def _meter(tell: Callable[[int], None] | None, stop: threading.Event) -> Any:
         def update(self, n: float | None = 1) -> None:
             if stop.is_set():
                 raise Ended
-            if tell is not None and n:
-                tell(int(n))
+            if report is not None and n:
+                report(int(n))
 
         def update_transfer(self, n: float | None = 1) -> None:
             """Bytes on the wire, which are counted again when they are on the disk."""

@@ -2,7 +2,7 @@
 
 The same weights carry different names in different places: a wrapper puts a prefix before them, transformers 5 renamed modules
 that files of transformers 4 still use, and experts are stored one by one or packed into one tensor. :data:`SPELLINGS` lists the
-renames, :func:`meet` finds the one under which the names and shapes of two models meet.
+renames, :func:`find_layout` finds the one under which the names and shapes of two models meet.
 """
 
 from __future__ import annotations
@@ -482,7 +482,7 @@ class Layout:
         return not self.title
 
 
-def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool = False) -> Layout:
+def find_layout(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool = False) -> Layout:
     """Find the layout under which the tensors ``have`` of one model meet the names and shapes ``want`` of another.
 
     Names that meet as they are give the identity; else the spelling that brings most tensors together, if that is at least half of
@@ -527,7 +527,7 @@ def meet(have: Mapping[str, Shape], want: Mapping[str, Shape], *, swapped: bool 
     return layouts[0]
 
 
-def nearest(name: str, names: Iterable[str], count: int = 1) -> list[str]:
+def closest_names(name: str, names: Iterable[str], count: int = 1) -> list[str]:
     """The names that are most like one that is not among them, best first.
 
     >>> nearest("bert.encoder.layer.0.weight", ["encoder.layer.0.weight", "pooler.weight"])
@@ -536,7 +536,7 @@ def nearest(name: str, names: Iterable[str], count: int = 1) -> list[str]:
     return difflib.get_close_matches(name, list(names), count, 0.6)
 
 
-def module_names_of(config: Mapping[str, object], names: Iterable[str]) -> dict[str, str]:
+def transformers_names(config: Mapping[str, object], names: Iterable[str]) -> dict[str, str]:
     """The names that modules of transformers 5 have for the tensors of a file, by the spellings of the config's types of models.
 
     Matrices of experts that are stored one by one keep their names: the module has them packed.

@@ -18,7 +18,7 @@ import yaml
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
-from alnico.checkpoint.source import Source, unwrapped
+from alnico.checkpoint.source import Source, unwrap
 from alnico.errors import ModelError
 
 CARD = "README.md"
@@ -71,7 +71,7 @@ class Lineage:
 
 def lineage_of(source: Source) -> Lineage:
     """Read what a model's card, its lock and the names of its files say."""
-    source = unwrapped(source)  # other names, or the rows of another vocabulary, change nothing of it
+    source = unwrap(source)  # other names, or the rows of another vocabulary, change nothing of it
     made_from = getattr(source, "made_from", None)
     if made_from is not None:  # the output of a stage that is not made yet
         return Lineage(_name(source), {}, parents=tuple(lineage_of(s) for s in made_from), is_merge=True)

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint import patterns
+from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.model import FileModel, open_shard
 from alnico.checkpoint.reference import is_hub_reference
 from alnico.checkpoint.sidecars import check_kinds
 from alnico.checkpoint.source import read_tensor

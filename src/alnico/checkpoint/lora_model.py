@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.adapter_changes import Effect, TensorUpdate, effect_of, last_part
+from alnico.checkpoint.adapter_changes import AdapterEffect, TensorUpdate, adapter_effect, short_name
 from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
-from alnico.checkpoint.source import Described, Model, Origin, Shard, Source, Tensor, read_tensor, unwrapped
+from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError, NonFiniteError, RecipeError
 from alnico.kernels.build import compiled
@@ -81,7 +81,7 @@ class AdaptedModel:
         self.base = base
         self.adapter = adapter
         self.weight = weight
-        self._effect: Effect = effect_of(label, base, adapter)
+        self._effect: AdapterEffect = adapter_effect(label, base, adapter)
         self._changes = self._effect.changes
         self._scratch = threading.local()
         self._recent = _Recent(self._read_factors)
@@ -93,12 +93,12 @@ class AdaptedModel:
         self.notes = [*base.notes, *adapter.files.notes, *self._effect.notes]
         named = adapter.trained_on
         of_base = base.label if not isinstance(base, AdaptedModel) else base.innermost.label
-        if named and QUANTISED.sub("", last_part(named)) == last_part(of_base) != last_part(named):
+        if named and QUANTISED.sub("", short_name(named)) == short_name(of_base) != short_name(named):
             self.notes.append(
                 f"{label}: the adapter was trained on {named}, a quantised model; it is folded into the full precision of {of_base}, as is "
                 "usual. What it made up for of the quantisation's error stays in it."
             )
-        elif named and last_part(named) != last_part(of_base):
+        elif named and short_name(named) != short_name(of_base):
             self.notes.append(
                 f"{label}: the adapter was trained on {named}, here it changes {of_base}. Check that this is meant."
             )
@@ -137,9 +137,9 @@ class AdaptedModel:
         begin = source.tensors[stored]
         of_base = self.base.tensors.get(change.origin or name, begin)
         if self._is_moved(name):
-            return Described(begin.dtype, begin.shape, of_base.nominal)
+            return TensorSpec(begin.dtype, begin.shape, of_base.nominal)
         wide = "F64" in [of_base.dtype, begin.dtype, *(self.adapter.files.tensors[p].dtype for p in parts)]
-        return Described("F64" if wide else "F32", of_base.shape, of_base.nominal)
+        return TensorSpec("F64" if wide else "F32", of_base.shape, of_base.nominal)
 
     def _begin(self, name: str) -> tuple[Source, str]:
         """The tensor that a changed one begins as: the adapter's or the base's."""
@@ -195,11 +195,11 @@ class AdaptedModel:
             **needed,
         }
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         wanted = list(files)
-        self.base.fetch([f.removeprefix("base/") for f in wanted if f.startswith("base/")], tell)
+        self.base.fetch([f.removeprefix("base/") for f in wanted if f.startswith("base/")], report)
         self.adapter.files.fetch(
-            [f.removeprefix(f"{CONFIG}/") for f in wanted if f.startswith(f"{CONFIG}/")], tell
+            [f.removeprefix(f"{CONFIG}/") for f in wanted if f.startswith(f"{CONFIG}/")], report
         )
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -469,7 +469,7 @@ class AdaptedModel:
 
 def repositories(source: Source) -> list[Origin]:
     """The repositories on the hub that a model comes from: those of its base and of its adapter."""
-    source = unwrapped(source)
+    source = unwrap(source)
     if isinstance(source, AdaptedModel):
         return [*repositories(source.base), *repositories(source.adapter.files)]
     return [source.origin] if source.origin is not None else []

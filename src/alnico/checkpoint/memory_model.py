@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.source import Described, Origin
+from alnico.checkpoint.source import Origin, TensorSpec
 from alnico.errors import AlnicoError, ModelError
 from alnico.numerics.digest import PIECE
 from alnico.numerics.dtypes import DTYPES
@@ -79,7 +79,7 @@ class MemoryModel:
         self._token = uuid.uuid4().hex
         self._flat: dict[str, Any] = {}
         self._strided: dict[str, Any] = {}
-        held: dict[str, Described] = {}
+        held: dict[str, TensorSpec] = {}
         for name, value in tensors.items():
             try:
                 held[name], raw, is_flat = _opened(value, f"{label}: {name}")
@@ -90,7 +90,7 @@ class MemoryModel:
                 ) from None
             held[name] = dataclasses.replace(held[name], nominal=nominal.get(name, held[name].nominal))
             (self._flat if is_flat else self._strided)[name] = raw
-        self.tensors: Mapping[str, Described] = held
+        self.tensors: Mapping[str, TensorSpec] = held
         rows = [
             min(t.byte_size, 4 * PIECE + 2 * _row_bytes(t)) for n, t in held.items() if n in self._strided
         ]
@@ -99,7 +99,7 @@ class MemoryModel:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         """Nothing is ever absent."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -154,7 +154,7 @@ def import_torch(purpose: str) -> Any:
         ) from None
 
 
-def unwrapped(module: Any) -> Any:
+def unwrap_module(module: Any) -> Any:
     """Return the module inside ``torch.compile`` and ``DataParallel`` wrappers."""
     while True:
         children = dict(module.named_children())
@@ -167,13 +167,13 @@ def unwrapped(module: Any) -> Any:
         module = children[inner]
 
 
-def state_of(model: Any, label: str) -> dict[str, Any]:
+def state_dict_of(model: Any, label: str) -> dict[str, Any]:
     """Return the tensors of a dict or an ``nn.Module`` by name. Errors: ModelError if it is neither, or has none.
 
     What ``torch.compile`` puts into names is left out, and what a module keeps beside tensors.
     """
     if is_torch_module(model):
-        state = unwrapped(model).state_dict()
+        state = unwrap_module(model).state_dict()
         for name, value in state.items():
             if (
                 not name.endswith("_extra_state")
@@ -206,7 +206,7 @@ def state_of(model: Any, label: str) -> dict[str, Any]:
                 else f"of type {type(name).__name__}"
             )
             raise ModelError(f"{label}: has the key {name!r}, {found}; expected names of tensors. Rename it.")
-        if (why := unreadable(value)) is not None:
+        if (why := why_unreadable(value)) is not None:
             raise ModelError(f"{label}: {name}: {why}")
     plain: dict[str, Any] = {}
     for name, value in state.items():
@@ -236,7 +236,7 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def unreadable(value: Any) -> str | None:
+def why_unreadable(value: Any) -> str | None:
     """Say why a value that looks like a tensor has no plain values, what was expected, and what to do; None if it has."""
     if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
         return (
@@ -260,7 +260,7 @@ def unreadable(value: Any) -> str | None:
     return None
 
 
-def without_parallel(
+def strip_parallel_prefix(
     states: Sequence[dict[str, Any]], others: Sequence[Collection[str]] = ()
 ) -> list[dict[str, Any]]:
     """Take ``module.`` off the names of the models that have it before every name, if another model has it not.
@@ -276,7 +276,7 @@ def without_parallel(
     ]
 
 
-def tied_in_common(
+def shared_tensors(
     states: Sequence[Mapping[str, Any]], others: Sequence[Collection[str]] = ()
 ) -> dict[str, str]:
     """Map names to the earlier name whose memory they share, where that is so in every model that has both.
@@ -300,7 +300,7 @@ def tied_in_common(
     }
 
 
-def numpy_of(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+def to_numpy(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """View raw bytes as an array. Errors: AlnicoError for a dtype that numpy has not."""
     found = next((n for n, name in NUMPY_DTYPES.items() if name == dtype), None)
     if found is None:
@@ -308,14 +308,14 @@ def numpy_of(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return raw.view(found).reshape(shape)
 
 
-def torch_of(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
+def to_torch(raw: np.ndarray, dtype: str, shape: tuple[int, ...]) -> Any:
     """View raw bytes as a torch tensor on the CPU."""
     torch = import_torch("a result as torch tensors")
     kind = getattr(torch, next(n for n, name in TORCH_DTYPES.items() if name == dtype))
     return torch.from_numpy(raw).view(kind).reshape(shape) if raw.size else torch.empty(shape, dtype=kind)
 
 
-def _opened(value: Any, where: str) -> tuple[Described, Any, bool]:
+def _opened(value: Any, where: str) -> tuple[TensorSpec, Any, bool]:
     """Describe a tensor, and give what it is read from: its bytes, flat, if it is contiguous, else itself."""
     if isinstance(value, (np.ndarray, np.generic)):
         dtype = NUMPY_DTYPES.get(value.dtype)
@@ -351,7 +351,7 @@ def _opened(value: Any, where: str) -> tuple[Described, Any, bool]:
             f"{where}: has the dtype {value.dtype}; expected one of {', '.join(TORCH_DTYPES)}. Convert the tensor."
         )
     is_flat = raw.flags.c_contiguous if isinstance(raw, np.ndarray) else raw.is_contiguous()
-    return Described(dtype, tuple(value.shape), dtype), _bytes_of(raw) if is_flat else raw, is_flat
+    return TensorSpec(dtype, tuple(value.shape), dtype), _bytes_of(raw) if is_flat else raw, is_flat
 
 
 def _plain(value: Any) -> Any:
@@ -370,7 +370,7 @@ def _bytes_of(value: Any) -> Any:
     return value.contiguous().reshape(-1).view(sys.modules["torch"].uint8)
 
 
-def _row_bytes(tensor: Described) -> int:
+def _row_bytes(tensor: TensorSpec) -> int:
     return tensor.byte_size // tensor.shape[0] if tensor.elements and tensor.shape else 0
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from alnico.checkpoint.dequantised_model import DequantisedModel, is_decodable
 from alnico.checkpoint.factors import refuse_adapter
+from alnico.checkpoint.file_model import FileModel, check_index, open_shard
 from alnico.checkpoint.lora_adapter import open_adapter
 from alnico.checkpoint.lora_model import AdaptedModel
-from alnico.checkpoint.model import FileModel, check_index, open_shard
 from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter, split_weight
 from alnico.checkpoint.source import Model
 from alnico.checkpoint.weight_files import _shard_paths
@@ -142,4 +142,4 @@ def open_adapted(label: str, base: str, adapter: str, *, offline: bool = False) 
         raise
 
 
-OPENED = (FileModel, AdaptedModel, DequantisedModel)
+MODEL_TYPES = (FileModel, AdaptedModel, DequantisedModel)

@@ -350,7 +350,14 @@ def _build(thing: object, state: object) -> None:
     ):
         thing.order = state[1]
     elif not isinstance(thing, (dict, _NumpyType, _NumpyArray)):
-        raise UnpicklingError(f"a state for a {type(thing).__name__.removeprefix('_Pickled').strip('_')}")
+        raise UnpicklingError(f"a state for {_type_of(thing)}")
+
+
+def _type_of(value: object) -> str:
+    """What a value is, in the words of a message."""
+    if isinstance(value, _PickledTensor):
+        return "a tensor"
+    return "a numpy array" if isinstance(value, _NumpyArray) else f"a {type(value).__name__.strip('_')}"
 
 
 def _mapping(*arguments: Any) -> dict[Any, Any]:
@@ -456,7 +463,7 @@ def _chosen(loaded: Any, where: str) -> tuple[dict[str, _PickledTensor], tuple[s
             )
     if not isinstance(loaded, Mapping):
         raise ModelError(
-            f"{where}: holds a {type(loaded).__name__.removeprefix('_Pickled').strip('_')}, expected tensors by name. Save the model's state_dict() and give that."
+            f"{where}: holds {_type_of(loaded)}; expected tensors by name. Save the model's state_dict() and give that."
         )
     tensors = {
         key: value

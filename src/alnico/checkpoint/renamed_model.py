@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.layouts import Layout, Piece, meet, shapes_of
-from alnico.checkpoint.source import Described, Origin, Source, Tensor
+from alnico.checkpoint.layouts import Layout, Piece, find_layout, shapes_of
+from alnico.checkpoint.source import Source, SourceWrapper, Tensor, TensorSpec
 from alnico.errors import MismatchError
 from alnico.numerics import dtypes
 
@@ -25,14 +24,14 @@ COMPARED_ELEMENTS = 1 << 16
 """Elements of a matrix that are compared."""
 
 
-class TranslatedModel:
-    """A source under other names. Made by :func:`as_stored_in`; closing it closes the model.
+class RenamedModel(SourceWrapper):
+    """A source under other names. Made by :func:`with_names_of`; closing it closes the model.
 
     Tensors that the other model does not have keep their own names.
     """
 
     def __init__(self, source: Source, layout: Layout, like: Mapping[str, Tensor]) -> None:
-        self.unmapped = source
+        self.wrapped = source
         self.layout = layout
         self._pieces: dict[str, tuple[Piece, ...]] = {}
         held: dict[str, Tensor] = {}
@@ -48,7 +47,7 @@ class TranslatedModel:
             if whole is not None and source.tensors[whole].shape == like[name].shape:
                 held[name] = source.tensors[whole]
             else:
-                held[name] = Described(first.dtype, like[name].shape, first.nominal)
+                held[name] = TensorSpec(first.dtype, like[name].shape, first.nominal)
             self._pieces[name] = pieces
         for name in layout.unused:
             if name in held:
@@ -66,49 +65,18 @@ class TranslatedModel:
             f"{source.label}: its tensors have other names than the output's ({layout.title}); it is read under the output's names.",
         ]
 
-    @property
-    def label(self) -> str:
-        return self.unmapped.label
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self.unmapped.config
-
-    @property
-    def directory(self) -> Path | None:
-        return self.unmapped.directory
-
-    @property
-    def location(self) -> Path | None:
-        return getattr(self.unmapped, "location", None)
-
-    @property
-    def origin(self) -> Origin | None:
-        return self.unmapped.origin
-
-    @property
-    def held_bytes(self) -> int:
-        return self.unmapped.held_bytes
-
-    @property
-    def reading_bytes(self) -> int:
-        return self.unmapped.reading_bytes
-
     def stored_names(self, name: str) -> tuple[str, ...]:
         """The tensors of the model itself that a tensor is made of."""
         return tuple(dict.fromkeys(p.name for p in self._pieces[name]))
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
-        return self.unmapped.absent([own for name in tensors for own in self.stored_names(name)], side_files)
-
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
-        self.unmapped.fetch(files, tell)
+        return self.wrapped.absent([own for name in tensors for own in self.stored_names(name)], side_files)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         pieces = self._pieces[name]
         bits = dtypes.DTYPES[self.tensors[name].dtype].bits
         if len(pieces) == 1:
-            self.unmapped.read_into(pieces[0].name, pieces[0].first * bits // 8 + offset, buffer)
+            self.wrapped.read_into(pieces[0].name, pieces[0].first * bits // 8 + offset, buffer)
             return
         ends = list(accumulate(p.elements * bits // 8 for p in pieces))
         at, stop = offset, offset + len(buffer)
@@ -118,20 +86,14 @@ class TranslatedModel:
             begin = ends[i - 1] if i else 0
             last = min(stop, ends[i])
             own = pieces[i].first * bits // 8 + at - begin
-            self.unmapped.read_into(pieces[i].name, own, buffer[at - offset : last - offset])
+            self.wrapped.read_into(pieces[i].name, own, buffer[at - offset : last - offset])
             at = last
 
     def identity(self) -> list[dict[str, Any]]:
-        return [*self.unmapped.identity(), {"layout": self.layout.title}]
-
-    def paths(self) -> list[Path]:
-        return self.unmapped.paths()
-
-    def close(self) -> None:
-        self.unmapped.close()
+        return [*self.wrapped.identity(), {"layout": self.layout.title}]
 
 
-def as_stored_in(source: Source, like: Source) -> Source:
+def with_names_of(source: Source, like: Source) -> Source:
     """Read a model under the names of another where one spelling makes them meet; return it as it is where names meet already.
 
     The order of gate and up in packed experts is decided by values. Errors: MismatchError where two spellings fit and differ, or the
@@ -140,12 +102,12 @@ def as_stored_in(source: Source, like: Source) -> Source:
     mine, others = source.tensors.keys(), like.tensors.keys()
     if mine <= others or mine >= others:
         return source
-    layout = meet(shapes_of(source.tensors), shapes_of(like.tensors))
+    layout = find_layout(shapes_of(source.tensors), shapes_of(like.tensors))
     if layout.is_identity:
         return source
     if layout.halves and _is_swapped(source, layout, like):
-        layout = meet(shapes_of(source.tensors), shapes_of(like.tensors), swapped=True)
-    return TranslatedModel(source, layout, like.tensors)
+        layout = find_layout(shapes_of(source.tensors), shapes_of(like.tensors), swapped=True)
+    return RenamedModel(source, layout, like.tensors)
 
 
 def _is_swapped(source: Source, layout: Layout, like: Source) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.memory_model import MemoryModel
-from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.source import Origin, Source, Tensor
 from alnico.numerics.dtypes import DTYPES
 
@@ -91,8 +91,8 @@ class ResidentModel:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return self.source.absent(tensors, side_files)
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
-        self.source.fetch(files, tell)
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
+        self.source.fetch(files, report)
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         whole = self.held(name)
@@ -117,6 +117,6 @@ class ResidentModel:
         self.source.close()
 
 
-def held_bytes(source: Source, name: str) -> np.ndarray | None:
+def resident_bytes(source: Source, name: str) -> np.ndarray | None:
     """The bytes of a tensor of a model that stays in memory; None for one that must be read."""
     return source.held(name) if isinstance(source, ResidentModel) else None

@@ -7,7 +7,7 @@ import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from alnico.checkpoint.header import Header, build, prefixed
+from alnico.checkpoint.header import Header, add_prefix, build
 from alnico.checkpoint.weight_files import STEM
 from alnico.numerics.dtypes import DTYPES
 
@@ -55,7 +55,7 @@ def cut(
             names = [single_name or f"{own}.safetensors"]
         for name, group in zip(names, groups, strict=True):
             start, header = build(sorted(group, key=lambda t: -DTYPES[t[1]].bits), {"format": "pt"})
-            shards.append(OutputShard(prefix + name, start, prefixed(header, prefix), prefix))
+            shards.append(OutputShard(prefix + name, start, add_prefix(header, prefix), prefix))
     return tuple(shards)
 
 

@@ -22,7 +22,7 @@ from alnico.checkpoint.files import OF_SHELL, files_below, reading
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.sidecars import SIGNATURE
-from alnico.checkpoint.source import Source, unwrapped
+from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.statistics import StatisticsSource
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
 
@@ -54,7 +54,7 @@ class SignedInputs:
         if isinstance(source, StatisticsSource):
             self.check_place(source.paths()[0].parent, source.label, reference)
             return
-        source = unwrapped(source)
+        source = unwrap(source)
         if isinstance(source, AdaptedModel):
             self.check(source.base, reference)
             self.check(source.adapter.files, reference)

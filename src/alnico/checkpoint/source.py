@@ -33,7 +33,7 @@ class Tensor(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Described:
+class TensorSpec:
     """A :class:`Tensor` that no file's header describes: one that is computed, gathered, in memory, or not made yet."""
 
     dtype: str
@@ -74,8 +74,8 @@ class Origin(Protocol):
         """The names of the files beside the weights."""
         ...
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
-        """Bring files to this machine and check them. ``tell`` gets numbers of bytes, from any thread."""
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
+        """Bring files to this machine and check them. ``report`` gets numbers of bytes, from any thread."""
         ...
 
 
@@ -111,8 +111,8 @@ class Source(Protocol):
         """Files, with their bytes, that must be fetched before ``tensors`` (and the side files) can be read."""
         ...
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
-        """Bring files to this machine and check them. ``tell`` gets numbers of bytes, from any thread."""
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
+        """Bring files to this machine and check them. ``report`` gets numbers of bytes, from any thread."""
         ...
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -207,8 +207,51 @@ def read_tensor(source: Source, name: str) -> np.ndarray:
     return values.astype(bool) if tensor.dtype == "BOOL" else values
 
 
-def unwrapped(source: Source) -> Source:
-    """The model as it was opened, without what reads it under other names or with the rows of another vocabulary."""
-    while (inner := getattr(source, "unmapped", None)) is not None:
+class SourceWrapper(Protocol):
+    """A source that reads another one, ``wrapped``, in a different form. What a wrapper does not define itself comes from there."""
+
+    wrapped: Source
+
+    @property
+    def label(self) -> str:
+        return self.wrapped.label
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.wrapped.config
+
+    @property
+    def directory(self) -> Path | None:
+        return self.wrapped.directory
+
+    @property
+    def location(self) -> Path | None:
+        return getattr(self.wrapped, "location", None)
+
+    @property
+    def origin(self) -> Origin | None:
+        return self.wrapped.origin
+
+    @property
+    def held_bytes(self) -> int:
+        return self.wrapped.held_bytes
+
+    @property
+    def reading_bytes(self) -> int:
+        return self.wrapped.reading_bytes
+
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
+        self.wrapped.fetch(files, report)
+
+    def paths(self) -> list[Path]:
+        return self.wrapped.paths()
+
+    def close(self) -> None:
+        self.wrapped.close()
+
+
+def unwrap(source: Source) -> Source:
+    """Return the model as it was opened, without any :class:`SourceWrapper` around it."""
+    while (inner := getattr(source, "wrapped", None)) is not None:
         source = inner
     return source

@@ -19,9 +19,9 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
-from alnico.checkpoint.model import FileModel, open_shard
 from alnico.checkpoint.output_path import Replace, check_needed, check_written_into
 from alnico.checkpoint.overwrite import holds_statistics
 from alnico.checkpoint.shards import cut
@@ -91,7 +91,7 @@ class StatisticsSource:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         """Nothing is ever absent."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -160,7 +160,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (bool, int, float)) and abs(value) <= sys.float_info.max
 
 
-def digest_of(source: Source, name: str) -> str:
+def compute_digest(source: Source, name: str) -> str:
     """The hash of one tensor of a model, as the lock of a merge has it."""
     tensor = source.tensors[name]
     buffer = memoryview(bytearray(min(PIECE, tensor.byte_size)))
@@ -190,7 +190,7 @@ def write_statistics(
 
     Errors: OutputError if ``out`` holds something; RunError for a disk that fails; NonFiniteError for numbers that are not finite.
     """
-    check_folder(out, overwrite, model.paths())
+    check_statistics_folder(out, overwrite, model.paths())
     bad = next((name for name, values in tensors.items() if not np.isfinite(values).all()), None)
     if bad is not None:
         place = [int(i) for i in np.argwhere(~np.isfinite(tensors[bad]))[0]]
@@ -208,7 +208,7 @@ def write_statistics(
         "hash": "xxh3-128",
     }
     model.fetch(model.absent(entries, False))
-    written = {name: {**entry, "digest": digest_of(model, name)} for name, entry in entries.items()}
+    written = {name: {**entry, "digest": compute_digest(model, name)} for name, entry in entries.items()}
     summary = json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}")
     lines = ",\n".join(
         f"  {json.dumps(n, ensure_ascii=False)}: {json.dumps(e, ensure_ascii=False)}"
@@ -235,7 +235,7 @@ def write_statistics(
         raise RunError(f"{out}: cannot be written ({error.strerror}). Make room or check the disk.") from None
 
 
-def check_folder(out: Path, overwrite: Replace, needed: Iterable[Path] = ()) -> None:
+def check_statistics_folder(out: Path, overwrite: Replace, needed: Iterable[Path] = ()) -> None:
     """Refuse a folder for statistics that cannot be written into, or that holds something else. Errors: OutputError.
 
     Older statistics in it are replaced if ``overwrite`` says so; other files in it are never removed. What a killed measurement left is

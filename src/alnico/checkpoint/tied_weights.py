@@ -74,7 +74,7 @@ def architectures(config: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(str(name) for name in given) if isinstance(given, list) else ()
 
 
-def is_tied(config: Mapping[str, Any]) -> bool | None:
+def tie_setting(config: Mapping[str, Any]) -> bool | None:
     """Does a config say that a model's head is tied to its embedding? None if it says nothing.
 
     >>> [is_tied(c) for c in ({"tie_word_embeddings": True}, {"text_config": {"tie_word_embeddings": False}}, {})]
@@ -96,7 +96,7 @@ def tied_copies(config: Mapping[str, Any], names: Collection[str]) -> dict[str, 
     >>> tied_copies({"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False}, ["model.embed_tokens.weight", "lm_head.weight"])
     {}
     """
-    says = is_tied(config)
+    says = tie_setting(config)
     if says is False or not config:
         return {}
     classes = architectures(config)

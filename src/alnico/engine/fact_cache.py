@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from alnico.checkpoint.resident_model import SharedBudget, held_bytes
+from alnico.checkpoint.resident_model import SharedBudget, resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import OverModel
@@ -135,7 +135,7 @@ class FactCache:
 
     def _order(self, fact: KthLargest, model: int, known: KernelContext) -> SortedValues | None:
         """Put the values of a tensor in order, if all that is read for it lies in memory."""
-        held = [held_bytes(self._sources[tensor.model], tensor.name) for tensor in known.job.read]
+        held = [resident_bytes(self._sources[tensor.model], tensor.name) for tensor in known.job.read]
         raws = [raw for raw in held if raw is not None]
         if len(raws) < len(held):
             return None

@@ -17,10 +17,10 @@ import numpy as np
 
 from alnico._version import __version__
 from alnico.checkpoint.durable import sync_directory, sync_tree, write_file
+from alnico.checkpoint.file_model import describe_change, file_states, open_shard
 from alnico.checkpoint.lineage import CARD, LOCK
-from alnico.checkpoint.model import changed_since, open_shard, states_of
 from alnico.checkpoint.output_path import Replace, check_twins
-from alnico.checkpoint.resident_model import held_bytes
+from alnico.checkpoint.resident_model import resident_bytes
 from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
 from alnico.checkpoint.source import Shard, Source
@@ -122,7 +122,7 @@ def run_plan(
                     f"{part.model}: cannot be made ({error.strerror}). Choose another output."
                 ) from None
             try:
-                before = states_of(_read_from(plan, single))
+                before = file_states(_read_from(plan, single))
                 plan = plan if found else check_relatedness(plan, caller)
                 files = OutputFiles(part.model, plan.shards, part.folder)
                 run = _merge(plan, part, files, fingerprint, found, watch)
@@ -187,7 +187,7 @@ def _read_from(plan: Plan, single: str | None) -> list[Path]:
 
 def _refuse_changed(plan: Plan, before: dict[Path, tuple[int, int]], records: dict[str, Record]) -> None:
     """Refuse to publish what was made of files that changed meanwhile. Errors: ModelError."""
-    if changed := changed_since(before):
+    if changed := describe_change(before):
         raise ModelError(
             f"{changed}: was changed while it was merged; expected the file that was planned with. "
             "Run the command again when nobody writes the file."
@@ -664,7 +664,7 @@ class MergeRun:
         """
         start, stop = span
         widths = _widths(job)
-        held = [held_bytes(self.plan.sources[tensor.model], tensor.name) for tensor in job.read]
+        held = [resident_bytes(self.plan.sources[tensor.model], tensor.name) for tensor in job.read]
         sizes = [
             (stop - start) * width if whole is None else 0 for whole, width in zip(held, widths, strict=True)
         ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.memory_model import import_torch, torch_of
+from alnico.checkpoint.memory_model import import_torch, to_torch
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.sidecars import side_files
 from alnico.engine.merge_session import Resident
@@ -130,7 +130,7 @@ class Candidates:
         if self._state is None:
             import_torch("a merge in memory")
             self._state = {
-                n: torch_of(self._resident.arrays[n], dtype, shape)
+                n: to_torch(self._resident.arrays[n], dtype, shape)
                 for n, dtype, shape in self._resident.layout
             }
         return self._state

@@ -12,8 +12,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.memory_model import unwrapped
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
+from alnico.checkpoint.memory_model import unwrap_module
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_path, split_adapter
 from alnico.checkpoint.sidecars import check_kinds
@@ -223,7 +223,7 @@ class ModuleSubject:
 
 def _plain(label: str, module: Any) -> Any:
     """A module without wrappers, and with its adapters folded. Errors: EvaluationError for adapters that cannot be."""
-    inner = unwrapped(module)
+    inner = unwrap_module(module)
     if not hasattr(inner, "peft_config") or not hasattr(inner, "get_base_model"):
         return inner
     try:

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.memory_model import torch_of
+from alnico.checkpoint.memory_model import to_torch
 from alnico.checkpoint.open_model import open_headers
 from alnico.checkpoint.patterns import PatternError, fits
 from alnico.checkpoint.reference import PICKLES
@@ -325,7 +325,7 @@ def torch_state(model: Source) -> dict[str, Any]:
     for name, tensor in model.tensors.items():
         raw = np.empty(tensor.byte_size, np.uint8)
         model.read_into(name, 0, memoryview(raw))
-        found[name] = torch_of(raw, tensor.dtype, tensor.shape)
+        found[name] = to_torch(raw, tensor.dtype, tensor.shape)
     return found
 
 

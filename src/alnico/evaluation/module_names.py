@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from alnico.checkpoint.layouts import meet, nearest
-from alnico.checkpoint.memory_model import unwrapped
+from alnico.checkpoint.layouts import closest_names, find_layout
+from alnico.checkpoint.memory_model import unwrap_module
 from alnico.errors import MismatchError, ModelError
 from alnico.evaluation.extras import quiet_transformers
 from alnico.numerics.dtypes import Shape
@@ -111,7 +111,7 @@ def place(
     every tensor of the module must hold the checkpoint's values. ``kind`` is what the module was loaded as.
     Errors: MismatchError for a module with a parameter or a saved buffer that is in no file; ModelError.
     """
-    module = unwrapped(module)
+    module = unwrap_module(module)
     own = named(module)
     aliases: dict[int, list[str]] = {}
     for name, tensor in own.items():
@@ -162,7 +162,7 @@ def _refused(
         )
     shape = tuple(own[first].shape)
     alike = [n for n, s in files.items() if s == shape] or list(files)
-    near = nearest(first, alike, 2)
+    near = closest_names(first, alike, 2)
     return MismatchError(
         f"{label}: {len(lacking)} of {len(own)} tensors of the module ({kind}) are in no file under a name or with values that fit, "
         f"{first} {shape} first{'; the nearest are ' + ' and '.join(near) if near else ''}. Expected a file's tensor for each. "
@@ -181,7 +181,9 @@ def _by_layout(
 ) -> Iterator[_TensorPieces]:
     """What the table of layouts says."""
     try:
-        layout = meet(files, {name: tuple(tensor.shape) for name, tensor in own.items()}, swapped=swapped)
+        layout = find_layout(
+            files, {name: tuple(tensor.shape) for name, tensor in own.items()}, swapped=swapped
+        )
     except MismatchError:  # two layouts fit
         return
     if swapped and not layout.halves:

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from alnico.checkpoint.lora_adapter import Adapter
-from alnico.checkpoint.source import Described, Tensor
+from alnico.checkpoint.source import Tensor, TensorSpec
 from alnico.lora.matching import ExpertFactors, SharedModule, read_biases, read_factors
 from alnico.lora.updates import BIAS
 
@@ -43,10 +43,10 @@ class Frames:
             for expert, frame in enumerate(self._of(module)):
                 name = self.name(module, expert)
                 self._places[name] = module, expert
-                self.tensors[name] = Described("F64", frame.values[0].shape, "F64")
+                self.tensors[name] = TensorSpec("F64", frame.values[0].shape, "F64")
             if module.has_bias:
                 self._places[module.module + BIAS] = module, -1
-                self.tensors[module.module + BIAS] = Described("F64", (module.rows,), "F64")
+                self.tensors[module.module + BIAS] = TensorSpec("F64", (module.rows,), "F64")
 
     @staticmethod
     def name(module: SharedModule, expert: int) -> str:

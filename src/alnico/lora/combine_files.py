@@ -12,7 +12,7 @@ from alnico._version import __version__
 from alnico.checkpoint.lineage import LOCK, lineage_of
 from alnico.checkpoint.lora_adapter import Adapter, is_saved_module
 from alnico.checkpoint.reference import is_hub_reference
-from alnico.checkpoint.statistics import digest_of
+from alnico.checkpoint.statistics import compute_digest
 from alnico.lora.combine_options import CombineOptions
 from alnico.lora.matching import SharedModule, SharedSavedTensor
 from alnico.lora.writer import OutputAdapter
@@ -176,7 +176,7 @@ def lock(
                     for f in a.files.identity()
                 ],
                 "config": xxhash.xxh3_128_hexdigest(json.dumps(dict(a.config), sort_keys=True).encode()),
-                "tensors": {name: digest_of(a.files, name) for name in sorted(a.files.tensors)},
+                "tensors": {name: compute_digest(a.files, name) for name in sorted(a.files.tensors)},
             }
             for a in adapters
         ],

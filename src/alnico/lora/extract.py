@@ -17,16 +17,16 @@ import numpy as np
 import xxhash
 
 from alnico.checkpoint.durable import write_file
-from alnico.checkpoint.layouts import module_names_of
+from alnico.checkpoint.layouts import transformers_names
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_adapter import PREFIX
 from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.open_model import open_adapted, open_model
 from alnico.checkpoint.output_path import check_publishable, replacing
-from alnico.checkpoint.renamed_model import as_stored_in
+from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source, read_tensor
 from alnico.checkpoint.tied_weights import architectures
-from alnico.checkpoint.untied_model import untied
+from alnico.checkpoint.untied_model import untie
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
 from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, spread
@@ -198,8 +198,8 @@ def extract(
         opened: list[Source] = [
             stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)
         ]
-        models = untied(opened, opened)
-        models[0] = as_stored_in(models[0], models[1])
+        models = untie(opened, opened)
+        models[0] = with_names_of(models[0], models[1])
         subjects = subjects_of(
             models[0],
             models[1],
@@ -583,7 +583,7 @@ class _ExtractRun:
     @functools.cached_property
     def _spelled(self) -> dict[str, str]:
         """The base's tensors as its module has them, by their names in the file: an adapter has the module's names."""
-        return module_names_of(self.base.config, self.base.tensors)
+        return transformers_names(self.base.config, self.base.tensors)
 
     def _spelled_modules(self, saved: SavedTensors) -> list[str]:
         """The modules that are saved whole, by the module's names."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from alnico.checkpoint.adapter_changes import is_turned_linear
-from alnico.checkpoint.layouts import module_names_of
+from alnico.checkpoint.layouts import transformers_names
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.tied_weights import architectures
 from alnico.errors import MismatchError, RecipeError
@@ -97,7 +97,7 @@ def subjects_of(
     tables = tables_of(base).rows
     tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
     heads = tied_heads(base.config, base.tensors, [n for n in tables if not is_input(n)])
-    spelled = module_names_of(base.config, base.tensors)
+    spelled = transformers_names(base.config, base.tensors)
     for name, tensor in base.tensors.items():
         other = tuned.tensors.get(name)
         if other is None:

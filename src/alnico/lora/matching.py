@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter, Update, is_saved_module, is_trained
-from alnico.checkpoint.statistics import digest_of
+from alnico.checkpoint.statistics import compute_digest
 from alnico.errors import MismatchError, ModelError
 from alnico.lora.writer import ModuleKind
 from alnico.numerics.dtypes import MERGEABLE
@@ -237,7 +237,8 @@ def _is_tied(adapter: Adapter, name: str) -> bool:
         if is_saved_module(adapter.config, own) and stored[n].shape == shape
     ]
     return any(
-        digest_of(adapter.files, n) == digest_of(adapter.files, adapter.replaced[name]) for n in trained
+        compute_digest(adapter.files, n) == compute_digest(adapter.files, adapter.replaced[name])
+        for n in trained
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from alnico.checkpoint.lora_adapter import Adapter
 from alnico.checkpoint.lora_model import AdaptedModel
-from alnico.checkpoint.source import Described, Origin, Shard, Tensor, read_tensor
+from alnico.checkpoint.source import Origin, Shard, Tensor, TensorSpec, read_tensor
 from alnico.lora.matching import SharedModule
 
 BIAS = ".bias"
@@ -37,7 +37,7 @@ class Zeros:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         """Nothing is ever absent."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
@@ -71,9 +71,9 @@ def whole_tensors(modules: Sequence[SharedModule], dtype: str) -> dict[str, Tens
             shape = shape[::-1]
         if module.experts > 1:
             shape = (module.experts, *shape)
-        found[module.name] = Described(dtype, shape, dtype)
+        found[module.name] = TensorSpec(dtype, shape, dtype)
         if module.has_bias:
-            found[module.module + BIAS] = Described(dtype, (module.rows,), dtype)
+            found[module.module + BIAS] = TensorSpec(dtype, (module.rows,), dtype)
     return found
 
 
@@ -119,7 +119,7 @@ class SmallMatrices:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         """What they are made from is here."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:

@@ -14,9 +14,9 @@ import yaml
 
 from alnico._version import __version__
 from alnico.checkpoint.durable import sync_tree, write_file
+from alnico.checkpoint.file_model import open_shard
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, PREFIX, WEIGHTS
-from alnico.checkpoint.model import open_shard
 from alnico.checkpoint.shards import OutputShard, cut
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.matrix import rounding_kernel

@@ -15,7 +15,7 @@ from alnico._version import __version__
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lineage import LOCK, NAME, Lineage, licence_name, lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel, repositories
-from alnico.checkpoint.source import Source, unwrapped
+from alnico.checkpoint.source import Source, unwrap
 from alnico.checkpoint.weight_files import DIFFUSERS_STEM, stem_of
 from alnico.kernels.constants import ARITHMETIC
 from alnico.methods import find
@@ -132,7 +132,7 @@ def _repositories(source: Source) -> dict[str, Any]:
     ]
     return (
         ({"repositories": found} if found else {})
-        if isinstance(unwrapped(source), AdaptedModel)
+        if isinstance(unwrap(source), AdaptedModel)
         else dict(*found)
     )
 
@@ -302,7 +302,7 @@ def public_names(sources: Sequence[Source]) -> list[str]:
     """Names for a card: a hub id as it is, of a local path only the last part; no name twice."""
     names: list[str] = []
     for source in sources:
-        source = unwrapped(source)
+        source = unwrap(source)
         path = Path(source.label)
         if isinstance(source, AdaptedModel):
             base, adapter = public_names([source.base, source.adapter.files])

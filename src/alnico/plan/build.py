@@ -13,12 +13,12 @@ from alnico.checkpoint.factors import refuse_adapter
 from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.renamed_model import as_stored_in
+from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
 from alnico.checkpoint.sidecars import check_carried, modules_of
-from alnico.checkpoint.source import Source, Tensor, unwrapped
+from alnico.checkpoint.source import Source, Tensor, unwrap
 from alnico.checkpoint.tied_weights import tied_copies
-from alnico.checkpoint.untied_model import untied
+from alnico.checkpoint.untied_model import untie
 from alnico.checkpoint.weight_files import stem_of
 from alnico.errors import MethodError, ModelError
 from alnico.methods.base import MatrixMethod, Merge, combine
@@ -111,13 +111,13 @@ def _plan(
     single_file: str | None,
 ) -> Plan:
     donor = references.index(recipe.base_model) if recipe.base_model else 0
-    sources = untied(sources, [s for s in sources if getattr(s, "unties", False)])
+    sources = untie(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
-        sources = [s if s is sources[donor] else as_stored_in(s, sources[donor]) for s in sources]
+        sources = [s if s is sources[donor] else with_names_of(s, sources[donor]) for s in sources]
     if (
         recipe.tokenizer is not None
     ):  # a row that a tied head lacks is that of another's head, not of its embedding
-        sources = untied(sources, [sources[donor]])
+        sources = untie(sources, [sources[donor]])
     spoken = _vocabulary(recipe, references, sources, donor)
     if spoken is not None:
         sources = _with_rows(sources, spoken)
@@ -233,7 +233,7 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
 
 def _commit(source: Source) -> str | None:
     """How a recipe names a model of the hub at its commit; None for one that is not from there."""
-    source = unwrapped(source)
+    source = unwrap(source)
     if isinstance(source, AdaptedModel):
         parts = [_commit(source.base), _commit(source.adapter.files)]
         return (

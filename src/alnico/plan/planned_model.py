@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint.sidecars import copy_side_files
-from alnico.checkpoint.source import Described, Origin
+from alnico.checkpoint.source import Origin, TensorSpec
 from alnico.errors import AlnicoError
 from alnico.folders import temporary_files
 from alnico.plan.job import Plan
@@ -24,8 +24,8 @@ class PlannedModel:
 
     def __init__(self, label: str, plan: Plan) -> None:
         self.label = label
-        self.tensors: Mapping[str, Described] = {
-            j.name: Described(j.dtype, j.shape, j.dtype) for j in plan.jobs
+        self.tensors: Mapping[str, TensorSpec] = {
+            j.name: TensorSpec(j.dtype, j.shape, j.dtype) for j in plan.jobs
         }
         self.config: Mapping[str, Any] = plan.config
         self.made_from = plan.models
@@ -43,7 +43,7 @@ class PlannedModel:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         pass
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:

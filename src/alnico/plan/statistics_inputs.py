@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.layouts import nearest
-from alnico.checkpoint.renamed_model import TranslatedModel
+from alnico.checkpoint.layouts import closest_names
+from alnico.checkpoint.renamed_model import RenamedModel
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.statistics import StatisticsEntry, StatisticsSource, open_statistics
 from alnico.errors import MismatchError
@@ -104,7 +104,7 @@ class StatisticsInputs:
             and own not in statistics.entries
             and own not in statistics.left_out
         ):
-            near = nearest(own, [*statistics.entries, *statistics.left_out])
+            near = closest_names(own, [*statistics.entries, *statistics.left_out])
             raise MismatchError(
                 f"{own}: the {kind} statistics of {statistics.label} neither have it nor say why not"
                 f"{f'; they name {near[0]}' if near else ''}. Expected every tensor of {self.sources[part.model].label}: they were measured of "
@@ -118,10 +118,10 @@ class StatisticsInputs:
     def _own_name(self, part: ModelPart, name: str, kind: str) -> str:
         """What the files of a model call a tensor, which the plan may read under another's names."""
         source, read_as = self.sources[part.model], part.names[name]
-        if not isinstance(source, TranslatedModel):
+        if not isinstance(source, RenamedModel):
             return read_as
         stored = source.stored_names(read_as)
-        if len(stored) > 1 or source.unmapped.tensors[stored[0]].shape != source.tensors[read_as].shape:
+        if len(stored) > 1 or source.wrapped.tensors[stored[0]].shape != source.tensors[read_as].shape:
             raise MismatchError(
                 f"{name}: {source.label} stores it as {'parts' if len(stored) > 1 else 'a part'} of {stored[0]}, in another layout than the "
                 f"output's; expected one tensor for its {kind} statistics. Save {source.label} in the output's layout and measure it anew."

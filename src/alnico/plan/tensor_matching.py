@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from alnico.checkpoint.duplicate_tensors import find_original
 from alnico.checkpoint.factors import is_factor
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.sidecars import modules_of
 from alnico.checkpoint.source import Source, Tensor
-from alnico.checkpoint.tied_copies import original_of
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import COPYABLE_KINDS, DTYPES, MERGEABLE
 from alnico.plan import families
@@ -231,7 +231,7 @@ class TensorMatcher:
         found = set()
         for part in having:
             named = {full: n for n, full in part.names.items() if n in shared}
-            original = original_of(self.sources[part.model], part.names[name], named)
+            original = find_original(self.sources[part.model], part.names[name], named)
             found.add(named.get(original) if original is not None else None)
         self.copies += 1
         return found.pop() if len(found) == 1 else None

@@ -11,22 +11,22 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.factors import factors_alone, is_factor
+from alnico.checkpoint.factors import adapter_factors, is_factor
 from alnico.checkpoint.memory_model import (
     COMPILED,
     MemoryModel,
     import_torch,
     is_torch_module,
     is_torch_tensor,
-    numpy_of,
-    state_of,
-    tied_in_common,
-    torch_of,
-    unreadable,
-    unwrapped,
-    without_parallel,
+    shared_tensors,
+    state_dict_of,
+    strip_parallel_prefix,
+    to_numpy,
+    to_torch,
+    unwrap_module,
+    why_unreadable,
 )
-from alnico.checkpoint.open_model import OPENED, open_model
+from alnico.checkpoint.open_model import MODEL_TYPES, open_model
 from alnico.checkpoint.source import Source
 from alnico.engine.in_memory import run_in_memory
 from alnico.errors import AlnicoError, MismatchError, ModelError, visible
@@ -61,7 +61,7 @@ class Opened:
 
 def path_of(model: Any) -> str | None:
     """Return the path or hub id that stands for a model, or None for a model in memory."""
-    if isinstance(model, OPENED):
+    if isinstance(model, MODEL_TYPES):
         return model.label
     return os.fspath(model) if isinstance(model, (str, os.PathLike)) else None
 
@@ -83,7 +83,7 @@ def open_models(models: Mapping[str, Any]) -> Opened:
             sources[reference] = open_model(resolve_reference(path, "."))
         files = [source.tensors for source in sources.values()]
         for reference, state in zip(
-            list(states), without_parallel(list(states.values()), files), strict=True
+            list(states), strip_parallel_prefix(list(states.values()), files), strict=True
         ):
             if state.keys() != states[reference].keys():
                 warnings.warn(
@@ -91,7 +91,7 @@ def open_models(models: Mapping[str, Any]) -> Opened:
                     stacklevel=4,
                 )
             states[reference] = state
-        tied = tied_in_common(list(states.values()), files)
+        tied = shared_tensors(list(states.values()), files)
         for reference, state in states.items():
             sources[reference] = MemoryModel(
                 reference, {n: v for n, v in state.items() if n not in tied}, nominal[reference]
@@ -127,10 +127,10 @@ def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str
 
     Errors: ModelError, also for the factors of an adapter by themselves, whose mean makes not the mean of their products.
     """
-    if is_torch_module(model) and has_adapters(unwrapped(model)):
-        return state_without_adapters(unwrapped(model), reference)
-    state = state_of(model, reference)
-    if factors := factors_alone(state) or [
+    if is_torch_module(model) and has_adapters(unwrap_module(model)):
+        return state_without_adapters(unwrap_module(model), reference)
+    state = state_dict_of(model, reference)
+    if factors := adapter_factors(state) or [
         name for name in state if ".base_layer." in name and any(map(is_factor, state))
     ]:
         raise ModelError(
@@ -144,7 +144,7 @@ def _state_of(model: Any, reference: str) -> tuple[dict[str, Any], dict[str, str
 
 def plain_copy(module: Any) -> Any:
     """Return a copy of a module, of the one inside of ``torch.compile``, ``DataParallel`` and adapters of PEFT, to be filled."""
-    inner = unwrapped(module)
+    inner = unwrap_module(module)
     if has_adapters(inner):
         return without_adapters(inner, type(inner).__name__, merge=False)
     # Weights that a module computes from its parameters (weight_norm, pruning) have a graph, and torch copies none. Hooks make them anew.
@@ -174,7 +174,7 @@ def merged(
         plan = opened.plan(recipe, threads=threads, memory_bytes=memory_bytes)
         for job in plan.jobs:
             if not opened.gives_torch:
-                numpy_of(
+                to_numpy(
                     np.empty(0, np.uint8), job.dtype, (0,)
                 )  # a dtype without an array is refused before the work
         return named(opened, plan, run_in_memory(plan))
@@ -185,7 +185,7 @@ def merged(
 def named(opened: Opened, plan: Plan, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """View the bytes of a plan's tensors as torch tensors, or as numpy arrays: under all names that the models have for them, in
     their order."""
-    view = torch_of if opened.gives_torch else numpy_of
+    view = to_torch if opened.gives_torch else to_numpy
     found = {job.name: view(arrays[job.name], job.dtype, job.shape) for job in plan.jobs}
     given = [name for name in opened.names if opened.tied.get(name, name) in found]
     order = dict.fromkeys([*given, *found] if set(found) <= set(given) else [*found, *given])
@@ -199,14 +199,14 @@ def fill(module: Any, state: Mapping[str, Any], *, partly: bool = False) -> None
     Errors: MismatchError, before anything is changed, for a name that the module has not or a shape that differs; and, but
     for ``partly``, for one that the module saves and that is not given.
     """
-    inner = unwrapped(module)
+    inner = unwrap_module(module)
     needed = {
         n.replace(COMPILED, ""): v for n, v in inner.state_dict(keep_vars=True).items() if is_torch_tensor(v)
     }
     held = {n.replace(COMPILED, ""): v for n, v in inner.named_buffers()} | needed
     kind = type(inner).__name__
     if wrong := next(
-        ((n, why) for n, v in held.items() if n in state and (why := unreadable(v)) is not None), None
+        ((n, why) for n, v in held.items() if n in state and (why := why_unreadable(v)) is not None), None
     ):
         raise ModelError(f"the module to fill ({kind}): {wrong[0]}: {wrong[1]}")
     problems = [

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.memory_model import is_torch_module
-from alnico.checkpoint.open_model import OPENED
+from alnico.checkpoint.open_model import MODEL_TYPES
 from alnico.checkpoint.output_path import check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
@@ -59,7 +59,7 @@ class Operand:
         if self.place is None:
             return None
         path = str(path_of(self.value))
-        return path if isinstance(self.value, OPENED) or _place(path) == self.place else self.place
+        return path if isinstance(self.value, MODEL_TYPES) or _place(path) == self.place else self.place
 
 
 def _place(path: str) -> str:
@@ -68,7 +68,7 @@ def _place(path: str) -> str:
 
 
 def is_model(value: object) -> bool:
-    return isinstance(value, (str, os.PathLike, Mapping, *OPENED)) or is_torch_module(value)
+    return isinstance(value, (str, os.PathLike, Mapping, *MODEL_TYPES)) or is_torch_module(value)
 
 
 def operand(value: Any) -> Operand:

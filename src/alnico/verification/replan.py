@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter
 from alnico.checkpoint.source import Source

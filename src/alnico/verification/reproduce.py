@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from alnico._version import __version__
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.lineage import CARD, LOCK
-from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import check_twins
 from alnico.checkpoint.shards import cut

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.shards import cut
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
@@ -170,7 +170,7 @@ class MadeAgain:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
 
-    def fetch(self, files: Iterable[str], tell: Any = None) -> None:
+    def fetch(self, files: Iterable[str], report: Any = None) -> None:
         """Nothing of it is on the hub."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:

@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
-from alnico.checkpoint.model import FileModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Tensor
 from alnico.errors import ModelError, UncheckedError, VerificationError

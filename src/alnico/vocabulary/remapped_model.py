@@ -7,12 +7,11 @@ import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.source import Described, Origin, Source, Tensor
+from alnico.checkpoint.source import Source, SourceWrapper, Tensor, TensorSpec
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode, promote
 from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, RowMap
@@ -32,7 +31,7 @@ class _RowGather:
     """
 
     name: str
-    tensor: Described
+    tensor: TensorSpec
     columns: int
     names: Mapping[int, str]
     raw: bool
@@ -106,7 +105,7 @@ def _gathered(
             f"expected {', '.join(MERGEABLE)}. Convert the models."
         )
     dtype = own.dtype if raw else promote(["F32", *dtypes])
-    tensor = Described(dtype, (*own.shape[:axis], row_map.size, *own.shape[axis + 1 :]), own.nominal)
+    tensor = TensorSpec(dtype, (*own.shape[:axis], row_map.size, *own.shape[axis + 1 :]), own.nominal)
     columns = row_map.size if is_turned else math.prod(own.shape[axis + 1 :])
     return _RowGather(name, tensor, columns, held, raw, is_turned)
 
@@ -115,13 +114,13 @@ def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
-class MappedModel:
+class MappedModel(SourceWrapper):
     """A source with the output's vocabulary rows. Made by :func:`mapped`; closing it closes the model alone, not the others."""
 
     def __init__(
         self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap
     ) -> None:
-        self._source = source
+        self.wrapped = source
         self._others = tuple(others)
         self._gathered = gathered
         self._map = row_map
@@ -133,34 +132,9 @@ class MappedModel:
         }
 
     @property
-    def unmapped(self) -> Source:
-        """The model as it is on the disk."""
-        return getattr(self._source, "unmapped", self._source)
-
-    @property
-    def label(self) -> str:
-        return self._source.label
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        return self._source.config
-
-    @property
-    def directory(self) -> Path | None:
-        return self._source.directory
-
-    @property
-    def location(self) -> Path | None:
-        return getattr(self._source, "location", None)
-
-    @property
-    def origin(self) -> Origin | None:
-        return self._source.origin
-
-    @property
     def held_bytes(self) -> int:
         padding = sum(8 * g.columns for g in self._gathered.values() if not g.raw and not g.is_turned)
-        return self._source.held_bytes + self._map.held_bytes + padding
+        return self.wrapped.held_bytes + self._map.held_bytes + padding
 
     @property
     def reading_bytes(self) -> int:
@@ -168,7 +142,7 @@ class MappedModel:
             (self._widest(g) for g in self._gathered.values() if not g.raw or g.is_turned), default=0
         )
         below = max(
-            source.reading_bytes for source in (self._source, *(self._others[i] for i in self._map.read_from))
+            source.reading_bytes for source in (self.wrapped, *(self._others[i] for i in self._map.read_from))
         )
         if not columns:
             return below
@@ -186,7 +160,7 @@ class MappedModel:
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
         wanted = list(tensors)
-        found = dict(self._source.absent(wanted, side_files))
+        found = dict(self.wrapped.absent(wanted, side_files))
         foreign: dict[int, list[str]] = {}
         for name in wanted:
             if name in self._gathered:
@@ -200,30 +174,24 @@ class MappedModel:
             }
         return found
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         own: list[str] = []
         foreign = {other.label: (other, list[str]()) for other in self._others}
         for file in files:
             label, mark, name = file.partition(FOREIGN)
             (foreign[label][1] if mark and label in foreign else own).append(name if mark else file)
-        self._source.fetch(own, tell)
+        self.wrapped.fetch(own, report)
         for other, names in foreign.values():
             if names:
-                other.fetch(names, tell)
+                other.fetch(names, report)
 
     def identity(self) -> list[dict[str, Any]]:
-        return [*self._source.identity(), {"rows": self._map.digest(), "tensors": sorted(self._gathered)}]
-
-    def paths(self) -> list[Path]:
-        return self._source.paths()
-
-    def close(self) -> None:
-        self._source.close()
+        return [*self.wrapped.identity(), {"rows": self._map.digest(), "tensors": sorted(self._gathered)}]
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         gathered = self._gathered.get(name)
         if gathered is None:
-            self._source.read_into(name, offset, buffer)
+            self.wrapped.read_into(name, offset, buffer)
         elif len(buffer):
             row_bytes = gathered.columns * DTYPES[gathered.tensor.dtype].bits // 8
             low, high = offset // row_bytes, -(-(offset + len(buffer)) // row_bytes)

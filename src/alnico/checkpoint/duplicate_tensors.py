@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import numpy as np
 
-from alnico.checkpoint.model import FileModel
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.source import Source
 
 BLOCK = 4 << 20
@@ -16,7 +16,7 @@ MOST_CANDIDATES = 64
 """Most tensors of one shape that a tensor is compared with."""
 
 
-def original_of(source: Source, name: str, among: Collection[str]) -> str | None:
+def find_original(source: Source, name: str, among: Collection[str]) -> str | None:
     """Find the tensor of ``among`` that ``name`` is a tied copy of; None if there is none.
 
     A copy has the dtype, the shape and the bytes of its original. Where all its values are equal that proves nothing, as norms and biases

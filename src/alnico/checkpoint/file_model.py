@@ -75,13 +75,13 @@ class FileModel:
         files = list(dict.fromkeys(self._file(self._place[name][0]) for name in tensors))
         return self.origin.absent(files + (self.origin.side_files() if side_files else []))
 
-    def fetch(self, files: Iterable[str], tell: Callable[[int], None] | None = None) -> None:
+    def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         if self.origin is None:
             return
         wanted = list(files)
-        self.origin.fetch(wanted, tell)
+        self.origin.fetch(wanted, report)
         for shard in self.shards:
-            if self._file(shard) in wanted and not same_header(found := open_shard(shard.path), shard):
+            if self._file(shard) in wanted and not has_same_header(found := open_shard(shard.path), shard):
                 raise HubError(
                     f"{self.label}: {shard.path.name} arrived with another header ({found.size} bytes) than the one that was "
                     f"planned with ({shard.size} bytes). Remove {shard.path.resolve()} and merge again."
@@ -187,8 +187,8 @@ def _how_changed(before: int, now: int) -> str:
     return f"it had {before} bytes, now {now}" if before != now else "its time is another"
 
 
-def changed_since(before: Mapping[Path, tuple[int, int]]) -> str:
-    """Say which of some files is not what :func:`states_of` saw, and how; '' if all are."""
+def describe_change(before: Mapping[Path, tuple[int, int]]) -> str:
+    """Say which of some files is not what :func:`file_states` saw, and how; '' if all are."""
     for path, (size, mtime_ns) in before.items():
         try:
             status = path.stat()
@@ -199,7 +199,7 @@ def changed_since(before: Mapping[Path, tuple[int, int]]) -> str:
     return ""
 
 
-def states_of(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
+def file_states(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
     """Size and time of files; one that is not there has none. Errors: ModelError."""
     found = {}
     for path in paths:
@@ -220,7 +220,7 @@ def open_shard(path: Path, prefix: str = "") -> Shard:
     if path.suffix in PICKLES:
         from alnico.checkpoint.pickles import open_pickle
 
-        return prefixed(open_pickle(path), prefix)
+        return add_prefix(open_pickle(path), prefix)
     descriptor = open_to_read(path)
     try:
         status = os.fstat(descriptor)
@@ -230,16 +230,16 @@ def open_shard(path: Path, prefix: str = "") -> Shard:
             read_fully(descriptor, memoryview(data), offset, str(path))
             return bytes(data)
 
-        return prefixed(read_shard(path, status.st_size, status.st_mtime_ns, str(path), read), prefix)
+        return add_prefix(read_shard(path, status.st_size, status.st_mtime_ns, str(path), read), prefix)
     finally:
         os.close(descriptor)
 
 
-def prefixed(shard: Shard, prefix: str) -> Shard:
+def add_prefix(shard: Shard, prefix: str) -> Shard:
     """A file with the folder of its module before the names of its tensors."""
     if not prefix:
         return shard
-    return replace(shard, header=headers.prefixed(shard.header, prefix), prefix=prefix)
+    return replace(shard, header=headers.add_prefix(shard.header, prefix), prefix=prefix)
 
 
 def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[[int, int], bytes]) -> Shard:
@@ -248,7 +248,7 @@ def read_shard(path: Path, size: int, mtime_ns: int, where: str, read: Callable[
     return Shard(path, headers.parse(text, size, where), size, mtime_ns, xxhash.xxh3_128_hexdigest(text))
 
 
-def same_header(a: Shard, b: Shard) -> bool:
+def has_same_header(a: Shard, b: Shard) -> bool:
     return (a.size, a.header_digest) == (b.size, b.header_digest)
 
 
