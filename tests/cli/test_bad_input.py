@@ -231,7 +231,7 @@ def test_a_number_that_is_none_in_an_input(run: Run, value: str, recipe: str) ->
         ("merge_method: tise\nmodels: [a, b]\n", "r.yml:1: unknown merge method 'tise'; expected one of "),
         (
             "merge_method: linear\nmodels: [a, b]\nparameters: {wieght: 1}\n",
-            "r.yml:3: parameters.wieght is no option of linear.",
+            "r.yml:3: parameters.wieght is not an option of linear.",
         ),
         (TIES.replace("0.5", "1.4"), "r.yml:4: parameters.density is 1.4; density is "),
         (

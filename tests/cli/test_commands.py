@@ -233,7 +233,7 @@ def test_notes_of_the_recipe_go_to_stderr(run: Run) -> None:
     assert (code, len(stdout.splitlines())) == (0, 1)
     assert (
         stderr
-        == "note: r.yml:3: int8_mask has no effect: it only changes the type of a temporary in mergekit.\n"
+        == "note: r.yml:3: int8_mask has no effect: it only changes the dtype of a temporary tensor in mergekit.\n"
     )
 
 

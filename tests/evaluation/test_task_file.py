@@ -80,7 +80,7 @@ def test_labels_may_be_left_out_by_name(tmp_path):
             "tasks:\n- name: a\n  type: classificaton\n",
             "tasks.yml:3: tasks[0].type is 'classificaton'; expected classification, perplexity, call or lm_eval. Did you mean classification?",
         ),
-        ("tasks: [\n", "tasks.yml:2: is not YAML (while parsing a flow node, expected the node content, but found '<stream end>'). Mend the line, or the one before it."),
+        ("tasks: [\n", "tasks.yml:2: is not YAML (while parsing a flow node, expected the node content, but found '<stream end>'). Correct this line or the one before it."),
     ],
 )  # fmt: skip
 def test_a_file_of_no_tasks_is_told(tmp_path, monkeypatch, text, message):

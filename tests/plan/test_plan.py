@@ -573,7 +573,7 @@ def test_a_directory_may_have_such_signs_in_its_name() -> None:
 def test_a_reference_that_no_system_takes_is_refused(reference: str, why: str) -> None:
     with pytest.raises(ModelError) as caught:
         resolve_reference(reference, ".")
-    assert str(caught.value) == f"model {reference!r}: is no path ({why}). Give the path of a model."
+    assert str(caught.value) == f"model {reference!r}: is not a path ({why}). Use the path of a model."
 
 
 def test_one_model_under_two_names_is_noted() -> None:
@@ -647,7 +647,7 @@ def test_the_summary_says_all_of_the_plan_as_plain_data() -> None:
     assert [s["name"] for s in shards] == ["model.safetensors"]
     assert summary.pop("bytes_to_write") == shards[0]["bytes"]
     assert size > 0
-    note = "recipe: int8_mask has no effect: it only changes the type of a temporary in mergekit."
+    note = "recipe: int8_mask has no effect: it only changes the dtype of a temporary tensor in mergekit."
     assert summary == {
         "merge_method": "ties",
         "methods": ["ties"],
@@ -702,7 +702,7 @@ def test_the_text_of_a_plan_says_what_is_done_and_why() -> None:
     assert any(line.startswith("disk      ") for line in lines)
     assert (
         lines[-1]
-        == "note      recipe: int8_mask has no effect: it only changes the type of a temporary in mergekit."
+        == "note      recipe: int8_mask has no effect: it only changes the dtype of a temporary tensor in mergekit."
     )
 
 

@@ -105,7 +105,7 @@ def test_a_mistake_is_none(text: str) -> None:
 
 def test_every_key_and_option_is_there_and_says_what_it_is() -> None:
     properties = SCHEMA["properties"]
-    idle = {key: f"Without effect: it {why}." for key, why in dialect.WITHOUT_EFFECT_AT_THE_TOP.items()}
+    idle = {key: f"No effect: it {why}." for key, why in dialect.WITHOUT_EFFECT_AT_THE_TOP.items()}
     assert {k: p["description"] for k, p in properties.items()} == dict(keys.TOP) | idle
     options = SCHEMA["$defs"]["parameters"]["properties"]
     for method in registry().values():

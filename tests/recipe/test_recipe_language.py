@@ -63,8 +63,8 @@ def test_slices_take_layers_of_their_sources() -> None:
     )
     assert found.references == ("a", "b", "other", "base")
     assert found.notes == (
-        "r:8: slices[0].residual_weight has no effect, here as in mergekit.",
-        "r:12: slices[1] is merged by dare_ties, as its merge_method says; mergekit takes linear there too.",
+        "r:8: slices[0].residual_weight has no effect, as in mergekit.",
+        "r:12: slices[1] is merged by dare_ties, its merge_method; mergekit would use linear.",
     )
 
 
@@ -95,7 +95,7 @@ def test_modules_have_models_or_slices_and_a_method_of_their_own() -> None:
         ),
     )
     assert found.notes == (
-        "r:9: modules.vision_tower is merged by ties, as its merge_method says; mergekit takes passthrough there too.",
+        "r:9: modules.vision_tower is merged by ties, its merge_method; mergekit would use passthrough.",
         "r:13: modules.vision_tower.models[1].model.override_architecture has no effect: names and shapes are read from the headers.",
     )
 
@@ -148,7 +148,7 @@ def test_a_filter_inside_a_filter_that_does_not_fit_leaves_the_value_to_the_next
 def test_a_filter_after_one_that_fits_all_has_no_effect_and_a_note_says_so() -> None:
     text = "merge_method: linear\nmodels: [a]\nparameters:\n  weight:\n  - value: 1\n  - filter: mlp\n    value: 2\n"
     assert read(text).notes == (
-        "r:6: parameters.weight[1] has no effect, nor what follows: the entry before it fits every tensor.",
+        "r:6: parameters.weight[1] and later entries have no effect: the entry before matches every tensor.",
     )
 
 
@@ -170,7 +170,7 @@ def test_two_names_of_one_option_agree_if_they_mean_the_same_everywhere() -> Non
     with pytest.raises(RecipeError) as caught:
         read(start + "{normalize: [true, false], divide: [weight, weight]}")
     assert str(caught.value) == (
-        "r:4: parameters: normalize and divide are one option and disagree "
+        "r:4: parameters: normalize and divide are the same option and disagree "
         "(normalize means divide: ['weight', 'none'], divide is ['weight', 'weight']). Remove one."
     )
 
@@ -190,7 +190,7 @@ slices:
     assert [dict(s.models[0].parameters) for s in found.slices] == [{}, {"density": 0.75}]
     assert found.notes == (
         "r:5: slices[0].sources[0].parameters.density has no effect: it is an option of ties, which this level does not use.",
-        "r:7: slices[1] is merged by ties, as its merge_method says; mergekit takes linear there too.",
+        "r:7: slices[1] is merged by ties, its merge_method; mergekit would use linear.",
     )
 
 
@@ -292,12 +292,12 @@ def test_a_preset_is_known_to_a_method(monkeypatch: pytest.MonkeyPatch) -> None:
         Rule("mlp", "ties", {}, None, "paper"),
     )
     with pytest.raises(
-        RecipeError, match=r"^r:4: preset is 'papr', no preset of ties\. Did you mean paper\?$"
+        RecipeError, match=r"^r:4: preset is 'papr', which is not a preset of ties\. Did you mean paper\?$"
     ):
         read(f"merge_method: ties\n{start}papr")
     with pytest.raises(
         RecipeError,
-        match=r"^r:4: preset is 'paper', no preset of linear\. Known are uniform_soup, wise_ft\.$",
+        match=r"^r:4: preset is 'paper', which is not a preset of linear\. Valid names: uniform_soup, wise_ft\.$",
     ):
         read(f"merge_method: linear\n{start}paper")
 
@@ -307,5 +307,5 @@ def test_all_documents_of_a_file_are_read_with_its_lines() -> None:
         load_recipes("merge_method: linear\nmodels: [a]\nseed: x\n---\nmerge_method: ties\nmodels: [a]\n")
     assert str(caught.value).splitlines() == [
         "recipe:3: seed is 'x'; expected a whole number of at most 64 bits.",
-        "recipe:5: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
+        "recipe:5: ties needs base_model, the model that the others were fine-tuned from. Add base_model: PATH.",
     ]

@@ -10,7 +10,7 @@ from alnico.recipe.load import parse_recipe
 LANGUAGE = {
     "models and slices": (
         "merge_method: linear\nmodels: [a]\nslices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
-        "3: models and slices are both given; expected one of models, slices and modules. Remove one.",
+        "3: models and slices are both present; expected one of models, slices and modules. Remove one.",
     ),
     "slices empty": (
         "merge_method: linear\nslices: []",
@@ -34,7 +34,7 @@ LANGUAGE = {
     ),
     "a source text": (
         "merge_method: linear\nslices: [{sources: [a]}]",
-        "2: slices[0].sources[0] is 'a'; expected a mapping with `model`, `layer_range` and perhaps `parameters`.",
+        "2: slices[0].sources[0] is 'a'; expected a mapping with `model`, `layer_range` and optionally `parameters`.",
     ),
     "no layers": (
         "merge_method: linear\nslices: [{sources: [{model: a}]}]",
@@ -62,7 +62,7 @@ LANGUAGE = {
     ),
     "sources of unequal depth": (
         "merge_method: linear\nslices:\n- sources:\n  - {model: a, layer_range: [0, 4]}\n  - {model: b, layer_range: [0, 3]}",
-        "5: slices[0] takes 3 layers of b and 4 of a; expected equally many of each source. Change a layer_range.",
+        "5: slices[0] takes 3 layers of b and 4 of a; expected the same number from each source. Change a layer_range.",
     ),
     "an option beside sources": (
         "merge_method: linear\nslices: [{sources: [{model: a, layer_range: [0, 1]}], weight: 2}]",
@@ -74,11 +74,11 @@ LANGUAGE = {
     ),
     "sources of two methods": (
         "merge_method: linear\nslices:\n- sources:\n  - {model: a, layer_range: [0, 1], merge_method: linear}\n  - {model: a, layer_range: [1, 2], merge_method: karcher}",
-        "5: slices[0].sources[1].merge_method is karcher, and the slice's is linear; expected one. Remove one.",
+        "5: slices[0].sources[1].merge_method is karcher, and the slice's is linear; expected one method. Remove one.",
     ),
     "slices of two methods and none above": (
         "slices:\n- {merge_method: linear, sources: [{model: a, layer_range: [0, 1]}]}\n- {merge_method: karcher, sources: [{model: a, layer_range: [1, 2]}]}",
-        "1: merge_method is missing. `alnico methods` lists what there is.",
+        "1: merge_method is missing. `alnico methods` lists all methods.",
     ),
     "too many sources": (
         "merge_method: passthrough\nslices:\n- sources: [{model: a, layer_range: [0, 1]}]\n- sources: [{model: a, layer_range: [1, 2]}, {model: b, layer_range: [1, 2]}]",
@@ -86,11 +86,11 @@ LANGUAGE = {
     ),
     "a base in one slice only": (
         "merge_method: ties\nslices:\n- {base_model: b, sources: [{model: a, layer_range: [0, 1]}]}\n- {sources: [{model: a, layer_range: [1, 2]}]}",
-        "1: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
+        "1: ties needs base_model, the model that the others were fine-tuned from. Add base_model: PATH.",
     ),
     "shared option of a slice differs": (
         "merge_method: slerp\nbase_model: a\nslices:\n- sources: [{model: a, layer_range: [0, 1]}, {model: b, layer_range: [0, 1], parameters: {t: 0.4}}]\n  parameters: {t: [0, 1]}",
-        "4: t is one value for all models of a slice or module, and differs (slices[0].sources[1]: 0.4, slices[0].parameters: [0, 1]). Give it once, under parameters.",
+        "4: t must have one value for all models of a slice or module, but it differs (slices[0].sources[1]: 0.4, slices[0].parameters: [0, 1]). Set it once, under parameters.",
     ),
     "modules empty": (
         "merge_method: linear\nmodules: {}",
@@ -110,11 +110,11 @@ LANGUAGE = {
     ),
     "a module of both": (
         "merge_method: linear\nmodules:\n  text_decoder:\n    models: [a]\n    slices: [{sources: [{model: a, layer_range: [0, 1]}]}]",
-        "5: modules.text_decoder: models and slices are both given; expected one of models and slices. Remove one.",
+        "5: modules.text_decoder: models and slices are both present; expected one of models and slices. Remove one.",
     ),
     "an option of a module's method": (
         "merge_method: linear\nmodules: {text_decoder: {merge_method: ties, models: [a], parameters: {densty: 1}}}\nbase_model: b",
-        "2: modules.text_decoder.parameters.densty is no option of ties. Did you mean density?",
+        "2: modules.text_decoder.parameters.densty is not an option of ties. Did you mean density?",
     ),
     "rules text": (
         "merge_method: linear\nmodels: [a]\nmethods: mlp",
@@ -126,7 +126,7 @@ LANGUAGE = {
     ),
     "a rule without a filter": (
         "merge_method: linear\nmodels: [a]\nmethods: [{merge_method: linear}]",
-        "3: methods[0].filter is missing; expected which tensors: a part of the name, = and the whole name, re: and an expression, or * for all.",
+        "3: methods[0].filter is missing; expected which tensors: part of a name, = and the whole name, re: and a regular expression, or * for all.",
     ),
     "a rule without a method": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: mlp}]",
@@ -138,15 +138,15 @@ LANGUAGE = {
     ),
     "a rule that needs a base": (
         "merge_method: linear\nmodels: [a]\nmethods:\n- {filter: mlp, merge_method: ties}",
-        "4: methods[0]: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
+        "4: methods[0]: ties needs base_model, the model that the others were fine-tuned from. Add base_model: PATH.",
     ),
     "a rule that needs an option": (
         "merge_method: linear\nbase_model: a\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: slerp}]",
-        "4: methods[0]: slerp needs the option t: the place on the arc, any number. Give it under methods[0].parameters.",
+        "4: methods[0]: slerp needs the option t: the place on the arc, any number. Set it under methods[0].parameters.",
     ),
     "a rule for one model among several": (
         "merge_method: linear\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: passthrough}]",
-        "3: methods[0]: passthrough takes one model, and there are several. Add model: base, or the model to take.",
+        "3: methods[0]: passthrough takes one model, but there are several. Add model: base, or another model.",
     ),
     "a rule for too many models": (
         "merge_method: linear\nbase_model: c\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: slerp, parameters: {t: 1}}]",
@@ -154,15 +154,15 @@ LANGUAGE = {
     ),
     "a rule of several models with one": (
         "merge_method: linear\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: karcher, model: a}]",
-        "3: methods[0].model is for methods of one model, and karcher merges several. Remove it, or choose passthrough.",
+        "3: methods[0].model is for methods of one model, but karcher merges several. Remove it, or use passthrough.",
     ),
     "a rule with a base that is not there": (
         "merge_method: linear\nmodels: [a, b]\nmethods: [{filter: mlp, merge_method: passthrough, model: base}]",
-        "3: methods[0].model is base, and there is no base_model. Add base_model: PATH.",
+        "3: methods[0].model is base, but there is no base_model. Add base_model: PATH.",
     ),
     "a rule with too many values": (
         "merge_method: linear\nbase_model: a\nmodels: [a, b, c]\nmethods: [{filter: mlp, merge_method: ties, parameters: {density: [1, 1, 1]}}]",
-        "4: methods[0].parameters.density has 3 values, and there are 2 models besides base_model; expected one each.",
+        "4: methods[0].parameters.density has 3 values, but there are 2 models besides base_model; expected one per model.",
     ),
     "a rule with a value out of range": (
         "merge_method: linear\nbase_model: a\nmodels: [a, b, c]\nmethods: [{filter: mlp, merge_method: ties, parameters: {density: [1, 1.4]}}]",
@@ -174,15 +174,15 @@ LANGUAGE = {
     ),
     "a filter empty": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: '', merge_method: linear}]",
-        "3: methods[0].filter is ''; expected a part of a tensor's name, or * for all.",
+        "3: methods[0].filter is ''; expected part of a tensor's name, or * for all.",
     ),
     "a filter of nothing exactly": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: '=', merge_method: linear}]",
-        "3: methods[0].filter is '='; expected a part of a tensor's name, or * for all.",
+        "3: methods[0].filter is '='; expected part of a tensor's name, or * for all.",
     ),
     "a filter that is no expression": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: 're:(', merge_method: linear}]",
-        "3: methods[0].filter is 're:(', which is no regular expression (missing ), unterminated subpattern at position 0). Mend it.",
+        "3: methods[0].filter is 're:(', which is no regular expression (missing ), unterminated subpattern at position 0). Correct it.",
     ),
     "a filter a number": (
         "merge_method: linear\nmodels: [a]\nparameters: {weight: {filter: 3, value: 1}}",
@@ -194,11 +194,11 @@ LANGUAGE = {
     ),
     "a key of a filter misspelt": (
         "merge_method: linear\nmodels: [a]\nparameters: {weight: {filter: mlp, value: 1, wert: 2}}",
-        "3: parameters.weight has the unknown key 'wert'. Known are filter, value.",
+        "3: parameters.weight has the unknown key 'wert'. Valid names: filter, value.",
     ),
     "a value before filters": (
         "merge_method: linear\nmodels: [a]\nparameters: {weight: [1, {filter: mlp, value: 2}]}",
-        "3: parameters.weight[0] is 1 before other filters, and would win over them; expected filter and value. Move it to the end.",
+        "3: parameters.weight[0] is 1 before other filters and would override them; expected filter and value. Move it to the end.",
     ),
     "a list inside a gradient": (
         "merge_method: linear\nmodels: [a]\nparameters: {weight: [1, [2]]}",
@@ -218,7 +218,7 @@ LANGUAGE = {
     ),
     "an option of none of two methods": (
         "merge_method: linear\nbase_model: a\nmodels: [a, b]\nparameters: {gama: 1}\nmethods: [{filter: mlp, merge_method: slerp, parameters: {t: 1}}]",
-        "4: parameters.gama is no option of linear or slerp. Known are weight, normalize, t, over.",
+        "4: parameters.gama is not an option of linear or slerp. Valid names: weight, normalize, t, over.",
     ),
     "lines a number": (
         "merge_method: ties\nbase_model: c\nmodels: [a]\nlines: 3",
@@ -230,19 +230,19 @@ LANGUAGE = {
     ),
     "lines without task vectors": (
         "merge_method: linear\nmodels: [a]\nlines: {alpha: 1, beta: 1}",
-        "3: lines scales merged task vectors by layer, and linear has none. Remove lines, or choose task_arithmetic, say.",
+        "3: lines scales merged task vectors by layer, but linear has no task vectors. Remove lines, or use a method such as task_arithmetic.",
     ),
     "dtype of whole numbers": (
         "merge_method: linear\nmodels: [a]\ndtype: torch.int64",
-        "3: dtype is 'torch.int64'; expected bfloat16, float16, float32 or float64. Weights would become whole numbers; buffers of whole numbers keep their dtype anyway.",
+        "3: dtype is 'torch.int64'; expected bfloat16, float16, float32 or float64. It would round weights to integers; integer buffers keep their dtype anyway.",
     ),
     "a path with a sign": (
         "merge_method: linear\nmodels: [{model: {path: a@b, revision: c}}]",
-        "2: models[0].model.path is 'a@b'; expected text without @ and +. Rename it, or link to it.",
+        "2: models[0].model.path is 'a@b'; expected text without @ and +. Rename it or create a link.",
     ),
     "a model with a sign": (
         "merge_method: linear\nmodels: [{model: {model: a+b, lora: c}}]",
-        "2: models[0].model.model is 'a+b'; expected a path without +. Rename it, or link to it.",
+        "2: models[0].model.model is 'a+b'; expected a path without +. Rename it or create a link.",
     ),
     "a revision without a path": (
         "merge_method: linear\nmodels: [{model: {revision: c}}]",
@@ -262,7 +262,7 @@ LANGUAGE = {
     ),
     "tokenizer twice": (
         "merge_method: linear\nmodels: [a]\ntokenizer: {source: union}\ntokenizer_source: base",
-        "4: tokenizer and tokenizer_source are both given; expected one. Remove tokenizer_source.",
+        "4: tokenizer and tokenizer_source are both present; expected one. Remove tokenizer_source.",
     ),
     "a key of the tokenizer misspelt": (
         "merge_method: linear\nmodels: [a]\ntokenizer: {sorce: union}",
@@ -274,7 +274,7 @@ LANGUAGE = {
     ),
     "a token text": (
         "merge_method: linear\nmodels: [a]\ntokenizer: {tokens: {<s>: a}}",
-        "3: tokenizer.tokens.<s> is 'a'; expected a mapping with `source` and perhaps `force`.",
+        "3: tokenizer.tokens.<s> is 'a'; expected a mapping with `source` and optionally `force`.",
     ),
     "padding to nothing": (
         "merge_method: linear\nmodels: [a]\ntokenizer: {pad_to_multiple_of: 0}",

@@ -34,15 +34,15 @@ def under_ties(line: str) -> str:
 KEYS = {
     "search": (
         "merge_method: ties\nmodels: [a]\nsearch: {trials: 5}",
-        "3: search is for a search; expected a recipe without. Run `alnico search`, and merge what it writes.",
+        "3: search belongs to a search; expected a recipe without it. Run `alnico search` and merge the recipe it writes.",
     ),
     "merge_method is a choice": (
         "merge_method: {choice: [ties]}" + TAIL,
-        "1: merge_method is a choice to be searched; expected a method. Run `alnico search`, or name one.",
+        "1: merge_method is a choice to search; expected a method. Run `alnico search`, or name a method.",
     ),
     "merge_method missing": (
         "models: [a]",
-        "1: merge_method is missing. `alnico methods` lists what there is.",
+        "1: merge_method is missing. `alnico methods` lists all methods.",
     ),
     "merge_method unknown": (
         "merge_method: tise" + TAIL,
@@ -69,7 +69,7 @@ KEYS = {
     ),
     "model a number": (
         "merge_method: linear\nmodels:\n  - 3",
-        "3: models[0] is 3; expected a mapping with `model` and perhaps `parameters`.",
+        "3: models[0] is 3; expected a mapping with `model` and optionally `parameters`.",
     ),
     "model without a path": (
         "merge_method: linear\nmodels:\n  - parameters: {weight: 1}",
@@ -77,7 +77,7 @@ KEYS = {
     ),
     "base empty where it is needed": (
         "merge_method: ties\nbase_model:" + TAIL,
-        "1: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
+        "1: ties needs base_model, the model that the others were fine-tuned from. Add base_model: PATH.",
     ),
     "base a number": (
         "merge_method: linear\nbase_model: 12" + TAIL,
@@ -93,7 +93,7 @@ KEYS = {
     ),
     "base too long": (
         f"merge_method: linear\nbase_model: {'a' * 5000}" + TAIL,
-        "2: base_model is longer than any path; expected text of one line, of at most 4096 characters.",
+        "2: base_model is too long; expected text of one line, of at most 4096 characters.",
     ),
     "model key unknown": (
         "merge_method: linear\nmodels:\n  - model: a\n    paramters: {}",
@@ -101,7 +101,7 @@ KEYS = {
     ),
     "model key without a neighbour": (
         "merge_method: linear\nmodels:\n  - model: a\n    xyz: [0, 3]",
-        "4: models[0] has the unknown key 'xyz'. Known are model, parameters, layer_range.",
+        "4: models[0] has the unknown key 'xyz'. Valid names: model, parameters, layer_range.",
     ),
     "option beside model": (
         "merge_method: linear\nmodels:\n  - model: a\n    weight: 1",
@@ -117,11 +117,11 @@ KEYS = {
     ),
     "key without a neighbour": (
         "merge_method: linear\nxyz: a" + TAIL,
-        f"2: unknown key 'xyz'. Known are {TOP}.",
+        f"2: unknown key 'xyz'. Valid names: {TOP}.",
     ),
     "key very long": (
         f"merge_method: linear\n{'k' * 100}: a" + TAIL,
-        f"2: unknown key '{'k' * 57}...'. Known are {TOP}.",
+        f"2: unknown key '{'k' * 57}...'. Valid names: {TOP}.",
     ),
     "dtype unknown": (
         "merge_method: linear\ndtype: bfloat61" + TAIL,
@@ -177,15 +177,15 @@ KEYS = {
     ),
     "base needed": (
         "models: [a, b]\nmerge_method: ties",
-        "2: ties needs base_model, the model the others were tuned from. Add base_model: PATH.",
+        "2: ties needs base_model, the model that the others were fine-tuned from. Add base_model: PATH.",
     ),
     "base of an arc needed": (
         "merge_method: slerp\nparameters: {t: 0.5}" + TAIL,
-        "1: slerp needs base_model, one of its two models: the one to begin with. Add base_model: PATH.",
+        "1: slerp needs base_model, the model to start from, one of its two. Add base_model: PATH.",
     ),
     "option needed": (
         "merge_method: slerp\nbase_model: a" + TAIL,
-        "1: slerp needs the option t: the place on the arc, any number. Give it under parameters.",
+        "1: slerp needs the option t: the place on the arc, any number. Set it under parameters.",
     ),
     "too many for slerp": (
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [a, b, c]",
@@ -197,7 +197,7 @@ KEYS = {
     ),
     "base of slerp twice": (
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.5}\nmodels: [a, a, b]",
-        "4: base_model is listed more than once under models; expected once. Remove the others.",
+        "4: base_model is listed more than once under models; expected once. Remove the repetitions.",
     ),
     "too many for passthrough": (
         "merge_method: passthrough" + TAIL,
@@ -209,11 +209,11 @@ KEYS = {
     ),
     "shared option differs": (
         "merge_method: slerp\nbase_model: a\nmodels:\n- model: a\n  parameters: {t: 0.3}\n- model: b\n  parameters: {t: 0.5}",
-        "3: t is one value for the whole merge, and differs (models[0]: 0.3, models[1]: 0.5). Give it once, under parameters.",
+        "3: t must have one value for the whole merge, but it differs (models[0]: 0.3, models[1]: 0.5). Set it once, under parameters.",
     ),
     "shared option differs from the global one": (
         "merge_method: slerp\nbase_model: a\nparameters: {t: 0.3}\nmodels:\n- a\n- model: b\n  parameters: {t: 0.5}",
-        "4: t is one value for the whole merge, and differs (models[1]: 0.5, parameters: 0.3). Give it once, under parameters.",
+        "4: t must have one value for the whole merge, but it differs (models[1]: 0.5, parameters: 0.3). Set it once, under parameters.",
     ),
     "a part of a step": (
         "merge_method: karcher\nparameters: {max_iter: 2.5}" + TAIL,
@@ -273,9 +273,9 @@ VALUES = {
     "normalize: weight": "parameters.normalize is 'weight'; expected true or false.",
     "rescale: 2": "parameters.rescale is 2; expected one of l1, inverse, none.",
     "lambda: big": "parameters.lambda is 'big'; expected a number.",
-    "densty: 0.5": "parameters.densty is no option of ties. Did you mean density?",
+    "densty: 0.5": "parameters.densty is not an option of ties. Did you mean density?",
     "cutoff: 0.5": (
-        "parameters.cutoff is no option of ties. Known are density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
+        "parameters.cutoff is not an option of ties. Valid names: density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize."
     ),
     "density: []": "parameters.density is a list of 0; expected at least one value.",
     "weight: {from: fisher}": "parameters.weight.from is 'fisher'; expected one of l2_norm, analysis.",
@@ -292,22 +292,22 @@ VALUES = {
         "parameters.weight.path is missing; expected the folder that `alnico analyze` wrote. Add path: FOLDER."
     ),
     "density: {from: l2_norm}": (
-        "parameters.density is a measured value; expected one that is written: only weight is measured. Write the value."
+        "parameters.density is a mapping with `from`; only weight is computed from norms. Write a value."
     ),
     "weight: {search: [0, 1]}": (
-        "parameters.weight is a value to be searched; expected its value. Run `alnico search`, or write the value."
+        "parameters.weight is a value to search; expected its value. Run `alnico search`, or write a value."
     ),
     "weight: {choice: [0, 1]}": (
-        "parameters.weight is a choice to be searched; expected its value. Run `alnico search`, or write the value."
+        "parameters.weight is a choice to search; expected its value. Run `alnico search`, or write a value."
     ),
     "weight: {by: layer}": (
-        "parameters.weight is a mapping of no known kind; expected a value, a list of values, or filter and value."
+        "parameters.weight is an unknown kind of mapping; expected a value, a list of values, or filter and value."
     ),
     "{lambda: 2, scale: 3}": (
-        "parameters: lambda and scale are one option and disagree (lambda means scale: 2, scale is 3). Remove one."
+        "parameters: lambda and scale are the same option and disagree (lambda means scale: 2, scale is 3). Remove one."
     ),
     "{divide: count, normalize: true}": (
-        "parameters: divide and normalize are one option and disagree (divide is 'count', normalize means divide: 'weight'). "
+        "parameters: divide and normalize are the same option and disagree (divide is 'count', normalize means divide: 'weight'). "
         "Remove one."
     ),
 }
@@ -319,20 +319,20 @@ TEXTS = {
     "a word": ("linear", "1: is 'linear'; expected a mapping with at least merge_method and models."),
     "two documents": (
         "merge_method: linear\nmodels: [a]\n---\nmerge_method: ties\n",
-        "4: a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_documents.",
+        "4: a second document begins; expected one recipe. Pass the file to `alnico merge` or alnico.merge_documents.",
     ),
     "a bracket left open": (
         "merge_method: linear\nmodels: [a\nseed: 1\n",
-        "3: is not YAML (while parsing a flow sequence, expected ',' or ']', but got ':'). Mend the line, or the one before it.",
+        "3: is not YAML (while parsing a flow sequence, expected ',' or ']', but got ':'). Correct this line or the one before it.",
     ),
     "a tabulator": (
         "merge_method: linear\n\tmodels: [a]\n",
         "2: is not YAML (while scanning for the next token, found character '\\t' that cannot start any token). "
-        "Mend the line, or the one before it.",
+        "Correct this line or the one before it.",
     ),
     "an unknown anchor": (
         "merge_method: linear\nmodels: *all\n",
-        "2: is not YAML (found undefined alias 'all'). Mend the line, or the one before it.",
+        "2: is not YAML (found undefined alias 'all'). Correct this line or the one before it.",
     ),
     "a control character": (
         "merge_method: linear\nmodels: [a\x07]\n",
@@ -341,22 +341,22 @@ TEXTS = {
     "a date": (
         "merge_method: linear\nseed: 2024-01-31\nmodels: [a]\n",
         "2: '2024-01-31' is YAML of the type !!timestamp, which a recipe cannot hold; expected a number, text, true or false. "
-        "Put text in quotes, and leave types out.",
+        "Put text in quotes, and remove the type.",
     ),
     "a date that is none": (
         "merge_method: linear\nseed: !!timestamp soon\nmodels: [a]\n",
         "2: 'soon' is YAML of the type !!timestamp, which a recipe cannot hold; expected a number, text, true or false. "
-        "Put text in quotes, and leave types out.",
+        "Put text in quotes, and remove the type.",
     ),
     "a truth that is none": (
         "merge_method: linear\nseed: !!bool maybe\nmodels: [a]\n",
         "2: 'maybe' is YAML of the type !!bool, which a recipe cannot hold; expected a number, text, true or false. "
-        "Put text in quotes, and leave types out.",
+        "Put text in quotes, and remove the type.",
     ),
     "a set": (
         "merge_method: linear\nmodels: !!set {a, b}\n",
         "2: a value is YAML of the type !!set, which a recipe cannot hold; expected a number, text, true or false. "
-        "Put text in quotes, and leave types out.",
+        "Put text in quotes, and remove the type.",
     ),
     "a key that is a list": (
         "merge_method: linear\n? [a, b]\n: 3\nmodels: [a]\n",
@@ -364,15 +364,15 @@ TEXTS = {
     ),
     "a merge key of a number": (
         "merge_method: linear\n<<: 3\nmodels: [a]\n",
-        "2: << is 3; expected mappings. Name an anchor such as *common.",
+        "2: << is 3; expected a mapping. Use an alias such as *common.",
     ),
     "a key given twice": (
         "merge_method: linear\nmodels: [a]\nseed: 1\nseed: 2\n",
-        "4: seed is given twice, first in line 3. Remove one.",
+        "4: seed appears twice, first in line 3. Remove one.",
     ),
     "an option given twice": (
         "merge_method: linear\nmodels:\n- model: a\n  parameters:\n    weight: 1\n    weight: 2\n",
-        "6: weight is given twice, first in line 5. Remove one.",
+        "6: weight appears twice, first in line 5. Remove one.",
     ),
 }
 
@@ -443,10 +443,10 @@ def test_a_required_option_of_each_model_is_asked_of_each(monkeypatch: pytest.Mo
     start = "merge_method: demanding\nbase_model: a\n"
     assert message(start + "models: [a, b]") == (
         "recipe.yml:1: demanding needs the option weight: a model's coefficient, any number. "
-        "Give it under parameters, or under each model."
+        "Set it under parameters, or under each model."
     )
     assert message(start + "models:\n- a\n- {model: b, parameters: {weight: 1}}\n- c") == (
-        "recipe.yml:6: models[2] lacks weight: a model's coefficient, any number. Give it there, or under parameters for all."
+        "recipe.yml:6: models[2] lacks weight: a model's coefficient, any number. Set it there, or for all models under parameters."
     )
     assert parse_recipe(start + "parameters: {weight: 1}\nmodels: [a, b]", "r").parameters == {"weight": 1}
     parse_recipe(start + "models:\n- a\n- {model: b, parameters: {weight: 1}}", "r")
@@ -464,8 +464,8 @@ def test_a_mapping_has_no_lines_in_its_messages() -> None:
         )
     assert str(caught.value).splitlines() == [
         "recipe: parameters.density is 3; density is the share of each tensor's entries that is kept, in (0, 1]. Did you mean 0.3?",
-        "recipe: parameters.int8 is no option of ties. "
-        "Known are density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize.",
+        "recipe: parameters.int8 is not an option of ties. "
+        "Valid names: density, weight, scale, elect, tie, divide, rescale, scope, lambda, normalize.",
     ]
 
 
@@ -525,7 +525,7 @@ def test_a_file_that_is_no_recipe_is_named(tmp_path: Path, made: Any, expected: 
 def test_a_path_that_no_system_takes_is_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         load_recipe("a\0b")
-    assert str(caught.value) == "'a\\x00b': is no path. Check the path of the recipe."
+    assert str(caught.value) == "'a\\x00b': is not a path. Check the path of the recipe."
 
 
 @pytest.mark.parametrize("seed", [1 << 63, -(1 << 63) - 1, 1.5, True, "1"])

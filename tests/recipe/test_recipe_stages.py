@@ -90,9 +90,9 @@ def test_stages_that_wait_for_one_another_are_refused() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipes(together(document("x", "c"), document("one", "two"), document("two", "one")), "r")
     assert str(caught.value) == (
-        "r:5: these stages wait for one another's outputs: one, two; expected an order to run them in. Change a reference."
+        "r:5: these stages need each other's outputs: one, two; expected stages without a cycle. Change a reference."
     )
-    with pytest.raises(RecipeError, match=r"^r: these stages wait for one another's outputs: one, two; "):
+    with pytest.raises(RecipeError, match=r"^r: these stages need each other's outputs: one, two; "):
         order_stages([parse_recipe(document("one", "two"), "r"), parse_recipe(document("two", "one"), "r")])
 
 
@@ -100,7 +100,7 @@ def test_names_are_names_of_folders_and_each_ones_own() -> None:
     with pytest.raises(RecipeError) as caught:
         parse_recipes(together(document("one", "a"), document("one", "a"), document("a/b", "a")), "r")
     assert str(caught.value).splitlines() == [
-        "r:5: name is 'one', as in line 1; expected a name of its own. Change one.",
+        "r:5: name is 'one', as in line 1; expected different names. Change one.",
         "r:9: name is 'a/b'; expected the name of a folder, without / and \\. Change it.",
     ]
 
@@ -109,7 +109,7 @@ def test_a_name_may_not_be_what_another_is_called_without_one() -> None:
     text = together(document("2-linear", "a"), "merge_method: linear\nmodels: [a]\n")
     with pytest.raises(
         RecipeError,
-        match=r"^r:5: name is '2-linear', as in line 1; expected a name of its own\. Change one\.$",
+        match=r"^r:5: name is '2-linear', as in line 1; expected different names\. Change one\.$",
     ):
         parse_recipes(text, "r")
 
@@ -119,7 +119,7 @@ def test_a_stage_goes_before_a_path_of_its_name_and_a_note_says_so(tmp_path: Pat
     data = together(document("one", "a"), document("two", "one")).encode()
     first, second = decode_recipes(data, "r", str(tmp_path))
     assert first.notes == ()
-    assert second.notes == ("one is the stage of that name, not the path. Write ./one for the path.",)
+    assert second.notes == ("one means the stage of that name, not the path. Write ./one for the path.",)
 
 
 def test_each_recipe_has_the_notes_of_its_document() -> None:
@@ -146,6 +146,6 @@ def test_one_document_is_read_the_same_alone_and_among_several(tmp_path: Path) -
 
 def test_a_document_without_a_method_takes_none_from_the_one_before() -> None:
     with pytest.raises(
-        RecipeError, match=r"^r:5: merge_method is missing\. `alnico methods` lists what there is\.$"
+        RecipeError, match=r"^r:5: merge_method is missing\. `alnico methods` lists all methods\.$"
     ):
         parse_recipes(together(document("one", "a"), "models: [a]\n"), "r")

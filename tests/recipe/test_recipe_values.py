@@ -150,7 +150,7 @@ def test_out_dtype_is_the_output_dtype_and_a_note_says_so() -> None:
     recipe = read("merge_method: linear\nmodels: [a]\ndtype: float32\nout_dtype: bfloat16\n")
     assert recipe.dtype == "BF16"
     assert recipe.notes == (
-        "recipe.yml:3: dtype has no effect: the output has out_dtype, and inputs are not rounded before.",
+        "recipe.yml:3: dtype has no effect: the output has out_dtype, and inputs are not rounded first.",
     )
     assert read("merge_method: linear\nmodels: [a]\ndtype: bf16\nout_dtype: bfloat16\n").notes == ()
 
@@ -160,7 +160,7 @@ def test_what_means_nothing_in_mergekit_is_accepted_with_a_note() -> None:
     recipe = read(text)
     assert recipe.parameters == {}
     assert recipe.notes == (
-        "recipe.yml:5: int8_mask has no effect: it only changes the type of a temporary in mergekit.",
+        "recipe.yml:5: int8_mask has no effect: it only changes the dtype of a temporary tensor in mergekit.",
         "recipe.yml:6: parameters.density has no effect on task_arithmetic, as in mergekit.",
         "recipe.yml:7: parameters.rescale has no effect on task_arithmetic, as in mergekit.",
     )
@@ -169,7 +169,9 @@ def test_what_means_nothing_in_mergekit_is_accepted_with_a_note() -> None:
 def test_options_under_the_base_have_no_effect_and_a_note_says_so() -> None:
     text = "merge_method: ties\nbase_model: a\nmodels:\n- {model: a, parameters: {weight: 1, density: 0.5, lambda: 2}}\n- b\n"
     recipe = read(text)
-    assert recipe.notes == ("recipe.yml:3: models[0] is the base; without effect under it: weight, density.",)
+    assert recipe.notes == (
+        "recipe.yml:3: models[0] is the base; these options have no effect under it: weight, density.",
+    )
     assert options(recipe)["scale"] == 2
 
 
@@ -284,8 +286,8 @@ def test_a_number_that_the_mode_does_not_use_is_told_and_changes_nothing() -> No
     found = read(MEASURED + "{from: l2_norm, mode: linear, beta: 3, path: x}")
     assert found.parameters["weight"] == NormWeight(mode="linear")
     assert list(found.notes) == [
-        "recipe.yml:5: parameters.weight.beta has no effect: it is for mode: exp.",
-        "recipe.yml:5: parameters.weight.path has no effect: it is for from: analysis.",
+        "recipe.yml:5: parameters.weight.beta has no effect: it applies to mode: exp.",
+        "recipe.yml:5: parameters.weight.path has no effect: it applies to from: analysis.",
     ]
 
 
@@ -294,16 +296,16 @@ def test_a_number_that_the_mode_does_not_use_is_told_and_changes_nothing() -> No
     [
         (
             "merge_method: linear\nmodels: [a, b]\nparameters: {weight: {from: l2_norm}}",
-            "2: weight is measured from the base, and there is no base_model. Add base_model: PATH.",
+            "2: weight is computed from distances to the base, but there is no base_model. Add base_model: PATH.",
         ),
         (
             "merge_method: linear\nbase_model: a\nmodels: [a, b]\nparameters: {weight: {from: l2_norm}}",
-            "3: a: weight is measured from the base, and this is the base. Give it a number, or leave it out of the models.",
+            "3: a: weight is computed from the distance to the base, and this is the base. Set a number, or remove the base from the models.",
         ),
         (
             "merge_method: ties\nbase_model: base\nmodels:\n- {model: a, parameters: {weight: {from: l2_norm}}}\n"
             "- {model: b, parameters: {weight: {from: l2_norm, mode: linear}}}",
-            "3: weight is measured in different ways for models of one merge; expected one way. Give it once, under parameters.",
+            "3: weight is computed from norms in different ways in one merge; expected one way. Set it once, under parameters.",
         ),
         (
             "merge_method: linear\nbase_model: base\nmodels: [a, b]\nparameters: {weight: {from: l2_norm, scale: 0}}",

@@ -149,10 +149,10 @@ def test_an_option_of_another_method_has_no_effect(name: str) -> None:
 
 
 def test_an_option_of_no_method_of_mergekits_is_an_error_where_its_method_is_not_named() -> None:
-    assert "parameters.select_topk is no option of magmax." in mistake(
+    assert "parameters.select_topk is not an option of magmax." in mistake(
         "merge_method: magmax\nbase_model: a\nmodels: [b]\nparameters: {select_topk: 1}\n"
     )
-    assert "parameters.elect is no option of slerp." in mistake(
+    assert "parameters.elect is not an option of slerp." in mistake(
         SLERP.replace("t: 0.5", "t: 0.5, elect: mass")
     )
 
@@ -162,7 +162,7 @@ def test_an_option_of_no_method_of_mergekits_is_an_error_where_its_method_is_not
 )
 def test_misspelt_options_and_words_nobody_knows_stay_errors(key: str) -> None:
     for text in (TIES + f"parameters: {{{key}: 1}}\n", SLERP.replace("t: 0.5", f"t: 0.5, {key}: 1")):
-        assert f"parameters.{key} is no option of" in mistake(text)
+        assert f"parameters.{key} is not an option of" in mistake(text)
 
 
 def test_karcher_says_that_it_weighs_where_mergekit_does_not() -> None:
@@ -170,7 +170,7 @@ def test_karcher_says_that_it_weighs_where_mergekit_does_not() -> None:
     recipe = read(text)
     assert recipe.models[0].parameters == {"weight": 0.3}
     assert recipe.notes == (
-        "r:3: models[0].parameters.weight weighs the models; mergekit's karcher has no weights and averages all alike.",
+        "r:3: models[0].parameters.weight weights the models; mergekit's karcher ignores weights and averages all models equally.",
     )
 
 
@@ -237,9 +237,7 @@ def test_places_for_anchors_at_the_top_are_left_out(lines: str) -> None:
     recipe = parse_recipe(lines + TIES, "r")
     assert recipe.canonical() == parse_recipe(TIES, "r").canonical()
     assert recipe.notes
-    assert all(
-        "is no key of a recipe, and is left out but for its YAML anchors." in note for note in recipe.notes
-    )
+    assert all("is not a key of a recipe; only its YAML anchors are used." in note for note in recipe.notes)
 
 
 def test_anchors_defined_there_are_used() -> None:
@@ -278,19 +276,19 @@ def test_a_misspelt_key_and_one_without_an_anchor_of_its_own_stay_errors(lines: 
 
 def test_keys_given_twice_stay_errors_where_they_differ() -> None:
     assert mistake("half: &a 0.5\nhalf: 0.7\n" + TIES).startswith(
-        "r:2: half is given twice, first in line 1. Remove one."
+        "r:2: half appears twice, first in line 1. Remove one."
     )
     assert (
         mistake(TIES + "dtype: &d bfloat16\ndtype: &e float16\n")
-        == "r:5: dtype is given twice, first in line 4. Remove one."
+        == "r:5: dtype appears twice, first in line 4. Remove one."
     )
     recipe = parse_recipe(
         TIES + "parameters: {density: 0.5}\ndtype: bfloat16\ndtype: bfloat16\nparameters: {density: 0.5}\n",
         "r",
     )
     assert recipe.notes == (
-        "r:6: dtype is given twice, first in line 5, and is the same.",
-        "r:7: parameters is given twice, first in line 4, and is the same.",
+        "r:6: dtype appears twice with the same value, first in line 5.",
+        "r:7: parameters appears twice with the same value, first in line 4.",
     )
 
 
@@ -311,7 +309,7 @@ def test_keys_given_twice_stay_errors_where_they_differ() -> None:
 def test_an_empty_key_counts_as_not_given(key: str) -> None:
     recipe = read(LINEAR + f"{key}:\n")
     assert recipe.canonical() == read(LINEAR).canonical()
-    assert recipe.notes == (f"r:3: {key} is empty, and counts as not given.",)
+    assert recipe.notes == (f"r:3: {key} is empty and is ignored.",)
 
 
 def test_empty_keys_leave_room_for_the_one_that_is_meant() -> None:
@@ -343,7 +341,7 @@ def test_a_tokenizer_source_may_have_the_word_model_before_its_path(line: str) -
     assert recipe.tokenizer is not None
     assert recipe.tokenizer.source == "some/path"
     (note,) = recipe.notes
-    assert note.endswith(": 'model:some/path' as the model 'some/path', as mergekit once wrote it.")
+    assert note.endswith(": 'model:some/path' means the model 'some/path', as in old versions of mergekit.")
     assert "expected union, base or the path of a model" in mistake(TIES + "tokenizer_source: 'model:'\n")
 
 
@@ -360,11 +358,11 @@ def test_a_tokenizer_source_may_have_the_word_model_before_its_path(line: str) -
         ),
         (
             "merge_method: passthrough\nslices:\n- sources:\n  - model: org/a\n    revision: dpo-v0\n    layer_range: [0, 24]\n",
-            "slices[0].sources[0] has the unknown key 'revision'. Write it behind the model's name: model: org/a@dpo-v0",
+            "slices[0].sources[0] has the unknown key 'revision'. Write it after the model's name: model: org/a@dpo-v0",
         ),
         (
             "merge_method: linear\nmodels:\n- {model: org/a, lora: org/b}\n",
-            "models[0] has the unknown key 'lora'. Write it behind the model's name: model: org/a+org/b",
+            "models[0] has the unknown key 'lora'. Write it after the model's name: model: org/a+org/b",
         ),
         (
             TIES + "dtype: bfloat\n",
@@ -374,7 +372,7 @@ def test_a_tokenizer_source_may_have_the_word_model_before_its_path(line: str) -
         (TIES + "pad_to_multiple_of: 8\n", "unknown key 'pad_to_multiple_of'. Write it under tokenizer."),
         (
             TIES + "parameters: {dtype: bfloat16}\n",
-            "parameters.dtype is no option of ties. Write it at the top of the recipe.",
+            "parameters.dtype is not an option of ties. Write it at the top of the recipe.",
         ),
     ],
 )
@@ -423,5 +421,5 @@ def test_a_method_of_a_slice_that_mergekit_would_ignore_is_told() -> None:
     slices = "slices:\n- merge_method: METHOD\n  sources:\n  - {model: a, layer_range: [0, 1]}\n  - {model: b, layer_range: [0, 1]}\n"
     assert read("merge_method: linear\n" + slices.replace("METHOD", "linear")).notes == ()
     assert read("merge_method: linear\n" + slices.replace("METHOD", "karcher")).notes == (
-        "r:3: slices[0] is merged by karcher, as its merge_method says; mergekit takes linear there too.",
+        "r:3: slices[0] is merged by karcher, its merge_method; mergekit would use linear.",
     )

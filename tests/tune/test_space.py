@@ -204,7 +204,7 @@ models:
     ) == [
         "recipe:2: unknown merge method 'tis'; expected one of those that `alnico methods` lists. Did you mean ties?",
         "recipe:5: models[0].parameters.density is 0; density is the share of each tensor's entries that is kept, in (0, 1].",
-        "recipe:6: models[1].parameters.weigth is no option of ties. Did you mean weight?",
+        "recipe:6: models[1].parameters.weigth is not an option of ties. Did you mean weight?",
     ]
 
 
@@ -249,7 +249,7 @@ def test_settings_have_their_defaults() -> None:
 
 
 def test_a_name_that_no_file_can_have_is_told() -> None:
-    with pytest.raises(RecipeError, match=r"is no path\. Check the path of the recipe\."):
+    with pytest.raises(RecipeError, match=r"is not a path\. Check the path of the recipe\."):
         read_search("a\0b.yml")
 
 

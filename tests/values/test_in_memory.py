@@ -350,7 +350,7 @@ def test_mistakes_are_those_of_a_recipe() -> None:
     assert told(RecipeError, [W, W], "linaer").startswith("unknown merge method 'linaer';")
     assert (
         told(RecipeError, [W, W], wieght=1)
-        == "recipe: parameters.wieght is no option of linear. Did you mean weight?"
+        == "recipe: parameters.wieght is not an option of linear. Did you mean weight?"
     )
     assert told(RecipeError, [W, W], method="slerp", base=W, t=0.5, weights=[1, 2]) == (
         "weights has no effect on slerp; expected options of slerp: t, over. Leave it out."
@@ -456,6 +456,6 @@ def test_keys_of_layers_that_fit_nothing_are_errors_with_the_nearest_names() -> 
     assert "layers['fc1'] is of type str; expected a name with a dict" in told(
         RecipeError, given, layers={"fc1": "ties"}
     )
-    assert "is no option of ties" in told(
+    assert "is not an option of ties" in told(
         RecipeError, given, base=layered(2), layers={"fc1": {"method": "ties", "dense": 0.7}}
     )

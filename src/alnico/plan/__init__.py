@@ -1,1 +1,1 @@
-"""What will be done: recipe and headers to a frozen :class:`Plan` with its bytes. Refuses before a tensor is read."""
+"""Plans a merge: recipe and headers to a frozen :class:`Plan`. Refuses what cannot be merged before any tensor is read."""

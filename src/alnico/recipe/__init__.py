@@ -1,1 +1,1 @@
-"""What is asked: YAML to :class:`Recipe`. Knows the methods' signatures and the text; opens no model."""
+"""Reads recipes: YAML or a mapping to a checked :class:`Recipe`. Opens no model."""

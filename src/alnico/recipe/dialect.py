@@ -1,4 +1,4 @@
-"""mergekit's names for our options, and what it accepts that has no effect."""
+"""Maps mergekit's option names and values to alnico's, and lists keys that have no effect."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from alnico.methods.base import Method
 
 @dataclass(frozen=True)
 class Alias:
-    """The option a key of mergekit's stands for, and what its values become."""
+    """The option that a key of mergekit stands for, and how its values translate."""
 
     option: str
     values: Mapping[Any, Any] = field(default_factory=dict)
     of_deltas: bool = False
-    """Is it for methods on task vectors alone?"""
+    """Does it apply only to methods on task vectors?"""
 
-    def fits(self, method: Method) -> bool:
+    def applies_to(self, method: Method) -> bool:
         return self.option in method.options and (method.space == "delta" or not self.of_deltas)
 
 
@@ -31,14 +31,14 @@ ALIASES = {
 }
 
 WITHOUT_EFFECT = {
-    **dict.fromkeys(("out_path", "output_path"), "is for the command; give it the path of the output"),
-    "int8_mask": "only changes the type of a temporary in mergekit",
-    "random_seed": "is an option of mergekit's command line; `seed` at the top of a recipe is the seed here",
+    **dict.fromkeys(("out_path", "output_path"), "belongs to the command line; pass the output path there"),
+    "int8_mask": "only changes the dtype of a temporary tensor in mergekit",
+    "random_seed": "is an option of mergekit's command line; here the seed is `seed` at the top of a recipe",
     "allow_negative_weights": "is for mergekit-evolve",
     "smooth": "is for mergekit-evolve",
-    "embed_slerp": "was an option of mergekit before 0.0.5; embeddings are merged like other tensors",
+    "embed_slerp": "was an option of mergekit before 0.0.5; embeddings are merged like all other tensors",
 }
-"""Keys that mean nothing at any level of a recipe."""
+"""Keys without effect at any level of a recipe, and why. The reason follows "it"."""
 
 WITHOUT_EFFECT_AT_THE_TOP = {
     **WITHOUT_EFFECT,
@@ -47,12 +47,12 @@ WITHOUT_EFFECT_AT_THE_TOP = {
         "is an option of mergekit's command line",
     ),
 }
-"""Keys that mean nothing at the top of a recipe."""
+"""Keys without effect at the top of a recipe, and why."""
 
 WITHOUT_EFFECT_FOR = {
-    "multislerp": {"eps": ": a length of 0 is told exactly, without a bound"},
+    "multislerp": {"eps": ": zero lengths are detected exactly"},
 }
-"""Keys of a method of mergekit that change nothing here: how the note goes on."""
+"""Keys of a method of mergekit that have no effect here, with the end of the note about them."""
 
 _OF_DELTAS = ("weight", "density", "normalize", "rescale", "lambda", "int8_mask")
 
@@ -78,23 +78,25 @@ MERGEKIT_OPTIONS: Mapping[str, tuple[str, ...]] = {
     "della": (*_OF_DELTAS, "epsilon"),
     "della_linear": (*_OF_DELTAS, "epsilon"),
 }
-"""The parameters that mergekit 0.1.5 has for each of its methods. It ignores others, and recipes in circulation have them."""
+"""The parameters of mergekit 0.1.5 by method. It ignores all others, which published recipes contain."""
 
 MERGEKIT_OPTION_NAMES = frozenset(name for names in MERGEKIT_OPTIONS.values() for name in names)
 
 DIFFERS_FROM_MERGEKIT = {
-    "karcher": {"weight": "weighs the models; mergekit's karcher has no weights and averages all alike"}
+    "karcher": {
+        "weight": "weights the models; mergekit's karcher ignores weights and averages all models equally"
+    }
 }
-"""Words of mergekit for other methods that are options of ours: a recipe that has them gives another result there."""
+"""Options of alnico that mergekit ignores for the same method, so the results differ."""
 
 BOOLEAN_WORDS = {"1": True, "on": True, "t": True, "true": True, "y": True, "yes": True} | {
     "0": False, "off": False, "f": False, "false": False, "n": False, "no": False,
 }  # fmt: skip
-"""Text that mergekit reads as true or false, in small letters."""
+"""Words that mergekit reads as true or false, in lower case."""
 
 
 def as_boolean(value: Any) -> Any:
-    """Return what mergekit reads as true or false as that, and anything else as it is.
+    """Convert a value that mergekit reads as true or false to a boolean; return any other value unchanged.
 
     >>> [as_boolean(v) for v in (1.0, 0, "True", "off", 2, "l1")]
     [True, False, True, False, 2, 'l1']
@@ -105,7 +107,7 @@ def as_boolean(value: Any) -> Any:
 
 
 def takes_boolean(method: Method, key: str) -> bool:
-    """Is ``key`` true or false for ``method``, under its own name or mergekit's?"""
+    """Does ``key``, in alnico's or mergekit's name, take true or false for ``method``?"""
     name = option_name(method, key)
     return name is not None and (
         method.options[name].kind == "bool" or bool(key in ALIASES and ALIASES[key].values)
@@ -113,7 +115,7 @@ def takes_boolean(method: Method, key: str) -> bool:
 
 
 def why_no_effect(method: Method, key: str) -> str | None:
-    """Say how a note goes on about a key that has no effect on ``method``, here as in mergekit; None for any other key.
+    """Return the end of a note about a key that has no effect on ``method``, as in mergekit; None for other keys.
 
     >>> from alnico.methods import find
     >>> why_no_effect(find("slerp"), "weight"), why_no_effect(find("slerp"), "wieght"), why_no_effect(find("ties"), "weight")
@@ -136,11 +138,11 @@ def option_name(method: Method, key: str) -> str | None:
     if key in method.options:
         return key
     alias = ALIASES.get(key)
-    return alias.option if alias and alias.fits(method) else None
+    return alias.option if alias and alias.applies_to(method) else None
 
 
 def translate_value(method: Method, key: str, value: Any) -> Any:
-    """Translate a value given under mergekit's name."""
+    """Translate a value written under mergekit's name."""
     alias = ALIASES.get(key)
     if alias is None or option_name(method, key) != alias.option or not isinstance(value, bool):
         return value
@@ -148,5 +150,7 @@ def translate_value(method: Method, key: str, value: Any) -> Any:
 
 
 def option_names(method: Method) -> list[str]:
-    """All names a recipe may use for the options of ``method``."""
-    return list(dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.fits(method))]))
+    """Return all names that a recipe may use for the options of ``method``."""
+    return list(
+        dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.applies_to(method))])
+    )

@@ -1,4 +1,4 @@
-"""The language as a JSON Schema, for editors: keys from :mod:`alnico.recipe.keys`, options from the registry of methods."""
+"""Generates the JSON Schema of recipes from their keys and the registry of methods, for editors."""
 
 from __future__ import annotations
 
@@ -31,10 +31,12 @@ from alnico.recipe.norm_weight import CHOICES, NUMBERS, takes_norms
 from alnico.recipe.scalars import SEEDS
 
 Schema = dict[str, Any]
+Takers = list[tuple[Method, Option]]
+"""Methods that have an option, each with the option."""
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 NUMBER_AS_TEXT: Schema = {"type": "string", "pattern": r"^[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]+)?$"}
-"""What YAML 1.1 reads as text, and mergekit and we as a number: 1e-5."""
+"""Numbers such as 1e-5, which YAML 1.1 parses as text and mergekit and alnico read as numbers."""
 
 
 def _of_any_case(words: Iterable[str]) -> str:
@@ -48,7 +50,7 @@ TRUTH: list[Schema] = [
     {"enum": [0, 1]},
     {"type": "string", "pattern": _of_any_case(dialect.BOOLEAN_WORDS)},
 ]
-"""True or false, and the numbers and text that mergekit reads as that."""
+"""True or false, and the numbers and text that mergekit reads as true or false."""
 TEXT: Schema = {"type": "string", "minLength": 1}
 FILTER: Schema = {"type": "string", "minLength": 1, "not": {"enum": ["=", "re:"]}}
 
@@ -56,40 +58,60 @@ FILTER: Schema = {"type": "string", "minLength": 1, "not": {"enum": ["=", "re:"]
 def json_schema() -> Schema:
     """Return the JSON Schema (draft 2020-12) of one document of a recipe.
 
-    It knows keys, methods, options with their ranges, and gradients and filters; what only the whole shows (how many models
-    a method takes, that a base is there) is left to the loader.
+    It covers keys, methods, options with their ranges, gradients and filters. The loader checks what depends on the whole
+    recipe: the number of models of a method, a required base.
     """
+    shared = _shared_keys()
+    methods = registry().values()
+    one_of = [_has(key) for key in ("models", "slices", "modules")]
+    return {
+        "$schema": DIALECT,
+        "title": "A recipe of alnico",
+        "description": "What to merge, and how, in mergekit's dialect with extensions.",
+        **_object(TOP, _top_keys(shared), (), dialect.WITHOUT_EFFECT_AT_THE_TOP),
+        "oneOf": one_of,
+        "anyOf": [{"required": [key]} for key in ("merge_method", "slices", "modules")],
+        "not": _has("tokenizer", "tokenizer_source"),
+        "$defs": {
+            **_model_definitions(shared, one_of[:2]),
+            **_reference_definitions(),
+            **_tokenizer_definitions(),
+            **_parameter_definitions(_takers_by_key(methods)),
+        },
+    }
+
+
+LISTED: Schema = {"type": "array", "minItems": 1, "maxItems": MAX_MODELS}
+
+
+def _shared_keys() -> dict[str, Schema]:
+    """The schemas of keys that appear at several levels."""
     methods = registry()
-    names = [*methods]
-    presets = sorted({preset for m in methods.values() for preset in m.presets})
     method: Schema = {
-        "enum": names,
+        "enum": [*methods],
         "markdownDescription": "\n".join(f"- `{m.name}`: {m.summary}" for m in methods.values()),
     }
-    listed: Schema = {"type": "array", "minItems": 1, "maxItems": MAX_MODELS}
-    shared: dict[str, Schema] = {
+    return {
         "merge_method": method,
-        "models": {**listed, "items": {"anyOf": [TEXT, _ref("model")]}},
-        "slices": {**listed, "items": _ref("slice")},
+        "models": {**LISTED, "items": {"anyOf": [TEXT, _ref("model")]}},
+        "slices": {**LISTED, "items": _ref("slice")},
         "parameters": _ref("parameters"),
         "base_model": _ref("reference"),
         "model": _ref("reference"),
         "filter": FILTER,
-        "preset": {"enum": presets},
+        "preset": {"enum": sorted({preset for m in methods.values() for preset in m.presets})},
     }
+
+
+def _top_keys(shared: Mapping[str, Schema]) -> dict[str, Schema]:
+    """The schemas of the top-level keys."""
     dtypes = [*TORCH_NAMES, *(f"torch.{name}" for name in TORCH_NAMES), *CONFIG_NAMES]
-    whole = {
+    factor: Schema = {"anyOf": [_number(Between()), NUMBER_AS_TEXT]}
+    keys: dict[str, Schema] = {
         **shared,
-        "base_model": _or_null(_ref("reference")),
-        "residual_weight": {},
-        "sources": {**listed, "items": _ref("source")},
-    }
-    top = shared | {
         "modules": {"type": "object", "minProperties": 1, "additionalProperties": _ref("module")},
-        "methods": {**listed, "items": _ref("rule")},
-        "lines": _object(
-            LINES, {key: {"anyOf": [_number(Between()), NUMBER_AS_TEXT]} for key in LINES}, LINES
-        ),
+        "methods": {**LISTED, "items": _ref("rule")},
+        "lines": _object(LINES, dict.fromkeys(LINES, factor), LINES),
         "tokenizer_source": _ref("reference"),
         "tokenizer": _ref("tokenizer"),
         "chat_template": TEXT,
@@ -100,6 +122,11 @@ def json_schema() -> Schema:
         "seed": {"type": "integer", "minimum": SEEDS.start, "maximum": SEEDS.stop - 1},
         "name": TEXT,
     }
+    return keys | {key: _or_null(keys[key]) for key in MAY_BE_EMPTY}
+
+
+def _model_definitions(shared: Mapping[str, Schema], one_of: list[Schema]) -> dict[str, Schema]:
+    """Models, sources, slices, modules and rules; a module has exactly one key of ``one_of``."""
     number: Schema = {
         "anyOf": [
             {"type": "integer", "minimum": 0},
@@ -107,79 +134,65 @@ def json_schema() -> Schema:
         ]
     }
     layers: Schema = {"type": "array", "items": number, "minItems": 2, "maxItems": 2}
-    top |= {key: _or_null(top[key]) for key in MAY_BE_EMPTY}
-    path: Schema = {"anyOf": [TEXT, _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",))]}
-    one_of = [_has(key) for key in ("models", "slices", "modules")]
-    options = _options(methods.values())
+    entry = {**shared, "layer_range": layers}
+    of_slice = {
+        **shared,
+        "base_model": _or_null(_ref("reference")),
+        "residual_weight": {},
+        "sources": {**LISTED, "items": _ref("source")},
+    }
+    of_module = {**shared, **{key: _or_null(shared[key]) for key in ("models", "slices")}}
+    idle = dialect.WITHOUT_EFFECT
     return {
-        "$schema": DIALECT,
-        "title": "A recipe of alnico",
-        "description": "What to merge, and how; the dialect of mergekit, and more.",
-        **_object(TOP, top, (), dialect.WITHOUT_EFFECT_AT_THE_TOP),
-        "oneOf": one_of,
-        "anyOf": [{"required": [key]} for key in ("merge_method", "slices", "modules")],
-        "not": _has("tokenizer", "tokenizer_source"),
-        "$defs": {
-            "model": _object(ENTRY, {**shared, "layer_range": layers}, ("model",), dialect.WITHOUT_EFFECT),
-            "source": _object(
-                SOURCE, {**shared, "layer_range": layers}, ("model", "layer_range"), dialect.WITHOUT_EFFECT
-            ),
-            "slice": _object(SLICE, whole, ("sources",), dialect.WITHOUT_EFFECT),
-            "module": {
-                **_object(
-                    MODULE,
-                    {**shared, **{k: _or_null(shared[k]) for k in ("models", "slices")}},
-                    (),
-                    dialect.WITHOUT_EFFECT,
-                ),
-                "oneOf": one_of[:2],
-            },
-            "rule": _object(RULE, shared, ("filter", "merge_method"), dialect.WITHOUT_EFFECT),
-            "reference": {
-                "anyOf": [
-                    TEXT,
-                    _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",)),
-                    _object(
-                        REFERENCE,
-                        {"model": path, "lora": _or_null(path), "override_architecture": {}},
-                        ("model",),
-                    ),
-                ]
-            },
-            "tokenizer": _object(
-                TOKENIZER,
-                {
-                    "source": _ref("reference"),
-                    "tokens": {"type": ["object", "null"], "additionalProperties": _ref("token")},
-                    "pad_to_multiple_of": _or_null(_whole(1)),
-                    "tables": {"anyOf": [FILTER, {"type": ["array", "null"], "items": FILTER}]},
-                },
-                (),
-            ),
-            "token": _object(TOKEN, {"source": _token_source(), "force": {"anyOf": TRUTH}}, ()),
-            "norm_weight": {
-                **_object(
-                    NORM_WEIGHT,
-                    {
-                        **{key: {"enum": [*words]} for key, words in CHOICES.items()},
-                        **{
-                            key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]}
-                            for key, limits in NUMBERS.items()
-                        },
-                        "path": TEXT,
-                    },
-                    ("from",),
-                ),
-                "if": {"properties": {"from": {"const": "analysis"}}},
-                "then": {"required": ["path"]},
-            },
-            "parameters": {
-                "type": ["object", "null"],
-                "additionalProperties": False,
-                "properties": {key: _ref(f"option_{key}") for key in options} | _idle(),
-            },
-            **{f"option_{key}": _setting(key, takers) for key, takers in options.items()},
+        "model": _object(ENTRY, entry, ("model",), idle),
+        "source": _object(SOURCE, entry, ("model", "layer_range"), idle),
+        "slice": _object(SLICE, of_slice, ("sources",), idle),
+        "module": {**_object(MODULE, of_module, (), idle), "oneOf": one_of},
+        "rule": _object(RULE, shared, ("filter", "merge_method"), idle),
+    }
+
+
+def _reference_definitions() -> dict[str, Schema]:
+    """References to models, written as text or as a mapping."""
+    path = _object(PATH, {"path": TEXT, "revision": _or_null(TEXT)}, ("path",))
+    part: Schema = {"anyOf": [TEXT, path]}
+    keys = {"model": part, "lora": _or_null(part), "override_architecture": {}}
+    return {"reference": {"anyOf": [TEXT, path, _object(REFERENCE, keys, ("model",))]}}
+
+
+def _tokenizer_definitions() -> dict[str, Schema]:
+    """The output's vocabulary and the sources of its tokens."""
+    keys: dict[str, Schema] = {
+        "source": _ref("reference"),
+        "tokens": {"type": ["object", "null"], "additionalProperties": _ref("token")},
+        "pad_to_multiple_of": _or_null(_whole(1)),
+        "tables": {"anyOf": [FILTER, {"type": ["array", "null"], "items": FILTER}]},
+    }
+    return {
+        "tokenizer": _object(TOKENIZER, keys, ()),
+        "token": _object(TOKEN, {"source": _token_source(), "force": {"anyOf": TRUTH}}, ()),
+    }
+
+
+def _parameter_definitions(takers_by_key: Mapping[str, Takers]) -> dict[str, Schema]:
+    """Parameters, norm weights, and the settings of every option."""
+    keys: dict[str, Schema] = {
+        **{key: {"enum": [*choices]} for key, choices in CHOICES.items()},
+        **{key: {"anyOf": [_number(limits), NUMBER_AS_TEXT]} for key, limits in NUMBERS.items()},
+        "path": TEXT,
+    }
+    return {
+        "norm_weight": {
+            **_object(NORM_WEIGHT, keys, ("from",)),
+            "if": {"properties": {"from": {"const": "analysis"}}},
+            "then": {"required": ["path"]},
         },
+        "parameters": {
+            "type": ["object", "null"],
+            "additionalProperties": False,
+            "properties": {key: _ref(f"option_{key}") for key in takers_by_key} | _idle(),
+        },
+        **{f"option_{key}": _setting(key, takers) for key, takers in takers_by_key.items()},
     }
 
 
@@ -188,7 +201,7 @@ def _ref(name: str) -> Schema:
 
 
 def _has(*keys: str) -> Schema:
-    """These keys are given, and not empty."""
+    """Requires these keys to be present and not null."""
     return {"required": [*keys], "properties": {key: {"not": {"type": "null"}} for key in keys}}
 
 
@@ -211,9 +224,9 @@ def _object(
     required: Iterable[str],
     idle: Mapping[str, str] | None = None,
 ) -> Schema:
-    """A mapping of these keys and no others, each with what it says; those that are ``idle`` have no effect."""
+    """A mapping of exactly these keys with their meanings, and of ``idle`` keys, which have no effect."""
     properties = {key: _described(shapes[key], meaning) for key, meaning in keys.items()}
-    properties |= {key: {"description": f"Without effect: it {why}."} for key, why in (idle or {}).items()}
+    properties |= {key: {"description": f"No effect: it {why}."} for key, why in (idle or {}).items()}
     needed = {"required": [*required]} if [*required] else {}
     return {"type": "object", "additionalProperties": False, "properties": properties, **needed}
 
@@ -245,53 +258,52 @@ def _token_source() -> Schema:
     }
 
 
-Takers = list[tuple[Method, Option]]
-
-
-def _options(methods: Iterable[Method]) -> dict[str, Takers]:
-    """Every key of parameters with the options it stands for."""
-    found: dict[str, Takers] = {}
+def _takers_by_key(methods: Iterable[Method]) -> dict[str, Takers]:
+    """Every key of parameters with the methods and options that it stands for."""
+    takers: dict[str, Takers] = {}
     for method in methods:
         for key in dialect.option_names(method):
             option = method.options[dialect.option_name(method, key) or key]
-            found.setdefault(key, []).append((method, option))
-    return dict(sorted(found.items()))
+            takers.setdefault(key, []).append((method, option))
+    return dict(sorted(takers.items()))
 
 
 def _idle() -> dict[str, Schema]:
-    """Keys without effect, for all methods or for some, that no method has as an option."""
-    found: dict[str, Schema] = {
-        key: {"description": f"Without effect: it {why}."} for key, why in dialect.WITHOUT_EFFECT.items()
+    """Keys that have no effect on any method or on some methods, and that are not options of any."""
+    schemas: dict[str, Schema] = {
+        key: {"description": f"No effect: it {why}."} for key, why in dialect.WITHOUT_EFFECT.items()
     }
-    taken = _options(registry().values())
+    options = _takers_by_key(registry().values())
     for method, keys in dialect.WITHOUT_EFFECT_FOR.items():
-        found |= {
-            key: {"description": f"Without effect on {method}{why}."}
+        schemas |= {
+            key: {"description": f"No effect on {method}{why}."}
             for key, why in keys.items()
-            if key not in taken
+            if key not in options
         }
-    return found
+    return schemas
 
 
 def _setting(key: str, takers: Takers) -> Schema:
-    """One value, a list over the layers, or filters: values may be filters again."""
+    """The setting of an option: one value, a list over the layers, or filters, which may be nested."""
     meanings: dict[str, list[str]] = {}
     for method, option in takers:
-        said = f"{option.meaning} ({option.describe()})" if option.meaning else option.describe()
-        meanings.setdefault(f"{option.name}, {said}" if option.name != key else said, []).append(method.name)
+        meaning = f"{option.meaning} ({option.describe()})" if option.meaning else option.describe()
+        meanings.setdefault(f"{option.name}, {meaning}" if option.name != key else meaning, []).append(
+            method.name
+        )
     shapes: list[Schema] = []
     for schema in (s for _, option in takers for s in _scalar(key, option)):
         if schema not in shapes:
             shapes.append(schema)
     scalar = {"anyOf": shapes}
-    again = _ref(f"option_{key}")
+    nested = _ref(f"option_{key}")
     lowest = {o.range.low for _, o in takers if o.range.low_in_places}
     varied: Schema = {"anyOf": [*shapes, *({"const": low} for low in lowest)]}
-    value = {"anyOf": [again, *({"const": low} for low in lowest)]} if lowest else again
+    value = {"anyOf": [nested, *({"const": low} for low in lowest)]} if lowest else nested
     case = _object(CASE, {"filter": _or_null(FILTER), "value": value}, ("value",))
     measured = [_ref("norm_weight")] if all(takes_norms(option) for _, option in takers) else []
     return {
-        "description": "\n".join(f"{', '.join(names)}: {said}" for said, names in meanings.items()),
+        "description": "\n".join(f"{', '.join(names)}: {meaning}" for meaning, names in meanings.items()),
         "anyOf": [
             scalar,
             case,

@@ -1,4 +1,4 @@
-"""YAML to :class:`Recipe`: strict, with the line of every mistake, all mistakes together."""
+"""Loads recipes from YAML or a mapping; reports all mistakes at once, each with its line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from alnico.methods.base import Method
 from alnico.recipe import scalars
 from alnico.recipe.context import Context, nested_methods, read_context
 from alnico.recipe.keys import TOP
-from alnico.recipe.models import one_of, read_listed, read_modules, read_reference
+from alnico.recipe.models import check_one_of, read_listed, read_modules, read_reference
 from alnico.recipe.parameters import read_parameters
 from alnico.recipe.rules import read_lines, read_preset, read_rules
 from alnico.recipe.schema import Recipe
@@ -28,22 +28,27 @@ from alnico.recipe.yaml_nodes import Document, Node, ParseContext, compose, quot
 MAX_BYTES = 1_000_000
 
 SEARCH_KEYS = ("search", "stack")
-"""Keys that only a search understands."""
+"""Keys that only `alnico search` understands."""
 
 RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 
 
-def load_recipe(source: RecipeSource, seed: int | None = None) -> Recipe:
-    """Read a recipe from a YAML file, YAML text with a line break, or a mapping. ``seed`` replaces its seed.
+def load_recipe(source: RecipeSource, *, seed: int | None = None) -> Recipe:
+    """Load a recipe from a YAML file, from YAML text with a line break, or from a mapping.
 
-    Errors: RecipeError with one line for every mistake, each with the line of the file; a file of several documents is one.
+    ``seed`` replaces the recipe's seed. A file of several documents is an error; use :func:`alnico.merge_documents` for it.
+
+    Errors: RecipeError with one line per mistake, each with its line in the file.
+
+    >>> load_recipe({"merge_method": "linear", "models": ["a", "b"]}).merge_method
+    'linear'
     """
     recipe = source if isinstance(source, Recipe) else parse_recipe(*read_source(source))
     return _seeded((recipe,), seed)[0]
 
 
 def load_recipes(source: RecipeSource | tuple[Recipe, ...], seed: int | None = None) -> tuple[Recipe, ...]:
-    """Read all documents of a file, or of what :func:`load_recipe` takes; see :func:`alnico.recipe.stages.order_stages`."""
+    """Load all documents of a file, or of any source that :func:`load_recipe` takes; see :func:`alnico.recipe.stages.order_stages`."""
     if isinstance(source, Recipe):
         source = (source,)
     recipes = source if isinstance(source, tuple) else parse_recipes(*read_source(source))
@@ -61,7 +66,7 @@ def _seeded(recipes: tuple[Recipe, ...], seed: int | None) -> tuple[Recipe, ...]
 def read_source(
     source: str | os.PathLike[str] | Mapping[str, Any], of_what: str = "merge"
 ) -> tuple[str, str, str, bool]:
-    """The text of a source, its name in messages, its folder, and whether it has lines. Errors: RecipeError."""
+    """Return a source's text, its name in messages, its folder, and whether messages give lines. Errors: RecipeError."""
     if isinstance(source, Mapping):
         return yaml.safe_dump(to_plain_data(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
     path = os.fsdecode(source)
@@ -75,7 +80,7 @@ def read_source(
             f"{path}: cannot be read ({error.strerror}). Check the path of the recipe."
         ) from None
     except ValueError:
-        raise RecipeError(f"{path!r}: is no path. Check the path of the recipe.") from None
+        raise RecipeError(f"{path!r}: is not a path. Check the path of the recipe.") from None
     return _decoded(data, path, of_what), path, str(Path(path).parent), True
 
 
@@ -93,18 +98,18 @@ def _decoded(data: bytes, name: str, of_what: str = "merge") -> str:
 
 
 def decode_recipes(data: bytes, name: str, folder: str = ".") -> tuple[Recipe, ...]:
-    """Read all documents from the bytes of a YAML file. Errors: RecipeError."""
+    """Parse all documents in the bytes of a YAML file. Errors: RecipeError."""
     return parse_recipes(_decoded(data, name), name, folder)
 
 
 def parse_recipe(text: str, name: str, folder: str = ".", has_lines: bool = True) -> Recipe:
-    """Read a recipe from YAML text; ``name`` stands before the line numbers of messages."""
+    """Parse one recipe from YAML text. ``name`` precedes the line number in messages."""
     recipes = _parse(text, name, folder, has_lines, is_one=True)
     return dataclasses.replace(recipes[0], text=text)
 
 
 def parse_recipes(text: str, name: str, folder: str = ".", has_lines: bool = True) -> tuple[Recipe, ...]:
-    """Read all documents from YAML text, in their order."""
+    """Parse all documents of YAML text, in order."""
     return _parse(text, name, folder, has_lines, is_one=False)
 
 
@@ -114,12 +119,12 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
     if is_one and len(documents) > 1:
         reading.broken(
             documents[1].root.line,
-            "a second document begins; expected one recipe. Give the file to `alnico merge`, or to alnico.merge_documents.",
+            "a second document begins; expected one recipe. Pass the file to `alnico merge` or alnico.merge_documents.",
         )
     if reading.is_broken:
         raise reading.error()
-    found = [_recipe(document, reading, folder) for document in documents]
-    recipes = [r for r in found if r is not None]
+    results = [_recipe(document, reading, folder) for document in documents]
+    recipes = [r for r in results if r is not None]
     if len(recipes) == len(documents) > 1:
         recipes = check_stages(recipes, [d.root for d in documents], reading)
     if reading.mistakes or not recipes:
@@ -128,7 +133,7 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
 
 
 def read_document(root: Node, name: str, folder: str) -> list[tuple[int, str]]:
-    """Read one document that is composed already; returns its mistakes, each with its line."""
+    """Check one composed document; return its mistakes, each with its line."""
     reading = ParseContext(name)
     _recipe(Document(root, ""), reading, folder)
     return reading.mistakes
@@ -144,21 +149,21 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         if key in keys:
             reading.wrong(
                 keys[key].line,
-                f"{key} is for a search; expected a recipe without. Run `alnico search`, and merge what it writes.",
+                f"{key} belongs to a search; expected a recipe without it. Run `alnico search` and merge the recipe it writes.",
             )
             return None
     before, reading.notes = len(reading.mistakes), list(document.notes)
     context = read_context(keys, reading)
-    method, asked = _method(keys, root, context)
+    method, method_line = _method(keys, root, context)
     context.check_keys(root, "", TOP, "parameters")
-    keys = context.given(keys)
+    keys = context.without_empty(keys)
     base = read_reference(keys["base_model"], "base_model", 0, reading) if "base_model" in keys else None
     context.base_model = base
     if base is None and "base_model" in keys:
         context.failed.add("base_model")
-    one_of(keys, ("models", "slices", "modules"), root.line, "", reading)
-    models, slices = read_listed(keys, "", method, asked, (), context)
-    modules = read_modules(keys["modules"], method, asked, context) if "modules" in keys else ()
+    check_one_of(keys, ("models", "slices", "modules"), root.line, "", reading)
+    models, slices = read_listed(keys, "", method, method_line, (), context)
+    modules = read_modules(keys["modules"], method, method_line, context) if "modules" in keys else ()
     rules = read_rules(keys.get("methods"), context)
     parameters = read_parameters(keys.get("parameters"), "parameters", context.methods, context)
     preset = read_preset(keys.get("preset"), "preset", context.methods, context)
@@ -166,7 +171,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
     if dtype and out_dtype and dtype != out_dtype:
         reading.note(
             keys["dtype"].line,
-            "dtype has no effect: the output has out_dtype, and inputs are not rounded before.",
+            "dtype has no effect: the output has out_dtype, and inputs are not rounded first.",
         )
     recipe = Recipe(
         merge_method=method.name if method is not None else "",
@@ -196,7 +201,7 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
 
 
 def _method(keys: dict[str, Node], root: Node, context: Context) -> tuple[Method | None, int]:
-    """The method of the document, and the line that names it. Where all its slices name one, that is it."""
+    """Return the document's method and the line that names it. Without a top-level method, the slices' common one."""
     node = keys.get("merge_method")
     if node is not None:
         return scalars.method(node, "merge_method", context.reading), node.line
@@ -204,5 +209,5 @@ def _method(keys: dict[str, Node], root: Node, context: Context) -> tuple[Method
     methods = {m.name: m for n in nested if (m := scalars.named_method(n)) is not None}
     if nested and nested[0] is not None and None not in nested and len(methods) == 1:
         return next(iter(methods.values())), nested[0].line
-    context.reading.wrong(root.line, "merge_method is missing. `alnico methods` lists what there is.")
+    context.reading.wrong(root.line, "merge_method is missing. `alnico methods` lists all methods.")
     return None, 0

@@ -1,4 +1,4 @@
-"""What is merged: models, slices of layers, modules, and the references to models in them."""
+"""Reads the models, slices and modules of a recipe, and the references in them."""
 
 from __future__ import annotations
 
@@ -15,40 +15,47 @@ from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorte
 
 MAX_MODELS = 1_000
 MAX_DIGITS = 10
-"""Of a layer's number that is written as text."""
+"""The most digits of a layer number that is written as text."""
 
 Shared = tuple[tuple[str, Parameters], ...]
 
 
 def read_listed(
-    keys: Mapping[str, Node], prefix: str, method: Method | None, asked: int, shared: Shared, context: Context
+    keys: Mapping[str, Node],
+    prefix: str,
+    method: Method | None,
+    method_line: int,
+    shared: Shared,
+    context: Context,
 ) -> tuple[tuple[ModelEntry, ...], tuple[Slice, ...]]:
-    """Read ``models`` or ``slices`` of a document or module, whichever is there. ``asked`` is the line of the method."""
+    """Read ``models`` or ``slices`` of a document or module. ``method_line`` is the line that names the method."""
     models: tuple[ModelEntry, ...] = ()
     slices: tuple[Slice, ...] = ()
     if "models" in keys:
         node = keys["models"]
-        entries, lines = _entries(node, f"{prefix}models", context.level(method), context, has_layers=False)
+        entries, lines = _entries(
+            node, f"{prefix}models", context.methods_of_level(method), context, has_layers=False
+        )
         models = entries
         if method is not None:
             place = f"{prefix}models"
             context.parts.append(
-                RecipePart(place, node.line, asked, method, entries, lines, context.base_model, shared)
+                RecipePart(place, node.line, method_line, method, entries, lines, context.base_model, shared)
             )
     if "slices" in keys:
-        slices = _slices(keys["slices"], f"{prefix}slices", method, asked, shared, context)
+        slices = _slices(keys["slices"], f"{prefix}slices", method, method_line, shared, context)
     return models, slices
 
 
 def _entries(
     node: Node, where: str, level: tuple[Method, ...], context: Context, *, has_layers: bool
 ) -> tuple[tuple[ModelEntry, ...], tuple[int, ...]]:
-    """The entries of a list of models or sources, and their lines."""
+    """Read a list of models or sources; return its entries and their lines."""
     reading = context.reading
-    known = SOURCE if has_layers else ENTRY
+    keys = SOURCE if has_layers else ENTRY
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
-        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
-        reading.wrong(node.line, f"{where} is {found}; expected a list of 1 to {MAX_MODELS} models.")
+        actual = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        reading.wrong(node.line, f"{where} is {actual}; expected a list of 1 to {MAX_MODELS} models.")
         return (), ()
     entries, lines = [], []
     for i, item in enumerate(node.value):
@@ -59,10 +66,10 @@ def _entries(
             needed = "`model`, `layer_range`" if has_layers else "`model`"
             reading.wrong(
                 item.line,
-                f"{place} is {item.kind}; expected a mapping with {needed} and perhaps `parameters`.",
+                f"{place} is {item.kind}; expected a mapping with {needed} and optionally `parameters`.",
             )
             continue
-        context.check_keys(item, place, known, f"{place}.parameters")
+        context.check_keys(item, place, keys, f"{place}.parameters")
         reference = read_reference(item.value.get("model"), f"{place}.model", item.line, reading)
         parameters = read_parameters(item.value.get("parameters"), f"{place}.parameters", level, context)
         layers = _layers(item, place, reading) if has_layers or "layer_range" in item.value else None
@@ -71,7 +78,7 @@ def _entries(
         if layers is not None and not has_layers:
             reading.note(
                 item.value["layer_range"].line,
-                f"{place}.layer_range has no effect, as in mergekit: models are merged whole.",
+                f"{place}.layer_range has no effect, as in mergekit: models are merged with all their layers.",
             )
         entries.append(
             ModelEntry(reference, parameters, layers)
@@ -84,45 +91,46 @@ def _entries(
 
 def _layers(source: Node, where: str, reading: ParseContext) -> tuple[int, int] | None:
     node = source.value.get("layer_range")
-    wanted = "expected [first, end), whole numbers with 0 <= first < end"
+    expected = "expected [first, end), whole numbers with 0 <= first < end"
     if node is None:
-        reading.wrong(source.line, f"{where}.layer_range is missing; {wanted}.")
+        reading.wrong(source.line, f"{where}.layer_range is missing; {expected}.")
         return None
     ends = [_whole(i.value) for i in node.value] if isinstance(node.value, list) else []
     whole = all(isinstance(e, int) and not isinstance(e, bool) for e in ends)
     if len(ends) == 2 and whole and 0 <= ends[0] < ends[1]:
         return ends[0], ends[1]
-    found = shorten(f"[{', '.join(quote(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
-    reading.wrong(node.line, f"{where}.layer_range is {found}; {wanted}.")
+    actual = shorten(f"[{', '.join(quote(e) for e in ends)}]") if isinstance(node.value, list) else node.kind
+    reading.wrong(node.line, f"{where}.layer_range is {actual}; {expected}.")
     return None
 
 
 def _whole(value: Any) -> Any:
-    """A whole number where it is written as text or with a point, as mergekit reads it; else the value."""
+    """Convert text and floats that mergekit reads as integers to integers; return any other value unchanged."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_DIGITS:
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _slices(
-    node: Node, where: str, method: Method | None, asked: int, shared: Shared, context: Context
+    node: Node, where: str, method: Method | None, method_line: int, shared: Shared, context: Context
 ) -> tuple[Slice, ...]:
     reading = context.reading
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
-        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        actual = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
         reading.wrong(
             node.line,
-            f"{where} is {found}; expected a list of 1 to {MAX_MODELS} slices, each with `sources`.",
+            f"{where} is {actual}; expected a list of 1 to {MAX_MODELS} slices, each with `sources`.",
         )
         return ()
     slices = [
-        _slice(item, f"{where}[{i}]", method, asked, shared, context) for i, item in enumerate(node.value)
+        _slice(item, f"{where}[{i}]", method, method_line, shared, context)
+        for i, item in enumerate(node.value)
     ]
     return tuple(s for s in slices if s is not None)
 
 
 def _slice(
-    node: Node, where: str, outer: Method | None, asked: int, shared: Shared, context: Context
+    node: Node, where: str, outer: Method | None, method_line: int, shared: Shared, context: Context
 ) -> Slice | None:
     reading = context.reading
     if not isinstance(node.value, dict):
@@ -131,18 +139,16 @@ def _slice(
     keys: dict[str, Node] = node.value
     context.check_keys(node, where, SLICE, f"{where}.parameters")
     if "residual_weight" in keys:
-        reading.note(
-            keys["residual_weight"].line, f"{where}.residual_weight has no effect, here as in mergekit."
-        )
+        reading.note(keys["residual_weight"].line, f"{where}.residual_weight has no effect, as in mergekit.")
     own, line = _slice_method(keys, where, context)
     method = own if line else outer
     _note_other_method(own, outer, line, where, reading)
-    level = context.level(method)
+    level = context.methods_of_level(method)
     parameters = read_parameters(keys.get("parameters"), f"{where}.parameters", level, context)
     own_base = keys.get("base_model")
     base = None
     if own_base is not None and own_base.value is None:
-        reading.note(own_base.line, f"{where}.base_model is empty, and counts as not given.")
+        reading.note(own_base.line, f"{where}.base_model is empty and is ignored.")
     elif own_base is not None:
         base = read_reference(own_base, f"{where}.base_model", 0, reading)
     if "sources" not in keys:
@@ -152,12 +158,12 @@ def _slice(
         return None
     sources, lines = _entries(keys["sources"], f"{where}.sources", level, context, has_layers=True)
     counts = [end - first for e in sources if e.layers is not None for first, end in [e.layers]]
-    for entry, count, at in zip(sources, counts, lines, strict=True):
+    for entry, count, entry_line in zip(sources, counts, lines, strict=True):
         if count != counts[0]:
             reading.wrong(
-                at,
+                entry_line,
                 f"{where} takes {count} layers of {shorten(entry.reference)} and {counts[0]} of {shorten(sources[0].reference)}; "
-                "expected equally many of each source. Change a layer_range.",
+                "expected the same number from each source. Change a layer_range.",
             )
     if method is not None:
         below = ((f"{where}.parameters", parameters), *shared)
@@ -166,7 +172,7 @@ def _slice(
             RecipePart(
                 place,
                 keys["sources"].line,
-                line or asked,
+                line or method_line,
                 method,
                 sources,
                 lines,
@@ -183,40 +189,40 @@ def _note_other_method(
     if own is not None and outer is not None and own != outer:
         reading.note(
             line,
-            f"{where} is merged by {own.name}, as its merge_method says; mergekit takes {outer.name} there too.",
+            f"{where} is merged by {own.name}, its merge_method; mergekit would use {outer.name}.",
         )
 
 
 def _slice_method(keys: dict[str, Node], where: str, context: Context) -> tuple[Method | None, int]:
-    """The method that a slice names itself, or its sources do, and the line where; 0 if none does."""
+    """Return the method that a slice or its sources name, and its line; line 0 if none does."""
     holders = [(where, keys)]
     sources = keys["sources"].value if "sources" in keys else []
     for i, source in enumerate(sources if isinstance(sources, list) else []):
         if isinstance(source.value, dict):
             holders.append((f"{where}.sources[{i}]", source.value))
-    found: Method | None = None
+    chosen: Method | None = None
     line = 0
     for place, holder in holders:
         node = holder.get("merge_method")
         if node is None:
             continue
         method = scalars.method(node, f"{place}.merge_method", context.reading)
-        if found is not None and method is not None and method != found:
+        if chosen is not None and method is not None and method != chosen:
             context.reading.wrong(
                 node.line,
-                f"{place}.merge_method is {method.name}, and the slice's is {found.name}; expected one. Remove one.",
+                f"{place}.merge_method is {method.name}, and the slice's is {chosen.name}; expected one method. Remove one.",
             )
-        found = found or method
+        chosen = chosen or method
         line = line or node.line
-    return found, line
+    return chosen, line
 
 
-def read_modules(node: Node, outer: Method | None, asked: int, context: Context) -> tuple[Module, ...]:
+def read_modules(node: Node, outer: Method | None, method_line: int, context: Context) -> tuple[Module, ...]:
     reading = context.reading
     if not isinstance(node.value, dict) or not node.value:
-        found = "an empty mapping" if isinstance(node.value, dict) else node.kind
+        actual = "an empty mapping" if isinstance(node.value, dict) else node.kind
         reading.wrong(
-            node.line, f"modules is {found}; expected a mapping of module names to models or slices."
+            node.line, f"modules is {actual}; expected a mapping of module names to models or slices."
         )
         return ()
     modules = []
@@ -227,15 +233,15 @@ def read_modules(node: Node, outer: Method | None, asked: int, context: Context)
             continue
         keys: dict[str, Node] = item.value
         context.check_keys(item, where, MODULE, f"{where}.parameters")
-        keys = context.given(keys, where)
+        keys = context.without_empty(keys, where)
         own = scalars.method(keys.get("merge_method"), f"{where}.merge_method", reading)
         method = own if "merge_method" in keys else outer
-        line = keys["merge_method"].line if "merge_method" in keys else asked
+        line = keys["merge_method"].line if "merge_method" in keys else method_line
         _note_other_method(own, outer, line, where, reading)
-        one_of(keys, ("models", "slices"), item.line, where, reading)
+        check_one_of(keys, ("models", "slices"), item.line, where, reading)
         nested = [scalars.named_method(n) for n in _methods_of_slices(keys)]
         parameters = read_parameters(
-            keys.get("parameters"), f"{where}.parameters", context.level(method, *nested), context
+            keys.get("parameters"), f"{where}.parameters", context.methods_of_level(method, *nested), context
         )
         shared = ((f"{where}.parameters", parameters),)
         models, slices = read_listed(keys, f"{where}.", method, line, shared, context)
@@ -249,24 +255,24 @@ def _methods_of_slices(keys: Mapping[str, Node]) -> list[Node]:
     return [h["merge_method"] for h in holders if "merge_method" in h]
 
 
-def one_of(
+def check_one_of(
     keys: Mapping[str, Node], names: tuple[str, ...], line: int, where: str, reading: ParseContext
 ) -> None:
-    """Tell if more or less than one of ``names`` is given."""
-    given = [n for n in names if n in keys]
+    """Report a mistake unless exactly one of ``names`` is present."""
+    present = [n for n in names if n in keys]
     start = f"{where}: " if where else ""
-    if not given:
+    if not present:
         missing = f"{where}.models" if where else "models"
         reading.wrong(line, f"{missing} is missing; expected a list of models.")
-    for name in given[1:]:
+    for name in present[1:]:
         reading.wrong(
             keys[name].line,
-            f"{start}{given[0]} and {name} are both given; expected one of {', '.join(names[:-1])} and {names[-1]}. Remove one.",
+            f"{start}{present[0]} and {name} are both present; expected one of {', '.join(names[:-1])} and {names[-1]}. Remove one.",
         )
 
 
 def read_reference(node: Node | None, where: str, line: int, reading: ParseContext) -> str | None:
-    """Read a reference to a model: text, or a mapping as mergekit writes it, turned into text."""
+    """Read a reference to a model, text or mergekit's mapping, and return it as text."""
     if node is None:
         reading.wrong(line, f"{where} is missing; expected the path of a model.")
         return None
@@ -296,7 +302,7 @@ def read_reference(node: Node | None, where: str, line: int, reading: ParseConte
         if "+" in part:
             reading.wrong(
                 keys[name].line,
-                f"{where}.{name} is {quote(part)}; expected a path without +. Rename it, or link to it.",
+                f"{where}.{name} is {quote(part)}; expected a path without +. Rename it or create a link.",
             )
             return None
     return f"{model}+{adapter}"
@@ -306,7 +312,7 @@ REFERENCE_NOTE = "names and shapes are read from the headers"
 
 
 def _path(node: Node, where: str, reading: ParseContext) -> str | None:
-    """A path and perhaps a revision: text, or a mapping."""
+    """Read a path and an optional revision, written as text or a mapping."""
     if not isinstance(node.value, dict):
         return scalars.text(node, where, reading)
     keys = scalars.mapping(node, where, PATH, "path and revision", reading)
@@ -314,15 +320,15 @@ def _path(node: Node, where: str, reading: ParseContext) -> str | None:
         reading.wrong(node.line, f"{where}.path is missing; expected the path of a model.")
         return None
     path = scalars.text(keys["path"], f"{where}.path", reading)
-    given = keys.get("revision")
-    if given is None or given.value is None:
+    revision_node = keys.get("revision")
+    if revision_node is None or revision_node.value is None:
         return path
-    revision = scalars.text(given, f"{where}.revision", reading)
+    revision = scalars.text(revision_node, f"{where}.revision", reading)
     for part, name in ((path, "path"), (revision, "revision")):
         if part is not None and ("@" in part or "+" in part):
             reading.wrong(
                 keys[name].line,
-                f"{where}.{name} is {quote(part)}; expected text without @ and +. Rename it, or link to it.",
+                f"{where}.{name} is {quote(part)}; expected text without @ and +. Rename it or create a link.",
             )
             return None
     return f"{path}@{revision}" if path is not None and revision is not None else None

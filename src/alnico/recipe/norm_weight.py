@@ -1,4 +1,4 @@
-"""``weight: {from: l2_norm, ...}``: a weight that follows from how far the models are from the base."""
+"""Reads ``weight: {from: l2_norm, ...}``: weights computed from the norms of the task vectors."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 }
 
 USED_BY = {"beta": ("mode", "exp"), "alpha": ("mode", "power"), "path": ("from", "analysis")}
-"""Keys that mean something for one word of another key alone."""
+"""Keys that only apply together with one choice of another key."""
 
 
 def takes_norms(option: Option) -> bool:
-    """Is it the weight of a model?"""
+    """Can the option be computed from norms: is it the weight of a model?"""
     return option.name == "weight" and option.per_model and option.kind == "number"
 
 
 def read_norm_weight(
     node: Node, where: str, takers: Sequence[tuple[Method, Option]], context: Context
 ) -> NormWeight | None:
-    """Read the mapping; None if it is wrong."""
+    """Read the mapping; return None if it is invalid."""
     reading = context.reading
     before = len(reading.mistakes)
-    stranger = next((option.name for _, option in takers if not takes_norms(option)), None)
-    if stranger is not None:
+    other_option = next((option.name for _, option in takers if not takes_norms(option)), None)
+    if other_option is not None:
         reading.wrong(
             node.line,
-            f"{where} is a measured value; expected one that is written: only weight is measured. Write the value.",
+            f"{where} is a mapping with `from`; only weight is computed from norms. Write a value.",
         )
         return None
     context.check_keys(node, where, NORM_WEIGHT)
@@ -64,15 +64,17 @@ def read_norm_weight(
     idle = [key for key, (other, word) in USED_BY.items() if key in keys and words[other] != word]
     for key in idle:
         other, word = USED_BY[key]
-        reading.note(keys[key].line, f"{where}.{key} has no effect: it is for {other}: {word}.")
-    given: dict[str, Any] = {
+        reading.note(keys[key].line, f"{where}.{key} has no effect: it applies to {other}: {word}.")
+    fields: dict[str, Any] = {
         "origin": words["from"],
         "mode": words["mode"],
         "per": words["per"],
         "path": path,
         **numbers,
     }
-    return NormWeight(**{key: value for key, value in given.items() if value is not None and key not in idle})
+    return NormWeight(
+        **{key: value for key, value in fields.items() if value is not None and key not in idle}
+    )
 
 
 def _word(node: Node | None, where: str, key: str, context: Context) -> str | None:
@@ -89,8 +91,8 @@ def _word(node: Node | None, where: str, key: str, context: Context) -> str | No
 
 
 def _number(node: Node, where: str, limits: Between, context: Context) -> float | None:
-    found = scalars.number(node.value)
-    if found is None or not math.isfinite(found) or found not in limits:
+    number = scalars.number(node.value)
+    if number is None or not math.isfinite(number) or number not in limits:
         expected = (
             "a finite number"
             if limits == Between()
@@ -98,37 +100,37 @@ def _number(node: Node, where: str, limits: Between, context: Context) -> float 
         )
         context.reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")
         return None
-    return found
+    return number
 
 
 def find_norm_weight(
     options: Mapping[str, Any], entries: Sequence[ModelEntry], base_model: str | None
 ) -> NormWeight | None:
-    """Return the setting by which models of ``entries`` are weighed, if there is one.
+    """Return the setting that weights ``entries`` by norms, or None.
 
-    Errors: MethodError for two of them, where there is no base, and where the base itself is weighed.
+    Errors: MethodError for two different settings, without a base, and for a norm weight on the base itself.
     """
     weights = options.get("weight")
     if not isinstance(weights, tuple) or not any(isinstance(w, NormWeight) for w in weights):
         return None
-    weighed = [(entry, w) for entry, w in zip(entries, weights, strict=True) if isinstance(w, NormWeight)]
+    with_norms = [(entry, w) for entry, w in zip(entries, weights, strict=True) if isinstance(w, NormWeight)]
     if base_model is None:
         raise MethodError(
-            "weight is measured from the base, and there is no base_model. Add base_model: PATH."
+            "weight is computed from distances to the base, but there is no base_model. Add base_model: PATH."
         )
-    if len({w for _, w in weighed}) > 1:
+    if len({w for _, w in with_norms}) > 1:
         raise MethodError(
-            "weight is measured in different ways for models of one merge; expected one way. Give it once, under parameters."
+            "weight is computed from norms in different ways in one merge; expected one way. Set it once, under parameters."
         )
-    if any(entry.reference == base_model for entry, _ in weighed):
+    if any(entry.reference == base_model for entry, _ in with_norms):
         raise MethodError(
-            f"{base_model}: weight is measured from the base, and this is the base. Give it a number, or leave it out of the models."
+            f"{base_model}: weight is computed from the distance to the base, and this is the base. Set a number, or remove the base from the models."
         )
-    return weighed[0][1]
+    return with_norms[0][1]
 
 
 def with_weights(options: Mapping[str, Any], weights: Sequence[float]) -> dict[str, Any]:
-    """Put numbers in the places of measured weights, in order.
+    """Replace norm weights by numbers, in order.
 
     >>> with_weights({"weight": (NormWeight(), 2.0, NormWeight()), "scale": 1.0}, (0.25, 0.75))
     {'weight': (0.25, 2.0, 0.75), 'scale': 1.0}
@@ -141,6 +143,6 @@ def with_weights(options: Mapping[str, Any], weights: Sequence[float]) -> dict[s
 
 
 def with_equal_weights(options: Mapping[str, Any], setting: NormWeight) -> dict[str, Any]:
-    """Put equal weights in the places of those that are not measured yet."""
+    """Replace norm weights that are not measured yet by equal weights."""
     count = sum(isinstance(w, NormWeight) for w in options["weight"])
     return with_weights(options, (setting.scale / count,) * count)

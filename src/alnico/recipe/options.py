@@ -1,4 +1,4 @@
-"""What a recipe's parameters mean for one method and one tensor: levels, filters, gradients, mergekit's names."""
+"""Resolves the options of one method at one tensor from levels, filters, gradients and mergekit's names."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from alnico.recipe.schema import (
 
 @dataclass(frozen=True)
 class Levels:
-    """The parameters that go for one part of the output, from the one that wins to the one that is asked last.
+    """The parameters that apply to one part of the output, from the highest precedence to the lowest.
 
-    A rule's win over all. Options of a model are then looked for under it; then in the slice, the module, the recipe, the
-    preset.
+    A rule's parameters come first. Then come those of the model (for options of a model), the slice, the module, the
+    recipe and the preset.
     """
 
     rule: Parameters
     shared: tuple[Parameters, ...]
     models: tuple[Parameters, ...] = ()
-    """Those under all models that are listed, the base too: options that are one value for all may stand under any of them."""
+    """The parameters of all listed models, including the base: any of them may hold an option shared by all models."""
 
 
 @dataclass(frozen=True)
 class TensorPlace:
-    """A tensor of the output and where it stands among the layers: 0 is the first, 1 the last or the only one."""
+    """A tensor of the output and its relative depth: 0 is the first layer, 1 the last or the only one."""
 
     name: str
     depth: float
@@ -48,26 +48,27 @@ class TensorPlace:
 def options_at(
     method: Method, levels: Levels, entries: Sequence[ModelEntry], place: TensorPlace, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the option values of ``method`` at a tensor: a tuple with one a model for options of a model.
+    """Return the option values of ``method`` at a tensor: for options of a model a tuple with one value per model.
 
-    ``names`` are the tensor's names in the models: filters of options of a model look at these, others at the output's.
+    ``names`` are the tensor's names in the models. Filters of options of a model match these names; other filters match the
+    output's name.
     """
-    found: dict[str, Any] = {}
+    values_by_option: dict[str, Any] = {}
     for name, option in method.options.items():
         if option.per_model:
             default = option.default[0] if isinstance(option.default, tuple) else option.default
             values = []
-            for i, (entry, own_name) in enumerate(zip(entries, names, strict=True)):
+            for i, (entry, model_name) in enumerate(zip(entries, names, strict=True)):
                 scopes = (levels.rule, entry.parameters, *levels.shared)
-                value = _first(method, option, scopes, TensorPlace(own_name, place.depth), i)
+                value = _first(method, option, scopes, TensorPlace(model_name, place.depth), i)
                 values.append(default if value is None else value)
-            found[name] = tuple(values)
+            values_by_option[name] = tuple(values)
         else:
             scopes = (levels.rule, *levels.models, *(e.parameters for e in entries), *levels.shared)
             value = _first(method, option, scopes, place, 0)
             if value is not None:
-                found[name] = value
-    return found
+                values_by_option[name] = value
+    return values_by_option
 
 
 def _first(
@@ -84,7 +85,7 @@ def _first(
 
 
 def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:
-    """Return a setting's value at a tensor, or None where no filter fits; a weight that is measured stays as it is.
+    """Return a setting's value at a tensor, or None if no filter matches. Norm weights are returned as they are.
 
     >>> setting_at(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
     0.5
@@ -113,7 +114,7 @@ def _between(values: Sequence[Scalar], depth: float) -> Scalar:
 
 
 def matches_filter(pattern: str, name: str) -> bool:
-    """Does a filter fit a tensor's name?
+    """Does a filter match a tensor's name?
 
     >>> [matches_filter(p, "model.layers.0.mlp.up_proj.weight") for p in ("mlp", "*", "=mlp", r"re:layers\\.\\d\\.mlp", "attn")]
     [True, True, False, True, False]
@@ -126,7 +127,7 @@ def matches_filter(pattern: str, name: str) -> bool:
         except patterns.PatternError as error:
             raise RecipeError(
                 f"the filter {patterns.shown(pattern)}: {error}; expected a regular expression of at most {patterns.MAX_PATTERN} characters "
-                "with few repetitions inside one another. Write a shorter one, or several filters."
+                "with few nested repetitions. Write a shorter one, or several filters."
             ) from None
     return pattern == "*" or pattern in name
 
@@ -134,9 +135,9 @@ def matches_filter(pattern: str, name: str) -> bool:
 def merged_entries(
     method: Method, entries: Sequence[ModelEntry], base_model: str | None
 ) -> tuple[ModelEntry, ...]:
-    """Return the models whose values ``method`` gets, in order: without the base in delta space, the base first for "first".
+    """Return the models that ``method`` merges, in order: without the base in delta space, the base first for "first".
 
-    A base that comes first and is not among the entries stands for the layers that they stand for.
+    A base that comes first but is not among ``entries`` uses the layers of the first entry.
     """
     others = tuple(e for e in entries if e.reference != base_model)
     if method.space == "delta":
@@ -149,7 +150,7 @@ def merged_entries(
 
 
 def translate_setting(method: Method, key: str, setting: Setting) -> Setting:
-    """Translate a setting given under mergekit's name.
+    """Translate a setting written under mergekit's name.
 
     >>> from alnico.methods import find
     >>> translate_setting(find("ties"), "normalize", Gradient((True, False)))
@@ -166,5 +167,5 @@ def translate_setting(method: Method, key: str, setting: Setting) -> Setting:
 
 
 def preset_options(method: Method, preset: str | None) -> Mapping[str, Any]:
-    """The option values that a preset stands for."""
+    """Return the option values of a preset."""
     return {} if preset is None else method.presets.get(preset, {})

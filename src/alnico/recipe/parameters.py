@@ -1,4 +1,4 @@
-"""The parameters of one level: option names, and values that may be gradients over the layers or depend on a tensor's name."""
+"""Reads the parameters of one level: options with single values, gradients over layers, or filters."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from alnico.recipe.schema import Case, Cases, EachModel, Gradient, NormWeight, S
 from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote, shorten
 
 SEARCH_VALUES = {
-    "search": "a value to be searched",
-    "choice": "a choice to be searched",
+    "search": "a value to search",
+    "choice": "a choice to search",
 }
-"""Kinds of value that only a search gives a value."""
+"""Keys of values that only `alnico search` can resolve."""
 
 Taker = tuple[Method, Option]
 
@@ -27,10 +27,10 @@ Taker = tuple[Method, Option]
 def read_parameters(
     node: Node | None, where: str, level: Sequence[Method], context: Context, *, is_rule: bool = False
 ) -> dict[str, Setting]:
-    """Read the options of one level, under the names they are written with.
+    """Read the options of one level, under the names that the recipe writes.
 
-    ``level`` are the methods that can meet them. What belongs to another method of the recipe is left out with a note. Under
-    a rule (``is_rule``) a list is a value for each model, where the option has one for each.
+    ``level`` are the methods that these options can apply to. An option of another method of the recipe is ignored with a
+    note. Under a rule (``is_rule``), a list gives one value per model for options of a model.
     """
     if node is None or node.value is None:
         return {}
@@ -38,7 +38,7 @@ def read_parameters(
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"{where} is {node.kind}; expected a mapping of option names to values.")
         return {}
-    found: dict[str, Setting] = {}
+    settings: dict[str, Setting] = {}
     lines: dict[str, int] = {}
     for key, value in node.value.items():
         if key in dialect.WITHOUT_EFFECT:
@@ -46,38 +46,38 @@ def read_parameters(
             continue
         takers = _takers(level, key)
         elsewhere = _takers(context.methods, key)
-        if not takers and not elsewhere and _is_idle(value, key, where, level, context):
+        if not takers and not elsewhere and _note_no_effect(value, key, where, level, context):
             continue
         if not takers and not elsewhere:
             if context.is_complete:
-                _tell_unknown(value, where, key, level, context)
+                _report_unknown(value, where, key, level, context)
             continue
         if any(dialect.takes_boolean(m, key) for m, _ in takers or elsewhere):
-            value = _read_truths(value, f"{where}.{key}", context)
+            value = _convert_booleans(value, f"{where}.{key}", context)
         setting = _setting(value, f"{where}.{key}", takers or elsewhere, key, context, is_rule=is_rule)
         if setting is None:
             context.failed.add(key)
         elif takers:
-            found[key], lines[key] = setting, value.line
-            for ours in (
+            settings[key], lines[key] = setting, value.line
+            for difference in (
                 dialect.DIFFERS_FROM_MERGEKIT[m.name][key]
                 for m, _ in takers
                 if key in dialect.DIFFERS_FROM_MERGEKIT.get(m.name, {})
             ):
-                reading.note(value.line, f"{where}.{key} {ours}.")
+                reading.note(value.line, f"{where}.{key} {difference}.")
         else:
             names = " and ".join(m.name for m, _ in elsewhere)
             reading.note(
                 value.line,
                 f"{where}.{key} has no effect: it is an option of {names}, which this level does not use.",
             )
-    _check_aliases(found, lines, where, level, context)
-    return found
+    _check_aliases(settings, lines, where, level, context)
+    return settings
 
 
-def _read_truths(node: Node, where: str, context: Context) -> Node:
-    """Read numbers and text as true or false where mergekit does, with one note for the option."""
-    found: dict[str, bool] = {}
+def _convert_booleans(node: Node, where: str, context: Context) -> Node:
+    """Convert numbers and text that mergekit reads as true or false, with one note per option."""
+    converted: dict[str, bool] = {}
 
     def read(node: Node) -> Node:
         if isinstance(node.value, list):
@@ -87,18 +87,18 @@ def _read_truths(node: Node, where: str, context: Context) -> Node:
         value = dialect.as_boolean(node.value)
         if value is node.value or isinstance(node.value, bool):
             return node
-        found[node.kind] = value
+        converted[node.kind] = value
         return Node(value, node.line)
 
-    read_as = read(node)
-    if found:
-        said = ", ".join(f"{written} as {quote(value)}" for written, value in found.items())
-        context.reading.note(node.line, f"{where}: {said}, as in mergekit.")
-    return read_as
+    result = read(node)
+    if converted:
+        readings = ", ".join(f"{written} as {quote(value)}" for written, value in converted.items())
+        context.reading.note(node.line, f"{where}: {readings}, as in mergekit.")
+    return result
 
 
-def _is_idle(node: Node, key: str, where: str, level: Sequence[Method], context: Context) -> bool:
-    """Note an option that has no effect on any method that could meet it, as in mergekit."""
+def _note_no_effect(node: Node, key: str, where: str, level: Sequence[Method], context: Context) -> bool:
+    """Note an option that has no effect on any method of its level, as in mergekit; return whether it is one."""
     methods = level or context.methods
     reasons = {m.name: dialect.why_no_effect(m, key) for m in methods}
     if not methods or None in reasons.values():
@@ -113,40 +113,45 @@ def _takers(methods: Sequence[Method], key: str) -> list[Taker]:
     return [(m, m.options[name]) for m, name in named if name is not None]
 
 
-def _tell_unknown(node: Node, where: str, key: str, level: Sequence[Method], context: Context) -> None:
-    known = list(dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.option_names(m)))
+def _report_unknown(node: Node, where: str, key: str, level: Sequence[Method], context: Context) -> None:
+    options = list(
+        dict.fromkeys(name for m in (*level, *context.methods) for name in dialect.option_names(m))
+    )
     names = " or ".join(m.name for m in level)
-    hint = scalars.nearest(key, known) if known else f"{names} has none."
+    hint = scalars.nearest(key, options) if options else f"{names} has no options."
     hint = "Write it at the top of the recipe." if key in TOP else hint
-    context.reading.wrong(node.line, f"{where}.{one_line(key)} is no option of {names}. {hint}")
+    context.reading.wrong(node.line, f"{where}.{one_line(key)} is not an option of {names}. {hint}")
 
 
 def _check_aliases(
-    found: dict[str, Setting], lines: dict[str, int], where: str, level: Sequence[Method], context: Context
+    settings: dict[str, Setting], lines: dict[str, int], where: str, level: Sequence[Method], context: Context
 ) -> None:
-    """One option under two names must have one value."""
-    told = set()
+    """Report an option that has different values under two names."""
+    reported = set()
     for method in level:
         first: dict[str, str] = {}
-        for key in found:
+        for key in settings:
             name = dialect.option_name(method, key)
             if name is None:
                 continue
             before = first.setdefault(name, key)
-            one, other = (translate_setting(method, k, found[k]) for k in (before, key))
-            if one == other or (before, key) in told:
+            earlier, later = (translate_setting(method, k, settings[k]) for k in (before, key))
+            if earlier == later or (before, key) in reported:
                 continue
-            told.add((before, key))
-            said = f"{before} is {describe_setting(one)}, {key} means {name}: {describe_setting(other)}"
+            reported.add((before, key))
+            values = f"{before} is {describe_setting(earlier)}, {key} means {name}: {describe_setting(later)}"
             if before != name:
-                said = f"{before} means {name}: {describe_setting(one)}, {key} is {describe_setting(other)}"
+                values = (
+                    f"{before} means {name}: {describe_setting(earlier)}, {key} is {describe_setting(later)}"
+                )
             context.reading.wrong(
-                lines[key], f"{where}: {before} and {key} are one option and disagree ({said}). Remove one."
+                lines[key],
+                f"{where}: {before} and {key} are the same option and disagree ({values}). Remove one.",
             )
 
 
 def describe_setting(setting: Setting) -> str:
-    """A setting as a message quotes it."""
+    """Describe a setting for a message."""
     match setting:
         case Gradient(values) | EachModel(values):
             return shorten(f"[{', '.join(quote(v) for v in values)}]")
@@ -195,7 +200,7 @@ def _setting(
     if any(option.kind == "statistics" for _, option in takers):
         reading.wrong(
             node.line,
-            f"{where} is a list over the layers; expected the path of one model's statistics. Write it under that model.",
+            f"{where} is a list over the layers; expected the path of one model's statistics. Put it under that model.",
         )
         return None
     return Gradient(tuple(values))
@@ -214,10 +219,10 @@ def _cases(
     *,
     is_rule: bool,
 ) -> Cases | None:
-    """A list of ``filter`` and ``value``, the first that fits wins; a bare value at the end goes for the rest."""
+    """Read a list of filters with values. A bare value at the end applies to all other tensors."""
     reading = context.reading
     cases = []
-    is_right = True
+    is_valid = True
     for i, (node, where) in enumerate(zip(nodes, places, strict=True)):
         is_last = i == len(nodes) - 1
         pattern: str | None = "*"
@@ -228,24 +233,24 @@ def _cases(
         elif not is_last:
             reading.wrong(
                 node.line,
-                f"{where} is {node.kind} before other filters, and would win over them; expected filter and value. Move it to the end.",
+                f"{where} is {node.kind} before other filters and would override them; expected filter and value. Move it to the end.",
             )
-            is_right = False
+            is_valid = False
         setting = (
             _setting(inner, where, takers, key, context, is_rule=is_rule, in_places=True)
             if inner is not None
             else None
         )
         if pattern is None or setting is None:
-            is_right = False
+            is_valid = False
             continue
         cases.append(Case(pattern, setting))
         if pattern == "*" and isinstance(node.value, dict) and not _is_measured(node) and not is_last:
             reading.note(
                 nodes[i + 1].line,
-                f"{places[i + 1]} has no effect, nor what follows: the entry before it fits every tensor.",
+                f"{places[i + 1]} and later entries have no effect: the entry before matches every tensor.",
             )
-    return Cases(tuple(cases)) if is_right else None
+    return Cases(tuple(cases)) if is_valid else None
 
 
 def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | None, Node | None]:
@@ -254,13 +259,13 @@ def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | N
         if kind in node.value:
             reading.wrong(
                 node.line,
-                f"{where} is {meaning}; expected its value. Run `alnico search`, or write the value.",
+                f"{where} is {meaning}; expected its value. Run `alnico search`, or write a value.",
             )
             return None, None
     if not node.value.keys() & CASE.keys():
         reading.wrong(
             node.line,
-            f"{where} is a mapping of no known kind; expected a value, a list of values, or filter and value.",
+            f"{where} is an unknown kind of mapping; expected a value, a list of values, or filter and value.",
         )
         return None, None
     context.check_keys(node, where, CASE)
@@ -270,16 +275,16 @@ def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | N
 
 
 def read_filter(node: Node | None, where: str, context: Context) -> str | None:
-    """Read a filter; one that is not given, or empty as YAML's null, fits all. None if it is wrong."""
+    """Read a filter. A missing or empty one matches all tensors; returns None for an invalid one."""
     return "*" if node is None or node.value is None else parse_filter(node, where, context.reading)
 
 
 def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
-    """Read a filter that is given. None if it is wrong."""
+    """Read a filter that must not be empty; return None if it is invalid."""
     pattern = node.value
     if pattern in ("", "=", "re:"):
         reading.wrong(
-            node.line, f"{where} is {quote(pattern)}; expected a part of a tensor's name, or * for all."
+            node.line, f"{where} is {quote(pattern)}; expected part of a tensor's name, or * for all."
         )
         return None
     pattern = scalars.text(node, where, reading)
@@ -288,7 +293,7 @@ def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
     try:
         patterns.check(pattern[3:])
     except patterns.PatternError as error:
-        reading.wrong(node.line, f"{where} is {quote(pattern)}, which {error}. Mend it.")
+        reading.wrong(node.line, f"{where} is {quote(pattern)}, which {error}. Correct it.")
         return None
     return pattern
 
@@ -296,12 +301,12 @@ def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
 def _scalar(
     node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, in_places: bool = False
 ) -> Scalar | None:
-    """One value, right for every method that takes it; ``in_places``: of a gradient, or under a filter."""
-    told = [(_problem(node, method, option, key, in_places), method, option) for method, option in takers]
-    wrong = [(problem, method, option) for problem, method, option in told if problem is not None]
+    """Read a value that must be valid for all ``takers``; ``in_places``: it is in a gradient or under a filter."""
+    checked = [(_problem(node, method, option, key, in_places), method, option) for method, option in takers]
+    wrong = [(problem, method, option) for problem, method, option in checked if problem is not None]
     if wrong:
         problem, method, option = wrong[0]
-        whose = f" (as {method.name} has it)" if len(wrong) < len(told) else ""
+        whose = f" (as {method.name} has it)" if len(wrong) < len(checked) else ""
         context.reading.wrong(
             node.line, f"{where} {problem}{whose}.{_slipped_point(scalars.number(node.value), option)}"
         )

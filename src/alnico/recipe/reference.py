@@ -1,4 +1,4 @@
-"""References in a recipe: where they point from, and how they are replaced in its text."""
+"""Resolves the model references of a recipe, and replaces them in its text."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from alnico.recipe.schema import Recipe
 
 
 def resolve_reference(reference: str, folder: str) -> str:
-    """Return the path a reference means: from the working directory, else from the recipe's folder."""
-    beside = Path(folder) / reference
+    """Return the path that a reference means, relative to the working directory or else to the recipe's folder."""
+    in_folder = Path(folder) / reference
     try:
-        is_there, is_beside = Path(reference).expanduser().exists(), beside.exists()
-    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of a user that is not known
+        exists, exists_in_folder = Path(reference).expanduser().exists(), in_folder.exists()
+    except (OSError, RuntimeError) as error:  # a name that is too long; ~ of an unknown user
         why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
-        raise ModelError(f"model {reference!r}: is no path ({why}). Give the path of a model.") from None
-    if not is_there and is_beside:
-        return os.fspath(beside)
+        raise ModelError(f"model {reference!r}: is not a path ({why}). Use the path of a model.") from None
+    if not exists and exists_in_folder:
+        return os.fspath(in_folder)
     parts = split_adapter(reference, lambda path: is_path(path) or (Path(folder) / path).exists())
     return _each_part(parts, lambda part: resolve_reference(part, folder)) if parts else reference
 
 
 def _each_part(parts: tuple[str, str], change: Callable[[str], str]) -> str:
-    """Change the paths of a base and of its adapter, and leave the adapter's weight."""
+    """Apply ``change`` to the paths of a base and its adapter; keep the adapter's weight."""
     _, adapter = split_weight(parts[1])
     text = parts[1][: len(parts[1]) - len(adapter)]
     return f"{change(parts[0])}+{text}{change(adapter)}"
 
 
 def relative_reference(reference: str, folder: str | os.PathLike[str]) -> str:
-    """Return how a recipe that lies in ``folder`` names a model of the working directory: the inverse of :func:`resolve_reference`.
+    """Return the reference to use in a recipe in ``folder``: the inverse of :func:`resolve_reference`.
 
-    A path from the root or from home stays, and so does an id of the hub.
+    Paths that start at the root or at home and ids of the hub stay as they are.
 
     >>> relative_reference("openai-community/gpt2", "recipes")
     'openai-community/gpt2'
@@ -54,7 +54,7 @@ def relative_reference(reference: str, folder: str | os.PathLike[str]) -> str:
 
 
 def replace_references(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
-    """Put other references into the recipe's text, as it stands in outputs: a hub id with its commit, say.
+    """Replace references in the recipe's text, for instance a hub id by the id with its commit.
 
     >>> replace_references(Recipe("linear", (), text="models: [a/b, 'c']  # a/b"), {"a/b": "a/b@0123", "c": "d"}).text
     'models: [a/b@0123, d]  # a/b'
@@ -69,6 +69,6 @@ def replace_references(recipe: Recipe, references: Mapping[str, str]) -> Recipe:
 
 
 def _scalar(text: str) -> str:
-    """Text as YAML, plain where that is safe in a list and a mapping."""
+    """Write text as YAML, without quotes if that is safe in a list and a mapping."""
     is_plain = re.fullmatch(r"[A-Za-z_][\w./@+-]*", text, re.ASCII) and yaml.safe_load(text) == text
     return text if is_plain else json.dumps(text, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""``methods``: methods of their own for tensors by name; and ``lines``."""
+"""Reads ``methods`` (rules that choose a method by tensor name), ``preset`` and ``lines``."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from alnico.recipe.yaml_nodes import Node, quote
 
 
 def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, int]]:
-    """The rules, each with its method and line."""
+    """Read the rules, each with its method and line."""
     if node is None:
         return []
     reading = context.reading
     if not isinstance(node.value, list) or not 0 < len(node.value) <= MAX_MODELS:
-        found = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
+        actual = f"a list of {len(node.value)}" if isinstance(node.value, list) else node.kind
         reading.wrong(
-            node.line, f"methods is {found}; expected a list of mappings with `filter` and `merge_method`."
+            node.line, f"methods is {actual}; expected a list of mappings with `filter` and `merge_method`."
         )
         return []
     rules = []
@@ -49,7 +49,7 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
         if model is not None and method.models != (1, 1):
             reading.wrong(
                 keys["model"].line,
-                f"{where}.model is for methods of one model, and {method.name} merges several. Remove it, or choose passthrough.",
+                f"{where}.model is for methods of one model, but {method.name} merges several. Remove it, or use passthrough.",
             )
         preset = read_preset(keys.get("preset"), f"{where}.preset", (method,), context)
         rules.append((Rule(pattern, method.name, parameters, model, preset), method, item.line))
@@ -57,20 +57,23 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
 
 
 def read_preset(node: Node | None, where: str, methods: tuple[Method, ...], context: Context) -> str | None:
-    """Read the name of a preset that one of ``methods`` must know."""
+    """Read the name of a preset of one of ``methods``."""
     name = scalars.text(node, where, context.reading)
     if node is None or name is None or not methods:
         return None
-    known = list(dict.fromkeys(preset for m in methods for preset in m.presets))
-    if name not in known:
+    presets = list(dict.fromkeys(preset for m in methods for preset in m.presets))
+    if name not in presets:
         names = " or ".join(m.name for m in methods)
-        hint = scalars.nearest(name, known) if known else f"{names} has none."
-        context.reading.wrong(node.line, f"{where} is {quote(name)}, no preset of {names}. {hint}")
+        hint = scalars.nearest(name, presets) if presets else f"{names} has no presets."
+        context.reading.wrong(
+            node.line, f"{where} is {quote(name)}, which is not a preset of {names}. {hint}"
+        )
         return None
     return name
 
 
 def read_lines(node: Node | None, context: Context) -> Lines | None:
+    """Read the factors of LiNeS; None if they are missing or invalid."""
     if node is None:
         return None
     keys = scalars.mapping(node, "lines", LINES, "a mapping with `alpha` and `beta`", context.reading)
@@ -83,6 +86,6 @@ def read_lines(node: Node | None, context: Context) -> Lines | None:
         names = " and ".join(m.name for m in context.methods)
         context.reading.wrong(
             node.line,
-            f"lines scales merged task vectors by layer, and {names} has none. Remove lines, or choose task_arithmetic, say.",
+            f"lines scales merged task vectors by layer, but {names} has no task vectors. Remove lines, or use a method such as task_arithmetic.",
         )
     return Lines(alpha, beta) if alpha is not None and beta is not None else None

@@ -1,4 +1,4 @@
-"""Single values of a recipe: text, numbers, names of methods and dtypes; and what is said of unknown names."""
+"""Reads single values of a recipe: text, numbers, booleans, and names of methods and dtypes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SEEDS = range(-(1 << 63), 1 << 63)
 
 
 def text(node: Node | None, where: str, reading: ParseContext) -> str | None:
-    """One line of text."""
+    """Read one line of text."""
     if node is None:
         return None
     value = node.value
@@ -29,16 +29,16 @@ def text(node: Node | None, where: str, reading: ParseContext) -> str | None:
         reading.wrong(node.line, f"{where} is {node.kind}; expected text.{hint}")
         return None
     if not value.strip() or len(value) > MAX_TEXT or not value.isprintable():
-        found = "longer than any path" if len(value) > MAX_TEXT else node.kind
+        actual = "too long" if len(value) > MAX_TEXT else node.kind
         reading.wrong(
-            node.line, f"{where} is {found}; expected text of one line, of at most {MAX_TEXT} characters."
+            node.line, f"{where} is {actual}; expected text of one line, of at most {MAX_TEXT} characters."
         )
         return None
     return value
 
 
 def multiline_text(node: Node | None, where: str, reading: ParseContext) -> str | None:
-    """Text of any number of lines."""
+    """Read text of any number of lines."""
     if node is None:
         return None
     if not isinstance(node.value, str) or not node.value.strip():
@@ -49,7 +49,7 @@ def multiline_text(node: Node | None, where: str, reading: ParseContext) -> str 
 
 
 def number(value: Any) -> float | None:
-    """A number as float, also where YAML 1.1 reads text (1e-5); None for anything else."""
+    """Convert a number to float, including text such as 1e-5, which YAML 1.1 does not parse; None for other values."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
@@ -61,15 +61,15 @@ def number(value: Any) -> float | None:
 
 
 def finite_number(node: Node | None, where: str, line: int, reading: ParseContext) -> float | None:
-    """A finite number that must be given."""
-    found = number(node.value) if node is not None else None
-    if node is None or found is None or not math.isfinite(found):
+    """Read a finite number that must be present."""
+    value = number(node.value) if node is not None else None
+    if node is None or value is None or not math.isfinite(value):
         reading.wrong(
             line if node is None else node.line,
             f"{where} is {node.kind if node else 'missing'}; expected a finite number.",
         )
         return None
-    return found
+    return value
 
 
 def integer(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
@@ -82,7 +82,7 @@ def integer(node: Node | None, where: str, least: int, reading: ParseContext) ->
 
 
 def lenient_integer(node: Node | None, where: str, least: int, reading: ParseContext) -> int | None:
-    """A whole number, also as the text or with the point that mergekit reads as one; None if not given, or empty."""
+    """Read an integer, or text or a float that mergekit reads as one; None if it is missing or empty."""
     value = None if node is None else node.value
     if node is None or value is None:
         return None
@@ -94,7 +94,7 @@ def lenient_integer(node: Node | None, where: str, least: int, reading: ParseCon
 
 
 def boolean(node: Node | None, where: str, reading: ParseContext) -> bool:
-    """True or false; false if not given."""
+    """Read true or false; false if it is missing."""
     if node is None:
         return False
     if not isinstance(node.value, bool):
@@ -104,7 +104,7 @@ def boolean(node: Node | None, where: str, reading: ParseContext) -> bool:
 
 
 def lenient_boolean(node: Node | None, where: str, reading: ParseContext) -> bool:
-    """True or false, also as the numbers and text that mergekit reads as that, with a note; false if not given."""
+    """Read a boolean, or (with a note) what mergekit reads as one; false if it is missing."""
     value = None if node is None else dialect.as_boolean(node.value)
     if node is None or isinstance(node.value, bool) or not isinstance(value, bool):
         return boolean(node, where, reading)
@@ -116,7 +116,7 @@ def method(node: Node | None, where: str, reading: ParseContext) -> Method | Non
     if node is not None and isinstance(node.value, dict) and "choice" in node.value:
         reading.wrong(
             node.line,
-            f"{where} is a choice to be searched; expected a method. Run `alnico search`, or name one.",
+            f"{where} is a choice to search; expected a method. Run `alnico search`, or name a method.",
         )
         return None
     name = text(node, where, reading)
@@ -130,7 +130,7 @@ def method(node: Node | None, where: str, reading: ParseContext) -> Method | Non
 
 
 def named_method(node: Node | None) -> Method | None:
-    """The method that a value names, if it does; nothing is said if not."""
+    """Return the method that a value names, or None; report nothing."""
     if node is None or not isinstance(node.value, str):
         return None
     try:
@@ -144,17 +144,17 @@ def dtype(node: Node | None, where: str, reading: ParseContext) -> str | None:
     if node is None or name is None:
         return None
     plain = name.removeprefix("torch.").lower()
-    known = TORCH_NAMES.get(plain) or (plain.upper() if plain.upper() in CONFIG_NAMES else None)
-    if known is None:
-        begun = [n for n in TORCH_NAMES if plain and n.startswith(plain)]
-        near = begun or difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
+    canonical = TORCH_NAMES.get(plain) or (plain.upper() if plain.upper() in CONFIG_NAMES else None)
+    if canonical is None:
+        prefixed = [n for n in TORCH_NAMES if plain and n.startswith(plain)]
+        near = prefixed or difflib.get_close_matches(name[:MAX_SHOWN], TORCH_NAMES, 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         if plain in ("int64", "long"):
-            hint = " Weights would become whole numbers; buffers of whole numbers keep their dtype anyway."
+            hint = " It would round weights to integers; integer buffers keep their dtype anyway."
         reading.wrong(
             node.line, f"{where} is {quote(name)}; expected bfloat16, float16, float32 or float64.{hint}"
         )
-    return known
+    return canonical
 
 
 def seed(node: Node | None, reading: ParseContext) -> int:
@@ -183,21 +183,22 @@ def unrelated(node: Node | None, reading: ParseContext) -> UnrelatedPolicy:
     return "allow" if node is not None and node.value == "allow" else "error"
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name[:MAX_SHOWN], known, 1)
-    return f"Did you mean {near[0]}?" if near else f"Known are {', '.join(known)}."
+def nearest(name: str, candidates: Sequence[str]) -> str:
+    """Return a hint with the candidate closest to ``name``, or with all candidates."""
+    near = difflib.get_close_matches(name[:MAX_SHOWN], candidates, 1)
+    return f"Did you mean {near[0]}?" if near else f"Valid names: {', '.join(candidates)}."
 
 
 def mapping(
-    node: Node, where: str, known: Iterable[str], expected: str, reading: ParseContext
+    node: Node, where: str, keys: Iterable[str], expected: str, reading: ParseContext
 ) -> dict[str, Node]:
-    """The keys of a mapping, unknown ones told; nothing if it is none."""
+    """Read a mapping and report its unknown keys; return {} if it is not a mapping."""
     if not isinstance(node.value, dict):
         reading.wrong(node.line, f"{where} is {node.kind}; expected {expected}.")
         return {}
     for key, value in node.value.items():
-        if key not in known:
+        if key not in keys:
             reading.wrong(
-                value.line, f"{where} has the unknown key {shorten(key)!r}. {nearest(key, list(known))}"
+                value.line, f"{where} has the unknown key {shorten(key)!r}. {nearest(key, list(keys))}"
             )
     return node.value

@@ -1,7 +1,6 @@
-"""The recipe as a value: what a YAML file or a mapping says, checked.
+"""Defines Recipe and its parts: the checked content of a YAML file or a mapping.
 
-Options keep the names and values they are written with; :mod:`alnico.recipe.options` says what they mean for one method and
-one tensor.
+Options keep their written names and values; :mod:`alnico.recipe.options` resolves them for one method and one tensor.
 """
 
 from __future__ import annotations
@@ -17,20 +16,22 @@ Scalar = Union[float, bool, str]
 Missing = Literal["error", "copy", "drop"]
 
 UnrelatedPolicy = Literal["error", "allow"]
-"""What to do with models that were not tuned from one base."""
+"""What to do with models that do not share one base."""
 
 
 @dataclass(frozen=True)
 class Gradient:
-    """Values spread evenly over the layers; between two of them numbers are interpolated, others are taken from the left."""
+    """Values spread evenly over the layers. Between two values, numbers are interpolated; of others the left one applies."""
 
     values: tuple[Scalar, ...]
 
 
 @dataclass(frozen=True)
 class Case:
-    """A value for the tensors whose name fits ``filter``: a substring, ``=`` and the whole name, ``re:`` and an expression, or
-    ``*`` for all."""
+    """A value for the tensors whose name matches ``filter``.
+
+    A filter is a substring, ``=`` and the whole name, ``re:`` and a regular expression, or ``*`` for all tensors.
+    """
 
     filter: str
     value: Setting
@@ -38,25 +39,25 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """The first case that fits a tensor's name; where none does, the next level of the recipe is asked."""
+    """Cases tried in order: the first that matches a tensor's name applies. If none matches, the next level decides."""
 
     cases: tuple[Case, ...]
 
 
 @dataclass(frozen=True)
 class EachModel:
-    """A value for each model, in the order of the recipe. Written as a list, under ``methods`` only."""
+    """One value per model, in the order of the recipe. Written as a list, only under ``methods``."""
 
     values: tuple[Scalar, ...]
 
 
 @dataclass(frozen=True)
 class NormWeight:
-    """A weight that follows from how far the model is from the base: its own, and that of the other models with this setting.
+    """A weight computed from the L2 norms of the task vectors of all models with this setting.
 
-    ``origin`` says where the L2 norms of the task vectors come from: the merge measures them, or they are those of the analysis at
-    ``path``. They are of the tensors that have this weight: all of them, those of a layer, or each by itself (``per``). What
-    the ``mode`` does not use has its default.
+    ``origin`` says where the norms come from: the merge measures them, or it reads them from the analysis at ``path``.
+    A norm is taken over the tensors with this weight: over all of them, per layer, or per tensor (``per``). Fields that
+    ``mode`` does not use keep their defaults.
     """
 
     origin: Literal["l2_norm", "analysis"] = "l2_norm"
@@ -68,13 +69,13 @@ class NormWeight:
     path: str = ""
 
     def weights(self, norms: Sequence[float]) -> tuple[float, ...]:
-        """Weigh the models with these norms. Frozen layers and tensors, of which no model is far, have equal weights."""
+        """Return one weight per norm. Frozen layers and tensors, where all norms are 0, get equal weights."""
         if self.per != "model" and not any(norms):
             return (self.scale / len(norms),) * len(norms)
         return norm_weights(norms, mode=self.mode, beta=self.beta, alpha=self.alpha, scale=self.scale)
 
     def data(self) -> dict[str, Any]:
-        """The setting as it is written."""
+        """Return the setting as a recipe writes it."""
         path = {"path": self.path} if self.origin == "analysis" else {}
         own = {"exp": {"beta": self.beta}, "power": {"alpha": self.alpha}, "linear": {}}[self.mode]
         return {"from": self.origin, **path, "mode": self.mode, **own, "scale": self.scale, "per": self.per}
@@ -86,18 +87,18 @@ Parameters = Mapping[str, Setting]
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One model with the options given under it; in a slice, with its layers [first, end)."""
+    """A model with its own options; in a slice, with its layers [first, end)."""
 
     reference: str
     parameters: Parameters = field(default_factory=dict)
     layers: tuple[int, int] | None = None
     all_layers: tuple[int, int] | None = field(default=None, compare=False)
-    """What a ``layer_range`` says under a model that is merged whole: the plan checks that these are all its layers."""
+    """The ``layer_range`` of a model that is merged whole. The plan checks that it covers all layers."""
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Layers of the output, made from as many layers of each of ``models``."""
+    """Layers of the output, made from equally many layers of each of ``models``."""
 
     models: tuple[ModelEntry, ...]
     parameters: Parameters = field(default_factory=dict)
@@ -107,7 +108,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Module:
-    """A part of a model with several stacks of layers (text decoder, vision tower): ``models`` or ``slices``."""
+    """A part of a model with several layer stacks (text decoder, vision tower). It has ``models`` or ``slices``."""
 
     name: str
     models: tuple[ModelEntry, ...] = ()
@@ -118,7 +119,7 @@ class Module:
 
 @dataclass(frozen=True)
 class Rule:
-    """A method of its own for the tensors whose name fits ``filter``. ``model`` is what passthrough takes."""
+    """A separate method for the tensors whose name matches ``filter``. ``model`` is the model that passthrough copies."""
 
     filter: str
     merge_method: str
@@ -130,37 +131,39 @@ class Rule:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Where the row of one token comes from: a model's row of it, another token's row, zeros; None leaves it to the rule."""
+    """Where a token's embedding row comes from: a model, another token of a model, or zeros. None: by default rules."""
 
     kind: Literal["model", "model_token", "zero"] | None = None
     model: str = ""
     token: str | None = None
     token_id: int | None = None
     force: bool = False
-    """For every model, also those that have the token."""
+    """Use this row for every model, including models that have the token."""
 
 
 @dataclass(frozen=True)
 class TokenizerSetting:
-    """The output's vocabulary: the ``union`` of all, ``base``, or that of the model of this reference."""
+    """The output's vocabulary: the ``union`` of all models', ``base``, or that of the model with this reference."""
 
     source: str = "union"
     tokens: Mapping[str, TokenSource] = field(default_factory=dict)
     pad_to_multiple_of: int | None = None
     tables: tuple[str, ...] = ()
-    """Filters of the tensors with a row for each token, where shapes and names do not tell."""
+    """Filters of the tensors with one row per token, if shapes and names do not show which they are."""
 
     @property
     def references(self) -> tuple[str, ...]:
-        """The models it names."""
+        """The models that the setting names."""
         named = [self.source, *(t.model for t in self.tokens.values())]
         return tuple(r for r in named if r not in ("", "union", "base"))
 
 
 @dataclass(frozen=True)
 class Lines:
-    """LiNeS: the merged task vector of layer l of L is multiplied by ``alpha + beta * l / (L - 1)``; what is in no layer by
-    ``alpha``, or by ``alpha + beta`` where it comes after the layers."""
+    """LiNeS: scales the merged task vector of layer l of L by ``alpha + beta * l / (L - 1)``.
+
+    Tensors before the layers are scaled by ``alpha``, tensors after them by ``alpha + beta``.
+    """
 
     alpha: float
     beta: float
@@ -168,11 +171,11 @@ class Lines:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What is asked: one of ``models``, ``slices`` and ``modules``, and what goes for all of them.
+    """What to merge: one of ``models``, ``slices`` and ``modules``, and the settings that apply to all of them.
 
-    ``dtype`` is the output dtype (``out_dtype`` of the file wins over ``dtype``), as the safetensors format calls it, or
-    None for the promotion of the inputs' dtypes. ``folder`` is the directory of the recipe's file: a model that is not found
-    from the working directory is looked for there. ``notes`` tell what was accepted and means nothing.
+    ``dtype`` is the output dtype in the spelling of safetensors (``out_dtype`` of the file overrides ``dtype``); None
+    promotes the inputs' dtypes. ``folder`` is the directory of the recipe file: a path that does not exist in the working
+    directory is tried there. ``notes`` list what was accepted but has no effect.
     """
 
     merge_method: str
@@ -191,26 +194,26 @@ class Recipe:
     tokenizer: TokenizerSetting | None = None
     chat_template: str | None = None
     stage: str = ""
-    """The ``name`` of a document among several."""
+    """The ``name`` of this document in a file of several."""
     notes: tuple[str, ...] = ()
     name: str = "recipe"
     folder: str = "."
     text: str = field(default="", compare=False)
-    """The YAML it was read from, if it was."""
+    """The YAML text, if the recipe was read from YAML."""
     written_seed: int = field(default=0, compare=False)
-    """The seed in that YAML; ``seed`` may come from the command line."""
+    """The seed in the YAML text. ``seed`` may come from the command line instead."""
 
     @property
     def entries(self) -> tuple[ModelEntry, ...]:
-        """Every place where a model is named, in the order of the recipe, the base aside."""
+        """Every entry that names a model, in the order of the recipe, without the base."""
         return tuple(self._entries())
 
     def _entries(self) -> Iterator[ModelEntry]:
         yield from self.models
         for module in self.modules:
             yield from module.models
-        for piece in self._slices():
-            yield from piece.models
+        for part in self._slices():
+            yield from part.models
 
     def _slices(self) -> Iterator[Slice]:
         yield from self.slices
@@ -219,7 +222,7 @@ class Recipe:
 
     @property
     def methods_used(self) -> tuple[str, ...]:
-        """Every merge method that a part or a rule has, each once."""
+        """The merge methods of all parts and rules, without repetition."""
         named = [] if self.modules or self.slices else [self.merge_method]
         named += [s.merge_method or self.merge_method for s in self.slices]
         for module in self.modules:
@@ -229,7 +232,7 @@ class Recipe:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Every model named, each once, in the order of ``Plan.sources``: those of the lists first, then bases and donors."""
+        """All models, without repetition, in the order of ``Plan.sources``: listed models, then bases, then tokenizer models."""
         named = [e.reference for e in self._entries()]
         named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]
@@ -240,12 +243,12 @@ class Recipe:
         return tuple(dict.fromkeys(named))
 
     def canonical(self) -> dict[str, Any]:
-        """Return the recipe as plain data in its own language; equal recipes give equal data, and reading it gives it back."""
-        given: dict[str, Any] = {"name": self.stage} if self.stage else {}
-        given["merge_method"] = self.merge_method
-        given |= _listed(self.models, self.slices)
+        """Return the recipe as plain data that loads as the same recipe. Equal recipes give equal data."""
+        data: dict[str, Any] = {"name": self.stage} if self.stage else {}
+        data["merge_method"] = self.merge_method
+        data |= _listed(self.models, self.slices)
         if self.modules:
-            given["modules"] = {
+            data["modules"] = {
                 m.name: {
                     **_listed(m.models, m.slices),
                     **({"merge_method": m.merge_method} if m.merge_method else {}),
@@ -254,7 +257,7 @@ class Recipe:
                 for m in self.modules
             }
         if self.methods:
-            given["methods"] = [
+            data["methods"] = [
                 {
                     "filter": r.filter,
                     "merge_method": r.merge_method,
@@ -264,25 +267,25 @@ class Recipe:
                 }
                 for r in self.methods
             ]
-        given |= {"base_model": self.base_model} if self.base_model else {}
-        given |= {"preset": self.preset} if self.preset else {}
-        given |= {"lines": {"alpha": self.lines.alpha, "beta": self.lines.beta}} if self.lines else {}
-        given |= _parameters(self.parameters)
+        data |= {"base_model": self.base_model} if self.base_model else {}
+        data |= {"preset": self.preset} if self.preset else {}
+        data |= {"lines": {"alpha": self.lines.alpha, "beta": self.lines.beta}} if self.lines else {}
+        data |= _parameters(self.parameters)
         if self.tokenizer is not None:
-            given["tokenizer"] = _tokenizer(self.tokenizer)
-        given |= {"chat_template": self.chat_template} if self.chat_template else {}
-        given |= {"dtype": self.dtype} if self.dtype else {}
-        given |= {"missing": self.missing} if self.missing != "error" else {}
-        given |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
-        return {**given, "seed": self.seed}
+            data["tokenizer"] = _tokenizer(self.tokenizer)
+        data |= {"chat_template": self.chat_template} if self.chat_template else {}
+        data |= {"dtype": self.dtype} if self.dtype else {}
+        data |= {"missing": self.missing} if self.missing != "error" else {}
+        data |= {"unrelated": self.unrelated} if self.unrelated != "error" else {}
+        return {**data, "seed": self.seed}
 
 
 def _listed(models: tuple[ModelEntry, ...], slices: tuple[Slice, ...]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     if models:
-        found["models"] = [_entry(m) for m in models]
+        data["models"] = [_entry(m) for m in models]
     if slices:
-        found["slices"] = [
+        data["slices"] = [
             {
                 "sources": [_entry(m) for m in s.models],
                 **({"base_model": s.base_model} if s.base_model else {}),
@@ -291,7 +294,7 @@ def _listed(models: tuple[ModelEntry, ...], slices: tuple[Slice, ...]) -> dict[s
             }
             for s in slices
         ]
-    return found
+    return data
 
 
 def _entry(entry: ModelEntry) -> dict[str, Any]:

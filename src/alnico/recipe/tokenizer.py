@@ -1,4 +1,4 @@
-"""The vocabulary that a recipe asks for."""
+"""Reads ``tokenizer`` and ``tokenizer_source``: the output's vocabulary and the rows of its tokens."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from alnico.recipe.yaml_nodes import Node, ParseContext, one_line, quote
 
 
 def read_tokenizer(keys: dict[str, Node], reading: ParseContext) -> TokenizerSetting | None:
-    """Read ``tokenizer``, or ``tokenizer_source`` which is its short form."""
+    """Read ``tokenizer``, or its short form ``tokenizer_source``."""
     short, long = keys.get("tokenizer_source"), keys.get("tokenizer")
     if short is not None and long is not None:
         reading.wrong(
             short.line,
-            "tokenizer and tokenizer_source are both given; expected one. Remove tokenizer_source.",
+            "tokenizer and tokenizer_source are both present; expected one. Remove tokenizer_source.",
         )
     if long is None:
         if short is None:
             return None
         source = _source(short, "tokenizer_source", reading)
         return TokenizerSetting(source) if source is not None else None
-    found = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
-    source = _source(found["source"], "tokenizer.source", reading) if "source" in found else "union"
+    settings = scalars.mapping(long, "tokenizer", TOKENIZER, "a mapping with `source`", reading)
+    source = _source(settings["source"], "tokenizer.source", reading) if "source" in settings else "union"
     padding = scalars.lenient_integer(
-        found.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading
+        settings.get("pad_to_multiple_of"), "tokenizer.pad_to_multiple_of", 1, reading
     )
-    tokens = _tokens(found.get("tokens"), reading)
-    tables = _tables(found.get("tables"), reading)
+    tokens = _tokens(settings.get("tokens"), reading)
+    tables = _tables(settings.get("tables"), reading)
     return TokenizerSetting(source, tokens, padding, tables) if source is not None else None
 
 
@@ -37,25 +37,25 @@ def _tables(node: Node | None, reading: ParseContext) -> tuple[str, ...]:
     if node is None or node.value is None:
         return ()
     items = node.value if isinstance(node.value, list) else [node]
-    found = [parse_filter(item, f"tokenizer.tables[{i}]", reading) for i, item in enumerate(items)]
-    return tuple(f for f in found if f)
+    filters = [parse_filter(item, f"tokenizer.tables[{i}]", reading) for i, item in enumerate(items)]
+    return tuple(pattern for pattern in filters if pattern)
 
 
-OF_A_MODEL = "model:"
-"""What mergekit wanted before the path of a tokenizer's model until its version 0.0.4."""
+MODEL_PREFIX = "model:"
+"""mergekit up to 0.0.4 required it before the path of the tokenizer's model."""
 
 
 def _source(node: Node, where: str, reading: ParseContext) -> str | None:
-    """Whose vocabulary the output has: union, base, or a model."""
+    """Read the source of the output's vocabulary: union, base, or a model."""
     source = read_reference(node, where, node.line, reading)
-    if source is None or not source.startswith(OF_A_MODEL):
+    if source is None or not source.startswith(MODEL_PREFIX):
         return source
-    model = source.removeprefix(OF_A_MODEL).strip()
+    model = source.removeprefix(MODEL_PREFIX).strip()
     if not model:
         reading.wrong(node.line, f"{where} is {quote(source)}; expected union, base or the path of a model.")
         return None
     reading.note(
-        node.line, f"{where}: {quote(source)} as the model {quote(model)}, as mergekit once wrote it."
+        node.line, f"{where}: {quote(source)} means the model {quote(model)}, as in old versions of mergekit."
     )
     return model
 
@@ -76,7 +76,7 @@ def _tokens(node: Node | None, reading: ParseContext) -> dict[str, TokenSource]:
 
 
 def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
-    keys = scalars.mapping(node, where, TOKEN, "a mapping with `source` and perhaps `force`", reading)
+    keys = scalars.mapping(node, where, TOKEN, "a mapping with `source` and optionally `force`", reading)
     force = scalars.lenient_boolean(keys.get("force"), f"{where}.force", reading)
     source = keys.get("source")
     if source is None or source.value is None:
@@ -100,6 +100,6 @@ def _token(node: Node, where: str, reading: ParseContext) -> TokenSource:
             inner["token"].line, f"{where}.source.token is {quote(token)}; expected text. Put it in quotes."
         )
     elif ("token" in inner) == ("token_id" in inner):
-        found = "both" if "token" in inner else "none"
-        reading.wrong(source.line, f"{where}.source has {found} of token and token_id; expected one.")
+        present = "both" if "token" in inner else "none"
+        reading.wrong(source.line, f"{where}.source has {present} of token and token_id; expected one.")
     return TokenSource("model_token", model or "", token if isinstance(token, str) else None, number, force)

@@ -1,4 +1,4 @@
-"""YAML to nodes that know their line: bounded in size, depth and time; builds no objects but plain scalars."""
+"""Parses YAML into nodes with line numbers, within limits of size, depth and time; plain scalars only."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from alnico.recipe.keys import TOP
 MAX_NODES = 50_000
 MAX_DEPTH = 32
 MAX_SHOWN = 60
-"""Characters of a value that a message quotes."""
+"""The most characters of a value that a message quotes."""
 
 
 @dataclass
 class ParseContext:
-    """One recipe being read: its name in messages and the mistakes found so far."""
+    """Collects mistakes and notes while a recipe is read, and limits the number of its nodes."""
 
     name: str
     has_lines: bool = True
@@ -29,9 +29,9 @@ class ParseContext:
     notes: list[str] = field(default_factory=list)
     nodes: int = 0
     is_broken: bool = False
-    """The YAML holds things that no recipe can; what the rest says is not looked at."""
+    """Does the YAML hold what no recipe can? Then its content is not read."""
     expected: str = "at least merge_method and models"
-    """What is said of an empty file."""
+    """What the message about an empty file expects."""
 
     def wrong(self, line: int, message: str) -> None:
         self.mistakes.append((line, message))
@@ -52,7 +52,7 @@ class ParseContext:
 
 @dataclass(frozen=True)
 class Node:
-    """A value with the line it stands on: a scalar, a list of nodes, or a mapping of names to nodes."""
+    """A value and its line: a scalar, a list of nodes, or a mapping of names to nodes."""
 
     value: Any
     line: int
@@ -65,18 +65,18 @@ class Node:
 
 
 ANCHORED = "has_anchor"
-"""What a node of PyYAML is given that carries an anchor."""
+"""The attribute set on PyYAML's nodes with an anchor."""
 
-OF_A_DOCUMENT = {*TOP, "search", "stack", "tasks"}
-"""The words at the top of a document that mean something: each may be given once."""
+DOCUMENT_KEYS = {*TOP, "search", "stack", "tasks"}
+"""The top-level keys that have a meaning; each may appear only once."""
 
 
 class _TooLarge(yaml.MarkedYAMLError):
-    """YAML that no recipe is: refused while it is read, so that reading takes a bounded time."""
+    """YAML too large for a recipe. It is refused while it is parsed, so parsing takes bounded time."""
 
 
 class _NodeLoader(yaml.SafeLoader):
-    """Counts values and depth as it composes nodes; constructs plain scalars only."""
+    """Limits the number of values and their depth while composing; constructs plain scalars only."""
 
     nodes = 0
     depth = 0
@@ -105,8 +105,8 @@ class Document:
 
 
 def compose(text: str, reading: ParseContext) -> list[Document]:
-    """Read the documents of a file; empty ones are left out, and told if there is nothing else."""
-    found: list[tuple[int, yaml.Node]] = []
+    """Parse the documents of a file. Empty documents are skipped; reports an error if all are empty."""
+    nodes: list[tuple[int, yaml.Node]] = []
     loader = _NodeLoader("")
     try:
         loader = _NodeLoader(text)
@@ -114,15 +114,15 @@ def compose(text: str, reading: ParseContext) -> list[Document]:
             begin = loader.peek_event().start_mark.index  # type: ignore[no-untyped-call]
             document = loader.get_node()
             if document is not None and not _is_empty(document):
-                found.append((begin, document))
+                nodes.append((begin, document))
     except _TooLarge as error:
         reading.broken(error.problem_mark.line + 1 if error.problem_mark else 0, f"{error.problem}.")
         return []
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        what = ", ".join(part for part in (error.context, error.problem) if part)
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
         reading.broken(
-            mark.line + 1 if mark else 0, f"is not YAML ({what}). Mend the line, or the one before it."
+            mark.line + 1 if mark else 0, f"is not YAML ({problem}). Correct this line or the one before it."
         )
         return []
     except ReaderError as error:
@@ -133,17 +133,17 @@ def compose(text: str, reading: ParseContext) -> list[Document]:
     except (
         yaml.YAMLError,
         ValueError,
-    ) as error:  # ValueError: PyYAML reads "%YAML 1.<5,000 digits>" and such as numbers
-        reading.broken(0, f"is not YAML ({str(error)[:MAX_SHOWN]}). Write it anew.")
+    ) as error:  # ValueError: PyYAML parses "%YAML 1.<5,000 digits>" as a number
+        reading.broken(0, f"is not YAML ({str(error)[:MAX_SHOWN]}). Rewrite it.")
         return []
     finally:
         loader.dispose()
-    if not found:
+    if not nodes:
         reading.wrong(1, f"is empty; expected {reading.expected}.")
         return []
-    begins = [0, *(begin for begin, _ in found[1:]), len(text)]
+    begins = [0, *(begin for begin, _ in nodes[1:]), len(text)]
     documents = []
-    for (_, document), begin, end in zip(found, begins, begins[1:], strict=False):
+    for (_, document), begin, end in zip(nodes, begins, begins[1:], strict=False):
         reading.notes = []
         root = _node(document, reading, 0)
         if root is not None:
@@ -156,7 +156,7 @@ def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
     reading.nodes += 1
     if (
         depth > MAX_DEPTH or reading.nodes > MAX_NODES
-    ):  # only aliases lead here: they are read again at each place
+    ):  # only aliases lead here: each use of one is read again
         if reading.nodes <= MAX_NODES + 1:
             reading.broken(line, f"{_too_large()}, aliases written out.")
             reading.nodes = MAX_NODES + 2
@@ -170,8 +170,8 @@ def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
     has_anchor = getattr(node, ANCHORED, False)
     if isinstance(node, yaml.SequenceNode):
         items = [_placed(n, node, reading, depth + 1) for n in node.value]
-        given = [i for i in items if i is not None]
-        return Node(given, line, has_anchor or any(i.has_anchor for i in given))
+        nodes = [i for i in items if i is not None]
+        return Node(nodes, line, has_anchor or any(i.has_anchor for i in nodes))
     if isinstance(node, yaml.MappingNode):
         values = _mapping(node, reading, depth)
         return Node(values, line, has_anchor or any(v.has_anchor for v in values.values()))
@@ -183,7 +183,7 @@ def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
         LookupError,
         AttributeError,
         ArithmeticError,
-    ):  # what PyYAML's scalars raise
+    ):  # what PyYAML raises for scalars
         _refuse_tag(node, reading)
         return None
     if not isinstance(value, (str, int, float, type(None))):
@@ -193,30 +193,30 @@ def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
 
 
 def _placed(node: yaml.Node, before: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
-    """A node in its place behind ``before``: an alias stands for a node from further up, whose anchors are not this place's."""
-    made = _node(node, reading, depth)
-    if made is None or node.start_mark.index >= before.start_mark.index:
-        return made
-    return Node(made.value, made.line)
+    """Convert a node that follows ``before``. An alias does not take over the anchor of the node it refers to."""
+    converted = _node(node, reading, depth)
+    if converted is None or node.start_mark.index >= before.start_mark.index:
+        return converted
+    return Node(converted.value, converted.line)
 
 
 def _is_empty(document: yaml.Node) -> bool:
-    """A document of nothing, as ``---`` at the end of a file makes."""
+    """Is a document empty, such as the one after ``---`` at the end of a file?"""
     return isinstance(document, yaml.ScalarNode) and document.value == "" and document.style is None
 
 
 def _refuse_tag(node: yaml.Node, reading: ParseContext) -> None:
     tag = node.tag.replace("tag:yaml.org,2002:", "!!")
-    what = quote(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
+    subject = quote(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
     reading.broken(
         node.start_mark.line + 1,
-        f"{what} is YAML of the type {shorten(tag)}, which a recipe cannot hold; expected a number, text, true or false. "
-        "Put text in quotes, and leave types out.",
+        f"{subject} is YAML of the type {shorten(tag)}, which a recipe cannot hold; expected a number, text, true or false. "
+        "Put text in quotes, and remove the type.",
     )
 
 
 def _mapping(node: yaml.MappingNode, reading: ParseContext, depth: int) -> dict[str, Node]:
-    found: dict[str, Node] = {}
+    values: dict[str, Node] = {}
     merged: dict[str, Node] = {}
     for key, value in node.value:
         inner = _placed(value, key, reading, depth + 1)
@@ -226,35 +226,33 @@ def _mapping(node: yaml.MappingNode, reading: ParseContext, depth: int) -> dict[
         if key.tag == "tag:yaml.org,2002:merge":
             parts = inner.value if isinstance(inner.value, list) else [inner]
             if not all(isinstance(part.value, dict) for part in parts):
-                reading.broken(
-                    line, f"<< is {inner.kind}; expected mappings. Name an anchor such as *common."
-                )
+                reading.broken(line, f"<< is {inner.kind}; expected a mapping. Use an alias such as *common.")
                 continue
-            for part in reversed(parts):  # of several, YAML takes the first that has a key
+            for part in reversed(parts):  # the first mapping that has a key wins
                 merged |= part.value
         elif not isinstance(key, yaml.ScalarNode):
             reading.broken(line, "a key is a list or a mapping; expected a name.")
-        elif key.value in found and not _may_repeat(key.value, found[key.value], inner, depth):
-            first = found[key.value].line
-            if _are_same(found[key.value], inner):
+        elif key.value in values and not _may_repeat(key.value, values[key.value], inner, depth):
+            first = values[key.value].line
+            if _are_same(values[key.value], inner):
                 reading.note(
-                    line, f"{one_line(key.value)} is given twice, first in line {first}, and is the same."
+                    line, f"{one_line(key.value)} appears twice with the same value, first in line {first}."
                 )
                 continue
-            reading.wrong(line, f"{one_line(key.value)} is given twice, first in line {first}. Remove one.")
+            reading.wrong(line, f"{one_line(key.value)} appears twice, first in line {first}. Remove one.")
         else:
-            found[key.value] = Node(inner.value, line, inner.has_anchor)
-    return {**merged, **found}
+            values[key.value] = Node(inner.value, line, inner.has_anchor)
+    return {**merged, **values}
 
 
 def _may_repeat(key: str, first: Node, other: Node, depth: int) -> bool:
-    """Is it a place for anchors at the top of a document, which nothing else reads?"""
-    return depth == 0 and key not in OF_A_DOCUMENT and first.has_anchor and other.has_anchor
+    """Is it a top-level key that only holds anchors?"""
+    return depth == 0 and key not in DOCUMENT_KEYS and first.has_anchor and other.has_anchor
 
 
-def _are_same(one: Node, other: Node) -> bool:
-    """Do two nodes hold the same, wherever they stand? Takes no longer than the smaller one has nodes."""
-    first, second = one.value, other.value
+def _are_same(node: Node, other: Node) -> bool:
+    """Do two nodes have the same content? Takes time proportional to the smaller one."""
+    first, second = node.value, other.value
     if isinstance(first, dict) and isinstance(second, dict):
         return (
             len(first) == len(second)
@@ -266,19 +264,19 @@ def _are_same(one: Node, other: Node) -> bool:
     return type(first) is type(second) and not isinstance(first, (dict, list)) and first == second
 
 
-MOST_OF_PYTHON = 10**4000
-"""Python writes no whole number of more than 4,300 digits."""
+LARGEST_INTEGER = 10**4000
+"""Python refuses to print integers of more than 4,300 digits."""
 
 
 def to_plain_data(value: Any, where: str, depth: int) -> Any:
-    """A mapping of Python's as what YAML can write: paths become text, numbers of numpy plain ones."""
+    """Convert Python values to those YAML can write: paths become text, numpy numbers plain numbers."""
     if depth > MAX_DEPTH:
         raise RecipeError(f"recipe: {_too_large()}.")
     if value is None or isinstance(value, bool):
         return value
-    if isinstance(value, int) and abs(value) >= MOST_OF_PYTHON:
+    if isinstance(value, int) and abs(value) >= LARGEST_INTEGER:
         raise RecipeError(
-            f"recipe: {where} is {quote(int(value))}; expected one that a computation can hold."
+            f"recipe: {where} is {quote(int(value))}; expected a number in the range of float64."
         )
     for kind in (str, int, float):
         if isinstance(value, kind):
@@ -297,7 +295,7 @@ def to_plain_data(value: Any, where: str, depth: int) -> Any:
 
 
 def quote(value: Any) -> str:
-    """A value as a message quotes it, in YAML's words."""
+    """Describe a value for a message, in YAML's words."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):
@@ -318,7 +316,7 @@ def shorten(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """Text as a message writes it without quotes: on one line."""
+    """Text for a message, without quotes and on one line."""
     return shorten(text if text.isprintable() else repr(text)[1:-1])
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from alnico.recipe import scalars
 from alnico.recipe.context import holds_anchors
 from alnico.recipe.load import read_source
-from alnico.recipe.yaml_nodes import OF_A_DOCUMENT, Node, ParseContext, compose
+from alnico.recipe.yaml_nodes import DOCUMENT_KEYS, Node, ParseContext, compose
 from alnico.tune.search.samplers import SAMPLERS
 from alnico.tune.search.space import SearchSpace, read_space
 
@@ -112,7 +112,7 @@ def read_search(
     if not isinstance(root.value, dict):
         reading.wrong(root.line, f"is {root.kind}; expected a mapping with at least merge_method and models.")
         raise reading.error()
-    keys = {key: value for key, value in root.value.items() if not holds_anchors(key, value, OF_A_DOCUMENT)}
+    keys = {key: value for key, value in root.value.items() if not holds_anchors(key, value, DOCUMENT_KEYS)}
     settings = _settings(keys.pop("search", None), reading, allow_code)
     space = read_space(Node(keys, root.line), name, folder, reading)
     if reading.mistakes:
