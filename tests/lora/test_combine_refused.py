@@ -22,7 +22,7 @@ from alnico.errors import (
     ResourceError,
 )
 from alnico.lora.combine import combine
-from alnico.lora.combine_options import asked
+from alnico.lora.combine_options import check_options
 from lora.made_adapters import factors, linear, save
 from lora.references.combined import deltas
 
@@ -357,5 +357,5 @@ def test_the_command_exits_with_the_code_of_its_error(run: Run, words, code, mes
 
 
 def test_pefts_vote_by_number_elects_plus_on_a_tie() -> None:
-    assert asked("ties_svd", 2, None, None, {"majority_sign_method": "frequency"}).options["tie"] == "plus"
-    assert "tie" not in asked("ties_svd", 2, None, None, {"majority_sign_method": "total"}).options
+    assert check_options("ties_svd", 2, None, None, {"majority_sign_method": "frequency"}).options["tie"] == "plus"
+    assert "tie" not in check_options("ties_svd", 2, None, None, {"majority_sign_method": "total"}).options

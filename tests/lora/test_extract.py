@@ -58,13 +58,13 @@ def test_the_error_of_each_tensor_is_that_of_numpys_best_of_its_rank(pair: Pair,
         delta = deltas[tensor.name]
         left = np.linalg.norm(result[tensor.name] - base[tensor.name].astype(np.float64) - delta)
         assert tensor.measured == pytest.approx(left, rel=1e-5, abs=1e-6)
-        if tensor.fate == "factors":
+        if tensor.treatment == "factors":
             values = np.linalg.svd(delta, compute_uv=False)
             assert tensor.rank == 12
             assert left <= 1.01 * np.sqrt(np.sum(values[12:] ** 2))
             assert tensor.change == pytest.approx(np.linalg.norm(delta))
         else:
-            assert tensor.fate == "saved"
+            assert tensor.treatment == "saved"
             assert left <= 1e-6 * np.linalg.norm(delta)
     lost = np.sqrt(sum(t.left**2 for t in found.tensors) / sum(np.sum(d**2) for d in deltas.values()))
     assert found.error == pytest.approx(lost)
@@ -435,5 +435,5 @@ def test_the_command_prints_what_is_lost_where(
     data = json.loads(text)
     assert code == 0
     assert data["is_verified"]
-    assert {t["fate"] for t in data["tensors"]} == {"factors", "saved"}
+    assert {t["treatment"] for t in data["tensors"]} == {"factors", "saved"}
     assert run("lora", "extract", *map(str, pair), str(tmp_path / "out"))[0] == OutputError.exit_code

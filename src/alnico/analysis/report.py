@@ -826,10 +826,8 @@ def _movers(analysis: Analysis) -> PageSection:
         changed = [(t, c) for t in analysis.tensors if (c := t.changes[index]) and c.l2]
         kept: dict[str, tuple[TensorScope, DeltaStatistics]] = {}
         for rank in (lambda c: c.l2, lambda c: c.relative_l2 or 0.0, lambda c: c.max_abs):
-            kept |= {
-                t.name: (t, c)
-                for t, c in sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]
-            }  # type: ignore[misc]
+            largest = sorted(changed, key=lambda entry, rank=rank: -rank(entry[1]))[:MOVERS]  # type: ignore[misc]
+            kept |= {t.name: (t, c) for t, c in largest}
         for tensor, change in sorted(kept.values(), key=lambda entry: -entry[1].l2):
             rows.append(
                 f'<tr data-model="{index + 1} {escaped(shortened(model.name, 30))}"><td data-value="{index + 1}">{badge(index)}<span class="unseen"> {escaped(model.name)}</span></td>'

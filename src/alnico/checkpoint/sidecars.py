@@ -152,8 +152,8 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
             str(directory / folder),
             names,
             directory / folder,
-            lambda name, at=folder: f"{at}/{name}" in there,
-        )  # type: ignore[misc]
+            lambda name, at=folder: f"{at}/{name}" in there,  # type: ignore[misc]
+        )
         for folder, names in sorted(folders.items())
         if holds_weights(n for n in names if not n.startswith("adapter_"))
     }

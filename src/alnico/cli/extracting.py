@@ -20,19 +20,19 @@ def extraction_text(found: Extraction, verbose: int) -> Page:
     if worst:
         lines += ["", f"{'energy kept':>11}  {'error':>7}  {'of the change':>13}  {'rank':>5}  tensor"]
         for t in worst if verbose else worst[:SHOWN]:
-            rank = str(t.rank) if t.fate == "factors" else "-"
+            rank = str(t.rank) if t.treatment == "factors" else "-"
             why = f" ({t.why})" if t.why else ""
             lines.append(
                 f"{t.energy:11.2%}  {t.error:7.4f}  {found.share(t):13.3%}  {rank:>5}  {t.name}{why}"
             )
         if len(worst) > SHOWN and not verbose:
             lines.append(f"... and {len(worst) - SHOWN} more (-v prints all)")
-    if found.apart:
+    if found.unmatched:
         lines += ["", "left out, with nothing to compare"]
-        shown = found.apart if verbose else found.apart[:SHOWN]
+        shown = found.unmatched if verbose else found.unmatched[:SHOWN]
         lines += [f"  {name}: {why}" for name, why in shown]
-        if len(found.apart) > len(shown):
-            lines.append(f"  ... and {len(found.apart) - len(shown)} more (-v prints all)")
+        if len(found.unmatched) > len(shown):
+            lines.append(f"  ... and {len(found.unmatched) - len(shown)} more (-v prints all)")
     lines += [
         "",
         "energy: the sum of the squares of fine-tune minus base. error: |folded - fine-tune| / |fine-tune - base|.",

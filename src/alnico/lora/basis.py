@@ -1,4 +1,4 @@
-"""The small matrices that stand for the updates of adapters, parameter by parameter, in a space that they share."""
+"""Represents the updates of several adapters as small matrices in a shared basis."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from alnico.lora.updates import BIAS
 
 
 class Frame(Protocol):
-    """The updates of one matrix in a space of theirs: ``values``, one an adapter, and what a merged value stands for."""
+    """The updates of one matrix in a shared basis: ``values``, one per adapter.
+
+    ``factors`` turns a merged value back into factors of the whole matrix.
+    """
 
     @property
     def values(self) -> tuple[np.ndarray, ...]: ...
@@ -27,16 +30,17 @@ Build = Callable[[Sequence[ExpertFactors | None], int, int], Frame]
 
 
 class Frames:
-    """The frames of all matrices, each made when it is asked for; the last one is held. Safe for threads.
+    """The bases of all matrices, built on demand; only the last one is cached. Thread-safe.
 
-    ``tensors`` are their values by name: that of the base's tensor, with a number where it holds several experts.
+    ``tensors`` describes the values. Their names are those of the base's tensors, with the number of the expert
+    for tensors that hold several experts.
     """
 
     def __init__(self, adapters: Sequence[Adapter], modules: Sequence[SharedModule], build: Build) -> None:
         self._adapters = adapters
         self._build = build
         self._lock = threading.Lock()
-        self._held: tuple[str, list[Frame]] = ("", [])
+        self._cached: tuple[str, list[Frame]] = ("", [])
         self._places: dict[str, tuple[SharedModule, int]] = {}
         self.tensors: dict[str, Tensor] = {}
         for module in modules:
@@ -57,15 +61,15 @@ class Frames:
             return self._of(module)[expert]
 
     def values(self, name: str) -> Sequence[np.ndarray]:
-        """What each adapter adds, by the name of a tensor."""
+        """Return what each adapter adds to a tensor."""
         module, expert = self._places[name]
         return self.frame(module, expert).values if expert >= 0 else read_biases(self._adapters, module)
 
     def _of(self, module: SharedModule) -> list[Frame]:
-        if self._held[0] != module.key:
+        if self._cached[0] != module.key:
             frames = [
                 self._build(of_expert, module.rows, module.columns)
                 for of_expert in read_factors(self._adapters, module)
             ]
-            self._held = module.key, frames
-        return self._held[1]
+            self._cached = module.key, frames
+        return self._cached[1]

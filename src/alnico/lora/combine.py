@@ -28,8 +28,8 @@ from alnico.errors import (
 )
 from alnico.folders import Folder, make_folder, open_to_write, remove
 from alnico.lora.combine_files import card, config_of, lock, text
-from alnico.lora.combine_options import CombineOptions, asked
-from alnico.lora.matching import SharedModule, SharedSavedTensor, aligned, check_bases, saved_tensors
+from alnico.lora.combine_options import CombineOptions, check_options
+from alnico.lora.matching import SharedModule, SharedSavedTensor, check_bases, match_updates, saved_tensors
 from alnico.lora.reduce import Combine, Limits, of_cat, of_small, of_spectral, of_sum, of_whole
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule
 from alnico.numerics.arithmetic import ieee_arithmetic
@@ -136,10 +136,10 @@ def combine(
         else weights
     )
     seed = whole(seed, "seed", None, MethodError)
-    wish = asked(method, len(references), each, space, options)
+    combination = check_options(method, len(references), each, space, options)
     rank = None if rank is None else whole(rank, "rank", 1, MethodError)
     energy = None if energy is None else real(energy, "energy", "a share in (0, 1]", MethodError)
-    _check_choices(wish, rank, energy, saved, unrelated)
+    _check_choices(combination, rank, energy, saved, unrelated)
     target, code = Path(out), _dtype(dtype)
     check_publishable(target)
     may_replace = replacing(overwrite, overwrite_anything)
@@ -151,31 +151,33 @@ def combine(
                 f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
             )
         notes = [
-            *wish.notes,
+            *combination.notes,
             *(note for a in opened for note in a.files.notes),
             *check_bases(opened, unrelated),
         ]
-        modules = aligned(opened)
+        modules = match_updates(opened)
         if not modules:
             raise ModelError(
                 f"{references[0]}: has no LoRA update; expected one at least. Merge whole modules by a recipe."
             )
-        kept = _saved(opened, saved_tensors(opened, dropped=saved == "drop"), wish, saved, notes)
+        kept = _saved(opened, saved_tensors(opened, dropped=saved == "drop"), combination, saved, notes)
         _check_loadable(opened, modules)
         wide = code or (
             "F64" if any(t.dtype == "F64" for a in opened for t in a.files.tensors.values()) else "F32"
         )
         budget, threads = bytes_of(memory), threads_of(threads)
         limits = Limits(rank, energy)
-        _check_memory(modules, wish, limits, budget)
-        merged = 8 * max(m.experts * m.rows * m.columns for m in modules) if wish.space == "dense" else 0
+        _check_memory(modules, combination, limits, budget)
+        merged = (
+            8 * max(m.experts * m.rows * m.columns for m in modules) if combination.space == "dense" else 0
+        )
         check_room(
             target,
             merged + 2 * 8 * sum((rank or sum(m.ranks)) * m.experts * (m.rows + m.columns) for m in modules),
         )
         with PartDirectory(target) as part:
             with _removed_on_error(part), one_blas_thread():
-                make = _maker(opened, modules, wish, limits, part, seed, budget, threads)
+                make = _maker(opened, modules, combination, limits, part, seed, budget, threads)
                 made = _at_one_rank(modules, _all(modules, make, part, watch))
                 output = OutputAdapter(
                     [_module(m, one, opened) for m, one in zip(modules, made, strict=True)],
@@ -184,9 +186,11 @@ def combine(
                     config_of(opened, modules, [s for s, _ in kept]),
                 )
                 error, found = _errors(modules, made)
-                notes += _rank_notes(wish, rank, energy)
-                said = card(opened), text(opened, wish, output, rank, energy, error, notes)
-                locked = lock(opened, wish, rank, energy, saved, seed, {m.name: m.error for m in found})
+                notes += _rank_notes(combination, rank, energy)
+                said = card(opened), text(opened, combination, output, rank, energy, error, notes)
+                locked = lock(
+                    opened, combination, rank, energy, saved, seed, {m.name: m.error for m in found}
+                )
                 with AdapterFiles(part, output) as files:
                     for module, one in zip(output.modules, made, strict=True):
                         _write(files, module, one, Path(one.path), part.folder)
@@ -196,7 +200,9 @@ def combine(
                     files.lock(locked)
                     byte_size = files.byte_size
             part.publish(None, may_replace)
-    return Combined(target, wish.method, found, error, byte_size, tuple(notes), time.perf_counter() - begin)
+    return Combined(
+        target, combination.method, found, error, byte_size, tuple(notes), time.perf_counter() - begin
+    )
 
 
 @dataclass(frozen=True)
@@ -290,24 +296,31 @@ def _removed_on_error(part: PartDirectory) -> Iterator[None]:
 def _maker(
     adapters: Sequence[Adapter],
     modules: Sequence[SharedModule],
-    wish: CombineOptions,
+    combination: CombineOptions,
     limits: Limits,
     part: PartDirectory,
     seed: int,
     memory_bytes: int,
     threads: int | None,
 ) -> Combine:
-    if wish.kind == "cat":
-        return of_cat(adapters, wish)
-    if wish.kind == "sum":
-        return of_sum(adapters, wish, limits)
-    if wish.kind == "spectral":
-        return of_spectral(adapters, wish, limits)
-    if wish.space == "dense":
+    if combination.kind == "cat":
+        return of_cat(adapters, combination)
+    if combination.kind == "sum":
+        return of_sum(adapters, combination, limits)
+    if combination.kind == "spectral":
+        return of_spectral(adapters, combination, limits)
+    if combination.space == "dense":
         return of_whole(
-            adapters, modules, wish, limits, part, seed=seed, memory_bytes=memory_bytes, threads=threads
+            adapters,
+            modules,
+            combination,
+            limits,
+            part,
+            seed=seed,
+            memory_bytes=memory_bytes,
+            threads=threads,
         )
-    return of_small(adapters, modules, wish, limits, seed=seed, memory_bytes=memory_bytes)
+    return of_small(adapters, modules, combination, limits, seed=seed, memory_bytes=memory_bytes)
 
 
 def _module(module: SharedModule, done: _WrittenUpdate, adapters: Sequence[Adapter]) -> OutputModule:
@@ -348,7 +361,7 @@ TensorValues = Callable[[Sequence[Adapter]], np.ndarray]
 def _saved(
     adapters: Sequence[Adapter],
     tensors: Sequence[SharedSavedTensor],
-    wish: CombineOptions,
+    combination: CombineOptions,
     saved: str,
     notes: list[str],
 ) -> list[tuple[SharedSavedTensor, TensorValues]]:
@@ -364,20 +377,20 @@ def _saved(
         if saved == "drop":
             dropped.append(tensor.name)
             continue
-        given = wish.coefficients or wish.weights
+        given = combination.coefficients or combination.weights
         weights = [given[i] for i, _ in tensor.holders]
         total = math.fsum(weights)
-        exact = wish.kind in ("cat", "sum") and abs(total - 1) < 1e-9
+        exact = combination.kind in ("cat", "sum") and abs(total - 1) < 1e-9
         if not exact and saved == "error":
             why = (
                 f"with weights {', '.join(f'{w:g}' for w in weights)}; expected weights that sum to 1"
-                if wish.kind in ("cat", "sum")
-                else f"and {wish.method} needs what was added to it"
+                if combination.kind in ("cat", "sum")
+                else f"and {combination.method} needs what was added to it"
             )
             raise MismatchError(
                 f"{tensor.name}: {' and '.join(holders)} hold{'s' * (len(holders) == 1)} it whole (modules_to_save or a trained bias), {why}, "
                 "as what training added to it cannot be told without the base. "
-                + ("Choose such weights, or say" if wish.kind in ("cat", "sum") else "Say")
+                + ("Choose such weights, or say" if combination.kind in ("cat", "sum") else "Say")
                 + " saved: average (--saved average) for the weighted mean, or saved: drop to leave it out; or merge BASE+ADAPTER by a recipe."
             )
         if abs(total) <= 1e-12 * math.fsum(map(abs, weights)):
@@ -439,21 +452,23 @@ def _check_loadable(adapters: Sequence[Adapter], modules: Sequence[SharedModule]
         )
 
 
-def _rank_notes(wish: CombineOptions, rank: int | None, energy: float | None) -> list[str]:
-    if rank is not None or energy is not None or wish.kind == "cat":
+def _rank_notes(combination: CombineOptions, rank: int | None, energy: float | None) -> list[str]:
+    if rank is not None or energy is not None or combination.kind == "cat":
         return []
     which = (
-        "the largest rank of the adapters" if wish.kind == "sum" else "at most the sum of the adapters' ranks"
+        "the largest rank of the adapters"
+        if combination.kind == "sum"
+        else "at most the sum of the adapters' ranks"
     )
     return [f"no rank was asked for: each update has {which} there. Say rank or energy for another."]
 
 
 def _check_choices(
-    wish: CombineOptions, rank: int | None, energy: float | None, saved: str, unrelated: str
+    combination: CombineOptions, rank: int | None, energy: float | None, saved: str, unrelated: str
 ) -> None:
     if energy is not None and not 0 < energy <= 1:
         raise MethodError(f"energy is {energy:g}; expected a share in (0, 1].")
-    if wish.kind == "cat" and (rank is not None or energy is not None):
+    if combination.kind == "cat" and (rank is not None or energy is not None):
         asked_for = "rank" if rank is not None else "energy"
         raise MethodError(
             f"cat keeps all ranks, and {asked_for} was asked for. Leave it out, or choose svd, which is the same sum cut to a rank."
@@ -474,7 +489,7 @@ def _dtype(dtype: Any) -> str | None:
 
 
 def _check_memory(
-    modules: Sequence[SharedModule], wish: CombineOptions, limits: Limits, budget_bytes: int
+    modules: Sequence[SharedModule], combination: CombineOptions, limits: Limits, budget_bytes: int
 ) -> None:
     """Refuse factors that do not fit the budget. Errors: ResourceError.
 
@@ -484,13 +499,13 @@ def _check_memory(
 
     def needed(module: SharedModule) -> int:
         ranks, sides = sum(module.ranks), module.rows + module.columns
-        several = len(module.updates) * module.columns * ranks if wish.space == "knots" else 0
+        several = len(module.updates) * module.columns * ranks if combination.space == "knots" else 0
         whole = (
             5 * min(module.rows, module.columns) ** 2
-            if wish.space == "dense" and limits.most(1) is None
+            if combination.space == "dense" and limits.most(1) is None
             else 0
         )
-        rank = max(ranks, limits.rank or 0) if wish.space == "dense" else ranks
+        rank = max(ranks, limits.rank or 0) if combination.space == "dense" else ranks
         return 8 * (sides * rank * (6 + 2 * module.experts) + 8 * ranks * ranks + 2 * several + whole)
 
     largest = max(modules, key=needed)

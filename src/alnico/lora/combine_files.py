@@ -1,4 +1,4 @@
-"""What stands beside the tensors of a combined adapter: its config, its card, and the lock that says what it was made of."""
+"""Writes the config, card and lock of a combined adapter."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from alnico.methods import registry
 from alnico.output.card import public_names
 
 SELECTS = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
-"""Keys that say together which modules have an update."""
+"""Keys that together select the modules with an update."""
 
 
 def config_of(
     adapters: Sequence[Adapter], modules: Sequence[SharedModule], saved: Sequence[SharedSavedTensor]
 ) -> dict[str, Any]:
-    """The config's keys beside ranks and alphas: what the adapters agree on, and all that they change together."""
+    """Return the keys of the config other than ranks and alphas: those the adapters agree on, and the modules they change."""
     configs = [a.config for a in adapters]
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         "task_type": _agreed(configs, "task_type"),
         "base_model_name_or_path": next((a.trained_on for a in adapters if a.trained_on), None),
         "revision": _agreed(configs, "revision"),
@@ -41,26 +41,26 @@ def config_of(
         name for c in configs for name in c.get("modules_to_save") or [] if any(s.is_trained for s in saved)
     )
     if whole:
-        found["modules_to_save"] = list(whole)
+        config["modules_to_save"] = list(whole)
     # ensure_weight_tying trains modules that no list names; the output names them instead of tying them again.
     is_tied = any(c.get("ensure_weight_tying") for c in configs)
     if whole and is_tied:
         modules_of = [
             s.written.rpartition(".")[0]
             for s in saved
-            if s.is_trained and not is_saved_module(found, s.written)
+            if s.is_trained and not is_saved_module(config, s.written)
         ]
-        found["modules_to_save"] += modules_of
+        config["modules_to_save"] += modules_of
     if not is_tied and all(
         tuple(a.updates) == tuple(adapters[0].updates) and _selects(a.config) == _selects(configs[0])
         for a in adapters
     ):
-        found |= {key: configs[0][key] for key in SELECTS if configs[0].get(key) is not None}
+        config |= {key: configs[0][key] for key in SELECTS if configs[0].get(key) is not None}
     parameters = sorted({name for c in configs for name in c.get("target_parameters") or []})
     if parameters:
-        found["target_parameters"] = parameters
-        found.setdefault("target_modules", sorted({m.module for m in modules if m.kind != "parameter"}))
-    return found
+        config["target_parameters"] = parameters
+        config.setdefault("target_modules", sorted({m.module for m in modules if m.kind != "parameter"}))
+    return config
 
 
 def _selects(config: Mapping[str, Any]) -> list[Any]:
@@ -74,7 +74,7 @@ def _agreed(configs: Sequence[Mapping[str, Any]], key: str) -> Any:
 
 
 def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
-    """The card's front matter. A base that is a path is nobody's id; a licence is stated where all adapters state the same."""
+    """Return the card's front matter. A base is named if it is a hub id, a licence if all adapters state the same one."""
     base = next((a.trained_on for a in adapters if a.trained_on), "")
     licences = [lineage_of(a.files).licence for a in adapters]
     return {
@@ -87,45 +87,47 @@ def card(adapters: Sequence[Adapter]) -> dict[str, Any]:
 
 def text(
     adapters: Sequence[Adapter],
-    wish: CombineOptions,
+    combination: CombineOptions,
     output: OutputAdapter,
     rank: int | None,
     energy: float | None,
     error: float,
     notes: Sequence[str],
 ) -> str:
-    """What the card says of how the adapter was made."""
+    """Return the card's text: how the adapter was made."""
     names = public_names([a.files for a in adapters])
     ranks = sorted({m.rank for m in output.modules})
-    asked_for = [f"rank {rank}"] * (rank is not None) + [
-        f"energy {energy:g}" if energy is not None else ""
-    ] * (energy is not None)
-    options = ", ".join(f"{k} {_shown(v)}" for k, v in wish.options.items() if k != "weight")
-    method = registry()[wish.method].source if wish.kind == "delta" else ""
+    limits = [f"rank {rank}"] * (rank is not None) + [f"energy {energy:g}" if energy is not None else ""] * (
+        energy is not None
+    )
+    options = ", ".join(f"{k} {_shown(v)}" for k, v in combination.options.items() if k != "weight")
+    method = registry()[combination.method].source if combination.kind == "delta" else ""
     lines = [
         "# A combination of " + ", ".join(names),
         "",
-        f"LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) {__version__} by `{wish.method}`"
-        + (f" in the space `{wish.space}`" if wish.space else "")
+        f"LoRA adapters combined from their files with [alnico](https://pypi.org/project/alnico/) {__version__} by `{combination.method}`"
+        + (f" in the space `{combination.space}`" if combination.space else "")
         + (f" ({options})" if options else "")
-        + (f", {' and '.join(asked_for)}." if asked_for else "."),
+        + (f", {' and '.join(limits)}." if limits else "."),
         *(["", f"Method: {method}."] if method else []),
         "",
         "| adapter | weight | commit | rank |",
         "|---|---|---|---|",
     ]
-    for name, adapter, weight in zip(names, adapters, wish.weights, strict=True):
+    for name, adapter, weight in zip(names, adapters, combination.weights, strict=True):
         origin = adapter.files.origin
-        own = sorted({u.rank for u in adapter.updates.values()})
+        adapter_ranks = sorted({u.rank for u in adapter.updates.values()})
         commit = f"`{origin.commit[:12]}`" if origin else "not from the hub"
-        lines.append(f"| {name.replace('|', chr(92) + '|')} | {weight:g} | {commit} | {_range(own)} |")
+        lines.append(
+            f"| {name.replace('|', chr(92) + '|')} | {weight:g} | {commit} | {_range(adapter_ranks)} |"
+        )
     lines += [
         "",
         f"{len(output.modules)} updates of rank {_range(ranks)}, {f'{len(output.saved)} whole tensors, ' if output.saved else ''}dtype {output.dtype}. "
         + (
-            "Nothing is left out."
+            "No part of the result is dropped."
             if error == 0
-            else f"What the ranks leave out of the method's result is {error:.2g} of its norm; `{LOCK}` has that of each update."
+            else f"The ranks drop {error:.2g} of the norm of the method's result; `{LOCK}` lists this for each update."
         ),
         *[line for note in notes for line in ("", f"Note: {note}")],
     ]
@@ -146,18 +148,18 @@ def _range(numbers: Sequence[int]) -> str:
 
 def lock(
     adapters: Sequence[Adapter],
-    wish: CombineOptions,
+    combination: CombineOptions,
     rank: int | None,
     energy: float | None,
     saved: str,
     seed: int,
     errors: Mapping[str, float],
 ) -> dict[str, Any]:
-    """What was combined, of what: equal combinations give equal locks."""
+    """Return the contents of the lock; equal combinations give equal locks."""
     return {
         "do": "combine",
         "options": {
-            **wish.data(),
+            **combination.data(),
             **({"rank": rank} if rank is not None else {}),
             **({"energy": energy} if energy is not None else {}),
             "saved": saved,

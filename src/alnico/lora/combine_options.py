@@ -1,7 +1,7 @@
-"""How adapters are to be combined: the methods that there are, under our names and PEFT's, with their options checked.
+"""Checks the method and options of a combination, under alnico's names and PEFT's.
 
-What PEFT's ``add_weighted_adapter`` does under these names was read in its 0.18 to 0.21; where it is not what the name says, the
-name here means the right thing, and a note says what differs.
+The behaviour of PEFT's ``add_weighted_adapter`` under these names was read in versions 0.18 to 0.21. Where it is not
+what the name says, the name does the right thing here, and a note states the difference.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Class = Literal["cat", "sum", "spectral", "delta"]
 
 SPACES: tuple[CombineSpace, ...] = ("dense", "core", "knots")
 SUMS = ("svd", "linear", "task_arithmetic")
-"""Weighted sums of updates: their singular vectors follow from the factors, and the rank given is reached with the least error."""
+"""Weighted sums of updates: their singular vectors come from the factors, so the given rank has the least error."""
 
 ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "ties_svd": ("ties", {"elect": "mass", "divide": "count"}),
@@ -31,20 +31,20 @@ ALIASES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "magnitude_prune": ("breadcrumbs", {"gamma": 0.0}),
     "magnitude_prune_svd": ("breadcrumbs", {"gamma": 0.0}),
 }
-"""PEFT's names that are not ours, as a method of ours with the options that PEFT's defaults mean."""
+"""PEFT's names that alnico does not use, each as a method here with the options that match PEFT's defaults."""
 
-TWICE = "each adapter's scale (alpha / r) is applied once, as by PEFT from 0.21 on; PEFT up to 0.20 applied it twice."
-APART = (
-    "the products B A are merged. PEFT merges A and B by themselves under this name, whose product has terms of one adapter's B with "
-    "another's A that no adapter has, so its result differs."
+TWICE = "the scale of each adapter (alpha / r) is applied once, as in PEFT 0.21 and later; PEFT 0.20 applied it twice."
+SEPARATE = (
+    "the products B A are merged. Under this name PEFT merges A and B separately, which adds products of one adapter's B "
+    "and another's A, so its result differs."
 )
 CORRECTED: Mapping[str, str] = {
     "svd": TWICE,
-    "linear": APART,
-    "ties": APART,
-    "dare_linear": APART,
-    "dare_ties": APART,
-    "magnitude_prune": APART,
+    "linear": SEPARATE,
+    "ties": SEPARATE,
+    "dare_linear": SEPARATE,
+    "dare_ties": SEPARATE,
+    "magnitude_prune": SEPARATE,
     "ties_svd": TWICE,
     "dare_linear_svd": TWICE,
     "dare_ties_svd": TWICE,
@@ -54,15 +54,15 @@ ELECTS: Mapping[str, Mapping[str, str]] = {
     "total": {"elect": "mass"},
     "frequency": {"elect": "count", "tie": "plus"},
 }
-"""What PEFT's ``majority_sign_method`` means in our options: its ties elect plus."""
+"""PEFT's ``majority_sign_method`` in our options: in PEFT, ties elect plus."""
 
 
 @dataclass(frozen=True)
 class CombineOptions:
-    """A checked wish: ``coefficients`` of a sum, one an adapter; or the ``options`` of a method in a ``space``."""
+    """Checked options: the ``coefficients`` of a sum, one per adapter, or the ``options`` of a method in a ``space``."""
 
     name: str
-    """As it was written."""
+    """As the caller wrote it."""
     method: str
     kind: Class
     weights: tuple[float, ...]
@@ -86,26 +86,26 @@ class CombineOptions:
 
 
 def names() -> list[str]:
-    """All names of methods that combine adapters."""
+    """Return the names of all methods that combine adapters."""
     deltas = [m.name for m in registry().values() if m.space == "delta" and not m.statistics]
     return list(dict.fromkeys(["cat", *SUMS, *SPECTRAL, *deltas, *ALIASES]))
 
 
-def asked(
+def check_options(
     method: str,
     adapters: int,
     weights: Sequence[float] | None,
     space: str | None,
     options: Mapping[str, Any],
 ) -> CombineOptions:
-    """Check a wish. Errors: MethodError for a name, an option, a number of weights or a space that is not there."""
+    """Check the options. Errors: MethodError for an unknown method, option or space, or a wrong number of weights."""
     if not isinstance(method, str):
         raise MethodError(f"method is {said(method)}; expected one of {', '.join(names())}.")
     if method not in names():
         near = difflib.get_close_matches(method, names(), 1)
         hint = f" Did you mean {near[0]}?" if near else ""
         if method in registry():
-            hint = " It merges weights, not what was added to them."
+            hint = " It merges weights, not updates."
         raise MethodError(f"method is {method!r}; expected one of {', '.join(names())}.{hint}")
     if weights is not None and (isinstance(weights, str) or not hasattr(weights, "__len__")):
         raise MethodError(
@@ -115,7 +115,7 @@ def asked(
         raise MethodError(
             f"weights has {len(weights)} values for {adapters} adapters; expected one for each."
         )
-    given = (
+    checked_weights = (
         tuple(real(w, "a weight", error=MethodError) for w in weights)
         if weights is not None
         else (1.0,) * adapters
@@ -123,66 +123,75 @@ def asked(
     if space is not None and space not in SPACES:
         raise MethodError(f"space is {space!r}; expected one of {', '.join(SPACES)}.")
     target, defaults = ALIASES.get(method, (method, {}))
-    known = {**defaults, **_in_our_words(options, target)}
+    merged_options = {**defaults, **_translate(options, target)}
     notes = (f"{method}: {CORRECTED[method]}",) if method in CORRECTED else ()
     if target in ("cat", *SUMS):
         if space is not None:
             raise MethodError(
-                f"{method} has no space (found {space}): it works on the factors, and a sum is the same in all. Leave it out."
+                f"{method} takes no space (found {space}): it works on the factors, and a sum is the same in every space. Remove it."
             )
         return CombineOptions(
             method,
             target,
             "cat" if target == "cat" else "sum",
-            given,
-            _coefficients(target, given, known),
-            known,
+            checked_weights,
+            _coefficients(target, checked_weights, merged_options),
+            merged_options,
             None,
             notes,
         )
     if target in SPECTRAL:
         if space not in (None, "core"):
             raise MethodError(
-                f"{method} is made in the core space of the adapters (found {space}). Leave the space out."
+                f"{method} always works in the core space of the adapters (found {space}). Remove the space."
             )
         return CombineOptions(
-            method, target, "spectral", given, (), SPECTRAL[target].checked(known), "core", notes
+            method,
+            target,
+            "spectral",
+            checked_weights,
+            (),
+            SPECTRAL[target].checked(merged_options),
+            "core",
+            notes,
         )
-    found = find(target)
-    if weights is not None or "weight" in found.options:
-        known = {**known, "weight": given}
-    known = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in known.items()}
-    found.bind(known, adapters)
-    return CombineOptions(method, target, "delta", given, (), known, space or "dense", notes)
+    registered = find(target)
+    if weights is not None or "weight" in registered.options:
+        merged_options = {**merged_options, "weight": checked_weights}
+    merged_options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in merged_options.items()}
+    registered.bind(merged_options, adapters)
+    return CombineOptions(
+        method, target, "delta", checked_weights, (), merged_options, space or "dense", notes
+    )
 
 
-def _in_our_words(options: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """The options with PEFT's ``majority_sign_method`` as ``elect``. Errors: MethodError."""
-    known = dict(options)
-    if "weight" in known or "weights" in known:
-        raise MethodError("weight is no option here; give weights, one number an adapter.")
-    sign = known.pop("majority_sign_method", None)
+def _translate(options: Mapping[str, Any], target: str) -> dict[str, Any]:
+    """Replace PEFT's ``majority_sign_method`` by ``elect``. Errors: MethodError."""
+    translated = dict(options)
+    if "weight" in translated or "weights" in translated:
+        raise MethodError("weight is not an option here; give weights, one number per adapter.")
+    sign = translated.pop("majority_sign_method", None)
     if sign is None:
-        return known
+        return translated
     if target not in registry() or "elect" not in registry()[target].options:
         raise MethodError(
-            f"{target} elects no sign (majority_sign_method is {sign!r}). Leave it out, or choose ties or dare_ties."
+            f"{target} does not elect signs (majority_sign_method is {sign!r}). Remove the option, or choose ties or dare_ties."
         )
     if sign not in ELECTS:
         raise MethodError(
             f"majority_sign_method is {sign!r}; expected one of {', '.join(ELECTS)} (elect: mass, count)."
         )
-    return {**known, **{name: value for name, value in ELECTS[sign].items() if name not in options}}
+    return {**translated, **{name: value for name, value in ELECTS[sign].items() if name not in options}}
 
 
 def _coefficients(target: str, weights: tuple[float, ...], options: Mapping[str, Any]) -> tuple[float, ...]:
-    """What each update is multiplied by. Errors: MethodError, from the registry for what a method of ours has as an option."""
+    """Return the coefficient of each update. Errors: MethodError."""
     if target == "cat":
         if options:
             raise MethodError(f"cat has no option {next(iter(options))!r}; it has none.")
         return weights
     name = "linear" if target == "svd" else target
-    # PEFT's sums are not divided by their weights; a recipe's `linear` is, unless told otherwise.
+    # PEFT does not divide sums by their weights; a recipe's `linear` does by default.
     bound = find(name).bind(
         {**({"normalize": False} if name == "linear" else {}), **options, "weight": weights}, len(weights)
     )

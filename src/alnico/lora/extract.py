@@ -208,10 +208,12 @@ def extract(
             others=options.others,
             embeddings=options.embeddings,
         )
-        caps = [options.cap(s) if s.fate == "factors" else 0 for s in subjects.compared]
+        caps = [options.cap(s) if s.treatment == "factors" else 0 for s in subjects.compared]
         room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads_of(threads))
         check_outputs_place(target, needed_files(models), may_replace)
-        saved = sum(s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.fate == "saved")
+        saved = sum(
+            s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.treatment == "saved"
+        )
         check_room(
             target,
             2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved,
@@ -362,7 +364,7 @@ class _ExtractRun:
                 f"{self.tuned.label} equals {self.base.label} in all {len(tensors)} tensors, so there is nothing to extract; expected a "
                 "fine-tune and its base. Check the two paths."
             )
-        if not any(t.fate == "factors" for t in tensors):
+        if not any(t.treatment == "factors" for t in tensors):
             raise MismatchError(
                 f"{self.tuned.label}: no matrix that is to be factors changed from {self.base.label}, or has room for a rank; expected one at "
                 "least. Raise the size, or change the filters."
@@ -373,7 +375,7 @@ class _ExtractRun:
             self.base.label,
             self.options.data(),
             tuple(tensors),
-            tuple((a.name, a.why) for a in self.subjects.apart),
+            tuple((a.name, a.why) for a in self.subjects.unmatched),
             0,
             sum(t.byte_size for t in self.base.tensors.values()),
             False,
@@ -420,14 +422,14 @@ class _ExtractRun:
     def _factorise(self, spool: Spool) -> None:
         todo = [s for s in self.subjects.compared if s.name not in spool.done]
         # The largest first: a thread that takes one last works on while the others have nothing to do.
-        todo.sort(key=lambda s: (s.fate != "factors", -s.elements))
+        todo.sort(key=lambda s: (s.treatment != "factors", -s.elements))
         self._tell(Reading(len(todo), sum(self._bytes(s) for s in todo)))
         with one_blas_thread(), ieee_threads(self.room.threads) as pool:
             do_all(pool, self._stop, [(self._one, (spool, subject)) for subject in todo])
 
     def _one(self, spool: Spool, subject: ExtractTarget) -> None:
         real = real_of(self.tuned, self.base, subject.name)
-        cap = self.options.cap(subject) if subject.fate == "factors" else 0
+        cap = self.options.cap(subject) if subject.treatment == "factors" else 0
         is_held = cap > 0 and self.room.holds(subject, real)
         delta = Delta(
             self.tuned,
@@ -501,7 +503,7 @@ class _ExtractRun:
 
     def _saved(self, spool: Spool, ranks: Mapping[str, int]) -> SavedTensors:
         changed = [
-            s.name for s in self.subjects.compared if s.fate == "saved" and spool.spectrum(s.name)[1] > 0
+            s.name for s in self.subjects.compared if s.treatment == "saved" and spool.spectrum(s.name)[1] > 0
         ]
         return saved_of(
             self.base,
@@ -517,28 +519,30 @@ class _ExtractRun:
         for s in self.subjects.compared:
             values, squares = spool.spectrum(s.name)
             rank = ranks.get(s.name, 0)
-            fate: Any = "unchanged" if not squares and s.name not in whole else s.fate
-            why = s.why if fate == "left out" else ""
-            if fate == "factors" and not rank:
-                fate, why = "left out", "bytes keep more elsewhere"
+            treatment: Any = "unchanged" if not squares and s.name not in whole else s.treatment
+            why = s.why if treatment == "left out" else ""
+            if treatment == "factors" and not rank:
+                treatment, why = "left out", "bytes keep more elsewhere"
             if s.name in whole:
-                fate, why = "saved", ""
-            rest = max(squares - float(np.sum(values[:rank] ** 2)), 0.0) if fate == "factors" else squares
+                treatment, why = "saved", ""
+            rest = (
+                max(squares - float(np.sum(values[:rank] ** 2)), 0.0) if treatment == "factors" else squares
+            )
             size = (
                 rank * sum(s.matrix) * width
-                if fate == "factors"
+                if treatment == "factors"
                 else s.elements * width
-                if fate == "saved"
+                if treatment == "saved"
                 else 0
             )
-            left = 0.0 if fate == "saved" else math.sqrt(rest)
+            left = 0.0 if treatment == "saved" else math.sqrt(rest)
             found.append(
                 ExtractedTensor(
                     s.name,
                     s.shape,
-                    fate,
+                    treatment,
                     why,
-                    rank if fate == "factors" else 0,
+                    rank if treatment == "factors" else 0,
                     size,
                     math.sqrt(squares),
                     left,
@@ -652,7 +656,7 @@ class _ExtractRun:
     def _verified(self, part: PartDirectory, found: Extraction) -> Extraction:
         """Fold the adapter back and measure what is left of the change. Errors: VerificationError if it is more than it must be."""
         subjects = {s.name: s for s in self.subjects.compared}
-        todo = [t for t in found.tensors if t.fate in ("factors", "saved") and subjects[t.name].elements]
+        todo = [t for t in found.tensors if t.treatment in ("factors", "saved") and subjects[t.name].elements]
         sums: dict[str, np.ndarray] = {
             t.name: np.zeros((-(-subjects[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
         }
@@ -685,7 +689,9 @@ class _ExtractRun:
                 t.expected**2 * 1.002 + (4 * eps * t.change) ** 2 + (4 * 2.0**-24 * length) ** 2
             )
             least = {"F32": 2.0**-126, "F16": 2.0**-14, "BF16": 2.0**-126}[self.options.dtype]
-            if t.fate == "saved":  # below the least normal number, rounding takes as much from every number
+            if (
+                t.treatment == "saved"
+            ):  # below the least normal number, rounding takes as much from every number
                 allowed = 2 * eps * (length + t.change) + 2 * least * eps * math.sqrt(
                     subjects[t.name].elements
                 )
@@ -707,7 +713,7 @@ class _ExtractRun:
         """
         each = tensor.change / math.sqrt(subject.elements)
         arithmetic = float(np.finfo(real_of(self.tuned, self.base, subject.name)).smallest_normal)
-        factor = math.sqrt(tensor.change / max(subject.matrix)) if tensor.fate == "factors" else math.inf
+        factor = math.sqrt(tensor.change / max(subject.matrix)) if tensor.treatment == "factors" else math.inf
         if each < 1e3 * arithmetic or factor < 4 * least:
             raise MismatchError(
                 f"{tensor.name}: the change is so small ({each:.1e} in the mean) that {self.options.dtype} cannot hold its factors; expected a "

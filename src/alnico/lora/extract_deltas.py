@@ -1,4 +1,4 @@
-"""The task vector of one tensor, fine-tune minus base: by blocks of rows, held or read anew for each pass; and what all of it takes."""
+"""Reads the task vector of one tensor by blocks of rows, and plans the memory of an extraction."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ CHECKED_ELEMENTS = 1 << 17
 
 
 def real_of(tuned: Source, base: Source, name: str) -> np.dtype[Any]:
-    """float64 where one of the two is, else float32."""
+    """Return the working precision: float64 if one of the two tensors is float64, else float32."""
     return np.dtype(
         np.float64 if "F64" in (tuned.tensors[name].dtype, base.tensors[name].dtype) else np.float32
     )
 
 
 class Delta:
-    """Fine-tune minus base of one tensor, as a matrix. ``memory`` is where it is held as a whole, of its size; None: it is not."""
+    """Fine-tune minus base of one tensor, as a matrix.
+
+    ``memory`` is a buffer of the matrix's size that caches it; with None it is read again for each pass.
+    """
 
     def __init__(
         self, tuned: Source, base: Source, subject: ExtractTarget, memory: np.ndarray | None = None
@@ -36,18 +39,18 @@ class Delta:
         self.subject = subject
         self._sources = tuned, base
         self._real = real_of(tuned, base, subject.name)
-        self._held = None if memory is None else memory.view(self._real).reshape(subject.matrix)
+        self._cached = None if memory is None else memory.view(self._real).reshape(subject.matrix)
         self._is_filled = False
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Its rows in order. A block is valid until the next one is asked for."""
+        """Yield its rows in order, in blocks. A block is valid until the next one is requested."""
         rows, columns = self.subject.matrix
-        if self._held is None or not self._is_filled:
+        if self._cached is None or not self._is_filled:
             yield from self._read(rows, columns)
-            self._is_filled = self._held is not None
+            self._is_filled = self._cached is not None
         else:
             for first, last in row_blocks(rows, columns):
-                yield self._held[first:last]
+                yield self._cached[first:last]
 
     def _read(self, rows: int, columns: int) -> Iterator[np.ndarray]:
         cuts = row_blocks(rows, columns)
@@ -57,9 +60,9 @@ class Delta:
         values = np.empty((2, most), self._real)
         for first, last in cuts:
             count = (last - first) * columns
-            mine = values[0, :count] if self._held is None else self._held[first:last].reshape(-1)
+            tuned_values = values[0, :count] if self._cached is None else self._cached[first:last].reshape(-1)
             for source, dtype, raw, into in zip(
-                self._sources, dtypes, raws, (mine, values[1, :count]), strict=True
+                self._sources, dtypes, raws, (tuned_values, values[1, :count]), strict=True
             ):
                 width = DTYPES[dtype].bytes
                 source.read_into(self.subject.name, first * columns * width, memoryview(raw)[: count * width])
@@ -67,12 +70,12 @@ class Delta:
                     decode_into(raw[: count * width], dtype, into)
                 else:
                     into[:] = decode(raw[: count * width], dtype)
-            with np.errstate(all="ignore"):  # what is not finite is found by the sum of squares, and named
-                mine -= values[1, :count]
-            yield mine.reshape(last - first, columns)
+            with np.errstate(all="ignore"):  # the sum of squares detects values that are not finite
+                tuned_values -= values[1, :count]
+            yield tuned_values.reshape(last - first, columns)
 
     def squares(self) -> float:
-        """The sum of its squares, in float64."""
+        """Return the sum of its squares, in float64."""
         total = 0.0
         for block in self.blocks():
             wide = block.astype(np.float64).reshape(-1)
@@ -80,16 +83,17 @@ class Delta:
         return total
 
     def refuse_tiny(self) -> None:
-        """Errors: MismatchError for a change whose squares are 0, though it is none."""
+        """Refuse a change that is not zero but whose squares are 0 in float64. Errors: MismatchError."""
         most = max((float(np.abs(block).max(initial=0.0)) for block in self.blocks()), default=0.0)
         if most:
             raise MismatchError(
-                f"{self.subject.name}: the difference of {self._sources[0].label} and {self._sources[1].label} is {most:.1e} at most, whose "
-                "square is 0 in float64; expected a larger one, or none. Leave the tensor out (exclude), or multiply both models by a number."
+                f"{self.subject.name}: the difference of {self._sources[0].label} and {self._sources[1].label} is at most {most:.1e}, "
+                "and its square is 0 in float64; expected a larger difference, or none. Exclude the tensor (exclude), or "
+                "multiply both models by a number."
             )
 
     def refuse(self) -> None:
-        """Name the first entry that is no number. Errors: NonFiniteError."""
+        """Report the first entry that is not finite. Errors: NonFiniteError."""
         name = self.subject.name
         shape = self.subject.shape or (1,)
         for source in self._sources:
@@ -104,17 +108,17 @@ class Delta:
                     index = tuple(int(i) for i in np.unravel_index(first + int(wrong[0]), shape))
                     raise NonFiniteError(
                         f"{name}[{', '.join(map(str, index))}] is {values[wrong[0]]} in {source.label}; expected finite numbers. "
-                        "Mend the model it is in."
+                        "Repair that model."
                     )
         raise NonFiniteError(
-            f"{name}: the difference of {self._sources[0].label} and {self._sources[1].label} is too large for {self._real.name}; expected "
-            "a fine-tune and its base. Check both models."
+            f"{name}: the difference of {self._sources[0].label} and {self._sources[1].label} is too large for {self._real.name}; "
+            "expected a fine-tune and its base. Check both models."
         )
 
 
 @dataclass(frozen=True)
 class ExtractMemory:
-    """How an extraction fits its budget: its peak is known before it starts. ``held_bytes`` are each thread's for a whole task vector."""
+    """How an extraction fits its memory budget. ``held_bytes`` is what each thread has for caching a whole task vector."""
 
     budget_bytes: int
     peak_bytes: int
@@ -133,10 +137,10 @@ def fit(
     budget_bytes: int,
     threads: int,
 ) -> ExtractMemory:
-    """Choose threads and what they hold. ``caps`` are the largest ranks that may be asked for.
+    """Choose the number of threads and how much each caches. ``caps`` are the largest ranks allowed.
 
-    Fewer threads and task vectors that are read anew for each pass make an extraction smaller.
-    Errors: ResourceError if one thread that holds none does not fit, with the budget that would do.
+    Fewer threads, and task vectors that are read again for each pass, need less memory.
+    Errors: ResourceError, with the budget needed, if a single thread that caches nothing does not fit.
     """
     fixed = (
         BASELINE_BYTES
@@ -158,26 +162,26 @@ def fit(
             return ExtractMemory(budget_bytes, fixed + workers * (worker + held), workers, held)
     name = subjects[needs.index(most)].name if subjects else "a tensor"
     raise ResourceError(
-        f"extract: {name} needs {format_size(worker)} beside {format_size(fixed)} for the rest, the budget is "
-        f"{format_size(budget_bytes)}. Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB, or ask for a smaller rank."
+        f"extract: {name} needs {format_size(worker)} in addition to {format_size(fixed)} for the rest; the budget is "
+        f"{format_size(budget_bytes)}. Raise --memory to {-(-(fixed + worker) // (1 << 20))}MiB, or choose a smaller rank."
     )
 
 
 def _work_bytes(tuned: Source, base: Source, subject: ExtractTarget, cap: int) -> int:
-    """What factorising a matrix takes beside its task vector, where nothing of that is held."""
+    """Return the bytes needed to factorise a matrix whose task vector is not cached."""
     rows, columns = subject.matrix
     item = real_of(tuned, base, subject.name).itemsize
     widths = sum(DTYPES[s.tensors[subject.name].dtype].bytes for s in (tuned, base))
     block = min(max(BLOCK_ELEMENTS, columns), subject.elements)
     reading = block * (widths + 2 * item + 8)
-    if subject.fate != "factors" or not cap:
+    if subject.treatment != "factors" or not cap:
         return reading + 8 * block
     side = min(rows, columns)
     if is_whole((rows, columns), cap):
-        kept = min(cap, side)
-        return 2 * reading + 16 * block + 5 * 8 * side * side + (rows + columns) * kept * (8 + 3 * item)
+        rank = min(cap, side)
+        return 2 * reading + 16 * block + 5 * 8 * side * side + (rows + columns) * rank * (8 + 3 * item)
     width = width_of(cap)
     span = ITERATIONS * width
     powers = columns * width * item * (ITERATIONS + 3)
-    spans = columns * span * (item + 3 * 8)  # numpy's qr is in float64 whatever it is given
+    spans = columns * span * (item + 3 * 8)  # numpy's qr computes in float64 for any input
     return reading + powers + spans + rows * span * (item + 8) // 2 + (rows + columns) * cap * 2 * item

@@ -1,4 +1,4 @@
-"""What an extraction found: of each tensor what became of it and how much of its change is kept, as data and as a card."""
+"""The result of an extraction: how each tensor was treated and how much of its change is kept."""
 
 from __future__ import annotations
 
@@ -12,17 +12,20 @@ from alnico._version import __version__
 from alnico.numerics.sizes import format_size
 
 SHOWN = 12
-"""Tensors that a card lists."""
+"""Number of tensors listed in the card."""
 
 
 @dataclass(frozen=True)
 class ExtractedTensor:
-    """A tensor of both models. ``change`` is |fine-tune - base|; ``expected`` what the factors leave of it, by the singular values;
-    ``measured`` what is left when the adapter is folded back (None: not verified)."""
+    """A tensor of both models.
+
+    ``change`` is |fine-tune - base|. ``expected`` is the error of the factors, computed from the singular values;
+    ``measured`` is the error after folding the adapter back (None: not verified).
+    """
 
     name: str
     shape: tuple[int, ...]
-    fate: Literal["factors", "saved", "left out", "unchanged"]
+    treatment: Literal["factors", "saved", "left out", "unchanged"]
     why: str
     rank: int
     bytes: int
@@ -32,12 +35,12 @@ class ExtractedTensor:
 
     @property
     def left(self) -> float:
-        """What is left of the change, as it was measured if it was."""
+        """The part of the change that is lossy: measured if verified, else expected."""
         return self.expected if self.measured is None else self.measured
 
     @property
     def error(self) -> float:
-        """Share of the length of the change that is lost: |W + s B A - fine-tune| / |fine-tune - W|."""
+        """Share of the length of the change that is lossy: |W + s B A - fine-tune| / |fine-tune - W|."""
         return self.left / self.change if self.change else 0.0
 
     @property
@@ -49,7 +52,7 @@ class ExtractedTensor:
         return {
             "name": self.name,
             "shape": list(self.shape),
-            "fate": self.fate,
+            "treatment": self.treatment,
             **({"why": self.why} if self.why else {}),
             "rank": self.rank,
             "bytes": self.bytes,
@@ -62,30 +65,30 @@ class ExtractedTensor:
 
 @dataclass(frozen=True)
 class Extraction:
-    """A finished extraction: the adapter in ``path`` and what it keeps of ``tuned``'s change from ``base``."""
+    """A finished extraction: the adapter in ``path``, and how much of the change from ``base`` to ``tuned`` it keeps."""
 
     path: Path
     tuned: str
     base: str
     options: Mapping[str, Any]
     tensors: tuple[ExtractedTensor, ...]
-    apart: tuple[tuple[str, str], ...]
-    """Tensors that have no counterpart of their shape, with why they are left out."""
+    unmatched: tuple[tuple[str, str], ...]
+    """Tensors without a counterpart of the same shape, each with the reason why it is left out."""
     byte_size: int
     base_bytes: int
     is_verified: bool
     seconds: float
     resumed: int
-    """Tensors that were kept from an interrupted run."""
+    """Number of tensors reused from an interrupted run."""
 
     @property
     def change(self) -> float:
-        """|fine-tune - base| over all tensors that both have."""
+        """|fine-tune - base| over all tensors that both models have."""
         return _length(t.change for t in self.tensors)
 
     @property
     def error(self) -> float:
-        """Share of the length of the whole change that is lost."""
+        """Share of the length of the whole change that is lossy."""
         return _length(t.left for t in self.tensors) / self.change if self.change else 0.0
 
     @property
@@ -97,11 +100,11 @@ class Extraction:
         """A tensor's share of the squares of the whole change."""
         return (tensor.change / self.change) ** 2 if self.change else 0.0
 
-    def of(self, fate: str) -> list[ExtractedTensor]:
-        return [t for t in self.tensors if t.fate == fate]
+    def of(self, treatment: str) -> list[ExtractedTensor]:
+        return [t for t in self.tensors if t.treatment == treatment]
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain data, for ``--json`` and ``extraction.json``; nothing in it depends on where or how fast it was made."""
+        """Return plain data for ``--json`` and ``extraction.json``; it does not depend on the machine or on timing."""
         return {
             "tuned": self.tuned,
             "base": self.base,
@@ -112,11 +115,11 @@ class Extraction:
             "relative_error": self.error,
             "is_verified": self.is_verified,
             "tensors": [{**t.data(), "share_of_change": self.share(t)} for t in self.tensors],
-            "without_counterpart": [{"name": name, "why": why} for name, why in self.apart],
+            "without_counterpart": [{"name": name, "why": why} for name, why in self.unmatched],
         }
 
     def summary(self) -> list[str]:
-        """What it kept and left out, in lines for people."""
+        """Return lines of text that say what was kept and what was left out."""
         factors, saved, left = (
             self.of("factors"),
             self.of("saved"),
@@ -130,38 +133,40 @@ class Extraction:
             f"{len(saved)} tensors saved as they are"
             + (f", {format_size(sum(t.bytes for t in saved))}" if saved else ""),
             f"{len(left)} changed tensors left out, {sum(map(self.share, left)):.2%} of the energy of the change"
-            + (f", and {len(self.apart)} without a counterpart" if self.apart else ""),
+            + (f", and {len(self.unmatched)} without a counterpart" if self.unmatched else ""),
             f"{len(self.of('unchanged'))} tensors did not change",
-            f"energy kept in all {self.energy:.2%}, relative error {self.error:.4f}"
+            f"energy kept in total {self.energy:.2%}, relative error {self.error:.4f}"
             + (", verified" if self.is_verified else ""),
             f"adapter {format_size(self.byte_size)}, {self.byte_size / max(self.base_bytes, 1):.2%} of the base",
         ]
         return lines
 
     def worst(self) -> list[ExtractedTensor]:
-        """Tensors that changed, by how much of the whole change is lost in them."""
-        lost = [t for t in self.tensors if t.left > 0 and t.change > 0]
-        return sorted(lost, key=lambda t: (-t.left, t.name))
+        """Return the changed tensors, those that lose most of the whole change first."""
+        lossy = [t for t in self.tensors if t.left > 0 and t.change > 0]
+        return sorted(lossy, key=lambda t: (-t.left, t.name))
 
 
-def card_text(found: Extraction, tuned: str, base: str) -> str:
-    """The card below its front matter. ``tuned`` and ``base`` are names that may be public."""
+def card_text(extraction: Extraction, tuned: str, base: str) -> str:
+    """Return the card without its front matter. ``tuned`` and ``base`` are names that may be published."""
     lines = [
         f"# {tuned} as a LoRA adapter of {base}",
         "",
         f"Extracted with [alnico](https://pypi.org/project/alnico/) {__version__}: the leading singular vectors of fine-tune minus base.",
         "",
-        *(f"- {line}" for line in found.summary()),
+        *(f"- {line}" for line in extraction.summary()),
         "",
-        "Energy is the sum of the squares of fine-tune minus base. What most is lost of:",
+        "Energy is the sum of the squares of fine-tune minus base. The tensors that lose most:",
         "",
         "| tensor | as | rank | energy kept | share of the change |",
         "|---|---|---|---|---|",
     ]
-    for t in found.worst()[:SHOWN]:
-        lines.append(f"| {t.name} | {t.fate} | {t.rank or '-'} | {t.energy:.2%} | {found.share(t):.3%} |")
-    options = " ".join(f"`{key}: {value}`" for key, value in found.options.items())
-    lines += ["", f"`extraction.json` has all tensors. Options: {options}.", ""]
+    for t in extraction.worst()[:SHOWN]:
+        lines.append(
+            f"| {t.name} | {t.treatment} | {t.rank or '-'} | {t.energy:.2%} | {extraction.share(t):.3%} |"
+        )
+    options = " ".join(f"`{key}: {value}`" for key, value in extraction.options.items())
+    lines += ["", f"`extraction.json` lists all tensors. Options: {options}.", ""]
     return "\n".join(lines)
 
 

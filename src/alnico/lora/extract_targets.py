@@ -1,4 +1,4 @@
-"""What becomes of each tensor of a fine-tune when an adapter is extracted: factors, saved as it is, or left out, and why."""
+"""Decides how an extraction treats each tensor: as factors, saved whole, or left out with a reason."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ EmbeddingsChoice = Literal["lora", "save", "leave"]
 
 @dataclass(frozen=True)
 class ExtractTarget:
-    """A tensor that both models have. ``fate`` is what is meant for it; one that did not change is left out whatever it is."""
+    """A tensor that both models have, with its planned treatment; a tensor that did not change is always left out."""
 
     name: str
     shape: tuple[int, ...]
-    fate: Treatment
+    treatment: Treatment
     why: str = ""
     kind: ModuleKind = "linear"
     is_turned: bool = False
@@ -50,14 +50,14 @@ class ExtractTarget:
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Rows and columns as it is stored; what is beside a convolution's outputs is flattened."""
+        """Rows and columns as stored; the other dimensions of a convolution are flattened into columns."""
         rows = self.shape[0] if self.shape else 1
         return rows, self.elements // max(rows, 1)
 
 
 @dataclass(frozen=True)
 class UnmatchedTensor:
-    """A tensor that has no counterpart of its shape, or no values that have a difference."""
+    """A tensor without a counterpart of the same shape, or whose dtype has no difference."""
 
     name: str
     why: str
@@ -65,15 +65,15 @@ class UnmatchedTensor:
 
 @dataclass(frozen=True)
 class Subjects:
-    """What an extraction is about. ``tied`` are the embeddings that the base's head is tied to."""
+    """All tensors of an extraction. ``tied`` are the embeddings that the base ties to its head."""
 
     compared: tuple[ExtractTarget, ...]
-    apart: tuple[UnmatchedTensor, ...]
+    unmatched: tuple[UnmatchedTensor, ...]
     tied: tuple[str, ...]
 
     @property
     def factored(self) -> tuple[ExtractTarget, ...]:
-        return tuple(s for s in self.compared if s.fate == "factors")
+        return tuple(s for s in self.compared if s.treatment == "factors")
 
 
 def subjects_of(
@@ -85,14 +85,14 @@ def subjects_of(
     others: OthersChoice = "save",
     embeddings: EmbeddingsChoice = "lora",
 ) -> Subjects:
-    """Say what becomes of each tensor, from names, shapes and dtypes alone.
+    """Decide the treatment of each tensor from names, shapes and dtypes alone.
 
-    Errors: MismatchError for models of other kinds or sizes; RecipeError for a filter that fits no tensor.
+    Errors: MismatchError for models of different kinds or sizes; RecipeError for a filter that matches no tensor.
     """
     _check_filters(base, include, exclude)
     _check_fit(tuned, base)
     compared: list[ExtractTarget] = []
-    apart: list[UnmatchedTensor] = []
+    unmatched: list[UnmatchedTensor] = []
     has_head = any("For" in a or "LMHead" in a for a in architectures(base.config))
     tables = tables_of(base).rows
     tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
@@ -102,20 +102,20 @@ def subjects_of(
         other = tuned.tensors.get(name)
         if other is None:
             if name not in heads:
-                apart.append(UnmatchedTensor(name, f"{tuned.label} has no such tensor"))
+                unmatched.append(UnmatchedTensor(name, f"{tuned.label} has no such tensor"))
         elif name in heads:
-            apart.append(UnmatchedTensor(name, f"is tied to {heads[name]}, which stands for both"))
+            unmatched.append(UnmatchedTensor(name, f"is tied to {heads[name]}, which stands for both"))
         elif other.shape != tensor.shape:
-            apart.append(
+            unmatched.append(
                 UnmatchedTensor(name, f"is {other.shape} in {tuned.label} and {tensor.shape} in {base.label}")
             )
         elif tensor.dtype not in MERGEABLE or other.dtype not in MERGEABLE:
             if not _are_equal(tuned, base, name):
-                apart.append(
-                    UnmatchedTensor(name, f"is {other.dtype}, which has no difference in floating point")
+                unmatched.append(
+                    UnmatchedTensor(name, f"is {other.dtype}, which has no floating-point difference")
                 )
         else:
-            fate, why, kind = _fate(
+            treatment, why, kind = _treatment(
                 spelled[name],
                 name,
                 tensor.shape,
@@ -125,22 +125,22 @@ def subjects_of(
                 embeddings,
                 is_of_tokens=name in tables,
             )
-            if name in tied and fate == "factors":
-                fate, why = (
+            if name in tied and treatment == "factors":
+                treatment, why = (
                     "left out",
-                    "tied to the head, which factors of an embedding do not reach in PEFT; it can be saved",
+                    "tied to the head, which PEFT does not update through factors of the embedding; it can be saved",
                 )
             turned = kind == "embedding" or (kind == "linear" and is_turned_linear(name, base.config))
-            compared.append(ExtractTarget(name, tensor.shape, fate, why, kind, turned))
-    apart += [
+            compared.append(ExtractTarget(name, tensor.shape, treatment, why, kind, turned))
+    unmatched += [
         UnmatchedTensor(name, f"{base.label} has no such tensor")
         for name in tuned.tensors
         if name not in base.tensors
     ]
-    return Subjects(tuple(compared), tuple(apart), tied)
+    return Subjects(tuple(compared), tuple(unmatched), tied)
 
 
-def _fate(
+def _treatment(
     name: str,
     stored: str,
     shape: tuple[int, ...],
@@ -154,14 +154,14 @@ def _fate(
     if any(matches_filter(pattern, stored) for pattern in exclude) or (
         include and not any(matches_filter(pattern, stored) for pattern in include)
     ):
-        return "left out", "the filters leave it out", "linear"
+        return "left out", "excluded by the filters", "linear"
     is_weight = name.endswith(".weight")
     is_table = is_weight and len(shape) == 2 and (is_lookup(name) or (is_of_tokens and is_input(name)))
     if (is_table or is_of_tokens or name.endswith(OTHER_TABLES)) and embeddings != "lora":
         return (
             ("saved", "", "linear")
             if embeddings == "save"
-            else ("left out", "embeddings and heads are left out by choice", "linear")
+            else ("left out", "embeddings and heads are left out (embeddings: leave)", "linear")
         )
     if is_table:
         return "factors", "", "embedding"
@@ -170,11 +170,15 @@ def _fate(
     if is_weight and len(shape) in (3, 4, 5) and shape[1] > 1:
         return "factors", "", "convolution"
     if sum(n > 1 for n in shape) > 1 and not is_weight:
-        return "left out", "a parameter of two dimensions or more that is no module's weight", "linear"
+        return (
+            "left out",
+            "a parameter of two or more dimensions that is not the weight of a module",
+            "linear",
+        )
     return (
         ("saved", "", "linear")
         if others == "save"
-        else ("left out", "what is no matrix is left out by choice", "linear")
+        else ("left out", "not a matrix, left out (others: leave)", "linear")
     )
 
 
@@ -183,13 +187,13 @@ def _check_filters(base: Source, include: Sequence[str], exclude: Sequence[str])
         for pattern in patterns:
             if not any(matches_filter(pattern, name) for name in base.tensors):
                 raise RecipeError(
-                    f"{option} is {pattern!r}, which fits no tensor of {base.label}; a name is "
-                    f"{next(iter(base.tensors), 'none')}, say. Mend the filter, or leave it out."
+                    f"{option} is {pattern!r}, which matches no tensor of {base.label}; an example of a "
+                    f"name is {next(iter(base.tensors), 'none')}. Correct the filter, or remove it."
                 )
 
 
 def _check_fit(tuned: Source, base: Source) -> None:
-    """Refuse models of which no difference can be taken. Errors: MismatchError."""
+    """Refuse models whose difference is not defined. Errors: MismatchError."""
     names = [*base.tensors, *(n for n in tuned.tensors if n not in base.tensors)]
     shapes = [
         {i: s.tensors[n].shape if n in s.tensors else None for i, s in enumerate((base, tuned))}
@@ -199,37 +203,42 @@ def _check_fit(tuned: Source, base: Source) -> None:
     fitting = len(names) - len(misfits)
     if fitting and fitting >= len(misfits):
         return
-    said = explain_mismatch([m for m in misfits if None not in m.shapes.values()] or misfits, (base, tuned))
-    if said is not None:
-        raise MismatchError(f"{said[0]} Extract from a fine-tune and the base that it was tuned from.")
+    explanation = explain_mismatch(
+        [m for m in misfits if None not in m.shapes.values()] or misfits, (base, tuned)
+    )
+    if explanation is not None:
+        raise MismatchError(f"{explanation[0]} Give a fine-tune and its own base.")
     raise MismatchError(
-        f"{tuned.label} and {base.label} have {fitting} tensors of one name and shape, and {len(misfits)} that the other lacks or has "
-        f"in another shape, such as {misfits[0].name}; expected a fine-tune and its base. Check that both are what they should be, and "
-        "are stored under the same names."
+        f"{tuned.label} and {base.label} share {fitting} tensors of the same name and shape; {len(misfits)} are missing in one "
+        f"of them or have another shape, such as {misfits[0].name}; expected a fine-tune and its base. Check that both are "
+        "the right models, stored under the same names."
     )
 
 
 def _are_equal(tuned: Source, base: Source, name: str) -> bool:
-    """Have two tensors without a difference the same dtype and bytes?"""
-    one, other = tuned.tensors[name], base.tensors[name]
-    if one.dtype != other.dtype:
+    """Check whether two tensors have the same dtype and bytes."""
+    tensor, other = tuned.tensors[name], base.tensors[name]
+    if tensor.dtype != other.dtype:
         return False
     for source in (tuned, base):
         source.fetch(source.absent([name], False))
     step = 1 << 22
-    mine, theirs = bytearray(step), bytearray(step)
-    for offset in range(0, one.byte_size, step):
-        count = min(step, one.byte_size - offset)
-        for source, buffer in ((tuned, mine), (base, theirs)):
+    tuned_bytes, base_bytes = bytearray(step), bytearray(step)
+    for offset in range(0, tensor.byte_size, step):
+        count = min(step, tensor.byte_size - offset)
+        for source, buffer in ((tuned, tuned_bytes), (base, base_bytes)):
             source.read_into(name, offset, memoryview(buffer)[:count])
-        if mine[:count] != theirs[:count]:
+        if tuned_bytes[:count] != base_bytes[:count]:
             return False
     return True
 
 
 @dataclass(frozen=True)
 class SavedTensors:
-    """How tensors that are no factors are written: names in the file by names in the base, modules to save, and whether biases are."""
+    """How tensors that are not factorised are written.
+
+    ``names`` maps names in the base to names in the file; ``modules`` are for ``modules_to_save``.
+    """
 
     names: Mapping[str, str]
     modules: tuple[str, ...]
@@ -239,17 +248,17 @@ class SavedTensors:
 def saved_of(
     base: Source, changed: Collection[str], factored: Collection[str], tied: Collection[str]
 ) -> SavedTensors:
-    """Tell how PEFT is given the tensors ``changed`` anew; ``factored`` are the modules that have factors.
+    """Decide how to store the ``changed`` tensors for PEFT; ``factored`` are the modules with factors.
 
-    The bias of a module with factors goes by ``bias: all``. A module that holds nothing but its weight and bias goes whole, by
-    ``modules_to_save``. What else there is stands under its own name, which PEFT loads into the base; so does an embedding that is
-    ``tied`` to a head: PEFT would wrap it without the head.
+    The bias of a module with factors is stored through ``bias: all``. A module with only a weight and a bias is stored
+    whole, through ``modules_to_save``. Any other tensor keeps its own name, and PEFT loads it into the base; so does an
+    embedding ``tied`` to a head, because PEFT would wrap it without the head.
     """
-    held: dict[str, list[str]] = {}
+    tensors_of: dict[str, list[str]] = {}
     parents: set[str] = set()
     for name in base.tensors:
         words = name.split(".")
-        held.setdefault(".".join(words[:-1]), []).append(name)
+        tensors_of.setdefault(".".join(words[:-1]), []).append(name)
         parents.update(".".join(words[:i]) for i in range(1, len(words) - 1))
     names: dict[str, str] = {}
     modules: dict[str, None] = {}
@@ -259,29 +268,32 @@ def saved_of(
         is_leaf = module and module not in parents
         plain = all(
             n.rpartition(".")[2] in ("weight", "bias") and base.tensors[n].dtype in MERGEABLE
-            for n in held[module]
+            for n in tensors_of[module]
         )
         if module in factored:
             names[name] = f"{module}.base_layer.{parameter}"
             has_biases |= parameter == "bias"
         elif is_leaf and plain and name not in tied:
             modules[module] = None
-            names |= {n: n for n in held[module]}
+            names |= {n: n for n in tensors_of[module]}
         else:
             names[name] = name
     return SavedTensors(names, tuple(modules), has_biases)
 
 
-def module_names(names: Collection[str], wanted: Collection[str]) -> list[str]:
-    """Names for ``modules_to_save``: the shortest endings that stand for ``wanted`` alone; PEFT takes what ends with one of them."""
+def module_names(names: Collection[str], modules: Collection[str]) -> list[str]:
+    """Return names for ``modules_to_save``: the shortest suffixes that match only ``modules``.
+
+    PEFT saves every module whose name ends with one of them.
+    """
     every = {
         ".".join(words[:i]) for name in names if (words := name.split(".")) for i in range(1, len(words))
     }
-    found: set[str] = set()
-    for module in wanted:
+    suffixes: set[str] = set()
+    for module in modules:
         last = module.rpartition(".")[2]
-        found.add(last if all(m in wanted for m in every if m.endswith(last)) else module)
-    return sorted(found)
+        suffixes.add(last if all(m in modules for m in every if m.endswith(last)) else module)
+    return sorted(suffixes)
 
 
 def byte_size(tensors: Mapping[str, tuple[int, ...]], dtype: str) -> int:

@@ -1,4 +1,4 @@
-"""The factors of finished matrices on the disk, until all are known and ranks are given out: what a killed extraction keeps."""
+"""Stores the factors of finished matrices on disk until ranks are assigned, so that an extraction can resume."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ NAME = "factors.spool"
 
 
 class Spool:
-    """Finished factors, one after the other in a file of a part directory, with a journal line after they are on the disk.
+    """Finished factors, appended to one file of a part directory; a journal line follows each once it is on disk.
 
-    One file, since bringing one to the disk takes as long as bringing hundreds. Safe for threads; close it.
-    Errors: OutputError, naming what changed, where an extraction with other inputs or options stands; RunError.
+    There is one file because syncing one takes as long as syncing hundreds. Thread-safe; close it.
+    Errors: OutputError, naming what changed, if the folder has an extraction of other inputs or options; RunError.
     """
 
     def __init__(self, part: PartDirectory, fingerprint: Mapping[str, Any], restart: bool) -> None:
         self._path = part.path / NAME
         self._lock = threading.Lock()
-        found = JournalState() if restart else read_journal(part.path, fingerprint, "extraction")
-        if not found:
+        state = JournalState() if restart else read_journal(part.path, fingerprint, "extraction")
+        if not state:
             part.clear()
         try:
             self._descriptor = open_to_write(
-                self._path, part.folder, flags=os.O_RDWR | os.O_CREAT | (0 if found else os.O_TRUNC)
+                self._path, part.folder, flags=os.O_RDWR | os.O_CREAT | (0 if state else os.O_TRUNC)
             )
         except OSError as error:
             raise RunError(
-                f"{self._path}: cannot be made ({error.strerror}). Choose another output."
+                f"{self._path}: cannot be created ({error.strerror}). Choose another output."
             ) from None
-        self._held: dict[str, tuple[int, dict[str, Any]]] = {r.tensor: _place(r) for r in found.records}
-        kept = [record for record in found.records if self._is_whole(record)]
-        self._held = {r.tensor: self._held[r.tensor] for r in kept}
-        self._end = max((at + sum(entry["bytes"]) for at, entry in self._held.values()), default=0)
-        self.done = frozenset(self._held)
-        self._journal = Journal(part.path, fingerprint, self._sync, JournalState(kept), part.folder)
+        self._entries: dict[str, tuple[int, dict[str, Any]]] = {r.tensor: _place(r) for r in state.records}
+        whole = [record for record in state.records if self._is_whole(record)]
+        self._entries = {r.tensor: self._entries[r.tensor] for r in whole}
+        self._end = max((at + sum(entry["bytes"]) for at, entry in self._entries.values()), default=0)
+        self.done = frozenset(self._entries)
+        self._journal = Journal(part.path, fingerprint, self._sync, JournalState(whole), part.folder)
 
     def _is_whole(self, record: Record) -> bool:
-        """Are the factors of a finished matrix what the journal says?"""
+        """Check the factors of a finished matrix against the journal."""
         try:
             return _digest(self.read(record.tensor)) == record.digest
         except (ModelError, RunError):
@@ -75,12 +75,12 @@ class Spool:
                 write_fully(self._descriptor, memoryview(values).cast("B"), at, self._path, name)
             at += values.nbytes
         with self._lock:
-            self._held[name] = begin, entry
+            self._entries[name] = begin, entry
         self._journal.finished(Record(name, _digest(factors), ((begin, json.dumps(entry), ""),)))
 
     def read(self, name: str, rank: int | None = None) -> LowRankFactors:
-        """The factors of a finished matrix, of all its rank or of a smaller one. Errors: RunError."""
-        at, entry = self._held[name]
+        """Return the factors of a finished matrix, cut to ``rank`` if given. Errors: RunError."""
+        at, entry = self._entries[name]
         parts = []
         for shape, size in zip(entry["shapes"], entry["bytes"], strict=True):
             values = np.empty(shape, np.dtype(entry["dtype"]))
@@ -92,15 +92,15 @@ class Spool:
         return LowRankFactors(parts[0][:, :rank], parts[1][:rank], values[:rank], squares)
 
     def spectrum(self, name: str) -> tuple[np.ndarray, float]:
-        """The singular values and the sum of squares of a finished matrix, without its factors."""
-        _, entry = self._held[name]
+        """Return the singular values and the sum of squares of a finished matrix, without its factors."""
+        _, entry = self._entries[name]
         return np.array(entry["values"], np.float64), float(entry["squares"])
 
     def _sync(self) -> None:
         os.fsync(self._descriptor)
 
     def stop(self) -> None:
-        """End the journal: all is known. Errors: whatever failed while writing."""
+        """Close the journal. Errors: the first failure to write."""
         self._journal.close()
 
     def close(self) -> None:
@@ -108,7 +108,7 @@ class Spool:
 
 
 def _place(record: Record) -> tuple[int, dict[str, Any]]:
-    """Where in the file the factors of a record begin, and what they are."""
+    """Return where the factors of a record begin in the file, and their description."""
     begin, entry, _ = record.inputs[0]
     return begin, json.loads(entry)
 

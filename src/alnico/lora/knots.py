@@ -1,4 +1,4 @@
-"""KnOTS: the updates of adapters in one basis of their outputs."""
+"""KnOTS: represents the updates of several adapters in one basis of their outputs."""
 
 from __future__ import annotations
 
@@ -15,35 +15,36 @@ from alnico.numerics.low_rank import of_matrix, stacked
 class Knots:
     """``s_i B_i A_i = left @ values[i]``: orthonormal ``left`` (m, k), and values (k, n) that a method merges entry by entry.
 
-    Stoica et al. 2025 (https://arxiv.org/abs/2410.19735): ``[D_1 | ... | D_N] = U S [V_1^T | ... | V_N^T]`` of the updates ``D_i`` beside
-    one another; ``U`` is kept, and the ``S V_i^T`` are merged. What is linear is the same here as on the whole matrices. As in the authors'
-    code, the singular values are in what is merged. That code leaves out singular values up to 1e-5; here they are left out where they
-    are rounding, whatever the scale of the numbers.
+    Stoica et al. 2025 (https://arxiv.org/abs/2410.19735): ``[D_1 | ... | D_N] = U S [V_1^T | ... | V_N^T]`` for the
+    concatenated updates ``D_i``; ``U`` is the shared basis, and the ``S V_i^T`` are merged. Linear operations give the
+    same result here as on the whole matrices. As in the authors' code, the merged values include the singular values.
+    That code drops singular values up to 1e-5; here they are dropped where they are rounding errors, at any scale.
     """
 
     left: np.ndarray
     values: tuple[np.ndarray, ...]
 
     def factors(self, merged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The whole matrix that ``merged`` (k, n) stands for, as (m, k) times (k, n)."""
+        """Return the whole matrix of ``merged`` (k, n) as factors (m, k) and (k, n)."""
         return self.left, merged
 
 
 def knots(factors: Sequence[ExpertFactors | None], rows: int, columns: int) -> Knots:
-    """Find the common basis from the factors; None stands for an update of 0.
+    """Compute the shared basis from the factors; None is an update of zeros.
 
-    The wide matrix is ``Q [S_1 T_1^T | ... | S_N T_N^T] diag(P_i^T)`` with the QR decompositions of the stacked ``s_i B_i`` and of each
-    ``A_i^T``, so that its left singular vectors are those of the small matrix in the middle.
+    The wide matrix is ``Q [S_1 T_1^T | ... | S_N T_N^T] diag(P_i^T)`` with the QR
+    decompositions of the stacked ``s_i B_i`` and of each ``A_i^T``; its left singular vectors are ``Q`` times those of
+    the small matrix in the middle.
     """
-    given = [f for f in factors if f is not None]
-    lefts, _ = stacked([(f.scale, f.left, f.right) for f in given], rows, columns)
+    updates = [f for f in factors if f is not None]
+    lefts, _ = stacked([(f.scale, f.left, f.right) for f in updates], rows, columns)
     basis, small = np.linalg.qr(lefts)
     triangles, first = [np.zeros((len(small), 0))], 0
-    for f in given:
+    for f in updates:
         rank = f.left.shape[1]
         triangles.append(small[:, first : first + rank] @ np.linalg.qr(f.right.T)[1].T)
         first += rank
     left = basis @ of_matrix(np.concatenate(triangles, 1)).left
-    nothing = np.zeros((left.shape[1], columns))
-    values = [nothing if f is None else f.scale * ((left.T @ f.left) @ f.right) for f in factors]
+    zeros = np.zeros((left.shape[1], columns))
+    values = [zeros if f is None else f.scale * ((left.T @ f.left) @ f.right) for f in factors]
     return Knots(left, tuple(values))

@@ -1,4 +1,4 @@
-"""What several adapters have in common: which of their updates are of one parameter, and whether they fit together."""
+"""Matches the updates of several adapters parameter by parameter, and checks that they fit together."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from alnico.numerics.dtypes import MERGEABLE
 
 @dataclass(frozen=True)
 class SharedModule:
-    """One parameter that adapters update, with the update of each of them, or None where an adapter has none: a change of 0."""
+    """A parameter that adapters update, with the update of each adapter, or None for an adapter that has none."""
 
     key: str
     module: str
     kind: ModuleKind
     parameter: str
-    """The parameter's name in its module; of fused experts not ``weight``."""
+    """The parameter's name in its module; for fused experts it is not ``weight``."""
     depth: int
     experts: int
     rows: int
     right_shape: tuple[int, ...]
-    """What follows the rank in the shape of A: the inputs, and a convolution's window."""
+    """The shape of A after the rank: the inputs, and a convolution's kernel size."""
     left_shape: tuple[int, ...]
-    """What follows the rank in the shape of B: ones of a convolution."""
+    """The shape of B after the rank: ones for a convolution."""
     updates: tuple[Update | None, ...]
     is_turned: bool
     """The base stores the transpose: embeddings, and GPT-2's linear layers."""
@@ -47,10 +47,10 @@ class SharedModule:
 
     @property
     def target(self) -> str:
-        """A pattern for the parameter, in PEFT's config; empty for a weight.
+        """A pattern for the parameter in PEFT's config; empty for a weight.
 
-        Which of several parameters of a module an update is of follows from the order in which the model has them, which no adapter
-        says. So one pattern is for all of them, and they have one rank.
+        An adapter does not say which of several parameters of a module an update belongs to: that depends on their order
+        in the model. So one pattern covers all of them, and they have one rank.
         """
         if self.kind != "parameter":
             return ""
@@ -68,32 +68,33 @@ class SharedModule:
 
 @dataclass(frozen=True)
 class ExpertFactors:
-    """The factors of one expert's update in float64, ``scale`` not in them: left (rows, r), right (r, columns)."""
+    """The factors of one expert's update in float64, without ``scale``: left (rows, r), right (r, columns)."""
 
     scale: float
     left: np.ndarray
     right: np.ndarray
 
 
-def aligned(adapters: Sequence[Adapter]) -> list[SharedModule]:
-    """The parameters that adapters update, in the order of the first that has each. Errors: MismatchError, ModelError."""
+def match_updates(adapters: Sequence[Adapter]) -> list[SharedModule]:
+    """Return all parameters that adapters update, in order of first appearance. Errors: MismatchError, ModelError."""
     for adapter in adapters:
         for update in adapter.updates.values():
             if update.is_inside:
                 raise ModelError(
-                    f"{adapter.label}: {update.module} is the output projection of an nn.MultiheadAttention, which PEFT loads at the rank of the "
-                    "attention alone. Merge it by a recipe instead, as BASE+ADAPTER; `alnico lora extract` makes an adapter of the result."
+                    f"{adapter.label}: {update.module} is the output projection of an nn.MultiheadAttention, which PEFT loads only at "
+                    "the rank of the attention. Merge it with a recipe instead, as BASE+ADAPTER; `alnico lora extract` turns the "
+                    "result into an adapter."
                 )
             if update.magnitude:
                 raise ModelError(
-                    f"{adapter.label}: {update.module} has DoRA's magnitudes, which turn the whole weight, so that what the adapter "
-                    "adds cannot be told without its base. Merge it by a recipe instead, as BASE+ADAPTER, with the base as base_model "
-                    "(task_arithmetic, say); `alnico lora extract` makes an adapter of the result."
+                    f"{adapter.label}: {update.module} has DoRA magnitudes, which rescale the whole weight, so its update "
+                    "is not known without the base. Merge it with a recipe instead, as BASE+ADAPTER, with the base as base_model "
+                    "(for example task_arithmetic); `alnico lora extract` turns the result into an adapter."
                 )
         for name, rows in adapter.rows.items():
             raise ModelError(
-                f"{adapter.label}: {rows.name} are rows of {name} that were trained by themselves, which no sum of adapters keeps. Merge it "
-                "by a recipe instead, as BASE+ADAPTER, with the base as base_model (task_arithmetic, say)."
+                f"{adapter.label}: {rows.name} are separately trained rows of {name}, which a combined adapter cannot hold. "
+                "Merge it with a recipe instead, as BASE+ADAPTER, with the base as base_model (for example task_arithmetic)."
             )
     named = {
         a.label: sorted(a.config.get("target_parameters") or [])
@@ -101,11 +102,11 @@ def aligned(adapters: Sequence[Adapter]) -> list[SharedModule]:
         if a.config.get("target_parameters")
     }
     (first, targets), *others = named.items() or [("", [])]
-    for label, found in others:
-        if found != targets:
+    for label, parameters in others:
+        if parameters != targets:
             raise MismatchError(
-                f"{label}: target_parameters is {found}, of {first} {targets}; expected one list, as PEFT does. Combine adapters of the "
-                "same parameters."
+                f"{label}: target_parameters is {parameters}, but {targets} in {first}; expected the same list, as PEFT does. "
+                "Combine adapters of the same parameters."
             )
     keys = dict.fromkeys(key for adapter in adapters for key in adapter.updates)
     return [_module(adapters, key) for key in keys]
@@ -113,31 +114,31 @@ def aligned(adapters: Sequence[Adapter]) -> list[SharedModule]:
 
 def _module(adapters: Sequence[Adapter], key: str) -> SharedModule:
     updates = tuple(adapter.updates.get(key) for adapter in adapters)
-    held = [(a, u) for a, u in zip(adapters, updates, strict=True) if u is not None]
-    (adapter, update), *others = held
-    shape = _described(adapter, update)
-    for other, its in others:
-        found = _described(other, its)
-        if found != shape:
+    holders = [(a, u) for a, u in zip(adapters, updates, strict=True) if u is not None]
+    (adapter, update), *others = holders
+    shape = _shape_of(adapter, update)
+    for other, other_update in others:
+        other_shape = _shape_of(other, other_update)
+        if other_shape != shape:
             raise MismatchError(
-                f"{update.module}: {adapter.label} changes {_said(shape)}, {other.label} {_said(found)}; expected the same parameter in "
-                "both. Combine adapters of one base."
+                f"{update.module}: {adapter.label} changes {_describe(shape)}, {other.label} {_describe(other_shape)}; expected the "
+                "same parameter in both. Combine adapters of one base."
             )
     kind, experts, rows, right, left = shape
     parameter = update.parameters[0]
     if kind == "parameter" and update.depth < len(update.parameters):
         parameter = sorted(update.parameters)[
             -1 - update.depth
-        ]  # a name for each, which need not be its own: see `Module.target`
+        ]  # a name for each, not always its own: see `SharedModule.target`
     turned = update.is_embedding or (
-        kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in held)
+        kind == "linear" and any(a.config.get("fan_in_fan_out") for a, _ in holders)
     )
     return SharedModule(
         key, update.module, kind, parameter, update.depth, experts, rows, right, left, updates, turned
     )
 
 
-def _described(
+def _shape_of(
     adapter: Adapter, update: Update
 ) -> tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]:
     left, right = adapter.files.tensors[update.left].shape, adapter.files.tensors[update.right].shape
@@ -151,7 +152,7 @@ def _described(
     return kind, update.experts, left[0], tuple(right[1:]), tuple(left[2:])
 
 
-def _said(shape: tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
+def _describe(shape: tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]) -> str:
     kind, experts, rows, right, _ = shape
     what = (
         "a linear layer"
@@ -165,21 +166,21 @@ def _said(shape: tuple[ModuleKind, int, int, tuple[int, ...], tuple[int, ...]]) 
 
 
 def read_factors(adapters: Sequence[Adapter], module: SharedModule) -> list[list[ExpertFactors | None]]:
-    """The factors of a parameter: of each expert, one an adapter, or None. Errors: ModelError for what is not finite."""
-    found: list[list[ExpertFactors | None]] = [[] for _ in range(module.experts)]
+    """Return the factors of a parameter: for each expert, one per adapter, or None. Errors: ModelError if not finite."""
+    experts: list[list[ExpertFactors | None]] = [[] for _ in range(module.experts)]
     for adapter, update in zip(adapters, module.updates, strict=True):
         if update is None:
-            for of_expert in found:
+            for of_expert in experts:
                 of_expert.append(None)
             continue
         left, right = adapter.matrices(update, np.dtype(np.float64))
-        for expert, of_expert in enumerate(found):
+        for expert, of_expert in enumerate(experts):
             of_expert.append(ExpertFactors(update.scale, left[expert], right[expert]))
-    return found
+    return experts
 
 
 def read_biases(adapters: Sequence[Adapter], module: SharedModule) -> list[np.ndarray]:
-    """What each adapter adds to the bias of a module, its scale in it; zeros where it adds nothing."""
+    """Return what each adapter adds to the bias of a module, scaled; zeros where it adds nothing."""
     zeros = np.zeros(module.rows)
     return [
         a.read(u.bias, np.dtype(np.float64)).reshape(-1) * u.scale if u is not None and u.bias else zeros
@@ -188,19 +189,19 @@ def read_biases(adapters: Sequence[Adapter], module: SharedModule) -> list[np.nd
 
 
 def check_bases(adapters: Sequence[Adapter], unrelated: str) -> list[str]:
-    """Were adapters trained on one base? Their configs name it; names agree by their last part. Errors: MismatchError; returns notes."""
+    """Check that the configs name one base (names are compared by their last part). Errors: MismatchError; returns notes."""
     named = {a.label: a.trained_on for a in adapters if a.trained_on}
     (first, base), *others = named.items() or [("", "")]
     different = [(label, name) for label, name in others if _last_part(name) != _last_part(base)]
     if not different:
         return []
-    said = f"{first} was trained on {base}, {different[0][0]} on {different[0][1]}"
+    difference = f"{first} was trained on {base}, {different[0][0]} on {different[0][1]}"
     if unrelated != "allow":
         raise MismatchError(
-            f"{said}; expected adapters of one base, as what they add means nothing to another. Use adapters of one base, or say "
-            "unrelated: allow (--unrelated allow) if it has several names."
+            f"{difference}; expected adapters of one base, because an update has no meaning for another base. Use adapters "
+            "of one base, or set unrelated: allow (--unrelated allow) if the base has several names."
         )
-    return [f"{said}; combined all the same."]
+    return [f"{difference}; combined anyway."]
 
 
 def _last_part(name: str) -> str:
@@ -209,9 +210,9 @@ def _last_part(name: str) -> str:
 
 @dataclass(frozen=True)
 class SharedSavedTensor:
-    """A tensor that stands for the base's own. ``holders`` are the adapters that have it, by position, with its name there.
+    """A tensor that replaces the base's. ``holders`` are the positions of adapters that have it, with its name there.
 
-    ``is_trained`` is false for what PEFT only stores with an adapter: the base's embeddings, say.
+    ``is_trained`` is false for tensors that PEFT only stores with an adapter, such as the base's embeddings.
     """
 
     name: str
@@ -221,12 +222,12 @@ class SharedSavedTensor:
 
     @property
     def written(self) -> str:
-        """Its name in the file, but for the prefix: as the first holder has it."""
+        """Its name in the file of the first holder, without the prefix."""
         return self.holders[0][1].removeprefix(PREFIX)
 
 
 def _is_tied(adapter: Adapter, name: str) -> bool:
-    """Is a tensor the copy of a trained one, which ``ensure_weight_tying`` stores under the name of the other module too?"""
+    """Check whether a tensor is the second copy of a trained one, stored because of ``ensure_weight_tying``."""
     if not adapter.config.get("ensure_weight_tying"):
         return False
     stored = adapter.files.tensors
@@ -243,11 +244,11 @@ def _is_tied(adapter: Adapter, name: str) -> bool:
 
 
 def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list[SharedSavedTensor]:
-    """The tensors that adapters hold whole; those that were trained need not fit together if they are ``dropped``.
+    """Return the tensors that adapters hold whole; trained ones need not have one shape if they are ``dropped``.
 
-    Errors: MismatchError for shapes that differ, ModelError for what are no numbers.
+    Errors: MismatchError for different shapes, ModelError for tensors that are not floating-point.
     """
-    found = []
+    saved = []
     for name in dict.fromkeys(n for adapter in adapters for n in adapter.replaced):
         holders = [(i, a.replaced[name]) for i, a in enumerate(adapters) if name in a.replaced]
         tensors = [(adapters[i].label, adapters[i].files.tensors[stored]) for i, stored in holders]
@@ -255,13 +256,13 @@ def saved_tensors(adapters: Sequence[Adapter], *, dropped: bool = False) -> list
         for label, tensor in [] if trained and dropped else tensors:
             if tensor.dtype not in MERGEABLE:
                 raise ModelError(
-                    f"{label}: {name} is {tensor.dtype}, expected numbers in floating point. Combine without it: take the module out of "
-                    "modules_to_save, and its tensors out of the file."
+                    f"{label}: {name} is {tensor.dtype}, expected a floating-point dtype. To combine without it, remove the module "
+                    "from modules_to_save, and its tensors from the file."
                 )
             if tensor.shape != tensors[0][1].shape:
                 raise MismatchError(
-                    f"{name}: {tensors[0][0]} has {tensors[0][1].shape}, {label} {tensor.shape}; expected one shape. Combine adapters of one "
-                    "base with one vocabulary, or leave such tensors out with saved: drop (--saved drop)."
+                    f"{name}: {tensors[0][0]} has {tensors[0][1].shape}, {label} {tensor.shape}; expected one shape. Combine "
+                    "adapters of one base with one vocabulary, or drop such tensors with saved: drop (--saved drop)."
                 )
-        found.append(SharedSavedTensor(name, tuple(holders), tensors[0][1].shape, trained))
-    return found
+        saved.append(SharedSavedTensor(name, tuple(holders), tensors[0][1].shape, trained))
+    return saved

@@ -1,4 +1,4 @@
-"""A method of the registry on what adapters add: an ordinary plan of the engine, carried out one tensor at a time."""
+"""Applies a merge method to the updates of adapters, with an ordinary plan, one tensor at a time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BASE = "a base of zeros"
 
 
 class Merging:
-    """A method on ``sources``, one an adapter, over a ``base`` of zeros with the same tensors. Facts over all tensors are measured once."""
+    """A method over ``sources``, one per adapter, and a ``base`` of zeros. Facts over all tensors are measured once."""
 
     def __init__(
         self,
@@ -51,20 +51,22 @@ class Merging:
         self._facts: dict[int, tuple[float, ...]] = {}
 
     def in_memory(self, name: str) -> np.ndarray:
-        """A merged tensor, float64, in its shape."""
+        """Return a merged tensor in float64."""
         job = self._jobs[name]
         raw = np.empty(job.byte_size, np.uint8)
         self._run(name, Arrays({name: raw}))
         return decode(raw, job.dtype).astype(np.float64).reshape(job.shape)
 
     def on_disk(self, name: str, part: PartDirectory) -> Merged:
-        """A merged tensor in a file of its own. Close it: that removes it."""
+        """Return a merged tensor in its own file; closing it removes the file."""
         job = self._jobs[name]
         folder = part.path / "merged"
         try:
             make_folder(folder, part.folder)
         except OSError as error:
-            raise RunError(f"{folder}: cannot be made ({error.strerror}). Choose another output.") from None
+            raise RunError(
+                f"{folder}: cannot be created ({error.strerror}). Choose another output."
+            ) from None
         files = OutputFiles(folder, cut([(name, job.dtype, job.shape)], 1, "merged"), part.folder)
         merged = Merged(name, job.dtype, job.shape, files, part.folder)
         try:
@@ -82,7 +84,7 @@ class Merging:
 
 
 class Merged:
-    """A merged tensor on the disk, read by rows of one of its matrices."""
+    """A merged tensor on disk, read by rows of one of its matrices."""
 
     def __init__(
         self, name: str, dtype: str, shape: tuple[int, ...], files: OutputFiles, inside: Folder
@@ -94,7 +96,7 @@ class Merged:
         self._inside = inside
 
     def rows(self, matrix: int, rows: int, columns: int, first: int, stop: int) -> np.ndarray:
-        """Rows ``first`` to ``stop`` of matrix number ``matrix`` of those of (rows, columns) that the tensor holds, in its dtype."""
+        """Read rows ``first`` to ``stop`` of matrix number ``matrix``; the tensor holds matrices of (rows, columns)."""
         width = DTYPES[self.dtype].bytes
         raw = np.empty((stop - first) * columns * width, np.uint8)
         self._files.read_into(self.name, (matrix * rows + first) * columns * width, memoryview(raw))
@@ -114,8 +116,8 @@ class Merged:
 def _recipe(
     references: Sequence[str], method: str, options: Mapping[str, Any], dtype: str, seed: int
 ) -> dict[str, Any]:
-    known = find(method).options
-    lists = {n: v for n, v in options.items() if isinstance(v, tuple) and known[n].per_model}
+    declared = find(method).options
+    lists = {n: v for n, v in options.items() if isinstance(v, tuple) and declared[n].per_model}
     shared = {n: v for n, v in options.items() if n not in lists}
     return {
         "merge_method": method,

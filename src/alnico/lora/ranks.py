@@ -1,4 +1,4 @@
-"""How large each matrix's rank is: one for all, by the share of energy, or by where bytes help most."""
+"""Chooses the rank of each matrix: by a share of energy, or by a budget of bytes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spectrum:
-    """The leading singular values of a matrix (the largest first), the sum of all squares, and what one rank takes."""
+    """The leading singular values of a matrix (the largest first), the sum of all squares, and the bytes of one rank."""
 
     values: np.ndarray
     squares: float
-    bytes_a_rank: int
+    bytes_per_rank: int
 
 
 def ranks_of_energy(spectra: Sequence[Spectrum], energy: float) -> list[int]:
-    """The least rank of each matrix that keeps a share of its energy; all that is known of a spectrum that falls short.
+    """Return the least rank of each matrix that keeps a share of its energy, or all known values where they fall short.
 
     >>> ranks_of_energy([Spectrum(np.array([3.0, 1.0]), 10.0, 1)], 0.9)
     [1]
     """
-    found = []
+    ranks = []
     for spectrum in spectra:
-        kept = np.cumsum(spectrum.values**2)
-        enough = np.flatnonzero(kept >= energy * spectrum.squares * (1 - 1e-12))
-        found.append(int(enough[0]) + 1 if len(enough) else len(kept))
-    return found
+        energies = np.cumsum(spectrum.values**2)
+        enough = np.flatnonzero(energies >= energy * spectrum.squares * (1 - 1e-12))
+        ranks.append(int(enough[0]) + 1 if len(enough) else len(energies))
+    return ranks
 
 
 def ranks_of_size(spectra: Sequence[Spectrum], budget_bytes: int) -> list[int]:
-    """Spend bytes where they keep most energy: rank after rank, each time the one with the largest square for its bytes.
+    """Assign ranks within a budget, one at a time, each to the matrix with the largest square per byte.
 
-    Squares fall within a matrix, so this is the best that can be had for the bytes it spends; what is left over is less than one
-    rank of the matrix that would have come next, and goes to others that still fit. Equal gains go to the matrix that comes first.
+    Squares decrease within a matrix, so the result is optimal for the bytes it spends. The remainder is less than one
+    rank of the next matrix, and goes to other matrices that still fit. On a tie, the first matrix wins.
 
     >>> ranks_of_size([Spectrum(np.array([3.0, 1.0]), 10.0, 4), Spectrum(np.array([2.0]), 4.0, 2)], 6)
     [1, 1]
@@ -44,16 +44,16 @@ def ranks_of_size(spectra: Sequence[Spectrum], budget_bytes: int) -> list[int]:
     ranks = [0] * len(spectra)
 
     def entry(i: int) -> tuple[float, int]:
-        return -(float(spectra[i].values[ranks[i]]) ** 2) / spectra[i].bytes_a_rank, i
+        return -(float(spectra[i].values[ranks[i]]) ** 2) / spectra[i].bytes_per_rank, i
 
     queue = [entry(i) for i, spectrum in enumerate(spectra) if len(spectrum.values)]
     heapq.heapify(queue)
     left = budget_bytes
     while queue:
         _, i = heapq.heappop(queue)
-        if spectra[i].bytes_a_rank > left:
+        if spectra[i].bytes_per_rank > left:
             continue
-        left -= spectra[i].bytes_a_rank
+        left -= spectra[i].bytes_per_rank
         ranks[i] += 1
         if ranks[i] < len(spectra[i].values):
             heapq.heappush(queue, entry(i))

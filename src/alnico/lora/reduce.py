@@ -1,4 +1,4 @@
-"""What becomes of one parameter: the methods' results, as factors or as the singular vectors of which these are made."""
+"""Combines the updates of one parameter and reduces the result to factors of a chosen rank."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from alnico.numerics.randomized import exact_svd, randomized_svd, row_blocks
 from alnico.output.staging import PartDirectory
 
 EXACT_ELEMENTS = 1 << 18
-"""Up to this size all singular vectors of a merged matrix are computed, in a tenth of a second; of larger ones the leading ones."""
+"""Up to this size, all singular vectors of a merged matrix are computed (0.1 s); above it, only the leading ones."""
 
 
 @dataclass(frozen=True)
 class ReducedUpdate:
     """The combined update of one parameter: ``left`` (experts, m, rank), ``right`` (experts, rank, n) and their ``scale``.
 
-    ``total`` and ``left_out`` are sums of squares, of the result of the method and of what these factors lack of it.
+    ``total`` is the sum of squares of the method's result, ``left_out`` that of the part these factors drop.
     """
 
     left: np.ndarray
@@ -45,40 +45,40 @@ class ReducedUpdate:
 
 @dataclass(frozen=True)
 class Limits:
-    """The rank that is asked for, if any, and the share of energy."""
+    """The requested rank and share of energy, if any."""
 
     rank: int | None
     energy: float | None
 
     def most(self, default: int) -> int | None:
-        """The largest rank, if there is one: that which is asked for, or the default where no share of energy decides."""
+        """Return the largest rank: the requested one, or the default unless a share of energy decides."""
         return self.rank if self.rank is not None else default if self.energy is None else None
 
-    def piece(self, found: Sequence[Decomposed], bias: np.ndarray, default: int) -> ReducedUpdate:
-        """Cut what was found of each expert to one rank for all: the least that gives each its share, 1 at least."""
-        rank = max(1, *(rank_of(one, self.most(default), self.energy) for one in found))
-        cut = [one.factors(rank) for one in found]
+    def reduce(self, experts: Sequence[Decomposed], bias: np.ndarray, default: int) -> ReducedUpdate:
+        """Cut all experts to one rank: the least, but at least 1, that keeps the share of energy of each."""
+        rank = max(1, *(rank_of(expert, self.most(default), self.energy) for expert in experts))
+        cut = [expert.factors(rank) for expert in experts]
         return ReducedUpdate(
             np.stack([left for left, _ in cut]),
             np.stack([right for _, right in cut]),
             1.0,
             bias,
-            sum(one.total for one in found),
-            sum(one.left_out(rank) for one in found),
+            sum(expert.total for expert in experts),
+            sum(expert.left_out(rank) for expert in experts),
         )
 
 
 Combine = Callable[[SharedModule], ReducedUpdate]
 
 
-def of_cat(adapters: Sequence[Adapter], asked: CombineOptions) -> Combine:
-    """Stack the factors: exact, and the ranks add. One scale that all share stays out of the factors, which then keep their bits."""
+def of_cat(adapters: Sequence[Adapter], options: CombineOptions) -> Combine:
+    """Concatenate the factors: exact, and the ranks add up. A scale that all share stays out of them, so they keep their bits."""
 
     def combine(module: SharedModule) -> ReducedUpdate:
         factors = read_factors(adapters, module)
         scales = {
             c * u.scale
-            for c, u in zip(asked.coefficients, module.updates, strict=True)
+            for c, u in zip(options.coefficients, module.updates, strict=True)
             if u is not None and c * u.scale
         }
         # Two parameters of one module cannot have an alpha each: see `Module.target`.
@@ -87,7 +87,7 @@ def of_cat(adapters: Sequence[Adapter], asked: CombineOptions) -> Combine:
         for of_expert in factors:
             parts = [
                 (c * f.scale / common, f.left, f.right)
-                for c, f in zip(asked.coefficients, of_expert, strict=True)
+                for c, f in zip(options.coefficients, of_expert, strict=True)
                 if f is not None and c * f.scale
             ]
             left, right = stacked(
@@ -96,40 +96,40 @@ def of_cat(adapters: Sequence[Adapter], asked: CombineOptions) -> Combine:
             lefts.append(left)
             rights.append(right)
         return ReducedUpdate(
-            np.stack(lefts), np.stack(rights), common, _summed_bias(adapters, module, asked.coefficients)
+            np.stack(lefts), np.stack(rights), common, _summed_bias(adapters, module, options.coefficients)
         )
 
     return combine
 
 
-def of_sum(adapters: Sequence[Adapter], asked: CombineOptions, limits: Limits) -> Combine:
-    """The best approximation of a weighted sum."""
+def of_sum(adapters: Sequence[Adapter], options: CombineOptions, limits: Limits) -> Combine:
+    """Approximate a weighted sum."""
 
     def combine(module: SharedModule) -> ReducedUpdate:
-        found = []
+        experts = []
         for of_expert in read_factors(adapters, module):
-            pairs = zip(asked.coefficients, of_expert, strict=True)
+            pairs = zip(options.coefficients, of_expert, strict=True)
             parts = [(c * f.scale, f.left, f.right) for c, f in pairs if f is not None]
-            found.append(of_product(*stacked(parts, module.rows, module.columns)))
-        bias = _summed_bias(adapters, module, asked.coefficients)
-        return limits.piece(found, bias, max(module.ranks))
+            experts.append(of_product(*stacked(parts, module.rows, module.columns)))
+        bias = _summed_bias(adapters, module, options.coefficients)
+        return limits.reduce(experts, bias, max(module.ranks))
 
     return combine
 
 
-def of_spectral(adapters: Sequence[Adapter], asked: CombineOptions, limits: Limits) -> Combine:
-    """A spectral method on the core matrices."""
-    make = SPECTRAL[asked.method].make
-    mean = tuple(float(asked.options["scale"]) * w / len(adapters) for w in asked.weights)
+def of_spectral(adapters: Sequence[Adapter], options: CombineOptions, limits: Limits) -> Combine:
+    """Apply a spectral method to the core matrices."""
+    make = SPECTRAL[options.method].make
+    mean = tuple(float(options.options["scale"]) * w / len(adapters) for w in options.weights)
 
     def combine(module: SharedModule) -> ReducedUpdate:
         side = min(module.rows, module.columns)
-        found = []
+        experts = []
         for of_expert in read_factors(adapters, module):
             space = core_space(of_expert, module.rows, module.columns)
-            merged = make(space.values, asked.weights, side, **asked.options)
-            found.append(of_product(*space.factors(merged)))
-        return limits.piece(found, _summed_bias(adapters, module, mean), sum(module.ranks))
+            merged = make(space.values, options.weights, side, **options.options)
+            experts.append(of_product(*space.factors(merged)))
+        return limits.reduce(experts, _summed_bias(adapters, module, mean), sum(module.ranks))
 
     return combine
 
@@ -137,21 +137,21 @@ def of_spectral(adapters: Sequence[Adapter], asked: CombineOptions, limits: Limi
 def of_small(
     adapters: Sequence[Adapter],
     modules: Sequence[SharedModule],
-    asked: CombineOptions,
+    options: CombineOptions,
     limits: Limits,
     *,
     seed: int,
     memory_bytes: int,
 ) -> Combine:
-    """A method of the registry on the small matrices of a space."""
-    frames = Frames(adapters, modules, core_space if asked.space == "core" else knots)
+    """Apply a method of the registry to small matrices in a shared basis."""
+    frames = Frames(adapters, modules, core_space if options.space == "core" else knots)
     sources = [SmallMatrices(a.label, frames.tensors, frames.values, i) for i, a in enumerate(adapters)]
     base = Zeros(frames.tensors)
     merging = Merging(
         sources,
         base,
-        asked.method,
-        asked.options,
+        options.method,
+        options.options,
         dtype="F64",
         seed=seed,
         memory_bytes=memory_bytes,
@@ -159,12 +159,12 @@ def of_small(
     )
 
     def combine(module: SharedModule) -> ReducedUpdate:
-        found = []
+        experts = []
         for expert in range(module.experts):
             merged = merging.in_memory(frames.name(module, expert))
-            found.append(of_product(*frames.frame(module, expert).factors(merged)))
+            experts.append(of_product(*frames.frame(module, expert).factors(merged)))
         bias = merging.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
-        return limits.piece(found, bias, sum(module.ranks))
+        return limits.reduce(experts, bias, sum(module.ranks))
 
     return combine
 
@@ -172,7 +172,7 @@ def of_small(
 def of_whole(
     adapters: Sequence[Adapter],
     modules: Sequence[SharedModule],
-    asked: CombineOptions,
+    options: CombineOptions,
     limits: Limits,
     part: PartDirectory,
     *,
@@ -180,14 +180,14 @@ def of_whole(
     memory_bytes: int,
     threads: int | None,
 ) -> Combine:
-    """A method of the registry on the whole matrices, by rows; then the best approximation of what it made."""
+    """Apply a method of the registry to the whole matrices, by rows, and approximate the result."""
     dtype = "F64" if any(t.dtype == "F64" for a in adapters for t in a.files.tensors.values()) else "F32"
     base = Zeros(whole_tensors(modules, dtype))
     merging = Merging(
         whole_updates(adapters, modules, base),
         base,
-        asked.method,
-        asked.options,
+        options.method,
+        options.options,
         dtype=dtype,
         seed=seed,
         memory_bytes=memory_bytes,
@@ -198,17 +198,17 @@ def of_whole(
         rows, columns = (module.columns, module.rows) if module.is_turned else (module.rows, module.columns)
         with merging.on_disk(module.name, part) as merged:
             most = limits.most(sum(module.ranks))
-            found = [_decomposed(merged, expert, rows, columns, most) for expert in range(module.experts)]
+            experts = [_decomposed(merged, expert, rows, columns, most) for expert in range(module.experts)]
         if module.is_turned:
-            found = [one.turned() for one in found]
+            experts = [expert.turned() for expert in experts]
         bias = merging.in_memory(module.module + BIAS) if module.has_bias else np.zeros(0)
-        return limits.piece(found, bias, sum(module.ranks))
+        return limits.reduce(experts, bias, sum(module.ranks))
 
     return combine
 
 
 def _decomposed(merged: Merged, expert: int, rows: int, columns: int, most: int | None) -> Decomposed:
-    """Decompose one matrix of a merged tensor: its ``most`` largest singular values, or all."""
+    """Decompose one matrix of a merged tensor into its ``most`` largest singular values, or all."""
     if rows * columns <= EXACT_ELEMENTS:
         return of_matrix(merged.rows(expert, rows, columns, 0, rows).astype(np.float64))
 
@@ -217,16 +217,16 @@ def _decomposed(merged: Merged, expert: int, rows: int, columns: int, most: int 
             yield merged.rows(expert, rows, columns, first, stop)
 
     shape = rows, columns
-    found = exact_svd(blocks, shape) if most is None else randomized_svd(blocks, shape, most)
-    root = np.sqrt(found.values)
-    rest = max(found.squares - float(np.sum(found.values**2)), 0.0)
-    return Decomposed(found.left / root, found.values, found.right / root[:, None], rest)
+    svd = exact_svd(blocks, shape) if most is None else randomized_svd(blocks, shape, most)
+    root = np.sqrt(svd.values)
+    rest = max(svd.squares - float(np.sum(svd.values**2)), 0.0)
+    return Decomposed(svd.left / root, svd.values, svd.right / root[:, None], rest)
 
 
 def _summed_bias(
     adapters: Sequence[Adapter], module: SharedModule, coefficients: Sequence[float]
 ) -> np.ndarray:
-    """The weighted sum of what adapters add to a module's bias; empty where none adds anything."""
+    """Return the weighted sum of what adapters add to a module's bias; empty if none adds anything."""
     if not module.has_bias:
         return np.zeros(0)
     total: np.ndarray = np.sum(

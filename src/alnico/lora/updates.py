@@ -1,4 +1,4 @@
-"""What adapters add, as sources that the engine merges: the whole matrices by rows, or small ones that stand for them."""
+"""Presents the updates of adapters as sources for the engine: whole matrices by rows, or small core matrices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BIAS = ".bias"
 
 
 class Zeros:
-    """A base of zeros, so that what an adapter makes of it is what the adapter adds."""
+    """A base of zeros: applying an adapter to it gives the adapter's update."""
 
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
@@ -63,24 +63,24 @@ class Zeros:
 
 
 def whole_tensors(modules: Sequence[SharedModule], dtype: str) -> dict[str, Tensor]:
-    """The base's tensors that adapters change, as it stores them: then places, rows and noise are those of a merge with the base."""
-    found: dict[str, Tensor] = {}
+    """Describe the base's tensors that adapters change, as stored, so that rows and noise match a merge with the base."""
+    tensors: dict[str, Tensor] = {}
     for module in modules:
         shape: tuple[int, ...] = (module.rows, *module.right_shape)
         if module.is_turned:
             shape = shape[::-1]
         if module.experts > 1:
             shape = (module.experts, *shape)
-        found[module.name] = TensorSpec(dtype, shape, dtype)
+        tensors[module.name] = TensorSpec(dtype, shape, dtype)
         if module.has_bias:
-            found[module.module + BIAS] = TensorSpec(dtype, (module.rows,), dtype)
-    return found
+            tensors[module.module + BIAS] = TensorSpec(dtype, (module.rows,), dtype)
+    return tensors
 
 
 def whole_updates(
     adapters: Sequence[Adapter], modules: Sequence[SharedModule], base: Zeros
 ) -> list[AdaptedModel]:
-    """Each adapter on a base of zeros: its updates, computed by rows while they are read, as a merge of ``base+adapter`` does."""
+    """Return each adapter on a base of zeros: its updates, computed by rows on reading, as in a merge of ``base+adapter``."""
     sources = []
     for i, adapter in enumerate(adapters):
         own = copy.copy(adapter)
@@ -95,7 +95,7 @@ def whole_updates(
 
 
 class SmallMatrices:
-    """Small matrices of one adapter as a source, made for all adapters together when one of them is read."""
+    """The small matrices of one adapter as a source; those of all adapters are computed together on first use."""
 
     config: Mapping[str, Any] = MappingProxyType({})
     directory: Path | None = None
@@ -120,7 +120,7 @@ class SmallMatrices:
         return {}
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
-        """What they are made from is here."""
+        """Nothing is ever absent."""
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
         values = np.ascontiguousarray(self._values(name)[self._position]).reshape(-1).view(np.uint8)

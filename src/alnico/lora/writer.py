@@ -1,4 +1,4 @@
-"""Adapters as PEFT loads them: their config, tensors, card and lock, built beside their place and renamed when complete."""
+"""Writes adapters in PEFT's format, next to their final path, and renames them when complete."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ from alnico.output.staging import PartDirectory
 ModuleKind = Literal["linear", "embedding", "convolution", "parameter"]
 
 BLOCK = 262_144
-"""Elements rounded at a time."""
+"""Number of elements rounded at a time."""
 
 
 @dataclass(frozen=True)
 class OutputModule:
-    """One update of an adapter that is written. ``left_shape`` and ``right_shape`` are those of B and A, as PEFT stores them.
+    """One update of an adapter to write. ``left_shape`` and ``right_shape`` are the shapes of B and A, as PEFT stores them.
 
-    The factors are given as ``left`` (out, r) and ``right`` (r, in), with all scales in them: alpha is the rank, unless ``alpha`` is given.
+    The factors ``left`` (out, r) and ``right`` (r, in) include all scales: alpha is the rank unless ``alpha`` is given.
     ``depth`` is :attr:`alnico.checkpoint.lora_adapter.Update.depth`; ``bias`` says whether ``lora_B`` has one.
     """
 
@@ -53,11 +53,11 @@ class OutputModule:
     depth: int = 0
     bias: bool = False
     parameter: str = ""
-    """The parameter of the module, where it is not the weight: PEFT then looks for its rank and alpha under this name too."""
+    """The parameter, if it is not the weight: PEFT then also looks up its rank and alpha under this name."""
 
     @property
     def target(self) -> str:
-        """What PEFT compares the keys of its patterns with."""
+        """The name that PEFT compares with the keys of its patterns."""
         return f"{self.module}.{self.parameter}" if self.parameter else self.module
 
     @property
@@ -75,26 +75,26 @@ class OutputModule:
 
 @dataclass(frozen=True)
 class OutputAdapter:
-    """What an adapter will hold: its ``modules``, and tensors that stand for the base's own (``saved``: name in the base to shape)."""
+    """The contents of an adapter: its ``modules``, and the tensors that replace the base's (``saved``: name to shape)."""
 
     modules: Sequence[OutputModule]
     saved: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     dtype: str = "F32"
     settings: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the config beside ranks and alphas: target_modules, modules_to_save, bias, base_model_name_or_path, task_type, ..."""
+    """Keys of the config other than ranks and alphas: target_modules, modules_to_save, bias, base_model_name_or_path, task_type, ..."""
 
     def tensors(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Name, dtype and shape of every tensor, in order."""
-        found: list[tuple[str, str, tuple[int, ...]]] = []
+        """Return name, dtype and shape of every tensor, in order."""
+        tensors: list[tuple[str, str, tuple[int, ...]]] = []
         for module in self.modules:
             left, right = module.names
-            found += [(right, self.dtype, module.right_shape), (left, self.dtype, module.left_shape)]
+            tensors += [(right, self.dtype, module.right_shape), (left, self.dtype, module.left_shape)]
             if module.bias:
-                found.append((module.bias_name, self.dtype, (module.left_shape[0],)))
-        return found + [(PREFIX + name, self.dtype, shape) for name, shape in self.saved.items()]
+                tensors.append((module.bias_name, self.dtype, (module.left_shape[0],)))
+        return tensors + [(PREFIX + name, self.dtype, shape) for name, shape in self.saved.items()]
 
     def config(self) -> dict[str, Any]:
-        """The config: the commonest rank and alpha for all, and patterns for the others."""
+        """Return the config: the most common rank and alpha for all modules, and patterns for the others."""
         ranks = Counter(m.rank for m in self.modules)
         rank = ranks.most_common(1)[0][0] if ranks else 1
         alphas = {m.target: _number(m.rank if m.alpha is None else m.alpha) for m in self.modules}
@@ -123,9 +123,10 @@ class OutputAdapter:
 
 
 class AdapterFiles:
-    """The open files of an adapter that is being written into the model directory of a :class:`PartDirectory`.
+    """The open files of an adapter, in the model directory of a :class:`PartDirectory`.
 
-    Tensors come in any order; :meth:`finish` checks that all came, and writes config and card. :meth:`lock` comes last.
+    Tensors are written in any order. :meth:`finish` checks that none is missing, and writes config and card;
+    :meth:`lock` comes last.
     """
 
     def __init__(self, part: PartDirectory, adapter: OutputAdapter) -> None:
@@ -138,7 +139,7 @@ class AdapterFiles:
             make_folder(part.model, part.folder)
         except OSError as error:
             raise RunError(
-                f"{part.model}: cannot be made ({error.strerror}). Choose another output."
+                f"{part.model}: cannot be created ({error.strerror}). Choose another output."
             ) from None
         self._files = OutputFiles(part.model, [self._shard], part.folder)
 
@@ -147,7 +148,7 @@ class AdapterFiles:
         return self._shard.byte_size
 
     def write(self, name: str, values: np.ndarray) -> None:
-        """Round ``values`` once to the adapter's dtype and write them; they have the shape of the tensor, flattened or not.
+        """Round ``values`` once to the adapter's dtype and write them; they may be flattened.
 
         Errors: NonFiniteError naming the tensor and index of a result that is NaN or infinite in that dtype; RunError.
         """
@@ -162,7 +163,7 @@ class AdapterFiles:
         self.digests[name] = digest.result()
 
     def finish(self, card: Mapping[str, Any], text: str) -> None:
-        """Write the config, and the card: its front matter, and the ``text`` that follows it."""
+        """Write the config and the card: its front matter, then ``text``."""
         absent = [name for name in self._tensors if name not in self.digests]
         assert not absent, f"{absent[0]} was not written"
         self._files.sync()
@@ -172,7 +173,7 @@ class AdapterFiles:
         self._put(CARD, f"---\n{front}---\n\n{text.rstrip()}\n")
 
     def lock(self, done: Mapping[str, Any]) -> None:
-        """Write the lock, when all other files are there: what was ``done`` with what, and the hashes of tensors and files."""
+        """Write the lock after all other files: how the adapter was made (``done``), and the hashes of tensors and files."""
         output = {
             name: {"dtype": dtype, "shape": list(shape), "digest": self.digests[name]}
             for name, (dtype, shape) in self._tensors.items()
@@ -208,15 +209,18 @@ class AdapterFiles:
 
 
 def encoded(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
-    """The bytes of numbers in ``dtype``, each rounded once. Errors: NonFiniteError naming the tensor ``name`` and the index."""
+    """Encode numbers as ``dtype``, each rounded once. Errors: NonFiniteError naming the tensor ``name`` and the index."""
     width = DTYPES[dtype].bytes
     out = np.empty(values.size * width, np.uint8)
-    kernel, nothing, one = compiled(rounding_kernel()), np.empty(0, np.uint8), np.ones(1)
+    kernel, no_base, weight = compiled(rounding_kernel()), np.empty(0, np.uint8), np.ones(1)
     codes = np.array([CODES["F64"]], np.int64)
     for first in range(0, values.size, BLOCK):
         part = np.ascontiguousarray(values[first : first + BLOCK], np.float64)
         bytes_of = out[first * width : (first + part.size) * width]
-        if kernel((part.view(np.uint8),), codes, nothing, 0, bytes_of, CODES[dtype], first, True, one) >= 0:
+        if (
+            kernel((part.view(np.uint8),), codes, no_base, 0, bytes_of, CODES[dtype], first, True, weight)
+            >= 0
+        ):
             raise NonFiniteError(
                 f"{name}: holds a NaN, an infinity or a number too large for {dtype}; expected finite numbers. Check the inputs, or "
                 "choose a wider dtype."
@@ -225,9 +229,9 @@ def encoded(values: np.ndarray, dtype: str, name: str) -> np.ndarray:
 
 
 def target_modules(modules: Sequence[str], others: Sequence[str] = ()) -> list[str]:
-    """Names for ``target_modules``: last components where these stand for exactly ``modules``, else the whole names.
+    """Return names for ``target_modules``: last components where they match only ``modules``, else whole names.
 
-    ``others`` are the base's modules that are not meant.
+    ``others`` are the base's other modules.
 
     >>> target_modules(["layers.0.q_proj", "layers.1.q_proj"], ["layers.0.k_proj"])
     ['q_proj']
@@ -235,14 +239,14 @@ def target_modules(modules: Sequence[str], others: Sequence[str] = ()) -> list[s
     ['layers.0.q_proj']
     """
     last = {name.rpartition(".")[2] for name in modules}
-    spoiled = last & {name.rpartition(".")[2] for name in others}
+    ambiguous = last & {name.rpartition(".")[2] for name in others}
     return sorted(
-        {name if name.rpartition(".")[2] in spoiled else name.rpartition(".")[2] for name in modules}
+        {name if name.rpartition(".")[2] in ambiguous else name.rpartition(".")[2] for name in modules}
     )
 
 
 def _pattern(name: str, names: Collection[str]) -> str:
-    """A pattern that fits ``name`` and no other of ``names``: PEFT lets it fit the end of a name, too."""
+    """Return a pattern that matches only ``name``; PEFT also matches the end of a name."""
     return f"^{name}" if any(other.endswith(f".{name}") for other in names) else name
 
 
