@@ -53,11 +53,11 @@ def test_adapters_of_different_bases() -> None:
     change("a", base_model_name_or_path="owner/one")
     change("b", base_model_name_or_path="/models/two")
     assert refusal(MismatchError) == (
-        "a was trained on owner/one, b on /models/two; expected adapters of one base, as what they add means nothing to another. Use adapters "
-        "of one base, or say unrelated: allow (--unrelated allow) if it has several names."
+        "a was trained on owner/one, b on /models/two; expected adapters of one base, because an update has no meaning for another base. Use "
+        "adapters of one base, or set unrelated: allow (--unrelated allow) if the base has several names."
     )
     assert combine(["a", "b"], "out", unrelated="allow").notes[1] == (
-        "a was trained on owner/one, b on /models/two; combined all the same."
+        "a was trained on owner/one, b on /models/two; combined anyway."
     )
 
 
@@ -79,9 +79,9 @@ def test_dora() -> None:
     tensors = factors("m.q", 30, 20, 3, 0) | {"m.q.lora_magnitude_vector": np.ones(30, np.float32)}
     save(Path("c"), tensors, r=3, lora_alpha=3, use_dora=True)
     assert refusal(ModelError, ["a", "c"]) == (
-        "c: m.q has DoRA's magnitudes, which turn the whole weight, so that what the adapter adds cannot be told without its base. Merge it "
-        "by a recipe instead, as BASE+ADAPTER, with the base as base_model (task_arithmetic, say); `alnico lora extract` makes an adapter "
-        "of the result."
+        "c: m.q has DoRA magnitudes, which rescale the whole weight, so its update is not known without the base. Merge it "
+        "with a recipe instead, as BASE+ADAPTER, with the base as base_model (for example task_arithmetic); `alnico lora extract` "
+        "turns the result into an adapter."
     )
 
 
@@ -119,8 +119,8 @@ def test_whole_tensors_of_unequal_shapes() -> None:
         tensors = factors("m.q", 6, 5, 1, 0) | {"lm_head.weight": np.ones((3 + i, 4), np.float32)}
         save(Path(name), tensors, modules_to_save=["lm_head"])
     assert refusal(MismatchError, ["c", "d"]) == (
-        "lm_head.weight: c has (3, 4), d (4, 4); expected one shape. Combine adapters of one base with one vocabulary, or leave such tensors "
-        "out with saved: drop (--saved drop)."
+        "lm_head.weight: c has (3, 4), d (4, 4); expected one shape. Combine adapters of one base with one vocabulary, or drop such tensors "
+        "with saved: drop (--saved drop)."
     )
     combine(["c", "d"], "out", saved="drop")
 
@@ -148,7 +148,7 @@ def test_experts_of_unequal_parameters() -> None:
         }
         save(Path(name), tensors, r=2, target_parameters=targets)
     assert refusal(MismatchError, ["c", "d"]) == (
-        "d: target_parameters is ['experts.down', 'experts.up'], of c ['experts.up']; expected one list, as PEFT does. Combine adapters of the "
+        "d: target_parameters is ['experts.down', 'experts.up'], but ['experts.up'] in c; expected the same list, as PEFT does. Combine adapters of the "
         "same parameters."
     )
 
@@ -197,17 +197,17 @@ def test_what_is_no_adapter() -> None:
         ({"method": "cat", "density": 0.5}, "cat has no option 'density'; it has none."),
         ({"weights": [1]}, "weights has 1 values for 2 adapters; expected one for each."),
         ({"weights": [1, float("nan")]}, "a weight is nan; expected a finite number."),
-        ({"weight": 1}, "weight is no option here; give weights, one number an adapter."),
+        ({"weight": 1}, "weight is not an option here; give weights, one number per adapter."),
         ({"method": "ties", "density": 2}, "ties.density is 2; density is the share of each tensor's entries that is kept, in (0, 1]."),
         ({"method": "ties", "dnsity": 0.5}, "ties has no option 'dnsity'; it has density, weight, scale, elect, tie, divide, rescale, scope. Did you mean density?"),
         ({"method": "ties", "density": [0.5, 0.5, 0.5]}, "ties.density has 3 values for 2 models; expected one for each."),
         ({"method": "ties", "space": "cores"}, "space is 'cores'; expected one of dense, core, knots."),
-        ({"method": "svd", "space": "core"}, "svd has no space (found core): it works on the factors, and a sum is the same in all. Leave it out."),
-        ({"method": "tsv", "space": "dense"}, "tsv is made in the core space of the adapters (found dense). Leave the space out."),
+        ({"method": "svd", "space": "core"}, "svd takes no space (found core): it works on the factors, and a sum is the same in every space. Remove it."),
+        ({"method": "tsv", "space": "dense"}, "tsv always works in the core space of the adapters (found dense). Remove the space."),
         ({"method": "tsv", "least": 2}, "tsv.least is 2; expected [0, 1]."),
         ({"method": "iso_c", "least": 0.1}, "iso_c has no option 'least'; it has scale."),
         ({"method": "sce", "weights": [1, 2]}, "sce has no option 'weight'; it has select_topk."),
-        ({"method": "dare_linear", "majority_sign_method": "total"}, "dare_linear elects no sign (majority_sign_method is 'total'). Leave it out, or choose ties or dare_ties."),
+        ({"method": "dare_linear", "majority_sign_method": "total"}, "dare_linear does not elect signs (majority_sign_method is 'total'). Remove the option, or choose ties or dare_ties."),
         ({"method": "ties", "majority_sign_method": "sum"}, "majority_sign_method is 'sum'; expected one of total, frequency (elect: mass, count)."),
         ({"saved": "mean"}, "saved is 'mean'; expected one of error, average, drop."),
         ({"unrelated": "yes"}, "unrelated is 'yes'; expected one of error, allow."),
@@ -225,7 +225,7 @@ def test_unknown_methods_answer_with_the_nearest() -> None:
         "method is 'tise'; expected one of cat, svd, linear, task_arithmetic, tsv, iso_c, "
     )
     assert said.endswith(" Did you mean ties?")
-    assert refusal(MethodError, method="karcher").endswith(" It merges weights, not what was added to them.")
+    assert refusal(MethodError, method="karcher").endswith(" It merges weights, not updates.")
 
 
 def test_no_adapters() -> None:
@@ -277,7 +277,7 @@ def test_the_command_combines(run: Run) -> None:
     )
     assert code == 0
     assert stderr.splitlines() == [
-        "note: svd: each adapter's scale (alpha / r) is applied once, as by PEFT from 0.21 on; PEFT up to 0.20 applied it twice."
+        "note: svd: the scale of each adapter (alpha / r) is applied once, as in PEFT 0.21 and later; PEFT 0.20 applied it twice."
     ]
     assert re.fullmatch(
         r"out: 2 updates of rank 4, error 0\.\d+, [\d.]+ kB in [\d.]+ s\nlargest error: 0\.\d+, m\.[qo]\n",

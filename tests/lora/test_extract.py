@@ -142,8 +142,8 @@ def test_filters_and_choices_leave_out_by_name(pair: Pair, tmp_path: Path) -> No
     )
     assert {t.name.split(".")[-2] for t in found.of("factors")} == {"q_proj", "k_proj", "o_proj"}
     whys = {t.name: t.why for t in found.of("left out")}
-    assert whys["model.layers.0.self_attn.v_proj.weight"] == "the filters leave it out"
-    assert whys["model.norm.weight"] == "what is no matrix is left out by choice"
+    assert whys["model.layers.0.self_attn.v_proj.weight"] == "excluded by the filters"
+    assert whys["model.norm.weight"] == "not a matrix, left out (others: leave)"
     kept = extract(*pair, tmp_path / "kept", rank=4, embeddings="leave")
     assert {t.name for t in kept.of("left out")} == {"model.embed_tokens.weight", "lm_head.weight"}
     assert kept.share(kept.of("left out")[0]) > 0
@@ -154,7 +154,7 @@ def test_tensors_without_a_counterpart_are_named(pair: Pair, tmp_path: Path) -> 
     change(pair[0], "score.weight", lambda _: np.ones((2, 160), np.float32))
     change(pair[0], "model.norm.weight", None)
     found = extract(*pair, tmp_path / "out", rank=4)
-    assert found.apart == (
+    assert found.unmatched == (
         ("lm_head.weight", f"is (208, 160) in {pair[0]} and (200, 160) in {pair[1]}"),
         ("model.norm.weight", f"{pair[0]} has no such tensor"),
         ("score.weight", f"{pair[1]} has no such tensor"),
@@ -319,7 +319,7 @@ def test_what_is_no_number_is_named_with_its_place(
     change(pair[which], "model.layers.1.mlp.down_proj.weight", spoilt)
     refuses(
         NonFiniteError,
-        f"model.layers.1.mlp.down_proj.weight[3, 5] is {value} in {pair[which]}; expected finite numbers. Mend the model it is in.",
+        f"model.layers.1.mlp.down_proj.weight[3, 5] is {value} in {pair[which]}; expected finite numbers. Repair that model.",
         pair,
         tmp_path / "out",
     )
@@ -342,7 +342,7 @@ def test_models_of_other_sizes_are_refused(pair: Pair, tmp_path: Path) -> None:
     refuses(
         MismatchError,
         f"{other} and {pair[0]} are models of different sizes: hidden size 16 and 160, intermediate size 48 and 480; expected one kind and "
-        "size. Extract from a fine-tune and the base that it was tuned from.",
+        "size. Give a fine-tune and its own base.",
         (pair[0], other),
         tmp_path / "out",
     )
@@ -380,7 +380,7 @@ def test_an_option_out_of_its_range_is_refused(
 def test_a_filter_that_fits_nothing_is_refused(pair: Pair, tmp_path: Path) -> None:
     refuses(
         RecipeError,
-        f"include is 'no_such', which fits no tensor of {pair[1]}; a name is lm_head.weight, say. Mend the filter, or leave it out.",
+        f"include is 'no_such', which matches no tensor of {pair[1]}; an example of a name is lm_head.weight. Correct the filter, or remove it.",
         pair,
         tmp_path / "out",
         include=["no_such"],
@@ -390,7 +390,7 @@ def test_a_filter_that_fits_nothing_is_refused(pair: Pair, tmp_path: Path) -> No
 def test_too_small_a_budget_is_refused_before_anything_is_read(pair: Pair, tmp_path: Path) -> None:
     with pytest.raises(
         ResourceError,
-        match=r"^extract: .* needs .* beside .* for the rest, the budget is 104.9 MB. Raise --memory to \d+MiB, ",
+        match=r"^extract: .* needs .* in addition to .* for the rest; the budget is 104.9 MB. Raise --memory to \d+MiB, ",
     ):
         extract(*pair, tmp_path / "out", memory="100MiB")
     refuses(
@@ -428,7 +428,7 @@ def test_the_command_prints_what_is_lost_where(
     )
     assert code == 0
     assert "14 matrices as factors of rank 4" in text
-    assert "model.embed_tokens.weight (embeddings and heads are left out by choice)" in text
+    assert "model.embed_tokens.weight (embeddings and heads are left out (embeddings: leave))" in text
     code, text, _ = run(
         "lora", "extract", *map(str, pair), str(tmp_path / "as_json"), "--energy", "0.5", "--json"
     )

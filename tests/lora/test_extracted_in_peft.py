@@ -63,7 +63,7 @@ def test_at_full_rank_peft_gives_the_outputs_of_the_fine_tune(tmp_path: Path, ca
     tuned.save_pretrained(tmp_path / "tuned")
     found = extract(tmp_path / "tuned", tmp_path / "base", tmp_path / "out", rank=1000, **options)
     assert not found.of("left out")
-    assert not found.apart
+    assert not found.unmatched
     wanted = outputs(tuned)
     assert (before - wanted).abs().max() > 0.1
     for got in in_peft(base, tmp_path / "out"):
