@@ -357,5 +357,8 @@ def test_the_command_exits_with_the_code_of_its_error(run: Run, words, code, mes
 
 
 def test_pefts_vote_by_number_elects_plus_on_a_tie() -> None:
-    assert check_options("ties_svd", 2, None, None, {"majority_sign_method": "frequency"}).options["tie"] == "plus"
+    assert (
+        check_options("ties_svd", 2, None, None, {"majority_sign_method": "frequency"}).options["tie"]
+        == "plus"
+    )
     assert "tie" not in check_options("ties_svd", 2, None, None, {"majority_sign_method": "total"}).options
