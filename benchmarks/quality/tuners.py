@@ -10,7 +10,7 @@ import yaml
 
 from alnico.evaluation.loaded_model import open_subject
 from alnico.tune.adamerge import Per, learn
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 from quality.bench import Bench, Chosen, say
 
 

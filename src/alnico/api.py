@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from alnico.evaluation.tasks import Score, Task
     from alnico.tune.adamerge import AdaMergingResult, LearningStep
     from alnico.tune.search.result import SearchResult
-    from alnico.tune.search.samplers import Trial
+    from alnico.tune.search.samplers.request import Trial
     from alnico.tune.soup import Soup, SoupStep
     from alnico.tune.statistics.fisher import Expectation
 

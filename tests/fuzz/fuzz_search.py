@@ -7,7 +7,7 @@ from pathlib import Path
 
 from alnico.methods import registry
 from alnico.recipe.keys import TOP
-from alnico.tune.search.samplers import SAMPLERS
+from alnico.tune.search.samplers.registry import SAMPLERS
 from alnico.tune.search.settings import HALVING_KEYS, KEYS, read_search
 from fuzz.harness import Target
 

@@ -12,7 +12,7 @@ from alnico.evaluation.tasks import Goal, Score
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.fingerprint import Identity, tasks_data
 from alnico.tune.search.objective import objectives_of
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SearchSettings, read_search
 from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study

@@ -11,7 +11,9 @@ from made_search import RECIPE
 
 from alnico.errors import RecipeError
 from alnico.evaluation.tasks import Goal
-from alnico.tune.search.samplers import SAMPLERS, PointRequest, Trial, check_sampler, grid_size, suggest
+from alnico.tune.search.samplers.grid import grid_size
+from alnico.tune.search.samplers.registry import SAMPLERS, check_sampler, suggest
+from alnico.tune.search.samplers.request import PointRequest, Trial
 from alnico.tune.search.settings import read_search
 from alnico.tune.search.space import SearchSpace
 
@@ -144,9 +146,9 @@ def test_samplers_refuse_what_they_cannot_search() -> None:
     choices, _ = read_search(GRID)
     plain, _ = read_search(RECIPE)
     for name, space, goals, told in (
-        ("cmaes", choices, ["max"], "which searches numbers alone, and merge_method is a choice. Say tpe."),
-        ("cmaes", plain, ["max", "min"], "which has one objective, and there are 2. Say nsga2 or tpe."),
-        ("dirichlet", plain, ["max"], "no value is on the simplex; expected {search: simplex}. Say random."),
+        ("cmaes", choices, ["max"], "which searches only numbers, and merge_method is a choice. Use tpe."),
+        ("cmaes", plain, ["max", "min"], "which has one objective, and there are 2. Use nsga2 or tpe."),
+        ("dirichlet", plain, ["max"], "but no value is on the simplex; expected {search: simplex}. Use random."),
         ("grid", plain, ["max"], "code.weight has no steps; expected `step` for every range. Add it."),
     ):
         with pytest.raises(RecipeError, match="sampler") as error:

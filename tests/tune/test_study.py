@@ -16,7 +16,7 @@ from made_search import Formula, opened, searched, settings_of
 
 from alnico.errors import OutputError, RunError
 from alnico.tune.search.objective import best_of
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 
 HERE = Path(__file__).parent
 

@@ -11,7 +11,7 @@ from made_search import Formula, Made, near, searched
 from alnico.errors import EvaluationError
 from alnico.evaluation.splits import split
 from alnico.tune.search.objective import best_of, objectives_of
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 
 
 def failing(at: set[int], how: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 from alnico.cli.evaluating import scorecard_text
 from alnico.cli.printing import Page, page, say
 from alnico.tune.search.result import SearchResult
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 
 
 def watcher(quiet: bool) -> Callable[[Trial], None] | None:

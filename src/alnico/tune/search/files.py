@@ -19,7 +19,7 @@ from alnico.recipe.reference import relative_reference, replace_references, reso
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.page import search_page
 from alnico.tune.search.result import SearchResult
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 
 STUDY, BEST, TABLE, RESULT, PAGE = "study.db", "best.yml", "trials.csv", "search.json", "search.html"
 

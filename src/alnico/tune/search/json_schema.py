@@ -6,7 +6,7 @@ from typing import Any
 
 from alnico.recipe.json_schema import Schema, json_schema
 from alnico.recipe.scalars import SEEDS
-from alnico.tune.search.samplers import SAMPLERS
+from alnico.tune.search.samplers.registry import SAMPLERS
 from alnico.tune.search.settings import HALVING_KEYS, KEYS
 from alnico.tune.search.space import MAX_CHOICES, MAX_LAYERS, SEARCH_KEYS
 from alnico.tune.search.stack import STACK_KEYS

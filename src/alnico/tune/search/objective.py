@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from alnico.errors import EvaluationError
 from alnico.evaluation.tasks import Goal, Task
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 
 MEAN = "mean"
 

@@ -23,7 +23,7 @@ from alnico.analysis.page import (
 from alnico.evaluation.scorecard_page import scorecard_sections
 from alnico.tune.search.objective import is_better
 from alnico.tune.search.result import SearchResult
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SAME
 
 MOST_ROWS = 1_000

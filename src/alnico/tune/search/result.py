@@ -10,7 +10,7 @@ from typing import Any
 from alnico.evaluation.scorecard import Scorecard
 from alnico.recipe.schema import Recipe
 from alnico.tune.search.objective import Objective
-from alnico.tune.search.samplers import Trial
+from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SearchSettings
 
 

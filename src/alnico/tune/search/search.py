@@ -20,7 +20,8 @@ from alnico.tune.search.objective import Objective, best_of, objectives_of
 from alnico.tune.search.report import HeldOut, held_out
 from alnico.tune.search.report import report as report_on
 from alnico.tune.search.result import SearchResult
-from alnico.tune.search.samplers import Trial, check_sampler
+from alnico.tune.search.samplers.registry import check_sampler
+from alnico.tune.search.samplers.request import Trial
 from alnico.tune.search.settings import SAME, SearchSettings, read_search
 from alnico.tune.search.space import SearchSpace
 from alnico.tune.search.study import Study

@@ -11,7 +11,7 @@ from alnico.recipe import scalars
 from alnico.recipe.context import holds_anchors
 from alnico.recipe.load import read_source
 from alnico.recipe.yaml_nodes import DOCUMENT_KEYS, Node, ParseContext, compose
-from alnico.tune.search.samplers import SAMPLERS
+from alnico.tune.search.samplers.registry import SAMPLERS
 from alnico.tune.search.space import SearchSpace, read_space
 
 KEYS = {

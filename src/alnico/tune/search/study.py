@@ -21,7 +21,8 @@ from typing import Any
 from alnico.errors import AlnicoError, OutputError, RunError
 from alnico.evaluation.tasks import Goal
 from alnico.tune.search.fingerprint import Identity
-from alnico.tune.search.samplers import Trial, TrialState, directions, distributions, import_optuna, silent
+from alnico.tune.search.samplers.optuna_study import directions, distributions, import_optuna, silent
+from alnico.tune.search.samplers.request import Trial, TrialState
 from alnico.tune.search.space import Dimension, PointValues
 
 FINGERPRINT = "alnico"

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 
 from alnico.errors import AlnicoError, EvaluationError, HubError, ModelError, RunError
 from alnico.tune.search.objective import Objective, is_behind
-from alnico.tune.search.samplers import PointRequest, Trial, grid_size, suggest
+from alnico.tune.search.samplers.grid import grid_size
+from alnico.tune.search.samplers.registry import suggest
+from alnico.tune.search.samplers.request import PointRequest, Trial
 from alnico.tune.search.settings import SearchSettings
 from alnico.tune.search.space import PointValues, SearchSpace
 from alnico.tune.search.study import Study
