@@ -14,7 +14,7 @@ import time
 import numpy as np
 
 from alnico.engine.kernel_arguments import kind_of
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import CODES, LEAF
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.methods import find
@@ -33,7 +33,7 @@ def speed(name: str, models: int) -> tuple[float, float]:
     merge = method.bind(OPTIONS.get(name, {}), models)
     kinds = tuple(kind_of(argument) for argument in merge.arguments)
     begin = time.perf_counter()
-    run = compiled(MixKernel(merge.mix, models, method.space == "delta", kinds, "float32"))
+    run = compile_kernel(MixKernel(merge.mix, models, method.space == "delta", kinds, "float32"))
     ready = time.perf_counter() - begin
     random = np.random.default_rng(0)
     base = random.standard_normal(LEAF) * 0.02

@@ -37,17 +37,17 @@ def works(run) -> bool:
 
 def compile_anew(kernel=KERNEL):
     """As in a new process: nothing is remembered."""
-    build.compiled.cache_clear()
-    build._compiled.cache_clear()
-    return build.compiled(kernel)
+    build.compile_kernel.cache_clear()
+    build._load_or_compile.cache_clear()
+    return build.compile_kernel(kernel)
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path / "cache"))
     yield tmp_path / "cache" / "kernels"
-    build.compiled.cache_clear()
-    build._compiled.cache_clear()
+    build.compile_kernel.cache_clear()
+    build._load_or_compile.cache_clear()
 
 
 @pytest.fixture(scope="module")
@@ -379,7 +379,9 @@ def test_equal_text_is_one_kernel_whatever_function_it_came_from(cache):
         return halved
 
     first = compile_anew()
-    assert build.compiled(MeasureKernel("values", another(), 1, False, (), "float32"))._code is first._code
+    assert (
+        build.compile_kernel(MeasureKernel("values", another(), 1, False, (), "float32"))._code is first._code
+    )
     assert len(kept(cache)) == 1
 
 
@@ -451,7 +453,7 @@ PROGRAM = """
 import sys
 sys.path.insert(0, {folder!r})
 import test_cache
-assert test_cache.works(test_cache.build.compiled(test_cache.KERNEL))
+assert test_cache.works(test_cache.build.compile_kernel(test_cache.KERNEL))
 print("works")
 """
 
@@ -462,7 +464,7 @@ sys.path.insert(0, {folder!r})
 import hashlib
 import numpy as np
 import test_cache
-from alnico.kernels.build import compiled, features
+from alnico.kernels.build import compile_kernel, features
 from alnico.kernels.measure_kernels import GramKernel, MeasureKernel
 from alnico.methods import find
 from alnico.engine.kernel_arguments import kind_of
@@ -474,15 +476,15 @@ codes, merge = np.ones(3, np.int64), find("ties").bind({{"density": 0.3}}, 3)
 found = hashlib.sha256()
 out = np.zeros(4 * 9999, np.uint8)
 numbers = [np.linspace(0.1, 0.5, 3, dtype=np.float32) if kind_of(a) == "numbers" else 1.0 for a in merge.arguments]
-compiled(MixKernel(merge.mix, 3, True, tuple(map(kind_of, merge.arguments)), "float32"))(
+compile_kernel(MixKernel(merge.mix, 3, True, tuple(map(kind_of, merge.arguments)), "float32"))(
     raws[:3], codes, raws[3], 1, out, 1, 0, 0, *numbers
 )
 found.update(out)
 sums = np.zeros((1, 6))
-compiled(GramKernel(3, True, "float32"))(raws[:3], codes, raws[3], 1, 0, 9999, sums)
+compile_kernel(GramKernel(3, True, "float32"))(raws[:3], codes, raws[3], 1, 0, 9999, sums)
 found.update(sums)
 leaves = np.zeros((3, 1))
-compiled(MeasureKernel("sum", test_cache.halved, 3, True, (), "float32"))(raws[:3], codes, raws[3], 1, 0, np.arange(3), leaves)
+compile_kernel(MeasureKernel("sum", test_cache.halved, 3, True, (), "float32"))(raws[:3], codes, raws[3], 1, 0, np.arange(3), leaves)
 found.update(leaves)
 print(found.hexdigest())
 """

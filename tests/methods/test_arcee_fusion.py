@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import CODES, LEAF
 from alnico.kernels.measure_kernels import MeasureKernel
 from alnico.methods.shared.exponential import exponential, logarithm
@@ -92,7 +92,7 @@ def test_a_reduction_of_rows_is_of_the_part_of_each_row_in_each_leaf(reduction: 
     segment = np.array([e // row + e // LEAF for e in range(start, start + count)])
     parts = np.zeros((2, segment[-1] - segment[0] + 1))
     codes = np.array([CODES["F32"]] * 2, np.int64)
-    run = compiled(MeasureKernel(reduction, own, 2, False, (), "float32"))  # type: ignore[arg-type]
+    run = compile_kernel(MeasureKernel(reduction, own, 2, False, (), "float32"))  # type: ignore[arg-type]
     run(
         tuple(v.view(np.uint8) for v in values),
         codes,

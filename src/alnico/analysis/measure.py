@@ -35,7 +35,7 @@ from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
 from alnico.events import Advanced, Compiling, Event, Reading, Watcher
 from alnico.kernels.analysis_kernels import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import LANES, LEAF, TILE
 from alnico.kernels.template import Real
 from alnico.numerics.blas import one_blas_thread
@@ -289,7 +289,7 @@ class _AnalysisRun:
             needed |= dict.fromkeys(_kernels(subject.job))
         self._tell(Compiling(len(needed)))
         for kernel in needed:
-            compiled(kernel)
+            compile_kernel(kernel)
 
     def _shared(self, pool: ThreadPoolExecutor, number: int, spans: Sequence[Span]) -> None:
         """A large tensor: all threads take part in each reading of it."""
@@ -432,7 +432,7 @@ class _TensorMeasurement:
         k, leaves = len(job.inputs), -(-job.elements // LEAF)
         self.pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
         describing, ordering = _kernels(job)
-        self.describing, self.ordering = compiled(describing), compiled(ordering)
+        self.describing, self.ordering = compile_kernel(describing), compile_kernel(ordering)
         self.moments = np.zeros((leaves, k * (MOMENTS + 1)))
         self.of_base = np.zeros((leaves, 2))
         self.of_pairs = np.zeros((leaves, 2 * len(self.pairs)))

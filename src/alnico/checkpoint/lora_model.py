@@ -17,7 +17,7 @@ from alnico.checkpoint.lora_adapter import CONFIG, Adapter, Rows
 from alnico.checkpoint.source import Model, Origin, Shard, Source, Tensor, TensorSpec, read_tensor, unwrap
 from alnico.checkpoint.virtual_read import CHUNK, read_computed
 from alnico.errors import ModelError, NonFiniteError, RecipeError
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import CODES
 from alnico.kernels.low_rank_kernel import FoldKernel
 from alnico.numerics import dtypes
@@ -476,7 +476,7 @@ def repositories(source: Source) -> list[Origin]:
 
 
 def _kernel(real: np.dtype[Any]) -> Callable[..., int]:
-    return compiled(FoldKernel("float64" if real == np.float64 else "float32"))
+    return compile_kernel(FoldKernel("float64" if real == np.float64 else "float32"))
 
 
 def _by_expert(first: int, count: int, size: int) -> Iterator[tuple[int, int, int, int]]:

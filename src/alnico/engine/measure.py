@@ -16,7 +16,7 @@ import numpy as np
 
 from alnico.engine.blocks import Block, Span
 from alnico.engine.kernel_arguments import KernelContext, codes_of, in_place, kind_of
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Count, Gram, KthLargest, Largest, MeasuredFact, Sum
 from alnico.kernels.measure_kernels import ColumnGramKernel, GramKernel, MeasureKernel, Reduction
@@ -126,7 +126,7 @@ class _ByLeaf(_FactState):
 
     def __init__(self, fact: Sum | Count, known: KernelContext) -> None:
         super().__init__(fact, known)
-        self.run = compiled(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, known.job))
         self.chosen = np.arange(1 if fact.across and isinstance(fact, Count) else len(self.codes))
         leaves = -(-self.job.elements // LEAF)
         self.parts = np.zeros((self.chosen.size, leaves), np.float64 if isinstance(fact, Sum) else np.int64)
@@ -149,7 +149,7 @@ class _ByRow(_FactState):
     def __init__(self, fact: Gram, known: KernelContext) -> None:
         super().__init__(fact, known)
         k = len(self.codes)
-        self.run = compiled(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, known.job))
         self.row = self.job.row if fact.over == "row" else max(self.job.elements, 1)
         self.parts = np.zeros((self._segment(self.job.elements - 1) + 1, k * (k + 1) // 2))
 
@@ -183,7 +183,7 @@ class _OfRows(_FactState):
 
     def __init__(self, fact: Sum | Largest, known: KernelContext) -> None:
         super().__init__(fact, known)
-        self.run = compiled(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, known.job))
         self.chosen = np.arange(len(self.codes))
         self.parts = np.zeros((self.chosen.size, _segment(self.job, self.job.elements - 1) + 1))
 
@@ -213,7 +213,7 @@ class _ByColumn(_FactState):
     def __init__(self, fact: Gram, known: KernelContext) -> None:
         super().__init__(fact, known)
         k = len(self.codes)
-        self.run = compiled(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, known.job))
         self.sums = np.zeros((k * (k + 1) // 2, self.job.columns))
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -258,7 +258,7 @@ class _BySelection(_KthLargestSearch):
 
     def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
-        self.run = compiled(_kernel(fact, known.job))
+        self.run = compile_kernel(_kernel(fact, known.job))
         self.gathered = np.zeros((self.chosen.size, self.job.elements), self.real)
 
     def fold(self, start: int, stop: int, block: Block) -> None:
@@ -278,7 +278,7 @@ class _ByHistogram(_KthLargestSearch):
 
     def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
-        self.run = compiled(_kernel(fact, known.job, "histogram"))
+        self.run = compile_kernel(_kernel(fact, known.job, "histogram"))
         self.digits = _Digits(self.rank, self.real)
         self.lock = threading.Lock()
 
@@ -357,7 +357,7 @@ class ModelMeasurement:
 
     def __init__(self, fact: OverModel, jobs: Sequence[Job], given: Mapping[int, float]) -> None:
         kernel = model_kernel(fact, jobs)
-        self.run = compiled(kernel)
+        self.run = compile_kernel(kernel)
         elements = sum(job.elements for job in jobs)
         shares = fact.fact.share
         nothing = math.inf if fact.fact.end == "first" else 0.0
@@ -414,8 +414,8 @@ class _ByBracket(_KthLargestSearch):
     def __init__(self, fact: KthLargest, known: KernelContext) -> None:
         super().__init__(fact, known)
         self.known = known
-        self.run = compiled(_kernel(fact, known.job))
-        self.sampling = compiled(_kernel(fact, known.job, "values"))
+        self.run = compile_kernel(_kernel(fact, known.job))
+        self.sampling = compile_kernel(_kernel(fact, known.job, "values"))
         self.parts: list[list[np.ndarray]] = [[] for _ in self.chosen]
         self.counts = np.zeros((self.chosen.size, 2), np.int64)
         self.low = self.high = np.empty(0, self.real)

@@ -45,7 +45,7 @@ from alnico.errors import (
 )
 from alnico.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone, Watcher
 from alnico.folders import Folder, make_folder, remove
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.facts import MeasuredFact
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest, Unhashed
@@ -376,7 +376,7 @@ class MergeRun:
             self._tell(Compiling(len(needed)))
         begin = time.perf_counter()
         for kernel in needed:
-            compiled(kernel)
+            compile_kernel(kernel)
         self.compile_seconds = time.perf_counter() - begin
 
     def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[WorkItem]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from alnico.engine.kernel_arguments import KernelContext, codes_of
 from alnico.engine.measure import values_kernel
 from alnico.engine.mix import NOTHING
-from alnico.kernels.build import compiled
+from alnico.kernels.build import compile_kernel
 from alnico.kernels.facts import KthLargest
 
 MOST_ELEMENTS = 1 << 26
@@ -50,7 +50,7 @@ def order(
     codes, base_code = codes_of(job)
     found = np.empty((1, job.elements), known.real)
     chosen: Any = np.array([model], np.int64)
-    compiled(values_kernel(fact, job))(
+    compile_kernel(values_kernel(fact, job))(
         tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, found
     )
     values = found[0]

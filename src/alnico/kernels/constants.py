@@ -1,26 +1,26 @@
-"""Sizes and codes that kernels, facts and the engine share; importing this compiles nothing."""
+"""Defines sizes and dtype codes for kernels, facts and the engine. Importing it compiles nothing."""
 
 TILE = 4096
 """Elements of one decoded input that a kernel holds at a time (16 KiB of float32)."""
 
 LEAF = 65_536
-"""Elements summed as one. Part of the arithmetic: blocks are cut at multiples of it, whatever the budget."""
+"""Elements in one partial sum. Part of the arithmetic: blocks are cut at multiples of it for any budget."""
 
 LANES = 512
 """Accumulators of a leaf's sum; element i of a leaf goes to lane i modulo this."""
 
 GRAM_LANES = 512
-"""Accumulators of an inner product in a leaf: element i of the tensor goes to lane i modulo this."""
+"""Accumulators of an inner product in a leaf; element i of the tensor goes to lane i modulo this."""
 
 FEW_MODELS = 8
-"""Up to here LLVM unrolls the loops over models; above, they are written out."""
+"""Up to this many models LLVM unrolls the loops over models; above it, the kernel source writes them out."""
 
 UNROLLED_MODELS = 64
-"""Up to here every model is a vector of its own; above, a kernel that loops over models is used."""
+"""Up to this many models each model has its own vector; above it, the kernel loops over models."""
 
 F64, F32, F16, BF16, E4M3, E5M2 = 0, 1, 2, 3, 4, 5
 CODES = {"F64": F64, "F32": F32, "F16": F16, "BF16": BF16, "F8_E4M3": E4M3, "F8_E5M2": E5M2}
-"""What a kernel calls the dtypes."""
+"""The number that stands for each dtype in a kernel."""
 
 ARITHMETIC = 3
-"""Raised only when the bits of some merge change; recorded in every lock and journal."""
+"""Version of the arithmetic. Raised only when the bits of some merge change; recorded in every lock and journal."""

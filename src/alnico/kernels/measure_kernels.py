@@ -1,4 +1,4 @@
-"""The texts of kernels that measure: sums, counts, values, histograms and brackets; inner products; ranks in rows."""
+"""Writes kernels that measure: sums, counts, values, histograms, brackets, inner products, row ranks."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ OUTPUTS = {
     "count": ("leaves",),
     "sum of rows": ("row", "parts"),
     "largest of rows": ("row", "parts"),
-    "values": ("found",),
+    "values": ("gathered",),
     "histogram": ("shift", "prefix", "bins"),
-    "bracket": ("low", "high", "counts", "found"),
+    "bracket": ("low", "high", "counts", "gathered"),
 }
-"""What ``run`` fills in and needs besides, each with one row a chosen model."""
+"""The output parameters of ``run`` and those that go with them, each with one row per chosen model."""
 
 PLAIN = DECORATOR.format(options="")
 INLINE = DECORATOR.format(options='inline="always", ')
-GIVEN = (("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
-"""The parameters that all kernels here begin with."""
+COMMON = (("raws", "raws"), ("codes", "int64*1"), ("base", "uint8*1"), ("base_code", "int"))
+"""The first parameters of all kernels in this file."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class MeasureKernel:
     """Reduces ``of`` of one model's value, for each ``chosen`` model, over a block that begins at a leaf.
 
     ``run(raws, codes, base, base_code, start, chosen, *outputs, *arguments)``, where ``outputs`` have a row for each chosen
-    model. Of ``sum`` and ``count``: ``leaves``, filled with a number a leaf. Of the reductions of rows:
-    ``row, parts``, filled with a number for each part of a leaf that lies in one row of ``row`` elements (see GramKernel). Of ``values``: ``found``, filled with the
+    model. Of ``sum`` and ``count``: ``leaves``, filled with one number per leaf. Of the reductions of rows:
+    ``row, parts``, filled with a number for each part of a leaf within one row of ``row`` elements (see GramKernel). Of ``values``: ``gathered``, filled with the
     values themselves. Of ``histogram``: ``shift, prefix, bins``; bin ``(bits >> shift) & 0xFFFF`` counts the elements whose
-    bits above that equal ``prefix``. Of ``bracket``: ``low, high, counts, found``; ``counts`` gets the number of elements
-    above ``high`` and of those in [``low``, ``high``], and the latter are put into ``found`` while there is room for 8, unless
+    bits above that equal ``prefix``. Of ``bracket``: ``low, high, counts, gathered``; ``counts`` gets the number of elements
+    above ``high`` and of those in [``low``, ``high``], and the latter are put into ``gathered`` while there is room for 8, unless
     ``low`` is ``high``: then they are all the same. With ``across``, ``of`` sees the values of all models, too.
     """
 
@@ -110,7 +110,7 @@ class MeasureKernel:
                 ("lanes", (self.models, LANES), "int64" if self.reduction == "count" else "float64")
             )
         first = [
-            *GIVEN,
+            *COMMON,
             ("start", "int"),
             ("chosen", "int64*1"),
             *zip(OUTPUTS[self.reduction], outputs, strict=True),
@@ -118,33 +118,33 @@ class MeasureKernel:
         return Interface(self.models, self.real, (*first, *described(self.kinds, self.real)), tuple(scratch))
 
     def _tile(self, result: str, statement: str) -> str:
-        """A loop over one tile; ``{value}`` in the statement is what ``of`` says of an element."""
+        """A loop over one tile; ``{value}`` in the statement is the result of ``of`` for an element."""
         base = " - base[j]" if self.of_deltas else ""
-        given = [f"v[j]{base}"]
+        passed = [f"v[j]{base}"]
         heads = ["v", "base", result]
         prepare: list[str] = []
         if self.across and self.models <= UNROLLED_MODELS:
             heads += [f"v{i}" for i in range(self.models)]
-            given.append(f"({' '.join(f'v{i}[j]{base},' for i in range(self.models))})")
+            passed.append(f"({' '.join(f'v{i}[j]{base},' for i in range(self.models))})")
         elif self.across:
             heads += ["every", "x"]
-            given.append("x")
+            passed.append("x")
             prepare = [f"        for i in range({self.models}):", f"            x[i] = every[i, j]{base}"]
         for a, kind in enumerate(self.kinds):
             heads += [f"f{a}"] if a in filled(self.kinds) else []
             heads += [f"a{a}"] if kind in ("number", "numbers", "bernoulli") else []
-            given.append(
+            passed.append(
                 {"bernoulli": f"select(f{a}[j] < a{a}, ONE, ZERO)"}.get(
                     kind, f"f{a}[j]" if a in filled(self.kinds) else f"a{a}"
                 )
             )
         lines = [f"def tile({', '.join(heads)}):"]
-        value = f"of({', '.join(given)})"
+        value = f"of({', '.join(passed)})"
         lines += ["    for j in range(v.size):", *prepare, f"        {statement.format(value=value)}"]
         return "\n".join(lines)
 
     def _each_model(self, span: str, work: list[str]) -> list[str]:
-        """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th that is chosen."""
+        """Statements for the tile ``s`` to ``e``: decode, then ``work`` for each model ``i``, the ``n``-th chosen one."""
         lines = [f"        {span}"]
         if self.of_deltas:
             lines.append("        decode(base[base_width * s:base_width * e], base_code, base_tile[:e - s])")
@@ -183,7 +183,7 @@ class MeasureKernel:
 
     def _values(self) -> tuple[list[str], list[str]]:
         return [self._tile("out", "out[j] = {value}")], self._tiles(
-            [self._call("found[n, s:e]", "0", "e - s")]
+            [self._call("gathered[n, s:e]", "0", "e - s")]
         )
 
     def _histogram(self) -> tuple[list[str], list[str]]:
@@ -195,9 +195,9 @@ class MeasureKernel:
             "    if (b >> np.uint64(16)) >> shift == prefix[n]:",
             "        bins[n, np.int64((b >> shift) & np.uint64(0xFFFF))] += 1",
         ]
-        made = [f"    bits = measured.view(np.{bits})"]
+        first = [f"    bits = measured.view(np.{bits})"]
         # -0.0 + 0.0 is 0.0: with its sign bit a zero would be the largest of all.
-        return [self._tile("out", "out[j] = {value} + ZERO")], made + self._tiles(work)
+        return [self._tile("out", "out[j] = {value} + ZERO")], first + self._tiles(work)
 
     def _bracket(self) -> tuple[list[str], list[str]]:
         definitions = [
@@ -206,12 +206,12 @@ class MeasureKernel:
             "    for j in range(measured.size):\n        over = np.int32(measured[j] > high)\n        at = np.int32(measured[j] >= low)\n"
             "        above += over\n        reached += at\n        flags[j] = np.uint8(at - over)\n"
             "    counts[0] += above\n    counts[1] += reached - above",
-            # Eight flags are one word, and most words are 0. No branch depends on a flag: it could not be foreseen. Every word's
-            # number, and every value of a word with flags, is stored, and the place moves on only after those that count.
-            "def gather(measured, flags, found, place, marked):\n    words = flags.view(np.uint64)\n    n = 0\n"
+            # Eight flags are one word, and most words are 0. No branch depends on a flag: branches would be mispredicted. The
+            # number of every word, and every value of a word with flags, is stored; the place advances past flagged ones only.
+            "def gather(measured, flags, gathered, place, marked):\n    words = flags.view(np.uint64)\n    n = 0\n"
             "    for w in range(words.size):\n        marked[n] = w\n        n += np.int64(words[w] != 0)\n"
-            "    for m in range(n):\n        if place + 8 <= found.size:\n            first = 8 * marked[m]\n"
-            "            for j in range(first, first + 8):\n                found[place] = measured[j]\n"
+            "    for m in range(n):\n        if place + 8 <= gathered.size:\n            first = 8 * marked[m]\n"
+            "            for j in range(first, first + 8):\n                gathered[place] = measured[j]\n"
             "                place += np.int64(flags[j])\n    return place",
         ]
         work = [
@@ -219,10 +219,9 @@ class MeasureKernel:
             "mark(measured[:e - s], low[n], high[n], flags, counts[n])",
             "if low[n] != high[n]:",
             "    flags[e - s:] = 0",
-            "    places[n] = gather(measured, flags, found[n], places[n], marked)",
+            "    places[n] = gather(measured, flags, gathered[n], places[n], marked)",
         ]
-        made = ["    places[:] = 0"]
-        return definitions, made + self._tiles(work)
+        return definitions, ["    places[:] = 0", *self._tiles(work)]
 
     def _rows(self) -> tuple[list[str], list[str]]:
         """As in GramKernel, element i of the tensor goes to lane i modulo their number."""
@@ -232,9 +231,9 @@ class MeasureKernel:
         definitions = [
             self._tile("out", "out[j] = {value}"),
             f"def collect(values, lane, lanes):\n    j = 0\n    while j < values.size:\n        h = min(values.size - j, {LANES} - lane)\n"
-            "        part, some = values[j:j + h], lanes[lane:lane + h]\n        for i in range(h):\n"
-            f"            some[i] = {join.format('some[i]', 'np.float64(part[i])')}\n        j += h\n        lane = 0",
-            f"def folded(lanes):\n    n = {LANES}\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
+            "        part, sums = values[j:j + h], lanes[lane:lane + h]\n        for i in range(h):\n"
+            f"            sums[i] = {join.format('sums[i]', 'np.float64(part[i])')}\n        j += h\n        lane = 0",
+            f"def fold(lanes):\n    n = {LANES}\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
             f"            lanes[j] = {join.format('lanes[j]', 'lanes[j + n]')}\n    total = lanes[0]\n    lanes[:] = {nothing}\n"
             "    return total",
         ]
@@ -247,7 +246,7 @@ class MeasureKernel:
             "    z = min(e, a + left)",
             f"    collect(measured[a - s:z - s], place % {LANES}, lanes[n])",
             "    if z - a == left:",
-            f"        parts[n, place // row + place // {LEAF} - first] = folded(lanes[n])",
+            f"        parts[n, place // row + place // {LEAF} - first] = fold(lanes[n])",
             "    a = z",
         ]
         return definitions, [
@@ -257,7 +256,7 @@ class MeasureKernel:
         ]
 
     def _sums(self) -> tuple[list[str], list[str]]:
-        one = "np.float64({value})" if self.reduction == "sum" else "np.int64({value} != ZERO)"
+        term = "np.float64({value})" if self.reduction == "sum" else "np.int64({value} != ZERO)"
         kind = "float64" if self.reduction == "sum" else "int64"
         work = [
             f"for g in range(0, e - s, {LANES}):",
@@ -278,7 +277,7 @@ class MeasureKernel:
             "                total += lanes[n, l]",
             "            leaves[n, leaf] = total",
         ]
-        return [self._tile("lanes", f"lanes[j] += {one}")], body
+        return [self._tile("lanes", f"lanes[j] += {term}")], body
 
 
 @dataclass(frozen=True)
@@ -286,7 +285,7 @@ class GramKernel:
     """Inner products of all pairs of ``models`` inputs over a block that begins at a leaf.
 
     ``run(raws, codes, base, base_code, start, row, sums)`` fills ``sums`` (segments, pairs) float64 with the products of the
-    pairs (0, 0), (0, 1), ... (0, k-1), (1, 1), ...: a segment is the part of a leaf that lies in one row of ``row`` elements,
+    pairs (0, 0), (0, 1), ... (0, k-1), (1, 1), ...: a segment is the part of a leaf within one row of ``row`` elements,
     numbered ``element // row + element // LEAF`` less that of the block's first. Products of float32 are exact in float64.
     """
 
@@ -320,15 +319,15 @@ class GramKernel:
             "            if z - a == left:",
             f"                segment = place // row + place // {LEAF} - first",
             f"                for p in range({pairs}):",
-            "                    sums[segment, p] = folded(lanes[p])",
+            "                    sums[segment, p] = fold(lanes[p])",
             "            a = z",
         ]
-        return _gram_text([*PRODUCTS, FOLDED], self.interface(), lines)
+        return _gram_text([*PRODUCTS, FOLD], self.interface(), lines)
 
     def interface(self) -> Interface:
-        given = (*GIVEN, ("start", "int"), ("row", "int"), ("sums", "float64*2"))
+        parameters = (*COMMON, ("start", "int"), ("row", "int"), ("sums", "float64*2"))
         lanes = ("lanes", (self.models * (self.models + 1) // 2, GRAM_LANES), "float64")
-        return Interface(self.models, self.real, given, (*_gram_scratch(self.models), lanes))
+        return Interface(self.models, self.real, parameters, (*_gram_scratch(self.models), lanes))
 
 
 @dataclass(frozen=True)
@@ -366,7 +365,7 @@ class ColumnGramKernel:
         return Interface(
             self.models,
             self.real,
-            (*GIVEN, ("start", "int"), ("sums", "float64*2")),
+            (*COMMON, ("start", "int"), ("sums", "float64*2")),
             _gram_scratch(self.models),
         )
 
@@ -391,7 +390,7 @@ class RankKernel:
 
 
 def _product(others: int) -> str:
-    """Add the products of one vector with one to four others to their lanes, in one loop: it decodes and loads the one once."""
+    """Add the products of one vector with one to four others to their lanes, in one loop, which loads that vector once."""
     heads = ["a", *[f"b{n}" for n in range(others)], *[f"l{n}" for n in range(others)]]
     lines = [
         f"def product{others}({', '.join(heads)}):",
@@ -404,9 +403,9 @@ def _product(others: int) -> str:
 MOST_OTHERS = 4
 PRODUCTS = [_product(others) for others in range(1, MOST_OTHERS + 1)]
 
-# Halves are added to halves: the same order everywhere, and vectors all the way down.
-FOLDED = (
-    "def folded(lanes):\n    n = lanes.size\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
+# Adds halves to halves: the same order everywhere, and vector instructions down to the last step.
+FOLD = (
+    "def fold(lanes):\n    n = lanes.size\n    while n > 1:\n        n //= 2\n        for j in range(n):\n"
     "            lanes[j] += lanes[j + n]\n    total = lanes[0]\n    lanes[:] = 0.0\n    return total"
 )
 

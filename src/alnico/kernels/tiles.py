@@ -1,4 +1,4 @@
-"""The compiled pieces every kernel is made of: select, decode and encode a tile, fill a tile with noise.
+"""Compiled functions that every kernel uses: select, decode and encode a tile, fill a tile with noise.
 
 A tile is :data:`TILE` elements in float32 (float64 when an input is F64) and stays in the first-level cache.
 """
@@ -21,7 +21,7 @@ _U1, _U30, _U27, _U31, _U40 = (np.uint64(n) for n in (1, 30, 27, 31, 40))
 
 
 class NoAliasCompiler(Compiler):
-    """Compiles a function as one whose arrays do not overlap."""
+    """Compiles a function and declares that its arrays do not overlap."""
 
     def define_pipelines(self) -> Any:
         self.state.flags.noalias = True
@@ -39,8 +39,8 @@ def select(_typing: Any, condition: Any, chosen: Any, other: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         test, a, b = (
-            context.cast(builder, value, given, wanted)
-            for value, given, wanted in zip(
+            context.cast(builder, value, source, target)
+            for value, source, target in zip(
                 arguments, signature.args, (types.boolean, result, result), strict=True
             )
         )
@@ -63,7 +63,7 @@ def bits_of(_typing: Any, number: Any) -> Any:
 
 @intrinsic
 def double_of(_typing: Any, bits: Any) -> Any:
-    """The float64 that an int64 has the bits of."""
+    """The float64 whose bits an int64 holds."""
     if bits != types.int64:
         return None
 
@@ -75,7 +75,7 @@ def double_of(_typing: Any, bits: Any) -> Any:
 
 @intrinsic
 def pointer(_typing: Any, address: Any) -> Any:
-    """An address as a pointer, to look at memory that a caller owns."""
+    """An address as a pointer, to read memory that a caller owns."""
     if not isinstance(address, types.Integer):
         return None
 
@@ -85,9 +85,9 @@ def pointer(_typing: Any, address: Any) -> Any:
     return types.voidptr(address), generate
 
 
-# Whether a tile holds a NaN or an infinity is the largest magnitude, as bits: a reduction by max at the width of the source
-# takes a fifth of the time of comparing exponents (0.02 against 0.11 ns an element). Each sum and shift is cut back to 32 bits,
-# since numba widens them to 64 and vectors then hold half as many.
+# The largest magnitude, as bits, shows whether a tile holds a NaN or an infinity: a reduction by max at the width of the
+# source takes a fifth of the time of comparing exponents (0.02 against 0.11 ns per element). Each sum and shift is cut back
+# to 32 bits: numba widens them to 64, and vectors then hold half as many elements.
 
 
 @njit(nogil=True, error_model="numpy")
@@ -133,7 +133,7 @@ def _decode_bf16(raw, tile):
 
 @njit(nogil=True, error_model="numpy")
 def _decode_f16(raw, tile):
-    # The exponent is moved by a multiplication with 2**112, which is exact and makes subnormals right too.
+    # Multiplying by 2**112 moves the exponent. It is exact, and right for subnormals too.
     source, bits = raw.view(np.uint16), tile.view(np.uint32)
     for j in range(source.size):
         bits[j] = np.uint32(np.uint32(source[j]) & np.uint32(0x7FFF)) << np.uint32(13)
@@ -143,17 +143,17 @@ def _decode_f16(raw, tile):
         bits[j] = np.uint32(
             bits[j] | np.uint32(np.uint32(np.uint32(source[j]) & np.uint32(0x8000)) << np.uint32(16))
         )
-    found = _largest16(raw) >= 0x7C00
-    if found:  # the multiplication made large numbers of NaN and infinities; facts that are measured of them would be finite
+    bad = _largest16(raw) >= 0x7C00
+    if bad:  # the multiplication turned NaN and infinities into large numbers; facts measured of them would be finite
         for j in range(source.size):
             if np.uint16(source[j] & np.uint16(0x7FFF)) >= 0x7C00:
                 bits[j] = np.uint32(bits[j] | np.uint32(0x7F800000))
-    return found
+    return bad
 
 
 @njit(nogil=True, error_model="numpy")
-def _decode_f8(raw, shift, scale, bad, tile):
-    # As for halves; ``scale`` is 2 to the difference of the exponents' biases. Magnitudes from ``bad`` on are no numbers.
+def _decode_f8(raw, shift, scale, limit, tile):
+    # As for halves; ``scale`` is 2 to the difference of the exponents' biases. Magnitudes from ``limit`` on are not numbers.
     bits = tile.view(np.uint32)
     for j in range(raw.size):
         bits[j] = np.uint32(np.uint32(raw[j]) & np.uint32(0x7F)) << shift
@@ -163,12 +163,12 @@ def _decode_f8(raw, shift, scale, bad, tile):
         bits[j] = np.uint32(
             bits[j] | np.uint32(np.uint32(np.uint32(raw[j]) & np.uint32(0x80)) << np.uint32(24))
         )
-    found = _largest8(raw) >= bad
-    if found:
+    bad = _largest8(raw) >= limit
+    if bad:
         for j in range(raw.size):
-            if np.uint8(raw[j] & np.uint8(0x7F)) >= bad:
+            if np.uint8(raw[j] & np.uint8(0x7F)) >= limit:
                 bits[j] = np.uint32(bits[j] | np.uint32(0x7F800000))
-    return found
+    return bad
 
 
 @njit(nogil=True, error_model="numpy")
@@ -181,13 +181,13 @@ def _decode_f32(raw, tile):
 
 @njit(nogil=True, error_model="numpy")
 def width_of(code):
-    """Bytes an element of a dtype."""
+    """Bytes per element of a dtype."""
     return 8 if code == F64 else (4 if code == F32 else (2 if code <= BF16 else 1))
 
 
 @njit(nogil=True, error_model="numpy")
 def decode32(raw, code, tile):
-    """Fill a float32 tile from raw bytes; returns whether a value is NaN or infinite."""
+    """Fill a float32 tile from raw bytes. Returns whether a value is NaN or infinite."""
     if code == BF16:
         return _decode_bf16(raw, tile)
     if code == F32:
@@ -203,22 +203,24 @@ def decode32(raw, code, tile):
 
 @njit(nogil=True, error_model="numpy")
 def decode64(raw, code, tile):
-    """Fill a float64 tile from raw bytes; returns whether a value is NaN or infinite."""
+    """Fill a float64 tile from raw bytes. Returns whether a value is NaN or infinite."""
     if code == F64:
         source, bits = raw.view(np.uint64), tile.view(np.uint64)
         for j in range(source.size):
             bits[j] = source[j]
         return _largest64(bits) >= np.uint64(0x7FF << 52)
-    narrow = tile.view(np.float32)[tile.size :]  # the upper half: what is written there has been read before
-    found = decode32(raw, code, narrow)
+    narrow = tile.view(np.float32)[
+        tile.size :
+    ]  # the upper half: each of its floats is read before it is overwritten
+    bad = decode32(raw, code, narrow)
     for j in range(tile.size):
         tile[j] = narrow[j]
-    return found
+    return bad
 
 
 @njit(nogil=True, error_model="numpy")
 def encode32(tile, code, raw):
-    """Round a float32 tile once, to nearest even, into raw bytes; returns whether a result is NaN or infinite."""
+    """Round a float32 tile once, to nearest even, into raw bytes. Returns whether a result is NaN or infinite."""
     bits = tile.view(np.uint32)
     largest = _largest32(bits)
     if code == BF16:
@@ -261,20 +263,20 @@ def _encode_f16(tile, raw):
 
 @njit(nogil=True, error_model="numpy")
 def encode64(tile, code, raw):
-    """Round a float64 tile once into raw bytes, spoiling the tile; returns whether a result is NaN or infinite."""
+    """Round a float64 tile once into raw bytes. Overwrites the tile. Returns whether a result is NaN or infinite."""
     if code == F64:
         bits, whole = tile.view(np.uint64), raw.view(np.uint64)
         for j in range(bits.size):
             whole[j] = bits[j]
         return _largest64(bits) >= np.uint64(0x7FF << 52)
-    # In the lower half of the tile, whose values have been read by then.
+    # Written to the lower half of the tile, whose values have been read by then.
     narrow, bits32 = tile.view(np.float32)[: tile.size], tile.view(np.uint32)[: tile.size]
     for j in range(tile.size):
         exact = tile[j]
         narrow[j] = np.float32(exact)
-        # Rounded to odd first, so that rounding float32 to 16 bits gives what one rounding of the float64 gives.
+        # Round to odd first: then rounding the float32 to 16 bits equals one rounding of the float64.
         wide = np.float64(narrow[j])
-        if code != F32 and wide != exact and not np.isinf(wide):  # an infinity is refused as it is
+        if code != F32 and wide != exact and not np.isinf(wide):  # an infinity is refused anyway
             if abs(wide) > abs(exact):
                 bits32[j] -= np.uint32(1)
             bits32[j] |= np.uint32(1)
@@ -283,7 +285,7 @@ def encode64(tile, code, raw):
 
 @njit(nogil=True, error_model="numpy")
 def fill_noise(key, start, tile):
-    """Fill a tile with the uniform numbers in [0, 1) of elements ``start`` on (see numerics.noise)."""
+    """Fill a tile with uniform numbers in [0, 1), for the elements from ``start`` on (see numerics.noise)."""
     first = key + (np.uint64(start) + _U1) * _GAMMA
     for j in range(tile.size):
         z = first + np.uint64(j) * _GAMMA
@@ -295,7 +297,7 @@ def fill_noise(key, start, tile):
 
 @njit(nogil=True, error_model="numpy")
 def fill_ranked(key, start, low, step, ranks, tile):
-    """Draw 1.0 with probability ``low + step * rank``, else 0.0, for the elements ``start`` on."""
+    """Draw 1.0 with probability ``low + step * rank``, else 0.0, for the elements from ``start`` on."""
     fill_noise(key, start, tile)
     for j in range(tile.size):
         tile[j] = np.float32(tile[j] < low + step * ranks[j])
@@ -318,15 +320,15 @@ def fill_columns(numbers, start, inner, tile):
     column, j = start % inner, 0
     while j < tile.size:
         stop = min(j + inner - column, tile.size)
-        part, some = tile[j:stop], numbers[column : column + stop - j]
+        part, source = tile[j:stop], numbers[column : column + stop - j]
         for i in range(part.size):
-            part[i] = some[i]
+            part[i] = source[i]
         column, j = 0, stop
 
 
 @njit(nogil=True, error_model="numpy")
 def subtract(tile, base):
-    """Make task-vector entries of values."""
+    """Subtract the base in place: values become task-vector entries."""
     for j in range(tile.size):
         tile[j] -= base[j]
 
@@ -335,7 +337,8 @@ def subtract(tile, base):
 def rank_rows(ordered, places, ranks):
     """Fill ``ranks`` (rows, n) with the rank of each element in its row over n - 1: 0 the smallest, 1 the largest.
 
-    ``ordered`` holds the sorted rows, ``places`` where each came from. Equal values share their mean rank; alone it is 1/2.
+    ``ordered`` holds the sorted rows, ``places`` the column each entry came from. Equal values share their mean rank; the rank
+    in a row of one entry is 1/2.
     """
     rows, size = ordered.shape
     for row in range(rows):

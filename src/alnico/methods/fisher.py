@@ -60,15 +60,15 @@ def fisher(
     norm = Recorded("fisher", "l2_norm") if normalize else (1.0,) * len(weight)
 
     def mix(value, information, weight, norm, floor, mean, share):
-        kept = 0.0
+        weighted_sum = 0.0
         total = 0.0
         plain = 0.0
         for i in range(len(value)):
             part = weight[i] * max(information[i], floor * mean[i]) / norm[i]
-            kept += part * value[i]
+            weighted_sum += part * value[i]
             total += part
             plain += share[i] * value[i]
-        return kept / total if total > 0 else plain
+        return weighted_sum / total if total > 0 else plain
 
     # float64: Fisher numbers go down to 1e-40, where float32 has few digits left, and their products with values have none.
     return Merge(

@@ -49,10 +49,10 @@ def pcb(
     ones = (1.0,) * len(weight)
     low = KthLargest(tuple(1 - CLIPPED for _ in ones), is_quantile=True)
     high = KthLargest(tuple(0.5 for _ in ones), skip=tuple(CLIPPED for _ in ones), end="first")
-    limit = KthLargest(density, competing, (low, high), across=True)
+    limit = KthLargest(density, competition, (low, high), across=True)
     largest = KthLargest(
         tuple(0.5 for _ in ones),
-        competing,
+        competition,
         (low, high),
         skip=tuple(0.0 for _ in ones),
         end="first",
@@ -64,7 +64,7 @@ def pcb(
         shares = 0.0
         unknown = 0.0
         for i in range(len(delta)):
-            strength = competing(delta[i], delta, low[i], high[i])
+            strength = competition(delta[i], delta, low[i], high[i])
             share = (strength - limit[i]) / (largest[i] - limit[i]) if largest[i] > limit[i] else 1.0
             share = share if strength > 0 and strength >= limit[i] else 0.0
             total += share * (weight[i] * delta[i])
@@ -78,7 +78,7 @@ def pcb(
     )
 
 
-def competing(own, delta, low, high):
+def competition(own, delta, low, high):
     """b of the docstring over e^N, which no share depends on; 0 where it is negative."""
     total = 0.0
     for i in range(len(delta)):

@@ -41,10 +41,12 @@ def sce(*, select_topk: KeptShare = 1.0) -> Merge:
     [1, 3]
     """
     if select_topk >= 1:
-        weight = Derived(_by_energy, (Sum(squared),))
-        return Merge(_merged, (weight,))
+        weight = Derived(_by_energy, (Sum(square),))
+        return Merge(_average, (weight,))
     limit = KthLargest((select_topk,), variance_of, among=Count(variance_of, across=True), across=True)
-    return Merge(_selected, (limit, Derived(_by_energy, (Sum(squared_if, (limit,), across=True),))))
+    return Merge(
+        _average_selected, (limit, Derived(_by_energy, (Sum(square_if_selected, (limit,), across=True),)))
+    )
 
 
 def variance(delta):
@@ -62,15 +64,15 @@ def variance_of(own, delta):
     return variance(delta)
 
 
-def squared(own):
+def square(own):
     return own * own
 
 
-def squared_if(own, delta, limit):
+def square_if_selected(own, delta, limit):
     return own * own if variance(delta) >= limit else 0.0
 
 
-def erased(delta, weight):
+def average_elected(delta, weight):
     """The weighted mean of the entries that have the sign of their sum."""
     balance = 0.0
     for i in range(len(delta)):
@@ -84,14 +86,14 @@ def erased(delta, weight):
     return total / share if share > 0 else share - share  # 0, or NaN where the energies are
 
 
-def _merged(delta, weight):
-    return erased(delta, weight)
+def _average(delta, weight):
+    return average_elected(delta, weight)
 
 
-def _selected(delta, limit, weight):
+def _average_selected(delta, limit, weight):
     spread = variance(delta)
     unknown = spread - spread  # 0, or NaN where the squares overflow
-    return erased(delta, weight) + unknown if spread >= limit[0] else unknown
+    return average_elected(delta, weight) + unknown if spread >= limit[0] else unknown
 
 
 def _by_energy(energy: tuple[float, ...]) -> tuple[float, ...]:

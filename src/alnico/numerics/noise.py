@@ -1,8 +1,8 @@
-"""Noise that is a function of its place, never a stream: no order of models, tensors, blocks or threads matters.
+"""Computes noise from an element's place, so the order of models, tensors and threads never matters.
 
 The uniform number at element ``index`` (row-major, 64 bit) is output ``index`` of SplitMix64 started at ``key``
 (Steele, Lea and Flood 2014, https://doi.org/10.1145/2660193.2660195), its upper 24 bits as a float32 in [0, 1).
-``key`` hashes (seed, output tensor name, position among the non-base models).
+``key`` is a hash of the seed, the output tensor's name and the model's position among the non-base models.
 """
 
 from __future__ import annotations

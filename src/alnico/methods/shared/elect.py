@@ -17,16 +17,16 @@ Tie = Literal["auto", "plus", "none"]
 """What a balance of exactly 0 elects: plus, or no sign at all; ``auto`` is none where each model has one vote, else plus."""
 
 
-def vote_weighted(kept, weight):
-    return weight * kept
+def vote_weighted(entry, weight):
+    return weight * entry
 
 
-def vote_mass(kept, weight):
-    return kept
+def vote_mass(entry, weight):
+    return entry
 
 
-def vote_count(kept, weight):
-    return 1.0 if kept > 0 else (-1.0 if kept < 0 else 0.0)
+def vote_count(entry, weight):
+    return 1.0 if entry > 0 else (-1.0 if entry < 0 else 0.0)
 
 
 def share_weight(weight):
@@ -68,10 +68,10 @@ def elected(
         total = 0.0
         share = 0.0
         for i in range(len(delta)):
-            kept = factor[i] * keep(delta[i], limit[i], ceiling[i])
-            ballot = vote(kept, weight[i])
+            entry = factor[i] * keep(delta[i], limit[i], ceiling[i])
+            ballot = vote(entry, weight[i])
             if is_elected(ballot, balance):
-                total += weight[i] * kept
+                total += weight[i] * entry
                 share += share_of(weight[i])
         return scale * (total / share if share != 0 else total)
 

@@ -48,15 +48,15 @@ def keep_drawn(delta: float, limit: float, ceiling: float) -> float:
     return delta if limit > 0 else 0.0
 
 
-def large_kept(delta: float, limit: float) -> float:
+def magnitude_if_large(delta: float, limit: float) -> float:
     return abs(keep_large(delta, limit, limit))
 
 
-def between_kept(delta: float, limit: float, ceiling: float) -> float:
+def magnitude_if_between(delta: float, limit: float, ceiling: float) -> float:
     return abs(keep_between(delta, limit, ceiling))
 
 
-def drawn_kept(delta: float, drawn: float) -> float:
+def magnitude_if_drawn(delta: float, drawn: float) -> float:
     return abs(keep_drawn(delta, drawn, drawn))
 
 
@@ -75,7 +75,7 @@ def keep_largest(density: tuple[float, ...], rescale: Rescale, scope: Scope = "t
         keep_large,
         limit,
         (0.0,) * len(density),
-        _factor(rescale, density, Sum(large_kept, (limit,))),
+        _factor(rescale, density, Sum(magnitude_if_large, (limit,))),
         trims=True,
     )
 
@@ -89,7 +89,7 @@ def keep_middle(density: tuple[float, ...], gamma: tuple[float, ...], rescale: R
         _or_nothing(KthLargest(shares, skip=gamma), density),
         KthLargest(shares, skip=gamma, end="first"),
     )
-    factor = _factor(rescale, density, Sum(between_kept, (limit, ceiling)))
+    factor = _factor(rescale, density, Sum(magnitude_if_between, (limit, ceiling)))
     return Sparse(keep_between, limit, ceiling, factor, trims=True)
 
 
@@ -120,7 +120,7 @@ def _keep_drawn(drawn: Bernoulli, rescale: Rescale) -> Sparse:
         keep_drawn,
         drawn,
         (0.0,) * len(density),
-        _factor(rescale, density, Sum(drawn_kept, (drawn,))),
+        _factor(rescale, density, Sum(magnitude_if_drawn, (drawn,))),
         trims=True,
     )
 
