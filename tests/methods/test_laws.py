@@ -116,11 +116,11 @@ def test_the_tile_changes_no_bit(
     usual = run_with(tmp_path, inputs, name, setting)
     monkeypatch.setattr(mix_kernel, "TILE", tile)
     monkeypatch.setattr(measure_kernels, "TILE", tile)
-    build.compiled.cache_clear()
+    build.compile_kernel.cache_clear()
     try:
         assert run_with(tmp_path, inputs, name, setting) == usual
     finally:
-        build.compiled.cache_clear()
+        build.compile_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("name", NAMES)
