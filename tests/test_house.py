@@ -135,6 +135,29 @@ def test_a_types_name_has_one_meaning() -> None:
     assert {name: where for name, where in places.items() if len(where) > 1} == {}
 
 
+MAKES_THREADS = {
+    "numerics/arithmetic.py": "defines ieee_threads",
+    "threads.py": "the one user of ieee_threads",
+    "output/journal.py": "one thread writes the journal while others compute; it ends with its run",
+    "checkpoint/network.py": "downloads and uploads of the hub, which end with the process if they hang",
+    "tune/search/workers.py": "a thread in each worker process waits for its parent's end",
+}
+"""Files that may make threads, each with its reason. All others use :class:`alnico.threads.Crew`, so that Ctrl-C has one behaviour."""
+
+
+def test_threads_are_made_in_one_place() -> None:
+    names = {"ThreadPoolExecutor", "ieee_threads", "Thread"}
+    users = {
+        str(path.relative_to(SOURCE))
+        for path in SOURCE.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if (isinstance(node, ast.Name) and node.id in names)
+        or (isinstance(node, ast.Attribute) and node.attr in names)
+        or (isinstance(node, ast.alias) and node.name in names)
+    }
+    assert users == set(MAKES_THREADS)
+
+
 def test_the_rooms_are_the_designs() -> None:
     design = (ROOT / "docs" / "design.md").read_text()
     rooms = {

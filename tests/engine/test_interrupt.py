@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 
 import alnico
+from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import OpenFiles
 from alnico.engine import run
 from alnico.errors import ModelError, OutputError
 from alnico.events import Event, Started, TensorDone
+from alnico.lora import extract
 from alnico.output import journal
-from alnico.threads import Abandoned, do_all, workers
+from alnico.threads import Abandoned, Crew, Stopped
 from made import family, model_bytes
 
 
@@ -51,12 +53,82 @@ def test_an_interrupt_does_not_wait_for_a_thread_that_does_not_look_up() -> None
         may_end.wait(60)
 
     interrupting(begun)
-    stop = threading.Event()
-    with pytest.raises(Abandoned), workers(2) as pool:
-        do_all(pool, stop, [(computes, ())])
-    assert stop.is_set()
+    with pytest.raises(Abandoned), Crew(2) as crew:
+        crew.run([(computes, ())])
+    with pytest.raises(Stopped):
+        crew.check()
     assert not may_end.is_set()
     may_end.set()
+
+
+def merged_pair(folder: Path) -> tuple[Path, Path, Path]:
+    """A base, a fine-tune, and a merge of both."""
+    base, (tuned,) = family(folder, 1, layers=1, hidden=64)
+    recipe = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(base),
+        "models": [{"model": str(tuned), "parameters": {"weight": 0.5}}],
+    }
+    return base, tuned, alnico.merge(recipe, folder / "merged").path
+
+
+COMMANDS: dict[str, Callable[[Path, Path, Path], object]] = {
+    "verify": lambda _b, _t, merged: alnico.verify(merged, threads=2),
+    "verify against inputs": lambda _b, _t, merged: alnico.verify(merged, against_inputs=True, threads=2),
+    "diff": lambda base, tuned, _: alnico.diff(base, tuned, threads=2),
+    "extract": lambda base, tuned, merged: extract(tuned, base, merged.parent / "adapter", rank=2, threads=2),
+    "analyze": lambda base, tuned, _: alnico.analyze(tuned, base=base, threads=2),
+    "norm": lambda base, tuned, _: alnico.TaskVector(tuned, base).norm(),
+    "weights": lambda base, tuned, merged: alnico.norm_weights([tuned, merged], base=base, threads=2),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_ctrl_c_does_not_wait_for_a_thread_that_reads_for_long(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = merged_pair(tmp_path)
+    begun, may_end, ended = (threading.Event() for _ in range(3))
+    read = FileModel.read_into
+
+    def hang(self: FileModel, name: str, offset: int, buffer: memoryview) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            may_end.wait(20)
+            ended.set()
+        read(self, name, offset, buffer)
+
+    interrupting(begun)
+    monkeypatch.setattr(FileModel, "read_into", hang)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            COMMANDS[command](*models)
+        assert begun.is_set()
+        assert not ended.is_set()
+    finally:
+        may_end.set()
+
+
+def test_ctrl_c_ends_the_check_of_an_extracted_adapter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tuned, _ = merged_pair(tmp_path)
+    begun, may_end, ended = (threading.Event() for _ in range(3))
+
+    def hang(*_: object) -> tuple[float, float]:
+        begun.set()
+        may_end.wait(20)
+        ended.set()
+        return 0.0, 0.0
+
+    interrupting(begun)
+    monkeypatch.setattr(sys.modules["alnico.lora.extract"]._ExtractRun, "_apart", hang)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            extract(tuned, base, tmp_path / "adapter", rank=2, threads=2)
+        assert not ended.is_set()
+    finally:
+        may_end.set()
 
 
 def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(

@@ -276,7 +276,7 @@ def test_no_more_than_32_tensors_are_read_before_a_merge(monkeypatch: pytest.Mon
     genuine = relatedness.compare_models
     monkeypatch.setattr(
         relatedness,
-        "look",
+        "compare_models",
         lambda sources, found, _: genuine(sources, places.append([p.name for p in found]) or found),
     )
     alnico.merge(recipe("one", "other", method="linear"), "out", threads=1)

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,7 @@ def test_another_seed_or_version_is_noticed_by_the_merge(
     with pytest.raises(OutputError, match=r"since then changed: the seed \(it was 0, now it is 3\)\."):
         merged(recipe, tmp_path / "out", seed=3)
     version = alnico.__version__
-    monkeypatch.setattr(alnico, "__version__", "99")
+    monkeypatch.setattr(sys.modules["alnico.plan.job"], "__version__", "99")
     with pytest.raises(
         OutputError, match=rf"since then changed: the version of alnico \({version} began it, this is 99\)\."
     ):

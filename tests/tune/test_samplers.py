@@ -148,7 +148,12 @@ def test_samplers_refuse_what_they_cannot_search() -> None:
     for name, space, goals, told in (
         ("cmaes", choices, ["max"], "which searches only numbers, and merge_method is a choice. Use tpe."),
         ("cmaes", plain, ["max", "min"], "which has one objective, and there are 2. Use nsga2 or tpe."),
-        ("dirichlet", plain, ["max"], "but no value is on the simplex; expected {search: simplex}. Use random."),
+        (
+            "dirichlet",
+            plain,
+            ["max"],
+            "but no value is on the simplex; expected {search: simplex}. Use random.",
+        ),
         ("grid", plain, ["max"], "code.weight has no steps; expected `step` for every range. Add it."),
     ):
         with pytest.raises(RecipeError, match="sampler") as error:

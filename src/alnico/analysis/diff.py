@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,12 +21,11 @@ from alnico.checkpoint.renamed_model import RenamedModel, with_names_of
 from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source, Tensor
 from alnico.errors import ResourceError
-from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
 from alnico.output.hashes import READ_BYTES, hash_file, hash_tensors
 from alnico.plan.memory import BASELINE_BYTES, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES, threads_of
-from alnico.threads import do_all
+from alnico.threads import Crew
 
 TensorVerdict = Literal["equal", "same values", "differs", "other bytes", "other shape"]
 
@@ -151,13 +148,13 @@ def diff_sources(
     workers = _workers((a, b), threads_of(threads), memory_bytes)
     for source in (a, b):
         source.fetch(source.absent(list(source.tensors), True))
-    with ieee_threads(workers, "alnico-diff") as pool:
-        digests = [hash_tensors(source, source.tensors, pool) for source in (a, b)]
+    with Crew(workers, name="alnico-diff") as crew:
+        digests = [hash_tensors(source, source.tensors, crew) for source in (a, b)]
         both = [name for name in a.tensors if name in b.tensors]
         found = {
             name: _verdict(a.tensors[name], b.tensors[name], *(d[name] for d in digests)) for name in both
         }
-        values = _compared(a, b, [name for name in both if found[name] is None], pool)
+        values = _compared(a, b, [name for name in both if found[name] is None], crew)
     tensors = []
     for name in both:
         one, other = a.tensors[name], b.tensors[name]
@@ -208,22 +205,21 @@ class _RunSums:
     product: float = 0.0
 
 
-def _compared(
-    a: Source, b: Source, names: Sequence[str], pool: ThreadPoolExecutor
-) -> dict[str, ValuesDiffer]:
+def _compared(a: Source, b: Source, names: Sequence[str], crew: Crew) -> dict[str, ValuesDiffer]:
     """The values of tensors of one shape, compared."""
     parts = {name: [_RunSums()] * -(-a.tensors[name].elements // RUN) for name in names}
 
     def compared(name: str, first: int, last: int) -> None:
         elements = a.tensors[name].elements
         for run in range(first, last):
+            crew.check()
             span = run * RUN, min((run + 1) * RUN, elements)
             parts[name][run] = _part_of(_read(a, name, *span), _read(b, name, *span))
 
     spans = [
         (n, s, min(s + CHUNK_RUNS, len(p))) for n, p in parts.items() for s in range(0, len(p), CHUNK_RUNS)
     ]
-    do_all(pool, threading.Event(), [(compared, span) for span in spans])
+    crew.run([(compared, span) for span in spans])
     return {name: _joined(a.tensors[name].elements, found) for name, found in parts.items()}
 
 

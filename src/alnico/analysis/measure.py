@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -33,18 +32,18 @@ from alnico.engine.fetch import fetch_files
 from alnico.engine.kernel_arguments import codes_of
 from alnico.engine.mix import refuse_inputs
 from alnico.errors import AlnicoError, MismatchError, ModelError, NonFiniteError, ResourceError
-from alnico.events import Advanced, Compiling, Event, Reading, Watcher
+from alnico.events import Advanced, Compiling, Reading, Watcher
 from alnico.kernels.analysis_kernels import MOMENTS, TABLES, DescribingKernel, OrderKernel, lanes_of
 from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import LANES, LEAF, TILE
 from alnico.kernels.template import Real
 from alnico.numerics.blas import one_blas_thread
-from alnico.numerics.dtypes import DTYPES, decode
+from alnico.numerics.dtypes import decode
 from alnico.numerics.numbers import real, said, whole
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job
 from alnico.plan.memory import BASELINE_BYTES, BLOCK_ELEMENTS, BYTES_A_TENSOR, DEFAULT_BUDGET_BYTES
-from alnico.threads import check, do_all, workers
+from alnico.threads import Crew
 
 SORTED = 65_536
 """Up to this many elements quantiles are taken from the sorted entries themselves."""
@@ -194,7 +193,7 @@ def _room(
         + (largest // LEAF + 1) * 8 * ((MOMENTS + 1) * models + 3 + 2 * pairs)
         + models * MOST_SLOTS * 2 * TABLE_BYTES
     )
-    widths = max((sum(DTYPES[i.dtype].bytes for i in s.job.read) for s in subjects), default=0)
+    widths = max((sum(i.width for i in s.job.read) for s in subjects), default=0)
     matrices = [s.job.elements for s in subjects if models > 1 and s.has_subspace(side)]
     worker = (
         models * (TABLES + MOST_SLOTS) * TABLE_BYTES
@@ -249,12 +248,10 @@ class _AnalysisRun:
         self.histograms: dict[Any, list[Histogram]] = {
             key: [Histogram() for _ in range(models)] for key in keys
         }
-        self._watch = watch
         self._unfinished = unfinished
-        self._lock = threading.Lock()
+        self._crew = Crew(room.threads, watch)
         self._own = threading.local()
         self._arena = Arena(room.held_bytes + ALIGNMENT * len(sources))
-        self._stop = threading.Event()
         self._missing = [number for number, subject in enumerate(subjects) if subject.job.name not in known]
         for number, subject in enumerate(subjects):
             if subject.job.name in known:
@@ -263,8 +260,8 @@ class _AnalysisRun:
     def all(self) -> Measurements:
         missing = [self.subjects[number] for number in self._missing]
         self._compile(missing)
-        self._tell(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
-        with self._calm(), workers(self.room.threads) as pool:
+        self._crew.tell(Reading(len(missing), sum(i.byte_size for s in missing for i in s.job.read)))
+        with self._calm(), self._crew:
             shared: list[tuple[int, list[Span]]] = []
             alone: list[tuple[int, list[Span]]] = []
             for number in self._missing:
@@ -273,10 +270,10 @@ class _AnalysisRun:
                     (number, spans)
                 )
             for number, spans in shared:
-                self._shared(pool, number, spans)
+                self._shared(number, spans)
             # The largest first: a thread that takes one last works on while the others have nothing to do.
             alone.sort(key=lambda item: -self.subjects[item[0]].job.elements)
-            do_all(pool, self._stop, [(self._alone, (number, spans)) for number, spans in alone])
+            self._crew.run([(self._alone, (number, spans)) for number, spans in alone])
         return Measurements([tally for tally in self.tallies if tally is not None], self.histograms)
 
     def _calm(self) -> AbstractContextManager[None]:
@@ -287,16 +284,16 @@ class _AnalysisRun:
         needed: dict[DescribingKernel | OrderKernel, None] = {}
         for subject in subjects:
             needed |= dict.fromkeys(_kernels(subject.job))
-        self._tell(Compiling(len(needed)))
+        self._crew.tell(Compiling(len(needed)))
         for kernel in needed:
             compile_kernel(kernel)
 
-    def _shared(self, pool: ThreadPoolExecutor, number: int, spans: Sequence[Span]) -> None:
+    def _shared(self, number: int, spans: Sequence[Span]) -> None:
         """A large tensor: all threads take part in each reading of it."""
         state = _TensorMeasurement(self.subjects[number].job, self.top_share)
         for reading in (self._first, self._second):
             rest = iter(spans)  # each thread takes the next one when it is free
-            do_all(pool, self._stop, [(reading, (state, rest))] * self.room.threads)
+            self._crew.run([(reading, (state, rest))] * self.room.threads)
         self._finish(number, state)
 
     def _alone(self, number: int, spans: Sequence[Span]) -> None:
@@ -334,7 +331,7 @@ class _AnalysisRun:
         fine = self._table("fine", state.places)
         for _, views in self._blocks(state.job, spans, held):
             state.order(views, fine, self._work())
-            self._tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
+            self._crew.tell(Advanced(state.job.name, sum(view.nbytes for view in views)))
         state.find(fine, is_alone)
         fine[:] = 0
 
@@ -342,10 +339,10 @@ class _AnalysisRun:
         self, job: Job, spans: Iterator[Span], held: list[np.ndarray] | None
     ) -> Iterator[tuple[Span, list[np.ndarray]]]:
         """The blocks of spans with what is in them: of what is held, or read now."""
-        widths = [DTYPES[i.dtype].bytes for i in job.read]
+        widths = [i.width for i in job.read]
         for span in spans:
             for start, stop in blocks(span, self.room.block_elements):
-                check(self._stop)
+                self._crew.check()
                 if held is None:
                     yield (start, stop), self._arena.read(job, self.sources, (start, stop))
                 else:
@@ -388,15 +385,10 @@ class _AnalysisRun:
     def _take(self, number: int, done: MeasuredTensor) -> None:
         subject = self.subjects[number]
         self.tallies[number] = done.tally
-        with self._lock:
+        with self._crew.lock:
             for key in ("whole", subject.group, subject.layer):
                 for model, histogram in zip(subject.models, done.histograms, strict=True):
                     self.histograms[key][model].add(histogram)
-
-    def _tell(self, event: Event) -> None:
-        if self._watch is not None:
-            with self._lock:
-                self._watch(event)
 
 
 class ThreadBuffers:
@@ -472,7 +464,7 @@ class _TensorMeasurement:
         addresses = np.array([view.ctypes.data for view in views[:-1]], np.int64)
         return (
             addresses,
-            views[-1].size // DTYPES[self.job.read[-1].dtype].bytes,
+            views[-1].size // self.job.read[-1].width,
             self.codes,
             views[-1],
             self.base_code,

@@ -21,7 +21,7 @@ from alnico.numerics.sizes import format_size
 from alnico.plan.job import Plan, count_by_reason
 from alnico.plan.layers import layer_position
 
-WORDS = {"mix": "merged", "whole": "merged", "copy": "copied", "equal": "copied"}
+WORDS = {"mix": "merged", "matrix": "merged", "copy": "copied", "equal": "copied"}
 
 
 def result_line(result: MergeResult) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from alnico.checkpoint.resident_model import resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.engine.blocks import Span
-from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job
 
 ALIGNMENT = 64
@@ -34,10 +34,30 @@ class Arena:
             arena = self._own.bytes = np.empty(max(position, self.least_bytes), np.uint8)
         return [arena[s : s + size] for s, size in zip(starts, sizes, strict=True)]
 
-    def read(self, job: Job, sources: Sequence[Source], span: Span) -> list[np.ndarray]:
-        """Read a span of all inputs of a job, and of its base last."""
-        widths = [DTYPES[tensor.dtype].bytes for tensor in job.read]
-        views = self.views([(span[1] - span[0]) * width for width in widths])
-        for tensor, view, width in zip(job.read, views, widths, strict=True):
-            sources[tensor.model].read_into(tensor.name, span[0] * width, memoryview(view))
+    def read(
+        self, job: Job, sources: Sequence[Source], *spans: Span, out_bytes: int | None = None
+    ) -> list[np.ndarray]:
+        """Return the bytes of some spans of each tensor that a job reads, one span after the other; the base is last.
+
+        With ``out_bytes``, one more view of that size follows, for the output. One span of a model that stays in memory is a view of
+        its memory; everything else is read into this thread's buffer.
+        """
+        sizes = [sum(stop - start for start, stop in spans) * tensor.width for tensor in job.read]
+        resident = [
+            resident_bytes(sources[tensor.model], tensor.name) if len(spans) == 1 else None
+            for tensor in job.read
+        ]
+        own = [size if whole is None else 0 for size, whole in zip(sizes, resident, strict=True)]
+        views = self.views(own if out_bytes is None else [*own, out_bytes])
+        for i, (tensor, whole) in enumerate(zip(job.read, resident, strict=True)):
+            if whole is not None:
+                start, stop = spans[0]
+                views[i] = whole[start * tensor.width : stop * tensor.width]
+                continue
+            place = 0
+            for start, stop in spans:
+                end = place + (stop - start) * tensor.width
+                part = memoryview(views[i][place:end])
+                sources[tensor.model].read_into(tensor.name, start * tensor.width, part)
+                place = end
         return views

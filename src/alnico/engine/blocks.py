@@ -9,7 +9,6 @@ import numpy as np
 
 from alnico.kernels.constants import LEAF
 from alnico.numerics.digest import PIECE
-from alnico.numerics.dtypes import DTYPES
 from alnico.plan.job import Job
 
 Span = tuple[int, int]
@@ -27,7 +26,7 @@ class Block:
 
 def units(job: Job) -> int:
     """What a job is cut in: its elements if they are computed, its bytes if they are copied."""
-    return job.elements if job.kind in ("mix", "whole") else job.byte_size
+    return job.elements if job.is_computed else job.byte_size
 
 
 def chunks(job: Job) -> list[Span]:
@@ -36,10 +35,10 @@ def chunks(job: Job) -> list[Span]:
     A span of a mix is a multiple of 4 MiB of bytes in the narrowest dtype of the job, so pieces (and leaves) stay whole
     for every tensor of it. An empty tensor has one empty span; a whole matrix is one.
     """
-    if job.kind == "whole":
+    if job.kind == "matrix":
         return [(0, job.elements)]
     if job.kind == "mix":
-        narrowest = min([DTYPES[i.dtype].bytes for i in job.read] + [DTYPES[job.dtype].bytes])
+        narrowest = min(job.width, *(tensor.width for tensor in job.read))
         size = PIECE // narrowest
         assert size % LEAF == 0
     else:

@@ -15,7 +15,7 @@ from alnico.kernels.constants import CODES
 from alnico.kernels.mix_kernel import MixKernel
 from alnico.methods.base import combine
 from alnico.numerics.digest import PieceHasher, TensorDigest
-from alnico.numerics.dtypes import DTYPES, decode
+from alnico.numerics.dtypes import decode
 from alnico.plan.job import Input, Job
 
 ROUNDING = combine((1.0,))
@@ -55,17 +55,17 @@ class WholeMatrices:
         return found
 
     def side(self, kind: str, model: int) -> np.ndarray:
-        assert self.job.whole is not None
-        return self._read(self.job.sides[self.job.whole.sides.index(kind) * self.models + model])
+        assert self.job.matrix is not None
+        return self._read(self.job.sides[self.job.matrix.sides.index(kind) * self.models + model])
 
     def make(self, write: Callable[[int, memoryview], None]) -> None:
         """Make the matrix and give its bytes, in order, each with its place. Errors: NonFiniteError; those of the method."""
         job = self.job
-        assert job.whole is not None
-        if job.whole.fixes_equal_inputs and self._are_equal():
+        assert job.matrix is not None
+        if job.matrix.fixes_equal_inputs and self._are_equal():
             result = self._read(job.inputs[0])
         else:
-            result = job.whole.make(self, *job.whole.arguments)
+            result = job.matrix.make(self, *job.matrix.arguments)
             if job.base is not None:
                 base = self._read(job.base)
                 result = np.where(result == 0, base, base + result)
@@ -74,7 +74,7 @@ class WholeMatrices:
         self._write(result, write)
 
     def _write(self, result: np.ndarray, write: Callable[[int, memoryview], None]) -> None:
-        job, kernel, width = self.job, compile_kernel(rounding_kernel()), DTYPES[self.job.dtype].bytes
+        job, kernel, width = self.job, compile_kernel(rounding_kernel()), self.job.width
         codes, one = np.array([CODES["F64"]], np.int64), np.ones(1)
         rows = max(self._block // job.row, 1)
         for first in range(0, job.shape[0], rows):
@@ -92,7 +92,7 @@ class WholeMatrices:
         inputs = self.job.inputs
         if len({i.dtype for i in inputs}) > 1:
             return False
-        width = DTYPES[inputs[0].dtype].bytes
+        width = inputs[0].width
         for start, stop in blocks((0, self.job.elements), self._block):
             self._check()
             size = (stop - start) * width
@@ -108,7 +108,7 @@ class WholeMatrices:
         """Read a tensor as float64, in its shape. Errors: NonFiniteError."""
         source = self._sources[tensor.model]
         shape = source.tensors[tensor.name].shape
-        width = DTYPES[tensor.dtype].bytes
+        width = tensor.width
         elements = tensor.byte_size // width
         found = np.empty(0 if only_hash else elements)
         digests = self._digests.pop(tensor, [])

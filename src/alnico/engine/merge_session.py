@@ -124,9 +124,8 @@ class Resident:
         tensor = job.inputs[0]
         if tensor.dtype not in MERGEABLE or not job.elements:
             return
-        width = job.byte_size // job.elements
         for start, stop in blocks((0, job.elements), plan.memory.block_elements):
-            raw = self.arrays[job.name][start * width : stop * width]
+            raw = self.arrays[job.name][start * job.width : stop * job.width]
             refuse_tensor(tensor, plan.sources[tensor.model].label, job.shape, start, raw)
 
     def follow(self, tensor: str, arrays: Iterable[np.ndarray]) -> None:
@@ -141,9 +140,7 @@ class Resident:
     def _look(self, plan: Plan) -> None:
         """Look at models that are to be mixed and have not met before."""
         together = {
-            frozenset(plan.sources[i.model] for i in job.merged)
-            for job in plan.jobs
-            if job.kind in ("mix", "whole")
+            frozenset(plan.sources[i.model] for i in job.merged) for job in plan.jobs if job.is_computed
         }
         if plan.recipe.unrelated == "allow" or all(
             any(met <= one for one in self._judged) for met in together

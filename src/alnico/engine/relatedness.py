@@ -258,7 +258,7 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     for job in plan.jobs:
         read = job.merged if job.base is None else (job.base, *job.inputs)
         if (
-            job.kind in ("mix", "whole")
+            job.is_computed
             and job.elements
             and len(read) > 1
             and all(i.name == read[0].name and i.dtype in MERGEABLE for i in read)

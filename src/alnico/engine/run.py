@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from alnico._version import __version__
 from alnico.checkpoint.durable import sync_directory, sync_tree, write_file
 from alnico.checkpoint.file_model import describe_change, file_states, open_shard
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.output_path import Replace, check_twins
-from alnico.checkpoint.resident_model import resident_bytes
 from alnico.checkpoint.shards import indices_of
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
 from alnico.checkpoint.source import Shard, Source
@@ -43,7 +39,7 @@ from alnico.errors import (
     VerificationError,
     visible,
 )
-from alnico.events import Advanced, Compiling, Event, Finished, Measuring, Started, TensorDone, Watcher
+from alnico.events import Advanced, Compiling, Finished, Measuring, Started, TensorDone, Watcher
 from alnico.folders import Folder, make_folder, remove
 from alnico.kernels.build import compile_kernel
 from alnico.kernels.facts import MeasuredFact
@@ -55,7 +51,7 @@ from alnico.output.journal import Journal, JournalState, Record, read_journal
 from alnico.output.lock import files_of
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Input, Job, Plan
-from alnico.threads import Abandoned, Stopped, WorkItem, check, do_all, workers
+from alnico.threads import Abandoned, Crew, Stopped, WorkItem
 
 SHARED_CHUNKS = 8
 """Chunks from which on a tensor that is measured is worked on by all threads together; the others are a thread's each."""
@@ -103,7 +99,7 @@ def run_plan(
     begin = time.perf_counter()
     out = Path(out)
     single = plan.shards[0].name if out.suffix == ".safetensors" else None
-    fingerprint = {**plan.fingerprint(), "alnico": __version__}
+    fingerprint = plan.fingerprint()
     try:
         check_twins(out, needed(plan), (".alnico-old",))  # which is given its name back
         if (finished := _mended(plan, out, fingerprint, restart)) is not None:
@@ -330,57 +326,50 @@ class MergeRun:
         self.kept = len(self.records)
         self.compile_seconds = 0.0
         self.jobs = [j for j in plan.jobs if j.name not in self.records]
-        self._watch = watch
-        self._stop = threading.Event()
-        self._lock = threading.Lock()
+        self._crew = Crew(plan.memory.threads, watch)
         self._arena = Arena(plan.memory.worker_bytes)
 
     def all(self) -> None:
         done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
-        self._tell(Started(self.plan, len(self.records), done))
+        self._crew.tell(Started(self.plan, len(self.records), done))
         self._compile()
-        threads = self.plan.memory.threads
-        one_thread = one_blas_thread() if any(job.kind == "whole" for job in self.jobs) else nullcontext()
-        with one_thread, workers(threads) as pool:
-            try:
-                self._measure_model(pool)
-                calls: list[WorkItem] = []
-                for job in self.jobs:
-                    spans = self._spans(job)
-                    state = _RunningJob(job, len(spans), self.plan.sources)
-                    if job.kind == "whole":
-                        calls.append((self._whole, (state,)))
-                    elif job.kind != "mix":
-                        calls += [(self._copy_chunk, (state, span)) for span in spans]
-                    elif job.merge is None or not job.merge.levels():
-                        state.mixer = Mixer(self._known(state), self.plan.sources)
-                        calls += [(self._mix_chunk, (state, span)) for span in spans]
-                    elif threads > 1 and len(spans) >= SHARED_CHUNKS:
-                        self._shared(pool, state, spans)
-                    else:
-                        calls.append((self._alone, (state, spans)))
-                self._parallel(pool, calls)
-            except BaseException:
-                self._stop.set()
-                raise
+        one_thread = one_blas_thread() if any(job.kind == "matrix" for job in self.jobs) else nullcontext()
+        with one_thread, self._crew:
+            self._measure_model()
+            calls: list[WorkItem] = []
+            for job in self.jobs:
+                spans = self._spans(job)
+                state = _RunningJob(job, len(spans), self.plan.sources)
+                if job.kind == "matrix":
+                    calls.append((self._whole, (state,)))
+                elif job.kind != "mix":
+                    calls += [(self._copy_chunk, (state, span)) for span in spans]
+                elif job.merge is None or not job.merge.levels():
+                    state.mixer = Mixer(self._known(state), self.plan.sources)
+                    calls += [(self._mix_chunk, (state, span)) for span in spans]
+                elif self._crew.threads > 1 and len(spans) >= SHARED_CHUNKS:
+                    self._shared(state, spans)
+                else:
+                    calls.append((self._alone, (state, spans)))
+            self._parallel(calls)
 
     def _compile(self) -> None:
         needed: dict[Any, None] = {}
         for job in self.jobs:
-            if job.kind == "whole":
+            if job.kind == "matrix":
                 needed[rounding_kernel()] = None
             if job.kind == "mix":
                 needed |= dict.fromkeys([*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)])
         needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._unknown())
         if needed:
-            self._tell(Compiling(len(needed)))
+            self._crew.tell(Compiling(len(needed)))
         begin = time.perf_counter()
         for kernel in needed:
             compile_kernel(kernel)
         self.compile_seconds = time.perf_counter() - begin
 
-    def _parallel(self, pool: ThreadPoolExecutor, calls: Sequence[WorkItem]) -> None:
-        do_all(pool, self._stop, [(self._guarded, (call, arguments)) for call, arguments in calls])
+    def _parallel(self, calls: Sequence[WorkItem]) -> None:
+        self._crew.run([(self._guarded, (call, arguments)) for call, arguments in calls])
 
     def _guarded(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
         if self.journal.failure is not None:
@@ -405,17 +394,17 @@ class MergeRun:
         sources = [self.plan.sources[m] for m in dict.fromkeys(tensor.model for tensor in job.read)]
         return f"{job.name} of {', '.join(source.label for source in sources)}"
 
-    def _shared(self, pool: ThreadPoolExecutor, state: _RunningJob, spans: list[Span]) -> None:
+    def _shared(self, state: _RunningJob, spans: list[Span]) -> None:
         """A large tensor: all threads measure it, then all mix it."""
 
         def one_pass(facts: measure.LevelMeasurement) -> None:
             if facts.ordered:
-                self._parallel(pool, [(self._measure_chunks, (state, facts, spans))])
+                self._parallel([(self._measure_chunks, (state, facts, spans))])
             else:
-                self._parallel(pool, [(self._measure_chunks, (state, facts, [span])) for span in spans])
+                self._parallel([(self._measure_chunks, (state, facts, [span])) for span in spans])
 
         self._measure(state, one_pass)
-        self._parallel(pool, [(self._mix_chunk, (state, span)) for span in spans])
+        self._parallel([(self._mix_chunk, (state, span)) for span in spans])
 
     def _alone(self, state: _RunningJob, spans: list[Span]) -> None:
         """A tensor that one worker measures and mixes, while others do other tensors. One of a single block is read once."""
@@ -445,12 +434,12 @@ class MergeRun:
             facts = measure.LevelMeasurement([fact for fact in level if fact not in recalled.whole], known)
             if facts.runs:
                 facts.sample(
-                    self._joined(state.job, facts.runs)
+                    _block_of(state.job, self._arena.read(state.job, self.plan.sources, *facts.runs))
                     if held is None
                     else _picked(held, facts.runs, state.job)
                 )
             while not facts.done:
-                check(self._stop)
+                self._crew.check()
                 one_pass(facts)
                 facts.turn()
             found = facts.results()
@@ -484,16 +473,16 @@ class MergeRun:
             if n not in self.facts and any(job.name in missing for job in jobs)
         ]
 
-    def _measure_model(self, pool: ThreadPoolExecutor) -> None:
+    def _measure_model(self) -> None:
         """Measure what is asked of the whole model, one fact after the other, pass by pass over all its tensors."""
         for number, fact, jobs in self._unknown():
-            self._tell(Measuring(len(jobs)))
+            self._crew.tell(Measuring(len(jobs)))
             measurement = measure.ModelMeasurement(
                 fact, jobs, self.recall.of_model(fact, jobs) if self.recall is not None else {}
             )
             calls = [(self._measure_across, (measurement, job, span)) for job in jobs for span in chunks(job)]
             while measurement.result is None:
-                self._parallel(pool, calls)
+                self._parallel(calls)
                 measurement.turn()
             self.facts[number] = measurement.result
             if self.recall is not None:
@@ -504,7 +493,7 @@ class MergeRun:
 
     def _measure_across(self, measurement: measure.ModelMeasurement, job: Job, span: Span) -> None:
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            check(self._stop)
+            self._crew.check()
             measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
 
     def _measure_chunks(
@@ -512,7 +501,7 @@ class MergeRun:
     ) -> None:
         for span in spans:
             for start, stop in blocks(span, self.plan.memory.block_elements):
-                check(self._stop)
+                self._crew.check()
                 facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
 
     def _mix_chunk(
@@ -520,12 +509,11 @@ class MergeRun:
     ) -> None:
         job, mixer = state.job, state.mixer
         assert mixer is not None
-        width = job.byte_size // max(job.elements, 1)
-        widths = [i.byte_size // max(job.elements, 1) for i in job.read]
-        hashers = [self._hasher(d, span[0] * w) for d, w in zip(state.inputs, widths, strict=True)]
+        width = job.width
+        hashers = [self._hasher(d, span[0] * i.width) for d, i in zip(state.inputs, job.read, strict=True)]
         output = self._hasher(state.output, span[0] * width)
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            check(self._stop)
+            self._crew.check()
             block, out = held or self._block(job, (start, stop), stop - start)
             for hasher, raw in zip(
                 hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True
@@ -536,7 +524,7 @@ class MergeRun:
             mixer(start, block, out)
             output.update(memoryview(out))
             self.files.write(job.name, start * width, memoryview(out))
-            self._tell(Advanced(job.name, out.nbytes))
+            self._crew.tell(Advanced(job.name, out.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()
         self._chunk_done(state)
@@ -549,11 +537,11 @@ class MergeRun:
         def write(offset: int, data: memoryview) -> None:
             hasher.update(data)
             self.files.write(job.name, offset, data)
-            self._tell(Advanced(job.name, len(data)))
+            self._crew.tell(Advanced(job.name, len(data)))
 
         sources, block = self.plan.sources, self.plan.memory.block_elements
         digests = state.inputs if self.journal.wants_digests else []
-        WholeMatrices(job, sources, digests, self._arena, block, lambda: check(self._stop)).make(write)
+        WholeMatrices(job, sources, digests, self._arena, block, self._crew.check).make(write)
         hasher.finish()
         self._chunk_done(state)
 
@@ -564,7 +552,7 @@ class MergeRun:
         hashers = [self._hasher(d, span[0]) for d in state.inputs]
         output = self._hasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            check(self._stop)
+            self._crew.check()
             first, other = self._arena.views([stop - start, stop - start])
             for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
                 view = other if i else first
@@ -574,7 +562,7 @@ class MergeRun:
                     self._refuse_unequal(job, tensor, start, first, view)
             output.update(memoryview(first))
             self.files.write(job.name, start, memoryview(first))
-            self._tell(Advanced(job.name, first.nbytes))
+            self._crew.tell(Advanced(job.name, first.nbytes))
         for hasher in (*hashers, output):
             hasher.finish()
         self._chunk_done(state)
@@ -585,7 +573,7 @@ class MergeRun:
         source = self.plan.sources[tensor.model]
         hasher = self._hasher(state.output, span[0])
         for start, stop in blocks(span, self.plan.memory.block_elements):
-            check(self._stop)
+            self._crew.check()
             (view,) = self._arena.views([stop - start])
             if self.files.copy(job.name, start, stop - start, source, tensor.name):
                 self.files.read_into(job.name, start, memoryview(view))
@@ -593,14 +581,14 @@ class MergeRun:
                 source.read_into(tensor.name, start, memoryview(view))
                 self.files.write(job.name, start, memoryview(view))
             hasher.update(memoryview(view))
-            self._tell(Advanced(job.name, view.nbytes))
+            self._crew.tell(Advanced(job.name, view.nbytes))
         hasher.finish()
         self._chunk_done(state)
 
     def _refuse_unequal(
         self, job: Job, tensor: Input, start: int, first: np.ndarray, view: np.ndarray
     ) -> None:
-        width = max(job.byte_size // max(job.elements, 1), 1)
+        width = max(job.width, 1)
         index = (start + int(np.flatnonzero(first != view)[0])) // width
         place = [int(i) for i in np.unravel_index(index, job.shape)] if job.shape else []
         one, other = self.plan.sources[job.inputs[0].model].label, self.plan.sources[tensor.model].label
@@ -610,7 +598,7 @@ class MergeRun:
         )
 
     def _chunk_done(self, state: _RunningJob) -> None:
-        with self._lock:
+        with self._crew.lock:
             state.remaining -= 1
             if state.remaining:
                 return
@@ -626,65 +614,25 @@ class MergeRun:
                     "the path."
                 )
         record = Record(job.name, state.output.result(), inputs)
-        with self._lock:
+        with self._crew.lock:
             self.records[job.name] = record
         self.journal.finished(record)
-        self._tell(TensorDone(job.name, record.digest))
+        self._crew.tell(TensorDone(job.name, record.digest))
 
     def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
         """Read the inputs of a span, with the ranks if they are used; and where the output of ``out_elements`` goes."""
         ranked = job.merge is not None and job.merge.uses_ranks
         rows = row_ranks.whole_rows(job, span) if ranked else span
-        *views, out = self._views(job, rows, out_elements)
+        *views, out = self._arena.read(job, self.plan.sources, rows, out_bytes=out_elements * job.width)
+        block = _block_of(job, views)
         if not ranked:
-            return _block_of(job, views), out
-        whole = _block_of(job, views)
-        ranks = row_ranks.ranks(job, rows, whole.raws, whole.base, span)
-        widths = [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
+            return block, out
+        ranks = row_ranks.ranks(job, rows, block.raws, block.base, span)
         parts = [
-            view[(span[0] - rows[0]) * w : (span[1] - rows[0]) * w]
-            for view, w in zip(views, widths, strict=True)
+            view[(span[0] - rows[0]) * tensor.width : (span[1] - rows[0]) * tensor.width]
+            for view, tensor in zip(views, job.read, strict=True)
         ]
         return _block_of(job, parts, ranks), out
-
-    def _joined(self, job: Job, runs: list[Span]) -> Block:
-        """Read the elements of some short spans of one length, one after the other."""
-        widths = _widths(job)
-        views = self._arena.views([(runs[0][1] - runs[0][0]) * len(runs) * width for width in widths])
-        for tensor, view, width in zip(job.read, views, widths, strict=True):
-            source = self.plan.sources[tensor.model]
-            for (start, _), part in zip(runs, view.reshape(len(runs), -1), strict=True):
-                source.read_into(tensor.name, start * width, memoryview(part))
-        return _block_of(job, views)
-
-    def _views(self, job: Job, span: Span, out_elements: int) -> list[np.ndarray]:
-        """The bytes of a span of each input, the base last of them, and room for the output.
-
-        What a source holds is taken where it lies, all else is read into this thread's arena.
-        """
-        start, stop = span
-        widths = _widths(job)
-        held = [resident_bytes(self.plan.sources[tensor.model], tensor.name) for tensor in job.read]
-        sizes = [
-            (stop - start) * width if whole is None else 0 for whole, width in zip(held, widths, strict=True)
-        ]
-        views = self._arena.views([*sizes, out_elements * (job.byte_size // max(job.elements, 1))])
-        for i, (tensor, whole, width) in enumerate(zip(job.read, held, widths, strict=True)):
-            if whole is not None:
-                views[i] = whole[start * width : stop * width]
-            else:
-                self.plan.sources[tensor.model].read_into(tensor.name, start * width, memoryview(views[i]))
-        return views
-
-    def _tell(self, event: Event) -> None:
-        if self._watch is not None:
-            with self._lock:
-                self._watch(event)
-
-
-def _widths(job: Job) -> list[int]:
-    """Bytes of an element of each tensor that a job reads."""
-    return [tensor.byte_size // max(job.elements, 1) for tensor in job.read]
 
 
 def _picked(block: Block, runs: list[Span], job: Job) -> Block:

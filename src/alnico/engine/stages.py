@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from alnico._version import __version__
 from alnico.checkpoint.output_path import (
     PART,
     Replace,
@@ -170,7 +169,7 @@ def _run(
     plan: Plan, target: Path, mark: Path, overwrite: Replace, restart: bool, watch: Watcher | None
 ) -> MergeResult | None:
     """Run one stage, unless it is finished."""
-    if not restart and is_published(target, mark, {**plan.fingerprint(), "alnico": __version__}):
+    if not restart and is_published(target, mark, plan.fingerprint()):
         return None
     overwrite = overwrite or is_published(
         target, mark

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import os
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -31,7 +30,7 @@ from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
 from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, spread
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
-from alnico.events import Advanced, Event, Reading, Watcher
+from alnico.events import Advanced, Reading, Watcher
 from alnico.folders import remove
 from alnico.kernels.constants import ARITHMETIC
 from alnico.lora.extract_deltas import CHECKED_ELEMENTS, Delta, ExtractMemory, fit, real_of
@@ -49,7 +48,7 @@ from alnico.lora.extract_targets import (
 from alnico.lora.factor_store import Spool
 from alnico.lora.ranks import Spectrum, ranks_of_energy, ranks_of_size
 from alnico.lora.writer import AdapterFiles, OutputAdapter, OutputModule, target_modules
-from alnico.numerics.arithmetic import ieee_arithmetic, ieee_threads
+from alnico.numerics.arithmetic import ieee_arithmetic
 from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
 from alnico.numerics.numbers import real, said, whole
@@ -59,7 +58,7 @@ from alnico.output.card import laid_out, public_names
 from alnico.output.disk_space import check_outputs_place, check_room, needed_files
 from alnico.output.staging import PartDirectory
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
-from alnico.threads import check, do_all
+from alnico.threads import Abandoned, Crew
 
 REPORT = "extraction.json"
 
@@ -339,21 +338,27 @@ class _ExtractRun:
         self.options = options
         self.subjects = subjects
         self.room = room
-        self._watch = watch
-        self._lock = threading.Lock()
-        self._stop = threading.Event()
+        self._crew = Crew(room.threads, watch)
         self._arena = Arena(max(room.held_bytes, 32 * CHECKED_ELEMENTS))
 
     def all(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
         """Factors, ranks, files, verification; the adapter is in the part directory when this returns."""
+        is_left = False
         try:
-            try:
-                self._factorise(spool)
-            finally:
+            with self._crew:
+                try:
+                    self._factorise(spool)
+                except BaseException as error:
+                    has_ended = True
+                    with suppress(RunError):  # this error came first
+                        has_ended = spool.stop(is_interrupted=isinstance(error, KeyboardInterrupt))
+                    is_left = isinstance(error, Abandoned) or not has_ended
+                    raise
                 spool.stop()
-            return self._made(part, spool, verify, reference)
+                return self._made(part, spool, verify, reference)
         finally:
-            spool.close()
+            if not is_left:  # a thread that is left behind may still write what it computed
+                spool.close()
 
     def _made(self, part: PartDirectory, spool: Spool, verify: bool, reference: str) -> Extraction:
         """The adapter, of factors that are all in the spool."""
@@ -423,9 +428,9 @@ class _ExtractRun:
         todo = [s for s in self.subjects.compared if s.name not in spool.done]
         # The largest first: a thread that takes one last works on while the others have nothing to do.
         todo.sort(key=lambda s: (s.treatment != "factors", -s.elements))
-        self._tell(Reading(len(todo), sum(self._bytes(s) for s in todo)))
-        with one_blas_thread(), ieee_threads(self.room.threads) as pool:
-            do_all(pool, self._stop, [(self._one, (spool, subject)) for subject in todo])
+        self._crew.tell(Reading(len(todo), sum(self._bytes(s) for s in todo)))
+        with one_blas_thread():
+            self._crew.run([(self._one, (spool, subject)) for subject in todo])
 
     def _one(self, spool: Spool, subject: ExtractTarget) -> None:
         real = real_of(self.tuned, self.base, subject.name)
@@ -449,15 +454,16 @@ class _ExtractRun:
             delta.refuse()
         if not factors.squares and real == np.float64:
             delta.refuse_tiny()
+        self._crew.check()  # a later run may write at the same place
         spool.put(subject.name, factors)
-        self._tell(Advanced(subject.name, self._bytes(subject)))
+        self._crew.tell(Advanced(subject.name, self._bytes(subject)))
 
     def _factors(self, delta: Delta, cap: int) -> LowRankFactors:
         shape = delta.subject.matrix
 
         def blocks() -> Any:
             for block in delta.blocks():
-                check(self._stop)
+                self._crew.check()
                 yield block
 
         if self.options.exact:
@@ -660,24 +666,24 @@ class _ExtractRun:
         sums: dict[str, np.ndarray] = {
             t.name: np.zeros((-(-subjects[t.name].elements // CHECKED_ELEMENTS), 2)) for t in todo
         }
-        self._tell(Reading(len(todo), sum(self._bytes(subjects[t.name]) for t in todo)))
+        self._crew.tell(Reading(len(todo), sum(self._bytes(subjects[t.name]) for t in todo)))
         with open_adapted(found.tuned, self.base.label, str(part.model)) as folded:
 
             def measure(name: str, runs: range) -> None:
                 elements = subjects[name].elements
                 for run in runs:
-                    check(self._stop)
+                    self._crew.check()
                     first, last = run * CHECKED_ELEMENTS, min((run + 1) * CHECKED_ELEMENTS, elements)
                     sums[name][run] = self._apart(folded, name, first, last)
-                    self._tell(Advanced(name, self._bytes(subjects[name]) * (last - first) // elements))
+                    self._crew.tell(Advanced(name, self._bytes(subjects[name]) * (last - first) // elements))
 
             calls = [
                 (measure, (t.name, range(i, min(i + 8, len(sums[t.name])))))
                 for t in todo
                 for i in range(0, len(sums[t.name]), 8)
             ]
-            with one_blas_thread(), ieee_threads(self.room.threads) as pool:
-                do_all(pool, self._stop, calls)
+            with one_blas_thread():
+                self._crew.run(calls)
         tensors = []
         for t in found.tensors:
             if t.name not in sums:
@@ -744,11 +750,6 @@ class _ExtractRun:
 
     def _bytes(self, subject: ExtractTarget) -> int:
         return sum(model.tensors[subject.name].byte_size for model in (self.tuned, self.base))
-
-    def _tell(self, event: Event) -> None:
-        if self._watch is not None:
-            with self._lock:
-                self._watch(event)
 
 
 def _module(subject: ExtractTarget, rank: int) -> OutputModule:

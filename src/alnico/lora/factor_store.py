@@ -99,9 +99,9 @@ class Spool:
     def _sync(self) -> None:
         os.fsync(self._descriptor)
 
-    def stop(self) -> None:
-        """Close the journal. Errors: the first failure to write."""
-        self._journal.close()
+    def stop(self, is_interrupted: bool = False) -> bool:
+        """Close the journal, and return whether its thread has ended. Errors: the first failure to write."""
+        return self._journal.close(is_interrupted)
 
     def close(self) -> None:
         os.close(self._descriptor)

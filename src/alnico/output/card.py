@@ -68,7 +68,7 @@ def lock_of(plan: Plan, records: Mapping[str, Record], files: Mapping[str, Mappi
             job.name: {
                 "dtype": job.dtype,
                 "shape": list(job.shape),
-                "do": job.kind,
+                "do": job.recorded_kind,
                 "digest": records[job.name].digest,
             }
             for job in plan.jobs

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from pathlib import Path
 
 import xxhash
@@ -12,9 +10,9 @@ import xxhash
 from alnico.checkpoint.files import reading
 from alnico.checkpoint.source import Source
 from alnico.errors import ModelError
-from alnico.events import Advanced, Event, Reading
+from alnico.events import Advanced, Reading
 from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest
-from alnico.threads import check, do_all
+from alnico.threads import Crew
 
 CHUNK_PIECES = 4
 """Pieces that a thread hashes at a time, one after the other."""
@@ -26,35 +24,29 @@ READ_BYTES = 1 << 20
 def hash_tensors(
     source: Source,
     names: Iterable[str],
-    pool: ThreadPoolExecutor,
-    watch: Callable[[Event], None] | None = None,
+    crew: Crew,
 ) -> dict[str, str]:
-    """Return the digest of every tensor of ``names``, by name. ``watch`` gets events, from any thread but one at a time. Errors: those of
-    reading."""
+    """Return the digest of every tensor of ``names``, by name. The watcher of ``crew`` gets events. Errors: those of reading."""
     digests = {
         name: TensorDigest(t.dtype, t.shape, t.byte_size) for name in names for t in [source.tensors[name]]
     }
-    stop, lock = threading.Event(), threading.Lock()
-    if watch is not None:
-        watch(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
+    crew.tell(Reading(len(digests), sum(source.tensors[name].byte_size for name in digests)))
 
-    def hashed(name: str, start: int, end: int) -> None:
+    def hash_span(name: str, start: int, end: int) -> None:
         hasher = PieceHasher(digests[name], start)
         buffer = memoryview(bytearray(min(READ_BYTES, end - start)))
         for offset in range(start, end, READ_BYTES):
-            check(stop)
+            crew.check()
             part = buffer[: min(READ_BYTES, end - offset)]
             source.read_into(name, offset, part)
             hasher.update(part)
         hasher.finish()
-        if watch is not None:
-            with lock:
-                watch(Advanced(name, end - start))
+        crew.tell(Advanced(name, end - start))
 
     size = CHUNK_PIECES * PIECE
     sizes = {name: source.tensors[name].byte_size for name in digests}
     spans = [(n, s, min(s + size, total)) for n, total in sizes.items() for s in range(0, total, size)]
-    do_all(pool, stop, [(hashed, span) for span in spans])
+    crew.run([(hash_span, span) for span in spans])
     return {name: digest.result() for name, digest in digests.items()}
 
 

@@ -265,7 +265,7 @@ def _together(sources: list[Source], jobs: list[Job], sections: Sections) -> lis
     used = {
         i.model
         for job in jobs
-        if job.kind in ("mix", "whole") and len({i.model for i in job.merged}) > 1
+        if job.is_computed and len({i.model for i in job.merged}) > 1
         for i in job.merged
     }
     used |= {layer.model for layers in sections.layers.values() for layer in layers}
@@ -457,7 +457,7 @@ class _JobBuilder:
             job = _made("mix", name, dtype, tensor, inputs, base, merge, applied.why, applied.sides)
             merge.check_numbers(job.real)
             return job
-        return _made("whole", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
+        return _made("matrix", name, dtype, tensor, inputs, base, None, applied.why, applied.sides, merge)
 
     def _weighable(
         self, name: str, section: Section, asked: TensorMethod, options: dict[str, Any], setting: NormWeight
@@ -553,5 +553,5 @@ def _made(
     sides: tuple[Input, ...] = (),
     whole: MatrixMethod | None = None,
 ) -> Job:
-    size = tensor.byte_size if kind not in ("mix", "whole") else tensor.elements * DTYPES[dtype].bytes
+    size = tensor.byte_size if kind not in ("mix", "matrix") else tensor.elements * DTYPES[dtype].bytes
     return Job(kind, name, dtype, tensor.shape, tensor.elements, size, inputs, base, merge, why, sides, whole)

@@ -8,14 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from alnico._version import __version__
 from alnico.checkpoint.shards import OutputShard
 from alnico.checkpoint.source import Source
 from alnico.kernels.constants import ARITHMETIC
 from alnico.kernels.template import Real
 from alnico.methods.base import MatrixMethod, Merge
+from alnico.numerics.dtypes import DTYPES
 from alnico.recipe.schema import NormWeight, Recipe
 
-JobKind = Literal["mix", "whole", "copy", "equal"]
+JobKind = Literal["mix", "matrix", "copy", "equal"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,19 @@ class Input:
     digest: str = ""
     """The hash that it must have: of the tensor that statistics were measured of; empty where any will do."""
 
+    @property
+    def width(self) -> int:
+        """Bytes of an element; 0 for dtypes narrower than a byte."""
+        return DTYPES[self.dtype].bytes
+
 
 @dataclass(frozen=True)
 class Job:
-    """How one output tensor comes about.
+    """How one output tensor is made.
 
-    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``; ``whole`` does so with ``whole``, all of it at
-    once; ``copy`` takes the bytes of ``inputs[0]``; ``equal`` does too, after checking that all inputs hold the same bytes. ``sides``
-    are statistics of the inputs: for each kind that the method takes, one a model. ``why`` is for people.
+    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``, block by block; ``matrix`` computes all of it at
+    once with ``matrix``; ``copy`` takes the bytes of ``inputs[0]``; ``equal`` does too, after checking that all inputs hold the same
+    bytes. ``sides`` are statistics of the inputs: for each kind that the method takes, one per model. ``why`` is for people.
     """
 
     kind: JobKind
@@ -50,7 +57,22 @@ class Job:
     merge: Merge | None = field(default=None, compare=False)
     why: str = ""
     sides: tuple[Input, ...] = ()
-    whole: MatrixMethod | None = field(default=None, compare=False)
+    matrix: MatrixMethod | None = field(default=None, compare=False)
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element of the output; 0 for dtypes narrower than a byte."""
+        return DTYPES[self.dtype].bytes
+
+    @property
+    def is_computed(self) -> bool:
+        """Is the tensor computed? The others are copied."""
+        return self.kind in ("mix", "matrix")
+
+    @property
+    def recorded_kind(self) -> str:
+        """The kind as locks and fingerprints spell it, so that they stay the same."""
+        return "whole" if self.kind == "matrix" else self.kind
 
     @property
     def read(self) -> tuple[Input, ...]:
@@ -154,15 +176,15 @@ class Plan:
         return sum(job.elements for job in self.jobs)
 
     def _kinds(self) -> list[JobKind]:
-        """Kinds of jobs to count: whole matrices only where there are some."""
-        kinds: list[JobKind] = ["mix", "whole", "copy", "equal"]
-        return [k for k in kinds if k != "whole" or any(j.kind == "whole" for j in self.jobs)]
+        """Kinds of jobs to count: matrices only where there are some."""
+        kinds: list[JobKind] = ["mix", "matrix", "copy", "equal"]
+        return [k for k in kinds if k != "matrix" or any(j.kind == "matrix" for j in self.jobs)]
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the output's bits and its layout, without reading a tensor: see the journal."""
         jobs = [
             [
-                j.kind,
+                j.recorded_kind,
                 j.name,
                 j.dtype,
                 list(j.shape),
@@ -181,6 +203,7 @@ class Plan:
             "plan": hashlib.sha256(json.dumps([jobs, shards]).encode()).hexdigest(),
             "inputs": [{"model": s.label, "files": s.identity()} for s in self.sources],
             **({"norms": known} if known else {}),
+            "alnico": __version__,
         }
 
     def summary(self) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, ResourceError
 from alnico.kernels.constants import LEAF
 from alnico.kernels.facts import Gram, Largest, Sum
-from alnico.numerics.dtypes import DTYPES
 from alnico.numerics.sizes import format_size
 from alnico.plan.job import Job, MemoryPlan
 
@@ -74,13 +73,11 @@ def fit_memory(
         + BYTES_A_TENSOR * tensors
         + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
     )
-    widths = [
-        sum(DTYPES[i.dtype].bytes for i in j.read) + DTYPES[j.dtype].bytes for j in jobs if j.kind != "copy"
-    ]
+    widths = [sum(i.width for i in j.read) + j.width for j in jobs if j.kind != "copy"]
     widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
-    models = max((len(j.inputs) for j in jobs if j.kind in ("mix", "whole")), default=1)
+    models = max((len(j.inputs) for j in jobs if j.is_computed), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
-    largest = max((j for j in jobs if j.whole is not None), key=_whole_bytes, default=None)
+    largest = max((j for j in jobs if j.matrix is not None), key=_whole_bytes, default=None)
     facts += _whole_bytes(largest) if largest is not None else 0
     for workers in range(max(threads, 1), 0, -1):
         for block in (BLOCK_ELEMENTS, LEAF):
@@ -103,10 +100,10 @@ def fit_memory(
 
 def _whole_bytes(job: Job) -> int:
     """What a whole matrix takes while it is made: float64 numbers, and what BLAS works in."""
-    if job.whole is None:
+    if job.matrix is None:
         return 0
     rows, columns = job.shape
-    return 8 * job.whole.numbers(rows, columns, len(job.inputs), *job.whole.arguments) + BLAS_BYTES
+    return 8 * job.matrix.numbers(rows, columns, len(job.inputs), *job.matrix.arguments) + BLAS_BYTES
 
 
 def _levels(job: Job) -> bool:
@@ -144,5 +141,5 @@ def _rank_bytes(job: Job, block: int) -> int:
         return 0
     elements = min(block + 2 * job.row, job.elements)
     models = len(job.inputs)
-    widest = sum(DTYPES[i.dtype].bytes for i in job.read)
+    widest = sum(i.width for i in job.read)
     return elements * (8 * models + 24) + (elements - min(block, elements)) * widest

@@ -27,7 +27,7 @@ def pending_job(
     merge = combine((1.0,) * len(inputs), is_wide=True)
     return PendingJob(
         dataclasses.replace(
-            like, kind="mix", inputs=inputs, base=base, merge=merge, why="", sides=(), whole=None
+            like, kind="mix", inputs=inputs, base=base, merge=merge, why="", sides=(), matrix=None
         ),
         made,
     )

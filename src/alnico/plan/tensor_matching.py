@@ -311,7 +311,7 @@ class TensorMatcher:
 
 def check_factors(jobs: Iterable[Job], sources: Sequence[Source]) -> None:
     """Refuse to merge factors of an adapter that a model has beside its weights. Errors: MismatchError."""
-    found = [job for job in jobs if job.kind in ("mix", "whole") and is_factor(job.name)]
+    found = [job for job in jobs if job.is_computed and is_factor(job.name)]
     if found:
         labels = ", ".join(dict.fromkeys(sources[given.model].label for given in found[0].merged))
         raise MismatchError(
@@ -329,7 +329,7 @@ def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) ->
     """
     notes = []
     for folder in modules_of(sources[donor]):
-        merged = [job for job in jobs if job.kind in ("mix", "whole") and job.name.startswith(f"{folder}/")]
+        merged = [job for job in jobs if job.is_computed and job.name.startswith(f"{folder}/")]
         for model in sorted({given.model for job in merged for given in job.merged} - {donor}):
             roots = [sources[i].directory for i in (donor, model)]
             if roots[0] is None or roots[1] is None:

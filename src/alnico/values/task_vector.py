@@ -18,7 +18,7 @@ from alnico.checkpoint.open_model import MODEL_TYPES
 from alnico.checkpoint.output_path import check_publishable, replacing
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.products import inner_products
+from alnico.engine.measure_plan import inner_products
 from alnico.engine.relatedness import IN_PYTHON
 from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import AlnicoError, ModelError, visible

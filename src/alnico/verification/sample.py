@@ -37,7 +37,6 @@ from alnico.errors import (
     VerificationError,
 )
 from alnico.events import Event, Reading, Started, Watcher
-from alnico.numerics.arithmetic import ieee_threads
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode
 from alnico.numerics.sizes import format_size
 from alnico.output.disk_space import DISK_MARGIN_BYTES
@@ -46,6 +45,7 @@ from alnico.output.journal import JournalState, Record
 from alnico.output.lock import Lock
 from alnico.plan.job import Job, Plan
 from alnico.plan.planned_model import PlannedModel
+from alnico.threads import Abandoned, Crew
 from alnico.verification.replan import ReplanOptions, check_places, locks_of, plan_again
 
 Chosen = Mapping[str, list[Span]]
@@ -87,7 +87,7 @@ def choose(plan: Plan, share: float, seed: int, first: Iterable[str] = ()) -> Ch
 def _groups(job: Job) -> list[list[Span]]:
     spans = chunks(job)
     is_measured = job.kind == "mix" and job.merge is not None and bool(job.merge.levels())
-    return [spans] if is_measured or job.kind == "whole" else [[span] for span in spans]
+    return [spans] if is_measured or job.kind == "matrix" else [[span] for span in spans]
 
 
 def bytes_of_spans(job: Job, spans: Iterable[Span]) -> int:
@@ -291,7 +291,11 @@ def _steps(
                     needed[given.label] |= (
                         read if plan.recipe.tokenizer is None else set(stages[given.label].tensors)
                     )
-        yield steps
+        try:
+            yield steps
+        except Abandoned:  # a thread may still write into the files of a stage
+            opened.pop_all()
+            raise
 
 
 @contextmanager
@@ -360,11 +364,11 @@ def _changed_files(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str, str
     """The same, of the inputs of some tensors, which are read for it. None if one of the tensors has its inputs as they were."""
     jobs = {job.name: job for job in step.plan.jobs}
     changed = None
-    with ieee_threads(step.plan.memory.threads, "alnico-verify") as pool:
+    with Crew(step.plan.memory.threads, name="alnico-verify") as crew:
         for name in names:
             inputs = []
             for tensor in jobs[name].read:
-                digest = hash_tensors(step.plan.sources[tensor.model], [tensor.name], pool)[tensor.name]
+                digest = hash_tensors(step.plan.sources[tensor.model], [tensor.name], crew)[tensor.name]
                 inputs.append((tensor.model, tensor.name, digest))
             changed = _changed(step, [Record(name, "", tuple(inputs))])
             if changed is None:
@@ -401,7 +405,7 @@ def _difference(
     width = max(DTYPES[tensor.dtype].bytes, 1)
     place = [int(i) for i in np.unravel_index(one.offset // width, tensor.shape)] if tensor.shape else []
     more = f" {len(differing) - 1} more tensors differ." if len(differing) > 1 else ""
-    is_whole = any(job.name == name and job.kind == "whole" for job in plan.jobs)
+    is_whole = any(job.name == name and job.kind == "matrix" for job in plan.jobs)
     elsewhere = (
         " (It is made as a whole matrix, whose bits are the same on one type of machine only.)"
         if is_whole

@@ -16,10 +16,10 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Tensor
 from alnico.errors import ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
-from alnico.numerics.arithmetic import ieee_threads
 from alnico.output.hashes import hash_file, hash_tensors
 from alnico.output.lock import UNLOCKED, Lock, LockedTensor, listed_files, read_lock
 from alnico.output.validate import check_folder
+from alnico.threads import Crew
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.sample import Recomputed, recompute
 
@@ -65,8 +65,8 @@ def verify(
     lock = open_lock(out)
     with opened(out) as model:
         check_headers(out, lock, model)
-        with ieee_threads(again.threads, "alnico-verify") as pool:
-            digests = hash_tensors(model, model.tensors, pool, watch)
+        with Crew(again.threads, watch, "alnico-verify") as crew:
+            digests = hash_tensors(model, model.tensors, crew)
         damaged = [name for name, digest in digests.items() if digest != lock.tensors[name].digest]
         if damaged and not against_inputs:
             raise _damaged(out, lock, digests, damaged)
