@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 sys.path.insert(0, str(Path(__file__).parent))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+pytest_plugins = ["durations"]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what it runs in the background with interrupts ignored, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -34,6 +35,11 @@ def _take(folder: Path) -> None:
 
 
 _take(Path(__file__).parents[1] / "benchmarks" / "quality")
+
+
+def pytest_ignore_collect(collection_path: Path) -> bool | None:
+    """What tests share is imported by those that need it, and not for doctests."""
+    return True if collection_path.suffix == ".py" and not collection_path.name.startswith("test_") else None
 
 
 @pytest.fixture
