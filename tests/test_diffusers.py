@@ -128,12 +128,12 @@ def test_positions_of_another_dtype_and_counters_are_the_donors_and_said(tmp_pat
     plan = alnico.plan({**RECIPE, "models": [a, b]})
     stored = f" (stored as {kinds[0]}, {kinds[1]})"
     expected = [
-        f"model_ema.num_updates: a count of updates (stored as I64, I32), no weight; it is taken from {a} as it is.",
-        f"model_ema.decay: a setting of the moving average, no weight; it is taken from {a} as it is.",
+        f"model_ema.num_updates: a count of updates (stored as I64, I32), not a weight; it is copied from {a}.",
+        f"model_ema.decay: a setting of the moving average, not a weight; it is copied from {a}.",
     ]
     assert set(expected) <= set(plan.notes)
     assert (
-        f"{PLACES}: numbers of positions{stored}, no weight; it is taken from {a} as it is." in plan.notes
+        f"{PLACES}: numbers of positions{stored}, not a weight; it is copied from {a}." in plan.notes
     ) == (kinds[1] is not None)
     alnico.merge({**RECIPE, "models": [a, b]}, tmp_path / "out.safetensors")
     out, one, two = (load_file(p) for p in (tmp_path / "out.safetensors", a, b))

@@ -117,8 +117,8 @@ def test_a_head_that_is_written_though_the_config_ties_it_is_told() -> None:
     for i, name in enumerate("ab"):
         model(name, i, tied=False, config={"tie_word_embeddings": True})
     told = (
-        f"{HEAD}: all models store it, and config.json ties it to {EMBED}; both are written, and a program may take "
-        "either. Give both the same method and parameters, or set tie_word_embeddings to false in the output's config.json."
+        f"{HEAD}: all models store it, but config.json ties it to {EMBED}; both are written, and programs may load "
+        "either. Use the same method and parameters for both, or set tie_word_embeddings to false in the output's config.json."
     )
     assert told in alnico.merge(LINEAR, "out").plan.notes
 
@@ -343,7 +343,7 @@ def test_a_slice_of_one_layer_takes_the_last_value_of_a_gradient_and_what_is_in_
     )
     check_equal(read_model(Path("out")), {n: b[n] if ".layers." in n else a[n] for n in a})
     assert [n for n in result.plan.notes if "gradient" in n] == [
-        "model.embed_tokens.weight, model.norm.weight: in no layer, so the first value of each gradient is taken, as in mergekit."
+        "model.embed_tokens.weight, model.norm.weight: outside of the layers, so the first value of each gradient applies, as in mergekit."
     ]
 
 
@@ -353,7 +353,7 @@ def test_layers_that_a_model_does_not_have_are_told() -> None:
     with pytest.raises(MismatchError) as caught:
         alnico.merge(recipe, "out")
     assert str(caught.value) == (
-        "slices[0]: a has 2 layers; layer_range is [1, 3]. Layers count from 0, and the end is not included: write at most [1, 2]."
+        "slices[0]: a has 2 layers; layer_range is [1, 3]. Layers count from 0, and the end is excluded: write at most [1, 2]."
     )
 
 

@@ -167,7 +167,7 @@ def test_a_filter_is_a_substring_a_whole_name_or_an_expression(
         "parameters": {"weight": cases, "normalize": False},
     }
     part = {"weight": [{"filter": "=norm", "value": 9}, 1], "normalize": False}
-    with pytest.raises(RecipeError, match=r"'=norm', and no tensor has that name"):
+    with pytest.raises(RecipeError, match=r"'=norm', but no tensor has that name"):
         alnico.merge({**recipe, "parameters": part}, tmp_path / "out")
     alnico.merge(recipe, tmp_path / "out")
     out = read_model(tmp_path / "out")

@@ -157,7 +157,7 @@ def test_a_model_of_another_size_is_left_out_before_it_is_read(models: Path, tmp
     found = alnico.suggest([models / "tuned-0", large, models / "tuned-1"], base=models / "base")
     assert found.findings == (
         f"{large} is left out: {large} and {models / 'base'} are models of different sizes: hidden size 32 and 16, "
-        "intermediate size 96 and 48; expected one kind and size.",
+        "intermediate size 96 and 48; expected one architecture and size.",
     )
     nothing = alnico.suggest([large], base=models / "base")
     assert nothing.recipe is None

@@ -203,9 +203,9 @@ def test_factors_beside_the_weights_of_a_model_are_not_merged_but_may_be_taken_f
     with pytest.raises(MismatchError) as caught:
         alnico.plan(recipe)
     assert str(caught.value) == (
-        f"layers.0.q.lora_A.speech.weight: is a factor of an adapter's update, and would be merged by itself (2 such tensors of {one}, {two}); the "
-        "merge of factors is not that of their products. Expected models without adapters, or with adapters that are merged into their weights. "
-        "Merge each model's adapter into it first (merge_and_unload of PEFT), or take the factors from one model, by a rule of `methods` with "
+        f"layers.0.q.lora_A.speech.weight: is a factor of an adapter's update and would be merged on its own (2 such tensors of {one}, {two}); "
+        "merging factors does not merge their products. Expected models without adapters, or with adapters merged into their weights. "
+        "Merge each model's adapter into it first (PEFT: merge_and_unload), or copy the factors from one model with a rule under `methods` with "
         "merge_method: passthrough."
     )
     alnico.merge(

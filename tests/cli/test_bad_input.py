@@ -191,7 +191,7 @@ def test_a_float_tensor_that_one_model_lacks(run: Run) -> None:
     save_model(Path("b"), {"w": ("F32", MATRIX)})
     assert refused(run, 5) == (
         "v: a has it, b lacks it; expected it in all models. "
-        "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
+        "Use models of one architecture, or set missing: copy or missing: drop in the recipe."
     )
 
 

@@ -66,11 +66,8 @@ def test_a_layer_of_a_slice_that_is_not_needed_is_not_called_one_of_no_slice() -
         {"merge_method": "slerp", "base_model": "tuned-0", "slices": slices, "parameters": {"t": [0, 1]}}
     )
     told = {(plan.sources[d.model].label, d.name): d.why for d in plan.dropped}
-    assert (
-        told["tuned-1", "model.layers.0.mlp.up_proj.weight"]
-        == "the recipe leaves another model there as it is"
-    )
-    assert told["tuned-1", "model.layers.3.mlp.up_proj.weight"] == "its layer is in no slice"
+    assert told["tuned-1", "model.layers.0.mlp.up_proj.weight"] == "the recipe copies another model there"
+    assert told["tuned-1", "model.layers.3.mlp.up_proj.weight"] == "its layer is not in a slice"
 
 
 def test_plans_of_several_documents_have_the_names_of_the_stages(run: Any) -> None:

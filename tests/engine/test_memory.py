@@ -141,7 +141,7 @@ def test_a_whole_matrix_stays_inside_what_the_plan_says(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_whole_matrix_larger_than_the_budget_is_refused_before_a_tensor_is_read(tmp_path: Path) -> None:
     with pytest.raises(
-        alnico.errors.ResourceError, match=r"plan: w is merged as a whole and needs .* at once"
+        alnico.errors.ResourceError, match=r"plan: w is merged as a whole matrix and needs .* at once"
     ) as caught:
         alnico.plan(regmean(tmp_path, 12_000, 10_000), memory=BUDGET)
     assert "Raise --memory to " in str(caught.value)

@@ -318,8 +318,8 @@ def test_a_model_that_equals_the_base_is_refused_in_linear_and_power_and_leaves_
     save_model(tmp_path / "same", {n: ("F32", v) for n, v in base.items()})
     given = recipe(weight={"from": "l2_norm", "mode": "power"}) | {"models": ["a", "same"]}
     expected = (
-        "same equals base, the base: its L2 norm is 0, by which mode power divides; expected models that differ from the base. "
-        "Leave the model out, or choose mode: exp."
+        "same equals base, the base: its L2 norm is 0, and mode power divides by it; expected models that differ from the base. "
+        "Remove the model, or use mode: exp."
     )
     with pytest.raises(MismatchError, match=f"^{re.escape(expected)}$"):
         alnico.merge(given, tmp_path / "out")
@@ -334,8 +334,8 @@ def test_a_model_that_equals_the_base_takes_the_largest_weight_in_exp_and_is_tol
     assert weights is not None
     assert max(weights) == weights[1]
     assert [n for n in result.plan.notes if "largest weight" in n] == [
-        "same equals the base, so mode exp gives it the largest weight, and less to the models that do change something. "
-        "Leave it out if that is not meant."
+        "same equals the base, so mode exp gives it the largest weight and the models that differ smaller ones. "
+        "Remove it if this is unintended."
     ]
 
 
@@ -510,7 +510,7 @@ def test_an_analysis_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     weight = {"from": "analysis", "path": "report"}
     analysed(tmp_path / "report", base, {"a": tuned[0]})
     with pytest.raises(
-        MismatchError, match=r"^report/summary\.json: has no model b; it has a\. Analyse all models"
+        MismatchError, match=r"^report/summary\.json: has no model b; it has a\. Analyze all models"
     ):
         alnico.plan(recipe(weight=weight))
     both = {"a": tuned[0], "b": tuned[1]}
@@ -531,7 +531,7 @@ def test_an_analysis_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         alnico.plan(recipe(weight=weight))
     analysed(tmp_path / "report", base, both, schema=7)
-    with pytest.raises(ModelError, match=r"^report/summary\.json: is no analysis of schema 1"):
+    with pytest.raises(ModelError, match=r"^report/summary\.json: is not an analysis of schema 1"):
         alnico.plan(recipe(weight=weight))
     analysed(tmp_path / "report", base, both, tensors=[{"name": "w"}])
     with pytest.raises(ModelError, match=r"^report/summary\.json: is damaged"):

@@ -57,7 +57,7 @@ def test_tensors_without_statistics_are_the_weighted_mean_and_the_plan_says_so(
     plan = alnico.plan(recipe)
     assert {j.name: j.why for j in plan.jobs} == {
         "layer.weight": "",
-        "layer.bias": f"no {kind} statistics" if kind == "fisher" else "no matrix",
+        "layer.bias": f"no {kind} statistics" if kind == "fisher" else "not a matrix",
         "head.weight": f"no {kind} statistics",
     }
     alnico.merge(recipe, tmp_path / "out")
@@ -135,7 +135,7 @@ def test_statistics_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_statistics_of_another_kind_or_shape_or_of_no_merged_tensor_are_refused(tmp_path: Path) -> None:
     paths = two(tmp_path)
     grams = [str(made("gram", p, i)) for i, p in enumerate(paths)]
-    with pytest.raises(MismatchError, match="holds statistics of the kind gram; expected fisher"):
+    with pytest.raises(MismatchError, match="contains gram statistics; expected fisher"):
         alnico.plan(recipe_for("fisher", paths, None, {"fisher": grams}))
     entry = {"layer.weight": LAYER}
     wrong = [
@@ -144,7 +144,7 @@ def test_statistics_of_another_kind_or_shape_or_of_no_merged_tensor_are_refused(
     ]
     with pytest.raises(
         MismatchError,
-        match=r"layer.weight: the gram statistics of .* are F32 \(6, 6\); expected F32 \(8, 8\), as the",
+        match=r"layer.weight: the gram statistics of .* are F32 \(6, 6\); expected F32 \(8, 8\), because the",
     ):
         alnico.plan(recipe_for("regmean", paths, None, {"gram": wrong}))
     fishers = [str(of_layer("fisher", p, i)) for i, p in enumerate(paths)]
@@ -216,7 +216,8 @@ def test_a_matrix_that_does_not_fit_the_budget_is_refused_with_one_that_is_enoug
     grams = [str(made("gram", p, i)) for i, p in enumerate(paths)]
     recipe = recipe_for("regmean", paths, None, {"gram": grams})
     with pytest.raises(
-        ResourceError, match=r"layer.weight is merged as a whole and needs .* Raise --memory to (\d+)MiB"
+        ResourceError,
+        match=r"layer.weight is merged as a whole matrix and needs .* Raise --memory to (\d+)MiB",
     ) as caught:
         alnico.plan(recipe, memory="380MiB")
     enough = str(caught.value).partition("--memory to ")[2].partition(",")[0]

@@ -44,15 +44,15 @@ def test_a_small_model_with_a_large_one_gets_one_error_with_the_widths_in_words(
     model("7b", hidden=16, layers=2), model("13b", hidden=32, layers=3)
     assert told("7b", "13b") == (
         "7b and 13b are models of different sizes: hidden size 16 and 32, intermediate size 48 and 96, layers 2 and 3; "
-        "expected one kind and size.\n"
-        "  20 of 29 tensors have another shape, such as\n"
+        "expected one architecture and size.\n"
+        "  20 of 29 tensors have different shapes, such as\n"
         "    model.embed_tokens.weight: 7b (32, 16), 13b (32, 32)\n"
         "    model.layers.0.input_layernorm.weight: 7b (16,), 13b (32,)\n"
         "    model.layers.0.mlp.down_proj.weight: 7b (16, 48), 13b (32, 96)\n"
         "  7b lacks 9 tensors, such as model.layers.2.input_layernorm.weight, model.layers.2.mlp.down_proj.weight and "
         "model.layers.2.mlp.gate_proj.weight.\n"
-        "Use models of one kind and size, or stack whole layers of one of them (slices, merge_method: passthrough). What one of them "
-        "knows comes into the other by training alone (distillation)."
+        "Use models of one architecture and size, or stack whole layers of one of them (slices, merge_method: passthrough). Only training "
+        "(distillation) transfers knowledge between them."
     )
 
 
@@ -60,11 +60,11 @@ def test_models_of_one_width_and_another_depth_are_told_to_share_layers() -> Non
     model("shallow", layers=2), model("deep", layers=4)
     said = told("shallow", "deep")
     assert said.startswith(
-        "shallow and deep are models of different sizes: layers 2 and 4; expected one kind and size.\n"
+        "shallow and deep are models of different sizes: layers 2 and 4; expected one architecture and size.\n"
     )
     assert "\n  shallow lacks 18 tensors, such as model.layers.2." in said
     assert said.endswith(
-        "\nUse models of one depth, merge the layers that all have (slices with a layer_range), or say missing: copy or missing: drop."
+        "\nUse models with the same number of layers, merge the layers that all have (slices with a layer_range), or set missing: copy or missing: drop."
     )
 
 
@@ -78,7 +78,7 @@ def test_three_models_are_all_named() -> None:
 def test_another_kind_of_model_is_named_where_tensors_do_not_fit() -> None:
     model("a"), model("b", {**llama_config(), "model_type": "mistral"}, layers=3)
     assert told("a", "b").startswith(
-        "a and b are models of different kinds: llama and mistral by their configs; "
+        "a and b are models of different architectures: model_type llama and mistral; "
     )
 
 
@@ -87,7 +87,7 @@ def test_models_without_a_config_are_told_apart_by_their_widths() -> None:
         save_model(Path(name), {f"w{i}": ("F32", np.zeros((width, 8))) for i in range(6)})
     said = told("a", "b")
     assert said.startswith(
-        "a and b are models of different sizes: widths 16 and 24; expected one kind and size.\n  6 of 6 tensors "
+        "a and b are models of different sizes: widths 16 and 24; expected one architecture and size.\n  6 of 6 tensors "
     )
 
 
@@ -114,7 +114,7 @@ def test_another_kind_with_equal_shapes_is_a_note() -> None:
     )
     assert notes("a", "b") == [
         "the configs of a and b differ in model_type (llama and mistral), attention heads (4 and 8), rope_theta (10000.0 and 1000000.0); "
-        "the output has those of a, and weights made for others may not work with them."
+        "the output has those of a, and weights trained with another config may not work with it."
     ]
     model("c")
     assert notes("a", "c") == []
@@ -126,7 +126,7 @@ def test_layers_of_a_model_that_computes_otherwise_are_noted_in_a_stack() -> Non
     plan = build_plan(load_recipe({"merge_method": "passthrough", "slices": slices}), threads=1)
     assert [note for note in plan.notes if "configs" in note] == [
         "the configs of a and b differ in sliding_window (8 and 16); "
-        "the output has those of a, and weights made for others may not work with them."
+        "the output has those of a, and weights trained with another config may not work with it."
     ]
 
 
@@ -141,6 +141,6 @@ def test_positions_are_compared_as_transformers_4_and_5_write_them(written: str)
     model("c", one if written == "rope_parameters" else {**plain, "rope_theta": 1e4, "rope_scaling": None})
     assert notes("a", "b") == [
         "the configs of a and b differ in rope_theta (10000.0 and 1000000.0); "
-        "the output has those of a, and weights made for others may not work with them."
+        "the output has those of a, and weights trained with another config may not work with it."
     ]
     assert notes("a", "c") == []

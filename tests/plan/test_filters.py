@@ -37,8 +37,8 @@ def test_a_filter_that_fits_no_tensor_is_told_with_the_nearest_part_of_a_name() 
     ]
     entries = [{"model": "tuned-0", "parameters": {"weight": weight}}, "tuned-1"]
     assert notes({**TWO, "models": entries}) == [
-        "models[0].parameters.weight[0].filter is 'self_atn', which fits no tensor, so it has no effect. Did you mean self_attn?",
-        "models[0].parameters.weight[1].value[0].filter is 'q_proj', which fits no tensor, so it has no effect. Did you mean up_proj?",
+        "models[0].parameters.weight[0].filter is 'self_atn', which matches no tensor, so it has no effect. Did you mean self_attn?",
+        "models[0].parameters.weight[1].value[0].filter is 'q_proj', which matches no tensor, so it has no effect. Did you mean up_proj?",
     ]
 
 
@@ -47,7 +47,7 @@ def test_a_filter_in_a_slice_is_looked_at_with_the_tensors_of_the_slice() -> Non
     weight = [{"filter": "layers.1", "value": 0.3}, {"filter": "layers.0", "value": 0.4}]
     slices = [{"sources": sources, "parameters": {"weight": weight}}]
     assert notes({"merge_method": "linear", "slices": slices}) == [
-        "slices[0].parameters.weight[0].filter is 'layers.1', which fits no tensor, so it has no effect. Did you mean layers?"
+        "slices[0].parameters.weight[0].filter is 'layers.1', which matches no tensor, so it has no effect. Did you mean layers?"
     ]
 
 
@@ -56,9 +56,9 @@ def test_a_rule_that_fits_no_tensor_is_told() -> None:
         {"filter": f, "merge_method": "passthrough", "model": "tuned-0"} for f in ("mpl", "re:^layers", "mlp")
     ]
     assert notes({**TWO, "methods": rules}) == [
-        "methods[0].filter is 'mpl', which fits no tensor, so it has no effect. Did you mean mlp?",
-        "methods[1].filter is 're:^layers', which fits no tensor, so it has no effect. "
-        "Mend the expression: a name is model.embed_tokens.weight, say.",
+        "methods[0].filter is 'mpl', which matches no tensor, so it has no effect. Did you mean mlp?",
+        "methods[1].filter is 're:^layers', which matches no tensor, so it has no effect. "
+        "Correct the expression; an example of a name is model.embed_tokens.weight.",
     ]
 
 
@@ -68,7 +68,7 @@ def test_a_rule_that_others_come_before_everywhere_is_told() -> None:
         for f in ("proj", "mlp.up_proj", "norm")
     ]
     assert notes({**TWO, "methods": rules}) == [
-        "methods[1] has no effect: rules before it fit all that 'mlp.up_proj' fits, and the first one wins. Move it up."
+        "methods[1] has no effect: earlier rules match all tensors that 'mlp.up_proj' matches. Move it up."
     ]
 
 
@@ -78,10 +78,10 @@ def test_whole_names_that_no_tensor_has_are_an_error_with_the_nearest_name() -> 
     with pytest.raises(RecipeError) as caught:
         notes({**TWO, "parameters": {"weight": weight}, "methods": [rule]})
     assert str(caught.value).splitlines() == [
-        "recipe: methods[0].filter is '=model.layers.9.mlp.up_proj.weight', and no tensor has that name; "
-        "expected a whole name after =. Did you mean model.layers.1.mlp.up_proj.weight?",
-        "recipe: parameters.weight[0].filter is '=model.layers.0.mlp.up_proj', and no tensor has that name; "
-        "expected a whole name after =. Did you mean model.layers.0.mlp.up_proj.weight?",
+        "recipe: methods[0].filter is '=model.layers.9.mlp.up_proj.weight', but no tensor has that name; "
+        "expected a full name after =. Did you mean model.layers.1.mlp.up_proj.weight?",
+        "recipe: parameters.weight[0].filter is '=model.layers.0.mlp.up_proj', but no tensor has that name; "
+        "expected a full name after =. Did you mean model.layers.0.mlp.up_proj.weight?",
     ]
 
 

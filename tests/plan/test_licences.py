@@ -43,7 +43,7 @@ def _lineages(*licences: dict[str, str]) -> list[Lineage]:
     return [Lineage("abcd"[i], licence) for i, licence in enumerate(licences)]
 
 
-OWN = "a licence that has terms of its own that go with what is made of the model (uses that are ruled out, names, notices, limits by users)"
+OWN = "a licence that has its own terms that also bind derivatives (prohibited uses, names, notices, user limits)"
 
 
 @pytest.mark.parametrize(
@@ -56,28 +56,28 @@ OWN = "a licence that has terms of its own that go with what is made of the mode
         ([{}, {}], []),
         (
             [{"license": "cc-by-nc-4.0"}, {"license": "mit"}],
-            ["a (cc-by-nc-4.0): a licence that allows no commercial use of the model, nor of what is made of it; b (mit) may allow it, the merge does not."],
+            ["a (cc-by-nc-4.0): a licence that prohibits commercial use of the model and of derivatives; b (mit) may allow it, but the merge does not."],
         ),
-        ([{"license": "gemma"}, {"license": "mit"}], [f"a (gemma): {OWN}; b (mit) does not have them, the merge does."]),
+        ([{"license": "gemma"}, {"license": "mit"}], [f"a (gemma): {OWN}; b (mit) does not have them, but the merge does."]),
         (
             [{"license": "llama3.1"}, {"license": "gemma"}],
-            [f"a (llama3.1), b (gemma): {OWN}; b (gemma) does not have them, the merge does."],
+            [f"a (llama3.1), b (gemma): {OWN}; b (gemma) does not have them, but the merge does."],
         ),
         (
             [{"license": "other", "license_name": "llama3"}, {"license": "Apache-2.0"}],
-            [f"a (llama3): {OWN}; b (Apache-2.0) does not have them, the merge does."],
+            [f"a (llama3): {OWN}; b (Apache-2.0) does not have them, but the merge does."],
         ),
         (
             [{"license": "mit"}, {"license": "agpl-3.0"}],
-            ["b (agpl-3.0): a licence that asks that what is made of the model is shared under the same licence; beside it stands a (mit)."],
+            ["b (agpl-3.0): a licence that requires derivatives to be shared under the same licence; but also merged: a (mit)."],
         ),
         (
             [{"license": "cc-by-nd-4.0"}, {"license": "cc-by-nd-4.0"}],
-            ["a (cc-by-nd-4.0), b (cc-by-nd-4.0): a licence that does not allow changed versions to be shared, and a merge is a changed version."],
+            ["a (cc-by-nd-4.0), b (cc-by-nd-4.0): a licence that prohibits sharing modified versions, and a merge is a modified version."],
         ),
         (
             [{"license": "mit"}, {}, {"license": "other", "license_name": "my-own"}],
-            ["b (states no licence), c (my-own): what that allows is not known here, beside a (mit)."],
+            ["b (states no licence), c (my-own): the terms are unknown to alnico together with a (mit)."],
         ),
     ],
 )  # fmt: skip
@@ -96,8 +96,8 @@ def test_a_conflict_is_a_note_of_plan_merge_and_card(run: Run) -> None:
     state("tuned-0", license="cc-by-nc-4.0")
     state("tuned-1", license="mit")
     line = (
-        "licences: tuned-0 (cc-by-nc-4.0): a licence that allows no commercial use of the model, nor of what is made of it; tuned-1 (mit) may "
-        "allow it, the merge does not. Read the licences; this is no legal advice."
+        "licences: tuned-0 (cc-by-nc-4.0): a licence that prohibits commercial use of the model and of derivatives; tuned-1 (mit) may "
+        "allow it, but the merge does not. Read the licences; this is not legal advice."
     )
     assert alnico.plan(PAIR).notes == (line,)
     Path("r.yml").write_text(yaml.safe_dump(PAIR))
@@ -128,7 +128,7 @@ def test_a_conflict_is_an_error_where_that_is_asked_for_before_a_tensor_is_read(
         assert run(*command) == (
             5,
             "",
-            f"alnico: licences: tuned-0 (gemma): {OWN}; tuned-1 (mit) does not have them, the merge does. Read the licences; this is no legal "
+            f"alnico: licences: tuned-0 (gemma): {OWN}; tuned-1 (mit) does not have them, but the merge does. Read the licences; this is not legal "
             "advice.\nLeave a model out, or merge without --strict-license (strict_license=False).\n",
         )
     assert not Path("out").exists()
@@ -139,8 +139,8 @@ def test_strict_refuses_also_licences_that_nobody_states() -> None:
     with pytest.raises(MismatchError) as caught:
         alnico.merge(PAIR, "out", strict_license=True)
     assert str(caught.value).splitlines()[0] == (
-        "licences: tuned-0 (states no licence), tuned-1 (states no licence, but has a file of that name): what that allows is not known here. "
-        "Read the licences; this is no legal advice."
+        "licences: tuned-0 (states no licence), tuned-1 (states no licence, but has a file of that name): the terms are unknown to alnico. "
+        "Read the licences; this is not legal advice."
     )
     for model in ("tuned-0", "tuned-1"):
         state(model, license="mit")
@@ -158,7 +158,7 @@ def test_the_licences_of_a_merges_own_inputs_count_also_when_they_are_gone() -> 
     (Path("first") / "README.md").unlink()
     notes = alnico.plan({"merge_method": "linear", "models": ["first", "tuned-2"]}).notes
     assert notes == (
-        f"licences: tuned-0 (llama3), tuned-1 (llama3): {OWN}; tuned-2 (mit) does not have them, the merge does. {NO_ADVICE}",
+        f"licences: tuned-0 (llama3), tuned-1 (llama3): {OWN}; tuned-2 (mit) does not have them, but the merge does. {NO_ADVICE}",
     )
 
 
@@ -171,7 +171,7 @@ def test_the_licences_of_stages_are_those_of_what_they_are_made_of() -> None:
     assert plans[0].notes == ()
     (note,) = plans[1].notes
     assert note.startswith(
-        "licences: tuned-0 (cc-by-nc-4.0), tuned-1 (cc-by-nc-4.0): a licence that allows no commercial use"
+        "licences: tuned-0 (cc-by-nc-4.0), tuned-1 (cc-by-nc-4.0): a licence that prohibits commercial use"
     )
     with pytest.raises(MismatchError):
         alnico.merge_documents(text, "out", strict_license=True)
@@ -251,7 +251,7 @@ def test_a_card_that_says_nothing_readable_states_no_licence(card: bytes) -> Non
     state("tuned-1", license="mit")
     (note,) = alnico.plan(PAIR).notes
     assert note.startswith(
-        "licences: tuned-0 (states no licence): what that allows is not known here, beside tuned-1 (mit)."
+        "licences: tuned-0 (states no licence): the terms are unknown to alnico together with tuned-1 (mit)."
     )
 
 

@@ -32,7 +32,7 @@ def pair(folder: Path, one: list[str], other: list[str], **buffers: np.ndarray) 
     return {"merge_method": "linear", "models": models, "unrelated": "allow"}
 
 
-NOTHING = r"^the output would have no tensors: no weight is in all models, and missing: drop leaves out the others \(the first are "
+NOTHING = r"^the output would have no tensors: no weight is in all models, and missing: drop removes the others \(first: "
 
 
 def test_dropping_everything_is_refused_on_disk_and_by_the_command(tmp_path: Path, run: Run) -> None:
@@ -95,9 +95,9 @@ def test_dropping_is_not_advised_where_it_leaves_next_to_nothing(tmp_path: Path)
     with pytest.raises(MismatchError) as caught:
         alnico.plan(pair(tmp_path, ["shared", *names], ["shared", *(f"blocks.{i}.q" for i in range(6))]))
     said = str(caught.value)
-    assert "or say missing" not in said
+    assert "or set missing" not in said
     assert re.search(
-        r"\n12 of 13 tensors are not in all models, so that missing: drop would leave next to nothing\. Look at the names: one model "
+        r"\n12 of 13 tensors are not in all models, so missing: drop would leave almost nothing\. Compare the names: one model "
         r"may have a prefix that the others lack\.$",
         said,
     )
@@ -105,5 +105,5 @@ def test_dropping_is_not_advised_where_it_leaves_next_to_nothing(tmp_path: Path)
 
 def test_dropping_is_advised_where_a_few_are_missing(tmp_path: Path) -> None:
     names = [f"layers.{i}.w" for i in range(6)]
-    with pytest.raises(MismatchError, match=r"or say missing: copy or missing: drop in the recipe\.$"):
+    with pytest.raises(MismatchError, match=r"or set missing: copy or missing: drop in the recipe\.$"):
         alnico.plan(pair(tmp_path, ["extra", *names], names))

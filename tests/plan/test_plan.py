@@ -26,10 +26,10 @@ MATRIX = np.arange(8, dtype=np.float32).reshape(4, 2)
 OTHER = MATRIX + 1
 """Values of a tensor of its own: equal ones would be a tied copy."""
 NOTHING_LEFT = (
-    "{0} of {0} tensors are not in all models, so that missing: drop would leave next to nothing. Look at the names: one model may have "
+    "{0} of {0} tensors are not in all models, so missing: drop would leave almost nothing. Compare the names: one model may have "
     "a prefix that the others lack."
 )
-OTHERS = "Use models of one architecture, or say missing: copy or missing: drop in the recipe."
+OTHERS = "Use models of one architecture, or set missing: copy or missing: drop in the recipe."
 
 
 @pytest.fixture(autouse=True)
@@ -138,7 +138,7 @@ def test_the_output_has_the_donors_order_wherever_the_donor_is_listed() -> None:
 def test_no_tensors_make_no_plan() -> None:
     model("a", {}), model("b", {})
     assert told() == (
-        "the output would have no tensors: nothing of a, b is taken into it; expected some. Check the models, and the modules, slices and "
+        "the output would have no tensors: no tensor of a, b is part of it; expected at least one. Check the models, and the modules, slices and "
         "filters of the recipe."
     )
 
@@ -220,7 +220,7 @@ def test_five_misfits_are_told_and_the_rest_counted() -> None:
     model("a", {f"w{i}": ("F32", MATRIX) for i in range(8)}), model("b", {})
     lines = told().splitlines()
     assert [line.partition(":")[0] for line in lines[:5]] == ["w0", "w1", "w2", "w3", "w4"]
-    assert lines[5:] == ["... and 3 more tensors that do not fit.", NOTHING_LEFT.format(8)]
+    assert lines[5:] == ["... and 3 more tensors that do not match.", NOTHING_LEFT.format(8)]
 
 
 # ---- packed dtypes -------------- -----------------------------------------------------------------------------------
@@ -266,9 +266,9 @@ def test_missing_copy_takes_the_donors_tensor() -> None:
     plan = planned("task_arithmetic", base_model="base", missing="copy")
     made = job(plan, "extra")
     assert (made.kind, plan.sources[made.inputs[0].model].label) == ("copy", "base")
-    assert made.why == "a lacks it, and the recipe says missing: copy"
+    assert made.why == "a lacks it, and the recipe sets missing: copy"
     assert [(plan.sources[d.model].label, d.name, d.byte_size, d.why) for d in plan.dropped] == [
-        ("b", "extra", 32, "taken from base: a lacks it, and the recipe says missing: copy")
+        ("b", "extra", 32, "copied from base: a lacks it, and the recipe sets missing: copy")
     ]
 
 
@@ -290,8 +290,8 @@ def test_missing_drop_names_what_is_dropped() -> None:
     plan = planned(models=("a", "b", "c"), missing="drop")
     assert [j.name for j in plan.jobs] == ["w"]
     assert [(plan.sources[d.model].label, d.name, d.why) for d in plan.dropped] == [
-        ("b", "extra", "a lacks it, and the recipe says missing: drop"),
-        ("c", "extra", "a lacks it, and the recipe says missing: drop"),
+        ("b", "extra", "a lacks it, and the recipe sets missing: drop"),
+        ("c", "extra", "a lacks it, and the recipe sets missing: drop"),
     ]
 
 
@@ -310,7 +310,7 @@ def test_a_buffer_that_a_model_lacks_comes_from_the_donor_and_the_others_are_nam
     model("a", ids), model("b"), model("c", ids)
     plan = planned(models=("a", "b", "c"))
     made = job(plan, "ids")
-    assert (made.kind, made.why) == ("copy", "a buffer that b lacks; taken from a")
+    assert (made.kind, made.why) == ("copy", "a buffer that b lacks; copied from a")
     assert plan.sources[made.inputs[0].model].label == "a"
     assert [(plan.sources[d.model].label, d.name, d.why) for d in plan.dropped] == [
         ("c", "ids", "a buffer that b lacks")
@@ -391,8 +391,8 @@ def test_beside_the_module_default_there_is_no_other() -> None:
             threads=1,
         )
     assert str(caught.value) == (
-        "module text_decoder: a has no tensor of it (names begin with lm_head, model). Known modules are multi_modal_projector, "
-        "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default alone for all of it; or write the beginning "
+        "module text_decoder: a has no tensors in it (its names begin with lm_head, model). Known modules are multi_modal_projector, "
+        "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default for the whole model; or use the beginning "
         "of the names."
     )
 
@@ -414,7 +414,7 @@ def test_linear_takes_only_the_config_of_a_base_that_is_not_listed() -> None:
     plan = planned(base_model="base")
     assert [plan.sources[i.model].label for i in job(plan).read] == ["a", "b"]
     assert plan.notes == (
-        "base is not merged by linear; the output has its config, tokenizer and side files.",
+        "base is not merged by linear; the output only has its config, tokenizer and side files.",
     )
 
 
@@ -449,7 +449,7 @@ def test_what_leaves_a_model_as_it_is_copies_its_bytes(
     plan = planned(method, models, **keys)
     made = job(plan)
     assert (made.kind, len(made.read), plan.sources[made.inputs[0].model].label) == ("copy", 1, origin)
-    assert made.why == f"the recipe leaves {origin} as it is"
+    assert made.why == f"the recipe copies {origin}"
 
 
 @pytest.mark.parametrize(
@@ -481,7 +481,7 @@ def test_a_copy_into_another_dtype_is_a_mix_of_one() -> None:
         None,
         1,
     )
-    assert made.why == "the recipe leaves b as it is, as BF16"
+    assert made.why == "the recipe copies b, as BF16"
     assert made.merge is not None
     assert made.merge.arguments == ((1.0,),)
 
@@ -525,7 +525,7 @@ def test_a_tokenizer_that_cannot_be_read_is_noted() -> None:
     model("a", tekken__json="one"), model("b", tekken__json="two")
     assert planned().notes == (
         "the vocabularies of a and b were not compared: tekken.json cannot be read by this version. "
-        "Make sure that they are the same.",
+        "Make sure that they are equal.",
     )
 
 
@@ -579,7 +579,7 @@ def test_a_reference_that_no_system_takes_is_refused(reference: str, why: str) -
 def test_one_model_under_two_names_is_noted() -> None:
     model("a"), model("b")
     assert planned("ties", ("b", "./a"), base_model="a").notes == (
-        "./a and a are one model, taken as two. Write its path in one way if that is not meant.",
+        "./a and a are the same model, merged as two. Use one path for it if this is unintended.",
     )
     assert planned(models=("a", "b", "a")).notes == ()
 
@@ -671,7 +671,7 @@ def test_the_summary_says_all_of_the_plan_as_plain_data() -> None:
                     "do": "copy",
                     "dtype": "BF16",
                     "shape": [4, 2],
-                    "why": "a and b lack it, and the recipe says missing: copy",
+                    "why": "a and b lack it, and the recipe sets missing: copy",
                 },
             ],
             key=lambda j: [j.name for j in plan.jobs].index(str(j["tensor"])),
@@ -689,7 +689,7 @@ def test_the_text_of_a_plan_says_what_is_done_and_why() -> None:
         "model     base (base; gives config and tokenizer)",
         "output    3 tensors, 24 parameters, dtype mixed",
     ]
-    assert "  copied  1: extra (a and b lack it, and the recipe says missing: copy)" in lines
+    assert "  copied  1: extra (a and b lack it, and the recipe sets missing: copy)" in lines
     assert any(line.startswith("  merged  2: ") for line in lines)
     assert "  dropped a: ids (a buffer that base lacks)" in lines
     assert any(
@@ -754,7 +754,7 @@ def test_ten_thousand_tensors_of_other_names_are_refused_without_comparing_all_o
         )
     lines = str(caught.value).splitlines()
     assert "It has 'model.blocks.0.weight'." in lines[0]
-    assert lines[-2:] == ["... and 19995 more tensors that do not fit.", NOTHING_LEFT.format(20_000)]
+    assert lines[-2:] == ["... and 19995 more tensors that do not match.", NOTHING_LEFT.format(20_000)]
 
 
 # ---- float8 ------------------------------------------------------------------------------------------------------------
@@ -795,13 +795,13 @@ def test_batchnorm_statistics_are_merged_and_said_so_and_counts_are_the_donors()
     assert [(j.kind, j.name) for j in plan.jobs] == [
         ("mix", "bn.running_mean"), ("mix", "bn.running_var"), ("copy", "bn.num_batches_tracked"), ("mix", "w"),
     ]  # fmt: skip
-    assert plan.jobs[2].why == "a count of batches; taken from a"
+    assert plan.jobs[2].why == "a count of batches; copied from a"
     assert [(d.model, d.name, d.why) for d in plan.dropped] == [
-        (1, "bn.num_batches_tracked", "a count of batches; taken from a")
+        (1, "bn.num_batches_tracked", "a count of batches; copied from a")
     ]
     assert [n for n in plan.notes if "BatchNorm" in n] == [
-        "the running statistics of 1 BatchNorm layers are merged like weights, which is not what the merged model's activations have: "
-        "recalibrate them on data with alnico.recalibrate_batchnorm."
+        "the running statistics of 1 BatchNorm layers are merged like weights and do not match the merged model's activations. "
+        "Recalibrate them on data with alnico.recalibrate_batchnorm."
     ]
 
 
@@ -816,7 +816,7 @@ def test_statistics_of_a_model_that_is_copied_need_no_recalibration() -> None:
 def test_a_misspelt_word_for_the_tokenizer_is_told_from_a_model() -> None:
     model("a")
     with pytest.raises(
-        ModelError, match=r"no such directory or file.* Or did you mean union, as the tokenizer\?$"
+        ModelError, match=r"no such directory or file.* Or did you mean union as the tokenizer\?$"
     ):
         build_plan(load_recipe({"merge_method": "linear", "models": ["a"], "tokenizer_source": "unoin"}))
 

@@ -83,10 +83,10 @@ def test_every_tensor_that_no_slice_takes_is_named_with_its_reason() -> None:
     stack("a", 3), stack("b", 3)
     told = {(d.name, d.why) for d in plan(STACKED).dropped if d.model == 0}
     assert told == {
-        ("model.layers.2.attn.w", "its layer is in no slice"),
-        ("model.layers.2.mlp.w", "its layer is in no slice"),
-        ("model.norm.weight", "the output has that of b"),
-        ("lm_head.weight", "the output has that of b"),
+        ("model.layers.2.attn.w", "its layer is not in a slice"),
+        ("model.layers.2.mlp.w", "its layer is not in a slice"),
+        ("model.norm.weight", "the output has it from b"),
+        ("lm_head.weight", "the output has it from b"),
     }
 
 
@@ -109,7 +109,7 @@ parameters: {t: [0.2, 0.4, 0.9]}
         0.2,
         0.2,
     )
-    expected = "lm_head.weight, model.norm.weight: in no layer, so the first value of each gradient is taken, as in mergekit."
+    expected = "lm_head.weight, model.norm.weight: outside of the layers, so the first value of each gradient applies, as in mergekit."
     assert expected in made.notes
 
 
@@ -125,8 +125,8 @@ def test_a_layer_range_under_a_model_that_is_merged_whole_must_be_all_its_layers
         with pytest.raises(MismatchError) as told:
             plan(recipe.replace("RANGE", written))
         assert str(told.value) == (
-            f"models: b has 3 layers; layer_range is {written}, and models are merged whole. "
-            "Write slices to take layers, or leave layer_range out."
+            f"models: b has 3 layers; layer_range is {written}, but models are merged with all their layers. "
+            "Use slices to select layers, or remove layer_range."
         )
 
 
@@ -175,7 +175,7 @@ def test_a_base_whose_layers_are_not_known_is_asked_for() -> None:
     with pytest.raises(RecipeError) as told:
         plan(f"{{merge_method: ties, base_model: base, slices: [{{sources: {sources}}}]}}\n")
     assert str(told.value) == (
-        "slices[0]: its sources take different layers, so it is not known which layers of base, the base, go with them. "
+        "slices[0]: its sources have different layers, so the layers of the base base are ambiguous. "
         "List the base among the sources, with its layer_range."
     )
 
@@ -205,14 +205,14 @@ def test_what_the_recipes_modules_do_not_name_is_copied_and_said() -> None:
     [
         (
             STACKED.replace("[1, 3]", "[1, 9]"),
-            "slices[1]: b has 3 layers; layer_range is [1, 9]. Layers count from 0, and the end is not included: "
+            "slices[1]: b has 3 layers; layer_range is [1, 9]. Layers count from 0, and the end is excluded: "
             "write at most [1, 3].",
         ),
         (
             "{merge_method: linear, modules: {text: {models: [a, b]}}}\n",
-            "module text: a has no tensor of it (names begin with lm_head, model). Known modules are multi_modal_projector, "
-            "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default alone for all of it; "
-            "or write the beginning of the names.",
+            "module text: a has no tensors in it (its names begin with lm_head, model). Known modules are multi_modal_projector, "
+            "vision_tower, vision_model, text_decoder, encoder, decoder, shared, and default for the whole model; "
+            "or use the beginning of the names.",
         ),
     ],
 )
@@ -233,7 +233,7 @@ def test_several_stacks_of_layers_are_asked_for_by_module() -> None:
     with pytest.raises(MismatchError) as told:
         plan("{merge_method: passthrough, slices: [{sources: [{model: a, layer_range: [0, 1]}]}]}\n")
     assert str(told.value) == (
-        "slices: a has several stacks of layers (decoder.block., encoder.block.). Write the slices of each under modules."
+        "slices: a has several stacks of layers (decoder.block., encoder.block.). Write the slices of each stack under modules."
     )
 
 
@@ -259,8 +259,8 @@ def test_every_list_by_layer_follows_the_layers_and_a_pattern_that_would_break_i
     with pytest.raises(MismatchError) as told:
         plan(recipe.format("[0, 2]", "[0, 2]").replace("model: a", "model: b"))
     assert str(told.value) == (
-        "config.json: first_k_dense_replace is 1, so layer 2 of the output would be of another kind than layer 0 of b, which it is "
-        "made of. Take layers such that each keeps its place in the pattern."
+        "config.json: first_k_dense_replace is 1, so layer 2 of the output would be of another kind than layer 0 of b, its origin. "
+        "Choose layers so that each keeps its position in the pattern."
     )
 
 

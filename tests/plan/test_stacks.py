@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[list[list[str]], dict[str, Any], list[tuple[int, int]],
         DENSE_FIRST, {"num_hidden_layers": 4, "first_k_dense_replace": 1}, [(0, 2), (0, 4)], "first_k_dense_replace is 1",
     ),
     "a first layer that is of its own kind": (
-        [["attn"], *[["norm", "attn"]] * 3], {"num_hidden_layers": 4}, [(1, 4)], r"layers\.0\.norm\.weight: .*by the number of a layer",
+        [["attn"], *[["norm", "attn"]] * 3], {"num_hidden_layers": 4}, [(1, 4)], r"layers\.0\.norm\.weight: .*by layer number",
     ),
     "a last layer that is of its own kind": (
         [*[["attn"]] * 3, ["attn", "bias"]], {"num_hidden_layers": 4}, [(0, 3)], r"layers\.2\.bias\.weight: .*counted from the end",
@@ -184,7 +184,7 @@ REFUSED: dict[str, tuple[list[list[str]], dict[str, Any], list[tuple[int, int]],
         ALIKE, {"model_type": "esmc", "num_hidden_layers": 4}, [(0, 3)], "model_type is esmc",
     ),
     "types that the code chooses": (
-        ALIKE, {"model_type": "lfm3", "num_hidden_layers": 4}, [(0, 3), (1, 4)], "layer_types is not there",
+        ALIKE, {"model_type": "lfm3", "num_hidden_layers": 4}, [(0, 3), (1, 4)], "layer_types is missing",
     ),
     "sharing layers in the middle": (
         ALIKE, {"num_hidden_layers": 4, "num_kv_shared_layers": 1, "layer_types": [FULL] * 4}, [(0, 4), (2, 4)], "num_kv_shared_layers is 1",

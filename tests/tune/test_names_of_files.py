@@ -406,6 +406,6 @@ def test_statistics_under_other_names_than_the_models_are_refused(
     entries = [{"model": made.models[0], "parameters": {"gram": str(tmp_path / "gram")}}] * 2
     with pytest.raises(
         MismatchError,
-        match=r"^vit\.encoder\.layer\.1\..*: the gram statistics of .* neither have it nor say why not",
+        match=r"^vit\.encoder\.layer\.1\..*: the gram statistics of .* neither contain it nor say why",
     ):
         alnico.plan({"merge_method": "regmean", "models": entries})

@@ -1,4 +1,4 @@
-"""Are models of one architecture and size? What their configs say, and what is the matter where tensors do not fit."""
+"""Explains mismatches between models of different architectures or sizes, from configs and shapes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIZES = {
     "key-value heads": ("num_key_value_heads",),
     "experts": ("num_local_experts", "num_experts", "n_routed_experts"),
 }
-"""What makes a model's size, and the keys of a config that say it, by the first one that is there."""
+"""Properties of a model's size, with the config keys that give them; the first key present applies."""
 
 MEANINGS = (
     "head_dim",
@@ -30,30 +30,30 @@ MEANINGS = (
     "rope_parameters",
     "sliding_window",
 )
-"""Keys of a config that change what weights mean and no shape; so do the counts of heads and the kind of model."""
+"""Config keys that change the meaning of weights but no shape, as do head counts and the model type."""
 
 SHOWN = 3
-"""Tensors that a message names."""
+"""The number of tensors that a message names."""
 
 NEARLY_ALL = 0.75
-"""Share of the tensors that are not in all models beyond which dropping them is no advice: it would leave next to nothing."""
+"""If more than this share of the tensors is not in all models, dropping them would leave almost nothing."""
 
 FEW = 0.1
-"""Share of the tensors up to which those that do not fit are an exception that a filter can name."""
+"""Up to this share of mismatched tensors, a filter can exclude them."""
 
 
 @dataclass(frozen=True)
 class Misfit:
-    """A tensor of the output that does not fit: its shape in each model (a position in the sources), None where it is not."""
+    """A mismatched output tensor: its shape by model (position in the sources), None where the model lacks it."""
 
     name: str
     shapes: Mapping[int, Shape | None]
 
 
 def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> list[str] | None:
-    """Say in the lines of one message why tensors do not fit: another size, or another kind of model. None if it is neither.
+    """Return the lines of a message if models differ in size or kind; None otherwise.
 
-    Vocabularies of different sizes and single tensors are not explained here: their own messages say more.
+    Vocabularies of different sizes and single tensors have their own, more precise messages.
     """
     models = sorted({model for misfit in misfits for model in misfit.shapes})
     if len(models) < 2:
@@ -68,24 +68,26 @@ def explain_mismatch(misfits: Sequence[Misfit], sources: Sequence[Source]) -> li
         sizes = [("widths", widths)]
     lacking = [m for m in misfits if None in m.shapes.values()]
     labels = [s.label for s in involved]
-    what = "of different kinds" if kinds else "of different sizes"
-    said = [f"{_joined(kinds)} by their configs"] if kinds else []
-    said += [f"{words} {_joined(values)}" for words, values in sizes]
+    how = "of different architectures" if kinds else "of different sizes"
+    differences = [f"model_type {_join(kinds)}"] if kinds else []
+    differences += [f"{words} {_join(values)}" for words, values in sizes]
     total = max(len(s.tensors) for s in involved)
-    lines = [f"{_joined(labels)} are models {what}: {', '.join(said)}; expected one kind and size."]
+    lines = [
+        f"{_join(labels)} are models {how}: {', '.join(differences)}; expected one architecture and size."
+    ]
     if reshaped:
-        lines.append(f"  {len(reshaped)} of {total} tensors have another shape, such as")
+        lines.append(f"  {len(reshaped)} of {total} tensors have different shapes, such as")
         lines += _examples(reshaped, labels, models)
     for model, label in zip(models, labels, strict=True):
         absent = [m.name for m in lacking if m.shapes.get(model, ()) is None]
         if absent:
-            lines.append(f"  {label} lacks {len(absent)} tensors, such as {_joined(absent[:SHOWN])}.")
+            lines.append(f"  {label} lacks {len(absent)} tensors, such as {_join(absent[:SHOWN])}.")
     share = len(misfits) / max(total, 1)
     return [*lines, _advice(bool(reshaped), bool(kinds), dict(sizes), share)]
 
 
 def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
-    """What configs say of models whose tensors are merged or whose layers are stacked: another kind, or weights that mean something else."""
+    """Return notes on merged or stacked models whose configs differ in kind or in the meaning of weights."""
     notes = []
     for source in sources:
         pair = (donor, source)
@@ -93,37 +95,39 @@ def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
             continue
         kinds = differing_kinds(pair)
         heads = [(words, values) for words, values in differing_sizes(pair) if words.endswith("heads")]
-        others = [(key, [_short(_of(s)[key]) for s in pair]) for key in MEANINGS if _differs(key, pair)]
-        said = [*([("model_type", kinds)] if kinds else []), *heads, *others]
-        if said:
+        others = [
+            (key, [_short(_text_config(s)[key]) for s in pair]) for key in MEANINGS if _differs(key, pair)
+        ]
+        differences = [*([("model_type", kinds)] if kinds else []), *heads, *others]
+        if differences:
             notes.append(
-                f"the configs of {donor.label} and {source.label} differ in {', '.join(f'{w} ({_joined(v)})' for w, v in said)}; "
-                f"the output has those of {donor.label}, and weights made for others may not work with them."
+                f"the configs of {donor.label} and {source.label} differ in {', '.join(f'{w} ({_join(v)})' for w, v in differences)}; "
+                f"the output has those of {donor.label}, and weights trained with another config may not work with it."
             )
     return notes
 
 
 def differing_kinds(sources: Sequence[Source]) -> list[str]:
-    """The kind of each model as its config calls it, if they are not all the same; empty if one does not say."""
+    """Return the ``model_type`` of each model if they differ; [] if they are equal or one is missing."""
     kinds = [str(s.config.get("model_type") or "") for s in sources]
     return kinds if all(kinds) and len(set(kinds)) > 1 else []
 
 
 def differing_sizes(sources: Sequence[Source]) -> list[tuple[str, list[str]]]:
-    """Sizes that configs state differently, in words, with each model's."""
-    found = []
+    """Return the sizes in which configs differ, each with every model's value."""
+    differing = []
     for words, keys in SIZES.items():
         values = [
             next((str(config[k]) for k in keys if isinstance(config.get(k), int)), "")
-            for config in map(_of, sources)
+            for config in map(_text_config, sources)
         ]
         if all(values) and len(set(values)) > 1:
-            found.append((words, values))
-    return found
+            differing.append((words, values))
+    return differing
 
 
-def _of(source: Source) -> Mapping[str, Any]:
-    """The part of a config that describes the text model, where there are several parts."""
+def _text_config(source: Source) -> Mapping[str, Any]:
+    """Return a config with the keys of its text part at the top level, in the layout of transformers 4."""
     inner = source.config.get("text_config")
     config = {**source.config, **inner} if isinstance(inner, dict) else source.config
     rope = config.get("rope_parameters")
@@ -131,7 +135,7 @@ def _of(source: Source) -> Mapping[str, Any]:
         return config
     others = {
         key: value for key, value in rope.items() if key != "rope_theta"
-    }  # transformers 5 writes in one what 4 wrote in two
+    }  # transformers 5 has one key for what 4 had in two
     scaling = None if others.get("rope_type", "default") == "default" else others
     return {
         "rope_theta": rope["rope_theta"],
@@ -141,12 +145,12 @@ def _of(source: Source) -> Mapping[str, Any]:
 
 
 def _differs(key: str, pair: Sequence[Source]) -> bool:
-    configs = [_of(s) for s in pair]
+    configs = [_text_config(s) for s in pair]
     return all(key in c for c in configs) and configs[0][key] != configs[1][key]
 
 
 def _widths(misfits: Sequence[Misfit]) -> list[str]:
-    """The two widths that differ most often, for models without a config; empty for a few tensors, which speak for themselves."""
+    """Return the two widths that differ most often, for models without a config; [] if only a few tensors differ."""
     pairs: Counter[tuple[int, int]] = Counter()
     for misfit in misfits:
         first, *rest = [s for s in misfit.shapes.values() if s is not None]
@@ -160,37 +164,37 @@ def _widths(misfits: Sequence[Misfit]) -> list[str]:
 def _examples(misfits: Sequence[Misfit], labels: Sequence[str], models: Sequence[int]) -> list[str]:
     shown = []
     for misfit in misfits[:SHOWN]:
-        held = [
+        shapes = [
             (label, misfit.shapes[m])
             for label, m in zip(labels, models, strict=True)
             if misfit.shapes.get(m) is not None
         ]
-        shown.append(f"    {misfit.name}: {', '.join(f'{label} {shape}' for label, shape in held)}")
+        shown.append(f"    {misfit.name}: {', '.join(f'{label} {shape}' for label, shape in shapes)}")
     return shown
 
 
 def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], share: float) -> str:
     few = share <= FEW
-    ways = ["Use models of one kind and size" if kinds or reshaped else "Use models of one depth"]
+    options = [
+        "Use models of one architecture and size"
+        if kinds or reshaped
+        else "Use models with the same number of layers"
+    ]
     if few:
-        ways.append(
-            "take the tensors that do not fit from one model (methods: with a filter and merge_method: passthrough)"
+        options.append(
+            "copy the mismatched tensors from one model (methods: with a filter and merge_method: passthrough)"
         )
     if not reshaped and "layers" in sizes:
-        ways.append("merge the layers that all have (slices with a layer_range)")
+        options.append("merge the layers that all have (slices with a layer_range)")
     if reshaped:
-        ways.append("stack whole layers of one of them (slices, merge_method: passthrough)")
+        options.append("stack whole layers of one of them (slices, merge_method: passthrough)")
     elif share <= NEARLY_ALL:
-        ways.append("say missing: copy or missing: drop")
-    end = (
-        " What one of them knows comes into the other by training alone (distillation)."
-        if reshaped and not few
-        else ""
-    )
-    return f"{', '.join(ways[:-1])}, or {ways[-1]}.{end}" if len(ways) > 1 else f"{ways[0]}.{end}"
+        options.append("set missing: copy or missing: drop")
+    end = " Only training (distillation) transfers knowledge between them." if reshaped and not few else ""
+    return f"{', '.join(options[:-1])}, or {options[-1]}.{end}" if len(options) > 1 else f"{options[0]}.{end}"
 
 
-def _joined(words: Sequence[str]) -> str:
+def _join(words: Sequence[str]) -> str:
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 

@@ -1,4 +1,4 @@
-"""The output's ``config.json`` where layers are put together anew: counts, lists by layer, and what must stay true of each."""
+"""Rewrites ``config.json`` for outputs whose layers are rearranged, and refuses what it cannot express."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ Path = tuple[str, ...]
 """Keys from the top of a config down."""
 
 ConfigSection = Mapping[str, Any]
-"""The part of a config that speaks of one stack."""
+"""The part of a config that describes one stack."""
 
 SAVE_AGAIN = (
-    "Load the model's config with the program that it was made for and save it again, so that config.json says it, or take layers such "
-    "that each keeps its number."
+    "Load and save the model's config with the program that it was made for, so that config.json states it, or choose layers so that "
+    "each keeps its number."
 )
 
 
 @dataclass(frozen=True)
 class _LayerOrigin:
-    """What a config says of the model that a layer of the output is from: its section, and how many layers it has."""
+    """The origin of an output layer: a layer of a model, with the model's config section and number of layers."""
 
     section: ConfigSection
     layers: int
@@ -48,10 +48,10 @@ def layered_config(
 ) -> dict[str, Any]:
     """Return ``config`` for a stack made of ``layers``; ``names`` are the tensors of the output.
 
-    The number of layers is set wherever it stands; a list with an entry a layer takes each entry from the config of the model
-    that the layer is from; a list of layer numbers is renumbered. A rule by number, such as "the first three are dense", is written
-    anew where a number can say it, and checked for every layer. Errors: MismatchError naming the key for what cannot be said of the
-    new order, or is not known.
+    Layer counts are updated. In lists with one entry per layer, each entry comes from the config of the layer's model. Lists
+    of layer numbers are renumbered. Rules by number, such as "the first three are dense", are rewritten if a number can
+    express them, and checked for every layer. Errors: MismatchError that names the key if the config cannot express the new
+    order, or if the key's meaning is unknown.
     """
     numbered = count_layers(sources[donor].tensors)
     old = numbered.counts.get(stack, 0)
@@ -63,20 +63,20 @@ def layered_config(
     depths = config.get("depths")
     if isinstance(depths, list) and len(depths) == old and (is_moved or len(layers) != old):
         raise MismatchError(
-            f"config.json: depths is {depths}: {stack}0 to {stack}{old - 1} of {sources[donor].label} are stages, each of another size and of "
-            "layers of its own; expected layers of one size, as slices put layers together anew. Merge the model whole, under models."
+            f"config.json: depths is {depths}: {stack}0 to {stack}{old - 1} of {sources[donor].label} are stages, each with its own size and "
+            "layers; expected layers of one size, because slices rearrange layers. Merge the model under models instead."
         )
     if not places and (len(layers) != old or (is_moved and any(key in config for key in families.COUNTS))):
         raise MismatchError(
-            f"config.json: no key of {sources[donor].label} says that it has {old} layers, so it cannot say that the output has "
+            f"config.json: no key of {sources[donor].label} says that it has {old} layers, so it cannot state that the output has "
             f"{len(layers)}. Add num_hidden_layers: {old} to its config.json if the model's code reads it, or keep the number of layers."
         )
-    further = Layers({stack: len(layers)})
-    predicts = any(further.further(name) for name in names)
+    new_layers = Layers({stack: len(layers)})
+    has_predictors = any(new_layers.predictor_place(name) for name in names)
     for place in places:
         section = dict(_at(config, place))
-        _check_beside(section, stack, numbered, count_layers(names), sources[donor].label)
-        if not predicts and any(numbered.further(name) for name in sources[donor].tensors):
+        _check_sibling_stacks(section, stack, numbered, count_layers(names), sources[donor].label)
+        if not has_predictors and any(numbered.predictor_place(name) for name in sources[donor].tensors):
             section |= {key: 0 for key in families.FURTHER_LAYERS if section.get(key)}
         origins = [_origin(layer, sources, stack, place) for layer in layers]
         is_moved = any(origin.layer != i for i, origin in enumerate(origins))
@@ -90,28 +90,30 @@ def layered_config(
     return changed
 
 
-def _check_beside(section: ConfigSection, stack: str, before: Layers, after: Layers, label: str) -> None:
-    """Check that lists of modules beside a stack which the same key counts are as long, such as XLM's. Errors: MismatchError."""
+def _check_sibling_stacks(
+    section: ConfigSection, stack: str, before: Layers, after: Layers, label: str
+) -> None:
+    """Check that stacks counted by the same key keep equal lengths, as in XLM. Errors: MismatchError."""
     parent = stack.rstrip(".").rpartition(".")[0]
     old, new = before.counts[stack], after.counts.get(stack, 0)
     keys = _counts(section, stack, old)
     for other, count in before.counts.items():
-        is_beside = other != stack and count == old and other.rstrip(".").rpartition(".")[0] == parent
+        is_sibling = other != stack and count == old and other.rstrip(".").rpartition(".")[0] == parent
         if (
             keys
-            and is_beside
+            and is_sibling
             and new != old
             and after.counts.get(other) == old
             and _is_as_large(section, other, old)
         ):
             raise MismatchError(
-                f"config.json: {keys[0]} of {label} counts {stack}* and {other}*, which would have {new} and {old} layers; expected as many "
-                "of each. Write the same slices for both, each under its module."
+                f"config.json: {keys[0]} of {label} counts {stack}* and {other}*, which would have {new} and {old} layers; expected the same "
+                "number of each. Use the same slices for both, each under its module."
             )
 
 
 def _is_as_large(section: ConfigSection, stack: str, layers: int) -> bool:
-    """Is a list of modules counted by the layers, and not by a key of its own, such as Gemma 3n's altup_num_inputs?"""
+    """Is a list of modules as long as the layers, and not counted by its own key, such as Gemma 3n's altup_num_inputs?"""
     own = [
         key for key, value in section.items() if key not in families.COUNTS and value in (layers, layers + 1)
     ]
@@ -121,109 +123,114 @@ def _is_as_large(section: ConfigSection, stack: str, layers: int) -> bool:
 def check_layers(
     jobs: Sequence[Job], stack: str, layers: Sequence[Layer], sources: Sequence[Source], donor: int
 ) -> None:
-    """Check that every layer of the output is one that the donor's config can describe: it has the tensors and shapes of one of the
-    donor's own layers, at a place where a layer of the donor has them, and what is outside of the layers is there.
-    Errors: MismatchError naming layer and tensor.
+    """Check that the donor's config can describe every layer of the output.
+
+    Each layer must have the tensors and shapes of a layer of the donor, at a position where the donor has them, and the
+    tensors outside of the layers must exist. Errors: MismatchError that names layer and tensor.
     """
     numbered = count_layers(sources[donor].tensors)
-    own: dict[int, dict[str, tuple[int, ...]]] = {}
+    donor_layers: dict[int, dict[str, tuple[int, ...]]] = {}
     outside = []
     for name, tensor in sources[donor].tensors.items():
         place = numbered.place(name)
         if place is not None and place.stack == stack:
-            own.setdefault(place.layer, {})[place.rest] = tensor.shape
+            donor_layers.setdefault(place.layer, {})[place.rest] = tensor.shape
         elif (
             not families.is_vision(name)
             and DTYPES[tensor.dtype].kind == "float"
-            and numbered.further(name) is None
+            and numbered.predictor_place(name) is None
         ):
             outside.append(name)
-    made: dict[int, dict[str, tuple[int, ...]]] = {}
+    output_layers: dict[int, dict[str, tuple[int, ...]]] = {}
     new = Layers({**numbered.counts, stack: len(layers)})
     for job in jobs:
         place = new.place(job.name)
         if place is not None and place.stack == stack:
-            made.setdefault(place.layer, {})[place.rest] = job.shape
-    kinds = {frozenset(kind.items()) for kind in own.values()}
+            output_layers.setdefault(place.layer, {})[place.rest] = job.shape
+    kinds = {frozenset(kind.items()) for kind in donor_layers.values()}
     label = sources[donor].label
-    for number, kind in sorted(made.items()):
+    for number, kind in sorted(output_layers.items()):
         if kinds and frozenset(kind.items()) not in kinds:
-            nearest = min(own.values(), key=lambda k: len(k.items() ^ kind.items()))
+            nearest = min(donor_layers.values(), key=lambda k: len(k.items() ^ kind.items()))
             rest = min({r for r, _ in nearest.items() ^ kind.items()})
             origin = layers[number]
             raise MismatchError(
                 f"{stack}{number}.{rest}: layer {origin.layer} of {sources[origin.model].label} has "
                 f"{kind.get(rest, 'none')}, layers of {label}, whose config the output has, have {nearest.get(rest, 'none')}. "
-                "Put layers together from models of one architecture and width."
+                "Combine layers of models with one architecture and width."
             )
     constant = families.CONSTANTS.get(str(sources[donor].config.get("model_type")))
-    is_held = constant is None or any(rest.endswith(constant) for kind in own.values() for rest in kind)
-    if not is_held and [layer.layer for layer in layers] != list(range(len(own))):
+    has_constant = constant is None or any(
+        rest.endswith(constant) for kind in donor_layers.values() for rest in kind
+    )
+    if not has_constant and [layer.layer for layer in layers] != list(range(len(donor_layers))):
         raise MismatchError(
-            f"{stack}*: layers of {label} compute {constant} from their numbers, and its files have no tensor of that name that a moved "
-            "layer could keep. Load the model with transformers and save it again, which writes it, or take all layers in order."
+            f"{stack}*: layers of {label} compute {constant} from their numbers, and its files have no such tensor that a moved "
+            "layer could keep. Load the model with transformers and save it again, which writes it, or use all layers in order."
         )
-    _check_odd(stack, own, made, layers, sources, donor)
+    _check_special_layers(stack, donor_layers, output_layers, layers, sources, donor)
     _check_across(outside, jobs, layers, sources, donor)
     names = {job.name for job in jobs}
     heads = families.tied_heads(sources[donor].config, sources[donor].tensors, outside)
-    lost = [n for n in outside if n not in names and n not in heads]
-    if lost:
+    lacking = [n for n in outside if n not in names and n not in heads]
+    if lacking:
         raise MismatchError(
-            f"{lost[0]}: {label}, whose config the output has, has it; the model of the {'first' if families.comes_first(lost[0]) else 'last'} "
-            f"slice, where it would come from, lacks it ({len(lost)} such tensors). Choose another order of slices, or another base_model."
+            f"{lacking[0]}: {label}, whose config the output has, has it; the model of the {'first' if families.comes_first(lacking[0]) else 'last'} "
+            f"slice, where it would come from, lacks it ({len(lacking)} such tensors). Use another order of slices, or another base_model."
         )
 
 
 def predictor_notes(jobs: Sequence[Job], stack: str, count: int, sources: Sequence[Source]) -> list[str]:
-    """A note on layers that predict further tokens, which follow the layers of a stack."""
+    """Return notes on multi-token prediction layers, which follow the layers of a stack."""
     numbered = Layers({stack: count})
-    found = {place.layer: job for job in jobs if (place := numbered.further(job.name)) is not None}
+    first_jobs = {
+        place.layer: job for job in jobs if (place := numbered.predictor_place(job.name)) is not None
+    }
     return [
-        f"{stack}{count + i}.*: predicts further tokens and is no layer of the stack; it is that of {sources[job.inputs[0].model].label}, "
-        "the model of the last slice, under the next number."
-        for i, job in sorted(found.items())
+        f"{stack}{count + i}.*: a multi-token prediction layer, not a layer of the stack; it comes from {sources[job.inputs[0].model].label}, "
+        "the model of the last slice, with the next number."
+        for i, job in sorted(first_jobs.items())
     ]
 
 
-def _check_odd(
+def _check_special_layers(
     stack: str,
-    own: Mapping[int, Mapping[str, tuple[int, ...]]],
-    made: Mapping[int, Mapping[str, tuple[int, ...]]],
+    donor_layers: Mapping[int, Mapping[str, tuple[int, ...]]],
+    output_layers: Mapping[int, Mapping[str, tuple[int, ...]]],
     layers: Sequence[Layer],
     sources: Sequence[Source],
     donor: int,
 ) -> None:
-    """Check that layers with other tensors than those of which the config says the same stand where the donor has them.
+    """Check that layers with special tensors are where the donor has them.
 
-    The first layer of ModernBERT has no norm, the first of T5 a table of positions, the last of GPT-NeoX-Japanese a bias: no key says
-    so, the model's code does, by the number. Such layers at the beginning must stay there, those at the end at the end; where others
-    differ, none may move. Errors: MismatchError naming the tensor.
+    The first layer of ModernBERT has no norm, the first of T5 has a position table, the last of GPT-NeoX-Japanese has a bias:
+    the model's code decides this by layer number, and no config key says so. Such layers at the start or the end must stay
+    there; if others differ, none may move. Errors: MismatchError that names the tensor.
     """
-    config, old, new = sources[donor].config, len(own), len(made)
-    if not config or sorted(own) != list(range(old)) or sorted(made) != list(range(new)):
+    config, old, new = sources[donor].config, len(donor_layers), len(output_layers)
+    if not config or sorted(donor_layers) != list(range(old)) or sorted(output_layers) != list(range(new)):
         return
     classes: dict[str, list[int]] = {}
-    for i, said in enumerate(_said(config, stack, old)):
-        classes.setdefault(said, []).append(i)
-    for rest in dict.fromkeys(rest for kind in own.values() for rest in kind):
-        odd, where = _odd(rest, own, list(classes.values()))
+    for i, description in enumerate(_layer_descriptions(config, stack, old)):
+        classes.setdefault(description, []).append(i)
+    for rest in dict.fromkeys(rest for kind in donor_layers.values() for rest in kind):
+        odd, where = _odd(rest, donor_layers, list(classes.values()))
         for i in range(new if odd else 0):
             back = i - new + old
             at = {"start": i, "end": back, "": i}[where]
             origin = layers[i].layer
             is_moved = (at in odd) != (origin in odd) or (
-                at in odd and made[i].get(rest) != own[at].get(rest)
+                at in odd and output_layers[i].get(rest) != donor_layers[at].get(rest)
             )
             if not is_moved and (where or old == new):
                 continue
             label = sources[donor].label
-            counted = {"start": "", "end": ", counted from the end", "": ", and their number"}[where]
+            suffix = {"start": "", "end": ", counted from the end", "": ", and their number"}[where]
             raise MismatchError(
-                f"{stack}{i}.{rest}: layers of {label} of which its config says the same differ in this tensor, so the model's code chooses "
-                f"by the number of a layer: layer {_first_odd(odd, at, origin)} has {own[_first_odd(odd, at, origin)].get(rest, 'none')}; "
-                f"place {i} of {new} is given to layer {origin} of {sources[layers[i].model].label}. Take slices that keep such layers at "
-                f"their places{counted}."
+                f"{stack}{i}.{rest}: layers of {label} with the same config differ in this tensor, so the model's code decides "
+                f"by layer number: layer {_first_odd(odd, at, origin)} has {donor_layers[_first_odd(odd, at, origin)].get(rest, 'none')}; "
+                f"position {i} of {new} has layer {origin} of {sources[layers[i].model].label}. Choose slices that keep such layers at "
+                f"their positions{suffix}."
             )
 
 
@@ -232,24 +239,24 @@ def _first_odd(odd: Sequence[int], at: int, origin: int) -> int:
 
 
 def _odd(
-    rest: str, own: Mapping[int, Mapping[str, tuple[int, ...]]], classes: Sequence[Sequence[int]]
+    rest: str, donor_layers: Mapping[int, Mapping[str, tuple[int, ...]]], classes: Sequence[Sequence[int]]
 ) -> tuple[Sequence[int], Literal["start", "end", ""]]:
-    """The layers in which a tensor is not as in others of which the config says the same, and from where their places count."""
-    varying = [members for members in classes if len({own[i].get(rest) for i in members}) > 1]
+    """Return the layers where a tensor differs from layers with the same config, and from which end they count."""
+    varying = [members for members in classes if len({donor_layers[i].get(rest) for i in members}) > 1]
     if not varying:
         return (), ""
-    overall = _most([kind.get(rest) for kind in own.values()])
+    overall = _most([kind.get(rest) for kind in donor_layers.values()])
     odd: list[int] = []
     is_early = is_late = True
     for members in varying:
-        shapes = [own[i].get(rest) for i in members]
+        shapes = [donor_layers[i].get(rest) for i in members]
         ordinary = _most(shapes)
         ordinary = overall if ordinary is _UNCLEAR else ordinary
         ordinary = next(s for s in shapes[::-1] if s != shapes[0]) if ordinary is _UNCLEAR else ordinary
-        found = [k for k, shape in enumerate(shapes) if shape != ordinary]
-        is_early &= found == list(range(len(found)))
-        is_late &= found == list(range(len(members) - len(found), len(members)))
-        odd += [members[k] for k in found]
+        differing = [k for k, shape in enumerate(shapes) if shape != ordinary]
+        is_early &= differing == list(range(len(differing)))
+        is_late &= differing == list(range(len(members) - len(differing), len(members)))
+        odd += [members[k] for k in differing]
     return odd, "start" if is_early else "end" if is_late else ""
 
 
@@ -257,7 +264,7 @@ _UNCLEAR: tuple[int, ...] = (-1,)
 
 
 def _most(shapes: Sequence[tuple[int, ...] | None]) -> tuple[int, ...] | None:
-    """The shape that most have; ``_UNCLEAR`` if two are as frequent."""
+    """Return the most frequent shape; ``_UNCLEAR`` if two are equally frequent."""
     ranked = Counter(shapes).most_common(2)
     return ranked[0][0] if len(ranked) == 1 or ranked[0][1] > ranked[1][1] else _UNCLEAR
 
@@ -269,48 +276,49 @@ def _check_across(
     sources: Sequence[Source],
     donor: int,
 ) -> None:
-    """Check that tensors with a part for each layer still fit. Errors: MismatchError."""
-    found = [n for n in outside if n.endswith(families.ACROSS_LAYERS)]
+    """Check that layers do not move if a tensor has a part for each layer. Errors: MismatchError."""
+    across = [n for n in outside if n.endswith(families.ACROSS_LAYERS)]
     names = {job.name for job in jobs}
-    old = [n for n in found if n in names]
-    if not old:
+    present = [n for n in across if n in names]
+    if not present:
         return
     count = max(count_layers(sources[donor].tensors).counts.values())
     if [layer.layer for layer in layers] != list(range(count)) or len({layer.model for layer in layers}) > 1:
         raise MismatchError(
-            f"{old[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and layers are put together anew; "
-            "expected each layer of one model at its place. Take all layers in order, or a model without such a table "
+            f"{present[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and layers are rearranged; "
+            "expected each layer of one model at its position. Use all layers in order, or a model without such a table "
             "(Gemma's have none with hidden_size_per_layer_input: 0)."
         )
 
 
-def _said(config: Mapping[str, Any], stack: str, layers: int) -> list[str]:
-    """What a config says of each layer of a stack, all of it, to tell layers that it tells apart."""
-    said: list[list[str]] = [[] for _ in range(layers)]
+def _layer_descriptions(config: Mapping[str, Any], stack: str, layers: int) -> list[str]:
+    """Return all that a config says about each layer of a stack, to compare layers."""
+    descriptions: list[list[str]] = [[] for _ in range(layers)]
     for place in _places(config, stack, layers):
         section = dict(_at(config, place))
         _write_implied(section, layers, is_moved=False)
         for key, entries in _by_layer(section, layers).items():
-            for found, entry in zip(said, entries, strict=True):
-                found.append(f"{'.'.join(key)}={entry}")
+            for description, entry in zip(descriptions, entries, strict=True):
+                description.append(f"{'.'.join(key)}={entry}")
         for path, numbers in _indices(section).items():
             first = _first_number(path)
-            for i, found in enumerate(said):
-                found.append(f"{'.'.join(path)}={i + first in numbers}")
+            for i, description in enumerate(descriptions):
+                description.append(f"{'.'.join(path)}={i + first in numbers}")
         for rule in families.LAYER_RULES:
             if _holds(rule, section) and rule.key != "model_type":
-                for i, found in enumerate(said):
-                    found.append(f"{rule.key}={rule.says(section, i, layers)}")
-    return ["; ".join(found) for found in said]
+                for i, description in enumerate(descriptions):
+                    description.append(f"{rule.key}={rule.value(section, i, layers)}")
+    return ["; ".join(description) for description in descriptions]
 
 
 def _role(stack: str) -> str:
+    """Return "encoder" or "decoder" if a stack's name has the word; "" otherwise."""
     words = stack.split(".")
     return next((role for role in ("decoder", "encoder") if role in words), "")
 
 
 def _places(config: Mapping[str, Any], stack: str, layers: int) -> list[Path]:
-    """Where a config speaks of a stack of so many layers: at the top, or in the part for text, vision, audio, encoder or decoder."""
+    """Find the sections that describe a stack: the top level, or the part for text, vision, audio, encoder or decoder."""
     parts = (
         (("vision", "visual", "image"), families.VISION_CONFIGS),
         (("audio", "speech"), families.AUDIO_CONFIGS),
@@ -323,10 +331,10 @@ def _places(config: Mapping[str, Any], stack: str, layers: int) -> list[Path]:
         places = [(role,)]
     else:
         places = [(), *((key,) for key in families.TEXT_CONFIGS if isinstance(config.get(key), dict))]
-    return [place for place in places if _speaks(_at(config, place), stack, layers)]
+    return [place for place in places if _describes(_at(config, place), stack, layers)]
 
 
-def _speaks(section: ConfigSection, stack: str, layers: int) -> bool:
+def _describes(section: ConfigSection, stack: str, layers: int) -> bool:
     return bool(_counts(section, stack, layers)) or any(len(path) == 1 for path in _by_layer(section, layers))
 
 
@@ -354,7 +362,7 @@ def _with(config: Mapping[str, Any], place: Path, section: ConfigSection) -> dic
 
 
 def _counts(section: ConfigSection, stack: str, layers: int) -> list[str]:
-    """The keys of a config that give the number of layers of a stack: a decoder's, where the config speaks of an encoder too."""
+    """Return the config keys that count a stack's layers: the decoder's keys if the config also has an encoder."""
     keys = [k for k in families.COUNTS if section.get(k) == layers and not isinstance(section[k], bool)]
     role = _role(stack)
     if role and any(key in section for key in families.DECODER_COUNTS):
@@ -367,9 +375,7 @@ def _counts(section: ConfigSection, stack: str, layers: int) -> list[str]:
 def _write_counts(section: dict[str, Any], stack: str, old: int, new: int) -> None:
     keys = _counts(section, stack, old)
     if section.get("is_encoder_decoder") and "num_layers" in keys and "num_decoder_layers" not in section:
-        section["num_decoder_layers"] = (
-            old  # T5's decoder has as many layers as the encoder, if nothing else is said
-        )
+        section["num_decoder_layers"] = old  # T5's decoder has as many layers as the encoder by default
     for key in keys:
         section[key] = new
     for key in families.ROOTS_OF_COUNT:
@@ -378,21 +384,21 @@ def _write_counts(section: dict[str, Any], stack: str, old: int, new: int) -> No
 
 
 def _write_implied(section: dict[str, Any], layers: int, *, is_moved: bool) -> None:
-    """Write out the lists by layer that the family implies. Errors: MismatchError where they are not known and layers move."""
+    """Write the lists by layer that a family implies. Errors: MismatchError if they are unknown and layers move."""
     for key, implied in families.IMPLIED.get(str(section.get("model_type")), {}).items():
         if not section.get(key):
             section[key] = implied(section, layers)
     for key in families.UNKNOWN_LISTS.get(str(section.get("model_type")), ()):
         if is_moved and not section.get(key) and not section.get("linear_attn_config"):
             raise MismatchError(
-                f"config.json: {key} is not there, and models of type {section['model_type']} choose it by the number of a layer; "
-                f"expected a list, as layers get other numbers. {SAVE_AGAIN}"
+                f"config.json: {key} is missing, and models of type {section['model_type']} derive it from layer numbers; "
+                f"expected a list, because layers get other numbers. {SAVE_AGAIN}"
             )
 
 
 def _by_layer(section: ConfigSection, layers: int) -> dict[Path, list[Any]]:
-    """All that a config lists layer by layer, by its keys: the entries of ``layers`` layers."""
-    found: dict[Path, list[Any]] = {}
+    """Return the config's lists by layer, by key: one entry for each of ``layers`` layers."""
+    lists: dict[Path, list[Any]] = {}
     for key, value in section.items():
         if key in families.LAYER_INDICES or key.startswith("mtp_"):
             continue
@@ -400,33 +406,33 @@ def _by_layer(section: ConfigSection, layers: int) -> dict[Path, list[Any]]:
             key
         )
         if key in families.CYCLES and isinstance(value, list) and value:
-            found[key,] = [value[i % len(value)] for i in range(layers)]
+            lists[key,] = [value[i % len(value)] for i in range(layers)]
         elif isinstance(value, list):
-            further = sum(int(section.get(k) or 0) for k in families.FURTHER_LAYERS[:1])
+            predictors = sum(int(section.get(k) or 0) for k in families.FURTHER_LAYERS[:1])
             if (
-                len(value) in (layers, layers + further)
+                len(value) in (layers, layers + predictors)
                 and layers
                 and (is_named or key in families.PER_LAYER_SIZES)
             ):
-                found[key,] = value[:layers]
+                lists[key,] = value[:layers]
         elif isinstance(value, str):
             if key.endswith("pattern") and key != "sliding_window_pattern" and len(value) == layers:
-                found[key,] = list(value)
+                lists[key,] = list(value)
         elif isinstance(value, dict) and value and "layer" in key and all(k.isdecimal() for k in value):
-            found[key,] = [value.get(str(i)) for i in range(layers)]
-    return found
+            lists[key,] = [value.get(str(i)) for i in range(layers)]
+    return lists
 
 
 def _indices(section: ConfigSection) -> dict[Path, list[int]]:
-    """The lists of layer numbers of a config, also those one level down."""
-    found: dict[Path, list[int]] = {}
+    """Return the config's lists of layer numbers, also those one level down."""
+    lists: dict[Path, list[int]] = {}
     for key, value in section.items():
         if key in families.LAYER_INDICES and isinstance(value, list):
-            found[key,] = value
+            lists[key,] = value
         elif isinstance(value, dict):
             inner = {k: v for k, v in value.items() if k in families.LAYER_INDICES and isinstance(v, list)}
-            found |= {(key, k): v for k, v in inner.items()}
-    return found
+            lists |= {(key, k): v for k, v in inner.items()}
+    return lists
 
 
 def _first_number(path: Path) -> int:
@@ -435,27 +441,27 @@ def _first_number(path: Path) -> int:
 
 def _write_lists(section: dict[str, Any], origins: Sequence[_LayerOrigin], old: int) -> None:
     is_new = [o.layer for o in origins] != list(range(old))
-    theirs = [(_by_layer(o.section, o.layers), _indices(o.section)) for o in origins]
+    listed = [(_by_layer(o.section, o.layers), _indices(o.section)) for o in origins]
     for path, numbers in _indices(section).items():
         first = _first_number(path)
-        kept = [
+        renumbered = [
             i + first
-            for i, (origin, (_, other)) in enumerate(zip(origins, theirs, strict=True))
+            for i, (origin, (_, other)) in enumerate(zip(origins, listed, strict=True))
             if origin.layer + first in other.get(path, numbers)
         ]
         if len(path) == 1:
-            section[path[0]] = kept
+            section[path[0]] = renumbered
         else:
-            section[path[0]] = {**section[path[0]], path[1]: kept}
+            section[path[0]] = {**section[path[0]], path[1]: renumbered}
     for (key, *_), entries in _by_layer(section, old).items():
         value = section[key]
         moved = []
-        for origin, (other, _) in zip(origins, theirs, strict=True):
+        for origin, (other, _) in zip(origins, listed, strict=True):
             own = other.get((key,), entries)
             if origin.layer >= len(own):
                 raise MismatchError(
-                    f"config.json: {key} has {len(own)} entries; layer {origin.layer} is taken from {origin.label}, whose config does not "
-                    "say its own. Use models whose configs have it."
+                    f"config.json: {key} has {len(own)} entries; layer {origin.layer} comes from {origin.label}, whose config has no "
+                    "entry for it. Use models whose configs have it."
                 )
             moved.append(own[origin.layer])
         if key in families.LAYER_REFERENCES:
@@ -469,16 +475,16 @@ def _write_lists(section: dict[str, Any], origins: Sequence[_LayerOrigin], old: 
         else:
             section[key] = moved + (value[old:] if key not in families.CYCLES else [])
     for key, value in section.items():
-        is_known = (
+        has_known_meaning = (
             key in families.LAYER_INDICES
             or (key,) in _by_layer(section, len(origins))
             or families.NOT_BY_LAYER.search(key)
         )
-        if isinstance(value, list) and len(value) == old > 1 and is_new and not is_known:
+        if isinstance(value, list) and len(value) == old > 1 and is_new and not has_known_meaning:
             raise MismatchError(
-                f"config.json: {key} has {old} entries, as many as there were layers, and it is not known whether each is a layer's; "
-                "expected keys that are known, as layers are put together anew. Remove the key if the model's code does not read it, or "
-                "take all layers in order."
+                f"config.json: {key} has {old} entries, as many as there were layers, and may have one entry per layer; "
+                "expected only known keys, because layers are rearranged. Remove the key if the model's code does not read it, or "
+                "use all layers in order."
             )
 
 
@@ -489,7 +495,7 @@ def _references(key: str, moved: Sequence[Any], origins: Sequence[_LayerOrigin])
         return list(moved)
     raise MismatchError(
         f"config.json: {key} says which layer's keys and values a layer uses, and layers move; expected each layer to use its own. "
-        "Take layers such that each keeps its number."
+        "Choose layers so that each keeps its number."
     )
 
 
@@ -498,27 +504,27 @@ def _write_rules(section: dict[str, Any], origins: Sequence[_LayerOrigin]) -> No
     count = len(origins)
     for rule in families.LAYER_RULES:
         if not _holds(rule, before):
-            if rule.written is not None and rule.unless and _is_number(before.get(rule.key)):
-                section |= _beside_a_list(rule, before, origins)
+            if rule.numbers is not None and rule.unless and _is_number(before.get(rule.key)):
+                section |= _number_next_to_list(rule, before, origins)
             continue
-        said = [
-            rule.says(o.section if _holds(rule, o.section) else before, o.layer, o.layers) for o in origins
+        expected = [
+            rule.value(o.section if _holds(rule, o.section) else before, o.layer, o.layers) for o in origins
         ]
-        if rule.written is not None and [rule.says(section, i, count) for i in range(count)] != said:
-            section |= rule.written(said)
+        if rule.numbers is not None and [rule.value(section, i, count) for i in range(count)] != expected:
+            section |= rule.numbers(expected)
         for i, origin in enumerate(origins):
-            if rule.says(section, i, count) != said[i]:
+            if rule.value(section, i, count) != expected[i]:
                 value = before[rule.key]
                 if rule.types:
                     raise MismatchError(
-                        f"config.json: model_type is {value}, and such a model computes with the numbers of its layers; layer {i} of "
-                        f"{count} would be layer {origin.layer} of {origin.label}, which has {origin.layers}. Take layers such that each "
-                        "keeps its number, and all of them."
+                        f"config.json: model_type is {value}, and such models compute with layer numbers; layer {i} of "
+                        f"{count} would be layer {origin.layer} of {origin.label}, which has {origin.layers}. Use all layers, "
+                        "each at its own number."
                     )
                 raise MismatchError(
                     f"config.json: {rule.key} is {value}, so layer {i} of the output would be of another kind than "
-                    f"layer {origin.layer} of {origin.label}, which it is made of. "
-                    "Take layers such that each keeps its place in the pattern."
+                    f"layer {origin.layer} of {origin.label}, its origin. "
+                    "Choose layers so that each keeps its position in the pattern."
                 )
     _check_sharing(section, origins)
 
@@ -534,19 +540,19 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and value >= 0
 
 
-def _beside_a_list(
+def _number_next_to_list(
     rule: families.LayerRule, section: ConfigSection, origins: Sequence[_LayerOrigin]
 ) -> Mapping[str, int]:
-    """The number that older programs read, where the config says the same by a list; none where a number cannot say it."""
-    assert rule.written is not None
-    said = [rule.says({**section, **o.section}, o.layer, o.layers) for o in origins]
-    written = rule.written(said)
-    after = {**section, **written}
-    return written if [rule.says(after, i, len(origins)) for i in range(len(origins))] == said else {}
+    """Return the number that older programs read in place of a list; {} if a number cannot express the list."""
+    assert rule.numbers is not None
+    expected = [rule.value({**section, **o.section}, o.layer, o.layers) for o in origins]
+    numbers = rule.numbers(expected)
+    after = {**section, **numbers}
+    return numbers if [rule.value(after, i, len(origins)) for i in range(len(origins))] == expected else {}
 
 
 def _check_sharing(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None:
-    """Check that layers which use the keys and values of an earlier layer use those of the same layer as before."""
+    """Check that layers that share keys and values of an earlier layer still share those of the same layer."""
     shared = int(section.get("num_kv_shared_layers") or 0)
     types = section.get("layer_types")
     if not shared or not isinstance(types, list):
@@ -564,37 +570,39 @@ def _check_sharing(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> N
         ]
         used = {
             (o.label, b[-1] if b else None)
-            for o, b in zip(_of(origins[first:], types[first:], kind), before, strict=True)
+            for o, b in zip(_origins_of_type(origins[first:], types[first:], kind), before, strict=True)
         }
         if not storing or used != {(origins[storing[-1]].label, origins[storing[-1]].layer)}:
-            asked = ", ".join(f"layer {layer} of {label}" for label, layer in sorted(used, key=str))
-            got = f"layer {origins[storing[-1]].layer} of {origins[storing[-1]].label}" if storing else "none"
+            previous = ", ".join(f"layer {layer} of {label}" for label, layer in sorted(used, key=str))
+            current = (
+                f"layer {origins[storing[-1]].layer} of {origins[storing[-1]].label}" if storing else "none"
+            )
             raise MismatchError(
                 f"config.json: num_kv_shared_layers is {shared}, so layers of {kind} at the end use the keys and values of the last such "
-                f"layer before them: that would be {got}, and was {asked}. Keep that layer the last of its kind before the shared ones."
+                f"layer before them: that would be {current}, and was {previous}. Keep that layer the last of its kind before the shared ones."
             )
 
 
-def _of(origins: Sequence[_LayerOrigin], types: Sequence[str], kind: str) -> list[_LayerOrigin]:
+def _origins_of_type(origins: Sequence[_LayerOrigin], types: Sequence[str], kind: str) -> list[_LayerOrigin]:
     return [o for o, t in zip(origins, types, strict=True) if t == kind]
 
 
 def _check_unknown(section: ConfigSection, old: int, new: int, *, is_moved: bool) -> None:
-    """Refuse numbers that say something of layers by their numbers in a way that is not known. Errors: MismatchError."""
-    known = {*families.COUNTS, *families.FURTHER_LAYERS, *(rule.key for rule in families.LAYER_RULES)}
+    """Refuse numbers that may depend on layer numbers in an unknown way. Errors: MismatchError."""
+    known_keys = {*families.COUNTS, *families.FURTHER_LAYERS, *(rule.key for rule in families.LAYER_RULES)}
     for key, value in section.items():
         is_number = isinstance(value, int) and not isinstance(value, bool) and value > 0
         if (
             not is_number
-            or key in known
+            or key in known_keys
             or not families.OTHER_NUMBERS.search(key)
             or families.NO_LAYER_NUMBERS.search(key)
         ):
             continue
         if is_moved or new < value <= old:
             raise MismatchError(
-                f"config.json: {key} is {value}, which may say something of layers by their numbers, and layers get other numbers; "
-                "expected keys that are known. Remove the key if the model's code does not read it, or take layers such that each keeps "
+                f"config.json: {key} is {value}, which may refer to layers by number, and layers get other numbers; "
+                "expected only known keys. Remove the key if the model's code does not read it, or choose layers so that each keeps "
                 "its number."
             )
 
@@ -605,7 +613,7 @@ def _check_ends(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None
         first = origins[0]
         raise MismatchError(
             f"config.json: indexer_types says that layer {first.layer} of {first.label} uses what an earlier layer chose, and it would be the "
-            "first of the output; expected a layer that chooses for itself. Let the first slice begin with such a layer."
+            "first of the output; expected a layer that chooses itself. Start the first slice with such a layer."
         )
     types = section.get("layer_types")
     if section.get("model_type") in families.ENDS_IN_FULL_ATTENTION and isinstance(types, list) and types:
@@ -613,5 +621,5 @@ def _check_ends(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None
         if types[-1] != "full_attention":
             raise MismatchError(
                 f"config.json: the last layer of a {section['model_type']} model has full attention, and the last of the output, layer "
-                f"{last.layer} of {last.label}, has {types[-1]}. Let the last slice end with a layer of full attention."
+                f"{last.layer} of {last.label}, has {types[-1]}. End the last slice with a layer with full attention."
             )

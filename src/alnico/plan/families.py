@@ -134,10 +134,10 @@ class LayerRule:
     """Something that a config says of layer ``i`` of ``n`` by a number, and that must stay true of a layer that moves."""
 
     key: str
-    says: Callable[[Mapping[str, Any], int, int], object]
+    value: Callable[[Mapping[str, Any], int, int], object]
     unless: tuple[str, ...] = ()
     """Lists of the config that say it by layer, and win."""
-    written: Callable[[Sequence[object]], Mapping[str, int]] | None = None
+    numbers: Callable[[Sequence[object]], Mapping[str, int]] | None = None
     """The numbers that say it of the layers of the output, if numbers can."""
     types: tuple[str, ...] = ()
     """The types of model that the rule is for; empty for all."""

@@ -1,4 +1,4 @@
-"""Filters of a recipe that fit no tensor: they do nothing, and whoever wrote them should hear of it."""
+"""Finds filters of a recipe that match no tensor, and so have no effect."""
 
 from __future__ import annotations
 
@@ -12,33 +12,35 @@ from alnico.recipe.schema import Cases, Parameters, Recipe, Setting
 
 
 def unmatched_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
-    """Return notes on filters that fit no tensor, and on rules that others come before everywhere.
+    """Return notes on filters that match no tensor and on rules that earlier rules override everywhere.
 
-    Errors: RecipeError for a whole name (``=name``) that no tensor has.
+    Errors: RecipeError for an exact name (``=name``) that no tensor has.
     """
     names = dict.fromkeys(n for s in sections for n in s.names)
-    idle = [
+    unmatched = [
         (f"methods[{i}].filter", r.filter, names)
         for i, r in enumerate(recipe.methods)
         if not _any(r.filter, names)
     ]
-    for where, parameters, known in _scopes(recipe, sections):
+    for where, parameters, candidates in _scopes(recipe, sections):
         for option, setting in parameters.items():
-            idle += [
+            unmatched += [
                 (f"{where}.{option}{place}", pattern, names)
-                for place, pattern, names in _idle(setting, known, "")
+                for place, pattern, names in _idle(setting, candidates, "")
             ]
-    wrong = [(where, pattern, known) for where, pattern, known in idle if pattern.startswith("=")]
-    if wrong:
+    exact = [
+        (where, pattern, candidates) for where, pattern, candidates in unmatched if pattern.startswith("=")
+    ]
+    if exact:
         lines = [
-            f"{recipe.name}: {where} is {pattern!r}, and no tensor has that name; expected a whole name after =. "
-            f"{_near(pattern, known)}"
-            for where, pattern, known in wrong
+            f"{recipe.name}: {where} is {pattern!r}, but no tensor has that name; expected a full name after =. "
+            f"{_near(pattern, candidates)}"
+            for where, pattern, candidates in exact
         ]
         raise RecipeError(*lines)
     return [
-        f"{where} is {p!r}, which fits no tensor, so it has no effect. {_near(p, known)}"
-        for where, p, known in idle
+        f"{where} is {p!r}, which matches no tensor, so it has no effect. {_near(p, candidates)}"
+        for where, p, candidates in unmatched
     ] + list(_hidden(recipe, names))
 
 
@@ -47,20 +49,20 @@ def _any(pattern: str, names: dict[str, None]) -> bool:
 
 
 def _near(pattern: str, names: dict[str, None]) -> str:
-    """The nearest name for a whole one, the nearest part of a name for a part."""
+    """Return a hint: the closest name for an exact name, the closest part of a name for a substring."""
     if pattern.startswith("re:"):
-        return f"Mend the expression: a name is {next(iter(names), 'none')}, say."
-    known = (
+        return f"Correct the expression; an example of a name is {next(iter(names), 'none')}."
+    candidates = (
         names
         if pattern.startswith("=")
         else dict.fromkeys(w for name in names for w in name.split(".") if not w.isdigit())
     )
-    near = difflib.get_close_matches(pattern.removeprefix("="), known, 1)
-    return f"Did you mean {near[0]}?" if near else f"A name is {next(iter(names), 'none')}, say."
+    near = difflib.get_close_matches(pattern.removeprefix("="), candidates, 1)
+    return f"Did you mean {near[0]}?" if near else f"An example of a name is {next(iter(names), 'none')}."
 
 
 def _idle(setting: Setting, names: dict[str, None], place: str) -> Iterator[tuple[str, str, dict[str, None]]]:
-    """The filters in a setting that fit no name, each with its place and the names it looks at: inside of another, what that fits."""
+    """Yield the filters in a setting that match none of ``names``, each with its place and the names that it could match."""
     if not isinstance(setting, Cases):
         return
     for i, case in enumerate(setting.cases):
@@ -73,9 +75,9 @@ def _idle(setting: Setting, names: dict[str, None], place: str) -> Iterator[tupl
 
 
 def _scopes(recipe: Recipe, sections: Sequence[Section]) -> list[tuple[str, Parameters, dict[str, None]]]:
-    """All levels of parameters, each with where it stands and the names that its filters look at: of the output, and of the models."""
+    """Return all levels of parameters, each with its place and the names that its filters could match."""
     modules = {id(m.parameters): f"modules.{m.name}.parameters" for m in recipe.modules}
-    found: dict[int, tuple[str, Parameters, dict[str, None]]] = {}
+    scopes: dict[int, tuple[str, Parameters, dict[str, None]]] = {}
     for section in sections:
         own = [dict.fromkeys((*part.names, *part.names.values())) for part in section.listed]
         every = dict.fromkeys(section.names) | {n: None for names in own for n in names}
@@ -85,24 +87,28 @@ def _scopes(recipe: Recipe, sections: Sequence[Section]) -> list[tuple[str, Para
                 if level is recipe.parameters
                 else modules.get(id(level), f"{section.label}.parameters")
             )
-            found.setdefault(id(level), (where, level, {}))[2].update(every)
+            scopes.setdefault(id(level), (where, level, {}))[2].update(every)
         for i, (part, names) in enumerate(zip(section.listed, own, strict=True)):
             start = f"modules.{section.label}.models" if section.label else "models"
             start = f"{section.label}.sources" if part.entry.layers is not None else start
             level = part.entry.parameters
-            found.setdefault(id(level), (f"{start}[{i}].parameters", level, {}))[2].update(names)
+            scopes.setdefault(id(level), (f"{start}[{i}].parameters", level, {}))[2].update(names)
     for i, rule in enumerate(recipe.methods):
         fitting = [n for s in sections for n in s.names if s.rule_of(n) is rule]
         if fitting:
-            found[id(rule.parameters)] = (f"methods[{i}].parameters", rule.parameters, dict.fromkeys(fitting))
-    return list(found.values())
+            scopes[id(rule.parameters)] = (
+                f"methods[{i}].parameters",
+                rule.parameters,
+                dict.fromkeys(fitting),
+            )
+    return list(scopes.values())
 
 
 def _hidden(recipe: Recipe, names: dict[str, None]) -> Iterator[str]:
-    """Notes on rules that fit tensors, all of which an earlier rule takes."""
-    taken: set[str] = set()
+    """Yield notes on rules that match only tensors of earlier rules."""
+    earlier: set[str] = set()
     for i, rule in enumerate(recipe.methods):
         fitting = {n for n in names if matches_filter(rule.filter, n)}
-        if fitting and fitting <= taken:
-            yield f"methods[{i}] has no effect: rules before it fit all that {rule.filter!r} fits, and the first one wins. Move it up."
-        taken |= fitting
+        if fitting and fitting <= earlier:
+            yield f"methods[{i}] has no effect: earlier rules match all tensors that {rule.filter!r} matches. Move it up."
+        earlier |= fitting

@@ -1,4 +1,4 @@
-"""The plan as a value: one job an output tensor, what is dropped, what it costs."""
+"""Defines Plan and its parts: one job per output tensor, dropped tensors, memory and norm weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ JobKind = Literal["mix", "matrix", "copy", "equal"]
 
 @dataclass(frozen=True)
 class Input:
-    """One tensor of one source: ``model`` is the position in ``Plan.sources``."""
+    """A tensor of a source. ``model`` is the source's position in ``Plan.sources``."""
 
     model: int
     name: str
     dtype: str
     byte_size: int
     digest: str = ""
-    """The hash that it must have: of the tensor that statistics were measured of; empty where any will do."""
+    """The hash that it must have, if statistics were measured on it; empty if any content is allowed."""
 
     @property
     def width(self) -> int:
@@ -76,35 +76,35 @@ class Job:
 
     @property
     def read(self) -> tuple[Input, ...]:
-        """All tensors the job reads, each once: inputs, sides, base."""
+        """All tensors that the job reads: inputs, statistics, base."""
         return (*self.inputs, *self.sides) if self.base is None else (*self.inputs, *self.sides, self.base)
 
     @property
     def real(self) -> Real:
-        """What it is computed in: float32; float64 if an input or the output is F64, or the equation wants it."""
+        """The dtype of the computation: float32, or float64 if an input or the output is F64 or the method requires it."""
         if self.merge is not None and self.merge.is_wide:
             return "float64"
         return "float64" if "F64" in {self.dtype, *(i.dtype for i in self.read)} else "float32"
 
     @property
     def merged(self) -> tuple[Input, ...]:
-        """All tensors of models that the job reads: inputs, base."""
+        """All model tensors that the job reads: inputs and base."""
         return self.inputs if self.base is None else (*self.inputs, self.base)
 
     @property
     def row(self) -> int:
-        """Elements of a row: the last dimension. A tensor of one dimension is one row."""
+        """The number of elements in a row: the last dimension. A vector is one row."""
         return max(self.shape[-1], 1) if self.shape else 1
 
     @property
     def columns(self) -> int:
-        """Number of columns: what is beside the first dimension. A tensor of one dimension is one row, so one column."""
+        """The number of columns: the product of all dimensions except the first; 1 for a vector."""
         return max(self.elements // max(self.shape[0], 1), 1) if len(self.shape) > 1 else 1
 
 
 @dataclass(frozen=True)
 class Dropped:
-    """A tensor of an input that is not in the output, and why."""
+    """An input tensor that is not in the output, and why."""
 
     model: int
     name: str
@@ -114,7 +114,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """How the run fits the budget: ``peak_bytes`` resident, with ``threads`` workers of ``worker_bytes`` each."""
+    """The memory of a run: ``peak_bytes`` in total, with ``threads`` workers that use ``worker_bytes`` each."""
 
     budget_bytes: int
     peak_bytes: int
@@ -125,9 +125,9 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be done, frozen. Made by :func:`alnico.plan.build.build_plan`.
+    """A merge that is ready to run. :func:`alnico.plan.build.build_plan` makes it.
 
-    ``sources`` are the models, in the order of ``recipe.references``, and after them the statistics that the recipe names.
+    ``sources`` are the models in the order of ``recipe.references``, followed by the statistics that the recipe names.
     """
 
     recipe: Recipe
@@ -140,15 +140,15 @@ class Plan:
     dtype: str | None
     memory: MemoryPlan
     config: Mapping[str, Any] = field(default_factory=dict, compare=False)
-    """``config.json`` of the output, its dtype aside; empty where the donor has none."""
+    """The output's ``config.json``, without its dtype; empty if the donor has none."""
     files: Mapping[str, bytes] = field(default_factory=dict, compare=False)
-    """Side files that are written; others are carried from the donor."""
+    """Side files to write. All others are copied from the donor."""
     left: frozenset[str] = frozenset()
-    """Side files of the donor that are not carried."""
+    """Side files of the donor that are not copied."""
     weighings: tuple[NormWeightGroup, ...] = field(default=(), compare=False)
-    """Weights that follow from norms. Where the norms are not known yet, the jobs stand with equal weights."""
+    """Weights computed from norms. Until the norms are known, the jobs have equal weights."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
-    """The plans whose outputs lead to this one, in the order in which they ran; their sources are closed."""
+    """The plans of earlier stages, in the order in which they ran. Their sources are closed."""
 
     @property
     def models(self) -> tuple[Source, ...]:
@@ -164,7 +164,7 @@ class Plan:
 
     @property
     def to_measure(self) -> tuple[Job, ...]:
-        """The task vectors whose norms must be known before the first tensor is merged."""
+        """The task vectors whose norms must be measured before the first tensor is merged."""
         return tuple(t.delta for w in self.weighings if w.norms is None for t in w.tensors.values())
 
     @property
@@ -181,7 +181,7 @@ class Plan:
         return [k for k in kinds if k != "matrix" or any(j.kind == "matrix" for j in self.jobs)]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides the output's bits and its layout, without reading a tensor: see the journal."""
+        """Return what determines the output's bits and layout, without reading tensors; see the journal."""
         jobs = [
             [
                 j.recorded_kind,
@@ -193,7 +193,7 @@ class Plan:
             ]
             for j in self.jobs
         ]
-        known = [
+        norms = [
             list(w.norms) for w in self.weighings if w.setting.origin == "analysis" and w.norms is not None
         ]
         shards = [[s.name, hashlib.sha256(s.start).hexdigest()] for s in self.shards]
@@ -202,12 +202,12 @@ class Plan:
             "arithmetic": ARITHMETIC,
             "plan": hashlib.sha256(json.dumps([jobs, shards]).encode()).hexdigest(),
             "inputs": [{"model": s.label, "files": s.identity()} for s in self.sources],
-            **({"norms": known} if known else {}),
+            **({"norms": norms} if norms else {}),
             "alnico": __version__,
         }
 
     def summary(self) -> dict[str, Any]:
-        """The plan as plain data, for ``--json``."""
+        """Return the plan as plain data, for ``--json``."""
         return {
             **({"stage": self.recipe.stage} if self.recipe.stage else {}),
             "merge_method": self.recipe.merge_method,
@@ -243,7 +243,7 @@ class Plan:
 
 
 def count_by_reason(jobs: tuple[Job, ...]) -> Mapping[tuple[JobKind, str], list[Job]]:
-    """Group jobs that do the same for the same reason, in order."""
+    """Group jobs of the same kind with the same reason, in order."""
     groups: dict[tuple[JobKind, str], list[Job]] = {}
     for job in jobs:
         groups.setdefault((job.kind, job.why), []).append(job)
@@ -255,18 +255,21 @@ Norms = tuple[float, ...]
 
 @dataclass(frozen=True)
 class PendingJob:
-    """A tensor of the output that waits for its weights: ``delta`` has the task vectors to measure as its inputs, from its base,
-    and ``made`` gives the job."""
+    """An output tensor whose weights depend on norms.
+
+    ``delta`` has the tensors to measure as its inputs, relative to its base. ``with_weights`` returns the final job.
+    """
 
     delta: Job
-    made: Callable[[tuple[float, ...]], Job]
+    with_weights: Callable[[tuple[float, ...]], Job]
 
 
 @dataclass(frozen=True)
 class NormWeightGroup:
-    """Models that are weighed together, over ``tensors`` of the output: ``models`` and ``base`` are positions in ``Plan.sources``.
+    """Models whose weights are computed together, over ``tensors`` of the output.
 
-    ``place`` is the layer or the tensor, empty for the whole model. ``norms`` are None until they are known.
+    ``models`` and ``base`` are positions in ``Plan.sources``. ``place`` is the layer or the tensor, empty for the whole
+    model. ``norms`` are None until they are measured.
     """
 
     setting: NormWeight
@@ -281,7 +284,7 @@ class NormWeightGroup:
         return None if self.norms is None else self.setting.weights(self.norms)
 
     def data(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """The weighing as plain data, for the lock and ``--json``; norms and weights only where they are known."""
+        """Return the group as plain data for the lock and ``--json``, with norms and weights if they are known."""
         models: list[dict[str, Any]] = [{"model": sources[m].label} for m in self.models]
         if self.norms is not None:
             for entry, norm, weight in zip(models, self.norms, self.setting.weights(self.norms), strict=True):

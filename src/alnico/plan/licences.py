@@ -1,7 +1,7 @@
-"""Which licences of models stand in each other's way when they are merged. A reading of what cards state, and no legal advice.
+"""Finds conflicts between the licences that model cards state. This is not legal advice.
 
-A merge is taken for a work made from each of its models, whatever their weight. Whether it is one in law is not settled; who reads this
-table gets the careful answer, and should read the licences.
+A merge is treated as a derivative of each of its models, whatever their weights. Whether it legally is one is not settled;
+this is the cautious reading.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from alnico.errors import MismatchError
 LicenceKind = Literal["free", "share-alike", "non-commercial", "no changes", "own terms"]
 
 KINDS: dict[LicenceKind, str] = {
-    "free": "asks for its notice and for naming the authors, and lets what is made of the model have other terms",
-    "share-alike": "asks that what is made of the model is shared under the same licence",
-    "non-commercial": "allows no commercial use of the model, nor of what is made of it",
-    "no changes": "does not allow changed versions to be shared",
-    "own terms": "has terms of its own that go with what is made of the model: uses that are ruled out, names, notices, limits by users",
+    "free": "requires its notice and attribution, and allows derivatives under other terms",
+    "share-alike": "requires derivatives to be shared under the same licence",
+    "non-commercial": "prohibits commercial use of the model and of derivatives",
+    "no changes": "prohibits sharing modified versions",
+    "own terms": "has its own terms that also bind derivatives: prohibited uses, names, notices, user limits",
 }
-"""What makes a licence one of a kind."""
+"""What the licences of each kind say."""
 
 LICENCES: dict[str, LicenceKind] = {
     # Permissive, and public domain.
@@ -38,7 +38,7 @@ LICENCES: dict[str, LicenceKind] = {
          "cc-by-sa-3.0", "cc-by-sa-4.0", "odbl", "cdla-sharing-1.0", "gfdl", "lppl-1.3c"],
         "share-alike",
     ),
-    # For research or at no charge only. Those of Creative Commons that are share-alike besides are of the stricter kind.
+    # For research or free use only. Creative Commons licences that are also share-alike count as non-commercial, the stricter kind.
     **dict.fromkeys(
         ["cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0", "fair-noncommercial-research-license",
          "intel-research", "apple-amlr", "deepfloyd-if-license", "mrl", "mnpl", "mistral-research", "qwen-research", "cc-by-nc", "stabilityai-nc-research-community",
@@ -46,7 +46,7 @@ LICENCES: dict[str, LicenceKind] = {
         "non-commercial",
     ),
     **dict.fromkeys(["cc-by-nd-4.0", "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0"], "no changes"),
-    # Of vendors, and of the RAIL family, whose limits of use must be handed on.
+    # Licences of vendors and of the RAIL family, whose use restrictions must be passed on.
     **dict.fromkeys(
         ["gemma", "llama2", "llama3", "llama3.1", "llama3.2", "llama3.3", "llama4", "openrail", "openrail++", "creativeml-openrail-m",
          "bigscience-bloom-rail-1.0", "bigscience-openrail-m", "bigcode-openrail-m", "deepseek", "falcon-llm-license", "falcon-180b-license", "tongyi-qianwen",
@@ -55,15 +55,15 @@ LICENCES: dict[str, LicenceKind] = {
         "own terms",
     ),
 }  # fmt: skip
-"""Licences as cards spell them (in lower case; the hub's ids, and the names that cards of the id ``other`` give) and of which kind they
-are, by :data:`KINDS`. What is not here is not known, and is told as such."""
+"""The kind of each licence, by its lower-case id on the hub, or by its name on cards with the id ``other``. Others are
+reported as unknown."""
 
-NO_ADVICE = "Read the licences; this is no legal advice."
+NO_ADVICE = "Read the licences; this is not legal advice."
 
 
 @dataclass(frozen=True)
 class ModelLicence:
-    """A model, its licence as people say it (None: none is stated), and of which kind that is (None: it is not known)."""
+    """A model with the name of its licence (None: none stated) and the licence's kind (None: unknown)."""
 
     model: str
     licence: str | None
@@ -76,61 +76,63 @@ class ModelLicence:
 
 
 def model_licences(lineages: Iterable[Lineage]) -> list[ModelLicence]:
-    """The models that a merge is made of in the end, with their licences, each once.
+    """Return all models that a merge derives from, with their licences, without repetition.
 
     >>> [str(m) for m in model_licences([Lineage("a", {"license": "mit"}), Lineage("b", {})])]
     ['a (mit)', 'b (states no licence)']
     """
-    found: dict[ModelLicence, None] = {}
+    licences: dict[ModelLicence, None] = {}
     for lineage in lineages:
         for model in lineage.stated():
             name = licence_name(model.licence)
             kind = LICENCES.get((name or "").lower()) or LICENCES.get(
                 model.licence.get("license", "").lower()
             )
-            found[ModelLicence(model.name, name, kind, model.has_licence_file)] = None
-    return list(found)
+            licences[ModelLicence(model.name, name, kind, model.has_licence_file)] = None
+    return list(licences)
 
 
 def licence_conflicts(models: Sequence[ModelLicence]) -> list[str]:
-    """Say which licences do not go together, and why, a line each. Where no model states one, there is nothing to say."""
+    """Describe each licence conflict in one line; [] if no model states a licence."""
     if all(m.licence is None for m in models):
         return []
     licences = {m.licence for m in models}
     of = {kind: [m for m in models if m.kind == kind] for kind in KINDS}
     others = {kind: [m for m in models if m.kind not in (kind, None)] for kind in KINDS}
-    said = []
+    lines = []
     if of["no changes"]:
-        said.append(f"{_listed(of['no changes'])}: {_why('no changes')}, and a merge is a changed version.")
+        lines.append(f"{_listed(of['no changes'])}: {_why('no changes')}, and a merge is a modified version.")
     if of["non-commercial"] and others["non-commercial"]:
-        said.append(
-            f"{_listed(of['non-commercial'])}: {_why('non-commercial')}; {_listed(others['non-commercial'])} may allow it, the merge does not."
+        lines.append(
+            f"{_listed(of['non-commercial'])}: {_why('non-commercial')}; {_listed(others['non-commercial'])} may allow it, but the merge does not."
         )
     if of["share-alike"] and len({m.licence for m in models if m.kind is not None}) > 1:
         rest = [m for m in models if m.kind is not None and m.licence != of["share-alike"][0].licence]
-        said.append(f"{_listed(of['share-alike'])}: {_why('share-alike')}; beside it stands {_listed(rest)}.")
+        lines.append(
+            f"{_listed(of['share-alike'])}: {_why('share-alike')}; but also merged: {_listed(rest)}."
+        )
     if of["own terms"] and len({m.licence for m in models if m.kind is not None}) > 1:
         rest = [m for m in models if m.kind is not None and m.licence != of["own terms"][0].licence]
-        said.append(
-            f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, the merge does."
+        lines.append(
+            f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, but the merge does."
         )
     unknown = [m for m in models if m.kind is None]
     if unknown and len(licences) > 1:
-        known = [m for m in models if m.kind is not None]
-        beside = f", beside {_listed(known)}" if known else ""
-        said.append(f"{_listed(unknown)}: what that allows is not known here{beside}.")
-    return [f"licences: {line} {NO_ADVICE}" for line in said]
+        classified = [m for m in models if m.kind is not None]
+        others_known = f" together with {_listed(classified)}" if classified else ""
+        lines.append(f"{_listed(unknown)}: the terms are unknown to alnico{others_known}.")
+    return [f"licences: {line} {NO_ADVICE}" for line in lines]
 
 
 def check_licences(models: Sequence[ModelLicence]) -> None:
-    """Refuse what cannot be said to go together: conflicts, and models whose licence is not known. Errors: MismatchError."""
-    found = licence_conflicts(models)
+    """Refuse licence conflicts and models with an unknown licence. Errors: MismatchError."""
+    problems = licence_conflicts(models)
     unknown = [m for m in models if m.kind is None]
-    if not found and unknown:
-        found = [f"licences: {_listed(unknown)}: what that allows is not known here. {NO_ADVICE}"]
-    if found:
+    if not problems and unknown:
+        problems = [f"licences: {_listed(unknown)}: the terms are unknown to alnico. {NO_ADVICE}"]
+    if problems:
         raise MismatchError(
-            *found, "Leave a model out, or merge without --strict-license (strict_license=False)."
+            *problems, "Leave a model out, or merge without --strict-license (strict_license=False)."
         )
 
 

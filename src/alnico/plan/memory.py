@@ -1,4 +1,4 @@
-"""How a run fits its memory budget, and its refusal. The peak is known before the run starts."""
+"""Computes the peak memory of a run before it starts; chooses threads and block size for a budget."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from alnico.plan.job import Job, MemoryPlan
 DEFAULT_BUDGET_BYTES = 2 << 30
 
 BASELINE_BYTES = 330 << 20
-"""Resident size of the interpreter, numpy, numba and LLVM after compiling; measured 240 to 300 MiB."""
+"""Resident size of the interpreter, numpy, numba and LLVM after compiling; measured: 240 to 300 MiB."""
 
 BYTES_A_TENSOR = 2_000
 """Python objects for one input tensor and its job; measured."""
 
 BLOCK_ELEMENTS = 4 * LEAF
-"""Elements read, mixed and written at a time: inputs and output of a block stay in the second-level cache."""
+"""Elements read, mixed and written at a time. The inputs and the output of a block fit the L2 cache."""
 
 HISTOGRAM_BYTES = 65_536 * 8
-"""One model's counters while a kth largest magnitude is looked for."""
+"""One model's counters while a kth largest magnitude is searched."""
 
 BLAS_BYTES = 32 << 20
-"""Most that one thread of BLAS takes for its own; measured with OpenBLAS."""
+"""The most memory that one BLAS thread allocates; measured with OpenBLAS."""
 
 SELECTION_BYTES = 32 << 20
-"""Most bytes of values that are kept while the kth largest magnitudes of one tensor are looked for, all models together."""
+"""The most bytes of candidate values while the kth largest magnitudes of a tensor are searched, over all models."""
 
 
 MOST_THREADS = 1024
@@ -59,10 +59,10 @@ def threads_of(asked: int | None, what: str = "threads", otherwise: int | None =
 def fit_memory(
     jobs: Sequence[Job], budget_bytes: int, threads: int, tensors: int, sources: Sequence[Source] = ()
 ) -> MemoryPlan:
-    """Choose threads and block sizes for a budget. ``tensors`` counts those of all inputs.
+    """Choose threads and a block size for a budget. ``tensors`` is the number of tensors of all inputs.
 
-    Smaller blocks and fewer threads make a run smaller, in that order.
-    Errors: ResourceError if one thread with the smallest block does not fit, with the budget that would do.
+    If memory is short, first the blocks shrink, then the number of threads.
+    Errors: ResourceError if one thread with the smallest block does not fit; it names a sufficient budget.
     """
     facts = max((_fact_bytes(j) for j in jobs), default=0) + max(
         (s.reading_bytes for s in sources), default=0
@@ -74,7 +74,7 @@ def fit_memory(
         + (SELECTION_BYTES if any(_levels(j) for j in jobs) else 0)
     )
     widths = [sum(i.width for i in j.read) + j.width for j in jobs if j.kind != "copy"]
-    widest = max([2, *widths]) if widths else 16  # bytes that are compared need two buffers
+    widest = max([2, *widths]) if widths else 16  # comparing bytes needs two buffers
     models = max((len(j.inputs) for j in jobs if j.is_computed), default=1)
     counters = models * HISTOGRAM_BYTES * 2 if any(_levels(j) for j in jobs) else 0
     largest = max((j for j in jobs if j.matrix is not None), key=_whole_bytes, default=None)
@@ -88,7 +88,7 @@ def fit_memory(
     enough = f"{-(-least // (1 << 20))}MiB"
     if largest is not None and least - _whole_bytes(largest) <= budget_bytes:
         raise ResourceError(
-            f"plan: {largest.name} is merged as a whole and needs {format_size(_whole_bytes(largest))} at once, the merge "
+            f"plan: {largest.name} is merged as a whole matrix and needs {format_size(_whole_bytes(largest))} at once, the merge "
             f"{format_size(least)}; the budget is {format_size(budget_bytes)}. Raise --memory to {enough}, or use another method for "
             "this tensor."
         )
@@ -99,7 +99,7 @@ def fit_memory(
 
 
 def _whole_bytes(job: Job) -> int:
-    """What a whole matrix takes while it is made: float64 numbers, and what BLAS works in."""
+    """Return the bytes to merge a whole matrix: float64 numbers and the work space of BLAS."""
     if job.matrix is None:
         return 0
     rows, columns = job.shape
@@ -107,6 +107,7 @@ def _whole_bytes(job: Job) -> int:
 
 
 def _levels(job: Job) -> bool:
+    """Does a job measure facts of whole tensors before it merges?"""
     return (
         job.merge is not None
         and job.merge.copies is None
@@ -115,7 +116,7 @@ def _levels(job: Job) -> bool:
 
 
 def _fact_bytes(job: Job) -> int:
-    """What the facts and coefficients of all rows or columns of a tensor take."""
+    """Return the bytes of the facts and coefficients of all rows or columns of a tensor."""
     if not _levels(job) or not job.elements:
         return 0
     assert job.merge is not None
@@ -126,7 +127,7 @@ def _fact_bytes(job: Job) -> int:
     numbers = 2 * models * models + 6 * models  # products, their square, cosines, coefficients
     count = {"row": job.elements // job.row, "column": job.columns}
     grams = sum(8 * numbers * (count[extent] + -(-job.elements // LEAF)) for extent in extents)
-    # Of sums and largest values of rows: parts, results, and two steps of what is derived of them.
+    # Sums and largest values of rows: parts, results, and two steps of values derived from them.
     rows = sum(
         isinstance(f, Largest) or (isinstance(f, Sum) and f.over == "row")
         for level in job.merge.levels()
@@ -136,7 +137,7 @@ def _fact_bytes(job: Job) -> int:
 
 
 def _rank_bytes(job: Job, block: int) -> int:
-    """What ranking the whole rows around a block takes, beside the inputs of these rows."""
+    """Return the bytes to rank the complete rows around a block, in addition to their inputs."""
     if job.merge is None or not job.merge.uses_ranks:
         return 0
     elements = min(block + 2 * job.row, job.elements)

@@ -1,4 +1,4 @@
-"""The output of a plan as an input of another one: what is known of a model that is not made yet."""
+"""Makes the planned output of one stage an input of the next, before it exists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from alnico.plan.job import Plan
 
 
 class PlannedModel:
-    """A :class:`Source` with the headers of a plan's output, its side files where they are new, and nothing to read yet."""
+    """A :class:`Source` with the headers and side files of a plan's output, but without values."""
 
     origin: Origin | None = None
     held_bytes = reading_bytes = 0
@@ -33,12 +33,12 @@ class PlannedModel:
         self._remove: Callable[[], Any] | None = None
         if self.directory is not None and (plan.files or plan.left):
             with temporary_files():
-                made = Path(tempfile.mkdtemp(prefix="alnico-"))
-                self._remove = weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
-                copy_side_files(self.directory, made, plan.left | set(plan.files))
+                folder = Path(tempfile.mkdtemp(prefix="alnico-"))
+                self._remove = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                copy_side_files(self.directory, folder, plan.left | set(plan.files))
                 for name, data in plan.files.items():
-                    (made / name).write_bytes(data)
-            self.directory = made
+                    (folder / name).write_bytes(data)
+            self.directory = folder
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
         return {}
@@ -47,7 +47,7 @@ class PlannedModel:
         pass
 
     def read_into(self, name: str, offset: int, buffer: memoryview) -> None:
-        raise AlnicoError(f"{self.label}: {name} cannot be read before it is made.")
+        raise AlnicoError(f"{self.label}: {name} cannot be read before it is merged.")
 
     def identity(self) -> list[dict[str, Any]]:
         return []

@@ -1,4 +1,4 @@
-"""A recipe's parts: which tensors of which models make which tensors of the output, by names alone."""
+"""Divides a recipe into sections and maps the names of output tensors to tensors of the models."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from alnico.recipe.schema import (
 )
 
 REST = "in no module that the recipe names"
-"""How the section is called that has what is left of the donor."""
+"""The label of the section with the donor's tensors outside of all modules."""
 
 
 @dataclass(frozen=True)
 class ModelPart:
-    """What one model gives: ``names`` maps names of the output to the model's own."""
+    """What one model contributes. ``names`` maps output names to the model's own names."""
 
     model: int
     """Position in ``Plan.sources``."""
@@ -41,13 +41,13 @@ class ModelPart:
 
     @property
     def place(self) -> tuple[int, tuple[int, int] | None]:
-        """The model and its layers: what tells parts that read the same tensors."""
+        """The model and its layers. Parts with equal places read the same tensors."""
         return self.model, self.entry.layers
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a layer of the output comes from: of the first model listed for it."""
+    """The origin of an output layer: a layer of the first model of its slice."""
 
     model: int
     layer: int
@@ -55,32 +55,32 @@ class Layer:
 
 @dataclass(frozen=True)
 class TensorMethod:
-    """The method of one tensor, and what it is applied to. ``base`` is None where the method takes none."""
+    """The method for a tensor and the models that it merges. ``base`` is None if the method uses none."""
 
     method: Method
-    values: tuple[ModelPart, ...]
+    parts: tuple[ModelPart, ...]
     base: ModelPart | None
     rule: Rule | None
-    is_chosen: bool = False
-    """Is one model taken, by a rule that names it or because it is the only one? Then options of the others' merge, such as the
-    scale of the merged task vector, do not count, only the rule's own."""
+    copies_one_model: bool = False
+    """Is a single model copied, because a rule names it or no other is listed? Then only the rule's own options apply, not
+    those of the merge, such as the scale of the merged task vector."""
     measured_from: ModelPart | None = None
-    """The base that weights are measured from, where the method itself takes none."""
+    """The base for norm weights, if the method itself uses no base."""
 
     @property
     def needed(self) -> tuple[ModelPart, ...]:
-        """All that is read, each once: the base first."""
+        """All parts that are read, without repetition, the base first."""
         base = self.base if self.base is not None else self.measured_from
-        parts = ([base] if base is not None else []) + list(self.values)
+        parts = ([base] if base is not None else []) + list(self.parts)
         return tuple({p.place: p for p in parts}.values())
 
 
 @dataclass
 class Section:
-    """A part of the output that is made from the same models: all of it, a module, or a slice."""
+    """A part of the output that is made from the same models: the whole output, a module, or a slice."""
 
     label: str
-    """How messages call it; empty for all of the output."""
+    """Its name in messages; empty for the whole output."""
     merge_method: str
     listed: tuple[ModelPart, ...]
     base: ModelPart | None
@@ -88,79 +88,83 @@ class Section:
     preset: str | None
     rules: tuple[Rule, ...]
     make: Callable[[str], ModelPart]
-    """The part of a model that the section does not list."""
+    """Returns the part of a model that the section does not list."""
     donor: ModelPart | None
-    """Where a tensor comes from that the others lack."""
+    """The model that provides tensors that the others lack."""
     named_base: str | None
-    """The base as the recipe names it."""
+    """The base's reference in the recipe."""
     names: tuple[str, ...]
-    """Names of the output that the section may give, in order."""
+    """Names of the output tensors that the section may make, in order."""
     depth: Mapping[str, float]
-    _asked: dict[int, TensorMethod] = field(default_factory=dict)
+    _methods: dict[int, TensorMethod] = field(default_factory=dict)
 
     def rule_of(self, name: str) -> Rule | None:
         return next((r for r in self.rules if matches_filter(r.filter, name)), None)
 
-    def asked(self, name: str) -> TensorMethod:
-        """Say how the tensor ``name`` is made."""
+    def method_for(self, name: str) -> TensorMethod:
+        """Return the method that makes the tensor ``name``, with its models."""
         rule = self.rule_of(name)
-        if id(rule) not in self._asked:
-            self._asked[id(rule)] = self._ask(rule)
-        return self._asked[id(rule)]
+        if id(rule) not in self._methods:
+            self._methods[id(rule)] = self._choose_method(rule)
+        return self._methods[id(rule)]
 
-    def _ask(self, rule: Rule | None) -> TensorMethod:
+    def _choose_method(self, rule: Rule | None) -> TensorMethod:
         method = find(rule.merge_method if rule is not None else self.merge_method)
         if rule is not None and rule.model is not None:
             part = self.base if rule.model == "base" else self._of(rule.model)
             if part is None:
                 raise RecipeError(
-                    f"methods: {rule.filter!r} takes the base, and the recipe has no base_model. Add base_model: PATH."
+                    f"methods: {rule.filter!r} copies the base, but the recipe has no base_model. Add base_model: PATH."
                 )
             return TensorMethod(
-                method, (part,), part if method.space == "delta" else None, rule, is_chosen=True
+                method, (part,), part if method.space == "delta" else None, rule, copies_one_model=True
             )
         base = self.base
-        weighs = "weight" in method.options and any(
-            _measures(p["weight"]) for p in self._scopes(rule) if "weight" in p
+        uses_norms = "weight" in method.options and any(
+            _has_norm_weight(p["weight"]) for p in self._scopes(rule) if "weight" in p
         )
-        if base is None and self.named_base and (method.space == "delta" or method.base == "first" or weighs):
+        if (
+            base is None
+            and self.named_base
+            and (method.space == "delta" or method.base == "first" or uses_norms)
+        ):
             raise RecipeError(
-                f"{self.label}: its sources take different layers, so it is not known which layers of {self.named_base}, the base, go "
-                "with them. List the base among the sources, with its layer_range."
+                f"{self.label}: its sources have different layers, so the layers of the base {self.named_base} are ambiguous. "
+                "List the base among the sources, with its layer_range."
             )
         others = tuple(p for p in self.listed if p is not base)
         if method.space == "delta" and base is not None and not others:
-            return TensorMethod(find("passthrough"), (base,), None, rule, is_chosen=True)
+            return TensorMethod(find("passthrough"), (base,), None, rule, copies_one_model=True)
         if method.space == "delta":
             return TensorMethod(method, others, base, rule)
         if method.base == "first" and base is not None:
             return TensorMethod(method, (base, *others), None, rule)
-        return TensorMethod(method, self.listed, None, rule, measured_from=base if weighs else None)
+        return TensorMethod(method, self.listed, None, rule, measured_from=base if uses_norms else None)
 
     def _of(self, reference: str) -> ModelPart:
         return next((p for p in self.listed if p.entry.reference == reference), None) or self.make(reference)
 
-    def options(self, name: str, asked: TensorMethod, depth: float | None = None) -> dict[str, object]:
-        """Return the options of the method for one tensor; ``depth`` stands for its own, if it is given."""
-        rule = asked.rule
+    def options(self, name: str, chosen: TensorMethod, depth: float | None = None) -> dict[str, object]:
+        """Return the options of the method for one tensor. ``depth`` overrides the tensor's own depth."""
+        rule = chosen.rule
         preset = preset_options(
-            asked.method, rule.preset if rule is not None and rule.preset is not None else self.preset
+            chosen.method, rule.preset if rule is not None and rule.preset is not None else self.preset
         )
         own = rule.parameters if rule is not None else {}
-        entries = [p.entry for p in asked.values]
-        if asked.is_chosen:
+        entries = [p.entry for p in chosen.parts]
+        if chosen.copies_one_model:
             levels = Levels(own, (preset,))
             entries = [ModelEntry(e.reference) for e in entries]
         else:
             levels = Levels(own, (*self.shared, preset), tuple(p.entry.parameters for p in self.listed))
         place = TensorPlace(name, self.depth.get(name, 0.0) if depth is None else depth)
-        return options_at(asked.method, levels, entries, place, [p.names[name] for p in asked.values])
+        return options_at(chosen.method, levels, entries, place, [p.names[name] for p in chosen.parts])
 
-    def varies(self, asked: TensorMethod) -> bool:
-        """Do the options of the method depend on the tensor?"""
+    def varies(self, chosen: TensorMethod) -> bool:
+        """Do the options of the method differ between tensors?"""
         return any(
             isinstance(value, (Gradient, Cases))
-            for scope in self._scopes(asked.rule)
+            for scope in self._scopes(chosen.rule)
             for value in scope.values()
         )
 
@@ -174,7 +178,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Sections:
-    """All parts of the output. ``layers`` maps a stack of the output to where its layers come from, if a recipe moves them."""
+    """All sections of the output. ``layers`` maps each sliced stack to the origins of its layers."""
 
     parts: tuple[Section, ...]
     layers: Mapping[str, tuple[Layer, ...]]
@@ -183,22 +187,22 @@ class Sections:
 def build_sections(
     recipe: Recipe, references: Sequence[str], sources: Sequence[Source], donor: int
 ) -> Sections:
-    """Cut a recipe into sections. Errors: MismatchError for layers and modules that are not there, RecipeError."""
-    maker = _SectionBuilder(recipe, references, sources, donor)
+    """Divide a recipe into sections. Errors: MismatchError for missing layers and modules, RecipeError."""
+    builder = _SectionBuilder(recipe, references, sources, donor)
     if recipe.modules:
         for module in recipe.modules:
-            maker.module(module)
-        maker.rest_of_donor()
+            builder.module(module)
+        builder.rest_of_donor()
     elif recipe.slices:
-        maker.sliced(recipe.slices, None, recipe.merge_method)
+        builder.sliced(recipe.slices, None, recipe.merge_method)
     else:
-        maker.whole(recipe.models, None, recipe.merge_method)
-    return Sections(tuple(maker.sections), maker.layers)
+        builder.whole(recipe.models, None, recipe.merge_method)
+    return Sections(tuple(builder.sections), builder.layers)
 
 
 @dataclass(frozen=True)
 class _Members:
-    """The tensors of a model in one module: names within the module, and the model's own."""
+    """The tensors of a model in one module: maps names within the module to the model's own names."""
 
     names: Mapping[str, str]
 
@@ -207,23 +211,23 @@ class _Members:
         return count_layers(self.names)
 
     @functools.cached_property
-    def beginnings(self) -> dict[str, str]:
-        """What stands before the names of a stack of layers within the module, in the model's own."""
-        found: dict[str, str] = {}
+    def prefixes(self) -> dict[str, str]:
+        """Maps each stack of layers to the prefix that the module's names have in the model."""
+        prefix_by_stack: dict[str, str] = {}
         for name, full in self.names.items():
             place = layer_position(name)
-            if place is not None and place.stack not in found and full.endswith(name):
-                found[place.stack] = full[: len(full) - len(name)]
-        return found
+            if place is not None and place.stack not in prefix_by_stack and full.endswith(name):
+                prefix_by_stack[place.stack] = full[: len(full) - len(name)]
+        return prefix_by_stack
 
     def output_name(self, name: str, other: _Members) -> str:
-        """How the donor, whose members these are, calls a tensor of ``other``: as it does itself, else as the other does."""
+        """Return the output name of a tensor of ``other``: the donor's name (these are its members), or else the other's."""
         place = layer_position(name)
         for members in (self, other):
             if name in members.names:
                 return members.names[name]
-            if place is not None and place.stack in members.beginnings:
-                return members.beginnings[place.stack] + name
+            if place is not None and place.stack in members.prefixes:
+                return members.prefixes[place.stack] + name
         return name
 
 
@@ -241,7 +245,7 @@ class _SectionBuilder:
         heads = [n for n in sources[donor].tensors if n.endswith(tuple(families.TIED))]
         tied = families.tied_heads(sources[donor].config, sources[donor].tensors, heads)
         self.heads = [h for h in heads if h not in tied]
-        """Heads of the output that a model may keep as its embedding."""
+        """Heads of the output that a model may store only as its embedding."""
 
     def module(self, module: Module) -> None:
         method = module.merge_method or self.recipe.merge_method
@@ -251,56 +255,56 @@ class _SectionBuilder:
             self.whole(module.models, module, method)
 
     def members(self, model: int, module: Module | None) -> _Members:
-        """The tensors of a model in a module, or all of them. Errors: MismatchError if the model has none of it."""
+        """Return a model's tensors in a module, or all tensors. Errors: MismatchError if it has none in the module."""
         key = (model, module.name if module is not None else None)
         if key not in self._members:
-            self._members[key] = _Members(self._found(model, module))
+            self._members[key] = _Members(self._names(model, module))
         return self._members[key]
 
-    def _found(self, model: int, module: Module | None) -> dict[str, str]:
+    def _names(self, model: int, module: Module | None) -> dict[str, str]:
         source = self.sources[model]
         if module is None or module.name == families.ONLY_MODULE:
-            found = {n: n for n in source.tensors}
+            names = {n: n for n in source.tensors}
             tied = families.tied_heads(
-                source.config, source.tensors, [h for h in self.heads if h not in found]
+                source.config, source.tensors, [h for h in self.heads if h not in names]
             )
-            return found | tied
-        asked = [m.name for m in self.recipe.modules]
+            return names | tied
+        modules = [m.name for m in self.recipe.modules]
         prefixes = families.prefixes_of(source.tensors)
-        found = {}
+        names = {}
         for name in source.tensors:
-            place = families.module_of(name, asked, prefixes)
+            place = families.module_of(name, modules, prefixes)
             if place is not None and place[0] == module.name:
-                found[place[1]] = name
-        if not found:
+                names[place[1]] = name
+        if not names:
             has = ", ".join(dict.fromkeys(n.partition(".")[0] for n in source.tensors))
             raise MismatchError(
-                f"module {module.name}: {source.label} has no tensor of it (names begin with {has[:200]}). "
-                f"Known modules are {', '.join(families.MODULES)}, and {families.ONLY_MODULE} alone for all of it; "
-                "or write the beginning of the names."
+                f"module {module.name}: {source.label} has no tensors in it (its names begin with {has[:200]}). "
+                f"Known modules are {', '.join(families.MODULES)}, and {families.ONLY_MODULE} for the whole model; "
+                "or use the beginning of the names."
             )
-        return found
+        return names
 
-    def shared(self, piece: Slice | None, module: Module | None) -> tuple[Parameters, ...]:
-        levels = [piece.parameters] if piece is not None else []
+    def shared(self, slice_: Slice | None, module: Module | None) -> tuple[Parameters, ...]:
+        levels = [slice_.parameters] if slice_ is not None else []
         levels += [module.parameters] if module is not None else []
         return (*levels, self.recipe.parameters)
 
     def whole(self, models: Sequence[ModelEntry], module: Module | None, method: str) -> None:
-        mine = self.members(self.donor, module)
+        own = self.members(self.donor, module)
 
         def part(entry: ModelEntry) -> ModelPart:
             model = self.references.index(entry.reference)
             members = self.members(model, module)
             self._check_whole(entry, model, members)
             return ModelPart(
-                model, entry, {mine.output_name(n, members): full for n, full in members.names.items()}
+                model, entry, {own.output_name(n, members): full for n, full in members.names.items()}
             )
 
         listed = tuple(part(e) for e in models)
         named = self.recipe.base_model
         base = self._base(listed, named, part, None)
-        names = dict.fromkeys([*mine.names.values(), *(n for p in listed for n in p.names)])
+        names = dict.fromkeys([*own.names.values(), *(n for p in listed for n in p.names)])
         donor = part(ModelEntry(self.references[self.donor]))
         label = module.name if module else ""
         self._add(
@@ -308,7 +312,7 @@ class _SectionBuilder:
         )
 
     def _check_whole(self, entry: ModelEntry, model: int, members: _Members) -> None:
-        """A ``layer_range`` under a model that is merged whole must be all its layers. Errors: MismatchError."""
+        """Check that the ``layer_range`` of a model that is merged whole has all its layers. Errors: MismatchError."""
         if entry.all_layers is None:
             return
         counts = sorted(set(count_layers(members.names).counts.values()))
@@ -316,17 +320,17 @@ class _SectionBuilder:
         if low != 0 or high not in counts:
             raise MismatchError(
                 f"models: {self.sources[model].label} has {' and '.join(map(str, counts)) or 'no'} layers; layer_range is [{low}, {high}], "
-                "and models are merged whole. Write slices to take layers, or leave layer_range out."
+                "but models are merged with all their layers. Use slices to select layers, or remove layer_range."
             )
 
     def sliced(self, slices: Sequence[Slice], module: Module | None, method: str) -> None:
-        mine = self.members(self.donor, module)
+        own = self.members(self.donor, module)
         first = self.references.index(slices[0].models[0].reference)
         stack = self._stack(first, module)
-        moved = mine.output_name(f"{stack}0._", mine)[: -len("0._")]
+        moved = own.output_name(f"{stack}0._", own)[: -len("0._")]
         origin: list[Layer] = []
         inner = f"module {module.name}, " if module else ""
-        for i, piece in enumerate(slices):
+        for i, slice_ in enumerate(slices):
             label = f"{inner}slices[{i}]"
             begin = len(origin)
             ends = (i == 0, i == len(slices) - 1)
@@ -334,27 +338,27 @@ class _SectionBuilder:
             def part(
                 entry: ModelEntry, begin: int = begin, ends: tuple[bool, bool] = ends, label: str = label
             ) -> ModelPart:
-                return self._layers(entry, begin, ends, module, mine, label, stack)
+                return self._layers(entry, begin, ends, module, own, label, stack)
 
-            listed = tuple(part(e) for e in piece.models)
-            ranges = {e.layers for e in piece.models}
-            named = piece.base_model or self.recipe.base_model
+            listed = tuple(part(e) for e in slice_.models)
+            ranges = {e.layers for e in slice_.models}
+            named = slice_.base_model or self.recipe.base_model
             base = self._base(listed, named, part, next(iter(ranges)) if len(ranges) == 1 else None)
             names = dict.fromkeys(n for p in (*listed, *([base] if base else [])) for n in p.names)
-            entry = piece.models[0]
+            entry = slice_.models[0]
             assert entry.layers is not None
             model = self.references.index(entry.reference)
-            depth = _slice_depths(names, moved, begin, _length(piece))
+            depth = _slice_depths(names, moved, begin, _length(slice_))
             donor = base or listed[0]
-            shared = self.shared(piece, module)
+            shared = self.shared(slice_, module)
             self._add(
-                label, piece.merge_method or method, listed, base, donor, named, shared, part, names, depth
+                label, slice_.merge_method or method, listed, base, donor, named, shared, part, names, depth
             )
             origin += [Layer(model, layer) for layer in range(*entry.layers)]
         self.layers[moved] = tuple(origin)
 
     def _stack(self, model: int, module: Module | None) -> str:
-        """The one stack of layers that slices can mean. Errors: MismatchError if there is none, or several."""
+        """Return the stack of layers that slices refer to. Errors: MismatchError if there is none, or several."""
         source = self.sources[model]
         members = self.members(model, module)
         sizes: dict[str, int] = {}
@@ -364,7 +368,7 @@ class _SectionBuilder:
                 sizes[place.stack] = sizes.get(place.stack, 0) + 1
         if (
             module is None
-        ):  # a tower may have more tensors than the text decoder, as the one for sounds of Phi-4 multimodal
+        ):  # a tower may have more tensors than the text decoder, such as the audio tower of Phi-4 multimodal
             sizes = {s: size for s, size in sizes.items() if not families.is_tower(s)} or sizes
         largest = max(sizes.values(), default=0)
         likely = [s for s, size in sizes.items() if 2 * size >= largest]
@@ -372,10 +376,10 @@ class _SectionBuilder:
             return likely[0]
         if not likely:
             raise MismatchError(
-                f"slices: {source.label} has no numbered layers. Merge it whole, under models."
+                f"slices: {source.label} has no numbered layers. Merge it under models instead."
             )
         raise MismatchError(
-            f"slices: {source.label} has several stacks of layers ({', '.join(likely)}). Write the slices of each under modules."
+            f"slices: {source.label} has several stacks of layers ({', '.join(likely)}). Write the slices of each stack under modules."
         )
 
     def _layers(
@@ -384,11 +388,11 @@ class _SectionBuilder:
         begin: int,
         ends: tuple[bool, bool],
         module: Module | None,
-        mine: _Members,
+        own: _Members,
         label: str,
         out_stack: str,
     ) -> ModelPart:
-        """The layers of one model that a slice takes, numbered from ``begin`` on, with what comes before or after all layers."""
+        """Return a model's layers in a slice, renumbered from ``begin``, with the tensors before and after all layers."""
         model = self.references.index(entry.reference)
         source = self.sources[model]
         stack = self._stack(model, module)
@@ -398,26 +402,24 @@ class _SectionBuilder:
         low, high = entry.layers
         if high > count:
             raise MismatchError(
-                f"{label}: {source.label} has {count} layers; layer_range is [{low}, {high}]. Layers count from 0, and the end is not "
-                f"included: write at most [{min(low, count - 1)}, {count}]."
+                f"{label}: {source.label} has {count} layers; layer_range is [{low}, {high}]. Layers count from 0, and the end is "
+                f"excluded: write at most [{min(low, count - 1)}, {count}]."
             )
         names = {}
         for name, full in members.names.items():
-            place, further = members.layers.place(name), members.layers.further(name)
+            place, predictor = members.layers.place(name), members.layers.predictor_place(name)
             if place is not None and place.stack == stack:
                 if low <= place.layer < high:
                     moved = LayerPosition(out_stack, place.layer, place.rest).at(begin + place.layer - low)
-                    names[mine.output_name(moved, members)] = full
-            elif further is not None and further.stack == stack:
-                if ends[
-                    1
-                ]:  # what predicts further tokens follows the last layer, and has the numbers after it
-                    moved = LayerPosition(out_stack, further.layer, further.rest).at(
-                        begin + high - low + further.layer
+                    names[own.output_name(moved, members)] = full
+            elif predictor is not None and predictor.stack == stack:
+                if ends[1]:  # multi-token prediction layers follow the last layer, with the next numbers
+                    moved = LayerPosition(out_stack, predictor.layer, predictor.rest).at(
+                        begin + high - low + predictor.layer
                     )
-                    names[mine.output_name(moved, members)] = full
+                    names[own.output_name(moved, members)] = full
             elif ends[0 if families.comes_first(name) else 1]:
-                names[mine.output_name(name, members)] = full
+                names[own.output_name(name, members)] = full
         return ModelPart(model, entry, names)
 
     def _base(
@@ -427,7 +429,7 @@ class _SectionBuilder:
         part: Callable[[ModelEntry], ModelPart],
         layers: tuple[int, int] | None,
     ) -> ModelPart | None:
-        """The base of a section: the first of the models listed that is it; else its same layers, where they are the same for all."""
+        """Return the base's part: a listed one, or else the layers that all listed models have in common."""
         if base is None:
             return None
         for candidate in listed:
@@ -470,11 +472,11 @@ class _SectionBuilder:
         )
 
     def rest_of_donor(self) -> None:
-        """What belongs to no module asked for stays as the donor has it."""
-        given = {n for s in self.sections for n in s.names}
-        for module in self.recipe.modules:  # layers that no slice takes are in a module all the same
-            given.update(self.members(self.donor, module).names.values() if module.slices else ())
-        rest = [n for n in self.sources[self.donor].tensors if n not in given]
+        """Copy the donor's tensors that belong to none of the recipe's modules."""
+        used = {n for s in self.sections for n in s.names}
+        for module in self.recipe.modules:  # layers that no slice uses still belong to their module
+            used.update(self.members(self.donor, module).names.values() if module.slices else ())
+        rest = [n for n in self.sources[self.donor].tensors if n not in used]
         if rest:
             entry = ModelEntry(self.references[self.donor])
             only = ModelPart(self.donor, entry, {n: n for n in rest})
@@ -496,24 +498,24 @@ class _SectionBuilder:
             )
 
 
-def _length(piece: Slice) -> int:
-    layers = piece.models[0].layers
+def _length(slice_: Slice) -> int:
+    layers = slice_.models[0].layers
     assert layers is not None
     return layers[1] - layers[0]
 
 
 def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> dict[str, float]:
-    """The depth of every tensor within its slice, whose layers are ``count`` from ``begin`` on; 0 for what is in no layer of it."""
-    found = {}
+    """Return the depth of every tensor in a slice of ``count`` layers from ``begin``; 0 outside of its layers."""
+    depth_by_name = {}
     for name in names:
         place = layer_position(name)
         inside = place is not None and place.stack == stack and begin <= place.layer < begin + count
-        found[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
-    return found
+        depth_by_name[name] = depth_of(place.layer - begin, count) if place is not None and inside else 0.0
+    return depth_by_name
 
 
-def _measures(setting: Setting) -> bool:
-    """Is there a measured weight in a setting?"""
+def _has_norm_weight(setting: Setting) -> bool:
+    """Does a setting contain a norm weight?"""
     return isinstance(setting, NormWeight) or (
-        isinstance(setting, Cases) and any(_measures(c.value) for c in setting.cases)
+        isinstance(setting, Cases) and any(_has_norm_weight(c.value) for c in setting.cases)
     )

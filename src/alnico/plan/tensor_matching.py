@@ -1,4 +1,4 @@
-"""Whether the tensors that make one fit together: by names and shapes in the headers, never by a template of a family."""
+"""Matches the tensors of the models by the names and shapes in their headers; reports mismatches."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from alnico.vocabulary.tables import rows_of, tables_of
 
 MAX_SHOWN = 5
 
-OR_MISSING = ", or say missing: copy or missing: drop in the recipe."
-"""How the advice on a tensor that some model lacks ends, unless nearly all are such."""
+OR_MISSING = ", or set missing: copy or missing: drop in the recipe."
+"""The end of the advice for a tensor that some model lacks, unless nearly all tensors are lacking."""
 
 WORD_LISTS = ("whitespacetokenizer_config.json", "phrasetokenizer_config.json")
-"""Vocabularies of sentence-transformers' word embeddings."""
-NO_SETTINGS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
+"""Vocabulary files of sentence-transformers' word embeddings."""
+IGNORED_SETTINGS = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")
 
 MOST_COPIES = 64
-"""Most tensors that are looked for as tied copies: models that differ in more are not told apart by their ties."""
+"""The most tensors to check for tied copies. Models that differ in more do not differ by their ties."""
 
 
 @dataclass(frozen=True)
 class TensorAction:
-    """What becomes of a tensor: it is merged, a buffer that all must agree on, or taken from one model, with the reason."""
+    """What happens to a tensor: merge it, require a buffer to be equal, or copy it from one model, with the reason."""
 
     kind: Literal["merged", "buffer", "from one"]
     origin: ModelPart | None = None
@@ -55,7 +55,7 @@ class TensorAction:
 
 @dataclass
 class TensorMatcher:
-    """Matches tensors one by one and collects what does not fit, what is dropped (model, name, why), and notes."""
+    """Matches tensors one by one; collects mismatches, dropped tensors (model, name, why) and notes."""
 
     sources: Sequence[Source]
     donor: int
@@ -64,10 +64,10 @@ class TensorMatcher:
     notes: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     misfits: list[Misfit] = field(default_factory=list)
-    asked: int = 0
-    """Tensors whose fate was asked for."""
+    matched: int = 0
+    """The number of tensors passed to :meth:`match`."""
     copies: int = 0
-    """Tensors that were looked for as tied copies."""
+    """The number of tensors that were checked for tied copies."""
 
     def __post_init__(self) -> None:
         names = dict.fromkeys(n for s in self.sources for n in s.tensors if n.endswith(tuple(families.TIED)))
@@ -75,23 +75,23 @@ class TensorMatcher:
             self.sources[self.donor].config, self.sources[self.donor].tensors, names
         )
 
-    def fate(self, name: str, section: Section, asked: TensorMethod) -> TensorAction | None:
-        """Say what becomes of the tensor ``name``; None if it is dropped, or does not fit."""
-        self.asked += 1
-        holders = [p for p in asked.needed if name in p.names]
-        lacking = [p for p in asked.needed if name not in p.names]
+    def match(self, name: str, section: Section, chosen: TensorMethod) -> TensorAction | None:
+        """Return what happens to the tensor ``name``; None if it is dropped or does not match."""
+        self.matched += 1
+        holders = [p for p in chosen.needed if name in p.names]
+        lacking = [p for p in chosen.needed if name not in p.names]
         donor = section.donor if section.donor is not None and name in section.donor.names else None
         if not holders and donor is None:
-            return None  # only a base has it that the method does not use
+            return None  # only a base that the method does not use has it
         if not lacking:
-            return self._all_have_it(name, holders, donor)
+            return self._match_all(name, holders, donor)
         reference = donor or holders[0]
         tensor = self._tensor(reference, name)
         if DTYPES[tensor.dtype].kind in COPYABLE_KINDS or families.counter_meaning(name):
             why = f"a buffer that {self._lack(lacking)}"
             self._drop(name, [p for p in holders if donor is None or p.place != donor.place], why)
             return (
-                TensorAction("from one", donor, f"{why}; taken from {self._label(donor)}")
+                TensorAction("from one", donor, f"{why}; copied from {self._label(donor)}")
                 if donor is not None
                 else None
             )
@@ -107,50 +107,52 @@ class TensorMatcher:
             self._drop(
                 name,
                 [*holders, *([donor] if donor else [])],
-                f"a tied copy of {original}, which {self._they(lacking, 'store')} once",
+                f"a tied copy of {original}, which {self._labels_with(lacking, 'store')} once",
             )
             return None
         if self.missing == "drop":
             self._drop(
-                name, holders or [reference], f"{self._lack(lacking)} it, and the recipe says missing: drop"
+                name, holders or [reference], f"{self._lack(lacking)} it, and the recipe sets missing: drop"
             )
             return None
         if self.missing == "copy":
-            why = f"{self._lack(lacking)} it, and the recipe says missing: copy"
+            why = f"{self._lack(lacking)} it, and the recipe sets missing: copy"
             self._drop(
                 name,
                 [p for p in holders if p.place != reference.place],
-                f"taken from {self._label(reference)}: {why}",
+                f"copied from {self._label(reference)}: {why}",
             )
             return TensorAction("from one", reference, why)
         self.misfits.append(
             Misfit(
-                name, {p.model: self._tensor(p, name).shape if p in holders else None for p in asked.needed}
+                name, {p.model: self._tensor(p, name).shape if p in holders else None for p in chosen.needed}
             )
         )
-        # Messages are made for those that are shown only: looking for near names among 10,000 takes its time.
-        self.problems.append(self._lacks(name, lacking, reference) if len(self.problems) < MAX_SHOWN else "")
+        # Only messages that are shown are made: searching 10,000 names for similar ones is slow.
+        self.problems.append(
+            self._missing_problem(name, lacking, reference) if len(self.problems) < MAX_SHOWN else ""
+        )
         return None
 
     def refuse(self) -> None:
-        """Raise what was found. Errors: MismatchError."""
+        """Raise the mismatches, if there are any. Errors: MismatchError."""
         if self.problems:
             if (explained := explain_mismatch(self.misfits, self.sources)) is not None:
                 raise MismatchError(*explained)
             more = len(self.problems) - MAX_SHOWN
-            rest = [f"... and {more} more tensors that do not fit."] if more > 0 else []
-            told = self.problems[:MAX_SHOWN] + rest
+            rest = [f"... and {more} more tensors that do not match."] if more > 0 else []
+            lines = self.problems[:MAX_SHOWN] + rest
             lacking = sum(None in m.shapes.values() for m in self.misfits)
-            if lacking > NEARLY_ALL * self.asked:
-                nothing = f"{lacking} of {self.asked} tensors are not in all models, so that missing: drop would leave next to nothing"
-                told = [line.replace(OR_MISSING, ".") for line in told]
-                told.append(
-                    f"{nothing}. Look at the names: one model may have a prefix that the others lack."
+            if lacking > NEARLY_ALL * self.matched:
+                nothing = f"{lacking} of {self.matched} tensors are not in all models, so missing: drop would leave almost nothing"
+                lines = [line.replace(OR_MISSING, ".") for line in lines]
+                lines.append(
+                    f"{nothing}. Compare the names: one model may have a prefix that the others lack."
                 )
-            raise MismatchError(*told)
+            raise MismatchError(*lines)
 
-    def refuse_nothing(self, jobs: Collection[Job]) -> None:
-        """Refuse an output without weights. Errors: MismatchError, saying what became of the models' tensors."""
+    def refuse_empty_output(self, jobs: Collection[Job]) -> None:
+        """Refuse an output without weights. Errors: MismatchError that says where the models' tensors went."""
         has_weights = any(
             t.dtype in MERGEABLE and t.elements for s in self.sources for t in s.tensors.values()
         )
@@ -163,19 +165,19 @@ class TensorMatcher:
             if self.sources[m].tensors[name].dtype in MERGEABLE
         ]
         first = {m: name for m, name, _ in reversed(dropped)}
-        found = ", ".join(f"{name} of {self.sources[m].label}" for m, name in sorted(first.items()))
+        examples = ", ".join(f"{name} of {self.sources[m].label}" for m, name in sorted(first.items()))
         if self.missing == "drop" and dropped:
             raise MismatchError(
-                f"the output would have no {what}: no weight is in all models, and missing: drop leaves out the others (the first are {found}); "
-                "expected weights that all models have. Use models of one architecture, under the same names."
+                f"the output would have no {what}: no weight is in all models, and missing: drop removes the others (first: {examples}); "
+                "expected weights that all models have. Use models of one architecture with the same tensor names."
             )
         names = ", ".join(s.label for s in self.sources)
         raise MismatchError(
-            f"the output would have no {what}: nothing of {names} is taken into it; expected some. Check the models, and the modules, slices and "
+            f"the output would have no {what}: no tensor of {names} is part of it; expected at least one. Check the models, and the modules, slices and "
             "filters of the recipe."
         )
 
-    def _all_have_it(
+    def _match_all(
         self, name: str, parts: Sequence[ModelPart], donor: ModelPart | None
     ) -> TensorAction | None:
         tensors = [self._tensor(p, name) for p in parts]
@@ -184,32 +186,32 @@ class TensorMatcher:
                 self.misfits.append(
                     Misfit(name, {p.model: t.shape for p, t in zip(parts, tensors, strict=True)})
                 )
-                self.problems.append(self._shapes(name, parts[0], part))
+                self.problems.append(self._shape_problem(name, parts[0], part))
                 return None
         kinds = {DTYPES[t.dtype].kind for t in tensors}
-        what, is_position = families.counter_meaning(name), name.endswith("position_ids")
+        counter, is_position = families.counter_meaning(name), name.endswith("position_ids")
         if (
-            what is not None
+            counter is not None
             and len(parts) > 1
             and (len({t.dtype for t in tensors}) > 1 if is_position else True)
         ):
             origin = donor or parts[0]
             if not name.endswith(families.BATCH_COUNT):
-                held = ", ".join(dict.fromkeys(t.dtype for t in tensors))
-                found = f" (stored as {held})" if len({t.dtype for t in tensors}) > 1 else ""
+                dtypes = ", ".join(dict.fromkeys(t.dtype for t in tensors))
+                stored_as = f" (stored as {dtypes})" if len({t.dtype for t in tensors}) > 1 else ""
                 self.notes.append(
-                    f"{name}: {what}{found}, no weight; it is taken from {self._label(origin)} as it is."
+                    f"{name}: {counter}{stored_as}, not a weight; it is copied from {self._label(origin)}."
                 )
-            why = f"{what}; taken from {self._label(origin)}"
+            why = f"{counter}; copied from {self._label(origin)}"
             self._drop(name, [p for p in parts if p.place != origin.place], why)
             return TensorAction("from one", origin, why)
         if kinds == {"float"}:
             return TensorAction("merged")
         if len({t.dtype for t in tensors}) == 1 and kinds <= {*COPYABLE_KINDS, "packed", "complex"}:
             return TensorAction("buffer")
-        held = ", ".join(f"{self._label(p)}: {t.dtype}" for p, t in zip(parts, tensors, strict=True))
+        dtypes = ", ".join(f"{self._label(p)}: {t.dtype}" for p, t in zip(parts, tensors, strict=True))
         self.problems.append(
-            f"{name}: the dtypes cannot be merged ({held}); expected {', '.join(MERGEABLE)} in all models, "
+            f"{name}: the dtypes cannot be merged ({dtypes}); expected {', '.join(MERGEABLE)} in all models, "
             "or one integer dtype. Convert the model that differs."
         )
         return None
@@ -217,9 +219,9 @@ class TensorMatcher:
     def _original(
         self, name: str, holders: Sequence[ModelPart], donor: ModelPart | None, lacking: Sequence[ModelPart]
     ) -> str | None:
-        """The tensor that ``name`` is a tied copy of in every model that has it, and that all models have; None if there is none.
+        """Return the tensor of all models that ``name`` is a tied copy of wherever it exists; None if there is none.
 
-        A model that lacks the copy takes it from there when it is loaded, unless its config says that its head is not tied.
+        A model without the copy gets it from that tensor when it is loaded, unless its config unties the head.
         """
         if len(self.problems) + self.copies > MOST_COPIES:
             return None
@@ -228,13 +230,13 @@ class TensorMatcher:
             return None
         having = [*holders, *([donor] if donor is not None and donor not in holders else [])]
         shared = set.intersection(*(set(p.names) for p in (*having, *lacking)))
-        found = set()
+        originals = set()
         for part in having:
             named = {full: n for n, full in part.names.items() if n in shared}
             original = find_original(self.sources[part.model], part.names[name], named)
-            found.add(named.get(original) if original is not None else None)
+            originals.add(named.get(original) if original is not None else None)
         self.copies += 1
-        return found.pop() if len(found) == 1 else None
+        return originals.pop() if len(originals) == 1 else None
 
     def _drop(self, name: str, parts: Sequence[ModelPart], why: str) -> None:
         self.dropped += dict.fromkeys((p.model, p.names[name], why) for p in parts)
@@ -245,27 +247,27 @@ class TensorMatcher:
     def _label(self, part: ModelPart) -> str:
         return self.sources[part.model].label
 
-    def _shapes(self, name: str, one: ModelPart, other: ModelPart) -> str:
-        a, b = self._tensor(one, name).shape, self._tensor(other, name).shape
-        text = f"{name}: {self._label(one)} is {a}, {self._label(other)} is {b}; "
-        if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (one, other)) and _widths(
+    def _shape_problem(self, name: str, part: ModelPart, other: ModelPart) -> str:
+        a, b = self._tensor(part, name).shape, self._tensor(other, name).shape
+        text = f"{name}: {self._label(part)} is {a}, {self._label(other)} is {b}; "
+        if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (part, other)) and _widths(
             a
         ) == _widths(b):
-            size = self._shared_size(one.model, other.model)
-            return different_rows(name, self._label(one), rows_of(a), self._label(other), rows_of(b), size)
+            size = self._shared_size(part.model, other.model)
+            return different_rows(name, self._label(part), rows_of(a), self._label(other), rows_of(b), size)
         return text + "expected one shape. Use models of one architecture and size."
 
-    def _shared_size(self, one: int, other: int) -> int | None:
-        """Rows that the tokens of two models need, if their vocabularies are the same."""
-        a, b = (read_vocabulary(self.sources[m].directory) for m in (one, other))
+    def _shared_size(self, model: int, other: int) -> int | None:
+        """Return the number of rows that the tokens of two models need, if their vocabularies are equal."""
+        a, b = (read_vocabulary(self.sources[m].directory) for m in (model, other))
         is_same = a is not None and b is not None and a.size == b.size and difference(a, b) is None
         return a.size if a is not None and is_same else None
 
-    def _lacks(self, name: str, lacking: Sequence[ModelPart], reference: ModelPart) -> str:
-        shape, known = self._tensor(reference, name).shape, set(reference.names.values())
+    def _missing_problem(self, name: str, lacking: Sequence[ModelPart], reference: ModelPart) -> str:
+        shape, matched_names = self._tensor(reference, name).shape, set(reference.names.values())
         tensors = self.sources[lacking[0].model].tensors
         near = difflib.get_close_matches(
-            name, [n for n, t in tensors.items() if n not in known and t.shape == shape], 1, 0.8
+            name, [n for n, t in tensors.items() if n not in matched_names and t.shape == shape], 1, 0.8
         )
         hint = f" It has {near[0]!r}." if near else ""
         return (
@@ -274,15 +276,15 @@ class TensorMatcher:
         )
 
     def _lack(self, parts: Sequence[ModelPart]) -> str:
-        return self._they(parts, "lack")
+        return self._labels_with(parts, "lack")
 
-    def _they(self, parts: Sequence[ModelPart], verb: str) -> str:
-        """The labels with a verb: "b lacks", "b and c lack"."""
+    def _labels_with(self, parts: Sequence[ModelPart], verb: str) -> str:
+        """Return the labels with a verb: "b lacks", "b and c lack"."""
         labels = dict.fromkeys(self._label(p) for p in parts)
         return f"{' and '.join(labels)} {verb}{'' if len(labels) > 1 else 's'}"
 
-    def vocabularies(self, models: Sequence[int]) -> None:
-        """Compare the vocabularies of the models whose embeddings are used with that of the donor."""
+    def check_vocabularies(self, models: Sequence[int]) -> None:
+        """Compare the vocabularies of ``models`` with the donor's."""
         reference = None
         donor = self.sources[self.donor]
         for model in models:
@@ -296,7 +298,7 @@ class TensorMatcher:
                 if unread is not None:
                     self.notes.append(
                         f"the vocabularies of {donor.label} and {source.label} were not compared: "
-                        f"{unread} cannot be read by this version. Make sure that they are the same."
+                        f"{unread} cannot be read by this version. Make sure that they are equal."
                     )
                 continue
             differs = difference(reference, other)
@@ -310,69 +312,67 @@ class TensorMatcher:
 
 
 def check_factors(jobs: Iterable[Job], sources: Sequence[Source]) -> None:
-    """Refuse to merge factors of an adapter that a model has beside its weights. Errors: MismatchError."""
-    found = [job for job in jobs if job.is_computed and is_factor(job.name)]
-    if found:
-        labels = ", ".join(dict.fromkeys(sources[given.model].label for given in found[0].merged))
+    """Refuse to merge adapter factors stored next to a model's weights. Errors: MismatchError."""
+    factor_jobs = [job for job in jobs if job.is_computed and is_factor(job.name)]
+    if factor_jobs:
+        labels = ", ".join(dict.fromkeys(sources[tensor.model].label for tensor in factor_jobs[0].merged))
         raise MismatchError(
-            f"{found[0].name}: is a factor of an adapter's update, and would be merged by itself ({len(found)} such tensors of {labels}); the "
-            "merge of factors is not that of their products. Expected models without adapters, or with adapters that are merged into their "
-            "weights. Merge each model's adapter into it first (merge_and_unload of PEFT), or take the factors from one model, by a rule "
-            "of `methods` with merge_method: passthrough."
+            f"{factor_jobs[0].name}: is a factor of an adapter's update and would be merged on its own ({len(factor_jobs)} such tensors of {labels}); "
+            "merging factors does not merge their products. Expected models without adapters, or with adapters merged into their "
+            "weights. Merge each model's adapter into it first (PEFT: merge_and_unload), or copy the factors from one model with a rule "
+            "under `methods` with merge_method: passthrough."
         )
 
 
 def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) -> list[str]:
-    """Compare what lies beside the weights in the folders of the donor's modules with the other models'; return notes.
+    """Compare configs and vocabularies in the donor's module folders with those of the other models; return notes.
 
-    Errors: MismatchError where a module has a vocabulary of its own, and rows of other tokens would be merged.
+    Errors: MismatchError if a module has its own vocabulary and rows of different tokens would be merged.
     """
     notes = []
     for folder in modules_of(sources[donor]):
         merged = [job for job in jobs if job.is_computed and job.name.startswith(f"{folder}/")]
-        for model in sorted({given.model for job in merged for given in job.merged} - {donor}):
+        for model in sorted({tensor.model for job in merged for tensor in job.merged} - {donor}):
             roots = [sources[i].directory for i in (donor, model)]
             if roots[0] is None or roots[1] is None:
                 continue
-            one, other = roots[0] / folder, roots[1] / folder
+            folder_of_donor, folder_of_model = roots[0] / folder, roots[1] / folder
             labels = f"{sources[donor].label} and {sources[model].label}"
-            if (differs := _differing_words(one, other)) is not None:
+            if (differs := _vocabulary_difference(folder_of_donor, folder_of_model)) is not None:
                 raise MismatchError(
-                    f"{folder}: {labels} have different vocabularies ({differs}); expected one, as rows are merged by their place "
-                    f"({merged[0].name}). Use models of one vocabulary, or take the module from one model, by a rule of `methods` with "
+                    f"{folder}: {labels} have different vocabularies ({differs}); expected equal ones, because rows are merged by position "
+                    f"({merged[0].name}). Use models with one vocabulary, or copy the module from one model with a rule under `methods` with "
                     "merge_method: passthrough."
                 )
-            if _settings(one) != _settings(other):
+            if _settings(folder_of_donor) != _settings(folder_of_model):
                 notes.append(
                     f"{folder}: the configs of {labels} differ; the output has that of {sources[donor].label}."
                 )
     return notes
 
 
-def _differing_words(one: Path, other: Path) -> str | None:
-    """How the vocabularies of two folders differ; None if they do not, or there are none."""
+def _vocabulary_difference(folder: Path, other: Path) -> str | None:
+    """Say how the vocabularies of two folders differ; None if they are equal or missing."""
     for name in WORD_LISTS:
-        if (one / name).exists() or (other / name).exists():
-            contents = [
-                read_json(folder / name) if (folder / name).exists() else None for folder in (one, other)
-            ]
+        if (folder / name).exists() or (other / name).exists():
+            contents = [read_json(f / name) if (f / name).exists() else None for f in (folder, other)]
             return None if contents[0] == contents[1] else f"{name} is not the same in both"
-    if same_files(one, other):
+    if same_files(folder, other):
         return None
-    reference, others = read_vocabulary(one), read_vocabulary(other)
+    reference, others = read_vocabulary(folder), read_vocabulary(other)
     if reference is None or others is None:
-        unread = [name for name in (unread_file(one), unread_file(other)) if name is not None]
+        unread = [name for name in (unread_file(folder), unread_file(other)) if name is not None]
         return f"{unread[0]} is not the same in both, and cannot be read" if unread else None
     return difference(reference, others)
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """The config of a module, but for what differs between equal ones."""
+    """Return a module's config without the keys that may differ between equal modules."""
     path = folder / "config.json"
-    found = read_json(path) if path.exists() else {}
-    return {key: value for key, value in found.items() if key not in NO_SETTINGS}
+    config = read_json(path) if path.exists() else {}
+    return {key: value for key, value in config.items() if key not in IGNORED_SETTINGS}
 
 
 def _widths(shape: Sequence[int]) -> tuple[int, ...]:
-    """The dimensions of a table of tokens but its rows."""
+    """Return the dimensions of a token table without its rows."""
     return tuple(n for n in shape if n != 1)[1:]
