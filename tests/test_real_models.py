@@ -9,7 +9,7 @@ import pytest
 
 import alnico
 import real
-from alnico.cli.demo import BASE, TUNED, demo
+from alnico.cli.commands.demo import BASE, TUNED, demo
 from analysis.agreement import agree, same_scope
 from analysis.reference import part, reference_analysis, scope
 from made import family, read_model, save_model

@@ -281,13 +281,13 @@ def test_the_tables_say_what_matters(tmp_path: Path, capsys: pytest.CaptureFixtu
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["analyze", "m", "--base", "b", "--top", "3"], "3 is no share in (0, 1]"),
+        (["analyze", "m", "--base", "b", "--top", "3"], "3 is not a share in (0, 1]"),
         (["suggest", "--base", "b"], "suggest needs --base and models, or --analysis alone"),
         (
             ["suggest", "m", "--base", "b", "--analysis", "r"],
             "suggest needs --base and models, or --analysis alone",
         ),
-        (["weights", "m", "b", "--base", "b"], "b is the base, and no model beside it"),
+        (["norm-weights", "m", "b", "--base", "b"], "b is the base, not one of the models"),
     ],
 )
 def test_wrong_words_are_a_mistake_of_the_command_line(words: list[str], told: str) -> None:

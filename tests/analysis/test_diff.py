@@ -12,7 +12,7 @@ import pytest
 import alnico
 from alnico.analysis.diff import ModelDiff, TensorPair, diff_sources
 from alnico.checkpoint.open_model import open_model
-from alnico.cli.demo import BASE, TUNED
+from alnico.cli.commands.demo import BASE, TUNED
 from alnico.errors import ResourceError
 from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
 from hub.stub import serving

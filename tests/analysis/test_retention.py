@@ -16,8 +16,8 @@ from alnico.analysis.results import AnalysedModel
 from alnico.analysis.retention import Retention, kept, kept_without_base, recorded_base
 from alnico.analysis.scores import accuracies, read_scores
 from alnico.checkpoint.open_model import open_model
-from alnico.cli.demo import BASE as BASE_MODEL
-from alnico.cli.demo import TUNED
+from alnico.cli.commands.demo import BASE as BASE_MODEL
+from alnico.cli.commands.demo import TUNED
 from alnico.errors import ModelError, OutputError
 from analysis.reference import reference_analysis
 from hub.stub import serving

@@ -12,7 +12,7 @@ from torch import nn
 import alnico
 import made
 from alnico.checkpoint.factors import adapter_factors, is_factor
-from alnico.cli.difference import difference_text
+from alnico.cli.commands.diff import difference_text
 from alnico.errors import MismatchError, ModelError
 from alnico.evaluation.tasks import Score
 

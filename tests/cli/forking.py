@@ -61,10 +61,12 @@ def becomes(order: dict[str, Any]) -> None:
 
 def import_all() -> None:
     """What commands import when they need it."""
-    for package in ("cli", "engine", "analysis", "lora", "plan", "recipe"):
+    for package in ("cli", "cli/commands", "engine", "analysis", "lora", "plan", "recipe"):
         folder = Path(alnico.__file__).parent / package
         for path in folder.glob("*.py"):
-            importlib.import_module(f"alnico.{package}.{path.stem}".removesuffix(".__init__"))
+            importlib.import_module(
+                f"alnico.{package.replace('/', '.')}.{path.stem}".removesuffix(".__init__")
+            )
     importlib.import_module("alnico.api")
     alnico.methods()
 

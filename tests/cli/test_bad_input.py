@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -431,15 +432,16 @@ def test_a_broken_model_is_not_inspected(run: Run) -> None:
 
 
 def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from alnico import api
+    import alnico
 
+    @functools.wraps(alnico.merge_documents)
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "merge_documents", interrupted)
+    monkeypatch.setattr(alnico, "merge_documents", interrupted)
     code, stdout, stderr = run("merge", "linear.yml", "out")
     assert (code, stdout, stderr) == (
         130,
         "",
-        "alnico: interrupted. The same command takes the merge up again.\n",
+        "alnico: interrupted. The same command resumes the merge.\n",
     )

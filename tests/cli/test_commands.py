@@ -274,13 +274,21 @@ def test_a_method_is_shown_in_full(run: Run) -> None:
 def test_weights_prints_norms_weights_and_the_line_of_a_recipe(run: Run, tmp_path: Path) -> None:
     base, models = family(tmp_path, count=2)
     code, stdout, stderr = run(
-        "weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5"
+        "norm-weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5"
     )
     assert (code, stderr) == (0, "")
     data = json.loads(
-        run("weights", *map(str, models), "--base", str(base), "--mode", "power", "--scale", "0.5", "--json")[
-            1
-        ]
+        run(
+            "norm-weights",
+            *map(str, models),
+            "--base",
+            str(base),
+            "--mode",
+            "power",
+            "--scale",
+            "0.5",
+            "--json",
+        )[1]
     )
     (part,) = data["parts"]
     rows = [
@@ -296,7 +304,7 @@ def test_weights_prints_norms_weights_and_the_line_of_a_recipe(run: Run, tmp_pat
         "in a recipe, under parameters:",
         "  weight: {from: l2_norm, mode: power, alpha: 1.5, scale: 0.5, per: model}",
     ]
-    code, _, stderr = run("weights", str(models[0]), "--base", str(base))
+    code, _, stderr = run("norm-weights", str(models[0]), "--base", str(base))
     assert code == 3
     assert "expected two models or more" in stderr
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.cli.show import plan_text
+from alnico.cli.commands.plan import plan_text
 from alnico.errors import RecipeError
 from made import family, save_file
 

@@ -30,7 +30,11 @@ PASSED = "out: 11 tensors (7.3 kB) and 3 files as the lock says\n"
 def test_verify_prints_a_line_for_each_thing_that_passed(run: Run) -> None:
     assert run("verify", "out") == (0, PASSED, "")
     private, _ = keys("k")
-    assert run("sign", "out", "--key", str(private)) == (0, "out/model.sig: signs all files beside it\n", "")
+    assert run("sign", "out", "--key", str(private)) == (
+        0,
+        "out/model.sig: signs all files in its folder\n",
+        "",
+    )
     code, stdout, stderr = run("verify", "out", "--against-inputs", "--sample", "0.001", "--key", "k.pub")
     assert (code, stderr) == (0, "")
     assert re.fullmatch(
@@ -112,13 +116,13 @@ def test_reproduce_says_what_is_the_same_and_where_the_second_is(run: Run) -> No
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("--sample", "0.1"), "--sample is for --against-inputs. Say both."),
-        (("--input", "a=b"), "--input is for --against-inputs. Say both."),
+        (("--sample", "0.1"), "--sample is for --against-inputs. Give both."),
+        (("--input", "a=b"), "--input is for --against-inputs. Give both."),
         (
             ("--against-inputs", "--sample", "0"),
-            "--sample: 0 is no share in (0, 1]. Give 0.01 for a hundredth of the blocks.",
+            "--sample: 0 is not a share in (0, 1]. Give 0.01 for a hundredth of the blocks.",
         ),
-        (("--against-inputs", "--sample", "1.5"), "--sample: 1.5 is no share in (0, 1]."),
+        (("--against-inputs", "--sample", "1.5"), "--sample: 1.5 is not a share in (0, 1]."),
     ],
 )
 def test_words_that_go_with_nothing_are_refused(words: tuple[str, ...], told: str, run: Run) -> None:

@@ -150,7 +150,7 @@ PRINTS = {
     "plan --json": ["plan", "é.yml", "--json"],
     "inspect": ["inspect", "modèle 🤗", "-v"],
     "diff": ["diff", "a", "b"],
-    "weights": ["weights", "--base", "a", "b", "modèle 🤗"],
+    "norm-weights": ["norm-weights", "--base", "a", "b", "modèle 🤗"],
     "suggest": ["suggest", "--base", "a", "b", "modèle 🤗"],
     "methods": ["methods"],
     "schema": ["schema"],
@@ -231,7 +231,7 @@ def test_a_signal_ends_a_merge_as_ctrl_c_does(
     code, _, stderr = alnico("merge", "r.yml", tmp_path / "out", signal=[int(number), kind, times])
     assert (code, stderr) == (
         128 + number,
-        "alnico: interrupted. The same command takes the merge up again.\n",
+        "alnico: interrupted. The same command resumes the merge.\n",
     )
     assert not (tmp_path / "out").exists()
     assert alnico("merge", "r.yml", tmp_path / "out")[0] == 0

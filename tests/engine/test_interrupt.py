@@ -204,7 +204,7 @@ def test_the_command_says_how_it_goes_on_after_ctrl_c(recipe: Path, tmp_path: Pa
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (
         130,
-        "alnico: interrupted. The same command takes the merge up again.\n",
+        "alnico: interrupted. The same command resumes the merge.\n",
     )
     assert alnico.merge(recipe, tmp_path / "out").resumed > 0
 

@@ -206,7 +206,7 @@ COMMANDS: list[list[str]] = [
     ["compare", a("a"), a("b"), "--json"],
     ["analyze", "--base", a("a"), a("b"), a("other"), "-v", "--out", f"OUT/{a('analysis')}"], ["analyze", "--base", a("a"), a("nan")], ["analyze", "--base", a("a"), a("b"), "--json"],
     ["suggest", "--base", a("a"), a("b"), a("other")], ["suggest", "--base", a("a"), a("b")], ["suggest", "--base", a("a"), a("b"), a("adapter")], ["suggest", "--analysis", f"OUT/{a('analysis')}"], ["suggest", "--analysis", a("a")],
-    ["weights", "--base", a("a"), a("b"), a("other")], ["weights", "--base", a("a"), a("b"), a("b"), "--per", "tensor"], ["weights", "--base", a("a"), a("b"), "--mode", a("x")],
+    ["norm-weights", "--base", a("a"), a("b"), a("other")], ["norm-weights", "--base", a("a"), a("b"), a("b"), "--per", "tensor"], ["norm-weights", "--base", a("a"), a("b"), "--mode", a("x")],
     ["lora", "extract", a("b"), a("a"), f"OUT/{a('lora')}", "--rank", "1", "-v"], ["lora", "extract", a("b"), a("small"), f"OUT/{a('lora3')}", "--rank", "1", "--include", a("no")],
     ["lora", "fold", a("a"), a("adapter"), f"OUT/{a('folded')}", "-v"], ["lora", "fold", a("small"), a("adapter2"), f"OUT/{a('f2')}"], ["lora", "fold", a("b"), a("adapter"), f"OUT/{a('f3')}", "--dtype", a("f32")],
     ["lora", "combine", a("adapter"), a("adapter"), f"OUT/{a('c')}", "-v"], ["lora", "combine", a("adapter"), a("adapter2"), f"OUT/{a('c2')}"], ["lora", "combine", a("adapter"), f"OUT/{a('c')}", "--method", a("m")],

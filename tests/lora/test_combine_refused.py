@@ -328,16 +328,16 @@ def test_the_command_says_every_update_if_asked_and_nothing_if_not(run: Run) -> 
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (["a"], 2, "combine needs an adapter and, after it, the directory to be made. Give both."),
+        (["a"], 2, "Missing argument 'ADAPTER'."),
         (
             ["a", "b", "out", "--set", "density"],
             2,
-            "--set: 'density' is no option; expected NAME=VALUE, such as density=0.5.",
+            "--set: 'density' is not an option; expected NAME=VALUE, such as density=0.5.",
         ),
         (
             ["a", "b", "out", "--weights", "x"],
             2,
-            "--weights: 'x' is no list of numbers. Write them as 0.7,0.3.",
+            "--weights: 'x' is not a list of numbers. Write them as 0.7,0.3.",
         ),
         (
             ["a", "b", "out", "--set", "density=0.5"],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import real
-from alnico.cli.demo import BASE, TUNED
+from alnico.cli.commands.demo import BASE, TUNED
 from alnico.lora import extract
 from lora.peft_models import tiny
 

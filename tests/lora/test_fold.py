@@ -386,7 +386,7 @@ def test_the_command_folds(tmp_path: Path, two: dict[str, np.ndarray], run) -> N
     )
     code, _, err = run("lora", "fold", f"{tmp_path}/base", f"{tmp_path}/out2")
     assert code == 2
-    assert "fold needs a base, an adapter and, last, a place for the model." in err
+    assert "Missing argument 'ADAPTER'." in err
     code, _, err = run(
         "lora", "fold", f"{tmp_path}/base", f"{tmp_path}/a", f"{tmp_path}/out2", "--weights", "1,2"
     )

@@ -10,7 +10,7 @@ import torch
 
 import made
 import real
-from alnico.cli.demo import BASE
+from alnico.cli.commands.demo import BASE
 from alnico.lora.fold import fold
 from lora.peft_models import made_by_peft
 from lora.test_fold import agree

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import real
-from alnico.cli.demo import BASE
+from alnico.cli.commands.demo import BASE
 from alnico.lora.combine import combine
 from lora.peft_models import made_by_peft
 from lora.test_combine_in_peft import in_peft, outputs, with_sum

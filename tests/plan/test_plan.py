@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from alnico.checkpoint.header import TensorInfo
-from alnico.cli.show import plan_text
+from alnico.cli.commands.plan import plan_text
 from alnico.errors import MismatchError, ModelError
 from alnico.numerics.dtypes import DTYPES
 from alnico.plan.build import build_plan

@@ -1,116 +1,95 @@
-"""What the commands share: options with their help, and sizes."""
+"""Declares what commands add to the parameters of their functions, and converts what is typed."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import typer
 
-RecipeArgument = Annotated[
-    str, typer.Argument(help="YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")
-]
+REQUIRED = inspect.Parameter.empty
 
 
-def checked_seed(seed: int | None) -> int | None:
-    if seed is not None and not -(1 << 63) <= seed < 1 << 63:
-        raise typer.BadParameter(f"{seed} has more than 64 bits. Choose a smaller seed.")
-    return seed
+@dataclass(frozen=True)
+class Flag:
+    """What a command adds to a parameter of its function. With ``type``: a parameter that only the command has."""
 
-
-def checked_share(share: float) -> float:
-    if not 0 < share <= 1:
-        raise typer.BadParameter(f"{share:g} is no share in (0, 1]. The default is 0.2.")
-    return share
-
-
-Threads = Annotated[
-    int | None,
-    typer.Option("--threads", "-j", "--num-threads", min=1, help="Threads; default: the processors."),
-]
-Memory = Annotated[str, typer.Option("--memory", help="Budget of the whole process, such as 2GiB.")]
-ShardSize = Annotated[
-    str | None, typer.Option("--max-shard-size", help="Most bytes in one output file; default: 5GB.")
-]
-Seed = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        "--random-seed",
-        callback=checked_seed,
-        help="Seed of random methods; default: the recipe's, or 0.",
-    ),
-]
-MergekitShardSize = Annotated[str | None, typer.Option("--out-shard-size", hidden=True)]
-Models = Annotated[
-    list[str],
-    typer.Argument(
-        help="Models: directories, files, or owner/name@revision; --models may stand before them.",
-        metavar="MODEL...",
-    ),
-]
-Base = Annotated[
-    str, typer.Option("--base", help="The model that the others were tuned from.", show_default=False)
-]
-TopShare = Annotated[
-    float,
-    typer.Option(
-        "--top", callback=checked_share, help="Share of the entries that count as a model's top parameters."
-    ),
-]
-Offline = Annotated[
-    bool, typer.Option("--offline", help="No network: of the hub's models, what its cache holds.")
-]
-AllowCode = Annotated[
-    bool,
-    typer.Option(
-        "--allow-code",
-        help="Let the files of tasks and of the search run code and open a storage: only if you trust whoever wrote them.",
-    ),
-]
-StrictLicense = Annotated[
-    bool,
-    typer.Option(
-        "--strict-license",
-        help="Refuse models whose licenses conflict or are unknown.",
-    ),
-]
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace OUT when the new one is complete, if that is a model or alnico wrote it."
-    ),
-]
-OverwriteAnything = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite-anything", help="Replace OUT whatever is in it, but for inputs, mounts and devices."
-    ),
-]
-Unrelated = Annotated[
-    str, typer.Option("--unrelated", help="Models that were not tuned from one base: error or allow.")
-]
-Inputs = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--input",
-        help="Where an input lies now: NAME=PATH, its name as in the lock; may be repeated.",
-        metavar="NAME=PATH",
-        show_default=False,
-    ),
-]
-FinishedOut = Annotated[str, typer.Argument(help="The directory of a finished merge.", metavar="OUT")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")]
-Verbose = Annotated[
-    int, typer.Option("--verbose", "-v", count=True, help="Print every tensor.", show_default=False)
-]
+    help: str = ""
+    """Instead of the text in the function's docstring."""
+    spelled: tuple[str, ...] = ()
+    """Names of the option instead of the one derived from the parameter."""
+    also: tuple[str, ...] = ()
+    """Further names, such as ``-o``."""
+    metavar: str | None = None
+    least: float | None = None
+    most: float | None = None
+    default: Any = None
+    """Instead of the function's, if it is not None; :data:`REQUIRED` makes the option required."""
+    switch: tuple[Any, Any] | None = None
+    """Values of a flag that is off and on, for a parameter that is not a boolean."""
+    parse: Callable[[Any, str], Any] | None = None
+    """Converts what was typed; gets the option's name for errors."""
+    type: Any = None
+    is_option: bool = False
+    """Is a positional parameter of the function an option of the command?"""
+    is_argument: bool = False
+    is_hidden: bool = False
+    is_count: bool = False
 
 
 def size_of(text: str, option: str) -> int:
-    """Bytes of an option. Errors: a wrong command line."""
+    """Bytes. Errors: a wrong command line."""
     from alnico.numerics.sizes import parse_size
 
     try:
         return parse_size(text)
     except ValueError as error:
         raise typer.BadParameter(f"{option}: {error}.") from None
+
+
+def numbers_of(text: str, option: str) -> float | list[float]:
+    """Numbers separated by commas; one alone is a number. Errors: a wrong command line."""
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(
+            f"{option}: {text!r} is not a list of numbers. Write them as 0.7,0.3."
+        ) from None
+    return numbers if len(numbers) > 1 else numbers[0]
+
+
+def pairs_of(words: Sequence[str], _option: str) -> dict[str, str]:
+    """A mapping from ``NAME=PATH`` words. Errors: ModelError."""
+    from alnico.verification.replan import parse_places
+
+    return parse_places(words)
+
+
+def seed_of(seed: int, option: str) -> int:
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise typer.BadParameter(f"{option}: {seed} has more than 64 bits. Choose a smaller seed.")
+    return seed
+
+
+def share_of(share: float, option: str) -> float:
+    if not 0 < share <= 1:
+        raise typer.BadParameter(f"{option}: {share:g} is not a share in (0, 1]. The default is 0.2.")
+    return share
+
+
+SHARED: Mapping[str, Flag] = {
+    "threads": Flag(also=("-j", "--num-threads"), least=1),
+    "seed": Flag(parse=seed_of),
+    "top_share": Flag(spelled=("--top",), parse=share_of),
+    "inputs": Flag(spelled=("--input",), metavar="NAME=PATH"),
+    "verify_inputs": Flag(metavar="KEY"),
+    "allow_unsigned": Flag(metavar="NAME"),
+}
+"""What is added to a parameter of this name in every command."""
+
+JSON = Flag("Print the result as JSON.", type=bool, default=False)
+QUIET = Flag("Print only errors.", type=bool, default=False, also=("-q",))
+VERBOSE = Flag("Print every tensor.", type=int, default=0, also=("-v",), is_count=True)
+NEW_FILE = Flag("File for the recipe; default: standard output.", type=str, also=("-o",))

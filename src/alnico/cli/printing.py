@@ -98,9 +98,9 @@ def is_terminal(stream: Any) -> bool:
 
 
 def interrupted(what: str | None) -> typer.Exit:
-    """Say that a signal ended a command, and what the same command takes up; typer would leave without a word."""
+    """Say that a signal ended a command, and what the same command resumes; typer would say nothing."""
     _state["told"] = True
-    say("alnico: interrupted." + (f" The same command takes the {what} up again." if what else ""))
+    say("alnico: interrupted." + (f" The same command resumes the {what}." if what else ""))
     return typer.Exit(INTERRUPTED)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from alnico.methods.base import Method
+from alnico.recipe.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -153,4 +154,12 @@ def option_names(method: Method) -> list[str]:
     """Return all names that a recipe may use for the options of ``method``."""
     return list(
         dict.fromkeys([*method.options, *(a for a, alias in ALIASES.items() if alias.applies_to(method))])
+    )
+
+
+def allow_crimes(recipes: Iterable[Recipe]) -> tuple[Recipe, ...]:
+    """Return recipes with ``unrelated: allow``, which is what mergekit's ``--allow-crimes`` means here; their texts say so."""
+    return tuple(
+        replace(r, unrelated="allow", text=r.text and f"{r.text.rstrip()}\n# run with --allow-crimes\n")
+        for r in recipes
     )

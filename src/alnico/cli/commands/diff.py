@@ -1,12 +1,17 @@
-"""How two models differ, as text for people."""
+"""``alnico diff``: how two models differ."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import typer
+
 from alnico.analysis.diff import Alone, FilePair, ModelDiff, TensorPair
 from alnico.checkpoint.factors import is_factor
-from alnico.cli.printing import Page, page
+from alnico.cli.command import CommandCall, command
+from alnico.cli.options import JSON, VERBOSE, Flag
+from alnico.cli.printing import EXIT_CODE, Page, page
+from alnico.errors import DIFFERENT
 
 SHOWN = 12
 """Lines of a list, and keys of a file, unless all are asked for."""
@@ -23,36 +28,52 @@ VERDICTS = {
 }
 
 
-def difference_text(found: ModelDiff, verbose: int) -> Page:
+@command(
+    "alnico.diff",
+    exit_code=Flag("Exit with 14 if the models differ, with 0 if not.", type=bool, default=False),
+    json=JSON,
+    verbose=VERBOSE,
+)
+def run(call: CommandCall) -> None:
+    difference = call.run()
+    tells_by_code = EXIT_CODE if call["exit_code"] else None
+    call.show(difference.data, lambda: difference_text(difference, call.verbose), besides=tells_by_code)
+    if call["exit_code"] and not difference.is_equal:
+        raise typer.Exit(DIFFERENT)
+
+
+def difference_text(difference: ModelDiff, verbose: int) -> Page:
     """The verdict, then the tensors that differ, most first, then files and the keys of configs."""
     counts = [
-        (sum(t.verdict == verdict for t in found.tensors), words) for verdict, words in VERDICTS.items()
+        (sum(t.verdict == verdict for t in difference.tensors), words) for verdict, words in VERDICTS.items()
     ]
-    counts += [(len(found.only_in_a), "only in A"), (len(found.only_in_b), "only in B")]
-    lines = [f"A         {found.a}", f"B         {found.b}"]
+    counts += [(len(difference.only_in_a), "only in A"), (len(difference.only_in_b), "only in B")]
+    lines = [f"A         {difference.a}", f"B         {difference.b}"]
     lines.append(f"tensors   {', '.join(f'{n} {what}' for n, what in counts if n) or 'none in both'}")
-    if found.layout:
+    if difference.layout:
         lines.append(
-            f"names     of B differ from A's ({found.layout}); its tensors are compared under A's names"
+            f"names     of B differ from A's ({difference.layout}); its tensors are compared under A's names"
         )
-    if found.files is None:
+    if difference.files is None:
         lines.append("files     not compared: a model is no directory")
-    elif found.files:
-        lines.append(f"files     {len(found.files)} differ: {_some([file.name for file in found.files])}")
+    elif difference.files:
+        lines.append(
+            f"files     {len(difference.files)} differ: {_some([file.name for file in difference.files])}"
+        )
     else:
         lines.append("files     config and side files are equal")
-    differing = sorted((t for t in found.tensors if t.values), key=_change, reverse=True)
+    differing = sorted((t for t in difference.tensors if t.values), key=_change, reverse=True)
     if differing:
         lines += ["", f"{'entries differ':>14}  {'change':>9}  {'max |b-a|':>9}  {'cosine':>11}  tensor"]
         lines += _cut([_line(t) for t in differing], verbose)
-    others = [t for t in found.tensors if t.verdict in ("same values", "other bytes", "other shape")]
+    others = [t for t in difference.tensors if t.verdict in ("same values", "other bytes", "other shape")]
     if others:
         lines += ["", *_cut([_other(t) for t in others], verbose)]
-    for side, other, only in (("A", "B", found.only_in_a), ("B", "A", found.only_in_b)):
+    for side, other, only in (("A", "B", difference.only_in_a), ("B", "A", difference.only_in_b)):
         if only:
             lines += ["", f"only in {side}", *_cut([_alone(t, other) for t in only], verbose)]
-    if found.files:
-        lines += ["", *(line for file in found.files for line in _file(file, verbose))]
+    if difference.files:
+        lines += ["", *(line for file in difference.files for line in _file(file, verbose))]
     if differing:
         lines += ["", "change: |b - a| / |a|, over a tensor."]
     if any(is_factor(t.name) for t in differing):
@@ -60,8 +81,8 @@ def difference_text(found: ModelDiff, verbose: int) -> Page:
             "",
             "The factors of adapters are compared by themselves: other factors may make the same update.",
         ]
-    if found.is_equal:
-        lines += ["", "The models are equal." if found.files is not None else "The tensors are equal."]
+    if difference.is_equal:
+        lines += ["", "The models are equal." if difference.files is not None else "The tensors are equal."]
     return page(lines)
 
 
@@ -78,17 +99,17 @@ def _line(tensor: TensorPair) -> str:
     cosine = "-" if values.cosine is None else f"{values.cosine:.8f}"
     more = [f"{values.not_finite} of NaN or infinity"] if values.not_finite else []
     more += [" / ".join(tensor.dtypes)] if len(set(tensor.dtypes)) > 1 else []
-    told = f" ({'; '.join(more)})" if more else ""
-    return f"{values.differing / values.elements:14.2%}  {change:>9}  {values.max_abs:9.2e}  {cosine:>11}  {tensor.name}{told}"
+    details = f" ({'; '.join(more)})" if more else ""
+    return f"{values.differing / values.elements:14.2%}  {change:>9}  {values.max_abs:9.2e}  {cosine:>11}  {tensor.name}{details}"
 
 
 def _other(tensor: TensorPair) -> str:
-    one, other = tensor.dtypes
+    in_a, in_b = tensor.dtypes
     if tensor.verdict == "other shape":
         return f"{tensor.name}: {tensor.shapes[0]} in A, {tensor.shapes[1]} in B"
     if tensor.verdict == "other bytes":
         return f"{tensor.name}: other bytes; values of {' and '.join(dict.fromkeys(tensor.dtypes))} are not compared"
-    how = f"{one} in A, {other} in B" if one != other else f"other bytes of {one} (0 and -0, or NaN)"
+    how = f"{in_a} in A, {in_b} in B" if in_a != in_b else f"other bytes of {in_a} (0 and -0, or NaN)"
     return f"{tensor.name}: the same values, {how}"
 
 

@@ -1,48 +1,66 @@
-"""What a merged model kept of its parents, as text for people."""
+"""``alnico compare``: what a merged model kept of its parents."""
 
 from __future__ import annotations
 
 from alnico.analysis.retention import KeptScope, ParentRetention, Retention
 from alnico.analysis.scores import Accuracy
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.analyze import say_report
+from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
 from alnico.cli.printing import Page, page
 
 NAME = 24
 """Room for the name of a model."""
 
 
-def kept_text(found: Retention, verbose: int) -> Page:
+@command(
+    "alnico.compare",
+    parents=Flag(metavar="PARENT"),
+    out=Flag(also=("-o",)),
+    json=JSON,
+    quiet=QUIET,
+    verbose=VERBOSE,
+)
+def run(call: CommandCall) -> None:
+    retention, folder = call.run(), call["out"]
+    call.note(retention.notes)
+    call.show(retention.data, lambda: retention_text(retention, call.verbose), besides=folder)
+    say_report(call, folder)
+
+
+def retention_text(retention: Retention, verbose: int) -> Page:
     """A table of the whole model and its groups, a line for each parent; with ``verbose`` of the layers too."""
     lines = [
-        f"merged    {found.merged.reference}",
-        *(f"parent    {parent.reference}" for parent in found.parents),
+        f"merged    {retention.merged.reference}",
+        *(f"parent    {parent.reference}" for parent in retention.parents),
     ]
-    lines.append(f"base      {found.base.reference if found.base is not None else 'not known'}")
+    lines.append(f"base      {retention.base.reference if retention.base is not None else 'not known'}")
     columns = f"{'of':10}  {'parent':{NAME}}  {'distance':>9}  {'relative':>8}"
-    if found.base is not None:
+    if retention.base is not None:
         columns += f"  {'projection':>10}  {'weight':>7}  {'signs agree':>11}  {'top kept':>8}"
     lines += ["", columns]
-    for kind, scope in found.scopes():
+    for kind, scope in retention.scopes():
         if kind == "layer" and not verbose:
             continue
-        lines += _scope(f"layer {scope.name}" if kind == "layer" else scope.name, found, scope)
-    if found.scores:
+        lines += _scope(f"layer {scope.name}" if kind == "layer" else scope.name, retention, scope)
+    if retention.scores:
         lines += [
             "",
             f"{'task':16}  {'merged':>8}  {'best parent':>11}  {'kept':>7}  {'of its gain':>11}  parent",
         ]
-        lines += [_score(score) for score in found.scores]
-    if found.base is not None:
+        lines += [_score(score) for score in retention.scores]
+    if retention.base is not None:
         lines += [
             "",
             "projection: of the merged task vector on the parent's, 1 is all of it. weight: the same without what the other parents",
             "explain. signs agree: of the entries that both changed. top kept: of the parent's largest fifth of changes."
-            if found.top_share == 0.2
-            else f"explain. signs agree: of the entries that both changed. top kept: of the parent's largest {found.top_share:.3g} of changes.",
+            if retention.top_share == 0.2
+            else f"explain. signs agree: of the entries that both changed. top kept: of the parent's largest {retention.top_share:.3g} of changes.",
         ]
     return page(lines)
 
 
-def _scope(label: str, found: Retention, scope: KeptScope) -> list[str]:
+def _scope(label: str, retention: Retention, scope: KeptScope) -> list[str]:
     lines = []
     if scope.distance is not None:
         outside = (
@@ -54,9 +72,11 @@ def _scope(label: str, found: Retention, scope: KeptScope) -> list[str]:
             f"{label:10}  {'(the base)':{NAME}}  {scope.distance:9.3g}  {_percent(scope.relative_distance):>8}{outside}"
         )
         label = ""
-    for parent, share in zip(found.parents, scope.parents, strict=True):
+    for parent, share in zip(retention.parents, scope.parents, strict=True):
         if share is not None:
-            lines.append(f"{label:10}  {_cut(parent.name):{NAME}}  {_share(share, found.base is not None)}")
+            lines.append(
+                f"{label:10}  {_cut(parent.name):{NAME}}  {_share(share, retention.base is not None)}"
+            )
             label = ""
     return lines
 

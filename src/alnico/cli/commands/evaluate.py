@@ -1,9 +1,19 @@
-"""A scorecard as text for people."""
+"""``alnico evaluate``: scores of models on tasks."""
 
 from __future__ import annotations
 
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import typer
+
 from alnico.analysis.scores import Estimate
-from alnico.cli.printing import Page, page
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.analyze import say_report
+from alnico.cli.options import JSON, QUIET, REQUIRED, VERBOSE, Flag
+from alnico.cli.printing import Page, json_page, page, say
+from alnico.errors import OutputError
 from alnico.evaluation.scorecard import Scorecard
 
 NAME = 24
@@ -14,6 +24,42 @@ COLUMN = 10
 
 WIDE = 23
 """Room for a score with its interval."""
+
+
+@command(
+    "alnico.evaluate",
+    tasks=Flag(also=("-t",), metavar="FILE", is_option=True, default=REQUIRED),
+    out=Flag(spelled=("--report",), metavar="FOLDER"),
+    file=Flag("File for the JSON.", type=str, spelled=("--out",), also=("-o",)),
+    json=JSON,
+    quiet=QUIET,
+    verbose=replace(VERBOSE, help="Print every interval."),
+)
+def run(call: CommandCall) -> None:
+    from alnico.checkpoint.durable import replace_file
+    from alnico.checkpoint.output_path import check_new_file, is_stream
+    from alnico.checkpoint.overwrite import is_evaluation
+
+    if not (call["models"] or call["merged"] or call["base"]):
+        raise typer.BadParameter("evaluate needs at least one model. Name one.")
+    file, folder = call["file"], call["out"]
+    if file is not None and (os.path.isdir(file) or not os.path.isdir(Path(file).parent)):
+        raise OutputError(
+            f"{file}: cannot be written; expected a file in an existing folder. Choose another name."
+        )
+    is_streamed = file is not None and is_stream(Path(file))
+    if file is not None and not is_streamed and not is_evaluation(Path(file)):
+        check_new_file(Path(file))
+    is_silent = call.is_quiet or call.is_json
+    card = call.run(watch=lambda model, task, score: say(f"{model}  {task}  {score.value:.4g}", is_silent))
+    if file is not None:
+        text = json_page(card.data()) + "\n"
+        if is_streamed:
+            Path(file).write_text(text, "utf-8")
+        else:
+            replace_file(Path(file), text)
+    call.show(card.data, lambda: scorecard_text(card, call.verbose), besides=file or folder)
+    say_report(call, folder)
 
 
 def scorecard_text(card: Scorecard, verbose: int) -> Page:

@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from alnico import api
+import alnico
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.output_path import check_place, check_publishable
 from alnico.checkpoint.source import Model
+from alnico.cli.command import CommandCall, command
+from alnico.cli.options import JSON, Flag
 from alnico.cli.printing import Page, page, say
 from alnico.errors import ModelError
 from alnico.kernels.constants import CODES
@@ -127,26 +129,36 @@ class Outcome:
         return page(lines)
 
 
-def demo(folder: Path, threads: int | None = None) -> Outcome:
-    """Merge the two models by every recipe of :data:`RECIPES` into sub-folders of ``folder``.
+@command("alnico.cli.commands.demo.demo", folder=Flag(metavar="FOLDER"), json=JSON)
+def run(call: CommandCall) -> None:
+    outcome = call.run()
+    call.show(outcome.data, outcome.text, besides=call["folder"])
 
+
+def demo(folder: str | os.PathLike[str] = "alnico-demo", threads: int | None = None) -> Outcome:
+    """Merge two real models (all-MiniLM-L6-v2 and a fine-tune of it) by several methods, and show the results.
+
+    Options:
+        folder: folder for the merged models.
     Errors: ModelError, with the command that installs them, if the models are not installed; OutputError if a sub-folder
     holds something else than an earlier demo.
     """
     base, tuned = _installed(*BASE), _installed(*TUNED)
-    places = {name: folder / name for name in RECIPES}
+    places = {name: Path(folder) / name for name in RECIPES}
     is_earlier = {name: os.path.lexists(out / LOCK) for name, out in places.items()}
     for name, out in places.items():
         check_publishable(out)
         check_place(out, (base, tuned), is_earlier[name])
     rows = []
-    with api.open_model(base) as of_base, api.open_model(tuned) as of_tuned:
+    with alnico.open_model(base) as of_base, alnico.open_model(tuned) as of_tuned:
         compared = DemoComparison(of_base, of_tuned)
         for name, recipe in RECIPES.items():
             out = places[name]
             say(f"merging by {name} ...")
-            result = api.merge(_filled(recipe, base, tuned), out, threads=threads, overwrite=is_earlier[name])
-            with api.open_model(out) as merged:
+            result = alnico.merge(
+                _filled(recipe, base, tuned), out, threads=threads, overwrite=is_earlier[name]
+            )
+            with alnico.open_model(out) as merged:
                 change, cosine_base, cosine_tuned = compared.of(merged)
             rate = result.bytes_per_second / 1e9
             compiling, merging = result.compile_seconds, result.seconds - result.compile_seconds
@@ -156,7 +168,7 @@ def demo(folder: Path, threads: int | None = None) -> Outcome:
             )
         tuned_change, tuned_cosine, _ = compared.of(of_tuned)
         parameters = sum(t.elements for t in of_base.tensors.values())
-    return Outcome(folder, base, tuned, tuned_change, tuned_cosine, parameters, tuple(rows))
+    return Outcome(Path(folder), base, tuned, tuned_change, tuned_cosine, parameters, tuple(rows))
 
 
 class DemoComparison:
@@ -182,7 +194,7 @@ def _filled(recipe: Mapping[str, Any], base: Path, tuned: Path) -> Any:
     text = (
         yaml.safe_dump(dict(recipe), sort_keys=False).replace("BASE", str(base)).replace("TUNED", str(tuned))
     )
-    return api.load_recipe(text)
+    return alnico.load_recipe(text)
 
 
 def _installed(package: str, folder: str) -> Path:

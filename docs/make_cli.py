@@ -1,0 +1,89 @@
+"""Writes docs/cli.md and the summaries of `alnico --help` from the commands: ``python docs/make_cli.py``.
+
+A test says when they are out of date.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from alnico.cli import main
+from alnico.cli.command import Command
+from alnico.cli.parameters import CommandParameter
+
+PAGE = Path(__file__).with_name("cli.md")
+SUMMARIES = Path(main.__file__).with_name("summaries.py")
+
+ORDER = (
+    "merge", "plan", "inspect", "compare", "diff", "analyze", "evaluate", "suggest", "norm-weights", "soup", "adamerge", "statistics fisher",
+    "statistics gram", "search", "verify", "reproduce", "sign", "push", "methods", "schema", "demo", "lora fold", "lora combine",
+    "lora extract",
+)  # fmt: skip
+"""Commands in the order of the help."""
+
+START = """# The command line
+
+Made from the signatures and docstrings of the [Python functions](python.md) by `python docs/make_cli.py`; `alnico COMMAND --help` prints the
+same for one command. Results go to standard output, everything else to standard error. Exit codes are listed in `src/alnico/errors.py`.
+"""
+
+
+def page() -> str:
+    """The whole page: a table of the commands, and a section for each."""
+    commands = {name: main.load_command(name) for name in ORDER}
+    rows = [
+        f"| [{name}](#alnico-{name.replace(' ', '-')}) | {_cell(c.help)} |" for name, c in commands.items()
+    ]
+    sections = [section(name, command) for name, command in commands.items()]
+    return "\n".join([START, "| command | what it does |", "|---|---|", *rows, "", *sections])
+
+
+def section(name: str, command: Command) -> str:
+    """One command: its usage, its function, and a table of its arguments and options."""
+    shown = [p for p in command.parameters if not p.flag.is_hidden]
+    usage = " ".join(filter(None, ["alnico", name, *map(_usage, shown)]))
+    function = f" In Python: `{command.function}`." if ".cli." not in command.function else ""
+    rows = [f"| {_names(p)} | {_cell(p.help)} | {_default(p)} |" for p in shown]
+    table = ["| option | what it does | default |", "|---|---|---|", *rows, ""] if rows else []
+    return "\n".join([f"## alnico {name}", "", f"    {usage}", "", f"{command.help}{function}", "", *table])
+
+
+def summaries() -> str:
+    """The module of summaries."""
+    lines = []
+    for name in ORDER:
+        text = main.load_command(name).help.replace('"', r"\"")
+        lines.append(f'    "{name}": "{text}",\n')
+    return (
+        '"""The summary of each command, for `alnico --help`, which imports no command: made by docs/make_cli.py."""\n\n'
+        f"SUMMARIES = {{\n{''.join(lines)}}}\n"
+    )
+
+
+def _usage(parameter: CommandParameter) -> str:
+    if not parameter.is_argument:
+        return f"{parameter.label} {parameter.metavar}" if parameter.is_required else ""
+    several = "..." if parameter.type == list[str] else ""
+    word = f"{parameter.metavar}{several}"
+    return word if parameter.is_required else f"[{word}]"
+
+
+def _names(parameter: CommandParameter) -> str:
+    return ", ".join(f"`{n}`" for n in parameter.names) if parameter.names else f"`{parameter.metavar}`"
+
+
+def _default(parameter: CommandParameter) -> str:
+    if parameter.is_required:
+        return "required"
+    is_empty = parameter.default in (None, "") or parameter.default is False or parameter.flag.is_count
+    return "" if is_empty else f"`{parameter.default}`"
+
+
+def _cell(text: str) -> str:
+    return re.sub(r"([|<>])", r"\\\1", text)
+
+
+if __name__ == "__main__":
+    SUMMARIES.write_text(summaries(), "utf-8")
+    PAGE.write_text(page(), "utf-8")

@@ -1,0 +1,166 @@
+"""Makes a command from a public function: the signature gives its options, the docstring their help."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+from alnico.cli.options import Flag
+from alnico.cli.parameters import CommandParameter, parameters_of, plain
+from alnico.cli.printing import Page, interrupted, json_page, say, show_result
+
+
+class CommandCall:
+    """One call of a command: the values of its options, its function, and how its result is shown."""
+
+    def __init__(self, command: Command, values: Mapping[str, Any], given: Collection[str]) -> None:
+        self.command = command
+        self.values = values
+        self.given = given
+        """The options that were typed."""
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+    def of(self, other: Command) -> CommandCall:
+        """The same call of another command, whose parameters are some of this one's."""
+        return CommandCall(other, self.values, self.given)
+
+    @property
+    def is_json(self) -> bool:
+        return bool(self.values.get("json"))
+
+    @property
+    def is_quiet(self) -> bool:
+        return bool(self.values.get("quiet"))
+
+    @property
+    def verbose(self) -> int:
+        return int(self.values.get("verbose") or 0)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Values for the function, which has defaults for those that are None unless they were typed."""
+        names = inspect.signature(self.command.target).parameters
+        return {k: v for k, v in self.values.items() if k in names and (v is not None or k in self.given)}
+
+    def run(self, *, shows_tensors: bool = False, **more: Any) -> Any:
+        """Call the function with the options and ``more``, and show its progress."""
+        from alnico.cli import progress
+
+        arguments = {**self.options, **more}
+        function = self.command.target
+        try:
+            if "watch" in more or "watch" not in inspect.signature(function).parameters:
+                return function(**arguments)
+            with progress.bar(self.is_quiet or self.is_json, self.verbose if shows_tensors else 0) as watch:
+                return function(**arguments, watch=watch)
+        except KeyboardInterrupt:
+            resumes = self.command.resumes
+            if resumes is None:
+                raise
+            raise interrupted(resumes if arguments.get("out") is not None else None) from None
+
+    def note(self, notes: Sequence[str]) -> None:
+        """Print notes to stderr."""
+        for note in dict.fromkeys(notes):
+            say(f"note: {note}", self.is_quiet or self.is_json)
+
+    def show(
+        self,
+        data: Callable[[], Any],
+        text: Callable[[], Page],
+        *,
+        besides: object = None,
+        indent: int | None = 1,
+        even_quiet: bool = False,
+    ) -> None:
+        """Print the result: ``data`` as JSON or ``text`` for people."""
+        if self.is_json:
+            show_result(json_page(data(), indent), besides=besides)
+        elif even_quiet or not self.is_quiet:
+            show_result(text(), besides=besides)
+
+
+class TakesModels(TyperCommand):
+    """A command whose models may follow the word ``--models``, as in mergekit, or come alone."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [a.removeprefix("--models=") for a in args if a != "--models"])
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what it does with a call, its public function by name, and what it adds to the function's parameters."""
+
+    body: Callable[[CommandCall], None]
+    function: str
+    flags: Mapping[str, Flag]
+    fills: tuple[str, ...]
+    """Parameters of the function that the command fills itself: they are not options."""
+    summary: str
+    resumes: str | None
+
+    @property
+    def target(self) -> Callable[..., Any]:
+        """The public function, imported when the command is used."""
+        module, _, name = self.function.rpartition(".")
+        return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+    @functools.cached_property
+    def parameters(self) -> tuple[CommandParameter, ...]:
+        """Arguments, then options: the function's, then the command's own."""
+        return parameters_of(self.target, self.flags, self.fills)
+
+    @property
+    def help(self) -> str:
+        """What the command does, in a sentence or two."""
+        described = plain((inspect.getdoc(self.target) or "").partition("\n\n")[0])
+        printed = described.replace("Return ", "Print ").replace(" return ", " print ")
+        resumes = f" The same command resumes an interrupted {self.resumes}." if self.resumes else ""
+        return f"{self.summary or printed}{resumes}"
+
+    def build(self, name: str) -> Any:
+        """Return the command for click."""
+
+        def callback(ctx: typer.Context, **typed: Any) -> None:
+            given = {n for n in typed if getattr(ctx.get_parameter_source(n), "name", "") == "COMMANDLINE"}
+            self.body(CommandCall(self, {p.name: p.value(typed[p.name]) for p in self.parameters}, given))
+
+        context = inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+        listed = [context, *(p.typer_parameter() for p in self.parameters)]
+        callback.__signature__ = inspect.Signature(listed)  # type: ignore[attr-defined]
+        callback.__annotations__ = {p.name: p.annotation for p in listed}
+        app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+        takes_models = any(p.is_argument and p.name == "models" for p in self.parameters)
+        app.command(name, cls=TakesModels if takes_models else None, help=self.help)(callback)
+        return typer.main.get_command(app)
+
+
+def command(
+    function: str,
+    *,
+    summary: str = "",
+    resumes: str | None = None,
+    fills: tuple[str, ...] = (),
+    more: Mapping[str, Flag] = MappingProxyType({}),
+    **flags: Flag,
+) -> Callable[[Callable[[CommandCall], None]], Command]:
+    """Declare a command.
+
+    Args:
+        function: the public function by its full name; imported when the command is used.
+        summary: instead of the first paragraph of the function's docstring.
+        resumes: what the same command resumes after an interrupt.
+        fills: parameters that the command gives the function itself.
+        flags, more: by name, what is added to a parameter of the function, and the parameters of the command alone.
+    """
+    return lambda body: Command(body, function, {**flags, **more}, fills, summary, resumes)

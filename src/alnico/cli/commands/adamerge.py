@@ -1,0 +1,93 @@
+"""``alnico adamerge``: coefficients of task vectors, learned from inputs without labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePath
+
+import numpy as np
+
+from alnico.cli.command import CommandCall, command
+from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.printing import Page, page, recipe_page, say
+from alnico.tune.adamerge import AdaMergingResult, LearningStep, group_of
+
+TOLD = 20
+"""Steps of a course that are told, about."""
+
+COLUMN = 10
+"""Room for the name of a model."""
+
+
+@command(
+    "alnico.adamerge",
+    out=Flag(also=("-o",)),
+    clamp=Flag(spelled=("--clamp/--no-clamp",), switch=(None, (0.0, 1.0))),
+    json=JSON,
+    quiet=QUIET,
+    verbose=VERBOSE,
+)
+def run(call: CommandCall) -> None:
+    is_silent, out = call.is_quiet or call.is_json, call["out"]
+    result = call.run(watch=None if is_silent else step_watch(call["steps"]))
+    call.note(note_lines(result, call["tasks"]))
+    call.show(
+        result.data,
+        lambda: recipe_page(result.recipe) if out is None else coefficients_text(result, call.verbose),
+        besides=out,
+        indent=None,
+        even_quiet=out is None,
+    )
+    if out is not None:
+        say(f"written: {out} and its course", is_silent)
+
+
+def step_watch(steps: int) -> Callable[[LearningStep], None]:
+    """Print some of the steps to stderr, evenly spread, and the last."""
+    every = max(1, steps // TOLD)
+
+    def watch(step: LearningStep) -> None:
+        if step.number % every == 0 or step.number in (1, steps):
+            losses = "  ".join(f"{task} {loss:.3f}" for task, loss in step.losses.items())
+            say(f"step {step.number}/{steps}  entropy {step.loss:.4f}  {losses}")
+
+    return watch
+
+
+def note_lines(result: AdaMergingResult, tasks: str) -> list[str]:
+    """What the coefficients were learned on, and which of them were not."""
+    inputs = ", ".join(f"{task} {count}" for task, count in result.used.items())
+    lines = [
+        f"learned on inputs of {tasks}, without labels ({inputs}); a score on them is no honest one, take other examples."
+    ]
+    if result.fixed:
+        lines.append(
+            f"{len(result.fixed)} of {len(result.groups)} coefficients a model stayed as they began, as no input depends on them: "
+            f"{', '.join(result.fixed[:3])}{', ...' if len(result.fixed) > 3 else ''}."
+        )
+    if result.left_out:
+        first, why = next(iter(result.left_out.items()))
+        lines.append(
+            f"{len(result.left_out)} tensors have no part in the entropy and are merged as the model began: {first} ({why})"
+            f"{' and others' if len(result.left_out) > 1 else ''}."
+        )
+    return lines
+
+
+def coefficients_text(result: AdaMergingResult, verbose: int) -> Page:
+    """A table: a row for each group, or the means of layers where each tensor has its own (with ``verbose`` every tensor)."""
+    rows = dict(zip(result.groups, result.coefficients, strict=True))
+    what: str = result.per
+    if result.per == "tensor" and not verbose:
+        what, layers = "mean of", dict[str, list[np.ndarray]]()
+        for group, row in rows.items():
+            layers.setdefault(group_of(group, "layer"), []).append(row)
+        rows = {layer: np.mean(parts, axis=0) for layer, parts in layers.items()}
+    width = max(len(what), *map(len, rows)) if rows else len(what)
+    names = [PurePath(model).name[-COLUMN:] for model in result.models]
+    lines = [f"{what:{width}}  {'  '.join(f'{name:>{COLUMN}}' for name in names)}"]
+    lines += [
+        f"{group:{width}}  {'  '.join(f'{value:{COLUMN}.4f}' for value in row)}"
+        for group, row in rows.items()
+    ]
+    return page(lines)

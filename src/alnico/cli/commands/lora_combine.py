@@ -1,0 +1,84 @@
+"""``alnico lora combine``: one adapter from several, without their base."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.lora_fold import check_weights
+from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+from alnico.cli.printing import Page, page, say
+from alnico.lora.combine import Combined
+from alnico.numerics.sizes import format_size
+
+TOLD = 10
+"""Lines of progress, about."""
+
+
+@command(
+    "alnico.lora.combine",
+    weights=Flag(also=("-w",)),
+    method=Flag(also=("-m",)),
+    rank=Flag(also=("-r",), least=1),
+    set=Flag(
+        "An option of the method, NAME=VALUE; [a, b] gives one per adapter. May be repeated.", type=list[str]
+    ),
+    majority_sign_method=Flag("PEFT's name for the option elect: total or frequency.", type=str),
+    json=JSON,
+    quiet=QUIET,
+    verbose=VERBOSE,
+)
+def run(call: CommandCall) -> None:
+    check_weights(call, "adapters")
+    options = dict(_method_option(text) for text in call["set"] or ())
+    if call["majority_sign_method"] is not None:
+        options["majority_sign_method"] = call["majority_sign_method"]
+    combined = call.run(watch=_watch(call.is_quiet or call.is_json), **options)
+    call.note(combined.notes)
+    call.show(combined.data, lambda: combined_text(combined, call.verbose), besides=combined.path)
+
+
+def combined_text(combined: Combined, verbose: int) -> Page:
+    """The result for people; with ``verbose`` a line for each update."""
+    ranks = sorted({m.rank for m in combined.modules})
+    shown = f"{ranks[0]}" if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
+    lines = [f"{m.name}  rank {m.rank}  error {m.error:.3g}" for m in combined.modules] if verbose else []
+    lines.append(
+        f"{combined.path}: {len(combined.modules)} updates of rank {shown}, error {combined.error:.3g}, {format_size(combined.byte_size)} in "
+        f"{combined.seconds:.1f} s"
+    )
+    if not verbose and combined.error > 0:
+        worst = max(combined.modules, key=lambda m: m.error)
+        lines.append(f"largest error: {worst.error:.3g}, {worst.name}")
+    return page(lines)
+
+
+def _watch(is_silent: bool) -> Callable[[int, int], None] | None:
+    """Print some of the steps to stderr, if they take longer than 2 seconds."""
+    begin = time.monotonic()
+
+    def watch(done: int, total: int) -> None:
+        if time.monotonic() - begin > 2 and (done % max(1, total // TOLD) == 0 or done == total):
+            say(f"combined {done}/{total}")
+
+    return None if is_silent else watch
+
+
+def _method_option(text: str) -> tuple[str, Any]:
+    """An option and its value, read as in a recipe."""
+    import yaml
+
+    name, equals, value = text.partition("=")
+    try:
+        read = yaml.safe_load(value)
+    except yaml.YAMLError:
+        read = None
+    if not equals or not name.strip().isidentifier() or read is None:
+        raise typer.BadParameter(
+            f"--set: {text!r} is not an option; expected NAME=VALUE, such as density=0.5."
+        )
+    return name.strip(), read

@@ -1,0 +1,26 @@
+"""``alnico lora fold``: a model from its base and adapters."""
+
+from __future__ import annotations
+
+import typer
+
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.merge import show_merge
+from alnico.cli.options import JSON, QUIET, VERBOSE, Flag
+
+
+@command(
+    "alnico.lora.fold", resumes="fold", weights=Flag(also=("-w",)), json=JSON, quiet=QUIET, verbose=VERBOSE
+)
+def run(call: CommandCall) -> None:
+    check_weights(call, "adapters")
+    show_merge(call, [call.run(shows_tensors=True)])
+
+
+def check_weights(call: CommandCall, models: str) -> None:
+    """Refuse a number of weights that is not that of the models. Errors: a wrong command line."""
+    weights, count = call["weights"], len(call[models])
+    if isinstance(weights, list) and len(weights) != count:
+        raise typer.BadParameter(
+            f"--weights: there are {len(weights)} for {count} {models}. Give one for all, or one for each."
+        )

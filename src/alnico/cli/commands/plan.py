@@ -1,0 +1,210 @@
+"""``alnico plan``: what a merge would do."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from alnico.checkpoint.output_path import check_publishable, existing_folder
+from alnico.cli.command import CommandCall, command
+from alnico.cli.options import JSON, VERBOSE, Flag, size_of
+from alnico.cli.printing import Page, page
+from alnico.engine.fetch import absent_files
+from alnico.errors import RecipeError
+from alnico.numerics.sizes import format_size
+from alnico.output.disk_space import check_disk
+from alnico.plan.job import Plan, count_by_reason
+from alnico.plan.layers import layer_position
+from alnico.recipe.load import MAX_BYTES, decode_recipes
+
+WORDS = {"mix": "merged", "matrix": "merged", "copy": "copied", "equal": "copied"}
+
+
+def mergekit_size_of(text: str, option: str) -> int:
+    """Bytes of mergekit's ``--out-shard-size``, where 5B means 5 billion."""
+    text = text.strip()
+    is_billions = text[-1:] in ("b", "B") and text[-2:-1].isdigit()
+    return size_of(f"{text[:-1]}GB" if is_billions else text, option)
+
+
+RECIPE = Flag("YAML file of the recipe; - reads it from standard input.", metavar="RECIPE")
+MERGEKIT_SHARD_SIZE = Flag(type=str, is_hidden=True, parse=mergekit_size_of)
+
+
+@command(
+    "alnico.plan_documents",
+    summary="Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk.",
+    fills=("single_file",),
+    recipe=RECIPE,
+    seed=Flag(also=("--random-seed",)),
+    out=Flag("Where the output would be written: its disk is checked.", type=str, default=""),
+    out_shard_size=MERGEKIT_SHARD_SIZE,
+    json=JSON,
+    verbose=VERBOSE,
+)
+def run(call: CommandCall) -> None:
+    check_signature_options(call)
+    out = call["out"]
+    plans = call.run(
+        **recipe_options(call), single_file=Path(out).name if out.endswith(".safetensors") else None
+    )
+    if out:
+        check_publishable(Path(out), is_tried=False)
+        for plan in plans:
+            check_disk(plan, Path(out))
+    call.show(
+        lambda: one_or_all([plan.summary() for plan in plans]),
+        lambda: Page("\n\n".join(plan_text(p, call.verbose, Path(out) if out else None) for p in plans)),
+    )
+
+
+def recipe_options(call: CommandCall) -> dict[str, Any]:
+    """The recipe, and the size of shards, for the function of a command."""
+    options: dict[str, Any] = {"recipe": _recipe(call["recipe"])}
+    if call["out_shard_size"] is not None:
+        if "max_shard_size" in call.given:
+            raise typer.BadParameter("--max-shard-size and --out-shard-size are one option. Leave one out.")
+        options["max_shard_size"] = call["out_shard_size"]
+    return options
+
+
+def check_signature_options(call: CommandCall) -> None:
+    """Refuse options about signatures that contradict each other. Errors: a wrong command line."""
+    is_required = call.values.get("require_signed")
+    if (is_required or call["allow_unsigned"]) and not call["verify_inputs"]:
+        option = "--require-signed" if is_required else "--allow-unsigned"
+        raise typer.BadParameter(f"{option} needs a key to verify with. Give --verify-inputs KEY.")
+    if is_required and call["allow_unsigned"]:
+        raise typer.BadParameter("--require-signed allows no --allow-unsigned. Leave one out.")
+
+
+def _recipe(reference: str) -> Any:
+    """A path, or the text of standard input with a name for messages."""
+    if reference != "-":
+        return reference
+    try:
+        text = sys.stdin.buffer.read(MAX_BYTES + 1) or b""
+    except (AttributeError, OSError, ValueError) as error:  # closed, or open for writing only
+        raise RecipeError(
+            f"standard input: cannot be read ({error}); expected a recipe. Send it there, or name a file."
+        ) from None
+    return decode_recipes(text, "standard input")
+
+
+def one_or_all(documents: list[Any]) -> Any:
+    """The data of one document alone; of several, a list."""
+    return documents[0] if len(documents) == 1 else documents
+
+
+def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
+    """The plan for people: groups of tensors with what is done to them, then bytes, memory and the disk of ``out`` (or of here)."""
+    recipe = plan.recipe
+    lines = [f"stage     {recipe.stage}"] if recipe.stage else []
+    lines.append(f"method    {', '.join(recipe.methods_used)}, seed {recipe.seed}")
+    for i, source in enumerate(plan.models):
+        part = ["base"] if source.label == recipe.base_model else []
+        part += ["gives config and tokenizer"] if i == plan.donor else []
+        part += [f"commit {source.origin.commit[:12]}"] if source.origin is not None else []
+        lines.append(f"model     {source.label}{' (' + '; '.join(part) + ')' if part else ''}")
+    lines += [f"data      {s.label} (statistics)" for s in plan.statistics]
+    lines += [f"layers    {line}" for line in _layers(plan)]
+    lines.append(
+        f"output    {len(plan.jobs)} tensors, {plan.elements:,} parameters, dtype {plan.dtype or 'mixed'}"
+    )
+    for (kind, why), jobs in count_by_reason(plan.jobs).items():
+        names = (
+            ", ".join(j.name for j in jobs)
+            if len(jobs) <= 3 or verbose
+            else f"{jobs[0].name} to {jobs[-1].name}"
+        )
+        lines.append(f"  {WORDS[kind]:8}{len(jobs)}: {names}{' (' + why + ')' if why else ''}")
+    reasons: dict[tuple[int, str], list[str]] = {}
+    for dropped in plan.dropped:
+        reasons.setdefault((dropped.model, dropped.why), []).append(dropped.name)
+    for (model, why), left in reasons.items():
+        shown = (
+            ", ".join(left) if len(left) <= 3 or verbose else f"{len(left)} tensors, {left[0]} to {left[-1]}"
+        )
+        lines.append(f"  dropped {plan.sources[model].label}: {shown} ({why})")
+    shards = f"{len(plan.shards)} files" if len(plan.shards) > 1 else plan.shards[0].name
+    lines.append(
+        f"bytes     read {format_size(plan.bytes_to_read)}, write {format_size(plan.bytes_to_write)} in {shards}"
+    )
+    lines += [f"weights   {line}" for line in weighing_lines(plan)]
+    memory = plan.memory
+    lines.append(
+        f"memory    at most {format_size(memory.peak_bytes)} of {format_size(memory.budget_bytes)}, {memory.threads} threads"
+    )
+    absent = absent_files(plan, side_files=True)
+    if any(absent):
+        total = format_size(sum(sum(files.values()) for files in absent))
+        lines.append(
+            f"download  {sum(map(len, absent))} files, {total}, into the hub's cache before the merge"
+        )
+    with suppress(OSError):  # a working directory that is gone
+        folder = existing_folder(out or Path("out"))
+        lines.append(f"disk      {format_size(shutil.disk_usage(folder).free)} free at {folder}")
+    return page(lines + [f"note      {note}" for note in plan.notes])
+
+
+def weighing_lines(plan: Plan) -> list[str]:
+    """What weights follow from: a line for those of one setting and models, with the weights where they are known for whole models."""
+    groups: dict[Any, list[Any]] = {}
+    for weighing in plan.weighings:
+        groups.setdefault((weighing.setting, weighing.models), []).append(weighing)
+    lines = []
+    for (setting, models), group in groups.items():
+        first, tensors = group[0], sum(len(w.tensors) for w in group)
+        setting_data = setting.data()
+        how = ", ".join(
+            f"{key} {setting_data[key]:g}" for key in ("beta", "alpha", "scale") if key in setting_data
+        )
+        parts = f", by layer in {len(group)} groups" if setting.per == "layer" else ", each by itself"
+        origin = (
+            f"as {setting.path} has them" if setting.origin == "analysis" else "measured before the merge"
+        )
+        lines.append(
+            f"{setting.mode} ({how}) of the L2 norms of {tensors} tensors{parts if setting.per != 'model' else ''}, {origin}"
+        )
+        if first.norms is not None and len(group) == 1:
+            entries = first.data(plan.sources)["models"]
+            lines += [f"  {e['weight']:.6f}  {e['model']} (L2 norm {e['l2_norm']:.6g})" for e in entries]
+        else:
+            lines.append(f"  {', '.join(plan.sources[m].label for m in models)}")
+    return lines
+
+
+def _layers(plan: Plan) -> list[str]:
+    """Where the layers of slices come from: a line for neighbours that come from neighbours."""
+    recipe = plan.recipe
+    if not recipe.slices and not any(module.slices for module in recipe.modules):
+        return []
+    origins: dict[str, dict[int, dict[tuple[int, int], None]]] = {}
+    for job in plan.jobs:
+        place = layer_position(job.name)
+        for given in job.merged:
+            own = layer_position(given.name)
+            if place is not None and own is not None:
+                origins.setdefault(place.stack, {}).setdefault(place.layer, {})[given.model, own.layer] = None
+    lines = []
+    for stack, layers in origins.items():
+        runs: list[list[int]] = []
+        for layer in sorted(layers):
+            before = layers.get(layer - 1, {}) if runs else {}
+            if before and list(layers[layer]) == [(model, number + 1) for model, number in before]:
+                runs[-1][1] = layer
+            else:
+                runs.append([layer, layer])
+        for first, last in runs:
+            parts = [f"{_range(n, n + last - first)} of {plan.sources[m].label}" for m, n in layers[first]]
+            lines.append(f"{stack}{_range(first, last)} from {' and '.join(parts)}")
+    return lines
+
+
+def _range(first: int, last: int) -> str:
+    return f"{first}-{last}" if last > first else f"{first}"

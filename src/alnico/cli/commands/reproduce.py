@@ -1,0 +1,28 @@
+"""``alnico reproduce``: whether merging again gives the same bytes."""
+
+from __future__ import annotations
+
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.verify import count_of
+from alnico.cli.options import JSON, QUIET, Flag
+from alnico.cli.printing import EXIT_CODE, Page, page
+from alnico.numerics.sizes import format_size
+from alnico.verification.reproduce import Reproduction
+
+
+@command("alnico.reproduce", new=Flag(metavar="NEWOUT"), json=JSON, quiet=QUIET)
+def run(call: CommandCall) -> None:
+    result = call.run()
+    call.show(result.data, lambda: reproduction_text(result), besides=EXIT_CODE)
+
+
+def reproduction_text(result: Reproduction) -> Page:
+    """What is the same, made by which versions, and where it is."""
+    first, second = result.versions
+    versions = f"alnico {first}" if first == second else f"alnico {first}, and again by {second}"
+    kept = f"; the second is {result.again}" if result.again is not None else ""
+    line = (
+        f"{result.path}: merged again in {result.seconds:.2f} s, the same bytes: {count_of(result.tensors, 'tensor')} in "
+        f"{count_of(result.files, 'file')} ({format_size(result.byte_size)}), by {versions}{kept}"
+    )
+    return page([line])

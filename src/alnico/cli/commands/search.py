@@ -1,0 +1,65 @@
+"""``alnico search``: the best values for what a recipe leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.evaluate import scorecard_text
+from alnico.cli.options import JSON, QUIET, Flag
+from alnico.cli.printing import Page, page, say
+from alnico.tune.search.result import SearchResult
+from alnico.tune.search.samplers.request import Trial
+
+
+@command(
+    "alnico.search",
+    resumes="search",
+    out=Flag(also=("-o",)),
+    trials=Flag(least=1),
+    workers=Flag(also=("-w",), least=1),
+    engine=Flag("Use workers on a Ray cluster.", spelled=("--ray",), switch=("local", "ray")),
+    json=JSON,
+    quiet=QUIET,
+)
+def run(call: CommandCall) -> None:
+    folder = call["out"] or f"{Path(call['recipe']).stem}-search"
+    is_silent = call.is_quiet or call.is_json
+    result = call.run(out=folder, watch=None if is_silent else lambda trial: say(trial_text(trial)))
+    call.show(result.data, lambda: search_text(result, Path(folder)), besides=folder, even_quiet=True)
+
+
+def trial_text(trial: Trial) -> str:
+    """One trial on one line."""
+    seconds = "" if trial.seconds is None else f"  {trial.seconds:.1f} s"
+    if trial.state == "complete":
+        return f"trial {trial.number:4}  {'  '.join(f'{v:.6g}' for v in trial.values)}{seconds}"
+    if trial.state == "pruned":
+        return f"trial {trial.number:4}  given up at {trial.rungs[-1]:.6g}{seconds}"
+    return f"trial {trial.number:4}  failed: {trial.reason}"
+
+
+def search_text(result: SearchResult, out: Path | None) -> Page:
+    """The best recipe or recipes with their values, what mattered, and where it is written."""
+    counts = ", ".join(f"{count} {state}" for state, count in result.counts.items())
+    lines = [f"{len(result.trials)} trials: {counts}", ""]
+    names = [o.name for o in result.objectives]
+    width = max(10, *(len(n) for n in names)) + 2
+    lines.append("".join(f"{name:>{width}}" for name in ("trial", *names)))
+    lines += [
+        "".join(f"{v:>{width}}" for v in (t.number, *(f"{v:.6g}" for v in t.values))) for t in result.best
+    ]
+    if result.importances:
+        lines += ["", "share of the variation explained"]
+        lines += [
+            f"  {share:6.1%}  {name}"
+            for name, share in sorted(result.importances.items(), key=lambda i: -i[1])[:8]
+        ]
+    if len(result.recipes) == 1:
+        lines += ["", *result.recipe.text.rstrip().split("\n")]
+    if result.report is not None:
+        lines += ["", "on the examples of the report:", *scorecard_text(result.report, 0).split("\n"), ""]
+    lines += [f"note: {note}" for note in result.notes]
+    if out is not None:
+        lines += ["", f"written: {out}"]
+    return page(lines)

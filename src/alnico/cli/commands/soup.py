@@ -1,0 +1,71 @@
+"""``alnico soup``: which models to average."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alnico.checkpoint.output_path import check_new_file, write_new_file
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.evaluate import scorecard_text
+from alnico.cli.options import JSON, NEW_FILE, QUIET, Flag
+from alnico.cli.printing import Page, page, recipe_page, say, say_page
+from alnico.tune.soup import Soup, SoupStep
+
+
+@command(
+    "alnico.soup",
+    tasks=Flag(metavar="FILE", is_option=True),
+    report=Flag(metavar="FILE"),
+    out=NEW_FILE,
+    json=JSON,
+    quiet=QUIET,
+)
+def run(call: CommandCall) -> None:
+    out = call["out"]
+    if out is not None:
+        check_new_file(Path(out))
+    soup = call.run(watch=None if call.is_json else lambda step: say(step_text(step), call.is_quiet))
+    recipe = soup.recipe(Path(out).parent if out else ".")
+    if out is not None:
+        write_new_file(Path(out), recipe)
+    if not call.is_json:
+        say_page(soup_text(soup), call.is_quiet)
+        if soup.report is not None:
+            report = page(["", f"{call['report']}:", *scorecard_text(soup.report, 0).split("\n")])
+            say_page(report, call.is_quiet)
+    call.show(
+        lambda: {**soup.data(), "recipe": recipe},
+        lambda: page([out]) if out is not None else recipe_page(recipe),
+        besides=out,
+        even_quiet=True,
+    )
+
+
+def step_text(step: SoupStep) -> str:
+    """A line for an average that was tried."""
+    size = sum(step.counts.values())
+    gain = "" if step.best is None else f"  {step.score - step.best:+.6f}"
+    return f"{'+' if step.is_kept else ' '} {step.tried}: {step.score:.6f}{gain}{f'  of {size}' if size > 1 else ''}"
+
+
+def soup_text(soup: Soup) -> Page:
+    """The models of a soup, and its score beside those of the models alone and of the uniform soup."""
+    size = sum(soup.counts.values())
+    rows = [
+        (f"soup of {len(soup.counts)}", soup.score, ""),
+        (f"uniform soup of {len(soup.alone)}", soup.uniform, ""),
+    ]
+    rows += [
+        (reference, value, f"{soup.counts[reference]} of {size}" if reference in soup.counts else "")
+        for reference, value in soup.alone.items()
+    ]
+    width = max(len(name) for name, _, _ in rows)
+    lines = [f"{'':{width}}  {soup.objective:>10}  in the soup"]
+    lines += [f"{name:{width}}  {value:10.6f}  {share}".rstrip() for name, value, share in rows]
+    return page(
+        [
+            *lines,
+            "",
+            "These are scores on the tasks that chose the soup, so its own is too good. --report scores it on others.",
+        ]
+    )

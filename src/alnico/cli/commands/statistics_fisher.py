@@ -1,0 +1,20 @@
+"""``alnico statistics fisher``: what Fisher merging measures of a model."""
+
+from __future__ import annotations
+
+from alnico.cli.command import CommandCall, command
+from alnico.cli.commands.statistics_gram import show_statistics, watch
+from alnico.cli.options import JSON, QUIET, Flag
+
+
+@command(
+    "alnico.fisher_statistics",
+    out=Flag(also=("-o",), is_option=True),
+    examples=Flag(least=1),
+    expectation=Flag(spelled=("--exact/--sampled",), switch=("sampled", "exact")),
+    json=JSON,
+    quiet=QUIET,
+)
+def run(call: CommandCall) -> None:
+    written = call.run(watch=None if call.is_quiet or call.is_json else watch)
+    show_statistics(call, "fisher", "fisher", [call["model"]], [written], {})

@@ -1,0 +1,28 @@
+"""The summary of each command, for `alnico --help`, which imports no command: made by docs/make_cli.py."""
+
+SUMMARIES = {
+    "merge": "Merge the models of a recipe into OUT. The same command resumes an interrupted merge.",
+    "plan": "Print what a merge would do, from headers alone: what is merged, copied, dropped and why, bytes, memory, disk.",
+    "inspect": "Summarize a model or a LoRA adapter from its headers.",
+    "compare": "Measure what a merged model kept of its parents.",
+    "diff": "Compare two models: tensors by content hash and by value, configs by key, side files by content.",
+    "analyze": "Measure how far models are from their base, where, and how their task vectors relate to each other. The same command resumes an interrupted analysis.",
+    "evaluate": "Score models on tasks, with intervals; compare merges with their parents and the base.",
+    "suggest": "Suggest a recipe for models of one base, with reasons: the rules of docs/choosing.md.",
+    "norm-weights": "Compute weights of models from the L2 norms of their task vectors.",
+    "soup": "Find which models to average by scoring the averages, which are merged in memory.",
+    "adamerge": "Learn the coefficients of task vectors from inputs without labels (AdaMerging), and print the recipe.",
+    "statistics fisher": "Measure the Fisher information of a model on tasks, as files for merge_method: fisher.",
+    "statistics gram": "Measure Gram matrices of models' linear layers on tasks, as files for merge_method: regmean.",
+    "search": "Search the values that a recipe leaves open for the best scores on tasks. The same command resumes an interrupted search.",
+    "verify": "Check every tensor and file of a finished merge against the hashes in its lock; print what passed.",
+    "reproduce": "Repeat a finished merge from the recipe in its lock, and compare every byte.",
+    "sign": "Sign a finished merge as OpenSSF model-signing does; print the path of model.sig.",
+    "push": "Upload a finished merge to the hub as one commit, and print its address.",
+    "methods": "Print the merge methods by name, with their options and documentation.",
+    "schema": "Print the JSON Schema of recipes, for editors: keys, methods, options with their ranges and defaults.",
+    "demo": "Merge two real models (all-MiniLM-L6-v2 and a fine-tune of it) by several methods, and show the results.",
+    "lora fold": "Fold LoRA adapters into their base and write the model: W + sum of weight * (the adapted W - W). The same command resumes an interrupted fold.",
+    "lora combine": "Combine LoRA adapters of one base into one adapter that PEFT loads, from their files alone.",
+    "lora extract": "Write what a fine-tune changed of its base as a LoRA adapter: B A near tuned - base. The same command resumes an interrupted extraction.",
+}
