@@ -360,12 +360,12 @@ def test_layers_that_a_model_does_not_have_are_told() -> None:
 def test_a_tensor_that_was_not_written_is_found_before_the_output_has_its_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from alnico.engine import run
+    from alnico.output import publish
 
     for i, name in enumerate("ab"):
         model(name, i, layers=1)
-    whole = run.open_shard
-    monkeypatch.setattr(run, "open_shard", lambda *_: whole(Path("a/model.safetensors")))
+    whole = publish.open_shard
+    monkeypatch.setattr(publish, "open_shard", lambda *_: whole(Path("a/model.safetensors")))
     with pytest.raises(VerificationError, match="is not what the plan says"):
         alnico.merge({**LINEAR, "dtype": "bfloat16"}, "out")
     assert not Path("out").exists()

@@ -32,7 +32,7 @@ from alnico.checkpoint.signatures import sign as sign_folder
 from alnico.checkpoint.source import Model, Source
 from alnico.checkpoint.statistics import StatisticsSource
 from alnico.engine.fetch import fetch_inputs
-from alnico.engine.norm_weights import NormWeights, weights_of
+from alnico.engine.norm_weights import NormWeights, compute_norm_weights
 from alnico.engine.run import MergeResult, run_plan
 from alnico.engine.stages import Planner, close, plan_stages, run_stages
 from alnico.errors import AlnicoError, EvaluationError, OutputError
@@ -56,7 +56,7 @@ from alnico.values.merge import merge_modules, merge_values
 from alnico.verification.replan import ReplanOptions
 from alnico.verification.reproduce import Reproduction
 from alnico.verification.reproduce import reproduce as reproduce_output
-from alnico.verification.verify import Verification, refuse_unchecked, signed_by
+from alnico.verification.verify import Verification, add_signature, refuse_unchecked
 from alnico.verification.verify import verify as verify_output
 
 if TYPE_CHECKING:
@@ -1047,7 +1047,7 @@ def norm_weights(
     }
     made = plan(given, memory=memory, threads=threads, offline=offline)
     try:
-        return weights_of(made)
+        return compute_norm_weights(made)
     finally:
         close([made])
 
@@ -1199,7 +1199,7 @@ def verify(
         watch=watch,
     )
     if key is not None:
-        found = signed_by(found, lambda: check_signature(folder, [Path(key)]))
+        found = add_signature(found, lambda: check_signature(folder, [Path(key)]))
     refuse_unchecked(found)
     return found
 

@@ -16,7 +16,7 @@ import pytest
 import alnico
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.files import OpenFiles
-from alnico.engine import run
+from alnico.engine import merge_run
 from alnico.errors import ModelError, OutputError
 from alnico.events import Event, Started, TensorDone
 from alnico.lora import extract
@@ -136,9 +136,9 @@ def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
 ) -> None:
     whole = alnico.merge(recipe, tmp_path / "whole")
     begun, interrupt, may_end, ended = (threading.Event() for _ in range(4))
-    real = run.MergeRun._mix_chunk
+    real = merge_run.MergeRun._mix_chunk
 
-    def mix(self: run.MergeRun, state: Any, *rest: Any) -> None:
+    def mix(self: merge_run.MergeRun, state: Any, *rest: Any) -> None:
         if state.job.name == "model.embed_tokens.weight":
             begun.set()
             may_end.wait(60)
@@ -155,7 +155,7 @@ def test_an_interrupted_merge_leaves_what_takes_long_and_keeps_what_is_done(
 
     interrupting(interrupt)
     with monkeypatch.context() as patch:
-        patch.setattr(run.MergeRun, "_mix_chunk", mix)
+        patch.setattr(merge_run.MergeRun, "_mix_chunk", mix)
         with pytest.raises(KeyboardInterrupt):
             alnico.merge(recipe, tmp_path / "out", threads=2, watch=watch)
         assert begun.is_set()

@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 from alnico.methods import registry
-from alnico.output.card import recipe_text
+from alnico.output.recipe_file import format_recipe
 from alnico.recipe.keys import TOP
 from alnico.recipe.load import decode_recipes
 from fuzz.harness import Target
@@ -19,7 +19,7 @@ from recipe.good_recipes import GOOD
 def read(data: bytes, _: Path) -> None:
     for recipe in decode_recipes(data, "r"):
         recipe.canonical()
-        recipe_text(dataclasses.replace(recipe, seed=7))
+        format_recipe(dataclasses.replace(recipe, seed=7))
 
 
 def seeds() -> list[bytes]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import alnico
-from alnico.engine import run as engine_run
+from alnico.engine import merge_run
 from alnico.engine.run import run_plan
 from alnico.events import Event, Started, TensorDone, Watcher
 from alnico.kernels import build, measure_kernels, mix_kernel
@@ -80,7 +80,7 @@ def test_threads_blocks_and_budget_change_no_bit(
     name: str, setting: dict, inputs: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run_with(tmp_path, inputs, name, setting, threads=1, block_elements=64 * LEAF)
-    monkeypatch.setattr(engine_run, "SHARED_CHUNKS", 1)  # threads share every tensor
+    monkeypatch.setattr(merge_run, "SHARED_CHUNKS", 1)  # threads share every tensor
     parts = run_with(tmp_path, inputs, name, setting, threads=4, block_elements=LEAF)
     assert whole == parts
 

@@ -19,7 +19,7 @@ from alnico.analysis.scores import Accuracy, ScoreTable, accuracies
 from alnico.checkpoint.source import Source
 from alnico.errors import HubError, ModelError, OutputError, RecipeError
 from alnico.folders import open_new, write_new
-from alnico.output.card import RECIPE
+from alnico.output.recipe_file import RECIPE
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import resolve_reference
 

@@ -36,7 +36,7 @@ from alnico.checkpoint.network import (
     patiently,
     seconds,
 )
-from alnico.checkpoint.reference import PICKLES
+from alnico.checkpoint.reference import COMMIT, PICKLES
 from alnico.checkpoint.sidecars import is_carried, module_folders, modules_among, unread_weights
 from alnico.checkpoint.source import Shard
 from alnico.checkpoint.weight_files import INDICES, holds_weights, is_inside, shard_names
@@ -45,7 +45,6 @@ from alnico.numerics.sizes import format_size
 
 T = TypeVar("T")
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 REVISION = re.compile(r"(?![-/])[^\s~^:?*\[\\\x00-\x1f\x7f]+(?<!/)")
 """What git takes as the name of a branch or a tag; ``..`` is refused too."""
 

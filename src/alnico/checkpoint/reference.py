@@ -10,6 +10,10 @@ from pathlib import Path
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 
 
+COMMIT = re.compile(r"[0-9a-f]{40}")
+"""A commit, in full."""
+
+
 def is_path(reference: str) -> bool:
     try:
         return Path(os.path.expanduser(reference)).exists()

@@ -29,7 +29,7 @@ from alnico.checkpoint.source import Origin, Source, Tensor
 from alnico.checkpoint.writer import UNFINISHED, OutputFiles
 from alnico.errors import ModelError, NonFiniteError, OutputError, RunError
 from alnico.folders import write_new
-from alnico.numerics.digest import PIECE, piece_digest, tensor_digest
+from alnico.numerics.digest import HASH, PIECE, piece_digest, tensor_digest
 
 SUMMARY = "statistics.json"
 TENSORS = "statistics.safetensors"
@@ -205,7 +205,7 @@ def write_statistics(
             "files": [{k: v for k, v in f.items() if k != "mtime_ns"} for f in model.identity()],
         },
         **told,
-        "hash": "xxh3-128",
+        "hash": HASH,
     }
     model.fetch(model.absent(entries, False))
     written = {name: {**entry, "digest": compute_digest(model, name)} for name, entry in entries.items()}

@@ -1,4 +1,4 @@
-"""Memory that each thread reads into, used again for every block."""
+"""Gives each thread one buffer to read into, reused for every block."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ ALIGNMENT = 64
 
 
 class Arena:
-    """A buffer for each thread that asks, of at least ``least_bytes``."""
+    """One buffer per thread, of at least ``least_bytes``."""
 
     def __init__(self, least_bytes: int) -> None:
         self.least_bytes = least_bytes
         self._own = threading.local()
 
     def views(self, sizes: Sequence[int]) -> list[np.ndarray]:
-        """Parts of this thread's buffer, each at a multiple of :data:`ALIGNMENT` bytes; what it held before is lost."""
+        """Return parts of this thread's buffer, each at a multiple of :data:`ALIGNMENT` bytes. Earlier content is lost."""
         starts, position = [], 0
         for size in sizes:
             starts.append(position)
             position += -(-size // ALIGNMENT) * ALIGNMENT
         arena: np.ndarray | None = getattr(self._own, "bytes", None)
         if arena is None or arena.nbytes < position:
-            # Touched once and used again for every tensor: first touch of fresh pages is slow on virtual machines.
+            # Reused for every tensor: the first touch of fresh pages is slow on virtual machines.
             arena = self._own.bytes = np.empty(max(position, self.least_bytes), np.uint8)
         return [arena[s : s + size] for s, size in zip(starts, sizes, strict=True)]
 

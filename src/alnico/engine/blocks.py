@@ -1,4 +1,4 @@
-"""Cutting a tensor: the only place that may. Chunks are whole pieces and whole leaves, so cuts change no bit or digest."""
+"""Cuts tensors into chunks of whole pieces and leaves, so that cuts change no bit and no digest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Block:
-    """What is in memory of some elements: raw bytes (uint8) of each input and of the base, and the ranks if they are used."""
+    """Some elements in memory: raw bytes (uint8) of each input and of the base, and the ranks if they are used."""
 
     raws: Sequence[np.ndarray]
     base: np.ndarray
@@ -25,15 +25,15 @@ class Block:
 
 
 def units(job: Job) -> int:
-    """What a job is cut in: its elements if they are computed, its bytes if they are copied."""
+    """The number of units that a job is cut into: its elements if they are computed, its bytes if they are copied."""
     return job.elements if job.is_computed else job.byte_size
 
 
 def chunks(job: Job) -> list[Span]:
-    """Cut a job into spans that different threads may work on.
+    """Cut a job into spans for different threads.
 
-    A span of a mix is a multiple of 4 MiB of bytes in the narrowest dtype of the job, so pieces (and leaves) stay whole
-    for every tensor of it. An empty tensor has one empty span; a whole matrix is one.
+    A span of a mix is a multiple of 4 MiB in the narrowest dtype of the job, so pieces and leaves stay whole for each of its tensors.
+    An empty tensor has one empty span; a matrix has one span.
     """
     if job.kind == "matrix":
         return [(0, job.elements)]

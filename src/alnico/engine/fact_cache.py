@@ -1,8 +1,8 @@
-"""Facts that outlive a run: of the same tensors of models that stay open, measured once for many recipes.
+"""Keeps measured facts of models that stay open, so that many recipes measure them once.
 
-A fact is known by what it says, by the tensors that it is about and by the precision of its kernel; where noise is behind it, also
-by what the noise comes from. What each model has for itself (a threshold at some density, a sum) is kept a model at a time, so that a
-new density of one model leaves the others' thresholds known.
+The key of a fact is its definition, its tensors and the precision of its kernel; for facts that depend on noise, also the source of the
+noise. Facts of single models (a threshold at some density, a sum) have one entry per model, so that a new density of one model keeps the
+thresholds of the others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from alnico.checkpoint.resident_model import SharedBudget, resident_bytes
 from alnico.checkpoint.source import Source
 from alnico.engine.kernel_arguments import KernelContext
 from alnico.engine.measure import OverModel
-from alnico.engine.sorted_values import MOST_ELEMENTS, SortedValues, order
+from alnico.engine.sorted_values import MOST_ELEMENTS, SortedValues, sort_values
 from alnico.kernels.facts import (
     Argument,
     Bernoulli,
@@ -36,19 +36,19 @@ from alnico.kernels.facts import (
 from alnico.plan.job import Input, Job
 
 MOST_FACTS = 200_000
-"""Facts that are kept; the one that was not asked for the longest goes first. A number with its key takes half a kilobyte."""
+"""Most facts that are kept; the least recently used one goes first. A number with its key takes half a kilobyte."""
 
 MOST_BYTES = 16 << 20
-"""A fact of many rows or columns that is larger is measured anew."""
+"""A larger fact (of many rows or columns) is not kept."""
 
 
 class FactStore:
-    """What was measured, by key. Safe for threads."""
+    """Measured facts, by key. Safe for threads."""
 
     def __init__(self, room: SharedBudget, most: int = MOST_FACTS) -> None:
         self._room = room
         self._most = most
-        self._ordered: dict[Hashable, SortedValues | Literal["asked"] | None] = {}
+        self._sorted: dict[Hashable, SortedValues | Literal["requested once"] | None] = {}
         self._facts: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -66,41 +66,40 @@ class FactStore:
             if len(self._facts) > self._most:
                 self._facts.popitem(last=False)
 
-    def ordered(self, key: Hashable, make: Callable[[], SortedValues | None]) -> SortedValues | None:
-        """The values of a tensor in order, made when they are asked for again, and kept if there is room."""
+    def sorted_values(self, key: Hashable, make: Callable[[], SortedValues | None]) -> SortedValues | None:
+        """Return the sorted values of a tensor. They are sorted at the second request, and kept if there is room."""
         with self._lock:
-            if key not in self._ordered:
-                self._ordered[key] = (
-                    "asked"  # who asks once may never ask again, and sorting takes longer than searching
-                )
+            if key not in self._sorted:
+                # There may never be a second request, and sorting takes longer than one search.
+                self._sorted[key] = "requested once"
                 return None
-            known = self._ordered[key]
-        if known != "asked":
-            return known
-        found = make()
-        is_kept = found is not None and self._room.take(found.byte_size)
+            values = self._sorted[key]
+        if values != "requested once":
+            return values
+        values = make()
+        fits = values is not None and self._room.take(values.byte_size)
         with self._lock:
-            self._ordered[key] = found if is_kept else None
-        return found
+            self._sorted[key] = values if fits else None
+        return values
 
 
 @dataclass(frozen=True)
 class CachedFacts:
-    """What is known of some facts: all of it, or for some models, by their position."""
+    """Known facts: ``whole`` for all models; ``given`` for some models, by their position."""
 
     whole: Mapping[MeasuredFact, Any] = field(default_factory=dict)
     given: Mapping[KthLargest, Mapping[int, float]] = field(default_factory=dict)
 
 
 class FactCache:
-    """The facts in a store that are about the sources of one plan."""
+    """The facts in a store of the sources of one plan."""
 
     def __init__(self, sources: Sequence[Source], store: FactStore) -> None:
         self._sources = sources
         self._store = store
 
     def of_tensor(self, level: Sequence[MeasuredFact], known: KernelContext) -> CachedFacts:
-        """What is known of the facts of one level."""
+        """Look up the facts of one level."""
         whole: dict[MeasuredFact, Any] = {}
         given: dict[KthLargest, Mapping[int, float]] = {}
         for fact in level:
@@ -109,15 +108,15 @@ class FactCache:
                     whole[fact] = value
                 continue
             models = range(len(known.job.inputs))
-            found = {i: v for i in models if (v := self._of_one(fact, i, known)) is not None}
-            if len(found) == len(models):
-                whole[fact] = tuple(found.values())
-            elif isinstance(fact, KthLargest) and found:
-                given[fact] = found
+            values = {i: v for i in models if (v := self._of_one(fact, i, known)) is not None}
+            if len(values) == len(models):
+                whole[fact] = tuple(values.values())
+            elif isinstance(fact, KthLargest) and values:
+                given[fact] = values
         return CachedFacts(whole, given)
 
     def _of_one(self, fact: MeasuredFact, model: int, known: KernelContext) -> Any:
-        """What is known of a fact of one model, from an earlier answer or from its values in order."""
+        """Look up a fact of one model, or derive it from sorted values."""
         value = self._store.get(self._key_of_one(fact, model, known))
         job = known.job
         if (
@@ -127,42 +126,50 @@ class FactCache:
             or not 0 < job.elements <= MOST_ELEMENTS
         ):
             return value
-        values = self._store.ordered(
-            ("ordered", fact.of, self._about(job.inputs[model : model + 1]), self._base(job), known.real),
-            lambda: self._order(fact, model, known),
+        values = self._store.sorted_values(
+            (
+                "sorted values",
+                fact.of,
+                self._about(job.inputs[model : model + 1]),
+                self._base(job),
+                known.real,
+            ),
+            lambda: self._sort(fact, model, known),
         )
         return values.largest(fact.place(model, job.elements)) if values is not None else None
 
-    def _order(self, fact: KthLargest, model: int, known: KernelContext) -> SortedValues | None:
-        """Put the values of a tensor in order, if all that is read for it lies in memory."""
+    def _sort(self, fact: KthLargest, model: int, known: KernelContext) -> SortedValues | None:
+        """Sort the values of a tensor, if all its inputs are in memory."""
         held = [resident_bytes(self._sources[tensor.model], tensor.name) for tensor in known.job.read]
         raws = [raw for raw in held if raw is not None]
         if len(raws) < len(held):
             return None
         inputs = len(known.job.inputs)
-        return order(fact, model, known, raws[:inputs], raws[-1] if known.job.base is not None else None)
+        return sort_values(
+            fact, model, known, raws[:inputs], raws[-1] if known.job.base is not None else None
+        )
 
-    def keep(self, found: Mapping[MeasuredFact, Any], known: KernelContext) -> None:
-        """Keep what was measured of one tensor."""
-        for fact, value in found.items():
+    def keep(self, facts: Mapping[MeasuredFact, Any], known: KernelContext) -> None:
+        """Keep the measured facts of one tensor."""
+        for fact, value in facts.items():
             if _is_of_each(fact):
-                for i, one in enumerate(value):
-                    self._store.put(self._key_of_one(fact, i, known), one)
+                for i, of_model in enumerate(value):
+                    self._store.put(self._key_of_one(fact, i, known), of_model)
             else:
                 self._store.put(self._key(fact, known), value)
 
     def of_model(self, fact: OverModel, jobs: Sequence[Job]) -> dict[int, float]:
-        """What is known of a fact over all ``jobs``: the answers for some models, by their position."""
+        """Look up a fact over all ``jobs``: the values of the models that have one, by their position."""
         keys = self._keys_over(fact, jobs)
         return {i: value for i, key in enumerate(keys) if (value := self._store.get(key)) is not None}
 
-    def keep_of_model(self, fact: OverModel, jobs: Sequence[Job], found: Sequence[float]) -> None:
-        for key, value in zip(self._keys_over(fact, jobs), found, strict=True):
+    def keep_of_model(self, fact: OverModel, jobs: Sequence[Job], values: Sequence[float]) -> None:
+        for key, value in zip(self._keys_over(fact, jobs), values, strict=True):
             self._store.put(key, value)
 
-    def norms(self, key: Sequence[Job]) -> Any:
-        """The norms of task vectors over ``jobs``, if they are known."""
-        return self._store.get(self._norms_key(key))
+    def norms(self, jobs: Sequence[Job]) -> Any:
+        """Look up the norms of task vectors over ``jobs``."""
+        return self._store.get(self._norms_key(jobs))
 
     def keep_norms(self, jobs: Sequence[Job], norms: tuple[float, ...]) -> None:
         self._store.put(self._norms_key(jobs), norms)
@@ -197,12 +204,12 @@ class FactCache:
         return self._about([job.base]) if job.base is not None else ()
 
     def _about(self, inputs: Iterable[Input]) -> Hashable:
-        # The source itself is part of the key: it stays, so that its identity cannot become another's.
+        # The key holds the source itself, so that no other object gets its identity.
         return tuple((self._sources[tensor.model], tensor.name) for tensor in inputs)
 
 
 def _is_of_each(fact: MeasuredFact) -> bool:
-    """Is a fact a number a model, of that model's tensor (and the base's) alone?"""
+    """Is a fact one number per model that depends on no other model but the base?"""
     if isinstance(fact, KthLargest):
         return not (fact.arguments or fact.across or fact.among)
     return (
@@ -213,7 +220,7 @@ def _is_of_each(fact: MeasuredFact) -> bool:
 
 
 def _of_one(fact: MeasuredFact, model: int) -> MeasuredFact:
-    """What a fact asks of one model."""
+    """Reduce a fact to one model."""
     if isinstance(fact, KthLargest):
         return dataclasses.replace(
             fact, share=fact.share[model : model + 1], skip=fact.skip[model : model + 1]

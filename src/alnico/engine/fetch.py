@@ -1,4 +1,4 @@
-"""Brings what a plan reads from the hub onto this machine: after the plan is made, before the first tensor is read."""
+"""Downloads what a plan reads from the hub, before the first tensor is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alnico.plan.job import Plan
 
 
 def absent_files(plan: Plan, *, side_files: bool) -> list[Mapping[str, int]]:
-    """For each source, the files (and their bytes) that the plan reads and that must be fetched first."""
+    """List, for each source, the files that must be downloaded for the plan, with their sizes."""
     read: list[dict[str, None]] = [{} for _ in plan.sources]
     for job in (*plan.jobs, *plan.to_measure):
         for tensor in job.read:

@@ -1,4 +1,4 @@
-"""Carries out a plan without files: the same threads, kernels and bits, into arrays."""
+"""Carries out a plan into arrays instead of files, with the same threads, kernels and bits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 from alnico.checkpoint.source import Source
 from alnico.engine.fetch import fetch_weights
+from alnico.engine.merge_run import MergeRun
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_PYTHON, Caller, check_relatedness
-from alnico.engine.run import MergeRun
 from alnico.numerics.dtypes import DTYPES, decode_into
 from alnico.output.journal import JournalState, Record
 from alnico.plan.job import Plan
@@ -20,19 +20,19 @@ from alnico.plan.job import Plan
 
 @dataclass(frozen=True)
 class Follower:
-    """A flat float32 array that holds the values of an output tensor of ``dtype``, block by block as they are made."""
+    """A flat float32 array that gets the values of an output tensor of ``dtype``, block by block as they are computed."""
 
     values: np.ndarray
     dtype: str
 
     def take(self, offset: int, raw: np.ndarray) -> None:
-        """Take over ``raw`` bytes that begin at byte ``offset``."""
+        """Decode ``raw`` bytes of the tensor from byte ``offset`` on."""
         start, width = offset // DTYPES[self.dtype].bytes, raw.nbytes // DTYPES[self.dtype].bytes
         decode_into(raw, self.dtype, self.values[start : start + width])
 
 
 class Arrays:
-    """The output tensors as bytes, by name, and what follows them."""
+    """Output tensors as bytes, by name, and the arrays that follow them."""
 
     def __init__(
         self,
@@ -59,9 +59,9 @@ class Arrays:
         buffer[:] = memoryview(self.tensors[tensor])[offset : offset + len(buffer)]
 
 
-class Unwritten:
-    """Keeps no journal: an interrupted merge in memory leaves nothing to take up. Tensors are hashed only to check the hashes that
-    statistics have of the models they were measured of."""
+class NullRecorder:
+    """Records nothing, as a merge in memory cannot be resumed. Tensors are hashed only to compare them with the hashes of the models that
+    statistics were measured on."""
 
     failure: BaseException | None = None
 
@@ -69,23 +69,22 @@ class Unwritten:
         self.wants_digests = any(tensor.digest for job in plan.jobs for tensor in job.read)
 
     def finished(self, record: Record) -> None:
-        """Nothing is kept."""
+        """Records nothing."""
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
-        """Nothing is kept."""
+        """Records nothing."""
 
 
 def run_in_memory(plan: Plan, caller: Caller = IN_PYTHON) -> dict[str, np.ndarray]:
     """Return the bytes of every output tensor, by name, in the order of the plan.
 
-    Models that were not tuned from one base are refused as on disk, in the words of the ``caller``.
-
-    The memory budget of the plan holds for what the run works with; inputs and result are the caller's.
+    Models that were not tuned from one base are refused as on disk, in the words of the ``caller``. The memory budget of the plan does
+    not include inputs and result, which are the caller's.
     Errors: as for :func:`alnico.engine.run.run_plan`.
     """
     fetch_weights(plan)
     if plan.recipe.unrelated == "error":
         check_relatedness(plan, caller)
     tensors = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
-    MergeRun(measure_norm_weights(plan, {}), Arrays(tensors), Unwritten(plan), JournalState(), None).all()
+    MergeRun(measure_norm_weights(plan, {}), Arrays(tensors), NullRecorder(plan), JournalState(), None).all()
     return tensors

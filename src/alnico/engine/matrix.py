@@ -1,4 +1,4 @@
-"""Makes one output tensor of whole matrices: read as float64, made by the method in one thread, rounded once."""
+"""Makes one output tensor from whole matrices: read as float64, computed in one thread, rounded once."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def rounding_kernel() -> MixKernel:
     return MixKernel(ROUNDING.mix, 1, False, ("numbers",), "float64")
 
 
-class WholeMatrices:
-    """The matrices of one job, for its method to ask for; every tensor is hashed when it is first read, if there are ``digests``, one for each."""
+class JobMatrices:
+    """The matrices of one job, read when its method requests them. With ``digests``, one per tensor, each tensor is hashed at its first read."""
 
     def __init__(
         self,
@@ -49,17 +49,17 @@ class WholeMatrices:
         self._check = check
 
     def value(self, model: int) -> np.ndarray:
-        found = self._read(self.job.inputs[model])
+        matrix = self._read(self.job.inputs[model])
         if self.job.base is not None:
-            found -= self._read(self.job.base)
-        return found
+            matrix -= self._read(self.job.base)
+        return matrix
 
     def side(self, kind: str, model: int) -> np.ndarray:
         assert self.job.matrix is not None
         return self._read(self.job.sides[self.job.matrix.sides.index(kind) * self.models + model])
 
     def make(self, write: Callable[[int, memoryview], None]) -> None:
-        """Make the matrix and give its bytes, in order, each with its place. Errors: NonFiniteError; those of the method."""
+        """Compute the matrix and pass its bytes to ``write``, in order, with their offsets. Errors: NonFiniteError; those of the method."""
         job = self.job
         assert job.matrix is not None
         if job.matrix.fixes_equal_inputs and self._are_equal():
@@ -88,7 +88,7 @@ class WholeMatrices:
             write(start * width, memoryview(out))
 
     def _are_equal(self) -> bool:
-        """Have all models the same bytes? Most that have not differ in the first block."""
+        """Do all models have the same bytes? If not, most differ in the first block."""
         inputs = self.job.inputs
         if len({i.dtype for i in inputs}) > 1:
             return False
@@ -110,7 +110,7 @@ class WholeMatrices:
         shape = source.tensors[tensor.name].shape
         width = tensor.width
         elements = tensor.byte_size // width
-        found = np.empty(0 if only_hash else elements)
+        values = np.empty(0 if only_hash else elements)
         digests = self._digests.pop(tensor, [])
         hasher = PieceHasher(digests[0], 0) if digests else None
         for start, stop in blocks((0, elements), self._block):
@@ -121,12 +121,12 @@ class WholeMatrices:
                 hasher.update(memoryview(raw))
             if only_hash:
                 continue
-            values = decode(raw, tensor.dtype)
-            if not np.isfinite(values).all():
+            decoded = decode(raw, tensor.dtype)
+            if not np.isfinite(decoded).all():
                 refuse_tensor(tensor, source.label, shape, start, raw)
-            found[start:stop] = values
+            values[start:stop] = decoded
         if hasher is not None:
             hasher.finish()
         for same in digests[1:]:
             same.pieces = digests[0].pieces
-        return found if only_hash else found.reshape(shape)
+        return values if only_hash else values.reshape(shape)

@@ -1,8 +1,8 @@
-"""Merges in memory again and again over the same open models: what does not change between two recipes is kept.
+"""Merges many recipes in memory over the same open models, and reuses what does not change between them.
 
-The models stay in memory (:mod:`alnico.checkpoint.resident_model`), facts are measured once (:mod:`alnico.engine.fact_cache`), the result is
-computed in the arrays of the one before where it has the same layout, and nothing is hashed. Kernels and order of arithmetic are
-those of :func:`alnico.engine.run.run_plan`, so are the bits.
+Models stay in memory (:mod:`alnico.checkpoint.resident_model`), facts are measured once (:mod:`alnico.engine.fact_cache`), a result reuses
+the arrays of the previous one if it has the same layout, and nothing is hashed. Kernels and order of arithmetic are those of
+:func:`alnico.engine.run.run_plan`, and so are the bits.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from alnico.checkpoint.source import Source
 from alnico.engine.blocks import blocks
 from alnico.engine.fact_cache import FactCache, FactStore
 from alnico.engine.fetch import fetch_weights
-from alnico.engine.in_memory import Arrays, Follower, Unwritten
+from alnico.engine.in_memory import Arrays, Follower, NullRecorder
+from alnico.engine.merge_run import MergeRun
 from alnico.engine.mix import refuse_tensor
 from alnico.engine.norm_weights import measure_norm_weights
 from alnico.engine.relatedness import IN_A_RECIPE, Caller, check_relatedness
-from alnico.engine.run import MergeRun
 from alnico.numerics.dtypes import MERGEABLE
 from alnico.output.journal import JournalState
 from alnico.plan.build import build_plan
@@ -34,11 +34,11 @@ TensorLayout = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
 class Resident:
-    """Models that are merged many times. Close it, or use it in ``with``.
+    """Models that are merged many times. Close it, or use it in ``with``. It runs one merge at a time.
 
-    ``open_source`` opens the model of a reference when a recipe first names it. ``memory_bytes`` is the budget of what a merge works
-    with, and of what is computed from models once and kept; mapped files and the result are beside it. One merge at a time.
-    ``caller`` says in whose words unrelated models are refused.
+    ``open_source`` opens the model of a reference when a recipe first names it. ``memory_bytes`` is the budget for the work of a merge
+    and for everything that is computed from models and kept; mapped files and the result do not count. ``caller`` has the words in which
+    unrelated models are refused.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Resident:
         self._memory_bytes = memory_bytes
         self._room = SharedBudget(memory_bytes)
         self._models: dict[str, ResidentModel] = {}
-        self._judged: set[frozenset[Source]] = set()
+        self._checked: set[frozenset[Source]] = set()
         self._store = FactStore(self._room)
         self._copied: dict[str, tuple[object, ...]] = {}
         self.layout: TensorLayout = ()
@@ -78,37 +78,36 @@ class Resident:
     def merge(self, plan: Plan) -> Mapping[str, np.ndarray]:
         """Carry out a plan of :meth:`plan` and return its tensors' bytes by name.
 
-        They are the arrays of the merge before, with new values, where names, dtypes and shapes are the same; else new ones.
-        That models come from one base is looked at when they first meet. Errors: as for :func:`alnico.engine.run.run_plan`; the arrays
-        then hold what is no model.
+        If names, dtypes and shapes are those of the previous merge, they are its arrays with new values. Whether models come from one base
+        is checked when they are first merged. Errors: as for :func:`alnico.engine.run.run_plan`; the arrays then hold a partial result.
         """
         fetch_weights(plan)
-        self._look(plan)
+        self._check_relatedness(plan)
         layout = tuple((job.name, job.dtype, job.shape) for job in plan.jobs)
         if layout != self.layout:
             self._copied.clear()
             self._followers.clear()
             self.arrays = {job.name: np.empty(job.byte_size, np.uint8) for job in plan.jobs}
             self.layout = layout
-        recall = FactCache(plan.sources, self._store)
-        plan = self._weighed(plan, recall)
-        origins = {job.name: _origin(job, plan.sources) for job in plan.jobs if job.kind in ("copy", "equal")}
+        cache = FactCache(plan.sources, self._store)
+        settled = self._with_norms(plan, cache)
+        origins = {job.name: _origin(job, plan.sources) for job in settled.jobs if not job.is_computed}
         left = tuple(
             job
-            for job in plan.jobs
+            for job in settled.jobs
             if job.name not in origins or self._copied.get(job.name) != origins[job.name]
         )
         for job in left:
             self._copied.pop(job.name, None)
-        # A fact over the model is over all jobs, so those that are left out must have none: they are copies.
+        # A fact of the whole model needs all its jobs. Only copies are left out, and they have no facts.
         try:
             MergeRun(
-                dataclasses.replace(plan, jobs=left),
+                dataclasses.replace(settled, jobs=left),
                 Arrays(self.arrays, self._followers),
-                Unwritten(plan),
+                NullRecorder(plan),
                 JournalState(),
                 None,
-                recall,
+                cache,
             ).all()
         finally:
             for statistics in plan.statistics:
@@ -120,7 +119,7 @@ class Resident:
         return self.arrays
 
     def _refuse_copy(self, job: Job, plan: Plan) -> None:
-        """Refuse a NaN or an infinity that was copied, as it would be scored. Errors: NonFiniteError, naming tensor and index."""
+        """Refuse a copied NaN or infinity, as the result may be scored. Errors: NonFiniteError, naming tensor and index."""
         tensor = job.inputs[0]
         if tensor.dtype not in MERGEABLE or not job.elements:
             return
@@ -129,44 +128,44 @@ class Resident:
             refuse_tensor(tensor, plan.sources[tensor.model].label, job.shape, start, raw)
 
     def follow(self, tensor: str, arrays: Iterable[np.ndarray]) -> None:
-        """Let flat float32 arrays that hold the values of an output tensor hold those of the next merges, too, until the layout changes."""
+        """Update flat float32 arrays with the values of an output tensor at each merge, until the layout changes."""
         dtype = next(dtype for name, dtype, _ in self.layout if name == tensor)
         self._followers.setdefault(tensor, []).extend(Follower(values, dtype) for values in arrays)
 
     def unfollow(self) -> None:
-        """Let nothing follow any more."""
+        """Stop updating all arrays."""
         self._followers.clear()
 
-    def _look(self, plan: Plan) -> None:
-        """Look at models that are to be mixed and have not met before."""
+    def _check_relatedness(self, plan: Plan) -> None:
+        """Check models that are mixed and were not merged together before."""
         together = {
             frozenset(plan.sources[i.model] for i in job.merged) for job in plan.jobs if job.is_computed
         }
         if plan.recipe.unrelated == "allow" or all(
-            any(met <= one for one in self._judged) for met in together
+            any(models <= checked for checked in self._checked) for models in together
         ):
             return
         check_relatedness(plan, self._caller)
-        self._judged |= together
+        self._checked |= together
 
-    def _weighed(self, plan: Plan, recall: FactCache) -> Plan:
+    def _with_norms(self, plan: Plan, cache: FactCache) -> Plan:
         jobs = {
             i: [t.delta for t in w.tensors.values()] for i, w in enumerate(plan.weighings) if w.norms is None
         }
-        known = {i: norms for i, of in jobs.items() if (norms := recall.norms(of)) is not None}
+        known = {i: norms for i, of in jobs.items() if (norms := cache.norms(of)) is not None}
 
-        def keep(found: Mapping[int, tuple[float, ...]]) -> None:
-            for i, norms in found.items():
-                recall.keep_norms(jobs[i], norms)
+        def keep(measured: Mapping[int, tuple[float, ...]]) -> None:
+            for i, norms in measured.items():
+                cache.keep_norms(jobs[i], norms)
 
         return measure_norm_weights(plan, known, note=keep)
 
     def close(self) -> None:
-        """Close all models. The arrays stay what they are."""
+        """Close all models. The arrays keep their values."""
         for model in self._models.values():
             model.release()
         self._models.clear()
-        self._judged.clear()
+        self._checked.clear()
         self._room = SharedBudget(self._memory_bytes)
         self._store = FactStore(self._room)
 

@@ -1,4 +1,4 @@
-"""Computes blocks of one output tensor, and says where a NaN or an infinity is."""
+"""Computes blocks of one output tensor, and names the place of a NaN or an infinity."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def mix_kernel(job: Job) -> MixKernel:
 
 
 class Mixer:
-    """One job with its facts: call it for each block, from any thread."""
+    """Mixes the blocks of one job with measured facts. Safe for threads."""
 
     def __init__(self, known: KernelContext, sources: Sequence[Source]) -> None:
         job = self.job = known.job
@@ -55,9 +55,8 @@ class Mixer:
 
 
 def refuse_output(job: Job, start: int, out: np.ndarray) -> None:
-    """Name the first NaN or infinity in what a merge gives from element ``start`` on. Errors: NonFiniteError."""
-    found = _first_bad(out, job.dtype)
-    place, value = found if found is not None else (0, "a value that is not finite")
+    """Name the first NaN or infinity in the output of a merge from element ``start`` on. Errors: NonFiniteError."""
+    place, value = _first_bad(out, job.dtype) or (0, "a value that is not finite")
     raise NonFiniteError(
         f"{job.name}{_index(start + place, job.shape)}: the merge gives {value} in {job.dtype}; expected a finite "
         "number. Choose an output dtype with a larger range, or smaller weights."
@@ -75,10 +74,9 @@ def refuse_inputs(job: Job, sources: Sequence[Source], start: int, block: Block)
 
 def refuse_tensor(tensor: Input, label: str, shape: tuple[int, ...], start: int, raw: np.ndarray) -> None:
     """Name the first NaN or infinity in the raw bytes of a tensor from element ``start`` on, if there is one."""
-    found = _first_bad(raw, tensor.dtype)
-    if found is not None:
+    if (first := _first_bad(raw, tensor.dtype)) is not None:
         raise NonFiniteError(
-            f"{tensor.name}{_index(start + found[0], shape)}: {label} has {found[1]}; "
+            f"{tensor.name}{_index(start + first[0], shape)}: {label} has {first[1]}; "
             "expected finite numbers. Mend or leave out this model."
         )
 
@@ -92,7 +90,7 @@ def _first_bad(raw: np.ndarray, dtype: str) -> tuple[int, str] | None:
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> str:
-    """Where an element is, as messages have it; nothing in a tensor of no dimensions.
+    """Return the index of an element, for messages; nothing for a tensor of no dimensions.
 
     >>> _index(5, (2, 3))
     '[1, 2]'

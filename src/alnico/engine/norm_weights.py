@@ -1,4 +1,4 @@
-"""Measures the norms that weights follow from, before the first tensor is merged: one pass over the task vectors."""
+"""Measures the norms of task vectors that weights are derived from, before the first tensor is merged."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def measure_norm_weights(
     watch: Callable[[Event], None] | None = None,
     note: Callable[[Mapping[int, Norms]], None] | None = None,
 ) -> Plan:
-    """Return the plan with the weights that follow from norms; ``known`` are those that an interrupted run has measured, by the
-    position of their weighing, and ``note`` is told of the others.
+    """Return the settled plan: with the weights that are derived from norms. ``known`` are norms that an interrupted run has measured, by
+    the position of their group in ``plan.weighings``; ``note`` gets the others.
 
-    Sums are in float64 over fixed leaves and then exact: no thread and no block is seen in them.
+    Sums are in float64 over fixed leaves and then exact, so threads and blocks do not change them.
     Errors: MismatchError for a model at distance 0 where it cannot be, MethodError, NonFiniteError, and those of reading.
     """
-    found = dict(known)
-    missing = {i: w for i, w in enumerate(plan.weighings) if w.norms is None and i not in found}
+    norms = dict(known)
+    missing = {i: w for i, w in enumerate(plan.weighings) if w.norms is None and i not in norms}
     if missing:
         if watch:
             watch(Measuring(sum(len(w.tensors) for w in missing.values())))
@@ -48,16 +48,16 @@ def measure_norm_weights(
         squares = measure_tensors(plan, deltas, SQUARES, TOO_LARGE)
         for i, weighing in missing.items():
             sums = [squares[name] for name in weighing.tensors]
-            found[i] = tuple(math.sqrt(math.fsum(parts)) for parts in zip(*sums, strict=True))
+            norms[i] = tuple(math.sqrt(math.fsum(parts)) for parts in zip(*sums, strict=True))
         if note:
-            note({i: found[i] for i in missing})
-    return with_norms(plan, found) if found else plan
+            note({i: norms[i] for i in missing})
+    return with_norms(plan, norms) if norms else plan
 
 
 @dataclass(frozen=True)
 class NormWeights:
-    """What models would weigh: ``norms`` and ``weights`` have a row for each of ``places``, layers or tensors, and in it one number
-    a model. The one place of the whole model is called ''."""
+    """The weights of models: ``norms`` and ``weights`` have a row for each of ``places`` (layers or tensors) with one number per model. For
+    weights of whole models, the one place is ''."""
 
     setting: NormWeight
     base: str
@@ -80,8 +80,8 @@ class NormWeights:
         }
 
 
-def weights_of(plan: Plan) -> NormWeights:
-    """Measure what the models of a plan weigh, and merge nothing. Errors: MethodError where nothing is weighed; see :func:`weigh`."""
+def compute_norm_weights(plan: Plan) -> NormWeights:
+    """Measure the norms of a plan and return the weights, without merging. Errors: MethodError if no weight depends on norms; those of :func:`measure_norm_weights`."""
     if not plan.weighings:
         raise MethodError(
             "weights: nothing depends on them; expected two models or more, with tensors to merge, and a scale other than 0."

@@ -268,15 +268,15 @@ def check_relatedness(plan: Plan, caller: Caller = IN_A_RECIPE) -> Plan:
     least = LARGE
     if caller.judges_small and len(matrices) < LEAST_TENSORS:
         matrices, least = [p for p in places.values() if is_matrix(_first(plan, p), SMALL)], SMALL
-    comparison = compare_models(plan.sources, spread(matrices or list(places.values()), TENSORS), least)
+    comparison = compare_models(plan.sources, pick_evenly(matrices or list(places.values()), TENSORS), least)
     unrelated = [x for x in comparison.likenesses if x.verdict == "unrelated"]
     if unrelated and plan.recipe.unrelated == "error":
         raise MismatchError(*(_refusal(x, caller) for x in unrelated))
     with_base = any(job.base is not None for job in plan.jobs)
-    return dataclasses.replace(plan, notes=(*plan.notes, *notes(comparison, with_base)))
+    return dataclasses.replace(plan, notes=(*plan.notes, *relatedness_notes(comparison, with_base)))
 
 
-def notes(comparison: ModelComparison, with_base: bool) -> list[str]:
+def relatedness_notes(comparison: ModelComparison, with_base: bool) -> list[str]:
     """What is worth a line: models that are equal, nearly equal, far from the other, or not related."""
     said = []
     for x in comparison.likenesses:
@@ -296,7 +296,7 @@ def notes(comparison: ModelComparison, with_base: bool) -> list[str]:
         elif x.uncorrelated:
             said.append(
                 f"{x.model}: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at have nothing to do with those of "
-                f"{x.other}: {_named(x.uncorrelated)}. They were made anew; leave them out with a filter if that is not meant."
+                f"{x.other}: {_list_tensors(x.uncorrelated)}. They were made anew; leave them out with a filter if that is not meant."
             )
     for a, b, other, share in comparison.duplicates:
         how = (
@@ -317,7 +317,7 @@ def _first(plan: Plan, place: SampledTensor) -> Tensor:
     return plan.sources[place.models[0]].tensors[place.name]
 
 
-def spread(places: Sequence[SampledTensor], count: int) -> list[SampledTensor]:
+def pick_evenly(places: Sequence[SampledTensor], count: int) -> list[SampledTensor]:
     """``count`` of them, evenly spread, the first and the last among them."""
     if len(places) <= count:
         return list(places)
@@ -336,12 +336,12 @@ def _read(source: Source, name: str) -> np.ndarray:
 def _refusal(x: Likeness, caller: Caller) -> str:
     return (
         f"{x.model} and {x.other} were not tuned from one base: {len(x.uncorrelated)} of {len(x.cosines)} matrices that were looked at "
-        f"have nothing to do with one another: {_named(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
+        f"have nothing to do with one another: {_list_tensors(x.uncorrelated)}; expected cosines near 1, as between fine-tunes. The same "
         f"parameter does not mean the same in both, and a merge of them works like neither. Use models tuned from one base"
         f"{caller.report}, or {caller.allow}."
     )
 
 
-def _named(cosines: Mapping[str, float]) -> str:
+def _list_tensors(cosines: Mapping[str, float]) -> str:
     shown = [f"{name} (cosine {c:.2f})" for name, c in list(cosines.items())[:3]]
     return ", ".join(shown) + (f" and {len(cosines) - 3} more" if len(cosines) > 3 else "")

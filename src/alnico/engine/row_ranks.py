@@ -1,4 +1,4 @@
-"""Ranks of task-vector magnitudes in their rows, for draws that depend on them."""
+"""Ranks task-vector magnitudes in their rows, for methods that draw by rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from alnico.plan.job import Job
 
 
 def kernels(job: Job) -> set[MeasureKernel | RankKernel]:
-    """Describe the kernels that ranking the rows of a job needs; none if it uses no ranks."""
+    """Describe the kernels that rank the rows of a job; none if it uses no ranks."""
     assert job.merge is not None
     return {_magnitudes(job), RankKernel(job.real)} if job.merge.uses_ranks else set()
 
@@ -30,12 +30,12 @@ def ranks(job: Job, rows: Span, raws: Sequence[np.ndarray], base: np.ndarray, sp
     """Rank elements in their rows: float32 (models, elements of ``span``). The inputs are the raw bytes of ``rows``."""
     real, row = job.real, job.row
     count = rows[1] - rows[0]
-    found = np.empty((len(raws), count), real)
+    magnitudes = np.empty((len(raws), count), real)
     codes, base_code = codes_of(job)
-    compile_kernel(_magnitudes(job))(tuple(raws), codes, base, base_code, 0, np.arange(len(raws)), found)
+    compile_kernel(_magnitudes(job))(tuple(raws), codes, base, base_code, 0, np.arange(len(raws)), magnitudes)
     ranked = np.empty(count, np.float32)
     result = np.empty((len(raws), span[1] - span[0]), np.float32)
-    for model, values in enumerate(found):
+    for model, values in enumerate(magnitudes):
         places = np.argsort(values.reshape(-1, row), axis=1)
         ordered = np.take_along_axis(values.reshape(-1, row), places, axis=1)
         compile_kernel(RankKernel(real))(ordered, places, ranked.reshape(-1, row))

@@ -1,4 +1,4 @@
-"""All values of a tensor in order: any kth largest of them without another look at the tensor."""
+"""Sorts the values of a tensor, to look up any kth largest without reading the tensor again."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from alnico.kernels.build import compile_kernel
 from alnico.kernels.facts import KthLargest
 
 MOST_ELEMENTS = 1 << 26
-"""Of a tensor that is put in order: it takes 256 MiB while that is done."""
+"""Most elements of a tensor that is sorted; sorting so many takes 256 MiB."""
 
 
 @dataclass(frozen=True)
 class SortedValues:
-    """The values of (n,) elements: ``values`` rise, and ``upto`` counts the elements up to each; None where no two are equal enough to
-    be worth it, and ``values`` are all of them."""
+    """The sorted values of (n,) elements. ``upto`` counts the elements up to each of the distinct ``values``; it is None if there are few
+    duplicates, and ``values`` then holds all elements."""
 
     values: np.ndarray
     upto: np.ndarray | None
@@ -32,28 +32,28 @@ class SortedValues:
         return self.values.nbytes + (self.upto.nbytes if self.upto is not None else 0)
 
     def largest(self, place: int) -> float:
-        """The value at a place, counted from the largest, which is 1."""
+        """Return the value at a place; the largest value has place 1."""
         position = self.elements - place
         if self.upto is not None:
             position = int(np.searchsorted(self.upto, position, side="right"))
         return float(self.values[position])
 
 
-def order(
+def sort_values(
     fact: KthLargest, model: int, known: KernelContext, raws: Sequence[np.ndarray], base: np.ndarray | None
 ) -> SortedValues:
-    """Put what ``fact`` compares of one model's tensor in order. ``raws`` are the bytes of all inputs of the job.
+    """Sort the values that ``fact`` compares in one model's tensor. ``raws`` are the bytes of all inputs of the job.
 
-    Task vectors of models in 16 bits have few different values, some thousands in a tensor of millions: those are kept once.
+    Task vectors of 16-bit models have few distinct values, some thousands in a tensor of millions; each is kept once.
     """
     job = known.job
     codes, base_code = codes_of(job)
-    found = np.empty((1, job.elements), known.real)
+    buffer = np.empty((1, job.elements), known.real)
     chosen: Any = np.array([model], np.int64)
     compile_kernel(values_kernel(fact, job))(
-        tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, found
+        tuple(raws), codes, NOTHING if base is None else base, base_code, 0, chosen, buffer
     )
-    values = found[0]
+    values = buffer[0]
     values.sort()
     last = np.flatnonzero(values[1:] != values[:-1])
     if 8 * (last.size + 1) < values.nbytes:

@@ -1,4 +1,4 @@
-"""Runs the merges of one file: stages into a folder beside the output, what nobody takes further into the output."""
+"""Runs all merges of one file: intermediate stages into a folder next to the output, the others into it."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from alnico.engine.fetch import fetch_inputs
 from alnico.engine.run import MergeResult, run_plan
 from alnico.errors import RecipeError, RunError
 from alnico.events import Watcher
-from alnico.output.card import recipe_text
 from alnico.output.disk_space import (
     bytes_on_disk,
-    check_outputs_place,
-    check_room,
-    files_of,
+    check_output_place,
+    check_space,
+    count_files,
     largest_file,
-    needed,
+    needed_paths,
 )
+from alnico.output.recipe_file import format_recipe
 from alnico.output.staging import Hold, PartDirectory, is_published
 from alnico.plan.job import Plan
 from alnico.plan.planned_model import PlannedModel
@@ -36,7 +36,7 @@ from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import Stage
 
 WORK = ".alnico-stages"
-"""What is appended to the name of an output for the folder of its stages, beside it."""
+"""The suffix of the folder of stages, next to the output."""
 
 Planner = Callable[[Recipe, Mapping[str, Any], str | None], Plan]
 """Makes the plan of a recipe, given what stands for the names of stages (a path, or a model that is planned), and the name of the
@@ -132,7 +132,7 @@ def _check_targets(
     out: Path, targets: Mapping[str, Path], plans: Sequence[Plan], overwrite: Replace, *, is_begun: bool
 ) -> None:
     """Refuse targets that hold something, or an input of any stage. What runs that were begun have finished may stand there."""
-    inputs = [path for plan in plans for path in needed(plan)]
+    inputs = [path for plan in plans for path in needed_paths(plan)]
     check_needed(out, inputs)
     check_twins(out, inputs, (WORK, f"{WORK}-gone"))
     if is_begun and not _others(out, targets):
@@ -140,15 +140,15 @@ def _check_targets(
     if len(targets) > 1 and not overwrite:
         check_empty(out)
     for target in targets.values():
-        check_outputs_place(target, inputs, overwrite)
+        check_output_place(target, inputs, overwrite)
 
 
 def _check_disk(plans: Sequence[Plan], out: Path, places: Sequence[Path]) -> None:
     """Refuse outputs that do not fit the disk together; what earlier runs left in ``places`` counts. Errors: ResourceError."""
     held = sum(p.lstat().st_blocks * 512 for place in places for p in place.rglob("*"))
     size = sum(bytes_on_disk(plan, out) for plan in plans)
-    files = sum(files_of(plan, out) for plan in plans)
-    check_room(
+    files = sum(count_files(plan, out) for plan in plans)
+    check_space(
         out,
         size - held,
         max(largest_file(plan, out) for plan in plans),
@@ -181,15 +181,15 @@ def _run(
 def _with_stages(plan: Plan, stage: Stage, stages: Sequence[Stage], plans: Mapping[str, Plan]) -> Plan:
     """The recipe that goes with an output has the stages that lead to it, each before the one that takes it."""
     named = {s.label: s for s in stages}
-    needed, ahead = {stage.label}, list(stage.uses)
+    needed_paths, ahead = {stage.label}, list(stage.uses)
     while ahead:
         name = ahead.pop()
-        needed.add(name)
+        needed_paths.add(name)
         ahead += named[name].uses
-    if len(needed) == 1:
+    if len(needed_paths) == 1:
         return plan
-    leading = [plans[s.label] for s in stages if s.label in needed]
-    parts = [recipe_text(p.recipe) for p in leading]
+    leading = [plans[s.label] for s in stages if s.label in needed_paths]
+    parts = [format_recipe(p.recipe) for p in leading]
     ended = [part if part.endswith("\n") else part + "\n" for part in parts]
     text = "".join(
         part if i == 0 or part.startswith("---") else f"---\n{part}" for i, part in enumerate(ended)

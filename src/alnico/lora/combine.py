@@ -37,7 +37,7 @@ from alnico.numerics.blas import one_blas_thread
 from alnico.numerics.dtypes import CONFIG_NAMES, TORCH_NAMES
 from alnico.numerics.numbers import real, whole
 from alnico.numerics.sizes import bytes_of, format_size
-from alnico.output.disk_space import check_outputs_place, check_room, needed_files
+from alnico.output.disk_space import check_output_place, check_space, needed_files
 from alnico.output.staging import PartDirectory
 from alnico.plan.memory import BASELINE_BYTES, BLAS_BYTES, DEFAULT_BUDGET_BYTES, threads_of
 
@@ -145,7 +145,7 @@ def combine(
     may_replace = replacing(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_adapter(r, offline=offline)) for r in references]
-        check_outputs_place(target, needed_files([a.files for a in opened]), may_replace)
+        check_output_place(target, needed_files([a.files for a in opened]), may_replace)
         if target.suffix == ".safetensors":
             raise OutputError(
                 f"{target}: an adapter is a directory, with its config beside its tensors. Give a name without .safetensors."
@@ -171,7 +171,7 @@ def combine(
         merged = (
             8 * max(m.experts * m.rows * m.columns for m in modules) if combination.space == "dense" else 0
         )
-        check_room(
+        check_space(
             target,
             merged + 2 * 8 * sum((rank or sum(m.ranks)) * m.experts * (m.rows + m.columns) for m in modules),
         )

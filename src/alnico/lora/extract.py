@@ -28,7 +28,7 @@ from alnico.checkpoint.tied_weights import architectures
 from alnico.checkpoint.untied_model import untie
 from alnico.engine.arena import Arena
 from alnico.engine.fetch import fetch_files
-from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, spread
+from alnico.engine.relatedness import TENSORS, SampledTensor, compare_models, is_matrix, pick_evenly
 from alnico.errors import AlnicoError, MismatchError, RecipeError, ResourceError, RunError, VerificationError
 from alnico.events import Advanced, Reading, Watcher
 from alnico.folders import remove
@@ -54,8 +54,9 @@ from alnico.numerics.dtypes import DTYPES, TORCH_NAMES, decode, decode_into
 from alnico.numerics.numbers import real, said, whole
 from alnico.numerics.randomized import LowRankFactors, exact_svd, randomized_svd
 from alnico.numerics.sizes import bytes_of, format_size
-from alnico.output.card import laid_out, public_names
-from alnico.output.disk_space import check_outputs_place, check_room, needed_files
+from alnico.output.card import public_names
+from alnico.output.disk_space import check_output_place, check_space, needed_files
+from alnico.output.lock import format_json
 from alnico.output.staging import PartDirectory
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES, threads_of
 from alnico.threads import Abandoned, Crew
@@ -209,11 +210,11 @@ def extract(
         )
         caps = [options.cap(s) if s.treatment == "factors" else 0 for s in subjects.compared]
         room = fit(models[0], models[1], subjects.compared, caps, bytes_of(memory), threads_of(threads))
-        check_outputs_place(target, needed_files(models), may_replace)
+        check_output_place(target, needed_files(models), may_replace)
         saved = sum(
             s.elements * DTYPES[options.dtype].bytes for s in subjects.compared if s.treatment == "saved"
         )
-        check_room(
+        check_space(
             target,
             2 * sum(4 * cap * sum(s.matrix) for s, cap in zip(subjects.compared, caps, strict=True)) + saved,
         )
@@ -309,7 +310,7 @@ def _judge(tuned: Source, base: Source, subjects: Subjects) -> None:
     """Look at a sample before anything is computed. Errors: MismatchError for models that were not tuned from one another."""
     names = [s.name for s in subjects.compared if is_matrix(base.tensors[s.name])]
     found = compare_models(
-        (base, tuned), spread([SampledTensor(name, (0, 1)) for name in names], TENSORS)
+        (base, tuned), pick_evenly([SampledTensor(name, (0, 1)) for name in names], TENSORS)
     ).likenesses
     if found and found[0].verdict == "unrelated":
         few = ", ".join(
@@ -394,7 +395,7 @@ class _ExtractRun:
         if verify:
             found = self._verified(part, found)
         try:
-            write_file(part.model / REPORT, laid_out(found.data()) + "\n", part.folder)
+            write_file(part.model / REPORT, format_json(found.data()) + "\n", part.folder)
         except OSError as error:
             raise RunError(
                 f"{part.model}: cannot be written ({error.strerror}). Make room or check the disk."

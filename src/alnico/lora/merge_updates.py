@@ -10,8 +10,8 @@ import numpy as np
 from alnico.checkpoint.shards import cut
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
-from alnico.engine.in_memory import Arrays, Unwritten
-from alnico.engine.run import MergeRun, Output
+from alnico.engine.in_memory import Arrays, NullRecorder
+from alnico.engine.merge_run import MergeRun, Output
 from alnico.errors import RunError
 from alnico.folders import Folder, make_folder, remove
 from alnico.methods import find
@@ -78,7 +78,7 @@ class Merging:
 
     def _run(self, name: str, output: Output) -> None:
         done = JournalState([r for r in self._others if r.tensor != name], dict(self._facts))
-        run = MergeRun(self.plan, output, Unwritten(self.plan), done, None)
+        run = MergeRun(self.plan, output, NullRecorder(self.plan), done, None)
         run.all()
         self._facts = run.facts
 

@@ -24,10 +24,9 @@ from alnico.errors import NonFiniteError, RunError
 from alnico.folders import make_folder
 from alnico.kernels.build import compile_kernel
 from alnico.kernels.constants import ARITHMETIC, CODES
-from alnico.numerics.digest import PieceHasher, TensorDigest
+from alnico.numerics.digest import HASH, PieceHasher, TensorDigest
 from alnico.numerics.dtypes import DTYPES
-from alnico.output.card import laid_out
-from alnico.output.lock import HASH, files_of
+from alnico.output.lock import describe_files, format_json
 from alnico.output.staging import PartDirectory
 
 ModuleKind = Literal["linear", "embedding", "convolution", "parameter"]
@@ -178,7 +177,7 @@ class AdapterFiles:
             name: {"dtype": dtype, "shape": list(shape), "digest": self.digests[name]}
             for name, (dtype, shape) in self._tensors.items()
         }
-        files = files_of(self._part.model, [open_shard(self._part.model / WEIGHTS[0])])
+        files = describe_files(self._part.model, [open_shard(self._part.model / WEIGHTS[0])])
         whole = {
             "alnico": __version__,
             "arithmetic": ARITHMETIC,
@@ -187,7 +186,7 @@ class AdapterFiles:
             "output": output,
             "files": files,
         }
-        self._put(LOCK, laid_out(whole) + "\n")
+        self._put(LOCK, format_json(whole) + "\n")
         sync_tree(self._part.model, self._part.folder)
 
     def _put(self, name: str, text: str) -> None:

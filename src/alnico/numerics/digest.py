@@ -9,6 +9,9 @@ import math
 
 import xxhash
 
+HASH = "xxh3-128"
+"""What locks and statistics call this hash."""
+
 PIECE = 4 << 20
 """Bytes hashed as one; a tensor's last piece is shorter."""
 

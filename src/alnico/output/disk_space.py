@@ -1,4 +1,4 @@
-"""Is there room for an output, and may it go where it is to go? Asked before anything is downloaded or merged."""
+"""Refuses targets that cannot take an output, and disks without room for it, before anything is done."""
 
 from __future__ import annotations
 
@@ -14,78 +14,77 @@ from alnico.checkpoint.sidecars import side_files
 from alnico.checkpoint.source import Source
 from alnico.errors import ResourceError
 from alnico.numerics.sizes import format_size
-from alnico.output.card import recipe_text
+from alnico.output.recipe_file import format_recipe
 from alnico.output.staging import PartDirectory
 from alnico.plan.job import Plan
 
 DISK_MARGIN_BYTES = 16 << 20
 FILES = 64
-"""Files and folders that a run makes beside those of the output: the journal, locks, what is written under another name first."""
+"""Files and folders that a run makes in addition to the output: the journal, locks, files under temporary names."""
 
 
 def check_target(out: Path, plan: Plan, overwrite: Replace) -> None:
-    """Refuse a target that no output can get, that holds something, or that holds what the plan reads. Errors: OutputError."""
-    check_outputs_place(out, needed(plan), overwrite)
+    """Refuse a target that cannot be an output, that is not empty, or that holds an input of the plan. Errors: OutputError."""
+    check_output_place(out, needed_paths(plan), overwrite)
 
 
-def check_outputs_place(out: Path, needed: Sequence[Path], overwrite: Replace) -> None:
-    """Refuse a place that no output can get, and unfinished work of another user beside it. Errors: OutputError."""
-    check_place(out, needed, overwrite)
+def check_output_place(out: Path, needed_paths: Sequence[Path], overwrite: Replace) -> None:
+    """Refuse a place that cannot be an output, or that has unfinished work of another user next to it. Errors: OutputError."""
+    check_place(out, needed_paths, overwrite)
     PartDirectory(out).check()
 
 
-def needed(plan: Plan) -> list[Path]:
-    """What must stay where it is until the output is complete: models, adapters, statistics, the recipe, an analysis it names."""
-    found = needed_files(plan.sources)
-    found += [Path(plan.recipe.folder) / Path(plan.recipe.name).name]
+def needed_paths(plan: Plan) -> list[Path]:
+    """List the paths that must stay until the output is complete: models, adapters, statistics, the recipe, analyses that it names."""
+    paths = needed_files(plan.sources)
+    paths += [Path(plan.recipe.folder) / Path(plan.recipe.name).name]
     for weighing in plan.weighings:
         if weighing.setting.origin == "analysis" and weighing.setting.path:
-            found += [Path(weighing.setting.path), Path(plan.recipe.folder) / weighing.setting.path]
-    return found
+            paths += [Path(weighing.setting.path), Path(plan.recipe.folder) / weighing.setting.path]
+    return paths
 
 
 def needed_files(sources: Sequence[Source]) -> list[Path]:
-    """The files of models, those beside their weights too, and their folders."""
-    found = [path for source in sources for path in source.paths()]
+    """List the folders of models and all their files, side files included."""
+    paths = [path for source in sources for path in source.paths()]
     for folder in {source.directory for source in sources if source.directory is not None}:
-        found += [folder, folder / "config.json", *(folder / path for path in side_files(folder)[0])]
-    return found
+        paths += [folder, folder / "config.json", *(folder / path for path in side_files(folder)[0])]
+    return paths
 
 
 def check_disk(plan: Plan, out: Path) -> None:
-    """Refuse an output that does not fit its disk; what an interrupted merge holds there counts. Errors: ResourceError."""
-    check_room(
+    """Refuse an output that does not fit its disk; the files of an interrupted merge count as part of it. Errors: ResourceError."""
+    check_space(
         out,
         bytes_on_disk(plan, out) - PartDirectory(out).used_bytes(),
         largest_file(plan, out),
-        files_of(plan, out),
+        count_files(plan, out),
     )
 
 
 def bytes_on_disk(plan: Plan, out: Path) -> int:
-    """Bytes of the weights and of the files beside them, of the journal too. The card, and what small files take beyond their bytes, is in
-    the margin."""
+    """Return the bytes of weights, side files and journal. The card and the rounding of small files to blocks are covered by the margin."""
     return plan.bytes_to_write + sum(_sizes_beside(plan, out))
 
 
-def files_of(plan: Plan, out: Path) -> int:
-    """How many files and folders a merge makes."""
+def count_files(plan: Plan, out: Path) -> int:
+    """Return the number of files and folders that a merge makes."""
     return len(plan.shards) + len(_sizes_beside(plan, out)) + FILES
 
 
 def largest_file(plan: Plan, out: Path) -> int:
-    """Bytes of the largest file that a merge writes."""
+    """Return the size of the largest file that a merge writes."""
     return max([shard.byte_size for shard in plan.shards] + _sizes_beside(plan, out))
 
 
 def _sizes_beside(plan: Plan, out: Path) -> list[int]:
-    """The sizes of the files that are not weights: side files, config, recipe, index, lock; and the journal, which grows as the lock."""
+    """List the sizes of the files other than weights: side files, config, recipe, index, lock, and the journal, which grows like the lock."""
     entries = sum(len(job.name) + 200 + sum(len(i.name) + 100 for i in job.read) for job in plan.jobs)
     if out.suffix == ".safetensors":
         return [entries]
     entries += 1_000 + 200 * (len(plan.shards) + sum(len(source.paths()) for source in plan.sources))
     entries += sum(len(dropped.name) + len(dropped.why) + 100 for dropped in plan.dropped)
-    sizes = [entries, entries, len(recipe_text(plan.recipe).encode("utf-8", "replace"))]
+    sizes = [entries, entries, len(format_recipe(plan.recipe).encode("utf-8", "replace"))]
     sizes += [sum(len(job.name) + 60 for job in plan.jobs)] if len(plan.shards) > 1 else []
     sizes += [len(data) for data in plan.files.values()]
     donor = plan.sources[plan.donor]
@@ -102,9 +101,9 @@ def _sizes_beside(plan: Plan, out: Path) -> list[int]:
     return sizes
 
 
-def check_room(out: Path, byte_size: int, largest: int = 0, files: int = FILES, of_all: str = "") -> None:
-    """Refuse a place whose disk has not as many bytes, and a margin, free, or not as many inodes; that a quota leaves less of; and a file
-    larger than this process may write. Errors: ResourceError."""
+def check_space(out: Path, byte_size: int, largest: int = 0, files: int = FILES, of_all: str = "") -> None:
+    """Refuse a place whose disk or quota has too few free bytes (with a margin) or inodes, and a file that is larger than this process may
+    write. Errors: ResourceError."""
     folder = existing_folder(out)
     what = f"the {of_all} need" if of_all else "the output needs"
     check_free(folder, byte_size + DISK_MARGIN_BYTES, what, "choose another disk, or a smaller dtype")
@@ -123,19 +122,19 @@ def check_room(out: Path, byte_size: int, largest: int = 0, files: int = FILES, 
 
 
 def check_free(folder: Path, byte_size: int, what: str, instead: str) -> None:
-    """Refuse a disk that has less free, or of which a quota leaves less. Errors: ResourceError."""
+    """Refuse a disk or a quota with fewer free bytes. Errors: ResourceError."""
     free, of_quota = shutil.disk_usage(folder).free, quota_left(folder)
-    left, told = (
+    left, reason = (
         (free, "are free") if of_quota is None or free <= of_quota else (of_quota, "are left of the quota")
     )
     if byte_size > left:
         raise ResourceError(
-            f"{folder}: {what} {format_size(byte_size)}, {format_size(left)} {told}. Make room, {instead}."
+            f"{folder}: {what} {format_size(byte_size)}, {format_size(left)} {reason}. Make room, {instead}."
         )
 
 
 def _largest_allowed() -> int | None:
-    """Bytes that this process may write into one file; None where there is no limit."""
+    """Bytes that this process may write into one file; None without a limit."""
     try:
         import resource
 

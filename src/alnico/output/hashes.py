@@ -1,4 +1,4 @@
-"""Content hashes of what lies on the disk: of a model's tensors, as merges hash them in passing, and of files beside the weights."""
+"""Hashes the tensors of a model, in threads, and the files next to its weights."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from alnico.numerics.digest import PIECE, PieceHasher, TensorDigest
 from alnico.threads import Crew
 
 CHUNK_PIECES = 4
-"""Pieces that a thread hashes at a time, one after the other."""
+"""Pieces that a thread hashes per call, one after the other."""
 
 READ_BYTES = 1 << 20
-"""Bytes that are read at a time to be hashed."""
+"""Bytes that are read at a time."""
 
 
 def hash_tensors(
@@ -53,15 +53,15 @@ def hash_tensors(
 def hash_file(path: Path) -> str:
     """Return the xxh3-128 of a file's bytes. Errors: ModelError with the system's reason."""
     try:
-        return digest_of(path)
+        return hash_path(path)
     except OSError as error:
         raise ModelError(
             f"{path}: cannot be read ({error.strerror}). Check the path and its permissions."
         ) from None
 
 
-def digest_of(path: Path) -> str:
-    """The same, with an OSError where the system fails."""
+def hash_path(path: Path) -> str:
+    """Return the xxh3-128 of a file's bytes. Errors: OSError."""
     state = xxhash.xxh3_128()
     with reading(path) as file:
         while data := file.read(READ_BYTES):

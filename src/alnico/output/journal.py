@@ -1,9 +1,8 @@
-"""What is done of an unfinished merge: a line a finished tensor, written after its bytes are on the disk, and a line a fact
-over the whole model.
+"""Records the progress of a merge: one line per finished tensor and per fact of the whole model.
 
-The first line is the fingerprint: what decides the output's bits. A background thread writes lines in batches, so that
-bringing data to the disk overlaps with merging. Every line carries a check of itself: a line that was cut off or overwritten ends
-what is known.
+The line of a tensor is written after its bytes are on the disk. The first line is the fingerprint of everything that decides the output's
+bits. A background thread writes lines in batches, so that flushing overlaps with merging. Every line carries a checksum; lines after a
+damaged one are ignored.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ from alnico.folders import Folder, open_to_write
 
 NAME = "journal.jsonl"
 FORM = 3
-"""Of the journal; raised when its lines change their meaning."""
+"""Version of the journal's format."""
 BATCH_SECONDS = 0.5
 ABANDON_SECONDS = 1.0
-"""How long an interrupted run waits for the disk to take in what was finished last."""
+"""How long an interrupted run waits for the last finished tensors to reach the disk."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,21 @@ class Record:
 
 @dataclass(frozen=True)
 class JournalState:
-    """What an interrupted merge has done: finished tensors, the facts over the model by their number in the plan, and norms."""
+    """The progress of an interrupted merge: finished tensors, facts of the whole model by their number in the plan, and norms."""
 
     records: list[Record] = field(default_factory=list)
     facts: dict[int, tuple[float, ...]] = field(default_factory=dict)
     norms: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    """Of the plan's weighings, by their position."""
+    """By the position of their group in ``Plan.weighings``."""
 
     def __bool__(self) -> bool:
         return bool(self.records or self.facts or self.norms)
 
 
 class JournalLines:
-    """An open file of checked lines that a background thread writes, each after ``sync`` has brought what it is about to the disk.
+    """An open file of lines with checksums. A background thread writes each line after ``sync`` has flushed the data that it is about.
 
-    It begins with a ``fingerprint`` and the lines that are ``known``, all at once.
+    It starts with a ``fingerprint`` and the ``known`` lines, written at once.
     """
 
     def __init__(
@@ -75,10 +74,10 @@ class JournalLines:
         self._closing = False
         self.failure: BaseException | None = None
         lines = [
-            checked({"journal": FORM, "made": _made(path), "fingerprint": fingerprint}),
-            *map(checked, known),
+            format_line({"journal": FORM, "made": _place_id(path), "fingerprint": fingerprint}),
+            *map(format_line, known),
         ]
-        replace_file(path, "".join(lines), inside)  # a line cut off by a crash goes with the old file
+        replace_file(path, "".join(lines), inside)  # drops a line that a crash cut off
         try:
             self._descriptor = open_to_write(path, inside, flags=os.O_APPEND)
         except OSError as error:
@@ -87,15 +86,15 @@ class JournalLines:
         self._thread.start()
 
     def add(self, *lines: Mapping[str, Any]) -> None:
-        """Note lines. Safe for threads."""
-        written = [checked(line) for line in lines]
+        """Add lines. Safe for threads."""
+        texts = [format_line(line) for line in lines]
         with self._lock:
-            self._pending += written
+            self._pending += texts
 
     def close(self, is_interrupted: bool = False) -> bool:
-        """Write what is pending and stop; an interrupted run does not wait long for a slow disk. Returns whether all has ended.
+        """Write pending lines and stop. Returns whether the thread has ended: an interrupted run does not wait long for a slow disk.
 
-        Errors: whatever failed while writing.
+        Errors: the first failure to write.
         """
         self._closing = True
         self._wake.set()
@@ -120,9 +119,7 @@ class JournalLines:
                         os.fsync(self._descriptor)
                     except OSError as error:
                         self.failure = cannot_be_written(self.path, error)
-                    except (
-                        BaseException
-                    ) as error:  # of a thread that nobody waits for: whoever works next raises it
+                    except BaseException as error:  # nobody waits for this thread: the next worker raises it
                         self.failure = error
                 if closing:
                     return
@@ -132,7 +129,7 @@ class JournalLines:
 
 
 class Journal:
-    """The open journal of a running merge. ``sync`` brings all written tensor bytes to the disk."""
+    """The open journal of a running merge. ``sync`` flushes all tensor bytes that were written."""
 
     wants_digests = True
 
@@ -141,15 +138,15 @@ class Journal:
         directory: Path,
         fingerprint: Mapping[str, Any],
         sync: Callable[[], None],
-        done: JournalState,
+        state: JournalState,
         inside: Folder | None = None,
     ) -> None:
         known = [
-            *(_numbers("fact", *f) for f in done.facts.items()),
-            *(_numbers("norms", *n) for n in done.norms.items()),
+            *(_numbers("fact", *f) for f in state.facts.items()),
+            *(_numbers("norms", *n) for n in state.norms.items()),
         ]
         self._lines = JournalLines(
-            directory / NAME, fingerprint, [*known, *map(_line, done.records)], sync, inside
+            directory / NAME, fingerprint, [*known, *map(_line, state.records)], sync, inside
         )
         self.path = self._lines.path
 
@@ -158,24 +155,24 @@ class Journal:
         return self._lines.failure
 
     def finished(self, record: Record) -> None:
-        """Note a tensor whose bytes are all written. Safe for threads."""
+        """Record a tensor whose bytes are all written. Safe for threads."""
         self._lines.add(_line(record))
 
     def measured(self, fact: int, value: tuple[float, ...]) -> None:
-        """Note a fact over the model, by its number in the plan."""
+        """Record a fact of the whole model, by its number in the plan."""
         self._lines.add(_numbers("fact", fact, value))
 
-    def weighed(self, norms: Mapping[int, tuple[float, ...]]) -> None:
-        """Note the norms of weighings, by their position in the plan."""
-        self._lines.add(*(_numbers("norms", *found) for found in norms.items()))
+    def measured_norms(self, norms: Mapping[int, tuple[float, ...]]) -> None:
+        """Record norms, by the position of their group in ``Plan.weighings``."""
+        self._lines.add(*(_numbers("norms", *entry) for entry in norms.items()))
 
     def close(self, is_interrupted: bool = False) -> bool:
-        """Write what is pending and stop; see :meth:`Lines.close`."""
+        """Write pending lines and stop; see :meth:`JournalLines.close`."""
         return self._lines.close(is_interrupted)
 
 
 def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "merge") -> JournalState:
-    """Return what an interrupted merge has done; nothing if there is no journal. ``what`` it is called in messages.
+    """Return the progress of an interrupted merge; empty without a journal. ``what`` is its name in messages.
 
     Errors: OutputError, naming what changed, if the journal belongs to another merge; RunError.
     """
@@ -183,16 +180,16 @@ def read_journal(directory: Path, fingerprint: Mapping[str, Any], what: str = "m
     lines = read_lines(path, fingerprint, what)
     try:
         return JournalState(
-            [_record(x) for x in lines if "tensor" in x], _found("fact", lines), _found("norms", lines)
+            [_record(x) for x in lines if "tensor" in x], _parse("fact", lines), _parse("norms", lines)
         )
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError):
         raise _damaged(path, what) from None
 
 
 def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
-    """Return the lines after the fingerprint up to the first that is cut off or damaged; none if there is no such file.
+    """Return the lines after the fingerprint up to the first damaged one; none without a file.
 
-    ``what`` is unfinished: a "merge", say. Errors: OutputError if the file is damaged in its first line, of another form, or of
+    ``what`` is the name of the unfinished work in messages, such as "merge". Errors: OutputError if the file is damaged in its first line, of another form, or of
     another fingerprint; RunError if it cannot be read.
     """
     try:
@@ -212,32 +209,32 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
             f"{path}: is a journal of form {form}, this version of alnico writes form {FORM}. "
             "Finish with the version that began it, or say --restart to begin anew."
         )
-    begun = _unchecked(first)
-    if begun is None or not isinstance(begun.get("fingerprint"), dict):
+    start = _parse_line(first)
+    if start is None or not isinstance(start.get("fingerprint"), dict):
         raise _damaged(path, what)
-    if not _is_made_here(begun.get("made"), path):
+    if not _is_from_here(start.get("made"), path):
         raise OutputError(
             f"{path.parent}: holds an unfinished {what} that was not begun in this place: it was copied or unpacked, and may be anybody's. "
             "Say --restart to begin anew."
         )
-    changed = _changes(begun["fingerprint"], json.loads(json.dumps(fingerprint)))
+    changed = _changes(start["fingerprint"], json.loads(json.dumps(fingerprint)))
     if changed:
         raise OutputError(
             f"{path.parent}: an unfinished {what} stands here, and since then changed: {', '.join(changed)}. "
             "Undo the change to take it up, or say --restart to begin anew."
         )
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for line in rest:
-        if (fields := _unchecked(line)) is None:
+        if (fields := _parse_line(line)) is None:
             break
-        found.append(fields)
-    return found
+        lines.append(fields)
+    return lines
 
 
-def _made(path: Path) -> list[int]:
-    """What tells the lock beside a journal from a copy of it: its inode, and the time of its last change, which nobody can set. What is
-    unpacked from an archive has others, as files get anew wherever they are made. Some disks number files anew when they are mounted,
-    and a new mode or time is a change: so one of the two is enough."""
+def _place_id(path: Path) -> list[int]:
+    """Return what differs between the lock next to a journal and a copy of it: the inode, and the time of the last change, which nobody can
+    set. Unpacking an archive gives files new ones. Some disks renumber files when they are mounted, and a new mode or time is a change, so one
+    of the two suffices."""
     try:
         status = os.lstat(path.with_name("lock"))
     except OSError:
@@ -245,25 +242,25 @@ def _made(path: Path) -> list[int]:
     return [status.st_ino, status.st_ctime_ns]
 
 
-def _is_made_here(noted: Any, path: Path) -> bool:
-    made = _made(path)
-    return noted == made or (
-        isinstance(noted, list) and any(a == b != 0 for a, b in zip(noted, made, strict=False))
+def _is_from_here(recorded: Any, path: Path) -> bool:
+    now = _place_id(path)
+    return recorded == now or (
+        isinstance(recorded, list) and any(a == b != 0 for a, b in zip(recorded, now, strict=False))
     )
 
 
-def checked(fields: Mapping[str, Any]) -> str:
-    """A line of a journal: its fields as JSON, with a check of them as the last.
+def format_line(fields: Mapping[str, Any]) -> str:
+    """Return a line of a journal: its fields as JSON, and their checksum as the last one.
 
-    >>> checked({"fact": 1})
+    >>> format_line({"fact": 1})
     '{"fact": 1, "check": "7d96212a865af081"}\\n'
     """
     text = json.dumps(fields)
     return f'{text[:-1]}, "check": "{_check_of(text)}"}}\n'
 
 
-def _unchecked(line: str) -> dict[str, Any] | None:
-    """The fields of a line; None if it is not what was written."""
+def _parse_line(line: str) -> dict[str, Any] | None:
+    """Return the fields of a line; None if it is damaged."""
     fields = _loaded(line)
     check = fields.pop("check", None) if fields is not None else None
     return fields if fields is not None and check == _check_of(json.dumps(fields)) else None
@@ -275,10 +272,10 @@ def _check_of(text: str) -> str:
 
 def _loaded(line: str) -> dict[str, Any] | None:
     try:
-        found = json.loads(line)
+        fields = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return fields if isinstance(fields, dict) else None
 
 
 def _damaged(path: Path, what: str) -> OutputError:
@@ -288,24 +285,24 @@ def _damaged(path: Path, what: str) -> OutputError:
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What of a fingerprint is not what it was, in words."""
-    found: list[str] = []
+    """Describe the changes between two fingerprints."""
+    changes: list[str] = []
     for key in dict.fromkeys((*now, *before)):
         old, new = before.get(key), now.get(key)
         if old == new:
             continue
         if key == "recipe" and isinstance(old, dict) and isinstance(new, dict):
             if {**old, "seed": 0} != {**new, "seed": 0}:
-                found.append("the recipe")
+                changes.append("the recipe")
             if old.get("seed") != new.get("seed"):
-                found.append(f"the seed (it was {old.get('seed')}, now it is {new.get('seed')})")
+                changes.append(f"the seed (it was {old.get('seed')}, now it is {new.get('seed')})")
         elif key == "alnico":
-            found.append(f"the version of alnico ({old} began it, this is {new})")
+            changes.append(f"the version of alnico ({old} began it, this is {new})")
         elif key == "inputs" and (files := _changed_files(old, new)):
-            found.append(f"an input file ({', '.join(files[:3])}; its size, time, commit or header)")
+            changes.append(f"an input file ({', '.join(files[:3])}; its size, time, commit or header)")
         else:
-            found.append(_WORDS.get(key, key))
-    return found
+            changes.append(_WORDS.get(key, key))
+    return changes
 
 
 _WORDS = {
@@ -321,13 +318,13 @@ _WORDS = {
 
 
 def _changed_files(before: Any, now: Any) -> list[str]:
-    """Name the files of the models that are not what they were; none if the models are others."""
+    """Name the files of models that changed; none if the models are others."""
     try:
         if [m["model"] for m in before] != [m["model"] for m in now]:
             return []
         old = [(m["model"], file) for m in before for file in m["files"]]
         new = [(m["model"], file) for m in now for file in m["files"]]
-        others = [one for one in new if one not in old] + [one for one in old if one not in new]
+        others = [entry for entry in new if entry not in old] + [entry for entry in old if entry not in new]
         names = [f"{model}: {file.get('file', 'the rows of its vocabulary')}" for model, file in others]
     except (KeyError, TypeError, AttributeError):
         return []
@@ -342,7 +339,7 @@ def _numbers(kind: str, number: int, value: Sequence[float]) -> dict[str, Any]:
     return {kind: number, "value": value}
 
 
-def _found(kind: str, loaded: list[dict[str, Any]]) -> dict[int, tuple[float, ...]]:
+def _parse(kind: str, loaded: list[dict[str, Any]]) -> dict[int, tuple[float, ...]]:
     return {int(line[kind]): tuple(float(x) for x in line["value"]) for line in loaded if kind in line}
 
 

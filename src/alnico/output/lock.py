@@ -1,43 +1,51 @@
-"""The lock of a finished merge as a value: what was read and made, with hashes, and the recipe that makes it again."""
+"""Reads and writes the lock of a merge: hashes of everything read and written, and the recipe."""
 
 from __future__ import annotations
 
-import re
+import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from alnico._version import __version__
 from alnico.checkpoint.files import files_below
 from alnico.checkpoint.json_files import read_json
-from alnico.checkpoint.lineage import CARD, LOCK
+from alnico.checkpoint.lineage import CARD, LOCK, lineage_of
+from alnico.checkpoint.lora_model import AdaptedModel, repositories
+from alnico.checkpoint.reference import COMMIT
 from alnico.checkpoint.sidecars import SIGNATURE
-from alnico.checkpoint.source import Shard
+from alnico.checkpoint.source import Shard, Source, Tensor, unwrap
 from alnico.checkpoint.weight_files import is_inside
 from alnico.errors import ModelError, UncheckedError
-from alnico.output.hashes import digest_of
+from alnico.kernels.constants import ARITHMETIC
+from alnico.numerics.digest import HASH
+from alnico.output.hashes import hash_path
+from alnico.output.journal import Record
+from alnico.plan.job import Plan
 
-HASH = "xxh3-128"
 UNLOCKED = (LOCK, CARD, SIGNATURE)
-"""Files of an output that the lock has no hash of: itself, the card, which people complete, and a signature, which comes after it."""
+"""Files of an output without a hash in the lock: the lock itself, the card, which people complete, and a signature, which comes later."""
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
+LINE_LENGTH = 200
+"""Longest line of a lock that holds more than one entry."""
+
 MAX_WORD = 200
-"""Characters of a digest, a dtype or a version."""
+"""Most characters of a digest, a dtype or a version."""
 MAX_STAGES = 64
-"""Stages inside one another that are read."""
+"""Most stages inside one another that are read."""
 
 
 @dataclass(frozen=True)
 class LockedInput:
-    """A model or statistics that were read. ``tensors`` maps those that were read to their digests, ``commits`` repositories on the
-    hub to commits; of the output of a stage, ``made`` is its lock."""
+    """A model or statistics that were read. ``tensors`` maps the tensors that were read to their digests, ``commits`` maps repositories
+    on the hub to commits. ``stage_lock`` is the lock of an input that is the output of a stage."""
 
     label: str
     is_statistics: bool
     tensors: Mapping[str, str]
     commits: Mapping[str, str]
-    made: Lock | None
+    stage_lock: Lock | None
 
 
 @dataclass(frozen=True)
@@ -51,8 +59,8 @@ class LockedTensor:
 
 @dataclass(frozen=True)
 class Lock:
-    """What the lock at ``path`` says; that of an adapter, which no recipe makes, has no recipe. ``files`` maps files beside it to what is known of them (``size``, and ``digest`` or, of weights,
-    the ``header``'s); None in locks of before 0.1.0, which do not tell."""
+    """The content of the lock at ``path``. The lock of an adapter has no recipe, as no recipe makes one. ``files`` maps the files next to it
+    to their ``size``, and their ``digest`` or, for weights, the digest of their ``header``; None in locks from before 0.1.0."""
 
     path: Path
     version: str
@@ -64,27 +72,125 @@ class Lock:
 
     @property
     def models(self) -> tuple[LockedInput, ...]:
-        """The inputs that are no statistics, in the order of the recipe's references."""
+        """The inputs that are models, in the order of the recipe's references."""
         return tuple(i for i in self.inputs if not i.is_statistics)
 
 
-def files_of(
+def describe_files(
     folder: Path, shards: Iterable[Shard], unfinished: Collection[str] = ()
 ) -> dict[str, dict[str, Any]]:
-    """Describe all files of an output for its lock: of weights, whose tensors the lock has, the header. ``unfinished`` are the names
-    that the weights have until the end. Errors: OSError."""
-    found = {s.name: {"size": s.size, "header": s.header_digest} for s in shards}
+    """Describe all files of an output for its lock; shards are described by their header, as the lock has the hashes of their tensors.
+
+    ``unfinished`` are the names that shards have until the merge is complete. Errors: OSError.
+    """
+    entries = {s.name: {"size": s.size, "header": s.header_digest} for s in shards}
     for name in listed_files(folder):
-        if name not in found and name not in UNLOCKED and name not in unfinished:
+        if name not in entries and name not in UNLOCKED and name not in unfinished:
             path = folder / name
-            found[name] = {"size": path.stat().st_size, "digest": digest_of(path)}
-    return dict(sorted(found.items()))
+            entries[name] = {"size": path.stat().st_size, "digest": hash_path(path)}
+    return dict(sorted(entries.items()))
 
 
 def listed_files(folder: Path) -> list[str]:
-    """The files of a model's folder, relative to it, but for hidden ones; a link to a folder, which is not entered, counts as one."""
+    """List the files in a model's folder, relative to it, without hidden ones. A link to a folder counts as a file and is not followed."""
     paths = [p.relative_to(folder) for p in files_below(folder)]
     return [p.as_posix() for p in paths if not any(part.startswith(".") for part in p.parts)]
+
+
+def format_lock(plan: Plan, records: Mapping[str, Record], files: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the text of a lock. Equal merges give equal locks. ``files`` describe the files of the output (:func:`describe_files`).
+
+    Files of inputs are identified by size and header hash; paths stay as the recipe writes them. An input from the hub has its commit,
+    the output of a stage has its own lock.
+    """
+    read: dict[int, dict[str, str]] = {i: {} for i in range(len(plan.sources))}
+    for record in records.values():
+        for model, name, digest in record.inputs:
+            read[model][name] = digest
+    lock = {
+        "alnico": __version__,
+        "arithmetic": ARITHMETIC,
+        "hash": HASH,
+        "recipe": plan.recipe.canonical(),
+        "seed": plan.recipe.seed,
+        "inputs": [
+            {
+                "statistics" if source in plan.statistics else "model": source.label,
+                **_hub_places(source),
+                **_origin_of_input(plan, i),
+                "files": [
+                    {k: v for k, v in f.items() if k not in ("mtime_ns", "commit")} for f in source.identity()
+                ],
+                "tensors": dict(sorted(read[i].items())),
+            }
+            for i, source in enumerate(plan.sources)
+        ],
+        **({"weights": [w.data(plan.sources) for w in plan.weighings]} if plan.weighings else {}),
+        "dropped": [
+            {"model": plan.sources[d.model].label, "tensor": d.name, "why": d.why} for d in plan.dropped
+        ],
+        "output": {
+            job.name: {
+                "dtype": job.dtype,
+                "shape": list(job.shape),
+                "do": job.recorded_kind,
+                "digest": records[job.name].digest,
+            }
+            for job in plan.jobs
+        },
+        "files": files,
+    }
+    return format_json(lock) + "\n"
+
+
+def format_json(value: Any, depth: int = 0) -> str:
+    """Return JSON in which each entry that fits one line is on one: a tensor, for example.
+
+    ``json.dumps`` with an indent is written in Python and takes 75 us per tensor, as long as merging a small one.
+    """
+    text = json.dumps(value, ensure_ascii=False)
+    if len(text) <= LINE_LENGTH or not isinstance(value, (dict, list)):
+        return text
+    pad = " " * (depth + 1)
+    if isinstance(value, dict):
+        parts = [
+            f"{pad}{json.dumps(k, ensure_ascii=False)}: {format_json(v, depth + 1)}" for k, v in value.items()
+        ]
+        return "{\n" + ",\n".join(parts) + "\n" + " " * depth + "}"
+    return "[\n" + ",\n".join(pad + format_json(v, depth + 1) for v in value) + "\n" + " " * depth + "]"
+
+
+def _origin_of_input(plan: Plan, model: int) -> dict[str, Any]:
+    """The lock of a stage's output; for other models, the licence and origin that their files state."""
+    folder = plan.sources[model].directory
+    if model >= len(plan.models):
+        return {}
+    if folder is None or plan.recipe.references[model] not in {p.recipe.stage for p in plan.stages}:
+        return lineage_of(plan.sources[model]).data()
+    return {"lock": read_json(folder / LOCK)}
+
+
+def _hub_places(source: Source) -> dict[str, Any]:
+    """The repository and commit of a model on the hub; a base with adapters may have several."""
+    places = [{"repository": place.name, "commit": place.commit} for place in repositories(source)]
+    if isinstance(unwrap(source), AdaptedModel):
+        return {"repositories": places} if places else {}
+    return dict(*places)
+
+
+def differing_tensors(lock: Lock, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Name the tensors that the lock or the weights lack, or that have another dtype or shape in them, in order of their names."""
+    names = sorted({**lock.tensors, **tensors})
+    return [
+        name
+        for name in names
+        if describe_tensor(lock.tensors.get(name)) != describe_tensor(tensors.get(name))
+    ]
+
+
+def describe_tensor(tensor: LockedTensor | Tensor | None) -> str:
+    """Return dtype and shape, for messages."""
+    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"
 
 
 def read_lock(folder: Path) -> Lock:

@@ -1,4 +1,4 @@
-"""The place of an output: beside its name until it is complete, checked before it begins, renamed at the end."""
+"""Holds an unfinished output next to its name, and gives it the name when it is complete."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ from alnico.folders import (
 MARK = "published.json"
 
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL)
-"""What a disk answers that has no locks."""
+"""Errors of disks without locks."""
 
 
 class Hold:
-    """A directory that one process works in: made if it is not there, and held by a lock in it. Use it in ``with``.
+    """A directory that one process works in, created if missing and held by a lock in it. Use it in ``with``.
 
-    It is made for us alone. What stands there is taken up only if it, and all in it, is ours and no other user can write it; then it is
-    held by its descriptor, ``folder``, and what is done in it is done relative to that.
-    Errors: OutputError if another process holds it, if it is not ours alone, or if it cannot be made; ``out`` is its name for the user.
+    It is private to this user. An existing one is reused only if everything in it is ours and no other user can write it. It is held by its
+    descriptor, ``folder``, and all work in it is relative to that.
+    Errors: OutputError if another process holds it, if it is not private, or if it cannot be made; ``out`` is its name for the user.
     """
 
     def __init__(self, path: Path, out: Path) -> None:
@@ -52,7 +52,7 @@ class Hold:
 
     @property
     def folder(self) -> Folder:
-        """The directory as it was opened by ``with``."""
+        """The directory, opened by ``with``."""
         assert self._folder is not None
         return self._folder
 
@@ -69,7 +69,7 @@ class Hold:
         self.folder.close()
 
     def check(self) -> None:
-        """Refuse what stands there already and is not ours alone. Errors: OutputError."""
+        """Refuse an existing directory that is not private to this user. Errors: OutputError."""
         if not os.path.lexists(self.path):
             return
         try:
@@ -78,7 +78,7 @@ class Hold:
                 self._check(folder)
             finally:
                 folder.close()
-        except FileNotFoundError:  # a process that ends has removed it
+        except FileNotFoundError:  # another process ended and removed it
             return
         except OSError as error:
             raise self._cannot_be_made(error) from None
@@ -99,10 +99,10 @@ class Hold:
 
     def _not_ours(self, fault: str) -> OutputError:
         # Versions before this check made folders with the mode of the umask.
-        kept = f"run `chmod -R go-w {self.path}` or " if WRITABLE in fault else ""
+        advice = f"run `chmod -R go-w {self.path}` or " if WRITABLE in fault else ""
         return OutputError(
             f"{self.out}: unfinished work stands beside it that is not taken up: {fault}; expected files and folders of yours that nobody "
-            f"else can write. Choose another output, or, if you know what it is, {kept}remove {self.path}."
+            f"else can write. Choose another output, or, if you know what it is, {advice}remove {self.path}."
         )
 
     def _cannot_be_made(self, error: OSError) -> OutputError:
@@ -113,16 +113,16 @@ class Hold:
         descriptor = -1
         try:
             try:
-                made = [p for p in (self.path, *self.path.parents) if not p.exists()]
+                missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
                 self.path.mkdir(0o700, parents=True, exist_ok=True)
-                for path in made:
+                for path in missing:
                     sync_directory(path.parent)
                 folder = self._opened()
                 self._check(folder)
                 descriptor = open_to_write(
                     self.path / "lock", folder, flags=os.O_RDWR | os.O_CREAT, mode=0o600
                 )
-            except FileNotFoundError:  # a process that ends has removed it between the two
+            except FileNotFoundError:  # another process ended and removed it in between
                 return
             except OSError as error:
                 raise self._cannot_be_made(error) from None
@@ -130,7 +130,7 @@ class Hold:
                 import fcntl
 
                 _lock(descriptor, fcntl)
-                # A process that ended meanwhile has taken the file away: then this lock holds nothing.
+                # If a process that ended meanwhile removed the file, this lock holds nothing.
                 if os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat()) and folder.is_there():
                     self._lock, self._folder = descriptor, folder
                     folder, descriptor = None, -1
@@ -149,7 +149,7 @@ class Hold:
                 folder.close()
 
     def check_still_there(self) -> None:
-        """Refuse to go on where another user has put something else in the place of the directory. Errors: OutputError."""
+        """Refuse to continue if another user has replaced the directory. Errors: OutputError."""
         if not self.folder.is_there():
             raise OutputError(
                 f"{self.path}: was renamed or replaced by another process while it was written; expected it to stay. Choose an output in a "
@@ -157,8 +157,8 @@ class Hold:
             )
 
     def remove(self) -> None:
-        """Remove the directory; the lock is freed when ``with`` ends. Killed halfway, it has lost its name already."""
-        if not self.folder.is_there():  # what stands there now is another's
+        """Remove the directory; the lock is freed when ``with`` ends. A kill halfway leaves it without its name."""
+        if not self.folder.is_there():  # it is another user's now
             return
         gone = self.path.with_name(self.path.name + "-gone")
         with suppress(OSError):
@@ -176,9 +176,8 @@ class Hold:
 
 
 def _lock(descriptor: int, fcntl: Any) -> None:
-    """Lock an open file for this process. Where a disk has no such locks (Lustre and some disks of networks), those of POSIX are asked for,
-    which end when the process closes any descriptor of the file; where it has neither, nothing is locked. Errors: BlockingIOError where
-    another process holds it."""
+    """Lock an open file for this process. On disks without flock (Lustre, some network disks), use POSIX locks, which end when the process
+    closes any descriptor of the file; on disks without either, lock nothing. Errors: BlockingIOError if another process holds it."""
     for lock in (fcntl.flock, fcntl.lockf):
         try:
             lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,9 +188,9 @@ def _lock(descriptor: int, fcntl: Any) -> None:
 
 
 class PartDirectory(Hold):
-    """``.NAME.alnico-part`` beside the target, held by one process: use it in ``with``.
+    """``.NAME.alnico-part`` next to the target, held by one process. Use it in ``with``.
 
-    Errors: OutputError if another process holds it, if it is not ours alone, or if what stands under the output's name cannot be replaced.
+    Errors: OutputError if another process holds it, if it is not private to this user, or if the existing output cannot be replaced.
     """
 
     def __init__(self, out: Path) -> None:
@@ -209,7 +208,7 @@ class PartDirectory(Hold):
         check_renamable(self.out)
 
     def _check(self, folder: Folder) -> None:
-        # Once the output is published, what is called the model is the one that it replaced, of whomever, and only removed.
+        # Once the output is published, "model" is the one that it replaced, which may be anybody's, and is only removed.
         fault = fault_in(folder, but=self.model.name)
         if fault is None and not is_published(self.out, self.path / MARK):
             fault = fault_in(folder)
@@ -217,7 +216,7 @@ class PartDirectory(Hold):
             raise self._not_ours(fault)
 
     def _check_old(self) -> None:
-        """Refuse an old model, set aside by an interrupted run, that is another user's. Errors: OutputError."""
+        """Refuse an old model that an interrupted run set aside, if it belongs to another user. Errors: OutputError."""
         try:
             fault = owner_fault_at(self.old)
         except OSError:
@@ -229,15 +228,15 @@ class PartDirectory(Hold):
             )
 
     def used_bytes(self) -> int:
-        """Bytes on the disk that an interrupted merge holds."""
+        """Return the bytes on the disk that an interrupted merge uses."""
         return sum(p.lstat().st_blocks * 512 for p in self.model.rglob("*")) if self.model.exists() else 0
 
     def clear(self) -> None:
-        """Forget an unfinished merge. Errors: RunError."""
+        """Discard an unfinished merge. Errors: RunError."""
         self._empty(lambda name: not name.startswith(("journal", MARK)) and name != self.model.name)
 
     def remove_contents(self) -> None:
-        """Remove all but the lock: for what is never taken up. Errors: RunError."""
+        """Remove everything except the lock, for work that is never resumed. Errors: RunError."""
         self._empty(lambda name: name == "lock")
 
     def _empty(self, keep: Callable[[str], bool]) -> None:
@@ -248,15 +247,15 @@ class PartDirectory(Hold):
                 f"{self.path}: cannot be emptied ({error.strerror}). Check the disk, or choose another output."
             ) from None
 
-    def mend(self) -> None:
-        """Give the old model its name back, if a crash between two renames took it."""
+    def restore_old(self) -> None:
+        """Rename the old model back, if a crash came between two renames."""
         if os.path.lexists(self.old) and not os.path.lexists(self.out):
             self._check_old()
             os.rename(self.old, self.out)
             sync_directory(self.out.parent)
 
     def is_published(self, fingerprint: Mapping[str, Any]) -> bool:
-        """Did a run of this fingerprint, that was killed then, give the output its name?"""
+        """Did a run of this fingerprint give the output its name before it was killed?"""
         return is_published(self.out, self.path / MARK, fingerprint)
 
     def publish(
@@ -266,16 +265,14 @@ class PartDirectory(Hold):
         fingerprint: Mapping[str, Any] | None = None,
         mark: Path | None = None,
     ) -> None:
-        """Give the finished model its name, all at once; what stood there goes. ``mark`` is the file that says so to a later run.
+        """Give the finished model its name in one step, and remove the model that it replaces. ``mark`` is the file that records this.
 
-        Errors: OutputError if something came to stand there meanwhile; RunError. What stood there before stands there after them.
+        Errors: OutputError if something else got the name meanwhile; RunError. After an error, the old model is still in place.
         """
         finished = self.model / single_file if single_file else self.model
         self.check_still_there()
         try:
-            check_replaceable(
-                self.out, overwrite
-            )  # once more: somebody may have put something else there meanwhile
+            check_replaceable(self.out, overwrite)  # again: it may have been created meanwhile
             text = json.dumps({"fingerprint": fingerprint, "witness": _witness(finished)})
             replace_file(*((mark, text) if mark else (self.path / MARK, text, self.folder)))
             if self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir()):
@@ -303,7 +300,7 @@ class PartDirectory(Hold):
         self.remove()
 
     def _replace(self, finished: Path) -> None:
-        """Put the finished model in the place of the old one, which goes into this directory, or beside it and is then removed."""
+        """Replace the old model by the finished one. The old one moves into this directory, or next to it and is then removed."""
         if exchange(finished, self.out, self.folder):
             return
         remove(self.old)
@@ -317,19 +314,19 @@ class PartDirectory(Hold):
 
 
 def check_renamable(out: Path) -> None:
-    """Refuse a place where something stands that the system will not let us rename: another user's in a folder such as ``/tmp``, whose
-    sticky bit leaves that to its owner, or a folder that we cannot write, which cannot be moved into another. Errors: OutputError.
+    """Refuse an existing output that the system does not let us rename: another user's in a folder with the sticky bit, such as ``/tmp``, or
+    a folder that we cannot write. Errors: OutputError.
     """
     user = user_id()
     if not user:  # the administrator, or a system without users
         return
     try:
         status, above = os.lstat(out), os.stat(out.parent)
-        is_kept = bool(above.st_mode & stat.S_ISVTX) and above.st_uid != user
+        is_sticky = bool(above.st_mode & stat.S_ISVTX) and above.st_uid != user
         is_ours = status.st_uid == user or owner_fault_at(out) in (None, "is a link")
     except OSError:
         return
-    if is_kept and not is_ours:
+    if is_sticky and not is_ours:
         raise OutputError(
             f"{out}: stands there already and belongs to {name_of(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
             "it. Choose another output."
@@ -346,18 +343,18 @@ def check_renamable(out: Path) -> None:
 
 
 def is_published(out: Path, mark: Path, fingerprint: Mapping[str, Any] | None = None) -> bool:
-    """Is what stands under ``out`` the model that a run (of this fingerprint) noted in ``mark`` when it published it?"""
+    """Is ``out`` the model that a run (of this fingerprint) recorded in ``mark`` when it published it?"""
     try:
-        noted = read_json(mark)
-        is_it = noted["witness"] == _witness(out)
-        return is_it and (
-            fingerprint is None or bool(noted["fingerprint"] == json.loads(json.dumps(fingerprint)))
+        recorded = read_json(mark)
+        is_same = recorded["witness"] == _witness(out)
+        return is_same and (
+            fingerprint is None or bool(recorded["fingerprint"] == json.loads(json.dumps(fingerprint)))
         )
     except (ModelError, RunError, OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _witness(out: Path) -> list[int]:
-    """What tells an output from every other under its name: the inode, size and time of its lock, or of the one file."""
+    """Return what identifies an output: the inode, size and time of its lock, or of the one file."""
     status = (out / LOCK if out.is_dir() else out).stat()
     return [status.st_ino, status.st_size, status.st_mtime_ns]

@@ -15,8 +15,8 @@ from alnico.checkpoint.reference import is_hub_reference, is_path, split_adapter
 from alnico.checkpoint.source import Source
 from alnico.errors import AlnicoError, HubError, MismatchError, ModelError, UncheckedError
 from alnico.kernels.constants import ARITHMETIC
-from alnico.output.card import RECIPE
 from alnico.output.lock import Lock, LockedInput
+from alnico.output.recipe_file import RECIPE
 from alnico.plan.build import build_plan
 from alnico.plan.job import Plan
 from alnico.plan.memory import DEFAULT_BUDGET_BYTES
@@ -36,21 +36,21 @@ class ReplanOptions:
     offline: bool = False
 
 
-def locks_of(lock: Lock) -> dict[str, Lock]:
+def stage_locks(lock: Lock) -> dict[str, Lock]:
     """The locks of the stages that lead to a merge by their names, each before the one that takes its output, and last, as '', its own."""
     found: dict[str, Lock] = {}
 
     def visit(one: Lock) -> None:
         for given in one.models:
-            if given.made is not None and given.label not in found:
-                visit(given.made)
-                found[given.label] = given.made
+            if given.stage_lock is not None and given.label not in found:
+                visit(given.stage_lock)
+                found[given.label] = given.stage_lock
 
     visit(lock)
     return {**found, "": lock}
 
 
-def recipe_of(lock: Lock, again: ReplanOptions) -> Recipe:
+def recipe_in(lock: Lock, again: ReplanOptions) -> Recipe:
     """The recipe in a lock; what it names is looked for beside the output, too. Statistics and analyses are named anew where they lie
     elsewhere. Errors: UncheckedError for a recipe that this version does not read."""
     models = {name for given in lock.models for name in (given.label, *given.label.split("+"))}
@@ -93,10 +93,10 @@ def _renamed(value: Any, moved: Mapping[str, str]) -> Any:
 
 def check_places(lock: Lock, again: ReplanOptions) -> None:
     """Refuse places for what is no input, and inputs that are not found; all of them together. Errors: ModelError, UncheckedError."""
-    locks = locks_of(lock).values()
-    inputs = {given.label: given for one in locks for given in one.inputs if given.made is None}
+    locks = stage_locks(lock).values()
+    inputs = {given.label: given for one in locks for given in one.inputs if given.stage_lock is None}
     names = {*inputs, *(part for label in inputs for part in label.split("+"))}
-    names |= {r for one in locks for r in recipe_of(one, again).references}
+    names |= {r for one in locks for r in recipe_in(one, again).references}
     text = str([one.recipe for one in locks])
     unknown = [old for old in again.places if old not in names and repr(old) not in text]
     if unknown:
@@ -107,7 +107,8 @@ def check_places(lock: Lock, again: ReplanOptions) -> None:
     absent = [
         label
         for label, given in inputs.items()
-        if not given.is_statistics and not _found(_places(given, label, again, folder), bool(given.commits))
+        if not given.is_statistics
+        and not _first_existing(_places(given, label, again, folder), bool(given.commits))
     ]
     if absent:
         raise UncheckedError(
@@ -119,7 +120,7 @@ def check_places(lock: Lock, again: ReplanOptions) -> None:
 def input_places(lock: Lock, again: ReplanOptions) -> list[Path]:
     """Where the inputs of a merge may lie on this machine."""
     folder = str(lock.path.parent.absolute().parent)
-    inputs = [given for one in locks_of(lock).values() for given in one.inputs if given.made is None]
+    inputs = [given for one in stage_locks(lock).values() for given in one.inputs if given.stage_lock is None]
     return [
         Path(part)
         for given in inputs
@@ -144,7 +145,7 @@ def _pinned(part: str, commits: Mapping[str, str]) -> str:
     return f"{name}@{commits[name]}" if name in commits else part
 
 
-def _found(places: Sequence[str], is_on_hub: bool) -> str | None:
+def _first_existing(places: Sequence[str], is_on_hub: bool) -> str | None:
     """The first of the places where something is, or, of an input that came from there, that the hub may have."""
 
     def is_there(place: str) -> bool:
@@ -158,7 +159,7 @@ def _found(places: Sequence[str], is_on_hub: bool) -> str | None:
     return next((place for place in places if is_there(place)), None)
 
 
-def plan_again(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -> Plan:
+def replan(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -> Plan:
     """Plan one merge of a lock. ``stages`` stand for the outputs of others by their names.
 
     Errors: UncheckedError for another arithmetic, inputs that cannot be opened and inputs from which other tensors follow; ResourceError.
@@ -168,14 +169,16 @@ def plan_again(lock: Lock, again: ReplanOptions, stages: Mapping[str, Source]) -
             f"{lock.path}: was merged by alnico {lock.version} with arithmetic {lock.arithmetic}, here it is {ARITHMETIC}: the same recipe "
             f"has other bits. Use alnico {lock.version}."
         )
-    recipe = recipe_of(lock, again)
+    recipe = recipe_in(lock, again)
     inputs = dict(zip(recipe.references, lock.models, strict=True))
 
     def opened(reference: str) -> Source:
-        if inputs[reference].made is not None:
+        if inputs[reference].stage_lock is not None:
             return stages[inputs[reference].label]
         given = inputs[reference]
-        place = _found(_places(given, reference, again, recipe.folder), bool(given.commits)) or reference
+        place = (
+            _first_existing(_places(given, reference, again, recipe.folder), bool(given.commits)) or reference
+        )
         model = open_model(place, offline=again.offline)
         if isinstance(model, FileModel):
             model.label = inputs[reference].label

@@ -27,8 +27,8 @@ from alnico.engine.stages import run_stages
 from alnico.errors import OutputError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.folders import owner_fault_at, remove
-from alnico.output.card import RECIPE
 from alnico.output.lock import Lock, listed_files, read_lock
+from alnico.output.recipe_file import RECIPE
 from alnico.plan.job import Plan
 from alnico.recipe.schema import Recipe
 from alnico.recipe.stages import order_stages
@@ -36,11 +36,11 @@ from alnico.verification.replan import (
     ReplanOptions,
     check_places,
     input_places,
-    locks_of,
-    plan_again,
-    recipe_of,
+    recipe_in,
+    replan,
+    stage_locks,
 )
-from alnico.verification.verify import check_headers, made_by_no_recipe, open_lock, opened
+from alnico.verification.verify import check_headers, no_recipe_message, open_lock, open_output
 
 COMPARE_BYTES = 1 << 20
 TEXTS = (CARD, RECIPE, LOCK, SIGNATURE)
@@ -76,7 +76,7 @@ def reproduce(
     begin = time.perf_counter()
     lock = open_lock(out)
     if not lock.recipe:
-        raise UncheckedError(made_by_no_recipe(out))
+        raise UncheckedError(no_recipe_message(out))
     check_places(lock, again)
     place = out if out.name not in ("", "..") else out.resolve()
     target = new or place.parent / f".{place.name}.alnico-again"
@@ -87,7 +87,7 @@ def reproduce(
     if new is None:
         check_twins(place, input_places(lock, again), (".alnico-again",))
         _remove_earlier(target)
-    with opened(out) as model:
+    with open_output(out) as model:
         check_headers(out, lock, model)
         _merge(lock, again, target, model, restart, watch)
     made = read_lock(target)
@@ -128,7 +128,7 @@ def _merge(
     lock: Lock, again: ReplanOptions, target: Path, like: FileModel, restart: bool, watch: Watcher | None
 ) -> None:
     """Run the merge of a lock, with the stages that lead to it."""
-    locks = [(recipe_of(one, again), one) for one in locks_of(lock).values()]
+    locks = [(recipe_in(one, again), one) for one in stage_locks(lock).values()]
     of_recipe = {id(recipe): one for recipe, one in locks}
 
     def planner(recipe: Recipe, made: Mapping[str, Any], _: str | None) -> Plan:
@@ -136,9 +136,9 @@ def _merge(
         taken = {
             given.label: open_stage(given.label, made[given.label])
             for given in one.models
-            if given.made is not None
+            if given.stage_lock is not None
         }
-        plan = plan_again(one, again, taken)
+        plan = replan(one, again, taken)
         return _cut_like(like, plan) if one is lock else plan
 
     run_stages(order_stages([recipe for recipe, _ in locks]), planner, target, restart=restart, watch=watch)
@@ -175,8 +175,8 @@ def _cut_like(model: FileModel, plan: Plan) -> Plan:
 def _check_inputs(out: Path, lock: Lock, made: Lock) -> None:
     """Are the inputs that were read those of the merge? Errors: UncheckedError naming the first tensor that is not."""
     for given, now in zip(lock.inputs, made.inputs, strict=True):
-        if given.made is not None and now.made is not None:
-            _check_inputs(out, given.made, now.made)
+        if given.stage_lock is not None and now.stage_lock is not None:
+            _check_inputs(out, given.stage_lock, now.stage_lock)
             continue
         name = next(
             (n for n in {**given.tensors, **now.tensors} if given.tensors.get(n) != now.tensors.get(n)), None

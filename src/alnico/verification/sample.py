@@ -1,6 +1,6 @@
 """Makes a share of a finished merge again from its inputs, and compares bits with what lies on the disk.
 
-The run is that of a merge (:class:`alnico.engine.run.MergeRun`): what is left out counts as done, and its output compares instead of
+The run is that of a merge (:class:`alnico.engine.merge_run.MergeRun`): what is left out counts as done, and its output compares instead of
 writing. What is made is chosen by chunks of tensors; of a tensor that is measured before it is mixed, or made as a whole, all of it.
 """
 
@@ -26,8 +26,8 @@ from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.blocks import Span, chunks, units
 from alnico.engine.fetch import absent_files, fetch_files
 from alnico.engine.measure import of_model
+from alnico.engine.merge_run import MergeRun
 from alnico.engine.norm_weights import measure_norm_weights
-from alnico.engine.run import MergeRun
 from alnico.errors import (
     MismatchError,
     NonFiniteError,
@@ -46,9 +46,9 @@ from alnico.output.lock import Lock
 from alnico.plan.job import Job, Plan
 from alnico.plan.planned_model import PlannedModel
 from alnico.threads import Abandoned, Crew
-from alnico.verification.replan import ReplanOptions, check_places, locks_of, plan_again
+from alnico.verification.replan import ReplanOptions, check_places, replan, stage_locks
 
-Chosen = Mapping[str, list[Span]]
+ChosenChunks = Mapping[str, list[Span]]
 """The chunks that are made again, by the name of their tensor."""
 
 
@@ -62,7 +62,7 @@ class Recomputed:
     total_bytes: int
 
 
-def choose(plan: Plan, share: float, seed: int, first: Iterable[str] = ()) -> Chosen:
+def choose_chunks(plan: Plan, share: float, seed: int, first: Iterable[str] = ()) -> ChosenChunks:
     """Choose chunks, as many as make up ``share`` of the output's bytes, and at least one; the same for the same seed.
 
     All chunks of a tensor are one where it must be measured or made as a whole. The tensors named ``first`` are among them.
@@ -105,7 +105,7 @@ class Differing:
     made: bytes
 
 
-class Comparing:
+class ComparingOutput:
     """Stands for the files that a run writes to: compares with a finished model. ``differing`` has the first difference of a tensor."""
 
     def __init__(self, model: Source) -> None:
@@ -139,8 +139,8 @@ class Comparing:
         self.model.read_into(tensor, offset, buffer)
 
 
-class Noting:
-    """Keeps what a run says of finished tensors, in memory."""
+class MemoryRecorder:
+    """Keeps the records of finished tensors in memory."""
 
     failure: BaseException | None = None
 
@@ -155,7 +155,7 @@ class Noting:
         """Nothing is taken up again."""
 
 
-class MadeAgain:
+class RepeatedStage:
     """The output of a stage, of which some tensors are there again: a :class:`Source` with the headers of all."""
 
     origin = None
@@ -195,8 +195,8 @@ class _RepeatedMerge:
 
     lock: Lock
     plan: Plan
-    stage: MadeAgain | None
-    chosen: Chosen
+    stage: RepeatedStage | None
+    chosen: ChosenChunks
 
     @property
     def jobs(self) -> list[Job]:
@@ -230,7 +230,10 @@ def recompute(
     inputs that are not there, or not those of the merge; ResourceError, and those of reading.
     """
     check_places(lock, again)
-    with _steps(lock, again, share, seed, first) as steps, _room(steps, lock.path.parent.absolute()) as room:
+    with (
+        _plan_steps(lock, again, share, seed, first) as steps,
+        _stage_folder(steps, lock.path.parent.absolute()) as room,
+    ):
         for step in steps:
             absent = absent_files(dataclasses.replace(step.plan, jobs=tuple(step.read)), side_files=False)
             fetch_files(step.plan.sources, absent, watch)
@@ -241,13 +244,13 @@ def recompute(
             step.stage.files = OutputFiles(
                 folder, cut([(j.name, j.dtype, j.shape) for j in step.jobs], 1 << 62, "stage.safetensors")
             )
-            _check_stage(step, _run(step, step.stage.files, Noting(True), watch))
+            _check_stage(step, _make_chunks(step, step.stage.files, MemoryRecorder(True), watch))
         last = steps[-1]
-        comparing = Comparing(model)
-        noting = _run(last, comparing, Noting(last.is_whole), watch)
-        changed = _changed(last, noting.records.values())
+        comparing = ComparingOutput(model)
+        noting = _make_chunks(last, comparing, MemoryRecorder(last.is_whole), watch)
+        changed = _first_changed_input(last, noting.records.values())
         if changed is None and comparing.differing:
-            changed = _changed_files(last, comparing.differing)
+            changed = _first_changed_file(last, comparing.differing)
         if changed is not None:
             raise _other_input(last.lock, changed)
         if comparing.differing:
@@ -258,20 +261,20 @@ def recompute(
 
 
 @contextmanager
-def _steps(
+def _plan_steps(
     lock: Lock, again: ReplanOptions, share: float, seed: int, first: Iterable[str]
 ) -> Iterator[list[_RepeatedMerge]]:
     """Plan the merge and the stages that lead to it, and choose what is made of each; the sources are open until the block ends."""
     with ExitStack() as opened:
-        stages: dict[str, MadeAgain] = {}
+        stages: dict[str, RepeatedStage] = {}
         planned: dict[str, tuple[Lock, Plan]] = {}
-        for label, one in locks_of(lock).items():
-            plan = plan_again(one, again, stages)
+        for label, one in stage_locks(lock).items():
+            plan = replan(one, again, stages)
             planned[label] = one, plan
             for source in plan.sources:
                 opened.callback(source.close)
             if label:
-                stages[label] = MadeAgain(PlannedModel(label, plan))
+                stages[label] = RepeatedStage(PlannedModel(label, plan))
                 opened.callback(stages[label].close)
         needed: dict[str, set[str]] = {label: set() for label in stages}
         steps: list[_RepeatedMerge] = []
@@ -279,11 +282,11 @@ def _steps(
             chosen = (
                 {j.name: chunks(j) for j in plan.jobs if j.name in needed[label]}
                 if label
-                else choose(plan, share, seed, first)
+                else choose_chunks(plan, share, seed, first)
             )
             steps.insert(0, _RepeatedMerge(one, plan, stages.get(label), chosen))
             for i, given in enumerate(one.models):
-                if given.made is not None:
+                if given.stage_lock is not None:
                     read = {
                         t.name for job in (*steps[0].read, *plan.to_measure) for t in job.read if t.model == i
                     }
@@ -299,7 +302,7 @@ def _steps(
 
 
 @contextmanager
-def _room(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
+def _stage_folder(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
     """A folder beside the output for what stages make, and that goes again. Errors: ResourceError, RunError."""
     if len(steps) == 1:
         yield out
@@ -321,7 +324,9 @@ def _room(steps: Sequence[_RepeatedMerge], out: Path) -> Iterator[Path]:
         yield Path(path)
 
 
-def _run(step: _RepeatedMerge, files: Any, noting: Noting, watch: Watcher | None) -> Noting:
+def _make_chunks(
+    step: _RepeatedMerge, files: Any, noting: MemoryRecorder, watch: Watcher | None
+) -> MemoryRecorder:
     """Make the chosen chunks. Errors: UncheckedError for inputs of which no merge comes."""
     total = sum(bytes_of_spans(job, step.chosen[job.name]) for job in step.jobs)
 
@@ -351,7 +356,7 @@ def _run(step: _RepeatedMerge, files: Any, noting: Noting, watch: Watcher | None
     return noting
 
 
-def _changed(step: _RepeatedMerge, records: Iterable[Record]) -> tuple[str, str] | None:
+def _first_changed_input(step: _RepeatedMerge, records: Iterable[Record]) -> tuple[str, str] | None:
     """The first input, by label and tensor, that is not what was merged."""
     for record in records:
         for model, name, digest in record.inputs:
@@ -360,7 +365,7 @@ def _changed(step: _RepeatedMerge, records: Iterable[Record]) -> tuple[str, str]
     return None
 
 
-def _changed_files(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str, str] | None:
+def _first_changed_file(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str, str] | None:
     """The same, of the inputs of some tensors, which are read for it. None if one of the tensors has its inputs as they were."""
     jobs = {job.name: job for job in step.plan.jobs}
     changed = None
@@ -370,15 +375,15 @@ def _changed_files(step: _RepeatedMerge, names: Iterable[str]) -> tuple[str, str
             for tensor in jobs[name].read:
                 digest = hash_tensors(step.plan.sources[tensor.model], [tensor.name], crew)[tensor.name]
                 inputs.append((tensor.model, tensor.name, digest))
-            changed = _changed(step, [Record(name, "", tuple(inputs))])
+            changed = _first_changed_input(step, [Record(name, "", tuple(inputs))])
             if changed is None:
                 return None
     return changed
 
 
-def _check_stage(step: _RepeatedMerge, noting: Noting) -> None:
+def _check_stage(step: _RepeatedMerge, noting: MemoryRecorder) -> None:
     """Hold what a stage made, and of what, against its lock. Errors: UncheckedError, VerificationError."""
-    if (changed := _changed(step, noting.records.values())) is not None:
+    if (changed := _first_changed_input(step, noting.records.values())) is not None:
         raise _other_input(step.lock, changed)
     for name, record in noting.records.items():
         if record.digest != (said := step.lock.tensors[name].digest):

@@ -13,11 +13,10 @@ from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.lineage import LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, open_adapter
 from alnico.checkpoint.open_model import open_model
-from alnico.checkpoint.source import Tensor
 from alnico.errors import ModelError, UncheckedError, VerificationError
 from alnico.events import Watcher
 from alnico.output.hashes import hash_file, hash_tensors
-from alnico.output.lock import UNLOCKED, Lock, LockedTensor, listed_files, read_lock
+from alnico.output.lock import UNLOCKED, Lock, describe_tensor, differing_tensors, listed_files, read_lock
 from alnico.output.validate import check_folder
 from alnico.threads import Crew
 from alnico.verification.replan import ReplanOptions
@@ -63,7 +62,7 @@ def verify(
     """
     begin = time.perf_counter()
     lock = open_lock(out)
-    with opened(out) as model:
+    with open_output(out) as model:
         check_headers(out, lock, model)
         with Crew(again.threads, watch, "alnico-verify") as crew:
             digests = hash_tensors(model, model.tensors, crew)
@@ -73,7 +72,7 @@ def verify(
         checked, unchecked = _check_files(out, lock, model) if not damaged else (0, [])
         recomputed = None
         if against_inputs and not lock.recipe:
-            unchecked.append(made_by_no_recipe(out))
+            unchecked.append(no_recipe_message(out))
         elif against_inputs:
             try:
                 recomputed = recompute(lock, model, again, share=share, seed=seed, first=damaged, watch=watch)
@@ -117,7 +116,7 @@ def open_lock(out: Path) -> Lock:
     return read_lock(out)
 
 
-def made_by_no_recipe(out: Path) -> str:
+def no_recipe_message(out: Path) -> str:
     """Why an adapter is not made again."""
     return (
         f"{out}: could not check against its inputs: it is an adapter, which no recipe makes. Run the command that made it with another "
@@ -131,7 +130,7 @@ def refuse_unchecked(found: Verification) -> None:
         raise UncheckedError(*found.unchecked, found=found)
 
 
-def signed_by(found: Verification, check: Callable[[], Path]) -> Verification:
+def add_signature(found: Verification, check: Callable[[], Path]) -> Verification:
     """Add the key with which a signature holds, or that it could not be checked. Errors: VerificationError."""
     try:
         return replace(found, signed_by=str(check()))
@@ -139,7 +138,7 @@ def signed_by(found: Verification, check: Callable[[], Path]) -> Verification:
         return replace(found, unchecked=(*found.unchecked, str(error)))
 
 
-def opened(out: Path) -> FileModel:
+def open_output(out: Path) -> FileModel:
     """Open the output's own files; what is no model any more is damage. Errors: VerificationError."""
     try:
         model = open_adapter(os.fspath(out)).files if (out / CONFIG).is_file() else open_model(out)
@@ -150,14 +149,12 @@ def opened(out: Path) -> FileModel:
 
 
 def check_headers(out: Path, lock: Lock, model: FileModel) -> None:
-    """Are the tensors those of the lock, with its dtypes and shapes? Errors: VerificationError."""
-    found = {name: (t.dtype, t.shape) for name, t in model.tensors.items()}
-    said = {name: (t.dtype, t.shape) for name, t in lock.tensors.items()}
-    differing = [name for name in sorted({**said, **found}) if said.get(name) != found.get(name)]
+    """Compare names, dtypes and shapes of the tensors with the lock. Errors: VerificationError."""
+    differing = differing_tensors(lock, model.tensors)
     if differing:
         name = differing[0]
         raise VerificationError(
-            f"{out}: {name} is {_shown(model.tensors.get(name))} in the weights and {_shown(lock.tensors.get(name))} in {LOCK}"
+            f"{out}: {name} is {describe_tensor(model.tensors.get(name))} in the weights and {describe_tensor(lock.tensors.get(name))} in {LOCK}"
             f"{_more(differing, 'tensors')}; they must be of one merge. Merge again, or get the output anew."
         )
 
@@ -206,7 +203,3 @@ def _more(names: Sequence[object], what: str) -> str:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _shown(tensor: Tensor | LockedTensor | None) -> str:
-    return "missing" if tensor is None else f"{tensor.dtype} {list(tensor.shape)}"

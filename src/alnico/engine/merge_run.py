@@ -1,0 +1,442 @@
+"""Makes the tensors of a plan: threads that each read, measure, mix and write."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import numpy as np
+
+from alnico.checkpoint.source import Source
+from alnico.engine import measure, row_ranks
+from alnico.engine.arena import Arena
+from alnico.engine.blocks import Block, Span, blocks, chunks
+from alnico.engine.fact_cache import CachedFacts, FactCache
+from alnico.engine.kernel_arguments import KernelContext
+from alnico.engine.matrix import JobMatrices, rounding_kernel
+from alnico.engine.mix import NOTHING, Mixer, mix_kernel, refuse_inputs
+from alnico.errors import (
+    AlnicoError,
+    MismatchError,
+    NonFiniteError,
+    RunError,
+    visible,
+)
+from alnico.events import Advanced, Compiling, Measuring, Started, TensorDone, Watcher
+from alnico.kernels.build import compile_kernel
+from alnico.kernels.facts import MeasuredFact
+from alnico.numerics.blas import one_blas_thread
+from alnico.numerics.digest import PieceHasher, TensorDigest, Unhashed
+from alnico.output.journal import JournalState, Record
+from alnico.plan.job import Input, Job, Plan
+from alnico.threads import Crew, Stopped, WorkItem
+
+SHARED_CHUNKS = 8
+"""A tensor of at least so many chunks that is measured first is shared by all threads; a smaller one is made by one thread."""
+
+
+class _RunningJob:
+    """The state that the chunks of one job share while it runs."""
+
+    def __init__(self, job: Job, spans: int, sources: Sequence[Source]) -> None:
+        self.job = job
+        self.output = TensorDigest(job.dtype, job.shape, job.byte_size)
+        self.inputs = [
+            TensorDigest(i.dtype, sources[i.model].tensors[i.name].shape, i.byte_size) for i in job.read
+        ]
+        if job.kind == "copy":
+            self.inputs = [self.output]
+        self.remaining = spans
+        self.known: dict[MeasuredFact, Any] = {}
+        self.mixer: Mixer | None = None
+
+
+class Output(Protocol):
+    """Where the bytes of output tensors go."""
+
+    def write(self, tensor: str, offset: int, data: memoryview) -> None:
+        """Put ``data`` at byte ``offset`` of a tensor. Safe for threads."""
+        ...
+
+    def place(self, tensor: str, offset: int, size: int) -> np.ndarray | None:
+        """Return memory in which these bytes of a tensor can be computed before they are written; None if there is none."""
+        ...
+
+    def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
+        """Copy bytes of a source's tensor without reading them; return False if that is not possible."""
+        ...
+
+    def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
+        """Read back bytes that were written."""
+        ...
+
+
+class RunRecorder(Protocol):
+    """Records finished tensors and facts of the whole model. ``failure`` is why it no longer can.
+
+    If it ``wants_digests``, all bytes are hashed on the way; otherwise there are no records of tensors.
+    """
+
+    wants_digests: bool
+
+    @property
+    def failure(self) -> BaseException | None: ...
+
+    def finished(self, record: Record) -> None: ...
+
+    def measured(self, fact: int, value: tuple[float, ...]) -> None: ...
+
+
+class MergeRun:
+    """The threads that make the tensors of a settled plan, from its sources into ``output``.
+
+    Tensors and facts in ``state`` are done already. Facts in ``cache`` are not measured again. ``spans`` chooses the chunks of a tensor
+    that are made; if they are not all, ``recorder`` must not want digests.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        output: Output,
+        recorder: RunRecorder,
+        state: JournalState,
+        watch: Watcher | None,
+        cache: FactCache | None = None,
+        spans: Callable[[Job], list[Span]] = chunks,
+    ) -> None:
+        self.plan = plan
+        self.output = output
+        self.recorder = recorder
+        self.cache = cache
+        self._spans = spans
+        self._hasher = PieceHasher if recorder.wants_digests else Unhashed
+        self.records = {r.tensor: r for r in state.records}
+        self.facts = dict(state.facts)
+        self.of_model: dict[measure.OverModel, tuple[float, ...]] = {}
+        self.resumed = len(self.records)
+        self.compile_seconds = 0.0
+        self.jobs = [j for j in plan.jobs if j.name not in self.records]
+        self._crew = Crew(plan.memory.threads, watch)
+        self._arena = Arena(plan.memory.worker_bytes)
+
+    def all(self) -> None:
+        done = sum(job.byte_size for job in self.plan.jobs if job.name in self.records)
+        self._crew.tell(Started(self.plan, len(self.records), done))
+        self._compile()
+        one_thread = one_blas_thread() if any(job.kind == "matrix" for job in self.jobs) else nullcontext()
+        with one_thread, self._crew:
+            self._measure_model()
+            calls: list[WorkItem] = []
+            for job in self.jobs:
+                spans = self._spans(job)
+                state = _RunningJob(job, len(spans), self.plan.sources)
+                if job.kind == "matrix":
+                    calls.append((self._make_matrix, (state,)))
+                elif job.kind != "mix":
+                    calls += [(self._copy_chunk, (state, span)) for span in spans]
+                elif job.merge is None or not job.merge.levels():
+                    state.mixer = Mixer(self._known(state), self.plan.sources)
+                    calls += [(self._mix_chunk, (state, span)) for span in spans]
+                elif self._crew.threads > 1 and len(spans) >= SHARED_CHUNKS:
+                    self._shared(state, spans)
+                else:
+                    calls.append((self._alone, (state, spans)))
+            self._parallel(calls)
+
+    def _compile(self) -> None:
+        needed: dict[Any, None] = {}
+        for job in self.jobs:
+            if job.kind == "matrix":
+                needed[rounding_kernel()] = None
+            if job.kind == "mix":
+                needed |= dict.fromkeys([*measure.kernels(job), *row_ranks.kernels(job), mix_kernel(job)])
+        needed |= dict.fromkeys(measure.model_kernel(fact, jobs) for _, fact, jobs in self._unknown())
+        if needed:
+            self._crew.tell(Compiling(len(needed)))
+        begin = time.perf_counter()
+        for kernel in needed:
+            compile_kernel(kernel)
+        self.compile_seconds = time.perf_counter() - begin
+
+    def _parallel(self, calls: Sequence[WorkItem]) -> None:
+        self._crew.run([(self._guarded, (call, arguments)) for call, arguments in calls])
+
+    def _guarded(self, call: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+        if self.recorder.failure is not None:
+            raise self.recorder.failure
+        try:
+            call(*arguments)
+        except (AlnicoError, Stopped):
+            raise
+        except OSError as error:
+            raise RunError(
+                f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command takes the merge up again."
+            ) from None
+        except Exception as error:
+            error.add_note(visible(f"alnico: while making {self._place(arguments)}"))
+            raise
+
+    def _place(self, arguments: tuple[Any, ...]) -> str:
+        """The tensor that a call works on, and the models that it is read from."""
+        job = next(
+            a.job if isinstance(a, _RunningJob) else a for a in arguments if isinstance(a, (_RunningJob, Job))
+        )
+        sources = [self.plan.sources[m] for m in dict.fromkeys(tensor.model for tensor in job.read)]
+        return f"{job.name} of {', '.join(source.label for source in sources)}"
+
+    def _shared(self, state: _RunningJob, spans: list[Span]) -> None:
+        """Make a large tensor: all threads measure it, then all mix it."""
+
+        def one_pass(facts: measure.LevelMeasurement) -> None:
+            if facts.ordered:
+                self._parallel([(self._measure_chunks, (state, facts, spans))])
+            else:
+                self._parallel([(self._measure_chunks, (state, facts, [span])) for span in spans])
+
+        self._measure(state, one_pass)
+        self._parallel([(self._mix_chunk, (state, span)) for span in spans])
+
+    def _alone(self, state: _RunningJob, spans: list[Span]) -> None:
+        """Make a tensor in one thread, while others make other tensors. A tensor of a single block is read once."""
+        everything = (0, state.job.elements)
+        if len(spans) > 1 or state.job.elements > self.plan.memory.block_elements:
+            self._measure(state, lambda facts: self._measure_chunks(state, facts, spans))
+            for span in spans:
+                self._mix_chunk(state, span)
+            return
+        held = self._block(state.job, everything, state.job.elements)
+        self._measure(state, lambda facts: facts.fold(*everything, held[0]), held[0])
+        self._mix_chunk(state, everything, held)
+
+    def _measure(
+        self,
+        state: _RunningJob,
+        one_pass: Callable[[measure.LevelMeasurement], None],
+        held: Block | None = None,
+    ) -> None:
+        """Measure all facts of a job, level by level and pass by pass, and make its mixer. ``held`` is the whole tensor, if it is in memory."""
+        assert state.job.merge is not None
+        for level in state.job.merge.levels():
+            known = self._known(state)
+            cached = self.cache.of_tensor(level, known) if self.cache is not None else CachedFacts()
+            state.known |= cached.whole
+            known = dataclasses.replace(known, given=cached.given)
+            facts = measure.LevelMeasurement([fact for fact in level if fact not in cached.whole], known)
+            if facts.runs:
+                facts.sample(
+                    _block_of(state.job, self._arena.read(state.job, self.plan.sources, *facts.runs))
+                    if held is None
+                    else _pick(held, facts.runs, state.job)
+                )
+            while not facts.done:
+                self._crew.check()
+                one_pass(facts)
+                facts.turn()
+            results = facts.results()
+            if not measure.are_finite(results):
+                self._refuse_measured(state.job)
+            if self.cache is not None:
+                self.cache.keep(results, known)
+            state.known |= results
+        state.mixer = Mixer(self._known(state), self.plan.sources)
+
+    def _refuse_measured(self, job: Job) -> None:
+        """Refuse a tensor whose facts are not finite. Errors: NonFiniteError, naming the first NaN or infinity if an input has one."""
+        for start, stop in blocks((0, job.elements), self.plan.memory.block_elements):
+            refuse_inputs(job, self.plan.sources, start, self._block(job, (start, stop), 0)[0])
+        raise NonFiniteError(
+            f"{job.name}: its values are so large that sums over them, as {self.plan.recipe.merge_method} takes them, are beyond "
+            f"{job.real}; expected finite sums. Divide the tensor by a number in all models, or leave it out with a filter."
+        )
+
+    def _known(self, state: _RunningJob) -> KernelContext:
+        before = {fact.fact: self.of_model[fact] for fact in measure.of_model(state.job)}
+        return KernelContext(state.job, self.plan.recipe.seed, before | state.known)
+
+    def _unknown(self) -> list[tuple[int, measure.OverModel, list[Job]]]:
+        """The facts of the whole model that must still be measured, numbered in the order of the plan."""
+        facts = enumerate(measure.over_model(self.plan.jobs).items())
+        missing = {job.name for job in self.jobs}
+        return [
+            (n, f, jobs)
+            for n, (f, jobs) in facts
+            if n not in self.facts and any(job.name in missing for job in jobs)
+        ]
+
+    def _measure_model(self) -> None:
+        """Measure the facts of the whole model, one after the other, pass by pass over all its tensors."""
+        for number, fact, jobs in self._unknown():
+            self._crew.tell(Measuring(len(jobs)))
+            measurement = measure.ModelMeasurement(
+                fact, jobs, self.cache.of_model(fact, jobs) if self.cache is not None else {}
+            )
+            calls = [(self._measure_across, (measurement, job, span)) for job in jobs for span in chunks(job)]
+            while measurement.result is None:
+                self._parallel(calls)
+                measurement.turn()
+            self.facts[number] = measurement.result
+            if self.cache is not None:
+                self.cache.keep_of_model(fact, jobs, measurement.result)
+            self.recorder.measured(number, measurement.result)
+        every = enumerate(measure.over_model(self.plan.jobs))
+        self.of_model = {fact: self.facts[n] for n, fact in every if n in self.facts}
+
+    def _measure_across(self, measurement: measure.ModelMeasurement, job: Job, span: Span) -> None:
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._crew.check()
+            measurement.fold(job, start, self._block(job, (start, stop), 0)[0])
+
+    def _measure_chunks(
+        self, state: _RunningJob, facts: measure.LevelMeasurement, spans: Sequence[Span]
+    ) -> None:
+        for span in spans:
+            for start, stop in blocks(span, self.plan.memory.block_elements):
+                self._crew.check()
+                facts.fold(start, stop, self._block(state.job, (start, stop), 0)[0])
+
+    def _mix_chunk(
+        self, state: _RunningJob, span: Span, held: tuple[Block, np.ndarray] | None = None
+    ) -> None:
+        job, mixer = state.job, state.mixer
+        assert mixer is not None
+        width = job.width
+        hashers = [self._hasher(d, span[0] * i.width) for d, i in zip(state.inputs, job.read, strict=True)]
+        output = self._hasher(state.output, span[0] * width)
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._crew.check()
+            block, out = held or self._block(job, (start, stop), stop - start)
+            for hasher, raw in zip(
+                hashers, [*block.raws, block.base] if job.base is not None else block.raws, strict=True
+            ):
+                hasher.update(memoryview(raw))
+            placed = self.output.place(job.name, start * width, out.nbytes)
+            out = out if placed is None else placed
+            mixer(start, block, out)
+            output.update(memoryview(out))
+            self.output.write(job.name, start * width, memoryview(out))
+            self._crew.tell(Advanced(job.name, out.nbytes))
+        for hasher in (*hashers, output):
+            hasher.finish()
+        self._chunk_done(state)
+
+    def _make_matrix(self, state: _RunningJob) -> None:
+        """Make a matrix in one thread, while others make other tensors."""
+        job = state.job
+        hasher = self._hasher(state.output, 0)
+
+        def write(offset: int, data: memoryview) -> None:
+            hasher.update(data)
+            self.output.write(job.name, offset, data)
+            self._crew.tell(Advanced(job.name, len(data)))
+
+        sources, block = self.plan.sources, self.plan.memory.block_elements
+        digests = state.inputs if self.recorder.wants_digests else []
+        JobMatrices(job, sources, digests, self._arena, block, self._crew.check).make(write)
+        hasher.finish()
+        self._chunk_done(state)
+
+    def _copy_chunk(self, state: _RunningJob, span: Span) -> None:
+        job = state.job
+        if job.kind == "copy":
+            return self._copy_one(state, span)
+        hashers = [self._hasher(d, span[0]) for d in state.inputs]
+        output = self._hasher(state.output, span[0])
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._crew.check()
+            first, other = self._arena.views([stop - start, stop - start])
+            for i, (tensor, hasher) in enumerate(zip(job.inputs, hashers, strict=True)):
+                view = other if i else first
+                self.plan.sources[tensor.model].read_into(tensor.name, start, memoryview(view))
+                hasher.update(memoryview(view))
+                if i and not np.array_equal(first, view):
+                    self._refuse_unequal(job, tensor, start, first, view)
+            output.update(memoryview(first))
+            self.output.write(job.name, start, memoryview(first))
+            self._crew.tell(Advanced(job.name, first.nbytes))
+        for hasher in (*hashers, output):
+            hasher.finish()
+        self._chunk_done(state)
+
+    def _copy_one(self, state: _RunningJob, span: Span) -> None:
+        """Copy bytes within the system if it can, and hash the copy."""
+        job, (tensor,) = state.job, state.job.inputs
+        source = self.plan.sources[tensor.model]
+        hasher = self._hasher(state.output, span[0])
+        for start, stop in blocks(span, self.plan.memory.block_elements):
+            self._crew.check()
+            (view,) = self._arena.views([stop - start])
+            if self.output.copy(job.name, start, stop - start, source, tensor.name):
+                self.output.read_into(job.name, start, memoryview(view))
+            else:
+                source.read_into(tensor.name, start, memoryview(view))
+                self.output.write(job.name, start, memoryview(view))
+            hasher.update(memoryview(view))
+            self._crew.tell(Advanced(job.name, view.nbytes))
+        hasher.finish()
+        self._chunk_done(state)
+
+    def _refuse_unequal(
+        self, job: Job, tensor: Input, start: int, first: np.ndarray, view: np.ndarray
+    ) -> None:
+        width = max(job.width, 1)
+        index = (start + int(np.flatnonzero(first != view)[0])) // width
+        place = [int(i) for i in np.unravel_index(index, job.shape)] if job.shape else []
+        one, other = self.plan.sources[job.inputs[0].model].label, self.plan.sources[tensor.model].label
+        raise MismatchError(
+            f"{job.name}{place or ''}: {one} and {other} differ; tensors of {job.dtype} are copied and must be equal. "
+            "Use models that agree on it."
+        )
+
+    def _chunk_done(self, state: _RunningJob) -> None:
+        with self._crew.lock:
+            state.remaining -= 1
+            if state.remaining:
+                return
+        job = state.job
+        if not self.recorder.wants_digests:
+            return
+        inputs = tuple((i.model, i.name, d.result()) for i, d in zip(job.read, state.inputs, strict=True))
+        for tensor, (_, _, digest) in zip(job.read, inputs, strict=True):
+            if tensor.digest not in ("", digest):
+                raise MismatchError(
+                    f"{job.name}: the tensor of {self.plan.sources[tensor.model].label} has the hash {digest}, its statistics were measured "
+                    f"of one with {tensor.digest}; expected statistics of the model they stand under. Measure that model, or correct "
+                    "the path."
+                )
+        record = Record(job.name, state.output.result(), inputs)
+        with self._crew.lock:
+            self.records[job.name] = record
+        self.recorder.finished(record)
+        self._crew.tell(TensorDone(job.name, record.digest))
+
+    def _block(self, job: Job, span: Span, out_elements: int) -> tuple[Block, np.ndarray]:
+        """Read the inputs of a span, with ranks if the job uses them. The second value is memory for ``out_elements`` of output."""
+        ranked = job.merge is not None and job.merge.uses_ranks
+        rows = row_ranks.whole_rows(job, span) if ranked else span
+        *views, out = self._arena.read(job, self.plan.sources, rows, out_bytes=out_elements * job.width)
+        block = _block_of(job, views)
+        if not ranked:
+            return block, out
+        ranks = row_ranks.ranks(job, rows, block.raws, block.base, span)
+        parts = [
+            view[(span[0] - rows[0]) * tensor.width : (span[1] - rows[0]) * tensor.width]
+            for view, tensor in zip(views, job.read, strict=True)
+        ]
+        return _block_of(job, parts, ranks), out
+
+
+def _pick(block: Block, runs: list[Span], job: Job) -> Block:
+    """Take the elements of some spans from a block that holds a whole tensor."""
+
+    def pick(view: np.ndarray) -> np.ndarray:
+        width = view.size // job.elements
+        return np.concatenate([view[start * width : stop * width] for start, stop in runs])
+
+    return Block([pick(raw) for raw in block.raws], pick(block.base))
+
+
+def _block_of(job: Job, views: list[np.ndarray], ranks: np.ndarray | None = None) -> Block:
+    return Block(views[:-1], views[-1], ranks) if job.base is not None else Block(views, NOTHING, ranks)
