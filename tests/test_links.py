@@ -118,7 +118,7 @@ def test_a_folder_whose_study_is_no_file_is_no_search(plant: str, models: list[P
         os.mkfifo(tmp_path / "out" / "study.db")
     else:
         (tmp_path / "out" / "study.db").symlink_to(tmp_path / "victim")
-    with pytest.raises(OutputError, match=r"study\.db|holds other things than a search"):
+    with pytest.raises(OutputError, match=r"study\.db|contains files that are not from a search"):
         searched(models, tmp_path / "out")
     assert not (tmp_path / "victim").exists()
 

@@ -105,7 +105,7 @@ def test_a_search_leaves_files_alone_that_are_not_its_own(tmp_path: Path) -> Non
         folder = tmp_path / name.replace(".", "-")
         folder.mkdir()
         (folder / name).write_text('{"mine": 1}')
-        with pytest.raises(OutputError, match="holds other things than a search"):
+        with pytest.raises(OutputError, match="contains files that are not from a search"):
             search_folder(folder)
 
 

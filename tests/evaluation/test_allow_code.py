@@ -231,7 +231,7 @@ def test_a_search_opens_no_storage_that_its_file_names(run, made: Made, tmp_path
     path = search_file(made, tmp_path, storage=address)
     code, _, err = run("search", str(path), "--out", str(tmp_path / "found"))
     assert code == 3
-    assert f"search.storage is {address!r}, a database that would be opened or made" in err
+    assert f"search.storage is {address!r}, a database that would be opened or created" in err
     assert OPTION in err
     assert "search.yml:" in err
     assert not (tmp_path / "stranger.db").exists()

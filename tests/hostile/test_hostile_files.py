@@ -334,7 +334,7 @@ def test_a_search_of_too_many_values_is_refused() -> None:
         read_search(many)
     assert (
         str(caught.value)
-        == "recipe:4: more than 5000 values are searched; expected fewer. Search one for several tensors."
+        == "recipe:4: more than 5000 values to search; expected fewer. Search one value for several tensors."
     )
 
 

@@ -104,7 +104,7 @@ def test_values_outside_of_what_is_searched_are_told(study: Path) -> None:
     change(study, "update trial_params set param_value = 7 where param_name = 'code.weight'")
     with pytest.raises(
         OutputError,
-        match=r"code\.weight = '7\.0' in trial 0, outside of what is searched|what no search writes",
+        match=r"code\.weight = '7\.0' in trial 0, outside of the search space|data that no search writes",
     ):
         searched("trials: 4", storage=f"sqlite:///{study}")
 
@@ -163,6 +163,6 @@ def test_a_journal_that_names_another_file_is_refused(study: Path, tmp_path: Pat
     Path(f"{study}-journal").write_bytes(
         header.ljust(512, b"\0") + page + (1).to_bytes(4, "big") + name + ending
     )
-    with pytest.raises(OutputError, match=r"study\.db-journal: is not of a search by alnico"):
+    with pytest.raises(OutputError, match=r"study\.db-journal: is not from an alnico search"):
         searched("trials: 4", storage=f"sqlite:///{study}")
     assert victim.read_text() == "mine"

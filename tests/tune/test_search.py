@@ -109,7 +109,7 @@ def test_tasks_and_folders_that_do_not_fit_are_refused(made: Made, tmp_path: Pat
     assert "of its examples are searched on, in pets, and its score would flatter" in str(shared.value)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").touch()
-    with pytest.raises(OutputError, match="holds other things than a search"):
+    with pytest.raises(OutputError, match="contains files that are not from a search"):
         alnico.search(recipe(made), out=tmp_path / "other")
 
 
@@ -193,7 +193,7 @@ def test_a_study_of_models_that_were_trained_anew_is_refused(made: Made, tmp_pat
         own / "model.safetensors",
         metadata={"format": "pt"},
     )
-    with pytest.raises(OutputError, match="is of other models, whatever their names"):
+    with pytest.raises(OutputError, match="uses models with other contents"):
         alnico.search(asked, out=tmp_path / "out")
 
 

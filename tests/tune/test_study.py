@@ -151,13 +151,13 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
     searched("trials: 2", storage=storage)
     for keys, tasks, told_ in (
         ("trials: 2, seed: 1", None, "has another sampler, seed, objective or halving"),
-        ("trials: 2", [Formula("other")], "is scored on other tasks"),
+        ("trials: 2", [Formula("other")], "uses other tasks"),
         ("trials: 2", [Formula(goal="min")], "has other objectives"),
     ):
         with pytest.raises(OutputError) as error:
             searched(keys, tasks, storage)
         assert str(error.value) == (
-            f"{storage}: the study 'search' {told_}, and its trials cannot stand beside this search's; "
+            f"{storage}: the study 'search' {told_}, so its trials cannot be used by this search; "
             "expected a study of this file. Give search.study another name, or another storage."
         )
     with pytest.raises(OutputError, match="searches another recipe"):
@@ -170,9 +170,9 @@ def test_a_study_of_another_search_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_storage_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="cannot be opened as a study's storage"):
+    with pytest.raises(RunError, match="cannot be opened as the storage of a study"):
         searched("trials: 2", storage=f"sqlite:///{tmp_path}/not/there.db")
-    with pytest.raises(RunError, match="cannot be opened as a study's storage"):
+    with pytest.raises(RunError, match="cannot be opened as the storage of a study"):
         searched("trials: 2", storage="nonsense")
 
 

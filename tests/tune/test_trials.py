@@ -33,10 +33,10 @@ def failing(at: set[int], how: Any) -> Any:
     [
         (ValueError("out of luck"), "trial 2: ValueError: out of luck"),
         (EvaluationError("near: no score."), "near: no score."),
-        (math.nan, "near: gave nan; expected a finite number. Mend the task."),
-        (math.inf, "near: gave inf; expected a finite number. Mend the task."),
-        ("0.5", "near: gave '0.5'; expected a finite number. Mend the task."),
-        (None, "near: gave None; expected a finite number. Mend the task."),
+        (math.nan, "near: returned nan; expected a finite number. Correct the task."),
+        (math.inf, "near: returned inf; expected a finite number. Correct the task."),
+        ("0.5", "near: returned '0.5'; expected a finite number. Correct the task."),
+        (None, "near: returned None; expected a finite number. Correct the task."),
     ],
 )
 def test_a_trial_that_fails_is_marked_with_the_reason_and_the_search_goes_on(how: Any, reason: str) -> None:
@@ -139,9 +139,9 @@ def test_objectives_must_be_tasks_that_can_be_added() -> None:
     for asked, told in (
         (
             ["mean"],
-            "search.objective is mean, and less is better of down; expected scores that can be added. Name the tasks to seek: objective: [up, down].",
+            "search.objective is mean, but lower is better for down; expected scores that can be averaged. Name the tasks: objective: [up, down].",
         ),
-        (["upp"], "search.objective names 'upp', which is no task; expected mean or up, down."),
+        (["upp"], "search.objective names 'upp', which is not a task; expected mean or up, down."),
     ):
         with pytest.raises(EvaluationError) as error:
             objectives_of(asked, tasks)  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ class Order:
         return {"is_set": float("PYTHONSAFEPATH" in os.environ)}
 
 if __name__ == "__main__":
-    worker = workers.InProcess(Order(), 1)
+    worker = workers.LocalProcess(Order(), 1)
     print(worker.scores(0, {}, 0).result(timeout=60), "PYTHONSAFEPATH" in workers.os.environ)
     worker.close()
 """

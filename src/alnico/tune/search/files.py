@@ -1,4 +1,4 @@
-"""What a search leaves in its folder: the best recipe or recipes, all trials, the report and the page."""
+"""Writes the files of a search: the best recipes, all trials, the report and the page."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from alnico.tune.search.samplers.request import Trial
 STUDY, BEST, TABLE, RESULT, PAGE = "study.db", "best.yml", "trials.csv", "search.json", "search.html"
 
 OLDER = re.compile(r"best(-\d+)?\.yml")
-"""Names of the recipes that a search writes."""
+"""Matches the names of recipes that a search writes."""
 
 
 def search_folder(out: str | os.PathLike[str]) -> Path:
-    """Make the folder of a search, or take that of one. Errors: OutputError for a folder with other things in it."""
+    """Create the folder of a search, or reuse it. Errors: OutputError for a folder with other files."""
     folder = Path(out)
     try:
         if folder.exists() and not folder.is_dir():
             raise OutputError(f"{folder}: is a file; expected a folder for the search. Choose another name.")
         if folder.is_dir() and any(folder.iterdir()) and not is_search(folder):
             raise OutputError(
-                f"{folder}: holds other things than a search. Choose a new folder, or empty it."
+                f"{folder}: contains files that are not from a search. Choose a new folder, or empty it."
             )
         if (folder / STUDY).is_symlink():  # SQLite would follow it
             raise OutputError(
@@ -44,28 +44,28 @@ def search_folder(out: str | os.PathLike[str]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         check_writable(folder, folder)
     except OSError as error:
-        raise OutputError(f"{folder}: cannot be made ({error.strerror}). Choose another folder.") from None
+        raise OutputError(f"{folder}: cannot be created ({error.strerror}). Choose another folder.") from None
     return folder
 
 
-def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
-    """Write a search into its folder, over what an earlier run of it left; returns the files of the recipes.
+def write_search(result: SearchResult, folder: Path) -> tuple[Path, ...]:
+    """Write the files of a search, replacing those of an earlier run; returns the paths of the recipes.
 
     ``best.yml``, or ``best-1.yml`` and so on for the points of a Pareto front; ``trials.csv``, ``search.json``, and ``search.html``
-    where the extra [report] is installed. Errors: OutputError.
+    if the extra [report] is installed. Errors: OutputError.
     """
-    names = [BEST] if len(found.best) == 1 else [f"best-{i + 1}.yml" for i in range(len(found.best))]
+    names = [BEST] if len(result.best) == 1 else [f"best-{i + 1}.yml" for i in range(len(result.best))]
     try:
         for old in folder.iterdir():
             if OLDER.fullmatch(old.name):
                 old.unlink()
-        for name, recipe, trial in zip(names, found.recipes, found.best, strict=True):
-            write_new(folder / name, _headed(found, trial) + moved(recipe, folder).text)
-        _table(folder / TABLE, found)
-        write_new(folder / RESULT, json.dumps(found.data(), indent=1) + "\n")
+        for name, recipe, trial in zip(names, result.recipes, result.best, strict=True):
+            write_new(folder / name, _headed(result, trial) + relocate(recipe, folder).text)
+        _table(folder / TABLE, result)
+        write_new(folder / RESULT, json.dumps(result.data(), indent=1) + "\n")
         (folder / PAGE).unlink(missing_ok=True)
         if has_report():
-            write_new(folder / PAGE, search_page(found))
+            write_new(folder / PAGE, search_page(result))
     except OSError as error:
         raise OutputError(
             f"{error.filename or folder}: cannot be written ({error.strerror}). Make room or choose another folder."
@@ -73,24 +73,22 @@ def write_search(found: SearchResult, folder: Path) -> tuple[Path, ...]:
     return tuple(folder / name for name in names)
 
 
-def _headed(found: SearchResult, trial: Trial) -> str:
+def _headed(result: SearchResult, trial: Trial) -> str:
     values = ", ".join(
-        f"{visible(o.name)} {v:.6g}" for o, v in zip(found.objectives, trial.values, strict=True)
+        f"{visible(o.name)} {v:.6g}" for o, v in zip(result.objectives, trial.values, strict=True)
     )
-    return (
-        f"# Trial {trial.number} of {len(found.trials)} of a search: {values} on the examples searched on.\n"
-    )
+    return f"# Trial {trial.number} of {len(result.trials)} of a search: {values} on the search examples.\n"
 
 
-def moved(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with relative paths of models as they read from ``folder``, where it will lie."""
+def relocate(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe with relative model paths rewritten for ``folder``."""
     there = {r: relative_reference(resolve_reference(r, recipe.folder), folder) for r in recipe.references}
     return replace_references(recipe, {old: new for old, new in there.items() if old != new})
 
 
-def _table(path: Path, found: SearchResult) -> None:
-    objectives = [o.name for o in found.objectives]
-    tasks = list(dict.fromkeys(name for t in found.trials for name, _ in t.scores))
+def _table(path: Path, result: SearchResult) -> None:
+    objectives = [o.name for o in result.objectives]
+    tasks = list(dict.fromkeys(name for t in result.trials for name, _ in t.scores))
     with open_new(path) as file:
         writer = csv.writer(file)
         writer.writerow(
@@ -102,12 +100,12 @@ def _table(path: Path, found: SearchResult) -> None:
                     "seconds",
                     *objectives,
                     *(f"task {n}" for n in tasks),
-                    *found.dimensions,
+                    *result.dimensions,
                     "reason",
                 ],
             )
         )
-        for trial in found.trials:
+        for trial in result.trials:
             values: Sequence[Any] = trial.values or [""] * len(objectives)
             scores = dict(trial.scores)
             row = [
@@ -118,12 +116,12 @@ def _table(path: Path, found: SearchResult) -> None:
                 *(scores.get(n, "") for n in tasks),
             ]
             writer.writerow(
-                map(_safe, [*row, *(trial.point.get(n, "") for n in found.dimensions), trial.reason])
+                map(_safe, [*row, *(trial.point.get(n, "") for n in result.dimensions), trial.reason])
             )
 
 
 def _safe(value: Any) -> Any:
-    """Text that a spreadsheet does not take for a formula; numbers with all their digits."""
+    """Escape text that a spreadsheet would read as a formula; write numbers with all digits."""
     if isinstance(value, float):
         return repr(value)
     return (

@@ -1,4 +1,4 @@
-"""What a search is of: its recipe, settings, tasks and models, told apart by digests."""
+"""Identifies a search by digests of its recipe, settings, tasks and models."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from alnico.evaluation.tasks import Task
 from alnico.recipe.reference import resolve_reference
 
 PIECES, PIECE_BYTES = 64, 1024
-"""Of a file that are looked at: a model that was trained anew differs in some of them."""
+"""Pieces of a file that are hashed: a model that was trained further differs in some of them."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a study is of: trials of one cannot stand beside those of another. Each part is plain data."""
+    """The identity of a study: trials of different identities cannot be mixed. Each part is plain data."""
 
     space: Any
     search: Any
@@ -31,7 +31,7 @@ class Identity:
     models: Any = ()
 
     def data(self) -> dict[str, str]:
-        """A digest of each part."""
+        """Return a digest of each part."""
         return {name: _digest(value) for name, value in vars(self).items()}
 
 
@@ -40,23 +40,23 @@ def _digest(value: Any) -> str:
 
 
 def tasks_data(tasks: Sequence[Task]) -> list[Any]:
-    """What tasks score, as plain data."""
+    """Return what the tasks score, as plain data."""
     return [[t.name, t.goal, t.size, t.weight, sorted(t.digests())] for t in tasks]
 
 
 def models_data(references: Iterable[str], folder: str, *, offline: bool = False) -> list[Any]:
-    """What models hold, as plain data: of files their size and some of their bytes, of the hub the commit.
+    """Return the contents of models as plain data: size and some bytes of files, or the commit of a hub model.
 
     Errors: ModelError, HubError for models that cannot be opened.
     """
-    found: list[Any] = []
+    data: list[Any] = []
     for reference in references:
         with closing(open_model(resolve_reference(reference, folder), offline=offline)) as model:
             is_of_hub = model.origin is not None
-            found.append(
+            data.append(
                 [reference, model.identity() if is_of_hub else [_of_file(path) for path in model.paths()]]
             )
-    return found
+    return data
 
 
 def _of_file(path: Path) -> list[Any]:

@@ -1,4 +1,4 @@
-"""The language of searches as a JSON Schema, for editors: that of recipes, with values that are left open."""
+"""Builds the JSON Schema of search files: the schema of recipes, with values to search."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LEFT_OPEN: list[Schema] = [{"$ref": "#/$defs/searched"}, {"$ref": "#/$defs/choic
 def search_schema() -> Schema:
     """Return the JSON Schema (draft 2020-12) of a file that ``alnico search`` takes.
 
-    Wherever a recipe has a value of an option, ``search`` and ``choice`` may stand, and a choice wherever it has a method. That something is
-    searched at all is left to the loader.
+    ``search`` and ``choice`` are allowed in place of any option's value, and ``choice`` in place of a method. The loader
+    checks that the file searches at least one value.
     """
     schema = json_schema()
     own: dict[str, Any] = schema["$defs"]
@@ -50,12 +50,12 @@ def search_schema() -> Schema:
         ["search"],
     )
     own["choice"] = _object(
-        {"choice": "The values that are tried."},
+        {"choice": "The values to try."},
         {"choice": {"type": "array", "minItems": 1, "maxItems": MAX_CHOICES}},
         ["choice"],
     )
     schema["properties"] |= {
-        "search": {**_settings(), "description": "How it is searched."},
+        "search": {**_settings(), "description": "The settings of the search."},
         "stack": _stack(),
     }
     schema["title"] = "A search of alnico"
@@ -69,7 +69,7 @@ def _or_choice(shape: Schema) -> Schema:
 
 
 def _widened(shape: Any, scalar: Schema) -> Any:
-    """The shape with ``search`` and ``choice`` wherever it has the scalar."""
+    """Return the schema with ``search`` and ``choice`` allowed in place of the scalar."""
     if shape == scalar:
         return {"anyOf": [scalar, *LEFT_OPEN]}
     if isinstance(shape, dict):
@@ -115,12 +115,12 @@ def _stack() -> Schema:
     }
     return {
         **_object(STACK_KEYS, shapes, ["models", "layers"]),
-        "description": "Layer stacks that are searched.",
+        "description": "Layer stacks to search.",
     }
 
 
 def _object(keys: dict[str, str], shapes: dict[str, Schema], required: list[str]) -> Schema:
-    """A mapping of these keys and no others, each with what it says."""
+    """Return the schema of a mapping with exactly these keys and their descriptions."""
     properties = {key: {**shapes[key], "description": meaning} for key, meaning in keys.items()}
     return {
         "type": "object",

@@ -1,4 +1,4 @@
-"""What a search seeks: values made of the scores of tasks, and which trials are the best."""
+"""Computes the objectives of a search from the scores of tasks, and selects the best trials."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MEAN = "mean"
 
 @dataclass(frozen=True)
 class Objective:
-    """One number to be as large or as small as can be: the weighted mean of these tasks' scores."""
+    """A number to maximise or minimise: the weighted mean of the scores of these tasks."""
 
     name: str
     goal: Goal
@@ -23,7 +23,7 @@ class Objective:
     """Names and weights."""
 
     def value(self, scores: Mapping[str, float]) -> float:
-        """Errors: EvaluationError for anything but finite numbers."""
+        """Return the objective. Errors: EvaluationError unless it is finite."""
         total = math.fsum(weight * scores[name] for name, weight in self.tasks) / math.fsum(
             w for _, w in self.tasks
         )
@@ -34,27 +34,29 @@ class Objective:
         return total
 
 
-def objectives_of(asked: Sequence[str], tasks: Sequence[Task]) -> tuple[Objective, ...]:
-    """Make the objectives of a search. Errors: EvaluationError for names of no task, and for a mean of what cannot be added."""
+def objectives_of(names: Sequence[str], tasks: Sequence[Task]) -> tuple[Objective, ...]:
+    """Return the objectives of a search. Errors: EvaluationError for unknown tasks, and for a mean of unlike scores."""
     by_name = {task.name: task for task in tasks}
-    found = []
-    for name in asked:
+    objectives = []
+    for name in names:
         if name in by_name:
-            found.append(Objective(name, by_name[name].goal, ((name, 1.0),)))
+            objectives.append(Objective(name, by_name[name].goal, ((name, 1.0),)))
         elif name == MEAN:
             goals = {task.goal for task in tasks}
             if len(goals) > 1 or (goals == {"min"} and len(tasks) > 1):
                 unfit = [task.name for task in tasks if task.goal == "min"]
                 raise EvaluationError(
-                    f"search.objective is mean, and less is better of {', '.join(unfit)}; expected scores that can be added. "
-                    f"Name the tasks to seek: objective: [{', '.join(by_name)}]."
+                    f"search.objective is mean, but lower is better for {', '.join(unfit)}; expected scores that can be averaged. "
+                    f"Name the tasks: objective: [{', '.join(by_name)}]."
                 )
-            found.append(Objective(name, tasks[0].goal, tuple((task.name, task.weight) for task in tasks)))
+            objectives.append(
+                Objective(name, tasks[0].goal, tuple((task.name, task.weight) for task in tasks))
+            )
         else:
             raise EvaluationError(
-                f"search.objective names {name!r}, which is no task; expected mean or {', '.join(by_name)}."
+                f"search.objective names {name!r}, which is not a task; expected mean or {', '.join(by_name)}."
             )
-    return tuple(found)
+    return tuple(objectives)
 
 
 def is_better(value: float, other: float, goal: Goal) -> bool:
@@ -62,10 +64,10 @@ def is_better(value: float, other: float, goal: Goal) -> bool:
 
 
 def best_of(trials: Sequence[Trial], goals: Sequence[Goal]) -> tuple[Trial, ...]:
-    """The best complete trial, the first of equal ones; of several objectives, the Pareto front by its first objective.
+    """Return the best complete trial (the first on a tie) or, for several objectives, the Pareto front.
 
-    A trial is on the front if no other is at least as good in all objectives and better in one; of trials with equal values the
-    first is taken.
+    The front is sorted by the first objective. A trial is on it if no other is at least as good in all objectives and
+    better in one; among trials with equal values, the first is kept.
     """
     complete = [t for t in trials if t.state == "complete"]
     signs = [1.0 if goal == "max" else -1.0 for goal in goals]
@@ -79,12 +81,12 @@ def best_of(trials: Sequence[Trial], goals: Sequence[Goal]) -> tuple[Trial, ...]
     return tuple(front[values] for values in sorted(front, reverse=True))
 
 
-def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
-    return all(a >= b for a, b in zip(one, other, strict=True)) and tuple(one) != tuple(other)
+def _dominates(values: Sequence[float], other: Sequence[float]) -> bool:
+    return all(a >= b for a, b in zip(values, other, strict=True)) and tuple(values) != tuple(other)
 
 
 def is_behind(value: float, rung: int, goal: Goal, keep: float, before: Sequence[Trial]) -> bool:
-    """Is a trial to be given up after a rung: is it not among the best ``keep`` of those that came there, itself counted?"""
+    """Check whether to prune a trial after a rung: it is not among the best ``keep`` that reached it, itself included."""
     others = [t.rungs[rung] for t in before if len(t.rungs) > rung and t.state in ("complete", "pruned")]
     better = sum(is_better(other, value, goal) for other in others)
     return better >= math.ceil(keep * (len(others) + 1))

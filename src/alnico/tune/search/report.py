@@ -1,4 +1,4 @@
-"""What a search is worth: its recipe beside base, parents, the uniform average and the default settings, on held-out examples."""
+"""Scores the result of a search on held-out examples, next to the base, the parents and default settings."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from alnico.tune.search.evaluator import CandidateFactory
 from alnico.tune.search.space import SearchSpace
 
 UNIFORM, DEFAULT, BEST = "uniform", "default", "best"
-"""What the merges of a report are called."""
+"""Names of the merges in a report."""
 
 MOST_BEST = 10
-"""Points of a Pareto front that are reported on."""
+"""Points of a Pareto front that are reported."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A task to report on, and its examples; all of them, if none are named."""
+    """A task to report, and its examples; None means all."""
 
     task: Task
     examples: tuple[int, ...] | None = None
 
 
 def held_out(tasks: Sequence[Task], share: float) -> tuple[HeldOut, ...]:
-    """The part of each task that a search with this share never scores."""
+    """Return the part of each task that a search with this share never scores."""
     return tuple(HeldOut(task, tuple(split(task, share)[1])) for task in tasks)
 
 
@@ -38,40 +38,40 @@ def report(
     space: SearchSpace,
     best: Sequence[Recipe],
     tasks: Sequence[HeldOut],
-    open_maker: Callable[[], CandidateFactory],
+    open_factory: Callable[[], CandidateFactory],
 ) -> tuple[Scorecard, tuple[str, ...]]:
-    """Score the best recipes beside what they must beat; returns notes on what could not be scored.
+    """Score the best recipes and their baselines; also returns notes on baselines that could not be scored.
 
-    Errors: AlnicoError where the best recipe itself, its base or a parent cannot be scored.
+    Errors: AlnicoError if the best recipe, its base or a parent cannot be scored.
     """
     default = space.instantiate(space.default)
     base = default.base_model
     parents = [r for r in space.references if r != base]
-    found: dict[str, dict[str, Score]] = {}
+    scores: dict[str, dict[str, Score]] = {}
     notes = []
-    with closing(open_maker()) as maker:
+    with closing(open_factory()) as factory:
         for label, recipe in _rows(default, parents, best):
             try:
-                subject = maker.make(recipe)
-                found[label] = {h.task.name: h.task.evaluate(subject, h.examples) for h in tasks}
+                model = factory.make(recipe)
+                scores[label] = {h.task.name: h.task.evaluate(model, h.examples) for h in tasks}
             except AlnicoError as error:
                 if label not in (UNIFORM, DEFAULT):
                     raise
                 notes.append(f"{label} is not in the report: {' '.join(error.args)}")
-    scored = [h.task for h in tasks]
+    task_list = [h.task for h in tasks]
     of_best = _labels(best)
     card = scorecard(
-        found, scored, base=base, merged=[label for label in found if label not in (base, *parents)]
+        scores, task_list, base=base, merged=[label for label in scores if label not in (base, *parents)]
     )
     differences = [d for d in card.differences if d.model in of_best]
     for label in of_best:
         for other in (UNIFORM, DEFAULT):
-            if other in found:
+            if other in scores:
                 differences.append(
-                    replace(paired(found[label], found[other], scored), model=label, other=other)
+                    replace(paired(scores[label], scores[other], task_list), model=label, other=other)
                 )
-    kept = {label: card.kept[label] for label in of_best if label in card.kept}
-    return replace(card, differences=tuple(differences), kept=kept), tuple(notes)
+    retained = {label: card.kept[label] for label in of_best if label in card.kept}
+    return replace(card, differences=tuple(differences), kept=retained), tuple(notes)
 
 
 def _labels(best: Sequence[Recipe]) -> list[str]:
@@ -79,7 +79,7 @@ def _labels(best: Sequence[Recipe]) -> list[str]:
 
 
 def _rows(default: Recipe, parents: Sequence[str], best: Sequence[Recipe]) -> Iterator[tuple[str, Recipe]]:
-    """What is scored, under its label: whole models by their references, then merges."""
+    """Yield what to score with its label: whole models by their references, then merges."""
     for reference in [*([default.base_model] if default.base_model else []), *parents]:
         yield (
             reference,

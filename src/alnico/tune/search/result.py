@@ -1,4 +1,4 @@
-"""What a search found, as a value."""
+"""The result of a search."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from alnico.tune.search.settings import SearchSettings
 
 @dataclass(frozen=True)
 class SearchResult:
-    """The best recipe or, of several objectives, those of the Pareto front, and all that was tried.
+    """The best recipe (or the recipes of the Pareto front, for several objectives) and all trials.
 
-    ``recipes`` belong to the trials ``best``. ``report`` scores them beside base, parents, the uniform average and the default
-    settings on examples that were never searched on; None where none are told apart.
+    ``recipes`` belong to the trials ``best``. ``report`` scores them next to the base, the parents, the uniform average
+    and the default settings, on examples that the search did not use; None if there are none.
     """
 
     name: str
@@ -35,16 +35,16 @@ class SearchResult:
 
     @property
     def recipe(self) -> Recipe:
-        """The best recipe; of a Pareto front the one that is best in the first objective."""
+        """The best recipe; for a Pareto front, the best in the first objective."""
         return self.recipes[0]
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many trials are complete, pruned and so on."""
+        """The number of trials by state."""
         return dict(Counter(t.state for t in self.trials))
 
     def data(self) -> dict[str, Any]:
-        """All of it as plain data, for JSON."""
+        """Return plain data for JSON."""
         return {
             "search": self.name,
             "objectives": [{"name": o.name, "goal": o.goal, "tasks": dict(o.tasks)} for o in self.objectives],
@@ -63,7 +63,7 @@ class SearchResult:
 
 
 def trial_data(trial: Trial, objectives: tuple[Objective, ...]) -> dict[str, Any]:
-    """A trial as plain data."""
+    """Return a trial as plain data."""
     return {
         "trial": trial.number,
         "state": trial.state,

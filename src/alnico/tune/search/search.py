@@ -109,7 +109,7 @@ def _found(
     threads: int,
     watch: Callable[[Trial], None] | None,
 ) -> SearchResult:
-    opened = order.opened_tasks()
+    opened = order.open_tasks()
     objectives = objectives_of(settings.objective, opened)
     goals = [o.goal for o in objectives]
     space = order.space
@@ -192,7 +192,7 @@ def _with_report(
 ) -> SearchResult:
     if not kept:
         return replace(found, notes=(*found.notes, NO_REPORT))
-    card, notes = report_on(order.space, found.recipes, kept, order.open_maker)
+    card, notes = report_on(order.space, found.recipes, kept, order.open_factory)
     return replace(found, report=card, notes=(*found.notes, *notes, *([FLATTERING] if is_same else [])))
 
 

@@ -1,4 +1,4 @@
-"""The ``search`` key of a recipe: what is sought, how, how long, and where trials are kept."""
+"""Reads the ``search`` key of a recipe: objective, sampler, limits and storage."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from alnico.tune.search.samplers.registry import SAMPLERS
 from alnico.tune.search.space import SearchSpace, read_space
 
 KEYS = {
-    "objective": "mean (of all tasks), a task's name, or a list of these: then the Pareto front is sought.",
+    "objective": "mean (of all tasks), the name of a task, or a list of these to find the Pareto front.",
     "sampler": "tpe, cmaes, nsga2, random, dirichlet or grid.",
-    "trials": "How many recipes are tried, those of earlier runs among them.",
-    "seed": "What the sampler draws from.",
-    "storage": "Where trials are kept: an address of optuna such as sqlite:///study.db. Needs --allow-code.",
-    "study": "The study's name in the storage; search if not given.",
-    "tasks": "The file of tasks that are searched on.",
-    "report": "A file of tasks that are reported on and never searched on; or `same`: the tasks searched on, which flatter.",
-    "held_out": "The share of each task's examples that is kept from the search, for the report.",
-    "timeout": "Seconds after which no trial begins.",
-    "halving": "Trials that are behind on the first examples are given up: true, or fraction and keep.",
-    "failures": "After so many failed trials in a row the search stops.",
-    "population": "Trials in a generation of nsga2.",
-    "concentration": "Of dirichlet: 1 is uniform, more keeps to equal weights, less goes to single models.",
+    "trials": "The number of recipes to try, including those of earlier runs.",
+    "seed": "The seed of the sampler.",
+    "storage": "Where trials are stored: an optuna address such as sqlite:///study.db. Needs --allow-code.",
+    "study": "The name of the study in the storage; default search.",
+    "tasks": "The tasks file that the search optimises.",
+    "report": "A tasks file used only for the report, never for the search; or `same` for the search tasks, whose scores are optimistic.",
+    "held_out": "The share of each task's examples that is reserved for the report.",
+    "timeout": "Seconds after which no new trial starts.",
+    "halving": "Stops trials that score worse on the first examples: true, or fraction and keep.",
+    "failures": "The search stops after this many failed trials in a row.",
+    "population": "The number of trials in a generation of nsga2.",
+    "concentration": "For dirichlet: 1 is uniform, larger favours equal weights, smaller favours single models.",
 }
 """The keys of ``search``."""
 
 HALVING_KEYS = {
-    "fraction": "The share of the examples that every trial is scored on.",
-    "keep": "The share of trials that go on from one part to the next, which is 1 / keep as large.",
+    "fraction": "The share of the examples that every trial is scored on first.",
+    "keep": "The share of trials that continue to the next part, which is 1 / keep times as large.",
 }
 
 Objectives = tuple[str, ...]
@@ -49,21 +49,21 @@ class Halving:
     keep: float = 0.5
 
     def shares(self) -> tuple[float, ...]:
-        """The parts of the examples, each holding the one before; the last is all.
+        """Return the growing parts of the examples; each contains the previous one, and the last is all.
 
         >>> Halving(0.25, 0.5).shares()
         (0.25, 0.5, 1.0)
         """
-        found, share = [], self.fraction
+        shares, share = [], self.fraction
         while share < 1 - 1e-9:
-            found.append(share)
+            shares.append(share)
             share /= self.keep
-        return (*found, 1.0)
+        return (*shares, 1.0)
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How a search is done. ``tasks`` and ``report`` are paths as written, from the recipe's folder."""
+    """The settings of a search. ``tasks`` and ``report`` are paths as written, relative to the recipe's folder."""
 
     objective: Objectives = ("mean",)
     sampler: str = "tpe"
@@ -81,7 +81,7 @@ class SearchSettings:
     concentration: float = 1.0
 
     def data(self) -> dict[str, Any]:
-        """What of it decides which recipes are tried and how they are scored."""
+        """Return the settings that decide which recipes are tried and how they are scored."""
         halving = None if self.halving is None else [self.halving.fraction, self.halving.keep]
         own = {"nsga2": self.population, "dirichlet": self.concentration}.get(self.sampler)
         return {
@@ -95,8 +95,8 @@ def read_search(
 ) -> tuple[SearchSpace, SearchSettings]:
     """Read a recipe with values to search, from a YAML file, YAML text with a line break, or a mapping.
 
-    The space is checked at its corners. Without ``allow_code`` a ``storage`` is a mistake: a database is opened or made wherever it says,
-    with the drivers it names. Errors: RecipeError, with one line for every mistake.
+    The space is checked at its corners. Without ``allow_code`` a ``storage`` is a mistake, because it opens or creates
+    any database with any driver. Errors: RecipeError, with one line per mistake.
     """
     text, name, folder, has_lines = read_source(source, "search")
     reading = ParseContext(name, has_lines)
@@ -122,26 +122,26 @@ def read_search(
 
 
 def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> SearchSettings:
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     if node is None:
         return SearchSettings()
     keys = scalars.mapping(node, "search", KEYS, "a mapping with at least tasks", reading)
     for key in ("storage", "study", "tasks", "report"):
-        given[key] = scalars.text(keys.get(key), f"search.{key}", reading)
-    if given["storage"] is not None and not allow_code:
+        values[key] = scalars.text(keys.get(key), f"search.{key}", reading)
+    if values["storage"] is not None and not allow_code:
         reading.wrong(
             keys["storage"].line,
-            f"search.storage is {given['storage'][:100]!r}, a database that would be opened or made; expected none: without it trials are kept in "
-            "the folder of --out. If you trust whoever wrote this file, say --allow-code (in Python allow_code=True).",
+            f"search.storage is {values['storage'][:100]!r}, a database that would be opened or created; expected none: without it trials are "
+            "stored in the folder of --out. If you trust the author of this file, use --allow-code (in Python allow_code=True).",
         )
     for key, least in (("trials", 1), ("failures", 1), ("population", 2)):
-        given[key] = scalars.integer(keys.get(key), f"search.{key}", least, reading)
+        values[key] = scalars.integer(keys.get(key), f"search.{key}", least, reading)
     for key, below in (("timeout", None), ("concentration", None), ("held_out", 1.0)):
-        given[key] = _positive(keys.get(key), f"search.{key}", below, reading)
-    given["seed"] = scalars.seed(keys.get("seed"), reading)
+        values[key] = _positive(keys.get(key), f"search.{key}", below, reading)
+    values["seed"] = scalars.seed(keys.get("seed"), reading)
     for key, read in (("sampler", _sampler), ("objective", _objective), ("halving", _halving)):
-        given[key] = read(keys[key], reading) if key in keys else None
-    settings = SearchSettings(**{key: value for key, value in given.items() if value is not None})
+        values[key] = read(keys[key], reading) if key in keys else None
+    settings = SearchSettings(**{key: value for key, value in values.items() if value is not None})
     if settings.report is not None and settings.held_out is not None:
         reading.wrong(
             keys["held_out"].line,
@@ -150,7 +150,7 @@ def _settings(node: Node | None, reading: ParseContext, allow_code: bool) -> Sea
     if settings.halving is not None and len(settings.objective) > 1:
         reading.wrong(
             keys["halving"].line,
-            f"search.halving gives up trials by one objective, and there are {len(settings.objective)}. Remove it, or objectives.",
+            f"search.halving compares trials by one objective, and there are {len(settings.objective)}. Remove it, or objectives.",
         )
     return settings
 
@@ -160,8 +160,8 @@ def _positive(node: Node | None, where: str, below: float | None, reading: Parse
         return None
     number = scalars.finite_number(node, where, node.line, reading)
     if number is not None and (number <= 0 or (below is not None and number >= below)):
-        wanted = "a number above 0" if below is None else f"a share above 0 and below {below:g}"
-        reading.wrong(node.line, f"{where} is {number:g}; expected {wanted}.")
+        expected = "a number above 0" if below is None else f"a share above 0 and below {below:g}"
+        reading.wrong(node.line, f"{where} is {number:g}; expected {expected}.")
         return None
     return number
 
@@ -179,7 +179,7 @@ def _objective(node: Node, reading: ParseContext) -> Objectives:
     if not listed or len(set(names)) < len(names):
         reading.wrong(
             node.line,
-            "search.objective is empty or names one twice; expected mean, a task, or a list of them.",
+            "search.objective is empty or lists a name twice; expected mean, a task, or a list of them.",
         )
     return tuple(names) or ("mean",)
 
@@ -190,9 +190,9 @@ def _halving(node: Node, reading: ParseContext) -> Halving | None:
     keys = scalars.mapping(
         node, "search.halving", HALVING_KEYS, "true, or a mapping with fraction and keep", reading
     )
-    given = Halving()
+    halving = Halving()
     for key in HALVING_KEYS:
         share = _positive(keys.get(key), f"search.halving.{key}", 1.0, reading)
         if share is not None:
-            given = replace(given, **{key: share})
-    return given
+            halving = replace(halving, **{key: share})
+    return halving

@@ -1,4 +1,4 @@
-"""What is searched: a recipe with ranges and choices where values stand, and the recipes that lie in it."""
+"""Reads a search space: a recipe with ranges and choices in place of values, and the recipes it contains."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from alnico.tune.search.stack import read_stack, stacked
 
 Value = float | int | str
 PointValues = Mapping[str, Value]
-"""A point of a space: the value of every dimension, by its name."""
+"""A point of a space: the value of each dimension by name."""
 
 SEARCH_KEYS = {
     "search": "[least, greatest], or simplex: weights of the models that are at least 0 and sum to 1.",
-    "log": "true: equally many values are tried in every power of ten.",
+    "log": "true: sample on a logarithmic scale.",
     "step": "Only least, least + step, ... are tried.",
     "int": "true: whole numbers only.",
-    "layers": "So many values, spread evenly over the layers.",
+    "layers": "The number of values, spread evenly over the layers.",
 }
-"""The keys of a value that is searched."""
+"""The keys of a value to search."""
 
 MOST_DIMENSIONS = 5_000
-"""Values that may be searched in all, those over layers counted each."""
+"""The maximum number of values to search; each of several values over layers counts."""
 
 MANY_DIMENSIONS = 100
-"""Dimensions from which on the ends are not looked at where the default is wrong already: it takes time that grows with their square."""
+"""Above this number of dimensions, the ends are not checked if the default is wrong: the time grows quadratically."""
 
 MAX_LAYERS = 1_000
 MAX_CHOICES = 1_000
 MOST_STEPS = 10**15
-"""Values of a range with steps; beyond, float64 does not tell them apart."""
+"""The maximum number of steps in a range: float64 cannot distinguish more."""
 LEAST_SHARE, MOST_SHARE = 1e-9, 1 - 1e-9
-"""The open interval (0, 1) of what the weights on a simplex are made from."""
+"""The open interval (0, 1) of the shares that weights on a simplex are computed from."""
 
 DimensionKind = Literal["number", "whole", "share", "choice"]
 Path_ = tuple[str | int, ...]
@@ -51,10 +51,10 @@ Path_ = tuple[str | int, ...]
 
 @dataclass(frozen=True)
 class Dimension:
-    """One value that is searched.
+    """One value to search.
 
-    A ``share`` u in (0, 1) stands for the weight ``-log u`` over the sum of those of all models: with every u uniform, the weights
-    are uniform on the simplex.
+    A ``share`` u in (0, 1) gives the weight ``-log u``, divided by the sum over all models: if every u is uniform, the
+    weights are uniform on the simplex.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Dimension:
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """Its least and greatest value, or all choices."""
+        """Its minimum and maximum, or all choices."""
         return self.choices or (
             (int(self.low), int(self.high)) if self.kind == "whole" else (self.low, self.high)
         )
 
     def data(self) -> dict[str, Any]:
-        """The dimension as plain data: two that are equal search the same."""
+        """Return plain data; equal dimensions have equal data."""
         return {
             "name": self.name, "kind": self.kind, "low": self.low, "high": self.high, "log": self.is_log, "step": self.step,
             "choices": list(self.choices),
@@ -83,7 +83,7 @@ class Dimension:
 
 @dataclass(frozen=True)
 class _DimensionSite:
-    """Where in the recipe dimensions stand, and what they are turned into."""
+    """A place in the recipe with its dimensions, and the value they become."""
 
     path: Path_
     line: int
@@ -91,12 +91,12 @@ class _DimensionSite:
     is_list: bool = False
     choices: tuple[Node, ...] = ()
     group: Path_ = ()
-    """Of a simplex: what the places of all models have in common."""
+    """For a simplex: the path that the places of all models share."""
 
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The recipes that a file asks to search: its dimensions, and how a point becomes a recipe."""
+    """All recipes of a search: its dimensions, and how a point becomes a recipe."""
 
     root: Node
     places: tuple[_DimensionSite, ...]
@@ -115,17 +115,17 @@ class SearchSpace:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """Every model that a recipe of the space can name."""
-        chosen = [d for d in self.dimensions if d.kind == "choice"]
-        ways = [self.default, *(self.default | {d.name: choice} for d in chosen for choice in d.choices[1:])]
+        """Every model that a recipe of the space can use."""
+        choices = [d for d in self.dimensions if d.kind == "choice"]
+        ways = [self.default, *(self.default | {d.name: choice} for d in choices for choice in d.choices[1:])]
         return tuple(dict.fromkeys(r for values in ways for r in self.instantiate(values).references))
 
     def data(self) -> Any:
-        """What is searched, as plain data, for telling whether a study is of this space."""
+        """Return plain data that identifies the space of a study."""
         return {"recipe": _plain(self.root), "dimensions": [d.data() for d in self.dimensions]}
 
     def instantiate(self, values: PointValues) -> Recipe:
-        """Return the recipe of a point. Its ``text`` is the recipe, and all that is known of it. Errors: RecipeError."""
+        """Return the recipe of a point, parsed from its ``text``. Errors: RecipeError."""
         text = yaml.safe_dump(
             _plain(self._filled(values)),
             sort_keys=False,
@@ -136,9 +136,9 @@ class SearchSpace:
         return parse_recipe(text, self.name, self.folder, has_lines=False)
 
     def check(self) -> None:
-        """Read the recipe at its default and with every dimension at each of its ends.
+        """Read the recipe at its default, and with each dimension at each of its ends.
 
-        Errors: RecipeError with one line for every mistake, each with the line of the file.
+        Errors: RecipeError with one line per mistake, each with its line in the file.
         """
         reading = ParseContext(self.name, self.has_lines)
         for values in self._corners():
@@ -159,13 +159,13 @@ class SearchSpace:
                     yield default | {dimension.name: end}
 
     def _filled(self, values: PointValues) -> Node:
-        """The tree with values in the places, without options that belong to methods which were not chosen."""
-        found = {
+        """Return the tree with values filled in, without options of methods that were not chosen."""
+        values_by_path = {
             place.path: _value_at(place, self.places, values)
             for place in self.places
             if place.path[0] != "stack"
         }
-        root = _replaced(self.root, (), found)
+        root = _replaced(self.root, (), values_by_path)
         stack = (
             read_stack(self.root.value["stack"], ParseContext(self.name))
             if "stack" in self.root.value
@@ -181,9 +181,9 @@ class SearchSpace:
 
 
 def read_space(root: Node, name: str, folder: str, reading: ParseContext) -> SearchSpace:
-    """Find what is searched in the tree of a recipe (its ``search`` settings taken out). Mistakes are told to ``reading``."""
-    found: list[_DimensionSite] = []
-    _look(root, (), found, root, _methods(root), reading)
+    """Find the values to search in the tree of a recipe, without its ``search`` key. Mistakes are reported to ``reading``."""
+    sites: list[_DimensionSite] = []
+    _collect(root, (), sites, root, _methods(root), reading)
     if reading.is_broken:
         raise reading.error()
     if isinstance(root.value, dict) and "stack" in root.value:
@@ -201,21 +201,21 @@ def read_space(root: Node, name: str, folder: str, reading: ParseContext) -> Sea
                 )
                 for n, default, low, high, choices in stack.dimensions
             )
-            found.append(_DimensionSite(("stack",), line, dimensions))
-    _check_simplices(found, reading)
-    if not found and not reading.mistakes:
+            sites.append(_DimensionSite(("stack",), line, dimensions))
+    _check_simplices(sites, reading)
+    if not sites and not reading.mistakes:
         reading.wrong(
             root.line,
-            "nothing is searched; expected {search: [least, greatest]} or {choice: [...]} in place of a value. "
-            "Give the file to `alnico merge`, or say what to search.",
+            "nothing to search; expected {search: [least, greatest]} or {choice: [...]} in place of a value. "
+            "Use `alnico merge` for this file, or mark a value to search.",
         )
-    return SearchSpace(root, _named(found, root), name, folder, reading.has_lines)
+    return SearchSpace(root, _named(sites, root), name, folder, reading.has_lines)
 
 
-def _look(
+def _collect(
     node: Node,
     path: Path_,
-    found: list[_DimensionSite],
+    sites: list[_DimensionSite],
     root: Node,
     methods: Sequence[Method],
     reading: ParseContext,
@@ -224,7 +224,7 @@ def _look(
         return
     if isinstance(node.value, list):
         for i, item in enumerate(node.value):
-            _look(item, (*path, i), found, root, methods, reading)
+            _collect(item, (*path, i), sites, root, methods, reading)
     if not isinstance(node.value, dict) or path[:1] in (("tokenizer",), ("stack",)):
         return
     if path and "search" in node.value:
@@ -233,21 +233,21 @@ def _look(
         place = _choice(node, path, reading)
     else:
         for key, inner in node.value.items():
-            _look(inner, (*path, key), found, root, methods, reading)
+            _collect(inner, (*path, key), sites, root, methods, reading)
         return
     if place is not None:
-        found.append(place)
-        if sum(len(p.dimensions) for p in found) > MOST_DIMENSIONS:
+        sites.append(place)
+        if sum(len(p.dimensions) for p in sites) > MOST_DIMENSIONS:
             reading.broken(
                 node.line,
-                f"more than {MOST_DIMENSIONS} values are searched; expected fewer. Search one for several tensors.",
+                f"more than {MOST_DIMENSIONS} values to search; expected fewer. Search one value for several tensors.",
             )
 
 
-def written(path: Path_) -> str:
-    """A place in a recipe as messages write it.
+def dotted(path: Path_) -> str:
+    """Return a path in a recipe as messages write it.
 
-    >>> written(("models", 0, "parameters", "weight"))
+    >>> dotted(("models", 0, "parameters", "weight"))
     'models[0].parameters.weight'
     """
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
@@ -257,7 +257,7 @@ def written(path: Path_) -> str:
 def _searched(
     node: Node, path: Path_, root: Node, methods: Sequence[Method], reading: ParseContext
 ) -> _DimensionSite | None:
-    where = written(path)
+    where = dotted(path)
     keys = scalars.mapping(node, where, SEARCH_KEYS, "a value to search", reading)
     layers = scalars.integer(keys.get("layers"), f"{where}.layers", 1, reading)
     if layers is not None and layers > MAX_LAYERS:
@@ -272,7 +272,7 @@ def _searched(
             if other in keys:
                 reading.wrong(
                     keys[other].line,
-                    f"{where}.{other} is given, and weights on the simplex have none. Leave it out.",
+                    f"{where}.{other} is given, but weights on the simplex do not take it. Remove it.",
                 )
         share = math.exp(-1)
         dimensions = [Dimension(n, "share", share, LEAST_SHARE, MOST_SHARE) for n in names]
@@ -291,15 +291,15 @@ def _searched(
 def _range(
     node: Node, where: str, reading: ParseContext
 ) -> tuple[float, float, bool, bool, float | None] | None:
-    """Least, greatest, whole numbers alone, by powers of ten, step; None if something is wrong."""
+    """Return minimum, maximum, is_whole, is_log and step; None after a mistake."""
     before = len(reading.mistakes)
     keys: dict[str, Node] = node.value
-    wanted = "expected [least, greatest], two finite numbers of which the first is less, or simplex"
+    expected = "expected [least, greatest], two finite numbers in increasing order, or simplex"
     ends = keys["search"].value if isinstance(keys["search"].value, list) else []
     numbers = [n for e in ends if (n := scalars.number(e.value)) is not None and math.isfinite(n)]
     if len(ends) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
-        found = f"[{', '.join(quote(e.value) for e in ends)}]" if ends else keys["search"].kind
-        reading.wrong(keys["search"].line, f"{where}.search is {shorten(found)}; {wanted}.")
+        written = f"[{', '.join(quote(e.value) for e in ends)}]" if ends else keys["search"].kind
+        reading.wrong(keys["search"].line, f"{where}.search is {shorten(written)}; {expected}.")
         return None
     low, high = numbers
     is_whole = scalars.boolean(keys.get("int"), f"{where}.int", reading)
@@ -309,12 +309,11 @@ def _range(
     )
     if is_whole and not (low.is_integer() and high.is_integer() and (step is None or step.is_integer())):
         reading.wrong(
-            node.line, f"{where} is to be a whole number; expected whole numbers as least, greatest and step."
+            node.line,
+            f"{where} is a whole number (int); expected whole numbers for least, greatest and step.",
         )
     if is_log and low <= 0:
-        reading.wrong(
-            node.line, f"{where} is searched by powers of ten from {low:g}; expected a least value above 0."
-        )
+        reading.wrong(node.line, f"{where} has log and starts at {low:g}; expected a least value above 0.")
     if is_log and step is not None:
         reading.wrong(node.line, f"{where} has log and step; expected one of them. Remove one.")
     if step is not None and not 0 < step <= high - low:
@@ -324,7 +323,7 @@ def _range(
     elif step is not None and not (high - low) / step <= MOST_STEPS:
         reading.wrong(
             node.line,
-            f"{where}.step is {step:g}, and makes more than {MOST_STEPS:.0e} values; expected fewer.",
+            f"{where}.step is {step:g}, which gives more than {MOST_STEPS:.0e} values; expected fewer.",
         )
     if len(reading.mistakes) > before:
         return None
@@ -334,22 +333,22 @@ def _range(
 
 
 def _choice(node: Node, path: Path_, reading: ParseContext) -> _DimensionSite | None:
-    where = written(path)
+    where = dotted(path)
     keys = scalars.mapping(node, where, ("choice",), "a choice", reading)
     options = keys["choice"].value
     if not isinstance(options, list) or not 0 < len(options) <= MAX_CHOICES:
-        found = "a list of 0" if options == [] else keys["choice"].kind
-        reading.wrong(node.line, f"{where}.choice is {found}; expected a list of 1 to {MAX_CHOICES} values.")
+        kind = "a list of 0" if options == [] else keys["choice"].kind
+        reading.wrong(node.line, f"{where}.choice is {kind}; expected a list of 1 to {MAX_CHOICES} values.")
         return None
     if any(_has_search(option) for option in options):
         reading.wrong(
             node.line,
-            f"{where}.choice holds a value to search; expected plain values. Search it at a place of its own.",
+            f"{where}.choice contains a value to search; expected plain values. Search it in another place.",
         )
         return None
     labels = tuple(_label(option) for option in options)
     if len(set(map(str, labels))) < len(labels):
-        reading.wrong(node.line, f"{where}.choice has one value twice; expected each once. Remove one.")
+        reading.wrong(node.line, f"{where}.choice lists a value twice; expected each value once. Remove one.")
         return None
     return _DimensionSite(
         path, node.line, (Dimension(where, "choice", labels[0], choices=labels),), choices=tuple(options)
@@ -365,14 +364,14 @@ def _has_search(node: Node) -> bool:
 
 
 def _label(node: Node) -> str | int | float:
-    """What a choice is called in a study: as it is if it is text or a number, else its JSON."""
+    """Return the label of a choice in a study: text or a number as it is, else its JSON."""
     plain = _plain(node)
     is_plain = isinstance(plain, (str, int, float)) and not isinstance(plain, bool)
     return plain if is_plain else json.dumps(plain)
 
 
 def _group(path: Path_) -> Path_:
-    """The place without saying which model: places of one simplex agree in it."""
+    """Return the path without the position of the model: places of one simplex share it."""
     return tuple(
         "*"
         if isinstance(part, int) and (path[i - 1] in ("models", "sources") or i == len(path) - 1)
@@ -391,25 +390,23 @@ def _check_simplices(places: Sequence[_DimensionSite], reading: ParseContext) ->
         if len(members) == 1:
             reading.wrong(
                 first.line,
-                f"{written(first.path)} is on the simplex alone; expected it of two models at least. Search a range instead.",
+                f"{dotted(first.path)} is the only value on its simplex; expected at least two models. Search a range instead.",
             )
         for other in members[1:]:
             if len(other.dimensions) != len(first.dimensions):
                 reading.wrong(
                     other.line,
-                    f"{written(other.path)} has {len(other.dimensions)} values over the layers and {written(first.path)} "
-                    f"{len(first.dimensions)}; expected equally many on one simplex.",
+                    f"{dotted(other.path)} has {len(other.dimensions)} values over the layers and {dotted(first.path)} "
+                    f"{len(first.dimensions)}; expected the same number on one simplex.",
                 )
 
 
 def _default(
     path: Path_, root: Node, methods: Sequence[Method], low: float, high: float, is_log: bool
 ) -> float:
-    """1/n for a weight of n models, the default of the method that takes the option, else the middle of the range."""
+    """Return 1/n for a weight of n models, else the method's default, else the middle of the range."""
     middle = math.sqrt(low * high) if is_log else (low + high) / 2
-    if (
-        "parameters" not in path[:-1]
-    ):  # a place of all parameters at once is told as a mistake when the space is checked
+    if "parameters" not in path[:-1]:  # all parameters at once: the check of the space reports this mistake
         return middle
     inside = path[:-1]
     key = str(path[len(inside) - inside[::-1].index("parameters")])
@@ -428,7 +425,7 @@ def _default_of(option: Option, middle: float) -> float:
 
 
 def _models(path: Path_, root: Node) -> int:
-    """How many models the list has that a place is in, or the recipe's; the base aside."""
+    """Return the number of models in the list that contains a place, without the base."""
     node = root
     listed: Any = root.value.get("models", Node([], 0)).value if isinstance(root.value, dict) else []
     for part in path:
@@ -438,12 +435,12 @@ def _models(path: Path_, root: Node) -> int:
     keys: dict[str, Node] = root.value if isinstance(root.value, dict) else {}
     base = keys["base_model"].value if "base_model" in keys else None
     items: list[Node] = listed if isinstance(listed, list) else []
-    named = [i.value.get("model", i) if isinstance(i.value, dict) else i for i in items]
-    return sum(base is None or n.value != base for n in named)
+    models = [i.value.get("model", i) if isinstance(i.value, dict) else i for i in items]
+    return sum(base is None or n.value != base for n in models)
 
 
 def _inside(value: float, low: float, high: float, is_whole: bool, step: float | None) -> float | int:
-    """The value that may be tried and is nearest."""
+    """Return the nearest valid value."""
     value = min(max(value, low), high)
     step = step or (1.0 if is_whole else None)
     if step is not None:
@@ -452,16 +449,16 @@ def _inside(value: float, low: float, high: float, is_whole: bool, step: float |
 
 
 def _methods(root: Node) -> list[Method]:
-    """All methods that a recipe of the tree can name, those of the first choices first."""
-    found: dict[str, Method] = {}
+    """Return all methods that a recipe of the tree can use, those of the first choices first."""
+    methods: dict[str, Method] = {}
     for node in _named_methods(root):
         options = node.value.get("choice", node).value if isinstance(node.value, dict) else [node]
         for option in options if isinstance(options, list) else []:
             if (method := scalars.named_method(option)) is not None:
-                found.setdefault(method.name, method)
+                methods.setdefault(method.name, method)
     if isinstance(root.value, dict) and "stack" in root.value:
-        found.setdefault("passthrough", scalars.named_method(Node("passthrough", 0)))  # type: ignore[arg-type]
-    return list(found.values())
+        methods.setdefault("passthrough", scalars.named_method(Node("passthrough", 0)))  # type: ignore[arg-type]
+    return list(methods.values())
 
 
 def _named_methods(node: Node) -> Iterator[Node]:
@@ -470,12 +467,12 @@ def _named_methods(node: Node) -> Iterator[Node]:
         if "merge_method" in node.value:
             yield node.value["merge_method"]
         inner = node.value.values()
-    for each in inner:
-        yield from _named_methods(each)
+    for child in inner:
+        yield from _named_methods(child)
 
 
 def _named(places: Sequence[_DimensionSite], root: Node) -> tuple[_DimensionSite, ...]:
-    """The places with short names of their dimensions where these are clear: ``code.weight`` for ``models[0].parameters.weight``."""
+    """Shorten the names of dimensions where unambiguous: ``code.weight`` for ``models[0].parameters.weight``."""
     short = {d.name: _short(d.name, place.path, root) for place in places for d in place.dimensions}
     taken: dict[str, int] = {}
     for name in short.values():
@@ -492,14 +489,14 @@ def _named(places: Sequence[_DimensionSite], root: Node) -> tuple[_DimensionSite
 
 
 def _short(name: str, path: Path_, root: Node) -> str:
-    tail = name.removeprefix(written(path))
+    tail = name.removeprefix(dotted(path))
     parts: list[str | int] = [part for part in path if part != "parameters"]
     if len(path) > 2 and path[0] == "models":
         entry = root.value["models"].value[path[1]].value
         reference = entry.get("model") if isinstance(entry, dict) else None
         if reference is not None and isinstance(reference.value, str):
             parts = [Path(reference.value).name, *parts[2:]]
-    return written(tuple(parts)) + tail
+    return dotted(tuple(parts)) + tail
 
 
 def _value_at(place: _DimensionSite, places: Sequence[_DimensionSite], values: PointValues) -> Node:
@@ -515,20 +512,20 @@ def _value_at(place: _DimensionSite, places: Sequence[_DimensionSite], values: P
     return Node([Node(n, place.line) for n in numbers] if place.is_list else numbers[0], place.line)
 
 
-def _replaced(node: Node, path: Path_, found: Mapping[Path_, Node]) -> Node:
-    if path in found:
-        return found[path]
+def _replaced(node: Node, path: Path_, values: Mapping[Path_, Node]) -> Node:
+    if path in values:
+        return values[path]
     if isinstance(node.value, list):
-        return Node([_replaced(item, (*path, i), found) for i, item in enumerate(node.value)], node.line)
+        return Node([_replaced(item, (*path, i), values) for i, item in enumerate(node.value)], node.line)
     if isinstance(node.value, dict):
         return Node(
-            {key: _replaced(item, (*path, key), found) for key, item in node.value.items()}, node.line
+            {key: _replaced(item, (*path, key), values) for key, item in node.value.items()}, node.line
         )
     return node
 
 
 def _without_options_of_others(tree: Node, root: Node, places: Sequence[_DimensionSite]) -> Node:
-    """Leave out what only methods understand that were not chosen this time: options, presets, and ``lines``."""
+    """Remove options, presets and ``lines`` that only methods understand which were not chosen."""
     if not any(p.choices and p.path[-1] == "merge_method" for p in places):
         return tree
     chosen = read_context(tree.value, ParseContext("")).methods
@@ -542,13 +539,13 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Dimensi
     def is_scaled(methods: Iterable[Method]) -> bool:
         return any(m.space == "delta" and "scale" in m.options for m in methods)
 
-    def kept(node: Node, is_parameters: bool) -> Node:
+    def filtered(node: Node, is_parameters: bool) -> Node:
         if isinstance(node.value, list):
-            return Node([kept(item, False) for item in node.value], node.line)
+            return Node([filtered(item, False) for item in node.value], node.line)
         if not isinstance(node.value, dict):
             return node
         inner = {
-            k: kept(n, k == "parameters")
+            k: filtered(n, k == "parameters")
             for k, n in node.value.items()
             if not (is_parameters and is_of_others(k))
         }
@@ -557,7 +554,7 @@ def _without_options_of_others(tree: Node, root: Node, places: Sequence[_Dimensi
             del inner["preset"]
         return Node(inner, node.line)
 
-    tree = kept(tree, False)
+    tree = filtered(tree, False)
     if "lines" in tree.value and not is_scaled(chosen) and is_scaled(others):
         tree = Node({key: node for key, node in tree.value.items() if key != "lines"}, tree.line)
     return tree

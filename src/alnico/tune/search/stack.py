@@ -1,4 +1,4 @@
-"""Layer stacks that are searched: which model's block of layers stands at which depth, and how often."""
+"""Searches layer stacks: which model's block of layers to use at each depth, and how often."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from alnico.recipe import scalars
 from alnico.recipe.yaml_nodes import Node, ParseContext
 
 STACK_KEYS = {
-    "models": "The models that a block may be taken from.",
-    "layers": "How many layers each of them has.",
-    "block": "How many layers are taken together; 1 if not given.",
-    "places": "How many blocks the stack has, each any block of any model; if not given, there is a place for each block, in order.",
-    "repeat": "The most often that a block follows itself, or [least, most]; least 0 lets a block be left out. 1 if not given.",
+    "models": "The models that blocks are taken from.",
+    "layers": "The number of layers of each model.",
+    "block": "The number of layers in a block; default 1.",
+    "places": "The number of blocks in the stack, each any block of any model; by default each block has one place, in order.",
+    "repeat": "The maximum number of times a block is repeated, or [least, most]; least 0 allows dropping a block. Default 1.",
 }
 """The keys of ``stack``."""
 
 MAX_PLACES = 1_000
 
 StackDimension = tuple[str, str | int, int, int, tuple[str, ...]]
-"""A dimension: name, default, least, greatest, choices."""
+"""A dimension: name, default, minimum, maximum, choices."""
 
 
 @dataclass(frozen=True)
 class Stack:
-    """What stacks there are: ``places`` blocks of ``block`` layers, one after the other.
+    """The stacks to search: ``places`` consecutive blocks of ``block`` layers.
 
-    At each place the model is searched; the number of its block too where ``is_free``, else it is the place's; and how often it
-    is repeated.
+    For each place the search chooses the model, the number of repeats and, if ``is_free``, the number of the block;
+    otherwise the block is that of the place.
     """
 
     models: tuple[str, ...]
@@ -41,21 +41,21 @@ class Stack:
 
     @property
     def dimensions(self) -> tuple[StackDimension, ...]:
-        """What is searched. The default takes the blocks in their order from the first model, each once."""
-        found: list[StackDimension] = []
+        """The dimensions of the search. The default is the blocks of the first model in order, each once."""
+        dimensions: list[StackDimension] = []
         last = self.layers // self.block - 1
         once = min(max(1, self.repeat[0]), self.repeat[1])
         for i in range(self.places):
-            found.append((f"stack[{i}].model", self.models[0], 0, 0, self.models))
+            dimensions.append((f"stack[{i}].model", self.models[0], 0, 0, self.models))
             if self.is_free and last:
-                found.append((f"stack[{i}].block", min(i, last), 0, last, ()))
+                dimensions.append((f"stack[{i}].block", min(i, last), 0, last, ()))
             if self.repeat[0] < self.repeat[1]:
-                found.append((f"stack[{i}].repeat", once, *self.repeat, ()))
-        return tuple(found)
+                dimensions.append((f"stack[{i}].repeat", once, *self.repeat, ()))
+        return tuple(dimensions)
 
 
 def read_stack(node: Node, reading: ParseContext) -> Stack | None:
-    """Read ``stack``; mistakes are told to ``reading``."""
+    """Read ``stack``; mistakes are reported to ``reading``."""
     before = len(reading.mistakes)
     keys = scalars.mapping(node, "stack", STACK_KEYS, "a mapping with models and layers", reading)
     if not isinstance(node.value, dict):
@@ -66,10 +66,11 @@ def read_stack(node: Node, reading: ParseContext) -> Stack | None:
     ]
     if not models:
         reading.wrong(
-            node.line, "stack.models is missing or no list; expected the models that blocks are taken from."
+            node.line,
+            "stack.models is missing or is not a list; expected the models that blocks are taken from.",
         )
     if len(set(models)) < len(models):
-        reading.wrong(node.line, "stack.models has one model twice; expected each once. Remove one.")
+        reading.wrong(node.line, "stack.models lists a model twice; expected each model once. Remove one.")
     if "layers" not in keys:
         reading.wrong(node.line, "stack.layers is missing; expected the number of layers of each model.")
     layers = scalars.integer(keys.get("layers"), "stack.layers", 1, reading) or 1
@@ -77,7 +78,7 @@ def read_stack(node: Node, reading: ParseContext) -> Stack | None:
     if layers % block:
         reading.wrong(
             node.line,
-            f"stack.block is {block}, and {layers} layers are no whole number of blocks; expected a divisor.",
+            f"stack.block is {block}, which does not divide the {layers} layers; expected a divisor.",
         )
     places = scalars.integer(keys.get("places"), "stack.places", 1, reading)
     if max(places or 1, layers // block) > MAX_PLACES:
@@ -109,7 +110,7 @@ def _repeat(node: Node | None, reading: ParseContext) -> tuple[int, int]:
 
 
 def stacked(stack: Stack, values: Mapping[str, float | int | str]) -> Node:
-    """The ``slices`` of a stack at a point."""
+    """Return the ``slices`` of a stack at a point."""
 
     def plain(value: object) -> Node:
         return Node(value, stack.line)

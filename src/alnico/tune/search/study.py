@@ -1,7 +1,7 @@
-"""Where the trials of a search are kept: an optuna study that goes on after a crash and that several processes share.
+"""Stores the trials of a search in an optuna study, which survives crashes and is shared by processes.
 
-What stands in it is plain: parameters, values, JSON. optuna's own tools read it, nothing in it is ever unpickled, and nothing of it is
-run: a recipe is made again from the parameters.
+The study holds plain data: parameters, values, JSON. optuna's own tools can read it. Nothing in it is unpickled or run:
+recipes are rebuilt from the parameters.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from alnico.tune.search.samplers.request import Trial, TrialState
 from alnico.tune.search.space import Dimension, PointValues
 
 FINGERPRINT = "alnico"
-"""The attribute of a study that says what it searches."""
+"""The attribute of a study that identifies the search."""
 
 SCORES, REASON, RECIPE, WORKER = "scores", "reason", "recipe", "worker"
 """The attributes of a trial."""
 
-HOW_ANOTHER = {
+DIFFERENCES = {
     "space": "searches another recipe",
     "search": "has another sampler, seed, objective or halving",
-    "tasks": "is scored on other tasks",
-    "models": "is of other models, whatever their names",
+    "tasks": "uses other tasks",
+    "models": "uses models with other contents",
 }
 
 SQLITE_SECONDS = 60
-"""How long a process waits for others that write."""
+"""How long a process waits for another to finish writing."""
 
 
 class Study:
-    """A study that is open. Several processes may have the same one open."""
+    """An open study. Several processes may open the same one."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Study:
         goals: Sequence[Goal],
         identity: Identity,
     ) -> None:
-        """Open the study ``name``, or make it; without a ``storage`` it is in memory.
+        """Open or create the study ``name``; without a ``storage`` it is in memory.
 
         Errors: RunError for a storage that cannot be opened; OutputError for a study of another search.
         """
@@ -67,64 +67,66 @@ class Study:
         self._storage = _opened(storage)
         try:
             with self._named_errors():
-                self._id, is_new = self._made(directions(goals))
+                self._id, is_new = self._open_or_create(directions(goals))
                 self._check(identity.data(), is_new)
         except BaseException:
             self.close()
             raise
 
-    def _made(self, ways: Sequence[str]) -> tuple[int, bool]:
+    def _open_or_create(self, ways: Sequence[str]) -> tuple[int, bool]:
         optuna = import_optuna()
-        asked = [getattr(optuna.study.StudyDirection, way.upper()) for way in ways]
+        requested = [getattr(optuna.study.StudyDirection, way.upper()) for way in ways]
         try:
-            return silent(lambda: self._storage.create_new_study(asked, self.name)), True
+            return silent(lambda: self._storage.create_new_study(requested, self.name)), True
         except optuna.exceptions.DuplicatedStudyError:
             pass
-        found = self._storage.get_study_id_from_name(self.name)
-        if list(self._storage.get_study_directions(found)) != asked:
+        study_id = self._storage.get_study_id_from_name(self.name)
+        if list(self._storage.get_study_directions(study_id)) != requested:
             raise self._of_another("has other objectives")
-        return found, False
+        return study_id, False
 
     def _check(self, identity: dict[str, str], is_new: bool) -> None:
-        known = self._storage.get_study_user_attrs(self._id).get(FINGERPRINT)
-        if known is None and (is_new or not self._storage.get_all_trials(self._id, deepcopy=False)):
+        stored = self._storage.get_study_user_attrs(self._id).get(FINGERPRINT)
+        if stored is None and (is_new or not self._storage.get_all_trials(self._id, deepcopy=False)):
             self._storage.set_study_user_attr(self._id, FINGERPRINT, identity)
             return
-        if not isinstance(known, dict):
+        if not isinstance(stored, dict):
             raise self._of_another("was not made by alnico")
         for part, digest in identity.items():
-            if known.get(part) != digest:
-                raise self._of_another(HOW_ANOTHER[part])
+            if stored.get(part) != digest:
+                raise self._of_another(DIFFERENCES[part])
 
     def _of_another(self, how: str) -> OutputError:
         return OutputError(
-            f"{self.storage}: the study {self.name!r} {how}, and its trials cannot stand beside this search's; "
+            f"{self.storage}: the study {self.name!r} {how}, so its trials cannot be used by this search; "
             "expected a study of this file. Give search.study another name, or another storage."
         )
 
     @contextlib.contextmanager
     def _named_errors(self) -> Iterator[None]:
-        """What a storage raises, as an error that names it."""
+        """Turn the exceptions of a storage into errors that name it."""
         try:
             yield
         except (AlnicoError, KeyboardInterrupt):
             raise
         except Exception as error:
-            said = str(error).partition("\n")[0][:200]
-            if isinstance(error, _OF_ODD_VALUES):
-                raise self._odd(f"what no search writes ({type(error).__name__}: {said})") from None
+            message = str(error).partition("\n")[0][:200]
+            if isinstance(error, _INVALID_ROWS):
+                raise self._odd(f"data that no search writes ({type(error).__name__}: {message})") from None
             if not _is_of_storage(error):
                 raise
-            raise RunError(f"{self.storage}: {said}. Check the storage; the same command goes on.") from None
+            raise RunError(
+                f"{self.storage}: {message}. Check the storage; the same command resumes the search."
+            ) from None
 
     def _odd(self, what: str) -> OutputError:
         return OutputError(
-            f"{self.storage}: the study {self.name!r} holds {what}; expected the trials of a search by alnico. "
+            f"{self.storage}: the study {self.name!r} contains {what}; expected the trials of an alnico search. "
             "Do not use it: choose another folder, or another storage."
         )
 
     def close(self) -> None:
-        """Let go of the storage."""
+        """Close the storage."""
         if self.storage != "memory":
             self._storage.remove_session()
             self._storage.engine.dispose()
@@ -149,7 +151,7 @@ class Study:
         for d in self._dimensions:
             if d.name in point and not _is_in(d, point[d.name]):
                 raise self._odd(
-                    f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of what is searched"
+                    f"{d.name} = {str(point[d.name])[:40]!r} in trial {frozen.number}, outside of the search space"
                 )
         if len(point) < len(self._dimensions):
             point = {}
@@ -163,7 +165,7 @@ class Study:
             or not all(isinstance(v, int | float) for v in (*values, *rungs))
         ):
             raise self._odd(
-                f"trial {str(frozen.number)[:40]} with {str((*values, *rungs))[:80]}, which are no numbers"
+                f"trial {str(frozen.number)[:40]} with {str((*values, *rungs))[:80]}, which are not numbers"
             )
         began, ended = frozen.datetime_start, frozen.datetime_complete
         return Trial(
@@ -174,16 +176,16 @@ class Study:
             rungs=tuple(r for r in rungs if math.isfinite(r)),
             scores=tuple((str(k), float(v)) for k, v in scores.items()) if isinstance(scores, dict) else (),
             reason=str(attributes.get(REASON, "")),
-            # optuna's are times of day: a clock that was set back between them makes them run backwards.
+            # optuna stores times of day, which go backwards if the clock is set back.
             seconds=max(0.0, (ended - began).total_seconds())
             if began is not None and ended is not None
             else None,
         )
 
     def begin(self, trials: int) -> int | None:
-        """Take the next trial, and return its number; None when all are taken.
+        """Take the next trial and return its number; None when all are taken.
 
-        Trials that wait come first: those that a process which is gone has left behind, too.
+        Waiting trials come first, including those that a dead process left behind.
         """
         with self._named_errors():
             self._free_abandoned()
@@ -197,12 +199,12 @@ class Study:
                     return int(trial.number)
             if self._storage.get_n_trials(self._id) >= trials:
                 return None
-            made = self._storage.create_new_trial(self._id)
-            number: int = self._storage.get_trial_number_from_id(made)
+            trial_id = self._storage.create_new_trial(self._id)
+            number: int = self._storage.get_trial_number_from_id(trial_id)
             if number >= trials:  # another process took the last one in between
-                self._storage.set_trial_state_values(made, self._states.WAITING)
+                self._storage.set_trial_state_values(trial_id, self._states.WAITING)
                 return None
-            self._sign(made)
+            self._sign(trial_id)
             return number
 
     def _sign(self, trial: int) -> None:
@@ -214,7 +216,7 @@ class Study:
                 self._storage.set_trial_state_values(trial._trial_id, self._states.WAITING)
 
     def set_point(self, number: int, point: PointValues) -> None:
-        """Write down what a trial tries."""
+        """Store the point of a trial."""
         with self._named_errors():
             trial = self._of(number)
             for name, distribution in self._distributions.items():
@@ -223,12 +225,12 @@ class Study:
                 )
 
     def set_recipe(self, number: int, text: str) -> None:
-        """Write down the recipe of a trial, for those who look at the study with other tools."""
+        """Store the recipe of a trial, for readers that use other tools."""
         with self._named_errors():
             self._storage.set_trial_user_attr(self._of(number), RECIPE, text)
 
     def report(self, number: int, rung: int, value: float) -> None:
-        """Write down the objective at a rung of the halving."""
+        """Store the objective at a rung of the halving."""
         with self._named_errors():
             self._storage.set_trial_intermediate_value(self._of(number), rung, value)
 
@@ -237,7 +239,7 @@ class Study:
         self._finish(number, self._states.COMPLETE, SCORES, scores, values)
 
     def prune(self, number: int, scores: dict[str, float]) -> None:
-        """Give a trial up that is behind the others."""
+        """Prune a trial."""
         self._finish(number, self._states.PRUNED, SCORES, scores)
 
     def fail(self, number: int, reason: str) -> None:
@@ -245,7 +247,7 @@ class Study:
         self._finish(number, self._states.FAIL, REASON, reason[:2_000])
 
     def wait(self, number: int) -> None:
-        """Put a trial back that was begun, if it has not ended: it will be the next."""
+        """Return an unfinished trial to the queue; it runs next."""
         with self._named_errors():
             trial = self._of(number)
             if not self._storage.get_trial(trial).state.is_finished():
@@ -257,16 +259,16 @@ class Study:
         with self._named_errors():
             trial = self._of(number)
             if self._storage.get_trial(trial).state.is_finished():
-                return  # another process took it for abandoned, and came to the same
+                return  # another process assumed it was abandoned and finished it
             self._storage.set_trial_user_attr(trial, key, value)
             self._storage.set_trial_state_values(trial, state, values)
 
     def _of(self, number: int) -> int:
-        found: int = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
-        return found
+        trial_id: int = self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+        return trial_id
 
     def importances(self) -> dict[str, float]:
-        """How much of the objective's variation each dimension explains, summing to 1; empty where too few trials are complete.
+        """How much of the objective's variation each dimension explains, summing to 1; empty if too few trials are complete.
 
         Source: PED-ANOVA, Watanabe et al. 2023, https://arxiv.org/abs/2304.10255, as optuna computes it.
         """
@@ -277,11 +279,11 @@ class Study:
         with warnings.catch_warnings(), self._named_errors():
             warnings.simplefilter("ignore")
             study = optuna.load_study(study_name=self.name, storage=self._storage)
-            found = optuna.importance.get_param_importances(study, target=lambda t: t.values[0])
-        return {str(name): float(share) for name, share in found.items()}
+            importances = optuna.importance.get_param_importances(study, target=lambda t: t.values[0])
+        return {str(name): float(share) for name, share in importances.items()}
 
 
-_OF_ODD_VALUES = (
+_INVALID_ROWS = (
     ValueError,
     TypeError,
     LookupError,
@@ -290,14 +292,14 @@ _OF_ODD_VALUES = (
     RuntimeError,
     AssertionError,
 )
-"""What optuna and SQLAlchemy raise for rows that they did not write."""
+"""Exceptions that optuna and SQLAlchemy raise for rows they did not write."""
 
-_OF_SEVERAL_FILES = bytes.fromhex("d9d505f920a163d7")
-"""How the journal of a transaction over several databases ends. SQLite removes the file that such a journal names."""
+_MASTER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+"""The end of a journal for a transaction over several databases. SQLite deletes the file that such a journal names."""
 
 
 def _is_in(dimension: Dimension, value: Any) -> bool:
-    """Is a value one that a dimension has?"""
+    """Check whether a value belongs to a dimension."""
     if dimension.kind == "choice":
         return value in dimension.choices
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -307,7 +309,7 @@ def _is_in(dimension: Dimension, value: Any) -> bool:
 
 
 def _check_file(storage: str) -> None:
-    """Refuse a file of SQLite that does more than hold tables: its triggers and views would be run, for ever if it likes.
+    """Refuse an SQLite file with anything but tables: its triggers and views would be run, possibly forever.
 
     Errors: OutputError.
     """
@@ -326,9 +328,9 @@ def _check_file(storage: str) -> None:
             with journal.open("rb") as file:
                 file.seek(max(journal.stat().st_size - 8, 0))
                 ending = file.read(8)
-        if not journal.is_file() or ending == _OF_SEVERAL_FILES:
+        if not journal.is_file() or ending == _MASTER_JOURNAL:
             raise OutputError(
-                f"{journal}: is not of a search by alnico; expected none. Do not use this study: choose another folder."
+                f"{journal}: is not from an alnico search; expected no such file. Do not use this study: choose another folder."
             )
     try:
         with contextlib.closing(
@@ -340,12 +342,12 @@ def _check_file(storage: str) -> None:
             ).fetchone()
     except sqlite3.Error as error:
         raise OutputError(
-            f"{path}: is no study ({str(error)[:120]}); expected a database of optuna. Choose another folder."
+            f"{path}: is not a study ({str(error)[:120]}); expected a database of optuna. Choose another folder."
         ) from None
     if odd is not None:
         raise OutputError(
-            f"{path}: has the {str(odd[0])[:20]} {str(odd[1])[:60]!r}, which would be run; expected the tables of a study alone. Do not use it: choose "
-            "another folder."
+            f"{path}: has the {str(odd[0])[:20]} {str(odd[1])[:60]!r}, which would be run; expected only the tables of a study. Do not use it: "
+            "choose another folder."
         )
 
 
@@ -356,28 +358,27 @@ def _opened(storage: str | None) -> Any:
     _check_file(storage)
     arguments = {"connect_args": {"timeout": SQLITE_SECONDS}} if storage.startswith("sqlite") else {}
     last = ""
-    for attempt in range(
-        5
-    ):  # two processes that begin together both make the tables; the second finds them at its next try
+    # Two processes that start together both create the tables; the second succeeds on its next attempt.
+    for attempt in range(5):
         try:
-            found = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
+            opened = optuna.storages.RDBStorage(storage, engine_kwargs=arguments)
             if storage.startswith("sqlite"):
-                _without_waiting_for_the_disk(found.engine)
-            return found
+                _write_without_syncing(opened.engine)
+            return opened
         except Exception as error:
-            if not _is_of_storage(error) and not isinstance(error, _OF_ODD_VALUES):
+            if not _is_of_storage(error) and not isinstance(error, _INVALID_ROWS):
                 raise
             last = str(error).partition("\n")[0]
         time.sleep(0.02 * 2**attempt)
     raise RunError(
-        f"{storage}: cannot be opened as a study's storage ({last}). Give an address such as sqlite:///study.db in a folder that is there."
+        f"{storage}: cannot be opened as the storage of a study ({last}). Give an address such as sqlite:///study.db in an existing folder."
     )
 
 
-def _without_waiting_for_the_disk(engine: Any) -> None:
-    """Let SQLite write its log without waiting for the disk at every value: a trial is twenty of them, of 10 ms each.
+def _write_without_syncing(engine: Any) -> None:
+    """Let SQLite write its log without syncing every value: a trial writes 20 values, at 10 ms each.
 
-    A process that is killed loses nothing; a power cut loses the last trials, and the file stays whole.
+    A killed process loses nothing. A power cut loses the last trials, but the file stays valid.
     """
     from sqlalchemy import event
 
@@ -400,12 +401,12 @@ def _is_of_storage(error: Exception) -> bool:
 
 
 def _me() -> str:
-    """This process, so that another can tell whether it still lives."""
+    """Return an identifier of this process, so that others can check whether it is alive."""
     return f"{socket.gethostname()} {os.getpid()} {_birth(os.getpid())}"
 
 
 def _is_gone(worker: Any) -> bool:
-    """Has the process that wrote this ended? Of another machine nobody knows here, and it counts as living."""
+    """Check whether the process with this identifier has ended; one on another machine counts as alive."""
     parts = worker.split(" ") if isinstance(worker, str) else []
     if len(parts) != 3 or parts[0] != socket.gethostname() or not re.fullmatch(r"[1-9][0-9]{0,9}", parts[1]):
         return False
@@ -420,7 +421,7 @@ def _is_gone(worker: Any) -> bool:
 
 
 def _birth(process: int) -> str:
-    """When a process began, where the system says it: numbers of processes are used again."""
+    """Return the start time of a process, if the system provides it: process numbers are reused."""
     try:
         with open(f"/proc/{process}/stat", "rb") as file:
             return file.read().rpartition(b")")[2].split()[19].decode()

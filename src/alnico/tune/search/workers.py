@@ -1,4 +1,4 @@
-"""Where trials are scored: in this process, in several of this machine, or on a cluster of Ray."""
+"""Runs the trials of a search: in this process, in several local processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ SAFE_PATH = "PYTHONSAFEPATH"
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """All that a worker needs to know to score trials of a search."""
+    """Everything a worker needs to score the trials of a search."""
 
     space: SearchSpace
     tasks: tuple[Task, ...] | str
-    """The tasks, or the file that each worker reads them from."""
+    """The tasks, or the path of the file that each worker reads."""
     shares: tuple[float, ...]
     held_out: float | None
-    open_maker: Callable[[], CandidateFactory]
+    open_factory: Callable[[], CandidateFactory]
     allow_code: bool = False
-    """May the file of the tasks name code?"""
+    """Whether the tasks file may name code."""
 
-    def trier(self) -> TrialEvaluator:
-        return TrialEvaluator(self.space, self.opened_tasks(), self.shares, self.held_out, self.open_maker)
+    def evaluator(self) -> TrialEvaluator:
+        return TrialEvaluator(self.space, self.open_tasks(), self.shares, self.held_out, self.open_factory)
 
-    def opened_tasks(self) -> tuple[Task, ...]:
+    def open_tasks(self) -> tuple[Task, ...]:
         if not isinstance(self.tasks, str):
             return self.tasks
         from alnico.evaluation.task_file import read_tasks
@@ -55,38 +55,38 @@ class Worker(Protocol):
     """Scores one trial at a time."""
 
     def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
-        """Begin to score a trial's point up to a rung."""
+        """Start scoring a trial's point up to a rung."""
         ...
 
     def close(self) -> None: ...
 
 
 class InProcessWorker:
-    """This process: a score is there when it has been asked for."""
+    """Scores in this process, at once."""
 
-    def __init__(self, order: WorkerSpec) -> None:
-        self.trier = order.trier()
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.evaluator = spec.evaluator()
 
     def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
-        found: Future[TrialScores] = Future()
+        future: Future[TrialScores] = Future()
         try:
-            found.set_result(self.trier.scores(number, point, rung))
+            future.set_result(self.evaluator.scores(number, point, rung))
         except AlnicoError as error:
-            found.set_exception(error)
-        return found
+            future.set_exception(error)
+        return future
 
     def close(self) -> None:
-        self.trier.close()
+        self.evaluator.close()
 
 
-class InProcess:
-    """A process of this machine with models of its own."""
+class LocalProcess:
+    """A local process with its own models."""
 
-    def __init__(self, order: WorkerSpec, threads: int) -> None:
-        given = (_pickled(order), threads, os.environ.get(SAFE_PATH))
+    def __init__(self, spec: WorkerSpec, threads: int) -> None:
+        arguments = (_pickled(spec), threads, os.environ.get(SAFE_PATH))
         with _started_safely():
             self._pool = ProcessPoolExecutor(
-                1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=given
+                1, multiprocessing.get_context("spawn"), initializer=_begin, initargs=arguments
             )
 
     def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
@@ -94,17 +94,19 @@ class InProcess:
             return self._pool.submit(_scores, number, dict(point), rung)
 
     def close(self) -> None:
-        for process in list(
-            (getattr(self._pool, "_processes", None) or {}).values()
-        ):  # a score may take hours
+        # Terminated, because a score may take hours.
+        for process in list((getattr(self._pool, "_processes", None) or {}).values()):
             process.terminate()
         self._pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def _started_safely() -> Iterator[None]:
-    """Python starts a worker with ``python -c``, which looks for modules in the working directory first: a file of a stranger there, called
-    ``signal.py`` say, would be run. PYTHONSAFEPATH leaves the directory out. Modules of the caller's are found by the path that Python sends.
+    """Start a worker without the working directory on its module path.
+
+    Python starts workers with ``python -c``, which looks for modules in the working directory first: a file there named
+    ``signal.py`` would be run. PYTHONSAFEPATH excludes the directory. The caller's modules are found through the path
+    that Python passes on.
     """
     before = os.environ.get(SAFE_PATH)
     os.environ[SAFE_PATH] = "1"
@@ -117,24 +119,23 @@ def _started_safely() -> Iterator[None]:
             os.environ[SAFE_PATH] = before
 
 
-_order: list[bytes] = []
-_trier: list[TrialEvaluator] = []
-"""Of a worker's process, which scores for one search all its life."""
+_specs: list[bytes] = []
+_evaluators: list[TrialEvaluator] = []
+"""State of a worker process, which serves one search."""
 
 
-def _begin(order: bytes, threads: int, safe_path: str | None) -> None:
+def _begin(spec: bytes, threads: int, safe_path: str | None) -> None:
     if safe_path is None:
         os.environ.pop(SAFE_PATH, None)  # for processes that a task starts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search hears Ctrl-C, and ends its workers
-    os.environ["OMP_NUM_THREADS"] = str(
-        threads
-    )  # before torch is imported, which would take all processors in every worker
-    _order.append(order)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search handles Ctrl-C and ends its workers
+    # Set before torch is imported, which would use all processors in every worker.
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    _specs.append(spec)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A search that is killed cannot end its workers, and they would wait for it for ever."""
+    """End this process with its parent: a killed search cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -142,46 +143,46 @@ def _end_with_parent() -> None:
 
 
 def _scores(number: int, point: PointValues, rung: int) -> TrialScores:
-    if not _trier:
-        _trier.append(pickle.loads(_order[0]).trier())
-    return _trier[0].scores(number, point, rung)
+    if not _evaluators:
+        _evaluators.append(pickle.loads(_specs[0]).evaluator())
+    return _evaluators[0].scores(number, point, rung)
 
 
-class OnRay:
-    """An actor of Ray, on whichever node has room for it."""
+class RayWorker:
+    """A Ray actor, on any node with free capacity."""
 
-    def __init__(self, order: WorkerSpec, threads: int) -> None:
+    def __init__(self, spec: WorkerSpec, threads: int) -> None:
         ray = import_extra("ray", "engine ray", "ray")
-        self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(order))
+        self._actor = ray.remote(num_cpus=threads, max_restarts=0)(_Actor).remote(_pickled(spec))
 
     def scores(self, number: int, point: PointValues, rung: int) -> Future[TrialScores]:
-        found: Future[TrialScores] = self._actor.scores.remote(number, dict(point), rung).future()
-        return found
+        future: Future[TrialScores] = self._actor.scores.remote(number, dict(point), rung).future()
+        return future
 
     def close(self) -> None:
         import_extra("ray", "engine ray", "ray").kill(self._actor)
 
 
 class _Actor:
-    def __init__(self, order: bytes) -> None:
-        self._trier = pickle.loads(order).trier()
+    def __init__(self, spec: bytes) -> None:
+        self._evaluator = pickle.loads(spec).evaluator()
 
     def scores(
         self, number: int, point: PointValues, rung: int
     ) -> tuple[TrialScores | None, AlnicoError | None]:
-        """The scores, or why there are none: errors of actors would come back wrapped in Ray's own."""
+        """Return the scores, or the error: Ray would wrap an exception in its own."""
         try:
-            return self._trier.scores(number, point, rung), None
+            return self._evaluator.scores(number, point, rung), None
         except AlnicoError as error:
             return None, error
 
 
 @contextmanager
-def start_workers(order: WorkerSpec, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
-    """``count`` workers for a time. One local worker is this process itself. With Ray they go to the cluster that this process is
-    connected to, to the one at RAY_ADDRESS, or to one made on this machine for the time.
+def start_workers(spec: WorkerSpec, count: int, engine: Engine, threads: int) -> Iterator[list[Worker]]:
+    """Start ``count`` workers and close them at the end. A single local worker is this process.
 
-    Errors: AlnicoError where Ray is not installed; EvaluationError for tasks that cannot be sent to another process.
+    With Ray they run on the cluster that this process is connected to, on the one at RAY_ADDRESS, or on a temporary one
+    on this machine. Errors: AlnicoError if Ray is not installed; EvaluationError for tasks that cannot be pickled.
     """
     began_ray = False
     if engine == "ray" and not import_extra("ray", "engine ray", "ray").is_initialized():
@@ -191,11 +192,11 @@ def start_workers(order: WorkerSpec, count: int, engine: Engine, threads: int) -
     try:
         for _ in range(count):
             workers.append(
-                OnRay(order, threads)
+                RayWorker(spec, threads)
                 if engine == "ray"
-                else InProcess(order, threads)
+                else LocalProcess(spec, threads)
                 if count > 1
-                else InProcessWorker(order)
+                else InProcessWorker(spec)
             )
         yield workers
     finally:
@@ -213,40 +214,42 @@ def _begin_ray() -> None:
         else:
             ray.init(log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        said = str(error).strip().splitlines()[0]
+        message = str(error).strip().splitlines()[0]
         raise RunError(
-            f"Ray cannot be reached ({said}). Check RAY_ADDRESS, or search without --ray."
+            f"Ray cannot be reached ({message}). Check RAY_ADDRESS, or search without --ray."
         ) from None
 
 
 def result_of(future: Future[Any]) -> TrialScores:
-    """The scores of a worker that has ended. Errors: AlnicoError; RunError where the worker itself is gone."""
+    """Return the scores of a finished trial. Errors: AlnicoError; RunError if the worker was lost."""
     try:
-        found = future.result()
+        result = future.result()
     except BrokenProcessPool:
         raise RunError(
-            "a worker's process ended while it scored a trial (out of memory, perhaps). The same command goes on; with fewer workers."
+            "a worker process ended while it scored a trial (possibly out of memory). The same command resumes the search; use fewer workers."
         ) from None
     except AlnicoError:
         raise
     except Exception as error:
         if type(error).__module__.partition(".")[0] != "ray":
             raise
-        said = str(error).strip().splitlines()[0]
-        raise RunError(f"a worker on the cluster was lost ({said}). The same command goes on.") from None
-    if isinstance(found, tuple):
-        scores, problem = found
+        message = str(error).strip().splitlines()[0]
+        raise RunError(
+            f"a worker on the cluster was lost ({message}). The same command resumes the search."
+        ) from None
+    if isinstance(result, tuple):
+        scores, problem = result
         if problem is not None:
             raise problem
         return scores  # type: ignore[no-any-return]
-    return found  # type: ignore[no-any-return]
+    return result  # type: ignore[no-any-return]
 
 
-def _pickled(order: WorkerSpec) -> bytes:
+def _pickled(spec: WorkerSpec) -> bytes:
     try:
-        return pickle.dumps(order)
+        return pickle.dumps(spec)
     except Exception as error:
         raise EvaluationError(
-            f"the tasks cannot be sent to another process ({error}); expected tasks of a file, or objects that pickle can write. "
+            f"the tasks cannot be sent to another process ({error}); expected tasks from a file, or objects that can be pickled. "
             "Give a tasks file, or search with one worker."
         ) from None
