@@ -211,10 +211,10 @@ models:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        (BASE + "models: [a, b]\n", "nothing is searched"),
+        (BASE + "models: [a, b]\n", "nothing to search"),
         (TWO.replace("[0, 2]", "[0, 2], log: true"), "has log and starts at 0"),
         (TWO.replace("[0, 2]", "[1, 2], log: true, step: 0.1"), "has log and step"),
-        (TWO.replace("[0, 2]", "[0, 2], step: 1e-320"), "makes more than 1e+15 values"),
+        (TWO.replace("[0, 2]", "[0, 2], step: 1e-320"), "gives more than 1e+15 values"),
         (TWO.replace("[0, 2]", "[0, 2], step: 3"), "step is 3; expected a number above 0 and at most 2"),
         (TWO.replace("[0, 2]", "[0, 2.5], int: true"), "is a whole number (int)"),
         (TWO.replace("[0, 2]", "simplex"), "is the only value on its simplex"),
@@ -223,7 +223,7 @@ models:
         (TWO.replace("search: [0, 2]", "choice: [1, 1]"), "lists a value twice"),
         (TWO.replace("search: [0, 2]", "choice: [1, {search: [0, 1]}]"), "contains a value to search"),
         (TWO.replace("[0, 2]", "[0, 2], setp: 1"), "Did you mean step?"),
-        (TWO + "search: {objective: [a, a]}\n", "names one twice"),
+        (TWO + "search: {objective: [a, a]}\n", "lists a name twice"),
         (TWO + "search: {held_out: 1}\n", "expected a share above 0 and below 1"),
         (TWO + "search: {report: x.yml, held_out: 0.5}\n", "are both given"),
         (TWO + "search: {objective: [a, b], halving: true}\n", "compares trials by one objective"),
