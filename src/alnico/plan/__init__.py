@@ -1,1 +1,1 @@
-"""Plans a merge: recipe and headers to a frozen :class:`Plan`. Refuses what cannot be merged before any tensor is read."""
+"""Plans merges from recipes and headers; refuses what cannot be merged before any tensor is read."""

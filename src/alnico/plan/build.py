@@ -57,10 +57,10 @@ def build_plan(
 ) -> Plan:
     """Open the models of a recipe (headers only), match their tensors and lay out the output.
 
-    ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go together are notes, with
-    ``strict_license`` a MismatchError. Errors: ModelError, MismatchError,
-    MethodError, ResourceError, HubError; see ``errors``. Values are read only if names do not match (packed experts, tied
-    copies), and nothing is written except the hub's cache.
+    ``single_file`` names the one output file of an OUT that ends in ``.safetensors``. Licences that do not go
+    together are notes, with ``strict_license`` a MismatchError. Errors: ModelError, MismatchError,
+    MethodError, ResourceError, HubError; see ``errors``. Values are read only if names do not match (packed
+    experts, tied copies), and nothing is written except the hub's cache.
     """
     if recipe.chat_template is not None:
         check_setting(recipe.chat_template)
@@ -170,7 +170,7 @@ def _plan(
 
 
 def _adapted_sources(recipe: Recipe, sources: list[Source], donor: int) -> list[Source]:
-    """Return the sources with the donor's tensor names, and with untied heads where a model merges them separately."""
+    """Return the sources under the donor's tensor names, with heads untied where needed."""
     sources = untie(sources, [s for s in sources if getattr(s, "unties", False)])
     if not recipe.modules:
         sources = [s if s is sources[donor] else with_names_of(s, sources[donor]) for s in sources]
@@ -294,7 +294,8 @@ def _duplicate_models(sources: list[Source]) -> list[str]:
         first = seen.setdefault(os.path.realpath(location), source.label)
         if first != source.label:
             notes.append(
-                f"{first} and {source.label} are the same model, merged as two. Use one path for it if this is unintended."
+                f"{first} and {source.label} are the same model, merged as two. Use one path for it if this "
+                "is unintended."
             )
     return notes
 
@@ -318,7 +319,8 @@ def _unused_models(recipe: Recipe, references: list[str], sections: Sections, jo
     listed = {p.model for s in sections.parts for p in s.listed}
     tokenizer_models = recipe.tokenizer.references if recipe.tokenizer is not None else ()
     return [
-        f"{reference} is not merged by {' and '.join(methods)}; the output only has its config, tokenizer and side files."
+        f"{reference} is not merged by {' and '.join(methods)}; the output only has its config, tokenizer "
+        "and side files."
         for i, reference in enumerate(references)
         if i not in used
         and i not in listed
@@ -384,7 +386,8 @@ class _JobBuilder:
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             self.notes.append(
-                f"{shown}: outside of the layers, so the first value of each gradient applies, as in mergekit."
+                f"{shown}: outside of the layers, so the first value of each gradient applies, as in "
+                "mergekit."
             )
 
     def _note_statistics(self, planned: Sequence[tuple[str, Section, TensorMethod, TensorAction]]) -> None:
@@ -396,8 +399,9 @@ class _JobBuilder:
         ]
         if merged:
             self.notes.append(
-                f"the running statistics of {len(merged)} BatchNorm layers are merged like weights and do not match the merged "
-                "model's activations. Recalibrate them on data with alnico.recalibrate_batchnorm."
+                f"the running statistics of {len(merged)} BatchNorm layers are merged like weights and do "
+                "not match the merged model's activations. Recalibrate them on data with "
+                "alnico.recalibrate_batchnorm."
             )
 
     def _note_heads(self) -> None:
@@ -409,8 +413,9 @@ class _JobBuilder:
                 pair[1].inputs[0].model,
             ):
                 self.notes.append(
-                    f"{head}: all models store it, but config.json ties it to {embedding}; both are written, and programs may load "
-                    "either. Use the same method and parameters for both, or set tie_word_embeddings to false in the output's config.json."
+                    f"{head}: all models store it, but config.json ties it to {embedding}; both are written, "
+                    "and programs may load either. Use the same method and parameters for both, or set "
+                    "tie_word_embeddings to false in the output's config.json."
                 )
 
     def dropped(self, jobs: list[Job]) -> list[Dropped]:
@@ -439,7 +444,7 @@ class _JobBuilder:
     def _models_with_embeddings(
         self, planned: Sequence[tuple[str, Section, TensorMethod, TensorAction]]
     ) -> list[int]:
-        """Return the models whose vocabularies must agree: those that provide embeddings, or all if no name shows which."""
+        """Return the models whose vocabularies must agree: those with embeddings, or all if unclear."""
         rows = {n for s in self.sources for n in tables_of(s).rows}
         of_rows = [f for f in planned if f[0] in rows]
         chosen = of_rows or planned
@@ -485,7 +490,10 @@ class _JobBuilder:
         options: Mapping[str, Any],
         dtype: str | None = None,
     ) -> Job:
-        """Return the job of a method; a copy if the method returns one model unchanged. ``dtype`` overrides the output dtype."""
+        """Return the job of a method; a copy if the method returns one model unchanged.
+
+        ``dtype`` overrides the output dtype.
+        """
         applied = self.statistics.bind(name, chosen, options, self._merge(chosen, options))
         merge = applied.merge
         if isinstance(merge, Merge) and merge.copies is not None:

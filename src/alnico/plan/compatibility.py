@@ -44,7 +44,7 @@ FEW = 0.1
 
 @dataclass(frozen=True)
 class Misfit:
-    """A mismatched output tensor: its shape by model (position in the sources), None where the model lacks it."""
+    """A mismatched output tensor, with its shape by model (position in the sources); None if missing."""
 
     name: str
     shapes: Mapping[int, Shape | None]
@@ -101,8 +101,9 @@ def config_notes(sources: Sequence[Source], donor: Source) -> list[str]:
         differences = [*([("model_type", kinds)] if kinds else []), *heads, *others]
         if differences:
             notes.append(
-                f"the configs of {donor.label} and {source.label} differ in {', '.join(f'{w} ({_join(v)})' for w, v in differences)}; "
-                f"the output has those of {donor.label}, and weights trained with another config may not work with it."
+                f"the configs of {donor.label} and {source.label} differ in "
+                f"{', '.join(f'{w} ({_join(v)})' for w, v in differences)}; the output has those of "
+                f"{donor.label}, and weights trained with another config may not work with it."
             )
     return notes
 
@@ -150,7 +151,7 @@ def _differs(key: str, pair: Sequence[Source]) -> bool:
 
 
 def _widths(misfits: Sequence[Misfit]) -> list[str]:
-    """Return the two widths that differ most often, for models without a config; [] if only a few tensors differ."""
+    """Return the most frequent pair of differing widths, for models without config; [] if few differ."""
     pairs: Counter[tuple[int, int]] = Counter()
     for misfit in misfits:
         first, *rest = [s for s in misfit.shapes.values() if s is not None]
@@ -182,7 +183,8 @@ def _advice(reshaped: bool, kinds: bool, sizes: Mapping[str, Any], share: float)
     ]
     if few:
         options.append(
-            "copy the mismatched tensors from one model (methods: with a filter and merge_method: passthrough)"
+            "copy the mismatched tensors from one model (methods: with a filter and merge_method: "
+            "passthrough)"
         )
     if not reshaped and "layers" in sizes:
         options.append("merge the layers that all have (slices with a layer_range)")

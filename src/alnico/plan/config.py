@@ -23,14 +23,14 @@ ConfigSection = Mapping[str, Any]
 """The part of a config that describes one stack."""
 
 SAVE_AGAIN = (
-    "Load and save the model's config with the program that it was made for, so that config.json states it, or choose layers so that "
-    "each keeps its number."
+    "Load and save the model's config with the program that it was made for, so that config.json states it, "
+    "or choose layers so that each keeps its number."
 )
 
 
 @dataclass(frozen=True)
 class _LayerOrigin:
-    """The origin of an output layer: a layer of a model, with the model's config section and number of layers."""
+    """The origin of an output layer, with the config section and number of layers of its model."""
 
     section: ConfigSection
     layers: int
@@ -48,10 +48,10 @@ def layered_config(
 ) -> dict[str, Any]:
     """Return ``config`` for a stack made of ``layers``; ``names`` are the tensors of the output.
 
-    Layer counts are updated. In lists with one entry per layer, each entry comes from the config of the layer's model. Lists
-    of layer numbers are renumbered. Rules by number, such as "the first three are dense", are rewritten if a number can
-    express them, and checked for every layer. Errors: MismatchError that names the key if the config cannot express the new
-    order, or if the key's meaning is unknown.
+    Layer counts are updated. In lists with one entry per layer, each entry comes from the config of the
+    layer's model. Lists of layer numbers are renumbered. Rules by number, such as "the first three are
+    dense", are rewritten if a number can express them, and checked for every layer. Errors: MismatchError
+    that names the key if the config cannot express the new order, or if the key's meaning is unknown.
     """
     numbered = count_layers(sources[donor].tensors)
     old = numbered.counts.get(stack, 0)
@@ -63,13 +63,15 @@ def layered_config(
     depths = config.get("depths")
     if isinstance(depths, list) and len(depths) == old and (is_moved or len(layers) != old):
         raise MismatchError(
-            f"config.json: depths is {depths}: {stack}0 to {stack}{old - 1} of {sources[donor].label} are stages, each with its own size and "
-            "layers; expected layers of one size, because slices rearrange layers. Merge the model under models instead."
+            f"config.json: depths is {depths}: {stack}0 to {stack}{old - 1} of {sources[donor].label} are "
+            "stages, each with its own size and layers; expected layers of one size, because slices "
+            "rearrange layers. Merge the model under models instead."
         )
     if not places and (len(layers) != old or (is_moved and any(key in config for key in families.COUNTS))):
         raise MismatchError(
-            f"config.json: no key of {sources[donor].label} says that it has {old} layers, so it cannot state that the output has "
-            f"{len(layers)}. Add num_hidden_layers: {old} to its config.json if the model's code reads it, or keep the number of layers."
+            f"config.json: no key of {sources[donor].label} says that it has {old} layers, so it cannot "
+            f"state that the output has {len(layers)}. Add num_hidden_layers: {old} to its config.json if "
+            "the model's code reads it, or keep the number of layers."
         )
     new_layers = Layers({stack: len(layers)})
     has_predictors = any(new_layers.predictor_place(name) for name in names)
@@ -107,13 +109,14 @@ def _check_sibling_stacks(
             and _is_as_large(section, other, old)
         ):
             raise MismatchError(
-                f"config.json: {keys[0]} of {label} counts {stack}* and {other}*, which would have {new} and {old} layers; expected the same "
-                "number of each. Use the same slices for both, each under its module."
+                f"config.json: {keys[0]} of {label} counts {stack}* and {other}*, which would have {new} and "
+                f"{old} layers; expected the same number of each. Use the same slices for both, each under "
+                "its module."
             )
 
 
 def _is_as_large(section: ConfigSection, stack: str, layers: int) -> bool:
-    """Is a list of modules as long as the layers, and not counted by its own key, such as Gemma 3n's altup_num_inputs?"""
+    """Does the number of layers set a list's length? Gemma 3n's altup_num_inputs, for example, does not."""
     own = [
         key for key, value in section.items() if key not in families.COUNTS and value in (layers, layers + 1)
     ]
@@ -125,8 +128,8 @@ def check_layers(
 ) -> None:
     """Check that the donor's config can describe every layer of the output.
 
-    Each layer must have the tensors and shapes of a layer of the donor, at a position where the donor has them, and the
-    tensors outside of the layers must exist. Errors: MismatchError that names layer and tensor.
+    Each layer must have the tensors and shapes of a layer of the donor, at a position where the donor has
+    them, and the tensors outside of the layers must exist. Errors: MismatchError that names layer and tensor.
     """
     numbered = count_layers(sources[donor].tensors)
     donor_layers: dict[int, dict[str, tuple[int, ...]]] = {}
@@ -156,8 +159,8 @@ def check_layers(
             origin = layers[number]
             raise MismatchError(
                 f"{stack}{number}.{rest}: layer {origin.layer} of {sources[origin.model].label} has "
-                f"{kind.get(rest, 'none')}, layers of {label}, whose config the output has, have {nearest.get(rest, 'none')}. "
-                "Combine layers of models with one architecture and width."
+                f"{kind.get(rest, 'none')}, layers of {label}, whose config the output has, have "
+                f"{nearest.get(rest, 'none')}. Combine layers of models with one architecture and width."
             )
     constant = families.CONSTANTS.get(str(sources[donor].config.get("model_type")))
     has_constant = constant is None or any(
@@ -165,8 +168,9 @@ def check_layers(
     )
     if not has_constant and [layer.layer for layer in layers] != list(range(len(donor_layers))):
         raise MismatchError(
-            f"{stack}*: layers of {label} compute {constant} from their numbers, and its files have no such tensor that a moved "
-            "layer could keep. Load the model with transformers and save it again, which writes it, or use all layers in order."
+            f"{stack}*: layers of {label} compute {constant} from their numbers, and its files have no such "
+            "tensor that a moved layer could keep. Load the model with transformers and save it again, "
+            "which writes it, or use all layers in order."
         )
     _check_special_layers(stack, donor_layers, output_layers, layers, sources, donor)
     _check_across(outside, jobs, layers, sources, donor)
@@ -175,8 +179,9 @@ def check_layers(
     lacking = [n for n in outside if n not in names and n not in heads]
     if lacking:
         raise MismatchError(
-            f"{lacking[0]}: {label}, whose config the output has, has it; the model of the {'first' if families.comes_first(lacking[0]) else 'last'} "
-            f"slice, where it would come from, lacks it ({len(lacking)} such tensors). Use another order of slices, or another base_model."
+            f"{lacking[0]}: {label}, whose config the output has, has it; the model of the "
+            f"{'first' if families.comes_first(lacking[0]) else 'last'} slice, where it would come from, "
+            f"lacks it ({len(lacking)} such tensors). Use another order of slices, or another base_model."
         )
 
 
@@ -187,8 +192,8 @@ def predictor_notes(jobs: Sequence[Job], stack: str, count: int, sources: Sequen
         place.layer: job for job in jobs if (place := numbered.predictor_place(job.name)) is not None
     }
     return [
-        f"{stack}{count + i}.*: a multi-token prediction layer, not a layer of the stack; it comes from {sources[job.inputs[0].model].label}, "
-        "the model of the last slice, with the next number."
+        f"{stack}{count + i}.*: a multi-token prediction layer, not a layer of the stack; it comes from "
+        f"{sources[job.inputs[0].model].label}, the model of the last slice, with the next number."
         for i, job in sorted(first_jobs.items())
     ]
 
@@ -203,9 +208,10 @@ def _check_special_layers(
 ) -> None:
     """Check that layers with special tensors are where the donor has them.
 
-    The first layer of ModernBERT has no norm, the first of T5 has a position table, the last of GPT-NeoX-Japanese has a bias:
-    the model's code decides this by layer number, and no config key says so. Such layers at the start or the end must stay
-    there; if others differ, none may move. Errors: MismatchError that names the tensor.
+    The first layer of ModernBERT has no norm, the first of T5 has a position table, the last of
+    GPT-NeoX-Japanese has a bias: the model's code decides this by layer number, and no config key says so.
+    Such layers at the start or the end must stay there; if others differ, none may move. Errors:
+    MismatchError that names the tensor.
     """
     config, old, new = sources[donor].config, len(donor_layers), len(output_layers)
     if not config or sorted(donor_layers) != list(range(old)) or sorted(output_layers) != list(range(new)):
@@ -227,9 +233,10 @@ def _check_special_layers(
             label = sources[donor].label
             suffix = {"start": "", "end": ", counted from the end", "": ", and their number"}[where]
             raise MismatchError(
-                f"{stack}{i}.{rest}: layers of {label} with the same config differ in this tensor, so the model's code decides "
-                f"by layer number: layer {_first_odd(odd, at, origin)} has {donor_layers[_first_odd(odd, at, origin)].get(rest, 'none')}; "
-                f"position {i} of {new} has layer {origin} of {sources[layers[i].model].label}. Choose slices that keep such layers at "
+                f"{stack}{i}.{rest}: layers of {label} with the same config differ in this tensor, so the "
+                f"model's code decides by layer number: layer {_first_odd(odd, at, origin)} has "
+                f"{donor_layers[_first_odd(odd, at, origin)].get(rest, 'none')}; position {i} of {new} has "
+                f"layer {origin} of {sources[layers[i].model].label}. Choose slices that keep such layers at "
                 f"their positions{suffix}."
             )
 
@@ -241,7 +248,7 @@ def _first_odd(odd: Sequence[int], at: int, origin: int) -> int:
 def _odd(
     rest: str, donor_layers: Mapping[int, Mapping[str, tuple[int, ...]]], classes: Sequence[Sequence[int]]
 ) -> tuple[Sequence[int], Literal["start", "end", ""]]:
-    """Return the layers where a tensor differs from layers with the same config, and from which end they count."""
+    """Return the layers where a tensor differs despite equal configs, and from which end they count."""
     varying = [members for members in classes if len({donor_layers[i].get(rest) for i in members}) > 1]
     if not varying:
         return (), ""
@@ -285,9 +292,9 @@ def _check_across(
     count = max(count_layers(sources[donor].tensors).counts.values())
     if [layer.layer for layer in layers] != list(range(count)) or len({layer.model for layer in layers}) > 1:
         raise MismatchError(
-            f"{present[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and layers are rearranged; "
-            "expected each layer of one model at its position. Use all layers in order, or a model without such a table "
-            "(Gemma's have none with hidden_size_per_layer_input: 0)."
+            f"{present[0]}: it has a part for each of the {count} layers of {sources[donor].label}, and "
+            "layers are rearranged; expected each layer of one model at its position. Use all layers in "
+            "order, or a model without such a table (Gemma's have none with hidden_size_per_layer_input: 0)."
         )
 
 
@@ -318,7 +325,7 @@ def _role(stack: str) -> str:
 
 
 def _places(config: Mapping[str, Any], stack: str, layers: int) -> list[Path]:
-    """Find the sections that describe a stack: the top level, or the part for text, vision, audio, encoder or decoder."""
+    """Find the sections that describe a stack: the top level, or that of text, vision, audio or a role."""
     parts = (
         (("vision", "visual", "image"), families.VISION_CONFIGS),
         (("audio", "speech"), families.AUDIO_CONFIGS),
@@ -362,7 +369,7 @@ def _with(config: Mapping[str, Any], place: Path, section: ConfigSection) -> dic
 
 
 def _counts(section: ConfigSection, stack: str, layers: int) -> list[str]:
-    """Return the config keys that count a stack's layers: the decoder's keys if the config also has an encoder."""
+    """Return the config keys that count a stack's layers, those of its role (encoder or decoder)."""
     keys = [k for k in families.COUNTS if section.get(k) == layers and not isinstance(section[k], bool)]
     role = _role(stack)
     if role and any(key in section for key in families.DECODER_COUNTS):
@@ -384,15 +391,18 @@ def _write_counts(section: dict[str, Any], stack: str, old: int, new: int) -> No
 
 
 def _write_implied(section: dict[str, Any], layers: int, *, is_moved: bool) -> None:
-    """Write the lists by layer that a family implies. Errors: MismatchError if they are unknown and layers move."""
+    """Write the lists by layer that a family implies.
+
+    Errors: MismatchError if they are unknown and layers move.
+    """
     for key, implied in families.IMPLIED.get(str(section.get("model_type")), {}).items():
         if not section.get(key):
             section[key] = implied(section, layers)
     for key in families.UNKNOWN_LISTS.get(str(section.get("model_type")), ()):
         if is_moved and not section.get(key) and not section.get("linear_attn_config"):
             raise MismatchError(
-                f"config.json: {key} is missing, and models of type {section['model_type']} derive it from layer numbers; "
-                f"expected a list, because layers get other numbers. {SAVE_AGAIN}"
+                f"config.json: {key} is missing, and models of type {section['model_type']} derive it from "
+                f"layer numbers; expected a list, because layers get other numbers. {SAVE_AGAIN}"
             )
 
 
@@ -460,8 +470,8 @@ def _write_lists(section: dict[str, Any], origins: Sequence[_LayerOrigin], old: 
             own = other.get((key,), entries)
             if origin.layer >= len(own):
                 raise MismatchError(
-                    f"config.json: {key} has {len(own)} entries; layer {origin.layer} comes from {origin.label}, whose config has no "
-                    "entry for it. Use models whose configs have it."
+                    f"config.json: {key} has {len(own)} entries; layer {origin.layer} comes from "
+                    f"{origin.label}, whose config has no entry for it. Use models whose configs have it."
                 )
             moved.append(own[origin.layer])
         if key in families.LAYER_REFERENCES:
@@ -482,9 +492,9 @@ def _write_lists(section: dict[str, Any], origins: Sequence[_LayerOrigin], old: 
         )
         if isinstance(value, list) and len(value) == old > 1 and is_new and not has_known_meaning:
             raise MismatchError(
-                f"config.json: {key} has {old} entries, as many as there were layers, and may have one entry per layer; "
-                "expected only known keys, because layers are rearranged. Remove the key if the model's code does not read it, or "
-                "use all layers in order."
+                f"config.json: {key} has {old} entries, as many as there were layers, and may have one entry "
+                "per layer; expected only known keys, because layers are rearranged. Remove the key if the "
+                "model's code does not read it, or use all layers in order."
             )
 
 
@@ -494,8 +504,8 @@ def _references(key: str, moved: Sequence[Any], origins: Sequence[_LayerOrigin])
     if all(origin.layer == i for i, origin in enumerate(origins)):
         return list(moved)
     raise MismatchError(
-        f"config.json: {key} says which layer's keys and values a layer uses, and layers move; expected each layer to use its own. "
-        "Choose layers so that each keeps its number."
+        f"config.json: {key} says which layer's keys and values a layer uses, and layers move; expected each "
+        "layer to use its own. Choose layers so that each keeps its number."
     )
 
 
@@ -517,14 +527,14 @@ def _write_rules(section: dict[str, Any], origins: Sequence[_LayerOrigin]) -> No
                 value = before[rule.key]
                 if rule.types:
                     raise MismatchError(
-                        f"config.json: model_type is {value}, and such models compute with layer numbers; layer {i} of "
-                        f"{count} would be layer {origin.layer} of {origin.label}, which has {origin.layers}. Use all layers, "
-                        "each at its own number."
+                        f"config.json: model_type is {value}, and such models compute with layer numbers; "
+                        f"layer {i} of {count} would be layer {origin.layer} of {origin.label}, which has "
+                        f"{origin.layers}. Use all layers, each at its own number."
                     )
                 raise MismatchError(
-                    f"config.json: {rule.key} is {value}, so layer {i} of the output would be of another kind than "
-                    f"layer {origin.layer} of {origin.label}, its origin. "
-                    "Choose layers so that each keeps its position in the pattern."
+                    f"config.json: {rule.key} is {value}, so layer {i} of the output would be of another "
+                    f"kind than layer {origin.layer} of {origin.label}, its origin. Choose layers so that "
+                    "each keeps its position in the pattern."
                 )
     _check_sharing(section, origins)
 
@@ -543,7 +553,7 @@ def _is_number(value: object) -> bool:
 def _number_next_to_list(
     rule: families.LayerRule, section: ConfigSection, origins: Sequence[_LayerOrigin]
 ) -> Mapping[str, int]:
-    """Return the number that older programs read in place of a list; {} if a number cannot express the list."""
+    """Return the number that older programs read in place of a list; {} if no number expresses it."""
     assert rule.numbers is not None
     expected = [rule.value({**section, **o.section}, o.layer, o.layers) for o in origins]
     numbers = rule.numbers(expected)
@@ -552,7 +562,7 @@ def _number_next_to_list(
 
 
 def _check_sharing(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None:
-    """Check that layers that share keys and values of an earlier layer still share those of the same layer."""
+    """Check that layers which reuse keys and values of an earlier layer still reuse the same ones."""
     shared = int(section.get("num_kv_shared_layers") or 0)
     types = section.get("layer_types")
     if not shared or not isinstance(types, list):
@@ -578,8 +588,9 @@ def _check_sharing(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> N
                 f"layer {origins[storing[-1]].layer} of {origins[storing[-1]].label}" if storing else "none"
             )
             raise MismatchError(
-                f"config.json: num_kv_shared_layers is {shared}, so layers of {kind} at the end use the keys and values of the last such "
-                f"layer before them: that would be {current}, and was {previous}. Keep that layer the last of its kind before the shared ones."
+                f"config.json: num_kv_shared_layers is {shared}, so layers of {kind} at the end use the keys "
+                f"and values of the last such layer before them: that would be {current}, and was "
+                f"{previous}. Keep that layer the last of its kind before the shared ones."
             )
 
 
@@ -601,9 +612,9 @@ def _check_unknown(section: ConfigSection, old: int, new: int, *, is_moved: bool
             continue
         if is_moved or new < value <= old:
             raise MismatchError(
-                f"config.json: {key} is {value}, which may refer to layers by number, and layers get other numbers; "
-                "expected only known keys. Remove the key if the model's code does not read it, or choose layers so that each keeps "
-                "its number."
+                f"config.json: {key} is {value}, which may refer to layers by number, and layers get other "
+                "numbers; expected only known keys. Remove the key if the model's code does not read it, or "
+                "choose layers so that each keeps its number."
             )
 
 
@@ -612,14 +623,16 @@ def _check_ends(section: ConfigSection, origins: Sequence[_LayerOrigin]) -> None
     if isinstance(indexers, list) and indexers and indexers[0] == "shared":
         first = origins[0]
         raise MismatchError(
-            f"config.json: indexer_types says that layer {first.layer} of {first.label} uses what an earlier layer chose, and it would be the "
-            "first of the output; expected a layer that chooses itself. Start the first slice with such a layer."
+            f"config.json: indexer_types says that layer {first.layer} of {first.label} uses what an earlier "
+            "layer chose, and it would be the first of the output; expected a layer that chooses itself. "
+            "Start the first slice with such a layer."
         )
     types = section.get("layer_types")
     if section.get("model_type") in families.ENDS_IN_FULL_ATTENTION and isinstance(types, list) and types:
         last = origins[-1]
         if types[-1] != "full_attention":
             raise MismatchError(
-                f"config.json: the last layer of a {section['model_type']} model has full attention, and the last of the output, layer "
-                f"{last.layer} of {last.label}, has {types[-1]}. End the last slice with a layer with full attention."
+                f"config.json: the last layer of a {section['model_type']} model has full attention, and the "
+                f"last of the output, layer {last.layer} of {last.label}, has {types[-1]}. End the last "
+                "slice with a layer with full attention."
             )

@@ -1,4 +1,4 @@
-"""All that alnico knows of families of models: endings of names, keys of configs. Names and shapes in headers say the rest."""
+"""Holds everything specific to model families: name endings, config keys, rules for layers, modules."""
 
 from __future__ import annotations
 
@@ -12,26 +12,28 @@ from alnico.checkpoint import tied_weights
 from alnico.vocabulary.tables import is_head
 
 TIED = {"lm_head.weight": "embed_tokens.weight", "decoder.weight": "embeddings.word_embeddings.weight"}
-"""Heads that a config with ``tie_word_embeddings`` takes from the embedding. Matched at the end of a name."""
+"""Heads that ``tie_word_embeddings`` ties to an embedding. Both match the end of a name."""
 
 BEFORE_LAYERS = re.compile(
     r"(^|_)emb|embed(ding)?s?$|^(w[tp]e|shared|position|project_in|altup_projections|per_layer_(model_)?projection|input_hidden_states)|^w$",
     re.IGNORECASE,
 )
-"""How a word in the name of a tensor reads that is used before the layers; what is in no layer else comes after."""
+"""Matches a word in the name of a tensor that is used before the layers. All others outside of layers come
+after."""
 
 AFTER_LAYERS = ("embed_out", "embedding_norm", "altup_unembed")
-"""Beginnings of words that read like an embedding's and come after the layers: heads, and the last norm of LFM2."""
+"""Prefixes of words that look like embeddings but come after the layers: heads, and the last norm of LFM2."""
 
 TOWERS = ("audio", "image", "img", "speech", "vision", "visual")
-"""Beginnings of words in the names of modules that read images or sounds for a text decoder."""
+"""Prefixes of words in the names of vision and audio towers."""
 LOOKUPS = (
     "embed_tokens", "embeddings", "embedding", "wte", "wpe", "embed_in", "embed_tokens_per_layer", "shared", "relative_attention_bias",
 )  # fmt: skip
-"""How the last words of modules end that look rows up: torch's Embedding, whose weight is no matrix that multiplies."""
+"""Endings of the names of embedding modules, whose weight is a lookup table and not a matrix to multiply
+with."""
 
 OTHER_TABLES = ("embed_positions.weight",)
-"""Endings of tables whose modules are no plain embeddings: some are called with something else than the rows' numbers."""
+"""Endings of tables whose modules are not plain embeddings: some take inputs other than row numbers."""
 
 TIED_BY_DEFAULT = (
     "gpt2",
@@ -47,21 +49,22 @@ TIED_BY_DEFAULT = (
     "bart",
     "mbart",
 )
-"""Types of models that tie their head to the embedding unless the config says otherwise."""
+"""Model types that tie their head to the embedding by default."""
 
 ROUTERS = ("mlp.gate.weight", "block_sparse_moe.gate.weight", "router.weight", "feed_forward.gate.weight")
-"""Endings of matrices that choose experts; their modules are no linear layers in all versions of transformers."""
+"""Endings of router matrices. In some versions of transformers their modules are not linear layers."""
 
 STATISTICS = "running_var"
 BATCH_COUNT = "num_batches_tracked"
-"""The last words in the names of BatchNorm's buffers: statistics of activations, which averaging weights does not average."""
+"""The last words of BatchNorm's buffers: activation statistics, which averaging weights does not average."""
 
 COUNTERS = {
     BATCH_COUNT: "a count of batches", "model_ema.num_updates": "a count of updates", "ema.num_updates": "a count of updates",
     "model_ema.decay": "a setting of the moving average", "ema.decay": "a setting of the moving average",
     "position_ids": "numbers of positions",
 }  # fmt: skip
-"""Ends of the names of buffers that are no weights, and what they are: of Stable Diffusion's checkpoints, which store them in any dtype, also."""
+"""Endings of buffers that are not weights, with their meanings, including those of Stable Diffusion's
+checkpoints."""
 
 COUNTS = (
     "num_hidden_layers",
@@ -76,71 +79,72 @@ COUNTS = (
     "decoder_layers",
     "num_decoder_layers",
 )
-"""Keys of a config that give the number of layers."""
+"""Config keys that give the number of layers."""
 
 DECODER_COUNTS = ("decoder_layers", "num_decoder_layers")
-"""Those of a decoder, where a config speaks of an encoder too; the others are the encoder's there."""
+"""The decoder's keys in a config that also has an encoder. The others belong to the encoder there."""
 
 FURTHER_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers")
-"""Keys that count the layers that predict further tokens."""
+"""Keys that count multi-token prediction layers."""
 
 TEXT_CONFIGS = tied_weights.TEXT_CONFIGS
 VISION_CONFIGS = ("vision_config", "visual_config")
 AUDIO_CONFIGS = ("audio_config", "speech_config")
 
 PER_LAYER_WORDS = ("layer", "block", "freq", "types", "pattern", "window")
-"""A list of a config whose name has one of these words, and that is as long as the model has layers, has an entry for each."""
+"""A config list whose key has one of these words and that is as long as the layers has one entry per
+layer."""
 
 PER_LAYER_SIZES = (
     "intermediate_size", "moe_intermediate_size", "num_experts", "num_local_experts", "num_shared_expert", "moe_topk",
     "num_experts_per_tok", "num_attention_heads", "num_key_value_heads", "num_query_heads", "num_kv_heads", "head_dim",
     "ffn_multipliers", "rope_theta",
 )  # fmt: skip
-"""Keys that are a number in most configs, and a list with an entry for each layer in some."""
+"""Keys with a number in most configs, and a list with one entry per layer in some."""
 
 NOT_BY_LAYER = re.compile(
     r"token|architectures|section|kernel|stride|conv|tdnn|dilation|_dims?$|features?|factor|mean$|std$|image|patch|limit|^mtp_|label"
     r"|suppress|names?$|ratio|depths|sizes$|indices$|auto_map"
 )
-"""Names of lists that have no entry for each layer, however long they are."""
+"""Matches keys of lists that are never by layer, whatever their length."""
 
 CYCLES = ("block_types",)
-"""Lists by layer that are repeated, where they are shorter than the model has layers."""
+"""Lists by layer that repeat if they are shorter than the number of layers."""
 
 LAYER_INDICES = (
     "mlp_only_layers", "full_attn_idxs", "full_attention_layers", "attn_layer_indices", "cross_attention_layers",
     "global_attn_indexes", "moe_layers", "dense_layers", "fullatt_block_indexes", "deepstack_visual_indexes", "hybrid_layer_ids",
     "local_layer_ids", "window_block_indexes", "rope_scaling_layers", "full_attn_layers", "kda_layers", "ple_layer_ids",
 )  # fmt: skip
-"""Lists of a config that hold numbers of layers."""
+"""Config lists of layer numbers."""
 
 FROM_ONE = ("full_attn_layers", "kda_layers", "ple_layer_ids")
-"""Those of them in which the first layer is 1."""
+"""The lists among them in which the first layer is 1."""
 
 LAYER_REFERENCES = ("kv_source_layers",)
-"""Lists by layer whose entries are numbers of layers."""
+"""Lists by layer whose entries are layer numbers."""
 
 ACROSS_LAYERS = (
     "embed_tokens_per_layer.weight", "per_layer_model_projection.weight", "contact_head.regression.weight", "layer_weights",
 )  # fmt: skip
-"""Endings of tensors that are in no layer and have a part for each one."""
+"""Endings of tensors outside of layers that have a part for each layer."""
 
 ROOTS_OF_COUNT = ("scale_depth",)
-"""Numbers that are divided by the square root of the number of layers."""
+"""Numbers that the model divides by the square root of the number of layers."""
 
 
 @dataclass(frozen=True)
 class LayerRule:
-    """Something that a config says of layer ``i`` of ``n`` by a number, and that must stay true of a layer that moves."""
+    """A property of layer ``i`` of ``n`` that a config number sets and that a moved layer must keep."""
 
     key: str
     value: Callable[[Mapping[str, Any], int, int], object]
     unless: tuple[str, ...] = ()
-    """Lists of the config that say it by layer, and win."""
+    """Lists by layer that override the number."""
     numbers: Callable[[Sequence[object]], Mapping[str, int]] | None = None
-    """The numbers that say it of the layers of the output, if numbers can."""
+    """Returns the numbers that give the output's layers their properties, if numbers can."""
     types: tuple[str, ...] = ()
-    """The types of model that the rule is for; empty for all."""
+    """The model types that the rule applies to; empty for all."""
 
 
 def _every(key: str, config: Mapping[str, Any], i: int, offset: int = 1) -> bool:
@@ -148,7 +152,7 @@ def _every(key: str, config: Mapping[str, Any], i: int, offset: int = 1) -> bool
 
 
 def _leading(key: str) -> Callable[[Sequence[object]], Mapping[str, int]]:
-    return lambda says: {key: len(list(itertools.takewhile(bool, says)))}
+    return lambda values: {key: len(list(itertools.takewhile(bool, values)))}
 
 
 def _in_range(config: Mapping[str, Any], i: int, n: int) -> bool:
@@ -160,9 +164,9 @@ def _in_range(config: Mapping[str, Any], i: int, n: int) -> bool:
     )
 
 
-def _written_range(says: Sequence[object]) -> Mapping[str, int]:
-    found = [i for i, is_sparse in enumerate(says) if is_sparse]
-    first, last = (found[0], found[-1]) if found else (len(says), len(says))
+def _written_range(values: Sequence[object]) -> Mapping[str, int]:
+    sparse = [i for i, is_sparse in enumerate(values) if is_sparse]
+    first, last = (sparse[0], sparse[-1]) if sparse else (len(values), len(values))
     return {"moe_layer_start_index": first, "moe_layer_end_index": last}
 
 
@@ -226,7 +230,7 @@ LAYER_RULES = (
         "num_kv_shared_layers",
         lambda c, i, n: i >= n - c["num_kv_shared_layers"],
         (),
-        lambda says: {"num_kv_shared_layers": len(list(itertools.takewhile(bool, reversed(says))))},
+        lambda values: {"num_kv_shared_layers": len(list(itertools.takewhile(bool, reversed(values))))},
     ),
     LayerRule(
         "n_layers_per_attn_res_block", lambda c, i, _: i % int(c["n_layers_per_attn_res_block"] or 1) == 0
@@ -234,15 +238,16 @@ LAYER_RULES = (
     LayerRule(
         "scale_attn_by_inverse_layer_idx", lambda c, i, _: bool(c["scale_attn_by_inverse_layer_idx"]) and i
     ),
-    # Layers compute with constants that follow from their numbers.
+    # Layers compute with constants derived from their numbers.
     LayerRule("model_type", lambda _, i, __: i, types=("diffllama", "beam")),
-    # Residuals are scaled by the root of the number of layers; files name a part of a layer by the next one.
+    # Residuals are scaled by the root of the number of layers; part of a layer is stored under the next number.
     LayerRule("model_type", lambda _, __, n: n, types=("esmc",)),
     LayerRule("model_type", lambda _, i, n: (i, n), types=("inkling2_text", "inkling2_loop_text")),
 )
 
 CONSTANTS: Mapping[str, str] = {"minimax": "slope_rate", "minimax_text_01": "slope_rate"}
-"""Types of models whose layers hold a constant that follows from their numbers, and how its name ends in files that have it."""
+"""Model types whose layers have a constant derived from their numbers, and the ending of its name if it is
+stored."""
 
 ENDS_IN_FULL_ATTENTION = (
     "gemma4_text",
@@ -250,7 +255,7 @@ ENDS_IN_FULL_ATTENTION = (
     "diffusion_gemma_text",
     "embedding_gemma2_text",
 )
-"""Types of models whose last layer has full attention, whatever the config says of it."""
+"""Model types whose last layer always has full attention, whatever the config says."""
 
 OTHER_NUMBERS = re.compile(r"(^|_)(layers?|interval|every|period|frequency|freq)(_|$)|first_k")
 NO_LAYER_NUMBERS = re.compile(
@@ -258,7 +263,7 @@ NO_LAYER_NUMBERS = re.compile(
     r"|(adapter|conv|extract|pooler|residual|lstm|add|predictor|postnet|prenet|wavenet|lqe|proj|head|auxiliary|feature)_layers?$"
     r"|^(r|l|x|t2u_encoder|t2u_decoder|speech_encoder)_layers$|(conf|decoder|encoder|pred|mit|trunk)_num_(hidden_)?layers$"
 )
-"""How the names of numbers look that say something of layers by their numbers, and those of them that do not."""
+"""Match keys of numbers that may refer to layers by number, and exceptions that do not."""
 
 
 _Implied = Callable[[Mapping[str, Any], int], list[Any]]
@@ -271,7 +276,7 @@ def _cycle(*kinds: str) -> _Implied:
 def _last_of(
     key: str, default: int, last: str = "full_attention", others: str = "sliding_attention"
 ) -> _Implied:
-    """Every ``key``-th layer, the last of each group, is of another kind."""
+    """Every ``key``-th layer, the last of its group, has another type."""
     return lambda c, n: [others if (i + 1) % int(c.get(key) or default) else last for i in range(n)]
 
 
@@ -338,7 +343,7 @@ IMPLIED: Mapping[str, Mapping[str, _Implied]] = {
     "exaone_moe": {"layer_types": _last_of("sliding_window_pattern", 4), "mlp_layer_types": _dense_first(1)},
     "kimi_linear": {"mlp_layer_types": _dense_first(1)},
 }
-"""What families say of their layers where a config of older days leaves the list out: ``model_type``, key, list."""
+"""Lists by layer that older configs omit, as the family implies them: ``model_type``, key, list."""
 
 _CHOSEN_BY_CODE = (
     "bailing_hybrid", "beam", "cohere2_moe", "deepseek_v4", "diffusion_gemma_text", "dots3_note_text", "embedding_gemma2_text",
@@ -356,7 +361,7 @@ UNKNOWN_LISTS: Mapping[str, tuple[str, ...]] = {
     "step3p5": ("mlp_layer_types",),
     "zamba": ("layers_block_type",),
 }
-"""Lists by layer that families imply in ways that are not known here, by ``model_type``: where one is absent, no layer moves."""
+"""Lists by layer with unknown defaults, by ``model_type``. If one is missing, layers must not move."""
 
 _VISION = (
     "model.vision_tower.",
@@ -379,11 +384,11 @@ MODULES: Mapping[str, tuple[str, ...]] = {
     "decoder": ("decoder.", "model.decoder."),
     "shared": ("shared.",),
 }  # fmt: skip
-"""mergekit's names for the modules of a model, and how the names of their tensors begin. A head is part of ``text_decoder``, or of
-``shared``; ``text_decoder`` has all that is in no other module, too."""
+"""mergekit's module names, with the prefixes of their tensors. A head belongs to ``text_decoder`` or
+``shared``; ``text_decoder`` also has everything that is in no other module."""
 
 ONLY_MODULE = "default"
-"""mergekit's name for all of a model that it does not take apart."""
+"""mergekit's module name for a whole model."""
 
 
 GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -399,14 +404,15 @@ GROUPS: tuple[tuple[str, tuple[str, ...]], ...] = (
          "fc2", "c_fc", "densereludense", "dense_h_to_4h", "dense_4h_to_h", "output", "linear1", "linear2"),
     ),
 )  # fmt: skip
-"""What a tensor is for, by what the words of its name begin with or, from four letters on, contain; the first that fits wins."""
+"""Roles of tensors, by prefixes of the words in their names (or, from four letters, substrings); the first
+match wins."""
 
 OTHER = "other"
-"""The group of a tensor whose name tells nothing."""
+"""The group of a tensor whose name matches none."""
 
 
 def group_of(name: str) -> str:
-    """What a tensor is for: one of :data:`GROUPS`, or :data:`OTHER`.
+    """Return the role of a tensor: one of :data:`GROUPS`, or :data:`OTHER`.
 
     >>> names = "model.embed_tokens.weight", "h.0.ln_1.bias", "encoder.layer.0.attention.output.dense.weight", "layers.0.mlp.up_proj.weight"
     >>> [group_of(n) for n in names]
@@ -417,14 +423,17 @@ def group_of(name: str) -> str:
     ('attention', 'mlp')
     """
     words = [word for word in name.lower().split(".") if not word.isdigit()]
-    for group, known in GROUPS:
-        if any(word.startswith(known) or any(len(k) > 3 and k in word for k in known) for word in words):
+    for group, words_of_group in GROUPS:
+        if any(
+            word.startswith(words_of_group) or any(len(part) > 3 and part in word for part in words_of_group)
+            for word in words
+        ):
             return group
     return OTHER
 
 
 def is_tied(config: Mapping[str, Any]) -> bool:
-    """Does a model of this config take its head, if it has one, from its embedding?
+    """Does a config tie the model's head, if it has one, to its embedding?
 
     >>> [is_tied(c) for c in ({"model_type": "gpt2"}, {"model_type": "gpt2", "tie_word_embeddings": False}, {"model_type": "llama"})]
     [True, False, False]
@@ -436,23 +445,23 @@ def is_tied(config: Mapping[str, Any]) -> bool:
 
 
 def tied_heads(config: Mapping[str, Any], names: Collection[str], heads: Iterable[str]) -> dict[str, str]:
-    """Which of ``heads`` a config ties to an embedding among ``names``: head to embedding."""
+    """Return the ``heads`` that a config ties to an embedding among ``names``: head to embedding."""
     if not (
         config.get("tie_word_embeddings")
         or any(isinstance(c := config.get(k), dict) and c.get("tie_word_embeddings") for k in TEXT_CONFIGS)
     ):
         return {}
-    found = {}
+    embedding_by_head = {}
     for head in heads:
         for ending, embedding in TIED.items():
             tied = [n for n in names if n.endswith(embedding)] if head.endswith(ending) else []
             if tied:
-                found[head] = tied[0]
-    return found
+                embedding_by_head[head] = tied[0]
+    return embedding_by_head
 
 
 def comes_first(name: str) -> bool:
-    """Is a tensor that is in no layer used before the layers?
+    """Is a tensor outside of the layers used before them?
 
     >>> [comes_first(n) for n in ("model.embed_tokens.weight", "embeddings.LayerNorm.bias", "model.norm.weight", "lm_head.weight")]
     [True, True, False, False]
@@ -466,12 +475,12 @@ def comes_first(name: str) -> bool:
 
 
 def is_vision(name: str) -> bool:
-    """Is a tensor of a vision tower, or between it and the text decoder?"""
+    """Does a tensor belong to a vision tower or its projector?"""
     return name.startswith((*MODULES["vision_tower"], *MODULES["multi_modal_projector"]))
 
 
 def is_tower(stack: str) -> bool:
-    """Is a stack of layers one for images or sounds beside a text decoder, by a word in its name?
+    """Does a stack of layers belong to a vision or audio tower, by a word in its name?
 
     >>> [is_tower(s) for s in ("model.embed_tokens_extend.audio_embed.encoder.encoders.", "model.audio_tower.layers.", "model.layers.")]
     [True, True, False]
@@ -479,11 +488,11 @@ def is_tower(stack: str) -> bool:
     return any(word.startswith(TOWERS) for word in stack.split("."))
 
 
-def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tuple[str, str] | None:
-    """The module of ``asked`` that a tensor belongs to and its name there, None for a tensor of no module asked for.
+def module_of(name: str, modules: Sequence[str], prefixes: Collection[str]) -> tuple[str, str] | None:
+    """Return the module of ``modules`` that has a tensor, and the name in it; None if none has it.
 
-    ``prefixes`` are the beginnings that the model has, as :func:`prefixes_of` lists them. A name that is no module's known here is
-    a beginning itself.
+    ``prefixes`` are the model's prefixes, from :func:`prefixes_of`. A module name that is not in
+    :data:`MODULES` is itself a prefix.
 
     >>> module_of("model.visual.merger.norm.weight", ["vision_tower"], prefixes_of(["model.visual.merger.norm.weight"]))
     >>> module_of("model.visual.blocks.0.norm.weight", ["vision_tower"], prefixes_of(["model.visual.blocks.0.norm.weight"]))
@@ -493,30 +502,34 @@ def module_of(name: str, asked: Sequence[str], prefixes: Collection[str]) -> tup
     >>> module_of("model.layers.0.w", ["default"], ())
     ('default', 'model.layers.0.w')
     """
-    if ONLY_MODULE in asked:
+    if ONLY_MODULE in modules:
         return ONLY_MODULE, name
-    own = [m for m in asked if m not in MODULES and name.startswith(m.rstrip(".") + ".")]
+    own = [m for m in modules if m not in MODULES and name.startswith(m.rstrip(".") + ".")]
     if own:
         longest = max(own, key=len)
         return longest, name[len(longest.rstrip(".")) + 1 :]
-    found = max((p for p in prefixes if name.startswith(p)), key=len, default="")
-    named = [m for m in asked if m in MODULES]
-    if found:
-        holders = [m for m in named if found in MODULES[m]]
-        return (holders[0], name[len(found) :].removeprefix("model.")) if holders else None
-    owner = "shared" if "shared" in named and is_head(name) else "text_decoder"
-    return (owner, name.removeprefix("language_model.").removeprefix("model.")) if owner in named else None
+    prefix = max((p for p in prefixes if name.startswith(p)), key=len, default="")
+    known_modules = [m for m in modules if m in MODULES]
+    if prefix:
+        holders = [m for m in known_modules if prefix in MODULES[m]]
+        return (holders[0], name[len(prefix) :].removeprefix("model.")) if holders else None
+    owner = "shared" if "shared" in known_modules and is_head(name) else "text_decoder"
+    return (
+        (owner, name.removeprefix("language_model.").removeprefix("model."))
+        if owner in known_modules
+        else None
+    )
 
 
 def prefixes_of(names: Iterable[str]) -> tuple[str, ...]:
-    """The beginnings of module names that occur among the names of a model's tensors."""
-    known = dict.fromkeys(p for prefixes in MODULES.values() for p in prefixes)
+    """Return the prefixes of :data:`MODULES` that a model's tensors have."""
+    all_prefixes = dict.fromkeys(p for prefixes in MODULES.values() for p in prefixes)
     others = [n for n in names if not is_head(n)]
-    return tuple(p for p in known if any(n.startswith(p) for n in others))
+    return tuple(p for p in all_prefixes if any(n.startswith(p) for n in others))
 
 
 def is_lookup(name: str) -> bool:
-    """Is a weight the table of an embedding?
+    """Is a weight an embedding table?
 
     >>> [is_lookup(n) for n in ("model.embed_tokens.weight", "embeddings.position_embeddings.weight", "embeddings_project.weight")]
     [True, True, False]
@@ -526,7 +539,7 @@ def is_lookup(name: str) -> bool:
 
 
 def counter_meaning(name: str) -> str | None:
-    """What a buffer is that is no weight, by its name; None for all others.
+    """Return the meaning of a buffer that is not a weight; None for all other names.
 
     >>> counter_meaning("bn1.num_batches_tracked"), counter_meaning("model_ema.decay"), counter_meaning("head.weight")
     ('a count of batches', 'a setting of the moving average', None)

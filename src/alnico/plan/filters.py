@@ -33,8 +33,8 @@ def unmatched_filters(recipe: Recipe, sections: Sequence[Section]) -> list[str]:
     ]
     if exact:
         lines = [
-            f"{recipe.name}: {where} is {pattern!r}, but no tensor has that name; expected a full name after =. "
-            f"{_near(pattern, candidates)}"
+            f"{recipe.name}: {where} is {pattern!r}, but no tensor has that name; expected a full name after "
+            f"=. {_near(pattern, candidates)}"
             for where, pattern, candidates in exact
         ]
         raise RecipeError(*lines)
@@ -62,7 +62,7 @@ def _near(pattern: str, names: dict[str, None]) -> str:
 
 
 def _idle(setting: Setting, names: dict[str, None], place: str) -> Iterator[tuple[str, str, dict[str, None]]]:
-    """Yield the filters in a setting that match none of ``names``, each with its place and the names that it could match."""
+    """Yield the filters of a setting that match no name, each with its place and its candidate names."""
     if not isinstance(setting, Cases):
         return
     for i, case in enumerate(setting.cases):

@@ -41,9 +41,10 @@ class Input:
 class Job:
     """How one output tensor is made.
 
-    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``, block by block; ``matrix`` computes all of it at
-    once with ``matrix``; ``copy`` takes the bytes of ``inputs[0]``; ``equal`` does too, after checking that all inputs hold the same
-    bytes. ``sides`` are statistics of the inputs: for each kind that the method takes, one per model. ``why`` is for people.
+    ``mix`` computes it from ``inputs`` (and ``base``, in delta space) with ``merge``, block by block;
+    ``matrix`` computes all of it at once with ``matrix``; ``copy`` takes the bytes of ``inputs[0]``;
+    ``equal`` does too, after checking that all inputs hold the same bytes. ``sides`` are statistics of the
+    inputs: for each kind that the method takes, one per model. ``why`` is for people.
     """
 
     kind: JobKind
@@ -81,7 +82,7 @@ class Job:
 
     @property
     def real(self) -> Real:
-        """The dtype of the computation: float32, or float64 if an input or the output is F64 or the method requires it."""
+        """The dtype of the computation: float64 for F64 inputs or outputs, or if the method needs it; else float32."""
         if self.merge is not None and self.merge.is_wide:
             return "float64"
         return "float64" if "F64" in {self.dtype, *(i.dtype for i in self.read)} else "float32"
@@ -114,7 +115,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """The memory of a run: ``peak_bytes`` in total, with ``threads`` workers that use ``worker_bytes`` each."""
+    """The memory of a run: ``peak_bytes`` in total, ``worker_bytes`` for each of ``threads`` workers."""
 
     budget_bytes: int
     peak_bytes: int
@@ -127,7 +128,8 @@ class MemoryPlan:
 class Plan:
     """A merge that is ready to run. :func:`alnico.plan.build.build_plan` makes it.
 
-    ``sources`` are the models in the order of ``recipe.references``, followed by the statistics that the recipe names.
+    ``sources`` are the models in the order of ``recipe.references``, followed by the statistics that the
+    recipe names.
     """
 
     recipe: Recipe
@@ -257,7 +259,8 @@ Norms = tuple[float, ...]
 class PendingJob:
     """An output tensor whose weights depend on norms.
 
-    ``delta`` has the tensors to measure as its inputs, relative to its base. ``with_weights`` returns the final job.
+    ``delta`` has the tensors to measure as its inputs, relative to its base. ``with_weights`` returns the
+    final job.
     """
 
     delta: Job
@@ -268,8 +271,8 @@ class PendingJob:
 class NormWeightGroup:
     """Models whose weights are computed together, over ``tensors`` of the output.
 
-    ``models`` and ``base`` are positions in ``Plan.sources``. ``place`` is the layer or the tensor, empty for the whole
-    model. ``norms`` are None until they are measured.
+    ``models`` and ``base`` are positions in ``Plan.sources``. ``place`` is the layer or the tensor, empty for
+    the whole model. ``norms`` are None until they are measured.
     """
 
     setting: NormWeight
@@ -284,7 +287,7 @@ class NormWeightGroup:
         return None if self.norms is None else self.setting.weights(self.norms)
 
     def data(self, sources: Sequence[Source]) -> dict[str, Any]:
-        """Return the group as plain data for the lock and ``--json``, with norms and weights if they are known."""
+        """Return the group as plain data for the lock and ``--json``, with known norms and weights."""
         models: list[dict[str, Any]] = [{"model": sources[m].label} for m in self.models]
         if self.norms is not None:
             for entry, norm, weight in zip(models, self.norms, self.setting.weights(self.norms), strict=True):

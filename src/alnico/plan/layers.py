@@ -25,7 +25,7 @@ class LayerPosition:
 
 
 def layer_position(name: str) -> LayerPosition | None:
-    """Split a name at its first number; None if it has no number or belongs to a multi-token prediction module (``mtp``).
+    """Split a name at its first number; None without a number and for multi-token prediction (``mtp``).
 
     >>> layer_position("model.layers.3.mlp.experts.7.w1.weight")
     LayerPosition(stack='model.layers.', layer=3, rest='mlp.experts.7.w1.weight')
@@ -57,7 +57,7 @@ class Layers:
         )
 
     def predictor_place(self, name: str) -> LayerPosition | None:
-        """Return the place of a tensor in a multi-token prediction layer, counted from 0; None for other tensors."""
+        """Return the place in a multi-token prediction layer, counted from 0; None for other tensors."""
         place = layer_position(name)
         if place is None or self.place(name) is not None:
             return None
@@ -91,7 +91,7 @@ def depth_of(layer: int, layers: int) -> float:
 
 
 def depths(names: Iterable[str]) -> Mapping[str, float]:
-    """Return the depth of every tensor in its stack; 0 outside of layers, as in mergekit (also for the final norm and head)."""
+    """Return the depth of every tensor in its stack; 0 outside of layers, also after them, as in mergekit."""
     listed = list(names)
     layers = count_layers(listed)
     depth_by_name = {}

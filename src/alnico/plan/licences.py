@@ -1,7 +1,7 @@
 """Finds conflicts between the licences that model cards state. This is not legal advice.
 
-A merge is treated as a derivative of each of its models, whatever their weights. Whether it legally is one is not settled;
-this is the cautious reading.
+A merge is treated as a derivative of each of its models, whatever their weights. Whether it legally is one is
+not settled; this is the cautious reading.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ LICENCES: dict[str, LicenceKind] = {
         "own terms",
     ),
 }  # fmt: skip
-"""The kind of each licence, by its lower-case id on the hub, or by its name on cards with the id ``other``. Others are
-reported as unknown."""
+"""The kind of each licence, by its lower-case id on the hub, or by its name on cards with the id ``other``.
+Others are reported as unknown."""
 
 NO_ADVICE = "Read the licences; this is not legal advice."
 
@@ -104,7 +104,8 @@ def licence_conflicts(models: Sequence[ModelLicence]) -> list[str]:
         lines.append(f"{_listed(of['no changes'])}: {_why('no changes')}, and a merge is a modified version.")
     if of["non-commercial"] and others["non-commercial"]:
         lines.append(
-            f"{_listed(of['non-commercial'])}: {_why('non-commercial')}; {_listed(others['non-commercial'])} may allow it, but the merge does not."
+            f"{_listed(of['non-commercial'])}: {_why('non-commercial')}; {_listed(others['non-commercial'])} "
+            "may allow it, but the merge does not."
         )
     if of["share-alike"] and len({m.licence for m in models if m.kind is not None}) > 1:
         rest = [m for m in models if m.kind is not None and m.licence != of["share-alike"][0].licence]
@@ -114,7 +115,8 @@ def licence_conflicts(models: Sequence[ModelLicence]) -> list[str]:
     if of["own terms"] and len({m.licence for m in models if m.kind is not None}) > 1:
         rest = [m for m in models if m.kind is not None and m.licence != of["own terms"][0].licence]
         lines.append(
-            f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, but the merge does."
+            f"{_listed(of['own terms'])}: {_why('own terms')}; {_listed(rest)} does not have them, but the "
+            "merge does."
         )
     unknown = [m for m in models if m.kind is None]
     if unknown and len(licences) > 1:

@@ -31,27 +31,29 @@ BLAS_BYTES = 32 << 20
 """The most memory that one BLAS thread allocates; measured with OpenBLAS."""
 
 SELECTION_BYTES = 32 << 20
-"""The most bytes of candidate values while the kth largest magnitudes of a tensor are searched, over all models."""
+"""The most bytes of candidate values while the kth largest magnitudes of a tensor are searched, over all
+models."""
 
 
 MOST_THREADS = 1024
 
 
-def threads_of(asked: int | None, what: str = "threads", otherwise: int | None = None) -> int:
-    """The threads of a run: as many as processors, or ``otherwise``, if not said; 1,024 at most.
+def threads_of(threads: int | None, what: str = "threads", otherwise: int | None = None) -> int:
+    """Return the number of threads: by default ``otherwise`` or the number of processors; at most 1,024.
 
-    Errors: AlnicoError for what is no whole number of 1 or more.
+    Errors: AlnicoError unless it is a whole number of 1 or more.
     """
-    if asked is None:
+    if threads is None:
         return otherwise or os.cpu_count() or 1
-    if isinstance(asked, bool) or not isinstance(asked, SupportsIndex):
+    if isinstance(threads, bool) or not isinstance(threads, SupportsIndex):
         raise AlnicoError(
-            f"{what} is {asked!r}; expected a whole number of 1 or more. Leave it out for the default."
+            f"{what} is {threads!r}; expected a whole number of 1 or more. Leave it out for the default."
         )
-    number = int(asked)
+    number = int(threads)
     if number < 1:
         raise AlnicoError(
-            f"{what} is {max(number, -(10**9))}; expected a whole number of 1 or more. Leave it out for the default."
+            f"{what} is {max(number, -(10**9))}; expected a whole number of 1 or more. Leave it out for the "
+            "default."
         )
     return min(number, MOST_THREADS)
 
@@ -88,13 +90,13 @@ def fit_memory(
     enough = f"{-(-least // (1 << 20))}MiB"
     if largest is not None and least - _whole_bytes(largest) <= budget_bytes:
         raise ResourceError(
-            f"plan: {largest.name} is merged as a whole matrix and needs {format_size(_whole_bytes(largest))} at once, the merge "
-            f"{format_size(least)}; the budget is {format_size(budget_bytes)}. Raise --memory to {enough}, or use another method for "
-            "this tensor."
+            f"plan: {largest.name} is merged as a whole matrix and needs "
+            f"{format_size(_whole_bytes(largest))} at once, the merge {format_size(least)}; the budget is "
+            f"{format_size(budget_bytes)}. Raise --memory to {enough}, or use another method for this tensor."
         )
     raise ResourceError(
-        f"plan: the merge needs at least {format_size(least)} of memory, the budget is {format_size(budget_bytes)}. "
-        f"Raise --memory to {enough}."
+        f"plan: the merge needs at least {format_size(least)} of memory, the budget is "
+        f"{format_size(budget_bytes)}. Raise --memory to {enough}."
     )
 
 

@@ -22,7 +22,7 @@ from alnico.recipe.schema import NormWeight
 def pending_job(
     delta: tuple[tuple[Input, ...], Input], like: Job, with_weights: Callable[[tuple[float, ...]], Job]
 ) -> PendingJob:
-    """Return a pending job: its task vectors are measured in float64; the final job has the shape of ``like``."""
+    """Return a pending job that measures task vectors in float64; the final job resembles ``like``."""
     inputs, base = delta
     merge = combine((1.0,) * len(inputs), is_wide=True)
     return PendingJob(
@@ -48,7 +48,10 @@ def group_place(setting: NormWeight, name: str) -> str:
 
 
 def with_norms(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
-    """Put norms into a plan, by position of their group. Errors: MismatchError for a model equal to the base, MethodError."""
+    """Put norms into a plan, by position of their group.
+
+    Errors: MismatchError for a model equal to the base, MethodError.
+    """
     groups = list(plan.weighings)
     jobs_by_name: dict[str, Job] = {}
     equal: dict[tuple[NormWeight, int], list[str]] = {}
@@ -74,8 +77,9 @@ def _weights(group: NormWeightGroup, norms: Norms, sources: Sequence[Source]) ->
     if zero is not None and setting.mode != "exp" and (any(norms) or setting.per == "model"):
         where = f"{group.place}: " if group.place else ""
         raise MismatchError(
-            f"{where}{sources[zero].label} equals {sources[group.base].label}, the base: its L2 norm is 0, and mode {setting.mode} "
-            "divides by it; expected models that differ from the base. Remove the model, or use mode: exp."
+            f"{where}{sources[zero].label} equals {sources[group.base].label}, the base: its L2 norm is 0, "
+            f"and mode {setting.mode} divides by it; expected models that differ from the base. Remove the "
+            "model, or use mode: exp."
         )
     return setting.weights(norms)
 
@@ -83,16 +87,17 @@ def _weights(group: NormWeightGroup, norms: Norms, sources: Sequence[Source]) ->
 def _note(label: str, places: Sequence[str]) -> str:
     where = f" in {places[0]}{f' and {len(places) - 1} more' if len(places) > 1 else ''}" if places[0] else ""
     return (
-        f"{label} equals the base{where}, so mode exp gives it the largest weight and the models that differ smaller ones. "
-        "Remove it if this is unintended."
+        f"{label} equals the base{where}, so mode exp gives it the largest weight and the models that differ "
+        "smaller ones. Remove it if this is unintended."
     )
 
 
 def read_norms(plan: Plan, folders: Sequence[str], positions: Sequence[int]) -> dict[int, Norms]:
-    """Read the norms of the groups at ``positions`` from the analyses that they name; paths are tried in ``folders``.
+    """Read the norms of the groups at ``positions`` from their analyses, searched in ``folders``.
 
-    Norms are summed tensor by tensor, over the same tensors as measured norms. Errors: ModelError for a file that is not an
-    analysis; MismatchError for an analysis of another base, or without a model or tensor of the merge.
+    Norms are summed tensor by tensor, over the same tensors as measured norms. Errors: ModelError for a file
+    that is not an analysis; MismatchError for an analysis of another base, or without a model or tensor of
+    the merge.
     """
     analyses: dict[str, _MeasuredNorms] = {}
     norms = {}
@@ -112,7 +117,7 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class _MeasuredNorms:
-    """Norms of an analysis: ``norms_of`` maps a tensor to its shape and its L2 norm in each model, or None."""
+    """Norms of an analysis: ``norms_of`` maps a tensor to its shape and its L2 norms (or None) by model."""
 
     file: Path
     base: Mapping[str, Any]
@@ -122,8 +127,9 @@ class _MeasuredNorms:
     def norms(self, group: NormWeightGroup, sources: Sequence[Source]) -> Norms:
         if not _is_same(sources[group.base], self.base):
             raise MismatchError(
-                f"{self.file}: its base is {self.base['reference']}, that of the merge is {sources[group.base].label}; "
-                "expected an analysis with the same base. Analyze the models again."
+                f"{self.file}: its base is {self.base['reference']}, that of the merge is "
+                f"{sources[group.base].label}; expected an analysis with the same base. Analyze the models "
+                "again."
             )
         places = [self._place(sources[m]) for m in group.models]
         squares: list[list[float]] = [[] for _ in places]
@@ -135,8 +141,8 @@ class _MeasuredNorms:
             values = [norms[p] for p in places] if same else [None]
             if None in values:
                 raise MismatchError(
-                    f"{self.file}: has no norms of {name} as it is merged here; expected every tensor with this weight. "
-                    "Use from: l2_norm to measure them during the merge."
+                    f"{self.file}: has no norms of {name} as it is merged here; expected every tensor with "
+                    "this weight. Use from: l2_norm to measure them during the merge."
                 )
             for parts, norm in zip(squares, values, strict=True):
                 parts.append(float(norm or 0.0) ** 2)
@@ -148,12 +154,13 @@ class _MeasuredNorms:
                 return i
         references = ", ".join(str(m["reference"]) for m in self.models)
         raise MismatchError(
-            f"{self.file}: has no model {source.label}; it has {references}. Analyze all models of the merge together, or use from: l2_norm."
+            f"{self.file}: has no model {source.label}; it has {references}. Analyze all models of the merge "
+            "together, or use from: l2_norm."
         )
 
 
 def analysis_files(plan: Plan, folders: Sequence[str]) -> dict[str, Path]:
-    """Return the analysis files of norm weights, by the path in the recipe; paths are tried in ``folders``."""
+    """Return the analysis files of norm weights by their path in the recipe, searched in ``folders``."""
     named = dict.fromkeys(w.setting.path for w in plan.weighings if w.setting.origin == "analysis")
     return {path: _file_of(path, folders) for path in named}
 
@@ -169,7 +176,8 @@ def _read(path: str, folders: Sequence[str]) -> _MeasuredNorms:
     data = read_json(file)
     if not isinstance(data, dict) or data.get("schema") != SCHEMA:
         raise ModelError(
-            f"{file}: is not an analysis of schema {SCHEMA}; expected the output of `alnico analyze`. Analyze the models again."
+            f"{file}: is not an analysis of schema {SCHEMA}; expected the output of `alnico analyze`. "
+            "Analyze the models again."
         )
     try:
         norms = {

@@ -62,8 +62,8 @@ class TensorMethod:
     base: ModelPart | None
     rule: Rule | None
     copies_one_model: bool = False
-    """Is a single model copied, because a rule names it or no other is listed? Then only the rule's own options apply, not
-    those of the merge, such as the scale of the merged task vector."""
+    """Is a single model copied, because a rule names it or no other is listed? Then only the rule's own
+    options apply, not those of the merge, such as the scale of the merged task vector."""
     measured_from: ModelPart | None = None
     """The base for norm weights, if the method itself uses no base."""
 
@@ -114,7 +114,8 @@ class Section:
             part = self.base if rule.model == "base" else self._of(rule.model)
             if part is None:
                 raise RecipeError(
-                    f"methods: {rule.filter!r} copies the base, but the recipe has no base_model. Add base_model: PATH."
+                    f"methods: {rule.filter!r} copies the base, but the recipe has no base_model. Add "
+                    "base_model: PATH."
                 )
             return TensorMethod(
                 method, (part,), part if method.space == "delta" else None, rule, copies_one_model=True
@@ -129,8 +130,8 @@ class Section:
             and (method.space == "delta" or method.base == "first" or uses_norms)
         ):
             raise RecipeError(
-                f"{self.label}: its sources have different layers, so the layers of the base {self.named_base} are ambiguous. "
-                "List the base among the sources, with its layer_range."
+                f"{self.label}: its sources have different layers, so the layers of the base "
+                f"{self.named_base} are ambiguous. List the base among the sources, with its layer_range."
             )
         others = tuple(p for p in self.listed if p is not base)
         if method.space == "delta" and base is not None and not others:
@@ -221,7 +222,7 @@ class _Members:
         return prefix_by_stack
 
     def output_name(self, name: str, other: _Members) -> str:
-        """Return the output name of a tensor of ``other``: the donor's name (these are its members), or else the other's."""
+        """Return the output name of a tensor of ``other``: the donor's name (``self``), or else its own."""
         place = layer_position(name)
         for members in (self, other):
             if name in members.names:
@@ -255,7 +256,10 @@ class _SectionBuilder:
             self.whole(module.models, module, method)
 
     def members(self, model: int, module: Module | None) -> _Members:
-        """Return a model's tensors in a module, or all tensors. Errors: MismatchError if it has none in the module."""
+        """Return a model's tensors in a module, or all tensors.
+
+        Errors: MismatchError if it has none in the module.
+        """
         key = (model, module.name if module is not None else None)
         if key not in self._members:
             self._members[key] = _Members(self._names(model, module))
@@ -279,9 +283,9 @@ class _SectionBuilder:
         if not names:
             has = ", ".join(dict.fromkeys(n.partition(".")[0] for n in source.tensors))
             raise MismatchError(
-                f"module {module.name}: {source.label} has no tensors in it (its names begin with {has[:200]}). "
-                f"Known modules are {', '.join(families.MODULES)}, and {families.ONLY_MODULE} for the whole model; "
-                "or use the beginning of the names."
+                f"module {module.name}: {source.label} has no tensors in it (its names begin with "
+                f"{has[:200]}). Known modules are {', '.join(families.MODULES)}, and {families.ONLY_MODULE} "
+                "for the whole model; or use the beginning of the names."
             )
         return names
 
@@ -312,15 +316,19 @@ class _SectionBuilder:
         )
 
     def _check_whole(self, entry: ModelEntry, model: int, members: _Members) -> None:
-        """Check that the ``layer_range`` of a model that is merged whole has all its layers. Errors: MismatchError."""
+        """Check that the ``layer_range`` of a model that is merged whole has all its layers.
+
+        Errors: MismatchError.
+        """
         if entry.all_layers is None:
             return
         counts = sorted(set(count_layers(members.names).counts.values()))
         low, high = entry.all_layers
         if low != 0 or high not in counts:
             raise MismatchError(
-                f"models: {self.sources[model].label} has {' and '.join(map(str, counts)) or 'no'} layers; layer_range is [{low}, {high}], "
-                "but models are merged with all their layers. Use slices to select layers, or remove layer_range."
+                f"models: {self.sources[model].label} has {' and '.join(map(str, counts)) or 'no'} layers; "
+                f"layer_range is [{low}, {high}], but models are merged with all their layers. Use slices to "
+                "select layers, or remove layer_range."
             )
 
     def sliced(self, slices: Sequence[Slice], module: Module | None, method: str) -> None:
@@ -358,7 +366,10 @@ class _SectionBuilder:
         self.layers[moved] = tuple(origin)
 
     def _stack(self, model: int, module: Module | None) -> str:
-        """Return the stack of layers that slices refer to. Errors: MismatchError if there is none, or several."""
+        """Return the stack of layers that slices refer to.
+
+        Errors: MismatchError if there is none, or several.
+        """
         source = self.sources[model]
         members = self.members(model, module)
         sizes: dict[str, int] = {}
@@ -379,7 +390,8 @@ class _SectionBuilder:
                 f"slices: {source.label} has no numbered layers. Merge it under models instead."
             )
         raise MismatchError(
-            f"slices: {source.label} has several stacks of layers ({', '.join(likely)}). Write the slices of each stack under modules."
+            f"slices: {source.label} has several stacks of layers ({', '.join(likely)}). Write the slices of "
+            "each stack under modules."
         )
 
     def _layers(
@@ -392,7 +404,7 @@ class _SectionBuilder:
         label: str,
         out_stack: str,
     ) -> ModelPart:
-        """Return a model's layers in a slice, renumbered from ``begin``, with the tensors before and after all layers."""
+        """Return a model's layers in a slice, renumbered from ``begin``, and tensors outside of layers."""
         model = self.references.index(entry.reference)
         source = self.sources[model]
         stack = self._stack(model, module)
@@ -402,8 +414,8 @@ class _SectionBuilder:
         low, high = entry.layers
         if high > count:
             raise MismatchError(
-                f"{label}: {source.label} has {count} layers; layer_range is [{low}, {high}]. Layers count from 0, and the end is "
-                f"excluded: write at most [{min(low, count - 1)}, {count}]."
+                f"{label}: {source.label} has {count} layers; layer_range is [{low}, {high}]. Layers count "
+                f"from 0, and the end is excluded: write at most [{min(low, count - 1)}, {count}]."
             )
         names = {}
         for name, full in members.names.items():
@@ -505,7 +517,7 @@ def _length(slice_: Slice) -> int:
 
 
 def _slice_depths(names: Iterable[str], stack: str, begin: int, count: int) -> dict[str, float]:
-    """Return the depth of every tensor in a slice of ``count`` layers from ``begin``; 0 outside of its layers."""
+    """Return the depth of every tensor in a slice of ``count`` layers from ``begin``; 0 outside of it."""
     depth_by_name = {}
     for name in names:
         place = layer_position(name)

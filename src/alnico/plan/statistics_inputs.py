@@ -24,8 +24,9 @@ from alnico.plan.sections import ModelPart, TensorMethod
 class BoundMethod:
     """A method bound to the statistics of a tensor.
 
-    ``merge`` has the numbers recorded in the statistics as arguments, ``sides`` are the statistics that it reads, ``digests``
-    the hashes that the models' tensors must have. ``why`` says why a fallback applies, if one does.
+    ``merge`` has the numbers recorded in the statistics as arguments, ``sides`` are the statistics that it
+    reads, ``digests`` the hashes that the models' tensors must have. ``why`` says why a fallback applies, if
+    one does.
     """
 
     merge: Merge | MatrixMethod
@@ -61,7 +62,10 @@ class StatisticsInputs:
     def bind(
         self, name: str, chosen: TensorMethod, options: Mapping[str, Any], merge: Merge | MatrixMethod
     ) -> BoundMethod:
-        """Bind ``merge`` to the statistics of the tensor ``name``. Errors: ModelError, MismatchError if they do not fit it."""
+        """Bind ``merge`` to the statistics of the tensor ``name``.
+
+        Errors: ModelError, MismatchError if they do not fit it.
+        """
         shape = self.sources[chosen.parts[0].model].tensors[chosen.parts[0].names[name]].shape
         if isinstance(merge, MatrixMethod) and (len(shape) != 2 or 0 in shape):
             return BoundMethod(merge.otherwise, why="not a matrix")
@@ -96,12 +100,13 @@ class StatisticsInputs:
             if path not in self._used:
                 example = next(iter(statistics.entries), "no tensor")
                 raise MismatchError(
-                    f"{statistics.label}: has statistics of {example} and others, but of no tensor that is merged with them; expected those "
-                    "of the model that names them. Use that model's statistics, or another method."
+                    f"{statistics.label}: has statistics of {example} and others, but of no tensor that is "
+                    "merged with them; expected those of the model that names them. Use that model's "
+                    "statistics, or another method."
                 )
 
     def _find(self, name: str, part: ModelPart, kind: str, path: str) -> _SideTensor | None:
-        """Return the statistics of a model's tensor; None if there are none or its rows are of another vocabulary."""
+        """Return the statistics of a tensor; None if it has none, or rows of another vocabulary."""
         place, statistics = self._open(path, kind)
         own = self._own_name(part, name, kind)
         if (
@@ -111,9 +116,10 @@ class StatisticsInputs:
         ):
             near = closest_names(own, [*statistics.entries, *statistics.left_out])
             raise MismatchError(
-                f"{own}: the {kind} statistics of {statistics.label} neither contain it nor say why"
-                f"{f'; they name {near[0]}' if near else ''}. Expected every tensor of {self.sources[part.model].label}: they were measured on "
-                "a model with other names. Measure this model."
+                f"{own}: the {kind} statistics of {statistics.label} neither contain it nor say "
+                f"why{f'; they name {near[0]}' if near else ''}. Expected every tensor of "
+                f"{self.sources[part.model].label}: they were measured on a model with other names. Measure "
+                "this model."
             )
         if own not in statistics.entries or (self.new_rows and part.names[name] in self.new_rows[part.model]):
             return None
@@ -128,8 +134,9 @@ class StatisticsInputs:
         stored = source.stored_names(read_as)
         if len(stored) > 1 or source.wrapped.tensors[stored[0]].shape != source.tensors[read_as].shape:
             raise MismatchError(
-                f"{name}: {source.label} stores it as {'parts' if len(stored) > 1 else 'a part'} of {stored[0]}, in another layout than the "
-                f"output's; expected one tensor for its {kind} statistics. Save {source.label} in the output's layout and measure it again."
+                f"{name}: {source.label} stores it as {'parts' if len(stored) > 1 else 'a part'} of "
+                f"{stored[0]}, in another layout than the output's; expected one tensor for its {kind} "
+                f"statistics. Save {source.label} in the output's layout and measure it again."
             )
         return stored[0]
 
@@ -144,7 +151,8 @@ class StatisticsInputs:
         place, statistics = self._opened[path]
         if statistics.kind != kind:
             raise MismatchError(
-                f"{path}: contains {statistics.kind} statistics; expected {kind}. Measure them with `alnico statistics {kind}`."
+                f"{path}: contains {statistics.kind} statistics; expected {kind}. Measure them with `alnico "
+                f"statistics {kind}`."
             )
         return place, statistics
 
@@ -166,8 +174,9 @@ class StatisticsInputs:
         tensor = side.statistics.tensors[stored]
         if tensor.shape != (expected := self._shape(shape, side)) or tensor.dtype != "F32":
             raise MismatchError(
-                f"{name}: the {side.statistics.kind} statistics of {side.statistics.label} are {tensor.dtype} {tensor.shape}; expected F32 "
-                f"{expected}, because the tensor is {shape}. Use the statistics of the model that names them."
+                f"{name}: the {side.statistics.kind} statistics of {side.statistics.label} are "
+                f"{tensor.dtype} {tensor.shape}; expected F32 {expected}, because the tensor is {shape}. Use "
+                "the statistics of the model that names them."
             )
         return Input(side.place, stored, tensor.dtype, tensor.byte_size)
 

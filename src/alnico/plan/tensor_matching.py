@@ -46,7 +46,7 @@ MOST_COPIES = 64
 
 @dataclass(frozen=True)
 class TensorAction:
-    """What happens to a tensor: merge it, require a buffer to be equal, or copy it from one model, with the reason."""
+    """What happens to a tensor, and why: merge, require equal buffers, or copy from one model."""
 
     kind: Literal["merged", "buffer", "from one"]
     origin: ModelPart | None = None
@@ -144,7 +144,10 @@ class TensorMatcher:
             lines = self.problems[:MAX_SHOWN] + rest
             lacking = sum(None in m.shapes.values() for m in self.misfits)
             if lacking > NEARLY_ALL * self.matched:
-                nothing = f"{lacking} of {self.matched} tensors are not in all models, so missing: drop would leave almost nothing"
+                nothing = (
+                    f"{lacking} of {self.matched} tensors are not in all models, so missing: drop would leave "
+                    "almost nothing"
+                )
                 lines = [line.replace(OR_MISSING, ".") for line in lines]
                 lines.append(
                     f"{nothing}. Compare the names: one model may have a prefix that the others lack."
@@ -152,7 +155,10 @@ class TensorMatcher:
             raise MismatchError(*lines)
 
     def refuse_empty_output(self, jobs: Collection[Job]) -> None:
-        """Refuse an output without weights. Errors: MismatchError that says where the models' tensors went."""
+        """Refuse an output without weights.
+
+        Errors: MismatchError that says where the models' tensors went.
+        """
         has_weights = any(
             t.dtype in MERGEABLE and t.elements for s in self.sources for t in s.tensors.values()
         )
@@ -168,13 +174,14 @@ class TensorMatcher:
         examples = ", ".join(f"{name} of {self.sources[m].label}" for m, name in sorted(first.items()))
         if self.missing == "drop" and dropped:
             raise MismatchError(
-                f"the output would have no {what}: no weight is in all models, and missing: drop removes the others (first: {examples}); "
-                "expected weights that all models have. Use models of one architecture with the same tensor names."
+                f"the output would have no {what}: no weight is in all models, and missing: drop removes the "
+                f"others (first: {examples}); expected weights that all models have. Use models of one "
+                "architecture with the same tensor names."
             )
         names = ", ".join(s.label for s in self.sources)
         raise MismatchError(
-            f"the output would have no {what}: no tensor of {names} is part of it; expected at least one. Check the models, and the modules, slices and "
-            "filters of the recipe."
+            f"the output would have no {what}: no tensor of {names} is part of it; expected at least one. "
+            "Check the models, and the modules, slices and filters of the recipe."
         )
 
     def _match_all(
@@ -219,9 +226,10 @@ class TensorMatcher:
     def _original(
         self, name: str, holders: Sequence[ModelPart], donor: ModelPart | None, lacking: Sequence[ModelPart]
     ) -> str | None:
-        """Return the tensor of all models that ``name`` is a tied copy of wherever it exists; None if there is none.
+        """Return the tensor that ``name`` is a tied copy of in every model that has it; None if none is.
 
-        A model without the copy gets it from that tensor when it is loaded, unless its config unties the head.
+        A model without the copy gets it from that tensor when it is loaded, unless its config unties the
+        head.
         """
         if len(self.problems) + self.copies > MOST_COPIES:
             return None
@@ -271,8 +279,8 @@ class TensorMatcher:
         )
         hint = f" It has {near[0]!r}." if near else ""
         return (
-            f"{name}: {self._label(reference)} has it, {self._lack(lacking)} it; expected it in all models.{hint} "
-            f"Use models of one architecture{OR_MISSING}"
+            f"{name}: {self._label(reference)} has it, {self._lack(lacking)} it; expected it in all "
+            f"models.{hint} Use models of one architecture{OR_MISSING}"
         )
 
     def _lack(self, parts: Sequence[ModelPart]) -> str:
@@ -297,8 +305,8 @@ class TensorMatcher:
                 unread = unread_file(donor.directory) or unread_file(source.directory)
                 if unread is not None:
                     self.notes.append(
-                        f"the vocabularies of {donor.label} and {source.label} were not compared: "
-                        f"{unread} cannot be read by this version. Make sure that they are equal."
+                        f"the vocabularies of {donor.label} and {source.label} were not compared: {unread} "
+                        "cannot be read by this version. Make sure that they are equal."
                     )
                 continue
             differs = difference(reference, other)
@@ -306,8 +314,8 @@ class TensorMatcher:
                 self.problems.append(different_vocabularies(donor.label, source.label, differs))
             elif (count := renamed(reference, other)) > 0:
                 self.notes.append(
-                    f"{count} added tokens of {donor.label} have another row in {source.label}; "
-                    f"the output has the tokenizer of {donor.label}."
+                    f"{count} added tokens of {donor.label} have another row in {source.label}; the output "
+                    f"has the tokenizer of {donor.label}."
                 )
 
 
@@ -317,15 +325,16 @@ def check_factors(jobs: Iterable[Job], sources: Sequence[Source]) -> None:
     if factor_jobs:
         labels = ", ".join(dict.fromkeys(sources[tensor.model].label for tensor in factor_jobs[0].merged))
         raise MismatchError(
-            f"{factor_jobs[0].name}: is a factor of an adapter's update and would be merged on its own ({len(factor_jobs)} such tensors of {labels}); "
-            "merging factors does not merge their products. Expected models without adapters, or with adapters merged into their "
-            "weights. Merge each model's adapter into it first (PEFT: merge_and_unload), or copy the factors from one model with a rule "
-            "under `methods` with merge_method: passthrough."
+            f"{factor_jobs[0].name}: is a factor of an adapter's update and would be merged on its own "
+            f"({len(factor_jobs)} such tensors of {labels}); merging factors does not merge their products. "
+            "Expected models without adapters, or with adapters merged into their weights. Merge each "
+            "model's adapter into it first (PEFT: merge_and_unload), or copy the factors from one model "
+            "with a rule under `methods` with merge_method: passthrough."
         )
 
 
 def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) -> list[str]:
-    """Compare configs and vocabularies in the donor's module folders with those of the other models; return notes.
+    """Compare configs and vocabularies of the donor's module folders with other models'; return notes.
 
     Errors: MismatchError if a module has its own vocabulary and rows of different tokens would be merged.
     """
@@ -340,13 +349,15 @@ def check_modules(jobs: Sequence[Job], sources: Sequence[Source], donor: int) ->
             labels = f"{sources[donor].label} and {sources[model].label}"
             if (differs := _vocabulary_difference(folder_of_donor, folder_of_model)) is not None:
                 raise MismatchError(
-                    f"{folder}: {labels} have different vocabularies ({differs}); expected equal ones, because rows are merged by position "
-                    f"({merged[0].name}). Use models with one vocabulary, or copy the module from one model with a rule under `methods` with "
+                    f"{folder}: {labels} have different vocabularies ({differs}); expected equal ones, "
+                    f"because rows are merged by position ({merged[0].name}). Use models with one "
+                    "vocabulary, or copy the module from one model with a rule under `methods` with "
                     "merge_method: passthrough."
                 )
             if _settings(folder_of_donor) != _settings(folder_of_model):
                 notes.append(
-                    f"{folder}: the configs of {labels} differ; the output has that of {sources[donor].label}."
+                    f"{folder}: the configs of {labels} differ; the output has that of "
+                    f"{sources[donor].label}."
                 )
     return notes
 

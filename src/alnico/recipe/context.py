@@ -28,7 +28,8 @@ class RecipePart:
     entry_lines: tuple[int, ...]
     base_model: str | None
     shared: tuple[tuple[str, Parameters], ...]
-    """The parameters of its slice and module, each with its place. The recipe's parameters come after them."""
+    """The parameters of its slice and module, each with its place. The recipe's parameters come after
+    them."""
 
 
 @dataclass
@@ -56,7 +57,7 @@ class Context:
         return tuple(dict.fromkeys(m for m in (*methods, *self.rules) if m is not None))
 
     def misplaced_option_hint(self, key: str, place: str, keys: Iterable[str]) -> str:
-        """Return a hint if ``key`` is an option, perhaps misspelt, that belongs one level deeper; "" otherwise."""
+        """Return a hint if ``key`` is (or resembles) an option of the level below; "" otherwise."""
         for method in self.methods:
             if dialect.option_name(method, key):
                 return f"It is an option of {method.name}: write it under {place}."
@@ -90,7 +91,7 @@ class Context:
         return {key: node for key, node in keys.items() if key not in empty}
 
     def _note_no_effect(self, key: str, value: Node, where: str, keys: Iterable[str]) -> bool:
-        """Note a key without effect (a key of mergekit's, or a holder of YAML anchors); return whether it is one."""
+        """Note a key without effect (of mergekit, or only for YAML anchors); return whether it is one."""
         idle = dialect.WITHOUT_EFFECT if where else dialect.WITHOUT_EFFECT_AT_THE_TOP
         if key in idle and "parameters" in keys:
             self.reading.note(value.line, f"{where}.{key} has no effect: it {idle[key]}.".removeprefix("."))
@@ -104,7 +105,7 @@ class Context:
 
 
 def _misplaced_key_hint(key: str, node: Node, where: str, keys: Iterable[str]) -> str:
-    """Return a hint for a key that belongs elsewhere: in the model's reference, under tokenizer, at the top."""
+    """Return a hint for a key that goes elsewhere: in a model's reference, under tokenizer, at the top."""
     if not where:
         return "Write it under tokenizer." if key in TOKENIZER else ""
     if key in TOP:

@@ -116,7 +116,7 @@ def takes_boolean(method: Method, key: str) -> bool:
 
 
 def why_no_effect(method: Method, key: str) -> str | None:
-    """Return the end of a note about a key that has no effect on ``method``, as in mergekit; None for other keys.
+    """Return the end of the note for a key that has no effect on ``method``, as in mergekit; else None.
 
     >>> from alnico.methods import find
     >>> why_no_effect(find("slerp"), "weight"), why_no_effect(find("slerp"), "wieght"), why_no_effect(find("ties"), "weight")

@@ -58,8 +58,8 @@ FILTER: Schema = {"type": "string", "minLength": 1, "not": {"enum": ["=", "re:"]
 def json_schema() -> Schema:
     """Return the JSON Schema (draft 2020-12) of one document of a recipe.
 
-    It covers keys, methods, options with their ranges, gradients and filters. The loader checks what depends on the whole
-    recipe: the number of models of a method, a required base.
+    It covers keys, methods, options with their ranges, gradients and filters. The loader checks what depends
+    on the whole recipe: the number of models of a method, a required base.
     """
     shared = _shared_keys()
     methods = registry().values()

@@ -7,24 +7,24 @@ from collections.abc import Mapping
 Keys = Mapping[str, str]
 
 TOP: Keys = {
-    "merge_method": "The merge method of all tensors, unless a slice, a module or a rule under `methods` names another.",
+    "merge_method": "The method of all tensors for which no slice, module or rule under `methods` names another.",
     "models": "The models to merge, with all their layers. Give one of models, slices and modules.",
-    "slices": "The layers of the output, first to last. Each slice merges equally many layers of each of its sources.",
-    "modules": "Parts of a model with several layer stacks (text decoder, vision tower), each with models or slices.",
-    "methods": "Methods for tensors by name: the first rule whose filter matches applies; other tensors use merge_method.",
-    "base_model": "The model that the others were fine-tuned from. The output gets its config, tokenizer and side files.",
+    "slices": "The layers of the output, in order. Each slice merges equally many layers of each source.",
+    "modules": "Parts of a model with several layer stacks (text decoder, vision tower): models or slices each.",
+    "methods": "Rules: the first whose filter matches a tensor sets its method; others use merge_method.",
+    "base_model": "The model the others were fine-tuned from. The output has its config, tokenizer and side files.",
     "preset": "A named set of option values of the method. Options under parameters override it.",
     "lines": "LiNeS: multiplies the merged task vector of layer l of L by alpha + beta * l / (L - 1).",
     "parameters": "Options of the methods, for all tensors.",
     "tokenizer_source": "The output's vocabulary: union, base, or a model. Short form of tokenizer.",
     "tokenizer": "The output's vocabulary, and where the embedding rows of its tokens come from.",
     "chat_template": "The output's chat template: auto, a built-in name, or the template itself in Jinja.",
-    "dtype": "The dtype of the output; out_dtype overrides it. Without either, the inputs' dtypes are promoted.",
+    "dtype": "The dtype of the output; out_dtype overrides it. Default: the inputs' dtypes, promoted.",
     "out_dtype": "The dtype of the output.",
     "missing": "What to do with a floating-point tensor that some model lacks: error, copy or drop.",
     "unrelated": "What to do with models that do not share one base: error or allow.",
     "seed": "The seed of random methods, an integer of at most 64 bits; default 0.",
-    "name": "The name of this document in a file of several. Other documents refer to its output by this name.",
+    "name": "The name of this document among several. Others refer to its output by this name.",
 }
 
 MAY_BE_EMPTY = (
@@ -35,14 +35,14 @@ MAY_BE_EMPTY = (
 ENTRY: Keys = {
     "model": "A path, or owner/name@revision on the hub; +adapter may follow.",
     "parameters": "Options for this model. They override all other levels except the rules under `methods`.",
-    "layer_range": "No effect, as in mergekit: models are merged with all their layers. A range that leaves layers out is an error.",
+    "layer_range": "No effect, as in mergekit: all layers are merged. A range that leaves layers out is an error.",
 }
 
 SOURCE: Keys = {
     "model": ENTRY["model"],
     "layer_range": "The layers to take, [first, end): counted from 0, without the end.",
     "parameters": ENTRY["parameters"],
-    "merge_method": "The same as merge_method of the slice. All sources that name a method must name the same one.",
+    "merge_method": "The same as merge_method of the slice. All sources that name a method must agree.",
 }
 
 SLICE: Keys = {
@@ -61,9 +61,9 @@ MODULE: Keys = {
 }
 
 RULE: Keys = {
-    "filter": "Which tensors: part of a name, = and the whole name, re: and a regular expression, or * for all.",
+    "filter": "The tensors: part of a name, = and the whole name, re: and a regular expression, or * for all.",
     "merge_method": "The method of these tensors.",
-    "parameters": "Options of this method. They override all other levels. A list gives one value per model, in order.",
+    "parameters": "Options of this method. They override all others. A list has one value per model, in order.",
     "model": "For a method that takes one model: that model's reference, or base.",
     "preset": "A named set of option values of this method.",
 }
@@ -74,9 +74,9 @@ CASE: Keys = {
 }
 
 NORM_WEIGHT: Keys = {
-    "from": "Where the L2 norms of the task vectors come from: l2_norm (measured during the merge) or analysis (written by `alnico analyze`).",
+    "from": "The source of the L2 norms of task vectors: l2_norm (measured here) or analysis (`alnico analyze`).",
     "path": "The folder of the analysis, or its summary.json; for `from: analysis`.",
-    "mode": "How a weight is computed from the norm L: linear (1 / L), power (1 / L^alpha) or exp (exp(-beta L / mean L)); default exp.",
+    "mode": "The weight for norm L: linear (1 / L), power (1 / L^alpha) or exp (exp(-beta L / mean L)); default exp.",
     "beta": "For mode exp, at least 0; default 1. 0 gives all models the same weight.",
     "alpha": "For mode power, above 0; default 1.5.",
     "scale": "The sum of the weights; default 1.",
@@ -92,7 +92,7 @@ TOKENIZER: Keys = {
     "source": "The tokens of the output: union (of all models), base, or a model.",
     "tokens": "Tokens by name, each with the source of its embedding row.",
     "pad_to_multiple_of": "Add rows until their number is a multiple of this.",
-    "tables": "Filters of the tensors with one row per token, needed if shapes alone do not show which they are.",
+    "tables": "Filters of the tensors with one row per token, needed if shapes do not show which they are.",
 }
 
 TOKEN: Keys = {

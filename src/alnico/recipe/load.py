@@ -36,7 +36,8 @@ RecipeSource = str | os.PathLike[str] | Mapping[str, Any] | Recipe
 def load_recipe(source: RecipeSource, *, seed: int | None = None) -> Recipe:
     """Load a recipe from a YAML file, from YAML text with a line break, or from a mapping.
 
-    ``seed`` replaces the recipe's seed. A file of several documents is an error; use :func:`alnico.merge_documents` for it.
+    ``seed`` replaces the recipe's seed. A file of several documents is an error; use
+    :func:`alnico.merge_documents` for it.
 
     Errors: RecipeError with one line per mistake, each with its line in the file.
 
@@ -48,7 +49,7 @@ def load_recipe(source: RecipeSource, *, seed: int | None = None) -> Recipe:
 
 
 def load_recipes(source: RecipeSource | tuple[Recipe, ...], seed: int | None = None) -> tuple[Recipe, ...]:
-    """Load all documents of a file, or of any source that :func:`load_recipe` takes; see :func:`alnico.recipe.stages.order_stages`."""
+    """Load all documents of a file, or of any source that :func:`load_recipe` takes."""
     if isinstance(source, Recipe):
         source = (source,)
     recipes = source if isinstance(source, tuple) else parse_recipes(*read_source(source))
@@ -66,7 +67,10 @@ def _seeded(recipes: tuple[Recipe, ...], seed: int | None) -> tuple[Recipe, ...]
 def read_source(
     source: str | os.PathLike[str] | Mapping[str, Any], of_what: str = "merge"
 ) -> tuple[str, str, str, bool]:
-    """Return a source's text, its name in messages, its folder, and whether messages give lines. Errors: RecipeError."""
+    """Return a source's text, its name in messages, its folder, and whether messages give lines.
+
+    Errors: RecipeError.
+    """
     if isinstance(source, Mapping):
         return yaml.safe_dump(to_plain_data(source, "the mapping", 0), sort_keys=False), "recipe", ".", False
     path = os.fsdecode(source)
@@ -87,7 +91,8 @@ def read_source(
 def _decoded(data: bytes, name: str, of_what: str = "merge") -> str:
     if len(data) > MAX_BYTES:
         raise RecipeError(
-            f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the {of_what}."
+            f"{name}: is larger than {MAX_BYTES} bytes; expected a recipe. Give the YAML file of the "
+            f"{of_what}."
         )
     try:
         return data.decode("utf-8")
@@ -119,7 +124,8 @@ def _parse(text: str, name: str, folder: str, has_lines: bool, *, is_one: bool) 
     if is_one and len(documents) > 1:
         reading.broken(
             documents[1].root.line,
-            "a second document begins; expected one recipe. Pass the file to `alnico merge` or alnico.merge_documents.",
+            "a second document begins; expected one recipe. Pass the file to `alnico merge` or "
+            "alnico.merge_documents.",
         )
     if reading.is_broken:
         raise reading.error()
@@ -149,7 +155,8 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
         if key in keys:
             reading.wrong(
                 keys[key].line,
-                f"{key} belongs to a search; expected a recipe without it. Run `alnico search` and merge the recipe it writes.",
+                f"{key} belongs to a search; expected a recipe without it. Run `alnico search` and merge the "
+                "recipe it writes.",
             )
             return None
     before, reading.notes = len(reading.mistakes), list(document.notes)
@@ -201,7 +208,10 @@ def _recipe(document: Document, reading: ParseContext, folder: str) -> Recipe | 
 
 
 def _method(keys: dict[str, Node], root: Node, context: Context) -> tuple[Method | None, int]:
-    """Return the document's method and the line that names it. Without a top-level method, the slices' common one."""
+    """Return the document's method and the line that names it.
+
+    Without a top-level method, the slices' common one.
+    """
     node = keys.get("merge_method")
     if node is not None:
         return scalars.method(node, "merge_method", context.reading), node.line

@@ -28,7 +28,10 @@ def read_listed(
     shared: Shared,
     context: Context,
 ) -> tuple[tuple[ModelEntry, ...], tuple[Slice, ...]]:
-    """Read ``models`` or ``slices`` of a document or module. ``method_line`` is the line that names the method."""
+    """Read ``models`` or ``slices`` of a document or module.
+
+    ``method_line`` is the line that names the method.
+    """
     models: tuple[ModelEntry, ...] = ()
     slices: tuple[Slice, ...] = ()
     if "models" in keys:
@@ -78,7 +81,8 @@ def _entries(
         if layers is not None and not has_layers:
             reading.note(
                 item.value["layer_range"].line,
-                f"{place}.layer_range has no effect, as in mergekit: models are merged with all their layers.",
+                f"{place}.layer_range has no effect, as in mergekit: models are merged with all their "
+                "layers.",
             )
         entries.append(
             ModelEntry(reference, parameters, layers)
@@ -105,7 +109,7 @@ def _layers(source: Node, where: str, reading: ParseContext) -> tuple[int, int] 
 
 
 def _whole(value: Any) -> Any:
-    """Convert text and floats that mergekit reads as integers to integers; return any other value unchanged."""
+    """Convert text and floats that mergekit reads as integers; return any other value unchanged."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < MAX_DIGITS:
         return int(value)
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -162,8 +166,9 @@ def _slice(
         if count != counts[0]:
             reading.wrong(
                 entry_line,
-                f"{where} takes {count} layers of {shorten(entry.reference)} and {counts[0]} of {shorten(sources[0].reference)}; "
-                "expected the same number from each source. Change a layer_range.",
+                f"{where} takes {count} layers of {shorten(entry.reference)} and {counts[0]} of "
+                f"{shorten(sources[0].reference)}; expected the same number from each source. Change a "
+                "layer_range.",
             )
     if method is not None:
         below = ((f"{where}.parameters", parameters), *shared)
@@ -210,7 +215,8 @@ def _slice_method(keys: dict[str, Node], where: str, context: Context) -> tuple[
         if chosen is not None and method is not None and method != chosen:
             context.reading.wrong(
                 node.line,
-                f"{place}.merge_method is {method.name}, and the slice's is {chosen.name}; expected one method. Remove one.",
+                f"{place}.merge_method is {method.name}, and the slice's is {chosen.name}; expected one "
+                "method. Remove one.",
             )
         chosen = chosen or method
         line = line or node.line
@@ -267,7 +273,8 @@ def check_one_of(
     for name in present[1:]:
         reading.wrong(
             keys[name].line,
-            f"{start}{present[0]} and {name} are both present; expected one of {', '.join(names[:-1])} and {names[-1]}. Remove one.",
+            f"{start}{present[0]} and {name} are both present; expected one of {', '.join(names[:-1])} and "
+            f"{names[-1]}. Remove one.",
         )
 
 
@@ -328,7 +335,8 @@ def _path(node: Node, where: str, reading: ParseContext) -> str | None:
         if part is not None and ("@" in part or "+" in part):
             reading.wrong(
                 keys[name].line,
-                f"{where}.{name} is {quote(part)}; expected text without @ and +. Rename it or create a link.",
+                f"{where}.{name} is {quote(part)}; expected text without @ and +. Rename it or create a "
+                "link.",
             )
             return None
     return f"{path}@{revision}" if path is not None and revision is not None else None

@@ -120,11 +120,13 @@ def find_norm_weight(
         )
     if len({w for _, w in with_norms}) > 1:
         raise MethodError(
-            "weight is computed from norms in different ways in one merge; expected one way. Set it once, under parameters."
+            "weight is computed from norms in different ways in one merge; expected one way. Set it once, "
+            "under parameters."
         )
     if any(entry.reference == base_model for entry, _ in with_norms):
         raise MethodError(
-            f"{base_model}: weight is computed from the distance to the base, and this is the base. Set a number, or remove the base from the models."
+            f"{base_model}: weight is computed from the distance to the base, and this is the base. Set a "
+            "number, or remove the base from the models."
         )
     return with_norms[0][1]
 

@@ -27,14 +27,15 @@ from alnico.recipe.schema import (
 class Levels:
     """The parameters that apply to one part of the output, from the highest precedence to the lowest.
 
-    A rule's parameters come first. Then come those of the model (for options of a model), the slice, the module, the
-    recipe and the preset.
+    A rule's parameters come first. Then come those of the model (for options of a model), the slice, the
+    module, the recipe and the preset.
     """
 
     rule: Parameters
     shared: tuple[Parameters, ...]
     models: tuple[Parameters, ...] = ()
-    """The parameters of all listed models, including the base: any of them may hold an option shared by all models."""
+    """The parameters of all listed models, including the base: any of them may hold an option shared by all
+    models."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,10 @@ class TensorPlace:
 def options_at(
     method: Method, levels: Levels, entries: Sequence[ModelEntry], place: TensorPlace, names: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the option values of ``method`` at a tensor: for options of a model a tuple with one value per model.
+    """Return the option values of ``method`` at a tensor; options of a model have one value per model.
 
-    ``names`` are the tensor's names in the models. Filters of options of a model match these names; other filters match the
-    output's name.
+    ``names`` are the tensor's names in the models. Filters of options of a model match these names; other
+    filters match the output's name.
     """
     values_by_option: dict[str, Any] = {}
     for name, option in method.options.items():
@@ -85,7 +86,7 @@ def _first(
 
 
 def setting_at(setting: Setting, place: TensorPlace, model: int = 0) -> Scalar | NormWeight | None:
-    """Return a setting's value at a tensor, or None if no filter matches. Norm weights are returned as they are.
+    """Return a setting's value at a tensor; None if no filter matches. Norm weights stay as they are.
 
     >>> setting_at(Gradient((0.0, 1.0, 0.5)), TensorPlace("layers.1.w", 0.25))
     0.5
@@ -126,8 +127,9 @@ def matches_filter(pattern: str, name: str) -> bool:
             return patterns.fits(pattern[3:], name)
         except patterns.PatternError as error:
             raise RecipeError(
-                f"the filter {patterns.shown(pattern)}: {error}; expected a regular expression of at most {patterns.MAX_PATTERN} characters "
-                "with few nested repetitions. Write a shorter one, or several filters."
+                f"the filter {patterns.shown(pattern)}: {error}; expected a regular expression of at most "
+                f"{patterns.MAX_PATTERN} characters with few nested repetitions. Write a shorter one, or "
+                "several filters."
             ) from None
     return pattern == "*" or pattern in name
 
@@ -135,7 +137,9 @@ def matches_filter(pattern: str, name: str) -> bool:
 def merged_entries(
     method: Method, entries: Sequence[ModelEntry], base_model: str | None
 ) -> tuple[ModelEntry, ...]:
-    """Return the models that ``method`` merges, in order: without the base in delta space, the base first for "first".
+    """Return the models that ``method`` merges, in order.
+
+    In delta space the base is left out; for methods with base "first" it comes first.
 
     A base that comes first but is not among ``entries`` uses the layers of the first entry.
     """

@@ -29,8 +29,8 @@ def read_parameters(
 ) -> dict[str, Setting]:
     """Read the options of one level, under the names that the recipe writes.
 
-    ``level`` are the methods that these options can apply to. An option of another method of the recipe is ignored with a
-    note. Under a rule (``is_rule``), a list gives one value per model for options of a model.
+    ``level`` are the methods that these options can apply to. An option of another method of the recipe is
+    ignored with a note. Under a rule (``is_rule``), a list gives one value per model for options of a model.
     """
     if node is None or node.value is None:
         return {}
@@ -98,7 +98,7 @@ def _convert_booleans(node: Node, where: str, context: Context) -> Node:
 
 
 def _note_no_effect(node: Node, key: str, where: str, level: Sequence[Method], context: Context) -> bool:
-    """Note an option that has no effect on any method of its level, as in mergekit; return whether it is one."""
+    """Note an option without effect on its level, as in mergekit; return whether it is one."""
     methods = level or context.methods
     reasons = {m.name: dialect.why_no_effect(m, key) for m in methods}
     if not methods or None in reasons.values():
@@ -200,7 +200,8 @@ def _setting(
     if any(option.kind == "statistics" for _, option in takers):
         reading.wrong(
             node.line,
-            f"{where} is a list over the layers; expected the path of one model's statistics. Put it under that model.",
+            f"{where} is a list over the layers; expected the path of one model's statistics. Put it under "
+            "that model.",
         )
         return None
     return Gradient(tuple(values))
@@ -233,7 +234,8 @@ def _cases(
         elif not is_last:
             reading.wrong(
                 node.line,
-                f"{where} is {node.kind} before other filters and would override them; expected filter and value. Move it to the end.",
+                f"{where} is {node.kind} before other filters and would override them; expected filter and "
+                "value. Move it to the end.",
             )
             is_valid = False
         setting = (
@@ -265,7 +267,8 @@ def _filter_and_value(node: Node, where: str, context: Context) -> tuple[str | N
     if not node.value.keys() & CASE.keys():
         reading.wrong(
             node.line,
-            f"{where} is an unknown kind of mapping; expected a value, a list of values, or filter and value.",
+            f"{where} is an unknown kind of mapping; expected a value, a list of values, or filter and "
+            "value.",
         )
         return None, None
     context.check_keys(node, where, CASE)
@@ -301,7 +304,7 @@ def parse_filter(node: Node, where: str, reading: ParseContext) -> str | None:
 def _scalar(
     node: Node, where: str, takers: Sequence[Taker], key: str, context: Context, *, in_places: bool = False
 ) -> Scalar | None:
-    """Read a value that must be valid for all ``takers``; ``in_places``: it is in a gradient or under a filter."""
+    """Read a value that all ``takers`` must allow; ``in_places``: in a gradient or under a filter."""
     checked = [(_problem(node, method, option, key, in_places), method, option) for method, option in takers]
     wrong = [(problem, method, option) for problem, method, option in checked if problem is not None]
     if wrong:

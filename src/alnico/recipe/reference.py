@@ -17,7 +17,7 @@ from alnico.recipe.schema import Recipe
 
 
 def resolve_reference(reference: str, folder: str) -> str:
-    """Return the path that a reference means, relative to the working directory or else to the recipe's folder."""
+    """Return the path of a reference: relative to the working directory, or else to the recipe's folder."""
     in_folder = Path(folder) / reference
     try:
         exists, exists_in_folder = Path(reference).expanduser().exists(), in_folder.exists()

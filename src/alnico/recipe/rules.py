@@ -49,7 +49,8 @@ def read_rules(node: Node | None, context: Context) -> list[tuple[Rule, Method, 
         if model is not None and method.models != (1, 1):
             reading.wrong(
                 keys["model"].line,
-                f"{where}.model is for methods of one model, but {method.name} merges several. Remove it, or use passthrough.",
+                f"{where}.model is for methods of one model, but {method.name} merges several. Remove it, or "
+                "use passthrough.",
             )
         preset = read_preset(keys.get("preset"), f"{where}.preset", (method,), context)
         rules.append((Rule(pattern, method.name, parameters, model, preset), method, item.line))
@@ -86,6 +87,7 @@ def read_lines(node: Node | None, context: Context) -> Lines | None:
         names = " and ".join(m.name for m in context.methods)
         context.reading.wrong(
             node.line,
-            f"lines scales merged task vectors by layer, but {names} has no task vectors. Remove lines, or use a method such as task_arithmetic.",
+            f"lines scales merged task vectors by layer, but {names} has no task vectors. Remove lines, or "
+            "use a method such as task_arithmetic.",
         )
     return Lines(alpha, beta) if alpha is not None and beta is not None else None

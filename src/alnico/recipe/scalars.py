@@ -49,7 +49,7 @@ def multiline_text(node: Node | None, where: str, reading: ParseContext) -> str 
 
 
 def number(value: Any) -> float | None:
-    """Convert a number to float, including text such as 1e-5, which YAML 1.1 does not parse; None for other values."""
+    """Convert a number, or text such as 1e-5 (not a number in YAML 1.1), to float; else return None."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:

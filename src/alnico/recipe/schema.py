@@ -1,6 +1,7 @@
 """Defines Recipe and its parts: the checked content of a YAML file or a mapping.
 
-Options keep their written names and values; :mod:`alnico.recipe.options` resolves them for one method and one tensor.
+Options keep their written names and values; :mod:`alnico.recipe.options` resolves them for one method and one
+tensor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ UnrelatedPolicy = Literal["error", "allow"]
 
 @dataclass(frozen=True)
 class Gradient:
-    """Values spread evenly over the layers. Between two values, numbers are interpolated; of others the left one applies."""
+    """Values spread evenly over the layers.
+
+    Between two values, numbers are interpolated; of others the left one applies.
+    """
 
     values: tuple[Scalar, ...]
 
@@ -30,7 +34,8 @@ class Gradient:
 class Case:
     """A value for the tensors whose name matches ``filter``.
 
-    A filter is a substring, ``=`` and the whole name, ``re:`` and a regular expression, or ``*`` for all tensors.
+    A filter is a substring, ``=`` and the whole name, ``re:`` and a regular expression, or ``*`` for all
+    tensors.
     """
 
     filter: str
@@ -39,7 +44,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Cases tried in order: the first that matches a tensor's name applies. If none matches, the next level decides."""
+    """Cases tried in order: the first that matches a tensor's name applies.
+
+    If none matches, the next level decides.
+    """
 
     cases: tuple[Case, ...]
 
@@ -55,9 +63,9 @@ class EachModel:
 class NormWeight:
     """A weight computed from the L2 norms of the task vectors of all models with this setting.
 
-    ``origin`` says where the norms come from: the merge measures them, or it reads them from the analysis at ``path``.
-    A norm is taken over the tensors with this weight: over all of them, per layer, or per tensor (``per``). Fields that
-    ``mode`` does not use keep their defaults.
+    ``origin`` says where the norms come from: the merge measures them, or it reads them from the analysis at
+    ``path``. A norm is taken over the tensors with this weight: over all of them, per layer, or per tensor
+    (``per``). Fields that ``mode`` does not use keep their defaults.
     """
 
     origin: Literal["l2_norm", "analysis"] = "l2_norm"
@@ -108,7 +116,10 @@ class Slice:
 
 @dataclass(frozen=True)
 class Module:
-    """A part of a model with several layer stacks (text decoder, vision tower). It has ``models`` or ``slices``."""
+    """A part of a model with several layer stacks (text decoder, vision tower).
+
+    It has ``models`` or ``slices``.
+    """
 
     name: str
     models: tuple[ModelEntry, ...] = ()
@@ -119,7 +130,10 @@ class Module:
 
 @dataclass(frozen=True)
 class Rule:
-    """A separate method for the tensors whose name matches ``filter``. ``model`` is the model that passthrough copies."""
+    """A separate method for the tensors whose name matches ``filter``.
+
+    ``model`` is the model that passthrough copies.
+    """
 
     filter: str
     merge_method: str
@@ -131,7 +145,10 @@ class Rule:
 
 @dataclass(frozen=True)
 class TokenSource:
-    """Where a token's embedding row comes from: a model, another token of a model, or zeros. None: by default rules."""
+    """Where a token's embedding row comes from: a model, another token of a model, or zeros.
+
+    None: by default rules.
+    """
 
     kind: Literal["model", "model_token", "zero"] | None = None
     model: str = ""
@@ -143,7 +160,7 @@ class TokenSource:
 
 @dataclass(frozen=True)
 class TokenizerSetting:
-    """The output's vocabulary: the ``union`` of all models', ``base``, or that of the model with this reference."""
+    """The output's vocabulary: the ``union`` of all, ``base``, or that of the model with this reference."""
 
     source: str = "union"
     tokens: Mapping[str, TokenSource] = field(default_factory=dict)
@@ -171,11 +188,12 @@ class Lines:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to merge: one of ``models``, ``slices`` and ``modules``, and the settings that apply to all of them.
+    """What to merge (one of ``models``, ``slices`` and ``modules``) and the settings for all of it.
 
-    ``dtype`` is the output dtype in the spelling of safetensors (``out_dtype`` of the file overrides ``dtype``); None
-    promotes the inputs' dtypes. ``folder`` is the directory of the recipe file: a path that does not exist in the working
-    directory is tried there. ``notes`` list what was accepted but has no effect.
+    ``dtype`` is the output dtype in the spelling of safetensors (``out_dtype`` of the file overrides
+    ``dtype``); None promotes the inputs' dtypes. ``folder`` is the directory of the recipe file: a path that
+    does not exist in the working directory is tried there. ``notes`` list what was accepted but has no
+    effect.
     """
 
     merge_method: str
@@ -232,7 +250,7 @@ class Recipe:
 
     @property
     def references(self) -> tuple[str, ...]:
-        """All models, without repetition, in the order of ``Plan.sources``: listed models, then bases, then tokenizer models."""
+        """All models without repetition, as in ``Plan.sources``: listed models, bases, tokenizer models."""
         named = [e.reference for e in self._entries()]
         named += [s.base_model for s in self._slices() if s.base_model]
         named += [r.model for r in self.methods if r.model and r.model != "base"]

@@ -31,8 +31,9 @@ class Stage:
 def order_stages(recipes: Sequence[Recipe]) -> tuple[Stage, ...]:
     """Order the recipes of a file so that each runs after those whose outputs it uses.
 
-    A reference that equals another document's name means its output, even if a path of that name exists. Independent
-    documents keep the order of the file. Errors: RecipeError for stages that depend on each other in a cycle.
+    A reference that equals another document's name means its output, even if a path of that name exists.
+    Independent documents keep the order of the file. Errors: RecipeError for stages that depend on each other
+    in a cycle.
     """
     uses = _uses(recipes)
     order, blocked = _order(uses)

@@ -86,7 +86,7 @@ def _setting_of(parameters: Parameters, method: Method, option: Option) -> Setti
 def _check_required(
     option: Option, method: Method, part: RecipePart, shared: Placed, context: Context
 ) -> None:
-    """Check that an option without a default is set at a level or, if it has one value per model, under every model."""
+    """Check that an option without a default is set for all models, at a level or under each of them."""
     is_set = [_setting_of(e.parameters, method, option) is not None for e in part.entries]
     if any(_setting_of(p, method, option) is not None for _, p in shared) or (
         any(is_set) and not option.per_model
@@ -107,7 +107,8 @@ def _check_required(
         if not is_set[i] and not is_base:
             context.reading.wrong(
                 line,
-                f"{part.place}[{i}] lacks {option.name}{meaning}. Set it there, or for all models under parameters.",
+                f"{part.place}[{i}] lacks {option.name}{meaning}. Set it there, or for all models under "
+                "parameters.",
             )
 
 
@@ -130,7 +131,8 @@ def _check_shared(option: Option, method: Method, part: RecipePart, shared: Plac
         scope = "the whole merge" if part.place == "models" else "all models of a slice or module"
         context.reading.wrong(
             part.line,
-            f"{option.name} must have one value for {scope}, but it differs ({places}). Set it once, under parameters.",
+            f"{option.name} must have one value for {scope}, but it differs ({places}). Set it once, under "
+            "parameters.",
         )
 
 
@@ -158,7 +160,7 @@ def _check_values(method: Method, part: RecipePart, shared: Placed, context: Con
 def _refusal(
     method: Method, levels: Levels, entries: Sequence[ModelEntry], base_model: str | None
 ) -> str | None:
-    """Return the method's error about options that are the same for all tensors; the plan checks the others."""
+    """Return the method's error about options that are equal for all tensors; the plan checks others."""
     settings = [v for p in (levels.rule, *levels.shared, *levels.models) for v in p.values()]
     if any(isinstance(v, (Gradient, Cases)) for v in settings):
         return None
@@ -186,7 +188,10 @@ def _count_problem(method: Method, part: RecipePart, count: int) -> str | None:
 
 
 def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recipe, context: Context) -> None:
-    """Check that a rule's method can merge the models of at least one part. The plan checks it tensor by tensor."""
+    """Check that a rule's method can merge the models of at least one part.
+
+    The plan checks it tensor by tensor.
+    """
     reading = context.reading
     if (
         rule.model == "base"
@@ -220,7 +225,8 @@ def _check_rule(rule: Rule, method: Method, where: str, line: int, recipe: Recip
                 besides = " besides base_model" if method.space == "delta" else ""
                 reading.wrong(
                     line,
-                    f"{where}.parameters.{key} has {len(values)} values, but there are {expected} models{besides}; expected one per model.",
+                    f"{where}.parameters.{key} has {len(values)} values, but there are {expected} "
+                    f"models{besides}; expected one per model.",
                 )
                 return
     _check_required_of_rule(rule, method, where, line, [p for p, _ in fitting], recipe, context)
@@ -264,7 +270,8 @@ def _check_required_of_rule(
             meaning = f": {option.meaning}" if option.meaning else f" ({option.describe()})"
             context.reading.wrong(
                 line,
-                f"{where}: {method.name} needs the option {option.name}{meaning}. Set it under {where}.parameters.",
+                f"{where}: {method.name} needs the option {option.name}{meaning}. Set it under "
+                f"{where}.parameters.",
             )
 
 

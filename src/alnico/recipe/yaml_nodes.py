@@ -193,7 +193,10 @@ def _node(node: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
 
 
 def _placed(node: yaml.Node, before: yaml.Node, reading: ParseContext, depth: int) -> Node | None:
-    """Convert a node that follows ``before``. An alias does not take over the anchor of the node it refers to."""
+    """Convert a node that follows ``before``.
+
+    An alias does not take over the anchor of the node it refers to.
+    """
     converted = _node(node, reading, depth)
     if converted is None or node.start_mark.index >= before.start_mark.index:
         return converted
@@ -210,8 +213,8 @@ def _refuse_tag(node: yaml.Node, reading: ParseContext) -> None:
     subject = quote(node.value) if isinstance(node, yaml.ScalarNode) else "a value"
     reading.broken(
         node.start_mark.line + 1,
-        f"{subject} is YAML of the type {shorten(tag)}, which a recipe cannot hold; expected a number, text, true or false. "
-        "Put text in quotes, and remove the type.",
+        f"{subject} is YAML of the type {shorten(tag)}, which a recipe cannot hold; expected a number, text, "
+        "true or false. Put text in quotes, and remove the type.",
     )
 
 
@@ -290,7 +293,8 @@ def to_plain_data(value: Any, where: str, depth: int) -> Any:
     if getattr(value, "shape", None) == ():  # a scalar of numpy or torch
         return to_plain_data(value.item(), where, depth + 1)
     raise RecipeError(
-        f"recipe: {where} holds a value of type {type(value).__name__}; expected numbers, text, true or false, lists and mappings."
+        f"recipe: {where} holds a value of type {type(value).__name__}; expected numbers, text, true or "
+        "false, lists and mappings."
     )
 
 
