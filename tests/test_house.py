@@ -14,15 +14,15 @@ import pytest
 
 import alnico
 from alnico.methods import registry
-from alnico.methods.shared.documentation import read_documentation
 from alnico.run_options import option_texts
+from alnico.testing import MethodCase, check_docstring
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "alnico"
 
 ROOMS = [
     "_package", "_version", "errors", "folders", "libraries", "numerics", "threads", "kernels", "checkpoint", "methods", "recipe", "vocabulary", "plan", "events", "run_options",
-    "output", "engine", "verification", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "cli", "app",
+    "output", "engine", "verification", "lora", "analysis", "evaluation", "tune", "values", "store", "api", "cli", "app", "testing",
 ]  # fmt: skip
 """As in docs/design.md, section 2; a room imports only rooms before it. ``api`` is the public functions over all rooms."""
 
@@ -203,26 +203,9 @@ def test_the_readme_names_every_method() -> None:
 @pytest.mark.parametrize("name", list(registry()))
 def test_a_methods_docstring_has_the_parts_of_the_style(name: str) -> None:
     method = registry()[name]
-    text = method.documentation
-    parts = (
-        "\nUse when:",
-        "\nOptions:",
-        "\nShapes:",
-        "\nMeasures:",
-        "\nEdge cases:",
-        "\nDiffers from the source:",
-        "\nSource:",
-        "\n>>>",
-    )
-    places = [text.find(part) for part in parts if part != "\nOptions:" or method.options]
-    assert -1 not in places, f"{name} does not say {parts[places.index(-1)].strip()}"
-    assert places == sorted(places), f"{name} has another order"
-    for cost in (" pass", "Memory: ", "Grain: "):
-        assert cost in read_documentation(method).parts["Measures"], (
-            f"{name}: Measures does not say {cost.strip()}"
-        )
+    check_docstring(MethodCase(method))
     for option in method.options.values():
-        assert f"    {option.name}:" in text
+        assert f"    {option.name}:" in method.documentation
         assert option.meaning or option.kind == "choice"
 
 

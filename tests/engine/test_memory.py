@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 
 import alnico
 from alnico.methods import registry
+from alnico.testing.checks import measure_peak
 from limits.made_large import fill, save_sparse
 from made import family
 from methods.cases import MODELS, SETTINGS, options
@@ -21,17 +20,6 @@ from methods.sides import hashes
 from test_house import SOURCE
 
 BUDGET = 400 << 20
-MEASURED = """
-import json, sys
-import alnico
-recipe, out, budget = json.loads(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-result = alnico.merge(recipe, out, memory=budget)
-status = open("/proc/self/status").read()  # ru_maxrss would count the parent's size at the fork
-peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
-print(json.dumps({"peak": peak, "projected": result.plan.memory.peak_bytes}))
-"""
-
-
 SHAPE = (10_600, 10_000)
 FILLED = 1_000_000
 """Elements of the large tensor that are not 0; the rest are holes in the file."""
@@ -50,19 +38,6 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         fill(path, "w", block + np.float32(0.001 * i))
         paths.append(path)
     return paths
-
-
-def measured(recipe: dict[str, Any], out: Path, budget: int) -> dict[str, int]:
-    """Merge in a fresh process: its peak resident size, and what the plan said before."""
-    ended = subprocess.run(
-        [sys.executable, "-c", MEASURED, json.dumps(recipe), str(out), str(budget)],
-        capture_output=True,
-        text=True,
-        timeout=900,
-    )
-    assert ended.returncode == 0, ended.stderr
-    found: dict[str, int] = json.loads(ended.stdout)
-    return found
 
 
 OF_EACH_KIND = ("linear", "slerp", "ties", "dare_ties", "della", "sce", "passthrough")
@@ -86,7 +61,7 @@ def test_a_tensor_larger_than_the_budget_is_merged_inside_it(
     recipe = recipe_for(
         name, models, models[0] if registry()[name].base == "first" else large[0], options(setting, count)
     )
-    found = measured(recipe, tmp_path / "out.safetensors", BUDGET)
+    found = measure_peak(recipe, tmp_path / "out.safetensors", BUDGET)
     (tmp_path / "out.safetensors").unlink()
     print(f"{name}: {found['peak'] / 2**20:.0f} of {found['projected'] / 2**20:.0f} MiB")  # shown with -s
     assert found["peak"] <= found["projected"] <= BUDGET < large[0].stat().st_size
@@ -109,7 +84,7 @@ def test_statistics_as_large_as_the_tensor_are_read_inside_the_budget(
     models = [
         {"model": str(m), "parameters": {"fisher": str(s)}} for m, s in zip(large, statistics, strict=False)
     ]
-    found = measured({"merge_method": "fisher", "models": models}, tmp_path / "out.safetensors", BUDGET)
+    found = measure_peak({"merge_method": "fisher", "models": models}, tmp_path / "out.safetensors", BUDGET)
     (tmp_path / "out.safetensors").unlink()
     assert found["peak"] <= found["projected"] <= BUDGET
 
@@ -134,7 +109,7 @@ def regmean(root: Path, rows: int, columns: int) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_a_whole_matrix_stays_inside_what_the_plan_says(tmp_path: Path) -> None:
-    found = measured(regmean(tmp_path, 3000, 2000), tmp_path / "out.safetensors", 1 << 30)
+    found = measure_peak(regmean(tmp_path, 3000, 2000), tmp_path / "out.safetensors", 1 << 30)
     assert found["peak"] <= found["projected"] <= 1 << 30
 
 

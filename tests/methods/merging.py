@@ -10,6 +10,7 @@ import numpy as np
 
 import alnico
 from alnico.methods import registry
+from alnico.testing import small_models
 from made import read_model, save_model
 from methods.sides import with_statistics
 
@@ -18,19 +19,7 @@ def recipe_for(
     method: str, models: Sequence[Path], base: Path | None, options: Mapping[str, Any], **keys: Any
 ) -> dict[str, Any]:
     """Write a recipe; per-model options are lists in the order of ``models``."""
-    options = with_statistics(options, models)
-    per_model = {n: v for n, v in options.items() if registry()[method].options[n].per_model}
-    entries = []
-    for i, path in enumerate(models):
-        own = {n: v[i] for n, v in per_model.items()}
-        entries.append({"model": str(path), **({"parameters": own} if own else {})})
-    recipe: dict[str, Any] = {"merge_method": method, "models": entries, **keys}
-    if base is not None and registry()[method].base != "unused":
-        recipe["base_model"] = str(base)
-    shared = {n: v for n, v in options.items() if n not in per_model}
-    if shared:
-        recipe["parameters"] = shared
-    return recipe
+    return small_models.recipe_for(registry()[method], models, base, with_statistics(options, models), **keys)
 
 
 def write_inputs(

@@ -12,6 +12,7 @@ import yaml
 import alnico
 from alnico.methods import registry
 from alnico.methods.shared.documentation import first_recipe, read_documentation, recipe_text
+from alnico.testing import MethodCase, check_first_recipe, check_options
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -43,14 +44,13 @@ def test_the_page_has_every_option_with_its_range_and_default() -> None:
 
 @pytest.mark.parametrize("name", list(registry()))
 def test_the_first_recipe_of_a_method_is_one(name: str) -> None:
+    check_first_recipe(MethodCase(registry()[name]))
     shown = yaml.safe_load(recipe_text(first_recipe(registry()[name])))
-    recipe = alnico.load_recipe(shown)
-    assert recipe.merge_method == name
-    assert recipe.notes == ()
+    assert alnico.load_recipe(shown).merge_method == name
 
 
 @pytest.mark.parametrize("name", list(registry()))
-def test_every_option_is_explained(name: str) -> None:
-    told = read_documentation(registry()[name])
-    assert set(told.options) == set(registry()[name].options)
-    assert all(told.options.values())
+def test_every_option_is_explained_and_has_a_range(name: str) -> None:
+    method = registry()[name]
+    assert set(read_documentation(method).options) == set(method.options)
+    check_options(MethodCase(method, models=method.models[0] if method.models[1] else 3))

@@ -11,18 +11,14 @@ import alnico
 from alnico.errors import MethodError
 from alnico.methods import find, registry
 from alnico.methods.base import Merge, PerModel, Share, each, method
+from alnico.testing import MethodCase, check_presets
 from methods.merging import merge_arrays
 
-PRESETS = [(m.name, preset) for m in registry().values() for preset in m.presets]
 
-
-@pytest.mark.parametrize(("name", "preset"), PRESETS)
-def test_a_preset_binds_and_is_told_in_the_docstring(name: str, preset: str) -> None:
+@pytest.mark.parametrize("name", [m.name for m in registry().values() if m.presets])
+def test_a_preset_binds_and_is_told_in_the_docstring(name: str) -> None:
     chosen = find(name)
-    values = chosen.presets[preset]
-    lengths = {len(v) for v in values.values() if isinstance(v, tuple)}
-    chosen.bind(values, lengths.pop() if lengths else 1 if chosen.models == (1, 1) else 3)
-    assert f"\n    {preset}: " in chosen.documentation.partition("Presets:")[2]
+    check_presets(MethodCase(chosen, models=1 if chosen.models == (1, 1) else 3))
 
 
 def test_the_presets_of_the_papers_are_there() -> None:

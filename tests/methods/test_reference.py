@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from alnico.methods import registry
+from alnico.testing import MethodCase, check_reference
+from methods import sides
 from methods.cases import BY_NOISE, SETTINGS, counts, options
 from methods.merging import merge_arrays
 from references import noise
@@ -52,28 +54,18 @@ def test_a_method_agrees_with_its_reference(
 ) -> None:
     assert setting is not None, f"add settings for {name} to tests/methods/cases.py"
     reference = importlib.import_module(f"references.{name}")
-    base, models = made(count)
-    given = options(setting, count)
-    seed = 7
-    merged = merge_arrays(tmp_path, name, base, models, given, keys={"seed": seed})
-    for tensor, shape in SHAPES.items():
-        wide = [m[tensor].astype(np.float64) for m in models]
-        uniforms = (
-            [noise.uniform(seed, tensor, i, shape) for i in range(count)]
-            if name in BY_NOISE and shape != (300, 257)
-            else None
-        )
-        if name in BY_NOISE and uniforms is None:
-            continue  # drawing 77,100 numbers in Python integers for 8 models takes seconds; the others show the noise
-        expected = reference.merge(wide, base[tensor].astype(np.float64), given, uniforms)
-        error = np.abs(merged[tensor] - expected)
-        if hasattr(
-            reference, "undecided"
-        ):  # elections and selections so near that rounding decides are counted apart
-            undecided = reference.undecided(wide, base[tensor].astype(np.float64), given)
-            assert undecided.mean() < 1e-5 or undecided.sum() <= 1
-            error = np.where(undecided, 0.0, error)
-        assert error.max() / np.abs(expected).max() <= TOLERANCE, tensor
+    # Drawing 77,100 numbers in Python integers for 8 models takes seconds; the other tensors show the noise.
+    shapes = {n: s for n, s in SHAPES.items() if not (name in BY_NOISE and s == (300, 257))}
+    draw = noise.uniform if name in BY_NOISE else lambda *_: None
+    check_reference(
+        MethodCase(registry()[name], options(setting, count), count, sides.made),
+        tmp_path,
+        reference.merge,
+        tolerance=TOLERANCE,
+        undecided=getattr(reference, "undecided", None),
+        shapes=shapes,
+        draw=draw,
+    )
 
 
 @pytest.mark.parametrize(
