@@ -144,7 +144,7 @@ METHODS = {
 def test_a_merge_has_the_bits_of_the_weights_put_in_by_hand(method: str, tmp_path: Path) -> None:
     base, tuned = saved(tmp_path)
     result = alnico.merge(recipe(method, **METHODS[method]), tmp_path / "out")
-    (weighing,) = result.plan.weighings
+    (weighing,) = result.plan.norm_weight_groups
     assert weighing.norms is not None
     assert weighing.weights is not None
     assert np.allclose(weighing.norms, [norm(base, m) for m in tuned], rtol=1e-14, atol=0)
@@ -176,7 +176,7 @@ def test_norms_by_layer_and_by_tensor(per: str, groups: dict[str, tuple[str, ...
     base, tuned = saved(tmp_path)
     setting = {"from": "l2_norm", "mode": "power", "alpha": 2, "per": per, "scale": 0.5}
     result = alnico.merge(recipe(weight=setting), tmp_path / "out")
-    assert {w.place: tuple(w.tensors) for w in result.plan.weighings} == groups
+    assert {w.place: tuple(w.tensors) for w in result.plan.norm_weight_groups} == groups
     out = read_model(tmp_path / "out")
     for place, names in groups.items():
         norms = [norm(base, m, names) for m in tuned]
@@ -199,8 +199,11 @@ def test_a_setting_under_a_filter_is_measured_over_the_tensors_it_fits(tmp_path:
         {"from": "l2_norm"},
     ]
     plan = alnico.merge(recipe(weight=weight), tmp_path / "out").plan
-    assert [tuple(w.tensors) for w in plan.weighings] == [("embed.weight",), ("layers.0.w", "layers.1.w")]
-    assert plan.weighings[1].norms == pytest.approx(
+    assert [tuple(w.tensors) for w in plan.norm_weight_groups] == [
+        ("embed.weight",),
+        ("layers.0.w", "layers.1.w"),
+    ]
+    assert plan.norm_weight_groups[1].norms == pytest.approx(
         [norm(base, m, ("layers.0.w", "layers.1.w")) for m in tuned], rel=1e-14
     )
 
@@ -208,7 +211,7 @@ def test_a_setting_under_a_filter_is_measured_over_the_tensors_it_fits(tmp_path:
 def test_rules_of_other_methods_share_the_norms_of_the_whole_model(tmp_path: Path) -> None:
     saved(tmp_path)
     given = recipe() | {"methods": [{"filter": "layers", "merge_method": "linear"}]}
-    (weighing,) = alnico.plan(given).weighings
+    (weighing,) = alnico.plan(given).norm_weight_groups
     assert tuple(weighing.tensors) == NAMES
 
 
@@ -216,7 +219,7 @@ def test_a_model_with_a_number_keeps_it_and_the_others_are_weighed(tmp_path: Pat
     base, tuned = saved(tmp_path)
     save_model(tmp_path / "c", {n: ("F32", v + 1) for n, v in base.items()})
     given = recipe() | {"models": ["a", {"model": "c", "parameters": {"weight": -0.5}}, "b"]}
-    (weighing,) = alnico.merge(given, tmp_path / "out").plan.weighings
+    (weighing,) = alnico.merge(given, tmp_path / "out").plan.norm_weight_groups
     assert weighing.weights is not None
     w = weighing.weights
     alnico.merge(
@@ -255,7 +258,7 @@ def test_threads_blocks_and_budget_change_no_bit(tmp_path: Path) -> None:
         for i, (threads, memory) in enumerate([(1, "2GiB"), (3, "2GiB"), (1, "348MB")])
     ]
     assert len({r.plan.memory.block_elements for r in results}) == 2
-    assert len({r.plan.weighings[0].norms for r in results}) == 1
+    assert len({r.plan.norm_weight_groups[0].norms for r in results}) == 1
     assert model_bytes(tmp_path / "0") == model_bytes(tmp_path / "1") == model_bytes(tmp_path / "2")
 
 
@@ -291,7 +294,7 @@ def test_weights_of_slices_are_measured_over_the_whole_output(tmp_path: Path) ->
     ]
     given = recipe() | {"slices": slices}
     del given["models"]
-    (weighing,) = alnico.merge(given, tmp_path / "out").plan.weighings
+    (weighing,) = alnico.merge(given, tmp_path / "out").plan.norm_weight_groups
     assert weighing.norms == pytest.approx([norm(base, m) for m in tuned], rel=1e-14)
 
 
@@ -303,7 +306,7 @@ def test_a_stage_is_weighed_when_it_is_made(tmp_path: Path) -> None:
         "merge_method: linear\nbase_model: base\nmodels: [half, b]\nunrelated: allow\nparameters: {weight: {from: l2_norm}}\n"
     )
     (result,) = alnico.merge_documents(tmp_path / "r.yml", tmp_path / "out")
-    assert result.plan.weighings[0].norms == pytest.approx(
+    assert result.plan.norm_weight_groups[0].norms == pytest.approx(
         [norm(base, tuned[0]) / 2, norm(base, tuned[1])], rel=1e-6
     )
 
@@ -330,7 +333,7 @@ def test_a_model_that_equals_the_base_takes_the_largest_weight_in_exp_and_is_tol
     base, _ = saved(tmp_path)
     save_model(tmp_path / "same", {n: ("F32", v) for n, v in base.items()})
     result = alnico.merge(recipe() | {"models": ["a", "same", "b"]}, tmp_path / "out")
-    weights = result.plan.weighings[0].weights
+    weights = result.plan.norm_weight_groups[0].weights
     assert weights is not None
     assert max(weights) == weights[1]
     assert [n for n in result.plan.notes if "largest weight" in n] == [
@@ -385,7 +388,10 @@ def test_a_run_killed_after_measuring_does_not_measure_again(tmp_path: Path) -> 
     events: list[Event] = []
     result = alnico.merge("r.yml", "out", watch=events.append)
     assert not [e for e in events if isinstance(e, Measuring)]
-    assert result.plan.weighings[0].norms == alnico.merge("r.yml", "whole").plan.weighings[0].norms
+    assert (
+        result.plan.norm_weight_groups[0].norms
+        == alnico.merge("r.yml", "whole").plan.norm_weight_groups[0].norms
+    )
     assert model_bytes(Path("out")) == model_bytes(Path("whole"))
 
 
@@ -401,7 +407,7 @@ def test_plan_lock_and_card_say_what_is_measured_and_what_came_out(tmp_path: Pat
     lock = json.loads((tmp_path / "out" / "alnico.lock.json").read_text())
     (told,) = lock["weights"]
     assert [m["l2_norm"] for m in told["models"]] == pytest.approx([norm(base, m) for m in tuned], rel=1e-14)
-    assert [m["weight"] for m in told["models"]] == list(result.plan.weighings[0].weights or ())
+    assert [m["weight"] for m in told["models"]] == list(result.plan.norm_weight_groups[0].weights or ())
     card = (tmp_path / "out" / "README.md").read_text()
     first, second = (f"| {m['model']} | {m['l2_norm']:.6g} | {m['weight']:.6f} |" for m in told["models"])
     assert f"| model | L2 norm | weight |\n|---|---|---|\n{first}\n{second}\n" in card
@@ -465,7 +471,7 @@ def test_norms_of_an_analysis_give_the_weights_of_measured_ones_and_nothing_is_m
     )
     assert not [e for e in events if isinstance(e, Measuring)]
     measured = alnico.merge(recipe(weight={"from": "l2_norm", "per": per}), tmp_path / "measured")
-    for one, other in zip(result.plan.weighings, measured.plan.weighings, strict=True):
+    for one, other in zip(result.plan.norm_weight_groups, measured.plan.norm_weight_groups, strict=True):
         assert one.norms == pytest.approx(other.norms, rel=1e-14)
     assert str(tmp_path) not in (tmp_path / "out" / "README.md").read_text()
 
@@ -564,7 +570,7 @@ def test_weights_are_what_the_merge_takes(tmp_path: Path) -> None:
     saved(tmp_path)
     found = alnico.norm_weights(["a", "b"], base="base", per="layer", mode="power", alpha=2)
     merged = alnico.merge(recipe(weight=found.setting.data()), tmp_path / "out").plan
-    assert [(w.place, w.norms, w.weights) for w in merged.weighings] == list(
+    assert [(w.place, w.norms, w.weights) for w in merged.norm_weight_groups] == list(
         zip(found.places, found.norms, found.weights, strict=True)
     )
     assert found.models == ("a", "b")

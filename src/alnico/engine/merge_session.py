@@ -150,7 +150,9 @@ class Resident:
 
     def _with_norms(self, plan: Plan, cache: FactCache) -> Plan:
         jobs = {
-            i: [t.delta for t in w.tensors.values()] for i, w in enumerate(plan.weighings) if w.norms is None
+            i: [t.delta for t in w.tensors.values()]
+            for i, w in enumerate(plan.norm_weight_groups)
+            if w.norms is None
         }
         known = {i: norms for i, of in jobs.items() if (norms := cache.norms(of)) is not None}
 

@@ -34,13 +34,13 @@ def measure_norm_weights(
     note: Callable[[Mapping[int, Norms]], None] | None = None,
 ) -> Plan:
     """Return the settled plan: with the weights that are derived from norms. ``known`` are norms that an interrupted run has measured, by
-    the position of their group in ``plan.weighings``; ``note`` gets the others.
+    the position of their group in ``plan.norm_weight_groups``; ``note`` gets the others.
 
     Sums are in float64 over fixed leaves and then exact, so threads and blocks do not change them.
     Errors: MismatchError for a model at distance 0 where it cannot be, MethodError, NonFiniteError, and those of reading.
     """
     norms = dict(known)
-    missing = {i: w for i, w in enumerate(plan.weighings) if w.norms is None and i not in norms}
+    missing = {i: w for i, w in enumerate(plan.norm_weight_groups) if w.norms is None and i not in norms}
     if missing:
         if watch:
             watch(Measuring(sum(len(w.tensors) for w in missing.values())))
@@ -82,14 +82,14 @@ class NormWeights:
 
 def compute_norm_weights(plan: Plan) -> NormWeights:
     """Measure the norms of a plan and return the weights, without merging. Errors: MethodError if no weight depends on norms; those of :func:`measure_norm_weights`."""
-    if not plan.weighings:
+    if not plan.norm_weight_groups:
         raise MethodError(
             "weights: nothing depends on them; expected two models or more, with tensors to merge, and a scale other than 0."
         )
     if plan.to_measure:
         fetch_weights(plan)
         plan = measure_norm_weights(check_relatedness(plan), {})
-    done = plan.weighings
+    done = plan.norm_weight_groups
     first = done[0]
     labels = tuple(plan.sources[m].label for m in first.models)
     norms = tuple(w.norms or () for w in done)

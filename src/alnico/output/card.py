@@ -128,7 +128,7 @@ def _public_recipe(plan: Plan, local: Mapping[str, str]) -> str:
     """The recipe without the paths of this disk: only their last parts. ``local`` are public names of local models, by reference."""
     # A reference that is written as a mapping has its paths apart.
     paths = [part for reference in local for part in re.split(r"[+@]", reference) if part != reference]
-    paths += [weighing.setting.path for weighing in plan.weighings]
+    paths += [weighing.setting.path for weighing in plan.norm_weight_groups]
     paths += [source.label for source in plan.statistics]
     names = {**{path: Path(path).name for path in paths if Path(path).name != path}, **local}
     return format_recipe(replace_references(plan.recipe, names) if names else plan.recipe).strip()
@@ -150,9 +150,9 @@ def _places(plan: Plan, local: Sequence[str]) -> str:
 
 def _weights(plan: Plan) -> list[str]:
     """The weights that were derived from norms, if they hold for whole models; for those by layer or tensor, where to find them."""
-    if not plan.weighings:
+    if not plan.norm_weight_groups:
         return []
-    of_models = [group for group in plan.weighings if not group.place]
+    of_models = [group for group in plan.norm_weight_groups if not group.place]
     lines = [
         "",
         f"Weights follow from the L2 norms of the task vectors; `{LOCK}` has {'them' if of_models else 'those of each part'} in full.",

@@ -38,7 +38,7 @@ def needed_paths(plan: Plan) -> list[Path]:
     """List the paths that must stay until the output is complete: models, adapters, statistics, the recipe, analyses that it names."""
     paths = needed_files(plan.sources)
     paths += [Path(plan.recipe.folder) / Path(plan.recipe.name).name]
-    for weighing in plan.weighings:
+    for weighing in plan.norm_weight_groups:
         if weighing.setting.origin == "analysis" and weighing.setting.path:
             paths += [Path(weighing.setting.path), Path(plan.recipe.folder) / weighing.setting.path]
     return paths

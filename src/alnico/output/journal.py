@@ -46,7 +46,7 @@ class JournalState:
     records: list[Record] = field(default_factory=list)
     facts: dict[int, tuple[float, ...]] = field(default_factory=dict)
     norms: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    """By the position of their group in ``Plan.weighings``."""
+    """By the position of their group in ``Plan.norm_weight_groups``."""
 
     def __bool__(self) -> bool:
         return bool(self.records or self.facts or self.norms)
@@ -163,7 +163,7 @@ class Journal:
         self._lines.add(_numbers("fact", fact, value))
 
     def measured_norms(self, norms: Mapping[int, tuple[float, ...]]) -> None:
-        """Record norms, by the position of their group in ``Plan.weighings``."""
+        """Record norms, by the position of their group in ``Plan.norm_weight_groups``."""
         self._lines.add(*(_numbers("norms", *entry) for entry in norms.items()))
 
     def close(self, is_interrupted: bool = False) -> bool:

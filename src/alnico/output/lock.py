@@ -125,7 +125,11 @@ def format_lock(plan: Plan, records: Mapping[str, Record], files: Mapping[str, M
             }
             for i, source in enumerate(plan.sources)
         ],
-        **({"weights": [w.data(plan.sources) for w in plan.weighings]} if plan.weighings else {}),
+        **(
+            {"weights": [w.data(plan.sources) for w in plan.norm_weight_groups]}
+            if plan.norm_weight_groups
+            else {}
+        ),
         "dropped": [
             {"model": plan.sources[d.model].label, "tensor": d.name, "why": d.why} for d in plan.dropped
         ],

@@ -163,7 +163,7 @@ def _plan(
         config=config,
         files=files,
         left=left,
-        weighings=groups,
+        norm_weight_groups=groups,
     )
     analysed = [i for i, group in enumerate(groups) if group.setting.origin == "analysis"]
     return with_norms(plan, read_norms(plan, (".", recipe.folder), analysed)) if analysed else plan

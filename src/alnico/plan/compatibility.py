@@ -1,4 +1,4 @@
-"""Explains mismatches between models of different architectures or sizes, from configs and shapes."""
+"""Explains mismatches of models with different architectures or sizes, from configs and shapes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewrites ``config.json`` for outputs whose layers are rearranged, and refuses what it cannot express."""
+"""Rewrites ``config.json`` for rearranged layers, and refuses what it cannot express."""
 
 from __future__ import annotations
 

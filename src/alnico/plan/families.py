@@ -1,4 +1,4 @@
-"""Holds everything specific to model families: name endings, config keys, rules for layers, modules."""
+"""Lists what is specific to model families: name endings, config keys, layer rules, modules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Defines Plan and its parts: one job per output tensor, dropped tensors, memory and norm weights."""
+"""Defines Plan and its parts: one job per output tensor, dropped tensors, memory, norm weights."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ class Plan:
     """Side files to write. All others are copied from the donor."""
     left: frozenset[str] = frozenset()
     """Side files of the donor that are not copied."""
-    weighings: tuple[NormWeightGroup, ...] = field(default=(), compare=False)
+    norm_weight_groups: tuple[NormWeightGroup, ...] = field(default=(), compare=False)
     """Weights computed from norms. Until the norms are known, the jobs have equal weights."""
     stages: tuple[Plan, ...] = field(default=(), compare=False)
     """The plans of earlier stages, in the order in which they ran. Their sources are closed."""
@@ -167,7 +167,7 @@ class Plan:
     @property
     def to_measure(self) -> tuple[Job, ...]:
         """The task vectors whose norms must be measured before the first tensor is merged."""
-        return tuple(t.delta for w in self.weighings if w.norms is None for t in w.tensors.values())
+        return tuple(t.delta for w in self.norm_weight_groups if w.norms is None for t in w.tensors.values())
 
     @property
     def bytes_to_write(self) -> int:
@@ -196,7 +196,9 @@ class Plan:
             for j in self.jobs
         ]
         norms = [
-            list(w.norms) for w in self.weighings if w.setting.origin == "analysis" and w.norms is not None
+            list(w.norms)
+            for w in self.norm_weight_groups
+            if w.setting.origin == "analysis" and w.norms is not None
         ]
         shards = [[s.name, hashlib.sha256(s.start).hexdigest()] for s in self.shards]
         return {
@@ -229,7 +231,11 @@ class Plan:
                 {"model": self.sources[d.model].label, "tensor": d.name, "bytes": d.byte_size, "why": d.why}
                 for d in self.dropped
             ],
-            **({"weights": [w.data(self.sources) for w in self.weighings]} if self.weighings else {}),
+            **(
+                {"weights": [w.data(self.sources) for w in self.norm_weight_groups]}
+                if self.norm_weight_groups
+                else {}
+            ),
             "notes": list(self.notes),
             "jobs": [
                 {

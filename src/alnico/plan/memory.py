@@ -1,4 +1,4 @@
-"""Computes the peak memory of a run before it starts; chooses threads and block size for a budget."""
+"""Computes the peak memory of a run in advance; chooses threads and block size for a budget."""
 
 from __future__ import annotations
 

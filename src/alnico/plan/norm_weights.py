@@ -52,7 +52,7 @@ def with_norms(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
 
     Errors: MismatchError for a model equal to the base, MethodError.
     """
-    groups = list(plan.weighings)
+    groups = list(plan.norm_weight_groups)
     jobs_by_name: dict[str, Job] = {}
     equal: dict[tuple[NormWeight, int], list[str]] = {}
     for i, group_norms in norms.items():
@@ -68,7 +68,7 @@ def with_norms(plan: Plan, norms: Mapping[int, Norms]) -> Plan:
                 equal.setdefault((group.setting, model), []).append(group.place)
     jobs = tuple(jobs_by_name.get(job.name, job) for job in plan.jobs)
     notes = [_note(plan.sources[model].label, places) for (_, model), places in equal.items()]
-    return dataclasses.replace(plan, jobs=jobs, weighings=tuple(groups), notes=(*plan.notes, *notes))
+    return dataclasses.replace(plan, jobs=jobs, norm_weight_groups=tuple(groups), notes=(*plan.notes, *notes))
 
 
 def _weights(group: NormWeightGroup, norms: Norms, sources: Sequence[Source]) -> tuple[float, ...]:
@@ -102,7 +102,7 @@ def read_norms(plan: Plan, folders: Sequence[str], positions: Sequence[int]) -> 
     analyses: dict[str, _MeasuredNorms] = {}
     norms = {}
     for i in positions:
-        group = plan.weighings[i]
+        group = plan.norm_weight_groups[i]
         path = group.setting.path
         if path not in analyses:
             analyses[path] = _read(path, folders)
@@ -161,7 +161,7 @@ class _MeasuredNorms:
 
 def analysis_files(plan: Plan, folders: Sequence[str]) -> dict[str, Path]:
     """Return the analysis files of norm weights by their path in the recipe, searched in ``folders``."""
-    named = dict.fromkeys(w.setting.path for w in plan.weighings if w.setting.origin == "analysis")
+    named = dict.fromkeys(w.setting.path for w in plan.norm_weight_groups if w.setting.origin == "analysis")
     return {path: _file_of(path, folders) for path in named}
 
 

@@ -1,4 +1,4 @@
-"""Holds what a document says as a whole while its parts are read: its methods and the parts read so far."""
+"""Holds the state of a document while it is read: its methods and the parts read so far."""
 
 from __future__ import annotations
 

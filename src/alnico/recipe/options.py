@@ -1,4 +1,4 @@
-"""Resolves the options of one method at one tensor from levels, filters, gradients and mergekit's names."""
+"""Resolves a method's options at a tensor from levels, filters, gradients and mergekit's names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads the parameters of one level: options with single values, gradients over layers, or filters."""
+"""Reads the parameters of one level: options with single values, gradients or filters."""
 
 from __future__ import annotations
 

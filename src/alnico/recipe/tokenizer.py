@@ -1,4 +1,4 @@
-"""Reads ``tokenizer`` and ``tokenizer_source``: the output's vocabulary and the rows of its tokens."""
+"""Reads ``tokenizer``: the output's vocabulary and the sources of its tokens' rows."""
 
 from __future__ import annotations
 

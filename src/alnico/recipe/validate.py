@@ -1,4 +1,4 @@
-"""Checks a recipe as a whole: bases, model counts, required options, and options shared by all models."""
+"""Checks a recipe as a whole: bases, model counts, required options and shared options."""
 
 from __future__ import annotations
 

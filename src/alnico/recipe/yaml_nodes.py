@@ -1,4 +1,4 @@
-"""Parses YAML into nodes with line numbers, within limits of size, depth and time; plain scalars only."""
+"""Parses YAML into nodes with line numbers, within limits of size, depth and time."""
 
 from __future__ import annotations
 

@@ -116,8 +116,8 @@ def result_data(result: MergeResult) -> dict[str, Any]:
         "parameters": result.plan.elements,
         "resumed_tensors": result.resumed,
         **(
-            {"weights": [w.data(result.plan.sources) for w in result.plan.weighings]}
-            if result.plan.weighings
+            {"weights": [w.data(result.plan.sources) for w in result.plan.norm_weight_groups]}
+            if result.plan.norm_weight_groups
             else {}
         ),
         "notes": list(result.plan.notes),

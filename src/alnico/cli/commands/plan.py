@@ -155,7 +155,7 @@ def plan_text(plan: Plan, verbose: int, out: Path | None) -> Page:
 def weighing_lines(plan: Plan) -> list[str]:
     """What weights follow from: a line for those of one setting and models, with the weights where they are known for whole models."""
     groups: dict[Any, list[Any]] = {}
-    for weighing in plan.weighings:
+    for weighing in plan.norm_weight_groups:
         groups.setdefault((weighing.setting, weighing.models), []).append(weighing)
     lines = []
     for (setting, models), group in groups.items():
