@@ -59,8 +59,8 @@ def test_the_reading_of_a_recipe_reports_a_line_for_each_mistake() -> None:
 
 
 def test_what_was_found_goes_with_an_unchecked_error() -> None:
-    assert UncheckedError("a", "b", found=3).found == 3
-    assert pickle.loads(pickle.dumps(UncheckedError("a", found=3))).found == 3
+    assert UncheckedError("a", "b", result=3).result == 3
+    assert pickle.loads(pickle.dumps(UncheckedError("a", result=3))).result == 3
 
 
 def test_the_middle_of_a_word_of_thousands_of_characters_is_left_out() -> None:

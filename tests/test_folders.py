@@ -100,7 +100,7 @@ def test_a_report_takes_the_place_of_a_link(ours: Path, victim: Path) -> None:
 def test_a_link_is_not_brought_to_the_disk(ours: Path, victim: Path) -> None:
     (ours / "link").symlink_to(victim)
     folder = Folder(ours)
-    with pytest.raises(RunError, match="could not be brought to the disk"):
+    with pytest.raises(RunError, match="could not be flushed to disk"):
         sync_directory(ours / "link", folder)
     folder.close()
 
@@ -118,7 +118,7 @@ def test_folders_in_one_another_are_looked_at_to_a_depth(ours: Path) -> None:
     folder = Folder(ours)
     assert fault_in(folder) is None
     (deep / "d").mkdir()
-    assert fault_in(folder) == f"{deep / 'd'} is a folder in {DEEPEST} others"
+    assert fault_in(folder) == f"{deep / 'd'} is nested more than {DEEPEST} folders deep"
     folder.close()
 
 
@@ -138,10 +138,10 @@ def test_a_link_is_not_taken_for_ours(ours: Path, victim: Path) -> None:
     assert owner_fault_at(ours) is None
 
 
-def test_what_is_made_beside_a_folder_tells_nothing_of_another_disk(ours: Path) -> None:
+def test_what_is_sample_file_a_folder_tells_nothing_of_another_disk(ours: Path) -> None:
     device = ours.stat().st_dev
-    assert folders._made_beside(ours, device) is not None
-    assert folders._made_beside(ours, device + 1) is None
+    assert folders._sample_file(ours, device) is not None
+    assert folders._sample_file(ours, device + 1) is None
     assert list(ours.parent.iterdir()) == [ours]
 
 

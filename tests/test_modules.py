@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import alnico
-from alnico.checkpoint.shards import cut, indices_of
+from alnico.checkpoint.shards import indices_of, split_into_shards
 from alnico.errors import MismatchError, ModelError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -248,7 +248,7 @@ def test_one_file_holds_the_modules_under_their_names(tmp_path):
 
 
 def test_names_with_slashes_of_no_module_stay_in_the_models_file():
-    shards = cut(
+    shards = split_into_shards(
         [("a/b.w", "F32", (2,)), ("2_Dense/w", "F32", (2,)), ("c", "F32", (2,))],
         100,
         None,

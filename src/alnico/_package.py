@@ -1,4 +1,4 @@
-"""Packages that import their public names when they are first used."""
+"""Makes packages that import their public names on first use."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import sys
 from types import ModuleType
 
-TYPE_CHECKING = False  # importing typing takes half of the time until alnico handles Ctrl-C
+TYPE_CHECKING = False  # importing typing would double the time until alnico handles Ctrl-C
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +17,8 @@ class LazyPackage(ModuleType):
     """A package whose public names are imported on first use, and win over modules of the same name.
 
     Importing ``alnico.plan.build`` binds the module ``plan`` on the package ``alnico``; users call ``alnico.plan`` as a
-    function. Inside alnico, modules are imported with ``from alnico.plan.build import ...``, which does not look at the
-    attributes of the package.
+    function. Inside alnico, modules are imported with ``from alnico.plan.build import ...``, which does not use
+    the attributes of the package.
     """
 
     _modules_of: Mapping[str, str]
@@ -49,8 +49,8 @@ def make_lazy(package: str, modules: Mapping[str, Sequence[str]], others: Sequen
 
     Args:
         package: its name in ``sys.modules``.
-        modules: the public names of each module; those of the empty name are public packages.
-        others: public names that the package holds already.
+        modules: the public names of each module; those under the empty name are public packages.
+        others: public names that the package already has.
     """
     this = sys.modules[package]
     names = {name: module for module, listed in modules.items() for name in listed}

@@ -1,22 +1,23 @@
-"""Every error alnico raises on purpose, as one tree; each class carries its exit code.
+"""Defines every error that alnico raises on purpose, and the exit code of each.
 
     AlnicoError
     ├── RecipeError        3   the recipe is wrong
     │   └── MethodError    3   an option of a merge method is wrong
-    ├── ModelError         4   a model cannot be read, or its files lie
+    ├── ModelError         4   a model cannot be read, or its headers do not describe its files
     ├── MismatchError      5   models that do not fit together
     ├── NonFiniteError     6   a NaN or an infinity in an input or in the output
     ├── ResourceError      7   the memory budget or the disk is too small; refused before running
     ├── OutputError        8   the output exists or is busy
     ├── RunError           9   reading or writing failed while running; can be resumed
-    ├── VerificationError 10   what was written is not what was planned, or not what its lock or signature says
-    ├── UncheckedError    11   something could not be checked, which is never a pass
+    ├── VerificationError 10   the output does not match the plan, its lock, its inputs or its signature
+    ├── UncheckedError    11   a requested check could not be made, which never counts as passed
     ├── EvaluationError   12   a task cannot be read, or a model cannot be scored on it
-    └── HubError          13   the network or the hub: not found, no access, not reached, not in the cache
+    └── HubError          13   the network or the hub: not found, no access, no connection, not in the cache
 
-0 is success, 1 a mistake of ours (with a traceback), 2 a wrong command line, 130 an interrupt (can be resumed), 143 and 129 the same by SIGTERM
-and SIGHUP.
-14 is no error: ``alnico diff --exit-code`` found a difference. Without the option it exits with 0, as a difference is what it was asked for.
+Other exit codes: 0 is success; 1 a bug in alnico (with a traceback); 2 a wrong command line; 130, 143 and
+129 an interrupt by Ctrl-C, SIGTERM and SIGHUP, after which the same command resumes; 14 is not an error:
+``alnico diff --exit-code`` found a difference.
+
 A message says where, what was found, what was expected and what to do.
 """
 
@@ -27,15 +28,16 @@ import unicodedata
 from typing import Any
 
 INVISIBLE = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0")
-"""Characters that Unicode counts among letters and marks, and that nobody sees."""
+"""Invisible characters that Unicode classifies as letters or marks."""
 
 
 def visible(text: str) -> str:
     """Return ``text`` on one line, with everything that a terminal would obey or hide written as an escape.
 
-    Names, tokens and values come from files of strangers. Escaped are control characters (C0, DEL, C1, and with them newlines, tabs and
-    escape sequences), marks of direction, characters without width, separators of lines and paragraphs, surrogates and what Unicode has not
-    assigned. A backslash stays as it is, so that escaping twice changes nothing.
+    Names, tokens and values come from files of strangers. This escapes control characters (C0, DEL, C1, so
+    newlines, tabs and escape sequences too), direction marks, zero-width characters, line and paragraph
+    separators, surrogates and unassigned code points. A backslash stays as it is, so that escaping twice
+    changes nothing.
 
     >>> visible("model\\x1b[2K.weight\\nalnico: done")
     'model\\\\x1b[2K.weight\\\\nalnico: done'
@@ -57,21 +59,21 @@ LONGEST_WORD = 600
 
 
 def _shortened(text: str) -> str:
-    """Text without the middle of words (paths, names, values) of more than 600 characters.
+    """Cut the middle out of words (paths, names, values) of more than 600 characters.
 
     >>> len(_shortened("/a" * 2000)), _shortened("a b")
     (403, 'a b')
     """
     if len(text) <= LONGEST_WORD:
         return text
-    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda found: f"{found[0][:200]}...{found[0][-200:]}", text)
+    return re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda word: f"{word[0][:200]}...{word[0][-200:]}", text)
 
 
 class AlnicoError(Exception):
     """Base of all errors meant for the user. ``exit_code`` is what the command line returns.
 
-    Each argument is one line of the message. Lines are escaped by :func:`visible`, newlines in them included, so that no name from a file
-    can make a line of its own: ``RecipeError(*problems)``, never ``RecipeError("\\n".join(problems))``.
+    Each argument is one line of the message. :func:`visible` escapes each line, newlines included, so that no
+    name from a file can add a line: ``RecipeError(*problems)``, never ``RecipeError("\\n".join(problems))``.
     """
 
     exit_code = 1
@@ -100,7 +102,7 @@ class ModelError(AlnicoError):
 
 
 class MismatchError(AlnicoError):
-    """Models that cannot be merged with one another: names, shapes, values or vocabularies differ."""
+    """Models cannot be merged with one another: names, shapes, values or vocabularies differ."""
 
     exit_code = 5
 
@@ -118,13 +120,13 @@ class ResourceError(AlnicoError):
 
 
 class OutputError(AlnicoError):
-    """The output exists already, or another process is writing it."""
+    """The output already exists, or another process is writing it."""
 
     exit_code = 8
 
 
 class RunError(AlnicoError):
-    """Reading or writing failed while running. The unfinished output is kept; the same command takes it up."""
+    """Reading or writing failed while running. The unfinished output is kept; the same command resumes it."""
 
     exit_code = 9
 
@@ -136,23 +138,26 @@ class VerificationError(AlnicoError):
 
 
 class UncheckedError(AlnicoError):
-    """Something that was asked for could not be checked: a hash, an input or a key is missing. ``found`` is what was checked."""
+    """A requested check could not be made: a hash, an input or a key is missing.
+
+    ``result`` holds the checks that could be made.
+    """
 
     exit_code = 11
 
-    def __init__(self, *lines: object, found: Any = None) -> None:
+    def __init__(self, *lines: object, result: Any = None) -> None:
         super().__init__(*lines)
-        self.found = found
+        self.result = result
 
 
 class EvaluationError(AlnicoError):
-    """A task cannot be read, or an evaluation raised, or gave something else than a finite number."""
+    """A task cannot be read, or an evaluation raised an error or did not return a finite number."""
 
     exit_code = 12
 
 
 class HubError(AlnicoError):
-    """A model on the hub is not there, not to be had, not reached, or not in the cache while offline."""
+    """A model on the hub was not found, could not be accessed or reached, or is not cached while offline."""
 
     exit_code = 13
 
@@ -161,4 +166,4 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C; the unfinished output is kept."""
 
 DIFFERENT = 14
-"""Exit code of ``alnico diff --exit-code`` for models that are not equal. Not git's 1, which is a mistake of ours."""
+"""Exit code of ``alnico diff --exit-code`` for models that differ. Not 1 as in git: that is a bug in alnico."""

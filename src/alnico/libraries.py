@@ -1,7 +1,7 @@
-"""Importing libraries that read settings from the working directory, without that: what lies there may be a stranger's.
+"""Imports numba and matplotlib without the settings files of the working directory.
 
-numba reads ``.numba_config.yaml`` there, and matplotlib ``matplotlibrc``. Settings of the user's own, from the environment and from the home
-directory, stay.
+numba reads ``.numba_config.yaml`` there, and matplotlib ``matplotlibrc``; in a downloaded folder these may be
+a stranger's. The user's own settings, from the environment and the home directory, still apply.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "numba.core.config": {"_config_fname = '.numba_config.yaml'": "_config_fname = ''"},
     "matplotlib": {"yield 'matplotlibrc'": "yield ''"},
 }
-"""What is replaced in the source of a module while it is imported."""
+"""Text that is replaced in the source of a module while it is imported."""
 
 
 class _PatchingLoader(SourceFileLoader):
@@ -41,7 +41,7 @@ class _Finder:
 
 @contextmanager
 def without_local_settings() -> Iterator[None]:
-    """What is imported for the first time in this block takes no settings from the working directory."""
+    """Modules first imported in this block ignore settings files in the working directory."""
     finder = _Finder()
     sys.meta_path.insert(0, finder)
     try:

@@ -193,7 +193,7 @@ def test_a_full_disk_ends_the_analysis_and_keeps_what_is_measured(
 
     with monkeypatch.context() as patch:
         patch.setattr(
-            journal, "write_on", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+            journal, "write_all", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
         )
         with pytest.raises(RunError, match=r"journal\.jsonl: cannot be written \(No space left on device\)"):
             alnico.analyze(models[1], base=models[0], out=tmp_path / "out")

@@ -25,5 +25,5 @@ def test_a_folder_that_cannot_be_listed_is_not_taken_for_synced(tmp_path: Path) 
         sync_tree(tmp_path)
     assert str(caught.value) == (
         f"{tmp_path.resolve()}: cannot be written (Input/output error). "
-        "Make room or check the disk; the same command takes the merge up again."
+        "Make room or check the disk; the same command resumes the merge."
     )

@@ -79,7 +79,7 @@ def test_a_failing_read_says_what_the_system_says(descriptor, monkeypatch):
     with pytest.raises(RunError) as caught:
         read_fully(descriptor, memoryview(bytearray(8)), 2, "m/f: w")
     assert str(caught.value) == (
-        "m/f: w: reading 8 bytes at 2 failed (Input/output error). Check the disk; the same command takes the merge up again."
+        "m/f: w: reading 8 bytes at 2 failed (Input/output error). Check the disk; the same command resumes the merge."
     )
 
 
@@ -89,7 +89,7 @@ def test_a_full_disk_says_how_to_go_on(descriptor, monkeypatch):
         write_fully(descriptor, memoryview(b"12345678"), 2, "m/f: w")
     assert str(caught.value) == (
         "m/f: w: writing 8 bytes at 2 failed (No space left on device). "
-        "Make room or check the disk; the same command takes the merge up again."
+        "Make room or check the disk; the same command resumes the merge."
     )
 
 

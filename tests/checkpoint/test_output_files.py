@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from alnico.checkpoint.shards import OutputShard, cut, index_of
+from alnico.checkpoint.shards import OutputShard, index_of, split_into_shards
 from alnico.checkpoint.sidecars import copy_side_files, side_files, write_config
 from alnico.checkpoint.writer import OutputFiles
 from alnico.errors import RunError
@@ -78,31 +78,31 @@ def test_a_shard_is_filled_to_its_limit_and_not_beyond():
     tensors = [
         (name, "F32", (n,)) for name, n in (("a", 2), ("b", 1), ("c", 1), ("d", 4), ("e", 1))
     ]  # 8, 4, 4, 16, 4 bytes
-    assert names_in(cut(tensors, 16, None)) == [["a", "b", "c"], ["d"], ["e"]]
-    assert names_in(cut(tensors, 15, None)) == [["a", "b"], ["c"], ["d"], ["e"]]
-    assert [s.name for s in cut(tensors, 16, None)] == [
+    assert names_in(split_into_shards(tensors, 16, None)) == [["a", "b", "c"], ["d"], ["e"]]
+    assert names_in(split_into_shards(tensors, 15, None)) == [["a", "b"], ["c"], ["d"], ["e"]]
+    assert [s.name for s in split_into_shards(tensors, 16, None)] == [
         f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)
     ]
 
 
 def test_a_tensor_above_the_limit_is_alone_and_its_neighbours_stay_together():
     tensors = [("a", "F32", (1,)), ("big", "F32", (100,)), ("b", "F32", (1,)), ("c", "F32", (1,))]
-    assert names_in(cut(tensors, 8, None)) == [["a"], ["big"], ["b", "c"]]
-    assert names_in(cut(tensors[1:], 8, None)) == [["big"], ["b", "c"]]
+    assert names_in(split_into_shards(tensors, 8, None)) == [["a"], ["big"], ["b", "c"]]
+    assert names_in(split_into_shards(tensors[1:], 8, None)) == [["big"], ["b", "c"]]
 
 
 def test_what_fits_is_one_file():
     tensors = [("a", "F32", (2,)), ("b", "BF16", (4,))]
-    assert [s.name for s in cut(tensors, 16, None)] == ["model.safetensors"]
-    assert [s.name for s in cut(tensors, 1, "one.safetensors")] == ["one.safetensors"]
-    assert [s.name for s in cut([], 16, None)] == ["model.safetensors"]
+    assert [s.name for s in split_into_shards(tensors, 16, None)] == ["model.safetensors"]
+    assert [s.name for s in split_into_shards(tensors, 1, "one.safetensors")] == ["one.safetensors"]
+    assert [s.name for s in split_into_shards([], 16, None)] == ["model.safetensors"]
 
 
 def test_every_tensor_begins_at_a_multiple_of_its_element_size():
     random = np.random.default_rng(0)
     width = {"F64": 8, "F32": 4, "BF16": 2, "I64": 8, "BOOL": 1, "U8": 1, "I32": 4}
     tensors = [(f"t{i}", str(random.choice(list(width))), (int(random.integers(1, 9)),)) for i in range(60)]
-    shards = cut(tensors, 200, None)
+    shards = split_into_shards(tensors, 200, None)
     assert len(shards) > 3
     for t in (t for s in shards for t in s.header.tensors):
         assert t.begin % width[t.dtype] == 0
@@ -110,7 +110,7 @@ def test_every_tensor_begins_at_a_multiple_of_its_element_size():
 
 
 def test_the_index_says_where_each_tensor_is():
-    shards = cut([("b", "F32", (2,)), ("a", "BF16", (4,)), ("c", "I64", (1,))], 16, None)
+    shards = split_into_shards([("b", "F32", (2,)), ("a", "BF16", (4,)), ("c", "I64", (1,))], 16, None)
     name, text = index_of(shards)
     assert name == "model.safetensors.index.json"
     assert json.loads(text) == {
@@ -134,7 +134,7 @@ DTYPES = {"a": "F32", "b": "F64", "c": "I64"}
 
 
 def shards_of_arrays(limit: int) -> tuple[OutputShard, ...]:
-    return cut([(n, DTYPES[n], v.shape) for n, v in ARRAYS.items()], limit, None)
+    return split_into_shards([(n, DTYPES[n], v.shape) for n, v in ARRAYS.items()], limit, None)
 
 
 def write_all(files: OutputFiles) -> None:
@@ -232,7 +232,7 @@ def test_an_output_that_cannot_be_made_says_why(tmp_path, monkeypatch):
         OutputFiles(tmp_path, shards)
     assert str(caught.value) == (
         f"{tmp_path}/model.safetensors.unfinished: {shards[0].byte_size} bytes could not be written (No space left on device). "
-        "Make room; the same command takes the merge up again."
+        "Make room; the same command resumes the merge."
     )
 
 
@@ -243,8 +243,8 @@ def test_data_that_does_not_reach_the_disk_is_an_error(tmp_path, monkeypatch):
         files.sync()
     files.close()
     assert str(caught.value) == (
-        f"{tmp_path}/model.safetensors.unfinished: could not be brought to the disk (Input/output error). "
-        "Check the disk; the same command takes the merge up again."
+        f"{tmp_path}/model.safetensors.unfinished: could not be flushed to disk (Input/output error). "
+        "Check the disk; the same command resumes the merge."
     )
 
 
@@ -336,7 +336,7 @@ def test_a_side_file_that_cannot_be_carried_says_why(tmp_path):
         copy_side_files(tmp_path / "m", tmp_path)
     assert str(caught.value) == (
         f"{tmp_path}/m/tokenizer.json: could not be carried to the output (No such file or directory). "
-        "Make room or mend the file; the same command takes the merge up again."
+        "Make room or mend the file; the same command resumes the merge."
     )
 
 

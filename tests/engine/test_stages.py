@@ -206,7 +206,7 @@ def test_without_a_temporary_folder_a_plan_says_so(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(tempfile, "mkdtemp", none_is_usable)
     with pytest.raises(
         RunError,
-        match=r"temporary folder: nothing can be written there \(No usable .*\); .* set TMPDIR to a folder",
+        match=r"temporary folder: cannot be written to \(No usable .*\); .* set TMPDIR to a folder",
     ):
         alnico.plan_documents(unions())
 

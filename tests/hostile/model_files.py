@@ -196,8 +196,8 @@ def of_ours(text: str) -> Callable[[Path], Read]:
 
 
 MODEL_FILES = (
-    Malformed("a key is there twice", "a key is there twice", of_ours('{"a": 1, "a": 2}')),
-    Malformed("is no number of JSON", "is no number of JSON", of_ours('{"a": Infinity}')),
+    Malformed("duplicate key", "duplicate key", of_ours('{"a": 1, "a": 2}')),
+    Malformed("is not a JSON number", "is not a JSON number", of_ours('{"a": Infinity}')),
     # header.py
     Malformed("is a pointer of git-lfs", "is a pointer of git-lfs", raw(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")),
     Malformed("holds folders nested deeper than", "holds folders nested deeper than 100", in_a_module(lambda: "/".join(["d"] * 120))),
@@ -235,8 +235,8 @@ MODEL_FILES = (
     Malformed("expected a directory with safetensors files, one such file, or", "no such directory or file; expected a directory", lambda folder: reading(folder / "none")),
     Malformed("{}: is not JSON ({})", "is not JSON (Expecting", directory(model=ONE, config="{]")),
     Malformed("holds a JSON {}, expected an object", "holds a JSON list", directory(model=ONE, config=[1])),
-    Malformed("is nested deeper than {}; expected a file that describes", "is nested deeper than 100", directory(model=ONE, config=DEEP)),
-    Malformed("{}: holds half of a character, expected Unicode text", "holds half of a character", directory(model=ONE, config='{"a": "\\ud800"}')),
+    Malformed("is nested deeper than {} levels; expected a file that describes", "is nested deeper than 100", directory(model=ONE, config=DEEP)),
+    Malformed("{}: contains half of a character (a lone surrogate); expected Unicode text", "contains half of a character", directory(model=ONE, config='{"a": "\\ud800"}')),
     Malformed("is a LoRA adapter, expected a whole model", "is a LoRA adapter", adapter),
     Malformed("is an adapter ({} of its {} tensors", "is an adapter (2 of its 2 tensors", factors),
     Malformed("is a pipeline of diffusers", "is a pipeline of diffusers", pipeline),

@@ -75,7 +75,7 @@ def test_a_side_file_that_links_out_of_the_model_is_refused_before_anything_is_m
     (model / name).symlink_to(private)
     assert refusal(lambda: open_model(model)) == (
         f"{model / name}: is a link to {private}, outside the model's directory; expected a file inside it. "
-        "If you trust the model, put the file itself there; else do not use it."
+        "If you trust the model, replace the link by the file itself; otherwise do not use the model."
     )
     with pytest.raises(ModelError, match="outside the model's directory"):
         copy_side_files(
@@ -293,7 +293,9 @@ def test_odd_values_of_configs_and_templates_are_passed_over(tmp_path: Path) -> 
 
 def test_a_tokenizer_of_half_characters_is_refused_and_not_written(tmp_path: Path) -> None:
     save_json(tmp_path / "tokenizer_config.json", '{"chat_template": "\\ud83e"}')
-    assert "holds half of a character, expected Unicode text" in refusal(lambda: template_of(tmp_path))
+    assert "contains half of a character (a lone surrogate); expected Unicode text" in refusal(
+        lambda: template_of(tmp_path)
+    )
     save_json(tmp_path / "tokenizer_config.json", '{"chat_template": "\\ud83e\\uddf2"}')
     assert template_of(tmp_path) == "\U0001f9f2"
 

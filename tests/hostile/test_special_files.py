@@ -19,7 +19,7 @@ import pytest
 import alnico
 from alnico.checkpoint import sidecars
 from alnico.checkpoint.durable import copy_file
-from alnico.checkpoint.files import NotAFileError, open_regular, reading, reading_named
+from alnico.checkpoint.files import NotAFileError, open_binary, open_named, open_regular
 from alnico.errors import AlnicoError, EvaluationError, ModelError, RecipeError, RunError, VerificationError
 from hostile.malformed import save_json
 from made import save_model
@@ -232,13 +232,13 @@ def test_a_pipe_of_the_shell_is_read(tmp_path: Path) -> None:
     os.write(ends[1], b"merge_method: linear\nmodels: [a, b]\n")
     os.close(ends[1])
     try:
-        with reading_named(f"/dev/fd/{ends[0]}") as file:
+        with open_named(f"/dev/fd/{ends[0]}") as file:
             assert file.read() == b"merge_method: linear\nmodels: [a, b]\n"
     finally:
         os.close(ends[0])
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match="it is a pipe"):
-        reading_named(tmp_path / "pipe")
+        open_named(tmp_path / "pipe")
 
 
 def test_a_file_that_becomes_a_pipe_after_the_plan_ends_the_merge(
@@ -284,7 +284,7 @@ def test_a_card_of_ten_gigabytes_is_read_as_far_as_a_card_goes(tmp_path: Path) -
         file.truncate(10 << 30)
     alnico.plan({"merge_method": "linear", "models": [str(b), str(a)]})
     with pytest.raises(OSError, match="Is a directory"):
-        reading(tmp_path)
+        open_binary(tmp_path)
 
 
 def test_a_folder_of_very_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,7 +389,7 @@ GUARDS = (
     "path", sorted(SOURCE.rglob("*.py")), ids=lambda path: path.relative_to(SOURCE).as_posix()
 )
 def test_every_file_that_is_opened_goes_through_the_guard(path: Path) -> None:
-    """A call here waits for a pipe: open with `reading`, `read_small` or `open_to_read` of checkpoint/files.py, or say why not above."""
+    """A call here waits for a pipe: open with `open_binary`, `read_small` or `open_to_read` of checkpoint/files.py, or say why not above."""
     name = path.relative_to(SOURCE).as_posix()
     unguarded = [call for call in opened_in(path) if not any(guard in call for guard in GUARDS)]
     assert name in GUARDED | OTHERS or unguarded == []

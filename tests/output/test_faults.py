@@ -203,7 +203,7 @@ def test_a_short_read_and_a_read_that_fails_name_the_tensor_and_the_file(recipe:
         alnico.merge(recipe, root / "out")
     assert str(caught.value).startswith(f"{file}: first: reading 512 bytes at ")
     assert str(caught.value).endswith(
-        " failed (Input/output error). Check the disk; the same command takes the merge up again."
+        " failed (Input/output error). Check the disk; the same command resumes the merge."
     )
     shutil.rmtree(root / ".out.alnico-part")
 

@@ -179,7 +179,7 @@ def test_another_user_is_told_by_the_effective_id(
     part = interrupted(models / "small" / "recipe.yml", tmp_path / "out")
     user = os.geteuid()
     monkeypatch.setattr(os, "geteuid", lambda: user + 1)
-    monkeypatch.setattr(folders, "_made_beside", lambda *_: None)
+    monkeypatch.setattr(folders, "_sample_file", lambda *_: None)
     with pytest.raises(OutputError, match=f"{part} belongs to"):
         merged(models / "small" / "recipe.yml", tmp_path / "out")
 

@@ -376,7 +376,11 @@ def test_an_older_lock_without_hashes_of_side_files_is_checked_as_far_as_it_goes
         "out: could not check config.json, mergekit_config.yml, tokenizer_config.json: alnico.lock.json is of an older alnico, which did not "
         "write hashes of files beside the weights. `alnico reproduce` makes them again."
     )
-    assert (caught.value.found.tensors, caught.value.found.files, caught.value.found.recomputed.tensors) == (
+    assert (
+        caught.value.result.tensors,
+        caught.value.result.files,
+        caught.value.result.recomputed.tensors,
+    ) == (
         20,
         0,
         20,

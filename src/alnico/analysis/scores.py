@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.analysis.results import AnalysedModel
-from alnico.checkpoint.files import reading_named
+from alnico.checkpoint.files import open_named
 from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
 
@@ -188,7 +188,7 @@ def _estimate(score: Any, where: str) -> Estimate:
 
 def _table(path: Path) -> list[tuple[str, str, Any]]:
     try:
-        with io.TextIOWrapper(reading_named(path), "utf-8-sig", newline="") as file:
+        with io.TextIOWrapper(open_named(path), "utf-8-sig", newline="") as file:
             rows = [row for row in csv.reader(file) if row]
     except OSError as error:
         raise ModelError(

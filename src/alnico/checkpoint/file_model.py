@@ -40,7 +40,7 @@ class FileModel:
         self.shards = shards
         self.origin = origin
         self.notes = [note for shard in shards for note in shard.notes]
-        self._files = OpenFiles(opened=self._refuse_changed)
+        self._files = OpenFiles(on_open=self._refuse_changed)
         self._gathered: dict[str, memoryview] = {}
         self._lock = threading.Lock()
         self._place: dict[str, tuple[Shard, headers.TensorInfo]] = {}

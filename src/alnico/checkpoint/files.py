@@ -1,6 +1,6 @@
-"""Positioned reads and writes that finish or say why, and a bounded set of open files.
+"""Reads, writes and copies parts of files completely or raises; keeps few input files open.
 
-Reads go with ``preadv`` into the caller's buffer: no page faults on a fresh mapping, no copy.
+``preadv`` reads straight into the caller's buffer: no page faults on a fresh mapping, no copy.
 """
 
 from __future__ import annotations
@@ -21,30 +21,32 @@ from typing import BinaryIO
 from alnico.errors import ModelError, RunError
 
 MAX_OPEN_FILES = 8
-"""Files of one model open at once; the least recently used is closed first. Sixty-four models then stay below the 1,024 descriptors
-that a process commonly may have, and opening a file anew takes microseconds."""
+"""Files of one model open at once; the least recently used is closed first.
+
+64 models then stay below the usual limit of 1,024 descriptors per process; reopening takes microseconds.
+"""
 
 
 MAX_ENTRIES = 100_000
-"""Files and folders in the folder of a model, and in the folder of each of its modules."""
+"""Most files and folders in the folder of a model, and in the folder of each of its modules."""
 MAX_DEPTH = 100
-"""Folders inside one another in the folder of a model. Python walks and removes them by recursion, which it bounds at a thousand calls."""
+"""Deepest nesting in the folder of a model. Python walks and removes folders by recursion, limited to 1,000 calls."""
 
-OF_SHELL = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
-"""What a shell calls its pipes to a command."""
+SHELL_PIPE = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
+"""Paths of the pipes that a shell passes to a command."""
 
 
 class OpenFiles:
     """Descriptors of input files, opened when first read and closed when too many are open. Safe for threads.
 
-    ``opened`` is told of each file that is opened, and may refuse it.
+    ``on_open`` is called with each file that is opened, and may refuse it.
     """
 
     def __init__(
-        self, limit: int = MAX_OPEN_FILES, opened: Callable[[Path, int], None] | None = None
+        self, limit: int = MAX_OPEN_FILES, on_open: Callable[[Path, int], None] | None = None
     ) -> None:
         self._limit = limit
-        self._opened = opened
+        self._on_open = on_open
         self._lock = threading.Lock()
         self._open: OrderedDict[Path, list[int]] = OrderedDict()  # path -> [descriptor, readers now]
 
@@ -64,13 +66,13 @@ class OpenFiles:
             with self._lock:
                 entry[1] -= 1
                 if entry[1] == 0 and self._open.get(path) is not entry:
-                    os.close(entry[0])  # closed while it was read
+                    os.close(entry[0])  # close() was called during the read
 
     def _new(self, path: Path) -> int:
         descriptor = open_to_read(path)
         try:
-            if self._opened is not None:
-                self._opened(path, descriptor)
+            if self._on_open is not None:
+                self._on_open(path, descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -85,7 +87,7 @@ class OpenFiles:
             os.close(self._open.pop(path)[0])
 
     def close(self) -> None:
-        """Close all files; one that a thread reads now, when it has done so: its number must not become another file's before."""
+        """Close all files. A file that is being read is closed afterwards, so that its number is not reused too early."""
         with self._lock:
             for descriptor, readers in self._open.values():
                 if readers == 0:
@@ -98,14 +100,15 @@ class NotAFileError(OSError):
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
-    """Open a regular file; returns its descriptor. Nothing is waited for. Errors: OSError, of what is no regular file NotAFileError.
+    """Open a regular file without blocking; returns its descriptor.
 
-    Everything that a stranger may have put there is opened by this function.
+    Every file that may come from a stranger is opened by this function.
+    Errors: OSError; NotAFileError for anything but a regular file.
     """
-    # Looked at before it is opened, since opening a device can do something; and after, since it may be another thing by then.
+    # Checked before opening, since opening a device can have an effect, and after, since it may have been replaced.
     kind = os.stat(path).st_mode
     if stat.S_ISREG(kind):
-        # O_NONBLOCK, since a pipe that nobody writes would be waited for; for a file it says nothing.
+        # O_NONBLOCK: opening a pipe that nobody writes would block. It has no effect on a file.
         flags = (
             os.O_RDONLY
             | getattr(os, "O_CLOEXEC", 0)
@@ -121,21 +124,23 @@ def open_regular(path: str | os.PathLike[str]) -> int:
     raise NotAFileError(errno.EINVAL, "it is a pipe, a socket or a device", os.fspath(path))
 
 
-def reading(path: str | os.PathLike[str]) -> BinaryIO:
-    """A regular file, open to be read as bytes; use it in ``with``. Errors: OSError, as of :func:`open_regular`."""
+def open_binary(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a regular file to read bytes; use it in ``with``. Errors: OSError, as :func:`open_regular`."""
     return os.fdopen(open_regular(path), "rb")
 
 
-def reading_named(path: str | os.PathLike[str]) -> BinaryIO:
-    """A file that the user names in a call or on the command line, where a shell's ``<(command)`` or ``/dev/stdin`` is as good; use it in
-    ``with``. Errors: OSError, as of :func:`open_regular`."""
-    if OF_SHELL.fullmatch(os.fsdecode(path)):
+def open_named(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file that the user names, or a shell's ``<(command)`` or ``/dev/stdin``; use it in ``with``.
+
+    Errors: OSError, as :func:`open_regular`.
+    """
+    if SHELL_PIPE.fullmatch(os.fsdecode(path)):
         return open(path, "rb")
-    return reading(path)
+    return open_binary(path)
 
 
 def open_to_read(path: Path) -> int:
-    """Open a file; returns its descriptor. Errors: ModelError with the system's reason, and for what is no regular file."""
+    """Open a regular file; returns its descriptor. Errors: ModelError with the system's reason."""
     try:
         return open_regular(path)
     except NotAFileError:
@@ -148,13 +153,15 @@ def open_to_read(path: Path) -> int:
         ) from None
 
 
-def read_small(path: Path, most: int, expected: str) -> bytes:
-    """Read a whole file of at most ``most`` bytes. Errors: ModelError, saying what was ``expected``."""
+def read_small(path: Path, max_bytes: int, expected: str) -> bytes:
+    """Read a whole file of at most ``max_bytes``. Errors: ModelError, which states what was ``expected``."""
     descriptor = open_to_read(path)
     try:
         size = os.fstat(descriptor).st_size
-        if size > most:
-            raise ModelError(f"{path}: is larger than {most} bytes; expected {expected}. Check the model.")
+        if size > max_bytes:
+            raise ModelError(
+                f"{path}: is larger than {max_bytes} bytes; expected {expected}. Check the model."
+            )
         data = bytearray(size)
         read_fully(descriptor, memoryview(data), 0, path)
         return bytes(data)
@@ -163,25 +170,25 @@ def read_small(path: Path, most: int, expected: str) -> bytes:
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Refuse a file of a model that a link puts outside of the model's folder: reading it, or carrying it to the output, would give
-    away what is no part of the model. The hub's cache, where ``snapshots/COMMIT/`` links to ``blobs/``, is as it should be.
+    """Refuse a file of a model that is a link to outside the model's folder.
 
-    Errors: ModelError.
+    Reading it, or copying it to the output, would disclose a file that is not part of the model. The links of
+    the hub's cache from ``snapshots/COMMIT/`` to ``blobs/`` are allowed. Errors: ModelError.
     """
-    place, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
-    if place.is_relative_to(root):
+    target, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    if target.is_relative_to(root):
         return
     for part in (root, *root.parents):
-        if part.parent.name == "snapshots" and place.is_relative_to(part.parent.parent / "blobs"):
+        if part.parent.name == "snapshots" and target.is_relative_to(part.parent.parent / "blobs"):
             return
     raise ModelError(
-        f"{path}: is a link to {place}, outside the model's directory; expected a file inside it. "
-        "If you trust the model, put the file itself there; else do not use it."
+        f"{path}: is a link to {target}, outside the model's directory; expected a file inside it. "
+        "If you trust the model, replace the link by the file itself; otherwise do not use the model."
     )
 
 
 def is_text(name: str) -> bool:
-    """Can a name be written to a file of text? Not where it holds half of a character, or stands for bytes that are no UTF-8.
+    """Can a name be written to a text file? Not if it has a lone surrogate, or stands for bytes that are not UTF-8.
 
     >>> is_text("modèle.json"), is_text("mod\\udce8le.json")
     (True, False)
@@ -193,39 +200,40 @@ def is_text(name: str) -> bool:
     return True
 
 
-def entries_below(folder: Path, most: int | None = None) -> Iterator[tuple[Path, bool]]:
-    """Every entry in a folder and in the folders in it, and whether it is a folder. Links are entries, and are not followed.
+def entries_below(folder: Path, max_entries: int | None = None) -> Iterator[tuple[Path, bool]]:
+    """Yield every entry of a folder and its subfolders, and whether it is a folder. Links are not followed.
 
-    Errors: OSError; ModelError for folders nested deeper than ``MAX_DEPTH``, and for more than ``most`` entries.
+    Errors: OSError; ModelError for folders nested deeper than ``MAX_DEPTH``, and for more than ``max_entries``.
     """
-    left, count = [(folder, 0)], 0
-    while left:
-        place, depth = left.pop()
+    queue, count = [(folder, 0)], 0
+    while queue:
+        current, depth = queue.pop()
         if depth > MAX_DEPTH:
             raise ModelError(
-                f"{folder}: holds folders nested deeper than {MAX_DEPTH}; expected those of a model. Remove what is no part of the model."
+                f"{folder}: holds folders nested deeper than {MAX_DEPTH}; expected only the files of a model. "
+                "Remove everything that is not part of the model."
             )
-        with os.scandir(place) as entries:
+        with os.scandir(current) as entries:
             for entry in entries:
                 count += 1
-                if most is not None and count > most:
+                if max_entries is not None and count > max_entries:
                     raise ModelError(
-                        f"{folder}: holds more than {most} files and folders; expected those of one model. Put the model into a folder "
-                        "of its own."
+                        f"{folder}: holds more than {max_entries} files and folders; expected those of one model. "
+                        "Put the model into its own folder."
                     )
                 is_folder = entry.is_dir(follow_symlinks=False)
                 yield Path(entry.path), is_folder
                 if is_folder:
-                    left.append((Path(entry.path), depth + 1))
+                    queue.append((Path(entry.path), depth + 1))
 
 
-def files_below(folder: Path, most: int | None = None) -> list[Path]:
-    """All that is no folder in a folder and in the folders in it, sorted; see :func:`entries_below`, also for errors."""
-    return sorted(path for path, is_folder in entries_below(folder, most) if not is_folder)
+def files_below(folder: Path, max_entries: int | None = None) -> list[Path]:
+    """Return everything but folders in a folder and its subfolders, sorted; see :func:`entries_below`."""
+    return sorted(path for path, is_folder in entries_below(folder, max_entries) if not is_folder)
 
 
 def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object) -> None:
-    """Fill ``buffer`` from byte ``offset`` on. Errors: RunError if the system fails or the file ends early."""
+    """Fill ``buffer`` from byte ``offset``. Errors: RunError if the system fails or the file ends early."""
     done = 0
     while done < len(buffer):
         try:
@@ -233,7 +241,7 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object)
         except OSError as error:
             raise RunError(
                 f"{_place(where)}: reading {len(buffer)} bytes at {offset} failed ({error.strerror}). "
-                "Check the disk; the same command takes the merge up again."
+                "Check the disk; the same command resumes the merge."
             ) from None
         if count == 0:
             raise RunError(
@@ -255,10 +263,10 @@ def _sync_file_range() -> Callable[..., int] | None:
 
 
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
-    """Have the system write these bytes to the disk from now on, without waiting.
+    """Ask the system to start writing these bytes to disk, without waiting.
 
-    The disk then works while threads compute: bringing the whole output to the disk at the end takes milliseconds. It is
-    a hint; that everything has arrived is for ``fdatasync`` to say.
+    The disk then works while threads compute, and flushing the whole output at the end takes milliseconds. This
+    is only a hint: ``fdatasync`` confirms that everything was written.
     """
     call = _sync_file_range()
     if call is not None:
@@ -266,7 +274,7 @@ def start_writeback(descriptor: int, offset: int, size: int) -> None:
 
 
 def _place(where: tuple[object, ...]) -> str:
-    """The file and the tensor of a message; put together only when there is one to be written."""
+    """Join the file and the tensor for a message; done only when a message is needed."""
     return ": ".join(map(str, where))
 
 
@@ -279,12 +287,12 @@ def write_fully(descriptor: int, data: memoryview, offset: int, *where: object) 
         except OSError as error:
             raise RunError(
                 f"{_place(where)}: writing {len(data)} bytes at {offset} failed ({error.strerror}). "
-                "Make room or check the disk; the same command takes the merge up again."
+                "Make room or check the disk; the same command resumes the merge."
             ) from None
 
 
 def copy_fully(source: int, begin: int, target: int, offset: int, size: int, *where: object) -> bool:
-    """Copy bytes from one file to another within the system. Returns False where it cannot, before anything is copied.
+    """Copy bytes between files inside the system. Returns False where it cannot, before anything is copied.
 
     Errors: RunError with the system's reason, or if the source ends early.
     """
@@ -305,11 +313,11 @@ def copy_fully(source: int, begin: int, target: int, offset: int, size: int, *wh
                 return False
             raise RunError(
                 f"{_place(where)}: copying {size} bytes to {offset} failed ({error.strerror}). "
-                "Make room or check the disk; the same command takes the merge up again."
+                "Make room or check the disk; the same command resumes the merge."
             ) from None
         if count == 0:
             if done == 0:
-                return False  # some file systems say so; reading tells whether the file has ended
+                return False  # some file systems return 0; reading shows whether the file has ended
             raise RunError(
                 f"{_place(where)}: the file ended at byte {begin + done}, expected {size} bytes at {begin}. "
                 "It was changed while it was read; merge again from a complete file."

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote
 
 from alnico.checkpoint.file_model import FileModel, add_prefix, check_index, open_shard, read_shard
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, parse_json
 from alnico.checkpoint.network import (
     ANSWER_BYTES,
@@ -444,7 +444,7 @@ def _check_held(label: str, folder: Path, path: Path) -> None:
 
 def _sha256(path: Path, stop: threading.Event) -> str:
     digest = hashlib.sha256()
-    with reading(path) as file:
+    with open_binary(path) as file:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
             if stop.is_set():
@@ -480,7 +480,7 @@ def _cached(label: str, name: str, revision: str, cache: Path) -> Repository:
 
 
 def _first_line(path: Path) -> str:
-    with reading(path) as file:
+    with open_binary(path) as file:
         return file.read(100).decode("ascii").strip()
 
 

@@ -1,4 +1,4 @@
-"""JSON files, read with bounds on size and depth."""
+"""Reads JSON files of limited size and depth."""
 
 from __future__ import annotations
 
@@ -11,27 +11,33 @@ from alnico.checkpoint.files import read_small
 from alnico.errors import ModelError
 
 MAX_JSON_BYTES = 200_000_000
-"""Longest index or config that is read."""
+"""Size of the largest index or config that is read."""
 
 
 MAX_JSON_DEPTH = 100
-"""Deepest one: what is done with it is written by recursion, which Python bounds at a thousand calls."""
+"""Deepest nesting that is read: the code that uses it is recursive, and Python limits recursion to 1,000 calls."""
 
 
-HALF = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Where half of a character may stand, as JSON writes it."""
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+"""JSON's escape of a surrogate, which is half of a character unless its other half follows."""
 
 
 def read_json(path: Path, *, is_ours: bool = False) -> dict[str, Any]:
-    """Read a JSON object; of a file that alnico writes, without a key twice and without NaN. Errors: ModelError naming the file."""
+    """Read a JSON object. A file that alnico wrote may not have duplicate keys or NaN.
+
+    Errors: ModelError naming the file.
+    """
     return parse_json(read_small(path, MAX_JSON_BYTES, "a small JSON file"), path, is_ours=is_ours)
 
 
 def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, Any]:
-    """The JSON object of a file: of bounded depth, and of text that can be written again. Errors: ModelError naming the file."""
+    """Parse the JSON object of a file, of limited depth and with text that can be written again.
+
+    Errors: ModelError naming the file.
+    """
     try:
         loaded = (
-            json.loads(data, object_pairs_hook=_unique, parse_constant=_no_number)
+            json.loads(data, object_pairs_hook=_unique, parse_constant=_refuse_constant)
             if is_ours
             else json.loads(data)
         )
@@ -45,33 +51,40 @@ def parse_json(data: bytes, path: Path, *, is_ours: bool = False) -> dict[str, A
         )
     if _is_deep(loaded):
         raise ModelError(
-            f"{path}: is nested deeper than {MAX_JSON_DEPTH}; expected a file that describes a model. Check the model."
+            f"{path}: is nested deeper than {MAX_JSON_DEPTH} levels; expected a file that describes a model. "
+            "Check the model."
         )
-    if HALF.search(data):
+    if SURROGATE.search(data):
         try:
             json.dumps(loaded, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError:
             raise ModelError(
-                f"{path}: holds half of a character, expected Unicode text. Get the file from its source."
+                f"{path}: contains half of a character (a lone surrogate); expected Unicode text. "
+                "Download the file again from its source."
             ) from None
     return loaded
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("a key is there twice")
-    return found
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("duplicate key")
+    return entries
 
 
-def _no_number(word: str) -> None:
-    raise ValueError(f"{word} is no number of JSON")
+def _refuse_constant(word: str) -> None:
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _is_deep(value: dict[str, Any]) -> bool:
     level: list[Any] = [value]
     for _ in range(MAX_JSON_DEPTH):
-        level = [v for c in level for v in (c.values() if type(c) is dict else c) if type(v) in (dict, list)]
+        level = [
+            v
+            for container in level
+            for v in (container.values() if type(container) is dict else container)
+            if type(v) in (dict, list)
+        ]
         if not level:
             return False
     return True

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.source import Source, unwrap
@@ -129,7 +129,7 @@ def _name(source: Source) -> str:
 def _front(card: Path) -> Mapping[str, Any]:
     """The front matter of a card; nothing where there is none that can be read."""
     try:
-        with reading(card) as file:
+        with open_binary(card) as file:
             data = file.read(MAX_CARD_BYTES + 1)
         if len(data) > MAX_CARD_BYTES:
             return {}

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from alnico.checkpoint import header
-from alnico.checkpoint.files import entries_below, reading
+from alnico.checkpoint.files import entries_below, open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.sidecars import OURS, module_folders
@@ -102,7 +102,7 @@ def is_weights(path: Path) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        with reading(path) as file:
+        with open_binary(path) as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(8)
             length = header.parse_length(start, size, str(path)) if size else 0
@@ -154,7 +154,7 @@ def _is_database(path: Path) -> bool:
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
-        with reading(path) as file:
+        with open_binary(path) as file:
             return file.read(16) in (b"", b"SQLite format 3\0")
     except OSError:
         return False

@@ -1,4 +1,4 @@
-"""How much a quota lets a user still write, where the system tells (Linux 5.14 and later)."""
+"""Reads how many bytes a disk quota still leaves a user (Linux 5.14 and later)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import sys
 from pathlib import Path
 
 _QUOTACTL_FD = 443
-"""The number of the call, the same on all processors."""
+"""Number of the system call, the same on all processors."""
 _GET_QUOTA = 0x800007
 _USER, _GROUP = 0, 1
 _UNIT = 1024
-"""Bytes that a limit counts by."""
+"""Bytes per unit of a limit."""
 
 
 class _Quota(ctypes.Structure):
-    """``struct if_dqblk``: limits in units of 1 KiB, 0 for none; what is used in bytes."""
+    """``struct if_dqblk``: limits in units of 1 KiB, 0 for none; usage in bytes."""
 
     _fields_ = [
         (name, ctypes.c_uint64)
@@ -25,7 +25,7 @@ class _Quota(ctypes.Structure):
 
 
 def quota_left(folder: Path) -> int | None:
-    """Bytes that the quotas of this user and group leave on the disk of a folder; None where there is none, or nobody says."""
+    """Return the bytes that quotas of this user and group leave on a folder's disk; None if none is known."""
     if not sys.platform.startswith("linux"):
         return None
     left = [
@@ -40,11 +40,11 @@ def _left(folder: Path, kind: int, identity: int) -> int | None:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except (OSError, AttributeError):
         return None
-    found = _Quota()
+    quota = _Quota()
     try:
-        failed = call(_QUOTACTL_FD, descriptor, _GET_QUOTA << 8 | kind, identity, ctypes.byref(found))
+        failed = call(_QUOTACTL_FD, descriptor, _GET_QUOTA << 8 | kind, identity, ctypes.byref(quota))
     finally:
         os.close(descriptor)
-    if failed or not found.hard:
+    if failed or not quota.hard:
         return None
-    return max(int(found.hard) * _UNIT - int(found.used), 0)
+    return max(int(quota.hard) * _UNIT - int(quota.used), 0)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.memory_model import MemoryModel
 from alnico.checkpoint.source import Origin, Source, Tensor
 from alnico.numerics.dtypes import DTYPES
@@ -84,7 +84,7 @@ class ResidentModel:
 
     def _mapped(self, path: Path) -> np.ndarray:
         if path not in self._files:
-            with reading(path) as file:
+            with open_binary(path) as file:
                 self._files[path] = np.asarray(np.memmap(file, np.uint8, "r"))
         return self._files[path]
 

@@ -1,4 +1,4 @@
-"""How the output is cut into files: decided before a byte is written."""
+"""Splits the output into files, before a byte is written."""
 
 from __future__ import annotations
 
@@ -16,31 +16,32 @@ DEFAULT_MAX_SHARD_BYTES = 5_000_000_000
 
 @dataclass(frozen=True)
 class OutputShard:
-    """One output file: its name, its first bytes, and where each tensor goes."""
+    """One output file: its name, its first bytes, and the place of each tensor."""
 
     name: str
     start: bytes
     header: Header
     prefix: str = ""
-    """The folder of the module whose tensors it holds, with a ``/``; empty for those of the model itself."""
+    """Folder of the module whose tensors the file holds, ending in ``/``; empty for the model's own tensors."""
 
     @property
     def byte_size(self) -> int:
         return self.header.tensors[-1].end if self.header.tensors else len(self.start)
 
 
-def cut(
+def split_into_shards(
     tensors: Sequence[tuple[str, str, tuple[int, ...]]],
     max_shard_bytes: int,
     single_name: str | None,
     stem: str = STEM,
     folders: Collection[str] = (),
 ) -> tuple[OutputShard, ...]:
-    """Cut tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
+    """Split tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
-    A larger tensor has a shard of its own. One shard is ``model.safetensors``, or what ``stem`` says in place of ``model``; ``single_name``
-    puts all into one file of that name. A tensor that is named by one of ``folders``, as ``2_Dense/linear.weight``, goes into files of
-    that folder. Within a shard wider dtypes come first, so that every tensor is aligned to its element size.
+    A larger tensor gets its own shard. A single shard is called ``STEM.safetensors``; ``single_name`` puts all
+    tensors into one file of that name. A tensor whose name begins with one of ``folders``, such as
+    ``2_Dense/linear.weight``, goes into files of that folder. Within a shard wider dtypes come first, so that
+    every tensor is aligned to its element size.
     """
     parts: dict[str, list[tuple[str, str, tuple[int, ...]]]] = {}
     for name, dtype, shape in tensors:
@@ -60,9 +61,9 @@ def cut(
 
 
 def _prefix(name: str, folders: Collection[str]) -> str:
-    """The folder that a tensor is named by, with a ``/``; empty where it is none of ``folders`` or inside one."""
+    """Return the folder in a tensor's name, ending in ``/``; empty unless it is in ``folders`` or inside one."""
     folder = name.rpartition("/")[0]
-    return f"{folder}/" if any(folder == known or folder.startswith(f"{known}/") for known in folders) else ""
+    return f"{folder}/" if any(folder == top or folder.startswith(f"{top}/") for top in folders) else ""
 
 
 def _groups(
@@ -81,7 +82,7 @@ def _groups(
 
 
 def indices_of(shards: Iterable[OutputShard]) -> dict[str, str]:
-    """Return the indices of what is in several shards: name to text."""
+    """Return the index of each set of several shards: file name to text."""
     parts: dict[str, list[OutputShard]] = {}
     for shard in shards:
         parts.setdefault(shard.prefix, []).append(shard)

@@ -278,7 +278,7 @@ def _write_config(
 def _not_carried(path: Path, error: OSError) -> RunError:
     return RunError(
         f"{path}: could not be carried to the output ({error.strerror}). "
-        "Make room or mend the file; the same command takes the merge up again."
+        "Make room or mend the file; the same command resumes the merge."
     )
 
 

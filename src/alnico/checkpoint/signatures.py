@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
-from alnico.checkpoint.files import OF_SHELL, files_below, reading
+from alnico.checkpoint.files import SHELL_PIPE, files_below, open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.sidecars import SIGNATURE
@@ -193,9 +193,9 @@ def _special(folder: Path) -> Path | None:
 
 def _check_size(key: Path) -> None:
     """Refuse a key that is no regular file or too large to be one: the library reads all of it. Errors: OSError; ValueError."""
-    if OF_SHELL.fullmatch(os.fsdecode(key)):  # it can be read only once
+    if SHELL_PIPE.fullmatch(os.fsdecode(key)):  # it can be read only once
         return
-    with reading(key) as file:
+    with open_binary(key) as file:
         if len(file.read(MAX_KEY_BYTES + 1)) > MAX_KEY_BYTES:
             raise ValueError(f"larger than {MAX_KEY_BYTES} bytes")
 

@@ -24,7 +24,7 @@ from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
 from alnico.checkpoint.output_path import Replace, check_needed, check_written_into
 from alnico.checkpoint.overwrite import holds_statistics
-from alnico.checkpoint.shards import cut
+from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.source import Origin, Source, Tensor
 from alnico.checkpoint.writer import UNFINISHED, OutputFiles
 from alnico.errors import ModelError, NonFiniteError, OutputError, RunError
@@ -222,7 +222,9 @@ def write_statistics(
             TENSORS + UNFINISHED,
         ):  # made anew: what is there may be a link, or in use
             (out / name).unlink(missing_ok=True)
-        files = OutputFiles(out, cut([(n, "F32", v.shape) for n, v in tensors.items()], 1, TENSORS))
+        files = OutputFiles(
+            out, split_into_shards([(n, "F32", v.shape) for n, v in tensors.items()], 1, TENSORS)
+        )
         try:
             for name, values in tensors.items():
                 raw = np.ascontiguousarray(values, "<f4").reshape(-1).view(np.uint8)

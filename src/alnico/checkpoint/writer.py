@@ -1,6 +1,7 @@
-"""Output files: made at full size, blocks written at their place by any thread, the header last.
+"""Writes output files: full size first, blocks in any order from any thread, headers last.
 
-Until the output is complete its files are called ``NAME.unfinished`` and begin with zeros, so that nothing can load them.
+Until the output is complete its files are called ``NAME.unfinished`` and begin with zeros, so that no program
+can load them.
 """
 
 from __future__ import annotations
@@ -21,22 +22,24 @@ from alnico.folders import Folder, make_folders, open_to_write, reach
 
 UNFINISHED = ".unfinished"
 NO_HEADER = bytes(8)
-"""The length of a header, of none."""
+"""The length field of a missing header."""
 WRITEBACK_BYTES = 4 << 20
-"""How much of a file is written before the disk is told to begin with it."""
+"""Bytes of a file that are collected before the disk is asked to write them."""
 
 
 class OutputFiles:
-    """The open output files of one merge. ``write`` is safe for threads. ``inside`` is a folder that is held open and holds ``directory``."""
+    """The open output files of one merge. ``write`` is safe for threads.
+
+    ``inside`` is a folder that is held open and contains ``directory``.
+    """
 
     def __init__(self, directory: Path, shards: Sequence[OutputShard], inside: Folder | None = None) -> None:
         self.directory = directory
         self._inside = inside
         self._shards = shards
         self._descriptors: dict[str, int] = {}
-        self._waiting: dict[
-            str, tuple[int, int, int]
-        ] = {}  # shard -> first and last byte, bytes between them
+        # shard -> first byte, end, and bytes written between them
+        self._waiting: dict[str, tuple[int, int, int]] = {}
         self._lock = threading.Lock()
         self._is_sealed = False
         self._paths = {shard.name: self.path(shard.name) for shard in shards}
@@ -47,18 +50,17 @@ class OutputFiles:
             for folder in {self.path(shard.name).parent for shard in shards} - {directory}:
                 make_folders(folder, directory, inside)
             for shard in shards:
-                self._take_back(shard.name)
+                self._reopen(shard.name)
                 self._descriptors[shard.name] = _open_sized(self.path(shard.name), shard, inside)
+            # The journal's lines about a file are useless if the file's name is lost in a power cut.
             for folder in {directory, *(self.path(shard.name).parent for shard in shards)}:
-                sync_directory(
-                    folder, inside
-                )  # a journal's line about a file is worth nothing if the file's name is lost
+                sync_directory(folder, inside)
         except BaseException:
             self.close()
             raise
 
     def path(self, shard: str) -> Path:
-        """Where a shard is while it is written."""
+        """Return the path of a shard while it is unfinished."""
         return self.directory / (shard + UNFINISHED)
 
     def write(self, tensor: str, offset: int, data: memoryview) -> None:
@@ -68,10 +70,13 @@ class OutputFiles:
         self._start_writeback(shard, info.begin + offset, len(data))
 
     def place(self, tensor: str, offset: int, size: int) -> None:
-        """A file has no memory to compute in."""
+        """Do nothing: a file has no memory to compute in."""
 
     def copy(self, tensor: str, offset: int, size: int, source: Source, name: str) -> bool:
-        """Copy ``size`` bytes of a source's tensor without reading them. Returns False where that cannot be. Errors: RunError."""
+        """Copy ``size`` bytes of a source's tensor without reading them; returns False where that is impossible.
+
+        Errors: RunError.
+        """
         if not isinstance(source, FileModel):
             return False
         shard, info = self._place[tensor]
@@ -81,34 +86,34 @@ class OutputFiles:
         return True
 
     def _start_writeback(self, shard: str, offset: int, size: int) -> None:
-        """Have the disk begin with what was written, some megabytes at a time: a call takes as long as a small tensor's merge."""
+        """Ask the disk to start writing, some megabytes at a time: a call takes as long as merging a small tensor."""
         with self._lock:
-            first, last, waiting = self._waiting.get(shard, (offset, offset, 0))
-            first, last, waiting = min(first, offset), max(last, offset + size), waiting + size
-            self._waiting[shard] = (first, last, waiting)
+            begin, end, waiting = self._waiting.get(shard, (offset, offset, 0))
+            begin, end, waiting = min(begin, offset), max(end, offset + size), waiting + size
+            self._waiting[shard] = (begin, end, waiting)
             if waiting < WRITEBACK_BYTES:
                 return
             del self._waiting[shard]
-        start_writeback(self._descriptors[shard], first, last - first)
+        start_writeback(self._descriptors[shard], begin, end - begin)
 
     def read_into(self, tensor: str, offset: int, buffer: memoryview) -> None:
-        """Read back what was written. Errors: RunError."""
+        """Read back bytes of a tensor that were written. Errors: RunError."""
         shard, info = self._place[tensor]
         read_fully(self._descriptors[shard], buffer, info.begin + offset, self._paths[shard], tensor)
 
     def sync(self) -> None:
-        """Return when all that was written is on the disk. Errors: RunError."""
+        """Wait until everything that was written is on disk. Errors: RunError."""
         for shard, descriptor in self._descriptors.items():
             try:
                 getattr(os, "fdatasync", os.fsync)(descriptor)
             except OSError as error:
                 raise RunError(
-                    f"{self.path(shard)}: could not be brought to the disk ({error.strerror}). "
-                    "Check the disk; the same command takes the merge up again."
+                    f"{self.path(shard)}: could not be flushed to disk ({error.strerror}). "
+                    "Check the disk; the same command resumes the merge."
                 ) from None
 
     def seal(self) -> None:
-        """Bring all that was written to the disk, and then the headers: now the files can be read. Errors: RunError."""
+        """Flush the data to disk, then the headers, which make the files readable. Errors: RunError."""
         self.sync()
         for shard in self._shards:
             write_fully(self._descriptors[shard.name], memoryview(shard.start), 0, self._paths[shard.name])
@@ -122,8 +127,8 @@ class OutputFiles:
         for shard in self._shards:
             _rename(self.path(shard.name), self.directory / shard.name, self._inside)
 
-    def _take_back(self, shard: str) -> None:
-        """A file that was finished before an interrupt, between the last tensor and the end, is unfinished until it is checked."""
+    def _reopen(self, shard: str) -> None:
+        """Make a finished file unfinished again, until it is checked: the merge was interrupted just before its end."""
         if os.path.lexists(self.directory / shard):
             _rename(self.directory / shard, self.path(shard), self._inside)
 
@@ -142,13 +147,13 @@ def _open_sized(path: Path, shard: OutputShard, inside: Folder | None) -> int:
         ) from None
     try:
         if os.fstat(descriptor).st_size != shard.byte_size:
-            os.ftruncate(descriptor, shard.byte_size)  # free space is the plan's to check
+            os.ftruncate(descriptor, shard.byte_size)  # the plan has checked the free space
         write_fully(descriptor, memoryview(NO_HEADER), 0, str(path))
     except OSError as error:
         os.close(descriptor)
         raise RunError(
             f"{path}: {shard.byte_size} bytes could not be written ({error.strerror}). "
-            "Make room; the same command takes the merge up again."
+            "Make room; the same command resumes the merge."
         ) from None
     except RunError:
         os.close(descriptor)
@@ -163,5 +168,5 @@ def _rename(old: Path, new: Path, inside: Folder | None) -> None:
     except OSError as error:
         raise RunError(
             f"{old}: could not be renamed to {new.name} ({error.strerror}). "
-            "Check the disk; the same command takes the merge up again."
+            "Check the disk; the same command resumes the merge."
         ) from None

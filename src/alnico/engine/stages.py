@@ -123,7 +123,7 @@ def run_stages(
             held.remove()
     except OSError as error:
         raise RunError(
-            f"{work}: {error.strerror}. Make room or check the disk; the same command takes the merge up again."
+            f"{work}: {error.strerror}. Make room or check the disk; the same command resumes the merge."
         ) from None
     return tuple(results)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.memory_model import import_torch, to_torch
 from alnico.checkpoint.open_model import open_model
@@ -224,7 +224,7 @@ def _digest(folder: Path) -> str:
     for path in side_files(folder)[0]:
         name = path.as_posix()
         if "/" not in name and path.suffix != ".md":
-            with reading(folder / path) as file:
+            with open_binary(folder / path) as file:
                 found.update(f"{name}\0{os.fstat(file.fileno()).st_size}\0".encode())
                 while data := file.read(READ_BYTES):
                     found.update(data)

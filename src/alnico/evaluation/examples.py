@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.files import is_text, reading
+from alnico.checkpoint.files import is_text, open_binary
 from alnico.errors import EvaluationError
 
 ENDINGS = (".jsonl", ".csv", ".npz")
@@ -79,7 +79,7 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Read a text of UTF-8. Errors: EvaluationError."""
     try:
         _check_regular(Path(path))
-        with reading(path) as file:
+        with open_binary(path) as file:
             data = file.read(MOST_TEXT + 1)
         if len(data) > MOST_TEXT:
             raise EvaluationError(
@@ -139,7 +139,7 @@ def _texts(
 
 
 def _json_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with io.TextIOWrapper(reading(file), "utf-8-sig") as lines:
+    with io.TextIOWrapper(open_binary(file), "utf-8-sig") as lines:
         for number, line in enumerate(iter(lambda: lines.readline(MOST_LINE), ""), 1):
             if len(line) == MOST_LINE:
                 raise EvaluationError(
@@ -161,7 +161,7 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 
 def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    with io.TextIOWrapper(reading(file), "utf-8-sig", newline="") as lines:
+    with io.TextIOWrapper(open_binary(file), "utf-8-sig", newline="") as lines:
         reader = csv.reader(lines)
         try:
             header = next(reader, [])
@@ -187,7 +187,7 @@ def _csv_rows(file: Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
 def _images(file: Path, label: str | None, limit: int | None) -> Examples:
     try:
         _check_packed(file)
-        with reading(file) as packed, np.load(packed, allow_pickle=False) as arrays:
+        with open_binary(file) as packed, np.load(packed, allow_pickle=False) as arrays:
             held = {name: arrays[name] for name in arrays.files if name in ("images", "labels")}
             names = list(arrays.files)
     except (
@@ -226,7 +226,7 @@ def _images(file: Path, label: str | None, limit: int | None) -> Examples:
 
 def _check_packed(file: Path) -> None:
     """Refuse arrays that claim more than their part of the file holds. Errors: ValueError, BadZipFile, EvaluationError."""
-    with reading(file) as packed, zipfile.ZipFile(packed) as archive:
+    with open_binary(file) as packed, zipfile.ZipFile(packed) as archive:
         for part in archive.infolist():
             if part.filename in ("images", "labels"):
                 raise ValueError(f"{part.filename} is no array")

@@ -39,7 +39,7 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.files import reading_named
+from alnico.checkpoint.files import open_named
 from alnico.errors import AlnicoError, EvaluationError, RecipeError
 from alnico.evaluation.classification import Classification
 from alnico.evaluation.examples import read_examples, read_text
@@ -94,7 +94,7 @@ def read_tasks(
 
 def _text(name: str) -> str:
     try:
-        with reading_named(name) as file:
+        with open_named(name) as file:
             data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:
             raise EvaluationError(

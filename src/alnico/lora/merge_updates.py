@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from alnico.checkpoint.shards import cut
+from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.in_memory import Arrays, NullRecorder
@@ -67,7 +67,7 @@ class Merging:
             raise RunError(
                 f"{folder}: cannot be created ({error.strerror}). Choose another output."
             ) from None
-        files = OutputFiles(folder, cut([(name, job.dtype, job.shape)], 1, "merged"), part.folder)
+        files = OutputFiles(folder, split_into_shards([(name, job.dtype, job.shape)], 1, "merged"), part.folder)
         merged = Merged(name, job.dtype, job.shape, files, part.folder)
         try:
             self._run(name, files)

@@ -17,7 +17,7 @@ from alnico.checkpoint.durable import sync_tree, write_file
 from alnico.checkpoint.file_model import open_shard
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.lora_adapter import CONFIG, PREFIX, WEIGHTS
-from alnico.checkpoint.shards import OutputShard, cut
+from alnico.checkpoint.shards import OutputShard, split_into_shards
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.matrix import rounding_kernel
 from alnico.errors import NonFiniteError, RunError
@@ -132,7 +132,7 @@ class AdapterFiles:
         self.adapter = adapter
         self._part = part
         self._tensors = {name: (dtype, shape) for name, dtype, shape in adapter.tensors()}
-        self._shard: OutputShard = cut(adapter.tensors(), 1, WEIGHTS[0])[0]
+        self._shard: OutputShard = split_into_shards(adapter.tensors(), 1, WEIGHTS[0])[0]
         self.digests: dict[str, str] = {}
         try:
             make_folder(part.model, part.folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xxhash
 
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.source import Source
 from alnico.errors import ModelError
 from alnico.events import Advanced, Reading
@@ -63,7 +63,7 @@ def hash_file(path: Path) -> str:
 def hash_path(path: Path) -> str:
     """Return the xxh3-128 of a file's bytes. Errors: OSError."""
     state = xxhash.xxh3_128()
-    with reading(path) as file:
+    with open_binary(path) as file:
         while data := file.read(READ_BYTES):
             state.update(data)
     return state.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from alnico.checkpoint.files import reading_named
+from alnico.checkpoint.files import open_named
 from alnico.errors import RecipeError
 from alnico.methods.base import Method
 from alnico.recipe import scalars
@@ -77,7 +77,7 @@ def read_source(
     if "\n" in path:
         return path, "recipe", ".", True
     try:
-        with reading_named(path) as file:
+        with open_named(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise RecipeError(

@@ -15,11 +15,11 @@ import numpy as np
 
 from alnico._version import __version__
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.lineage import CARD, LOCK
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.output_path import check_twins
-from alnico.checkpoint.shards import cut
+from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.sidecars import SIGNATURE, modules_of
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.weight_files import stem_of
@@ -168,7 +168,7 @@ def _cut_like(model: FileModel, plan: Plan) -> Plan:
     donor = plan.sources[plan.donor]
     tensors = [(j.name, j.dtype, j.shape) for j in plan.jobs]
     return dataclasses.replace(
-        plan, shards=cut(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor))
+        plan, shards=split_into_shards(tensors, max(limit, 1), None, stem_of(donor), modules_of(donor))
     )
 
 
@@ -229,7 +229,7 @@ def _reason(name: str) -> str:
 def _first_difference(one: Path, other: Path) -> tuple[int | None, int]:
     """The first byte in which two files differ, if they do, and how many were compared."""
     done = 0
-    with reading(one) as a, reading(other) as b:
+    with open_binary(one) as a, open_binary(other) as b:
         while True:
             left, right = a.read(COMPARE_BYTES), b.read(COMPARE_BYTES)
             if left != right:

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 
 from alnico.checkpoint.file_model import FileModel
-from alnico.checkpoint.shards import cut
+from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.source import Source
 from alnico.checkpoint.writer import OutputFiles
 from alnico.engine.blocks import Span, chunks, units
@@ -242,7 +242,10 @@ def recompute(
             folder = room / step.stage.label
             folder.mkdir()
             step.stage.files = OutputFiles(
-                folder, cut([(j.name, j.dtype, j.shape) for j in step.jobs], 1 << 62, "stage.safetensors")
+                folder,
+                split_into_shards(
+                    [(j.name, j.dtype, j.shape) for j in step.jobs], 1 << 62, "stage.safetensors"
+                ),
             )
             _check_stage(step, _make_chunks(step, step.stage.files, MemoryRecorder(True), watch))
         last = steps[-1]

@@ -127,7 +127,7 @@ def no_recipe_message(out: Path) -> str:
 def refuse_unchecked(found: Verification) -> None:
     """Raise what could not be checked, for callers to whom only a pass is good. Errors: UncheckedError, with ``found``."""
     if found.unchecked:
-        raise UncheckedError(*found.unchecked, found=found)
+        raise UncheckedError(*found.unchecked, result=found)
 
 
 def add_signature(found: Verification, check: Callable[[], Path]) -> Verification:

@@ -12,7 +12,7 @@ from typing import Any
 
 import xxhash
 
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.files import open_binary
 from alnico.checkpoint.open_model import open_model
 from alnico.evaluation.tasks import Task
 from alnico.recipe.reference import resolve_reference
@@ -62,7 +62,7 @@ def models_data(references: Iterable[str], folder: str, *, offline: bool = False
 def _of_file(path: Path) -> list[Any]:
     size = path.stat().st_size
     digest = xxhash.xxh3_128()
-    with reading(path) as file:
+    with open_binary(path) as file:
         for i in range(PIECES):
             file.seek(max(size - PIECE_BYTES, 0) * i // (PIECES - 1))
             digest.update(file.read(PIECE_BYTES))
