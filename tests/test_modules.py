@@ -217,7 +217,9 @@ def test_weights_in_other_files_are_named_and_not_carried(tmp_path):
         (one / name).write_bytes(b"{}")
     plan = alnico.plan({**RECIPE, "models": [str(one)]})
     (note,) = [n for n in plan.notes if "left out" in n]
-    assert note.startswith(f"{one}: weights in other files are left out, neither merged nor carried: ")
+    assert note.startswith(
+        f"{one}: other weight files are ignored, neither merged nor copied to the output: "
+    )
     assert set(note.rstrip(".").rpartition(": ")[2].replace(" and 1 more", "").split(", ")) < set(others)
     alnico.merge({**RECIPE, "models": [str(one)]}, tmp_path / "out")
     files = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*")}
@@ -233,9 +235,9 @@ def test_a_shard_that_the_index_forgets_is_an_error(tmp_path):
     with pytest.raises(ModelError) as caught:
         alnico.open_model(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/model.safetensors.index.json: does not list model-00003-of-00003.safetensors, which lies beside it and is one of the shards of "
-        "model-00001-of-00003.safetensors; expected all of them. Index and shards are of different downloads; download the model again, or remove "
-        "the file that is no part of the model."
+        f"{tmp_path}/model.safetensors.index.json: does not list model-00003-of-00003.safetensors, which is in the same folder and is one of the shards of "
+        "model-00001-of-00003.safetensors; expected all of them. The index and the shards come from different downloads: download the model again, or remove "
+        "the file that is not part of the model."
     )
 
 

@@ -323,7 +323,7 @@ def _check_measured(signed: SignedInputs, plan: Plan, checked: set[str]) -> None
             checked.add(source.label)
     for path, place in analysis_files(plan, (".", plan.recipe.folder)).items():
         if path not in checked:
-            signed.check_place(place, path)
+            signed.check_path(place, path)
             checked.add(path)
 
 

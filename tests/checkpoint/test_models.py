@@ -154,7 +154,7 @@ def test_a_lora_adapter_without_its_base_is_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     made.save_file(tmp_path / "adapter_model.safetensors", TENSORS)
     assert refusal(tmp_path) == (
-        f"{tmp_path}: is a LoRA adapter, expected a whole model. Write it with its base, as BASE+{tmp_path}."
+        f"{tmp_path}: is a LoRA adapter, expected a whole model. Name it together with its base: BASE+{tmp_path}."
     )
 
 
@@ -163,7 +163,7 @@ def test_a_missing_numbered_shard_is_named(tmp_path):
     (tmp_path / INDEX).unlink()
     (tmp_path / "model-00002-of-00003.safetensors").unlink()
     assert refusal(tmp_path) == (
-        f"{tmp_path}: misses model-00002-of-00003.safetensors; expected the 3 shards of one model, or an index ({INDEX}). "
+        f"{tmp_path}: model-00002-of-00003.safetensors is missing; expected the 3 shards of one model, or an index ({INDEX}). "
         "Complete the download."
     )
 
@@ -180,7 +180,7 @@ def test_a_shard_of_another_set_is_named(tmp_path):
 
 def test_a_set_of_no_shards_is_refused(tmp_path):
     made.save_file(tmp_path / "model-00000-of-00000.safetensors", TENSORS)
-    assert refusal(tmp_path).startswith(f"{tmp_path}: misses model-00001-of-00001.safetensors; ")
+    assert refusal(tmp_path).startswith(f"{tmp_path}: model-00001-of-00001.safetensors is missing; ")
 
 
 def test_a_tensor_in_two_files_is_refused(tmp_path):
@@ -217,7 +217,7 @@ def test_an_index_that_points_outside_is_refused(tmp_path, name):
     (tmp_path / "m" / "a").mkdir(parents=True)
     write_index(tmp_path / "m", {"a": name})
     assert refusal(tmp_path / "m") == (
-        f"{tmp_path}/m/{INDEX}: tensor 'a' is said to be in {name!r}, outside the model's directory; "
+        f"{tmp_path}/m/{INDEX}: places tensor 'a' in {name!r}, outside the model's directory; "
         "expected a file inside it. Do not use this model: its index is hostile or damaged."
     )
 
@@ -226,7 +226,7 @@ def test_an_index_that_names_a_missing_file_is_refused(tmp_path):
     write_index(tmp_path, {"a": "x.safetensors"})
     assert (
         refusal(tmp_path)
-        == f"{tmp_path}/{INDEX}: names x.safetensors, which is not there. Complete the download."
+        == f"{tmp_path}/{INDEX}: lists x.safetensors, which does not exist. Complete the download."
     )
 
 

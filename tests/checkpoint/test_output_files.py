@@ -335,8 +335,8 @@ def test_a_side_file_that_cannot_be_carried_says_why(tmp_path):
     with pytest.raises(RunError) as caught:
         copy_side_files(tmp_path / "m", tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}/m/tokenizer.json: could not be carried to the output (No such file or directory). "
-        "Make room or mend the file; the same command resumes the merge."
+        f"{tmp_path}/m/tokenizer.json: could not be copied to the output (No such file or directory). "
+        "Make room or repair the file; the same command resumes the merge."
     )
 
 

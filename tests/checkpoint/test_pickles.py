@@ -342,7 +342,7 @@ def test_which_of_two_checkpoints_is_meant_is_asked(tmp_path):
     for name in ("a.pt", "b.pt"):
         torch.save({"w": torch.zeros(1)}, tmp_path / name)
     assert refusal(tmp_path) == (
-        f"{tmp_path}: has 2 checkpoints (a.pt, b.pt), expected one, or shards with an index. Give the path of the file that is meant."
+        f"{tmp_path}: has 2 checkpoints (a.pt, b.pt), expected one, or shards with an index. Give the path of the file to merge."
     )
 
 

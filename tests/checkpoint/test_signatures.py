@@ -98,10 +98,10 @@ def test_what_the_lock_does_not_hold_the_signature_does(change: Callable[[], obj
     change()
     assert alnico.verify("out").unchecked == ()
     message = told(lambda: alnico.verify("out", key=public))
-    assert message.startswith("out: its model.sig does not hold (k.pub: ValueError: Signature mismatch: ")
+    assert message.startswith("out: its model.sig is not valid (k.pub: ValueError: Signature mismatch: ")
     assert expected in message
     assert message.endswith(
-        "expected the files that were signed, and the signer's public key. Do not use this model, or get it anew."
+        "expected the files that were signed, and the signer's public key. Do not use this model, or download it again."
     )
 
 
@@ -110,15 +110,15 @@ def test_a_signature_of_another_key_or_of_none_is_no_pass() -> None:
     _, other = keys("other")
     alnico.merge(PAIR, "out")
     assert told(lambda: alnico.verify("out", key=public), UncheckedError) == (
-        "out: could not check its signature: it has no model.sig. `alnico sign` makes one."
+        "out: the signature could not be checked: there is no model.sig. `alnico sign` makes one."
     )
     alnico.sign("out", private)
     assert told(lambda: alnico.verify("out", key=other)).startswith(
-        "out: its model.sig does not hold (other.pub: ValueError: Key mismatch"
+        "out: its model.sig is not valid (other.pub: ValueError: Key mismatch"
     )
     Path("out/model.sig").write_text("{}")
     assert told(lambda: alnico.verify("out", key=public)).startswith(
-        "out: its model.sig does not hold (k.pub: "
+        "out: its model.sig is not valid (k.pub: "
     )
 
 
@@ -149,7 +149,7 @@ def test_keys_that_cannot_be_used_are_named() -> None:
     private, public = keys("k")
     rsa_private, rsa_public = write_keys("rsa", rsa.generate_private_key(65537, 2048))
     assert told(lambda: alnico.sign("out", "nowhere.pem"), UncheckedError) == (
-        "nowhere.pem: could not be signed with (No such file or directory). Check the path."
+        "nowhere.pem: could not be used for signing (No such file or directory). Check the path."
     )
     for wrong in (rsa_private, public):
         assert told(lambda w=wrong: alnico.sign("out", w), UncheckedError).startswith(
@@ -162,7 +162,7 @@ def test_keys_that_cannot_be_used_are_named() -> None:
     )
     for wrong in (rsa_public, private):
         assert told(lambda w=wrong: alnico.verify("out", key=w), UncheckedError).startswith(
-            f"{wrong}: is no public key ("
+            f"{wrong}: is not a public key ("
         )
 
 
@@ -178,7 +178,11 @@ def test_a_key_that_is_no_small_file_is_refused_at_once(kind: str) -> None:
             file.truncate(1 << 40)
     else:
         os.mkdir("key")
-    said = "ValueError: larger than 65536 bytes" if kind == "large" else "cannot be read|could not be signed"
+    said = (
+        "ValueError: larger than 65536 bytes"
+        if kind == "large"
+        else "cannot be read|could not be (signed|used for signing)"
+    )
     for call in (
         lambda: alnico.verify("out", key="key"),
         lambda: alnico.sign("out", "key"),
@@ -202,8 +206,8 @@ def test_every_input_must_be_signed_but_those_that_are_named(run: Run) -> None:
     refused = (
         11,
         "",
-        "alnico: tuned-1: has no model.sig, and every input must be signed. Get the signed model; or say --allow-unsigned tuned-1 if you "
-        "trust it without.\n",
+        "alnico: tuned-1: has no model.sig, and every input must be signed. Get the signed model, or use --allow-unsigned tuned-1 if you "
+        "trust it without a signature.\n",
     )
     for more in ((), ("--require-signed",), ("--dry-run",), ("--allow-unsigned", "another")):
         assert run(*verifying, *more) == refused
@@ -223,7 +227,7 @@ def test_every_input_must_be_signed_but_those_that_are_named(run: Run) -> None:
         code, stdout, stderr = run("merge", "r.yml", "out", "--verify-inputs", "k.pub", *more)
         assert (code, stdout) == (10, "")
         assert stderr.startswith(
-            "alnico: tuned-1: its model.sig does not hold (k.pub: ValueError: Signature mismatch: "
+            "alnico: tuned-1: its model.sig is not valid (k.pub: ValueError: Signature mismatch: "
         )
         assert not Path("out").exists()
 
@@ -248,7 +252,7 @@ def test_a_file_of_a_signed_folder_is_checked_by_the_folders_signature(models: l
     alnico.merge(recipe, "out", verify_inputs=public)
     tamper("tuned-0/model.safetensors")
     message = told(lambda: alnico.merge(recipe, "out2", verify_inputs=public))
-    assert "its model.sig does not hold" in message
+    assert "its model.sig is not valid" in message
     assert not Path("out2").exists()
     Path("tuned-0/model.sig").unlink()
     assert "every input must be signed" in told(
@@ -405,7 +409,7 @@ def test_what_is_no_file_is_not_signed() -> None:
     alnico.merge(PAIR, "out")
     os.mkfifo("out/.hidden")
     assert told(lambda: alnico.sign("out", private), ModelError).startswith(
-        "out/.hidden: is a pipe, a socket, a device or a link to nowhere"
+        "out/.hidden: is a pipe, a socket, a device or a broken link"
     )
     assert not Path("out/model.sig").exists()
 
@@ -423,7 +427,7 @@ def test_a_signature_of_another_folder_or_over_less_than_all_files_does_not_hold
         "tuned-0", "tuned-0/model.sig"
     )
     sign_here("tuned-1", private)
-    assert "its model.sig does not hold (it is not over model.safetensors)" in told(
+    assert "its model.sig is not valid (it does not cover model.safetensors)" in told(
         lambda: alnico.merge(PAIR, "out", verify_inputs=public)
     )
 
@@ -493,9 +497,7 @@ def test_a_model_of_the_hub_is_not_said_to_be_checked(
     _, public = keys("k")
     with serving(tmp_path / "home", monkeypatch) as hub:
         hub.add("org/one", Path("tuned-0"))
-        with pytest.raises(
-            UncheckedError, match=r"^org/one: is on the hub, of which not every file is fetched"
-        ):
+        with pytest.raises(UncheckedError, match=r"^org/one: is on the hub; a signature covers all files"):
             alnico.merge(
                 {"merge_method": "linear", "models": ["org/one", "tuned-1"]}, "out", verify_inputs=public
             )
@@ -506,5 +508,5 @@ def test_without_the_package_it_is_said_how_it_is_installed(monkeypatch: pytest.
     alnico.merge(PAIR, "out")
     monkeypatch.setitem(sys.modules, "model_signing.signing", None)
     assert told(lambda: alnico.sign("out", private), AlnicoError) == (
-        "signatures need model_signing, which is not installed. Say: pip install 'alnico[sign]'"
+        "signatures need model_signing, which is not installed. Run: pip install 'alnico[sign]'"
     )

@@ -101,7 +101,7 @@ def test_a_shard_that_is_not_there(run: Run) -> None:
     save_model(Path("b"), {"w": ("F32", MATRIX), "v": ("F32", MATRIX[0])}, {}, shards=2)
     Path("b/model-00001-of-00002.safetensors").unlink()
     assert refused(run, 4) == (
-        "b/model.safetensors.index.json: names model-00001-of-00002.safetensors, which is not there. Complete the download."
+        "b/model.safetensors.index.json: lists model-00001-of-00002.safetensors, which does not exist. Complete the download."
     )
 
 
@@ -151,7 +151,7 @@ def test_an_index_that_points_outside_the_directory(run: Run, place: str) -> Non
         json.dumps({"weight_map": {"w": place, "v": "model.safetensors"}})
     )
     assert refused(run, 4) == (
-        f"b/model.safetensors.index.json: tensor 'w' is said to be in {place!r}, outside the model's directory; "
+        f"b/model.safetensors.index.json: places tensor 'w' in {place!r}, outside the model's directory; "
         "expected a file inside it. Do not use this model: its index is hostile or damaged."
     )
 

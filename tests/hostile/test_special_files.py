@@ -256,7 +256,7 @@ def test_a_file_that_becomes_a_pipe_after_the_plan_ends_the_merge(
 
     monkeypatch.setattr(sidecars, "copy_file", swapped)
     with pytest.raises(
-        RunError, match=r"LICENSE: could not be carried to the output \(it is a pipe, a socket or a device"
+        RunError, match=r"LICENSE: could not be copied to the output \(it is a pipe, a socket or a device"
     ):
         alnico.merge({"merge_method": "linear", "models": [str(a), str(b)]}, tmp_path / "out")
 

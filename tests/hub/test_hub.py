@@ -60,7 +60,7 @@ def test_a_merge_from_the_hub_has_the_bytes_of_a_merge_of_local_copies(hub: Hub,
     Path("hub.yml").write_text(TIES.format("org/base", "org/one@main", "org/two"))
     Path("local.yml").write_text(TIES.format(*local))
     code, _, stderr = run("merge", "hub.yml", "out")
-    note = "note: org/base: weights in other files are left out, neither merged nor carried: pytorch_model.bin.\n"
+    note = "note: org/base: other weight files are ignored, neither merged nor copied to the output: pytorch_model.bin.\n"
     assert (code, stderr) == (0, "fetching 7 files of org/one@main, org/two, org/base, 46.5 kB\n" + note)
     assert run("merge", "local.yml", "expected")[0] == 0
     assert weights("out") == weights("expected")
@@ -289,12 +289,12 @@ def test_a_bare_name_is_taken_for_a_path_and_the_message_says_how_to_write_an_id
         ("org/a.git", "Repo_id cannot end by '.git'"),
         ("org/a b", "Repo id must use alphanumeric chars"),
         ("../org", None),
-        ("org/a@../../../x", "'../../../x' is no revision"),
-        ("org/a@/etc/passwd", "'/etc/passwd' is no revision"),
-        ("org/a@", "'' is no revision"),
-        ("org/a@-x", "'-x' is no revision"),
-        ("org/a@.", "'.' is no revision"),
-        ("org/a@x/./y", "'x/./y' is no revision"),
+        ("org/a@../../../x", "'../../../x' is not a revision"),
+        ("org/a@/etc/passwd", "'/etc/passwd' is not a revision"),
+        ("org/a@", "'' is not a revision"),
+        ("org/a@-x", "'-x' is not a revision"),
+        ("org/a@.", "'.' is not a revision"),
+        ("org/a@x/./y", "'x/./y' is not a revision"),
     ],
 )
 def test_a_name_cannot_lead_out_of_the_cache(hub: Hub, reference: str, why: str | None) -> None:
@@ -345,7 +345,7 @@ def test_offline_says_what_is_missing(
         patch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
         assert told(lambda: alnico.open_model("org/one", offline=not by_environment)) == (
             f"org/one: revision 'main' is not in the cache ({cache}), and alnico is offline; expected a model that was "
-            "fetched before. Go online (without --offline and HF_HUB_OFFLINE) once, or give a path."
+            "downloaded before. Run once online (without --offline and HF_HUB_OFFLINE), or give a path."
         )
     assert hub.requests == []
     alnico.open_model("org/one").close()
@@ -354,9 +354,9 @@ def test_offline_says_what_is_missing(
         patch.setattr(constants, "HF_HUB_OFFLINE", by_environment)
         index = cache / "snapshots" / commit / "model.safetensors.index.json"
         assert told(lambda: alnico.open_model("org/one", offline=not by_environment)) == (
-            f"org/one: the cache ({index.parent}) does not hold the whole model, and alnico is offline: {index}: names "
-            "model-00001-of-00002.safetensors, which is not there. Complete the download. "
-            "Go online (without --offline and HF_HUB_OFFLINE) once."
+            f"org/one: the cache ({index.parent}) does not hold the whole model, and alnico is offline: {index}: lists "
+            "model-00001-of-00002.safetensors, which does not exist. Complete the download. "
+            "Run once online (without --offline and HF_HUB_OFFLINE)."
         )
 
 
@@ -376,7 +376,7 @@ def test_every_refusal_of_the_hub_has_a_message_and_the_exit_code(hub: Hub, run:
         ),
         (
             "org/one@v9",
-            f"org/one@v9: {hub.url} has no revision 'v9' of it; expected a branch, a tag or a commit. Look at {hub.url}/org/one/tree/main.",
+            f"org/one@v9: {hub.url} has no revision 'v9' of it; expected a branch, a tag or a commit. See {hub.url}/org/one/tree/main.",
         ),
         (
             "org/gated",
@@ -415,15 +415,15 @@ def test_a_hub_that_is_not_reached_is_named(monkeypatch: pytest.MonkeyPatch, tmp
         hub.add("org/a", {})
     message = told(lambda: alnico.open_model("org/a"))
     assert message.startswith(
-        f"org/a: no such path here, and {hub.url} could not be reached or broke off (ConnectError: "
+        f"org/a: no such path here, and {hub.url} could not be reached or cut off the connection (ConnectError: "
     )
-    assert message.endswith("Check the connection and try again; --offline uses what the cache holds.")
+    assert message.endswith("Check the connection and try again; --offline uses only the cache.")
 
 
 def test_a_repository_of_pickles_is_refused(hub: Hub) -> None:
     hub.add("org/old", {"pytorch_model.bin": b"x", "config.json": b"{}"})
     assert told(lambda: alnico.open_model("org/old"), ModelError) == (
-        "org/old: its weights are a pickle (pytorch_model.bin), expected .safetensors; alnico fetches no pickles. "
+        "org/old: its weights are a pickle (pytorch_model.bin), expected .safetensors; alnico does not download pickles. "
         "Download the model yourself, and give its path."
     )
     assert not any(r.path.endswith(".bin") for r in hub.requests)
@@ -440,7 +440,7 @@ def test_a_module_that_is_a_pickle_is_refused_before_weights_come(hub: Hub) -> N
     assert told(
         lambda: alnico.merge({"merge_method": "linear", "models": ["org/st", "org/one"]}, "out"), ModelError
     ) == (
-        "org/st: its weights are a pickle (2_Dense/pytorch_model.bin), expected .safetensors; alnico fetches no pickles. "
+        "org/st: its weights are a pickle (2_Dense/pytorch_model.bin), expected .safetensors; alnico does not download pickles. "
         "Download the model yourself, and give its path."
     )
     assert not any(r.path.endswith(".bin") for r in hub.requests)
@@ -460,7 +460,7 @@ def test_the_weights_of_modules_come_from_the_hub_and_are_merged(hub: Hub) -> No
     recipe = {"merge_method": "linear", "models": ["org/st0", "org/st1"], "unrelated": "allow"}
     plan = alnico.plan(recipe)
     assert (
-        "org/st0: weights in other files are left out, neither merged nor carried: 2_Dense/pytorch_model.bin."
+        "org/st0: other weight files are ignored, neither merged nor copied to the output: 2_Dense/pytorch_model.bin."
         in plan.notes
     )
     assert not any(r.path.endswith("2_Dense/model.safetensors") and not r.range for r in hub.requests)

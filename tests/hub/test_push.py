@@ -71,7 +71,7 @@ def test_a_private_push_to_a_public_model_uploads_nothing(hub: Hub, run: Run) ->
     code, stdout, stderr = run("push", "out", "me/merged", "--private")
     assert (code, stdout) == (13, "")
     assert stderr == (
-        f"alnico: {hub.url}/me/merged: is public, --private was said; nothing was uploaded. Make it private on the hub, or "
+        f"alnico: {hub.url}/me/merged: is public, but --private was used; nothing was uploaded. Make it private on the hub, or "
         "choose another name.\n"
     )
     assert list(hub.files("me/merged")) == ["README.md"]
@@ -144,7 +144,7 @@ BROKEN = {
     "no weights": (4, "out: has no .safetensors or .bin file, expected a model. Check the path."),
     "a shard is missing": (
         4,
-        "out/model.safetensors.index.json: names model-00002-of-00002.safetensors, which is not there. Complete the download.",
+        "out/model.safetensors.index.json: lists model-00002-of-00002.safetensors, which does not exist. Complete the download.",
     ),
     "a shard is cut": (4, "out/model-00002-of-00002.safetensors: "),
     "another lock": (
@@ -198,7 +198,7 @@ def test_a_push_offline_or_to_no_name_is_refused(hub: Hub, run: Run, monkeypatch
     assert run("push", "out", "merged")[0] == 4
     assert run("push", "out", "me/merged", "--branch", "../x")[0] == 13
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(HubError, match=r"^me/merged: HF_HUB_OFFLINE is set; a push needs the network"):
+    with pytest.raises(HubError, match=r"^me/merged: HF_HUB_OFFLINE is set, but a push needs the network"):
         alnico.push("out", "me/merged")
     assert hub.requests == []
 
@@ -316,7 +316,7 @@ def test_a_push_of_which_the_hub_leaves_files_out_is_no_success(hub: Hub, out: P
     code, stdout, stderr = run("push", str(out), "me/merged")
     assert (code, stdout) == (13, "")
     assert (
-        "after the upload, 'model-00002-of-00002.safetensors' there is not the file of this folder (1 such)"
+        "after the upload, 'model-00002-of-00002.safetensors' on the hub is not the file of this folder (1 such)"
         in stderr
     )
 
@@ -326,7 +326,7 @@ def test_a_push_of_which_the_hub_leaves_files_out_is_no_success(hub: Hub, out: P
     ("change", "words"),
     [
         ({"id": "other/repo"}, "answers for 'other/repo'"),
-        ({"private": "true"}, "is public, --private was said"),
+        ({"private": "true"}, "is public, but --private was used"),
     ],
 )
 def test_a_push_to_what_is_not_as_it_was_asked_uploads_nothing(

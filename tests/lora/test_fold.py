@@ -320,7 +320,7 @@ def change(
         (
             {"config": {"rank_pattern": {"(a+)(b+)\\1": 4}}},
             "a: adapter_config.json: rank_pattern has the pattern '(a+)(b+)\\\\1', which has a reference to a group, an atomic group or a "
-            "possessive repetition, which are matched only beside one other repetition at most; expected names of modules, or a short "
+            "possessive repetition, which are supported only with at most one other repetition; expected names of modules, or a short "
             "regular expression. Do not use this adapter, or write the modules out.",
         ),
         (

@@ -182,7 +182,7 @@ LANGUAGE = {
     ),
     "a filter that is no expression": (
         "merge_method: linear\nmodels: [a]\nmethods: [{filter: 're:(', merge_method: linear}]",
-        "3: methods[0].filter is 're:(', which is no regular expression (missing ), unterminated subpattern at position 0). Correct it.",
+        "3: methods[0].filter is 're:(', which is not a regular expression (missing ), unterminated subpattern at position 0). Correct it.",
     ),
     "a filter a number": (
         "merge_method: linear\nmodels: [a]\nparameters: {weight: {filter: 3, value: 1}}",

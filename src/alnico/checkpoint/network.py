@@ -1,8 +1,9 @@
-"""Guards what huggingface_hub asks for alnico, and what it is answered.
+"""Checks the requests that huggingface_hub makes for alnico, and the responses to them.
 
-huggingface_hub knows the addresses, the token, the proxies and the layout of the cache. It trusts the hub, and waits for
-it: it reads answers of any length, writes files under names that a header gives, sends the token where an answer says, and
-sleeps as long as it is told. Hooks on its HTTP client hold each exchange to what alnico expects of it.
+huggingface_hub knows the addresses, the token, the proxies and the layout of the cache. But it trusts the hub:
+it reads responses of any length, names files after response headers, sends the token wherever a response
+redirects it, and sleeps for as long as it is asked to. Hooks on its HTTP client check each exchange against
+what alnico expects.
 """
 
 from __future__ import annotations
@@ -32,26 +33,26 @@ T = TypeVar("T")
 CONNECTIONS = 8
 TIMEOUT = "ALNICO_HUB_TIMEOUT"
 TIMEOUT_SECONDS = 30.0
-"""A server that is silent for this long, or slower than ``SLOWEST`` during it, is given up."""
+"""A transfer fails if the server is silent for this long, or slower than ``MIN_BYTES_PER_SECOND`` during it."""
 WAIT = "ALNICO_HUB_WAIT"
 WAIT_SECONDS = 60.0
-"""How long a request is repeated, in all, while the hub says that it is busy."""
-LONG = 5
-"""Where the hub says how long, one pause may be this many times as long as all the others: its limits are those of five minutes."""
-WRITES = 4
-"""A hub may think about a commit of many files before it answers: for this many timeouts."""
-SLOWEST = 1024
-"""Bytes per second of one connection."""
+"""Total time during which a request is repeated while the hub says that it is busy."""
+LONG_PAUSE_FACTOR = 5
+"""One pause that the hub asks for may be this many times ``WAIT``: its rate limits are per five minutes."""
+WRITE_TIMEOUTS = 4
+"""Timeouts that a hub may take to answer a commit of many files."""
+MIN_BYTES_PER_SECOND = 1024
+"""Slowest speed of one connection."""
 LONGEST_PAUSE = 16.0
-SAID = 5.0
-"""A pause that is mentioned."""
-CUT_OFF = 3
-"""How often a transfer that broke off is begun again."""
+LOGGED_PAUSE = 5.0
+"""Shortest pause that is logged, in seconds."""
+MAX_RESTARTS = 3
+"""How often a transfer that was cut off is started again."""
 
-ANSWER_BYTES = 1 << 25
-"""Limit of a JSON answer: a repository of a hundred thousand files takes some 30 MB."""
-ASIDE_BYTES = 1 << 16
-"""What is read of an error's or a redirect's body."""
+MAX_RESPONSE_BYTES = 1 << 25
+"""Largest JSON response: the list of a repository of 100,000 files takes about 30 MB."""
+MAX_ERROR_BYTES = 1 << 16
+"""Bytes that are read of the body of an error or a redirect."""
 
 BUSY = (408, 429, 500, 502, 503, 504)
 ETAG = re.compile(r"(?!\.)[\w.:+=@-]{1,200}", re.ASCII)
@@ -60,18 +61,18 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 XET = re.compile(r"[0-9a-fA-F]{64}")
 NUMBER = re.compile(r"[0-9]{1,18}")
 CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-([0-9]{1,18})/(?:[0-9]{1,18}|\*)")
-ASKED_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]*)")
+REQUESTED_RANGE = re.compile(r"bytes=([0-9]+)-([0-9]*)")
 CONTROLS = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f]")
-HOMES = ("https://huggingface.co", "https://hf.co")
-"""Where mirrors send their clients, and where the token belongs too."""
+OFFICIAL_HUBS = ("https://huggingface.co", "https://hf.co")
+"""Mirrors redirect their clients to these, which may get the token too."""
 
 
-class Ended(Exception):
-    """Another request has failed, or the user interrupts."""
+class Stopped(Exception):
+    """The transfer must stop: another request failed, or the user interrupted."""
 
 
 class Busy(Exception):
-    """The hub cannot answer now. ``pause`` is how many seconds it asks to wait; 0 where it does not say."""
+    """The hub cannot answer now. ``pause`` is the number of seconds it asks to wait; 0 if it does not say."""
 
     def __init__(self, status: int, pause: float) -> None:
         super().__init__(f"status {status}")
@@ -80,10 +81,10 @@ class Busy(Exception):
 
 @dataclass
 class Exchange:
-    """What is expected of the requests for one thing: the list of a model's files, or one file.
+    """What alnico expects of the requests for one item: the list of a model's files, or one file.
 
-    ``limit`` bounds the body of an answer. ``size`` and ``commit``, where they are given, are what the headers of a file must say, and
-    ``sha256`` what its content must have; ``is_proved`` says that the bytes that came have it.
+    ``limit`` bounds the body of a response. ``size`` and ``commit``, if set, must match the headers of a file,
+    and ``sha256`` its content; ``is_proved`` says that the received bytes have that hash.
     """
 
     label: str
@@ -101,20 +102,20 @@ class Exchange:
     def error(self, text: str) -> HubError:
         return HubError(f"{self.label}: {text}")
 
-    def arrived(self) -> None:
-        """Note a sign of life. Errors: Ended."""
+    def note_arrival(self) -> None:
+        """Note that the server sent something. Errors: Stopped."""
         self.has_arrived, self.silent = True, 0.0
         if self.stop.is_set():
-            raise Ended
+            raise Stopped
 
 
 _exchange: ContextVar[Exchange | None] = ContextVar("alnico_exchange", default=None)
 _uploads: list[Exchange] = []
-"""Pushes that run: huggingface_hub uploads files in threads of its own, which the context does not reach."""
+"""Uploads in progress: huggingface_hub uploads in its own threads, which the context variable does not reach."""
 
 
-def seconds(name: str, default: float) -> float:
-    """A number of seconds from the environment. Errors: HubError."""
+def read_seconds(name: str, default: float) -> float:
+    """Read a number of seconds from an environment variable. Errors: HubError."""
     text = os.environ.get(name, "").strip()
     try:
         value = float(text) if text else default
@@ -129,27 +130,28 @@ def seconds(name: str, default: float) -> float:
 
 @contextmanager
 def guarded(exchange: Exchange) -> Iterator[None]:
-    """Hold the requests that huggingface_hub makes inside to ``exchange``."""
+    """Check the requests that huggingface_hub makes in this block against ``exchange``."""
     _install()
-    before = _exchange.set(exchange)
+    token = _exchange.set(exchange)
     if exchange.is_upload:
         _uploads.append(exchange)
     try:
         yield
     finally:
         exchange.is_waiting = False
-        _exchange.reset(before)
+        _exchange.reset(token)
         if exchange.is_upload:
             _uploads.remove(exchange)
 
 
-def patiently(exchange: Exchange, call: Callable[[], T], *, tries: int = 1000) -> T:
-    """Call until the hub is no longer busy, or the time for that is over.
+def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int = 1000) -> T:
+    """Repeat a call while the hub is busy, for a limited time.
 
-    The pauses are what the hub asks for (``Retry-After``), at least 1, 2, 4, 8, 16, 16, ... seconds, and less where the whole time is. A transfer that broke off after it had begun is
-    begun again some times. Errors: HubError; what ``call`` raises.
+    Each pause is as long as the hub asks for (``Retry-After``), but at least 1, 2, 4, 8, 16, 16, ... seconds, or
+    proportionally less if ``WAIT`` is shorter than its default. A transfer that is cut off after it began is
+    started again up to ``MAX_RESTARTS`` times. Errors: HubError; what ``call`` raises.
     """
-    limit, waited, cuts, count, has_waited_long = seconds(WAIT, WAIT_SECONDS), 0.0, 0, 0, False
+    limit, waited, cuts, count, has_waited_long = read_seconds(WAIT, WAIT_SECONDS), 0.0, 0, 0, False
     while True:
         count += 1
         exchange.has_arrived = exchange.is_proved = False
@@ -157,71 +159,72 @@ def patiently(exchange: Exchange, call: Callable[[], T], *, tries: int = 1000) -
             with guarded(exchange):
                 return call()
         except Exception as error:
-            busy, cut = _busy(error), _is_cut(error) and exchange.has_arrived and cuts < CUT_OFF
-            if busy is None and not cut:
+            busy = _busy_error(error)
+            restarts = _is_cut_off(error) and exchange.has_arrived and cuts < MAX_RESTARTS
+            if busy is None and not restarts:
                 raise
             pause = min(2.0 ** min(count - 1, 9), LONGEST_PAUSE) * min(1.0, limit / WAIT_SECONDS)
             if busy is not None:
                 pause = max(pause, busy.pause)
                 is_long = waited + pause > limit
-                if (is_long and (has_waited_long or not 0 < busy.pause <= LONG * limit)) or count >= tries:
-                    raise exchange.error(_gave_up(busy, count, waited, limit)) from None
+                may_wait_long = not has_waited_long and 0 < busy.pause <= LONG_PAUSE_FACTOR * limit
+                if (is_long and not may_wait_long) or count >= tries:
+                    raise exchange.error(_busy_message(busy, count, waited, limit)) from None
                 has_waited_long |= is_long
-                if pause >= SAID:
+                if pause >= LOGGED_PAUSE:
                     logging.getLogger("huggingface_hub.alnico").warning(
                         "%s: the hub is busy (status %d); trying again in %.0f s",
                         exchange.label,
                         busy.status,
                         pause,
                     )
-            cuts += cut
+            cuts += restarts
         if exchange.stop.wait(pause):
-            raise Ended
+            raise Stopped
         waited += pause
 
 
-def _gave_up(busy: Busy, count: int, waited: float, limit: float) -> str:
+def _busy_message(busy: Busy, count: int, waited: float, limit: float) -> str:
     from huggingface_hub import constants
 
     times = "once" if count == 1 else f"{count} times in {waited:.0f} s"
-    asks = (
-        f" and asks to wait {busy.pause:.0f} s"
-        if 0 < busy.pause < 1e9
-        else " and asks to wait for ever"
-        if busy.pause
-        else ""
-    )
+    request = ""
+    if busy.pause:
+        duration = f"{busy.pause:.0f} s" if 0 < busy.pause < 1e9 else "forever"
+        request = f" and asks to wait {duration}"
     return (
-        f"{constants.ENDPOINT} is busy: it answered with status {busy.status} {times}{asks}. Try again later; the same command goes on. "
-        f"A larger {WAIT}, a number of seconds in the environment (now {limit:g}), waits longer."
+        f"{constants.ENDPOINT} is busy: it answered with status {busy.status} {times}{request}. "
+        "Try again later; the same command resumes. "
+        f"To wait longer, set the environment variable {WAIT} to more seconds (now {limit:g})."
     )
 
 
-def _busy(error: BaseException | None) -> Busy | None:
+def _busy_error(error: BaseException | None) -> Busy | None:
     from huggingface_hub.errors import HfHubHTTPError
 
     while error is not None:
         if isinstance(error, Busy):
             return error
         if isinstance(error, HfHubHTTPError) and error.response.status_code in BUSY:
-            return Busy(error.response.status_code, _pause(error.response.headers))
+            return Busy(error.response.status_code, _requested_pause(error.response.headers))
         error = error.__cause__
     return None
 
 
-def _is_cut(error: BaseException) -> bool:
+def _is_cut_off(error: BaseException) -> bool:
     kinds = {kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("httpx")}
     return bool(kinds & {"NetworkError", "RemoteProtocolError"}) and "ConnectError" not in kinds
 
 
-def each(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Make calls in a few threads, each with its exchange, and return what they return.
+def call_all(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make calls in a few threads, each with its exchange, and return their results.
 
-    The first error ends the others, and so does an interrupt; a thread that hangs is left behind. A server that is silent for twice the
-    timeout, whatever it does to the connection meanwhile, is given up. Errors: HubError; what a call raises.
+    The first error or an interrupt stops the others; a thread that hangs is abandoned. A server that sends
+    nothing for twice the timeout is an error, even if it keeps the connection alive.
+    Errors: HubError; what a call raises.
     """
     stop = threading.Event()
-    timeout = seconds(TIMEOUT, TIMEOUT_SECONDS)
+    timeout = read_seconds(TIMEOUT, TIMEOUT_SECONDS)
     work: queue.SimpleQueue[tuple[Future[T], Exchange, Callable[[], T]]] = queue.SimpleQueue()
     futures: list[Future[T]] = []
     for exchange, call in zip(exchanges, calls, strict=True):
@@ -236,11 +239,11 @@ def each(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> lis
             except queue.Empty:
                 return
             try:
-                future.set_result(patiently(exchange, call))
+                future.set_result(call_with_retries(exchange, call))
             except BaseException as error:
                 future.set_exception(error)
 
-    # Daemons: at its end, the interpreter would wait for threads of a pool, and so for a server that is slow.
+    # Daemon threads: at exit the interpreter would wait for the threads of a pool, and so for a slow server.
     threads = [
         threading.Thread(target=run, name="alnico-hub", daemon=True)
         for _ in range(min(len(calls), CONNECTIONS))
@@ -255,23 +258,31 @@ def each(exchanges: Sequence[Exchange], calls: Sequence[Callable[[], T]]) -> lis
             done, pending = wait(pending, step, FIRST_EXCEPTION)
             for future in done:
                 future.result()
-            passed = min(time.monotonic() - begin, 2 * step)  # a process that was stopped has not waited
+            passed = min(
+                time.monotonic() - begin, 2 * step
+            )  # time during which the process was stopped does not count
             for exchange in exchanges:
                 exchange.silent = exchange.silent + passed if exchange.is_waiting else 0.0
                 if exchange.silent > 2 * timeout:
                     raise exchange.error(
-                        f"nothing came from the hub for {exchange.silent:.0f} s. Try again; what was fetched before is kept. A larger {TIMEOUT}, a "
-                        f"number of seconds in the environment (now {timeout:g}), gives it more time."
+                        f"the hub sent nothing for {exchange.silent:.0f} s. {_retry_hint(timeout)}"
                     )
         return [future.result() for future in futures]
     finally:
         stop.set()
         for thread in threads:
-            thread.join(1.0 / len(threads))  # time to remove what is half fetched
+            thread.join(1.0 / len(threads))  # time to remove partial files
+
+
+def _retry_hint(timeout: float) -> str:
+    return (
+        "Try again; complete downloads are kept. "
+        f"To allow more time, set the environment variable {TIMEOUT} to more seconds (now {timeout:g})."
+    )
 
 
 def _install() -> None:
-    """Give the clients that huggingface_hub makes in this process the hooks. They leave alone what is not alnico's."""
+    """Add the hooks to the clients that huggingface_hub makes; they ignore requests that are not alnico's."""
     from huggingface_hub.utils import _http
 
     with _http._CLIENT_LOCK:
@@ -279,64 +290,67 @@ def _install() -> None:
         if getattr(make, "is_alnicos", False):
             return
 
-        def made() -> Any:
+        def make_hooked() -> Any:
             try:
                 client = make()
-            except (
-                Exception
-            ) as error:  # of httpx: an address of a proxy that is none, a package that a proxy needs
-                if _present() is None:
+            except Exception as error:  # from httpx: an invalid proxy address, a package that a proxy needs
+                if _current_exchange() is None:
                     raise
-                why = " ".join(str(error).split())[:200]
-                why = type(error).__name__ if "@" in why else why  # which may be a password
+                reason = " ".join(str(error).split())[:200]
+                reason = type(error).__name__ if "@" in reason else reason  # it may contain a password
                 raise HubError(
-                    f"no connection can be made ({why}). Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)."
+                    f"no connection can be made ({reason}). "
+                    "Check the proxies in the environment (HTTPS_PROXY, HTTP_PROXY, ALL_PROXY)."
                 ) from None
-            return _hooked(client)
+            return _add_hooks(client)
 
-        made.is_alnicos = True  # type: ignore[attr-defined]
-        # Not by set_client_factory, which closes the present client: others may be in the midst of a request.
-        _http._GLOBAL_CLIENT_FACTORY = made
+        make_hooked.is_alnicos = True  # type: ignore[attr-defined]
+        # Not with set_client_factory, which closes the current client: other threads may be using it.
+        _http._GLOBAL_CLIENT_FACTORY = make_hooked
         if _http._GLOBAL_CLIENT is not None:
-            _hooked(_http._GLOBAL_CLIENT)
+            _add_hooks(_http._GLOBAL_CLIENT)
 
 
-def _hooked(client: Any) -> Any:
+def _add_hooks(client: Any) -> Any:
     hooks = client.event_hooks
-    client.event_hooks = {"request": [*hooks["request"], _asks], "response": [*hooks["response"], _answers]}
+    client.event_hooks = {
+        "request": [*hooks["request"], _check_request],
+        "response": [*hooks["response"], _check_response],
+    }
     return client
 
 
-def _present() -> Exchange | None:
+def _current_exchange() -> Exchange | None:
     return _exchange.get() or (_uploads[-1] if _uploads else None)
 
 
-def _asks(request: Any) -> None:
-    """Look at a request before it is sent, redirected ones included."""
-    exchange = _present()
+def _check_request(request: Any) -> None:
+    """Check a request before it is sent; redirects are requests too."""
+    exchange = _current_exchange()
     if exchange is None:
         return
     if exchange.stop.is_set():
-        raise Ended
+        raise Stopped
     from huggingface_hub import constants
 
     url, home = urlsplit(str(request.url)), urlsplit(constants.ENDPOINT)
     if home.scheme == "https" and url.scheme != "https":
         raise exchange.error(
-            f"the hub sends to {_place(url)}, which is not encrypted; expected https as of {constants.ENDPOINT}. Check HF_ENDPOINT."
+            f"the hub redirects to {_origin(url)}, which is not encrypted; expected https, as in "
+            f"{constants.ENDPOINT}. Check HF_ENDPOINT."
         )
     if "Authorization" in request.headers and not any(
-        _is_same(url, urlsplit(at)) for at in (constants.ENDPOINT, *HOMES)
+        _is_same_origin(url, urlsplit(hub)) for hub in (constants.ENDPOINT, *OFFICIAL_HUBS)
     ):
         raise exchange.error(
-            f"the hub's answer would send your token to {_place(url)}; expected {constants.ENDPOINT}. Nothing was sent there. Check HF_ENDPOINT."
+            f"the hub's answer would send your token to {_origin(url)}; expected {constants.ENDPOINT}. "
+            "Nothing was sent there. Check HF_ENDPOINT."
         )
-    slow = seconds(TIMEOUT, TIMEOUT_SECONDS) * (
-        WRITES if exchange.is_upload and request.method not in ("GET", "HEAD") else 1
-    )
-    given = request.extensions.get("timeout") or {}
+    is_write = exchange.is_upload and request.method not in ("GET", "HEAD")
+    default = read_seconds(TIMEOUT, TIMEOUT_SECONDS) * (WRITE_TIMEOUTS if is_write else 1)
+    timeouts = request.extensions.get("timeout") or {}
     request.extensions["timeout"] = {
-        kind: slow if given.get(kind) is None else given[kind]
+        kind: default if timeouts.get(kind) is None else timeouts[kind]
         for kind in ("connect", "read", "write", "pool")
     }
     request.headers["Accept-Encoding"] = "identity"
@@ -344,25 +358,25 @@ def _asks(request: Any) -> None:
         exchange.is_waiting, exchange.silent = True, 0.0
 
 
-def _place(url: Any) -> str:
+def _origin(url: Any) -> str:
     return repr(f"{url.scheme}://{url.netloc.rpartition('@')[2]}"[:100])
 
 
-def _is_same(url: Any, home: Any) -> bool:
-    """The same origin, or the same host by https."""
+def _is_same_origin(url: Any, hub: Any) -> bool:
+    """Is it the hub's origin, or the same host with https instead of http?"""
     ports = {"http": 80, "https": 443}
-    there, here = ((u.scheme, u.port or ports.get(u.scheme)) for u in (url, home))
-    return url.hostname == home.hostname and (
-        there == here or (there == ("https", 443) and here == ("http", 80))
+    target, own = ((u.scheme, u.port or ports.get(u.scheme)) for u in (url, hub))
+    return url.hostname == hub.hostname and (
+        target == own or (target == ("https", 443) and own == ("http", 80))
     )
 
 
-def _answers(response: Any) -> None:
-    """Look at an answer before its body is read, and bound the body."""
-    exchange = _present()
+def _check_response(response: Any) -> None:
+    """Check a response before its body is read, and limit the body."""
+    exchange = _current_exchange()
     if exchange is None:
         return
-    exchange.arrived()
+    exchange.note_arrival()
     status, headers = response.status_code, response.headers
     for name in ("Location", "Link", "X-Error-Message", "X-HF-Warning"):
         if CONTROLS.search(headers.get(name, "")):
@@ -370,12 +384,12 @@ def _answers(response: Any) -> None:
                 raise exchange.error(
                     f"the hub's answer has control characters in its header {name}. Check HF_ENDPOINT."
                 )
-            del headers[name]  # a text that huggingface_hub would show
+            del headers[name]  # huggingface_hub would print it
     if status in BUSY:
-        pause = _pause(headers)
+        pause = _requested_pause(headers)
         if not exchange.is_upload:
             raise Busy(status, pause)
-        # While uploading, huggingface_hub repeats the part of a file that failed, and sleeps as long as it is told.
+        # While uploading, huggingface_hub repeats the failed part of a file, and sleeps for as long as these headers say.
         for name in ("Retry-After", "RateLimit"):
             if name in headers and not pause <= LONGEST_PAUSE:
                 del headers[name]
@@ -388,42 +402,43 @@ def _answers(response: Any) -> None:
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         if is_body and response.request.method != "HEAD":
             raise exchange.error(
-                f"the hub's answer is encoded as {headers['Content-Encoding'][:40]!r}; expected plain bytes, as they were asked for. Check "
-                "HF_ENDPOINT and what proxies do."
+                f"the hub's answer is encoded as {headers['Content-Encoding'][:40]!r}; expected plain bytes, as "
+                "requested. Check HF_ENDPOINT and your proxies."
             )
-        del headers["Content-Encoding"]  # what an error says is not worth unpacking
+        del headers["Content-Encoding"]  # the text of an error is not worth decoding
     if response.request.method != "HEAD" and not response.is_closed:
-        response.stream = _bounded(exchange, response, is_body, is_file)
+        response.stream = _bounded_stream(exchange, response, is_body, is_file)
     else:
         exchange.is_waiting = False
 
 
 def _check_file(exchange: Exchange, response: Any) -> None:
-    """Hold headers that describe a file against what the list of files said."""
+    """Compare the headers that describe a file with the hub's list of files."""
     headers = response.headers
     commit = headers.get("X-Repo-Commit", exchange.commit)
     if commit != exchange.commit:
         raise exchange.error(
-            f"the hub's answer is of the commit {commit[:60]!r}; expected {exchange.commit}. Try again; check HF_ENDPOINT."
+            f"the hub's answer is for commit {commit[:60]!r}; expected {exchange.commit}. "
+            "Try again; check HF_ENDPOINT."
         )
     if response.status_code >= 400:
         return
     for name in ("ETag", "X-Linked-ETag") if response.request.method == "HEAD" else ():
         if (etag := headers.get(name)) is not None and not ETAG.fullmatch(etag.lstrip("W/").strip('"')):
             raise exchange.error(
-                f"the hub's answer has the {name} {etag[:60]!r}; expected the hash of a file. Check HF_ENDPOINT."
+                f"the hub's answer has {name} {etag[:60]!r}; expected the hash of a file. Check HF_ENDPOINT."
             )
     if not XET.fullmatch(headers.get("X-Xet-Hash", "0" * 64)):
         raise exchange.error(
-            f"the hub's answer has the X-Xet-Hash {headers['X-Xet-Hash'][:60]!r}; expected a hash. Check HF_ENDPOINT."
+            f"the hub's answer has X-Xet-Hash {headers['X-Xet-Hash'][:60]!r}; expected a hash. Check HF_ENDPOINT."
         )
     sizes = ["X-Linked-Size"] + ["Content-Length"] * (response.status_code == 200)
     for name in sizes:
         text = headers.get(name)
         if text is not None and not (NUMBER.fullmatch(text) and int(text) == exchange.size):
             raise exchange.error(
-                f"the hub's answer has the size {text[:40]!r} ({name}); the list of its files says {exchange.size}. The model was changed, or the "
-                "hub is not one. Try again; check HF_ENDPOINT."
+                f"the hub's answer has size {text[:40]!r} ({name}); its list of files states {exchange.size}. "
+                "The model was changed, or the server is not a hub. Try again; check HF_ENDPOINT."
             )
     linked = headers.get("X-Linked-ETag", "").strip('"')
     if exchange.sha256 is None and SHA256.fullmatch(linked):
@@ -432,72 +447,70 @@ def _check_file(exchange: Exchange, response: Any) -> None:
 
 def _check_part(exchange: Exchange, response: Any) -> None:
     headers = response.headers
-    found = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-    asked = ASKED_RANGE.fullmatch(response.request.headers.get("Range", ""))
+    sent = CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
+    requested = REQUESTED_RANGE.fullmatch(response.request.headers.get("Range", ""))
     if (
-        not found
-        or not asked
-        or int(found[1]) != int(asked[1])
-        or not int(found[1]) <= int(found[2]) <= int(asked[2] or 10**18)
+        not sent
+        or not requested
+        or int(sent[1]) != int(requested[1])
+        or not int(sent[1]) <= int(sent[2]) <= int(requested[2] or 10**18)
     ):
         raise exchange.error(
-            f"the hub sent another part ({headers.get('Content-Range', 'without Content-Range')[:60]!r}) than was asked for "
-            f"({response.request.headers.get('Range', 'the whole file')!r}). Try again; check HF_ENDPOINT."
+            f"the hub sent {headers.get('Content-Range', 'a part without Content-Range')[:60]!r}; expected the requested "
+            f"part ({response.request.headers.get('Range', 'the whole file')!r}). Try again; check HF_ENDPOINT."
         )
 
 
-def check_sha256(exchange: Exchange, found: str) -> None:
-    """Errors: HubError where a file's content is another than the hub's list says."""
-    if found != exchange.sha256:
+def check_sha256(exchange: Exchange, sha256: str) -> None:
+    """Refuse a file whose content has another hash than the hub's list states. Errors: HubError."""
+    if sha256 != exchange.sha256:
         raise exchange.error(
-            f"arrived with the sha256 {found}; the hub says {exchange.sha256}. It was damaged on the way; nothing of it is kept. Try again."
+            f"arrived with sha256 {sha256}; the hub states {exchange.sha256}. It was damaged during the transfer "
+            "and was deleted. Try again."
         )
     exchange.is_proved = True
 
 
-def _bounded(exchange: Exchange, response: Any, is_body: bool, is_file: bool) -> Any:
-    """The stream of an answer, which ends the transfer at what may come, and when it hardly comes."""
+def _bounded_stream(exchange: Exchange, response: Any, is_body: bool, is_file: bool) -> Any:
+    """Return a response's stream that raises if too many bytes come, or if they come too slowly."""
     base = next(kind for kind in type(response.stream).__mro__ if kind.__name__ == "SyncByteStream")
-    inner, timeout = response.stream, seconds(TIMEOUT, TIMEOUT_SECONDS)
+    inner, timeout = response.stream, read_seconds(TIMEOUT, TIMEOUT_SECONDS)
     is_whole = is_body and is_file and response.status_code == 200 and exchange.sha256 is not None
-    limit = exchange.limit if is_file or exchange.size is None else ANSWER_BYTES
+    limit = exchange.limit if is_file or exchange.size is None else MAX_RESPONSE_BYTES
 
-    class Bounded(base):  # type: ignore[misc, valid-type]
+    class BoundedStream(base):  # type: ignore[misc, valid-type]
         def __iter__(self) -> Iterator[bytes]:
             if is_body:
                 yield from self.body()
                 return
-            said = bytearray()
+            error_body = bytearray()
             for chunk in inner:
-                exchange.arrived()
-                said += chunk
-                if len(said) > ASIDE_BYTES:
+                exchange.note_arrival()
+                error_body += chunk
+                if len(error_body) > MAX_ERROR_BYTES:
                     break
             exchange.is_waiting = False
-            yield _said(bytes(said[:ASIDE_BYTES]))
+            yield _readable_error(bytes(error_body[:MAX_ERROR_BYTES]))
 
         def body(self) -> Iterator[bytes]:
-            total, spent, came = 0, 0.0, 0
+            total, spent, received = 0, 0.0, 0
             digest = hashlib.sha256() if is_whole else None
             begin = time.monotonic()
             for chunk in inner:
-                exchange.arrived()
-                spent, came, total = (
-                    spent + min(time.monotonic() - begin, timeout),
-                    came + len(chunk),
-                    total + len(chunk),
-                )
+                exchange.note_arrival()
+                spent += min(time.monotonic() - begin, timeout)
+                received, total = received + len(chunk), total + len(chunk)
                 if total > limit:
                     raise exchange.error(
-                        f"the hub's answer is longer than the {limit} bytes that were expected. Try again; check HF_ENDPOINT."
+                        f"the hub's answer is longer than the expected {limit} bytes. Try again; check HF_ENDPOINT."
                     )
                 if spent >= timeout:
-                    if came < SLOWEST * spent:
+                    if received < MIN_BYTES_PER_SECOND * spent:
                         raise exchange.error(
-                            f"the hub sent {came} bytes in {spent:.0f} s, which is too slow; expected {SLOWEST} bytes a second. Try again; what was "
-                            f"fetched before is kept. A larger {TIMEOUT}, a number of seconds in the environment (now {timeout:g}), gives it more time."
+                            f"the hub sent {received} bytes in {spent:.0f} s, which is too slow; expected "
+                            f"{MIN_BYTES_PER_SECOND} bytes per second. {_retry_hint(timeout)}"
                         )
-                    spent, came = 0.0, 0
+                    spent, received = 0.0, 0
                 if digest:
                     digest.update(chunk)
                 yield chunk
@@ -510,26 +523,25 @@ def _bounded(exchange: Exchange, response: Any, is_body: bool, is_file: bool) ->
             exchange.is_waiting = False
             inner.close()
 
-    return Bounded()
+    return BoundedStream()
 
 
-def _said(body: bytes) -> bytes:
-    """What the body of an error says, in a form that huggingface_hub can read: it takes JSON to be an object of texts."""
+def _readable_error(body: bytes) -> bytes:
+    """Return the body of an error so that huggingface_hub can read it: it expects JSON to be an object of strings."""
     try:
-        told = json.loads(body)
+        error = json.loads(body)
     except ValueError:
         return body
     except RecursionError:
         return b"{}"
-    return json.dumps(
-        {key: value for key, value in told.items() if isinstance(value, str)}
-        if isinstance(told, dict)
-        else {}
-    ).encode()
+    texts = (
+        {key: text for key, text in error.items() if isinstance(text, str)} if isinstance(error, dict) else {}
+    )
+    return json.dumps(texts).encode()
 
 
-def _pause(headers: Mapping[str, str]) -> float:
-    """Seconds that an answer asks to wait: a number or a date, which is held against the hub's own clock; 0 if it does not say."""
+def _requested_pause(headers: Mapping[str, str]) -> float:
+    """Return the seconds that a response asks to wait, 0 if it does not say; dates are compared with the hub's clock."""
     limits = re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*([0-9]{1,9})\b", headers.get("RateLimit", ""))
     text = headers.get("Retry-After", "").strip()
     if limits:

@@ -1,12 +1,12 @@
-"""Regular expressions out of files: Python's meaning, in a time that grows with the length of the pattern and of the names alone.
+"""Matches regular expressions from files as Python's ``re`` does, but in bounded time.
 
-Python's ``re`` goes back and tries again, so that ``(a+)+$`` takes time exponential in the length of a name, and a config or a recipe of a
-stranger can hold such a pattern. Here the answer is only whether a pattern fits, and that needs no going back: a pattern maps the set of
-places where it may begin to the set of places where it may end, and a set of places is the bits of one integer. A character moves the
-set by one, a repetition is followed until no place is new, a look-around takes places away. Python parses the pattern, and says of each
-single character whether it fits.
+Python's ``re`` backtracks, so ``(a+)+$`` takes time exponential in the length of a name, and a stranger's
+config or recipe can hold such a pattern. This module only answers whether a pattern matches, which needs no
+backtracking: a pattern maps the set of positions where it may begin to the set where it may end, and a set is
+the bits of one integer. A character moves the set by one, a repetition is followed until it adds no position,
+a lookaround removes positions. Python parses the pattern, and decides for each single character.
 
-docs/decisions/0013-patterns-without-a-library.md says why no library does this.
+docs/decisions/0013-patterns-without-a-library.md explains why no library is used.
 """
 
 from __future__ import annotations
@@ -16,39 +16,39 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 
-# The parser is not documented; the tests compare what is made of its result with `re` itself. `sre_parse` is its old name.
+# The parser is undocumented; the tests compare this module's results with those of `re`. Its old name is `sre_parse`.
 from re import _compiler as sre_compiler  # type: ignore[attr-defined]
 from re import _constants as sre  # type: ignore[attr-defined]
 from re import _parser as sre_parser  # type: ignore[attr-defined]
 from typing import Any, Literal
 
 MAX_PATTERN = 10_000
-"""Characters of a pattern. The longest that adapters of vision-language models were found to have are below a thousand."""
+"""Longest pattern, in characters. The longest seen in adapters of vision-language models have fewer than 1,000."""
 
 MAX_DEPTH = 50
-"""Groups inside one another."""
+"""Deepest nesting of groups."""
 
 MAX_WIDTH = 1_000_000
-"""Characters in all sets of a pattern without case, which Python expands one by one when it compiles it."""
+"""Most characters in all sets of a pattern: Python expands case-insensitive sets one by one when it compiles them."""
 
 FIRST_STEPS = 200_000
-"""Steps that a pattern may take beside those that come with each name; a step takes about 200 nanoseconds."""
+"""Steps that a pattern may take in addition to those for each name; a step takes about 200 nanoseconds."""
 
 MAX_FOLLOWED = 50
-"""Repetitions of a pattern for each of which a name brings as many steps as it has characters."""
+"""Repetitions of a pattern that count for a name's steps: each adds as many steps as the name has characters."""
 
 QUICK_NAME = 1_000
-"""Characters of a name up to which a pattern with one repetition is left to `re`: it takes at most their square."""
+"""Longest name for which a pattern with one repetition is left to `re`, which takes at most quadratic time."""
 
 How = Literal["search", "match", "fullmatch"]
 
 
 class PatternError(ValueError):
-    """A pattern that is no regular expression, or cannot be matched in bounded time; the text says why, after the word 'which'."""
+    """A pattern is not a regular expression, or cannot be matched in bounded time. The text follows 'which'."""
 
 
 def fits(pattern: str, name: str, how: How = "search") -> bool:
-    """Does a regular expression fit a name, as ``re.search``, ``re.match`` or ``re.fullmatch`` says?
+    """Does a regular expression match a name, as decided by ``re.search``, ``re.match`` or ``re.fullmatch``?
 
     Errors: PatternError.
 
@@ -64,7 +64,7 @@ def check(pattern: str) -> None:
 
 
 def shown(pattern: str) -> str:
-    """A pattern for a message: shortened, and with what is not printable escaped."""
+    """Return a pattern for a message: shortened, with unprintable characters escaped."""
     return repr(pattern if len(pattern) <= 60 else pattern[:57] + "...")
 
 
@@ -87,12 +87,12 @@ def _pattern(pattern: str) -> _Pattern:
     except PatternError:
         raise
     except (re.error, OverflowError, RecursionError, ValueError) as error:
-        raise PatternError(f"is no regular expression ({str(error)[:80]})") from None
+        raise PatternError(f"is not a regular expression ({str(error)[:80]})") from None
     return _Pattern(pattern, plain, parsed)
 
 
 class _Pattern:
-    """A pattern as nodes: each maps places of a name where it begins to places where it ends, or backwards."""
+    """A pattern as nodes: each maps the positions where it begins to those where it ends, or the reverse."""
 
     def __init__(self, pattern: str, plain: re.Pattern[str], parsed: Any) -> None:
         self._plain = plain
@@ -100,7 +100,7 @@ class _Pattern:
         self._repeats = 0
         self._allowed = FIRST_STEPS
         self._tests: list[re.Pattern[str]] = []
-        self._known: dict[tuple[str, int], int] = {}
+        self._test_numbers: dict[tuple[str, int], int] = {}
         self._letters: list[dict[str, bool]] = []
         self._is_quick = _is_quick(parsed)
         self._why_not = ""
@@ -128,14 +128,14 @@ class _Pattern:
             raise PatternError("takes too many steps")
 
     def is_letter(self, test: int, letter: str) -> bool:
-        """Does a test of one character fit a character?"""
-        known = self._letters[test]
-        if letter not in known:
-            known[letter] = self._tests[test].fullmatch(letter) is not None
-        return known[letter]
+        """Does a one-character test match a character?"""
+        cache = self._letters[test]
+        if letter not in cache:
+            cache[letter] = self._tests[test].fullmatch(letter) is not None
+        return cache[letter]
 
     def is_place(self, test: int, name: str, place: int) -> bool:
-        """Does a test of a place, such as ``\\b``, fit a place?"""
+        """Does a position test, such as ``\\b``, match at a position?"""
         return self._tests[test].match(name, place) is not None
 
     def _sequence(self, items: Iterable[Any], flags: int, depth: int) -> tuple[Any, ...]:
@@ -152,8 +152,8 @@ class _Pattern:
             return "branch", tuple(self._sequence(branch, flags, depth + 1) for branch in value[1])
         if op is sre.SUBPATTERN:
             _, added, removed, inner = value
-            kept = flags & ~sre_parser.TYPE_FLAGS if added & sre_parser.TYPE_FLAGS else flags
-            return "branch", (self._sequence(inner, (kept | added) & ~removed, depth + 1),)
+            inherited = flags & ~sre_parser.TYPE_FLAGS if added & sre_parser.TYPE_FLAGS else flags
+            return "branch", (self._sequence(inner, (inherited | added) & ~removed, depth + 1),)
         if op in (sre.MAX_REPEAT, sre.MIN_REPEAT):
             least, most, inner = value
             self._repeats += 1
@@ -169,23 +169,24 @@ class _Pattern:
         if op is sre.FAILURE:
             return "branch", ()
         raise PatternError(
-            "has a reference to a group, an atomic group or a possessive repetition, which are matched only beside one other repetition at most"
+            "has a reference to a group, an atomic group or a possessive repetition, "
+            "which are supported only with at most one other repetition"
         )
 
     def _test(self, op: Any, value: Any, flags: int) -> int:
-        """The number of the test for one character or place; Python's own, so that it means the same."""
+        """Return the number of the test for one character or position; Python makes the test, so its meaning is the same."""
         key = (repr((op, value)), flags)
-        if key not in self._known:
-            self._known[key] = len(self._tests)
+        if key not in self._test_numbers:
+            self._test_numbers[key] = len(self._tests)
             self._tests.append(
                 sre_compiler.compile(sre_parser.SubPattern(sre_parser.State(), [(op, value)]), flags)
             )
             self._letters.append({})
-        return self._known[key]
+        return self._test_numbers[key]
 
 
 class _PatternRun:
-    """One name: its letters' places, and what is known of them."""
+    """A pattern matched against one name: where each letter is, and the results so far."""
 
     def __init__(self, pattern: _Pattern, name: str) -> None:
         self._pattern = pattern
@@ -197,7 +198,7 @@ class _PatternRun:
         self._masks: dict[Any, int] = {}
 
     def sequence(self, nodes: Sequence[Any], places: int, backward: bool) -> int:
-        """The places where nodes end that begin at one of ``places``; ``backward``, those where they begin that end there."""
+        """Return the positions where nodes end that begin at one of ``places``; with ``backward`` the reverse."""
         for node in reversed(nodes) if backward else nodes:
             if not places:
                 return 0
@@ -213,55 +214,55 @@ class _PatternRun:
             elif kind == "repeat":
                 places = self._repeat(node, places, backward)
             else:
-                seen = self._mask(node, lambda n: self.sequence(n[3], self.everywhere, n[2]))
-                places &= seen if node[1] else ~seen
+                matches = self._mask(node, lambda n: self.sequence(n[3], self.everywhere, n[2]))
+                places &= matches if node[1] else ~matches
         return places
 
     def _any(self, branches: Sequence[Any], places: int, backward: bool) -> int:
-        found = 0
+        ends = 0
         for branch in branches:
-            found |= self.sequence(branch, places, backward)
-        return found
+            ends |= self.sequence(branch, places, backward)
+        return ends
 
     def _repeat(self, node: Any, places: int, backward: bool) -> int:
         _, least, most, inner = node
         for _ in range(least):
             before, places = places, self.sequence(inner, places, backward)
             self._pattern.step()
-            if places == before:  # and so it stays, however often it is repeated
+            if places == before:  # further repetitions change nothing
                 break
-        found = new = places
+        ends = new = places
         count = least
         while new and (most is None or count < most):
             self._pattern.step()
-            new = self.sequence(inner, new, backward) & ~found
-            found |= new
+            new = self.sequence(inner, new, backward) & ~ends
+            ends |= new
             count += 1
-        return found
+        return ends
 
-    def _mask(self, node: Any, made: Callable[[Any], int]) -> int:
+    def _mask(self, node: Any, compute: Callable[[Any], int]) -> int:
         key = id(node) if node[0] == "look" else node
         if key not in self._masks:
-            self._masks[key] = made(node)
+            self._masks[key] = compute(node)
         return self._masks[key]
 
     def _letters(self, test: int) -> int:
-        found = 0
+        mask = 0
         for letter, places in self._places.items():
             if self._pattern.is_letter(test, letter):
-                found |= places
-        return found
+                mask |= places
+        return mask
 
     def _at(self, test: int) -> int:
-        found = 0
+        mask = 0
         for place in range(len(self._name) + 1):
             if self._pattern.is_place(test, self._name, place):
-                found |= 1 << place
-        return found
+                mask |= 1 << place
+        return mask
 
 
 def _is_quick(parsed: Any) -> bool:
-    """Does `re` take at most the square of a name's length? It goes back over one repetition of a character and one choice alone."""
+    """Is `re` at most quadratic in a name's length? It is with one repetition of a character and one choice."""
     repeats = branches = 0
     level = list(parsed)
     while level:
@@ -286,7 +287,7 @@ def _is_quick(parsed: Any) -> bool:
 
 
 def _width(items: Any) -> int:
-    """How many characters the sets of a pattern hold."""
+    """Return how many characters the sets of a pattern hold."""
     total = 0
     level = [items]
     while level:

@@ -1,4 +1,4 @@
-"""The files beside the weights: which are carried over, and ``config.json`` with the new dtype."""
+"""Copies the files next to the weights to the output, and writes ``config.json`` with the new dtype."""
 
 from __future__ import annotations
 
@@ -33,39 +33,39 @@ WEIGHTS = (
     ".safetensors", ".gguf", ".ggml", ".h5", ".keras", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite", ".npz", ".npy", ".pkl", ".pickle", ".pdparams",
     ".nemo", ".pt2", ".pte", ".mlmodel", *PICKLES,
 )  # fmt: skip
-"""Endings of files that hold weights, or may: none is carried to an output, whose weights are others."""
+"""Endings of files that may hold weights. None is copied to an output, which has its own weights."""
 ASIDE = (".bak", ".old", ".orig", ".data", ".part", ".tmp")
-"""What follows the ending of a file that somebody put aside, or that was not fetched whole."""
+"""Endings added to the name of a backup, or of a file that was not completely downloaded."""
 
 INDEX_NAME = re.compile(r"\.index(\.\w+)?\.json$")
-"""How the name of an index ends, that of a variant (``model.safetensors.index.fp16.json``) too."""
+"""End of the name of an index, also of a variant's (``model.safetensors.index.fp16.json``)."""
 SIGNATURE = "model.sig"
-"""Where model-signing puts a signature: of one model, never of another that has its side files."""
+"""File of a signature by model-signing. It signs one model, so it is never copied to another."""
 
 MODULES = "modules.json"
 ROUTER = "router_config.json"
-"""Where sentence-transformers names the folders of a model's modules."""
+"""Files in which sentence-transformers lists the folders of a model's modules."""
 
 DTYPE_KEYS = frozenset(("dtype", "torch_dtype"))
 
 NOT_CARRIED = ("adapter_config.json",)
-"""A loader would look for the adapter that it describes, and for that adapter's base, in place of the merged weights."""
+"""A loader would load the adapter that it describes, and that adapter's base, instead of the merged weights."""
 
 SHOWN = 8
-"""Files that a note names."""
+"""Files that a note names at most."""
 
 OURS = ("README.md", "mergekit_config.yml", "alnico.lock.json", "config.json", SIGNATURE)
 """Written new for every merge, or not at all."""
 
-READ_BESIDE = ("adapter_config.json", INDEX)
-"""Read, and not carried."""
+READ_ONLY = ("adapter_config.json", INDEX)
+"""Files that are read but not copied."""
 
 
 def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
-    """Return (carried, left): paths relative to ``directory`` of files that go with the model, and of those that do not.
+    """Return (carried, left): relative paths of the files that are copied to an output, and of the others.
 
-    Carried are the files beside the weights, and those in the folders of sentence-transformers' modules. Left are weights (those that are
-    read are merged, and written anew), indices, hidden files and other folders.
+    Carried are the files next to the weights, and those in the folders of sentence-transformers' modules. Left
+    are weights (they are merged and written again), indices, hidden files and other folders.
     """
     carried: list[Path] = []
     left: list[Path] = []
@@ -79,9 +79,9 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
             inside = (
                 [p.relative_to(directory) for p in _files_of_module(path, directory)] if is_module else []
             )
-            kept = [p for p in inside if is_carried(p, modules)]
-            carried += kept
-            left += [p for p in inside if p not in kept] if kept else [name]
+            carried_inside = [p for p in inside if is_carried(p, modules)]
+            carried += carried_inside
+            left += [p for p in inside if p not in carried_inside] if carried_inside else [name]
         elif is_carried(name, modules):
             carried.append(name)
         elif not (
@@ -92,7 +92,7 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_carried(name: PurePath, modules: Collection[str]) -> bool:
-    """Does a file go with the model, by its name relative to the model's folder? ``modules`` are folders whose files may."""
+    """Is a file copied to the output? ``name`` is relative to the model's folder, ``modules`` are its module folders."""
     top = name.parts[0]
     if top.startswith(".") or top in OURS or top == "__pycache__" or top in NOT_CARRIED:
         return False
@@ -102,17 +102,17 @@ def is_carried(name: PurePath, modules: Collection[str]) -> bool:
 
 
 def may_hold_weights(name: PurePath) -> bool:
-    """Does a file hold weights, by the end of its name, also of one that was put aside (``model.safetensors.bak``)?"""
+    """Does a file's ending say that it may hold weights? A backup (``model.safetensors.bak``) counts too."""
     return (PurePath(name.stem).suffix if name.suffix in ASIDE else name.suffix) in WEIGHTS
 
 
 def modules_of(source: Source) -> list[str]:
-    """The folders of a model's modules; none where it is no directory."""
+    """Return the folders of a model's modules; an empty list if the model is not a directory."""
     return module_folders(source.directory) if source.directory is not None else []
 
 
 def module_weights(directory: Path) -> dict[str, list[str]]:
-    """The files with weights of each module's folder. Errors: ModelError, as of :func:`alnico.checkpoint.weight_files.shard_names`."""
+    """Return the weight files in each module's folder. Errors: ModelError, as ``weight_files.shard_names``."""
     modules = module_folders(directory)
     tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
     paths = [
@@ -122,21 +122,21 @@ def module_weights(directory: Path) -> dict[str, list[str]]:
         for p in _files_of_module(directory / top, directory)
         if p.is_file()
     ]
-    found = modules_among(directory, [p.relative_to(directory).as_posix() for p in paths], modules)
-    for folder, names in found.items():
+    weights = modules_among(directory, [p.relative_to(directory).as_posix() for p in paths], modules)
+    for folder, names in weights.items():
         for name in names:
             check_inside(directory / folder / name, directory)
-    return found
+    return weights
 
 
 def _files_of_module(folder: Path, directory: Path) -> list[Path]:
-    """What lies in the folder of a module. Errors: ModelError for a folder that is a link out of the model, before it is looked into."""
+    """Return the files in a module's folder. Errors: ModelError if the folder is a link out of the model."""
     check_inside(folder, directory)
     return [path for path in files_below(folder, MAX_ENTRIES) if not path.is_dir()]
 
 
 def modules_among(directory: Path, files: Collection[str], modules: Collection[str]) -> dict[str, list[str]]:
-    """The files with weights of each module's folder, of a model whose files are ``files``, relative to it."""
+    """Return the weight files in each module's folder; ``files`` are all files of the model, relative to it."""
     folders: dict[str, list[str]] = {}
     for file in files:
         path = PurePosixPath(file)
@@ -146,13 +146,13 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
             and any(path.is_relative_to(folder) for folder in modules)
         ):
             folders.setdefault(path.parent.as_posix(), []).append(path.name)
-    there = set(files)
+    existing = set(files)
     return {
         folder: shard_names(
             str(directory / folder),
             names,
             directory / folder,
-            lambda name, at=folder: f"{at}/{name}" in there,  # type: ignore[misc]
+            lambda name, at=folder: f"{at}/{name}" in existing,  # type: ignore[misc]
         )
         for folder, names in sorted(folders.items())
         if holds_weights(n for n in names if not n.startswith("adapter_"))
@@ -160,7 +160,7 @@ def modules_among(directory: Path, files: Collection[str], modules: Collection[s
 
 
 def listed_weights(directory: Path) -> list[str]:
-    """Files with weights of any format in a model's directory and the folders in it, relative to it."""
+    """Return the weight files of any format in a model's directory and its folders, relative to it."""
     paths = [p for p in sorted(directory.iterdir()) if not p.name.startswith(".")]
     inside = [
         p for folder in paths if folder.is_dir() and not folder.is_symlink() for p in sorted(folder.iterdir())
@@ -171,57 +171,63 @@ def listed_weights(directory: Path) -> list[str]:
 
 
 def unread_weights(label: str, files: Iterable[str], read: Collection[str]) -> list[str]:
-    """A note on files with weights that are no part of the model as it is read; none if there are none."""
-    left = [
+    """Return a note on weight files that are not read as part of the model; an empty list if there are none."""
+    unread = [
         f
         for f in files
         if f not in read
         and PurePosixPath(f).suffix in WEIGHTS
         and not NO_WEIGHTS.fullmatch(PurePosixPath(f).name)
     ]
-    if not left:
+    if not unread:
         return []
-    shown = ", ".join(left[:SHOWN]) + (f" and {len(left) - SHOWN} more" if len(left) > SHOWN else "")
-    return [f"{label}: weights in other files are left out, neither merged nor carried: {shown}."]
+    shown = ", ".join(unread[:SHOWN]) + (f" and {len(unread) - SHOWN} more" if len(unread) > SHOWN else "")
+    return [f"{label}: other weight files are ignored, neither merged nor copied to the output: {shown}."]
 
 
 def check_links(directory: Path) -> None:
-    """Refuse links, among the files that are read or carried, that lead out of a model's folder. Errors: ModelError."""
+    """Refuse files that are read or copied and are links out of the model's folder. Errors: ModelError."""
     for relative in (*side_files(directory)[0], *map(Path, OURS)):
         if (directory / relative).exists():
             check_inside(directory / relative, directory)
 
 
 def check_kinds(directory: Path) -> None:
-    """Refuse what is no file, among the files that are read or carried: a pipe would be waited for. Errors: ModelError."""
+    """Refuse files that are read or copied and are not regular: reading a pipe would block. Errors: ModelError."""
     with os.scandir(directory) as entries:
         if sum(1 for _ in itertools.islice(entries, MAX_ENTRIES + 1)) > MAX_ENTRIES:
             raise ModelError(
-                f"{directory}: holds more than {MAX_ENTRIES} files and folders; expected those of one model. Put the model into a folder of "
-                "its own."
+                f"{directory}: holds more than {MAX_ENTRIES} files and folders; expected those of one model. "
+                "Put the model into its own folder."
             )
     configs = [Path(folder, "config.json") for folder in module_folders(directory)]
-    for relative in (*side_files(directory)[0], *map(Path, (*OURS, *READ_BESIDE)), *configs):
+    for relative in (*side_files(directory)[0], *map(Path, (*OURS, *READ_ONLY)), *configs):
         path = directory / relative
         try:
             is_file = stat.S_ISREG(os.stat(path).st_mode)
-        except OSError:  # nothing, or a link that leads nowhere: told where the file is needed, but for a config, without which a model is read
+        except OSError:
+            # Missing, or a broken link: reported where the file is needed. A config that is a broken link is
+            # refused here, since a model can be read without one.
             is_file = path.name != "config.json" or not path.is_symlink()
         if not is_file:
             raise ModelError(
-                f"{path}: is a folder, a pipe, a socket, a device or a link to nowhere; expected a regular file, as in every model. Remove "
-                "it, or do not use this model."
+                f"{path}: is a folder, a pipe, a socket, a device or a broken link; expected a regular file. "
+                "Remove it, or do not use this model."
             )
 
 
 def check_carried(directory: Path, left: Collection[str] = ()) -> None:
-    """Refuse files that :func:`copy_side_files` could not copy: that lead nowhere, or may not be read. Errors: ModelError."""
+    """Refuse files that :func:`copy_side_files` could not copy: broken links and unreadable files.
+
+    Errors: ModelError.
+    """
     for relative in side_files(directory)[0]:
         if relative.as_posix() in left:
             continue
         if not is_text(relative.as_posix()):
             raise ModelError(
-                f"{directory / relative}: its name is not UTF-8; expected one that the lock can hold. Rename the file, or remove it."
+                f"{directory / relative}: its name is not UTF-8; expected a name that the lock can hold. "
+                "Rename the file, or remove it."
             )
         os.close(open_to_read(directory / relative))
 
@@ -229,9 +235,9 @@ def check_carried(directory: Path, left: Collection[str] = ()) -> None:
 def copy_side_files(
     source: Path, target: Path, left: Collection[str] = (), inside: Folder | None = None
 ) -> None:
-    """Copy what :func:`side_files` carries, contents only, but the files of ``left``.
+    """Copy the contents of the files that :func:`side_files` carries, except those in ``left``.
 
-    Errors: ModelError for a link that leads out of the model; RunError with the system's reason.
+    Errors: ModelError for a link out of the model; RunError with the system's reason.
     """
     for relative in side_files(source)[0]:
         if relative.as_posix() in left:
@@ -241,73 +247,78 @@ def copy_side_files(
             make_folders((target / relative).parent, target, inside)
             copy_file(source / relative, target / relative, inside)
         except OSError as error:
-            raise _not_carried(source / relative, error) from None
+            raise _copy_error(source / relative, error) from None
 
 
 def write_config(
     source: Path, config: Mapping[str, Any], dtype: str | None, target: Path, inside: Folder | None = None
 ) -> None:
-    """Write ``config.json`` as ``config`` says, byte for byte as in ``source`` unless that, or the dtype, differs; those of other modules
-    with the dtype. Errors: RunError."""
-    place = config_path(source)
-    if place is not None:
-        _write_config(place, config, dtype, target / place.relative_to(source), target, inside)
+    """Write ``config.json`` with the values of ``config`` and the dtype, and set the dtype in modules' configs.
+
+    A file whose values do not change is copied byte for byte. Errors: RunError.
+    """
+    main = config_path(source)
+    if main is not None:
+        _write_config(main, config, dtype, target / main.relative_to(source), target, inside)
     for path in (source / folder / "config.json" for folder in module_folders(source)):
-        if path != place and path.exists() and DTYPE_KEYS & (held := read_json(path)).keys():
-            _write_config(path, held, dtype, target / path.relative_to(source), target, inside)
+        if path != main and path.exists() and DTYPE_KEYS & (values := read_json(path)).keys():
+            _write_config(path, values, dtype, target / path.relative_to(source), target, inside)
 
 
 def _write_config(
-    place: Path, config: Mapping[str, Any], dtype: str | None, made: Path, target: Path, inside: Folder | None
+    path: Path,
+    config: Mapping[str, Any],
+    dtype: str | None,
+    out: Path,
+    target: Path,
+    inside: Folder | None,
 ) -> None:
     changed = dict(config)
     if dtype in CONFIG_NAMES:
-        is_told = dtype != "F32" and "_diffusers_version" not in config  # diffusers knows no such key
-        keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if is_told else [])
+        adds_dtype = dtype != "F32" and "_diffusers_version" not in config  # diffusers has no such key
+        keys = [k for k in ("dtype", "torch_dtype") if k in config] or (["torch_dtype"] if adds_dtype else [])
         changed.update(dict.fromkeys(keys, CONFIG_NAMES[dtype]))
     try:
-        make_folders(made.parent, target, inside)
-        if changed == read_json(place):
-            copy_file(place, made, inside)
+        make_folders(out.parent, target, inside)
+        if changed == read_json(path):
+            copy_file(path, out, inside)
         else:
-            write_file(made, json.dumps(changed, indent=2, ensure_ascii=False) + "\n", inside)
+            write_file(out, json.dumps(changed, indent=2, ensure_ascii=False) + "\n", inside)
     except OSError as error:
-        raise _not_carried(place, error) from None
+        raise _copy_error(path, error) from None
 
 
-def _not_carried(path: Path, error: OSError) -> RunError:
+def _copy_error(path: Path, error: OSError) -> RunError:
     return RunError(
-        f"{path}: could not be carried to the output ({error.strerror}). "
-        "Make room or mend the file; the same command resumes the merge."
+        f"{path}: could not be copied to the output ({error.strerror}). "
+        "Make room or repair the file; the same command resumes the merge."
     )
 
 
 def module_folders(directory: Path) -> list[str]:
-    """The folders inside a model that sentence-transformers' ``modules.json`` names, in its order, or a router's config."""
-    found: list[str] = []
+    """Return the module folders that sentence-transformers' ``modules.json`` or a router's config lists, in order."""
+    names: list[str] = []
     with suppress(ModelError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         if (directory / MODULES).exists():
-            found += [
+            names += [
                 str(m["path"])
                 for m in json.loads(read_small(directory / MODULES, MAX_JSON_BYTES, "a list of modules"))
                 if m.get("path")
             ]
             if (directory / ROUTER).exists():
-                found += [str(name) for name in read_json(directory / ROUTER)["types"]]
-    paths = (PurePosixPath(name) for name in found if is_inside(name) and is_text(name))
+                names += [str(name) for name in read_json(directory / ROUTER)["types"]]
+    paths = (PurePosixPath(name) for name in names if is_inside(name) and is_text(name))
     return list(
         dict.fromkeys(path.as_posix() for path in paths if path.parts and not path.parts[0].startswith("."))
     )
 
 
 def config_path(location: Path) -> Path | None:
-    """Where the config of a model lies: in its directory, or with sentence-transformers' modules in that of its first transformer."""
+    """Return the path of a model's config: in its directory, or in that of its first transformer module."""
     if not location.is_dir():
         return None
     own = location / "config.json"
     if own.exists():
         return own
-    from alnico.checkpoint.sidecars import module_folders
-
     paths = (location / folder / "config.json" for folder in module_folders(location))
     return next((path for path in paths if path.exists() and "model_type" in read_json(path)), None)

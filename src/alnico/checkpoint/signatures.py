@@ -1,7 +1,8 @@
-"""Signatures of models, as OpenSSF model-signing makes and reads them: ``model.sig`` in the model's folder, of all its other files.
+"""Signs models and checks their signatures with OpenSSF model-signing.
 
-model-signing (the extra ``[sign]``) hashes the files by itself, with SHA-256, and is imported when a signature is met. Keys are elliptic-curve
-keys in PEM files (P-256, P-384, P-521), which need no network.
+The signature is ``model.sig`` in the model's folder and covers all its other files. model-signing (the extra
+``[sign]``) hashes the files with SHA-256 and is imported only when needed. Keys are elliptic-curve keys in PEM
+files (P-256, P-384, P-521), which need no network.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from alnico.checkpoint.statistics import StatisticsSource
 from alnico.errors import AlnicoError, ModelError, OutputError, UncheckedError, VerificationError
 
 HASHES = re.compile(r"(Hash mismatch for '[^']+'): .*")
-"""What the library says of two hashes is bytes that nobody reads."""
+"""The library's message with both hashes, which nobody can read."""
 
 SHOWN = 3
-"""Files that a message names."""
+"""Files that a message names at most."""
 
 MAX_KEY_BYTES = 1 << 16
 """A key of the largest curve takes less than 1 KB in a PEM file."""
@@ -38,9 +39,9 @@ MAX_KEY_BYTES = 1 << 16
 
 @dataclass(frozen=True)
 class SignedInputs:
-    """What is asked of the inputs of a merge: each must have a signature that holds with one of the public ``keys``.
+    """Signatures that the inputs of a merge must have: each must be valid for one of the public ``keys``.
 
-    Inputs that are named in ``unsigned`` need have none; one that they have must hold all the same.
+    Inputs named in ``unsigned`` need no signature, but if they have one it must be valid.
     """
 
     keys: tuple[Path, ...]
@@ -49,10 +50,10 @@ class SignedInputs:
     def check(self, source: Source | StatisticsSource, reference: str = "") -> None:
         """Check a model, or statistics, before it is read; ``reference`` is its name in the recipe.
 
-        Errors: VerificationError; UncheckedError for what has no signature, or cannot be checked.
+        Errors: VerificationError; UncheckedError for an input that has no signature or cannot be checked.
         """
         if isinstance(source, StatisticsSource):
-            self.check_place(source.paths()[0].parent, source.label, reference)
+            self.check_path(source.paths()[0].parent, source.label, reference)
             return
         source = unwrap(source)
         if isinstance(source, AdaptedModel):
@@ -60,33 +61,33 @@ class SignedInputs:
             self.check(source.adapter.files, reference)
         elif source.origin is not None:
             raise UncheckedError(
-                f"{source.label}: is on the hub, of which not every file is fetched; a signature is of all of them. Download the model, and "
-                "give its path."
+                f"{source.label}: is on the hub; a signature covers all files, and alnico does not download all "
+                "of them. Download the whole model, and give its path."
             )
         else:
-            for place in {source.directory} if source.directory is not None else source.paths():
-                self.check_place(place, source.label, reference)
+            for path in {source.directory} if source.directory is not None else source.paths():
+                self.check_path(path, source.label, reference)
 
-    def check_place(self, given: Path, label: str, reference: str = "") -> None:
-        """Check the signature over a folder, or over the file at a place: that of the folder itself, or of the next one around it.
+    def check_path(self, path: Path, label: str, reference: str = "") -> None:
+        """Check the signature of a folder, or of a file: the one in its folder or in the nearest parent that has one.
 
-        A link is followed first: what counts is where the bytes lie. Errors: as of :meth:`check`.
+        A link is followed first: the signature must cover the place of the bytes. Errors: as :meth:`check`.
         """
-        place, real = given, Path(os.path.realpath(given))
+        folder, real = path, Path(os.path.realpath(path))
         if not real.is_dir():
-            place, real = given.parent, real.parent
-        folder = next((f for f in (real, *real.parents) if os.path.lexists(f / SIGNATURE)), None)
-        if folder is not None:
-            is_as_written = folder == real == Path(os.path.abspath(place))
-            check_signature(place if is_as_written else folder, self.keys)
-        elif not self._may_be_unsigned(given, label, reference):
+            folder, real = path.parent, real.parent
+        signed = next((f for f in (real, *real.parents) if os.path.lexists(f / SIGNATURE)), None)
+        if signed is not None:
+            is_as_written = signed == real == Path(os.path.abspath(folder))
+            check_signature(folder if is_as_written else signed, self.keys)
+        elif not self._may_be_unsigned(path, label, reference):
             raise UncheckedError(
-                f"{label}: has no {SIGNATURE}, and every input must be signed. Get the signed model; or say --allow-unsigned "
-                f"{label} if you trust it without."
+                f"{label}: has no {SIGNATURE}, and every input must be signed. Get the signed model, or use "
+                f"--allow-unsigned {label} if you trust it without a signature."
             )
 
-    def _may_be_unsigned(self, place: Path, label: str, reference: str) -> bool:
-        real = os.path.realpath(place)
+    def _may_be_unsigned(self, path: Path, label: str, reference: str) -> bool:
+        real = os.path.realpath(path)
         return any(
             name in (label, reference) or os.path.realpath(os.path.expanduser(name)) == real
             for name in self.unsigned
@@ -94,18 +95,18 @@ class SignedInputs:
 
 
 def sign(folder: Path, key: Path) -> Path:
-    """Sign all files of a model with a private key; returns the signature, which replaces an older one.
+    """Sign all files of a model with a private key; returns the signature's path. An older one is replaced.
 
-    Errors: OutputError; ModelError for a folder that holds something else than files; AlnicoError.
+    Errors: OutputError; ModelError for a folder that holds anything but files and folders; AlnicoError.
     """
     path = folder / SIGNATURE
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OutputError(
-            f"{path}: is a link or no regular file, which is not written through. Remove it, and sign again."
+            f"{path}: is a link or not a regular file; expected a file that can be replaced. Remove it, and sign again."
         )
     if (special := _special(folder)) is not None:
         raise ModelError(
-            f"{special}: is a pipe, a socket, a device or a link to nowhere; expected files alone in what is signed. Remove it."
+            f"{special}: is a pipe, a socket, a device or a broken link; only files can be signed. Remove it."
         )
     signing, hashing = _library("signing"), _library("hashing")
     try:
@@ -114,60 +115,64 @@ def sign(folder: Path, key: Path) -> Path:
         signing.Config().set_hashing_config(files).use_elliptic_key_signer(private_key=key).sign(folder, path)
     except OSError as error:
         raise UncheckedError(
-            f"{error.filename or folder}: could not be signed with ({error.strerror}). Check the path."
+            f"{error.filename or folder}: could not be used for signing ({error.strerror}). Check the path."
         ) from None
-    except Exception as error:  # what the library raises for a key is not said
+    except Exception as error:  # the library does not document what it raises for a key
         raise UncheckedError(
-            f"{folder}: could not be signed with {key} ({_said(error)}); expected a private key of the curve P-256, P-384 or P-521 in a PEM file, "
-            "without a password. `openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one."
+            f"{folder}: could not be signed with {key} ({_error_text(error)}); expected a private key of the curve "
+            "P-256, P-384 or P-521 in a PEM file, without a password. "
+            "`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one."
         ) from None
     return path
 
 
 def check_signature(folder: Path, keys: Sequence[Path]) -> Path:
-    """Check a model's signature; returns the key with which it holds.
+    """Check a model's signature; returns the key for which it is valid.
 
-    Errors: VerificationError if it holds with none of the keys, and no file may differ, be missing or have been added; UncheckedError
-    for a model without a signature, and for a key that cannot be read.
+    It is valid only if no file was changed, removed or added. Errors: VerificationError if it is valid for none
+    of the keys; UncheckedError for a model without a signature, and for a key that cannot be read.
     """
     path = folder / SIGNATURE
     if not os.path.lexists(path):
         raise UncheckedError(
-            f"{folder}: could not check its signature: it has no {SIGNATURE}. `alnico sign` makes one."
+            f"{folder}: the signature could not be checked: there is no {SIGNATURE}. `alnico sign` makes one."
         )
     failures = []
     try:
-        left_out = _left_out(path)
+        uncovered = _uncovered_files(path)
     except ModelError as error:
-        raise _no_signature(folder, str(error)) from None
+        raise _invalid_signature(folder, str(error)) from None
     for key in keys:
         verifier = _verifier(key)
         try:
             with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
                 verifier.verify(folder, path)
-        except Exception as error:  # whatever it is: the signature does not hold
-            failures.append(f"{key}: {_said(error)}")
+        except Exception as error:  # any error means that the signature is not valid
+            failures.append(f"{key}: {_error_text(error)}")
         else:
-            if left_out:
-                raise _no_signature(folder, f"it is not over {', '.join(left_out[:SHOWN])}")
+            if uncovered:
+                raise _invalid_signature(folder, f"it does not cover {', '.join(uncovered[:SHOWN])}")
             return key
-    raise _no_signature(folder, "; ".join(failures))
+    raise _invalid_signature(folder, "; ".join(failures))
 
 
 def check_key(key: Path) -> None:
-    """Check that a public key can be used. Errors: UncheckedError; AlnicoError without model-signing."""
+    """Check that a public key can be used. Errors: UncheckedError; AlnicoError if model-signing is not installed."""
     _verifier(key)
 
 
-def _no_signature(folder: Path, why: str) -> VerificationError:
+def _invalid_signature(folder: Path, reason: str) -> VerificationError:
     return VerificationError(
-        f"{folder}: its {SIGNATURE} does not hold ({why}); expected the files that were signed, and the signer's public key. "
-        "Do not use this model, or get it anew."
+        f"{folder}: its {SIGNATURE} is not valid ({reason}); expected the files that were signed, and the signer's "
+        "public key. Do not use this model, or download it again."
     )
 
 
-def _left_out(path: Path) -> list[str]:
-    """The files that a signature says it is not over, but for itself and git's, and that are there. Errors: ModelError."""
+def _uncovered_files(path: Path) -> list[str]:
+    """Return existing files that a signature states it does not cover, except itself and git's.
+
+    Errors: ModelError.
+    """
     bundle = read_json(path)
     try:
         payload = json.loads(base64.b64decode(bundle["dsseEnvelope"]["payload"]))
@@ -179,20 +184,21 @@ def _left_out(path: Path) -> list[str]:
         ]
         return [name for name in names if os.path.lexists(path.parent / name)]
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return []  # no signature at all, as the library will say
+        return []  # not a signature, which the library will report
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from None
 
 
 def _special(folder: Path) -> Path | None:
-    """What is neither a file nor a folder in a folder, hidden or not; None where there is no such thing."""
-    return next(
-        (path for path in files_below(folder) if not path.is_file() and not path.is_dir()), None
-    )  # of links, what they lead to
+    """Return an entry of a folder that is neither a file nor a folder, links followed; None if there is none."""
+    return next((path for path in files_below(folder) if not path.is_file() and not path.is_dir()), None)
 
 
 def _check_size(key: Path) -> None:
-    """Refuse a key that is no regular file or too large to be one: the library reads all of it. Errors: OSError; ValueError."""
+    """Refuse a key that is too large or not a regular file: the library would read all of it.
+
+    Errors: OSError; ValueError.
+    """
     if SHELL_PIPE.fullmatch(os.fsdecode(key)):  # it can be read only once
         return
     with open_binary(key) as file:
@@ -211,22 +217,23 @@ def _verifier(key: Path) -> Any:
         ) from None
     except Exception as error:
         raise UncheckedError(
-            f"{key}: is no public key ({_said(error)}); expected one of the curve P-256, P-384 or P-521 in a PEM file. Get the signer's."
+            f"{key}: is not a public key ({_error_text(error)}); expected one of the curve P-256, P-384 or P-521 in "
+            "a PEM file. Get the signer's public key."
         ) from None
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = " ".join(str(error).replace("\\'", "'").split()).rstrip(". ")
     text = HASHES.sub(r"\1", text)
     return f"{type(error).__name__}{': ' + text[:300] if text else ''}"
 
 
 def _library(module: str) -> Any:
-    """A module of model-signing. Errors: AlnicoError, saying how it is installed."""
+    """Import a module of model-signing. Errors: AlnicoError, which says how to install it."""
     try:
         return importlib.import_module(f"model_signing.{module}")
     except ImportError as error:
         package = (error.name or "model_signing").partition(".")[0]
         raise AlnicoError(
-            f"signatures need {package}, which is not installed. Say: pip install 'alnico[sign]'"
+            f"signatures need {package}, which is not installed. Run: pip install 'alnico[sign]'"
         ) from None
