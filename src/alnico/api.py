@@ -24,7 +24,13 @@ from alnico.analysis.suggest import suggest as suggest_recipe
 from alnico.checkpoint.durable import sync_tree
 from alnico.checkpoint.file_model import FileModel
 from alnico.checkpoint.open_model import open_model as open_checkpoint
-from alnico.checkpoint.output_path import Replace, check_new_file, check_publishable, check_twins, replacing
+from alnico.checkpoint.output_path import (
+    Replace,
+    check_new_file,
+    check_publishable,
+    check_twins,
+    replace_mode,
+)
 from alnico.checkpoint.reference import Paths
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.checkpoint.signatures import SignedInputs, check_key, check_signature
@@ -168,7 +174,7 @@ def merge(
         planner,
         load_recipe(recipe, seed=seed),
         Path(out),
-        replacing(overwrite, overwrite_anything),
+        replace_mode(overwrite, overwrite_anything),
         restart,
         watch,
     )
@@ -215,7 +221,7 @@ def merge_documents(
         strict_license,
         _signed(verify_inputs, allow_unsigned, require_signed),
     )
-    may_replace = replacing(overwrite, overwrite_anything)
+    may_replace = replace_mode(overwrite, overwrite_anything)
     if len(given) == 1:
         return (_run(planner, given[0], Path(out), may_replace, restart, watch),)
     return run_stages(
@@ -768,7 +774,7 @@ def fisher_statistics(
     from alnico.evaluation.loaded_model import open_subject
     from alnico.tune.statistics.fisher import measure_fisher
 
-    may_replace = replacing(overwrite, overwrite_anything)
+    may_replace = replace_mode(overwrite, overwrite_anything)
     check_statistics_folder(Path(out), may_replace, _paths_among((model, tasks)))
     subject = open_subject(model, offline=offline)
     found = measure_fisher(
@@ -825,7 +831,7 @@ def gram_statistics(
         raise OutputError(
             f"{out}: two models have one name ({', '.join(f.name for f in folders)}); expected names of their own. Measure them one by one."
         )
-    may_replace = replacing(overwrite, overwrite_anything)
+    may_replace = replace_mode(overwrite, overwrite_anything)
     for folder in folders:
         check_statistics_folder(
             folder,

@@ -100,7 +100,7 @@ def test_the_working_directory_its_parents_and_the_root_are_no_place(
     expected = (
         "is the root"
         if out.startswith("/")
-        else "holds the working directory"
+        else "contains the working directory"
         if out in ("..", "{root}")
         else "is the working"
     )
@@ -122,7 +122,7 @@ def test_a_link_is_no_place_and_what_it_leads_to_is_named(to: str, words: tuple[
     else:
         assert f"is a link to {Path.cwd() / to}" in told
     if to in ("empty", "nowhere"):
-        assert f"Give the place itself: {Path.cwd() / to}." in told
+        assert f"Use the folder itself: {Path.cwd() / to}." in told
         assert run("merge", "../r.yml", str(Path.cwd() / to))[0] == 0
 
 
@@ -135,7 +135,7 @@ def test_a_trailing_slash_and_a_folder_above_that_is_a_link_work(run: Run) -> No
 
 def test_a_folder_above_that_leads_nowhere(run: Run) -> None:
     Path("link").symlink_to("nowhere")
-    assert f"{Path.cwd() / 'link'} is a link to nowhere, which is not there" in refused(run, "link/out")
+    assert f"{Path.cwd() / 'link'} is a link to nowhere, which does not exist" in refused(run, "link/out")
 
 
 @pytest.mark.parametrize("words", [(), ("--overwrite-anything",)])
@@ -173,7 +173,7 @@ def test_a_mount_inside_what_is_replaced_is_never_removed(run: Run) -> None:
     Path("kept/picture.png").write_bytes(b"kept")
     with mounted("--bind", "kept", at=Path("out/assets")):
         for words in ("--overwrite", "--overwrite-anything"):
-            assert "has another disk mounted in it" in refused(run, "out", words)
+            assert "contains a mount point, which is never removed" in refused(run, "out", words)
     assert Path("kept/picture.png").read_bytes() == b"kept"
 
 
@@ -204,7 +204,7 @@ def test_a_name_that_is_too_long_for_what_is_made_beside_it(out: str, run: Run) 
     told = refused(run, out)
     assert (
         "a name in it has" in told
-        or "nothing of that name can be made" in told
+        or "nothing of that name can be created" in told
         or "File name too long" in told
     )
 
@@ -242,7 +242,7 @@ def test_a_working_directory_that_is_gone(run: Run, tmp_path: Path) -> None:
     (tmp_path / "here" / "gone").rmdir()
     code, _, stderr = run("merge", str(tmp_path / "r.yml"), "out")
     assert (code, "Traceback" in stderr) == (8, False)
-    assert stderr.startswith("alnico: out: cannot be looked at (No such file or directory)")
+    assert stderr.startswith("alnico: out: cannot be accessed (No such file or directory)")
 
 
 @pytest.mark.parametrize("flag", ["i", "a"])
@@ -264,7 +264,7 @@ def test_what_the_file_system_keeps_from_being_removed_is_refused(marked: str, f
 
 
 def test_a_name_with_a_zero_byte(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="has a zero byte"):
+    with pytest.raises(OutputError, match="contains a zero byte"):
         alnico.merge(tmp_path / "r.yml", "a\0b")
 
 
@@ -275,7 +275,7 @@ def test_a_parent_that_is_a_file(out: str, run: Run) -> None:
 
 
 def test_a_name_of_what_is_not_finished(run: Run) -> None:
-    assert "is a name that alnico gives to what it has not finished" in refused(run, ".out.alnico-part")
+    assert "is a name that alnico uses for unfinished outputs" in refused(run, ".out.alnico-part")
 
 
 def test_the_home_directory_is_no_place(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,7 +290,7 @@ def test_the_home_directory_is_no_place(run: Run, tmp_path: Path, monkeypatch: p
 def test_the_cache_of_kernels_is_no_place(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALNICO_CACHE_DIR", str(tmp_path / "all" / "cache"))
     for out in ("all", "all/cache", "all/cache/kernels"):
-        assert "is alnico's cache of kernels or holds it" in refused(run, str(tmp_path / out))
+        assert "is alnico's kernel cache or contains it" in refused(run, str(tmp_path / out))
 
 
 def test_a_parent_that_cannot_be_written_to() -> None:
@@ -330,7 +330,7 @@ def test_a_parent_that_cannot_be_written_to() -> None:
     assert lines[2:4] == ["taken", "taken"]
     assert lines[6] == "taken"
     assert lines[7].startswith(
-        "open/theirs: cannot be replaced, since open/theirs/assets cannot be written to (Permission denied)."
+        "open/theirs: cannot be replaced: open/theirs/assets cannot be written to (Permission denied)."
     )
 
 
@@ -370,7 +370,7 @@ def test_a_disk_on_which_nothing_can_be_made(code: int, run: Run, monkeypatch: p
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "mkdir", full)
-    assert f"nothing can be made there ({os.strerror(code)})" in refused(run, "out", code=7)
+    assert f"nothing can be created there ({os.strerror(code)})" in refused(run, "out", code=7)
 
 
 def test_a_quota_that_is_full_during_the_merge_ends_it_and_the_same_command_goes_on(run: Run) -> None:
@@ -451,7 +451,7 @@ def test_a_folder_that_is_no_model_is_replaced_with_a_second_option_alone(name: 
     Path("out", name).parent.mkdir(parents=True, exist_ok=True)
     Path("out", name).write_text("mine")
     told = refused(run, "out", "--overwrite")
-    assert f"out: holds {name.split('/')[0]}, which no model consists of" in told
+    assert f"out: holds {name.split('/')[0]}, not part of a model" in told
     assert "--overwrite-anything" in told
     assert run("merge", "../r.yml", "out", "--overwrite-anything")[0] == 0
     assert alnico.verify("out").tensors == 2
@@ -468,14 +468,14 @@ def test_the_first_entries_that_are_no_models_are_named(run: Run) -> None:
 def test_a_file_without_weights_is_not_replaced(text: str, run: Run) -> None:
     Path("out.safetensors").write_text(text)
     if text:
-        assert "out.safetensors: is a file that no model consists of" in refused(
+        assert "out.safetensors: is a file that is not part of a model" in refused(
             run, "out.safetensors", "--overwrite"
         )
         assert run("merge", "../r.yml", "out.safetensors", "--overwrite-anything")[0] == 0
     else:
         assert run("merge", "../r.yml", "out.safetensors", "--overwrite")[0] == 0
     Path("notes").write_text("mine")
-    assert "notes: is a file that no model consists of" in refused(run, "notes", "--overwrite")
+    assert "notes: is a file that is not part of a model" in refused(run, "notes", "--overwrite")
 
 
 def test_a_folder_that_holds_an_input_is_never_replaced(run: Run, tmp_path: Path) -> None:

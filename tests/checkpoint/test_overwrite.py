@@ -13,7 +13,7 @@ import pytest
 from alnico.analysis import files as analysis_files
 from alnico.analysis.files import OF_MODEL, OWN
 from alnico.checkpoint import overwrite
-from alnico.checkpoint.overwrite import foreign
+from alnico.checkpoint.overwrite import foreign_entries
 from alnico.evaluation import scorecard_page
 from alnico.tune.search import files
 from made import save_file
@@ -65,7 +65,7 @@ def put(folder: Path, names: str) -> Path:
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_a_model_may_be_replaced_whoever_wrote_it(writer: str, tmp_path: Path) -> None:
-    assert foreign(put(tmp_path / "out", WRITERS[writer])) == []
+    assert foreign_entries(put(tmp_path / "out", WRITERS[writer])) == []
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_model_may_be_replaced_whoever_wrote_it(writer: str, tmp_path: Path) -
 )  # fmt: skip
 def test_a_model_with_anything_else_beside_it_may_not(name: str, tmp_path: Path) -> None:
     out = put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")
-    assert foreign(out) == [name.split("/")[0]]
+    assert foreign_entries(out) == [name.split("/")[0]]
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,23 @@ def test_a_model_with_anything_else_beside_it_may_not(name: str, tmp_path: Path)
     ],
 )
 def test_known_names_without_a_model_may_not(names: str, tmp_path: Path) -> None:
-    assert foreign(put(tmp_path / "out", names)) == sorted({name.split("/")[0] for name in names.split()})
+    assert foreign_entries(put(tmp_path / "out", names)) == sorted(
+        {name.split("/")[0] for name in names.split()}
+    )
 
 
 def test_a_config_of_something_else_is_no_model(tmp_path: Path) -> None:
     (put(tmp_path, "README.md") / "config.json").write_text('{"database": "x"}')
-    assert foreign(tmp_path) == ["README.md", "config.json"]
+    assert foreign_entries(tmp_path) == ["README.md", "config.json"]
 
 
 def test_special_files_and_links_to_folders_are_known_by_their_names(tmp_path: Path) -> None:
     out = put(tmp_path / "out", "config.json model.safetensors")
     (out / "README.md").symlink_to("/etc/hostname")
-    assert foreign(out) == []
+    assert foreign_entries(out) == []
     (out / "src").symlink_to("/etc")
     os.mkfifo(out / "LICENSE")
-    assert foreign(out) == ["LICENSE", "src"]
+    assert foreign_entries(out) == ["LICENSE", "src"]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +121,7 @@ def test_special_files_and_links_to_folders_are_known_by_their_names(tmp_path: P
 def test_a_lock_makes_nothing_known_that_no_lock_lists(name: str, tmp_path: Path) -> None:
     out = put(tmp_path / "out", "model.safetensors .git/config .env deep/.git/HEAD carried.txt")
     (out / "alnico.lock.json").write_text(json.dumps({"files": {name: {}, "carried.txt": {}}}))
-    assert foreign(out) == [".env", ".git", "deep"]
+    assert foreign_entries(out) == [".env", ".git", "deep"]
 
 
 @pytest.mark.parametrize(
@@ -128,11 +130,13 @@ def test_a_lock_makes_nothing_known_that_no_lock_lists(name: str, tmp_path: Path
 def test_a_lock_that_is_damaged_makes_nothing_known(text: str, tmp_path: Path) -> None:
     out = put(tmp_path / "out", "model.safetensors carried.txt")
     (out / "alnico.lock.json").write_text(text)
-    assert foreign(out) == ["carried.txt"]
+    assert foreign_entries(out) == ["carried.txt"]
 
 
 def test_a_file_is_weights_by_its_header(tmp_path: Path) -> None:
-    assert foreign(save_file(tmp_path / "x.safetensors", {"w": ("F32", np.ones(3, np.float32))})) == []
+    assert (
+        foreign_entries(save_file(tmp_path / "x.safetensors", {"w": ("F32", np.ones(3, np.float32))})) == []
+    )
     for text in (
         b"mine",
         b"\x02" + bytes(7) + b"[]",
@@ -141,50 +145,50 @@ def test_a_file_is_weights_by_its_header(tmp_path: Path) -> None:
         bytes(8) + b"x",
     ):
         (tmp_path / "y.safetensors").write_bytes(text)
-        assert foreign(tmp_path / "y.safetensors") == ["y.safetensors"], text
+        assert foreign_entries(tmp_path / "y.safetensors") == ["y.safetensors"], text
     (tmp_path / "z.safetensors").symlink_to("x.safetensors")
-    assert foreign(tmp_path / "z.safetensors") == ["z.safetensors"]
+    assert foreign_entries(tmp_path / "z.safetensors") == ["z.safetensors"]
 
 
 def test_names_of_reports_alone_are_no_reports(tmp_path: Path) -> None:
     statistics = put(tmp_path / "statistics", "statistics.json statistics.safetensors")
-    assert foreign(statistics) != []
-    assert foreign(put(tmp_path / "evaluation", "evaluation.json report.html")) != []
+    assert foreign_entries(statistics) != []
+    assert foreign_entries(put(tmp_path / "evaluation", "evaluation.json report.html")) != []
     analysis = put(tmp_path / "analysis", "summary.json report.html")
     (analysis / "summary.json").write_text(json.dumps({"models": []}))
-    assert foreign(analysis) != []
+    assert foreign_entries(analysis) != []
     (analysis / "summary.json").write_text(json.dumps({"quantile_error": 0, "models": [{"name": "a"}]}))
-    assert foreign(analysis) == []
+    assert foreign_entries(analysis) == []
     (analysis / "a").symlink_to(put(tmp_path / "elsewhere", "summary.json"))
-    assert foreign(analysis) != []
+    assert foreign_entries(analysis) != []
 
 
 def test_names_of_a_search_alone_are_no_search(tmp_path: Path) -> None:
-    assert foreign(put(tmp_path / "out", "best.yml trials.csv")) == ["best.yml", "trials.csv"]
+    assert foreign_entries(put(tmp_path / "out", "best.yml trials.csv")) == ["best.yml", "trials.csv"]
 
 
 def test_what_alnico_reports_may_be_replaced(tmp_path: Path) -> None:
     analysis = put(tmp_path / "analysis", " ".join((*OWN, *(f"a/{name}" for name in OF_MODEL))))
     (analysis / "summary.json").write_text(json.dumps({"quantile_error": 0, "models": [{"name": "a"}]}))
-    assert foreign(analysis) == []
+    assert foreign_entries(analysis) == []
     put(analysis, "a/mine.txt")
-    assert foreign(analysis) != []
+    assert foreign_entries(analysis) != []
     evaluation = put(tmp_path / "evaluation", "report.html")
     (evaluation / "evaluation.json").write_text(json.dumps({"models": [], "tasks": []}))
-    assert foreign(evaluation) == []
+    assert foreign_entries(evaluation) == []
     search = put(tmp_path / "search", "best.yml best-12.yml trials.csv search.html")
     (search / "search.json").write_text(json.dumps({"trials": [], "objectives": []}))
-    assert foreign(search) == []
+    assert foreign_entries(search) == []
     put(search, "best-practices.yml")
-    assert "best-practices.yml" in foreign(search)
+    assert "best-practices.yml" in foreign_entries(search)
     with sqlite3.connect(tmp_path / "study.db") as study:
         study.execute("create table t (x)")
     (tmp_path / "begun").mkdir()
     (tmp_path / "study.db").rename(tmp_path / "begun" / "study.db")
-    assert foreign(tmp_path / "begun") == []
+    assert foreign_entries(tmp_path / "begun") == []
     statistics = put(tmp_path / "statistics", "statistics.safetensors")
     (statistics / "statistics.json").write_text(json.dumps({"kind": "fisher", "tensors": {}}))
-    assert foreign(statistics) == []
+    assert foreign_entries(statistics) == []
 
 
 def test_the_names_of_reports_are_those_that_are_written() -> None:
@@ -202,7 +206,7 @@ def test_the_names_of_reports_are_those_that_are_written() -> None:
      "__pycache__/modeling_x.cpython-311.pyc"],
 )  # fmt: skip
 def test_what_systems_put_into_folders_is_nobodys_work(name: str, tmp_path: Path) -> None:
-    assert foreign(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == []
+    assert foreign_entries(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == []
 
 
 @pytest.mark.parametrize(
@@ -215,6 +219,6 @@ def test_what_systems_put_into_folders_is_nobodys_work(name: str, tmp_path: Path
     ],
 )
 def test_other_things_there_are(name: str, tmp_path: Path) -> None:
-    assert foreign(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == [
+    assert foreign_entries(put(tmp_path / "out", f"{WRITERS['sentence-transformers']} {name}")) == [
         name.split("/")[0]
     ]

@@ -242,7 +242,7 @@ def test_places_that_are_taken() -> None:
         combine(["a", "b"], "a", overwrite=True)
     with pytest.raises(OutputError, match="an adapter is a directory"):
         combine(["a", "b"], "out.safetensors")
-    with pytest.raises(OutputError, match="full: holds file, which no model consists of"):
+    with pytest.raises(OutputError, match="full: holds file, not part of a model"):
         combine(["a", "b"], "full", overwrite=True)
     combine(["a", "b"], "full", overwrite_anything=True)
     assert not (Path("full") / "file").exists()

@@ -411,7 +411,7 @@ def test_an_output_that_stands_is_refused_and_replaced_when_asked(
     (out / "mine").write_text("x")
     with pytest.raises(OutputError, match="exists and is not empty"):
         extract(*pair, out, rank=2)
-    with pytest.raises(OutputError, match="holds mine, which no model consists of"):
+    with pytest.raises(OutputError, match="holds mine, not part of a model"):
         extract(*pair, out, rank=2, overwrite=True)
     extract(*pair, out, rank=2, overwrite_anything=True)
     assert not (out / "mine").exists()

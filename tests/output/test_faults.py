@@ -219,7 +219,7 @@ def test_a_target_that_cannot_be_written_is_refused_by_its_name(recipe: Path) ->
     with watched(root, read_only), pytest.raises(OutputError) as caught:
         merged(recipe, root / "out")
     assert str(caught.value) == (
-        f"{root}/out: nothing of that name can be made in {root} (Read-only file system). Choose another output."
+        f"{root}/out: nothing of that name can be created in {root} (Read-only file system). Choose another output."
     )
     assert not list(root.glob(".*"))
 

@@ -132,7 +132,7 @@ def test_what_is_there_is_not_written_over(made: Made, tmp_path: Path, run: Run)
     code, _, said = run("adamerge", *made.references, *words)
     assert code == 8
     assert said == (
-        f"alnico: {tmp_path / 'recipe.course.json'}: exists already; expected a new file. Choose another name, or remove it.\n"
+        f"alnico: {tmp_path / 'recipe.course.json'}: already exists; expected a new file. Choose another name, or remove it.\n"
     )
 
 
@@ -146,7 +146,7 @@ def test_a_folder_that_is_not_there_is_told_before_the_first_step(
     assert code == 8
     assert (
         said
-        == f"alnico: {out}: its folder is not there; expected one to write into. Make it, or choose another.\n"
+        == f"alnico: {out}: its folder does not exist; expected one to write into. Create it, or choose another.\n"
     )
 
 

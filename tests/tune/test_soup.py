@@ -257,7 +257,7 @@ def test_the_command_prints_steps_and_writes_the_recipe(
     data = json.loads(capsys.readouterr().out)
     assert data["models"] == found.counts
     assert data["recipe"] == found.recipe()
-    with pytest.raises(OutputError, match="exists already; expected a new file"):
+    with pytest.raises(OutputError, match="already exists; expected a new file"):
         app(asked, standalone_mode=False)
 
 

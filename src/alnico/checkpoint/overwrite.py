@@ -1,7 +1,8 @@
-"""What ``--overwrite`` may remove: folders and files that alnico, or another writer of models, made. All else has a person's work in it.
+"""Decides what ``--overwrite`` may remove: only models and alnico's own output, never a person's work.
 
-A folder is known by its entries: each must be a file that transformers, PEFT, diffusers, sentence-transformers, mergekit or alnico
-writes, or that the folder's lock lists; and something must say that it is a model.
+A folder is a model's if each of its entries is a file that transformers, PEFT, diffusers,
+sentence-transformers, mergekit or alnico writes, or that the folder's lock lists, and if at least one entry
+identifies a model.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite",
     ".pdparams", ".nemo", ".pte", ".mlmodel", ".unfinished",
 )  # fmt: skip
-"""Endings of weights that a writer of models leaves. Arrays and pickles (``.npy``, ``.pkl``) may be anybody's."""
+"""Endings of weight files that libraries write. Arrays and pickles (``.npy``, ``.pkl``) may be a person's data."""
 
-KNOWN = re.compile(
+MODEL_FILES = re.compile(
     r"config(_\w+)?\.json|[\w-]+_config(_\w+)?\.json|configuration\.json|model_index\.json|modules\.json|params\.json"  # configs
     r"|[\w.-]+\.index(\.\w+)?\.json"
     r"|tokenizer[\w.-]*\.(json|model)|tokenizer\.model\.v\d+|tekken\.json|vocab[\w-]*\.(json|txt|bpe)|merges\.txt|normalizer\.json"
@@ -39,18 +40,18 @@ KNOWN = re.compile(
     r"|openvino_\w+\.xml|mergekit_(moe_)?config\.yml|alnico\.lock\.json|model\.sig|\.gitattributes"
     r"|trainer_state\.json|(all|train|eval|predict|test)_results\.json|similarity_evaluation[\w.-]*\.csv",
 )
-OF_SYSTEMS = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.directory")
-"""What file managers leave in every folder that somebody looks into."""
+FILE_MANAGER_FILES = re.compile(r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.directory")
+"""Files that file managers write into every folder that is opened."""
 CARDS = re.compile(
     r"(readme|model_?card|licen[sc]e|notice|copying|(acceptable_)?use?_policy|usage_policy)[\w.-]*",
     re.IGNORECASE,
 )
-SYSTEMS = re.compile(
+SYSTEM_FILES = re.compile(
     r"\.DS_Store|\._.+|Thumbs\.db|desktop\.ini|\.nfs[0-9a-f]+|\.ipynb_checkpoints|__pycache__", re.IGNORECASE
 )
-"""What desktops, disks of networks, notebooks and Python put into folders that are looked at: nobody's work."""
+"""Files that desktops, network disks, notebooks and Python create on their own: nobody's work."""
 IMAGES = (".png", ".jpg", ".jpeg", ".gif", ".svg", ".webp")
-"""Pictures of a card."""
+"""Pictures shown in a card."""
 FOLDERS = (
     "assets",
     "images",
@@ -62,43 +63,53 @@ FOLDERS = (
     "eval",
     "gguf",
 )
-"""Folders that models have beside their modules."""
-TELLING = ("model_type", "architectures", "_class_name", "_diffusers_version", "peft_type", "tokenizer_class")
-"""Keys of a config, one of which says that it is a model's."""
+"""Folders that models have in addition to their modules."""
+MODEL_KEYS = (
+    "model_type",
+    "architectures",
+    "_class_name",
+    "_diffusers_version",
+    "peft_type",
+    "tokenizer_class",
+)
+"""Keys of a config; any one of them identifies a model."""
 
 STATISTICS = ("statistics.json", "statistics.safetensors", "statistics.safetensors.unfinished")
 SEARCH = re.compile(r"study\.db(-wal|-shm|-journal)?|best(-\d+)?\.yml|trials\.csv|search\.json|search\.html")
 EVALUATION = ("evaluation.json", "report.html")
 ANALYSIS = ("pairwise_cosines.csv", "report.html", "kept.json", "kept.csv", "summary.json")
-OF_A_MODEL = (
+ANALYSIS_OF_MODEL = (
     "per_param_stats.csv",
     "top50_by_l2.csv",
     "top50_by_maxabs.csv",
     "group_l2_bar.png",
     "summary.json",
 )
-"""Files of an analysis, and of the folder of a model in it."""
+"""Files of an analysis, and of a model's folder in it."""
 
 
-def foreign(place: Path) -> list[str]:
-    """The entries of a folder, sorted, that neither alnico nor another writer of models made; the name of a file that holds no weights.
+def foreign_entries(path: Path) -> list[str]:
+    """Return the sorted entries of a folder that are not part of a model or of alnico's output.
 
-    Nothing is foreign in what may be replaced. A link is known by its name: removing it removes nothing else. Errors: OSError.
+    The list is empty if the folder may be replaced. For a file it holds the name, unless the file holds weights.
+    A link is judged by its name, since removing it removes nothing else. Errors: OSError.
     """
-    if not place.is_dir():
-        return [] if is_weights(place) else [place.name]
+    if not path.is_dir():
+        return [] if is_weights(path) else [path.name]
     names = sorted(
-        name for name in os.listdir(place) if not (OF_SYSTEMS.fullmatch(name) and (place / name).is_file())
+        name
+        for name in os.listdir(path)
+        if not (FILE_MANAGER_FILES.fullmatch(name) and (path / name).is_file())
     )
-    if is_report(place, names):
+    if is_report(path, names):
         return []
-    locked, modules = _locked(place), _modules(place)
-    found = [name for name in names if not _is_known(place, name, locked, modules)]
-    return found if found or _is_model(place, names) else names
+    locked, modules = _locked_files(path), _module_names(path)
+    foreign = [name for name in names if not _is_model_entry(path, name, locked, modules)]
+    return foreign if foreign or _is_model(path, names) else names
 
 
 def is_weights(path: Path) -> bool:
-    """Does a file hold weights as safetensors? One that holds nothing may be replaced, too."""
+    """Is a file safetensors weights? An empty file may be replaced too."""
     try:
         if not stat.S_ISREG(path.lstat().st_mode):
             return False
@@ -118,33 +129,34 @@ def is_weights(path: Path) -> bool:
 
 
 def is_report(folder: Path, names: Collection[str]) -> bool:
-    """Is a folder with these entries all an analysis, a search, an evaluation or statistics of alnico?"""
+    """Is a folder with these entries an analysis, search, evaluation or statistics by alnico, and nothing else?"""
     if set(names) <= set(STATISTICS):
         return "statistics.json" not in names or holds_statistics(folder)
     if set(names) <= set(EVALUATION):
         return is_evaluation(folder / "evaluation.json")
     if names and all(SEARCH.fullmatch(name) for name in names):
         return is_search(folder)
-    models = _data(folder / "summary.json")
-    if "quantile_error" not in models:
+    summary = _read_mapping(folder / "summary.json")
+    if "quantile_error" not in summary:
         return False
     with suppress(KeyError, TypeError):
-        own = {str(model["name"]) for model in models["models"]}
+        models = {str(model["name"]) for model in summary["models"]}
         return all(
-            name in ANALYSIS or (name in own and _has_only(folder / name, OF_A_MODEL)) for name in names
+            name in ANALYSIS or (name in models and _has_only(folder / name, ANALYSIS_OF_MODEL))
+            for name in names
         )
     return False
 
 
 def is_evaluation(path: Path) -> bool:
-    """Is a file the numbers of an evaluation of alnico?"""
-    return {"models", "tasks"} <= _data(path).keys()
+    """Is a file the results of an evaluation by alnico?"""
+    return {"models", "tasks"} <= _read_mapping(path).keys()
 
 
 def is_search(folder: Path) -> bool:
-    """Does a folder hold a search of alnico, among other things perhaps? Until its end a search is its study alone."""
+    """Does a folder hold a search by alnico, perhaps with other files? A search that runs has only its study."""
     return (
-        {"trials", "objectives"} <= _data(folder / "search.json").keys()
+        {"trials", "objectives"} <= _read_mapping(folder / "search.json").keys()
         if (folder / "search.json").exists()
         else _is_database(folder / "study.db")
     )
@@ -161,25 +173,25 @@ def _is_database(path: Path) -> bool:
 
 
 def holds_statistics(folder: Path) -> bool:
-    """Does a folder hold statistics of a model, among other things perhaps?"""
-    return {"kind", "tensors"} <= _data(folder / "statistics.json").keys()
+    """Does a folder hold statistics of a model, perhaps with other files?"""
+    return {"kind", "tensors"} <= _read_mapping(folder / "statistics.json").keys()
 
 
 def _has_only(folder: Path, names: Collection[str]) -> bool:
     return folder.is_dir() and not folder.is_symlink() and set(os.listdir(folder)) <= set(names)
 
 
-def _data(path: Path) -> Mapping[str, Any]:
-    """What a small file says; nothing where it is none, or no mapping."""
+def _read_mapping(path: Path) -> Mapping[str, Any]:
+    """Return the JSON object of a small file; empty if it cannot be read."""
     try:
         return read_json(path) if stat.S_ISREG(path.lstat().st_mode) else {}
     except (AlnicoError, OSError):
         return {}
 
 
-def _locked(folder: Path) -> frozenset[str]:
-    """The files that the lock of a finished merge lists, relative to its folder; none of them hidden."""
-    files = _data(folder / LOCK).get("files")
+def _locked_files(folder: Path) -> frozenset[str]:
+    """Return the files that the lock of a finished merge lists, relative to its folder, without hidden ones."""
+    files = _read_mapping(folder / LOCK).get("files")
     if not isinstance(files, dict):
         return frozenset()
     return frozenset(
@@ -187,50 +199,51 @@ def _locked(folder: Path) -> frozenset[str]:
     )
 
 
-def _modules(folder: Path) -> Collection[str]:
-    """The folders of modules that a model names: sentence-transformers' and diffusers'."""
-    return {*(name.split("/")[0] for name in module_folders(folder)), *_data(folder / "model_index.json")}
+def _module_names(folder: Path) -> Collection[str]:
+    """Return the module folders that a model lists, for sentence-transformers and for diffusers."""
+    index = _read_mapping(folder / "model_index.json")
+    return {*(name.split("/")[0] for name in module_folders(folder)), *index}
 
 
-def _is_known(folder: Path, name: str, locked: Collection[str], modules: Collection[str]) -> bool:
+def _is_model_entry(folder: Path, name: str, locked: Collection[str], modules: Collection[str]) -> bool:
     path = folder / name
     mode = path.lstat().st_mode
-    if SYSTEMS.fullmatch(name) and not stat.S_ISLNK(mode):
-        # Notebooks keep copies of what was edited in them: of files that a model has.
+    if SYSTEM_FILES.fullmatch(name) and not stat.S_ISLNK(mode):
+        # Notebooks and Python keep copies of the files edited or run with them; those must be a model's files too.
         return not stat.S_ISDIR(mode) or all(
-            _is_known_file(
+            _is_model_file(
                 re.sub(r"-checkpoint(?=\.\w+$)|\.cpython-\d+(?=\.)", "", file).replace(".pyc", ".py")
             )
             for file in os.listdir(path)
         )
     if not stat.S_ISDIR(mode):
-        return (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) and (name in locked or _is_known_file(name))
+        return (stat.S_ISREG(mode) or stat.S_ISLNK(mode)) and (name in locked or _is_model_file(name))
     if name == ".cache":
-        return all(inside == "huggingface" for inside in os.listdir(path))
-    inside = [name for name in locked if name.startswith(f"{path.name}/")]
-    if name in modules or name in FOLDERS or inside or (path / "adapter_config.json").is_file():
-        return all(_is_known_file(Path(file).name) or f"{name}/{file}" in locked for file in _files(path))
+        return all(entry == "huggingface" for entry in os.listdir(path))
+    has_locked = any(file.startswith(f"{path.name}/") for file in locked)
+    if name in modules or name in FOLDERS or has_locked or (path / "adapter_config.json").is_file():
+        return all(_is_model_file(Path(file).name) or f"{name}/{file}" in locked for file in _files(path))
     return False
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """All that lies in a folder and the folders in it, relative to it; of a folder that is empty, or a special file, its name."""
+    """Yield the files and hidden folders in a folder and its subfolders, relative to it."""
     for path, is_folder in entries_below(folder):
         if not is_folder or path.name.startswith("."):
             yield path.relative_to(folder).as_posix()
 
 
-def _is_known_file(name: str) -> bool:
-    if name in OURS or name == CARD or CARDS.fullmatch(name) or KNOWN.fullmatch(name):
+def _is_model_file(name: str) -> bool:
+    if name in OURS or name == CARD or CARDS.fullmatch(name) or MODEL_FILES.fullmatch(name):
         return True
     return not name.startswith(".") and Path(name).suffix.lower() in (*WEIGHTS, *IMAGES)
 
 
 def _is_model(folder: Path, names: Collection[str]) -> bool:
-    """Does something in a folder of known entries say that it is a model? Cards and pictures alone do not."""
+    """Does an entry of the folder identify a model? Cards and pictures alone do not."""
     if any(Path(name).suffix in WEIGHTS for name in names) or LOCK in names:
         return True
     configs = ("config.json", "adapter_config.json", "model_index.json", "tokenizer_config.json")
     return "modules.json" in names or any(
-        set(TELLING) & _data(folder / name).keys() for name in configs if name in names
+        set(MODEL_KEYS) & _read_mapping(folder / name).keys() for name in configs if name in names
     )

@@ -22,7 +22,7 @@ import numpy as np
 from alnico.checkpoint.file_model import FileModel, open_shard
 from alnico.checkpoint.files import check_inside, read_small
 from alnico.checkpoint.json_files import MAX_JSON_BYTES, read_json
-from alnico.checkpoint.output_path import Replace, check_needed, check_written_into
+from alnico.checkpoint.output_path import Replace, check_inputs, check_written_into
 from alnico.checkpoint.overwrite import holds_statistics
 from alnico.checkpoint.shards import split_into_shards
 from alnico.checkpoint.source import Origin, Source, Tensor
@@ -248,7 +248,7 @@ def check_statistics_folder(out: Path, overwrite: Replace, needed: Iterable[Path
     if not names or set(names) == {TENSORS + UNFINISHED}:
         return
     if overwrite == "anything":
-        check_needed(out, needed)
+        check_inputs(out, needed)
         return
     is_older = holds_statistics(out)
     if not overwrite or not is_older:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from alnico.checkpoint.lora_adapter import PREFIX, Adapter, open_adapter
-from alnico.checkpoint.output_path import check_publishable, replacing
+from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.errors import (
     MethodError,
     MismatchError,
@@ -142,7 +142,7 @@ def combine(
     _check_choices(combination, rank, energy, saved, unrelated)
     target, code = Path(out), _dtype(dtype)
     check_publishable(target)
-    may_replace = replacing(overwrite, overwrite_anything)
+    may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened = [stack.enter_context(open_adapter(r, offline=offline)) for r in references]
         check_output_place(target, needed_files([a.files for a in opened]), may_replace)

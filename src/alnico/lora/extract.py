@@ -21,7 +21,7 @@ from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_adapter import PREFIX
 from alnico.checkpoint.lora_model import repositories
 from alnico.checkpoint.open_model import open_adapted, open_model
-from alnico.checkpoint.output_path import check_publishable, replacing
+from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.renamed_model import with_names_of
 from alnico.checkpoint.source import Source, read_tensor
 from alnico.checkpoint.tied_weights import architectures
@@ -193,7 +193,7 @@ def extract(
     options = _checked(rank, energy, size, max_rank, exact, others, embeddings, include, exclude, dtype, seed)
     target = Path(out)
     check_publishable(target)
-    may_replace = replacing(overwrite, overwrite_anything)
+    may_replace = replace_mode(overwrite, overwrite_anything)
     with ExitStack() as stack:
         opened: list[Source] = [
             stack.enter_context(open_model(reference, offline=offline)) for reference in (tuned, base)

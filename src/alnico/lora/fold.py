@@ -8,7 +8,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from alnico.checkpoint.output_path import check_publishable, replacing
+from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.reference import Paths
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
@@ -67,7 +67,7 @@ def fold(
     Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685; PEFT's format.
     """
     check_publishable(Path(out))
-    may_replace = replacing(overwrite, overwrite_anything)
+    may_replace = replace_mode(overwrite, overwrite_anything)
     plan = build_plan(
         load_recipe(fold_recipe(base, adapters, weights=weights, at_once=at_once, dtype=dtype)),
         memory_bytes=bytes_of(memory),

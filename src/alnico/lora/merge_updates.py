@@ -67,7 +67,9 @@ class Merging:
             raise RunError(
                 f"{folder}: cannot be created ({error.strerror}). Choose another output."
             ) from None
-        files = OutputFiles(folder, split_into_shards([(name, job.dtype, job.shape)], 1, "merged"), part.folder)
+        files = OutputFiles(
+            folder, split_into_shards([(name, job.dtype, job.shape)], 1, "merged"), part.folder
+        )
         merged = Merged(name, job.dtype, job.shape, files, part.folder)
         try:
             self._run(name, files)

@@ -15,7 +15,7 @@ import numpy as np
 
 from alnico.checkpoint.memory_model import is_torch_module
 from alnico.checkpoint.open_model import MODEL_TYPES
-from alnico.checkpoint.output_path import check_publishable, replacing
+from alnico.checkpoint.output_path import check_publishable, replace_mode
 from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES
 from alnico.engine.fetch import fetch_inputs
 from alnico.engine.measure_plan import inner_products
@@ -245,7 +245,7 @@ class LazyModel:
         recipe, models = self._made(dtype, unrelated)
         target = Path(out)
         check_publishable(target)
-        may_replace = replacing(overwrite, overwrite_anything)
+        may_replace = replace_mode(overwrite, overwrite_anything)
         opened = open_models(models)
         try:
             plan = opened.plan(
