@@ -14,7 +14,7 @@ from made import decoded, llama_config, save_model
 if TYPE_CHECKING:
     from alnico.checkpoint.source import Source
     from alnico.recipe.schema import TokenizerSetting
-    from alnico.vocabulary.build import VocabularyPlan
+    from alnico.vocabulary.output_vocabulary import VocabularyPlan
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 LETTERS = tuple("abcdefgh ")
@@ -146,7 +146,7 @@ def setting_of(case: Mapping[str, Any]) -> TokenizerSetting:
 
 def planned(case: Mapping[str, Any], sources: Sequence[Source], **keys: Any) -> VocabularyPlan:
     """Plan the vocabulary of a case; ``sources`` are its models in order."""
-    from alnico.vocabulary.build import plan_vocabulary
+    from alnico.vocabulary.output_vocabulary import plan_vocabulary
 
     names = case["models"]
     donor = names.index(case.get("base_model", names[0]))

@@ -6,14 +6,14 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from alnico.vocabulary.tokenizer import pieces_of
+from alnico.vocabulary.tokenizer import read_sentencepiece
 from fuzz.harness import Target
 
 
 def read(data: bytes, folder: Path) -> None:
     path = folder / "tokenizer.model"
     path.write_bytes(data)
-    found = pieces_of(path)
+    found = read_sentencepiece(path)
     assert len(found) <= len(data)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from alnico.checkpoint.open_model import open_model
-from alnico.vocabulary.remapped_model import mapped
+from alnico.vocabulary.remapped_model import remap_rows
 from alnico.vocabulary.tokenizer import read_tokenizer
 from made_tokenizers import CASES, EMBED, HEAD, matrix, planned, save_family
 
@@ -36,7 +36,7 @@ def test_every_token_has_the_row_that_mergekit_gives_it(
     assert plan.size == expected["size"]
     for source, row_map, name in zip(sources, plan.rows, CASES[case]["models"], strict=True):
         assert set(written.tokens) == set(expected["rows"][name])
-        model = mapped(source, sources, (EMBED, HEAD), row_map)
+        model = remap_rows(source, sources, (EMBED, HEAD), row_map)
         embed = matrix(model, EMBED)
         np.testing.assert_array_equal(matrix(model, HEAD), embed / 2)
         found = {token: embed[row] for token, row in written.tokens.items()}

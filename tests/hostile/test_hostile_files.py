@@ -30,7 +30,7 @@ from alnico.output.journal import FORM, NAME, checked, read_journal
 from alnico.plan.families import tied_heads
 from alnico.tune.search.settings import read_search
 from alnico.vocabulary.chat_template import template_of
-from alnico.vocabulary.config_ids import remapped
+from alnico.vocabulary.config_ids import changed_ids
 from hostile.malformed import save, save_json
 from hostile.pickle_files import spelled
 from made import save_model
@@ -283,7 +283,7 @@ def test_an_analysis_with_a_norm_that_no_float_holds_is_refused_by_a_merge(tmp_p
 
 def test_odd_values_of_configs_and_templates_are_passed_over(tmp_path: Path) -> None:
     assert tied_heads({"text_config": 5}, ["model.embed_tokens.weight"], ["lm_head.weight"]) == {}
-    assert remapped({"eos_token_id": [{}, 1]}, lambda _, i: i + 1) == {"eos_token_id": [{}, 2]}
+    assert changed_ids({"eos_token_id": [{}, 1]}, lambda _, i: i + 1) == {"eos_token_id": [{}, 2]}
     save_json(
         tmp_path / "tokenizer_config.json",
         {"chat_template": [{"name": [1], "template": "a"}, {"name": "default", "template": "b"}]},

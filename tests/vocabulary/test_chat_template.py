@@ -12,8 +12,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model
 from alnico.errors import RecipeError
-from alnico.vocabulary.build import VocabularyPlan
 from alnico.vocabulary.chat_template import NAMES, chat_template, check_setting
+from alnico.vocabulary.output_vocabulary import VocabularyPlan
 from made_tokenizers import save_matrices
 
 TALK = [

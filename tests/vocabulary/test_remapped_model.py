@@ -13,8 +13,8 @@ import pytest
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model, Source
 from alnico.errors import MismatchError
-from alnico.vocabulary.remapped_model import mapped
-from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, RowMap, RowRequest, row_maps
+from alnico.vocabulary.remapped_model import remap_rows
+from alnico.vocabulary.row_map import MEAN, PADDING, ZEROS, RowMap, RowRequest, row_maps
 from made import save_model
 from made_tokenizers import EMBED, HEAD, matrix
 
@@ -87,7 +87,7 @@ def expected(rows: list[tuple[int, int]]) -> np.ndarray:
 @pytest.mark.parametrize("dtype", ["F64", "F32", "F16", "BF16", "U8"])
 def test_rows_of_one_dtype_are_moved_as_they_are(tmp_path: Path, dtype: str) -> None:
     sources = made(tmp_path, (dtype, dtype)) if dtype != "U8" else made(tmp_path, (dtype, dtype), width=1)
-    model = mapped(sources[0], sources, (EMBED, HEAD), row_map(ROWS))
+    model = remap_rows(sources[0], sources, (EMBED, HEAD), row_map(ROWS))
     tensor = model.tensors[EMBED]
     assert (tensor.dtype, tensor.nominal, tensor.shape[0]) == (dtype, dtype, len(ROWS))
     width = tensor.shape[1]
@@ -108,21 +108,21 @@ def test_computed_rows_are_exact_in_a_wider_dtype(
     tmp_path: Path, dtypes: tuple[str, str], dtype: str
 ) -> None:
     sources = made(tmp_path, dtypes)
-    model = mapped(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
     assert (model.tensors[EMBED].dtype, model.tensors[EMBED].nominal) == (dtype, dtypes[0])
     np.testing.assert_array_equal(matrix(model, EMBED), expected(COMPUTED).astype(matrix(model, EMBED).dtype))
 
 
 def test_rows_of_another_dtype_are_decoded(tmp_path: Path) -> None:
     sources = made(tmp_path, ("BF16", "F16"))
-    model = mapped(sources[0], sources, (EMBED,), row_map(ROWS))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map(ROWS))
     assert (model.tensors[EMBED].dtype, model.tensors[EMBED].nominal) == ("F32", "BF16")
     np.testing.assert_array_equal(matrix(model, EMBED), expected(ROWS))
 
 
 def test_a_bias_of_one_dimension_has_rows_too(tmp_path: Path) -> None:
     sources = made(tmp_path)
-    model = mapped(sources[0], sources, ("bias",), row_map(COMPUTED, MEANS))
+    model = remap_rows(sources[0], sources, ("bias",), row_map(COMPUTED, MEANS))
     assert model.tensors["bias"].shape == (len(COMPUTED),)
     np.testing.assert_array_equal(matrix(model, "bias"), expected(COMPUTED)[:, 0].astype(np.float32))
 
@@ -134,7 +134,7 @@ def test_any_piece_has_the_bytes_of_the_whole(
     tmp_path: Path, rows: list[tuple[int, int]], dtypes: tuple[str, str]
 ) -> None:
     sources = made(tmp_path, dtypes)
-    model = mapped(sources[0], sources, (EMBED,), row_map(rows, MEANS))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map(rows, MEANS))
     size = model.tensors[EMBED].byte_size
     whole = bytearray(size)
     model.read_into(EMBED, 0, memoryview(whole))
@@ -147,7 +147,7 @@ def test_any_piece_has_the_bytes_of_the_whole(
 
 def test_consecutive_rows_are_read_at_once_and_no_others(tmp_path: Path) -> None:
     sources = made(tmp_path)
-    model = mapped(sources[0], sources, (EMBED,), row_map(ROWS))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map(ROWS))
     row = 4 * WIDTH
     buffer = bytearray(3 * row)
     model.read_into(EMBED, row, memoryview(buffer))
@@ -156,7 +156,7 @@ def test_consecutive_rows_are_read_at_once_and_no_others(tmp_path: Path) -> None
 
 def test_the_padding_is_made_once_for_all_threads(tmp_path: Path) -> None:
     sources = made(tmp_path)
-    model = mapped(sources[0], sources, (EMBED,), row_map([(0, 0), (0, 1), (PADDING, 0)]))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map([(0, 0), (0, 1), (PADDING, 0)]))
     found = []
 
     def read() -> None:
@@ -182,7 +182,7 @@ def test_the_size_of_pieces_changes_no_bit(
     source = open_model(save_model(tmp_path / "a", tensors))
     rows = [(0, r) for r in range(40)] + [(PADDING, 0)]
     monkeypatch.setattr("alnico.vocabulary.remapped_model.PIECE_ELEMENTS", pieces)
-    model = mapped(source, [source], (EMBED, "bias"), row_map(rows))
+    model = remap_rows(source, [source], (EMBED, "bias"), row_map(rows))
     for name in (EMBED, "bias"):
         total = np.zeros(tensors[name][1].shape[1:])
         for each in tensors[name][1].astype(np.float32):
@@ -192,15 +192,15 @@ def test_the_size_of_pieces_changes_no_bit(
 
 def test_a_model_whose_rows_stay_is_left_as_it_is(tmp_path: Path) -> None:
     sources = made(tmp_path)
-    assert mapped(sources[0], sources, (EMBED,), row_map([(0, r) for r in range(6)])) is sources[0]
-    fewer = mapped(sources[0], sources, (EMBED,), row_map([(0, r) for r in range(5)]))
+    assert remap_rows(sources[0], sources, (EMBED,), row_map([(0, r) for r in range(6)])) is sources[0]
+    fewer = remap_rows(sources[0], sources, (EMBED,), row_map([(0, r) for r in range(5)]))
     np.testing.assert_array_equal(matrix(fewer, EMBED), matrix(sources[0], EMBED)[:5])
 
 
 def test_what_it_holds_and_takes_is_said(tmp_path: Path) -> None:
     sources = made(tmp_path)
-    moved = mapped(sources[0], sources, (EMBED,), row_map(ROWS))
-    computed = mapped(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
+    moved = remap_rows(sources[0], sources, (EMBED,), row_map(ROWS))
+    computed = remap_rows(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
     assert moved.reading_bytes == 0
     assert moved.held_bytes >= len(ROWS) * 12
     assert computed.held_bytes >= len(COMPUTED) * 12 + 8 * WIDTH
@@ -212,15 +212,15 @@ def test_what_it_holds_and_takes_is_said(tmp_path: Path) -> None:
 def test_another_map_is_another_identity(tmp_path: Path) -> None:
     sources = made(tmp_path)
     own = sources[0].identity()
-    one, other = (mapped(sources[0], sources, (EMBED,), row_map(r)).identity() for r in (ROWS, ROWS[1:]))
+    one, other = (remap_rows(sources[0], sources, (EMBED,), row_map(r)).identity() for r in (ROWS, ROWS[1:]))
     assert one[: len(own)] == other[: len(own)] == own
     assert one[-1] != other[-1]
-    assert one == mapped(sources[0], sources, (EMBED,), row_map(ROWS)).identity()
+    assert one == remap_rows(sources[0], sources, (EMBED,), row_map(ROWS)).identity()
 
 
 def test_it_is_the_model_in_all_else(tmp_path: Path) -> None:
     sources = made(tmp_path)
-    model = mapped(sources[0], sources, (EMBED,), row_map(ROWS))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map(ROWS))
     assert (model.label, model.config, model.directory) == (
         sources[0].label,
         sources[0].config,
@@ -254,7 +254,7 @@ def test_what_rows_are_taken_from_is_fetched(tmp_path: Path) -> None:
         Remote(s.source, label)  # type: ignore[attr-defined]
         for s, label in zip(made(tmp_path, ("F32", "F32", "F32")), ("x/a", "x/b", "x/c"), strict=True)
     ]
-    model = mapped(sources[0], sources, (EMBED,), row_map(ROWS))
+    model = remap_rows(sources[0], sources, (EMBED,), row_map(ROWS))
     assert model.absent(["norm"], True) == {"model.safetensors": 10, "vocab.txt": 1}
     files = model.absent([EMBED, "norm"], False)
     assert files == {"model.safetensors": 10, "x/b::model.safetensors": 10}
@@ -265,7 +265,9 @@ def test_what_rows_are_taken_from_is_fetched(tmp_path: Path) -> None:
 def test_a_tied_head_is_taken_from_the_embedding(tmp_path: Path) -> None:
     sources = made(tmp_path)
     tied = open_model(save_model(tmp_path / "tied", {EMBED: ("F32", 100 + np.arange(18).reshape(6, 3))}))
-    model = mapped(sources[0], [sources[0], tied], (EMBED, HEAD), row_map([(0, 0), (1, 2)]), {HEAD: EMBED})
+    model = remap_rows(
+        sources[0], [sources[0], tied], (EMBED, HEAD), row_map([(0, 0), (1, 2)]), {HEAD: EMBED}
+    )
     np.testing.assert_array_equal(matrix(model, HEAD), [-value(0, 0), [106, 107, 108]])
 
 
@@ -273,7 +275,7 @@ def test_rows_from_a_model_without_the_tensor_are_refused(tmp_path: Path) -> Non
     sources = made(tmp_path)
     bare = open_model(save_model(tmp_path / "bare", {"norm": ("F32", np.zeros(3))}))
     with pytest.raises(MismatchError) as caught:
-        mapped(sources[0], [sources[0], bare], (EMBED,), row_map(ROWS))
+        remap_rows(sources[0], [sources[0], bare], (EMBED,), row_map(ROWS))
     assert str(caught.value) == (
         f"{EMBED}: 3 rows of it are taken from {bare.label}, which lacks it; expected it there. "
         "Name another model for these tokens in the recipe, or use models that all have it."
@@ -284,7 +286,7 @@ def test_rows_of_another_width_are_refused(tmp_path: Path) -> None:
     sources = made(tmp_path)
     wide = open_model(save_model(tmp_path / "wide", {EMBED: ("F32", np.zeros((6, 4)))}))
     with pytest.raises(MismatchError) as caught:
-        mapped(sources[0], [sources[0], wide], (EMBED,), row_map(ROWS))
+        remap_rows(sources[0], [sources[0], wide], (EMBED,), row_map(ROWS))
     assert str(caught.value) == (
         f"{EMBED}: {sources[0].label} is (6, 3), {wide.label} is (6, 4); expected rows of one width. "
         "Use models of one architecture and size."
@@ -297,7 +299,7 @@ def test_integers_cannot_be_averaged(tmp_path: Path) -> None:
         MismatchError,
         match=r"the dtypes of its rows cannot be computed with \(U8\); expected F64, F32, F16, BF16",
     ):
-        mapped(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
+        remap_rows(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
 
 
 def test_the_rule_puts_own_rows_first_then_the_bases_then_the_mean_then_zeros() -> None:

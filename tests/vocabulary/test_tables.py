@@ -12,7 +12,7 @@ import alnico
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model
 from alnico.errors import MismatchError
-from alnico.vocabulary.tables import tables_of
+from alnico.vocabulary.tables import find_tables
 from made import read_model, save_model
 from made_tokenizers import save_tokenizer
 from methods.sides import made
@@ -70,7 +70,7 @@ LAYER = {
 def test_every_tensor_of_the_vocabularys_size_is_a_table(
     tables: dict[str, tuple[int, ...]], others: dict[str, tuple[int, ...]], tmp_path: Path
 ) -> None:
-    found = tables_of(model(tmp_path / "a", {**LAYER, **others, **tables}, vocab_size=V, hidden_size=WIDTH))
+    found = find_tables(model(tmp_path / "a", {**LAYER, **others, **tables}, vocab_size=V, hidden_size=WIDTH))
     assert (found.size, set(found.rows), found.unclear) == (V, set(tables), ())
     assert found.turned == {n for n in tables if n.endswith("dense.weight")}
 
@@ -93,9 +93,9 @@ def test_names_decide_where_the_vocabulary_is_as_large_as_the_hidden_size(tmp_pa
         "encoder.ln.bias": (V,),
         "multi_modal_projector.w": (V, V),
     }
-    found = tables_of(model(tmp_path / "a", {**tables, **others}, vocab_size=V, hidden_size=V))
+    found = find_tables(model(tmp_path / "a", {**tables, **others}, vocab_size=V, hidden_size=V))
     assert (set(found.rows), found.unclear) == (set(tables), ())
-    found = tables_of(
+    found = find_tables(
         model(tmp_path / "b", {**tables, **others, "mystery.weight": (V, V)}, vocab_size=V, hidden_size=V)
     )
     assert found.unclear == ("mystery.weight",)
@@ -110,11 +110,11 @@ def test_the_vocabulary_of_text_is_told_from_others_and_from_a_config_that_is_no
         "wte.weight": (9, WIDTH),
     }
     config = {"text_config": {"vocab_size": V}, "audio_config": {"vocab_size": 7}, "vocab_size": 9}
-    assert tables_of(model(tmp_path / "a", shapes, **config), V).size == V
-    assert tables_of(model(tmp_path / "b", shapes, **config), 8).size == 9
-    assert tables_of(model(tmp_path / "c", shapes, vocab_size=50), 8).size == 9
+    assert find_tables(model(tmp_path / "a", shapes, **config), V).size == V
+    assert find_tables(model(tmp_path / "b", shapes, **config), 8).size == 9
+    assert find_tables(model(tmp_path / "c", shapes, vocab_size=50), 8).size == 9
     longer = {"embed_tokens.weight": (V + 3, WIDTH), "lm_head.weight": (V, WIDTH)}
-    assert tables_of(model(tmp_path / "d", longer, vocab_size=V)).rows == {
+    assert find_tables(model(tmp_path / "d", longer, vocab_size=V)).rows == {
         "embed_tokens.weight": V + 3,
         "lm_head.weight": V,
     }
@@ -243,7 +243,7 @@ def test_a_base_model_with_a_longer_embedding_and_a_head_with_lengths_behind_the
     tmp_path: Path,
 ) -> None:
     assert (
-        tables_of(
+        find_tables(
             model(tmp_path / "a", {"embed_tokens.weight": (V + 8, WIDTH), **LAYER}, vocab_size=V), V
         ).size
         == V
@@ -254,6 +254,6 @@ def test_a_base_model_with_a_longer_embedding_and_a_head_with_lengths_behind_the
         "joint.head.bias": (V + 5,),
     }
     others = {"vqmodel.decoder.mid.proj_out.bias": (V + 5,)}
-    assert tables_of(model(tmp_path / "b", {**shapes, **others}, vocab_size=V)).rows == {
+    assert find_tables(model(tmp_path / "b", {**shapes, **others}, vocab_size=V)).rows == {
         n: s[0] for n, s in shapes.items()
     }

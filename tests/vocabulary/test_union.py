@@ -16,10 +16,10 @@ from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.source import Model
 from alnico.errors import MismatchError, ModelError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
-from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
-from alnico.vocabulary.remapped_model import mapped
-from alnico.vocabulary.rows import PADDING, ZEROS
-from alnico.vocabulary.tokenizer import added_ids, read_tokenizer
+from alnico.vocabulary.output_vocabulary import VocabularyPlan, plan_vocabulary
+from alnico.vocabulary.remapped_model import remap_rows
+from alnico.vocabulary.row_map import PADDING, ZEROS
+from alnico.vocabulary.tokenizer import assign_added_ids, read_tokenizer
 from made_tokenizers import (
     CASES,
     EMBED,
@@ -69,7 +69,7 @@ def test_added_tokens_get_the_ids_that_the_library_gives(tmp_path: Path, seed: i
     names = draw.sample([*vocabulary, *(f"<{i}>" for i in range(6))], draw.randint(0, 6))
     added = [entry(name, draw.randint(0, 20)) for name in names]
     path = save_tokenizer(tmp_path, vocabulary, added) / "tokenizer.json"
-    found = {**vocabulary, **{t: e["id"] for t, e in added_ids(vocabulary, added).items()}}
+    found = {**vocabulary, **{t: e["id"] for t, e in assign_added_ids(vocabulary, added).items()}}
     assert found == Library.from_file(str(path)).get_vocab(with_added_tokens=True)
     read = read_tokenizer(tmp_path)
     assert read is not None
@@ -90,7 +90,7 @@ def test_the_written_tokenizer_has_the_rows_that_are_planned(
     forced = CASES[case]["tokenizer"].get("tokens", {})
     parent = read_tokenizer(sources[donor].directory)
     assert parent is not None
-    out = matrix(mapped(sources[donor], sources, (EMBED,), plan.rows[donor]), EMBED)
+    out = matrix(remap_rows(sources[donor], sources, (EMBED,), plan.rows[donor]), EMBED)
     own = matrix(sources[donor], EMBED)
     for token, row in parent.tokens.items():
         if token in ids and token not in forced and row < len(own):
@@ -173,7 +173,7 @@ def test_gaps_in_a_vocabulary_are_rows_of_padding_and_no_two_tokens_share_a_row(
     assert {t: ids[t] for t in (*gapped, "new")} == {**gapped, "new": 7}
     assert union.size == 8
     assert union.rows[0].origin.tolist() == [0, 0, PADDING, PADDING, 0, PADDING, 0, 1]
-    out = matrix(mapped(sources[0], sources, (EMBED,), union.rows[0]), EMBED)
+    out = matrix(remap_rows(sources[0], sources, (EMBED,), union.rows[0]), EMBED)
     np.testing.assert_allclose(
         out[2], (np.array([0, 1, 4, 6, 1002]).mean(), np.array([0, 7, 28, 42, 15]).mean()), rtol=1e-7
     )

@@ -12,13 +12,13 @@ from alnico.errors import ModelError
 from alnico.vocabulary import tokenizer as tokenizers
 from alnico.vocabulary.compare import (
     Vocabulary,
+    count_renamed,
     difference,
-    different_rows,
-    different_vocabularies,
     read_vocabulary,
-    renamed,
+    rows_differ_message,
     same_files,
     unread_file,
+    vocabularies_differ_message,
 )
 
 TOKENS = {"<s>": 0, "a": 1, "b": 2, "ab": 3}
@@ -177,7 +177,7 @@ def test_a_file_too_large_for_a_tokenizer_is_refused(tmp_path: Path, monkeypatch
 def test_equal_vocabularies_do_not_differ_whatever_their_order() -> None:
     one, other = Vocabulary({"a": 0, "b": 1}, {"<s>": 2}), Vocabulary({"b": 1, "a": 0}, {"<s>": 2})
     assert difference(one, other) is None
-    assert renamed(one, other) == 0
+    assert count_renamed(one, other) == 0
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_added_tokens_may_be_renamed_and_are_counted_apart() -> None:
     one = Vocabulary({"a": 0, "b": 1}, {"<s>": 2, "<unused0>": 3})
     other = Vocabulary({"a": 0, "b": 1}, {"<s>": 2, "<tool>": 3})
     assert difference(one, other) is None
-    assert renamed(one, other) == 1
+    assert count_renamed(one, other) == 1
 
 
 def test_a_token_that_one_model_calls_added_is_the_same_token() -> None:
@@ -255,7 +255,7 @@ def test_added_tokens_have_the_ids_that_the_library_gives_and_not_those_of_the_f
 
 
 def test_different_vocabularies_say_what_to_write() -> None:
-    assert different_vocabularies("a", "b", "1 of 2 tokens differ, such as 'x' at row 1") == (
+    assert vocabularies_differ_message("a", "b", "1 of 2 tokens differ, such as 'x' at row 1") == (
         "a and b have different vocabularies: 1 of 2 tokens differ, such as 'x' at row 1; expected one. "
         "Write tokenizer_source: base for the vocabulary of a, tokenizer_source: union for the tokens of all models, "
         "or use models with the same tokenizer."
@@ -275,6 +275,6 @@ def test_different_vocabularies_say_what_to_write() -> None:
 def test_different_numbers_of_rows_say_what_to_write(
     rows: int | None, size: int | None, expected: str
 ) -> None:
-    message = different_rows("embed", "a", rows or 8, "b", 9, size)
+    message = rows_differ_message("embed", "a", rows or 8, "b", 9, size)
     assert message.startswith(f"embed: a has {rows or 8} rows, b has 9")
     assert message.endswith(expected)

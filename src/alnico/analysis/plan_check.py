@@ -18,7 +18,7 @@ from alnico.plan.compatibility import FEW
 from alnico.recipe.load import load_recipe
 from alnico.recipe.reference import relative_reference
 from alnico.vocabulary.compare import difference, read_vocabulary
-from alnico.vocabulary.tables import tables_of
+from alnico.vocabulary.tables import find_tables
 
 RecipeKeys = dict[str, Any]
 
@@ -64,7 +64,7 @@ def _ways(names: tuple[str, str], offline: bool) -> list[tuple[RecipeKeys, str]]
         others = [
             n for n, t in base.tensors.items() if n in model.tensors and model.tensors[n].shape != t.shape
         ]
-        tables = {*tables_of(base).rows, *tables_of(model).rows}
+        tables = {*find_tables(base).rows, *find_tables(model).rows}
         others = [n for n in others if n not in tables]
         if 0 < len(others) <= most:
             rules = [{"filter": f"={n}", "merge_method": "passthrough", "model": "base"} for n in others]

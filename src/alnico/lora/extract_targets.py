@@ -17,7 +17,7 @@ from alnico.numerics.dtypes import DTYPES, MERGEABLE
 from alnico.plan.compatibility import Misfit, explain_mismatch
 from alnico.plan.families import OTHER_TABLES, ROUTERS, is_lookup, is_tied, tied_heads
 from alnico.recipe.options import matches_filter
-from alnico.vocabulary.tables import is_input, tables_of
+from alnico.vocabulary.tables import find_tables, is_input
 
 Treatment = Literal["factors", "saved", "left out"]
 OthersChoice = Literal["save", "leave"]
@@ -94,7 +94,7 @@ def subjects_of(
     compared: list[ExtractTarget] = []
     unmatched: list[UnmatchedTensor] = []
     has_head = any("For" in a or "LMHead" in a for a in architectures(base.config))
-    tables = tables_of(base).rows
+    tables = find_tables(base).rows
     tied = tuple(n for n in tables if is_input(n)) if has_head and is_tied(base.config) else ()
     heads = tied_heads(base.config, base.tensors, [n for n in tables if not is_input(n)])
     spelled = transformers_names(base.config, base.tensors)

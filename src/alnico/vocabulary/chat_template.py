@@ -12,8 +12,8 @@ from pathlib import Path
 from alnico.checkpoint.json_files import parse_json, read_json
 from alnico.checkpoint.source import Source
 from alnico.errors import RecipeError
-from alnico.vocabulary.build import VocabularyPlan
-from alnico.vocabulary.tokenizer import CONFIG, as_json, bytes_of
+from alnico.vocabulary.output_vocabulary import VocabularyPlan
+from alnico.vocabulary.tokenizer import CONFIG, as_json, read_bytes
 
 NAMES = ("alpaca", "chatml", "exaone", "llama3", "mistral")
 FILE, OF_PROCESSOR = "chat_template.jinja", "chat_template.json"
@@ -91,7 +91,7 @@ def chat_template(
             or (vocabulary is not None and name in vocabulary.without)
         ):
             return None
-        return bytes_of(directory / name)
+        return read_bytes(directory / name)
 
     files: dict[str, bytes] = {}
     config = held(CONFIG)
@@ -120,7 +120,7 @@ def template_of(directory: Path | None) -> str | None:
     if directory is None:
         return None
     if (directory / FILE).exists():
-        return bytes_of(directory / FILE).decode("utf-8", "replace")
+        return read_bytes(directory / FILE).decode("utf-8", "replace")
     for name in (CONFIG, OF_PROCESSOR):
         value = read_json(directory / name).get("chat_template") if (directory / name).exists() else None
         if isinstance(value, list):

@@ -10,13 +10,13 @@ from alnico.checkpoint.json_files import read_json
 from alnico.vocabulary.tokenizer import (
     JSON,
     PIECES,
-    added_entries,
-    added_ids,
-    bytes_of,
-    lines_of,
-    pieces_of,
-    rows_of,
-    vocabulary_of,
+    assign_added_ids,
+    check_rows,
+    read_added,
+    read_bytes,
+    read_lines,
+    read_model_vocabulary,
+    read_sentencepiece,
 )
 
 READABLE = (JSON, "vocab.json", "vocab.txt", *PIECES)
@@ -45,20 +45,21 @@ def read_vocabulary(directory: Path | None) -> Vocabulary | None:
         return None
     if (directory / JSON).exists():
         document = read_json(directory / JSON)
-        tokens = vocabulary_of(document, directory / JSON)
+        tokens = read_model_vocabulary(document, directory / JSON)
         if tokens is None:
             return None
         added = {
-            t: int(e["id"]) for t, e in added_ids(tokens, added_entries(document, directory / JSON)).items()
+            t: int(e["id"])
+            for t, e in assign_added_ids(tokens, read_added(document, directory / JSON)).items()
         }
         return Vocabulary({t: r for t, r in tokens.items() if t not in added}, added)
     if (directory / "vocab.json").exists():
-        return Vocabulary(rows_of(read_json(directory / "vocab.json"), directory / "vocab.json"), {})
+        return Vocabulary(check_rows(read_json(directory / "vocab.json"), directory / "vocab.json"), {})
     if (directory / "vocab.txt").exists():
-        return Vocabulary(lines_of(directory / "vocab.txt"), {})
+        return Vocabulary(read_lines(directory / "vocab.txt"), {})
     for name in PIECES:
         if (directory / name).exists():
-            return Vocabulary(pieces_of(directory / name), {})
+            return Vocabulary(read_sentencepiece(directory / name), {})
     return None
 
 
@@ -69,7 +70,7 @@ def same_files(a: Path | None, b: Path | None) -> bool:
     for name in FILES:
         first, second = a / name, b / name
         if first.exists() and second.exists():
-            return bytes_of(first) == bytes_of(second)
+            return read_bytes(first) == read_bytes(second)
     return False
 
 
@@ -97,12 +98,12 @@ def difference(a: Vocabulary, b: Vocabulary) -> str | None:
     return f"{len({r for r, _ in differing})} of {max(len(a.tokens), len(b.tokens))} tokens differ, such as {token!r} at row {row}"
 
 
-def renamed(a: Vocabulary, b: Vocabulary) -> int:
+def count_renamed(a: Vocabulary, b: Vocabulary) -> int:
     """Number of added tokens that have another row, or none, in ``b``."""
     return sum(1 for token, row in a.added.items() if b.added.get(token, b.tokens.get(token)) != row)
 
 
-def different_vocabularies(one: str, other: str, found: str) -> str:
+def vocabularies_differ_message(one: str, other: str, found: str) -> str:
     """The message for two models whose tokens have different rows, with what to write. ``found`` is :func:`difference`'s."""
     return (
         f"{one} and {other} have different vocabularies: {found}; expected one. Write tokenizer_source: base for the vocabulary of "
@@ -110,7 +111,9 @@ def different_vocabularies(one: str, other: str, found: str) -> str:
     )
 
 
-def different_rows(tensor: str, one: str, rows: int, other: str, other_rows: int, size: int | None) -> str:
+def rows_differ_message(
+    tensor: str, one: str, rows: int, other: str, other_rows: int, size: int | None
+) -> str:
     """The message for two matrices of different numbers of rows, with what to write.
 
     ``size`` is the number of rows that the tokens of both need, where their vocabularies are the same: then the others are

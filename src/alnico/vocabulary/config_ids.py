@@ -36,7 +36,7 @@ Remap = Callable[[str, int], int | None]
 """From a key and an id to the new id; None if there is none."""
 
 
-def remapped(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
+def changed_ids(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     """The keys of a config whose token ids change, with their new values; inner mappings come whole.
 
     >>> remapped({"bos_token_id": 1, "eos_token_id": [2, 9], "vocab_size": 10}, lambda _, i: {1: 1, 2: 7}.get(i))
@@ -46,7 +46,7 @@ def remapped(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     """
     changes: dict[str, Any] = {}
     for key, value in config.items():
-        new = remapped_all(value, remap) if isinstance(value, Mapping) else value
+        new = with_new_ids(value, remap) if isinstance(value, Mapping) else value
         if key in MAPS and isinstance(value, Mapping):
             new = {
                 name: found for name, each in value.items() if (found := _ids(key, each, remap)) is not None
@@ -60,9 +60,9 @@ def remapped(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     return changes
 
 
-def remapped_all(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
+def with_new_ids(config: Mapping[str, Any], remap: Remap) -> dict[str, Any]:
     """A whole config with its token ids changed."""
-    return {**config, **remapped(config, remap)}
+    return {**config, **changed_ids(config, remap)}
 
 
 def with_rows(

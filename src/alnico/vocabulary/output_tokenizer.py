@@ -15,14 +15,14 @@ from alnico.vocabulary.tokenizer import (
     PARTS,
     TokenEntry,
     Tokenizer,
-    added_ids,
     as_json,
-    bytes_of,
+    assign_added_ids,
     plain_entry,
+    read_bytes,
     role_tokens,
 )
 
-MOST_GAPS = 100_000
+MAX_GAPS = 100_000
 """Ids without a token that a small vocabulary may have."""
 
 
@@ -59,7 +59,7 @@ def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[TokenEntr
     return [*(plain_entry(t) for t in plain if t not in described), *described.values()]
 
 
-def combine(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> OutputTokenizer:
+def combine_tokens(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> OutputTokenizer:
     """Take out the template's tokens that have no row, add ``entries``, give ids, and write the files.
 
     Files are the template's bytes unless something changes. A token that has a role (padding, say) stays although it has no
@@ -77,12 +77,12 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> Ou
     removed = len(template.tokens) - len(here)
     if not new and not removed:
         return OutputTokenizer(
-            template.tokens, {n: bytes_of(template.directory / n) for n in template.files}, 0, 0
+            template.tokens, {n: read_bytes(template.directory / n) for n in template.files}, 0, 0
         )
     fillers = _fillers(parts, template) if has_document else {}
     parts |= fillers
     if has_document:
-        added = added_ids(parts, [*kept, *new])
+        added = assign_added_ids(parts, [*kept, *new])
     else:  # ids that stand beside a vocabulary are taken as they are written
         free = 1 + max([*parts.values(), *(e["id"] for e in kept)], default=-1)
         fresh = [e for e in new if e["content"] not in here]
@@ -98,9 +98,9 @@ def combine(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> Ou
 def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
     """Tokens for ids that no token has, so that the number of tokens is the first free id. Errors: ModelError for too many."""
     taken = set(parts.values())
-    if 1 + max(taken, default=-1) - len(taken) > MOST_GAPS + len(taken):
+    if 1 + max(taken, default=-1) - len(taken) > MAX_GAPS + len(taken):
         raise ModelError(
-            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at most {MOST_GAPS} more ids "
+            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at most {MAX_GAPS} more ids "
             "without a token than with one. Get the file again."
         )
     gaps = [i for i in range(1 + max(taken, default=-1)) if i not in taken]
@@ -118,7 +118,7 @@ def _files(
     has_other_parts: bool,
 ) -> dict[str, bytes]:
     left = PARTS if has_other_parts and template.document is not None else ()
-    files = {n: bytes_of(template.directory / n) for n in template.files if n not in left}
+    files = {n: read_bytes(template.directory / n) for n in template.files if n not in left}
     if template.document is not None:
         try:
             files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))

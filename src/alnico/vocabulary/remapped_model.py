@@ -14,7 +14,7 @@ import numpy as np
 from alnico.checkpoint.source import Source, SourceWrapper, Tensor, TensorSpec
 from alnico.errors import MismatchError
 from alnico.numerics.dtypes import DTYPES, MERGEABLE, decode, promote
-from alnico.vocabulary.rows import MEAN, PADDING, ZEROS, RowMap
+from alnico.vocabulary.row_map import MEAN, PADDING, ZEROS, RowMap
 
 PIECE_ELEMENTS = 1 << 16
 """Most elements that are decoded at a time."""
@@ -38,7 +38,7 @@ class _RowGather:
     is_turned: bool = False
 
 
-def mapped(
+def remap_rows(
     source: Source,
     others: Sequence[Source],
     names: Iterable[str],
@@ -63,7 +63,7 @@ def mapped(
         gathered = _gathered(source, others, name, row_map, ties or {}, is_turned=name in turned)
         if gathered is not None:
             found[name] = gathered
-    return MappedModel(source, others, found, row_map) if found else source
+    return RemappedModel(source, others, found, row_map) if found else source
 
 
 def _gathered(
@@ -114,7 +114,7 @@ def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
-class MappedModel(SourceWrapper):
+class RemappedModel(SourceWrapper):
     """A source with the output's vocabulary rows. Made by :func:`mapped`; closing it closes the model alone, not the others."""
 
     def __init__(

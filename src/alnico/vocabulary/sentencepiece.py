@@ -13,7 +13,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 PIECES = TEXT = 1
 
 
-def pieces(data: bytes) -> list[str]:
+def read_pieces(data: bytes) -> list[str]:
     """Return the pieces by id. Errors: ValueError, with what is wrong, for bytes that are no such message.
 
     >>> pieces(bytes([0x0A, 3, 0x0A, 1, 0x61, 0x0A, 4, 0x0A, 2, 0xC3, 0xA9]))

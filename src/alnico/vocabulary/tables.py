@@ -72,7 +72,7 @@ class Tables:
     unclear: tuple[str, ...] = ()
 
 
-def tables_of(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tables:
+def find_tables(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tables:
     """Tell the tables of a model.
 
     The size of the vocabulary is what the config says of the text model, if a matrix has as many rows; else the rows of the

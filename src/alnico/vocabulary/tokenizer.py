@@ -12,7 +12,7 @@ from typing import Any
 from alnico.checkpoint.files import read_small
 from alnico.checkpoint.json_files import read_json
 from alnico.errors import ModelError
-from alnico.vocabulary.sentencepiece import pieces
+from alnico.vocabulary.sentencepiece import read_pieces
 
 JSON = "tokenizer.json"
 CONFIG = "tokenizer_config.json"
@@ -77,12 +77,12 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
     stated = _stated(directory, settings, files)
     document = read_json(directory / JSON) if JSON in files else None
     if document is not None:
-        parts = vocabulary_of(document, directory / JSON)
+        parts = read_model_vocabulary(document, directory / JSON)
         if parts is None:
             return None
-        entries = [*added_entries(document, directory / JSON), *(stated[i] for i in sorted(stated))]
+        entries = [*read_added(document, directory / JSON), *(stated[i] for i in sorted(stated))]
         entries += [_entry(content, special=True) for content in role_tokens(settings, roles)]
-        added = added_ids(parts, entries)
+        added = assign_added_ids(parts, entries)
     else:
         found = _parts(directory, settings, files)
         if found is None:
@@ -94,7 +94,7 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
     return Tokenizer(directory, parts, added, document, settings, roles, files)
 
 
-def added_ids(parts: Mapping[str, int], entries: Iterable[TokenEntry]) -> dict[str, TokenEntry]:
+def assign_added_ids(parts: Mapping[str, int], entries: Iterable[TokenEntry]) -> dict[str, TokenEntry]:
     """Give added tokens their ids as the ``tokenizers`` library does: by their order alone.
 
     A token that the vocabulary has keeps its id there; the first other one has the vocabulary's length, and so on by one.
@@ -137,7 +137,7 @@ def role_tokens(settings: Mapping[str, Any], roles: Mapping[str, Any]) -> list[s
     return list(found)
 
 
-def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | None:
+def read_model_vocabulary(document: Mapping[str, Any], path: Path) -> dict[str, int] | None:
     """The tokens of ``tokenizer.json`` without the added ones; None if its model has no vocabulary. Errors: ModelError."""
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
@@ -147,10 +147,10 @@ def vocabulary_of(document: Mapping[str, Any], path: Path) -> dict[str, int] | N
                 f"{path}: model.vocab holds entries that are no [token, score]. Get the file again."
             )
         return {entry[0]: row for row, entry in enumerate(vocabulary)}
-    return rows_of(vocabulary, path) if isinstance(vocabulary, dict) else None
+    return check_rows(vocabulary, path) if isinstance(vocabulary, dict) else None
 
 
-def added_entries(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
+def read_added(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
     """The added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
     try:
         return [
@@ -163,7 +163,7 @@ def added_entries(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
         ) from None
 
 
-def rows_of(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
+def check_rows(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
     """A vocabulary whose values are row numbers. Errors: ModelError."""
     rows = {token: row for token, row in vocabulary.items() if type(row) is int and row >= 0}
     if len(rows) != len(vocabulary):
@@ -186,31 +186,31 @@ def _row(value: Any) -> int:
     return row
 
 
-def pieces_of(path: Path) -> dict[str, int]:
+def read_sentencepiece(path: Path) -> dict[str, int]:
     """The pieces of a sentencepiece model with their places. Errors: ModelError."""
     try:
-        return {piece: row for row, piece in enumerate(pieces(bytes_of(path)))}
+        return {piece: row for row, piece in enumerate(read_pieces(read_bytes(path)))}
     except ValueError as error:
         why = "a piece is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
         raise ModelError(f"{path}: is no sentencepiece model ({why}). Get the file again.") from None
 
 
-def lines_of(path: Path) -> dict[str, int]:
+def read_lines(path: Path) -> dict[str, int]:
     """The tokens of a ``vocab.txt``, a line each."""
-    lines = bytes_of(path).decode("utf-8", "replace").split("\n")
+    lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     return {token: row for row, line in enumerate(lines) if (token := line.rstrip("\r"))}
 
 
-def bytes_of(path: Path) -> bytes:
+def read_bytes(path: Path) -> bytes:
     """Read a tokenizer file. Errors: ModelError naming it."""
     return read_small(path, MAX_BYTES, "a tokenizer")
 
 
 def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[str, int] | None:
     if "vocab.json" in files:
-        return rows_of(read_json(directory / "vocab.json"), directory / "vocab.json")
+        return check_rows(read_json(directory / "vocab.json"), directory / "vocab.json")
     if "vocab.txt" in files:
-        return lines_of(directory / "vocab.txt")
+        return read_lines(directory / "vocab.txt")
     for name in PIECES:
         if name in files:
             kind = str(settings.get("tokenizer_class", ""))
@@ -219,7 +219,7 @@ def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -
                     f"{directory / name}: the ids of a {kind} are not the places of its pieces; expected {JSON} beside it. "
                     "Save the tokenizer with a version of transformers that writes it."
                 )
-            return pieces_of(directory / name)
+            return read_sentencepiece(directory / name)
     return None
 
 

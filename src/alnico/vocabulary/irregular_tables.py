@@ -10,7 +10,7 @@ import numpy as np
 
 from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError
-from alnico.vocabulary.rows import RowMap
+from alnico.vocabulary.row_map import RowMap
 from alnico.vocabulary.tables import Tables, rows_of
 
 OF_LAYERS = "per_layer.weight"
@@ -20,7 +20,9 @@ HASHED = ("ngram_vocab_size_base", "encoder_hash_byte_group_vocab")
 SHOWN = 3
 
 
-def settled(tables: Sequence[Tables], sources: Sequence[Source], named: Sequence[str]) -> list[Tables]:
+def resolve_unclear(
+    tables: Sequence[Tables], sources: Sequence[Source], named: Sequence[str]
+) -> list[Tables]:
     """The tables, with what is unclear in one model and is a table, or is none, in another."""
     if named:
         return list(tables)
@@ -104,7 +106,7 @@ def _keys(config: Mapping[str, Any]) -> Iterator[tuple[str, int]]:
             yield str(key), value
 
 
-def maps_apart(
+def separate_maps(
     tables: Sequence[Tables],
     sources: Sequence[Source],
     donor: int,
@@ -116,7 +118,7 @@ def maps_apart(
 
     A table with more rows than the vocabulary keeps as many more, one with fewer (embeddings per layer) gets all: a token beyond its
     rows had the first. Where no token moves within its rows, it stays as it is. Errors: MismatchError for fewer rows that no key
-    of the config states. ``made`` makes maps from held rows and a size; see :func:`~alnico.vocabulary.rows.row_maps`.
+    of the config states. ``made`` makes maps from held rows and a size; see :func:`~alnico.vocabulary.row_map.row_maps`.
     """
     reach = [max(t.rows.values(), default=0) for t in tables]
     found: dict[str, tuple[RowMap, ...]] = {}

@@ -14,17 +14,17 @@ from alnico.checkpoint.json_files import read_json
 from alnico.checkpoint.source import Source
 from alnico.errors import MismatchError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
-from alnico.vocabulary.config_ids import remapped, remapped_all, rows_in, with_rows
-from alnico.vocabulary.output_tokenizer import combine, union_entries
-from alnico.vocabulary.rows import MEAN, ZEROS, RowMap, RowRequest, row_maps
-from alnico.vocabulary.special_cases import (
+from alnico.vocabulary.config_ids import changed_ids, rows_in, with_new_ids, with_rows
+from alnico.vocabulary.irregular_tables import (
     OF_LAYERS,
-    maps_apart,
     refuse_other_meanings,
     refuse_unclear,
-    settled,
+    resolve_unclear,
+    separate_maps,
 )
-from alnico.vocabulary.tables import Tables, tables_of
+from alnico.vocabulary.output_tokenizer import combine_tokens, union_entries
+from alnico.vocabulary.row_map import MEAN, ZEROS, RowMap, RowRequest, row_maps
+from alnico.vocabulary.tables import Tables, find_tables
 from alnico.vocabulary.tokenizer import FILES, Tokenizer, as_json, plain_entry, read_tokenizer
 
 GENERATION = "generation_config.json"
@@ -32,7 +32,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Left:
+class Dropped:
     """What of one model's vocabulary is not in the output: ``tokens`` with a row of their own, and ``rows`` without a token."""
 
     tokens: int
@@ -53,7 +53,7 @@ class VocabularyPlan:
     files: Mapping[str, bytes]
     without: frozenset[str]
     config: Mapping[str, Any]
-    left: tuple[Left, ...]
+    left: tuple[Dropped, ...]
     notes: tuple[str, ...]
     tables: tuple[Tables, ...] = ()
     apart: Mapping[str, tuple[RowMap, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -73,9 +73,9 @@ def plan_vocabulary(
     The output has the tokenizer of the donor (``union``, ``base``) or of another model. ``union`` adds to it the tokens of all
     ``models`` that it lacks, in recipe order, in each model by id: plain ones as added tokens (merges are not merged), then
     each model's added tokens; of two descriptions of one token the first counts. Tokens of the recipe's ``tokens`` that are
-    not there are added after them. How rows are found is told at :func:`~alnico.vocabulary.rows.row_maps`; the donor votes
+    not there are added after them. How rows are found is told at :func:`~alnico.vocabulary.row_map.row_maps`; the donor votes
     with the models, and its row goes before others' if ``has_base``. Which tensors have a row for each token is told at
-    :func:`~alnico.vocabulary.tables.tables_of`, or by the recipe's ``tables``; without any, the rows are the config's.
+    :func:`~alnico.vocabulary.tables.find_tables`, or by the recipe's ``tables``; without any, the rows are the config's.
 
     Edge cases: a token whose id is beyond its model's rows is one that the model lacks, in the template one that is taken
     out, unless it has a role. Ids that no token has are padding, as are the rows up to ``pad_to_multiple_of``.
@@ -102,7 +102,7 @@ def plan_vocabulary(
         *(t for t, i in tokenizers[template].tokens.items() if i < counts[template]),
     }
     entries += [plain_entry(t) for t in setting.tokens if t not in here]
-    result = combine(tokenizers[template], counts[template], entries)
+    result = combine_tokens(tokenizers[template], counts[template], entries)
     tokens = result.tokens
 
     count = 1 + max(tokens.values(), default=-1)
@@ -122,10 +122,10 @@ def plan_vocabulary(
     base = donor if has_base else None
     apart: dict[str, tuple[RowMap, ...]] = {}
     if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
-        tables = settled(tables, sources, setting.tables)
+        tables = resolve_unclear(tables, sources, setting.tables)
         refuse_unclear(tables, sources, setting.source, bool(setting.tables))
         refuse_other_meanings(sources, held, tokens)
-        apart = maps_apart(
+        apart = separate_maps(
             tables,
             sources,
             donor,
@@ -164,7 +164,7 @@ def _tokenizers(
     tables = []
     for source, tokenizer in zip(sources, read, strict=True):
         needed = 1 + max(tokenizer.tokens.values(), default=-1) if tokenizer is not None else 0
-        tables.append(tables_of(source, needed, setting.tables))
+        tables.append(find_tables(source, needed, setting.tables))
     found = []
     for i, (source, tokenizer) in enumerate(zip(sources, read, strict=True)):
         if tokenizer is None:
@@ -258,9 +258,11 @@ def _place(
     return model, row
 
 
-def _left(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> Left:
+def _left(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> Dropped:
     here = {i for i in tokenizer.tokens.values() if i < rows}
-    return Left(sum(1 for t, i in tokenizer.tokens.items() if i < rows and t not in tokens), rows - len(here))
+    return Dropped(
+        sum(1 for t, i in tokenizer.tokens.items() if i < rows and t not in tokens), rows - len(here)
+    )
 
 
 def _told(
@@ -271,7 +273,7 @@ def _told(
     added: int,
     removed: int,
     maps: Sequence[RowMap],
-    left: Sequence[Left],
+    left: Sequence[Dropped],
     voters: Sequence[int],
 ) -> list[str]:
     """What people should know of the vocabulary."""
@@ -342,11 +344,11 @@ def _configs(
         return new
 
     config = dict(donor.config)
-    changed = with_rows(remapped_all(config, remap), *sizes) if config else {}
+    changed = with_rows(with_new_ids(config, remap), *sizes) if config else {}
     changes = {key: value for key, value in changed.items() if key not in config or config[key] != value}
     path = donor.directory / GENERATION if donor.directory is not None else None
     generation = read_json(path) if path is not None and path.exists() else {}
-    new = remapped(generation, remap)
+    new = changed_ids(generation, remap)
     notes += lost
     return changes, as_json({**generation, **new}) if new else None
 
@@ -362,5 +364,5 @@ def _own_ids(tokenizer: Tokenizer) -> dict[str, str]:
             found.setdefault(key, names[row])
         return row
 
-    remapped_all(read_json(path) if path.exists() else {}, note)
+    with_new_ids(read_json(path) if path.exists() else {}, note)
     return found
