@@ -216,7 +216,7 @@ def test_weights_in_other_files_are_named_and_not_carried(tmp_path):
         (one / name).parent.mkdir(exist_ok=True)
         (one / name).write_bytes(b"{}")
     plan = alnico.plan({**RECIPE, "models": [str(one)]})
-    (note,) = [n for n in plan.notes if "left out" in n]
+    (note,) = [n for n in plan.notes if "are ignored" in n]
     assert note.startswith(
         f"{one}: other weight files are ignored, neither merged nor copied to the output: "
     )

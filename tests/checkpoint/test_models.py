@@ -173,7 +173,7 @@ def test_a_shard_of_another_set_is_named(tmp_path):
     (tmp_path / INDEX).unlink()
     made.save_file(tmp_path / "model-00003-of-00004.safetensors", TENSORS)
     assert refusal(tmp_path) == (
-        f"{tmp_path}: has model-00003-of-00004.safetensors beside model-00001-of-00002.safetensors; "
+        f"{tmp_path}: has model-00003-of-00004.safetensors next to model-00001-of-00002.safetensors; "
         f"expected the 2 shards of one model, or an index ({INDEX}). Complete the download."
     )
 

@@ -193,7 +193,7 @@ def test_what_alnico_reports_may_be_replaced(tmp_path: Path) -> None:
 
 def test_the_names_of_reports_are_those_that_are_written() -> None:
     assert set(overwrite.ANALYSIS) == set(OWN)
-    assert set(overwrite.OF_A_MODEL) == set(OF_MODEL)
+    assert set(overwrite.ANALYSIS_OF_MODEL) == set(OF_MODEL)
     assert set(overwrite.EVALUATION) == {scorecard_page.DATA, scorecard_page.PAGE}
     written = (files.STUDY, files.BEST, "best-3.yml", files.TABLE, files.RESULT, files.PAGE)
     assert all(overwrite.SEARCH.fullmatch(name) for name in written)

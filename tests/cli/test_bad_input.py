@@ -302,18 +302,18 @@ def test_an_output_under_a_file(run: Run) -> None:
 @pytest.mark.parametrize("out", ["a", "./a", "../{}/a", "a/../a"])
 @pytest.mark.parametrize("words", [(), ("--overwrite",)])
 def test_an_output_that_is_an_input(run: Run, out: str, words: tuple[str, ...]) -> None:
-    assert "is one of the inputs or holds it" in refused(run, 8, *words, out=out.format(Path.cwd().name))
+    assert "is one of the inputs or contains it" in refused(run, 8, *words, out=out.format(Path.cwd().name))
 
 
 def test_an_output_that_is_a_file_of_an_input(run: Run) -> None:
-    assert "is one of the inputs or holds it" in refused(run, 8, "--overwrite", out="a/model.safetensors")
+    assert "is one of the inputs or contains it" in refused(run, 8, "--overwrite", out="a/model.safetensors")
 
 
 def test_an_output_that_holds_the_inputs(run: Run) -> None:
     Path("all").mkdir()
     Path("a").rename("all/a")
     Path("linear.yml").write_text(LINEAR.replace("[a, b]", "[all/a, b]"))
-    assert "is one of the inputs or holds it" in refused(run, 8, "--overwrite", out="all")
+    assert "is one of the inputs or contains it" in refused(run, 8, "--overwrite", out="all")
 
 
 def test_a_disk_that_is_too_small(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_statistics_are_written_over_statistics_alone() -> None:
         with pytest.raises(OutputError, match="exists and is not empty"):
             check_statistics_folder(Path("out"), overwrite)
     check_statistics_folder(Path("out"), "anything")
-    with pytest.raises(OutputError, match="is one of the inputs or holds it"):
+    with pytest.raises(OutputError, match="is one of the inputs or contains it"):
         check_statistics_folder(Path("out"), "anything", [Path("out/statistics.json")])
     Path("out/statistics.json").write_text('{"kind": "gram", "tensors": {}}')
     check_statistics_folder(Path("out"), True)
@@ -156,7 +156,7 @@ def test_a_signature_is_not_written_through_a_link() -> None:
     Path("out").mkdir()
     Path("elsewhere").write_text("mine")
     Path("out/model.sig").symlink_to("../elsewhere")
-    with pytest.raises(OutputError, match="is a link or no regular file"):
+    with pytest.raises(OutputError, match="is a link or not a regular file"):
         sign(Path("out"), Path("key"))
 
 

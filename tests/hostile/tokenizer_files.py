@@ -67,22 +67,22 @@ def pieces(data: bytes):
 
 TOKENIZER_FILES = (
     # tokenizer.py
-    Malformed("model.vocab holds entries that are no [token, score]", "model.vocab holds entries", document(model={"vocab": ["ab"]})),
-    Malformed("added_tokens holds entries without content and an id up to", "added_tokens holds entries without content", document(added_tokens=[{"id": 1}])),
-    Malformed("its vocabulary maps tokens to things that are no row numbers", "things that are no row numbers", document(model={"vocab": {"a": -1}})),
-    Malformed("its vocabulary has the row {}; expected at most", "its vocabulary has the row 4194304", document(model={"vocab": {"a": MAX_ROW + 1}})),
-    Malformed("an id outside 0 to {}", "added_tokens holds entries without content", document(added_tokens=[{"content": "<s>", "id": -1}])),
-    Malformed("is no sentencepiece model", "is no sentencepiece model (it holds no pieces)", pieces(b"")),
-    Malformed("the ids of a {} are not the places of its pieces", "the ids of a XLMRobertaTokenizer are not", files(tokenizer__model=b"\n\x03\n\x01a", tokenizer_config__json={"tokenizer_class": "XLMRobertaTokenizer"})),
-    Malformed("{} or {} holds added tokens without content and an id up to", "holds added tokens without content", files(vocab__json={"a": 0}, tokenizer_config__json={"added_tokens_decoder": {"1": {}}})),
+    Malformed("model.vocab has entries that are not [token, score]", "model.vocab has entries", document(model={"vocab": ["ab"]})),
+    Malformed("added_tokens has entries without content or without an id up to", "added_tokens has entries without content", document(added_tokens=[{"id": 1}])),
+    Malformed("its vocabulary maps tokens to values that are not row numbers", "values that are not row numbers", document(model={"vocab": {"a": -1}})),
+    Malformed("its vocabulary has row {}; expected at most", "its vocabulary has row 4194304", document(model={"vocab": {"a": MAX_ROW + 1}})),
+    Malformed("an id outside 0 to {}", "added_tokens has entries without content", document(added_tokens=[{"content": "<s>", "id": -1}])),
+    Malformed("is not a sentencepiece model", "is not a sentencepiece model (it has no pieces)", pieces(b"")),
+    Malformed("the ids of a {} are not the positions of its pieces", "the ids of a XLMRobertaTokenizer are not", files(tokenizer__model=b"\n\x03\n\x01a", tokenizer_config__json={"tokenizer_class": "XLMRobertaTokenizer"})),
+    Malformed("{} or {} has added tokens without content or without an id up to", "has added tokens without content", files(vocab__json={"a": 0}, tokenizer_config__json={"added_tokens_decoder": {"1": {}}})),
     # sentencepiece.py
-    Malformed("a piece is no message", "(a piece is no message)", pieces(b"\x08\x01\n\x03\n\x01a")),
+    Malformed("a piece is not a message", "(a piece is not a message)", pieces(b"\x08\x01\n\x03\n\x01a")),
     Malformed("piece {} has no text", "(piece 0 has no text)", pieces(b"\n\x00\n\x03\n\x01a")),
-    Malformed("it holds no pieces", "(it holds no pieces)", pieces(b"\x12\x00")),
-    Malformed("byte {} begins no field", "begins no field)", pieces(b"\n\x03\n\x01a\x0b")),
-    Malformed("it ends within a field", "(it ends within a field)", pieces(b"\n\x03\n\x01a\n\x09\n\x01b")),
-    Malformed("it ends within a number", "(it ends within a number)", pieces(b"\n\x03\n\x01a" + b"\x80" * 12)),
+    Malformed("it has no pieces", "(it has no pieces)", pieces(b"\x12\x00")),
+    Malformed("no field begins at byte {}", "(no field begins at byte", pieces(b"\n\x03\n\x01a\x0b")),
+    Malformed("it ends inside a field", "(it ends inside a field)", pieces(b"\n\x03\n\x01a\n\x09\n\x01b")),
+    Malformed("it ends inside a number", "(it ends inside a number)", pieces(b"\n\x03\n\x01a" + b"\x80" * 12)),
     # output.py
     Malformed("more ids without a token than with one", "has 2 tokens and ids up to 199999", merged({"model": {"type": "BPE", "vocab": {"a": 0, "b": 199_999}, "merges": []}})),
-    Malformed("its merges, post_processor or padding are not as", "are not as the tokenizers library writes them", merged({"padding": {"pad_token": [1], "pad_id": 0}})),
+    Malformed("its merges, post_processor or padding do not have the format", "do not have the format of the tokenizers library", merged({"padding": {"pad_token": [1], "pad_id": 0}})),
 )  # fmt: skip

@@ -511,9 +511,7 @@ def test_weights_that_are_not_what_was_planned_with_are_refused(hub: Hub) -> Non
     with alnico.open_model("org/base") as model:
         hub.files("org/base")["model.safetensors"] = longer
         message = told(lambda: model.read("model.norm.weight"))
-        assert (
-            f"the size '{len(longer)}' (X-Linked-Size); the list of its files says {len(planned)}" in message
-        )
+        assert f"size '{len(longer)}' (X-Linked-Size); its list of files states {len(planned)}" in message
         hub.files("org/base")["model.safetensors"] = other
         message = told(lambda: model.read("model.norm.weight"))
     assert message.startswith("org/base: model.safetensors arrived with another header (")

@@ -238,7 +238,7 @@ def test_places_that_are_taken() -> None:
     (Path("full") / "file").touch()
     with pytest.raises(OutputError, match="full: exists and is not empty"):
         combine(["a", "b"], "full")
-    with pytest.raises(OutputError, match="a: is one of the inputs or holds it"):
+    with pytest.raises(OutputError, match="a: is one of the inputs or contains it"):
         combine(["a", "b"], "a", overwrite=True)
     with pytest.raises(OutputError, match="an adapter is a directory"):
         combine(["a", "b"], "out.safetensors")
@@ -345,7 +345,7 @@ def test_the_command_says_every_update_if_asked_and_nothing_if_not(run: Run) -> 
             "linear has no option 'density'; it has weight, normalize.",
         ),
         (["a", "c", "out"], 4, "c: is no directory, expected that of a LoRA adapter"),
-        (["a", "b", "a"], 8, "a: is one of the inputs or holds it"),
+        (["a", "b", "a"], 8, "a: is one of the inputs or contains it"),
     ],
     ids=str,
 )

@@ -829,7 +829,7 @@ def test_matrices_that_differ_in_padding_alone_are_told_with_what_keeps_it() -> 
     model("a", {EMBEDDING: ("F32", MATRIX)}, tokenizer__json=vocabulary(tokens))
     model("b", {EMBEDDING: ("F32", MATRIX[:2])}, tokenizer__json=vocabulary(tokens))
     assert told() == (
-        f"{EMBEDDING}: a has 4 rows, b has 2 for the same 2 tokens; the rest is padding, expected one number of rows. "
+        f"{EMBEDDING}: a has 4 rows, b has 2 for the same 2 tokens; the other rows are padding, expected one number of rows. "
         "Write tokenizer: {source: base, pad_to_multiple_of: 4}, which pads to 4 again, or use models of one size."
     )
 

@@ -109,7 +109,7 @@ def test_what_is_no_template_is_refused_before_anything_is_read(setting: str, en
     with pytest.raises(RecipeError) as caught:
         chat_template(setting, [], 0)
     assert str(caught.value) == (
-        f"chat_template: {setting!r} is no known template; expected auto, {', '.join(NAMES)} or the text of a Jinja template "
+        f"chat_template: {setting!r} is not a known template; expected auto, {', '.join(NAMES)} or the text of a Jinja template "
         f"(at least 20 characters, with a '{{'). {end}"
     )
 
@@ -164,7 +164,7 @@ def test_auto_takes_the_most_common_template_and_of_equals_the_first(tmp_path: P
     c, d = model(tmp_path / "c", two + "\n"), model(tmp_path / "d")
     most = chat_template("auto", [a, b, c, d], 0)
     assert most.files == {"chat_template.jinja": two.encode()}
-    assert most.notes == (f"the chat template is that of {b.label}, which 2 of 4 models have.",)
+    assert most.notes == (f"the chat template is that of {b.label}, shared by 2 of 4 models.",)
     assert chat_template("auto", [a, c], 0).files == {"chat_template.jinja": one.encode()}
     assert chat_template("auto", [d], 0).files == {}
     assert chat_template("auto", [d], 0).notes == (

@@ -233,8 +233,10 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
     assert (ids[0], ids[-1]) == (4, 4)
     assert plan.size == 5
     assert "vocab.json" in plan.without  # it says otherwise
-    assert f"2 tokens of the tokenizer of {source.label} have no row in it; they are taken out." in plan.notes
-    assert "1 tokens have a row in no model and begin as zeros: '<end>'." in plan.notes
+    assert (
+        f"2 tokens of the tokenizer of {source.label} have no row in the model and are removed." in plan.notes
+    )
+    assert "1 tokens have no row in any model and start as zeros: '<end>'." in plan.notes
 
 
 def test_a_vocabulary_beside_tokenizer_json_stays_where_it_says_the_same(
@@ -283,7 +285,9 @@ def test_a_sentencepiece_model_gets_tokens_beside_it(family: dict[str, Model], t
         [0, 0, 0, 0, 1, ZEROS],
     )  # its file cannot be cut
     (tmp_path / "a" / "tokenizer_config.json").write_text('{"tokenizer_class": "XLMRobertaTokenizer"}')
-    with pytest.raises(ModelError, match="the ids of a XLMRobertaTokenizer are not the places of its pieces"):
+    with pytest.raises(
+        ModelError, match="the ids of a XLMRobertaTokenizer are not the positions of its pieces"
+    ):
         plan_of([source, family["chat"]])
 
 
@@ -334,9 +338,9 @@ def test_token_ids_of_the_configs_follow_their_tokens_into_another_tokenizer(
     assert json.loads(plan.files["generation_config.json"]) == {
         "bos_token_id": 1, "pad_token_id": -1, "suppress_tokens": [3], "bad_words_ids": [[3, 4]], "top_k": 3, "x_token_id": 77,
     }  # fmt: skip
-    assert "pad_token_id: '<pad>' is not in the output; left out." in plan.notes
+    assert "pad_token_id: '<pad>' is not in the output; it is removed." in plan.notes
     assert not any("_id: -1 is" in note for note in plan.notes)
-    assert f"x_token_id: 77 is no token of {source.label}; it is left as it is." in plan.notes
+    assert f"x_token_id: 77 is not a token of {source.label}; it stays as it is." in plan.notes
 
 
 def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
@@ -346,7 +350,7 @@ def test_a_role_that_the_donors_token_cannot_have_goes_to_the_token_that_has_it(
     source = opened(folder, 0, 2, eos_token_id=[1, 1], bos_token_id=1)
     plan = plan_vocabulary(TokenizerSetting("chat"), [source, family["chat"]], ["a", "chat"], 0, [0, 1])
     assert (plan.config["eos_token_id"], plan.config.get("bos_token_id", 1)) == ([2], 1)
-    assert "eos_token_id: '<eot>' is not in the output; '</s>' takes its place." in plan.notes
+    assert "eos_token_id: '<eot>' is not in the output; '</s>' replaces it." in plan.notes
 
 
 def test_an_id_that_no_tokenizer_says_comes_from_the_config_beside_the_tokenizer_that_is_taken(
@@ -371,7 +375,7 @@ def test_an_id_that_no_tokenizer_says_comes_from_the_config_beside_the_tokenizer
         "eos_token_id": 2,
         "bos_token_id": None,
     }
-    assert "decoder_start_token_id: '<start>' is not in the output; '<go>' takes its place." in plan.notes
+    assert "decoder_start_token_id: '<start>' is not in the output; '<go>' replaces it." in plan.notes
 
 
 def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
@@ -382,8 +386,8 @@ def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
         f"the output has 16 tokens in 16 rows: the tokenizer of {other}.",
         f"1 tokens of {base} are not in the output.",
         f"4 tokens of {third} are not in the output.",
-        f"3 rows of {base} are taken from other tokens or models.",
-        f"2 rows of {third} are taken from other tokens or models.",
+        f"3 rows of {base} are copied from other tokens or models.",
+        f"2 rows of {third} are copied from other tokens or models.",
     )
 
 
@@ -399,7 +403,7 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
     bare = opened(tmp_path / "bare", 5, 14)
     plan = plan_of([family["base"], bare])
     assert (
-        f"{bare.label} has no tokenizer that can be read; it is taken to have that of {family['base'].label}."
+        f"{bare.label} has no readable tokenizer; alnico assumes that of {family['base'].label}."
         in plan.notes
     )
     assert plan.rows[1].origin.tolist() == [1] * 14
@@ -407,12 +411,12 @@ def test_a_model_without_a_tokenizer_is_taken_to_have_the_donors_if_it_has_as_ma
     with pytest.raises(MismatchError) as caught:
         plan_of([family["base"], longer])
     assert str(caught.value) == (
-        f"{longer.label}: has no tokenizer that can be read, and 15 rows where {family['base'].label} has 14; "
-        "expected to know its tokens. Put the tokenizer's files into the model's folder."
+        f"{longer.label}: has no readable tokenizer, and 15 rows where {family['base'].label} has 14; "
+        "its tokens must be known. Put the tokenizer's files into the model's folder."
     )
     with pytest.raises(
         MismatchError,
-        match=r"has no tokenizer that can be read .*and the recipe asks for tokenizer: {source: union}",
+        match=r"has no readable tokenizer .*but the recipe has tokenizer: {source: union}",
     ):
         plan_of([bare, family["base"]])
 
@@ -431,8 +435,8 @@ def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, 
         plan_of(sources, TokenizerSetting("union", wishes))
     names = "base, chat, unused"
     assert str(caught.value).split("\n") == [
-        f"tokenizer.tokens['a'].source: 'chta' is no model of the recipe; expected one of {names}. Did you mean 'chat'?",
-        f"tokenizer.tokens['b'].source.token_id is 16; {chat} has the rows 0 to 15. Write one of them.",
+        f"tokenizer.tokens['a'].source: 'chta' is not a model of the recipe; expected one of {names}. Did you mean 'chat'?",
+        f"tokenizer.tokens['b'].source.token_id is 16; {chat} has rows 0 to 15. Write one of these.",
         f"tokenizer.tokens['c'].source: {chat} has no row for '<|im_strat|>' (no such token). Did you mean '<|im_start|>'?",
         f"tokenizer.tokens['<|im_end|>'].source: {base} has no row for '<|im_end|>' (no such token). Name another model or token.",
         f"tokenizer.tokens['d'].source: {unused} has no row for '<UNUSED_0>' (it as token 14, and 14 rows). Name another model or token.",
@@ -440,5 +444,5 @@ def test_rows_asked_from_where_they_are_not_are_told_together(family: dict[str, 
     with pytest.raises(RecipeError) as caught:
         plan_of(sources, TokenizerSetting("nothing"))
     assert str(caught.value) == (
-        f"tokenizer.source: 'nothing' is no model of the recipe; expected one of {names}. Write it as under models."
+        f"tokenizer.source: 'nothing' is not a model of the recipe; expected one of {names}. Write it as under models."
     )

@@ -93,51 +93,51 @@ def test_an_empty_vocabulary_has_size_0() -> None:
         (
             "tokenizer.json",
             '{"model": {"vocab": {"a": "b"}}}',
-            "its vocabulary maps tokens to things that are no row numbers.",
+            "its vocabulary maps tokens to values that are not row numbers.",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {"a": true}}}',
-            "its vocabulary maps tokens to things that are no row numbers.",
+            "its vocabulary maps tokens to values that are not row numbers.",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": [1, 2]}}',
-            "model.vocab holds entries that are no [token, score].",
+            "model.vocab has entries that are not [token, score].",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": [{}]}}',
-            "model.vocab holds entries that are no [token, score].",
+            "model.vocab has entries that are not [token, score].",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": [[]]}}',
-            "model.vocab holds entries that are no [token, score].",
+            "model.vocab has entries that are not [token, score].",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}}, "added_tokens": [{}]}',
-            "added_tokens holds entries without content and an id up to 4194303.",
+            "added_tokens has entries without content or without an id up to 4194303.",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}}, "added_tokens": 5}',
-            "added_tokens holds entries without content and an id up to 4194303.",
+            "added_tokens has entries without content or without an id up to 4194303.",
         ),
         (
             "tokenizer.json",
             '{"model": {"vocab": {}}, "added_tokens": [{"content": "a", "id": 1e999}]}',
-            "added_tokens holds entries without content and an id up to 4194303.",
+            "added_tokens has entries without content or without an id up to 4194303.",
         ),
-        ("tokenizer.model", "\n\x05ab", "is no sentencepiece model (it ends within a field)."),
-        ("tokenizer.model", "\n\x03\n\x01\udcff", "is no sentencepiece model (a piece is no UTF-8)."),
-        ("tokenizer.model", "", "is no sentencepiece model (it holds no pieces)."),
-        ("tokenizer.model", "\n\x02\x10\x01", "is no sentencepiece model (piece 0 has no text)."),
-        ("tokenizer.model", "\x08\x01", "is no sentencepiece model (a piece is no message)."),
-        ("tokenizer.model", "\x0f", "is no sentencepiece model (byte 1 begins no field)."),
-        ("tokenizer.model", "\x12", "is no sentencepiece model (it ends within a number)."),
-        ("vocab.json", '{"a": 1.5}', "its vocabulary maps tokens to things that are no row numbers."),
+        ("tokenizer.model", "\n\x05ab", "is not a sentencepiece model (it ends inside a field)."),
+        ("tokenizer.model", "\n\x03\n\x01\udcff", "is not a sentencepiece model (a piece is not UTF-8)."),
+        ("tokenizer.model", "", "is not a sentencepiece model (it has no pieces)."),
+        ("tokenizer.model", "\n\x02\x10\x01", "is not a sentencepiece model (piece 0 has no text)."),
+        ("tokenizer.model", "\x08\x01", "is not a sentencepiece model (a piece is not a message)."),
+        ("tokenizer.model", "\x0f", "is not a sentencepiece model (no field begins at byte 1)."),
+        ("tokenizer.model", "\x12", "is not a sentencepiece model (it ends inside a number)."),
+        ("vocab.json", '{"a": 1.5}', "its vocabulary maps tokens to values that are not row numbers."),
         ("vocab.json", "not json", "is not JSON"),
     ],
 )
@@ -267,9 +267,9 @@ def test_different_vocabularies_say_what_to_write() -> None:
     [
         (None, None, "the models have different vocabularies, expected one. Write tokenizer_source: base for the vocabulary of a, "
          "tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."),
-        (151936, 151665, "the rest is padding, expected one number of rows. Write tokenizer: {source: base, pad_to_multiple_of: 1187}, "
+        (151936, 151665, "the other rows are padding, expected one number of rows. Write tokenizer: {source: base, pad_to_multiple_of: 1187}, "
          "which pads to 151936 again, or use models of one size."),
-        (151665, 151665, "the rest is padding, expected one number of rows. Write tokenizer: {source: base}, or use models of one size."),
+        (151665, 151665, "the other rows are padding, expected one number of rows. Write tokenizer: {source: base}, or use models of one size."),
     ],
 )  # fmt: skip
 def test_different_numbers_of_rows_say_what_to_write(

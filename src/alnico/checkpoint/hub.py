@@ -30,7 +30,7 @@ from alnico.checkpoint.network import (
     TIMEOUT,
     TIMEOUT_SECONDS,
     Exchange,
-    Stopped,
+    TransferStopped,
     call_all,
     call_with_retries,
     check_sha256,
@@ -459,7 +459,7 @@ def _sha256(path: Path, stop: threading.Event) -> str:
         while chunk := file.read(1 << 22):
             digest.update(chunk)
             if stop.is_set():
-                raise Stopped
+                raise TransferStopped
     return digest.hexdigest()
 
 
@@ -563,7 +563,7 @@ def _progress_class(report: Callable[[int], None] | None, stop: threading.Event)
 
         def update(self, n: float | None = 1) -> None:
             if stop.is_set():
-                raise Stopped
+                raise TransferStopped
             if report is not None and n:
                 report(int(n))
 

@@ -67,7 +67,7 @@ OFFICIAL_HUBS = ("https://huggingface.co", "https://hf.co")
 """Mirrors redirect their clients to these, which may get the token too."""
 
 
-class Stopped(Exception):
+class TransferStopped(Exception):
     """The transfer must stop: another request failed, or the user interrupted."""
 
 
@@ -103,10 +103,10 @@ class Exchange:
         return HubError(f"{self.label}: {text}")
 
     def note_arrival(self) -> None:
-        """Note that the server sent something. Errors: Stopped."""
+        """Note that the server sent something. Errors: TransferStopped."""
         self.has_arrived, self.silent = True, 0.0
         if self.stop.is_set():
-            raise Stopped
+            raise TransferStopped
 
 
 _exchange: ContextVar[Exchange | None] = ContextVar("alnico_exchange", default=None)
@@ -180,7 +180,7 @@ def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int =
                     )
             cuts += restarts
         if exchange.stop.wait(pause):
-            raise Stopped
+            raise TransferStopped
         waited += pause
 
 
@@ -330,7 +330,7 @@ def _check_request(request: Any) -> None:
     if exchange is None:
         return
     if exchange.stop.is_set():
-        raise Stopped
+        raise TransferStopped
     from huggingface_hub import constants
 
     url, home = urlsplit(str(request.url)), urlsplit(constants.ENDPOINT)

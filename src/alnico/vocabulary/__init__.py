@@ -1,1 +1,1 @@
-"""Which token has which row: reads tokenizer files as data, and compares vocabularies. Runs no tokenizer."""
+"""Tokenizers and vocabularies, read as data: which token has which row. Runs no tokenizer."""

@@ -1,4 +1,4 @@
-"""Do two models mean the same token by the same row?"""
+"""Compares the vocabularies of two models: does each token have the same row in both?"""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ FILES = (*READABLE, "tekken.json")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Tokens and their rows. ``added`` are special and added tokens, which fine-tunes often rename."""
+    """Tokens and their rows. ``added`` holds special and added tokens, which fine-tunes often rename."""
 
     tokens: Mapping[str, int]
     added: Mapping[str, int]
 
     @property
     def size(self) -> int:
-        """Number of rows that the tokens need."""
+        """The number of rows that the tokens need."""
         return 1 + max((*self.tokens.values(), *self.added.values()), default=-1)
 
 
 def read_vocabulary(directory: Path | None) -> Vocabulary | None:
-    """Read the vocabulary of a model directory; None if it has no file that can be read as one.
+    """Read the vocabulary of a model directory; None if it has no tokenizer file that can be read.
 
-    Errors: ModelError for a tokenizer file that is not what its name says.
+    Errors: ModelError for a tokenizer file with wrong contents.
     """
     if directory is None:
         return None
@@ -64,7 +64,7 @@ def read_vocabulary(directory: Path | None) -> Vocabulary | None:
 
 
 def same_files(a: Path | None, b: Path | None) -> bool:
-    """Are the tokenizer files of two directories the same bytes? Then nothing needs to be read as a vocabulary."""
+    """Are the tokenizer files of two directories byte for byte equal? Then no vocabulary needs to be read."""
     if a is None or b is None:
         return False
     for name in FILES:
@@ -75,13 +75,13 @@ def same_files(a: Path | None, b: Path | None) -> bool:
 
 
 def unread_file(directory: Path | None) -> str | None:
-    """Name a tokenizer file that :func:`read_vocabulary` cannot read, in a directory without one that it can."""
+    """Return the name of a tokenizer file that :func:`read_vocabulary` cannot read, if there is no readable one."""
     names = [n for n in FILES if directory is not None and (directory / n).exists()]
     return names[0] if names and names[0] not in READABLE else None
 
 
 def difference(a: Vocabulary, b: Vocabulary) -> str | None:
-    """Say how the vocabularies of two models differ, added tokens left out; None if they agree.
+    """Say how the vocabularies of two models differ, ignoring added tokens; None if they agree.
 
     >>> difference(Vocabulary({"a": 0, "b": 1}, {}), Vocabulary({"a": 0, "c": 1}, {}))
     "1 of 2 tokens differ, such as 'b' at row 1"
@@ -99,38 +99,40 @@ def difference(a: Vocabulary, b: Vocabulary) -> str | None:
 
 
 def count_renamed(a: Vocabulary, b: Vocabulary) -> int:
-    """Number of added tokens that have another row, or none, in ``b``."""
+    """Return the number of added tokens of ``a`` that have a different row in ``b``, or none."""
     return sum(1 for token, row in a.added.items() if b.added.get(token, b.tokens.get(token)) != row)
 
 
-def vocabularies_differ_message(one: str, other: str, found: str) -> str:
-    """The message for two models whose tokens have different rows, with what to write. ``found`` is :func:`difference`'s."""
+def vocabularies_differ_message(first: str, second: str, details: str) -> str:
+    """Return the message for two models whose tokens have different rows. ``details`` come from :func:`difference`."""
     return (
-        f"{one} and {other} have different vocabularies: {found}; expected one. Write tokenizer_source: base for the vocabulary of "
-        f"{one}, tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
+        f"{first} and {second} have different vocabularies: {details}; expected one. "
+        f"Write tokenizer_source: base for the vocabulary of {first}, "
+        "tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
     )
 
 
 def rows_differ_message(
-    tensor: str, one: str, rows: int, other: str, other_rows: int, size: int | None
+    tensor: str, first: str, rows: int, second: str, second_rows: int, size: int | None
 ) -> str:
-    """The message for two matrices of different numbers of rows, with what to write.
+    """Return the message for two matrices with different numbers of rows.
 
-    ``size`` is the number of rows that the tokens of both need, where their vocabularies are the same: then the others are
-    padding, and what is written keeps the first model's number of rows.
+    ``size`` is the number of rows that the tokens of both need if their vocabularies are the same. All other rows
+    are then padding, and the recommended setting keeps the first model's number of rows.
     """
-    held = f"{tensor}: {one} has {rows} rows, {other} has {other_rows}"
+    problem = f"{tensor}: {first} has {rows} rows, {second} has {second_rows}"
     if size is None:
         return (
-            f"{held}; the models have different vocabularies, expected one. Write tokenizer_source: base for the vocabulary of {one}, "
+            f"{problem}; the models have different vocabularies, expected one. "
+            f"Write tokenizer_source: base for the vocabulary of {first}, "
             "tokenizer_source: union for the tokens of all models, or use models with the same tokenizer."
         )
     if rows == size:
-        keeps = "{source: base}"
+        setting = "{source: base}"
     else:
         multiple = next(m for m in range(rows - size + 1, rows + 1) if rows % m == 0)
-        keeps = f"{{source: base, pad_to_multiple_of: {multiple}}}, which pads to {rows} again"
+        setting = f"{{source: base, pad_to_multiple_of: {multiple}}}, which pads to {rows} again"
     return (
-        f"{held} for the same {size} tokens; the rest is padding, expected one number of rows. "
-        f"Write tokenizer: {keeps}, or use models of one size."
+        f"{problem} for the same {size} tokens; the other rows are padding, expected one number of rows. "
+        f"Write tokenizer: {setting}, or use models of one size."
     )

@@ -1,4 +1,4 @@
-"""The tokenizer of the output: one model's, with tokens taken out and added, and its files."""
+"""Builds the output's tokenizer: one model's, with tokens removed and added, and its files."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from alnico.vocabulary.tokenizer import (
 )
 
 MAX_GAPS = 100_000
-"""Ids without a token that a small vocabulary may have."""
+"""Most ids without a token beyond the number of tokens."""
 
 
 @dataclass(frozen=True)
 class OutputTokenizer:
-    """Every token of the output with its id, the files, and how many tokens were added to the template and taken out."""
+    """The output's tokens with their ids, its files, and how many tokens were added to and removed from the template."""
 
     tokens: Mapping[str, int]
     files: Mapping[str, bytes]
@@ -37,44 +37,45 @@ class OutputTokenizer:
 
 
 def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[TokenEntry]:
-    """The tokens that the first tokenizer takes from the others, with its own added ones: plain tokens first, then added ones.
+    """Return the added tokens of a union: plain tokens that the first tokenizer lacks, then all added tokens.
 
-    ``tokenizers`` come with the number of rows of their model; tokens beyond have no row and are left out. A token that some
-    model matches before its own vocabulary is added as the first of them describes it.
+    Each tokenizer comes with the number of rows of its model; tokens beyond have no row and are ignored. A token
+    that is an added token of some model gets the description of the first such model.
     """
     first, rows = tokenizers[0]
-    described: dict[str, TokenEntry] = {}
+    added: dict[str, TokenEntry] = {}
     plain: dict[str, None] = {}
     for tokenizer, count in tokenizers:
-        known = {t: entry for t, entry in tokenizer.added.items() if entry["id"] < count}
-        for content, entry in known.items():
-            described.setdefault(content, entry)
+        entries = {t: entry for t, entry in tokenizer.added.items() if entry["id"] < count}
+        for content, entry in entries.items():
+            added.setdefault(content, entry)
         if tokenizer is not first:
             new = (
                 t
                 for t, i in sorted(tokenizer.parts.items(), key=lambda item: item[1])
-                if i < count and t not in known
+                if i < count and t not in entries
             )
             plain |= dict.fromkeys(t for t in new if first.parts.get(t, rows) >= rows)
-    return [*(plain_entry(t) for t in plain if t not in described), *described.values()]
+    return [*(plain_entry(t) for t in plain if t not in added), *added.values()]
 
 
 def combine_tokens(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> OutputTokenizer:
-    """Take out the template's tokens that have no row, add ``entries``, give ids, and write the files.
+    """Remove the template's tokens that have no row, add ``entries``, assign ids, and write the files.
 
-    Files are the template's bytes unless something changes. A token that has a role (padding, say) stays although it has no
-    row: a tokenizer that is loaded makes it anew. So do the pieces of a vocabulary without a ``tokenizer.json``. Where ids of the vocabulary leave gaps, fillers stand in them before tokens
-    are added: the ``tokenizers`` library counts ids from the number of tokens, which are others' then.
+    Files are the template's bytes unless something changes. A token with a role (such as padding) stays even if
+    it has no row: loading the tokenizer would create it again. The pieces of a vocabulary without a
+    ``tokenizer.json`` stay too. If the vocabulary's ids have gaps, these are filled before tokens are added: the
+    ``tokenizers`` library counts new ids from the number of tokens, which would otherwise be other tokens' ids.
     """
-    named = set(role_tokens(template.settings, template.roles))
+    role_names = set(role_tokens(template.settings, template.roles))
     has_document = template.document is not None
     parts = {t: i for t, i in template.parts.items() if i < rows} if has_document else dict(template.parts)
-    kept = [e for t, e in template.added.items() if e["id"] < rows or t in named]
-    here = {*parts, *(e["content"] for e in kept)}
+    old = [e for t, e in template.added.items() if e["id"] < rows or t in role_names]
+    present = {*parts, *(e["content"] for e in old)}
     new = [
         e for e in entries if e["content"] not in template.added or template.added[e["content"]]["id"] >= rows
     ]
-    removed = len(template.tokens) - len(here)
+    removed = len(template.tokens) - len(present)
     if not new and not removed:
         return OutputTokenizer(
             template.tokens, {n: read_bytes(template.directory / n) for n in template.files}, 0, 0
@@ -82,26 +83,29 @@ def combine_tokens(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]
     fillers = _fillers(parts, template) if has_document else {}
     parts |= fillers
     if has_document:
-        added = assign_added_ids(parts, [*kept, *new])
-    else:  # ids that stand beside a vocabulary are taken as they are written
-        free = 1 + max([*parts.values(), *(e["id"] for e in kept)], default=-1)
-        fresh = [e for e in new if e["content"] not in here]
-        added = {e["content"]: e for e in kept}
+        added = assign_added_ids(parts, [*old, *new])
+    else:  # without tokenizer.json the ids in the files are used unchanged
+        free = 1 + max([*parts.values(), *(e["id"] for e in old)], default=-1)
+        fresh = [e for e in new if e["content"] not in present]
+        added = {e["content"]: e for e in old}
         added |= {e["content"]: {**e, "id": free + n} for n, e in enumerate(fresh)}
         added |= {e["content"]: {**e, "id": parts[e["content"]]} for e in new if e["content"] in parts}
     tokens = {**parts, **{t: e["id"] for t, e in added.items()}}
     files = _files(template, parts, added, tokens, bool(fillers) or len(parts) != len(template.parts))
     tokens = {t: i for t, i in tokens.items() if t not in fillers}
-    return OutputTokenizer(tokens, files, len(tokens) - len(here), removed)
+    return OutputTokenizer(tokens, files, len(tokens) - len(present), removed)
 
 
 def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
-    """Tokens for ids that no token has, so that the number of tokens is the first free id. Errors: ModelError for too many."""
+    """Return tokens for unused ids, so that the number of tokens is the first free id.
+
+    Errors: ModelError for too many unused ids.
+    """
     taken = set(parts.values())
     if 1 + max(taken, default=-1) - len(taken) > MAX_GAPS + len(taken):
         raise ModelError(
-            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at most {MAX_GAPS} more ids "
-            "without a token than with one. Get the file again."
+            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at most "
+            f"{MAX_GAPS} more ids without a token than with one. Download the file again."
         )
     gaps = [i for i in range(1 + max(taken, default=-1)) if i not in taken]
     surplus = len(parts) - len(taken)
@@ -117,15 +121,15 @@ def _files(
     tokens: Mapping[str, int],
     has_other_parts: bool,
 ) -> dict[str, bytes]:
-    left = PARTS if has_other_parts and template.document is not None else ()
-    files = {n: read_bytes(template.directory / n) for n in template.files if n not in left}
+    dropped = PARTS if has_other_parts and template.document is not None else ()
+    files = {n: read_bytes(template.directory / n) for n in template.files if n not in dropped}
     if template.document is not None:
         try:
             files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))
         except (TypeError, LookupError, AttributeError) as error:
             raise ModelError(
-                f"{template.directory / JSON}: its merges, post_processor or padding are not as the tokenizers library writes them "
-                f"({str(error)[:80]}). Get the file again."
+                f"{template.directory / JSON}: its merges, post_processor or padding do not have the format of the "
+                f"tokenizers library ({str(error)[:80]}). Download the file again."
             ) from None
     legacy = any(n in files for n in PARTS)
     settings = dict(template.settings)
@@ -163,7 +167,7 @@ def _document(
 
 
 def _model(model: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]:
-    if isinstance(model["vocab"], list):  # Unigram: the place is the id
+    if isinstance(model["vocab"], list):  # Unigram: the position is the id
         return {**model, "vocab": [entry for entry in model["vocab"] if entry[0] in parts]}
     changed = {**model, "vocab": dict(sorted(parts.items(), key=lambda item: item[1]))}
     if isinstance(model.get("merges"), list):
@@ -177,16 +181,16 @@ def _model(model: Mapping[str, Any], parts: Mapping[str, int]) -> dict[str, Any]
 
 
 def _joined(model: Mapping[str, Any], pair: Sequence[str]) -> str:
-    """The token that a merge makes."""
+    """Return the token that a merge produces."""
     prefix = model.get("continuing_subword_prefix") or ""
     return pair[0] + (pair[1].removeprefix(prefix) if prefix else pair[1])
 
 
 def _renumber(part: Any, tokens: Mapping[str, int]) -> None:
-    """Put new ids beside the tokens that a post-processor or a padding names."""
+    """Update the ids of the tokens that a post-processor or a padding names."""
     if isinstance(part, list):
-        for each in part:
-            _renumber(each, tokens)
+        for inner in part:
+            _renumber(inner, tokens)
     elif isinstance(part, dict):
         if part.get("pad_token") in tokens and "pad_id" in part:
             part["pad_id"] = tokens[part["pad_token"]]

@@ -1,4 +1,4 @@
-"""The vocabulary of an output: its tokens, its files, and where the rows of every model's matrices come from."""
+"""Plans the vocabulary of an output: its tokens and files, and where each model's rows come from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class Dropped:
-    """What of one model's vocabulary is not in the output: ``tokens`` with a row of their own, and ``rows`` without a token."""
+    """Parts of a model's vocabulary that the output lacks: numbers of ``tokens`` with a row, and ``rows`` without a token."""
 
     tokens: int
     rows: int
@@ -41,11 +41,12 @@ class Dropped:
 
 @dataclass(frozen=True)
 class VocabularyPlan:
-    """The output's vocabulary.
+    """The output's vocabulary, of ``size`` rows.
 
-    ``size`` rows; a map of rows a source, and ``apart`` those of tensors with other rows than the vocabulary, by name; ``files`` to
-    write by name, and ``without``, names of the donor's files that must not be carried; ``config``, the keys of ``config.json`` with
-    new values; ``left`` says for each source what is not in the output. ``tables`` are each source's, as they were found.
+    ``rows`` holds a map for each source; ``apart`` those of tensors whose rows differ from the vocabulary's, by
+    name. ``files`` are to be written, by name; ``without`` are names of the donor's files that are not copied;
+    ``config`` are the keys of ``config.json`` with new values. ``left`` says for each source what the output
+    lacks. ``tables`` are the tables of each source.
     """
 
     size: int
@@ -68,23 +69,25 @@ def plan_vocabulary(
     *,
     has_base: bool = True,
 ) -> VocabularyPlan:
-    """Say what the output's vocabulary is and where its rows come from, from tokenizer files and headers.
+    """Plan the output's vocabulary and where its rows come from, from tokenizer files and headers.
 
-    The output has the tokenizer of the donor (``union``, ``base``) or of another model. ``union`` adds to it the tokens of all
-    ``models`` that it lacks, in recipe order, in each model by id: plain ones as added tokens (merges are not merged), then
-    each model's added tokens; of two descriptions of one token the first counts. Tokens of the recipe's ``tokens`` that are
-    not there are added after them. How rows are found is told at :func:`~alnico.vocabulary.row_map.row_maps`; the donor votes
-    with the models, and its row goes before others' if ``has_base``. Which tensors have a row for each token is told at
-    :func:`~alnico.vocabulary.tables.find_tables`, or by the recipe's ``tables``; without any, the rows are the config's.
+    The output has the tokenizer of the donor (``union``, ``base``) or of another model. ``union`` adds the tokens
+    of all ``models`` that it lacks, in recipe order and within a model by id: plain ones as added tokens (their
+    merges are not added), then each model's added tokens. If two models describe one token, the first description
+    counts. Tokens of the recipe's ``tokens`` that are still missing follow. For where rows come from see
+    :func:`~alnico.vocabulary.row_map.row_maps`; the donor votes with the models, and its row takes precedence if
+    ``has_base``. The recipe's ``tables`` or :func:`~alnico.vocabulary.tables.find_tables` say which tensors have
+    a row for each token; if there are none, the number of rows is the config's.
 
-    Edge cases: a token whose id is beyond its model's rows is one that the model lacks, in the template one that is taken
-    out, unless it has a role. Ids that no token has are padding, as are the rows up to ``pad_to_multiple_of``.
-    Errors: RecipeError for tokens asked from where they are not; ModelError for a tokenizer that cannot be read;
-    MismatchError for a model that has none, and other rows than the donor; for rows that move where it cannot be told which
-    tensors have them; for ids that mean more than the tokenizer says.
-    Differs from mergekit 0.1.5: the output has a row for each id up to the highest, not one a token; ids beyond a model's
-    rows, and gaps, are no error; the padding is the mean of the rows that mean a token; ids come in recipe order; token ids
-    of the configs follow their tokens.
+    Edge cases: a token whose id is beyond its model's rows counts as missing from that model; in the template it
+    is removed, unless it has a role. Ids without a token are padding, and so are the rows up to
+    ``pad_to_multiple_of``.
+    Errors: RecipeError for rows requested from a model that lacks them; ModelError for a tokenizer that cannot be
+    read; MismatchError for a model without a tokenizer whose number of rows is not the donor's, for rows that
+    move while it is unclear which tensors have them, and for ids that have a meaning beyond the tokenizer.
+    Differs from mergekit 0.1.5: the output has a row for each id up to the highest, not one per token; ids beyond
+    a model's rows, and gaps, are not an error; the padding is the mean of the rows that have a token; ids come in
+    recipe order; token ids of the configs follow their tokens.
     """
     labels = [s.label for s in sources]
     notes: list[str] = []
@@ -97,11 +100,11 @@ def plan_vocabulary(
     )
     order = list(dict.fromkeys([donor, *models]))
     entries = union_entries([(tokenizers[m], counts[m]) for m in order]) if setting.source == "union" else []
-    here = {
+    present = {
         *(e["content"] for e in entries),
         *(t for t, i in tokenizers[template].tokens.items() if i < counts[template]),
     }
-    entries += [plain_entry(t) for t in setting.tokens if t not in here]
+    entries += [plain_entry(t) for t in setting.tokens if t not in present]
     result = combine_tokens(tokenizers[template], counts[template], entries)
     tokens = result.tokens
 
@@ -112,13 +115,13 @@ def plan_vocabulary(
         else count
     )
     held = np.full((len(sources), count), -2, np.int64)
-    at = np.fromiter(tokens.values(), np.int64, len(tokens))
+    token_ids = np.fromiter(tokens.values(), np.int64, len(tokens))
     for i, tokenizer in enumerate(tokenizers):
-        found = np.fromiter((tokenizer.tokens.get(t, -1) for t in tokens), np.int64, len(tokens))
-        held[i, at] = np.where(found < counts[i], found, -1)
+        ids = np.fromiter((tokenizer.tokens.get(t, -1) for t in tokens), np.int64, len(tokens))
+        held[i, token_ids] = np.where(ids < counts[i], ids, -1)
     voters = list(dict.fromkeys([*models, donor]))
-    asked = _asked(setting.tokens, tokens, references, labels, tokenizers, counts)
-    maps = row_maps(held, size, voters, donor if has_base else None, asked)
+    requests = _row_requests(setting.tokens, tokens, references, labels, tokenizers, counts)
+    maps = row_maps(held, size, voters, donor if has_base else None, requests)
     base = donor if has_base else None
     apart: dict[str, tuple[RowMap, ...]] = {}
     if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
@@ -131,13 +134,13 @@ def plan_vocabulary(
             donor,
             held,
             size,
-            lambda rows_held, rows: row_maps(rows_held, rows, voters, base, asked),
+            lambda rows_held, rows: row_maps(rows_held, rows, voters, base, requests),
         )
 
-    # Rows beyond the vocabulary's size are no token's, and are kept: of a table of texts and sounds, say.
+    # Rows beyond the vocabulary's size, such as those for sounds in a table of texts and sounds, move with no token.
     moved = [min(rows, t.size or rows) for rows, t in zip(counts, tables, strict=True)]
-    left = tuple(_left(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True))
-    notes += _told(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
+    left = tuple(_dropped(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True))
+    notes += _notes(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
     sizes = (
         size,
         tables[donor].size,
@@ -158,37 +161,40 @@ def _tokenizers(
     donor: int,
     notes: list[str],
 ) -> tuple[list[Tokenizer], list[Tables]]:
-    """The tokenizers and tables of all sources; the donor's tokenizer for a model that has none and as many rows."""
-    read = [read_tokenizer(s.directory) for s in sources]
-    stand_in = read[donor]
+    """Return the tokenizers and tables of all sources.
+
+    A model without a tokenizer gets the donor's if it has as many rows.
+    """
+    own = [read_tokenizer(s.directory) for s in sources]
+    default = own[donor]
     tables = []
-    for source, tokenizer in zip(sources, read, strict=True):
-        needed = 1 + max(tokenizer.tokens.values(), default=-1) if tokenizer is not None else 0
-        tables.append(find_tables(source, needed, setting.tables))
-    found = []
-    for i, (source, tokenizer) in enumerate(zip(sources, read, strict=True)):
+    for source, tokenizer in zip(sources, own, strict=True):
+        tokens = 1 + max(tokenizer.tokens.values(), default=-1) if tokenizer is not None else 0
+        tables.append(find_tables(source, tokens, setting.tables))
+    tokenizers = []
+    for i, (source, tokenizer) in enumerate(zip(sources, own, strict=True)):
         if tokenizer is None:
-            if stand_in is None:
+            if default is None:
                 raise MismatchError(
-                    f"{sources[donor].label}: has no tokenizer that can be read (tokenizer.json, vocab.json, vocab.txt or a "
-                    f"sentencepiece model), and the recipe asks for tokenizer: {{source: {setting.source}}}. "
+                    f"{sources[donor].label}: has no readable tokenizer (tokenizer.json, vocab.json, vocab.txt or a "
+                    f"sentencepiece model), but the recipe has tokenizer: {{source: {setting.source}}}. "
                     "Put the tokenizer's files into the model's folder."
                 )
             rows = [_rows(sources[m], tables[m], None) for m in (i, donor)]
             if rows[0] != rows[1] or setting.source == references[i]:
                 raise MismatchError(
-                    f"{source.label}: has no tokenizer that can be read, and {rows[0]} rows where {sources[donor].label} has "
-                    f"{rows[1]}; expected to know its tokens. Put the tokenizer's files into the model's folder."
+                    f"{source.label}: has no readable tokenizer, and {rows[0]} rows where {sources[donor].label} has "
+                    f"{rows[1]}; its tokens must be known. Put the tokenizer's files into the model's folder."
                 )
             notes.append(
-                f"{source.label} has no tokenizer that can be read; it is taken to have that of {sources[donor].label}."
+                f"{source.label} has no readable tokenizer; alnico assumes that of {sources[donor].label}."
             )
-        found.append(tokenizer or stand_in)
-    return [t for t in found if t is not None], tables
+        tokenizers.append(tokenizer or default)
+    return [t for t in tokenizers if t is not None], tables
 
 
 def _rows(source: Source, tables: Tables, tokenizer: Tokenizer | None) -> int:
-    """The rows of a model's vocabulary matrices: as its headers say, else its config, else its tokenizer."""
+    """Return the number of rows of a model's vocabulary matrices, from its headers, its config or its tokenizer."""
     stated = max(tables.rows.values()) if tables.rows else rows_in(source.config)
     if stated is not None:
         return stated
@@ -201,71 +207,72 @@ def _reference(reference: str, references: Sequence[str], where: str) -> int:
     near = difflib.get_close_matches(reference, references, 1, 0.6)
     hint = f" Did you mean {near[0]!r}?" if near else " Write it as under models."
     raise RecipeError(
-        f"{where}: {reference!r} is no model of the recipe; expected one of {', '.join(references)}.{hint}"
+        f"{where}: {reference!r} is not a model of the recipe; expected one of {', '.join(references)}.{hint}"
     )
 
 
-def _asked(
-    wishes: Mapping[str, TokenSource],
+def _row_requests(
+    settings: Mapping[str, TokenSource],
     tokens: Mapping[str, int],
     references: Sequence[str],
     labels: Sequence[str],
     tokenizers: Sequence[Tokenizer],
     counts: Sequence[int],
 ) -> dict[int, RowRequest]:
-    """What the recipe says of tokens, by their ids in the output. Errors: RecipeError with a line for each mistake."""
-    asked = {}
+    """Return the recipe's requests for rows, by token id in the output. Errors: RecipeError, one line per mistake."""
+    requests = {}
     problems = []
-    for token, wish in wishes.items():
+    for token, setting in settings.items():
         try:
-            asked[tokens[token]] = RowRequest(
-                _place(token, wish, references, labels, tokenizers, counts), wish.force
+            requests[tokens[token]] = RowRequest(
+                _requested_row(token, setting, references, labels, tokenizers, counts), setting.force
             )
         except RecipeError as error:
             problems.append(str(error))
     if problems:
         raise RecipeError(*problems)
-    return asked
+    return requests
 
 
-def _place(
+def _requested_row(
     token: str,
-    wish: TokenSource,
+    setting: TokenSource,
     references: Sequence[str],
     labels: Sequence[str],
     tokenizers: Sequence[Tokenizer],
     counts: Sequence[int],
 ) -> tuple[int, int] | None:
     where = f"tokenizer.tokens[{token!r}].source"
-    if wish.kind is None:
+    if setting.kind is None:
         return None
-    if wish.kind == "zero":
+    if setting.kind == "zero":
         return ZEROS, 0
-    model = _reference(wish.model, references, where)
-    if wish.kind == "model_token" and wish.token_id is not None:
-        if not 0 <= wish.token_id < counts[model]:
+    model = _reference(setting.model, references, where)
+    if setting.kind == "model_token" and setting.token_id is not None:
+        if not 0 <= setting.token_id < counts[model]:
             raise RecipeError(
-                f"{where}.token_id is {wish.token_id}; {labels[model]} has the rows 0 to {counts[model] - 1}. Write one of them."
+                f"{where}.token_id is {setting.token_id}; {labels[model]} has rows 0 to {counts[model] - 1}. "
+                "Write one of these."
             )
-        return model, wish.token_id
-    name = token if wish.kind == "model" or wish.token is None else wish.token
+        return model, setting.token_id
+    name = token if setting.kind == "model" or setting.token is None else setting.token
     row = tokenizers[model].tokens.get(name)
     if row is None or row >= counts[model]:
-        what = "no such token" if row is None else f"it as token {row}, and {counts[model]} rows"
+        problem = "no such token" if row is None else f"it as token {row}, and {counts[model]} rows"
         near = difflib.get_close_matches(name, tokenizers[model].added, 1, 0.7)
         hint = f"Did you mean {near[0]!r}?" if near and near[0] != name else "Name another model or token."
-        raise RecipeError(f"{where}: {labels[model]} has no row for {name!r} ({what}). {hint}")
+        raise RecipeError(f"{where}: {labels[model]} has no row for {name!r} ({problem}). {hint}")
     return model, row
 
 
-def _left(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> Dropped:
-    here = {i for i in tokenizer.tokens.values() if i < rows}
+def _dropped(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> Dropped:
+    used = {i for i in tokenizer.tokens.values() if i < rows}
     return Dropped(
-        sum(1 for t, i in tokenizer.tokens.items() if i < rows and t not in tokens), rows - len(here)
+        sum(1 for t, i in tokenizer.tokens.items() if i < rows and t not in tokens), rows - len(used)
     )
 
 
-def _told(
+def _notes(
     setting: TokenizerSetting,
     labels: Sequence[str],
     template: int,
@@ -276,71 +283,70 @@ def _told(
     left: Sequence[Dropped],
     voters: Sequence[int],
 ) -> list[str]:
-    """What people should know of the vocabulary."""
-    told = [
+    """Return the notes on the vocabulary for the user."""
+    notes = [
         f"the output has {len(tokens)} tokens in {maps[0].size} rows: the tokenizer of {labels[template]}"
     ]
-    told[0] += f" with {added} added tokens." if added else "."
+    notes[0] += f" with {added} added tokens." if added else "."
     if setting.source == "union" and added:
-        told.append(
-            "tokens of other models are matched whole before words are split, as added tokens; their merges are not taken over."
+        notes.append(
+            "tokens of other models become added tokens, which are matched whole before words are split; "
+            "their merges are not added."
         )
     if removed:
-        told.append(
-            f"{removed} tokens of the tokenizer of {labels[template]} have no row in it; they are taken out."
+        notes.append(
+            f"{removed} tokens of the tokenizer of {labels[template]} have no row in the model and are removed."
         )
-    for label, what in zip(labels, left, strict=True):
-        if what.tokens:
-            told.append(f"{what.tokens} tokens of {label} are not in the output.")
-        if what.rows:
-            told.append(f"{what.rows} rows of {label} mean no token; they are not in the output.")
+    for label, dropped in zip(labels, left, strict=True):
+        if dropped.tokens:
+            notes.append(f"{dropped.tokens} tokens of {label} are not in the output.")
+        if dropped.rows:
+            notes.append(f"{dropped.rows} rows of {label} belong to no token and are not in the output.")
     for i in voters:
         others = int(((maps[i].origin >= 0) & (maps[i].origin != i)).sum() + (maps[i].origin == MEAN).sum())
         if others:
-            told.append(f"{others} rows of {labels[i]} are taken from other tokens or models.")
+            notes.append(f"{others} rows of {labels[i]} are copied from other tokens or models.")
     names = {row: token for token, row in tokens.items()}
     zeros = [names[int(r)] for r in np.flatnonzero(maps[voters[0]].origin == ZEROS) if int(r) in names]
-    silent = [t for t in zeros if t not in setting.tokens or setting.tokens[t].kind is None]
-    if silent:
-        shown = ", ".join(repr(t) for t in silent[:SHOWN]) + (", ..." if len(silent) > SHOWN else "")
-        told.append(f"{len(silent)} tokens have a row in no model and begin as zeros: {shown}.")
-    return told
+    unrequested = [t for t in zeros if t not in setting.tokens or setting.tokens[t].kind is None]
+    if unrequested:
+        shown = ", ".join(repr(t) for t in unrequested[:SHOWN])
+        shown += ", ..." if len(unrequested) > SHOWN else ""
+        notes.append(f"{len(unrequested)} tokens have no row in any model and start as zeros: {shown}.")
+    return notes
 
 
 def _configs(
     donor: Source,
-    of_donor: Tokenizer,
+    donor_tokenizer: Tokenizer,
     template: Tokenizer,
     tokens: Mapping[str, int],
     sizes: tuple[int, int | None, int | None],
     notes: list[str],
 ) -> tuple[dict[str, Any], bytes | None]:
-    """Changes of ``config.json``, and ``generation_config.json`` where it changes. Token ids follow their tokens.
+    """Return the changes of ``config.json``, and ``generation_config.json`` if it changes; ids follow their tokens.
 
-    ``sizes`` are the rows of the output, those that the donor has, and new rows of embeddings per layer.
+    ``sizes`` are the rows of the output, those of the donor, and the new rows of embeddings per layer.
     """
-    meanings: dict[int, list[str]] = {}
-    for token, row in of_donor.tokens.items():
-        meanings.setdefault(row, []).append(token)
-    lost: dict[str, None] = {}
-    own = {} if template is of_donor else _own_ids(template)
+    tokens_of: dict[int, list[str]] = {}
+    for token, row in donor_tokenizer.tokens.items():
+        tokens_of.setdefault(row, []).append(token)
+    remarks: dict[str, None] = {}
+    config_tokens = {} if template is donor_tokenizer else _config_tokens(template)
 
     def remap(key: str, row: int) -> int | None:
-        here = meanings.get(row, [])
-        kept = [tokens[t] for t in here if t in tokens]
-        if kept:
-            return row if row in kept else kept[0]
-        if not here:
-            lost[f"{key}: {row} is no token of {donor.label}; it is left as it is."] = None
+        donor_tokens = tokens_of.get(row, [])
+        ids = [tokens[t] for t in donor_tokens if t in tokens]
+        if ids:
+            return row if row in ids else ids[0]
+        if not donor_tokens:
+            remarks[f"{key}: {row} is not a token of {donor.label}; it stays as it is."] = None
             return row
-        stand_in = template.special(
-            key.removesuffix("s").removesuffix("_token_id").removesuffix("_index")
-        ) or own.get(key)
-        new = tokens.get(stand_in) if stand_in else None
-        lost[
-            f"{key}: {here[0]!r} is not in the output; "
-            + (f"{stand_in!r} takes its place." if new is not None else "left out.")
-        ] = None
+        role = key.removesuffix("s").removesuffix("_token_id").removesuffix("_index")
+        substitute = template.special(role) or config_tokens.get(key)
+        new = tokens.get(substitute) if substitute else None
+        outcome = f"{substitute!r} replaces it." if new is not None else "it is removed."
+        remarks[f"{key}: {donor_tokens[0]!r} is not in the output; {outcome}"] = None
         return new
 
     config = dict(donor.config)
@@ -349,20 +355,20 @@ def _configs(
     path = donor.directory / GENERATION if donor.directory is not None else None
     generation = read_json(path) if path is not None and path.exists() else {}
     new = changed_ids(generation, remap)
-    notes += lost
+    notes += remarks
     return changes, as_json({**generation, **new}) if new else None
 
 
-def _own_ids(tokenizer: Tokenizer) -> dict[str, str]:
-    """The tokens that the config beside a tokenizer names by single ids, such as ``decoder_start_token_id``, which tokenizers do not say."""
+def _config_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return tokens by keys such as ``decoder_start_token_id`` of the config next to a tokenizer."""
     path = tokenizer.directory / "config.json"
     names = {row: token for token, row in tokenizer.tokens.items()}
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
 
     def note(key: str, row: int) -> int:
         if row in names:
-            found.setdefault(key, names[row])
+            by_key.setdefault(key, names[row])
         return row
 
     with_new_ids(read_json(path) if path.exists() else {}, note)
-    return found
+    return by_key

@@ -1,4 +1,4 @@
-"""Where every row of an output's vocabulary matrices comes from: the rule, for all tokens at once."""
+"""Decides where each row of an output's vocabulary matrices comes from."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import numpy as np
 import xxhash
 
 ZEROS, PADDING, MEAN = -1, -2, -3
-"""What stands in :attr:`RowMap.origin` for rows that are no copy of a row."""
+"""Values of :attr:`RowMap.origin` for rows that are not a copy of a row."""
 
 
 @dataclass(frozen=True, eq=False)
 class RowMap:
     """Where the rows of one model's vocabulary matrices come from.
 
-    For output row r, ``origin[r]`` is a source and ``row[r]`` the row there; or ZEROS; or PADDING, the mean of all rows that
-    are not padding; or MEAN, and ``means[row[r]]`` holds the row of every source, -1 for those that are left out.
+    For output row r, ``origin[r]`` is a source and ``row[r]`` its row; or ZEROS; or PADDING, the mean of all rows
+    that are not padding; or MEAN, and then ``means[row[r]]`` holds each source's row, -1 for sources left out.
 
-    Shapes: origin (rows,) int32, row (rows,) int64, means (means, sources) int64. ``own`` is the model's place among sources.
+    Shapes: origin (rows,) int32, row (rows,) int64, means (means, sources) int64. ``own`` is the model's index among
+    the sources.
     """
 
     own: int
@@ -34,7 +35,7 @@ class RowMap:
 
     @cached_property
     def runs(self) -> np.ndarray:
-        """First output rows of runs, and the end: within one, all rows have one origin and follow one another there."""
+        """First output rows of runs, and the end. The rows of a run have one origin and are consecutive there."""
         if not self.size:
             return np.zeros(1, np.int64)
         follows = (self.origin[1:] == self.origin[:-1]) & (
@@ -45,7 +46,7 @@ class RowMap:
 
     @cached_property
     def read_from(self) -> tuple[int, ...]:
-        """The sources that rows are taken from, the own one too, in order."""
+        """The sources that rows are read from, in order; the model itself may be one of them."""
         copied = np.unique(self.origin[self.origin >= 0]).tolist()
         averaged = (
             np.flatnonzero((self.means >= 0).any(axis=0)).tolist() if (self.origin == MEAN).any() else []
@@ -54,11 +55,11 @@ class RowMap:
 
     @cached_property
     def is_computed(self) -> bool:
-        """Are there rows that are no row of a model: means or padding?"""
+        """Are some rows computed: means or padding?"""
         return bool((self.origin <= PADDING).any())
 
     def keeps(self, rows: int) -> bool:
-        """Are these the model's own ``rows`` rows, all in their places?"""
+        """Are these the model's own ``rows`` rows, unchanged and in order?"""
         is_own = self.size == rows and bool((self.origin == self.own).all())
         return is_own and bool((self.row == np.arange(rows)).all())
 
@@ -67,7 +68,7 @@ class RowMap:
         return int(self.origin.nbytes + self.row.nbytes + self.means.nbytes + self.runs.nbytes)
 
     def digest(self) -> str:
-        """What tells this map from another: part of what decides the output's bits."""
+        """Return a hash of the map, which is part of what determines the output's bits."""
         state = xxhash.xxh3_128(np.array([self.own, self.size, *self.means.shape], np.int64))
         for part in (self.origin.astype(np.int32), self.row.astype(np.int64), self.means.astype(np.int64)):
             state.update(np.ascontiguousarray(part))
@@ -76,9 +77,9 @@ class RowMap:
 
 @dataclass(frozen=True)
 class RowRequest:
-    """What the recipe says of one output row: a source and its row, or ZEROS; None leaves it to the rule."""
+    """The recipe's setting for one output row: a source and its row, or ZEROS; None applies the default rule."""
 
-    place: tuple[int, int] | None
+    origin: tuple[int, int] | None
     force: bool
 
 
@@ -87,16 +88,17 @@ def row_maps(
     size: int,
     voters: Sequence[int],
     base: int | None,
-    asked: Mapping[int, RowRequest],
+    requests: Mapping[int, RowRequest],
 ) -> tuple[RowMap, ...]:
-    """Say for each source where the rows of its matrices come from.
+    """Return for each source where the rows of its matrices come from.
 
-    A model keeps its own row of a token that it has. Where it has none, the row is what the recipe asks for; else the row of
-    the only voter that has the token; else the base's, if it has it; else the mean of the voters' that have it; else zeros.
-    ``force`` puts what is asked, or what the rule says, in the place of own rows too. Rows that no token means are padding.
+    A model keeps its own row of a token that it has. Otherwise the first of these that applies is used: the row
+    that the recipe requests; the row of the only voter that has the token; the base's row; the mean of the rows
+    of all voters that have the token; zeros. ``force`` replaces the model's own row too. Rows without a token are
+    padding.
 
-    Shapes: held (sources, tokens) int64, for each output id up to the highest the row in each source: -1 where it has none,
-    -2 for all where the id means no token.
+    Shapes: held (sources, tokens) int64: for each output id up to the highest, the row in each source; -1 where
+    the source has none, -2 in all sources if the id has no token.
 
     >>> held = np.array([[0, 1, -1], [1, -1, 0]])
     >>> [(m.origin.tolist(), m.row.tolist()) for m in row_maps(held, 4, [0, 1], 0, {})]
@@ -108,34 +110,34 @@ def row_maps(
     has = voted >= 0
     number = has.sum(axis=0)
     first = np.asarray(voters, np.int64)[has.argmax(axis=0)]
-    of_base = held[base] if base is not None else np.full(count, -1, np.int64)
-    chosen = np.where((number > 1) & (of_base >= 0), -1 if base is None else base, first)
+    base_rows = held[base] if base is not None else np.full(count, -1, np.int64)
+    chosen = np.where((number > 1) & (base_rows >= 0), -1 if base is None else base, first)
     is_token = (held > -2).all(axis=0)
     origin[:count] = np.where(is_token, np.where(number > 0, chosen, ZEROS), PADDING)
     row[:count] = np.where(number > 0, held[chosen, np.arange(count)], 0)
-    averaged = np.flatnonzero((number > 1) & (of_base < 0))
+    averaged = np.flatnonzero((number > 1) & (base_rows < 0))
     origin[averaged], row[averaged] = MEAN, np.arange(len(averaged))
     means = np.full((len(averaged), sources), -1, np.int64)
     means[:, list(voters)] = voted[:, averaged].T
     forced = np.zeros(size, bool)
-    for at, wish in asked.items():
-        forced[at] = wish.force
-        if wish.place is not None:
-            origin[at], row[at] = wish.place
+    for token_id, request in requests.items():
+        forced[token_id] = request.force
+        if request.origin is not None:
+            origin[token_id], row[token_id] = request.origin
     maps = []
     for source in range(sources):
         keeps = np.zeros(size, bool)
         keeps[:count] = (held[source] >= 0) & ~forced[:count]
         own = np.zeros(size, np.int64)
         own[:count] = held[source]
-        maps.append(_settled(source, np.where(keeps, source, origin), np.where(keeps, own, row), means))
+        maps.append(_compact(source, np.where(keeps, source, origin), np.where(keeps, own, row), means))
     return tuple(maps)
 
 
-def _settled(own: int, origin: np.ndarray, row: np.ndarray, means: np.ndarray) -> RowMap:
-    """A map with only the means that it uses."""
+def _compact(own: int, origin: np.ndarray, row: np.ndarray, means: np.ndarray) -> RowMap:
+    """Return a map with only the means that it uses."""
     used = origin == MEAN
-    kept = means[row[used]]
+    used_means = means[row[used]]
     row = row.copy()
     row[used] = np.arange(int(used.sum()))
-    return RowMap(own, origin.astype(np.int32), row, kept)
+    return RowMap(own, origin.astype(np.int32), row, used_means)

@@ -1,7 +1,7 @@
-"""The pieces of a sentencepiece ``.model``: a protobuf message, of which the first field is read.
+"""Reads the pieces of a sentencepiece ``.model`` file, without the sentencepiece library.
 
-A model is a ``ModelProto``; its field 1 is repeated and holds a ``SentencePiece`` each, in the order of their ids, whose
-field 1 is the piece's text. All else (scores, types, how the text is normalised) is passed over.
+The file is a protobuf message ``ModelProto``. Its repeated field 1 holds the ``SentencePiece`` messages in id
+order, and field 1 of each is the piece's text. Everything else (scores, types, text normalisation) is skipped.
 Format: https://protobuf.dev/programming-guides/encoding/
 """
 
@@ -14,55 +14,55 @@ PIECES = TEXT = 1
 
 
 def read_pieces(data: bytes) -> list[str]:
-    """Return the pieces by id. Errors: ValueError, with what is wrong, for bytes that are no such message.
+    """Return the pieces in id order. Errors: ValueError, which says what is wrong with the bytes.
 
-    >>> pieces(bytes([0x0A, 3, 0x0A, 1, 0x61, 0x0A, 4, 0x0A, 2, 0xC3, 0xA9]))
+    >>> read_pieces(bytes([0x0A, 3, 0x0A, 1, 0x61, 0x0A, 4, 0x0A, 2, 0xC3, 0xA9]))
     ['a', 'é']
     """
-    found: list[str] = []
+    texts: list[str] = []
     for field, value in _fields(memoryview(data)):
         if field == PIECES:
             if not isinstance(value, memoryview):
-                raise ValueError("a piece is no message")
-            texts = [v for f, v in _fields(value) if f == TEXT]
-            if not texts or not isinstance(texts[-1], memoryview):
-                raise ValueError(f"piece {len(found)} has no text")
-            found.append(str(texts[-1], "utf-8"))
-    if not found:
-        raise ValueError("it holds no pieces")
-    return found
+                raise ValueError("a piece is not a message")
+            fields = [v for f, v in _fields(value) if f == TEXT]
+            if not fields or not isinstance(fields[-1], memoryview):
+                raise ValueError(f"piece {len(fields)} has no text")
+            texts.append(str(fields[-1], "utf-8"))
+    if not texts:
+        raise ValueError("it has no pieces")
+    return texts
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, memoryview | int]]:
-    """The fields of a message: number and value, bytes for all but numbers of variable length."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
+    """Yield the fields of a message: number and value, which is an int for varints and bytes otherwise."""
+    offset = 0
+    while offset < len(data):
+        tag, offset = _varint(data, offset)
         kind = tag & 7
         if kind == VARINT:
-            value, at = _varint(data, at)
+            value, offset = _varint(data, offset)
             yield tag >> 3, value
             continue
         if kind == BYTES:
-            size, at = _varint(data, at)
+            size, offset = _varint(data, offset)
         elif kind in (FIXED64, FIXED32):
             size = 8 if kind == FIXED64 else 4
         else:
-            raise ValueError(f"byte {at} begins no field")
-        if at + size > len(data):
-            raise ValueError("it ends within a field")
-        yield tag >> 3, data[at : at + size]
-        at += size
+            raise ValueError(f"no field begins at byte {offset}")
+        if offset + size > len(data):
+            raise ValueError("it ends inside a field")
+        yield tag >> 3, data[offset : offset + size]
+        offset += size
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the low ones first; returns it and the place after it."""
+def _varint(data: memoryview, offset: int) -> tuple[int, int]:
+    """Read a number stored as seven bits per byte, low bits first; returns it and the offset after it."""
     value = shift = 0
-    while at < len(data) and shift < 64:
-        byte = data[at]
+    while offset < len(data) and shift < 64:
+        byte = data[offset]
         value |= (byte & 0x7F) << shift
-        at += 1
+        offset += 1
         shift += 7
         if byte < 0x80:
-            return value, at
-    raise ValueError("it ends within a number")
+            return value, offset
+    raise ValueError("it ends inside a number")

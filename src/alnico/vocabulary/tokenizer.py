@@ -1,4 +1,4 @@
-"""The tokenizer of a model as data: which token has which row, and what is written about it in its files."""
+"""Reads the tokenizer of a model as data: its tokens, their rows and their descriptions."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ ROLES = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 PARTS = ("vocab.json", "merges.txt", "vocab.txt", *PIECES)
-"""The vocabulary without added tokens; all of it stands in ``tokenizer.json``, too, where there is one."""
+"""Files of the vocabulary without added tokens. ``tokenizer.json``, if there is one, contains all of it too."""
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 FILES = (JSON, CONFIG, ROLES, ADDED, *PARTS, *TEMPLATES, "tekken.json")
 """All files that belong to a tokenizer and must come from one model."""
 MAX_BYTES = 200_000_000
 MAX_ROW = (1 << 22) - 1
-"""Highest row that a token may have: there is memory for each row up to it. The largest vocabularies have a million."""
+"""Highest row that a token may have: memory is needed for each row up to it. The largest vocabularies have 1,000,000."""
 
 ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
 SHIFTED = ("XLMRoberta", "Camembert", "Barthez", "MBart", "Nllb", "XGLM", "Pegasus")
-"""Classes whose ids are not the places of the pieces, as their names begin; their ``tokenizer.json`` says the ids."""
+"""First parts of the names of classes whose ids are not the positions of the pieces; ``tokenizer.json`` has their ids."""
 
 TokenEntry = Mapping[str, Any]
 """An added token as ``tokenizer.json`` describes it: content, id, special, normalized, single_word, lstrip, rstrip."""
@@ -39,9 +39,10 @@ TokenEntry = Mapping[str, Any]
 
 @dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """A model's tokenizer. ``parts`` are the model's own tokens, ``added`` those that are matched before it, in id order.
+    """A model's tokenizer. ``parts`` are the tokens of its vocabulary, ``added`` the added tokens, in id order.
 
-    ``document`` is ``tokenizer.json``, ``settings`` is ``tokenizer_config.json``; ``files`` are those of :data:`FILES` there.
+    ``document`` is ``tokenizer.json``, ``settings`` is ``tokenizer_config.json``, ``files`` are those of
+    :data:`FILES` that exist.
     """
 
     directory: Path
@@ -58,23 +59,24 @@ class Tokenizer:
         return {**self.parts, **{content: entry["id"] for content, entry in self.added.items()}}
 
     def special(self, role: str) -> str | None:
-        """The token that has a role, ``bos`` or ``eos`` or ``pad``."""
+        """Return the token of a role such as ``bos``, ``eos`` or ``pad``."""
         value = self.settings.get(f"{role}_token", self.roles.get(f"{role}_token"))
         return value.get("content") if isinstance(value, dict) else value if isinstance(value, str) else None
 
 
 def read_tokenizer(directory: Path | None) -> Tokenizer | None:
-    """Read the tokenizer of a model directory; None if it has none that can be read.
+    """Read the tokenizer of a model directory; None if it has no readable one.
 
-    Ids of added tokens are those that the ``tokenizers`` library gives, whatever the files say: see :func:`added_ids`.
-    Errors: ModelError for a file that is not what its name says, or whose pieces have other ids than their places.
+    Added tokens get the ids that the ``tokenizers`` library assigns, regardless of the ids in the files: see
+    :func:`assign_added_ids`. Errors: ModelError for a file with wrong contents, or whose pieces have ids that are
+    not their positions.
     """
     if directory is None:
         return None
     files = tuple(name for name in FILES if (directory / name).exists())
     settings = read_json(directory / CONFIG) if CONFIG in files else {}
     roles = read_json(directory / ROLES) if ROLES in files else {}
-    stated = _stated(directory, settings, files)
+    stated = _stated_tokens(directory, settings, files)
     document = read_json(directory / JSON) if JSON in files else None
     if document is not None:
         parts = read_model_vocabulary(document, directory / JSON)
@@ -84,10 +86,9 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
         entries += [_entry(content, special=True) for content in role_tokens(settings, roles)]
         added = assign_added_ids(parts, entries)
     else:
-        found = _parts(directory, settings, files)
-        if found is None:
+        parts = _parts(directory, settings, files)
+        if parts is None:
             return None
-        parts = found
         added = {
             str(e["content"]): {**e, "id": parts.get(str(e["content"]), i)} for i, e in sorted(stated.items())
         }
@@ -95,34 +96,34 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
 
 
 def assign_added_ids(parts: Mapping[str, int], entries: Iterable[TokenEntry]) -> dict[str, TokenEntry]:
-    """Give added tokens their ids as the ``tokenizers`` library does: by their order alone.
+    """Assign ids to added tokens as the ``tokenizers`` library does: by their order only.
 
-    A token that the vocabulary has keeps its id there; the first other one has the vocabulary's length, and so on by one.
-    So an id in a file that leaves a gap is not the id that a model gets to see.
+    A token of the vocabulary keeps its id; the others are numbered from the vocabulary's length. So an id in a
+    file that leaves a gap is not the id that a model receives.
 
-    >>> {t: e["id"] for t, e in added_ids({"a": 0, "b": 1}, [{"content": "<s>", "id": 9}, {"content": "b", "id": 9}]).items()}
+    >>> {t: e["id"] for t, e in assign_added_ids({"a": 0, "b": 1}, [{"content": "<s>", "id": 9}, {"content": "b", "id": 9}]).items()}
     {'<s>': 2, 'b': 1}
     """
-    found: dict[str, TokenEntry] = {}
+    assigned: dict[str, TokenEntry] = {}
     free = len(parts)
     for entry in entries:
         content = str(entry["content"])
-        if not content or content in found:
+        if not content or content in assigned:
             continue
-        at = parts.get(content, free)
+        token_id = parts.get(content, free)
         free += content not in parts
-        found[content] = {**entry, "id": at}
-    return found
+        assigned[content] = {**entry, "id": token_id}
+    return assigned
 
 
 def plain_entry(content: str) -> TokenEntry:
-    """A token added by its text alone, as the ``tokenizers`` library does it."""
+    """Describe an added token that is known by its text only, as the ``tokenizers`` library does."""
     return _entry(content, special=False)
 
 
 def role_tokens(settings: Mapping[str, Any], roles: Mapping[str, Any]) -> list[str]:
-    """The tokens that have a role (beginning, end, padding, ...) or are listed as special, each once."""
-    found: dict[str, None] = {}
+    """Return the tokens that have a role (beginning, end, padding, ...) or are listed as special, each once."""
+    tokens: dict[str, None] = {}
     for source in (settings, roles):
         values: list[Any] = [source.get(name) for name in ROLE_NAMES]
         for name in ROLE_LISTS:
@@ -133,25 +134,28 @@ def role_tokens(settings: Mapping[str, Any], roles: Mapping[str, Any]) -> list[s
         for value in values:
             content = value.get("content") if isinstance(value, dict) else value
             if isinstance(content, str):
-                found.setdefault(content)
-    return list(found)
+                tokens.setdefault(content)
+    return list(tokens)
 
 
 def read_model_vocabulary(document: Mapping[str, Any], path: Path) -> dict[str, int] | None:
-    """The tokens of ``tokenizer.json`` without the added ones; None if its model has no vocabulary. Errors: ModelError."""
+    """Return the tokens of ``tokenizer.json`` without added ones; None if its model has no vocabulary.
+
+    Errors: ModelError.
+    """
     model = document.get("model")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # Unigram: [[token, score], ...] in row order
         if not all(isinstance(entry, list) and entry and isinstance(entry[0], str) for entry in vocabulary):
             raise ModelError(
-                f"{path}: model.vocab holds entries that are no [token, score]. Get the file again."
+                f"{path}: model.vocab has entries that are not [token, score]. Download the file again."
             )
         return {entry[0]: row for row, entry in enumerate(vocabulary)}
     return check_rows(vocabulary, path) if isinstance(vocabulary, dict) else None
 
 
 def read_added(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
-    """The added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
+    """Return the added tokens of ``tokenizer.json``, in its order. Errors: ModelError."""
     try:
         return [
             {**t, "content": str(t["content"]), "id": _row(t["id"])}
@@ -159,27 +163,28 @@ def read_added(document: Mapping[str, Any], path: Path) -> list[TokenEntry]:
         ]
     except (TypeError, KeyError, ValueError, OverflowError):
         raise ModelError(
-            f"{path}: added_tokens holds entries without content and an id up to {MAX_ROW}. Get the file again."
+            f"{path}: added_tokens has entries without content or without an id up to {MAX_ROW}. "
+            "Download the file again."
         ) from None
 
 
 def check_rows(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
-    """A vocabulary whose values are row numbers. Errors: ModelError."""
+    """Check that a vocabulary maps tokens to row numbers, and return it. Errors: ModelError."""
     rows = {token: row for token, row in vocabulary.items() if type(row) is int and row >= 0}
     if len(rows) != len(vocabulary):
         raise ModelError(
-            f"{path}: its vocabulary maps tokens to things that are no row numbers. Get the file again."
+            f"{path}: its vocabulary maps tokens to values that are not row numbers. Download the file again."
         )
     highest = max(rows.values(), default=0)
     if highest > MAX_ROW:
         raise ModelError(
-            f"{path}: its vocabulary has the row {str(highest)[:40]}; expected at most {MAX_ROW}. Get the file again."
+            f"{path}: its vocabulary has row {str(highest)[:40]}; expected at most {MAX_ROW}. Download the file again."
         )
     return rows
 
 
 def _row(value: Any) -> int:
-    """The id of an added token. ValueError for one that no vocabulary has."""
+    """Return the id of an added token. Errors: ValueError for an id outside the allowed range."""
     row = int(value)
     if not 0 <= row <= MAX_ROW:
         raise ValueError(f"an id outside 0 to {MAX_ROW}")
@@ -187,16 +192,18 @@ def _row(value: Any) -> int:
 
 
 def read_sentencepiece(path: Path) -> dict[str, int]:
-    """The pieces of a sentencepiece model with their places. Errors: ModelError."""
+    """Return the pieces of a sentencepiece model with their positions. Errors: ModelError."""
     try:
         return {piece: row for row, piece in enumerate(read_pieces(read_bytes(path)))}
     except ValueError as error:
-        why = "a piece is no UTF-8" if isinstance(error, UnicodeDecodeError) else error
-        raise ModelError(f"{path}: is no sentencepiece model ({why}). Get the file again.") from None
+        reason = "a piece is not UTF-8" if isinstance(error, UnicodeDecodeError) else error
+        raise ModelError(
+            f"{path}: is not a sentencepiece model ({reason}). Download the file again."
+        ) from None
 
 
 def read_lines(path: Path) -> dict[str, int]:
-    """The tokens of a ``vocab.txt``, a line each."""
+    """Return the tokens of a ``vocab.txt``, one per line."""
     lines = read_bytes(path).decode("utf-8", "replace").split("\n")
     return {token: row for row, line in enumerate(lines) if (token := line.rstrip("\r"))}
 
@@ -216,28 +223,34 @@ def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -
             kind = str(settings.get("tokenizer_class", ""))
             if kind.startswith(SHIFTED):
                 raise ModelError(
-                    f"{directory / name}: the ids of a {kind} are not the places of its pieces; expected {JSON} beside it. "
-                    "Save the tokenizer with a version of transformers that writes it."
+                    f"{directory / name}: the ids of a {kind} are not the positions of its pieces; expected {JSON} "
+                    "next to it. Save the tokenizer with a version of transformers that writes it."
                 )
             return read_sentencepiece(directory / name)
     return None
 
 
-def _stated(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -> dict[int, TokenEntry]:
-    """Added tokens that stand beside the vocabulary, by their stated ids."""
-    found: dict[int, TokenEntry] = {}
+def _stated_tokens(
+    directory: Path, settings: Mapping[str, Any], files: Sequence[str]
+) -> dict[int, TokenEntry]:
+    """Return the added tokens that files other than ``tokenizer.json`` list, by their stated ids."""
+    tokens: dict[int, TokenEntry] = {}
     try:
         if ADDED in files:
             for content, row in read_json(directory / ADDED).items():
-                found[_row(row)] = _entry(content, special=False)
+                tokens[_row(row)] = _entry(content, special=False)
         for row, entry in (settings.get("added_tokens_decoder") or {}).items():
-            kept = {k: v for k, v in entry.items() if k not in ("__type", "content", "id")}
-            found[_row(row)] = {**_entry(str(entry["content"]), special=bool(entry.get("special"))), **kept}
+            fields = {k: v for k, v in entry.items() if k not in ("__type", "content", "id")}
+            tokens[_row(row)] = {
+                **_entry(str(entry["content"]), special=bool(entry.get("special"))),
+                **fields,
+            }
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise ModelError(
-            f"{directory}: {ADDED} or {CONFIG} holds added tokens without content and an id up to {MAX_ROW}. Get them again."
+            f"{directory}: {ADDED} or {CONFIG} has added tokens without content or without an id up to {MAX_ROW}. "
+            "Download them again."
         ) from None
-    return found
+    return tokens
 
 
 def _entry(content: str, *, special: bool) -> TokenEntry:
@@ -253,7 +266,7 @@ def _entry(content: str, *, special: bool) -> TokenEntry:
 
 
 def as_json(value: object) -> bytes:
-    """JSON as tokenizer files hold it, small ones to be read by people."""
+    """Write JSON in the format of tokenizer files; small files are indented for readers."""
     text = json.dumps(value, ensure_ascii=False)
     return (
         (text if len(text) > 1_000_000 else json.dumps(value, ensure_ascii=False, indent=2)) + "\n"
