@@ -277,7 +277,7 @@ def test_rows_from_a_model_without_the_tensor_are_refused(tmp_path: Path) -> Non
     with pytest.raises(MismatchError) as caught:
         remap_rows(sources[0], [sources[0], bare], (EMBED,), row_map(ROWS))
     assert str(caught.value) == (
-        f"{EMBED}: 3 rows of it are taken from {bare.label}, which lacks it; expected it there. "
+        f"{EMBED}: 3 of its rows come from {bare.label}, which lacks this tensor; expected it there. "
         "Name another model for these tokens in the recipe, or use models that all have it."
     )
 
@@ -297,7 +297,7 @@ def test_integers_cannot_be_averaged(tmp_path: Path) -> None:
     sources = made(tmp_path, ("U8", "U8"))
     with pytest.raises(
         MismatchError,
-        match=r"the dtypes of its rows cannot be computed with \(U8\); expected F64, F32, F16, BF16",
+        match=r"its rows have dtypes that cannot be computed with \(U8\); expected F64, F32, F16, BF16",
     ):
         remap_rows(sources[0], sources, (EMBED,), row_map(COMPUTED, MEANS))
 

@@ -139,7 +139,7 @@ def test_what_cannot_be_told_is_refused_with_what_to_write_and_merged_when_it_is
     with pytest.raises(MismatchError) as told:
         merged(tmp_path)
     assert str(told.value) == (
-        f"{tmp_path / 'a'}: mystery.weight is (4, 4), and 4 is the size of the vocabulary and another size of the model; expected to know "
+        f"{tmp_path / 'a'}: mystery.weight is (4, 4), and 4 is the size of the vocabulary and also another size of the model, so it is unclear "
         "which tensors have a row for each token. List them in the recipe: "
         "tokenizer: {source: union, tables: [model.embed_tokens.weight, mystery.weight, ...]}."
     )
@@ -193,7 +193,7 @@ def test_ids_that_mean_more_than_a_token_do_not_move(tmp_path: Path) -> None:
     config = {"text_config": {"vocab_size": 6}, "vision_config": {"vocab_size": 2, "vocab_offset": 4}}
     model(tmp_path / "a", shapes, "abcdef", **config)
     model(tmp_path / "b", shapes, "abcdfe", **config)
-    with pytest.raises(MismatchError, match=r"vocab_offset: 4: ids from 4 on are those of images and sounds"):
+    with pytest.raises(MismatchError, match=r"vocab_offset: 4, so ids from 4 are for images and sounds"):
         merged(tmp_path)
 
 

@@ -16,7 +16,7 @@ from alnico.errors import MismatchError, RecipeError
 from alnico.recipe.schema import TokenizerSetting, TokenSource
 from alnico.vocabulary.config_ids import changed_ids, rows_in, with_new_ids, with_rows
 from alnico.vocabulary.irregular_tables import (
-    OF_LAYERS,
+    PER_LAYER_EMBEDDING,
     refuse_other_meanings,
     refuse_unclear,
     resolve_unclear,
@@ -144,7 +144,7 @@ def plan_vocabulary(
     sizes = (
         size,
         tables[donor].size,
-        next((m[donor].size for n, m in apart.items() if n.endswith(OF_LAYERS)), None),
+        next((m[donor].size for n, m in apart.items() if n.endswith(PER_LAYER_EMBEDDING)), None),
     )
     config, generation = _configs(
         sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes

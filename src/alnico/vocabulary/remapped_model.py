@@ -1,4 +1,4 @@
-"""A model whose vocabulary matrices have the output's rows, or columns: gathered while they are read."""
+"""Reads a model's vocabulary matrices with the rows of the output's vocabulary."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from alnico.vocabulary.row_map import MEAN, PADDING, ZEROS, RowMap
 PIECE_ELEMENTS = 1 << 16
 """Most elements that are decoded at a time."""
 
-FOREIGN = "::"
-"""Between a model's label and its file, where a file of another model must be fetched."""
+LABEL_SEPARATOR = "::"
+"""Separates a model's label from its file, for files of other models that must be downloaded."""
 
 
 @dataclass(frozen=True)
 class _RowGather:
-    """How one tensor is read: its name in each source that rows come from; ``raw`` if bytes are moved and never decoded.
+    """How one tensor is read: its name in each source of rows; ``raw`` if bytes are moved without decoding.
 
-    One that ``is_turned`` has a column for each token; it is read by whole rows, of ``columns`` elements.
+    A tensor that ``is_turned`` has a column for each token; it is read by whole rows of ``columns`` elements.
     """
 
     name: str
@@ -46,27 +46,28 @@ def remap_rows(
     ties: Mapping[str, str] | None = None,
     turned: Collection[str] = (),
 ) -> Source:
-    """Give a model the output's vocabulary rows; returns ``source`` itself where nothing changes.
+    """Give a model the output's vocabulary rows; returns ``source`` itself if nothing changes.
 
-    Tensors in ``turned`` have a column for each token. Dimensions of 1 before the rows stay: a bias may be (1, tokens).
+    ``others`` are all sources including ``source``, in the order of ``row_map``'s indices; ``names`` are the
+    tensors of ``source`` that have vocabulary rows. Those in ``turned`` have a column for each token. Dimensions
+    of 1 before the rows stay: a bias may be (1, tokens). ``ties`` names the tensor that replaces one that another
+    model does not store, such as the embedding for a tied head.
 
-    ``others`` are all sources, in the order that ``row_map`` counts them, ``source`` among them; ``names`` are the tensors of
-    ``source`` that have vocabulary rows. ``ties`` tells which tensor stands for one that another model does not store: the
-    embedding for a tied head. A tensor keeps its dtype, and its bytes are moved, if all its rows come from models with
-    this dtype; where rows are computed or come in another one it is float32 (float64 if one is), ``nominal`` stays.
+    If all rows come from models with the tensor's dtype, its bytes are moved and it keeps its dtype. If rows are
+    computed or have another dtype, it becomes float32 (float64 if one of them is); ``nominal`` stays.
 
-    Errors: MismatchError for a tensor that a model lacks from which rows are taken, or that has another width there, or
-    values that cannot be computed with.
+    Errors: MismatchError if a model that rows are taken from lacks the tensor, has another width there, or has a
+    dtype that cannot be computed with.
     """
-    found = {}
+    gathers = {}
     for name in names:
-        gathered = _gathered(source, others, name, row_map, ties or {}, is_turned=name in turned)
-        if gathered is not None:
-            found[name] = gathered
-    return RemappedModel(source, others, found, row_map) if found else source
+        gather = _plan_gather(source, others, name, row_map, ties or {}, is_turned=name in turned)
+        if gather is not None:
+            gathers[name] = gather
+    return RemappedModel(source, others, gathers, row_map) if gathers else source
 
 
-def _gathered(
+def _plan_gather(
     source: Source,
     others: Sequence[Source],
     name: str,
@@ -81,41 +82,41 @@ def _gathered(
     axis = 1 if is_turned else next((i for i, n in enumerate(own.shape) if n != 1), 0)
     if row_map.keeps(own.shape[axis]):
         return None
-    held = {}
+    names = {}
     for i in row_map.read_from:
         alias = name if name in others[i].tensors else ties.get(name, name)
         if alias not in others[i].tensors:
             count = int((row_map.origin == i).sum()) + int((row_map.means[:, i : i + 1] >= 0).sum())
             raise MismatchError(
-                f"{name}: {count} rows of it are taken from {others[i].label}, which lacks it; expected it there. "
-                f"Name another model for these tokens in the recipe, or use models that all have it."
+                f"{name}: {count} of its rows come from {others[i].label}, which lacks this tensor; expected it there. "
+                "Name another model for these tokens in the recipe, or use models that all have it."
             )
-        held[i] = alias
+        names[i] = alias
         shape = others[i].tensors[alias].shape
-        if _beside(shape, axis) != _beside(own.shape, axis):
+        if _without_axis(shape, axis) != _without_axis(own.shape, axis):
             raise MismatchError(
                 f"{name}: {source.label} is {own.shape}, {others[i].label} is {shape}; expected rows of one width. "
                 "Use models of one architecture and size."
             )
-    dtypes = {own.dtype, *(others[i].tensors[n].dtype for i, n in held.items())}
+    dtypes = {own.dtype, *(others[i].tensors[n].dtype for i, n in names.items())}
     raw = len(dtypes) == 1 and not row_map.is_computed
     if not raw and not dtypes <= set(MERGEABLE):
         raise MismatchError(
-            f"{name}: the dtypes of its rows cannot be computed with ({', '.join(sorted(dtypes))}); "
+            f"{name}: its rows have dtypes that cannot be computed with ({', '.join(sorted(dtypes))}); "
             f"expected {', '.join(MERGEABLE)}. Convert the models."
         )
     dtype = own.dtype if raw else promote(["F32", *dtypes])
     tensor = TensorSpec(dtype, (*own.shape[:axis], row_map.size, *own.shape[axis + 1 :]), own.nominal)
     columns = row_map.size if is_turned else math.prod(own.shape[axis + 1 :])
-    return _RowGather(name, tensor, columns, held, raw, is_turned)
+    return _RowGather(name, tensor, columns, names, raw, is_turned)
 
 
-def _beside(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+def _without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     return (*shape[:axis], *shape[axis + 1 :])
 
 
 class RemappedModel(SourceWrapper):
-    """A source with the output's vocabulary rows. Made by :func:`mapped`; closing it closes the model alone, not the others."""
+    """A source with the output's vocabulary rows, made by :func:`remap_rows`. Closing it does not close the others."""
 
     def __init__(
         self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap
@@ -141,16 +142,16 @@ class RemappedModel(SourceWrapper):
         columns = max(
             (self._widest(g) for g in self._gathered.values() if not g.raw or g.is_turned), default=0
         )
-        below = max(
+        inner = max(
             source.reading_bytes for source in (self.wrapped, *(self._others[i] for i in self._map.read_from))
         )
         if not columns:
-            return below
+            return inner
         piece = max(PIECE_ELEMENTS, columns)
-        return below + 40 * piece  # raw, decoded, the output's, a sum, a copy of some
+        return inner + 40 * piece  # raw, decoded, the output's, a sum, a partial copy
 
     def _widest(self, gathered: _RowGather) -> int:
-        """The elements of a row, here and where it comes from."""
+        """Return the largest number of elements of a row, in the output and in the sources."""
         if not gathered.is_turned:
             return gathered.columns
         return max(
@@ -158,30 +159,33 @@ class RemappedModel(SourceWrapper):
         )
 
     def absent(self, tensors: Iterable[str], side_files: bool) -> Mapping[str, int]:
-        """Files of other models that rows are taken from come as ``label::file``; they may be in these models' own lists too."""
-        wanted = list(tensors)
-        found = dict(self.wrapped.absent(wanted, side_files))
-        foreign: dict[int, list[str]] = {}
-        for name in wanted:
+        """As ``Source.absent``; files of other models appear as ``label::file``, perhaps also in those models' lists."""
+        tensors = list(tensors)
+        files = dict(self.wrapped.absent(tensors, side_files))
+        other_tensors: dict[int, list[str]] = {}
+        for name in tensors:
             if name in self._gathered:
                 for i, alias in self._gathered[name].names.items():
                     if i != self._map.own:
-                        foreign.setdefault(i, []).append(alias)
-        for i, names in foreign.items():
+                        other_tensors.setdefault(i, []).append(alias)
+        for i, names in other_tensors.items():
             other = self._others[i]
-            found |= {
-                f"{other.label}{FOREIGN}{file}": size for file, size in other.absent(names, False).items()
+            files |= {
+                f"{other.label}{LABEL_SEPARATOR}{file}": size
+                for file, size in other.absent(names, False).items()
             }
-        return found
+        return files
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
         own: list[str] = []
-        foreign = {other.label: (other, list[str]()) for other in self._others}
+        by_label = {other.label: (other, list[str]()) for other in self._others}
         for file in files:
-            label, mark, name = file.partition(FOREIGN)
-            (foreign[label][1] if mark and label in foreign else own).append(name if mark else file)
+            label, separator, name = file.partition(LABEL_SEPARATOR)
+            (by_label[label][1] if separator and label in by_label else own).append(
+                name if separator else file
+            )
         self.wrapped.fetch(own, report)
-        for other, names in foreign.values():
+        for other, names in by_label.values():
             if names:
                 other.fetch(names, report)
 
@@ -196,33 +200,33 @@ class RemappedModel(SourceWrapper):
             row_bytes = gathered.columns * DTYPES[gathered.tensor.dtype].bits // 8
             low, high = offset // row_bytes, -(-(offset + len(buffer)) // row_bytes)
             if gathered.is_turned:
-                self._turn(gathered, low, high, row_bytes, offset, buffer)
+                self._read_turned(gathered, low, high, row_bytes, offset, buffer)
             elif gathered.raw:
-                self._move(gathered, low, high, row_bytes, offset, buffer)
+                self._read_raw(gathered, low, high, row_bytes, offset, buffer)
             else:
-                self._compute(gathered, low, high, row_bytes, offset, buffer)
+                self._read_decoded(gathered, low, high, row_bytes, offset, buffer)
 
-    def _move(
+    def _read_raw(
         self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
     ) -> None:
-        """Fill a buffer with the bytes of rows low to high, from byte ``offset`` of the tensor on, a read a run."""
+        """Fill a buffer with bytes of rows low to high, from byte ``offset`` of the tensor; one read per run."""
         runs = self._map.runs
         edges = runs[np.searchsorted(runs, low, "right") - 1 : np.searchsorted(runs, high, "left") + 1]
         origins, rows = self._map.origin[edges[:-1]].tolist(), self._map.row[edges[:-1]].tolist()
         begins = (edges * row_bytes).tolist()
         end = offset + len(buffer)
         for origin, row, (first, last) in zip(origins, rows, itertools.pairwise(begins), strict=True):
-            at, to = max(offset, first), min(end, last)
-            piece = buffer[at - offset : to - offset]
+            start, stop = max(offset, first), min(end, last)
+            piece = buffer[start - offset : stop - offset]
             if origin == ZEROS:
                 np.frombuffer(piece, np.uint8)[:] = 0
             else:
-                self._others[origin].read_into(gathered.names[origin], row * row_bytes + at - first, piece)
+                self._others[origin].read_into(gathered.names[origin], row * row_bytes + start - first, piece)
 
-    def _compute(
+    def _read_decoded(
         self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
     ) -> None:
-        """Fill a buffer likewise, where rows are decoded."""
+        """Fill a buffer as :meth:`_read_raw` does, with decoded rows."""
         out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
         padding = self._padding_row(gathered) if (self._map.origin[low:high] == PADDING).any() else None
         for first, last in self._pieces(gathered, low, high):
@@ -230,21 +234,21 @@ class RemappedModel(SourceWrapper):
             if padding is not None:
                 values[self._map.origin[first:last] == PADDING] = padding
             data = values.view(np.uint8).ravel()
-            at, to = max(offset, first * row_bytes), min(end, last * row_bytes)
-            out[at - offset : to - offset] = data[at - first * row_bytes : to - first * row_bytes]
+            start, stop = max(offset, first * row_bytes), min(end, last * row_bytes)
+            out[start - offset : stop - offset] = data[start - first * row_bytes : stop - first * row_bytes]
 
-    def _turn(
+    def _read_turned(
         self, gathered: _RowGather, low: int, high: int, row_bytes: int, offset: int, buffer: memoryview
     ) -> None:
-        """Fill a buffer likewise, where tokens have columns: a row at a time."""
+        """Fill a buffer as :meth:`_read_raw` does, one row at a time, where tokens have columns."""
         out, end = np.frombuffer(buffer, np.uint8), offset + len(buffer)
         for row in range(low, high):
             values = self._turned_row(gathered, row).view(np.uint8)
-            at, to = max(offset, row * row_bytes), min(end, (row + 1) * row_bytes)
-            out[at - offset : to - offset] = values[at - row * row_bytes : to - row * row_bytes]
+            start, stop = max(offset, row * row_bytes), min(end, (row + 1) * row_bytes)
+            out[start - offset : stop - offset] = values[start - row * row_bytes : stop - row * row_bytes]
 
     def _turned_row(self, gathered: _RowGather, row: int) -> np.ndarray:
-        """One row of a tensor with a column for each token, (columns,)."""
+        """Return one row of a tensor with a column for each token, (columns,)."""
         origin, column = self._map.origin, self._map.row
         size = DTYPES[gathered.tensor.dtype].bytes
         kind = np.dtype(f"u{size}") if gathered.raw else np.dtype(DTYPES[gathered.tensor.dtype].storage)
@@ -274,7 +278,7 @@ class RemappedModel(SourceWrapper):
         return ((first, min(first + step, high)) for first in range(low, high, step))
 
     def _values(self, gathered: _RowGather, low: int, high: int) -> np.ndarray:
-        """Output rows low to high in the output's dtype, (rows, columns); padding is left at zero."""
+        """Return output rows low to high in the output's dtype, (rows, columns); padding is zero."""
         origin, row = self._map.origin[low:high], self._map.row[low:high]
         out = np.zeros((high - low, gathered.columns), DTYPES[gathered.tensor.dtype].storage)
         for source in np.unique(origin[origin >= 0]).tolist():
@@ -284,7 +288,9 @@ class RemappedModel(SourceWrapper):
         if len(averaged):
             table = self._map.means[row[averaged]]
             total = np.zeros((len(averaged), gathered.columns), np.float64)
-            for source in range(table.shape[1]):  # in the order of the models: the order is part of the bits
+            for source in range(
+                table.shape[1]
+            ):  # always in the models' order: the bits of a sum depend on it
                 has = np.flatnonzero(table[:, source] >= 0)
                 if len(has):
                     total[has] += self._rows_of(gathered, source, table[has, source])
@@ -292,7 +298,7 @@ class RemappedModel(SourceWrapper):
         return out
 
     def _rows_of(self, gathered: _RowGather, source: int, rows: np.ndarray) -> np.ndarray:
-        """Rows of a source's matrix as float32, or float64 where they are; those that follow one another in one read."""
+        """Return rows of a source's matrix as float32 (float64 stays); consecutive rows are read at once."""
         name = gathered.names[source]
         dtype = self._others[source].tensors[name].dtype
         size = gathered.columns * DTYPES[dtype].bytes
@@ -304,7 +310,7 @@ class RemappedModel(SourceWrapper):
         return decode(raw, dtype).reshape(len(rows), gathered.columns)
 
     def _padding_row(self, gathered: _RowGather) -> np.ndarray:
-        """The mean of all rows that are not padding, added in float64 one after the other; made once, zeros without rows."""
+        """Return the mean of all rows that are not padding, summed in float64 in order; computed once."""
         name = gathered.name
         with self._locks[name]:
             if name not in self._padding:
