@@ -127,8 +127,8 @@ def test_the_files_are_a_models_byte_for_byte_where_no_token_is_added(
     for name in ("tokenizer.json", "tokenizer_config.json"):
         assert plan.files[name] == (family[template].location / name).read_bytes()
     assert set(plan.files) == {"tokenizer.json", "tokenizer_config.json"}
-    assert {"chat_template.jinja", "vocab.json"} <= plan.without
-    assert not plan.without & set(plan.files)
+    assert {"chat_template.jinja", "vocab.json"} <= plan.excluded
+    assert not plan.excluded & set(plan.files)
 
 
 def test_ids_come_in_recipe_order_and_the_first_description_of_a_token_counts(tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_tokens_without_a_row_are_taken_out_of_the_template(tmp_path: Path, kind
     ids = library.encode("ab").ids  # the post-processor and the padding follow the token that they name
     assert (ids[0], ids[-1]) == (4, 4)
     assert plan.size == 5
-    assert "vocab.json" in plan.without  # it says otherwise
+    assert "vocab.json" in plan.excluded  # it says otherwise
     assert (
         f"2 tokens of the tokenizer of {source.label} have no row in the model and are removed." in plan.notes
     )
@@ -380,7 +380,7 @@ def test_an_id_that_no_tokenizer_says_comes_from_the_config_beside_the_tokenizer
 
 def test_what_is_not_in_the_output_is_counted(family: dict[str, Model]) -> None:
     plan = planned(CASES["base-orders"], [family[n] for n in CASES["base-orders"]["models"]])
-    assert [(left.tokens, left.rows) for left in plan.left] == [(0, 0), (1, 0), (4, 0)]
+    assert [(dropped.tokens, dropped.rows) for dropped in plan.dropped] == [(0, 0), (1, 0), (4, 0)]
     other, base, third = (family[n].label for n in CASES["base-orders"]["models"])
     assert plan.notes == (
         f"the output has 16 tokens in 16 rows: the tokenizer of {other}.",

@@ -92,7 +92,7 @@ def chat_template(
         if (
             directory is None
             or not (directory / name).exists()
-            or (vocabulary is not None and name in vocabulary.without)
+            or (vocabulary is not None and name in vocabulary.excluded)
         ):
             return None
         return read_bytes(directory / name)

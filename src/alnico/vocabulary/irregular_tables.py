@@ -67,7 +67,9 @@ def refuse_unclear(tables: Sequence[Tables], sources: Sequence[Source], source: 
             )
 
 
-def refuse_other_meanings(sources: Sequence[Source], held: np.ndarray, tokens: Mapping[str, int]) -> None:
+def refuse_other_meanings(
+    sources: Sequence[Source], token_rows: np.ndarray, tokens: Mapping[str, int]
+) -> None:
     """Refuse to move tokens whose ids have a meaning for the config or the program. Errors: MismatchError.
 
     Gemma 3n uses ids from ``vocab_offset`` for images and sounds, Idefics stores the rows from ``vocab_size``
@@ -75,10 +77,10 @@ def refuse_other_meanings(sources: Sequence[Source], held: np.ndarray, tokens: M
     """
     ids = np.fromiter(tokens.values(), np.int64, len(tokens))
     for i, source in enumerate(sources):
-        moves = held[i, ids] != ids
+        moves = token_rows[i, ids] != ids
         for key, value in _integer_keys(source.config):
             if key == "vocab_offset" or key.endswith("token_offset"):
-                changes = bool((moves & ((ids >= value) | (held[i, ids] >= value))).any())
+                changes = bool((moves & ((ids >= value) | (token_rows[i, ids] >= value))).any())
                 meaning = f"ids from {value} are for images and sounds, not the tokenizer's"
             elif key == "additional_vocab_size" and value and any("additional" in n for n in source.tensors):
                 changes, meaning = True, "the rows of added tokens are in separate tensors"
@@ -106,7 +108,7 @@ def separate_maps(
     tables: Sequence[Tables],
     sources: Sequence[Source],
     donor: int,
-    held: np.ndarray,
+    token_rows: np.ndarray,
     size: int,
     make_maps: Callable[[np.ndarray, int], tuple[RowMap, ...]],
 ) -> dict[str, tuple[RowMap, ...]]:
@@ -115,7 +117,7 @@ def separate_maps(
     A table with more rows than the vocabulary keeps the same surplus. One with fewer (embeddings per layer) gets
     a row for every token: a token beyond its rows used the first row. If no token moves within its rows, it stays
     as it is. Errors: MismatchError for fewer rows that no key of the config states. ``make_maps`` is
-    :func:`~alnico.vocabulary.row_map.row_maps` for held rows and a size.
+    :func:`~alnico.vocabulary.row_map.row_maps` for token rows and a size.
     """
     longest = [max(t.rows.values(), default=0) for t in tables]
     maps_by_name: dict[str, tuple[RowMap, ...]] = {}
@@ -129,8 +131,8 @@ def separate_maps(
         limits = np.array(rows)[:, None]
         surplus = max((r - (t.size or 0) for t, r in zip(tables, rows, strict=True)), default=0)
         if surplus < 0 and name.endswith(PER_LAYER_EMBEDDING):
-            stays = _stays(held, rows)
-            inner = np.where(held >= limits, 0, held)
+            stays = _stays(token_rows, rows)
+            inner = np.where(token_rows >= limits, 0, token_rows)
             maps_by_name[name] = (
                 tuple(_unchanged(i, n) for i, n in enumerate(rows)) if stays else make_maps(inner, size)
             )
@@ -142,33 +144,34 @@ def separate_maps(
             )
         key = tuple(rows), surplus
         if key not in cache:
-            maps = make_maps(np.where(held >= limits, -1, held), size + surplus)
+            maps = make_maps(np.where(token_rows >= limits, -1, token_rows), size + surplus)
             cache[key] = tuple(
-                _with_surplus(m, t, held[i], size) for i, (m, t) in enumerate(zip(maps, tables, strict=True))
+                _with_surplus(m, t, token_rows[i], size)
+                for i, (m, t) in enumerate(zip(maps, tables, strict=True))
             )
         maps_by_name[name] = cache[key]
     return maps_by_name
 
 
-def _stays(held: np.ndarray, rows: Sequence[int]) -> bool:
+def _stays(token_rows: np.ndarray, rows: Sequence[int]) -> bool:
     """Does every token within the rows of a table have the same id in all models?"""
-    ids = np.arange(held.shape[1])
+    ids = np.arange(token_rows.shape[1])
     limit = min(rows)
     if len(set(rows)) > 1:
         return False
-    inside = (ids < limit) | (held < limit)
-    return bool((held == ids)[inside & (held != -2)].all())
+    inside = (ids < limit) | (token_rows < limit)
+    return bool((token_rows == ids)[inside & (token_rows != -2)].all())
 
 
 def _unchanged(own: int, rows: int) -> RowMap:
     return RowMap(own, np.full(rows, own, np.int32), np.arange(rows, dtype=np.int64))
 
 
-def _with_surplus(row_map: RowMap, table: Tables, held: np.ndarray, size: int) -> RowMap:
+def _with_surplus(row_map: RowMap, table: Tables, token_rows: np.ndarray, size: int) -> RowMap:
     """Return a map whose rows beyond the vocabulary are the model's own, where no token has them."""
     first = table.size or 0
     origin, row = row_map.origin.copy(), row_map.row.copy()
     for k in range(row_map.size - size):
-        if first + k not in held:
+        if first + k not in token_rows:
             origin[size + k], row[size + k] = row_map.own, first + k
     return RowMap(row_map.own, origin, row, row_map.means)

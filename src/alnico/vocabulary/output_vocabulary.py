@@ -43,21 +43,21 @@ class Dropped:
 class VocabularyPlan:
     """The output's vocabulary, of ``size`` rows.
 
-    ``rows`` holds a map for each source; ``apart`` those of tensors whose rows differ from the vocabulary's, by
-    name. ``files`` are to be written, by name; ``without`` are names of the donor's files that are not copied;
-    ``config`` are the keys of ``config.json`` with new values. ``left`` says for each source what the output
+    ``rows`` holds a map for each source; ``separate`` those of tensors whose rows differ from the vocabulary's, by
+    name. ``files`` are to be written, by name; ``excluded`` are names of the donor's files that are not copied;
+    ``config`` are the keys of ``config.json`` with new values. ``dropped`` says for each source what the output
     lacks. ``tables`` are the tables of each source.
     """
 
     size: int
     rows: tuple[RowMap, ...]
     files: Mapping[str, bytes]
-    without: frozenset[str]
+    excluded: frozenset[str]
     config: Mapping[str, Any]
-    left: tuple[Dropped, ...]
+    dropped: tuple[Dropped, ...]
     notes: tuple[str, ...]
     tables: tuple[Tables, ...] = ()
-    apart: Mapping[str, tuple[RowMap, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    separate: Mapping[str, tuple[RowMap, ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 def plan_vocabulary(
@@ -114,44 +114,46 @@ def plan_vocabulary(
         if setting.pad_to_multiple_of
         else count
     )
-    held = np.full((len(sources), count), -2, np.int64)
+    token_rows = np.full((len(sources), count), -2, np.int64)
     token_ids = np.fromiter(tokens.values(), np.int64, len(tokens))
     for i, tokenizer in enumerate(tokenizers):
         ids = np.fromiter((tokenizer.tokens.get(t, -1) for t in tokens), np.int64, len(tokens))
-        held[i, token_ids] = np.where(ids < counts[i], ids, -1)
+        token_rows[i, token_ids] = np.where(ids < counts[i], ids, -1)
     voters = list(dict.fromkeys([*models, donor]))
     requests = _row_requests(setting.tokens, tokens, references, labels, tokenizers, counts)
-    maps = row_maps(held, size, voters, donor if has_base else None, requests)
+    maps = row_maps(token_rows, size, voters, donor if has_base else None, requests)
     base = donor if has_base else None
-    apart: dict[str, tuple[RowMap, ...]] = {}
+    separate: dict[str, tuple[RowMap, ...]] = {}
     if any(not m.keeps(rows) for m, rows in zip(maps, counts, strict=True)):
         tables = resolve_unclear(tables, sources, setting.tables)
         refuse_unclear(tables, sources, setting.source, bool(setting.tables))
-        refuse_other_meanings(sources, held, tokens)
-        apart = separate_maps(
+        refuse_other_meanings(sources, token_rows, tokens)
+        separate = separate_maps(
             tables,
             sources,
             donor,
-            held,
+            token_rows,
             size,
-            lambda rows_held, rows: row_maps(rows_held, rows, voters, base, requests),
+            lambda inner, rows: row_maps(inner, rows, voters, base, requests),
         )
 
     # Rows beyond the vocabulary's size, such as those for sounds in a table of texts and sounds, move with no token.
     moved = [min(rows, t.size or rows) for rows, t in zip(counts, tables, strict=True)]
-    left = tuple(_dropped(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True))
-    notes += _notes(setting, labels, template, tokens, result.added, result.removed, maps, left, voters)
+    dropped = tuple(
+        _dropped(tokenizer, rows, tokens) for tokenizer, rows in zip(tokenizers, moved, strict=True)
+    )
+    notes += _notes(setting, labels, template, tokens, result.added, result.removed, maps, dropped, voters)
     sizes = (
         size,
         tables[donor].size,
-        next((m[donor].size for n, m in apart.items() if n.endswith(PER_LAYER_EMBEDDING)), None),
+        next((m[donor].size for n, m in separate.items() if n.endswith(PER_LAYER_EMBEDDING)), None),
     )
     config, generation = _configs(
         sources[donor], tokenizers[donor], tokenizers[template], tokens, sizes, notes
     )
     files = {**result.files, **({GENERATION: generation} if generation is not None else {})}
-    without = frozenset(FILES) - set(files)
-    return VocabularyPlan(size, maps, files, without, config, left, tuple(notes), tuple(tables), apart)
+    excluded = frozenset(FILES) - set(files)
+    return VocabularyPlan(size, maps, files, excluded, config, dropped, tuple(notes), tuple(tables), separate)
 
 
 def _tokenizers(
@@ -280,7 +282,7 @@ def _notes(
     added: int,
     removed: int,
     maps: Sequence[RowMap],
-    left: Sequence[Dropped],
+    dropped: Sequence[Dropped],
     voters: Sequence[int],
 ) -> list[str]:
     """Return the notes on the vocabulary for the user."""
@@ -297,11 +299,11 @@ def _notes(
         notes.append(
             f"{removed} tokens of the tokenizer of {labels[template]} have no row in the model and are removed."
         )
-    for label, dropped in zip(labels, left, strict=True):
-        if dropped.tokens:
-            notes.append(f"{dropped.tokens} tokens of {label} are not in the output.")
-        if dropped.rows:
-            notes.append(f"{dropped.rows} rows of {label} belong to no token and are not in the output.")
+    for label, missing in zip(labels, dropped, strict=True):
+        if missing.tokens:
+            notes.append(f"{missing.tokens} tokens of {label} are not in the output.")
+        if missing.rows:
+            notes.append(f"{missing.rows} rows of {label} belong to no token and are not in the output.")
     for i in voters:
         others = int(((maps[i].origin >= 0) & (maps[i].origin != i)).sum() + (maps[i].origin == MEAN).sum())
         if others:

@@ -84,7 +84,7 @@ class RowRequest:
 
 
 def row_maps(
-    held: np.ndarray,
+    token_rows: np.ndarray,
     size: int,
     voters: Sequence[int],
     base: int | None,
@@ -97,24 +97,24 @@ def row_maps(
     of all voters that have the token; zeros. ``force`` replaces the model's own row too. Rows without a token are
     padding.
 
-    Shapes: held (sources, tokens) int64: for each output id up to the highest, the row in each source; -1 where
+    Shapes: token_rows (sources, tokens) int64: for each output id up to the highest, the row in each source; -1 where
     the source has none, -2 in all sources if the id has no token.
 
-    >>> held = np.array([[0, 1, -1], [1, -1, 0]])
-    >>> [(m.origin.tolist(), m.row.tolist()) for m in row_maps(held, 4, [0, 1], 0, {})]
+    >>> token_rows = np.array([[0, 1, -1], [1, -1, 0]])
+    >>> [(m.origin.tolist(), m.row.tolist()) for m in row_maps(token_rows, 4, [0, 1], 0, {})]
     [([0, 0, 1, -2], [0, 1, 0, 0]), ([1, 0, 1, -2], [1, 1, 0, 0])]
     """
-    sources, count = held.shape
+    sources, count = token_rows.shape
     origin, row = np.full(size, PADDING, np.int32), np.zeros(size, np.int64)
-    voted = held[list(voters)]
+    voted = token_rows[list(voters)]
     has = voted >= 0
     number = has.sum(axis=0)
     first = np.asarray(voters, np.int64)[has.argmax(axis=0)]
-    base_rows = held[base] if base is not None else np.full(count, -1, np.int64)
+    base_rows = token_rows[base] if base is not None else np.full(count, -1, np.int64)
     chosen = np.where((number > 1) & (base_rows >= 0), -1 if base is None else base, first)
-    is_token = (held > -2).all(axis=0)
+    is_token = (token_rows > -2).all(axis=0)
     origin[:count] = np.where(is_token, np.where(number > 0, chosen, ZEROS), PADDING)
-    row[:count] = np.where(number > 0, held[chosen, np.arange(count)], 0)
+    row[:count] = np.where(number > 0, token_rows[chosen, np.arange(count)], 0)
     averaged = np.flatnonzero((number > 1) & (base_rows < 0))
     origin[averaged], row[averaged] = MEAN, np.arange(len(averaged))
     means = np.full((len(averaged), sources), -1, np.int64)
@@ -127,9 +127,9 @@ def row_maps(
     maps = []
     for source in range(sources):
         keeps = np.zeros(size, bool)
-        keeps[:count] = (held[source] >= 0) & ~forced[:count]
+        keeps[:count] = (token_rows[source] >= 0) & ~forced[:count]
         own = np.zeros(size, np.int64)
-        own[:count] = held[source]
+        own[:count] = token_rows[source]
         maps.append(_compact(source, np.where(keeps, source, origin), np.where(keeps, own, row), means))
     return tuple(maps)
 
