@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class LazyPackage(ModuleType):
     """A package whose public names are imported on first use, and win over modules of the same name.
 
-    Importing ``alnico.plan.build`` binds the module ``plan`` on the package ``alnico``; users call ``alnico.plan`` as a
-    function. Inside alnico, modules are imported with ``from alnico.plan.build import ...``, which does not use
-    the attributes of the package.
+    Importing ``alnico.plan.build`` binds the module ``plan`` on the package ``alnico``; users call
+    ``alnico.plan`` as a function. Inside alnico, modules are imported with ``from alnico.plan.build import
+    ...``, which does not use the attributes of the package.
     """
 
     _modules_of: Mapping[str, str]

@@ -166,4 +166,7 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C; the unfinished output is kept."""
 
 DIFFERENT = 14
-"""Exit code of ``alnico diff --exit-code`` for models that differ. Not 1 as in git: that is a bug in alnico."""
+"""Exit code of ``alnico diff --exit-code`` for models that differ.
+
+Not 1 as in git: that is a bug in alnico.
+"""

@@ -26,7 +26,10 @@ HAS_DESCRIPTORS = {
     os.unlink,
     os.rename,
 } <= os.supports_dir_fd and os.scandir in os.supports_fd
-"""Whether the system supports paths relative to an open folder. Windows does not: there only names are used."""
+"""Whether the system supports paths relative to an open folder.
+
+Windows does not: there only names are used.
+"""
 
 NO_LINK = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 """Flags of each file that is opened for writing: opening a link fails."""
@@ -124,7 +127,10 @@ def make_folder(path: Path, inside: Folder | None = None) -> None:
 
 
 def remove(path: Path, inside: Folder | None = None) -> None:
-    """Remove a file, a link or a folder with its contents, if it exists. No link is followed. Errors: OSError."""
+    """Remove a file, a link or a folder with its contents, if it exists.
+
+    No link is followed. Errors: OSError.
+    """
     name, directory = reach(path, inside)
     try:
         if stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode):
@@ -142,8 +148,8 @@ def temporary_files() -> Iterator[None]:
         yield
     except OSError as error:
         raise RunError(
-            f"the system's temporary folder: cannot be written to ({error.strerror}); expected space for small "
-            "files. Make room, or set TMPDIR to a folder that you may write to."
+            f"the system's temporary folder: cannot be written to ({error.strerror}); expected space for "
+            "small files. Make room, or set TMPDIR to a folder that you may write to."
         ) from None
 
 
@@ -175,8 +181,8 @@ def user_name(user: int) -> str:
 def fault_in(folder: Folder, ignored: str = "") -> str | None:
     """Say why a folder cannot be trusted, with the name of what is wrong; None if all of it is ours.
 
-    A folder cannot be trusted if it, or something in it, belongs to another user, can be written by others, or
-    is neither a file nor a folder. The entry called ``ignored`` is not checked. Errors: OSError.
+    A folder cannot be trusted if it, or something in it, belongs to another user, can be written by others,
+    or is neither a file nor a folder. The entry called ``ignored`` is not checked. Errors: OSError.
 
     Modes of files matter only where others may enter the folder: alnico closes its own folders, and its files
     get the mode of the umask.

@@ -57,7 +57,10 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def replace_file(path: Path, data: bytes | str, inside: Folder | None = None) -> None:
-    """Replace the contents of a file atomically: after a crash it has either the old or the new. Errors: RunError."""
+    """Replace the contents of a file atomically: after a crash it has either the old or the new.
+
+    Errors: RunError.
+    """
     temporary = path.with_name(path.name + ".tmp")
     write_file(temporary, data, inside, is_new=True)
     try:
@@ -71,7 +74,8 @@ def replace_file(path: Path, data: bytes | str, inside: Folder | None = None) ->
 def copy_file(source: Path, target: Path, inside: Folder | None = None) -> None:
     """Copy the contents of a regular file, not its times or permissions; ``inside`` is where the target is.
 
-    Bytes that are appended during the copy are not copied. Errors: OSError, also for a file that was truncated.
+    Bytes that are appended during the copy are not copied. Errors: OSError, also for a file that was
+    truncated.
     """
     reader = open_regular(source)
     try:

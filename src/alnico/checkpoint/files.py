@@ -30,7 +30,10 @@ MAX_OPEN_FILES = 8
 MAX_ENTRIES = 100_000
 """Most files and folders in the folder of a model, and in the folder of each of its modules."""
 MAX_DEPTH = 100
-"""Deepest nesting in the folder of a model. Python walks and removes folders by recursion, limited to 1,000 calls."""
+"""Deepest nesting in the folder of a model.
+
+Python walks and removes folders by recursion, limited to 1,000 calls.
+"""
 
 SHELL_PIPE = re.compile(r"/dev/stdin|/dev/fd/\d+|/proc/self/fd/\d+")
 """Paths of the pipes that a shell passes to a command."""
@@ -87,7 +90,10 @@ class OpenFiles:
             os.close(self._open.pop(path)[0])
 
     def close(self) -> None:
-        """Close all files. A file that is being read is closed afterwards, so that its number is not reused too early."""
+        """Close all files.
+
+        A file that is being read is closed afterwards, so that its number is not reused too early.
+        """
         with self._lock:
             for descriptor, readers in self._open.values():
                 if readers == 0:
@@ -203,23 +209,24 @@ def is_text(name: str) -> bool:
 def entries_below(folder: Path, max_entries: int | None = None) -> Iterator[tuple[Path, bool]]:
     """Yield every entry of a folder and its subfolders, and whether it is a folder. Links are not followed.
 
-    Errors: OSError; ModelError for folders nested deeper than ``MAX_DEPTH``, and for more than ``max_entries``.
+    Errors: OSError; ModelError for folders nested deeper than ``MAX_DEPTH``, and for more than
+    ``max_entries``.
     """
     queue, count = [(folder, 0)], 0
     while queue:
         current, depth = queue.pop()
         if depth > MAX_DEPTH:
             raise ModelError(
-                f"{folder}: holds folders nested deeper than {MAX_DEPTH}; expected only the files of a model. "
-                "Remove everything that is not part of the model."
+                f"{folder}: holds folders nested deeper than {MAX_DEPTH}; expected only the files of a "
+                "model. Remove everything that is not part of the model."
             )
         with os.scandir(current) as entries:
             for entry in entries:
                 count += 1
                 if max_entries is not None and count > max_entries:
                     raise ModelError(
-                        f"{folder}: holds more than {max_entries} files and folders; expected those of one model. "
-                        "Put the model into its own folder."
+                        f"{folder}: holds more than {max_entries} files and folders; expected those of one "
+                        "model. Put the model into its own folder."
                     )
                 is_folder = entry.is_dir(follow_symlinks=False)
                 yield Path(entry.path), is_folder
@@ -245,8 +252,8 @@ def read_fully(descriptor: int, buffer: memoryview, offset: int, *where: object)
             ) from None
         if count == 0:
             raise RunError(
-                f"{_place(where)}: the file ended at byte {offset + done}, expected {len(buffer)} bytes at {offset}. "
-                "It was changed while it was read; merge again from a complete file."
+                f"{_place(where)}: the file ended at byte {offset + done}, expected {len(buffer)} bytes at "
+                f"{offset}. It was changed while it was read; merge again from a complete file."
             )
         done += count
 
@@ -265,8 +272,8 @@ def _sync_file_range() -> Callable[..., int] | None:
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
     """Ask the system to start writing these bytes to disk, without waiting.
 
-    The disk then works while threads compute, and flushing the whole output at the end takes milliseconds. This
-    is only a hint: ``fdatasync`` confirms that everything was written.
+    The disk then works while threads compute, and flushing the whole output at the end takes milliseconds.
+    This is only a hint: ``fdatasync`` confirms that everything was written.
     """
     call = _sync_file_range()
     if call is not None:

@@ -62,8 +62,8 @@ HUB_LIBRARIES = ("huggingface_hub", "httpx", "httpx2", "httpcore", "httpcore2", 
 class Repository:
     """A model on the hub at one commit. ``folder`` is its snapshot in the cache, filled as files are downloaded.
 
-    ``sizes`` maps the files of the commit (offline: those in the cache) to their sizes in bytes. ``hashes`` maps
-    files to the sha256 of their content, where the hub states it; downloads are compared with it.
+    ``sizes`` maps the files of the commit (offline: those in the cache) to their sizes in bytes. ``hashes``
+    maps files to the sha256 of their content, where the hub states it; downloads are compared with it.
     """
 
     label: str
@@ -88,8 +88,8 @@ class Repository:
         _check_cached(self.label, self.folder, path)
         if (size := path.stat().st_size) != self.sizes[file]:
             raise HubError(
-                f"{self.label}: {file} has {size} bytes in the cache; the hub states {self.sizes[file]}. It was "
-                f"damaged or changed: remove {path.resolve()} and run the same command again."
+                f"{self.label}: {file} has {size} bytes in the cache; the hub states {self.sizes[file]}. It "
+                f"was damaged or changed: remove {path.resolve()} and run the same command again."
             )
         return True
 
@@ -99,7 +99,10 @@ class Repository:
         return [f for f in self.sizes if is_carried(PurePosixPath(f), modules)]
 
     def fetch(self, files: Iterable[str], report: Callable[[int], None] | None = None) -> None:
-        """Download files into the cache; ``report`` is called with numbers of bytes, from any thread. Errors: HubError."""
+        """Download files into the cache; ``report`` is called with numbers of bytes, from any thread.
+
+        Errors: HubError.
+        """
         absent = self.absent(files)
         if not absent:
             return
@@ -130,9 +133,10 @@ class Repository:
         )
         if (total := sum(absent.values())) > MAX_SMALL_BYTES:
             raise ModelError(
-                f"{self.label}: the {len(absent)} files that are read while planning (configs, tokenizers, cards) have "
-                f"{format_size(total)} in total; expected at most {format_size(MAX_SMALL_BYTES)}. Download the model's "
-                "own files yourself, and give their path."
+                f"{self.label}: the {len(absent)} files that are read while planning (configs, tokenizers, "
+                f"cards) have {format_size(total)} in total; expected at most "
+                f"{format_size(MAX_SMALL_BYTES)}. Download the model's own files yourself, and give their "
+                "path."
             )
         self.fetch(absent)
 
@@ -146,7 +150,8 @@ class Repository:
             _check_cached(self.label, self.folder, path)
             if (size := path.stat().st_size) != self.sizes[file]:
                 raise exchange.error(
-                    f"arrived with {size} bytes; the hub states {self.sizes[file]}. It was deleted; try again."
+                    f"arrived with {size} bytes; the hub states {self.sizes[file]}. It was deleted; try "
+                    "again."
                 )
             # Not proved while it arrived: from Xet, resumed in the middle, or already a blob of the cache.
             if exchange.sha256 is not None and not exchange.is_proved:
@@ -201,8 +206,8 @@ class Repository:
 def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]] = shard_names) -> FileModel:
     """Open ``owner/name`` or ``owner/name@revision``. Side files and headers are downloaded, weights are not.
 
-    ``choose`` returns the names of the weight files, as :func:`shard_names` does. Errors: HubError; ModelError for
-    what :func:`alnico.checkpoint.open_model.open_model` refuses.
+    ``choose`` returns the names of the weight files, as :func:`shard_names` does. Errors: HubError;
+    ModelError for what :func:`alnico.checkpoint.open_model.open_model` refuses.
     """
     name, revision = _split(label)
     from huggingface_hub import constants
@@ -233,8 +238,8 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
         if not is_offline:
             raise
         raise HubError(
-            f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: {error} "
-            "Run once online (without --offline and HF_HUB_OFFLINE)."
+            f"{label}: the cache ({repository.folder}) does not hold the whole model, and alnico is offline: "
+            f"{error} Run once online (without --offline and HF_HUB_OFFLINE)."
         ) from None
     folder_of = {
         f"{folder}/{name}": f"{folder}/" for folder, files in module_weights.items() for name in files
@@ -242,8 +247,8 @@ def open_from_hub(label: str, *, offline: bool, choose: Callable[..., list[str]]
     pickle = next((name for name in (*names, *folder_of) if name.endswith(PICKLES)), None)
     if pickle is not None:
         raise ModelError(
-            f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico does not download pickles. "
-            "Download the model yourself, and give its path."
+            f"{label}: its weights are a pickle ({pickle}), expected .safetensors; alnico does not download "
+            "pickles. Download the model yourself, and give its path."
         )
     prefixes = dict.fromkeys(names, "") | folder_of
     shards = call_all(
@@ -311,8 +316,8 @@ def push(folder: Path, name: str, *, private: bool, branch: str | None, message:
     if wrong := missing or _stale_files(uploaded, files, modules):
         raise HubError(
             f"{url}: after the upload, {wrong[0]!r} on the hub "
-            f"{'is not the file of this folder' if missing else 'belongs to another model'} ({len(wrong)} such). "
-            "Either a .gitignore there excludes files, or somebody else pushed at the same time. "
+            f"{'is not the file of this folder' if missing else 'belongs to another model'} ({len(wrong)} "
+            "such). Either a .gitignore there excludes files, or somebody else pushed at the same time. "
             f"Check {url}/tree/{main}, and push again."
         )
     return url if branch is None else f"{url}/tree/{branch}"
@@ -353,14 +358,15 @@ def _fetch_listing(label: str, name: str, revision: str, *, writing: bool = Fals
         answer = parse_json(text, Path(address))
     except ModelError:
         raise HubError(
-            f"{label}: {constants.ENDPOINT} does not answer like a hub ({text[:40]!r}); expected JSON that describes "
-            "a model. Check HF_ENDPOINT."
+            f"{label}: {constants.ENDPOINT} does not answer like a hub ({text[:40]!r}); expected JSON that "
+            "describes a model. Check HF_ENDPOINT."
         ) from None
     actual_name, commit, siblings = answer.get("id", name), answer.get("sha"), answer.get("siblings")
 
     def wrong(what: str, value: object) -> HubError:
         return HubError(
-            f"{label}: the hub's answer has {what} {repr(value)[:80]}. Check HF_ENDPOINT; do not use this model."
+            f"{label}: the hub's answer has {what} {repr(value)[:80]}. Check HF_ENDPOINT; do not use this "
+            "model."
         )
 
     if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
@@ -481,8 +487,9 @@ def _find_in_cache(label: str, name: str, revision: str, cache: Path) -> Reposit
     folder = cache / "snapshots" / commit
     if not COMMIT.fullmatch(commit) or not folder.is_dir():
         raise HubError(
-            f"{label}: revision {revision!r} is not in the cache ({cache}), and alnico is offline; expected a model "
-            "that was downloaded before. Run once online (without --offline and HF_HUB_OFFLINE), or give a path."
+            f"{label}: revision {revision!r} is not in the cache ({cache}), and alnico is offline; expected "
+            "a model that was downloaded before. Run once online (without --offline and HF_HUB_OFFLINE), or "
+            "give a path."
         )
     sizes = {
         p.relative_to(folder).as_posix(): p.stat().st_size for p in sorted(folder.rglob("*")) if p.is_file()
@@ -532,8 +539,8 @@ def _check_name(label: str, name: str) -> None:
         from huggingface_hub.utils import validate_repo_id
     except ValueError as error:  # from an environment variable such as HF_HUB_DOWNLOAD_TIMEOUT=abc
         raise HubError(
-            f"{label}: huggingface_hub cannot be imported ({error}); expected numbers in its environment variables. "
-            "Check HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT."
+            f"{label}: huggingface_hub cannot be imported ({error}); expected numbers in its environment "
+            "variables. Check HF_HUB_DOWNLOAD_TIMEOUT and HF_HUB_ETAG_TIMEOUT."
         ) from None
 
     try:
@@ -655,9 +662,9 @@ def _explanation(error: BaseException, name: str, revision: str, writing: bool) 
         )
     if type(error).__module__.split(".")[0].startswith("httpx"):  # httpx; httpx2 since huggingface_hub 2
         return (
-            f"{'' if writing else 'no such path here, and '}{hub} could not be reached or cut off the connection "
-            f"({type(error).__name__}: {str(error)[:120]}). "
-            "Check the connection and try again; --offline uses only the cache."
+            f"{'' if writing else 'no such path here, and '}{hub} could not be reached or cut off the "
+            f"connection ({type(error).__name__}: {str(error)[:120]}). Check the connection and try again; "
+            "--offline uses only the cache."
         )
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return f"no space is left in the cache ({constants.HF_HUB_CACHE}). Make room, or set HF_HOME to another disk."
@@ -671,7 +678,8 @@ def _explanation(error: BaseException, name: str, revision: str, writing: bool) 
     if isinstance(error, OSError):
         return (
             f"could not be downloaded into the cache {constants.HF_HUB_CACHE} "
-            f"({error.strerror or str(error)[:160]}). Try again, or set HF_HOME to a folder that you may write to."
+            f"({error.strerror or str(error)[:160]}). Try again, or set HF_HOME to a folder that you may "
+            "write to."
         )
     if is_from_hub_library:
         return f"{hub} does not answer like a hub ({type(error).__name__}). Check HF_ENDPOINT."

@@ -1,7 +1,7 @@
 """Checks the requests that huggingface_hub makes for alnico, and the responses to them.
 
-huggingface_hub knows the addresses, the token, the proxies and the layout of the cache. But it trusts the hub:
-it reads responses of any length, names files after response headers, sends the token wherever a response
+huggingface_hub knows the addresses, the token, the proxies and the layout of the cache. But it trusts the
+hub: it reads responses of any length, names files after response headers, sends the token wherever a response
 redirects it, and sleeps for as long as it is asked to. Hooks on its HTTP client check each exchange against
 what alnico expects.
 """
@@ -83,8 +83,8 @@ class Busy(Exception):
 class Exchange:
     """What alnico expects of the requests for one item: the list of a model's files, or one file.
 
-    ``limit`` bounds the body of a response. ``size`` and ``commit``, if set, must match the headers of a file,
-    and ``sha256`` its content; ``is_proved`` says that the received bytes have that hash.
+    ``limit`` bounds the body of a response. ``size`` and ``commit``, if set, must match the headers of a
+    file, and ``sha256`` its content; ``is_proved`` says that the received bytes have that hash.
     """
 
     label: str
@@ -147,9 +147,9 @@ def guarded(exchange: Exchange) -> Iterator[None]:
 def call_with_retries(exchange: Exchange, call: Callable[[], T], *, tries: int = 1000) -> T:
     """Repeat a call while the hub is busy, for a limited time.
 
-    Each pause is as long as the hub asks for (``Retry-After``), but at least 1, 2, 4, 8, 16, 16, ... seconds, or
-    proportionally less if ``WAIT`` is shorter than its default. A transfer that is cut off after it began is
-    started again up to ``MAX_RESTARTS`` times. Errors: HubError; what ``call`` raises.
+    Each pause is as long as the hub asks for (``Retry-After``), but at least 1, 2, 4, 8, 16, 16, ... seconds,
+    or proportionally less if ``WAIT`` is shorter than its default. A transfer that is cut off after it began
+    is started again up to ``MAX_RESTARTS`` times. Errors: HubError; what ``call`` raises.
     """
     limit, waited, cuts, count, has_waited_long = read_seconds(WAIT, WAIT_SECONDS), 0.0, 0, 0, False
     while True:
@@ -402,8 +402,8 @@ def _check_response(response: Any) -> None:
     if headers.get("Content-Encoding", "identity").strip().lower() not in ("", "identity"):
         if is_body and response.request.method != "HEAD":
             raise exchange.error(
-                f"the hub's answer is encoded as {headers['Content-Encoding'][:40]!r}; expected plain bytes, as "
-                "requested. Check HF_ENDPOINT and your proxies."
+                f"the hub's answer is encoded as {headers['Content-Encoding'][:40]!r}; expected plain bytes, "
+                "as requested. Check HF_ENDPOINT and your proxies."
             )
         del headers["Content-Encoding"]  # the text of an error is not worth decoding
     if response.request.method != "HEAD" and not response.is_closed:
@@ -430,15 +430,17 @@ def _check_file(exchange: Exchange, response: Any) -> None:
             )
     if not XET.fullmatch(headers.get("X-Xet-Hash", "0" * 64)):
         raise exchange.error(
-            f"the hub's answer has X-Xet-Hash {headers['X-Xet-Hash'][:60]!r}; expected a hash. Check HF_ENDPOINT."
+            f"the hub's answer has X-Xet-Hash {headers['X-Xet-Hash'][:60]!r}; expected a hash. Check "
+            "HF_ENDPOINT."
         )
     sizes = ["X-Linked-Size"] + ["Content-Length"] * (response.status_code == 200)
     for name in sizes:
         text = headers.get(name)
         if text is not None and not (NUMBER.fullmatch(text) and int(text) == exchange.size):
             raise exchange.error(
-                f"the hub's answer has size {text[:40]!r} ({name}); its list of files states {exchange.size}. "
-                "The model was changed, or the server is not a hub. Try again; check HF_ENDPOINT."
+                f"the hub's answer has size {text[:40]!r} ({name}); its list of files states "
+                f"{exchange.size}. The model was changed, or the server is not a hub. Try again; check "
+                "HF_ENDPOINT."
             )
     linked = headers.get("X-Linked-ETag", "").strip('"')
     if exchange.sha256 is None and SHA256.fullmatch(linked):
@@ -456,8 +458,9 @@ def _check_part(exchange: Exchange, response: Any) -> None:
         or not int(sent[1]) <= int(sent[2]) <= int(requested[2] or 10**18)
     ):
         raise exchange.error(
-            f"the hub sent {headers.get('Content-Range', 'a part without Content-Range')[:60]!r}; expected the requested "
-            f"part ({response.request.headers.get('Range', 'the whole file')!r}). Try again; check HF_ENDPOINT."
+            f"the hub sent {headers.get('Content-Range', 'a part without Content-Range')[:60]!r}; expected "
+            f"the requested part ({response.request.headers.get('Range', 'the whole file')!r}). Try again; "
+            "check HF_ENDPOINT."
         )
 
 
@@ -465,8 +468,8 @@ def check_sha256(exchange: Exchange, sha256: str) -> None:
     """Refuse a file whose content has another hash than the hub's list states. Errors: HubError."""
     if sha256 != exchange.sha256:
         raise exchange.error(
-            f"arrived with sha256 {sha256}; the hub states {exchange.sha256}. It was damaged during the transfer "
-            "and was deleted. Try again."
+            f"arrived with sha256 {sha256}; the hub states {exchange.sha256}. It was damaged during the "
+            "transfer and was deleted. Try again."
         )
     exchange.is_proved = True
 
@@ -502,7 +505,8 @@ def _bounded_stream(exchange: Exchange, response: Any, is_body: bool, is_file: b
                 received, total = received + len(chunk), total + len(chunk)
                 if total > limit:
                     raise exchange.error(
-                        f"the hub's answer is longer than the expected {limit} bytes. Try again; check HF_ENDPOINT."
+                        f"the hub's answer is longer than the expected {limit} bytes. Try again; check "
+                        "HF_ENDPOINT."
                     )
                 if spent >= timeout:
                     if received < MIN_BYTES_PER_SECOND * spent:

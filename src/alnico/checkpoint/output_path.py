@@ -55,8 +55,8 @@ def replace_mode(overwrite: bool, overwrite_anything: bool) -> Replace:
 def check_place(out: Path, inputs: Iterable[Path] = (), overwrite: Replace = False) -> None:
     """Refuse a path that a rename cannot fill, that holds an input, or that may not be replaced.
 
-    ``inputs`` are the files that the output is made of, also those that are not downloaded yet. ``overwrite`` says
-    what may be replaced. Errors: OutputError.
+    ``inputs`` are the files that the output is made of, also those that are not downloaded yet. ``overwrite``
+    says what may be replaced. Errors: OutputError.
     """
     check_inputs(out, inputs)
     with _output_errors(out):
@@ -227,7 +227,8 @@ def check_inputs(out: Path, inputs: Iterable[Path]) -> None:
         absolute = Path(os.path.abspath(path))
         if is_in_output(absolute) or is_in_output(Path(os.path.realpath(path))):
             raise OutputError(
-                f"{out}: is one of the inputs or contains it; expected a separate folder. Choose another output."
+                f"{out}: is one of the inputs or contains it; expected a separate folder. Choose another "
+                "output."
             )
     for cache in _caches():
         if target == cache or target in cache.parents:
@@ -238,13 +239,16 @@ def check_inputs(out: Path, inputs: Iterable[Path]) -> None:
 
 
 def check_twins(out: Path, inputs: Iterable[Path], twins: Iterable[str]) -> None:
-    """Refuse inputs inside the folders that alnico makes next to an output and removes. Errors: OutputError."""
+    """Refuse inputs inside the folders that alnico makes next to an output and removes.
+
+    Errors: OutputError.
+    """
     for twin in () if out.name in ("", "..") else twins:
         folder = out.with_name(f".{out.name}{twin}")
         if os.path.isdir(folder) and not folder.is_symlink() and any(_is_in(path, folder) for path in inputs):
             raise OutputError(
-                f"{out}: one of the inputs is in {folder}, where alnico keeps this output while it is unfinished, "
-                "and which it removes. Choose another output, or rename the input."
+                f"{out}: one of the inputs is in {folder}, where alnico keeps this output while it is "
+                "unfinished, and which it removes. Choose another output, or rename the input."
             )
 
 
@@ -298,8 +302,8 @@ def _check_name(out: Path, twin: str) -> None:
     if target == working or target in working.parents:
         problem = "is the working directory" if target == working else "contains the working directory"
         raise OutputError(
-            f"{out}: {problem}; a complete output gets its name by a rename, which cannot replace that folder. "
-            f"Choose a new folder in it, such as {_free_path(out, out)}."
+            f"{out}: {problem}; a complete output gets its name by a rename, which cannot replace that "
+            f"folder. Choose a new folder in it, such as {_free_path(out, out)}."
         )
     with suppress(RuntimeError):  # no home directory
         home = Path(os.path.realpath(Path.home()))
@@ -354,8 +358,8 @@ def _check_kind(out: Path) -> None:
             else f"Choose another output, such as {_free_path(out.parent, out)}"
         )
         raise OutputError(
-            f"{out}: is a link to {target}; a complete output gets its name by a rename, which would replace the "
-            f"link and not its target. {advice}."
+            f"{out}: is a link to {target}; a complete output gets its name by a rename, which would replace "
+            f"the link and not its target. {advice}."
         )
     if not (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
         raise OutputError(
@@ -403,7 +407,8 @@ def _check_movable(out: Path) -> None:
         if is_folder and not _may_write(path):
             raise OutputError(
                 f"{out}: cannot be replaced: {path} cannot be written to "
-                f"({'read-only disk' if _is_read_only(path) else 'Permission denied'}). Choose another output."
+                f"({'read-only disk' if _is_read_only(path) else 'Permission denied'}). Choose another "
+                "output."
             )
     if _file_system(out) == "overlay":
         _try_rename(out)
@@ -456,7 +461,8 @@ def _try_twin(out: Path, folder: Path, twin: str) -> None:
                 "Make room, or choose another disk."
             ) from None
         raise OutputError(
-            f"{out}: nothing of that name can be created in {folder} ({error.strerror}). Choose another output."
+            f"{out}: nothing of that name can be created in {folder} ({error.strerror}). Choose another "
+            "output."
         ) from None
     with suppress(OSError):
         trial.rmdir()
@@ -479,8 +485,8 @@ def _try_rename(out: Path) -> None:
     except OSError as error:
         if error.errno not in TARGET_EXISTS:
             raise OutputError(
-                f"{out}: its file system cannot rename this folder ({error.strerror}), because it is part of a lower "
-                f"layer. Choose another output, such as {_free_path(out.parent, out)}."
+                f"{out}: its file system cannot rename this folder ({error.strerror}), because it is part of "
+                f"a lower layer. Choose another output, such as {_free_path(out.parent, out)}."
             ) from None
     finally:
         for path in (trial / "not-empty", trial):

@@ -28,7 +28,10 @@ WEIGHTS = (
     ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".ggml", ".h5", ".msgpack", ".onnx", ".onnx_data", ".ot", ".tflite",
     ".pdparams", ".nemo", ".pte", ".mlmodel", ".unfinished",
 )  # fmt: skip
-"""Endings of weight files that libraries write. Arrays and pickles (``.npy``, ``.pkl``) may be a person's data."""
+"""Endings of weight files that libraries write.
+
+Arrays and pickles (``.npy``, ``.pkl``) may be a person's data.
+"""
 
 MODEL_FILES = re.compile(
     r"config(_\w+)?\.json|[\w-]+_config(_\w+)?\.json|configuration\.json|model_index\.json|modules\.json|params\.json"  # configs
@@ -91,8 +94,8 @@ ANALYSIS_OF_MODEL = (
 def foreign_entries(path: Path) -> list[str]:
     """Return the sorted entries of a folder that are not part of a model or of alnico's output.
 
-    The list is empty if the folder may be replaced. For a file it holds the name, unless the file holds weights.
-    A link is judged by its name, since removing it removes nothing else. Errors: OSError.
+    The list is empty if the folder may be replaced. For a file it holds the name, unless the file holds
+    weights. A link is judged by its name, since removing it removes nothing else. Errors: OSError.
     """
     if not path.is_dir():
         return [] if is_weights(path) else [path.name]
@@ -154,7 +157,10 @@ def is_evaluation(path: Path) -> bool:
 
 
 def is_search(folder: Path) -> bool:
-    """Does a folder hold a search by alnico, perhaps with other files? A search that runs has only its study."""
+    """Does a folder hold a search by alnico, perhaps with other files?
+
+    A search that runs has only its study.
+    """
     return (
         {"trials", "objectives"} <= _read_mapping(folder / "search.json").keys()
         if (folder / "search.json").exists()

@@ -23,7 +23,10 @@ from re import _parser as sre_parser  # type: ignore[attr-defined]
 from typing import Any, Literal
 
 MAX_PATTERN = 10_000
-"""Longest pattern, in characters. The longest seen in adapters of vision-language models have fewer than 1,000."""
+"""Longest pattern, in characters.
+
+The longest seen in adapters of vision-language models have fewer than 1,000.
+"""
 
 MAX_DEPTH = 50
 """Deepest nesting of groups."""
@@ -44,7 +47,10 @@ How = Literal["search", "match", "fullmatch"]
 
 
 class PatternError(ValueError):
-    """A pattern is not a regular expression, or cannot be matched in bounded time. The text follows 'which'."""
+    """A pattern is not a regular expression, or cannot be matched in bounded time.
+
+    The text follows 'which'.
+    """
 
 
 def fits(pattern: str, name: str, how: How = "search") -> bool:
@@ -262,7 +268,10 @@ class _PatternRun:
 
 
 def _is_quick(parsed: Any) -> bool:
-    """Is `re` at most quadratic in a name's length? It is with one repetition of a character and one choice."""
+    """Is `re` at most quadratic in a name's length?
+
+    It is with one repetition of a character and one choice.
+    """
     repeats = branches = 0
     level = list(parsed)
     while level:

@@ -38,8 +38,8 @@ def split_into_shards(
 ) -> tuple[OutputShard, ...]:
     """Split tensors (name, dtype, shape), in order, into shards of at most ``max_shard_bytes`` of data.
 
-    A larger tensor gets its own shard. A single shard is called ``STEM.safetensors``; ``single_name`` puts all
-    tensors into one file of that name. A tensor whose name begins with one of ``folders``, such as
+    A larger tensor gets its own shard. A single shard is called ``STEM.safetensors``; ``single_name`` puts
+    all tensors into one file of that name. A tensor whose name begins with one of ``folders``, such as
     ``2_Dense/linear.weight``, goes into files of that folder. Within a shard wider dtypes come first, so that
     every tensor is aligned to its element size.
     """

@@ -64,8 +64,8 @@ READ_ONLY = ("adapter_config.json", INDEX)
 def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
     """Return (carried, left): relative paths of the files that are copied to an output, and of the others.
 
-    Carried are the files next to the weights, and those in the folders of sentence-transformers' modules. Left
-    are weights (they are merged and written again), indices, hidden files and other folders.
+    Carried are the files next to the weights, and those in the folders of sentence-transformers' modules.
+    Left are weights (they are merged and written again), indices, hidden files and other folders.
     """
     carried: list[Path] = []
     left: list[Path] = []
@@ -92,7 +92,10 @@ def side_files(directory: Path) -> tuple[list[Path], list[Path]]:
 
 
 def is_carried(name: PurePath, modules: Collection[str]) -> bool:
-    """Is a file copied to the output? ``name`` is relative to the model's folder, ``modules`` are its module folders."""
+    """Is a file copied to the output?
+
+    ``name`` is relative to the model's folder, ``modules`` are its module folders.
+    """
     top = name.parts[0]
     if top.startswith(".") or top in OURS or top == "__pycache__" or top in NOT_CARRIED:
         return False
@@ -112,7 +115,10 @@ def modules_of(source: Source) -> list[str]:
 
 
 def module_weights(directory: Path) -> dict[str, list[str]]:
-    """Return the weight files in each module's folder. Errors: ModelError, as ``weight_files.shard_names``."""
+    """Return the weight files in each module's folder.
+
+    Errors: ModelError, as ``weight_files.shard_names``.
+    """
     modules = module_folders(directory)
     tops = dict.fromkeys(folder.split("/")[0] for folder in modules)
     paths = [
@@ -193,7 +199,10 @@ def check_links(directory: Path) -> None:
 
 
 def check_kinds(directory: Path) -> None:
-    """Refuse files that are read or copied and are not regular: reading a pipe would block. Errors: ModelError."""
+    """Refuse files that are read or copied and are not regular: reading a pipe would block.
+
+    Errors: ModelError.
+    """
     with os.scandir(directory) as entries:
         if sum(1 for _ in itertools.islice(entries, MAX_ENTRIES + 1)) > MAX_ENTRIES:
             raise ModelError(

@@ -1,8 +1,8 @@
 """Signs models and checks their signatures with OpenSSF model-signing.
 
 The signature is ``model.sig`` in the model's folder and covers all its other files. model-signing (the extra
-``[sign]``) hashes the files with SHA-256 and is imported only when needed. Keys are elliptic-curve keys in PEM
-files (P-256, P-384, P-521), which need no network.
+``[sign]``) hashes the files with SHA-256 and is imported only when needed. Keys are elliptic-curve keys in
+PEM files (P-256, P-384, P-521), which need no network.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class SignedInputs:
             self.check(source.adapter.files, reference)
         elif source.origin is not None:
             raise UncheckedError(
-                f"{source.label}: is on the hub; a signature covers all files, and alnico does not download all "
-                "of them. Download the whole model, and give its path."
+                f"{source.label}: is on the hub; a signature covers all files, and alnico does not download "
+                "all of them. Download the whole model, and give its path."
             )
         else:
             for path in {source.directory} if source.directory is not None else source.paths():
@@ -102,7 +102,8 @@ def sign(folder: Path, key: Path) -> Path:
     path = folder / SIGNATURE
     if path.is_symlink() or (path.exists() and not path.is_file()):
         raise OutputError(
-            f"{path}: is a link or not a regular file; expected a file that can be replaced. Remove it, and sign again."
+            f"{path}: is a link or not a regular file; expected a file that can be replaced. Remove it, and "
+            "sign again."
         )
     if (special := _special(folder)) is not None:
         raise ModelError(
@@ -119,8 +120,8 @@ def sign(folder: Path, key: Path) -> Path:
         ) from None
     except Exception as error:  # the library does not document what it raises for a key
         raise UncheckedError(
-            f"{folder}: could not be signed with {key} ({_error_text(error)}); expected a private key of the curve "
-            "P-256, P-384 or P-521 in a PEM file, without a password. "
+            f"{folder}: could not be signed with {key} ({_error_text(error)}); expected a private key of the "
+            "curve P-256, P-384 or P-521 in a PEM file, without a password. "
             "`openssl ecparam -name prime256v1 -genkey -noout -out key.pem` makes one."
         ) from None
     return path
@@ -129,8 +130,8 @@ def sign(folder: Path, key: Path) -> Path:
 def check_signature(folder: Path, keys: Sequence[Path]) -> Path:
     """Check a model's signature; returns the key for which it is valid.
 
-    It is valid only if no file was changed, removed or added. Errors: VerificationError if it is valid for none
-    of the keys; UncheckedError for a model without a signature, and for a key that cannot be read.
+    It is valid only if no file was changed, removed or added. Errors: VerificationError if it is valid for
+    none of the keys; UncheckedError for a model without a signature, and for a key that cannot be read.
     """
     path = folder / SIGNATURE
     if not os.path.lexists(path):
@@ -157,14 +158,17 @@ def check_signature(folder: Path, keys: Sequence[Path]) -> Path:
 
 
 def check_key(key: Path) -> None:
-    """Check that a public key can be used. Errors: UncheckedError; AlnicoError if model-signing is not installed."""
+    """Check that a public key can be used.
+
+    Errors: UncheckedError; AlnicoError if model-signing is not installed.
+    """
     _verifier(key)
 
 
 def _invalid_signature(folder: Path, reason: str) -> VerificationError:
     return VerificationError(
-        f"{folder}: its {SIGNATURE} is not valid ({reason}); expected the files that were signed, and the signer's "
-        "public key. Do not use this model, or download it again."
+        f"{folder}: its {SIGNATURE} is not valid ({reason}); expected the files that were signed, and the "
+        "signer's public key. Do not use this model, or download it again."
     )
 
 
@@ -217,8 +221,8 @@ def _verifier(key: Path) -> Any:
         ) from None
     except Exception as error:
         raise UncheckedError(
-            f"{key}: is not a public key ({_error_text(error)}); expected one of the curve P-256, P-384 or P-521 in "
-            "a PEM file. Get the signer's public key."
+            f"{key}: is not a public key ({_error_text(error)}); expected one of the curve P-256, P-384 or "
+            "P-521 in a PEM file. Get the signer's public key."
         ) from None
 
 

@@ -71,7 +71,8 @@ def shard_names(where: str, names: Collection[str], folder: Path, exists: Callab
         return weights
     if "adapter_config.json" in names:
         raise ModelError(
-            f"{where}: is a LoRA adapter, expected a whole model. Name it together with its base: BASE+{where}."
+            f"{where}: is a LoRA adapter, expected a whole model. Name it together with its base: "
+            f"BASE+{where}."
         )
     if index := next((i for i in PICKLE_INDICES if i in names), None):
         return _indexed_names(folder / index, exists)
@@ -79,15 +80,16 @@ def shard_names(where: str, names: Collection[str], folder: Path, exists: Callab
     weights = _weights_among(where, pickles, ["pytorch_model.bin", f"{DIFFUSERS_STEM}.bin"])
     if not weights and "model_index.json" in names:
         raise ModelError(
-            f"{where}: is a pipeline of diffusers, expected one of its parts. Merge each part separately, by its "
-            "folder (unet, transformer, vae, text_encoder), and put the results into a copy of the pipeline."
+            f"{where}: is a pipeline of diffusers, expected one of its parts. Merge each part separately, by "
+            "its folder (unet, transformer, vae, text_encoder), and put the results into a copy of the "
+            "pipeline."
         )
     if not weights:
         raise ModelError(f"{where}: has no .safetensors or .bin file, expected a model. Check the path.")
     if len(weights) > 1 and not SHARD_NAME.fullmatch(weights[0]):
         raise ModelError(
-            f"{where}: has {len(weights)} checkpoints ({', '.join(weights[:3])}), expected one, or shards with an "
-            "index. Give the path of the file to merge."
+            f"{where}: has {len(weights)} checkpoints ({', '.join(weights[:3])}), expected one, or shards "
+            "with an index. Give the path of the file to merge."
         )
     return weights
 
@@ -135,9 +137,9 @@ def _indexed_names(index: Path, exists: Callable[[str], bool]) -> list[str]:
     names = sorted(set(weight_map.values()))
     if (unlisted := _unlisted_shard(names, exists)) is not None:
         raise ModelError(
-            f"{index}: does not list {unlisted}, which is in the same folder and is one of the shards of {names[0]}; "
-            "expected all of them. The index and the shards come from different downloads: download the model "
-            "again, or remove the file that is not part of the model."
+            f"{index}: does not list {unlisted}, which is in the same folder and is one of the shards of "
+            f"{names[0]}; expected all of them. The index and the shards come from different downloads: "
+            "download the model again, or remove the file that is not part of the model."
         )
     for name in names:
         if not exists(name):

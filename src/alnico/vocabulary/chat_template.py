@@ -53,8 +53,8 @@ def check_setting(setting: str) -> str | None:
         return setting
     near = difflib.get_close_matches(setting, ("auto", *NAMES), 1, 0.5)
     raise RecipeError(
-        f"chat_template: {setting[:80]!r} is not a known template; expected auto, {', '.join(NAMES)} or the text of a "
-        f"Jinja template (at least {MIN_LENGTH} characters, with a '{{')."
+        f"chat_template: {setting[:80]!r} is not a known template; expected auto, {', '.join(NAMES)} or the "
+        f"text of a Jinja template (at least {MIN_LENGTH} characters, with a '{{')."
         + (f" Did you mean {near[0]!r}?" if near else " Write one of them.")
     )
 
@@ -64,10 +64,10 @@ def chat_template(
 ) -> ChatTemplate:
     """Return the files to write for the chat template that the recipe requests.
 
-    ``auto`` is the template that most of ``sources`` have, ignoring leading and trailing space; of equally common
-    ones the first in recipe order. It is written where the output's tokenizer (the donor's, or that of
-    ``vocabulary``) keeps its own: in ``chat_template.jinja``, or under the key of ``tokenizer_config.json``. The
-    other place is cleared, and ``chat_template.json`` of a processor gets the same template.
+    ``auto`` is the template that most of ``sources`` have, ignoring leading and trailing space; of equally
+    common ones the first in recipe order. It is written where the output's tokenizer (the donor's, or that of
+    ``vocabulary``) keeps its own: in ``chat_template.jinja``, or under the key of ``tokenizer_config.json``.
+    The other place is cleared, and ``chat_template.json`` of a processor gets the same template.
 
     Errors: RecipeError for an invalid setting; ModelError for files that cannot be read.
     """

@@ -104,7 +104,10 @@ def count_renamed(a: Vocabulary, b: Vocabulary) -> int:
 
 
 def vocabularies_differ_message(first: str, second: str, details: str) -> str:
-    """Return the message for two models whose tokens have different rows. ``details`` come from :func:`difference`."""
+    """Return the message for two models whose tokens have different rows.
+
+    ``details`` come from :func:`difference`.
+    """
     return (
         f"{first} and {second} have different vocabularies: {details}; expected one. "
         f"Write tokenizer_source: base for the vocabulary of {first}, "
@@ -117,8 +120,8 @@ def rows_differ_message(
 ) -> str:
     """Return the message for two matrices with different numbers of rows.
 
-    ``size`` is the number of rows that the tokens of both need if their vocabularies are the same. All other rows
-    are then padding, and the recommended setting keeps the first model's number of rows.
+    ``size`` is the number of rows that the tokens of both need if their vocabularies are the same. All other
+    rows are then padding, and the recommended setting keeps the first model's number of rows.
     """
     problem = f"{tensor}: {first} has {rows} rows, {second} has {second_rows}"
     if size is None:

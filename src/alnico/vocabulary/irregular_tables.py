@@ -51,9 +51,10 @@ def refuse_unclear(tables: Sequence[Tables], sources: Sequence[Source], source: 
             more = f" (and {len(table.unclear) - 1} more)" if len(table.unclear) > 1 else ""
             names = ", ".join([*table.rows, name][:SHOWN])
             raise MismatchError(
-                f"{model.label}: {name}{more} is {model.tensors[name].shape}, and {table.size} is the size of the "
-                "vocabulary and also another size of the model, so it is unclear which tensors have a row for each "
-                f"token. List them in the recipe: tokenizer: {{source: {source}, tables: [{names}, ...]}}."
+                f"{model.label}: {name}{more} is {model.tensors[name].shape}, and {table.size} is the size "
+                "of the vocabulary and also another size of the model, so it is unclear which tensors have "
+                f"a row for each token. List them in the recipe: tokenizer: {{source: {source}, tables: "
+                f"[{names}, ...]}}."
             )
         if not table.rows:
             problem = (
@@ -62,8 +63,9 @@ def refuse_unclear(tables: Sequence[Tables], sources: Sequence[Source], source: 
                 else "no tensor has as many rows as its config or tokenizer has tokens"
             )
             raise MismatchError(
-                f"{model.label}: {problem}; expected an embedding with a row for each token, since the tokens have other "
-                f"rows in the output. Name it in the recipe: tokenizer: {{source: {source}, tables: [NAME, ...]}}."
+                f"{model.label}: {problem}; expected an embedding with a row for each token, since the "
+                f"tokens have other rows in the output. Name it in the recipe: tokenizer: {{source: "
+                f"{source}, tables: [NAME, ...]}}."
             )
 
 
@@ -90,9 +92,9 @@ def refuse_other_meanings(
                 continue
             if changes:
                 raise MismatchError(
-                    f"{source.label}: its config has {key}: {value}, so {meaning}; expected ids that can move with "
-                    f"their tokens, and {int(moves.sum())} would move. Merge it with models that have the same "
-                    "tokenizer, without the key tokenizer."
+                    f"{source.label}: its config has {key}: {value}, so {meaning}; expected ids that can "
+                    f"move with their tokens, and {int(moves.sum())} would move. Merge it with models that "
+                    "have the same tokenizer, without the key tokenizer."
                 )
 
 
@@ -114,9 +116,9 @@ def separate_maps(
 ) -> dict[str, tuple[RowMap, ...]]:
     """Return, by name, the maps of tables whose number of rows is not that of their model's longest table.
 
-    A table with more rows than the vocabulary keeps the same surplus. One with fewer (embeddings per layer) gets
-    a row for every token: a token beyond its rows used the first row. If no token moves within its rows, it stays
-    as it is. Errors: MismatchError for fewer rows that no key of the config states. ``make_maps`` is
+    A table with more rows than the vocabulary keeps the same surplus. One with fewer (embeddings per layer)
+    gets a row for every token: a token beyond its rows used the first row. If no token moves within its rows,
+    it stays as it is. Errors: MismatchError for fewer rows that no key of the config states. ``make_maps`` is
     :func:`~alnico.vocabulary.row_map.row_maps` for token rows and a size.
     """
     longest = [max(t.rows.values(), default=0) for t in tables]
@@ -139,8 +141,9 @@ def separate_maps(
             continue
         if surplus < 0:
             raise MismatchError(
-                f"{name}: {sources[donor].label} has {rows[donor]} rows of it and {longest[donor]} of other token tables; "
-                "expected one number of rows, because tokens move. Use models with the same tokenizer."
+                f"{name}: {sources[donor].label} has {rows[donor]} rows of it and {longest[donor]} of other "
+                "token tables; expected one number of rows, because tokens move. Use models with the same "
+                "tokenizer."
             )
         key = tuple(rows), surplus
         if key not in cache:

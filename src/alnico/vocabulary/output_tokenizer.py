@@ -39,8 +39,8 @@ class OutputTokenizer:
 def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[TokenEntry]:
     """Return the added tokens of a union: plain tokens that the first tokenizer lacks, then all added tokens.
 
-    Each tokenizer comes with the number of rows of its model; tokens beyond have no row and are ignored. A token
-    that is an added token of some model gets the description of the first such model.
+    Each tokenizer comes with the number of rows of its model; tokens beyond have no row and are ignored. A
+    token that is an added token of some model gets the description of the first such model.
     """
     first, rows = tokenizers[0]
     added: dict[str, TokenEntry] = {}
@@ -62,10 +62,11 @@ def union_entries(tokenizers: Sequence[tuple[Tokenizer, int]]) -> list[TokenEntr
 def combine_tokens(template: Tokenizer, rows: int, entries: Sequence[TokenEntry]) -> OutputTokenizer:
     """Remove the template's tokens that have no row, add ``entries``, assign ids, and write the files.
 
-    Files are the template's bytes unless something changes. A token with a role (such as padding) stays even if
-    it has no row: loading the tokenizer would create it again. The pieces of a vocabulary without a
-    ``tokenizer.json`` stay too. If the vocabulary's ids have gaps, these are filled before tokens are added: the
-    ``tokenizers`` library counts new ids from the number of tokens, which would otherwise be other tokens' ids.
+    Files are the template's bytes unless something changes. A token with a role (such as padding) stays even
+    if it has no row: loading the tokenizer would create it again. The pieces of a vocabulary without a
+    ``tokenizer.json`` stay too. If the vocabulary's ids have gaps, these are filled before tokens are added:
+    the ``tokenizers`` library counts new ids from the number of tokens, which would otherwise be other
+    tokens' ids.
     """
     role_names = set(role_tokens(template.settings, template.roles))
     has_document = template.document is not None
@@ -104,8 +105,8 @@ def _fillers(parts: Mapping[str, int], template: Tokenizer) -> dict[str, int]:
     taken = set(parts.values())
     if 1 + max(taken, default=-1) - len(taken) > MAX_GAPS + len(taken):
         raise ModelError(
-            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at most "
-            f"{MAX_GAPS} more ids without a token than with one. Download the file again."
+            f"{template.directory / JSON}: has {len(taken)} tokens and ids up to {max(taken)}; expected at "
+            f"most {MAX_GAPS} more ids without a token than with one. Download the file again."
         )
     gaps = [i for i in range(1 + max(taken, default=-1)) if i not in taken]
     surplus = len(parts) - len(taken)
@@ -128,8 +129,8 @@ def _files(
             files[JSON] = as_json(_document(template.document, parts, added, tokens, has_other_parts))
         except (TypeError, LookupError, AttributeError) as error:
             raise ModelError(
-                f"{template.directory / JSON}: its merges, post_processor or padding do not have the format of the "
-                f"tokenizers library ({str(error)[:80]}). Download the file again."
+                f"{template.directory / JSON}: its merges, post_processor or padding do not have the format "
+                f"of the tokenizers library ({str(error)[:80]}). Download the file again."
             ) from None
     legacy = any(n in files for n in PARTS)
     settings = dict(template.settings)

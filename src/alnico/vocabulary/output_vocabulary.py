@@ -43,10 +43,10 @@ class Dropped:
 class VocabularyPlan:
     """The output's vocabulary, of ``size`` rows.
 
-    ``rows`` holds a map for each source; ``separate`` those of tensors whose rows differ from the vocabulary's, by
-    name. ``files`` are to be written, by name; ``excluded`` are names of the donor's files that are not copied;
-    ``config`` are the keys of ``config.json`` with new values. ``dropped`` says for each source what the output
-    lacks. ``tables`` are the tables of each source.
+    ``rows`` holds a map for each source; ``separate`` those of tensors whose rows differ from the
+    vocabulary's, by name. ``files`` are to be written, by name; ``excluded`` are names of the donor's files
+    that are not copied; ``config`` are the keys of ``config.json`` with new values. ``dropped`` says for each
+    source what the output lacks. ``tables`` are the tables of each source.
     """
 
     size: int
@@ -71,23 +71,22 @@ def plan_vocabulary(
 ) -> VocabularyPlan:
     """Plan the output's vocabulary and where its rows come from, from tokenizer files and headers.
 
-    The output has the tokenizer of the donor (``union``, ``base``) or of another model. ``union`` adds the tokens
-    of all ``models`` that it lacks, in recipe order and within a model by id: plain ones as added tokens (their
-    merges are not added), then each model's added tokens. If two models describe one token, the first description
-    counts. Tokens of the recipe's ``tokens`` that are still missing follow. For where rows come from see
-    :func:`~alnico.vocabulary.row_map.row_maps`; the donor votes with the models, and its row takes precedence if
-    ``has_base``. The recipe's ``tables`` or :func:`~alnico.vocabulary.tables.find_tables` say which tensors have
-    a row for each token; if there are none, the number of rows is the config's.
+    The output has the tokenizer of the donor (``union``, ``base``) or of another model. ``union`` adds the
+    tokens of all ``models`` that it lacks, in recipe order and within a model by id: plain ones as added
+    tokens (their merges are not added), then each model's added tokens. If two models describe one token, the
+    first description counts. Tokens of the recipe's ``tokens`` that are still missing follow. For where rows
+    come from see :func:`~alnico.vocabulary.row_map.row_maps`; the donor votes with the models, and its row
+    takes precedence if ``has_base``. The recipe's ``tables`` or :func:`~alnico.vocabulary.tables.find_tables`
+    say which tensors have a row for each token; if there are none, the number of rows is the config's.
 
-    Edge cases: a token whose id is beyond its model's rows counts as missing from that model; in the template it
-    is removed, unless it has a role. Ids without a token are padding, and so are the rows up to
-    ``pad_to_multiple_of``.
-    Errors: RecipeError for rows requested from a model that lacks them; ModelError for a tokenizer that cannot be
-    read; MismatchError for a model without a tokenizer whose number of rows is not the donor's, for rows that
-    move while it is unclear which tensors have them, and for ids that have a meaning beyond the tokenizer.
-    Differs from mergekit 0.1.5: the output has a row for each id up to the highest, not one per token; ids beyond
-    a model's rows, and gaps, are not an error; the padding is the mean of the rows that have a token; ids come in
-    recipe order; token ids of the configs follow their tokens.
+    Edge cases: a token whose id is beyond its model's rows counts as missing from that model; in the template
+    it is removed, unless it has a role. Ids without a token are padding, and so are the rows up to
+    ``pad_to_multiple_of``. Errors: RecipeError for rows requested from a model that lacks them; ModelError
+    for a tokenizer that cannot be read; MismatchError for a model without a tokenizer whose number of rows is
+    not the donor's, for rows that move while it is unclear which tensors have them, and for ids that have a
+    meaning beyond the tokenizer. Differs from mergekit 0.1.5: the output has a row for each id up to the
+    highest, not one per token; ids beyond a model's rows, and gaps, are not an error; the padding is the mean
+    of the rows that have a token; ids come in recipe order; token ids of the configs follow their tokens.
     """
     labels = [s.label for s in sources]
     notes: list[str] = []
@@ -178,15 +177,16 @@ def _tokenizers(
         if tokenizer is None:
             if default is None:
                 raise MismatchError(
-                    f"{sources[donor].label}: has no readable tokenizer (tokenizer.json, vocab.json, vocab.txt or a "
-                    f"sentencepiece model), but the recipe has tokenizer: {{source: {setting.source}}}. "
-                    "Put the tokenizer's files into the model's folder."
+                    f"{sources[donor].label}: has no readable tokenizer (tokenizer.json, vocab.json, "
+                    f"vocab.txt or a sentencepiece model), but the recipe has tokenizer: {{source: "
+                    f"{setting.source}}}. Put the tokenizer's files into the model's folder."
                 )
             rows = [_rows(sources[m], tables[m], None) for m in (i, donor)]
             if rows[0] != rows[1] or setting.source == references[i]:
                 raise MismatchError(
-                    f"{source.label}: has no readable tokenizer, and {rows[0]} rows where {sources[donor].label} has "
-                    f"{rows[1]}; its tokens must be known. Put the tokenizer's files into the model's folder."
+                    f"{source.label}: has no readable tokenizer, and {rows[0]} rows where "
+                    f"{sources[donor].label} has {rows[1]}; its tokens must be known. Put the tokenizer's "
+                    "files into the model's folder."
                 )
             notes.append(
                 f"{source.label} has no readable tokenizer; alnico assumes that of {sources[donor].label}."
@@ -221,7 +221,10 @@ def _row_requests(
     tokenizers: Sequence[Tokenizer],
     counts: Sequence[int],
 ) -> dict[int, RowRequest]:
-    """Return the recipe's requests for rows, by token id in the output. Errors: RecipeError, one line per mistake."""
+    """Return the recipe's requests for rows, by token id in the output.
+
+    Errors: RecipeError, one line per mistake.
+    """
     requests = {}
     problems = []
     for token, setting in settings.items():
@@ -297,7 +300,8 @@ def _notes(
         )
     if removed:
         notes.append(
-            f"{removed} tokens of the tokenizer of {labels[template]} have no row in the model and are removed."
+            f"{removed} tokens of the tokenizer of {labels[template]} have no row in the model and are "
+            "removed."
         )
     for label, missing in zip(labels, dropped, strict=True):
         if missing.tokens:

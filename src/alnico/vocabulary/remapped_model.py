@@ -49,15 +49,15 @@ def remap_rows(
     """Give a model the output's vocabulary rows; returns ``source`` itself if nothing changes.
 
     ``others`` are all sources including ``source``, in the order of ``row_map``'s indices; ``names`` are the
-    tensors of ``source`` that have vocabulary rows. Those in ``turned`` have a column for each token. Dimensions
-    of 1 before the rows stay: a bias may be (1, tokens). ``ties`` names the tensor that replaces one that another
-    model does not store, such as the embedding for a tied head.
+    tensors of ``source`` that have vocabulary rows. Those in ``turned`` have a column for each token.
+    Dimensions of 1 before the rows stay: a bias may be (1, tokens). ``ties`` names the tensor that replaces
+    one that another model does not store, such as the embedding for a tied head.
 
-    If all rows come from models with the tensor's dtype, its bytes are moved and it keeps its dtype. If rows are
-    computed or have another dtype, it becomes float32 (float64 if one of them is); ``nominal`` stays.
+    If all rows come from models with the tensor's dtype, its bytes are moved and it keeps its dtype. If rows
+    are computed or have another dtype, it becomes float32 (float64 if one of them is); ``nominal`` stays.
 
-    Errors: MismatchError if a model that rows are taken from lacks the tensor, has another width there, or has a
-    dtype that cannot be computed with.
+    Errors: MismatchError if a model that rows are taken from lacks the tensor, has another width there, or
+    has a dtype that cannot be computed with.
     """
     gathers = {}
     for name in names:
@@ -88,15 +88,15 @@ def _plan_gather(
         if alias not in others[i].tensors:
             count = int((row_map.origin == i).sum()) + int((row_map.means[:, i : i + 1] >= 0).sum())
             raise MismatchError(
-                f"{name}: {count} of its rows come from {others[i].label}, which lacks this tensor; expected it there. "
-                "Name another model for these tokens in the recipe, or use models that all have it."
+                f"{name}: {count} of its rows come from {others[i].label}, which lacks this tensor; expected "
+                "it there. Name another model for these tokens in the recipe, or use models that all have it."
             )
         names[i] = alias
         shape = others[i].tensors[alias].shape
         if _without_axis(shape, axis) != _without_axis(own.shape, axis):
             raise MismatchError(
-                f"{name}: {source.label} is {own.shape}, {others[i].label} is {shape}; expected rows of one width. "
-                "Use models of one architecture and size."
+                f"{name}: {source.label} is {own.shape}, {others[i].label} is {shape}; expected rows of one "
+                "width. Use models of one architecture and size."
             )
     dtypes = {own.dtype, *(others[i].tensors[n].dtype for i, n in names.items())}
     raw = len(dtypes) == 1 and not row_map.is_computed
@@ -116,7 +116,10 @@ def _without_axis(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 class RemappedModel(SourceWrapper):
-    """A source with the output's vocabulary rows, made by :func:`remap_rows`. Closing it does not close the others."""
+    """A source with the output's vocabulary rows, made by :func:`remap_rows`.
+
+    Closing it does not close the others.
+    """
 
     def __init__(
         self, source: Source, others: Sequence[Source], gathered: Mapping[str, _RowGather], row_map: RowMap

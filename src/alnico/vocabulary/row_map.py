@@ -17,11 +17,12 @@ ZEROS, PADDING, MEAN = -1, -2, -3
 class RowMap:
     """Where the rows of one model's vocabulary matrices come from.
 
-    For output row r, ``origin[r]`` is a source and ``row[r]`` its row; or ZEROS; or PADDING, the mean of all rows
-    that are not padding; or MEAN, and then ``means[row[r]]`` holds each source's row, -1 for sources left out.
+    For output row r, ``origin[r]`` is a source and ``row[r]`` its row; or ZEROS; or PADDING, the mean of all
+    rows that are not padding; or MEAN, and then ``means[row[r]]`` holds each source's row, -1 for sources
+    left out.
 
-    Shapes: origin (rows,) int32, row (rows,) int64, means (means, sources) int64. ``own`` is the model's index among
-    the sources.
+    Shapes: origin (rows,) int32, row (rows,) int64, means (means, sources) int64. ``own`` is the model's
+    index among the sources.
     """
 
     own: int
@@ -35,7 +36,10 @@ class RowMap:
 
     @cached_property
     def runs(self) -> np.ndarray:
-        """First output rows of runs, and the end. The rows of a run have one origin and are consecutive there."""
+        """First output rows of runs, and the end.
+
+        The rows of a run have one origin and are consecutive there.
+        """
         if not self.size:
             return np.zeros(1, np.int64)
         follows = (self.origin[1:] == self.origin[:-1]) & (
@@ -92,13 +96,13 @@ def row_maps(
 ) -> tuple[RowMap, ...]:
     """Return for each source where the rows of its matrices come from.
 
-    A model keeps its own row of a token that it has. Otherwise the first of these that applies is used: the row
-    that the recipe requests; the row of the only voter that has the token; the base's row; the mean of the rows
-    of all voters that have the token; zeros. ``force`` replaces the model's own row too. Rows without a token are
-    padding.
+    A model keeps its own row of a token that it has. Otherwise the first of these that applies is used: the
+    row that the recipe requests; the row of the only voter that has the token; the base's row; the mean of
+    the rows of all voters that have the token; zeros. ``force`` replaces the model's own row too. Rows
+    without a token are padding.
 
-    Shapes: token_rows (sources, tokens) int64: for each output id up to the highest, the row in each source; -1 where
-    the source has none, -2 in all sources if the id has no token.
+    Shapes: token_rows (sources, tokens) int64: for each output id up to the highest, the row in each source;
+    -1 where the source has none, -2 in all sources if the id has no token.
 
     >>> token_rows = np.array([[0, 1, -1], [1, -1, 0]])
     >>> [(m.origin.tolist(), m.row.tolist()) for m in row_maps(token_rows, 4, [0, 1], 0, {})]

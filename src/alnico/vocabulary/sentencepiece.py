@@ -1,8 +1,8 @@
 """Reads the pieces of a sentencepiece ``.model`` file, without the sentencepiece library.
 
 The file is a protobuf message ``ModelProto``. Its repeated field 1 holds the ``SentencePiece`` messages in id
-order, and field 1 of each is the piece's text. Everything else (scores, types, text normalisation) is skipped.
-Format: https://protobuf.dev/programming-guides/encoding/
+order, and field 1 of each is the piece's text. Everything else (scores, types, text normalisation) is
+skipped. Format: https://protobuf.dev/programming-guides/encoding/
 """
 
 from __future__ import annotations

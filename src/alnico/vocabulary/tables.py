@@ -75,13 +75,13 @@ class Tables:
 def find_tables(source: Source, tokens: int = 0, named: Sequence[str] = ()) -> Tables:
     """Find the token tables of a model.
 
-    The vocabulary size is what the config states for the text model, if a matrix has as many rows; otherwise the
-    rows of embeddings with a usual name. ``tokens``, the rows that the tokenizer needs, decides between several.
-    Every tensor of this size is a table: in its first dimension other than 1, or outside of layers in its second.
-    If the model uses the same number for something else, such as the hidden size, names decide; tensors that they
-    do not decide are ``unclear``. An embedding with a few more rows is a table (Mllama's), and so is one whose
-    rows have their own key in the config (Gemma 3n's per layer). ``named``, filters of a recipe, replaces all of
-    this.
+    The vocabulary size is what the config states for the text model, if a matrix has as many rows; otherwise
+    the rows of embeddings with a usual name. ``tokens``, the rows that the tokenizer needs, decides between
+    several. Every tensor of this size is a table: in its first dimension other than 1, or outside of layers
+    in its second. If the model uses the same number for something else, such as the hidden size, names
+    decide; tensors that they do not decide are ``unclear``. An embedding with a few more rows is a table
+    (Mllama's), and so is one whose rows have their own key in the config (Gemma 3n's per layer). ``named``,
+    filters of a recipe, replaces all of this.
     """
     if named:
         rows = {

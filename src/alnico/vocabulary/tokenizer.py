@@ -20,13 +20,19 @@ ROLES = "special_tokens_map.json"
 ADDED = "added_tokens.json"
 PIECES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 PARTS = ("vocab.json", "merges.txt", "vocab.txt", *PIECES)
-"""Files of the vocabulary without added tokens. ``tokenizer.json``, if there is one, contains all of it too."""
+"""Files of the vocabulary without added tokens.
+
+``tokenizer.json``, if there is one, contains all of it too.
+"""
 TEMPLATES = ("chat_template.jinja", "chat_template.json")
 FILES = (JSON, CONFIG, ROLES, ADDED, *PARTS, *TEMPLATES, "tekken.json")
 """All files that belong to a tokenizer and must come from one model."""
 MAX_BYTES = 200_000_000
 MAX_ROW = (1 << 22) - 1
-"""Highest row that a token may have: memory is needed for each row up to it. The largest vocabularies have 1,000,000."""
+"""Highest row that a token may have: memory is needed for each row up to it.
+
+The largest vocabularies have 1,000,000.
+"""
 
 ROLE_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 ROLE_LISTS = ("additional_special_tokens", "extra_special_tokens")
@@ -68,8 +74,8 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
     """Read the tokenizer of a model directory; None if it has no readable one.
 
     Added tokens get the ids that the ``tokenizers`` library assigns, regardless of the ids in the files: see
-    :func:`assign_added_ids`. Errors: ModelError for a file with wrong contents, or whose pieces have ids that are
-    not their positions.
+    :func:`assign_added_ids`. Errors: ModelError for a file with wrong contents, or whose pieces have ids that
+    are not their positions.
     """
     if directory is None:
         return None
@@ -98,8 +104,8 @@ def read_tokenizer(directory: Path | None) -> Tokenizer | None:
 def assign_added_ids(parts: Mapping[str, int], entries: Iterable[TokenEntry]) -> dict[str, TokenEntry]:
     """Assign ids to added tokens as the ``tokenizers`` library does: by their order only.
 
-    A token of the vocabulary keeps its id; the others are numbered from the vocabulary's length. So an id in a
-    file that leaves a gap is not the id that a model receives.
+    A token of the vocabulary keeps its id; the others are numbered from the vocabulary's length. So an id in
+    a file that leaves a gap is not the id that a model receives.
 
     >>> {t: e["id"] for t, e in assign_added_ids({"a": 0, "b": 1}, [{"content": "<s>", "id": 9}, {"content": "b", "id": 9}]).items()}
     {'<s>': 2, 'b': 1}
@@ -178,7 +184,8 @@ def check_rows(vocabulary: Mapping[str, object], path: Path) -> dict[str, int]:
     highest = max(rows.values(), default=0)
     if highest > MAX_ROW:
         raise ModelError(
-            f"{path}: its vocabulary has row {str(highest)[:40]}; expected at most {MAX_ROW}. Download the file again."
+            f"{path}: its vocabulary has row {str(highest)[:40]}; expected at most {MAX_ROW}. Download the "
+            "file again."
         )
     return rows
 
@@ -223,8 +230,8 @@ def _parts(directory: Path, settings: Mapping[str, Any], files: Sequence[str]) -
             kind = str(settings.get("tokenizer_class", ""))
             if kind.startswith(SHIFTED):
                 raise ModelError(
-                    f"{directory / name}: the ids of a {kind} are not the positions of its pieces; expected {JSON} "
-                    "next to it. Save the tokenizer with a version of transformers that writes it."
+                    f"{directory / name}: the ids of a {kind} are not the positions of its pieces; expected "
+                    f"{JSON} next to it. Save the tokenizer with a version of transformers that writes it."
                 )
             return read_sentencepiece(directory / name)
     return None
@@ -247,8 +254,8 @@ def _stated_tokens(
             }
     except (AttributeError, KeyError, TypeError, ValueError, OverflowError):
         raise ModelError(
-            f"{directory}: {ADDED} or {CONFIG} has added tokens without content or without an id up to {MAX_ROW}. "
-            "Download them again."
+            f"{directory}: {ADDED} or {CONFIG} has added tokens without content or without an id up to "
+            f"{MAX_ROW}. Download them again."
         ) from None
     return tokens
 
