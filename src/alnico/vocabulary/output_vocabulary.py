@@ -32,7 +32,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Dropped:
+class DroppedTokens:
     """Parts of a model's vocabulary that the output lacks: numbers of ``tokens`` with a row, and ``rows`` without a token."""
 
     tokens: int
@@ -54,7 +54,7 @@ class VocabularyPlan:
     files: Mapping[str, bytes]
     excluded: frozenset[str]
     config: Mapping[str, Any]
-    dropped: tuple[Dropped, ...]
+    dropped: tuple[DroppedTokens, ...]
     notes: tuple[str, ...]
     tables: tuple[Tables, ...] = ()
     separate: Mapping[str, tuple[RowMap, ...]] = field(default_factory=lambda: MappingProxyType({}))
@@ -270,9 +270,9 @@ def _requested_row(
     return model, row
 
 
-def _dropped(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> Dropped:
+def _dropped(tokenizer: Tokenizer, rows: int, tokens: Mapping[str, int]) -> DroppedTokens:
     used = {i for i in tokenizer.tokens.values() if i < rows}
-    return Dropped(
+    return DroppedTokens(
         sum(1 for t, i in tokenizer.tokens.items() if i < rows and t not in tokens), rows - len(used)
     )
 
@@ -285,7 +285,7 @@ def _notes(
     added: int,
     removed: int,
     maps: Sequence[RowMap],
-    dropped: Sequence[Dropped],
+    dropped: Sequence[DroppedTokens],
     voters: Sequence[int],
 ) -> list[str]:
     """Return the notes on the vocabulary for the user."""
