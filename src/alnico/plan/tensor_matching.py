@@ -21,15 +21,15 @@ from alnico.plan.job import Job
 from alnico.plan.sections import ModelPart, Section, TensorMethod
 from alnico.recipe.schema import Missing
 from alnico.vocabulary.compare import (
+    count_renamed,
     difference,
-    different_rows,
-    different_vocabularies,
     read_vocabulary,
-    renamed,
+    rows_differ_message,
     same_files,
     unread_file,
+    vocabularies_differ_message,
 )
-from alnico.vocabulary.tables import rows_of, tables_of
+from alnico.vocabulary.tables import find_tables, rows_of
 
 MAX_SHOWN = 5
 
@@ -258,11 +258,13 @@ class TensorMatcher:
     def _shape_problem(self, name: str, part: ModelPart, other: ModelPart) -> str:
         a, b = self._tensor(part, name).shape, self._tensor(other, name).shape
         text = f"{name}: {self._label(part)} is {a}, {self._label(other)} is {b}; "
-        if all(p.names[name] in tables_of(self.sources[p.model]).rows for p in (part, other)) and _widths(
+        if all(p.names[name] in find_tables(self.sources[p.model]).rows for p in (part, other)) and _widths(
             a
         ) == _widths(b):
             size = self._shared_size(part.model, other.model)
-            return different_rows(name, self._label(part), rows_of(a), self._label(other), rows_of(b), size)
+            return rows_differ_message(
+                name, self._label(part), rows_of(a), self._label(other), rows_of(b), size
+            )
         return text + "expected one shape. Use models of one architecture and size."
 
     def _shared_size(self, model: int, other: int) -> int | None:
@@ -311,8 +313,8 @@ class TensorMatcher:
                 continue
             differs = difference(reference, other)
             if differs is not None:
-                self.problems.append(different_vocabularies(donor.label, source.label, differs))
-            elif (count := renamed(reference, other)) > 0:
+                self.problems.append(vocabularies_differ_message(donor.label, source.label, differs))
+            elif (count := count_renamed(reference, other)) > 0:
                 self.notes.append(
                     f"{count} added tokens of {donor.label} have another row in {source.label}; the output "
                     f"has the tokenizer of {donor.label}."

@@ -28,8 +28,8 @@ def run(call: CommandCall) -> None:
     try:
         verification = call.run()
     except UncheckedError as error:
-        if error.found is not None:
-            show(error.found)
+        if error.result is not None:
+            show(error.result)
         raise
     show(verification)
 
