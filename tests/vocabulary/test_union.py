@@ -167,7 +167,7 @@ def test_gaps_in_a_vocabulary_are_rows_of_padding_and_no_two_tokens_share_a_row(
     base = plan_of(sources, TokenizerSetting("base"))
     assert base.size == 7  # mergekit: 4, and an index out of range
     assert np.flatnonzero(base.rows[0].origin == PADDING).tolist() == [2, 3, 5]
-    assert base.left[0].rows == 3
+    assert base.dropped[0].rows == 3
     union = plan_of(sources)
     ids = written(union, tmp_path / "out").get_vocab(with_added_tokens=True)
     assert {t: ids[t] for t in (*gapped, "new")} == {**gapped, "new": 7}
