@@ -173,7 +173,7 @@ class MergeRun:
             raise
         except OSError as error:
             raise RunError(
-                f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command takes the merge up again."
+                f"{self._place(arguments)}: {error.strerror or error}. Check the disk; the same command resumes the merge."
             ) from None
         except Exception as error:
             error.add_note(visible(f"alnico: while making {self._place(arguments)}"))

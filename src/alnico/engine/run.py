@@ -117,7 +117,7 @@ def run_plan(
             part.publish(single, overwrite, fingerprint, mark)
     except OSError as error:
         raise RunError(
-            f"{error.filename or out}: {error.strerror or error}. Make room or check the disk; the same command takes the merge up again."
+            f"{error.filename or out}: {error.strerror or error}. Make room or check the disk; the same command resumes the merge."
         ) from None
     seconds = time.perf_counter() - begin
     if watch:

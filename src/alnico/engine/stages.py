@@ -11,7 +11,7 @@ from alnico.checkpoint.output_path import (
     PART,
     Replace,
     check_empty,
-    check_needed,
+    check_inputs,
     check_publishable,
     check_twin,
     check_twins,
@@ -133,7 +133,7 @@ def _check_targets(
 ) -> None:
     """Refuse targets that hold something, or an input of any stage. What runs that were begun have finished may stand there."""
     inputs = [path for plan in plans for path in needed_paths(plan)]
-    check_needed(out, inputs)
+    check_inputs(out, inputs)
     check_twins(out, inputs, (WORK, f"{WORK}-gone"))
     if is_begun and not _others(out, targets):
         return

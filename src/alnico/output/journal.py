@@ -17,8 +17,8 @@ from typing import Any
 
 import xxhash
 
-from alnico.checkpoint.durable import cannot_be_written, replace_file, write_on
-from alnico.checkpoint.files import reading
+from alnico.checkpoint.durable import replace_file, write_all, write_error
+from alnico.checkpoint.files import open_binary
 from alnico.errors import OutputError, RunError
 from alnico.folders import Folder, open_to_write
 
@@ -81,7 +81,7 @@ class JournalLines:
         try:
             self._descriptor = open_to_write(path, inside, flags=os.O_APPEND)
         except OSError as error:
-            raise cannot_be_written(path, error) from None
+            raise write_error(path, error) from None
         self._thread = threading.Thread(target=self._write, name="alnico-journal", daemon=True)
         self._thread.start()
 
@@ -115,10 +115,10 @@ class JournalLines:
                     try:
                         if self._sync is not None:
                             self._sync()
-                        write_on(self._descriptor, "".join(batch).encode())
+                        write_all(self._descriptor, "".join(batch).encode())
                         os.fsync(self._descriptor)
                     except OSError as error:
-                        self.failure = cannot_be_written(self.path, error)
+                        self.failure = write_error(self.path, error)
                     except BaseException as error:  # nobody waits for this thread: the next worker raises it
                         self.failure = error
                 if closing:
@@ -193,7 +193,7 @@ def read_lines(path: Path, fingerprint: Mapping[str, Any], what: str) -> list[di
     another fingerprint; RunError if it cannot be read.
     """
     try:
-        with reading(path) as file:
+        with open_binary(path) as file:
             text = file.read().decode("utf-8", "replace")
     except FileNotFoundError:
         return []

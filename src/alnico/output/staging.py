@@ -22,12 +22,12 @@ from alnico.folders import (
     WRITABLE,
     Folder,
     fault_in,
-    name_of,
     open_to_write,
     owner_fault_at,
     reach,
     remove,
     user_id,
+    user_name,
 )
 
 MARK = "published.json"
@@ -131,7 +131,10 @@ class Hold:
 
                 _lock(descriptor, fcntl)
                 # If a process that ended meanwhile removed the file, this lock holds nothing.
-                if os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat()) and folder.is_there():
+                if (
+                    os.path.samestat(os.fstat(descriptor), (self.path / "lock").lstat())
+                    and folder.is_in_place()
+                ):
                     self._lock, self._folder = descriptor, folder
                     folder, descriptor = None, -1
             except FileNotFoundError:
@@ -150,7 +153,7 @@ class Hold:
 
     def check_still_there(self) -> None:
         """Refuse to continue if another user has replaced the directory. Errors: OutputError."""
-        if not self.folder.is_there():
+        if not self.folder.is_in_place():
             raise OutputError(
                 f"{self.path}: was renamed or replaced by another process while it was written; expected it to stay. Choose an output in a "
                 "folder that only you can write."
@@ -158,7 +161,7 @@ class Hold:
 
     def remove(self) -> None:
         """Remove the directory; the lock is freed when ``with`` ends. A kill halfway leaves it without its name."""
-        if not self.folder.is_there():  # it is another user's now
+        if not self.folder.is_in_place():  # it is another user's now
             return
         gone = self.path.with_name(self.path.name + "-gone")
         with suppress(OSError):
@@ -209,7 +212,7 @@ class PartDirectory(Hold):
 
     def _check(self, folder: Folder) -> None:
         # Once the output is published, "model" is the one that it replaced, which may be anybody's, and is only removed.
-        fault = fault_in(folder, but=self.model.name)
+        fault = fault_in(folder, ignored=self.model.name)
         if fault is None and not is_published(self.out, self.path / MARK):
             fault = fault_in(folder)
         if fault is not None:
@@ -328,7 +331,7 @@ def check_renamable(out: Path) -> None:
         return
     if is_sticky and not is_ours:
         raise OutputError(
-            f"{out}: stands there already and belongs to {name_of(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
+            f"{out}: stands there already and belongs to {user_name(status.st_uid)}; in {out.parent}, which has the sticky bit, only they can rename "
             "it. Choose another output."
         )
     if (
