@@ -14,7 +14,7 @@ from alnico.checkpoint.lineage import lineage_of
 from alnico.checkpoint.lora_model import AdaptedModel
 from alnico.checkpoint.open_model import open_model
 from alnico.checkpoint.renamed_model import with_names_of
-from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, cut
+from alnico.checkpoint.shards import DEFAULT_MAX_SHARD_BYTES, split_into_shards
 from alnico.checkpoint.sidecars import check_carried, modules_of
 from alnico.checkpoint.source import Source, Tensor, unwrap
 from alnico.checkpoint.tied_weights import tied_copies
@@ -38,10 +38,10 @@ from alnico.plan.tensor_matching import TensorAction, TensorMatcher, check_facto
 from alnico.recipe.norm_weight import find_norm_weight, with_equal_weights, with_weights
 from alnico.recipe.reference import replace_references, resolve_reference
 from alnico.recipe.schema import NormWeight, Recipe
-from alnico.vocabulary.build import VocabularyPlan, plan_vocabulary
 from alnico.vocabulary.chat_template import chat_template, check_setting
-from alnico.vocabulary.remapped_model import mapped
-from alnico.vocabulary.tables import tables_of
+from alnico.vocabulary.output_vocabulary import VocabularyPlan, plan_vocabulary
+from alnico.vocabulary.remapped_model import remap_rows
+from alnico.vocabulary.tables import find_tables
 
 
 def build_plan(
@@ -132,7 +132,7 @@ def _plan(
         *_duplicate_models(sources),
     ]
     config, files, more_notes = _config_and_files(recipe, sources, donor, sections, jobs, vocabulary)
-    left = vocabulary.without if vocabulary is not None else frozenset()
+    left = vocabulary.excluded if vocabulary is not None else frozenset()
     folder = sources[donor].directory
     if folder is not None and single_file is None:
         check_carried(folder, files.keys() | left)
@@ -145,7 +145,7 @@ def _plan(
         jobs=tuple(jobs),
         dropped=tuple(builder.dropped(jobs)),
         notes=(*notes, *more_notes),
-        shards=cut(
+        shards=split_into_shards(
             [(j.name, j.dtype, j.shape) for j in jobs],
             max_shard_bytes,
             single_file,
@@ -261,11 +261,11 @@ def _with_rows(sources: list[Source], vocabulary: VocabularyPlan) -> list[Source
         }
     mapped_sources = []
     for i, (source, tables) in enumerate(zip(sources, vocabulary.tables, strict=True)):
-        shared_tables = [n for n in tables.rows if n not in vocabulary.apart]
-        model = mapped(source, sources, shared_tables, vocabulary.rows[i], ties, tables.turned)
+        shared_tables = [n for n in tables.rows if n not in vocabulary.separate]
+        model = remap_rows(source, sources, shared_tables, vocabulary.rows[i], ties, tables.turned)
         for name in tables.rows:
-            if name in vocabulary.apart:
-                model = mapped(model, sources, [name], vocabulary.apart[name][i], ties, tables.turned)
+            if name in vocabulary.separate:
+                model = remap_rows(model, sources, [name], vocabulary.separate[name][i], ties, tables.turned)
         mapped_sources.append(model)
     return mapped_sources
 
@@ -445,7 +445,7 @@ class _JobBuilder:
         self, planned: Sequence[tuple[str, Section, TensorMethod, TensorAction]]
     ) -> list[int]:
         """Return the models whose vocabularies must agree: those with embeddings, or all if unclear."""
-        rows = {n for s in self.sources for n in tables_of(s).rows}
+        rows = {n for s in self.sources for n in find_tables(s).rows}
         of_rows = [f for f in planned if f[0] in rows]
         chosen = of_rows or planned
         used = [[f.origin] if f.origin is not None else a.needed for _, _, a, f in chosen]
