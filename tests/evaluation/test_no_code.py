@@ -321,13 +321,12 @@ RISKY = frozenset({
 })  # fmt: skip
 """Last names of calls that could run code of a file, a package or the hub."""
 
-PLAIN = ("json.loads", "re.compile", "run", "self.run", "module.eval")
+PLAIN = ("json.loads", "re.compile", "run", "self.run", "crew.run", "self._crew.run", "module.eval")
 
 LISTED = {
     # where: {call: how many}; each with the reason why no stranger decides what is run
-    "__init__.py": {"importlib.import_module": 2},  # names of alnico's own modules
+    "_package.py": {"importlib.import_module": 2},  # names of alnico's own modules
     "libraries.py": {"compile": 1},  # the source of an installed package that is imported
-    "lora/__init__.py": {"importlib.import_module": 1},  # the same
     "methods/__init__.py": {"importlib.import_module": 1, "importlib.metadata.entry_points": 1, "entry.load": 1},  # installed packages
     "checkpoint/files.py": {"ctypes.CDLL": 1},  # the C library
     "checkpoint/durable.py": {"ctypes.CDLL": 1},  # the C library

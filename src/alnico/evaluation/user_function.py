@@ -38,7 +38,7 @@ class UserFunction:
     What it raises, and anything but a finite number, is an EvaluationError.
 
     >>> from types import SimpleNamespace
-    >>> Call("size", lambda path: len(str(path))).evaluate(SimpleNamespace(label="m", directory="/models/m")).value
+    >>> UserFunction("size", lambda path: len(str(path))).evaluate(SimpleNamespace(label="m", directory="/models/m")).value
     9.0
     """
 
